@@ -1,0 +1,99 @@
+"""`MePropLinear`: an `nn.Linear` whose backward pass keeps k of its n outputs.
+
+It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways; the method is in
+`meprop_bench.ops.linear`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from meprop_bench.ops import kernels
+from meprop_bench.ops.linear import linear
+from meprop_bench.ops.selection import check_k, check_selection
+
+__all__ = ["MePropLinear"]
+
+
+class MePropLinear(nn.Linear):
+    """Linear layer trained by sparsified back propagation.
+
+    Args:
+        in_features: m.
+        out_features: n.
+        bias: learn a bias; its gradient stays full.
+        device: as for `nn.Linear`.
+        dtype: as for `nn.Linear`.
+        k: outputs kept in the backward pass: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
+        selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
+        sparse: give the weight gradient as sparse rows, as `nn.Embedding(sparse=True)` does.
+        kernel: a name in `meprop_bench.ops.kernels.KERNELS`.
+
+    Raises:
+        ValueError: for a k, selection or kernel that does not exist.
+
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        k: float,
+        selection: str = "example",
+        sparse: bool = False,
+        kernel: str = "auto",
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self._configure(k, selection, sparse, kernel)
+
+    def _configure(self, k: float, selection: str, sparse: bool, kernel: str) -> None:
+        check_selection(selection)
+        kernels.get(kernel)
+        self.k = k
+        self.selection = selection
+        self.sparse = sparse
+        self.kernel = kernel
+
+    @property
+    def k(self) -> float:
+        """Outputs kept, as given; may be changed while training."""
+        return self._k
+
+    @k.setter
+    def k(self, k: float) -> None:
+        check_k(k)
+        self._k = k
+
+    @classmethod
+    def from_linear(
+        cls, layer: nn.Linear, *, k: float, selection: str = "example", sparse: bool = False, kernel: str = "auto"
+    ) -> Self:
+        """Make a layer that shares the parameters of `layer`, the very objects, and its training flag."""
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.in_features, new.out_features = layer.in_features, layer.out_features
+        new.weight, new.bias = layer.weight, layer.bias
+        new._configure(k, selection, sparse, kernel)
+        return new.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to `(*, in_features)`."""
+        return linear(
+            input,
+            self.weight,
+            self.bias,
+            k=self._k,
+            selection=self.selection,
+            sparse=self.sparse,
+            kernel=self.kernel,
+        )
+
+    def extra_repr(self) -> str:
+        """`nn.Linear`'s, and the method."""
+        return f"{super().extra_repr()}, k={self.k}, selection={self.selection}" + (", sparse" if self.sparse else "")

@@ -1,0 +1,131 @@
+"""One way to compute the sparsified backward pass of a linear layer is a *kernel*; this room is their registry.
+
+For `y = x Wᵀ + b` with x `(B, m)`, W `(n, m)` and the incoming gradient dy `(B, n)`, every kernel computes, exactly,
+
+    dx = S(dy) W          (B, m)      equations 6 and 10 of the ICML paper
+    dW = S(dy)ᵀ x         (n, m)      equations 5 and 9
+    db = Σ_batch dy       (n,)        in full: the authors' code does not sparsify the bias gradient
+
+where S keeps the selected entries and puts zero elsewhere. Kernels differ in cost alone, so the tests hold all of them against
+one oracle. A kernel that cannot do a case says why in `unsupported`, and asking for it by name is then an error: no kernel is
+ever exchanged silently for another, except by `auto`, whose job that is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["KERNELS", "Gradients", "Kernel", "Request", "get", "hybrid_rows"]
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""(dx, dw, db); None where it was not asked for."""
+
+
+class Request(NamedTuple):
+    """What one backward pass has to deliver (a NamedTuple: it is made on a path of some 30 microseconds)."""
+
+    k: int
+    """Entries kept, resolved: 1 <= k < n."""
+    selection: str
+    """One of `meprop_bench.ops.selection.SELECTIONS`."""
+    rows: bool
+    """Weight gradient as sparse rows (`hybrid_rows`) instead of dense `(n, m)`."""
+    need_dx: bool
+    need_dw: bool
+    need_db: bool
+
+
+class Kernel(Protocol):
+    """One implementation of the backward pass; modules of this room hold an instance named `KERNEL`."""
+
+    name: str
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        """Why this kernel cannot do the case, or None. Reads shapes, dtypes and devices alone, never values."""
+        ...
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients for dy (B, n), x (B, m), w (n, m), contiguous or not, none of them empty."""
+        ...
+
+
+class _Registry(Mapping[str, Kernel]):
+    """All names are known; a kernel's module is imported when the kernel is first asked for (Numba costs seconds)."""
+
+    _names = ("masked", "coo", "embedding_bag", "gather", "native", "auto")
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Kernel] = {}
+
+    def __getitem__(self, name: str) -> Kernel:
+        kernel = self._loaded.get(name)
+        if kernel is None:
+            if name not in self._names:
+                raise KeyError(name)
+            try:
+                kernel = cast(Kernel, import_module(f"{__name__}.{name}").KERNEL)
+            except ModuleNotFoundError as error:  # until the modules native and auto are here
+                if name != "auto" or error.name != f"{__name__}.auto":
+                    raise
+                kernel = _Choice()
+            self._loaded[name] = kernel
+        return kernel
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _Choice:
+    name = "auto"
+
+    def _pick(self, request: Request) -> Kernel:
+        return KERNELS["gather" if "unified" in request.selection else "embedding_bag"]
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        return self._pick(request).unsupported(dy, x, w, request)
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        return self._pick(request).backward(dy, x, w, request)
+
+
+KERNELS: Mapping[str, Kernel] = _Registry()
+
+
+def get(name: str) -> Kernel:
+    """Look a kernel up.
+
+    Raises:
+        ValueError: no kernel has that name.
+
+    """
+    try:
+        return KERNELS[name]
+    except (KeyError, TypeError):
+        close = difflib.get_close_matches(str(name), KERNELS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(KERNELS)}"
+        raise ValueError(f"unknown kernel {name!r}: {hint}") from None
+
+
+def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
+    """Return the `(n, m)` gradient whose rows `rows` are `values` and whose other rows are zero.
+
+    The layout is the one that `nn.Embedding(sparse=True)` gives and `SGD`, `Adagrad` and `SparseAdam` accept.
+
+    Args:
+        rows: sorted, unique row numbers, int64, `(r,)`; not checked, as the check costs more than a small gradient.
+        values: `(r, m)`.
+        n: number of rows of the whole.
+
+    """
+    return torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, (n, values.shape[1]), is_coalesced=True, check_invariants=False
+    )

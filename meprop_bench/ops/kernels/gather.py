@@ -1,0 +1,53 @@
+"""Kernel `gather`, for the unified selections: gather k columns of dy and k rows of W, then two small dense products.
+
+    t = selected neurons (k,)        g = dy[:, t]  (B, k)
+    dx = g W[t]                      (B, k) (k, m)
+    dW[t] = gᵀ x                     (k, B) (B, m)
+
+2 B k m multiplications and additions for each product instead of 2 B n m. W being `(n, m)` makes the gathered rows contiguous.
+What remains is memory: the statistics read dy once (with the bias gradient in the same pass), and a dense dW has n rows to clear,
+which at 8192 x 8192 costs more than all the arithmetic; rows avoid that.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.selection import column_statistics, select
+
+__all__ = ["KERNEL", "Gather"]
+
+
+class Gather:
+    """See the module."""
+
+    name = "gather"
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        """Say why not: it needs one set of neurons for the whole batch."""
+        if request.selection in ("unified", "random-unified"):
+            return None
+        return f"it needs a unified selection, not {request.selection!r}"
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients for dy (B, n), x (B, m), w (n, m)."""
+        k, selection, as_rows, need_dx, need_dw, need_db = request
+        if selection == "unified":
+            magnitudes, db = column_statistics(dy, sums=need_db)
+            t = magnitudes.topk(k, sorted=False).indices
+        else:
+            t = select(dy, k, selection)
+            db = dy.sum(0) if need_db else None
+        if as_rows:
+            t = t.sort().values
+        g = dy.index_select(1, t)
+        dx = g @ w.index_select(0, t) if need_dx else None
+        dw = None
+        if need_dw:
+            values = g.t() @ x  # (k, m)
+            dw = hybrid_rows(t, values, w.shape[0]) if as_rows else values.new_zeros(w.shape).index_copy_(0, t, values)
+        return dx, dw, db
+
+
+KERNEL = Gather()

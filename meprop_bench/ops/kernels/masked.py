@@ -1,0 +1,45 @@
+"""Kernel `masked`: the dense products of dy with the entries that were not selected put to zero.
+
+    S(dy) = dy ⊙ mask        dx = S(dy) W        dW = S(dy)ᵀ x
+
+It saves nothing, since a dense product takes as long for a zero as for any other number; it costs the selection on top. It is
+here as the measured answer to "why not just mask?", as the kernel for every device, dtype and empty shape, and as the one made of
+differentiable operators, which double backward goes through. A non-finite x or w spreads as in a dense layer (0 · inf = NaN).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.selection import select
+
+__all__ = ["KERNEL", "Masked"]
+
+
+class Masked:
+    """See the module."""
+
+    name = "masked"
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        """None: it supports everything."""
+        return None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients for dy (B, n), x (B, m), w (n, m)."""
+        idx = select(dy.detach(), request.k, request.selection)
+        each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)  # (B, k)
+        kept = torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))  # (B, n)
+        dx = kept @ w if request.need_dx else None
+        dw = None
+        if request.need_dw and request.rows:
+            rows = idx.unique()
+            dw = hybrid_rows(rows, kept.index_select(1, rows).t() @ x, w.shape[0])
+        elif request.need_dw:
+            dw = kept.t() @ x
+        return dx, dw, dy.sum(0) if request.need_db else None
+
+
+KERNEL = Masked()
