@@ -3,18 +3,22 @@
     forward     y  = x Wᵀ + b                                  exactly `F.linear`
     backward    dx = S(dy) W,  dW = S(dy)ᵀ x,  db = Σ dy       S keeps k entries of dy: see `selection`
 
-Three things are kept apart: the *kernels* (ways to compute this backward), the pure function `linear_backward`, which brings any
-shape into the kernels' two dimensions, and two *registrations* with autograd, which both call it:
+Three things are kept apart: the *kernels* (ways to compute this backward), the pure function `linear_backward`, which
+brings any shape into the kernels' two dimensions, and the *registrations* with autograd, which all call it:
 
-* eager: an `autograd.Function`. At B = 10 the whole layer takes some 30 microseconds, so what it adds to `F.linear` counts.
-* `torch.compile` and `torch.func`: the operators `meprop_bench::linear` and `meprop_bench::linear_backward`, opaque to the
-  compiler. A Function would not do: under `torch.func.grad` Dynamo drops its backward without a word (pytorch issue 193279) and
-  the layer would become dense.
+* `_Linear`, eager. At B = 10 a whole layer takes some 30 microseconds, so what this adds to `F.linear` counts.
+* `_Transformable`, under `torch.func`: made of differentiable operators, since its gradients are themselves traced.
+* the operators `meprop_bench::linear` and `meprop_bench::linear_backward`, opaque, under `torch.compile`. An
+  `autograd.Function` would not do there: within `torch.func.grad` Dynamo drops its backward without a word (pytorch
+  issue 193279) and the layer would become dense. An operator raises in that place.
 
 Double backward differentiates the sparsified gradient with the selection held fixed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +29,9 @@ from meprop_bench.ops.kernels import Gradients, Kernel, Request
 from meprop_bench.ops.selection import check_selection, resolve_k
 
 __all__ = ["linear", "linear_backward"]
+
+_What = tuple[int, str, bool]
+"""What `Request` holds besides the needs: k, selection, rows."""
 
 
 def linear(
@@ -45,8 +52,9 @@ def linear(
         b: bias, `(n,)`; its gradient stays full.
         k: outputs kept: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
-        sparse: give the weight gradient as sparse rows, which `SGD`, `Adagrad` and `SparseAdam` accept.
-        kernel: a name in `meprop_bench.ops.kernels.KERNELS`.
+        sparse: give the weight gradient as sparse rows, which `SGD`, `Adagrad` and `SparseAdam` accept. Such a layer
+            breaks a compiled graph, and does not go with `torch.func`.
+        kernel: a name in `meprop_bench.ops.kernels.KERNELS`. Double backward and `torch.func` always take "masked".
 
     Raises:
         ValueError: for a k, selection or kernel that does not exist, or a kernel that does not support this case.
@@ -58,33 +66,158 @@ def linear(
     chosen = kernels.get(kernel)
     if kept >= n or not torch.is_grad_enabled():
         return F.linear(x, w, b)
-    return _Linear.apply(x, w, b, kept, selection, sparse, chosen)  # type: ignore[no-any-return, no-untyped-call]
+    if torch._C._is_any_autocast_enabled():
+        x, w, b = _autocast(x, w, b)
+    if torch.compiler.is_compiling():
+        return _compiled(x, w, b, (kept, selection, sparse), kernel)
+    if torch._C._are_functorch_transforms_active():
+        return _transformed(x, w, b, (kept, selection, sparse))
+    return _apply(x, w, b, ((kept, selection, sparse), chosen))
 
 
 def linear_backward(dy: Tensor, x: Tensor, w: Tensor, request: Request, kernel: Kernel) -> Gradients:
-    """Gradients of x `(*, m)`, w `(n, m)` and the bias for dy `(*, n)`, as asked for in `request`."""
-    shape = x.shape
-    if x.dim() != 2:
-        x = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
-        dy = dy.unsqueeze(0) if dy.dim() == 1 else dy.flatten(0, -2)
+    """Return the gradients of x `(*, m)`, w `(n, m)` and the bias for dy `(*, n)`, as far as `request` wants them."""
+    if x.dim() == 2 and x.numel() and dy.numel():
+        return kernel.backward(dy, x, w, request)
     if not (x.numel() and dy.numel()):
         kernel = kernels.get("masked")
-    dx, dw, db = kernel.backward(dy, x, w, request)
-    return dx if dx is None or len(shape) == 2 else dx.view(shape), dw, db
+    dx, dw, db = kernel.backward(_matrix(dy), _matrix(x), w, request)
+    return dx if dx is None else dx.reshape(x.shape), dw, db
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """Make all leading dimensions one: `(*, m)` to `(B, m)`."""
+    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.flatten(0, -2)
+
+
+def _autocast(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast as autocast does for `F.linear`. Outside of the Function, so that autograd casts the gradients back."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, w, b
+    dtype = torch.get_autocast_dtype(device)
+    cast = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, w, b)]
+    return cast[0], cast[1], cast[2]  # type: ignore[return-value]
+
+
+def _check_supported(kernel: Kernel, y: Tensor, x: Tensor, w: Tensor, request: Request) -> None:
+    """Raise ValueError if the kernel cannot do this; y stands for dy, which is like it."""
+    if y.numel() and x.numel() and (reason := kernel.unsupported(_matrix(y), _matrix(x), w, request)):
+        raise ValueError(f"kernel {kernel.name!r} does not support this case: {reason}")
 
 
 class _Linear(torch.autograd.Function):
     """Eager registration."""
 
     @staticmethod
-    def forward(ctx, x, w, b, k, selection, sparse, kernel):  # type: ignore[no-untyped-def]  # noqa: D102
+    def forward(ctx, x, w, b, call):  # type: ignore[no-untyped-def]
+        y = F.linear(x, w, b)
+        what, kernel = call
+        request = Request(*what, *ctx.needs_input_grad[:3])
+        if kernel.name != "auto":
+            _check_supported(kernel, y, x, w, request)
         ctx.save_for_backward(x, w)
-        need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
-        ctx.request = Request(k, selection, sparse, need_dx, need_dw, need_db)
+        ctx.request = request
         ctx.kernel = kernel
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        x, w = ctx.saved_tensors
+        # Grad mode is on here under create_graph=True alone: then every step has to be differentiable itself.
+        kernel = kernels.get("masked") if torch.is_grad_enabled() else ctx.kernel
+        return *linear_backward(dy, x, w, ctx.request, kernel), None
+
+
+# `Function.apply` serves torch.func as well, whose cases never come here; without it the call takes half the overhead.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Linear).apply
+
+
+class _Transformable(torch.autograd.Function):
+    """Registration for torch.func: grad, vmap and their compositions."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, w, b, what):  # type: ignore[no-untyped-def]
         return F.linear(x, w, b)
 
     @staticmethod
-    def backward(ctx, dy):  # type: ignore[no-untyped-def]  # noqa: D102
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, w, _, ctx.what = inputs
+        ctx.save_for_backward(x, w)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, w = ctx.saved_tensors
-        return *linear_backward(dy, x, w, ctx.request, ctx.kernel), None, None, None, None
+        return *linear_backward(dy, x, w, Request(*ctx.what, *ctx.needs_input_grad[:3]), kernels.get("masked")), None
+
+
+def _transformed(x: Tensor, w: Tensor, b: Tensor | None, what: _What) -> Tensor:
+    if what[2]:
+        raise ValueError("sparse=True does not go with torch.func: take the dense weight gradient (sparse=False)")
+    return cast(Tensor, _Transformable.apply(x, w, b, what))  # type: ignore[no-untyped-call]
+
+
+def _compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
+    k, selection, sparse = what
+    if sparse:
+        return cast(Tensor, _sparse_rows_cannot_be_compiled(x, w, b, what, kernel))
+    return cast(Tensor, _linear_op(x, w, b, k, selection, kernel))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of rows is known too late: break the graph, or raise
+def _sparse_rows_cannot_be_compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
+    k, selection, sparse = what
+    return linear(x, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel)
+
+
+@torch.library.custom_op(
+    "meprop_bench::linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor w, Tensor? b, int k, str selection, str kernel) -> Tensor",
+)
+def _linear_op(x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor:
+    y = F.linear(x, w, b)
+    k, selection, kernel = what
+    _check_supported(kernels.get(kernel), y, x, w, Request(k, selection, False, True, True, True))
+    return y
+
+
+@_linear_op.register_fake
+def _(x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor:
+    return F.linear(x, w, b)
+
+
+@torch.library.custom_op(
+    "meprop_bench::linear_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor w, int k, str selection, str kernel, bool[] need) -> (Tensor, Tensor, Tensor)",
+)
+def _linear_backward_op(dy: Tensor, x: Tensor, w: Tensor, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
+    k, selection, kernel, need = what
+    grads = linear_backward(dy, x, w, Request(k, selection, False, *need), kernels.get(kernel))
+    dx, dw, db = (dy.new_empty(0) if grad is None else grad for grad in grads)  # an operator cannot return None
+    return dx, dw, db
+
+
+@_linear_backward_op.register_fake
+def _(dy: Tensor, x: Tensor, w: Tensor, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, w.shape, w.shape[:1])
+    dx, dw, db = (dy.new_empty(shape if wanted else 0) for shape, wanted in zip(shapes, what[-1], strict=True))
+    return dx, dw, db
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, _, *ctx.what = inputs
+    ctx.save_for_backward(x, w)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, w = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[:3])
+    grads = _linear_backward_op(dy, x, w, *ctx.what, need)
+    return *(grad if wanted else None for grad, wanted in zip(grads, need, strict=True)), None, None, None
+
+
+_linear_op.register_autograd(_backward, setup_context=_setup_context)

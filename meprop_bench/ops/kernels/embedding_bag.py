@@ -47,7 +47,7 @@ def _weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> 
     examples = order // t.shape[1]
     weights = v.flatten().index_select(0, order)
     if as_rows:
-        rows, counts = neurons.unique_consecutive(return_counts=True)
+        rows, counts = torch.unique_consecutive(neurons, return_counts=True)
         values = F.embedding_bag(examples, x, counts.cumsum(0) - counts, per_sample_weights=weights, mode="sum")
         return hybrid_rows(rows, values, n)
     starts = torch.searchsorted(neurons, torch.arange(n, device=t.device))

@@ -35,7 +35,7 @@ class Masked:
         dx = kept @ w if request.need_dx else None
         dw = None
         if request.need_dw and request.rows:
-            rows = idx.unique()
+            rows = torch.unique(idx)
             dw = hybrid_rows(rows, kept.index_select(1, rows).t() @ x, w.shape[0])
         elif request.need_dw:
             dw = kept.t() @ x
