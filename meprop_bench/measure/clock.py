@@ -1,0 +1,175 @@
+"""Clocks, injected into everything that measures time, so that schedulers are tested with a fake one and never sleep.
+
+Two facts shape the protocol. A CUDA kernel runs after the call that launched it returned, so reading the wall clock around a
+call times the launch: events recorded in the stream are read instead, and only once at the end of the loop, because a
+synchronisation in between would add its own 10 microseconds. And a Python loop has a price of its own (30 to 50 ns for
+each iteration of `itertools.repeat`, about 100 ns for each phase boundary), so loops bind everything locally and a value
+lasts long enough to hide it.
+
+    clock.time(fn, loops)             seconds for one call of fn, averaged over a loop
+    clock.time_phases(phases, loops)  the same for consecutive phases of one iteration: forward, backward, update
+
+The trade-off: the average over a loop hides the spread within it; the spread is what the many values are for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import repeat
+from typing import Any, Protocol
+
+__all__ = ["Clock", "CudaEventClock", "WallClock", "clock_for"]
+
+
+class Clock(Protocol):
+    """Tells the time and times a region."""
+
+    def now(self) -> float:
+        """Return wall seconds since an arbitrary start: for budgets, which count all that passes."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished what was launched."""
+
+    def time(self, fn: Callable[[], object], loops: int) -> float:
+        """Call `fn` `loops` times and return the seconds of one call."""
+
+    def time_phases(self, phases: Mapping[str, Callable[[], object]], loops: int) -> dict[str, float]:
+        """Call the phases in their order, `loops` rounds of them, and return the seconds of each for one round."""
+
+
+class WallClock:
+    """`time.perf_counter` around a region; on a CUDA device it waits for the device at both ends.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+        timer: returns monotonic seconds.
+
+    """
+
+    def __init__(self, device: str = "cpu", timer: Callable[[], float] = time.perf_counter) -> None:
+        self.now = timer
+        self._wait = None if device == "cpu" else CudaEventClock(device).synchronize
+
+    def synchronize(self) -> None:
+        """Wait for the device; on the CPU a call that returned has finished."""
+        if self._wait is not None:
+            self._wait()
+
+    def time(self, fn: Callable[[], object], loops: int) -> float:
+        """Return the seconds of one call of `fn`."""
+        _check_loops(loops)
+        now = self.now
+        rounds = repeat(None, loops)
+        self.synchronize()
+        start = now()
+        for _ in rounds:
+            fn()
+        self.synchronize()
+        return (now() - start) / loops
+
+    def time_phases(self, phases: Mapping[str, Callable[[], object]], loops: int) -> dict[str, float]:
+        """Return the seconds of each phase for one round; on CUDA each boundary waits, which events do not need."""
+        _check_loops(loops)
+        now = self.now
+        wait = self._wait
+        steps = list(enumerate(phases.values()))
+        totals = [0.0] * len(steps)
+        self.synchronize()
+        before = now()
+        for _ in repeat(None, loops):
+            for index, phase in steps:
+                phase()
+                if wait is not None:
+                    wait()
+                after = now()
+                totals[index] += after - before
+                before = after
+        return {name: total / loops for name, total in zip(phases, totals, strict=True)}
+
+
+class CudaEventClock:
+    """CUDA events in the device's current stream: the device's own time, not the launches'.
+
+    Args:
+        device: "cuda" or "cuda:N".
+
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = torch.device(device)
+        if self._device.type != "cuda":
+            raise ValueError(f"CUDA events need a CUDA device, got {device!r}")
+
+    def now(self) -> float:
+        """Return wall seconds."""
+        return time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Wait for every stream of the device."""
+        import torch
+
+        torch.cuda.synchronize(self._device)
+
+    def time(self, fn: Callable[[], object], loops: int) -> float:
+        """Return the seconds of one call of `fn` on the device."""
+        _check_loops(loops)
+        start, end = self._events(2)
+        rounds = repeat(None, loops)
+        stream = self._stream()
+        self.synchronize()
+        start.record(stream)
+        for _ in rounds:
+            fn()
+        end.record(stream)
+        end.synchronize()
+        return _elapsed_s(start, end) / loops
+
+    def time_phases(self, phases: Mapping[str, Callable[[], object]], loops: int) -> dict[str, float]:
+        """Return the device seconds of each phase for one round, from one event at each boundary."""
+        _check_loops(loops)
+        calls = list(phases.values())
+        width = len(calls)
+        events = self._events(loops * width + 1)  # made beforehand: making one costs a microsecond
+        stream = self._stream()
+        boundary = iter(events)
+        self.synchronize()
+        next(boundary).record(stream)
+        for _ in repeat(None, loops):
+            for phase in calls:
+                phase()
+                next(boundary).record(stream)
+        self.synchronize()
+        spans = [_elapsed_s(start, end) for start, end in zip(events, events[1:], strict=False)]
+        return {name: sum(spans[index::width]) / loops for index, name in enumerate(phases)}
+
+    def _stream(self) -> Any:
+        import torch
+
+        return torch.cuda.current_stream(self._device)
+
+    def _events(self, count: int) -> list[Any]:
+        import torch
+
+        with torch.cuda.device(self._device):
+            return [torch.cuda.Event(enable_timing=True) for _ in range(count)]
+
+
+def clock_for(device: str) -> Clock:
+    """Return the clock that is right for a device: "cpu", "cuda" or "cuda:N"."""
+    if device == "cpu":
+        return WallClock()
+    if device == "cuda" or device.startswith("cuda:"):
+        return CudaEventClock(device)
+    raise ValueError(f"no clock for the device {device!r}: cpu, cuda or cuda:N")
+
+
+def _check_loops(loops: int) -> None:
+    if loops < 1:
+        raise ValueError(f"loops is at least 1, got {loops!r}")
+
+
+def _elapsed_s(start: Any, end: Any) -> float:
+    return float(start.elapsed_time(end)) / 1e3

@@ -1,0 +1,122 @@
+"""A measurement keeps its raw values; the statistics and the warnings are properties of it.
+
+What is stored can be judged again later with another estimator; what was thrown away cannot. So the record holds each pair of
+each process, in the order taken, and nothing that could be computed from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from meprop_bench.measure.paired import Pair
+from meprop_bench.stats import Interval, iqr, median, paired_ratio
+
+__all__ = ["Measurement"]
+
+# Below this the two readings of the clock and the loop around the calls (50 to 100 ns each) are no longer negligible.
+_SHORT_VALUE_S = 1e-4
+# The A/A study on a busy 2-core machine: 0.3% spread within a process, 3% between processes (reports/METHODOLOGY.md).
+_NOISY_PAIRS = 0.1
+_NOISY_PROCESSES = 0.1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The pairs of one phase, process by process.
+
+    Attributes:
+        phase: "forward", "backward", "update", "step" or "linear-backward".
+        runs: for each process its pairs `(baseline_s, method_s)`, seconds for one iteration.
+        loops: iterations behind each value.
+
+    """
+
+    phase: str
+    runs: tuple[tuple[tuple[float, float], ...], ...]
+    loops: int
+
+    def __post_init__(self) -> None:
+        if not self.runs or not all(self.runs):
+            raise ValueError(f"the measurement of {self.phase!r} needs a run, and a pair in each run")
+        if self.loops < 1:
+            raise ValueError(f"loops is at least 1, got {self.loops!r}")
+        for pair in (pair for run in self.runs for pair in run):
+            if not all(0 < value < math.inf for value in pair):
+                raise ValueError(f"times of {self.phase!r} are positive and finite seconds, got the pair {pair!r}")
+
+    @classmethod
+    def from_pairs(cls, phase: str, runs: Iterable[Iterable[Pair]], loops: int) -> Self:
+        """Take one phase out of the pairs of each process."""
+        return cls(phase, tuple(tuple(pair.phases[phase] for pair in run) for run in runs), loops)
+
+    @classmethod
+    def from_values(
+        cls, phase: str, baseline: Sequence[float], method: Sequence[float], run_lengths: Sequence[int], loops: int
+    ) -> Self:
+        """Cut flat lists, as a stored row holds them, into processes again; ValueError when the lengths do not fit."""
+        if not len(baseline) == len(method) == sum(run_lengths):
+            raise ValueError(
+                f"{len(baseline)} baseline values, {len(method)} values and run lengths {list(run_lengths)} do not fit"
+            )
+        pairs = iter(zip(baseline, method, strict=True))
+        return cls(phase, tuple(tuple(next(pairs) for _ in range(length)) for length in run_lengths), loops)
+
+    @property
+    def baseline_values_s(self) -> list[float]:
+        """The baseline's values, flat, seconds for one iteration; the i-th pairs with the i-th of `values_s`."""
+        return [baseline_s for run in self.runs for baseline_s, _ in run]
+
+    @property
+    def values_s(self) -> list[float]:
+        """The method's values, flat, seconds for one iteration."""
+        return [method_s for run in self.runs for _, method_s in run]
+
+    @property
+    def run_lengths(self) -> list[int]:
+        """Pairs of each process."""
+        return [len(run) for run in self.runs]
+
+    @property
+    def processes(self) -> int:
+        """How many fresh processes took part."""
+        return len(self.runs)
+
+    @property
+    def baseline_median_s(self) -> float:
+        """Median over all the baseline's values, seconds for one iteration."""
+        return median(self.baseline_values_s)
+
+    @property
+    def median_s(self) -> float:
+        """Median over all the method's values, seconds for one iteration."""
+        return median(self.values_s)
+
+    @cached_property
+    def speedup(self) -> Interval:
+        """Baseline / method with its 95% interval over the processes (`stats.paired_ratio`)."""
+        return paired_ratio(self.runs)
+
+    def converged(self, target: float) -> bool:
+        """Whether the interval's half-width, relative to the speed-up, reached `target` (0.02 is ±2%)."""
+        return self.speedup.half_width <= target  # NaN (one process) compares false
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader should know before trusting the figures, a line each."""
+        lines = []
+        shortest_s = min(self.median_s, self.baseline_median_s) * self.loops
+        if shortest_s < _SHORT_VALUE_S:
+            lines.append(f"a value lasts only {shortest_s * 1e6:.3g} µs: the timer's own cost is part of it")
+        if self.processes == 1:
+            lines.append("one process: no interval")
+        ratios = [[baseline_s / method_s for baseline_s, method_s in run] for run in self.runs]
+        if (spread := max(map(iqr, ratios)) / self.speedup.estimate) > _NOISY_PAIRS:
+            lines.append(f"noisy pairs: within a process the middle half of the ratios spans {spread:.0%}")
+        medians = [median(run) for run in ratios]
+        if (disagreement := max(medians) / min(medians) - 1) > _NOISY_PROCESSES:
+            lines.append(f"the processes' speed-ups differ by up to {disagreement:.0%}")
+        return lines
