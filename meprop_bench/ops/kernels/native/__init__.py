@@ -1,0 +1,105 @@
+"""Kernel `native`: the backward pass compiled for this processor by Numba; float32 on the CPU.
+
+No compiler and no header is needed on the user's machine: Numba (extra `cpu`) brings LLVM with it. The first call compiles for
+some seconds, later processes load the code from a cache (`compiler`).
+
+`example` holds the selections of each example's own, `unified` those of a whole batch, `select` the search for the k largest.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.kernels.native import example
+from meprop_bench.ops.kernels.native.compiler import OPENMP
+from meprop_bench.ops.selection import select
+
+__all__ = ["KERNEL", "Native"]
+
+_SERIAL = 32768
+"""Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do."""
+_CACHED = 1 << 19
+"""Bytes of x and dx that stay in a core's own cache without being copied to a panel."""
+_PANEL = 256
+_STREAM = 1 << 23
+"""Bytes of dW from which it is written past the caches: it would push everything else out of them."""
+
+
+class _Scratch(threading.local):
+    """Memory kept from call to call, one block a thread: fresh memory costs more than the work done in it."""
+
+    def __init__(self) -> None:
+        self.block = torch.empty(0, dtype=torch.uint8)
+
+    def address(self, size: int) -> int:
+        if self.block.numel() < size:
+            self.block = torch.empty(size, dtype=torch.uint8)
+        return self.block.data_ptr()
+
+
+_scratch = _Scratch()
+
+
+class Native:
+    """See the module."""
+
+    name = "native"
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        """Say why not: another dtype or device."""
+        if w.device.type != "cpu":
+            return f"it runs on the CPU, not on {w.device.type}"
+        if not dy.dtype == x.dtype == w.dtype == torch.float32:
+            return f"it computes in float32, not {w.dtype}".replace("torch.", "")
+        return None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients for dy (B, n), x (B, m), w (n, m)."""
+        if request.selection in ("example", "random"):
+            return _example(dy.contiguous(), x.contiguous(), w.contiguous(), request)
+        raise NotImplementedError
+
+
+def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+    k, selection, as_rows, need_dx, need_dw, need_db = request
+    (b, n), m = dy.shape, x.shape[1]
+    gomp, tid = OPENMP
+    threads = torch.get_num_threads() if gomp else 1
+    few = threads if b * n > _SERIAL and b >= threads else 1
+    idx = select(dy, k, selection) if selection == "random" else None
+    db = dy.new_empty(n) if need_db else None
+    lists = torch.empty(2 * n + 1, dtype=torch.int32)
+    offsets = lists.data_ptr()
+    hits = offsets + 4 * (n + 1)
+    width, packed = _panel(b, m, threads)
+    sorting = -example.scratch_bytes(few, b, n, k) // 64 * -64
+    scratch = _scratch.address(sorting + 8 * b * width * threads * packed)
+    rows = example.pairs(
+        gomp, tid, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
+        need_db, 0 if db is None else db.data_ptr(), scratch, offsets, hits,
+    )  # fmt: skip
+    dx = torch.empty_like(x) if need_dx else None
+    dw = w.new_empty(rows if as_rows else n, m) if need_dw else None
+    if need_dx or need_dw:
+        example.products(
+            gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
+            0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows, as_rows, offsets, hits,
+            scratch, scratch + sorting if packed else 0, width, dw is not None and 4 * dw.numel() >= _STREAM,
+        )  # fmt: skip
+    if as_rows and dw is not None:
+        dw = hybrid_rows(lists[n + 1 : n + 1 + rows].to(torch.int64), dw, n)
+    return dx, dw, db
+
+
+def _panel(b: int, m: int, threads: int) -> tuple[int, bool]:
+    """Return how many columns a panel has, and whether panels are copied."""
+    if 8 * b * m <= _CACHED * threads:
+        return -(-m // threads // 16) * 16 if threads > 1 else m, False
+    return min(_PANEL, -(-m // 16) * 16), True
+
+
+KERNEL = Native()

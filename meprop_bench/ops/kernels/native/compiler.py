@@ -1,0 +1,237 @@
+"""What Numba lacks for a kernel on raw tensors: torch's own threads, addresses as arrays, and vector instructions.
+
+*Threads.* A second pool of threads beside torch's would fight it for the cores. torch's CPU build runs on OpenMP, so a parallel
+region here is a call of `GOMP_parallel`, looked up in the very library that torch loaded: the same threads, at about 1.5
+microseconds a region. Where that symbol is missing (another OpenMP runtime), the kernels run on one thread.
+
+*Addresses.* Tensors are passed as `data_ptr()` integers: it costs 0.3 microseconds, `tensor.numpy()` several times that.
+
+*Vectors.* The inner loops are written as LLVM vector operations (`<8 x float>`; LLVM splits or joins them for the processor at
+hand), since the automatic vectoriser gives up on pointers that might alias. A multiply-add may be fused; nothing is reordered.
+
+Compiled code is cached on disk, in a folder whose name is a digest of these sources: Numba by itself looks at the one file that
+holds a function, and would keep machine code inlined from a module that has changed since.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+__all__ = ["LANES", "OPENMP", "body", "function", "load_f32", "load_i32", "parallel", "prefetch", "splat", "view"]
+
+LANES = 8
+"""float32 numbers in a vector."""
+
+_I32, _I64, _I8P = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+_F32 = ir.FloatType()
+VECTOR = ir.VectorType(_F32, LANES)
+
+
+def _openmp() -> tuple[int, int]:
+    """Return the addresses of GOMP_parallel and omp_get_thread_num in the library that torch runs on, or zeros."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _SYMBOLS]
+    except (OSError, AttributeError):
+        return 0, 0
+    return (found[0] or 0, found[1] or 0) if all(found) else (0, 0)
+
+
+_SYMBOLS = ("GOMP_parallel", "omp_get_thread_num")
+OPENMP = _openmp()
+
+
+@contextmanager
+def _cache() -> Iterator[bool]:
+    """Let Numba cache in a folder of this version of the sources; False where no such folder can be written."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "meprop-bench" / f"numba-{digest.hexdigest()[:16]}"
+    before = numba.config.CACHE_DIR
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    numba.config.CACHE_DIR = str(folder)
+    try:
+        yield writable
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def function(signature: Any = None) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function: at once for a given signature, else inlined into what calls it."""
+
+    def decorate(f: Callable[..., Any]) -> Any:
+        options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+        if signature is None:
+            return njit(f, **options)
+        with _cache() as cache:
+            return njit(signature, cache=cache, nogil=True, **options)(f)
+
+    return decorate
+
+
+def body(f: Callable[..., Any]) -> int:
+    """Compile `f(arguments: int64 pointer)` as the body of a parallel region and return its address.
+
+    The first two words of the arguments are for this room: the address of omp_get_thread_num, and the number of threads.
+    """
+    with _cache() as cache:
+        compiled = cfunc(
+            types.void(types.CPointer(types.int64)), cache=cache, fastmath={"contract"}, error_model="numpy"
+        )(f)
+    _KEPT.append(compiled)  # its machine code lives as long as it does
+    return int(compiled.address)
+
+
+_KEPT: list[Any] = []
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(dtype.dtype)(types.int64, dtype), codegen
+
+
+@function()
+def view(address, shape, dtype):  # type: ignore[no-untyped-def]
+    """Return the memory at an address as an array."""
+    return carray(_pointer(address, dtype), shape)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _gomp(typingctx: Any, gomp: Any, run: Any, data: Any, threads: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        gomp, run, data, threads = arguments
+        run, data = builder.inttoptr(run, _I8P), builder.inttoptr(data, _I8P)
+        kind = ir.FunctionType(ir.VoidType(), [_I8P, _I8P, _I32, _I32])
+        call = builder.inttoptr(gomp, kind.as_pointer())
+        builder.call(call, [run, data, builder.trunc(threads, _I32), ir.Constant(_I32, 0)])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call(typingctx: Any, run: Any, data: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I8P])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [builder.inttoptr(arguments[1], _I8P)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def thread_number(typingctx: Any, address: Any) -> Any:
+    """Return the number of this thread, given the address of omp_get_thread_num, or 0 for no address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        with builder.if_else(builder.icmp_signed("!=", arguments[0], ir.Constant(_I64, 0))) as (then, otherwise):
+            with then:
+                kind = ir.FunctionType(_I32, [])
+                number = builder.zext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), _I64)
+                known = builder.block
+            with otherwise:
+                unknown = builder.block
+        result = builder.phi(_I64)
+        result.add_incoming(number, known)
+        result.add_incoming(ir.Constant(_I64, 0), unknown)
+        return result
+
+    return types.int64(types.int64), codegen
+
+
+@function()
+def parallel(gomp, threads, run, arguments):  # type: ignore[no-untyped-def]
+    """Run a body on all threads, or here for one thread; `arguments` is an int64 array, its words 0 and 1 set here."""
+    arguments[1] = threads
+    if threads > 1:
+        _gomp(gomp, run, arguments.ctypes.data, threads)
+    else:
+        thread_number_of = arguments[0]
+        arguments[0] = 0
+        _call(run, arguments.ctypes.data)
+        arguments[0] = thread_number_of
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I8P, _I32, _I32, _I32])
+        call = declare(builder, "llvm.prefetch.p0", kind)
+        constants = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep in all caches, data
+        builder.call(call, [builder.inttoptr(arguments[0], _I8P), *constants])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+def declare(builder: Any, name: str, kind: Any) -> Any:
+    """Return a function of the module, declared when it was not."""
+    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+
+
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c, fused where the processor can."""
+    lanes = f"v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "f32"
+    return builder.call(declare(builder, f"llvm.fmuladd.{lanes}", ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
+
+
+def offset(builder: Any, address: Any, count: int) -> Any:
+    """Return the address `count` bytes on."""
+    return builder.add(address, ir.Constant(_I64, count)) if count else address
+
+
+def load(builder: Any, kind: Any, address: Any) -> Any:
+    """Load a value, aligned to its elements."""
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = 4
+    return value
+
+
+def store(builder: Any, value: Any, address: Any, streaming: bool = False) -> None:
+    """Store a value; `streaming` goes past the caches and needs an address that is a multiple of 32 bytes."""
+    instruction = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
+    instruction.align = 32 if streaming else 4
+    if streaming:
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+
+
+def load_f32(builder: Any, base: Any, index: Any) -> Any:
+    """Load element `index` of the float32 array at `base`."""
+    return load(builder, _F32, builder.add(base, builder.shl(index, ir.Constant(_I64, 2))))
+
+
+def load_i32(builder: Any, base: Any, index: Any) -> Any:
+    """Load element `index` of the int32 array at `base`, as int64."""
+    return builder.sext(load(builder, _I32, builder.add(base, builder.shl(index, ir.Constant(_I64, 2)))), _I64)
+
+
+def splat(builder: Any, kind: Any, value: Any) -> Any:
+    """Return a vector with the value in all lanes (or the value itself for a scalar kind)."""
+    if not isinstance(kind, ir.VectorType):
+        return value
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))

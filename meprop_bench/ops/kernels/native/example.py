@@ -1,0 +1,325 @@
+"""The backward pass where each example keeps its own k neurons.
+
+    dx[e] = Σ_{j in S(e)} dy[e, j] W[j]              S(e): what example e keeps
+    dW[j] = Σ_{e : j in S(e)} dy[e, j] x[e]
+
+Both sums run over the same B k pairs (e, j), and each pair costs two multiply-adds on rows of m numbers: there is no product of
+matrices left, only rows to stream. So the order decides. Sorted by neuron, each row of W is read once and each row of dW written
+once, from registers. What is touched again and again, x and dx, is cut into panels of columns that stay in the caches; the
+panels are copied, since rows at a distance of a power of two would otherwise all fall into the same few cache lines.
+
+Four passes, each parallel: over examples, select and count by neuron; sum the counts up; over examples, put the pairs in
+neuron order; over panels, the sums. Rows of dW that nobody selected are written as zeros on the way, which spares
+the pass over fresh memory that `torch.zeros` would be.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from meprop_bench.ops.kernels.native.compiler import (
+    LANES,
+    body,
+    function,
+    fused,
+    load,
+    load_f32,
+    load_i32,
+    offset,
+    parallel,
+    prefetch,
+    splat,
+    store,
+    thread_number,
+    view,
+)
+from meprop_bench.ops.kernels.native.select import capacity, largest
+
+CHUNK = 8 * LANES
+"""Columns that one pass over a neuron's examples takes: eight vectors of W and eight of dW fill the registers of AVX2."""
+AHEAD = 8
+"""Rows of W asked for in advance."""
+
+
+def _neuron(columns: int, need_dx: bool, need_dw: bool, streaming: bool = False) -> Any:
+    """Make the inner loop: for the examples s of one neuron, dw += v[s] x[e[s]] and dx[e[s]] += v[s] w, over some columns."""
+    vectors, lanes = (columns // LANES, LANES) if columns >= LANES else (columns, 1)
+    kind = ir.VectorType(ir.FloatType(), lanes) if lanes > 1 else ir.FloatType()
+    word = ir.IntType(64)
+    size = 4 * lanes
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        dx, w, dw, x, examples, values, first, last, stride = arguments
+        zero = ir.Constant(kind, [0.0] * lanes if lanes > 1 else 0.0)
+        row = [load(builder, kind, offset(builder, w, i * size)) for i in range(vectors)] if need_dx else []
+        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.cbranch(builder.icmp_signed("<", first, last), loop, after)
+        builder.position_at_end(loop)
+        s = builder.phi(word)
+        sums = [builder.phi(kind) for _ in range(vectors)]
+        at = builder.mul(load_i32(builder, examples, s), stride)
+        value = splat(builder, kind, load_f32(builder, values, s))
+        here, there = builder.add(x, at), builder.add(dx, at)
+        new = list(sums)
+        for i in range(vectors):
+            if need_dw:
+                new[i] = fused(builder, value, load(builder, kind, offset(builder, here, i * size)), sums[i])
+            if need_dx:
+                place = offset(builder, there, i * size)
+                store(builder, fused(builder, value, row[i], load(builder, kind, place)), place)
+        following = builder.add(s, ir.Constant(word, 1))
+        builder.cbranch(builder.icmp_signed("<", following, last), loop, after)
+        for phi, start, step in zip([s, *sums], [first, *[zero] * vectors], [following, *new], strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(step, loop)
+        builder.position_at_end(after)
+        totals = [builder.phi(kind) for _ in range(vectors)]
+        for total, step in zip(totals, new, strict=True):
+            total.add_incoming(zero, before)
+            total.add_incoming(step, loop)
+        if need_dw:
+            for i, total in enumerate(totals):
+                store(builder, total, offset(builder, dw, i * size), streaming)
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def neuron(typingctx: Any, dx: Any, w: Any, dw: Any, x: Any, es: Any, vs: Any, first: Any, last: Any, by: Any) -> Any:
+        return types.void(*[types.int64] * 9), codegen
+
+    return neuron
+
+
+def _across(need_dx: bool, need_dw: bool) -> Any:
+    """Make the loop over the columns [0, width) of one neuron: chunks, vectors, single numbers."""
+    chunk, vector, single = (_neuron(columns, need_dx, need_dw) for columns in (CHUNK, LANES, 1))
+    streamed = _neuron(CHUNK, need_dx, need_dw, streaming=need_dw)
+
+    @function()
+    def across(dx, w, dw, x, examples, values, first, last, stride, width, streaming):  # type: ignore[no-untyped-def]
+        c = 0
+        if streaming and dw & 31 == 0:
+            while c + CHUNK <= width:
+                streamed(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
+                c += CHUNK
+        while c + CHUNK <= width:
+            chunk(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
+            c += CHUNK
+        while c + LANES <= width:
+            vector(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
+            c += LANES
+        while c < width:
+            single(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
+            c += 1
+
+    return across
+
+
+# Not closures of `_sums`: Numba's cache takes a closure's variables for different ones in each process.
+_across_both, _across_dx, _across_dw = _across(True, True), _across(True, False), _across(False, True)
+_blank = _neuron(CHUNK, need_dx=False, need_dw=True, streaming=True)
+
+
+@function()
+def _zero(dw, width, streaming):  # type: ignore[no-untyped-def]
+    """Write zeros to the columns [0, width) of a row that nobody selected."""
+    c = 0
+    if streaming and dw & 31 == 0:
+        while c + CHUNK <= width:
+            _blank(0, 0, dw + 4 * c, 0, 0, 0, 0, 0, 0)
+            c += CHUNK
+    view(dw + 4 * c, width - c, np.float32)[:] = 0
+
+
+# The arguments of both entry points, one word each.
+(_TID, _THREADS, _DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS, _OFFSET, _EXAMPLE, _SORTED) = range(16)
+(_X, _W, _DX, _DW, _M, _HITS, _ROWS, _COMPACT, _STREAMING, _PANEL, _WIDTH) = range(16, 27)
+WORDS = 27
+
+
+def _select(a):  # type: ignore[no-untyped-def]
+    a = carray(a, WORDS)
+    threads, n, k, batch = a[_THREADS], a[_N], a[_K], a[_B]
+    t = thread_number(a[_TID])
+    size = capacity(k)
+    buffers = view(a[_KEYS] + 12 * t * size, (3, size), np.int32)
+    places, values = view(a[_PICKED], (batch, k), np.int32), view(a[_VALUE], (batch, k), np.float32)
+    counts, hist = view(a[_COUNT], batch, np.int32), view(a[_HIST] + 4 * t * n, n, np.int32)
+    hist[:] = 0
+    if a[_DBS]:
+        view(a[_DBS] + 4 * t * n, n, np.float32)[:] = 0
+    for e in range(batch * t // threads, batch * (t + 1) // threads):
+        row = view(a[_DY] + 4 * e * n, n, np.float32)
+        if a[_DBS]:
+            db = view(a[_DBS] + 4 * t * n, n, np.float32)
+            for j in range(n):
+                db[j] += row[j]
+        picked = places[e]
+        if a[_IDX]:
+            given = view(a[_IDX] + 8 * e * k, k, np.int64)
+            count = 0
+            for s in range(k):
+                picked[count] = given[s]
+                count += row[given[s]] != 0
+        else:
+            count = largest(view(a[_DY] + 4 * e * n, n, np.int32), n, k, buffers[0], buffers[1], buffers[2])
+            for s in range(count):
+                picked[s] = buffers[1][s]
+        counts[e] = count
+        for s in range(count):
+            values[e, s] = row[picked[s]]
+            hist[picked[s]] += 1
+
+
+def _sort(a):  # type: ignore[no-untyped-def]
+    a = carray(a, WORDS)
+    threads, n, k, batch = a[_THREADS], a[_N], a[_K], a[_B]
+    t = thread_number(a[_TID])
+    places, values = view(a[_PICKED], (batch, k), np.int32), view(a[_VALUE], (batch, k), np.float32)
+    counts, starts = view(a[_COUNT], batch, np.int32), view(a[_HIST] + 4 * t * n, n, np.int32)
+    examples, in_order = view(a[_EXAMPLE], batch * k, np.int32), view(a[_SORTED], batch * k, np.float32)
+    for e in range(batch * t // threads, batch * (t + 1) // threads):
+        for s in range(counts[e]):
+            j = places[e, s]
+            examples[starts[j]] = e
+            in_order[starts[j]] = values[e, s]
+            starts[j] += 1
+
+
+@function(types.int64(*[types.int64] * 15))
+def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, need_db, db, scratch, offsets, hits):  # type: ignore[no-untyped-def]
+    """Select in every example and sort the pairs (example, neuron) by neuron.
+
+    Args:
+        gomp, tid: `OPENMP`.
+        select, sort: `SELECT`, `SORT`.
+        threads: how many.
+        dy: float32 (b, n).
+        idx: int64 (b, k), or 0 to select the k largest magnitudes.
+        b, n, k: sizes.
+        need_db: whether the sum over the batch is wanted.
+        db: float32 (n,), written when it is.
+        scratch: `scratch_bytes(threads, b, n, k)` bytes.
+        offsets: int32 (n + 1), written: neuron j has the pairs [offsets[j], offsets[j + 1]).
+        hits: int32 (n,), written: the neurons that have any, ascending.
+
+    Returns:
+        how many neurons have any.
+
+    """
+    a = np.empty(WORDS, np.int64)
+    a[_TID], a[_DY], a[_IDX], a[_B], a[_N], a[_K], a[_OFFSET] = tid, dy, idx, b, n, k, offsets
+    a[_EXAMPLE] = scratch
+    a[_SORTED] = a[_EXAMPLE] + 4 * b * k
+    a[_PICKED] = a[_SORTED] + 4 * b * k
+    a[_VALUE] = a[_PICKED] + 4 * b * k
+    a[_COUNT] = a[_VALUE] + 4 * b * k
+    a[_HIST] = a[_COUNT] + 4 * b
+    a[_KEYS] = a[_HIST] + 4 * n * threads
+    a[_DBS] = 0 if need_db == 0 else (db if threads == 1 else a[_KEYS] + 12 * capacity(k) * threads)
+    parallel(gomp, threads, select, a)
+    offset_of, hit = view(offsets, n + 1, np.int32), view(hits, n, np.int32)
+    hist = view(a[_HIST], (threads, n), np.int32)
+    run, rows = 0, 0
+    for j in range(n):
+        offset_of[j] = run
+        for t in range(threads):
+            count = hist[t, j]
+            hist[t, j] = run
+            run += count
+        hit[rows] = j
+        rows += run > offset_of[j]
+    offset_of[n] = run
+    if need_db and threads > 1:
+        total, parts = view(db, n, np.float32), view(a[_DBS], (threads, n), np.float32)
+        total[:] = parts[0]
+        for t in range(1, threads):
+            for j in range(n):
+                total[j] += parts[t, j]
+    parallel(gomp, threads, sort, a)
+    return rows
+
+
+def scratch_bytes(threads: int, b: int, n: int, k: int) -> int:
+    """Return how many bytes `pairs` needs."""
+    return 4 * (4 * b * k + b + 2 * n * threads + 3 * capacity.py_func(k) * threads)
+
+
+def _sums(a):  # type: ignore[no-untyped-def]
+    a = carray(a, WORDS)
+    need_dx, need_dw = a[_DX] != 0, a[_DW] != 0
+    batch, n, m, width, rows, streaming = a[_B], a[_N], a[_M], a[_WIDTH], a[_ROWS], a[_STREAMING]
+    t = thread_number(a[_TID])
+    offsets, hits = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
+    packed = a[_PANEL] + 8 * t * batch * width
+    for start in range(t * width, m, a[_THREADS] * width):
+        columns = min(width, m - start)
+        x, dx, stride = a[_X] + 4 * start, a[_DX] + 4 * start, 4 * m
+        if a[_PANEL]:
+            if need_dw:
+                for e in range(batch):
+                    view(packed + 4 * e * width, columns, np.float32)[:] = view(x + e * stride, columns, np.float32)
+            x, dx, stride = packed, packed + 4 * batch * width, 4 * width
+        if need_dx:
+            for e in range(batch):
+                view(dx + e * stride, columns, np.float32)[:] = 0
+        following = 0
+        for i in range(rows):
+            j = np.int64(hits[i])
+            if need_dx and i + AHEAD < rows:
+                ahead = a[_W] + 4 * (hits[i + AHEAD] * m + start)
+                for c in range(0, columns, 16):
+                    prefetch(ahead + 4 * c)
+            if need_dw and not a[_COMPACT]:
+                for blank in range(following, j):
+                    _zero(a[_DW] + 4 * (blank * m + start), columns, streaming)
+                following = j + 1
+            w, dw = a[_W] + 4 * (j * m + start), a[_DW] + 4 * ((i if a[_COMPACT] else j) * m + start)
+            first, last = np.int64(offsets[j]), np.int64(offsets[j + 1])
+            if need_dx and need_dw:
+                _across_both(dx, w, dw, x, a[_EXAMPLE], a[_SORTED], first, last, stride, columns, streaming)
+            elif need_dx:
+                _across_dx(dx, w, dw, x, a[_EXAMPLE], a[_SORTED], first, last, stride, columns, False)
+            else:
+                _across_dw(dx, w, dw, x, a[_EXAMPLE], a[_SORTED], first, last, stride, columns, streaming)
+        if need_dw and not a[_COMPACT]:
+            for blank in range(following, n):
+                _zero(a[_DW] + 4 * (blank * m + start), columns, streaming)
+        if a[_PANEL] and need_dx:
+            for e in range(batch):
+                row = view(a[_DX] + 4 * (e * m + start), columns, np.float32)
+                row[:] = view(dx + e * stride, columns, np.float32)
+
+
+SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
+
+
+@function(types.void(*[types.int64] * 20))
+def products(  # type: ignore[no-untyped-def]
+    gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, compact, offsets, hits, scratch, panels, width, streaming
+):
+    """Compute dx and dW from the sorted pairs.
+
+    Args:
+        gomp, tid: `OPENMP`.
+        sums: `SUMS`.
+        threads: how many.
+        x, w, dx: float32 (b, m), (n, m) and (b, m), contiguous; dx is 0 when it is not wanted.
+        dw: float32 (n, m), or (rows, m) when it is compact; contiguous; 0 when it is not wanted.
+        b, n, k, m: sizes, as for `pairs`.
+        rows, offsets, hits, scratch: as `pairs` left them.
+        compact: whether dw holds the rows `hits` alone.
+        panels: 8 b width bytes a thread to copy panels to, or 0 to read the columns where they are.
+        width: of a panel, in columns.
+        streaming: whether dw goes past the caches.
+
+    """
+    a = np.empty(WORDS, np.int64)
+    a[_TID], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_K], a[_M] = tid, x, w, dx, dw, b, n, k, m
+    a[_ROWS], a[_OFFSET], a[_HITS], a[_EXAMPLE], a[_SORTED] = rows, offsets, hits, scratch, scratch + 4 * b * k
+    a[_COMPACT], a[_PANEL], a[_WIDTH], a[_STREAMING] = compact, panels, width, streaming
+    parallel(gomp, threads, sums, a)
