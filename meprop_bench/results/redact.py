@@ -1,0 +1,34 @@
+"""Free text that is fit to be stored and published: one printable line without this machine's paths.
+
+Errors of libraries and typed commands end up in results, and results are committed and shown on web pages. They may
+hold line breaks, terminal escapes and the home folder of whoever ran them. All three are taken out once, on the way in,
+so that everything downstream only has to escape for its own syntax.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["one_line", "without_paths"]
+
+# An absolute path of two components or more: POSIX, home-relative or Windows; not the tail of a word, of a URL or of a
+# relative path.
+_PATH = re.compile(
+    r"(?<![\w./~…-])(?:~?(?:/[\w.+@%:,-]+){2,}/?|~/[\w.+@%:,-]+/?|[A-Za-z]:\\(?:[\w .+@%,-]+\\)*[\w.+@%,-]*)"
+)
+
+
+def without_paths(text: str) -> str:
+    """Shorten every absolute path in `text` to `…/<last component>`."""
+
+    def shorten(match: re.Match[str]) -> str:
+        return "…/" + re.split(r"[/\\]", match.group().rstrip("/\\"))[-1]
+
+    return _PATH.sub(shorten, text)
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Return `text` as one printable line of at most `limit` characters, without absolute paths."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = without_paths(line)
+    return line if len(line) <= limit else line[: limit - 1] + "…"

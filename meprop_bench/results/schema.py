@@ -1,0 +1,259 @@
+"""One row: what was measured about one phase of one case, with the raw values kept.
+
+A row is one JSON object on one line of `measurements.jsonl`. Statistics in it (medians, the speed-up and its interval)
+can be recomputed from what is beside them: `values_s[i]` and `baseline_values_s[i]` were measured next to each other in
+random order, and `run_lengths` cuts both lists into fresh processes, the replicates that the interval is taken over.
+
+The rules that every row obeys, on writing and on reading:
+
+* what does not apply, and what is not finite, is null: JSON has no NaN;
+* a case whose check did not pass has no speed-up, and a case that failed (`error`) has no numbers at all;
+* keys that this version does not know are ignored, a `schema` that it does not know is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from meprop_bench.errors import UserError
+from meprop_bench.results.redact import one_line
+
+__all__ = ["PASSED", "SCHEMA", "Parity", "Row", "check_schema", "select"]
+
+SCHEMA = "meprop-bench/1"
+PASSED = "passed"
+
+Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
+
+
+def check_schema(record: Mapping[str, Any]) -> None:
+    """Refuse a record of another schema (`UserError`)."""
+    if record.get("schema") != SCHEMA:
+        found = one_line(repr(record.get("schema")), 60)
+        raise UserError(f"results of schema {found} cannot be read: this version reads {SCHEMA!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Accuracy of the method against dense training from the same seeds and the same batches.
+
+    Attributes:
+        task: the data, "digits" or "mnist".
+        metric: what `baseline` and `method` hold, in percent.
+        seeds: one training run of each side per seed.
+        steps: optimizer steps of one training run.
+        baseline: the dense runs, one figure per seed.
+        method: the method's runs, one figure per seed.
+        difference: mean of method minus baseline, in points, with the 95% interval `low`, `high`.
+        margin: the loss in points that still counts as parity.
+        verdict: "pass", "fail" or "inconclusive".
+
+    """
+
+    task: str
+    metric: str = "accuracy_percent"
+    seeds: tuple[int, ...]
+    steps: int
+    baseline: tuple[float, ...]
+    method: tuple[float, ...]
+    difference: float
+    low: float | None
+    high: float | None
+    margin: float
+    verdict: Verdict
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+        if not len(self.seeds) == len(self.baseline) == len(self.method):
+            raise ValueError(
+                f"parity: {len(self.seeds)} seeds, {len(self.baseline)} baseline and {len(self.method)} method figures"
+            )
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Parity:
+        """Build from a JSON object; raises ValueError for a missing or wrong field."""
+        return cls(**_known(cls, record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One phase of one case. Times are seconds per iteration, sizes bytes; see the module for the rules."""
+
+    case_id: str
+    workload: str
+    method: str
+    kernel: str | None
+    kernel_requested: str
+    k: int | float
+    batch: int
+    in_features: int | None
+    out_features: int | None
+    device: str
+    threads: int | None
+    dtype: str
+    gradient: str
+    allocator: str
+    phase: str | None
+    data: str | None = None
+    median_s: float | None = None
+    values_s: tuple[float, ...] | None = None
+    baseline_median_s: float | None = None
+    baseline_values_s: tuple[float, ...] | None = None
+    run_lengths: tuple[int, ...] | None = None
+    loops: int | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    converged: bool | None = None
+    processes: int | None = None
+    floor_s: float | None = None
+    baseline_floor_s: float | None = None
+    efficiency: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+    baseline_flops: float | None = None
+    baseline_bytes: float | None = None
+    peak_memory_bytes: int | None = None
+    baseline_peak_memory_bytes: int | None = None
+    check: str | None = None
+    parity: Parity | None = None
+    seed: int | None = None
+    environment_id: str
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("check", "error"):
+            if isinstance(text := getattr(self, name), str):
+                object.__setattr__(self, name, one_line(text) or "no reason was given")
+        if isinstance(self.notes, list | tuple) and all(isinstance(note, str) for note in self.notes):
+            object.__setattr__(self, "notes", tuple(line for note in self.notes if (line := one_line(note))))
+        _normalise(self)
+        self._check_values()
+        self._check_rules()
+
+    def _check_values(self) -> None:
+        values, baseline, lengths = self.values_s, self.baseline_values_s, self.run_lengths
+        if values is None or baseline is None or lengths is None:
+            if any(part is not None for part in (values, baseline, lengths)):
+                raise ValueError("values_s, baseline_values_s and run_lengths come together or not at all")
+            return
+        if not len(values) == len(baseline) == sum(lengths) or min(lengths, default=1) < 1:
+            raise ValueError(
+                f"{len(values)} values, {len(baseline)} baseline values and run_lengths {list(lengths)} do not pair up"
+            )
+        if min((*values, *baseline), default=0.0) < 0:
+            raise ValueError("a negative time in values_s or baseline_values_s")
+
+    def _check_rules(self) -> None:
+        if self.speedup is not None and not self.passed:
+            raise ValueError(f"a speed-up for a case that failed: check {self.check!r}, error {self.error!r}")
+        if self.error is not None and (self.median_s is not None or self.values_s is not None):
+            raise ValueError("numbers in a row that holds an error")
+        if (self.speedup_low is None) != (self.speedup_high is None):
+            raise ValueError("speedup_low and speedup_high come together or not at all")
+        if self.speedup_low is not None and self.speedup_high is not None:
+            low, high = self.speedup_low, self.speedup_high
+            if self.speedup is None or not low <= self.speedup <= high:
+                raise ValueError(f"speedup {self.speedup} is not in its interval [{low}, {high}]")
+
+    @property
+    def passed(self) -> bool:
+        """Whether the case ran and its correctness check passed: only then may a speed-up be shown."""
+        return self.error is None and self.check == PASSED
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether the interval excludes 1; None where there is no interval (a single process)."""
+        if self.speedup_low is None or self.speedup_high is None:
+            return None
+        return not self.speedup_low <= 1.0 <= self.speedup_high
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width relative to the speed-up: the quantity that the target of a run is about."""
+        if not self.speedup or self.speedup_low is None or self.speedup_high is None:
+            return None
+        return (self.speedup_high - self.speedup_low) / (2 * self.speedup)
+
+    def with_note(self, note: str) -> Row:
+        """Return this row with one note more."""
+        return replace(self, notes=(*self.notes, note))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
+        record = asdict(self)
+        for key in [key for key, value in record.items() if isinstance(value, tuple)]:
+            record[key] = list(record[key])
+        if self.parity is not None:
+            record["parity"] = {k: list(v) if isinstance(v, tuple) else v for k, v in record["parity"].items()}
+        return {"schema": SCHEMA, **record}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Row:
+        """Build from a JSON object.
+
+        Raises:
+            UserError: the record is of another schema.
+            ValueError: a field is missing or wrong.
+
+        """
+        check_schema(record)
+        known = _known(cls, record)
+        if isinstance(known.get("parity"), Mapping):
+            known["parity"] = Parity.from_json(known["parity"])
+        return cls(**known)
+
+
+def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
+    """Return the rows whose fields equal `criteria`, in order: `select(rows, workload="mlp", phase="step")`."""
+    names = {field.name for field in fields(Row)}
+    if unknown := sorted(set(criteria) - names):
+        raise ValueError(f"a row has no field {unknown[0]!r}")
+    return [row for row in rows if all(getattr(row, name) == wanted for name, wanted in criteria.items())]
+
+
+def _known(cls: type[Row] | type[Parity], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the keys that `cls` has; raises ValueError if one without a default is missing."""
+    known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+    if missing := [field.name for field in fields(cls) if field.default is MISSING and field.name not in known]:
+        raise ValueError(f"{cls.__name__.lower()} without {missing[0]!r}")
+    return known
+
+
+def _normalise(record: Row | Parity) -> None:
+    """Check each field against its annotation; lists become tuples, and a number that is not finite becomes None."""
+    for name, hint in _HINTS[type(record)].items():
+        object.__setattr__(record, name, _checked(name, getattr(record, name), hint))
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        if NoneType in options:
+            return None
+    else:
+        for option in options:
+            if get_origin(option) is tuple and isinstance(value, list | tuple):
+                return tuple(_checked(f"an item of {name}", item, get_args(option)[0]) for item in value)
+            if _is_a(value, option):
+                return float(value) if option is float else value
+    raise ValueError(f"{name} is {one_line(repr(value), 80)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _is_a(value: Any, option: Any) -> bool:
+    if get_origin(option) is Literal:
+        return value in get_args(option)
+    if option is str:
+        return isinstance(value, str) and value.isprintable() and value != ""
+    if option in (int, float):
+        kinds = (int, float) if option is float else (int,)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e300
+    return isinstance(option, type) and isinstance(value, option)
+
+
+_HINTS: dict[type[Row] | type[Parity], dict[str, Any]] = {cls: get_type_hints(cls) for cls in (Row, Parity)}

@@ -1,0 +1,303 @@
+"""A results folder: created once, appended to after each case, resumed after a kill, never overwritten.
+
+    <root>/<YYYY-MM-DD>_<machine>_<name>/measurements.jsonl   one row per line, append only
+                                         environment.json     command, plan, environments, peaks
+
+The case is the unit of work: its rows are appended in one write and synced, so that a kill costs the case being
+measured and no other. A write that was cut off leaves a torn last line; it is recognised on opening, removed together
+with the rest of its case, and that case is measured again. The writer holds an flock on `measurements.jsonl` itself:
+two runs cannot mix, a crash releases it, and no lock file is left behind. A later row of a case and phase replaces an
+earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from meprop_bench.errors import UserError
+from meprop_bench.results.redact import one_line, without_paths
+from meprop_bench.results.schema import SCHEMA, Row, check_schema
+
+__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "replace_file"]
+
+MEASUREMENTS = "measurements.jsonl"
+ENVIRONMENT = "environment.json"
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write `path` as a whole or not at all (temporary file, sync, rename); raises `UserError` if it cannot."""
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _or_user_error(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+class Store:
+    """One results folder; make it with `create`, `open` or `find_resumable`, and close it (or use `with`).
+
+    Attributes:
+        folder: where it is.
+        header: `environment.json` as stored: command, started, plan, environments, peaks.
+        notes: what had to be put right on opening, one line each.
+
+    """
+
+    def __init__(self, folder: Path, *, write: bool) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+        self._fd: int | None = None
+        self.header = _read_header(folder)
+        try:
+            if write:
+                self._fd = _open_locked(folder / MEASUREMENTS)
+            self._rows = self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        name: str,
+        machine: str,
+        command: str,
+        plan: Mapping[str, Any],
+        *,
+        now: datetime | None = None,
+    ) -> Self:
+        """Make a new folder under `root` and open it for writing.
+
+        Args:
+            root: the parent, made if it is not there.
+            name: of the sweep; a part of the folder's name, so letters, digits, dot, dash and underscore.
+            machine: a slug that tells machines apart.
+            command: what the user typed; absolute paths in it are shortened.
+            plan: the sweep as resolved, JSON-able; `find_resumable` compares it.
+            now: the start, for the folder's name and the record (default: the clock).
+
+        """
+        started = now or datetime.now(UTC)
+        stem = f"{started:%Y-%m-%d}_{_slug(machine, 'machine')}_{_slug(name, 'name')}"
+        header = {
+            "schema": SCHEMA,
+            "command": one_line(command, 2000),
+            "started": started.isoformat(timespec="seconds"),
+            "plan": _plain(plan),
+            "environments": {},
+            "peaks": {},
+        }
+        with _or_user_error(root / stem):
+            root.mkdir(parents=True, exist_ok=True)
+            folder = _new_folder(root, stem)
+            (folder / MEASUREMENTS).touch()
+        replace_file(folder / ENVIRONMENT, _dump(header))
+        return cls(folder, write=True)
+
+    @classmethod
+    def open(cls, folder: Path, *, write: bool = False) -> Self:
+        """Open an existing folder, for reading by default (no lock, nothing changed on disk).
+
+        Raises:
+            UserError: no results there, a corrupt row, another schema; with `write`, another run holds it.
+
+        """
+        return cls(folder, write=write)
+
+    @classmethod
+    def find_resumable(cls, root: Path, name: str, machine: str, plan: Mapping[str, Any]) -> Self | None:
+        """Open for writing the latest folder of this name and machine whose plan equals `plan`, if there is one."""
+        pattern = re.compile(rf"\d{{4}}-\d\d-\d\d_{re.escape(machine)}_{re.escape(name)}(?:-\d+)?")
+        wanted = _plain(plan)
+        found: list[tuple[str, Path]] = []
+        for folder in root.iterdir() if root.is_dir() else ():
+            if pattern.fullmatch(folder.name) and (folder / ENVIRONMENT).is_file():
+                with suppress(UserError):  # a broken neighbour is not a reason not to go on here
+                    header = _read_header(folder)
+                    if header["plan"] == wanted:
+                        found.append((header["started"], folder))
+        return cls.open(max(found)[1], write=True) if found else None
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add the rows of one case: all of them are on the disk when this returns, or none (`UserError`)."""
+        if self._fd is None:
+            raise ValueError("append: the store is not open for writing")
+        rows = list(rows)
+        data = "".join(json.dumps(row.to_json(), allow_nan=False) + "\n" for row in rows).encode()
+        size = os.fstat(self._fd).st_size
+        with _or_user_error(self.folder / MEASUREMENTS):
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(self._fd, data[written:])
+                os.fsync(self._fd)
+            except OSError:
+                os.ftruncate(self._fd, size)
+                raise
+        self._rows.extend(rows)
+
+    def rows(self) -> list[Row]:
+        """Return the rows in the order of their first appearance, the latest of each case and phase."""
+        return list({(row.case_id, row.phase): row for row in self._rows}.values())
+
+    def done_case_ids(self) -> frozenset[str]:
+        """Return the cases that need not be measured again; a case that failed is one of them."""
+        return frozenset(row.case_id for row in self._rows)
+
+    def write_environment(
+        self, environments: Mapping[str, Mapping[str, Any]], peaks: Mapping[str, Any] | None = None
+    ) -> None:
+        """Add environments (by their id) and peaks to `environment.json`; those already there stay."""
+        self.header["environments"] |= _plain(environments)
+        self.header["peaks"] |= _plain(peaks or {})
+        replace_file(self.folder / ENVIRONMENT, _dump(self.header))
+
+    def close(self) -> None:
+        """Release the lock; reading goes on to work."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _load(self) -> list[Row]:
+        path = self.folder / MEASUREMENTS
+        with _or_user_error(path, "read"):
+            data = path.read_bytes()
+        lines = data.split(b"\n")
+        torn = lines.pop()  # what follows the last line break: nothing, in a file that was written to the end
+        rows = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
+        if not torn:
+            return rows
+        # A case has a row for each phase: unless the torn line names another case, the rows before it are its own.
+        owner = re.search(rb'"case_id": "([^"]+)"', torn)
+        last = rows[-1].case_id if rows else None
+        if owner is None or owner[1] == json.dumps(last)[1:-1].encode():
+            while rows and rows[-1].case_id == last:
+                rows.pop()
+        self.notes.append(
+            "the last case had been cut off while it was written; it was removed and counts as not measured"
+        )
+        if self._fd is not None:
+            keep = sum(len(line) + 1 for line in lines[: len(rows)])
+            with _or_user_error(path):
+                os.ftruncate(self._fd, keep)
+                os.fsync(self._fd)
+        return rows
+
+
+def _parse(line: bytes, path: Path, number: int) -> Row:
+    where = f"{path.parent.name}/{MEASUREMENTS} line {number}"
+    try:
+        return Row.from_json(json.loads(line))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = one_line(str(error), 120)
+        raise UserError(f"{where} is not a row: {reason}; delete the line, or the folder, and measure again") from None
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    path = folder / ENVIRONMENT
+    if not path.is_file() or not (folder / MEASUREMENTS).is_file():
+        what = "is not a results folder" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {what}: expected a folder with {MEASUREMENTS} and {ENVIRONMENT}")
+    with _or_user_error(path, "read"):
+        data = path.read_bytes()
+    try:
+        header = json.loads(data)
+        check_schema(header)
+        shape = {"command": str, "started": str, "plan": dict, "environments": dict, "peaks": dict}
+        wrong = [key for key, kind in shape.items() if not isinstance(header.get(key), kind)]
+    except (ValueError, AttributeError, RecursionError):
+        raise UserError(f"{folder.name}/{ENVIRONMENT} is not a JSON object; restore it or measure again") from None
+    if wrong:
+        raise UserError(f"{folder.name}/{ENVIRONMENT} has no usable {wrong[0]!r}; restore it or measure again")
+    return dict(header)
+
+
+def _open_locked(path: Path) -> int:
+    """Open for appending under an exclusive lock that ends with the process (POSIX; elsewhere there is no lock)."""
+    with _or_user_error(path):
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            busy = isinstance(error, BlockingIOError)
+            reason = "another run is writing to it" if busy else f"its file system has no locks ({error.strerror})"
+            raise UserError(
+                f"results folder {path.parent.name} cannot be locked: {reason}; wait, or use --out"
+            ) from None
+    return fd
+
+
+def _new_folder(root: Path, stem: str) -> Path:
+    count = 1
+    while True:
+        folder = root / (stem if count == 1 else f"{stem}-{count}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            count += 1
+        else:
+            return folder
+
+
+def _slug(text: str, what: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise UserError(
+            f"{what} {text!r} cannot be part of a folder's name: use letters, digits, dot, dash, underscore"
+        )
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON gives it back (tuples are lists, keys strings), without paths, so that `==` is right."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return without_paths(value)
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def _dump(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, indent=2, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _or_user_error(path: Path, verb: str = "write") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        advice = "free some space or choose another folder" if verb == "write" else "check its permissions"
+        raise UserError(f"cannot {verb} {path.parent.name}/{path.name}: {reason}; {advice}") from None
