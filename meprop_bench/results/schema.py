@@ -14,6 +14,7 @@ The rules that every row obeys, on writing and on reading:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from types import NoneType, UnionType
@@ -252,7 +253,7 @@ def _is_a(value: Any, option: Any) -> bool:
         return isinstance(value, str) and value.isprintable() and value != ""
     if option in (int, float):
         kinds = (int, float) if option is float else (int,)
-        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e300
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(option, type) and isinstance(value, option)
 
 
