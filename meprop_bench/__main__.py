@@ -1,0 +1,5 @@
+"""`python -m meprop_bench`: the same as `meprop-bench`."""
+
+from meprop_bench.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""The command line's frame: one verb, one module of this room, loaded when it is called and not before.
+
+`meprop-bench --help` answers in 0.3 s because the verbs' one-line helps are written here, and neither torch nor SciPy nor
+Matplotlib is imported until a verb needs it.
+
+What leaves the program: results on standard output, everything else on standard error; an error that the user can put right is
+one line and an exit code (`meprop_bench.errors.ExitCode`). A traceback is a bug. A reader who closes the pipe (`| head`) ends the
+program quietly with 141, as the shell reports any program that a closed pipe ends.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from meprop_bench import __version__
+from meprop_bench.errors import ExitCode, UserError
+
+__all__ = ["VERBS", "cli", "main", "run"]
+
+VERBS = {
+    "speedup": "Measure sparsified back propagation against dense.",
+    "report": "Print or write the report of a results folder.",
+    "data": "List, fetch and check the data sets.",
+}
+"""Verb -> its help in one line. The verb lives in the module of its name, as `command`."""
+
+_CLOSED_PIPE = 141
+
+
+class _Verbs(click.Group):
+    """A group that knows its commands' names and helps without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = import_module(f"{__name__}.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], VERBS, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise click.UsageError(f"unknown verb {args[0]!r}: {hint}choose from {', '.join(VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, name="meprop-bench", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="meprop-bench", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Does sparsified back propagation (meProp) pay, on this machine, and does it keep the accuracy?
+
+    Exit codes: 0 done, 1 a check or the accuracy failed, 2 wrong usage, 3 not comparable, 4 inconclusive,
+    5 nothing was measured, 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Run the command line and end the process: the entry point of `meprop-bench`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every error that a user can cause becomes one line on standard error."""
+    try:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered would raise again when the interpreter flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", ExitCode.INTERRUPTED)
+    except UserError as error:
+        return _complain(f"error: {error}", error.exit_code)
+    except click.ClickException as error:
+        return _complain(f"error: {error.format_message()}", ExitCode.USAGE)
+    except MemoryError:
+        return _complain("error: out of memory: close other programs, or measure smaller cases", ExitCode.USAGE)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _complain(f"error: {error.strerror or error}{where}", ExitCode.USAGE)
+    return code
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    try:
+        result: Any = cli.main(list(arguments), prog_name="meprop-bench", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return ExitCode.USAGE
+    except click.exceptions.Exit as ended:
+        return int(ended.exit_code)
+    return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _complain(message: str, code: int) -> int:
+    print("meprop-bench:", " ".join(message.split()), file=sys.stderr)
+    return int(code)

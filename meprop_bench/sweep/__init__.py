@@ -1,0 +1,1 @@
+"""Sweeps: plans of cases, and the processes that measure them."""

@@ -1,0 +1,286 @@
+"""A plan: axes multiplied out into cases, and how long and how closely to measure each of them.
+
+    axes    k = 8, 32   ×   gradient = dense, rows   ×   ...   ->   one case for each combination
+    preset  a TOML file: sweeps that belong together, why they were chosen, and the checks that their cases must pass
+
+A preset is data, so that a sweep can be read, compared and extended without reading code; a misspelt key in one is an error with
+a suggestion, never an axis that silently does nothing. Everything that can be wrong in a plan is found here, before anything
+is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import UserError
+from meprop_bench.workloads.case import DATA, WORKLOADS, Case, one_of
+
+__all__ = ["AXES", "CHECKS", "DEFAULT_AXES", "Plan", "Preset", "load_preset", "parse_axis", "plan_axes", "plan_preset", "preset_names"]
+
+AXES = {
+    "workload": "workload",
+    "method": "method",
+    "k": "k",
+    "in-features": "in_features",
+    "hidden": "out_features",
+    "batch": "batch",
+    "device": "device",
+    "threads": "threads",
+    "dtype": "dtype",
+    "kernel": "kernel",
+    "gradient": "gradient",
+    "allocator": "allocator",
+    "data": "data",
+    "layers": "layers",
+    "optimizer": "optimizer",
+}
+"""Axis, as options and presets spell it -> the field of a case."""
+
+_INTEGERS = ("in-features", "hidden", "batch", "threads", "layers")
+_OF_THE_MLP = ("data", "layers", "optimizer")
+
+DEFAULT_AXES: Mapping[str, tuple[Any, ...]] = {
+    "workload": ("linear",),
+    "method": ("meprop", "unified"),
+    "k": (10, 30, 100),
+    "hidden": (500,),
+    "batch": (50,),
+}
+"""What `speedup` measures when it is told nothing: a hidden layer of the papers' MNIST model."""
+
+CHECKS = ("gradients", "accuracy")
+"""What a preset may require. Gradients are checked always; accuracy is compared for the cases of the mlp."""
+
+_Axes = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure, and how closely.
+
+    Attributes:
+        name: of the sweep; a part of the results folder's name.
+        cases: in the order of measuring.
+        analysis: what the sweep is for and how to read it.
+        checks: what its cases must pass.
+        target: half-width of the speed-up's interval at which a case is done, relative (0.02 is ±2%).
+        budget: seconds of timing for a case.
+        processes: fresh processes for a case, the replicates of its interval.
+        keep_processes: let the processes serve all cases that share device, threads and allocator; otherwise each case gets
+            its own. Loading torch five times costs as much as measuring a small case.
+        accuracy_seeds: training runs of each side in the accuracy comparison.
+        accuracy_steps: training steps of each of those.
+        seed: of weights, data, selections, the order within pairs and the order of the processes.
+
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    analysis: str = ""
+    checks: tuple[str, ...] = CHECKS
+    target: float = 0.02
+    budget: float = 20.0
+    processes: int = 5
+    keep_processes: bool = False
+    accuracy_seeds: int = 5
+    accuracy_steps: int = 400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.cases:
+            raise UserError(f"the sweep {self.name!r} has no case")
+        for check in self.checks:
+            one_of("check", check, CHECKS)
+        _check_number("target", self.target, lambda value: 0 < value < 1, "between 0 and 1 (0.02 is ±2%)")
+        _check_number("budget", self.budget, lambda value: 0 < value < 1e6, "more than 0 seconds, and finite")
+        for name in ("processes", "accuracy_seeds", "accuracy_steps"):
+            value = getattr(self, name)
+            _check_number(name.replace("_", "-"), value, lambda v: isinstance(v, int) and 1 <= v <= 10_000, "an integer from 1")
+        if not isinstance(self.keep_processes, bool):
+            raise UserError(f"keep-processes must be true or false, not {self.keep_processes!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; two plans with the same one measure the same."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset as read: its settings (fields of `Plan`) and the axes of each of its sweeps."""
+
+    settings: Mapping[str, Any]
+    sweeps: tuple[_Axes, ...]
+
+
+_SETTINGS = {
+    "name": str,
+    "analysis": str,
+    "checks": list,
+    "target": float,
+    "budget": float,
+    "processes": int,
+    "keep-processes": bool,
+    "accuracy-seeds": int,
+    "accuracy-steps": int,
+}
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    folder = resources.files("meprop_bench.sweep") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset of the package by its name, or a file of the user's by its path (one that ends in .toml).
+
+    Raises:
+        UserError: there is none, or it is not a sound preset.
+
+    """
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the preset {name}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    else:
+        one_of("preset", name, preset_names())
+        text = (resources.files("meprop_bench.sweep") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    try:
+        record = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the preset {name} is not TOML: {error}") from None
+    return _preset(record, f"preset {name}")
+
+
+def _preset(record: Mapping[str, Any], where: str) -> Preset:
+    settings: dict[str, Any] = {}
+    for key, value in record.items():
+        one_of(f"key in the {where}:", key, (*_SETTINGS, "sweep"))
+        if key != "sweep":
+            settings[key.replace("-", "_")] = _setting(key, value, where)
+    for key in ("name", "analysis", "checks"):
+        if key not in settings:
+            raise UserError(f"the {where} has no {key!r}: every preset says what it is called, what it is for and what its cases must pass")
+    sweeps = record.get("sweep")
+    if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps) or not sweeps:
+        raise UserError(f"the {where} has no sweep: write its axes under [[sweep]]")
+    return Preset(settings, tuple(_axes_of(sweep, where) for sweep in sweeps))
+
+
+def _setting(key: str, value: Any, where: str) -> Any:
+    wanted = _SETTINGS[key]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise UserError(f"{key} in the {where} must be of type {wanted.__name__}, not {value!r}")
+    return tuple(value) if wanted is list else value
+
+
+def _axes_of(sweep: Mapping[str, Any], where: str) -> _Axes:
+    axes: dict[str, list[Any]] = {}
+    for key, value in sweep.items():
+        one_of(f"axis in the {where}:", key, tuple(AXES))
+        axes[key] = value if isinstance(value, list) else [value]
+        if not axes[key]:
+            raise UserError(f"the axis {key!r} in the {where} is empty")
+    return axes
+
+
+def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
+    """Return the values of an axis as typed on the command line: words with commas between them, numbers where it has numbers."""
+    words = [word.strip() for text in texts for word in text.split(",")]
+    return [_parse(axis, word) for word in words]
+
+
+def _parse(axis: str, word: str) -> Any:
+    if axis in _INTEGERS or axis == "k":
+        try:
+            return int(word)
+        except ValueError:
+            pass
+        try:
+            if axis == "k":
+                return float(word)
+        except ValueError:
+            pass
+        wanted = "an integer of at least 1, or a ratio in (0, 1]" if axis == "k" else "an integer of at least 1"
+        raise UserError(f"{axis} must be {wanted}, not {word!r}")
+    return word
+
+
+def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:
+    """Return the plan of a product of axes; what is not given comes from `DEFAULT_AXES`, and from the defaults of `Case`."""
+    seed = settings.get("seed", 0)
+    return Plan(name=name, cases=_distinct(_cases({**DEFAULT_AXES, **axes}, seed)), **settings)
+
+
+def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any) -> Plan:
+    """Return the plan of a preset.
+
+    Args:
+        preset: as read.
+        overrides: axes that take the place of the preset's own in each of its sweeps.
+        settings: fields of `Plan` that take the place of the preset's.
+
+    """
+    seed = settings.get("seed", 0)
+    cases = _distinct(case for sweep in preset.sweeps for case in _cases({**DEFAULT_AXES, **sweep, **(overrides or {})}, seed))
+    return Plan(**{**preset.settings, **settings, "cases": cases})
+
+
+def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
+    """Multiply one sweep out. What is not the workload's (data of a single layer) is an error, as it would do nothing."""
+    for workload in axes["workload"]:
+        one_of("workload", workload, WORKLOADS)
+        own = {axis: values for axis, values in axes.items() if axis != "workload"}
+        if workload == "mlp":
+            own = {"data": ["auto"], **own}
+        for axis in _OF_THE_MLP if workload == "linear" else ("in-features",):
+            if axis in own and len(axes["workload"]) == 1:
+                other = "mlp" if workload == "linear" else "linear"
+                raise UserError(f"the axis {axis!r} is for the workload {other}: leave it out, or add --workload {other}")
+            own.pop(axis, None)
+        for values in itertools.product(*own.values()):
+            yield _case(workload, dict(zip(own, values, strict=True)), seed)
+
+
+def _case(workload: str, values: Mapping[str, Any], seed: int) -> Case:
+    chosen = {AXES[axis]: value for axis, value in values.items()}
+    if workload == "mlp":
+        chosen["data"] = _which_data(chosen["data"])
+        chosen["in_features"] = DATA[chosen["data"]]
+    else:
+        chosen.setdefault("in_features", chosen["out_features"])
+    return Case(workload=workload, seed=seed, **chosen)
+
+
+def _which_data(name: object) -> str:
+    """Turn "auto" into what `data.load_images` would load: a case names its data, since its numbers depend on them."""
+    if name != "auto":
+        return one_of("data", name, ("auto", *DATA))
+    from meprop_bench.data.location import data_folder, locate
+    from meprop_bench.data.sources import SOURCES
+
+    folder, source = data_folder(), SOURCES["mnist"]
+    return "mnist" if all(locate(folder, source, file) for file in source.files) else "digits"
+
+
+def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
+    return tuple(dict.fromkeys(cases))
+
+
+def _check_number(name: str, value: Any, sound: Any, wanted: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not sound(value):
+        raise UserError(f"{name} must be {wanted}, not {value!r}")
+
+
+def with_settings(plan: Plan, **settings: Any) -> Plan:
+    """Return the plan with some settings changed."""
+    return replace(plan, **settings)
