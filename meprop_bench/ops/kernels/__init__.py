@@ -6,9 +6,9 @@ For `y = x Wᵀ + b` with x `(B, m)`, W `(n, m)` and the incoming gradient dy `(
     dW = S(dy)ᵀ x         (n, m)      equations 5 and 9
     db = Σ_batch dy       (n,)        in full: the authors' code does not sparsify the bias gradient
 
-where S keeps the selected entries and puts zero elsewhere. Kernels differ in cost alone, so the tests hold all of them against
-one oracle. A kernel that cannot do a case says why in `unsupported`, and asking for it by name is then an error: no kernel is
-ever exchanged silently for another, except by `auto`, whose job that is.
+where S keeps the selected entries and puts zero elsewhere. Kernels differ in cost alone, so the tests hold all of them
+against one oracle. A kernel that cannot do a case says why in `unsupported`, and asking for it by name is then an
+error: no kernel is ever exchanged silently for another, except by `auto`, whose job that is.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Kernel `embedding_bag`, for the per-example selections: weighted sums of a few rows, which is what an embedding bag is.
+"""Kernel `embedding_bag`, for selections per example: weighted sums of a few rows, which is what an embedding bag is.
 
-With the selected neurons t `(B, k)` and their gradients v = dy[b, t[b]]:
+With the selected neurons t `(B, k)` and their gradients v `(B, k)`, v[b, j] = dy[b, t[b, j]]:
 
-    dx[b]  = Σ_j v[b, j] W[t[b, j]]          a bag per example, of rows of W
-    dW[i]  = Σ_{(b, j): t[b, j] = i} v[b, j] x[b]    a bag per neuron, of rows of x
+    dx[b]  =  Σ_j                      v[b, j] W[t[b, j]]      a bag for each example, of rows of W
+    dW[i]  =  Σ_{(b, j): t[b, j] = i}  v[b, j] x[b]            a bag for each neuron, of rows of x
 
-The second takes the B k selected entries sorted by neuron. B k m multiplications and additions each instead of B n m, in exact arithmetic and one
-operator of torch, whose inner loop is vectorised over m. Rows of the gradient are the bags that are not empty.
+The second takes the B k selected entries sorted by neuron. Each costs 2 B k m operations instead of 2 B n m, in one
+operator of torch whose inner loop is vectorised over m; rows of the gradient are the bags that are not empty. What
+bounds it is memory: a row is read for each entry selected, from the cache as far as W, or x, fits.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
@@ -34,24 +34,28 @@ class EmbeddingBag:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
-        k, selection, as_rows, need_dx, need_dw, need_db = request
-        t = select(dy, k, selection)
-        v = dy.gather(1, t)
-        dx = F.embedding_bag(t, w, per_sample_weights=v, mode="sum") if need_dx else None
-        dw = _weight_gradient(t, v, x, w.shape[0], as_rows) if need_dw else None
-        return dx, dw, dy.sum(0) if need_db else None
+        t = select(dy, request.k, request.selection)
+        v = dy.gather(1, t).view(-1)
+        t = t.view(-1)
+        dx = _bags(w, t, torch.arange(0, t.numel(), request.k, device=t.device), v) if request.need_dx else None
+        dw = _weight_gradient(t, v, x, w.shape[0], request) if request.need_dw else None
+        return dx, dw, dy.sum(0) if request.need_db else None
 
 
-def _weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> Tensor:
-    neurons, order = t.flatten().sort(stable=True)
-    examples = order // t.shape[1]
-    weights = v.flatten().index_select(0, order)
-    if as_rows:
+def _weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, request: Request) -> Tensor:
+    neurons, order = t.sort(stable=True)  # stable: examples in order within a bag, so that sums are the same each time
+    examples = order.div(request.k, rounding_mode="floor")
+    v = v.index_select(0, order)
+    if request.rows:
         rows, counts = torch.unique_consecutive(neurons, return_counts=True)
-        values = F.embedding_bag(examples, x, counts.cumsum(0) - counts, per_sample_weights=weights, mode="sum")
-        return hybrid_rows(rows, values, n)
-    starts = torch.searchsorted(neurons, torch.arange(n, device=t.device))
-    return F.embedding_bag(examples, x, starts, per_sample_weights=weights, mode="sum")
+        return hybrid_rows(rows, _bags(x, examples, counts.cumsum(0).sub_(counts), v), n)
+    counts = torch.bincount(t, minlength=n)
+    return _bags(x, examples, counts.cumsum(0).sub_(counts), v)
+
+
+def _bags(table: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows of a table, by the operator itself: `F.embedding_bag` checks for half as long again."""
+    return torch.embedding_bag(table.detach(), indices, starts, False, 0, False, weights)[0]
 
 
 KERNEL = EmbeddingBag()

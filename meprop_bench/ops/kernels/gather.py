@@ -4,9 +4,9 @@
     dx = g W[t]                      (B, k) (k, m)
     dW[t] = gᵀ x                     (k, B) (B, m)
 
-2 B k m multiplications and additions for each product instead of 2 B n m. W being `(n, m)` makes the gathered rows contiguous.
-What remains is memory: the statistics read dy once (with the bias gradient in the same pass), and a dense dW has n rows to clear,
-which at 8192 x 8192 costs more than all the arithmetic; rows avoid that.
+2 B k m operations for each product instead of 2 B n m. W being `(n, m)` makes the gathered rows contiguous. What
+remains is memory: the statistics read dy once, with the bias gradient in the same pass, and a dense dW has n rows to
+clear, which at 8192 x 8192 costs more than all the arithmetic; rows avoid that.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     S(dy) = dy ⊙ mask        dx = S(dy) W        dW = S(dy)ᵀ x
 
-It saves nothing, since a dense product takes as long for a zero as for any other number; it costs the selection on top. It is
-here as the measured answer to "why not just mask?", as the kernel for every device, dtype and empty shape, and as the one made of
-differentiable operators, which double backward goes through. A non-finite x or w spreads as in a dense layer (0 · inf = NaN).
+It saves nothing, since a dense product takes as long for a zero as for any other number, and it costs the selection on
+top. It is here as the measured answer to "why not just mask?", as the kernel for every device, dtype and empty shape,
+and as the one made of differentiable operators, which double backward and torch.func go through. A non-finite x or w
+spreads as in a dense layer (0 · inf = NaN).
 """
 
 from __future__ import annotations
