@@ -1,0 +1,142 @@
+"""`meprop-bench data`: list, fetch and check the data sets.
+
+meprop-bench data list
+meprop-bench data fetch mnist
+MEPROP_BENCH_DATA=/path/to/data meprop-bench data check
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meprop_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from meprop_bench.data.fetch import Progress
+    from meprop_bench.data.sources import Source
+
+__all__ = ["command"]
+
+
+@click.group(name="data", short_help="List, fetch and check the data sets.")
+def command() -> None:
+    """List, fetch and check the data sets.
+
+    They lie in the folder that MEPROP_BENCH_DATA names, else in the user's cache. The digits need no file: they come
+    with scikit-learn.
+    """
+
+
+@command.command(name="list")
+def list_() -> None:
+    """Show every data set, and what of it is here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from meprop_bench.data.location import data_folder
+    from meprop_bench.data.sources import SOURCES
+
+    folder = data_folder()
+    table = Table("name", "for", "licence", "size", "state")
+    table.columns[3].justify = "right"
+    for source in SOURCES.values():
+        table.add_row(
+            source.name, source.purpose, source.licence, f"{source.size / 1e6:.1f} MB", _state(folder, source)
+        )
+    here = importlib.util.find_spec("sklearn") is not None
+    table.add_row(
+        "digits",
+        "MLP: 1,797 small images of handwritten digits",
+        "CC BY 4.0",
+        "0.5 MB",
+        "present" if here else "missing: pip install 'meprop-bench[digits]'",
+    )
+    console = Console()
+    console.print(table)
+    click.echo(f"data folder: {folder} ({_chosen_by()})")
+
+
+@command.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Download files that are here and whole, too.")
+def fetch(names: tuple[str, ...], force: bool) -> None:
+    """Download data sets, verified, into the data folder. An interrupted download goes on where it stopped."""
+    from meprop_bench.data.fetch import fetch as download
+    from meprop_bench.data.location import data_folder
+    from meprop_bench.data.sources import find_source
+
+    sources = [find_source(name) for name in dict.fromkeys(names)]
+    folder = data_folder()
+    for source in sources:
+        with _progress(source) as progress:
+            fetched = download(source, folder, force=force, progress=progress)
+        kept = len(source.files) - len(fetched)
+        click.echo(f"{source.name}: {len(fetched)} fetched, {kept} already here, in {folder / source.name}")
+
+
+@command.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def check(names: tuple[str, ...]) -> None:
+    """Verify the SHA-256 of every file of the data sets named, else of those that are here.
+
+    A file that is missing or not as published is one line, and the exit code 2.
+    """
+    from meprop_bench.data.content import State, inspect
+    from meprop_bench.data.location import data_folder, locate
+    from meprop_bench.data.sources import SOURCES, find_source
+
+    folder = data_folder()
+    sources = [find_source(name) for name in dict.fromkeys(names)] or [
+        source for source in SOURCES.values() if any(locate(folder, source, file) for file in source.files)
+    ]
+    if not sources:
+        raise UserError(f"no data set lies in {folder}: fetch one with `meprop-bench data fetch NAME`")
+    damaged = []
+    for source in sources:
+        for file in source.files:
+            state, detail = inspect(folder, source, file, thorough=True)
+            click.echo(f"{source.name}/{file.stored_name}: {state}{f': {detail}' if detail else ''}")
+            if state is not State.VERIFIED and source.name not in damaged:
+                damaged.append(source.name)
+    if damaged:
+        raise UserError(f"data are missing or damaged: run `meprop-bench data fetch {' '.join(damaged)}`")
+
+
+def _chosen_by() -> str:
+    from meprop_bench.data.location import VARIABLE
+
+    return VARIABLE if os.environ.get(VARIABLE) else f"the cache; {VARIABLE} chooses another"
+
+
+def _state(folder: Path, source: Source) -> str:
+    """Return what is known of a data set without reading it all."""
+    from meprop_bench.data.content import State, inspect
+
+    found = [(file, *inspect(folder, source, file, thorough=False)) for file in source.files]
+    if all(state is State.PRESENT for _, state, _ in found):
+        return "present"
+    if all(state is State.MISSING for _, state, _ in found):
+        return "missing"
+    return "\n".join(f"{file.name}: {state}" for file, state, _ in found if state is not State.PRESENT)
+
+
+@contextmanager
+def _progress(source: Source) -> Iterator[Progress]:
+    """Show a bar for each file that is being fetched, on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {
+            file: bars.add_task(f"{source.name}/{file.name}", total=file.size, visible=False) for file in source.files
+        }
+        yield lambda file, done: bars.update(tasks[file], completed=done, visible=True)

@@ -1,0 +1,83 @@
+"""Read IDX, the format of MNIST: strict, so that a damaged file says so instead of training on noise.
+
+    offset  0: two zero bytes · data type (0x08 = unsigned byte) · number of dimensions d
+    offset  4: d sizes, each a big-endian 32-bit integer
+    after it : the entries, row-major; nothing else
+
+The length follows from the header alone, so one byte too few or too many is an error. MNIST and its relatives hold
+unsigned bytes; the format's other types have no user here and are refused by name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from meprop_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["read_idx"]
+
+_UNSIGNED_BYTE = 0x08
+_LARGEST = 1 << 31  # bytes; a header that states more is damaged (MNIST's training images are 47 MB)
+
+
+def read_idx(path: Path, dimensions: int, remedy: str = "fetch the file again") -> Tensor:
+    """Read a file of unsigned bytes, gzip or plain.
+
+    Args:
+        path: the file; it is taken for gzip when it begins like one.
+        dimensions: how many dimensions it must have.
+        remedy: what the reader of an error message can do.
+
+    Returns:
+        A `uint8` tensor of the shape that the header states.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or is another kind of file.
+
+    """
+    import torch
+
+    try:
+        with path.open("rb") as probe:
+            is_gzip = probe.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_gzip else path.open("rb") as stream:
+            shape, entries = _read(cast(BinaryIO, stream), dimensions)
+    except (ValueError, EOFError, zlib.error, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"cannot read {path}: {reason}; {remedy}") from None
+    return (
+        torch.frombuffer(entries, dtype=torch.uint8).reshape(shape)
+        if entries
+        else torch.empty(shape, dtype=torch.uint8)
+    )
+
+
+def _read(stream: BinaryIO, dimensions: int) -> tuple[tuple[int, ...], bytearray]:
+    """Return the shape and the entries; `ValueError` says what is wrong."""
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0":
+        raise ValueError("it is not an IDX file")
+    if magic[2] != _UNSIGNED_BYTE:
+        raise ValueError(f"its data type is 0x{magic[2]:02X}, not unsigned bytes (0x08)")
+    if magic[3] != dimensions:
+        raise ValueError(f"it has {magic[3]} dimensions, not {dimensions}")
+    header = stream.read(4 * dimensions)
+    if len(header) < 4 * dimensions:
+        raise ValueError("it is truncated in its header")
+    shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(0, len(header), 4))
+    stated = math.prod(shape)
+    if stated > _LARGEST:
+        raise ValueError(f"its header states {stated:,} entries, which cannot be right")
+    entries = bytearray(stream.read(stated))
+    if len(entries) < stated:
+        raise ValueError(f"it is truncated: {len(entries):,} of the {stated:,} entries its header states")
+    if stream.read(1):
+        raise ValueError(f"data follow the {stated:,} entries its header states")
+    return shape, entries

@@ -1,0 +1,49 @@
+"""Where data lie: one folder, `NAME/FILE.gz` in it.
+
+`MEPROP_BENCH_DATA` names the folder; without it the user's cache holds one (`$XDG_CACHE_HOME/meprop-bench`, else
+`~/.cache/meprop-bench`). A plain file `NAME/FILE` beside or instead of the gzip is read too, so a folder that somebody
+unpacked by hand works; `FILE.gz` comes first when both are there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from meprop_bench.data.sources import DataFile, Source
+from meprop_bench.errors import UserError
+
+__all__ = ["VARIABLE", "data_folder", "locate"]
+
+VARIABLE = "MEPROP_BENCH_DATA"
+
+
+def data_folder() -> Path:
+    """Return the folder of all data sets; the default one need not exist yet.
+
+    Raises:
+        UserError: `MEPROP_BENCH_DATA` names no folder, or there is no home directory to keep a cache in.
+
+    """
+    if chosen := os.environ.get(VARIABLE):
+        folder = Path(chosen).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{VARIABLE}={chosen} is not a folder: create it, or unset the variable to use the cache")
+        return folder
+    # The XDG specification has relative paths ignored: they would mean another cache in each working directory.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():
+        try:
+            cache = Path.home() / ".cache"
+        except RuntimeError:
+            raise UserError(f"there is no home directory to keep data in: set {VARIABLE} to a folder") from None
+    return cache / "meprop-bench"
+
+
+def locate(folder: Path, source: Source, file: DataFile) -> Path | None:
+    """Return where `file` lies in `folder` (the gzip, else the plain file), or None."""
+    for name in (file.stored_name, file.name):
+        path = folder / source.name / name
+        if path.is_file():
+            return path
+    return None

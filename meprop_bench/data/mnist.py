@@ -1,0 +1,61 @@
+"""MNIST as the papers use it: 55,000 training, 5,000 development and 10,000 test images of 28 x 28 pixels.
+
+The development set is the *first* 5,000 training images (the authors' code), pixels are divided by 255 and not
+normalised, and an image is one row of 784.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meprop_bench.data.idx import read_idx
+from meprop_bench.data.images import ImageData, Part
+from meprop_bench.data.location import data_folder, locate
+from meprop_bench.data.sources import SOURCES
+from meprop_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DEV_IMAGES", "load_mnist"]
+
+DEV_IMAGES = 5_000
+_REMEDY = "run `meprop-bench data fetch mnist`"
+
+
+def load_mnist() -> ImageData:
+    """Load MNIST from the data folder.
+
+    Raises:
+        UserError: a file is missing or damaged.
+
+    """
+    images, labels = _read("train")
+    return ImageData(
+        name="mnist",
+        train=_part(images[DEV_IMAGES:], labels[DEV_IMAGES:]),
+        dev=_part(images[:DEV_IMAGES], labels[:DEV_IMAGES]),
+        test=_part(*_read("t10k")),
+    )
+
+
+def _read(prefix: str) -> tuple[Tensor, Tensor]:
+    """Read images (N, 28, 28) and labels (N,) of one published part, and hold them against each other."""
+    images = _array(f"{prefix}-images-idx3-ubyte", 3)
+    labels = _array(f"{prefix}-labels-idx1-ubyte", 1)
+    if images.shape[1:] != (28, 28) or len(images) != len(labels) or len(labels) <= DEV_IMAGES or labels.max() > 9:
+        found = f"images {tuple(images.shape)}, labels {tuple(labels.shape)}"
+        raise UserError(f"the {prefix} files in {data_folder() / 'mnist'} are not MNIST's ({found}): {_REMEDY}")
+    return images, labels
+
+
+def _array(name: str, dimensions: int) -> Tensor:
+    source = SOURCES["mnist"]
+    path = locate(data_folder(), source, source.file(name))
+    if path is None:
+        raise UserError(f"MNIST is not complete: no {name}.gz in {data_folder() / 'mnist'}; {_REMEDY}")
+    return read_idx(path, dimensions, _REMEDY)
+
+
+def _part(images: Tensor, labels: Tensor) -> Part:
+    return Part(images.reshape(len(images), -1).float().div_(255), labels.long())
