@@ -1,7 +1,7 @@
 """`MePropLinear`: an `nn.Linear` whose backward pass keeps k of its n outputs.
 
-It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways; the method is in
-`meprop_bench.ops.linear`.
+It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways, and adds the keywords
+k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; whole models are turned by `nn.convert`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,34 @@ class MePropLinear(nn.Linear):
         kernel: str = "auto",
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._configure(k, selection, sparse, kernel)
+        self.configure(k=k, selection=selection, sparse=sparse, kernel=kernel)
 
-    def _configure(self, k: float, selection: str, sparse: bool, kernel: str) -> None:
+    @classmethod
+    def from_linear(
+        cls, layer: nn.Linear, *, k: float, selection: str = "example", sparse: bool = False, kernel: str = "auto"
+    ) -> Self:
+        """Make a layer that shares the parameters of `layer`, the very objects, and has its training flag.
+
+        Hooks stay with `layer`.
+
+        Raises:
+            ValueError: for a k, selection or kernel that does not exist, or if the weight is not a parameter of `layer`
+                but computed from others (weight_norm, parametrize, prune), which could not be shared.
+
+        """
+        if "weight" not in layer._parameters:
+            raise ValueError(f"the weight of {layer} is computed from other parameters: convert the layer, then wrap
+            it")
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.in_features, new.out_features = layer.in_features, layer.out_features
+        new.register_parameter("weight", layer.weight)
+        new.register_parameter("bias", layer.bias)
+        new.configure(k=k, selection=selection, sparse=sparse, kernel=kernel)
+        return new.train(layer.training)
+
+    def configure(self, *, k: float, selection: str, sparse: bool, kernel: str) -> None:
+        """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
         check_selection(selection)
         kernels.get(kernel)
         self.k = k
@@ -62,7 +87,7 @@ class MePropLinear(nn.Linear):
 
     @property
     def k(self) -> float:
-        """Outputs kept, as given; may be changed while training."""
+        """Outputs kept, an int or a ratio, as it was given."""
         return self._k
 
     @k.setter
@@ -70,20 +95,8 @@ class MePropLinear(nn.Linear):
         check_k(k)
         self._k = k
 
-    @classmethod
-    def from_linear(
-        cls, layer: nn.Linear, *, k: float, selection: str = "example", sparse: bool = False, kernel: str = "auto"
-    ) -> Self:
-        """Make a layer that shares the parameters of `layer`, the very objects, and its training flag."""
-        new = cls.__new__(cls)
-        nn.Module.__init__(new)
-        new.in_features, new.out_features = layer.in_features, layer.out_features
-        new.weight, new.bias = layer.weight, layer.bias
-        new._configure(k, selection, sparse, kernel)
-        return new.train(layer.training)
-
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer to `(*, in_features)`."""
+        """Apply the layer to input `(*, m)`; returns `(*, n)`."""
         return linear(
             input,
             self.weight,
@@ -95,5 +108,6 @@ class MePropLinear(nn.Linear):
         )
 
     def extra_repr(self) -> str:
-        """`nn.Linear`'s, and the method."""
-        return f"{super().extra_repr()}, k={self.k}, selection={self.selection}" + (", sparse" if self.sparse else "")
+        """Describe the layer as `nn.Linear` does, and the method."""
+        rest = "" if self.kernel == "auto" else f", kernel={self.kernel}"
+        return f"{super().extra_repr()}, k={self.k}, selection={self.selection}, sparse={self.sparse}{rest}"
