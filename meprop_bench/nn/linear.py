@@ -66,8 +66,7 @@ class MePropLinear(nn.Linear):
 
         """
         if "weight" not in layer._parameters:
-            raise ValueError(f"the weight of {layer} is computed from other parameters: convert the layer, then wrap
-            it")
+            raise ValueError(f"the weight of {layer} is computed from others: take a plain layer, then wrap its weight")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new.in_features, new.out_features = layer.in_features, layer.out_features
