@@ -100,6 +100,8 @@ class Row:
     allocator: str
     phase: str | None
     data: str | None = None
+    layers: int | None = None
+    optimizer: str | None = None
     median_s: float | None = None
     values_s: tuple[float, ...] | None = None
     baseline_median_s: float | None = None

@@ -1,0 +1,81 @@
+"""`meprop-bench report`: print the report of results folders, or write it anew.
+
+meprop-bench report reports/2026-03-04_amd-epyc-2c_quick
+meprop-bench report reports/*_quick --format csv > quick.csv
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meprop_bench.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from meprop_bench.report.document import Document
+
+__all__ = ["command"]
+
+
+@click.command(name="report", short_help="Print or write the report of a results folder.")
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "md", "csv", "html"]),
+    default="table",
+    show_default=True,
+    help="Print as this; table also writes README.md, index.html and the plots of each folder anew.",
+)
+@click.option("--mixed-environments", is_flag=True, help="Show folders of different environments side by side.")
+def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> int:
+    """Print the report of results folders. Nothing is measured: stored results are read.
+
+    Results of different environments are not comparable; showing several folders whose environments differ needs
+    --mixed-environments.
+    """
+    from meprop_bench.report.document import Document
+    from meprop_bench.report.formats import write_as
+
+    documents = [Document.load(folder) for folder in dict.fromkeys(folders)]
+    if not mixed_environments:
+        _check_comparable(documents)
+    for document in documents:
+        for note in document.notes:
+            click.echo(f"{document.title}: {note}", err=True)
+    if not any(document.rows for document in documents):
+        raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
+    out = click.get_text_stream("stdout")
+    if form == "table":
+        _write_all(folders)
+        for document in documents:
+            write_as("table", document, out)
+    else:
+        write_as(form, Document.joined(documents), out)
+    return ExitCode.OK
+
+
+def _write_all(folders: Sequence[Path]) -> None:
+    from meprop_bench.report import missing_parts, write_report
+
+    for folder in dict.fromkeys(folders):
+        names = ", ".join(path.name for path in write_report(folder))
+        click.echo(f"wrote {names} in {folder}", err=True)
+    if remark := missing_parts():
+        click.echo(remark, err=True)
+
+
+def _check_comparable(documents: Sequence[Document]) -> None:
+    """Refuse folders unless the widest of them knows every environment of the others."""
+    known = [frozenset(row.environment_id for row in document.rows) for document in documents]
+    widest = max(known, key=len)
+    for document, environments in zip(documents, known, strict=True):
+        if not environments <= widest:
+            raise UserError(
+                f"{document.title} was measured in another environment than the rest, so the figures are not"
+                " comparable: report it alone, or add --mixed-environments",
+                ExitCode.NOT_COMPARABLE,
+            )

@@ -1,0 +1,62 @@
+"""A results folder as something to read: tables, plots, README.md and an HTML page, made from stored results alone.
+
+Nothing here measures or loads torch, so a report can be made again anywhere. Plots and the page need the `report`
+extra; without it the README is written alone and says what is missing.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meprop_bench.report.document import Document
+from meprop_bench.results.store import replace_file
+
+if TYPE_CHECKING:
+    from meprop_bench.report.plots import Plot
+
+__all__ = ["draw", "missing_parts", "write_report"]
+
+
+def missing_parts() -> str:
+    """Return one line that says which parts of a report cannot be made here and what to install, or ''."""
+    parts = {"matplotlib": "plots", "jinja2": "HTML page"}
+    if not (missing := [what for module, what in parts.items() if find_spec(module) is None]):
+        return ""
+    return f"Written without {' and '.join(missing)}: install them with pip install 'meprop-bench[report]'"
+
+
+def draw(document: Document) -> tuple[list[Plot], str]:
+    """Return the plots that can be made here, and one line on what is missing, or ''."""
+    if find_spec("matplotlib") is None:
+        return [], missing_parts()
+    from meprop_bench.report.plots import plots
+
+    return plots(document.rows), missing_parts()
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write README.md, index.html and the plots of a results folder anew and return their paths.
+
+    Raises:
+        UserError: no results there, corrupt rows, a folder that cannot be written.
+
+    """
+    document = Document.load(folder)
+    drawn, remark = draw(document)
+    contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
+
+    from meprop_bench.report.markdown import as_readme
+
+    contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in drawn], remark)
+    if find_spec("jinja2") is not None:
+        from meprop_bench.report.html import as_html
+
+        contents["index.html"] = as_html(document, drawn, remark)
+    for stale in (*folder.glob("speedup-*.svg"), *folder.glob("phases-*.svg")):
+        if stale.name not in contents:
+            stale.unlink(missing_ok=True)
+    for name, content in contents.items():
+        replace_file(folder / name, content)
+    return [folder / name for name in contents]

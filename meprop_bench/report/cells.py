@@ -1,0 +1,133 @@
+"""What a figure looks like to a reader: three significant digits, a unit that fits, and a dash for what does not apply.
+
+Each function turns one property of a row into a `Cell`: text, and a tone that a terminal and a page show as a colour.
+The text alone says everything: a mark or a word always goes with the tone, so nothing is lost in black and white.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from meprop_bench.results.schema import PASSED, Row
+
+__all__ = [
+    "ABSENT",
+    "Cell",
+    "check",
+    "efficiency",
+    "interval",
+    "label",
+    "memory",
+    "parity",
+    "quantity",
+    "ratio",
+    "seconds",
+    "shape",
+    "speedup",
+]
+
+ABSENT = "–"
+Tone: TypeAlias = Literal["", "good", "bad", "quiet"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a table's cell and how it is meant."""
+
+    text: str
+    tone: Tone = ""
+
+
+def digits(value: float) -> str:
+    """Three significant digits without an exponent; more before the point where the number needs them."""
+    size = abs(value)
+    return f"{value:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}"
+
+
+def seconds(value: float | None) -> str:
+    """A time in s, ms, µs or ns."""
+    if value is None:
+        return ABSENT
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= 0.9995 * scale:
+            return f"{digits(value / scale)} {unit}"
+    return f"{digits(value / 1e-9)} ns"
+
+
+def memory(value: float | None) -> str:
+    """A size in binary units."""
+    if value is None:
+        return ABSENT
+    for unit, scale in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
+        if value >= scale:
+            return f"{digits(value / scale)} {unit}"
+    return f"{value:.0f} B"
+
+
+def quantity(value: float) -> str:
+    """A number of any size with a decimal prefix, as in `35.1 G`."""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if abs(value) >= scale:
+            return f"{digits(value / scale)} {unit}"
+    return f"{value:g}"
+
+
+def ratio(value: float) -> str:
+    """A speed-up as in `5.12x`."""
+    return f"{digits(value)}x"
+
+
+def interval(low: float | None, high: float | None, sign: str = "") -> str:
+    """An interval as in ` [5.02, 5.22]`, leading space included, or nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    return f" [{low:+.2f}, {high:+.2f}]" if sign else f" [{digits(low)}, {digits(high)}]"
+
+
+def speedup(row: Row) -> Cell:
+    """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check."""
+    if not row.passed or row.speedup is None:
+        return Cell(ABSENT, "quiet")
+    if row.significant is None:
+        return Cell(f"{ratio(row.speedup)} no interval", "quiet")
+    text = ratio(row.speedup) + interval(row.speedup_low, row.speedup_high) + " ~" * (row.converged is False)
+    if not row.significant:
+        return Cell(f"{text} not significant", "quiet")
+    return Cell(text, "good" if row.speedup > 1 else "bad")
+
+
+def efficiency(row: Row) -> Cell:
+    """The floor as a share of the measured time, in percent."""
+    return Cell(ABSENT, "quiet") if row.efficiency is None or not row.passed else Cell(f"{100 * row.efficiency:.0f}%")
+
+
+def check(row: Row) -> Cell:
+    """Whether the case ran and computed the right thing."""
+    if row.error is not None:
+        return Cell(f"error: {row.error}", "bad")
+    if row.check is None:
+        return Cell("not checked", "bad")
+    return Cell(PASSED, "good") if row.check == PASSED else Cell(f"FAILED: {row.check}", "bad")
+
+
+def parity(row: Row) -> Cell:
+    """The verdict on the accuracy, with the difference to dense in points."""
+    if row.parity is None:
+        return Cell(ABSENT, "quiet")
+    found = row.parity
+    tones: dict[str, Tone] = {"pass": "good", "fail": "bad", "inconclusive": "quiet"}
+    return Cell(f"{found.verdict} {found.difference:+.2f}{interval(found.low, found.high, '+')}", tones[found.verdict])
+
+
+def shape(row: Row) -> str:
+    """Batch and sizes as the papers write them: `1024, 8192 → 8192`."""
+    if row.in_features is None or row.out_features is None:
+        return str(row.batch)
+    return f"{row.batch}, {row.in_features} → {row.out_features}"
+
+
+def label(row: Row) -> str:
+    """One row in words, for notes and plots."""
+    parts = (f"{row.workload} {row.method} k={row.k:g}", shape(row), f"{row.gradient} gradient", row.phase or "")
+    return ", ".join(part for part in parts if part)

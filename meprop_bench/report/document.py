@@ -1,0 +1,127 @@
+"""What a report is about: the rows of a results folder and where they come from, read once, printed in any format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from meprop_bench.report.cells import memory, quantity
+from meprop_bench.report.sections import Section, parity_section, sections, summary
+from meprop_bench.results.schema import SCHEMA, Row
+from meprop_bench.results.store import Store
+
+__all__ = ["HOW_TO_READ", "Document"]
+
+HOW_TO_READ = (
+    "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
+    " several fresh processes; the brackets hold its 95% interval over the processes.",
+    "A tilde (~) marks an interval wider than the target: the budget was spent first. Not significant: the interval"
+    " contains 1. A case that failed its correctness check has no speed-up.",
+    "Dense and sparse are medians of one iteration of the phase. Efficiency is the floor divided by the sparse median;"
+    " the floor is the least time that this machine's measured arithmetic rate and memory bandwidth allow.",
+    "Peak memory is what the phase allocates on top of what it starts with, dense → sparse.",
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One results folder, ready to be printed.
+
+    Attributes:
+        title: the folder's name.
+        command: what made the results.
+        started: when, ISO 8601.
+        rows: in the order of their measurement.
+        environments: what each environment id stands for.
+        peaks: the machine's measured peaks, which the floors come from.
+        notes: what was noticed while the results were read.
+
+    """
+
+    title: str
+    command: str
+    started: str
+    rows: Sequence[Row]
+    environments: Mapping[str, Any] = field(default_factory=dict)
+    peaks: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, store: Store) -> Self:
+        """Take what an open store holds now."""
+        head = store.header
+        return cls(
+            title=store.folder.resolve().name,
+            command=head["command"],
+            started=head["started"],
+            rows=store.rows(),
+            environments=head["environments"],
+            peaks=head["peaks"],
+            notes=tuple(store.notes),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a results folder; raises `UserError` if there is none or it is corrupt."""
+        return cls.of(Store.open(folder))
+
+    @classmethod
+    def joined(cls, documents: Sequence[Self]) -> Self:
+        """Several documents as one, rows of each in turn; a single one stays what it is."""
+        if len(documents) == 1:
+            return documents[0]
+        return cls(
+            title=" and ".join(document.title for document in documents),
+            command="; ".join(document.command for document in documents),
+            started=", ".join(document.started for document in documents),
+            rows=[row for document in documents for row in document.rows],
+            environments={key: env for document in documents for key, env in document.environments.items()},
+            peaks={document.title: document.peaks for document in documents if document.peaks},
+            notes=[f"{document.title}: {note}" for document in documents for note in document.notes],
+        )
+
+    @property
+    def summary(self) -> list[str]:
+        """The result in a few sentences."""
+        return summary(self.rows)
+
+    @property
+    def sections(self) -> list[Section]:
+        """The tables, accuracy last."""
+        accuracy = parity_section(self.rows)
+        return [*sections(self.rows), *([accuracy] if accuracy else [])]
+
+    @property
+    def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Environments and peaks as titled lists of name and value."""
+        found = [(f"Environment {key}", list(_flat(value))) for key, value in self.environments.items()]
+        if self.peaks:
+            found.append(("Measured peaks", list(_flat(self.peaks))))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `--format json` prints; `environment` maps each row's environment id to what it is."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "environment": dict(self.environments),
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Nested JSON as pairs of a dotted name and a readable value; a list of pairs is a curve over sizes in bytes."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        if value and all(isinstance(item, list | tuple) and len(item) == 2 for item in value):
+            yield name, ", ".join(f"{memory(size)}: {quantity(rate)}" for size, rate in value)
+        else:
+            yield name, ", ".join(str(item) for item in value)
+    elif isinstance(value, float):
+        yield name, quantity(value)
+    else:
+        yield name, "none" if value is None else str(value)

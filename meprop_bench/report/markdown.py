@@ -1,0 +1,66 @@
+"""The document as Markdown: tables for `--format md`, and the README.md that a results folder shows on a code host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from meprop_bench.report.document import HOW_TO_READ, Document
+from meprop_bench.report.sections import Section
+
+__all__ = ["as_markdown", "as_readme"]
+
+
+def as_markdown(document: Document) -> str:
+    """Return the tables, the command that made them and the result in a few sentences."""
+    parts = [_code(document.command), "\n".join(f"- {_text(line)}" for line in document.summary)]
+    parts += [_section(section) for section in document.sections]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str = "") -> str:
+    """Return the page of a results folder.
+
+    Args:
+        document: the folder's contents.
+        plots: file name and what it shows, in the order of the page.
+        remark: why something is missing, if it is.
+
+    """
+    again = f"meprop-bench report {document.title}"
+    parts = [
+        f"# {_text(document.title)}",
+        f"Measured from {_text(document.started)} by",
+        _code(document.command),
+        "\n".join(f"- {_text(line)}" for line in (*document.summary, *document.notes)),
+    ]
+    if remark:
+        parts.append(f"> {_text(remark)}")
+    parts += [f"![{_text(caption)}]({name})\n\n{_text(caption)}" for name, caption in plots]
+    parts += [_section(section) for section in document.sections]
+    parts += ["## How to read this", "\n".join(f"- {_text(line)}" for line in HOW_TO_READ)]
+    for title, facts in document.facts:
+        lines = [f"| {_text(name)} | {_text(value)} |" for name, value in facts]
+        parts += [f"## {_text(title)}", "\n".join(["| what | value |", "| --- | --- |", *lines])]
+    parts.append(f"Generated from `measurements.jsonl` and `environment.json`; again by `{again}`.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(section: Section) -> str:
+    rule = [" --- " if name in section.left else " ---: " for name in section.columns]
+    lines = [f"| {' | '.join(_text(name) for name in section.columns)} |", f"|{'|'.join(rule)}|"]
+    lines += [f"| {' | '.join(_text(cell.text) for cell in line)} |" for group in section.groups for line in group]
+    parts = [f"## {_text(section.title)}", _text(section.constants), _text(section.remark), "\n".join(lines)]
+    parts += [_text(note) for note in section.footnotes]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _text(text: str) -> str:
+    """Escape what Markdown or its HTML would interpret. `~` is left alone: one of them is no mark."""
+    return re.sub(r"([\\`*_\[\]<>|#&]|~~)", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    """A block of code that no run of backticks in `text` can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}sh\n{text}\n{fence}"

@@ -1,0 +1,210 @@
+"""The two pictures of a report, as SVG.
+
+1. Speed-up over k with intervals, beside what it cannot exceed (n/k, the share of the arithmetic that is left), what
+   this machine's floor allows, and, for the shape that the paper measured, what the paper reports.
+2. Where a step's time goes: forward, backward and update stacked, dense beside sparse.
+
+A plot shows one shape on one device under one allocator; everything that is constant in it is in its title. The colours
+are Okabe and Ito's, told apart by every kind of colour vision, and each series has a marker of its own as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from meprop_bench.report.cells import shape
+from meprop_bench.results.schema import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Plot", "plots"]
+
+# ICML 2017, table 7: backward time of the linear layer, batch 1024, 8192 -> 8192, unified, on a GTX 1080.
+_PAPER_SHAPE = (1024, 8192, 8192)
+_PAPER = {8: 36.8, 16: 33.6, 32: 27.5, 64: 21.4, 128: 14.5, 256: 8.0, 512: 4.4}
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_STACK = {"forward": "#56B4E9", "backward": "#D55E00", "update": "#B8B8B8"}
+_STYLE: Any = {
+    "svg.hashsalt": "meprop-bench",  # the same rows give the same bytes
+    "text.parse_math": False,  # a $ in a name is a $
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+_MOST_BARS = 12
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture: the file's name, what it shows in a sentence, and the SVG."""
+
+    name: str
+    caption: str
+    svg: bytes
+
+
+def plots(rows: Sequence[Row]) -> list[Plot]:
+    """Draw every picture that the rows give; needs matplotlib (ImportError)."""
+    import matplotlib as mpl
+
+    drawn: list[Plot] = []
+    with mpl.rc_context(_STYLE):
+        for found in _by(rows, lambda row: (row.workload, *_setting(row), row.phase)):
+            timed = [row for row in found if row.speedup is not None]
+            if found[0].phase in ("backward", "linear-backward", "step") and len({row.k for row in timed}) > 1:
+                drawn.append(_over_k(timed, len(drawn)))
+        for found in _by(rows, lambda row: (row.workload, *_setting(row))):
+            cases = [case for case in _by(found, lambda row: (row.case_id,)) if _phases(case)]
+            if cases:
+                drawn.append(_stacked(cases[:_MOST_BARS], len(drawn)))
+    return drawn
+
+
+def _by(rows: Sequence[Row], key: Callable[[Row], tuple[object, ...]]) -> list[list[Row]]:
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())
+
+
+def _setting(row: Row) -> tuple[object, ...]:
+    sizes = (row.batch, row.in_features, row.out_features)
+    return (*sizes, row.device, row.threads, row.dtype, row.allocator, row.data, row.environment_id)
+
+
+def _title(row: Row) -> str:
+    parts = [f"batch {shape(row)}", row.device, f"{row.threads} threads" if row.threads else "", row.dtype]
+    return ", ".join(part for part in (*parts, f"{row.allocator} allocator", row.data or "") if part)
+
+
+def _over_k(rows: list[Row], number: int) -> Plot:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    first = rows[0]
+    kernels = _by(rows, lambda row: (row.method, row.gradient, row.kernel_requested))
+    plain = len({row.kernel_requested for row in rows}) == 1
+    for index, series in enumerate(kernels):
+        named = f"{series[0].method}, {series[0].gradient} gradient"
+        named += "" if plain else f", {series[0].kernel_requested}"
+        _series(axes, sorted(series, key=lambda row: row.k), named, index)
+    _bounds(axes, rows)
+    _paper(axes, rows)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ks = sorted({row.k for row in rows})
+    axes.xaxis.set_major_locator(FixedLocator(ks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_locator(FixedLocator([a * 10**b for b in range(-3, 6) for a in (1, 2, 5)]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.grid(axis="y", linewidth=0.4, color="#DDDDDD")
+    axes.set_axisbelow(True)
+    what = "share of the neurons kept, k" if all(isinstance(k, float) for k in ks) else "neurons kept, k"
+    axes.set_xlabel(what)
+    axes.set_ylabel(f"speed-up of the {first.phase} over dense")
+    axes.set_title(_title(first))
+    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    caption = f"Speed-up of the {first.phase} over k ({first.workload}; {_title(first)}), with 95% intervals."
+    return Plot(_name("speedup", first, number), caption, _svg(figure))
+
+
+def _series(axes: Axes, rows: list[Row], named: str, index: int) -> None:
+    """One line with error bars, and dotted in the same colour what the machine's floor would allow."""
+    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    ks, values = [row.k for row in rows], [row.speedup or 0.0 for row in rows]
+    ends = [(row.speedup_low or value, row.speedup_high or value) for row, value in zip(rows, values, strict=True)]
+    spread = [
+        [value - low for value, (low, _) in zip(values, ends, strict=True)],
+        [high - value for value, (_, high) in zip(values, ends, strict=True)],
+    ]
+    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 3}
+    axes.errorbar(ks, values, yerr=spread, label=named, **style)
+    floors = [(row.k, row.baseline_median_s / row.floor_s) for row in rows if row.baseline_median_s and row.floor_s]
+    if len(floors) > 1:
+        axes.plot(
+            *zip(*floors, strict=True), color=colour, linewidth=1.1, linestyle=":", label="  at the machine's floor"
+        )
+
+
+def _bounds(axes: Axes, rows: list[Row]) -> None:
+    """n/k: of n columns of dy, k are left (a linear layer alone; an mlp has dense layers as well)."""
+    n = rows[0].out_features
+    if rows[0].workload == "linear" and n is not None:
+        ks = sorted({row.k for row in rows})
+        bound = [n / k if isinstance(k, int) else 1 / k for k in ks]
+        axes.plot(ks, bound, color="#777777", linewidth=1.1, linestyle="--", label="n/k, the arithmetic's bound")
+
+
+def _paper(axes: Axes, rows: list[Row]) -> None:
+    first = rows[0]
+    if first.workload != "linear" or (first.batch, first.in_features, first.out_features) != _PAPER_SHAPE:
+        return
+    if any(row.method == "unified" for row in rows) and first.phase == "backward":
+        style: dict[str, Any] = {"color": "black", "marker": "x", "markersize": 5, "linewidth": 1.0, "linestyle": "-."}
+        axes.plot(list(_PAPER), list(_PAPER.values()), label="paper, unified, GTX 1080\n(ICML 2017, table 7)", **style)
+
+
+def _phases(case: list[Row]) -> list[Row]:
+    """The rows that add up to a step, if the case has several of them, timed on both sides."""
+    found = {row.phase: row for row in case if row.median_s is not None and row.baseline_median_s is not None}
+    stack = [found[phase] for phase in _STACK if phase in found]
+    return stack if len(stack) > 1 else []
+
+
+def _stacked(cases: list[list[Row]], number: int) -> Plot:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.5 + 0.62 * len(cases)), layout="constrained")
+    axes = figure.add_subplot()
+    most = max(sum(row.baseline_median_s or 0 for row in _phases(case)) for case in cases)
+    unit, scale = ("s", 1.0) if most >= 1 else ("ms", 1e3) if most >= 1e-3 else ("µs", 1e6)
+    ticks: list[tuple[float, str]] = []
+    for index, case in enumerate(cases):
+        first = case[0]
+        named = f"{first.method} k={first.k:g}" + (" (rows)" if first.gradient == "rows" else "")
+        for offset, side in ((-0.2, "dense"), (0.2, named)):
+            start = 0.0
+            for row in _phases(case):
+                seconds = row.baseline_median_s if side == "dense" else row.median_s
+                assert seconds is not None
+                label = str(row.phase) if index == 0 and side == "dense" else None
+                colour = _STACK[str(row.phase)]
+                width = scale * seconds
+                axes.barh(index + offset, width, 0.36, left=start, color=colour, edgecolor="white", label=label)
+                start += width
+            ticks.append((index + offset, side))
+    axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"median time of one iteration, {unit}")
+    axes.set_title(_title(cases[0][0]))
+    axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.18 if len(cases) > 3 else -0.3), fontsize=8.5)
+    caption = f"Where the time of a step goes, dense above sparse ({cases[0][0].workload}; {_title(cases[0][0])})."
+    return Plot(_name("phases", cases[0][0], number), caption, _svg(figure))
+
+
+def _name(kind: str, row: Row, number: int) -> str:
+    """A file name from what is in the rows, which may hold anything printable."""
+    words = f"{row.workload}-{row.phase if kind == 'speedup' else 'step'}-{row.allocator}"
+    return f"{kind}-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', words)[:60]}.svg"
+
+
+def _svg(figure: Figure) -> bytes:
+    target = BytesIO()
+    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    return target.getvalue()

@@ -1,0 +1,217 @@
+"""Rows as tables, once for every format: the terminal, Markdown and HTML print the sections made here.
+
+A section holds one workload under one allocator, its rows in groups by phase. An axis that does not vary within a
+section is said once above the table instead of in a column, which keeps a table as narrow as its sweep is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from meprop_bench.report.cells import (
+    ABSENT,
+    Cell,
+    check,
+    efficiency,
+    interval,
+    memory,
+    parity,
+    ratio,
+    seconds,
+    shape,
+    speedup,
+)
+from meprop_bench.results.schema import Row, select
+
+__all__ = ["PHASES", "Section", "parity_section", "sections", "summary"]
+
+PHASES = ("linear-backward", "forward", "backward", "update", "step")
+
+_DEFAULT_REMARK = (
+    "The same under the system's default allocator, for comparison: there a large tensor is mapped anew at each"
+    " allocation, for dense and sparse alike, and the page faults of fresh memory cost more than the arithmetic that"
+    " was saved. The other sections use settings that serve a training process."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: `columns` over `groups` of lines of cells, with what is constant in it and the notes to its lines."""
+
+    title: str
+    columns: tuple[str, ...]
+    groups: tuple[tuple[tuple[Cell, ...], ...], ...]
+    constants: str = ""
+    remark: str = ""
+    footnotes: tuple[str, ...] = ()
+    left: frozenset[str] = field(default=frozenset())  # columns of words; the others hold figures
+
+
+_AXES: dict[str, Callable[[Row], str]] = {
+    "phase": lambda row: row.phase or ABSENT,
+    "method": lambda row: row.method,
+    "batch, m → n": shape,
+    "k": lambda row: f"{row.k:g}",
+    "gradient": lambda row: row.gradient,
+    "kernel": lambda row: row.kernel or row.kernel_requested,
+    "device": lambda row: row.device,
+    "threads": lambda row: ABSENT if row.threads is None else str(row.threads),
+    "dtype": lambda row: row.dtype,
+    "data": lambda row: row.data or ABSENT,
+    "layers": lambda row: ABSENT if row.layers is None else str(row.layers),
+    "optimizer": lambda row: row.optimizer or ABSENT,
+    "seed": lambda row: ABSENT if row.seed is None else str(row.seed),
+    "environment": lambda row: row.environment_id,
+}
+_FIGURES: dict[str, Callable[[Row], Cell]] = {
+    "dense": lambda row: Cell(seconds(row.baseline_median_s)),
+    "sparse": lambda row: Cell(seconds(row.median_s if row.passed else None)),
+    "speed-up": speedup,
+    "efficiency": efficiency,
+    "peak memory": lambda row: Cell(_memory_pair(row)),
+    "check": check,
+    "parity": parity,
+}
+_ALWAYS = ("method", "k")
+_WORDS = frozenset({*_AXES, "speed-up", "check", "parity", "verdict", "task"}) - {"k", "threads", "layers", "seed"}
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """Group rows by workload and allocator; the default allocator comes last where there is another."""
+    kinds = list(dict.fromkeys((row.workload, row.allocator) for row in rows))
+    tuned = any(allocator != "default" for _, allocator in kinds)
+    kinds.sort(key=lambda kind: tuned and kind[1] == "default")  # stable: otherwise the order of the measurements
+    result = []
+    for workload, allocator in kinds:
+        remark = _DEFAULT_REMARK if tuned and allocator == "default" else ""
+        result.append(
+            _section(f"{workload}, {allocator} allocator", select(rows, workload=workload, allocator=allocator), remark)
+        )
+    return result
+
+
+def _section(title: str, rows: list[Row], remark: str) -> Section:
+    texts = {name: {axis(row) for row in rows} for name, axis in _AXES.items()}
+    axes = [name for name in _AXES if name in _ALWAYS or len(texts[name]) > 1]
+    said = [name for name in _AXES if name not in axes and texts[name] != {ABSENT} and name != "environment"]
+    figures = [name for name in _FIGURES if name != "parity" or any(row.parity for row in rows)]
+    notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+
+    def line(row: Row) -> tuple[Cell, ...]:
+        marks = "".join(f" ({notes.index(note) + 1})" for note in dict.fromkeys(row.notes))
+        cells = {name: _FIGURES[name](row) for name in figures}
+        cells["speed-up"] = Cell(cells["speed-up"].text + marks, cells["speed-up"].tone)
+        return (*(Cell(_AXES[name](row)) for name in axes), *cells.values())
+
+    phases = sorted(dict.fromkeys(row.phase for row in rows), key=_phase_order)
+    return Section(
+        title=title,
+        constants="; ".join(f"{name} {next(iter(texts[name]))}" for name in said),
+        remark=remark,
+        columns=(*axes, *figures),
+        groups=tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases),
+        footnotes=tuple(f"({number}) {note}" for number, note in enumerate(notes, 1)),
+        left=_WORDS,
+    )
+
+
+def _phase_order(phase: str | None) -> int:
+    return PHASES.index(phase) if phase in PHASES else len(PHASES)
+
+
+def _memory_pair(row: Row) -> str:
+    if row.peak_memory_bytes is None and row.baseline_peak_memory_bytes is None:
+        return ABSENT
+    return f"{memory(row.baseline_peak_memory_bytes)} → {memory(row.peak_memory_bytes)}"
+
+
+def parity_section(rows: Iterable[Row]) -> Section | None:
+    """Return the accuracy against dense, one line per case that was trained on both sides; None if none was."""
+    lines = []
+    for row in rows:
+        if (found := row.parity) is None:
+            continue
+        means = [f"{sum(side) / len(side):.2f}%" if side else ABSENT for side in (found.baseline, found.method)]
+        lines.append(
+            (
+                Cell(row.method),
+                Cell(f"{row.k:g}"),
+                Cell(shape(row)),
+                Cell(found.task),
+                Cell(str(len(found.seeds))),
+                Cell(str(found.steps)),
+                *(Cell(mean) for mean in means),
+                Cell(f"{found.difference:+.2f}{interval(found.low, found.high, '+')}"),
+                Cell(f"{found.margin:g}"),
+                Cell(found.verdict, parity(row).tone),
+            )
+        )
+    if not lines:
+        return None
+    heads = (
+        "method",
+        "k",
+        "batch, m → n",
+        "task",
+        "seeds",
+        "steps",
+        "dense",
+        "sparse",
+        "difference",
+        "margin",
+        "verdict",
+    )
+    remark = (
+        "Dense and sparse were trained from the same seeds on the same batches; the difference is sparse minus dense in"
+        " points of development-set accuracy, with its 95% interval over the seeds. It is a short run, not a paper's"
+        " table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it holds it."
+    )
+    return Section("Accuracy against dense", heads, (tuple(lines),), remark=remark, left=_WORDS)
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """Return the result in a few sentences."""
+    cases = {row.case_id: row for row in rows}
+    failed = {row.case_id for row in rows if row.error is not None}
+    wrong = {row.case_id for row in rows if row.error is None and not row.passed}
+    count = len(cases)
+    first = f"{count} case{'s' * (count != 1)}: {count - len(failed | wrong)} ran and passed the correctness check"
+    if wrong:
+        first += f", {len(wrong)} failed it"
+    if failed:
+        first += f", {len(failed)} could not be run"
+    lines = [first + "."]
+    lines += [_range_of(found, name) for name, found in _headline_rows(rows)]
+    verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
+    if verdicts:
+        words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
+        told = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
+        lines.append(f"Accuracy parity with dense: {told}.")
+    return lines
+
+
+def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    tuned = [row for row in rows if row.allocator != "default"] or list(rows)
+    kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
+    return [
+        (
+            f"{workload} {phase}",
+            [row for row in select(tuned, workload=workload, phase=phase) if row.speedup is not None],
+        )
+        for workload, phase in kinds
+    ]
+
+
+def _range_of(rows: list[Row], name: str) -> str:
+    if not rows:
+        return f"{name}: no speed-up could be measured."
+    values = sorted(row.speedup for row in rows if row.speedup is not None)
+    span = " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
+    text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}"
+    if unclear := sum(row.significant is False for row in rows):
+        text += f", {unclear} of them not significant"
+    if slower := sum(row.significant is True and (row.speedup or 0) < 1 for row in rows):
+        text += f", {slower} of them slower"
+    return text + "."

@@ -1,0 +1,152 @@
+"""Made-up results with every shape that a row can have; the figures are in the range of real ones."""
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from meprop_bench.results.schema import Parity, Row
+from meprop_bench.results.store import Store
+
+BIG = {"batch": 1024, "in_features": 8192, "out_features": 8192}
+SMALL = {"batch": 50, "in_features": 784, "out_features": 500}
+ENVIRONMENT = {"cpu": "AMD EPYC 7B13", "cores": 2, "torch": "2.13.0", "cache": {"l1d": "32 KiB"}, "gpu": None}
+PEAKS = {"flops_per_s": {"float32": 2.0e11}, "bandwidth": [[65536, 8.1e10], [536870912, 3.5e10]]}
+
+
+def make_row(case_id, *, median=1e-3, speedup=5.0, half=0.01, processes=5, **changes):
+    """A timed row whose values scatter about the medians that the arguments give."""
+    source = random.Random(str(case_id))
+    lengths = [4] * processes
+    values = [median * source.uniform(0.97, 1.05) for _ in range(sum(lengths))]
+    row = {
+        "workload": "linear",
+        "method": "unified",
+        "kernel": "gather",
+        "kernel_requested": "auto",
+        "k": 8,
+        "device": "cpu",
+        "threads": 2,
+        "dtype": "float32",
+        "gradient": "rows",
+        "allocator": "kept",
+        "phase": "backward",
+        "environment_id": "aabbccddeeff",
+        "check": "passed",
+        "seed": 0,
+        "median_s": median,
+        "values_s": values,
+        "baseline_median_s": median * speedup,
+        "baseline_values_s": [value * speedup for value in values],
+        "run_lengths": lengths,
+        "loops": 1,
+        "speedup": speedup,
+        "speedup_low": speedup * (1 - half) if processes > 1 else None,
+        "speedup_high": speedup * (1 + half) if processes > 1 else None,
+        "converged": half <= 0.02 and processes > 1,
+        "processes": processes,
+        "floor_s": median * 0.6,
+        "baseline_floor_s": median * speedup * 0.85,
+        "efficiency": 0.6,
+        "peak_memory_bytes": 36 << 20,
+        "baseline_peak_memory_bytes": 288 << 20,
+        **BIG,
+    }
+    return Row(case_id=str(case_id), **{**row, **changes})
+
+
+def failed_row(case_id, **changes):
+    """A row of a case that could not be run, or whose check failed: `changes` says which."""
+    names = "median_s values_s baseline_median_s baseline_values_s run_lengths loops speedup speedup_low speedup_high"
+    names += " converged processes floor_s baseline_floor_s efficiency peak_memory_bytes baseline_peak_memory_bytes"
+    return replace(make_row(case_id), **{**dict.fromkeys(names.split()), "check": None, **changes})
+
+
+def accuracy(difference, spread, verdict):
+    dense = [96.2, 96.6, 96.1, 96.4, 96.3]
+    return Parity(
+        task="digits",
+        seeds=[0, 1, 2, 3, 4],
+        steps=400,
+        baseline=dense,
+        method=[figure + difference for figure in dense],
+        difference=difference,
+        low=difference - spread,
+        high=difference + spread,
+        margin=0.5,
+        verdict=verdict,
+    )
+
+
+def linear_rows():
+    rows = []
+    for gradient, speedups in (("rows", (150, 120, 55, 16)), ("dense", (92, 80, 44, 15))):
+        for k, speedup in zip((8, 32, 128, 512), speedups, strict=True):
+            case = f"big-{gradient}-{k}"
+            rows.append(make_row(case, k=k, gradient=gradient, median=1.35 / speedup, speedup=speedup))
+    for k, speedup in ((8, 28), (32, 15), (128, 6.6)):
+        case = {"method": "meprop", "kernel": "embedding_bag", "k": k, "median": 1.3 / speedup, "speedup": speedup}
+        rows.append(make_row(f"big-meprop-{k}", half=0.015, **case))
+    rows.append(make_row("small", median=2e-5, speedup=13.1, k=30, **SMALL))
+    rows.append(
+        make_row("noisy", median=4e-5, speedup=1.01, half=0.06, method="random", k=400, **SMALL, notes=["budget spent"])
+    )
+    rows.append(make_row("slower", median=9e-5, speedup=0.81, method="random-unified", k=400, **SMALL))
+    rows.append(make_row("single", median=3e-5, speedup=4.4, processes=1, k=100, **SMALL))
+    rows.append(failed_row("wrong", check="dw differs from the oracle by 0.31", k=20, **SMALL, median_s=1e-5))
+    rows.append(failed_row("broken", error="killed by signal 9, probably out of memory", k=2000, kernel=None))
+    for k, speedup in ((8, 64), (32, 55), (128, 38), (512, 14)):
+        rows.append(
+            make_row(
+                f"default-{k}", k=k, median=1.5 / speedup, speedup=speedup, allocator="default", environment_id="ff00"
+            )
+        )
+    return rows
+
+
+def mlp_rows():
+    rows = []
+    times = {"linear-backward": (1.9e-4, 9.0), "forward": (2.1e-4, 1.0), "backward": (2.8e-4, 6.5)}
+    times |= {"update": (3.2e-4, 1.02), "step": (8.2e-4, 2.9)}
+    common = {
+        "workload": "mlp",
+        "gradient": "dense",
+        "batch": 50,
+        "in_features": 64,
+        "out_features": 500,
+        "data": "digits",
+    }
+    found = {20: accuracy(0.04, 0.3, "pass"), 50: accuracy(-0.3, 0.5, "inconclusive"), 5: accuracy(-2.4, 0.8, "fail")}
+    for k, parity in found.items():
+        for phase, (median, speedup) in times.items():
+            shown = parity if phase == "step" else None
+            rows.append(
+                make_row(f"mlp-{k}", phase=phase, median=median, speedup=speedup, k=k, parity=shown, layers=2, **common)
+            )
+    return rows
+
+
+@pytest.fixture
+def rows():
+    return [*linear_rows(), *mlp_rows()]
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """A function that stores rows in a new results folder and returns it."""
+
+    def make(rows, name="quick", command="meprop-bench speedup --preset quick", environment="aabbccddeeff"):
+        now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+        with Store.create(tmp_path, name, "amd-epyc-2c", command, {"target": 0.02}, now=now) as store:
+            for row in rows:
+                store.append([row])
+            store.write_environment({environment: ENVIRONMENT}, {environment: PEAKS})
+            return store.folder
+
+    return make
+
+
+@pytest.fixture
+def folder(make_folder, rows):
+    return make_folder(rows)
