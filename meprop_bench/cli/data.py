@@ -46,20 +46,18 @@ def list_() -> None:
     folder = data_folder()
     table = Table("name", "for", "licence", "size", "state")
     table.columns[3].justify = "right"
+    remarks = []
     for source in SOURCES.values():
-        table.add_row(
-            source.name, source.purpose, source.licence, f"{source.size / 1e6:.1f} MB", _state(folder, source)
-        )
+        state, complaints = _state(folder, source)
+        table.add_row(source.name, source.purpose, source.licence, f"{source.size / 1e6:.1f} MB", state)
+        remarks += complaints
     here = importlib.util.find_spec("sklearn") is not None
-    table.add_row(
-        "digits",
-        "MLP: 1,797 small images of handwritten digits",
-        "CC BY 4.0",
-        "0.5 MB",
-        "present" if here else "missing: pip install 'meprop-bench[digits]'",
-    )
-    console = Console()
-    console.print(table)
+    table.add_row("digits", "MLP: small images of digits", "CC BY 4.0", "0.5 MB", "present" if here else "missing")
+    if not here:
+        remarks.append("digits: comes with scikit-learn: pip install 'meprop-bench[digits]'")
+    Console().print(table)
+    for remark in remarks:
+        click.echo(remark)
     click.echo(f"data folder: {folder} ({_chosen_by()})")
 
 
@@ -115,16 +113,20 @@ def _chosen_by() -> str:
     return VARIABLE if os.environ.get(VARIABLE) else f"the cache; {VARIABLE} chooses another"
 
 
-def _state(folder: Path, source: Source) -> str:
-    """Return what is known of a data set without reading it all."""
+def _state(folder: Path, source: Source) -> tuple[str, list[str]]:
+    """Return what the sizes alone tell of a data set: a word, and a line for each file that is not as published."""
     from meprop_bench.data.content import State, inspect
 
-    found = [(file, *inspect(folder, source, file, thorough=False)) for file in source.files]
-    if all(state is State.PRESENT for _, state, _ in found):
-        return "present"
-    if all(state is State.MISSING for _, state, _ in found):
-        return "missing"
-    return "\n".join(f"{file.name}: {state}" for file, state, _ in found if state is not State.PRESENT)
+    found = [(file.stored_name, *inspect(folder, source, file, thorough=False)) for file in source.files]
+    states = {state for _, state, _ in found}
+    if states == {State.MISSING}:
+        return "missing", []
+    complaints = [
+        f"{source.name}/{name}: {state}: {detail}" for name, state, detail in found if state is not State.PRESENT
+    ]
+    if states <= {State.PRESENT, State.MISSING}:
+        return "incomplete" if complaints else "present", complaints
+    return "damaged", complaints
 
 
 @contextmanager

@@ -138,9 +138,12 @@ def _part(place: Path, url: str, file: DataFile) -> Iterator[IO[bytes]]:
         stream = path.open("x+b")
     try:
         with stream:
-            yield stream
+            try:
+                yield stream
+            finally:
+                kept = kept and stream.seek(0, os.SEEK_END) > 0
     finally:
-        if not (kept and path.exists() and path.stat().st_size):
+        if not kept:
             path.unlink(missing_ok=True)
 
 

@@ -75,7 +75,7 @@ def _files(mirrors: tuple[str, ...], contents: tuple[tuple[str, int, str], ...])
 
 _MNIST = Source(
     name="mnist",
-    purpose="MLP and CNN: 60,000 + 10,000 images of handwritten digits",
+    purpose="MLP, CNN: images of digits",
     licence="CC BY-SA 3.0",
     homepage="http://yann.lecun.com/exdb/mnist/",
     files=_files(
@@ -111,7 +111,7 @@ _MNIST = Source(
 
 _UD_EWT = Source(
     name="ud-ewt",
-    purpose="tagger and parser: 12,544 / 2,001 / 2,077 English sentences",
+    purpose="tagger, parser: English trees",
     licence="CC BY-SA 4.0",
     homepage="https://github.com/UniversalDependencies/UD_English-EWT",
     files=_files(
@@ -145,8 +145,8 @@ _UD_EWT = Source(
 
 _MULTI30K = Source(
     name="multi30k",
-    purpose="translator: 29,000 / 1,014 / 1,000 + 1,000 English-German pairs",
-    licence="research and education, not commercial (see the source)",
+    purpose="translator: English-German",
+    licence="non-commercial, see source",
     homepage="https://github.com/multi30k/dataset",
     files=_files(
         (

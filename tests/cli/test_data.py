@@ -50,13 +50,13 @@ def test_list_says_what_is_here_and_where(folder):
     (folder / "other/f0").write_bytes(b"hell")
     result = run("list")
     assert result.exit_code == 0, result.output
-    toy_line, other_line = (
-        next(line for line in result.stdout.splitlines() if name in line) for name in ("toy", "other")
-    )
+    lines = result.stdout.splitlines()
+    toy_line, other_line = (next(line for line in lines if name in line) for name in ("toy", "other"))
     assert "CC0" in toy_line
     assert "present" in toy_line
-    assert "f0: wrong size" in other_line
-    assert "f1: missing" in result.stdout
+    assert "damaged" in other_line
+    assert "other/f0.gz: wrong size: 4 bytes instead of the published 5" in lines
+    assert f"other/f1.gz: missing: no f1.gz in {folder / 'other'}" in lines
     assert "digits" in result.stdout
     assert f"data folder: {folder} ({VARIABLE})" in result.stdout
     assert "\x1b" not in result.stdout
