@@ -1,21 +1,22 @@
 """Statistics that survive a noisy machine: medians, paired ratios, intervals, verdicts.
 
-The problem. Two timings of identical code differ by about 3% from one process to the next (memory layout, which pages the
-kernel handed out, what the neighbours do), yet only by about 0.3% between two neighbouring values of one process. Pooling
-all values as if they were independent therefore gives intervals that are ten times too narrow, and comparing two blocks that
-ran one after the other cries wolf half of the time (reports/METHODOLOGY.md).
+The problem. Two timings of identical code differ by about 3% from one process to the next (memory layout, which pages
+the kernel handed out, what the neighbours do), yet only by about 0.3% between two neighbouring values of one process.
+Pooling all values as if they were independent therefore gives intervals that are ten times too narrow, and comparing
+two blocks that ran one after the other cries wolf half of the time (reports/METHODOLOGY.md).
 
-The estimator. Process i (a *run*) gives pairs (b_ij, m_ij) of baseline and method seconds, taken back to back in random order:
+The estimator. Process i (a *run*) gives pairs (b_ij, m_ij) of baseline and method seconds, back to back in random
+order:
 
-    r_i = median_j log(b_ij / m_ij)                one figure for each process; outliers and slow drift cancel in the pair
+    r_i = median_j log(b_ij / m_ij)         one figure for each process; outliers and slow drift cancel in the pair
     speedup = exp(mean_i r_i)
-    interval = exp(mean_i r_i  ±  t(p-1) * sd_i(r_i) / sqrt(p))             p processes, Student's t with p - 1 degrees
+    interval = exp(mean_i r_i  ±  t(p-1) * sd_i(r_i) / sqrt(p))     p processes, Student's t with p - 1 degrees
 
-The process is the unit of replication: more pairs sharpen r_i, only more processes narrow the interval. The trade-off: two
-processes give honest but very wide intervals (t = 12.7); five to eight are the useful range. One process gives no interval at
-all (its bounds are NaN, null in a report) rather than a wrong one.
+The process is the unit of replication: more pairs sharpen r_i, only more processes narrow the interval. The
+trade-off: two processes give honest but very wide intervals (t = 12.7); five to eight are the useful range. One
+process gives no interval at all (its bounds are NaN, null in a report) rather than a wrong one.
 
-Nothing here imports torch, and `scipy.special` alone is loaded, when a quantile is asked for: `scipy.stats` costs 1.8 s.
+Nothing here imports torch; `scipy.special` is loaded when a quantile is asked for (`scipy.stats` would cost seconds).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence bounds, all in one unit; NaN bounds say that there was nothing to judge them by."""
+    """An estimate with its confidence bounds, in one unit; NaN bounds say that there was nothing to judge by."""
 
     estimate: float
     low: float
@@ -123,8 +124,8 @@ def mean_difference(pairs: Sequence[tuple[float, float]], confidence: float = 0.
 def non_inferiority(interval: Interval, margin: float) -> Verdict:
     """Judge a difference (higher is better) against a stated margin.
 
-    "pass" when even the lower bound is above -margin, "fail" when even the upper bound is below it, else "inconclusive":
-    absence of evidence passes nothing, and neither does an interval that does not exist.
+    "pass" when even the lower bound is above -margin, "fail" when even the upper bound is below it, else
+    "inconclusive": absence of evidence passes nothing, and neither does an interval that does not exist.
     """
     if not (margin >= 0 and math.isfinite(margin)):
         raise ValueError(f"the margin is a number of at least 0, got {margin!r}")

@@ -1,10 +1,10 @@
 """Clocks, injected into everything that measures time, so that schedulers are tested with a fake one and never sleep.
 
-Two facts shape the protocol. A CUDA kernel runs after the call that launched it returned, so reading the wall clock around a
-call times the launch: events recorded in the stream are read instead, and only once at the end of the loop, because a
-synchronisation in between would add its own 10 microseconds. And a Python loop has a price of its own (30 to 50 ns for
-each iteration of `itertools.repeat`, about 100 ns for each phase boundary), so loops bind everything locally and a value
-lasts long enough to hide it.
+Two facts shape the protocol. A CUDA kernel runs after the call that launched it returned, so reading the wall clock
+around a call times the launch: events recorded in the stream are read instead, and only once at the end of the loop,
+because a synchronisation in between would add its own 10 microseconds. And a Python loop has a price of its own (30
+to 50 ns for each iteration of `itertools.repeat`, about 100 ns for each phase boundary), so loops bind everything
+locally and a value lasts long enough to hide it.
 
     clock.time(fn, loops)             seconds for one call of fn, averaged over a loop
     clock.time_phases(phases, loops)  the same for consecutive phases of one iteration: forward, backward, update
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Any, Protocol
 
 __all__ = ["Clock", "CudaEventClock", "WallClock", "clock_for"]
@@ -142,7 +142,7 @@ class CudaEventClock:
                 phase()
                 next(boundary).record(stream)
         self.synchronize()
-        spans = [_elapsed_s(start, end) for start, end in zip(events, events[1:], strict=False)]
+        spans = [_elapsed_s(start, end) for start, end in pairwise(events)]
         return {name: sum(spans[index::width]) / loops for index, name in enumerate(phases)}
 
     def _stream(self) -> Any:
@@ -153,8 +153,9 @@ class CudaEventClock:
     def _events(self, count: int) -> list[Any]:
         import torch
 
+        event: Any = torch.cuda.Event
         with torch.cuda.device(self._device):
-            return [torch.cuda.Event(enable_timing=True) for _ in range(count)]
+            return [event(enable_timing=True) for _ in range(count)]
 
 
 def clock_for(device: str) -> Clock:

@@ -1,7 +1,7 @@
 """A measurement keeps its raw values; the statistics and the warnings are properties of it.
 
-What is stored can be judged again later with another estimator; what was thrown away cannot. So the record holds each pair of
-each process, in the order taken, and nothing that could be computed from them.
+What is stored can be judged again later with another estimator; what was thrown away cannot. So the record holds each
+pair of each process, in the order taken, and nothing that could be computed from them.
 """
 
 from __future__ import annotations

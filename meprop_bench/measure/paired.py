@@ -1,16 +1,18 @@
 """Interleaved pairs: baseline and method back to back, in random order, so that what the machine does hits both alike.
 
-The spread of log(baseline / method) on a busy machine is 0.3% between neighbouring pairs, against 2.3% when one block of each
-runs after the other: drift (clock frequency, neighbours, page placement) is slow, so it cancels within a pair. The order is
-random because whoever runs second finds other caches, another heap and a warmer core; a fixed order would turn that into a bias.
+The spread of log(baseline / method) on a busy machine is 0.3% between neighbouring pairs, against 2.3% when one block
+of each runs after the other: drift (clock frequency, neighbours, page placement) is slow, so it cancels within a
+pair. The order is random because whoever runs second finds other caches, another heap and a warmer core; a fixed
+order would turn that into a bias.
 
 A *subject* is anything that runs `loops` iterations and returns the seconds of one iteration for each of its phases:
 
     subject(loops, clock) -> {"backward": 0.00123}
 
-How it is done: warm up each subject, calibrate the loops so that a value lasts at least a millisecond, then take pairs until
-the seconds are spent. The cyclic garbage collector does not run inside a pair; between pairs it collects what the last one
-left (everything older is frozen out of its sight, which makes a collection cost microseconds instead of tens of milliseconds).
+How it is done: warm up each subject, calibrate the loops so that a value lasts at least a millisecond, then take
+pairs until the seconds are spent. The cyclic garbage collector does not run inside a pair; between pairs it collects
+what the last one left (everything older is frozen out of its sight, which makes a collection cost microseconds
+instead of tens of milliseconds).
 
 Known bias: with one iteration for a value, the method finds the caches as the baseline left them. In training they are
 just as foreign to it (the optimizer has walked over the whole model), so this is nearer to the truth than warm caches.
@@ -61,8 +63,9 @@ def warm_up(subject: Subject, clock: Clock, *, seconds: float = 0.1, least: int 
 def calibrate(subject: Subject, clock: Clock, *, least_s: float = 1e-3, most_s: float = 0.05) -> int:
     """Return the loops at which the shortest phase lasts at least `least_s`, while a call stays within about `most_s`.
 
-    `most_s` matters where one phase is a thousand times shorter than another: its value is then shorter than asked for. A
-    subject that needs longer than `least_s` for one iteration gets 1. Take the larger result of both sides of a pair.
+    `most_s` matters where one phase is a thousand times shorter than another: its value is then shorter than asked
+    for. A subject that needs longer than `least_s` for one iteration gets 1. Warm it up first (a cold iteration
+    looks long), and take the larger result of both sides of a pair.
     """
     loops = 1
     while True:

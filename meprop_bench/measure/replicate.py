@@ -1,0 +1,413 @@
+"""Fresh processes: the unit of replication, and the wall between one case's fault and all the others.
+
+A process draws its memory layout, its page placement and its code alignment once, and keeps them; two processes with
+identical code differ by 3%. So a case is measured in several fresh ones, round by round. And a case may run out of
+memory, crash in native code or hang: that ends its own process and no other.
+
+The protocol is one JSON object a line: a request on the child's standard input, its answer on the child's standard
+output.
+
+    parent                                  child (its whole main program)
+    worker = Worker(argv, env)              serve(handler)
+    worker.request({"do": ...}, timeout)    handler({"do": ...}) -> {...}
+
+Libraries print, so `serve` first moves the protocol to private descriptors: file descriptor 1 becomes 2, and 0
+becomes empty, for the child and all that it starts. What was printed earlier (while importing) is not JSON; up to the
+first answer it is set aside with standard error.
+
+No orphans: the child leads a session of its own, so the terminal's Ctrl-C reaches the parent alone, which then ends
+the child and its whole process group. A parent that is killed cannot do that; therefore a thread of the child waits
+on standard input, and its end-of-file ends the child at once, even amid a computation. (PR_SET_PDEATHSIG would not
+do: it fires when the *thread* that started the child ends.) That thread sleeps in a system call while the child
+measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from meprop_bench.errors import UserError
+
+__all__ = ["Replicates", "Worker", "WorkerDied", "serve"]
+
+Message = dict[str, Any]
+
+_LONGEST_LINE = 64 * 1024 * 1024  # bytes of one answer; raw values of the longest run are far below
+_POLL_S = 0.2
+_GOODBYE_S = 2.0
+
+
+class WorkerDied(Exception):
+    """A worker was killed, hung, exited or answered garbage; `reason` says which, in one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Worker:
+    """A child process that answers requests, one at a time.
+
+    Args:
+        argv: the command, whose program calls `serve`.
+        env: changes to this process's environment; None removes a variable.
+        cwd: the child's working directory, or None for this process's own.
+
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str | None] | None = None, cwd: Path | None = None
+    ) -> None:
+        merged = {**os.environ, **(env or {})}
+        self._process = subprocess.Popen(
+            list(argv),
+            env={name: value for name, value in merged.items() if value is not None},
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._stderr: deque[str] = deque(maxlen=50)
+        self._answered = False
+        self._dead: str | None = None
+        # At exit of the interpreter, too; it refers to the process, never to self.
+        self._end = weakref.finalize(self, _kill_group, self._process)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._readers = (
+            threading.Thread(target=_read_answers, args=(self._process.stdout, self._answers), daemon=True),
+            threading.Thread(target=_read_tail, args=(self._process.stderr, self._stderr), daemon=True),
+        )
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, which is also its group's."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child can be asked."""
+        return self._dead is None and not _exited(self._process)
+
+    @property
+    def stderr_tail(self) -> list[str]:
+        """The last lines of the child's standard error (and of what it printed before it served)."""
+        return list(self._stderr)
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> Message:
+        """Send one request and return its answer: the handler's, or `{"error": one line, "kind": ...}` from `serve`.
+
+        Args:
+            message: anything JSON.
+            timeout: seconds to wait for the answer.
+
+        Raises:
+            WorkerDied: no answer came; the child and its process group are gone, and every later request says why.
+
+        """
+        if self._dead is not None:
+            raise WorkerDied(self._dead)
+        line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        try:
+            # From a thread: a child that does not read must not hold us up beyond the time.
+            threading.Thread(target=_write, args=(self._process.stdin, line), daemon=True).start()
+            return self._await_answer(time.monotonic() + timeout, timeout)
+        except WorkerDied as died:
+            self._end()
+            self._dead = died.reason
+            raise
+        except BaseException:  # Ctrl-C amid a request: its answer would be taken for the next one's
+            self._end()
+            self._dead = "interrupted"
+            raise
+
+    def close(self) -> None:
+        """End the child: end-of-file lets an idle one finish, then its whole group is killed. Idempotent."""
+        if self._dead is None:
+            self._dead = "closed"
+            _close(self._process.stdin)
+            _await_exit(self._process, _GOODBYE_S)
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _await_answer(self, deadline: float, timeout: float) -> Message:
+        while True:
+            try:
+                line = self._answers.get(timeout=max(0.0, min(_POLL_S, deadline - time.monotonic())))
+            except queue.Empty:
+                # A grandchild may hold the pipe open after the child is gone: ask for the child itself.
+                if _exited(self._process):
+                    self._readers[0].join(_POLL_S)
+                    if self._answers.empty():
+                        raise WorkerDied(self._obituary()) from None
+                elif time.monotonic() >= deadline:
+                    raise WorkerDied(self._with_tail(f"no answer within {timeout:.3g} s, so it was killed")) from None
+                continue
+            if line is None:
+                raise WorkerDied(self._obituary())
+            answer = _parse(line)
+            if answer is not None:
+                self._answered = True
+                return answer
+            if self._answered:
+                raise WorkerDied(f"it answered garbage: {_one_line(line.decode(errors='replace'))}")
+            self._stderr.append(_one_line(line.decode(errors="replace")))
+
+    def _obituary(self) -> str:
+        if not _await_exit(self._process, _GOODBYE_S):
+            return self._with_tail("closed its standard output, so it was killed")
+        self._end()
+        status = self._process.returncode
+        self._readers[1].join(_POLL_S)
+        if status >= 0:
+            return self._with_tail(f"exited with status {status}")
+        reason = f"killed by signal {-status} ({_signal_name(-status)})"
+        return self._with_tail(reason + (", probably out of memory" if -status == signal.SIGKILL else ""))
+
+    def _with_tail(self, reason: str) -> str:
+        last = next((line for line in reversed(self._stderr) if line.strip()), None)
+        return reason if last is None else f"{reason}; its last line: {last}"
+
+
+class Replicates:
+    """A fixed number of fresh workers of one kind, for one case.
+
+    They start together and import side by side; ask each of them something cheap before the first is timed.
+
+    Args:
+        argv: the command of each worker.
+        env: changes to the environment, as `Worker`'s.
+        count: how many, at least 1.
+
+    """
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str | None] | None, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"count is at least 1, got {count!r}")
+        self._argv = list(argv)
+        self._env = dict(env or {})
+        self.workers: list[Worker] = []
+        try:
+            for _ in range(count):
+                self.workers.append(self._start())
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self.workers)
+
+    def __getitem__(self, index: int) -> Worker:
+        return self.workers[index]
+
+    def replace(self, index: int) -> Worker:
+        """End one worker, put a fresh one in its place and return it."""
+        self.workers[index].close()
+        self.workers[index] = self._start()
+        return self.workers[index]
+
+    def close(self) -> None:
+        """End every worker; idempotent."""
+        for worker in self.workers:
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> Worker:
+        return Worker(self._argv, self._env)
+
+
+def serve(handler: Callable[[Message], Mapping[str, Any]]) -> None:
+    """Answer requests until standard input ends: the main program of a worker.
+
+    An exception of the handler becomes `{"error": one line, "kind": "user" | "out-of-memory" | "error"}` (its
+    traceback goes to standard error) and the next request is served. Call it before anything heavy is imported.
+    """
+    requests, answers = _private_pipes()
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    idle = threading.Event()
+    idle.set()
+    _be_first_when_memory_runs_out()
+
+    def listen() -> None:
+        for line in requests:
+            idle.clear()
+            inbox.put(line)
+        if idle.is_set():
+            inbox.put(b"")
+        else:  # the parent is gone amid a request: nobody wants the answer
+            _kill_own_group()
+
+    threading.Thread(target=listen, daemon=True).start()
+    while line := inbox.get():
+        answer = _answer(handler, line)
+        idle.set()
+        try:
+            answers.write(answer)
+            answers.flush()
+        except BrokenPipeError:
+            return
+
+
+def _answer(handler: Callable[[Message], Mapping[str, Any]], line: bytes) -> bytes:
+    try:
+        return json.dumps(handler(json.loads(line)), allow_nan=False).encode() + b"\n"
+    except Exception as error:  # noqa: BLE001  the parent decides what to do about it
+        traceback.print_exc()
+        return json.dumps({"error": _error_line(error), "kind": _kind(error)}).encode() + b"\n"
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return "user"
+    # torch raises RuntimeError for the CPU ("DefaultCPUAllocator: can't allocate memory", "not enough memory").
+    text = str(error)
+    exhausted = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if exhausted or "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text:
+        return "out-of-memory"
+    return "error"
+
+
+def _error_line(error: Exception) -> str:
+    text = _one_line(str(error))
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Move the protocol to descriptors of its own; leave 0 empty and let 1 go where 2 goes."""
+    sys.stdout.flush()
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _be_first_when_memory_runs_out() -> None:
+    """On Linux, let the kernel choose this process rather than its parent, or a neighbour."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _kill_own_group() -> None:
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker with all that it started, and reap it."""
+    if process.returncode is None:  # until it is reaped, nothing else can be given its number
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+        process.wait()
+    _close(process.stdin)
+
+
+def _exited(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended, without reaping it: its group can still be told from a stranger's."""
+    if process.returncode is not None:
+        return True
+    if hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return process.poll() is not None
+
+
+def _await_exit(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not _exited(process):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if stream is not None:
+            stream.close()
+
+
+def _write(stream: IO[bytes], line: bytes) -> None:
+    with contextlib.suppress(OSError, ValueError):  # it died before: its exit status tells more
+        stream.write(line)
+        stream.flush()
+
+
+def _read_answers(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:
+    with stream:
+        while line := stream.readline(_LONGEST_LINE):
+            answers.put(line)
+    answers.put(None)
+
+
+def _read_tail(stream: IO[bytes], tail: deque[str]) -> None:
+    with stream:
+        while line := stream.readline(4096):
+            tail.append(_one_line(line.decode(errors="replace")))
+
+
+def _parse(line: bytes) -> Message | None:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _one_line(text: str) -> str:
+    """Return the first line that says something, without this machine's paths: it may end up in a published report."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    for place, name in ((sys.prefix, "<python>"), (str(Path.cwd()), "."), (str(Path.home()), "~")):
+        if len(place) > 1:
+            first = first.replace(place, name)
+    return first[:500]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

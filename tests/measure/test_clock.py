@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from meprop_bench.measure.clock import CudaEventClock, WallClock, clock_for
+
+
+def test_time_is_the_mean_of_a_loop(clock):
+    calls = []
+
+    def fn():
+        calls.append(None)
+        clock.advance(0.5 * len(calls))
+
+    assert clock.time(fn, 4) == pytest.approx((0.5 + 1 + 1.5 + 2) / 4)
+    assert len(calls) == 4
+
+
+def test_phases_run_in_order_and_are_timed_apart(clock):
+    order = []
+
+    def phase(name, seconds):
+        def run():
+            order.append(name)
+            clock.advance(seconds)
+
+        return run
+
+    times = clock.time_phases({"forward": phase("f", 1.0), "backward": phase("b", 3.0), "update": phase("u", 0.25)}, 2)
+
+    assert times == pytest.approx({"forward": 1.0, "backward": 3.0, "update": 0.25})
+    assert list(times) == ["forward", "backward", "update"]
+    assert order == ["f", "b", "u"] * 2
+
+
+@pytest.mark.parametrize("loops", [0, -1])
+def test_loops_are_checked(clock, loops):
+    with pytest.raises(ValueError, match=str(loops)):
+        clock.time(lambda: None, loops)
+    with pytest.raises(ValueError, match=str(loops)):
+        clock.time_phases({"step": lambda: None}, loops)
+
+
+def test_the_wall_clock_moves_forward():
+    clock = WallClock()
+    clock.synchronize()
+    assert clock.time(lambda: sum(range(1000)), 3) > 0
+    assert clock.now() <= clock.now()
+
+
+def test_clock_for_a_device():
+    assert isinstance(clock_for("cpu"), WallClock)
+    with pytest.raises(ValueError, match="tpu"):
+        clock_for("tpu")
+    with pytest.raises(ValueError, match="cpu"):
+        CudaEventClock("cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_events_time_the_device_and_not_the_launch():
+    clock = clock_for("cuda:0")
+    x = torch.randn(4096, 4096, device="cuda:0")
+    one, two = (lambda: x @ x), (lambda: (x @ x, x @ x))
+    clock.time(two, 3)
+    phases = clock.time_phases({"one": one, "two": two}, 5)
+    assert phases["two"] > 1.3 * phases["one"]
+    # No device does a petaflop/s in fp32; the launches alone would take microseconds.
+    assert clock.time(one, 5) > 2 * 4096**3 / 1e15

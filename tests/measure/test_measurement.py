@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Pair
+
+RUNS = (((0.4, 0.1), (0.5, 0.1), (0.6, 0.2)), ((0.4, 0.1), (0.42, 0.1)))
+
+
+def test_values_pair_up_and_can_be_cut_again():
+    measurement = Measurement("backward", RUNS, loops=10)
+
+    assert measurement.baseline_values_s == [0.4, 0.5, 0.6, 0.4, 0.42]
+    assert measurement.values_s == [0.1, 0.1, 0.2, 0.1, 0.1]
+    assert measurement.run_lengths == [3, 2]
+    assert (measurement.baseline_median_s, measurement.median_s) == (0.42, 0.1)
+    assert measurement.processes == 2
+    again = Measurement.from_values(
+        "backward", measurement.baseline_values_s, measurement.values_s, measurement.run_lengths, 10
+    )
+    assert again == measurement
+
+
+def test_the_speedup_is_the_mean_of_the_processes_medians():
+    measurement = Measurement("backward", RUNS, loops=1)
+    expected = math.exp((math.log(4.0) + (math.log(4.0) + math.log(4.2)) / 2) / 2)
+    assert measurement.speedup.estimate == pytest.approx(expected)
+    assert measurement.speedup.low < expected < measurement.speedup.high
+
+
+def test_one_process_gives_no_interval_and_never_converges():
+    measurement = Measurement("step", RUNS[:1], loops=1)
+    assert math.isnan(measurement.speedup.low)
+    assert not measurement.converged(1e9)
+    assert "one process: no interval" in measurement.warnings
+
+
+def test_converged_looks_at_the_half_width():
+    measurement = Measurement("step", ((((1.0, 0.5),),) * 3), loops=1)
+    assert measurement.converged(0.0)
+    assert measurement.warnings == []
+    noisy = Measurement("step", (((1.0, 0.5),), ((1.0, 0.4),), ((1.0, 0.6),)), loops=1)
+    assert not noisy.converged(0.02)
+    assert noisy.converged(noisy.speedup.half_width)
+    assert any("differ by up to 50%" in line for line in noisy.warnings)
+
+
+def test_warnings_name_short_values_and_noisy_pairs():
+    short = Measurement("forward", (((2e-6, 1e-6),),) * 2, loops=3)
+    assert any("3 µs" in line for line in short.warnings)
+    noisy = Measurement("forward", (((1.0, 1.0), (1.0, 2.0), (1.0, 3.0)),) * 2, loops=1)
+    assert any("noisy pairs" in line for line in noisy.warnings)
+
+
+def test_a_phase_is_taken_out_of_pairs():
+    pairs = [Pair({"forward": (1.0, 1.0), "backward": (4.0, 2.0)}, baseline_first=True)]
+    assert Measurement.from_pairs("backward", [pairs, pairs], 5) == Measurement("backward", (((4.0, 2.0),),) * 2, 5)
+
+
+@pytest.mark.parametrize("runs", [(), ((),), (((0.0, 1.0),),), (((1.0, math.nan),),), (((1.0, math.inf),),)])
+def test_nonsense_is_refused(runs):
+    with pytest.raises(ValueError, match="step"):
+        Measurement("step", runs, loops=1)
+
+
+def test_lengths_must_fit():
+    with pytest.raises(ValueError, match="do not fit"):
+        Measurement.from_values("step", [1.0, 2.0], [1.0, 2.0], [1], 1)
