@@ -61,17 +61,17 @@ class MePropLinear(nn.Linear):
         Hooks stay with `layer`.
 
         Raises:
-            ValueError: for a k, selection or kernel that does not exist, or if the weight is not a parameter of `layer`
-                but computed from others (weight_norm, parametrize, prune), which could not be shared.
+            ValueError: for a k, selection or kernel that does not exist, or if the weight or bias of `layer` is not
+                a parameter but computed from others (weight_norm, parametrize, prune), which could not be shared.
 
         """
-        if "weight" not in layer._parameters:
-            raise ValueError(f"the weight of {layer} is computed from others: take a plain layer, then wrap its weight")
+        if set(layer._parameters) != {"weight", "bias"}:
+            raise ValueError(f"parameters of {layer} are computed from others: take a plain layer, then wrap its weight")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new.in_features, new.out_features = layer.in_features, layer.out_features
-        new.register_parameter("weight", layer.weight)
-        new.register_parameter("bias", layer.bias)
+        for name, parameter in layer._parameters.items():
+            new.register_parameter(name, parameter)
         new.configure(k=k, selection=selection, sparse=sparse, kernel=kernel)
         return new.train(layer.training)
 

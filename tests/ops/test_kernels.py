@@ -1,0 +1,192 @@
+"""Every kernel against the oracle, through `linear`, so that shapes that no kernel sees are here too."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from meprop_bench.ops import SELECTIONS, kernels, linear, reference, select
+from meprop_bench.ops.kernels import KERNELS, Request
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = ("plain", "transposed", "strided", "expanded")
+
+# Sums have at most 40 terms here. Half precision is added in float32 and rounded once by all kernels but coo, whose sums
+# are in half precision too.
+SLACK = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 8, torch.float16: 8}
+
+
+def arrange(tensor, layout):
+    """The same shape, and for all but "expanded" the same values, in other strides."""
+    if layout == "transposed":
+        return tensor.mT.contiguous().mT
+    if layout == "strided":
+        return tensor.repeat_interleave(2, -1)[..., ::2]
+    if layout == "expanded":
+        return tensor[:1].expand_as(tensor)
+    return tensor
+
+
+def request_of(k, selection, rows=False):
+    return Request(k, selection, rows, True, True, True)
+
+
+def available(name, selection, dtype=torch.float32):
+    reason = KERNELS[name].unsupported(
+        torch.ones(4, 5, dtype=dtype),
+        torch.ones(4, 3, dtype=dtype),
+        torch.ones(5, 3, dtype=dtype),
+        request_of(2, selection),
+    )
+    return reason is None
+
+
+def has_boundary(dy, k, selection):
+    """Whether the k greatest are distinct from the rest, so that there is one right answer."""
+    wide = dy.double().abs()
+    magnitudes = wide.sum(0, keepdim=True) if selection == "unified" else wide
+    greatest = magnitudes.sort(dim=1, descending=True).values
+    gap = greatest[:, k - 1] - greatest[:, k]
+    return bool((gap > 1e-5 * greatest[:, 0]).all())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_kernel_equals_the_oracle(name, data):
+    draw = data.draw
+    dtype = draw(st.sampled_from(DTYPES))
+    selection = draw(st.sampled_from(SELECTIONS))
+    assume(available(name, selection, dtype))
+    batch, n, m = draw(st.integers(0, 40)), draw(st.integers(2, 40)), draw(st.integers(0, 40))
+    k = draw(st.one_of(st.just(1), st.just(n - 1), st.integers(1, n - 1)))
+    rows, seed = draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
+    need = draw(st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any))
+
+    torch.manual_seed(seed)
+    dy = arrange(torch.randn(batch, n).to(dtype), draw(st.sampled_from(LAYOUTS)))
+    x = arrange(torch.randn(batch, m).to(dtype), draw(st.sampled_from(LAYOUTS)))
+    w = arrange(torch.randn(n, m).to(dtype), draw(st.sampled_from(LAYOUTS)))
+    b = torch.randn(n).to(dtype)
+    chance = selection.startswith("random")
+    assume(chance or has_boundary(dy, k, selection))
+    torch.manual_seed(seed)
+    idx = select(dy, k, selection) if chance else reference.select(dy, k, selection)
+
+    tensors = [t.detach().requires_grad_(needed) for t, needed in zip((x, w, b), need, strict=True)]
+    y = linear(*tensors, k=k, selection=selection, sparse=rows, kernel=name)
+    torch.manual_seed(seed)
+    grads = torch.autograd.grad(y, [t for t in tensors if t.requires_grad], dy)
+
+    expected = reference.backward(dy, x, w, idx)
+    bounds = reference.backward(dy.abs(), x.abs(), w.abs(), idx)
+    wanted = [(e, bound) for e, bound, needed in zip(expected, bounds, need, strict=True) if needed]
+    for grad, tensor, (e, bound) in zip(grads, [t for t in tensors if t.requires_grad], wanted, strict=True):
+        assert grad.dtype == tensor.dtype
+        assert grad.shape == tensor.shape
+        if rows and tensor is tensors[1]:
+            check_rows(grad)
+        slack = SLACK[dtype] * (1 if name != "coo" or dtype.itemsize > 2 else 4)
+        assert ((grad.to_dense().double() - e).abs() <= slack * torch.finfo(dtype).eps * bound + 1e-12).all()
+
+
+def check_rows(grad):
+    assert grad.layout == torch.sparse_coo
+    assert grad.is_coalesced()
+    assert (grad.sparse_dim(), grad.dense_dim()) == (1, 1)
+    numbers = grad.indices()[0].tolist()
+    assert numbers == sorted(set(numbers))
+    # The promise of "coalesced" is kept: an independent tensor without it is the same.
+    again = torch.sparse_coo_tensor(grad.indices(), grad.values(), grad.shape, check_invariants=True).coalesce()
+    assert torch.equal(again.to_dense(), grad.to_dense())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("selection", ["example", "unified"])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_ties(name, selection, data):
+    """With W the identity dx is S(dy): it tells which entries were kept, and dW must be of the same ones."""
+    if not available(name, selection):
+        pytest.skip("not supported")
+    batch, n = data.draw(st.integers(1, 20)), data.draw(st.integers(2, 40))
+    k = data.draw(st.integers(1, n - 1))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    dy = torch.randint(-2, 3, (batch, n)).float()
+    x = torch.randint(-5, 6, (batch, n)).float()
+    first = KERNELS[name].backward(dy, x, torch.eye(n), request_of(k, selection))
+    kept = first[0]
+    assert torch.equal(kept, dy * (kept != 0))
+    if selection == "example":
+        assert torch.equal(kept.abs().sort(1).values, (dy.abs() * rank_mask(dy.abs(), k)).sort(1).values)
+    else:
+        magnitudes = dy.abs().sum(0)
+        assert torch.equal(kept.abs().sum(0).sort().values, (magnitudes * rank_mask(magnitudes, k)).sort().values)
+    assert torch.equal(first[1], kept.t() @ x)
+    for rows in (False, True):
+        second = KERNELS[name].backward(dy, x, torch.eye(n), request_of(k, selection, rows))
+        assert all(torch.equal(a, b.to_dense()) for a, b in zip(first, second, strict=True))
+
+
+def rank_mask(magnitudes, k):
+    return torch.zeros_like(magnitudes).scatter(-1, magnitudes.topk(k).indices, 1.0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("wild", [math.nan, math.inf, -math.inf])
+def test_non_finite_gradients_come_through(name, selection, wild):
+    if not available(name, selection):
+        pytest.skip("not supported")
+    torch.manual_seed(0)
+    for position in range(9):
+        dy, x, w = torch.randn(5, 9), torch.rand(5, 3) + 1, torch.rand(9, 3) + 1
+        dy[2, position] = wild
+        dx, dw, db = KERNELS[name].backward(dy, x, w, request_of(2, selection))
+        for grad in (dx[2], dw[position], db[position]):
+            assert not grad.isfinite().any()
+        # It spoils no more than it has to: the rest of the batch and the other neurons.
+        if selection in ("example", "random"):
+            assert dx[[0, 1, 3, 4]].isfinite().all()
+        assert dw[torch.arange(9) != position].isfinite().all()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_large_case(name, selection):
+    """Large enough for slices, panels and threads."""
+    if not available(name, selection):
+        pytest.skip("not supported")
+    torch.manual_seed(1)
+    dy, x, w = torch.randn(300, 515), torch.randn(300, 270), torch.randn(515, 270)
+    for k in (3, 40):
+        torch.manual_seed(2)
+        idx = select(dy, k, selection)
+        kept = dy.double() * reference.keep(idx, *dy.shape)
+        for rows in (False, True):
+            torch.manual_seed(2)
+            dx, dw, db = KERNELS[name].backward(dy, x, w, request_of(k, selection, rows))
+            torch.testing.assert_close(dx.double(), kept @ w.double(), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(dw.to_dense().double(), kept.t() @ x.double(), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(db.double(), dy.double().sum(0), atol=1e-4, rtol=1e-4)
+
+
+def test_unknown_kernel_gets_a_suggestion():
+    with pytest.raises(ValueError, match="did you mean 'gather'"):
+        kernels.get("gater")
+    with pytest.raises(ValueError, match="choose from masked, coo"):
+        kernels.get(7)
+
+
+def test_registry_has_every_name():
+    assert list(KERNELS) == ["masked", "coo", "embedding_bag", "gather", "native", "auto"]
+    assert all(KERNELS[name].name == name for name in KERNELS)
+
+
+@pytest.mark.parametrize(("name", "selection"), [("gather", "example"), ("embedding_bag", "unified")])
+def test_kernel_by_name_is_not_exchanged(name, selection):
+    x, w = torch.ones(4, 3, requires_grad=True), torch.ones(5, 3, requires_grad=True)
+    with pytest.raises(ValueError, match=f"kernel '{name}' does not support this case: it needs a"):
+        linear(x, w, k=2, selection=selection, kernel=name)
