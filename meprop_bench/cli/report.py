@@ -6,6 +6,7 @@ meprop-bench report reports/*_quick --format csv > quick.csv
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,13 +49,12 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
             click.echo(f"{document.title}: {note}", err=True)
     if not any(document.rows for document in documents):
         raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
-    out = click.get_text_stream("stdout")
     if form == "table":
         _write_all(folders)
         for document in documents:
-            write_as("table", document, out)
+            write_as("table", document, sys.stdout)
     else:
-        write_as(form, Document.joined(documents), out)
+        write_as(form, Document.joined(documents), sys.stdout)
     return ExitCode.OK
 
 

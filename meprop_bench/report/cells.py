@@ -16,6 +16,7 @@ __all__ = [
     "Cell",
     "check",
     "efficiency",
+    "failure",
     "interval",
     "label",
     "memory",
@@ -103,12 +104,17 @@ def efficiency(row: Row) -> Cell:
 
 
 def check(row: Row) -> Cell:
-    """Whether the case ran and computed the right thing."""
+    """Whether the case ran and computed the right thing; `failure` says why not."""
     if row.error is not None:
-        return Cell(f"error: {row.error}", "bad")
+        return Cell("ERROR", "bad")
     if row.check is None:
-        return Cell("not checked", "bad")
-    return Cell(PASSED, "good") if row.check == PASSED else Cell(f"FAILED: {row.check}", "bad")
+        return Cell("NOT CHECKED", "bad")
+    return Cell(PASSED, "good") if row.check == PASSED else Cell("FAILED", "bad")
+
+
+def failure(row: Row) -> str | None:
+    """Why a case has no figures, in one line."""
+    return row.error or (None if row.check in (None, PASSED) else row.check)
 
 
 def parity(row: Row) -> Cell:

@@ -56,8 +56,8 @@ def _section(section: Section) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what Markdown or its HTML would interpret. `~` is left alone: one of them is no mark."""
-    return re.sub(r"([\\`*_\[\]<>|#&]|~~)", r"\\\1", text)
+    """Escape what Markdown or its HTML would interpret."""
+    return re.sub(r"([\\`*_~\[\]<>|#&])", r"\\\1", text)
 
 
 def _code(text: str) -> str:

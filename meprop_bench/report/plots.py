@@ -62,10 +62,12 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
     with mpl.rc_context(_STYLE):
         for found in _by(rows, lambda row: (row.workload, *_setting(row), row.phase)):
             timed = [row for row in found if row.speedup is not None]
-            if found[0].phase in ("backward", "linear-backward", "step") and len({row.k for row in timed}) > 1:
+            lines = [{row.k for row in series} for series in _by(timed, _line)]
+            if found[0].phase in ("backward", "linear-backward", "step") and any(len(ks) > 1 for ks in lines):
                 drawn.append(_over_k(timed, len(drawn)))
         for found in _by(rows, lambda row: (row.workload, *_setting(row))):
-            cases = [case for case in _by(found, lambda row: (row.case_id,)) if _phases(case)]
+            ordered = sorted(found, key=lambda row: (row.method, row.gradient, row.k))
+            cases = [case for case in _by(ordered, lambda row: (row.case_id,)) if _phases(case)]
             if cases:
                 drawn.append(_stacked(cases[:_MOST_BARS], len(drawn)))
     return drawn
@@ -90,41 +92,57 @@ def _title(row: Row) -> str:
 
 def _over_k(rows: list[Row], number: int) -> Plot:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    first = rows[0]
-    kernels = _by(rows, lambda row: (row.method, row.gradient, row.kernel_requested))
-    plain = len({row.kernel_requested for row in rows}) == 1
-    for index, series in enumerate(kernels):
-        named = f"{series[0].method}, {series[0].gradient} gradient"
-        named += "" if plain else f", {series[0].kernel_requested}"
-        _series(axes, sorted(series, key=lambda row: row.k), named, index)
-    _bounds(axes, rows)
+    for index, series in enumerate(_by(rows, _line)):
+        _series(axes, sorted(series, key=lambda row: row.k), index)
+    if any(row.floor_s for row in rows):
+        axes.plot([], [], color="#777777", linewidth=1.1, linestyle=":", label="at the machine's floor")
+    _bound(axes, rows)
     _paper(axes, rows)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    ks = sorted({row.k for row in rows})
-    axes.xaxis.set_major_locator(FixedLocator(ks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_locator(FixedLocator([a * 10**b for b in range(-3, 6) for a in (1, 2, 5)]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.grid(axis="y", linewidth=0.4, color="#DDDDDD")
-    axes.set_axisbelow(True)
-    what = "share of the neurons kept, k" if all(isinstance(k, float) for k in ks) else "neurons kept, k"
-    axes.set_xlabel(what)
+    _scales(axes, sorted({row.k for row in rows}))
+    first = rows[0]
     axes.set_ylabel(f"speed-up of the {first.phase} over dense")
     axes.set_title(_title(first))
-    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(handles)), key=lambda place: isinstance(handles[place], Line2D))  # measured ones first
+    axes.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        fontsize=8.5,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
     caption = f"Speed-up of the {first.phase} over k ({first.workload}; {_title(first)}), with 95% intervals."
     return Plot(_name("speedup", first, number), caption, _svg(figure))
 
 
-def _series(axes: Axes, rows: list[Row], named: str, index: int) -> None:
+def _scales(axes: Axes, ks: Sequence[float]) -> None:
+    """Both axes logarithmic, labelled with plain numbers: halving k ought to double the speed-up, a straight line."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(ks)))
+    axes.yaxis.set_major_locator(FixedLocator([a * 10**b for b in range(-3, 6) for a in (1, 2, 5)]))
+    for axis, unit in ((axes.xaxis, ""), (axes.yaxis, "x")):
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _, unit=unit: f"{value:g}{unit}"))
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.grid(axis="y", linewidth=0.4, color="#DDDDDD")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("neurons kept, k" if any(isinstance(k, int) for k in ks) else "share of the neurons kept, k")
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    """What makes a line of its own."""
+    kernel = (row.kernel_requested,) if row.kernel_requested != "auto" else ()
+    return (row.method, f"{row.gradient} gradient", *kernel)
+
+
+def _series(axes: Axes, rows: list[Row], index: int) -> None:
     """One line with error bars, and dotted in the same colour what the machine's floor would allow."""
     colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
     ks, values = [row.k for row in rows], [row.speedup or 0.0 for row in rows]
@@ -134,15 +152,13 @@ def _series(axes: Axes, rows: list[Row], named: str, index: int) -> None:
         [high - value for value, (_, high) in zip(values, ends, strict=True)],
     ]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 3}
-    axes.errorbar(ks, values, yerr=spread, label=named, **style)
+    axes.errorbar(ks, values, yerr=spread, label=", ".join(_line(rows[0])), **style)
     floors = [(row.k, row.baseline_median_s / row.floor_s) for row in rows if row.baseline_median_s and row.floor_s]
     if len(floors) > 1:
-        axes.plot(
-            *zip(*floors, strict=True), color=colour, linewidth=1.1, linestyle=":", label="  at the machine's floor"
-        )
+        axes.plot(*zip(*floors, strict=True), color=colour, linewidth=1.1, linestyle=":")
 
 
-def _bounds(axes: Axes, rows: list[Row]) -> None:
+def _bound(axes: Axes, rows: list[Row]) -> None:
     """n/k: of n columns of dy, k are left (a linear layer alone; an mlp has dense layers as well)."""
     n = rows[0].out_features
     if rows[0].workload == "linear" and n is not None:
@@ -170,7 +186,7 @@ def _phases(case: list[Row]) -> list[Row]:
 def _stacked(cases: list[list[Row]], number: int) -> Plot:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 1.5 + 0.62 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(8, 1.5 + 0.62 * len(cases)), layout="constrained")
     axes = figure.add_subplot()
     most = max(sum(row.baseline_median_s or 0 for row in _phases(case)) for case in cases)
     unit, scale = ("s", 1.0) if most >= 1 else ("ms", 1e3) if most >= 1e-3 else ("µs", 1e6)
@@ -192,8 +208,8 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
     axes.invert_yaxis()
     axes.set_xlabel(f"median time of one iteration, {unit}")
-    axes.set_title(_title(cases[0][0]))
-    axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.18 if len(cases) > 3 else -0.3), fontsize=8.5)
+    axes.set_title(_title(cases[0][0]), pad=24)
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8.5, borderaxespad=0.2)
     caption = f"Where the time of a step goes, dense above sparse ({cases[0][0].workload}; {_title(cases[0][0])})."
     return Plot(_name("phases", cases[0][0], number), caption, _svg(figure))
 

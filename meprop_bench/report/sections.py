@@ -15,6 +15,7 @@ from meprop_bench.report.cells import (
     Cell,
     check,
     efficiency,
+    failure,
     interval,
     memory,
     parity,
@@ -97,12 +98,16 @@ def _section(title: str, rows: list[Row], remark: str) -> Section:
     axes = [name for name in _AXES if name in _ALWAYS or len(texts[name]) > 1]
     said = [name for name in _AXES if name not in axes and texts[name] != {ABSENT} and name != "environment"]
     figures = [name for name in _FIGURES if name != "parity" or any(row.parity for row in rows)]
-    notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    notes = list(dict.fromkeys(text for row in rows for text in (*row.notes, failure(row)) if text))
+
+    def marked(cell: Cell, texts: Iterable[str | None]) -> Cell:
+        marks = "".join(f" ({notes.index(text) + 1})" for text in dict.fromkeys(texts) if text)
+        return Cell(cell.text + marks, cell.tone)
 
     def line(row: Row) -> tuple[Cell, ...]:
-        marks = "".join(f" ({notes.index(note) + 1})" for note in dict.fromkeys(row.notes))
         cells = {name: _FIGURES[name](row) for name in figures}
-        cells["speed-up"] = Cell(cells["speed-up"].text + marks, cells["speed-up"].tone)
+        cells["speed-up"] = marked(cells["speed-up"], row.notes)
+        cells["check"] = marked(cells["check"], [failure(row)])
         return (*(Cell(_AXES[name](row)) for name in axes), *cells.values())
 
     phases = sorted(dict.fromkeys(row.phase for row in rows), key=_phase_order)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from meprop_bench.report.document import Document
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
 
@@ -127,6 +128,16 @@ def mlp_rows():
     return rows
 
 
+@pytest.fixture(name="make_row")
+def make_row_fixture():
+    return make_row
+
+
+@pytest.fixture(name="failed_row")
+def failed_row_fixture():
+    return failed_row
+
+
 @pytest.fixture
 def rows():
     return [*linear_rows(), *mlp_rows()]
@@ -145,6 +156,18 @@ def make_folder(tmp_path):
             return store.folder
 
     return make
+
+
+@pytest.fixture
+def document(rows):
+    return Document(
+        title="2026-03-04_amd-epyc-2c_quick",
+        command="meprop-bench speedup --preset quick",
+        started="2026-03-04T05:06:07+00:00",
+        rows=rows,
+        environments={"aabbccddeeff": ENVIRONMENT},
+        peaks={"aabbccddeeff": PEAKS},
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,54 @@
+import pytest
+
+from meprop_bench.report import cells
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.2345, "1.23 s"),
+        (0.99996, "1.00 s"),
+        (0.0123, "12.3 ms"),
+        (4.56e-5, "45.6 µs"),
+        (3e-9, "3.00 ns"),
+        (240, "240 s"),
+    ],
+)
+def test_times_have_three_digits_and_a_unit_that_fits(value, text):
+    assert cells.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(512, "512 B"), (1536, "1.50 KiB"), (256 << 20, "256 MiB"), (5 << 30, "5.00 GiB")]
+)
+def test_sizes(value, text):
+    assert cells.memory(value) == text
+
+
+def test_what_does_not_apply_is_a_dash():
+    assert cells.seconds(None) == cells.memory(None) == cells.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "tone"),
+    [
+        ({"speedup": 5.12, "half": 0.0195}, "5.12x [5.02, 5.22]", "good"),
+        ({"speedup": 120.0, "half": 0.01}, "120x [119, 121]", "good"),
+        ({"speedup": 0.8, "half": 0.01}, "0.80x [0.79, 0.81]", "bad"),
+        ({"speedup": 5.0, "half": 0.04}, "5.00x [4.80, 5.20] ~", "good"),
+        ({"speedup": 1.01, "half": 0.02}, "1.01x [0.99, 1.03] not significant", "quiet"),
+        ({"speedup": 5.0, "processes": 1}, "5.00x no interval", "quiet"),
+    ],
+)
+def test_a_speed_up_says_how_sure_it_is(make_row, changes, text, tone):
+    assert cells.speedup(make_row("a", **changes)) == cells.Cell(text, tone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"check": "dx is off"}, "FAILED"), ({"error": "out of memory"}, "ERROR"), ({"check": None}, "NOT CHECKED")],
+)
+def test_no_speed_up_without_a_passed_check(failed_row, changes, word):
+    row = failed_row("a", **changes, **({} if "error" in changes else {"median_s": 1.0, "efficiency": 0.5}))
+    assert cells.speedup(row).text == cells.efficiency(row).text == cells.ABSENT
+    assert cells.check(row) == cells.Cell(word, "bad")

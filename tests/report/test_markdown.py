@@ -1,0 +1,44 @@
+import re
+
+from meprop_bench.report.document import Document
+from meprop_bench.report.markdown import as_markdown, as_readme
+
+
+def test_the_readme_says_what_made_it_and_how_to_read_it(document):
+    text = as_readme(document, [("speedup-1.svg", "Speed-up over k")])
+    assert text.startswith("# 2026-03-04\\_amd-epyc-2c\\_quick\n")
+    assert "```sh\nmeprop-bench speedup --preset quick\n```" in text
+    assert "![Speed-up over k](speedup-1.svg)" in text
+    assert "## How to read this" in text
+    assert "| cpu | AMD EPYC 7B13 |" in text
+    assert "| aabbccddeeff.bandwidth | 64.0 KiB: 81.0 G, 512 MiB: 35.0 G |" in text
+    assert "meprop-bench report 2026-03-04_amd-epyc-2c_quick" in text
+
+
+def test_every_table_line_has_as_many_cells_as_its_head(document):
+    widths = []
+    for line in as_markdown(document).splitlines():
+        if line.startswith("|"):
+            widths.append(len(re.findall(r"(?<!\\)\|", line)))
+        elif widths:
+            assert len(set(widths)) == 1
+            widths = []
+
+
+def test_hostile_names_stay_text(make_row, failed_row):
+    rows = [
+        make_row("a", method="a|b", kernel="<script>alert(1)</script>", notes=["![x](http://e) `~~` *b*"]),
+        failed_row("b", error="| # <img src=x> | \n---\n```"),
+    ]
+    text = as_markdown(Document("t", "c ``` d", "s", rows))
+    assert r"a\|b" in text
+    assert "<script>" not in text.replace(r"\<script", "")
+    assert "<img" not in text.replace(r"\<img", "")
+    assert "](http" not in text.replace(r"\](http", "")
+    assert "````sh\nc ``` d\n````" in text
+
+
+def test_no_rows(document):
+    text = as_readme(Document("t", "meprop-bench speedup", "now", []), [], "Written without plots")
+    assert "0 cases" in text
+    assert "> Written without plots" in text

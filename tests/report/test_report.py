@@ -1,0 +1,60 @@
+"""A whole report from a folder, as `meprop_bench.report` writes it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from meprop_bench import report
+from meprop_bench.errors import UserError
+
+PAGES = ["README.md", "index.html"]
+
+
+def test_a_report_holds_pages_and_plots_and_is_written_anew(folder):
+    (folder / "speedup-9-stale.svg").write_text("old")
+    (folder / "mine.txt").write_text("not ours")
+    written = report.write_report(folder)
+    assert [path.name for path in written][-2:] == PAGES
+    assert all(path.stat().st_size for path in written)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in written} | {"mine.txt", "measurements.jsonl", "environment.json"}
+    text = (folder / "README.md").read_text()
+    assert all(f"({path.name})" in text for path in written if path.suffix == ".svg")
+    assert report.write_report(folder) == written
+
+
+def test_no_path_of_the_machine_is_in_a_report(make_folder, rows, failed_row, tmp_path):
+    bad = failed_row("oom", error=f"cannot allocate, see {tmp_path}/core.dump")
+    folder = make_folder([*rows, bad], command=f"meprop-bench speedup --out {tmp_path}")
+    for path in report.write_report(folder):
+        assert str(tmp_path).encode() not in path.read_bytes()
+    assert "core.dump" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("absent", "kept"), [(["matplotlib"], PAGES), (["matplotlib", "jinja2"], PAGES[:1])])
+def test_without_the_extra_the_readme_is_written_and_says_so(folder, monkeypatch, absent, kept):
+    real = report.find_spec
+    monkeypatch.setattr(report, "find_spec", lambda name: None if name in absent else real(name))
+    assert [path.name for path in report.write_report(folder)] == kept
+    assert "pip install 'meprop-bench\\[report\\]'" in (folder / "README.md").read_text()
+
+
+def test_empty_results_make_a_report(make_folder):
+    assert [path.name for path in report.write_report(make_folder([]))] == PAGES
+
+
+def test_no_results_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="not a results folder"):
+        report.write_report(tmp_path)
+
+
+def test_a_report_never_loads_torch(folder):
+    code = f"""
+import sys
+from pathlib import Path
+from meprop_bench.report import write_report
+write_report(Path({str(folder)!r}))
+assert not {{"torch", "scipy", "numba", "sklearn"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,69 @@
+from meprop_bench.report.sections import parity_section, sections, summary
+
+
+def column(section, name):
+    place = section.columns.index(name)
+    return [line[place].text for group in section.groups for line in group]
+
+
+def test_sections_are_workload_then_allocator_and_the_default_comes_last_with_a_reason(rows):
+    made = sections(rows)
+    assert [one.title for one in made] == ["linear, kept allocator", "mlp, kept allocator", "linear, default allocator"]
+    assert [bool(one.remark) for one in made] == [False, False, True]
+    assert "default allocator" in made[2].remark
+
+
+def test_the_default_allocator_alone_needs_no_apology(make_row):
+    (only,) = sections([make_row("a", allocator="default")])
+    assert only.remark == ""
+
+
+def test_groups_are_phases_in_the_order_of_a_step(rows):
+    mlp = sections(rows)[1]
+    assert [group[0][0].text for group in mlp.groups] == ["linear-backward", "forward", "backward", "update", "step"]
+    assert all(len({line[0].text for line in group}) == 1 for group in mlp.groups)
+
+
+def test_what_is_constant_is_said_once(rows):
+    linear = sections(rows)[0]
+    assert "dtype float32" in linear.constants
+    assert "dtype" not in linear.columns
+    assert {"method", "k", "gradient", "kernel"} <= set(linear.columns)
+    assert "parity" not in linear.columns  # no row has one
+
+
+def test_failures_and_notes_are_footnotes(rows):
+    linear = sections(rows)[0]
+    assert linear.footnotes == (
+        "(1) budget spent",
+        "(2) dw differs from the oracle by 0.31",
+        "(3) killed by signal 9, probably out of memory",
+    )
+    assert column(linear, "check")[-2:] == ["FAILED (2)", "ERROR (3)"]
+    assert [text for text in column(linear, "speed-up") if "(1)" in text] == [
+        "1.01x [0.95, 1.07] ~ not significant (1)"
+    ]
+    assert column(linear, "sparse")[-2:] == ["–", "–"]
+
+
+def test_accuracy_has_a_section_of_its_own(rows):
+    section = parity_section(rows)
+    assert column(section, "verdict") == ["pass", "inconclusive", "fail"]
+    assert column(section, "difference")[0] == "+0.04 [-0.26, +0.34]"
+    assert parity_section([row for row in rows if row.workload == "linear"]) is None
+
+
+def test_the_summary_counts_what_failed(rows):
+    assert summary(rows) == [
+        "24 cases: 22 ran and passed the correctness check, 1 failed it, 1 could not be run.",
+        "linear backward: 0.81x to 150x the speed of dense in 15 cases, 1 of them not significant, 1 of them slower.",
+        "mlp backward: 6.50x the speed of dense in 3 cases.",
+        "mlp step: 2.90x the speed of dense in 3 cases.",
+        "Accuracy parity with dense: broken in 1, inconclusive in 1, kept in 1.",
+    ]
+
+
+def test_nothing_measured_is_told_without_a_fault(failed_row):
+    assert sections([]) == []
+    assert summary([]) == ["0 cases: 0 ran and passed the correctness check."]
+    assert summary([failed_row("a", error="out of memory")])[1] == "linear backward: no speed-up could be measured."
