@@ -3,7 +3,7 @@
 No compiler and no header is needed on the user's machine: Numba (extra `cpu`) brings LLVM with it. The first call compiles for
 some seconds, later processes load the code from a cache (`compiler`).
 
-`example` holds the selections of each example's own, `unified` those of a whole batch, `select` the search for the k largest.
+`example` holds the selections of each example's own, `unified` those of a whole batch, `topk` the search for the k largest.
 """
 
 from __future__ import annotations

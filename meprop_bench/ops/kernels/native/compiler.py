@@ -235,3 +235,26 @@ def splat(builder: Any, kind: Any, value: Any) -> Any:
     undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def reached_block(typingctx: Any, address: Any, least: Any) -> Any:
+    """Return a bit for each of the 64 float32 numbers at an address: whether its pattern without the sign is >= least."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(_I32, 64)
+        magnitude = builder.and_(load(builder, kind, arguments[0]), ir.Constant(kind, [0x7FFFFFFF] * 64))
+        return builder.bitcast(builder.icmp_signed(">=", magnitude, splat(builder, kind, arguments[1])), _I64)
+
+    return types.uint64(types.int64, types.int32), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def trailing_zeros(typingctx: Any, mask: Any) -> Any:
+    """Return the number of the lowest bit that is set; the mask must not be zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count = declare(builder, "llvm.cttz.i64", ir.FunctionType(_I64, [_I64, ir.IntType(1)]))
+        return builder.call(count, [arguments[0], ir.Constant(ir.IntType(1), 1)])
+
+    return types.int64(types.uint64), codegen

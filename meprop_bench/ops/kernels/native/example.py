@@ -38,7 +38,7 @@ from meprop_bench.ops.kernels.native.compiler import (
     thread_number,
     view,
 )
-from meprop_bench.ops.kernels.native.select import capacity, largest
+from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
 CHUNK = 8 * LANES
 """Columns that one pass over a neuron's examples takes: eight vectors of W and eight of dW fill the registers of AVX2."""
@@ -145,8 +145,7 @@ def _select(a):  # type: ignore[no-untyped-def]
     a = carray(a, WORDS)
     threads, n, k, batch = a[_THREADS], a[_N], a[_K], a[_B]
     t = thread_number(a[_TID])
-    size = capacity(k)
-    buffers = view(a[_KEYS] + 12 * t * size, (3, size), np.int32)
+    working = a[_KEYS] + t * working_bytes(n, k)
     places, values = view(a[_PICKED], (batch, k), np.int32), view(a[_VALUE], (batch, k), np.float32)
     counts, hist = view(a[_COUNT], batch, np.int32), view(a[_HIST] + 4 * t * n, n, np.int32)
     hist[:] = 0
@@ -166,9 +165,7 @@ def _select(a):  # type: ignore[no-untyped-def]
                 picked[count] = given[s]
                 count += row[given[s]] != 0
         else:
-            count = largest(view(a[_DY] + 4 * e * n, n, np.int32), n, k, buffers[0], buffers[1], buffers[2])
-            for s in range(count):
-                picked[s] = buffers[1][s]
+            count = largest(a[_DY] + 4 * e * n, n, k, working, picked)
         counts[e] = count
         for s in range(count):
             values[e, s] = row[picked[s]]
@@ -220,7 +217,7 @@ def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, need_db, db, scrat
     a[_COUNT] = a[_VALUE] + 4 * b * k
     a[_HIST] = a[_COUNT] + 4 * b
     a[_KEYS] = a[_HIST] + 4 * n * threads
-    a[_DBS] = 0 if need_db == 0 else (db if threads == 1 else a[_KEYS] + 12 * capacity(k) * threads)
+    a[_DBS] = 0 if need_db == 0 else (db if threads == 1 else a[_KEYS] + threads * working_bytes(n, k))
     parallel(gomp, threads, select, a)
     offset_of, hit = view(offsets, n + 1, np.int32), view(hits, n, np.int32)
     hist = view(a[_HIST], (threads, n), np.int32)
@@ -244,9 +241,10 @@ def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, need_db, db, scrat
     return rows
 
 
-def scratch_bytes(threads: int, b: int, n: int, k: int) -> int:
+@function(types.int64(*[types.int64] * 4))
+def scratch_bytes(threads, b, n, k):  # type: ignore[no-untyped-def]
     """Return how many bytes `pairs` needs."""
-    return 4 * (4 * b * k + b + 2 * n * threads + 3 * capacity.py_func(k) * threads)
+    return 4 * (4 * b * k + b + 2 * n * threads) + threads * working_bytes(n, k)
 
 
 def _sums(a):  # type: ignore[no-untyped-def]
