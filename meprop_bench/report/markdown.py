@@ -36,7 +36,7 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
     ]
     if remark:
         parts.append(f"> {_text(remark)}")
-    parts += [f"![{_text(caption)}]({name})\n\n{_text(caption)}" for name, caption in plots]
+    parts += [f"![{_text(caption)}]({name})" for name, caption in plots]
     parts += [_section(section) for section in document.sections]
     parts += ["## How to read this", "\n".join(f"- {_text(line)}" for line in HOW_TO_READ)]
     for title, facts in document.facts:
