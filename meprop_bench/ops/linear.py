@@ -67,7 +67,7 @@ def linear(
     if kept >= n or not torch.is_grad_enabled():
         return F.linear(x, w, b)
     if torch._C._is_any_autocast_enabled():
-        x, w, b = _autocast(x, w, b)
+        x, w, b = _autocast(x, w, b, sparse)
     if torch.compiler.is_compiling():
         return _compiled(x, w, b, (kept, selection, sparse), kernel)
     if torch._C._are_functorch_transforms_active():
@@ -90,14 +90,31 @@ def _matrix(tensor: Tensor) -> Tensor:
     return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.flatten(0, -2)
 
 
-def _autocast(x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _autocast(x: Tensor, w: Tensor, b: Tensor | None, sparse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as autocast does for `F.linear`. Outside of the Function, so that autograd casts the gradients back."""
     device = x.device.type
     if not torch.is_autocast_enabled(device):
         return x, w, b
     dtype = torch.get_autocast_dtype(device)
-    cast = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, w, b)]
-    return cast[0], cast[1], cast[2]  # type: ignore[return-value]
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    w = _CastRows.apply(w, dtype) if sparse else cast(w)  # type: ignore[no-untyped-call]
+    return cast(x), w, None if b is None else cast(b)
+
+
+class _CastRows(torch.autograd.Function):
+    """A cast whose gradient may be sparse rows, which the derivative of `Tensor.to` refuses."""
+
+    @staticmethod
+    def forward(ctx, w, dtype):  # type: ignore[no-untyped-def]
+        ctx.dtype = w.dtype
+        return w if w.dtype == torch.float64 else w.to(dtype)
+
+    @staticmethod
+    def backward(ctx, dw):  # type: ignore[no-untyped-def]
+        return dw.to(ctx.dtype), None
 
 
 def _check_supported(kernel: Kernel, y: Tensor, x: Tensor, w: Tensor, request: Request) -> None:

@@ -13,8 +13,7 @@ from meprop_bench.ops.kernels import KERNELS, Request
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("plain", "transposed", "strided", "expanded")
 
-# Sums have at most 40 terms here. Half precision is added in float32 and rounded once by all kernels but coo, whose sums
-# are in half precision too.
+# Sums have at most 40 terms here. Half precision is added in float32 and rounded once, except by coo, which adds in it.
 SLACK = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 8, torch.float16: 8}
 
 
