@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
-from meprop_bench.ops.kernels.native import example
+from meprop_bench.ops.kernels.native import example, unified
 from meprop_bench.ops.kernels.native.compiler import OPENMP
 from meprop_bench.ops.selection import select
 
@@ -61,7 +61,7 @@ class Native:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
         if request.selection in ("example", "random"):
             return _example(dy.contiguous(), x.contiguous(), w.contiguous(), request)
-        raise NotImplementedError
+        return _unified(dy.contiguous(), x.contiguous(), w.contiguous(), request)
 
 
 def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
@@ -93,6 +93,35 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     if as_rows and dw is not None:
         dw = hybrid_rows(lists[n + 1 : n + 1 + rows].to(torch.int64), dw, n)
     return dx, dw, db
+
+
+def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+    k, selection, as_rows, need_dx, need_dw, need_db = request
+    (b, n), m = dy.shape, x.shape[1]
+    gomp, tid = OPENMP
+    threads = torch.get_num_threads() if gomp else 1
+    few = threads if b * n > _SERIAL and b >= 8 * threads else 1
+    scratch = _scratch.address(max(unified.select_bytes(threads, n, k), unified.product_bytes(threads, b, k)))
+    db = dy.new_empty(n) if need_db else None
+    total = 0 if db is None else db.data_ptr()
+    if selection == "unified":
+        hits = torch.empty(k, dtype=torch.int64)
+        args = (gomp, tid, unified.SUM, few, dy.data_ptr(), b, n)
+        kept = unified.select(*args, k, total, hits.data_ptr(), scratch)
+        hits = hits if kept == k else hits[:kept]
+    else:
+        hits, kept = select(dy, k, selection).sort().values, k
+        if need_db:
+            unified.select(gomp, tid, unified.SUM, few, dy.data_ptr(), b, n, 0, total, 0, scratch)
+    dx = torch.empty_like(x) if need_dx else None
+    dw = w.new_empty(kept if as_rows else n, m) if need_dw else None
+    if need_dx or need_dw:
+        unified.products(
+            gomp, tid, unified.GATHER, unified.MULTIPLY, few, threads, dy.data_ptr(), x.data_ptr(), w.data_ptr(),
+            0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, m, kept, hits.data_ptr(),
+            as_rows, 4 * max(b, n) * m >= _STREAM, scratch,
+        )  # fmt: skip
+    return dx, hybrid_rows(hits, dw, n) if as_rows and dw is not None else dw, db
 
 
 def _panel(b: int, m: int, threads: int) -> tuple[int, bool]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
@@ -258,3 +259,27 @@ def trailing_zeros(typingctx: Any, mask: Any) -> Any:
         return builder.call(count, [arguments[0], ir.Constant(ir.IntType(1), 1)])
 
     return types.int64(types.uint64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _stream_zeros(typingctx: Any, address: Any) -> Any:
+    """Write zeros to the 64 bytes at an address, a multiple of 32, past the caches."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        for half in range(2):
+            zeros = ir.Constant(VECTOR, [0.0] * LANES)
+            store(builder, zeros, offset(builder, arguments[0], 4 * LANES * half), streaming=True)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@function()
+def zero_row(row, width, streaming):  # type: ignore[no-untyped-def]
+    """Write zeros to the `width` float32 numbers at an address, past the caches if `streaming`."""
+    c = 0
+    if streaming and row & 31 == 0:
+        while c + 2 * LANES <= width:
+            _stream_zeros(row + 4 * c)
+            c += 2 * LANES
+    view(row + 4 * c, width - c, np.float32)[:] = 0

@@ -37,6 +37,7 @@ from meprop_bench.ops.kernels.native.compiler import (
     store,
     thread_number,
     view,
+    zero_row,
 )
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
@@ -121,18 +122,6 @@ def _across(need_dx: bool, need_dw: bool) -> Any:
 
 # Not closures of `_sums`: Numba's cache takes a closure's variables for different ones in each process.
 _across_both, _across_dx, _across_dw = _across(True, True), _across(True, False), _across(False, True)
-_blank = _neuron(CHUNK, need_dx=False, need_dw=True, streaming=True)
-
-
-@function()
-def _zero(dw, width, streaming):  # type: ignore[no-untyped-def]
-    """Write zeros to the columns [0, width) of a row that nobody selected."""
-    c = 0
-    if streaming and dw & 31 == 0:
-        while c + CHUNK <= width:
-            _blank(0, 0, dw + 4 * c, 0, 0, 0, 0, 0, 0)
-            c += CHUNK
-    view(dw + 4 * c, width - c, np.float32)[:] = 0
 
 
 # The arguments of both entry points, one word each.
@@ -274,7 +263,7 @@ def _sums(a):  # type: ignore[no-untyped-def]
                     prefetch(ahead + 4 * c)
             if need_dw and not a[_COMPACT]:
                 for blank in range(following, j):
-                    _zero(a[_DW] + 4 * (blank * m + start), columns, streaming)
+                    zero_row(a[_DW] + 4 * (blank * m + start), columns, streaming)
                 following = j + 1
             w, dw = a[_W] + 4 * (j * m + start), a[_DW] + 4 * ((i if a[_COMPACT] else j) * m + start)
             first, last = np.int64(offsets[j]), np.int64(offsets[j + 1])
@@ -286,7 +275,7 @@ def _sums(a):  # type: ignore[no-untyped-def]
                 _across_dw(dx, w, dw, x, a[_EXAMPLE], a[_SORTED], first, last, stride, columns, streaming)
         if need_dw and not a[_COMPACT]:
             for blank in range(following, n):
-                _zero(a[_DW] + 4 * (blank * m + start), columns, streaming)
+                zero_row(a[_DW] + 4 * (blank * m + start), columns, streaming)
         if a[_PANEL] and need_dx:
             for e in range(batch):
                 row = view(a[_DX] + 4 * (e * m + start), columns, np.float32)
