@@ -1,0 +1,138 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from meprop_bench.nn import MePropLinear, convert
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(5, 20), nn.ReLU(), nn.Sequential(nn.Linear(20, 30), nn.Tanh()), nn.Linear(30, 4))
+
+
+def test_all_but_the_output_layer():
+    model = mlp()
+    x = torch.randn(6, 5)
+    before = model(x)
+    layers, parameters = list(model.modules()), list(model.parameters())
+    turned = convert(model, k=0.1, selection="unified", sparse=True, kernel="gather")
+    assert list(turned) == ["0", "2.0"]
+    assert all(turned[name] is model.get_submodule(name) for name in turned)
+    assert all(type(layer) is MePropLinear for layer in turned.values())
+    assert type(model[3]) is nn.Linear
+    assert [(la.k, la.selection, la.sparse, la.kernel) for la in turned.values()] == [
+        (0.1, "unified", True, "gather")
+    ] * 2
+    assert all(a is b for a, b in zip(model.modules(), layers, strict=True))
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert torch.equal(model(x), before)
+    model(x).sum().backward()
+    assert model[0].weight.grad.coalesce().indices().numel() == 2
+    assert model[2][0].weight.grad.coalesce().indices().numel() == 3
+    assert not model[3].weight.grad.is_sparse
+    assert convert(model, k=0.5) == {}  # nothing is left to turn
+    assert turned["0"].k == 0.1
+
+
+def test_the_filter_alone_decides():
+    seen = []
+
+    def chosen(module, name):
+        seen.append((name, type(module)))
+        return module.out_features < 25
+
+    model = mlp()
+    assert list(convert(model, k=1, filter=chosen)) == ["0", "3"]
+    assert seen == [("0", nn.Linear), ("2.0", nn.Linear), ("3", nn.Linear)]
+
+
+def test_a_bad_method_changes_nothing():
+    for keywords in ({"k": 0}, {"k": 3, "selection": "no"}, {"k": 3, "kernel": "no"}):
+        model = mlp()
+        with pytest.raises(ValueError, match=r"not|unknown"):
+            convert(model, **keywords)
+        assert type(model[0]) is nn.Linear
+
+
+def test_the_model_itself_a_layer():
+    layer = nn.Linear(5, 9)
+    with pytest.raises(ValueError, match="from_linear"):
+        convert(layer, k=2)
+    assert type(layer) is nn.Linear
+    assert convert(layer, k=2, filter=lambda module, name: True) == {"": layer}
+    assert type(layer) is MePropLinear
+    assert convert(nn.ReLU(), k=2) == {}
+
+
+def test_a_shared_layer_is_turned_once_and_everywhere():
+    shared = nn.Linear(5, 5)
+    model = nn.ModuleDict({"first": shared, "second": nn.Sequential(shared, nn.ReLU()), "out": nn.Linear(5, 2)})
+    model.plain = [shared]
+    turned = convert(model, k=2)
+    assert list(turned) == ["first"]
+    assert model["first"] is model["second"][0] is model.plain[0] is turned["first"]
+    assert type(shared) is MePropLinear
+
+
+def test_hooks_stay():
+    model = mlp()
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append("forward"))
+    model[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    convert(model, k=2)
+    model(torch.randn(3, 5)).sum().backward()
+    assert calls == ["forward", "backward"]
+
+
+def test_subclasses_are_left_alone():
+    model = nn.ModuleDict(
+        {
+            "attention": nn.MultiheadAttention(8, 2),
+            "lazy": nn.LazyLinear(3),
+            "normed": parametrizations.weight_norm(nn.Linear(8, 8)),
+            "plain": nn.Linear(8, 8),
+            "out": nn.Linear(8, 2),
+        }
+    )
+    assert list(convert(model, k=2, filter=lambda module, name: True)) == ["plain", "out"]
+
+
+def test_a_forward_put_on_the_instance_is_left_alone():
+    model = mlp()
+    model[0].forward = lambda x: x.new_zeros(len(x), 20)
+    assert list(convert(model, k=2)) == ["2.0"]
+
+
+def test_parametrization_and_pruning_go_on_top():
+    model = mlp()
+    convert(model, k=2)
+    parametrizations.weight_norm(model[0])
+    prune.l1_unstructured(model[2][0], "weight", amount=0.5)
+    model(torch.randn(1, 5)).sum().backward()
+    assert int(model[0].parametrizations.weight.original1.grad.ne(0).any(1).sum()) <= 2
+    assert int(model[2][0].weight_orig.grad.ne(0).any(1).sum()) <= 2
+    pruned_first = mlp()
+    prune.l1_unstructured(pruned_first[0], "weight", amount=0.5)
+    assert "0" in convert(pruned_first, k=2)
+    pruned_first(torch.randn(1, 5)).sum().backward()
+    assert int(pruned_first[0].weight_orig.grad.ne(0).any(1).sum()) <= 2
+
+
+def test_converted_models_copy_and_pickle():
+    model = mlp()
+    convert(model, k=2)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert repr(twin) == repr(model)
+
+
+def test_transformer_layer_trains():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    turned = convert(model, k=1, filter=lambda module, name: name == "linear1")
+    model(torch.randn(1, 1, 8)).pow(2).sum().backward()
+    assert list(turned) == ["linear1"]
+    assert int(model.linear1.weight.grad.ne(0).any(1).sum()) <= 1
+    assert model.linear2.weight.grad.ne(0).any(1).all()
