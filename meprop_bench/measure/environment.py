@@ -1,0 +1,332 @@
+"""Where numbers come from: everything that makes two results incomparable, and nothing that names a machine's owner.
+
+Results of different environments are never compared silently, so each row carries an `environment_id`: the first 12 hex
+digits of a SHA-256 over the fields below, except those in `NOT_IN_ID`, which may differ between comparable results (the
+revision of this project is what a comparison is *about*; the load is weather).
+
+Reports are committed, so there is no host name, no user name, no path, no serial number in it. A field that cannot be
+read is null, and `unavailable` says why, field by field. Collect in the worker process itself: the allocator and the
+threads are properties of its environment. Files of the kernel are read directly (Linux); one subprocess, git, tells
+the revision, and only in a checkout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import meprop_bench
+from meprop_bench.measure.allocator import preloaded
+
+__all__ = ["NOT_IN_ID", "collect", "environment_id", "machine_slug"]
+
+NOT_IN_ID = frozenset({"package_version", "git_revision", "load_average", "unavailable"})
+
+# Environment variables that change how fast things run; none of them holds a path.
+_VARIABLES = (
+    *("OMP_NUM_THREADS", "OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "OMP_SCHEDULE"),
+    *("GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME"),
+    *("MKL_NUM_THREADS", "MKL_DYNAMIC", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"),
+    *("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CPU_NAME", "NUMBA_DISABLE_JIT"),
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "PYTHONMALLOC"),
+    *("CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING"),
+)
+_PROC = Path("/proc")
+_SYS = Path("/sys")
+
+
+class Unavailable(Exception):
+    """A probe found nothing; the message says why."""
+
+
+def collect(device: str, allocator: str) -> dict[str, Any]:
+    """Describe this process and the machine it runs on, as JSON values.
+
+    Args:
+        device: "cpu" or "cuda:N"; the GPU's fields are null on the CPU.
+        allocator: the allocator's name, as `allocator.current()` tells it in this process.
+
+    """
+    probes: dict[str, Callable[[], Any]] = {
+        "cpu_model": cpu_model,
+        "cpu_physical_cores": _physical_cores,
+        "cpu_logical_cores": _logical_cores,
+        "cpu_usable_cores": usable_cores,
+        "cpu_limit": _cgroup_limit,
+        "cpu_governor": _governor,
+        "cpu_caches": _caches,
+        "cpu_capability": _cpu_capability,
+        "memory_gib": _memory_gib,
+        "transparent_huge_pages": _huge_pages,
+        "os": lambda: f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine,
+        "libc": _libc,
+        "python": lambda: f"{platform.python_implementation()} {platform.python_version()}",
+        "torch": _torch_version,
+        "numpy": lambda: _version("numpy"),
+        "numba": lambda: _version("numba"),
+        "triton": lambda: _version("triton"),
+        "blas": _blas,
+        "openmp": _openmp,
+        "variables": lambda: {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "preloaded_allocators": preloaded,
+        "torch_threads": _torch_threads,
+        "gpu": lambda: _gpu(device),
+        "gpu_driver": lambda: _driver(device),
+        "load_average": lambda: [round(load, 2) for load in os.getloadavg()],
+        "package_version": lambda: meprop_bench.__version__,
+        "git_revision": _git_revision,
+    }
+    found: dict[str, Any] = {"device": device, "allocator": allocator}
+    reasons: dict[str, str] = {}
+    for name, probe in probes.items():
+        try:
+            found[name] = probe()
+        except Unavailable as reason:
+            found[name], reasons[name] = None, str(reason)
+        except Exception as error:  # noqa: BLE001  a probe never costs a measurement
+            # Not its text, which may hold a path.
+            found[name], reasons[name] = None, f"{type(error).__name__} while reading it"
+    return {**found, "unavailable": reasons}
+
+
+def environment_id(environment: Mapping[str, Any]) -> str:
+    """Return 12 hex digits that are equal exactly for comparable environments."""
+    relevant = {name: value for name, value in environment.items() if name not in NOT_IN_ID}
+    canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def machine_slug(device: str = "cpu") -> str:
+    """Return a name for folders, from the CPU and its usable cores or from the GPU: "amd-epyc-2c", "nvidia-h200"."""
+    if device != "cpu":
+        return _slug(str(_gpu(device)["name"]))
+    try:
+        model = cpu_model()
+    except Unavailable:
+        model = platform.machine() or "cpu"
+    return f"{_slug(model)}-{usable_cores()}c"
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the kernel or the system gives it."""
+    if platform.system() == "Linux":
+        text = _read(_PROC / "cpuinfo")
+        for key in ("model name", "Model", "cpu model", "cpu"):
+            if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
+                return match[1].strip()
+        raise Unavailable("the kernel gives no model name")
+    if name := platform.processor():
+        return name
+    raise Unavailable("the system gives no processor name")
+
+
+def usable_cores() -> int:
+    """Return the logical cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _slug(name: str) -> str:
+    name = re.sub(r"\((R|TM|C)\)|@.*|\b\d+th Gen\b|\b(\w+-Core|CPU|Processor)\b", " ", name, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "machine"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise Unavailable("the kernel does not show it") from None
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    if (cores := psutil.cpu_count(logical=False)) is None:
+        raise Unavailable("the system does not tell")
+    return int(cores)
+
+
+def _logical_cores() -> int:
+    if (cores := os.cpu_count()) is None:
+        raise Unavailable("the system does not tell")
+    return cores
+
+
+def _cgroup_limit() -> float:
+    """Return the least CPU quota of this process's control groups, in cores."""
+    limits = []
+    root = _SYS / "fs/cgroup"
+    for line in _read(_PROC / "self/cgroup").splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        folder = root if hierarchy == "0" else root / controllers
+        if hierarchy != "0" and "cpu" not in controllers.split(","):
+            continue
+        # Within a namespace the path may not exist below the mount, whose root then is the group itself.
+        group = folder / path.strip("/")
+        for place in {group, *group.parents}:
+            if place == folder or folder in place.parents:
+                limits += _quota(place)
+    if not limits:
+        raise Unavailable("no control group limits it")
+    return min(limits)
+
+
+def _quota(group: Path) -> list[float]:
+    try:
+        if (file := group / "cpu.max").exists():  # version 2: "quota period", or "max period"
+            quota, period = file.read_text().split()
+        else:  # version 1: -1 is no quota
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return []
+    return [] if quota in ("max", "-1") else [round(int(quota) / int(period), 3)]
+
+
+def _governor() -> str:
+    return _read(_SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def _caches() -> dict[str, str]:
+    """Return the first core's caches, such as {"L1d": "32K", "L2": "512K", "L3": "32768K"}."""
+    caches = {}
+    for index in sorted((_SYS / "devices/system/cpu/cpu0/cache").glob("index*")):
+        kind = {"Data": "d", "Instruction": "i"}.get(_read(index / "type"), "")
+        caches[f"L{_read(index / 'level')}{kind}"] = _read(index / "size")
+    if not caches:
+        raise Unavailable("the kernel does not show it")
+    return caches
+
+
+def _cpu_capability() -> str:
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _memory_gib() -> float:
+    import psutil
+
+    return float(round(psutil.virtual_memory().total / 2**30, 1))  # in bytes it changes with each start of the system
+
+
+def _huge_pages() -> str:
+    chosen = re.search(r"\[(\w+)\]", _read(_SYS / "kernel/mm/transparent_hugepage/enabled"))
+    if chosen is None:
+        raise Unavailable("the kernel does not show it")
+    return chosen[1]
+
+
+def _libc() -> str:
+    try:
+        version = os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):
+        version = None
+    if not version:
+        raise Unavailable("not glibc")
+    return version
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)
+
+
+def _version(module: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        raise Unavailable("not installed") from None
+
+
+def _blas() -> str:
+    import torch
+
+    text = torch.__config__.show()
+    named = re.search(r"BLAS_INFO=(\w+)", text)
+    release = re.search(r"Math Kernel Library Version ([\w.-]+)", text)
+    if named is None:
+        raise Unavailable("torch does not tell")
+    return f"{named[1]} {release[1]}" if release else named[1]
+
+
+def _openmp() -> str:
+    import torch
+
+    if match := re.search(r"OpenMP \d+ \(a\.k\.a\. OpenMP ([\d.]+)\)", torch.__config__.show()):
+        return match[1]
+    raise Unavailable("torch is built without it")
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _gpu(device: str) -> dict[str, Any]:
+    """Return the GPU's model and software; nothing that identifies the one card."""
+    if device == "cpu":
+        raise Unavailable("the device is the CPU")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Unavailable("torch finds no CUDA device")
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def _driver(device: str) -> str:
+    if device == "cpu":
+        raise Unavailable("the device is the CPU")
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise Unavailable(f"NVML: {error}") from None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _git_revision() -> str:
+    """Return the checkout's commit, with "-dirty" when a tracked file differs from it."""
+    root = Path(meprop_bench.__file__).resolve().parent.parent
+    if not ((root / ".git").exists() and (root / "pyproject.toml").exists()):
+        raise Unavailable("not run from a checkout")
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        raise Unavailable("git does not answer") from None
+    if done.returncode != 0:
+        raise Unavailable("git refuses to read the checkout")
+    return done.stdout.strip()
