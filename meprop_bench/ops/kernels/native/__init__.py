@@ -1,9 +1,10 @@
 """Kernel `native`: the backward pass compiled for this processor by Numba; float32 on the CPU.
 
-No compiler and no header is needed on the user's machine: Numba (extra `cpu`) brings LLVM with it. The first call compiles for
-some seconds, later processes load the code from a cache (`compiler`).
+No compiler and no header is needed on the user's machine: Numba (extra `cpu`) brings LLVM with it. The first call
+compiles for some seconds, later processes load the code from a cache (`compiler`).
 
-`example` holds the selections of each example's own, `unified` those of a whole batch, `topk` the search for the k largest.
+`example` holds the selections of each example's own, `unified` those of a whole batch, `topk` the search for the k
+largest.
 """
 
 from __future__ import annotations
@@ -72,27 +73,24 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     few = threads if b * n > _SERIAL and b >= threads else 1
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
-    lists = torch.empty(2 * n + 1, dtype=torch.int32)
-    offsets = lists.data_ptr()
-    hits = offsets + 4 * (n + 1)
     width, packed = _panel(b, m, threads)
     sorting = -example.scratch_bytes(few, b, n, k) // 64 * -64
     scratch = _scratch.address(sorting + 8 * b * width * threads * packed)
     rows = example.pairs(
         gomp, tid, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
-        need_db, 0 if db is None else db.data_ptr(), scratch, offsets, hits,
+        0 if db is None else db.data_ptr(), scratch,
     )  # fmt: skip
     dx = torch.empty_like(x) if need_dx else None
     dw = w.new_empty(rows if as_rows else n, m) if need_dw else None
+    hits = torch.empty(rows if as_rows else 0, dtype=torch.int64)
     if need_dx or need_dw:
         example.products(
             gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
-            0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows, as_rows, offsets, hits,
-            scratch, scratch + sorting if packed else 0, width, dw is not None and 4 * dw.numel() >= _STREAM,
+            0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
+            hits.data_ptr() if as_rows else 0, scratch, scratch + sorting if packed else 0, width,
+            dw is not None and 4 * dw.numel() >= _STREAM,
         )  # fmt: skip
-    if as_rows and dw is not None:
-        dw = hybrid_rows(lists[n + 1 : n + 1 + rows].to(torch.int64), dw, n)
-    return dx, dw, db
+    return dx, hybrid_rows(hits, dw, n) if as_rows and dw is not None else dw, db
 
 
 def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:

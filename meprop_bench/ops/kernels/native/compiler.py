@@ -1,16 +1,19 @@
 """What Numba lacks for a kernel on raw tensors: torch's own threads, addresses as arrays, and vector instructions.
 
-*Threads.* A second pool of threads beside torch's would fight it for the cores. torch's CPU build runs on OpenMP, so a parallel
-region here is a call of `GOMP_parallel`, looked up in the very library that torch loaded: the same threads, at about 1.5
-microseconds a region. Where that symbol is missing (another OpenMP runtime), the kernels run on one thread.
+*Threads.* A second pool of threads beside torch's would fight it for the cores. torch's CPU build runs on OpenMP,
+so a parallel region here is a call of `GOMP_parallel`, looked up in the very library that torch loaded: the same
+threads, at about 1.5 microseconds a region. Where that symbol is missing (another OpenMP runtime), the kernels run
+on one thread.
 
-*Addresses.* Tensors are passed as `data_ptr()` integers: it costs 0.3 microseconds, `tensor.numpy()` several times that.
+*Addresses.* Tensors are passed as `data_ptr()` integers: it costs 0.3 microseconds, `tensor.numpy()` several times
+that.
 
-*Vectors.* The inner loops are written as LLVM vector operations (`<8 x float>`; LLVM splits or joins them for the processor at
-hand), since the automatic vectoriser gives up on pointers that might alias. A multiply-add may be fused; nothing is reordered.
+*Vectors.* The inner loops are written as LLVM vector operations (`<8 x float>`; LLVM splits or joins them for the
+processor at hand), since the automatic vectoriser gives up on pointers that might alias. A multiply-add may be
+fused; nothing is reordered.
 
-Compiled code is cached on disk, in a folder whose name is a digest of these sources: Numba by itself looks at the one file that
-holds a function, and would keep machine code inlined from a module that has changed since.
+Compiled code is cached on disk, in a folder whose name is a digest of these sources: Numba by itself looks at the
+one file that holds a function, and would keep machine code inlined from a module that has changed since.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ def function(signature: Any = None) -> Callable[[Callable[..., Any]], Any]:
 def body(f: Callable[..., Any]) -> int:
     """Compile `f(arguments: int64 pointer)` as the body of a parallel region and return its address.
 
-    The first two words of the arguments are for this room: the address of omp_get_thread_num, and the number of threads.
+    The first two words of the arguments are this room's: the address of omp_get_thread_num, the number of threads.
     """
     with _cache() as cache:
         compiled = cfunc(
@@ -104,7 +107,7 @@ def body(f: Callable[..., Any]) -> int:
 _KEPT: list[Any] = []
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -113,12 +116,12 @@ def _pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
 
 
 @function()
-def view(address, shape, dtype):  # type: ignore[no-untyped-def]
+def view(address, shape, dtype):
     """Return the memory at an address as an array."""
     return carray(_pointer(address, dtype), shape)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _gomp(typingctx: Any, gomp: Any, run: Any, data: Any, threads: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         gomp, run, data, threads = arguments
@@ -131,7 +134,7 @@ def _gomp(typingctx: Any, gomp: Any, run: Any, data: Any, threads: Any) -> Any:
     return types.void(*[types.int64] * 4), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _call(typingctx: Any, run: Any, data: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [_I8P])
@@ -141,7 +144,7 @@ def _call(typingctx: Any, run: Any, data: Any) -> Any:
     return types.void(types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def thread_number(typingctx: Any, address: Any) -> Any:
     """Return the number of this thread, given the address of omp_get_thread_num, or 0 for no address."""
 
@@ -162,7 +165,7 @@ def thread_number(typingctx: Any, address: Any) -> Any:
 
 
 @function()
-def parallel(gomp, threads, run, arguments):  # type: ignore[no-untyped-def]
+def parallel(gomp, threads, run, arguments):
     """Run a body on all threads, or here for one thread; `arguments` is an int64 array, its words 0 and 1 set here."""
     arguments[1] = threads
     if threads > 1:
@@ -174,7 +177,7 @@ def parallel(gomp, threads, run, arguments):  # type: ignore[no-untyped-def]
         arguments[0] = thread_number_of
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at an address."""
 
@@ -238,9 +241,9 @@ def splat(builder: Any, kind: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def reached_block(typingctx: Any, address: Any, least: Any) -> Any:
-    """Return a bit for each of the 64 float32 numbers at an address: whether its pattern without the sign is >= least."""
+    """Return a bit for each of 64 float32 numbers at an address: whether its pattern without the sign is >= least."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.VectorType(_I32, 64)
@@ -250,7 +253,7 @@ def reached_block(typingctx: Any, address: Any, least: Any) -> Any:
     return types.uint64(types.int64, types.int32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def trailing_zeros(typingctx: Any, mask: Any) -> Any:
     """Return the number of the lowest bit that is set; the mask must not be zero."""
 
@@ -261,7 +264,7 @@ def trailing_zeros(typingctx: Any, mask: Any) -> Any:
     return types.int64(types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _stream_zeros(typingctx: Any, address: Any) -> Any:
     """Write zeros to the 64 bytes at an address, a multiple of 32, past the caches."""
 
@@ -275,7 +278,7 @@ def _stream_zeros(typingctx: Any, address: Any) -> Any:
 
 
 @function()
-def zero_row(row, width, streaming):  # type: ignore[no-untyped-def]
+def zero_row(row, width, streaming):
     """Write zeros to the `width` float32 numbers at an address, past the caches if `streaming`."""
     c = 0
     if streaming and row & 31 == 0:

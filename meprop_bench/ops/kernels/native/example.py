@@ -3,14 +3,15 @@
     dx[e] = Σ_{j in S(e)} dy[e, j] W[j]              S(e): what example e keeps
     dW[j] = Σ_{e : j in S(e)} dy[e, j] x[e]
 
-Both sums run over the same B k pairs (e, j), and each pair costs two multiply-adds on rows of m numbers: there is no product of
-matrices left, only rows to stream. So the order decides. Sorted by neuron, each row of W is read once and each row of dW written
-once, from registers. What is touched again and again, x and dx, is cut into panels of columns that stay in the caches; the
-panels are copied, since rows at a distance of a power of two would otherwise all fall into the same few cache lines.
+Both sums run over the same B k pairs (e, j), and each pair costs two multiply-adds on rows of m numbers: there is
+no product of matrices left, only rows to stream. So the order decides. Sorted by neuron, each row of W is read once
+and each row of dW written once, from registers. What is touched again and again, x and dx, is cut into panels of
+columns that stay in the caches; the panels are copied, since rows at a distance of a power of two would otherwise
+all fall into the same few cache lines.
 
-Four passes, each parallel: over examples, select and count by neuron; sum the counts up; over examples, put the pairs in
-neuron order; over panels, the sums. Rows of dW that nobody selected are written as zeros on the way, which spares
-the pass over fresh memory that `torch.zeros` would be.
+Four passes, each parallel: over examples, select and count by neuron; sum the counts up; over examples, put the
+pairs in neuron order; over panels, the sums. Rows of dW that nobody selected are written as zeros on the way, which
+spares the pass over fresh memory that `torch.zeros` would be.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from meprop_bench.ops.kernels.native.compiler import (
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
 CHUNK = 8 * LANES
-"""Columns that one pass over a neuron's examples takes: eight vectors of W and eight of dW fill the registers of AVX2."""
+"""Columns of one pass over a neuron's examples: eight vectors of W and eight of dW fill the registers of AVX2."""
 AHEAD = 8
 """Rows of W asked for in advance."""
 
 
 def _neuron(columns: int, need_dx: bool, need_dw: bool, streaming: bool = False) -> Any:
-    """Make the inner loop: for the examples s of one neuron, dw += v[s] x[e[s]] and dx[e[s]] += v[s] w, over some columns."""
+    """Make the inner loop: over the examples s of one neuron, dw += v[s] x[e[s]] and dx[e[s]] += v[s] w."""
     vectors, lanes = (columns // LANES, LANES) if columns >= LANES else (columns, 1)
     kind = ir.VectorType(ir.FloatType(), lanes) if lanes > 1 else ir.FloatType()
     word = ir.IntType(64)
@@ -88,8 +89,10 @@ def _neuron(columns: int, need_dx: bool, need_dw: bool, streaming: bool = False)
                 store(builder, total, offset(builder, dw, i * size), streaming)
         return context.get_dummy_value()
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def neuron(typingctx: Any, dx: Any, w: Any, dw: Any, x: Any, es: Any, vs: Any, first: Any, last: Any, by: Any) -> Any:
+    @intrinsic
+    def neuron(
+        typingctx: Any, dx: Any, w: Any, dw: Any, x: Any, es: Any, vs: Any, first: Any, last: Any, by: Any
+    ) -> Any:
         return types.void(*[types.int64] * 9), codegen
 
     return neuron
@@ -101,7 +104,7 @@ def _across(need_dx: bool, need_dw: bool) -> Any:
     streamed = _neuron(CHUNK, need_dx, need_dw, streaming=need_dw)
 
     @function()
-    def across(dx, w, dw, x, examples, values, first, last, stride, width, streaming):  # type: ignore[no-untyped-def]
+    def across(dx, w, dw, x, examples, values, first, last, stride, width, streaming):
         c = 0
         if streaming and dw & 31 == 0:
             while c + CHUNK <= width:
@@ -125,12 +128,14 @@ _across_both, _across_dx, _across_dw = _across(True, True), _across(True, False)
 
 
 # The arguments of both entry points, one word each.
-(_TID, _THREADS, _DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS, _OFFSET, _EXAMPLE, _SORTED) = range(16)
+(_TID, _THREADS, _DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS, _OFFSET, _EXAMPLE, _SORTED) = (
+    range(16)
+)
 (_X, _W, _DX, _DW, _M, _HITS, _ROWS, _COMPACT, _STREAMING, _PANEL, _WIDTH) = range(16, 27)
 WORDS = 27
 
 
-def _select(a):  # type: ignore[no-untyped-def]
+def _select(a):
     a = carray(a, WORDS)
     threads, n, k, batch = a[_THREADS], a[_N], a[_K], a[_B]
     t = thread_number(a[_TID])
@@ -161,7 +166,7 @@ def _select(a):  # type: ignore[no-untyped-def]
             hist[picked[s]] += 1
 
 
-def _sort(a):  # type: ignore[no-untyped-def]
+def _sort(a):
     a = carray(a, WORDS)
     threads, n, k, batch = a[_THREADS], a[_N], a[_K], a[_B]
     t = thread_number(a[_TID])
@@ -176,8 +181,21 @@ def _sort(a):  # type: ignore[no-untyped-def]
             starts[j] += 1
 
 
-@function(types.int64(*[types.int64] * 15))
-def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, need_db, db, scratch, offsets, hits):  # type: ignore[no-untyped-def]
+@function()
+def _place_sorted(a, scratch):
+    """Set where the sorted pairs are; return where they end.
+
+    Neuron j has the pairs [offset[j], offset[j + 1]), each an example and its value; hits are the neurons that have any.
+    """
+    a[_EXAMPLE] = scratch
+    a[_SORTED] = a[_EXAMPLE] + 4 * a[_B] * a[_K]
+    a[_OFFSET] = a[_SORTED] + 4 * a[_B] * a[_K]
+    a[_HITS] = a[_OFFSET] + 4 * (a[_N] + 1)
+    return a[_HITS] + 4 * a[_N]
+
+
+@function(types.int64(*[types.int64] * 12))
+def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, db, scratch):
     """Select in every example and sort the pairs (example, neuron) by neuron.
 
     Args:
@@ -187,28 +205,23 @@ def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, need_db, db, scrat
         dy: float32 (b, n).
         idx: int64 (b, k), or 0 to select the k largest magnitudes.
         b, n, k: sizes.
-        need_db: whether the sum over the batch is wanted.
-        db: float32 (n,), written when it is.
-        scratch: `scratch_bytes(threads, b, n, k)` bytes.
-        offsets: int32 (n + 1), written: neuron j has the pairs [offsets[j], offsets[j + 1]).
-        hits: int32 (n,), written: the neurons that have any, ascending.
+        db: float32 (n,), written: the sum over the batch; or 0.
+        scratch: `scratch_bytes(threads, b, n, k)` bytes; the sorted pairs stay there for `products`.
 
     Returns:
         how many neurons have any.
 
     """
     a = np.empty(WORDS, np.int64)
-    a[_TID], a[_DY], a[_IDX], a[_B], a[_N], a[_K], a[_OFFSET] = tid, dy, idx, b, n, k, offsets
-    a[_EXAMPLE] = scratch
-    a[_SORTED] = a[_EXAMPLE] + 4 * b * k
-    a[_PICKED] = a[_SORTED] + 4 * b * k
+    a[_TID], a[_DY], a[_IDX], a[_B], a[_N], a[_K] = tid, dy, idx, b, n, k
+    a[_PICKED] = _place_sorted(a, scratch)
     a[_VALUE] = a[_PICKED] + 4 * b * k
     a[_COUNT] = a[_VALUE] + 4 * b * k
     a[_HIST] = a[_COUNT] + 4 * b
     a[_KEYS] = a[_HIST] + 4 * n * threads
-    a[_DBS] = 0 if need_db == 0 else (db if threads == 1 else a[_KEYS] + threads * working_bytes(n, k))
+    a[_DBS] = 0 if db == 0 else (db if threads == 1 else a[_KEYS] + threads * working_bytes(n, k))
     parallel(gomp, threads, select, a)
-    offset_of, hit = view(offsets, n + 1, np.int32), view(hits, n, np.int32)
+    offset_of, hit = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
     hist = view(a[_HIST], (threads, n), np.int32)
     run, rows = 0, 0
     for j in range(n):
@@ -220,7 +233,7 @@ def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, need_db, db, scrat
         hit[rows] = j
         rows += run > offset_of[j]
     offset_of[n] = run
-    if need_db and threads > 1:
+    if db != 0 and threads > 1:
         total, parts = view(db, n, np.float32), view(a[_DBS], (threads, n), np.float32)
         total[:] = parts[0]
         for t in range(1, threads):
@@ -231,12 +244,12 @@ def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, need_db, db, scrat
 
 
 @function(types.int64(*[types.int64] * 4))
-def scratch_bytes(threads, b, n, k):  # type: ignore[no-untyped-def]
+def scratch_bytes(threads, b, n, k):
     """Return how many bytes `pairs` needs."""
-    return 4 * (4 * b * k + b + 2 * n * threads) + threads * working_bytes(n, k)
+    return 4 * (4 * b * k + b + 2 * n * (threads + 1) + 1) + threads * working_bytes(n, k)
 
 
-def _sums(a):  # type: ignore[no-untyped-def]
+def _sums(a):
     a = carray(a, WORDS)
     need_dx, need_dw = a[_DX] != 0, a[_DW] != 0
     batch, n, m, width, rows, streaming = a[_B], a[_N], a[_M], a[_WIDTH], a[_ROWS], a[_STREAMING]
@@ -285,10 +298,8 @@ def _sums(a):  # type: ignore[no-untyped-def]
 SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
 
 
-@function(types.void(*[types.int64] * 20))
-def products(  # type: ignore[no-untyped-def]
-    gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, compact, offsets, hits, scratch, panels, width, streaming
-):
+@function(types.void(*[types.int64] * 18))
+def products(gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, listed, scratch, panels, width, streaming):
     """Compute dx and dW from the sorted pairs.
 
     Args:
@@ -296,10 +307,10 @@ def products(  # type: ignore[no-untyped-def]
         sums: `SUMS`.
         threads: how many.
         x, w, dx: float32 (b, m), (n, m) and (b, m), contiguous; dx is 0 when it is not wanted.
-        dw: float32 (n, m), or (rows, m) when it is compact; contiguous; 0 when it is not wanted.
+        dw: float32, contiguous: (rows, m) when `listed` is given, else (n, m); 0 when it is not wanted.
         b, n, k, m: sizes, as for `pairs`.
-        rows, offsets, hits, scratch: as `pairs` left them.
-        compact: whether dw holds the rows `hits` alone.
+        rows, scratch: as `pairs` left them.
+        listed: int64 (rows,), written: which rows dw holds; or 0 when it holds all.
         panels: 8 b width bytes a thread to copy panels to, or 0 to read the columns where they are.
         width: of a panel, in columns.
         streaming: whether dw goes past the caches.
@@ -307,6 +318,8 @@ def products(  # type: ignore[no-untyped-def]
     """
     a = np.empty(WORDS, np.int64)
     a[_TID], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_K], a[_M] = tid, x, w, dx, dw, b, n, k, m
-    a[_ROWS], a[_OFFSET], a[_HITS], a[_EXAMPLE], a[_SORTED] = rows, offsets, hits, scratch, scratch + 4 * b * k
-    a[_COMPACT], a[_PANEL], a[_WIDTH], a[_STREAMING] = compact, panels, width, streaming
+    a[_ROWS], a[_COMPACT], a[_PANEL], a[_WIDTH], a[_STREAMING] = rows, listed != 0, panels, width, streaming
+    _place_sorted(a, scratch)
+    if listed != 0:
+        view(listed, rows, np.int64)[:] = view(a[_HITS], rows, np.int32)
     parallel(gomp, threads, sums, a)

@@ -1,15 +1,17 @@
 """Which entries survive: the k largest magnitudes of a row, found by counting.
 
-The bit pattern of a float32 without its sign, read as an integer, is ordered as its magnitude is, with infinity above all
-numbers and NaN above infinity; so integer comparisons do the right thing for every value, and run eight at a time.
+The bit pattern of a float32 without its sign, read as an integer, is ordered as its magnitude is, with infinity
+above all numbers and NaN above infinity; so integer comparisons do the right thing for every value, and run eight
+at a time.
 
-Cut the row into c columns, c > k, and take the largest magnitude of each: the k-th largest of these c maxima bounds the k-th
-largest entry from below, so only the entries that reach it are candidates, few more than k. Both k-th largest values come from
-bisection: count how many reach the middle, halve the interval. Counting has no branch to mispredict, which is where heaps and
-quickselect lose their time on rows this short (measured: 10 rows of 500, k = 20: 5 microseconds a row by quickselect).
+Cut the row into c columns, c > k, and take the largest magnitude of each: the k-th largest of these c maxima bounds
+the k-th largest entry from below, so only the entries that reach it are candidates, few more than k. Both k-th
+largest values come from bisection: count how many reach the middle, halve the interval. Counting has no branch to
+mispredict, which is where heaps and quickselect lose their time on rows this short (measured: 10 rows of 500, k =
+20: 5 microseconds a row by quickselect).
 
-Ties are broken towards the lower index. Zeros are never selected, since they contribute nothing: after a ReLU a row often has
-fewer than k entries that are not zero.
+Ties are broken towards the lower index. Zeros are never selected, since they contribute nothing: after a ReLU a row
+often has fewer than k entries that are not zero.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ BLOCK = 64
 
 
 @function()
-def reaching(keys, count, least):  # type: ignore[no-untyped-def]
+def reaching(keys, count, least):
     """Return how many of count int32 keys at an address are >= least."""
     found = np.int32(0)
     row = view(keys, count, np.int32)
@@ -33,7 +35,7 @@ def reaching(keys, count, least):  # type: ignore[no-untyped-def]
 
 
 @function()
-def kth_largest(keys, count, k, low):  # type: ignore[no-untyped-def]
+def kth_largest(keys, count, k, low):
     """Return a bound that exactly k of the keys reach, or, where ties prevent that, the largest that more than k reach.
 
     At least k keys must reach `low`.
@@ -57,19 +59,19 @@ def kth_largest(keys, count, k, low):  # type: ignore[no-untyped-def]
 
 
 @function()
-def columns(n, k):  # type: ignore[no-untyped-def]
+def columns(n, k):
     """Return into how many columns a row is cut: the more, the fewer candidates."""
     return min(n, (2 * k + 64) // 16 * 16)
 
 
 @function()
-def working_bytes(n, k):  # type: ignore[no-untyped-def]
+def working_bytes(n, k):
     """Return the bytes that `largest` works in: the columns' maxima and the candidates' keys."""
     return 4 * (columns(n, k) + n)
 
 
 @function()
-def largest(row, n, k, working, places):  # type: ignore[no-untyped-def]
+def largest(row, n, k, working, places):
     """Find the k largest magnitudes of n float32 numbers at an address; zeros are left out.
 
     Args:
@@ -103,7 +105,7 @@ def largest(row, n, k, working, places):  # type: ignore[no-untyped-def]
 
 
 @function()
-def _candidates(row, n, least, keys):  # type: ignore[no-untyped-def]
+def _candidates(row, n, least, keys):
     """Write the keys that reach `least`; return how many."""
     count = 0
     for start in range(0, n, BLOCK):
@@ -117,7 +119,7 @@ def _candidates(row, n, least, keys):  # type: ignore[no-untyped-def]
 
 
 @function()
-def _places(row, n, k, least, spare, places):  # type: ignore[no-untyped-def]
+def _places(row, n, k, least, spare, places):
     """Write the places of the keys that reach `least`, but for the last `spare` that equal it; return how many."""
     count, equal = 0, k
     if spare > 0:
@@ -138,7 +140,7 @@ def _places(row, n, k, least, spare, places):  # type: ignore[no-untyped-def]
 
 
 @function()
-def reaching_magnitude(row, n, least):  # type: ignore[no-untyped-def]
+def reaching_magnitude(row, n, least):
     """Return how many of n float32 numbers at an address have a key >= least."""
     found = np.int32(0)
     numbers = view(row, n, np.int32)
@@ -148,7 +150,7 @@ def reaching_magnitude(row, n, least):  # type: ignore[no-untyped-def]
 
 
 @function()
-def reached(row, length, least):  # type: ignore[no-untyped-def]
+def reached(row, length, least):
     """Return a bit for each of up to 64 float32 numbers at an address: whether its key is >= least."""
     if length == BLOCK:
         return reached_block(row, least)

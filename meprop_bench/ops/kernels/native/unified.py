@@ -5,13 +5,15 @@ With the kept neurons h (k,), everything is small and dense:
     dx = dy[:, h] W[h]        (B, k) (k, m)
     dW[h] = dy[:, h]ᵀ x       (k, B) (B, m)
 
-The arithmetic is a k / n part of the dense layer's, so all that the dense layer never notices shows: a pass over dy for the sums,
-gathering, and products so thin that a general matrix product spends its time on setting up. Hence one pass for both sums over
-the batch (|dy| for the selection, dy for the bias), and a product of our own in the usual form: both operands are packed to
-tiles, W and x a panel of columns at a time, straight from the rows of h, and the innermost loop keeps a tile of 6 x 16 results in
-registers. A thread has its own columns of dx and of dW, so nobody waits.
+The arithmetic is a k / n part of the dense layer's, so all that the dense layer never notices shows: a pass over dy
+for the sums, gathering, and products so thin that a general matrix product spends its time on setting up. Hence one
+pass for both sums over the batch (|dy| for the selection, dy for the bias), and a product of our own in the usual
+form: both operands are packed to tiles, W and x a panel of columns at a time, straight from the rows of h, and the
+innermost loop keeps a tile of 6 x 16 results in registers. A thread has its own columns of dx and of dW, so nobody
+waits.
 
-The sums are added up eight rows at a time, then over these, so that rounding stays far below the distances that matter.
+The sums are added up eight rows at a time, then over these, so that rounding stays far below the distances that
+matter.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def _tile(accumulate: bool, streaming: bool) -> Any:
             store(builder, total, place, streaming)
         return context.get_dummy_value()
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def tile(typingctx: Any, a: Any, b: Any, out: Any, deep: Any) -> Any:
         return types.void(*[types.int64] * 4), codegen
 
@@ -92,11 +94,30 @@ def _tile(accumulate: bool, streaming: bool) -> Any:
 _fresh, _streamed, _added = _tile(False, False), _tile(False, True), _tile(True, False)
 
 # The arguments of the parallel regions, one word each.
-(_TID, _THREADS, _DY, _X, _W, _DX, _DW, _B, _N, _M, _K, _HITS, _PARTS, _TALL_DX, _TALL_DW, _PACKED, _COMPACT, _STREAMING) = range(18)
+(
+    _TID,
+    _THREADS,
+    _DY,
+    _X,
+    _W,
+    _DX,
+    _DW,
+    _B,
+    _N,
+    _M,
+    _K,
+    _HITS,
+    _PARTS,
+    _TALL_DX,
+    _TALL_DW,
+    _PACKED,
+    _COMPACT,
+    _STREAMING,
+) = range(18)
 WORDS = 18
 
 
-def _sum(a):  # type: ignore[no-untyped-def]
+def _sum(a):
     a = carray(a, WORDS)
     b, n, threads = a[_B], a[_N], a[_THREADS]
     t = thread_number(a[_TID])
@@ -128,7 +149,7 @@ SUM = body(_sum)
 
 
 @function(types.int64(*[types.int64] * 11))
-def select(gomp, tid, run, threads, dy, b, n, k, db, hits, scratch):  # type: ignore[no-untyped-def]
+def select(gomp, tid, run, threads, dy, b, n, k, db, hits, scratch):
     """Select the k neurons with the largest sum of |dy| over the batch, and sum dy up for the bias.
 
     Args:
@@ -136,10 +157,9 @@ def select(gomp, tid, run, threads, dy, b, n, k, db, hits, scratch):  # type: ig
         run: `SUM`.
         threads: how many.
         dy: float32 (b, n).
-        b, n, k: sizes.
+        b, n, k: sizes; with k = 0 nothing is selected, only summed up.
         db: float32 (n,), written, or 0.
-        hits: int64 (k,), written: the neurons, ascending; those without any gradient are left out. Given ones for 0 sums:
-            k = 0 leaves it alone.
+        hits: int64 (k,), written: the neurons, ascending; those without any gradient are left out.
         scratch: `select_bytes(threads, n, k)` bytes.
 
     Returns:
@@ -168,12 +188,12 @@ def select(gomp, tid, run, threads, dy, b, n, k, db, hits, scratch):  # type: ig
 
 
 @function(types.int64(*[types.int64] * 3))
-def select_bytes(threads, n, k):  # type: ignore[no-untyped-def]
+def select_bytes(threads, n, k):
     """Return how many bytes `select` needs."""
     return 8 * threads * n + 4 * k + working_bytes(n, k)
 
 
-def _gather(a):  # type: ignore[no-untyped-def]
+def _gather(a):
     """Pack dy[:, hits] twice: in tiles of examples for dx, in tiles of neurons for dW."""
     a = carray(a, WORDS)
     b, n, k, threads = a[_B], a[_N], a[_K], a[_THREADS]
@@ -194,7 +214,7 @@ def _gather(a):  # type: ignore[no-untyped-def]
 
 
 @function()
-def _pack(source, stride, hits, first, deep, columns, packed):  # type: ignore[no-untyped-def]
+def _pack(source, stride, hits, first, deep, columns, packed):
     """Pack rows of the wide operand in strips of WIDE columns; rows hits[first:], or first and on when hits is 0."""
     chosen = view(hits, first + deep, np.int64)
     for p in range(deep):
@@ -212,7 +232,7 @@ def _pack(source, stride, hits, first, deep, columns, packed):  # type: ignore[n
 
 
 @function()
-def _multiply(tall, height, total, source, stride, hits, out, out_hits, m, start, columns, packed, streaming):  # type: ignore[no-untyped-def]
+def _multiply(tall, height, total, source, stride, hits, out, out_hits, m, start, columns, packed, streaming):
     """Compute columns [start, start + columns) of out = tall · wide.
 
     Args:
@@ -263,7 +283,7 @@ def _multiply(tall, height, total, source, stride, hits, out, out_hits, m, start
                         kept[:] = view(place[r], within, np.float32)
 
 
-def _multiply_all(a):  # type: ignore[no-untyped-def]
+def _multiply_all(a):
     a = carray(a, WORDS)
     b, n, m, k, threads, hits = a[_B], a[_N], a[_M], a[_K], a[_THREADS], a[_HITS]
     t = thread_number(a[_TID])
@@ -299,7 +319,7 @@ GATHER, MULTIPLY = body(_gather), body(_multiply_all)
 
 
 @function(types.void(*[types.int64] * 19))
-def products(  # type: ignore[no-untyped-def]
+def products(
     gomp, tid, gather, multiply, few, threads, dy, x, w, dx, dw, b, n, m, k, hits, compact, streaming, scratch
 ):
     """Compute dx and dW through the selected neurons.
@@ -330,6 +350,6 @@ def products(  # type: ignore[no-untyped-def]
 
 
 @function(types.int64(*[types.int64] * 3))
-def product_bytes(threads, b, k):  # type: ignore[no-untyped-def]
+def product_bytes(threads, b, k):
     """Return how many bytes `products` needs."""
     return 64 + 4 * (threads * (DEEP + 1) * PANEL + (b + TALL) * k + (k + TALL) * b)
