@@ -38,7 +38,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from meprop_bench.errors import UserError
@@ -151,9 +150,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _await_answer(self, deadline: float, timeout: float) -> Message:
@@ -187,7 +184,7 @@ class Worker:
         self._readers[1].join(_POLL_S)
         if status >= 0:
             return self._with_tail(f"exited with status {status}")
-        reason = f"killed by signal {-status} ({_signal_name(-status)})"
+        reason = f"killed by signal {-status} ({signal.strsignal(-status)})"
         return self._with_tail(reason + (", probably out of memory" if -status == signal.SIGKILL else ""))
 
     def _with_tail(self, reason: str) -> str:
@@ -243,9 +240,7 @@ class Replicates:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self) -> Worker:
@@ -404,10 +399,3 @@ def _one_line(text: str) -> str:
         if len(place) > 1:
             first = first.replace(place, name)
     return first[:500]
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -68,3 +70,44 @@ def test_events_time_the_device_and_not_the_launch():
     assert phases["two"] > 1.3 * phases["one"]
     # No device does a petaflop/s in fp32; the launches alone would take microseconds.
     assert clock.time(one, 5) > 2 * 4096**3 / 1e15
+
+
+def test_events_are_read_after_the_loop_only(monkeypatch):
+    """The arithmetic of CudaEventClock, on a device made of paper: work is queued, and done when someone waits."""
+    device = {"queued": 0.0, "waits": 0}
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            assert stream == "stream"
+            self.at = device["queued"]
+
+        def synchronize(self):
+            device["waits"] += 1
+
+        def elapsed_time(self, end):
+            return (end.at - self.at) * 1e3
+
+    def synchronize(which):
+        device["waits"] += 1
+
+    def launch(seconds):
+        def run():
+            device["queued"] += seconds
+
+        return run
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda which: "stream")
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "device", lambda which: nullcontext())
+    clock = clock_for("cuda:0")
+
+    assert clock.time(launch(0.25), 4) == pytest.approx(0.25)
+    assert device["waits"] == 2
+    assert clock.time_phases({"forward": launch(0.5), "backward": launch(1.5)}, 3) == pytest.approx(
+        {"forward": 0.5, "backward": 1.5}
+    )
+    assert device["waits"] == 4  # at both ends, whatever the loops
