@@ -68,12 +68,7 @@ class _Registry(Mapping[str, Kernel]):
         if kernel is None:
             if name not in self._names:
                 raise KeyError(name)
-            try:
-                kernel = cast(Kernel, import_module(f"{__name__}.{name}").KERNEL)
-            except ModuleNotFoundError as error:  # until the modules native and auto are here
-                if name != "auto" or error.name != f"{__name__}.auto":
-                    raise
-                kernel = _Choice()
+            kernel = cast(Kernel, import_module(f"{__name__}.{name}").KERNEL)
             self._loaded[name] = kernel
         return kernel
 
@@ -82,19 +77,6 @@ class _Registry(Mapping[str, Kernel]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-class _Choice:
-    name = "auto"
-
-    def _pick(self, request: Request) -> Kernel:
-        return KERNELS["gather" if "unified" in request.selection else "embedding_bag"]
-
-    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        return self._pick(request).unsupported(dy, x, w, request)
-
-    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-        return self._pick(request).backward(dy, x, w, request)
 
 
 KERNELS: Mapping[str, Kernel] = _Registry()
