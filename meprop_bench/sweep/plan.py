@@ -21,7 +21,18 @@ from typing import Any
 from meprop_bench.errors import UserError
 from meprop_bench.workloads.case import DATA, WORKLOADS, Case, one_of
 
-__all__ = ["AXES", "CHECKS", "DEFAULT_AXES", "Plan", "Preset", "load_preset", "parse_axis", "plan_axes", "plan_preset", "preset_names"]
+__all__ = [
+    "AXES",
+    "CHECKS",
+    "DEFAULT_AXES",
+    "Plan",
+    "Preset",
+    "load_preset",
+    "parse_axis",
+    "plan_axes",
+    "plan_preset",
+    "preset_names",
+]
 
 AXES = {
     "workload": "workload",
@@ -101,7 +112,9 @@ class Plan:
         _check_number("budget", self.budget, lambda value: 0 < value < 1e6, "more than 0 seconds, and finite")
         for name in ("processes", "accuracy_seeds", "accuracy_steps"):
             value = getattr(self, name)
-            _check_number(name.replace("_", "-"), value, lambda v: isinstance(v, int) and 1 <= v <= 10_000, "an integer from 1")
+            _check_number(
+                name.replace("_", "-"), value, lambda v: isinstance(v, int) and 1 <= v <= 10_000, "an integer from 1"
+            )
         if not isinstance(self.keep_processes, bool):
             raise UserError(f"keep-processes must be true or false, not {self.keep_processes!r}")
 
@@ -148,7 +161,9 @@ def load_preset(name: str) -> Preset:
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the preset {name}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+            raise UserError(
+                f"cannot read the preset {name}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+            ) from None
     else:
         one_of("preset", name, preset_names())
         text = (resources.files("meprop_bench.sweep") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
@@ -167,7 +182,9 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
             settings[key.replace("-", "_")] = _setting(key, value, where)
     for key in ("name", "analysis", "checks"):
         if key not in settings:
-            raise UserError(f"the {where} has no {key!r}: every preset says what it is called, what it is for and what its cases must pass")
+            raise UserError(
+                f"the {where} has no {key!r}: every preset says what it is called, what it is for and what its cases must pass"
+            )
     sweeps = record.get("sweep")
     if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps) or not sweeps:
         raise UserError(f"the {where} has no sweep: write its axes under [[sweep]]")
@@ -231,7 +248,9 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
 
     """
     seed = settings.get("seed", 0)
-    cases = _distinct(case for sweep in preset.sweeps for case in _cases({**DEFAULT_AXES, **sweep, **(overrides or {})}, seed))
+    cases = _distinct(
+        case for sweep in preset.sweeps for case in _cases({**DEFAULT_AXES, **sweep, **(overrides or {})}, seed)
+    )
     return Plan(**{**preset.settings, **settings, "cases": cases})
 
 
@@ -245,7 +264,9 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
         for axis in _OF_THE_MLP if workload == "linear" else ("in-features",):
             if axis in own and len(axes["workload"]) == 1:
                 other = "mlp" if workload == "linear" else "linear"
-                raise UserError(f"the axis {axis!r} is for the workload {other}: leave it out, or add --workload {other}")
+                raise UserError(
+                    f"the axis {axis!r} is for the workload {other}: leave it out, or add --workload {other}"
+                )
             own.pop(axis, None)
         for values in itertools.product(*own.values()):
             yield _case(workload, dict(zip(own, values, strict=True)), seed)

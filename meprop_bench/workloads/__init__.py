@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from meprop_bench.workloads.case import WORKLOADS, Case
-from meprop_bench.workloads.prepared import Prepared
+from meprop_bench.workloads.case import Case
 
-__all__ = ["Case", "Prepared", "setup"]
+if TYPE_CHECKING:
+    from meprop_bench.workloads.prepared import Prepared
+
+__all__ = ["Case", "setup"]
 
 
 def setup(case: Case) -> Prepared:
@@ -18,6 +20,5 @@ def setup(case: Case) -> Prepared:
         ValueError: the kernel asked for cannot do the case.
 
     """
-    assert case.workload in WORKLOADS
-    make: Callable[[Case], Prepared] = import_module(f"{__name__}.{case.workload}").setup
-    return make(case)
+    prepared: Prepared = import_module(f"{__name__}.{case.workload}").setup(case)
+    return prepared

@@ -132,11 +132,17 @@ class Case:
         one_of("data", self.data, DATA)
         assert self.data is not None
         if self.in_features != DATA[self.data]:
-            raise UserError(f"in-features {self.in_features} do not fit the {self.data} data, which have {DATA[self.data]}")
+            raise UserError(
+                f"in-features {self.in_features} do not fit the {self.data} data, which have {DATA[self.data]}"
+            )
         if self.gradient == "rows" and self.optimizer == "adam":
-            raise UserError("optimizer adam takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient dense")
+            raise UserError(
+                "optimizer adam takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient dense"
+            )
         if self.dtype != "float32":
-            raise UserError(f"dtype {self.dtype} is for the workload linear: the mlp trains in float32, as the papers' do")
+            raise UserError(
+                f"dtype {self.dtype} is for the workload linear: the mlp trains in float32, as the papers' do"
+            )
 
     @property
     def selection(self) -> str:
@@ -157,10 +163,19 @@ class Case:
     @property
     def label(self) -> str:
         """What tells the case apart on one line, for progress and errors."""
-        shape = f"{self.in_features}→{self.out_features}" if self.workload == "linear" else f"{self.data} h={self.out_features}"
+        shape = (
+            f"{self.in_features}→{self.out_features}"
+            if self.workload == "linear"
+            else f"{self.data} h={self.out_features}"
+        )
         extras = [
             name
-            for name, usual in ((self.kernel, "auto"), (self.gradient, "dense"), (self.dtype, "float32"), (self.device, "cpu"))
+            for name, usual in (
+                (self.kernel, "auto"),
+                (self.gradient, "dense"),
+                (self.dtype, "float32"),
+                (self.device, "cpu"),
+            )
             if name != usual
         ]
         if self.allocator != default_allocator():

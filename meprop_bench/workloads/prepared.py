@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 
 from meprop_bench.measure.paired import Subject
 from meprop_bench.ops.cost import Cost
+from meprop_bench.results.schema import PASSED
 
 __all__ = ["PASSED", "Prepared"]
-
-PASSED = "passed"
 
 
 @dataclass(frozen=True, kw_only=True)

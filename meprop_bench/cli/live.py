@@ -1,0 +1,75 @@
+"""Progress of a run on standard error: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from meprop_bench.results.schema import Row
+    from meprop_bench.sweep.plan import Plan
+    from meprop_bench.sweep.runner import Progress
+
+__all__ = ["outcome", "showing"]
+
+
+@contextmanager
+def showing(plan: Plan) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows where a run is, and a line for each case that is done."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda progress: _line(progress)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=len(plan.cases))
+
+        def show(progress: Progress) -> None:
+            bars.update(task, completed=progress.done, description=_description(progress))
+            if progress.stage == "done":
+                console.print(_done(progress), markup=False)
+
+        yield show
+
+
+def _line(progress: Progress) -> None:
+    if progress.stage == "done":
+        click.echo(
+            f"[{progress.done}/{progress.total}] {_done(progress)} ({_duration(progress.left_s)} left)", err=True
+        )
+
+
+def _description(progress: Progress) -> str:
+    widest = max(progress.half_widths.values(), default=None)
+    width = "" if widest is None or widest != widest else f" ±{widest:.1%}"
+    return f"{_duration(progress.left_s)} left · {progress.case.label}: {progress.stage}{width}"
+
+
+def _done(progress: Progress) -> str:
+    return f"{progress.case.label}: {outcome(progress.rows)}"
+
+
+def outcome(rows: tuple[Row, ...]) -> str:
+    """Return a case's result on one line: the speed-up of its main phases, or why there is none."""
+    main = [row for row in rows if row.phase in ("backward", "step") and row.speedup is not None]
+    if not main:
+        return next((f"failed: {row.error or row.check}" for row in rows), "no rows")
+    parts = [
+        f"{row.phase} {row.speedup:.3g}x" + ("" if row.half_width is None else f" ±{row.half_width:.1%}")
+        for row in main
+    ]
+    parts += [
+        f"accuracy {row.parity.difference:+.2f} points, {row.parity.verdict}" for row in main if row.parity is not None
+    ]
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,169 @@
+"""`meprop-bench speedup`: measure sparsified back propagation against dense, print the result and write its folder.
+
+meprop-bench speedup
+meprop-bench speedup --method unified --k 8,32,128 --hidden 2048 --batch 1024 --gradient rows,dense
+meprop-bench speedup --preset targets --resume
+
+Everything that can be wrong with the wish itself (a misspelt axis, a device that is not there, damaged data, a folder that cannot be
+written) is found before anything is measured. A case that fails later costs itself alone: its row says so.
+
+Exit codes: 1 when a check or an accuracy failed, 5 when no case could be measured, 130 after Ctrl-C (what is done stays, and is
+reported; the same command with --resume goes on). An interval wider than the target, or an inconclusive accuracy comparison, is a
+result and no error here; deciding on results is another verb's task.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meprop_bench.errors import ExitCode
+
+if TYPE_CHECKING:
+    from meprop_bench.results.schema import Row
+    from meprop_bench.results.store import Store
+    from meprop_bench.sweep.plan import Plan
+
+__all__ = ["command"]
+
+_AXES = {
+    "workload": "linear: one layer; mlp: the papers' perceptron, trained.",
+    "method": "meprop, unified, random, random-unified.",
+    "k": "Neurons kept: an integer, or a ratio in (0, 1].",
+    "in-features": "Inputs of the layer [default: as many as --hidden].",
+    "hidden": "Outputs of the layer; width of the mlp's hidden layers.",
+    "batch": "Examples in a batch.",
+    "device": "cpu, cuda, cuda:N.",
+    "threads": "Threads of torch [default: the physical cores].",
+    "dtype": "float32, float64, bfloat16, float16.",
+    "kernel": "How the method is computed [default: auto].",
+    "gradient": "Weight gradient: dense, or rows (sparse).",
+    "allocator": "kept, huge-pages, default: what fresh memory costs.",
+    "data": "Of the mlp: auto, mnist, digits.",
+    "layers": "Hidden layers of the mlp.",
+    "optimizer": "Of the mlp: adam, sgd, adagrad.",
+}
+
+
+def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the command an option for each axis; each may be repeated, and takes lists with commas."""
+    for axis, text in reversed(_AXES.items()):
+        function = click.option(f"--{axis}", multiple=True, metavar="LIST", help=text)(function)
+    return function
+
+
+@click.command(name="speedup", short_help="Measure sparsified back propagation against dense.")
+@_with_axes
+@click.option(
+    "--preset", metavar="NAME", help="A sweep that comes with the package, or a TOML file; axes replace its own."
+)
+@click.option("--target", type=float, metavar="WIDTH", help="Half-width of the interval to reach [default: 0.02, ±2%].")
+@click.option("--budget", type=float, metavar="SECONDS", help="Timing for a case at most [default: 20].")
+@click.option("--processes", type=int, metavar="N", help="Fresh processes for a case [default: 5].")
+@click.option("--parity/--no-parity", default=None, help="Compare the accuracy of the mlp, too [default: yes].")
+@click.option("--seed", type=int, metavar="N", help="Of weights, data and orders [default: 0].")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    default=Path("reports"),
+    help="Where results folders go [default: reports].",
+)
+@click.option("--resume", is_flag=True, help="Go on with the latest run of this sweep that is not complete.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "md", "csv"]),
+    default="table",
+    show_default=True,
+    help="What standard output gets.",
+)
+def command(form: str, out: Path, resume: bool, preset: str | None, **wishes: Any) -> int:
+    """Measure sparsified back propagation against dense, in interleaved pairs and fresh processes.
+
+    Axes take lists (--k 8,32 or --k 8 --k 32) and are multiplied out. Without any: a hidden layer of the papers' MNIST
+    model. Results go to FOLDER/<date>_<machine>_<name>/.
+    """
+    from meprop_bench.sweep.feasible import check_feasible
+
+    plan = _plan(preset, wishes)
+    check_feasible(plan.cases)
+    store = _store(plan, out, resume)
+    with store:
+        code = _measure(plan, store)
+        _report(store, form)
+    return code
+
+
+def _plan(preset: str | None, wishes: dict[str, Any]) -> Plan:
+    from meprop_bench.sweep.plan import load_preset, parse_axis, plan_axes, plan_preset
+
+    axes = {axis: parse_axis(axis, texts) for axis in _AXES if (texts := wishes.pop(axis.replace("-", "_")))}
+    parity = wishes.pop("parity")
+    settings = {name: value for name, value in wishes.items() if value is not None}
+    if parity is not None:
+        settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)
+    if preset is None:
+        return plan_axes(axes, **settings)
+    return plan_preset(load_preset(preset), axes, **settings)
+
+
+def _store(plan: Plan, out: Path, resume: bool) -> Store:
+    from meprop_bench.measure.environment import machine_slug
+    from meprop_bench.results.store import Store
+
+    machine = machine_slug(plan.cases[0].device)
+    if resume and (found := Store.find_resumable(out, plan.name, machine, plan.to_json())) is not None:
+        for note in found.notes:
+            click.echo(note, err=True)
+        return found
+    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
+    return Store.create(out, plan.name, machine, shlex.join(words), plan.to_json())
+
+
+def _measure(plan: Plan, store: Store) -> int:
+    """Run what is missing and return the exit code; an interrupt ends the run, not the report."""
+    from meprop_bench.cli.live import showing
+    from meprop_bench.sweep.runner import Runner
+
+    click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
+    try:
+        with showing(plan) as progress:
+            Runner(plan, store, progress=progress).run()
+    except KeyboardInterrupt:
+        done = len(store.done_case_ids())
+        click.echo(
+            f"meprop-bench: interrupted after {done} of {len(plan.cases)} cases; the same command with --resume goes on",
+            err=True,
+        )
+        return ExitCode.INTERRUPTED
+    return _judge(store.rows())
+
+
+def _judge(rows: Iterable[Row]) -> int:
+    rows = list(rows)
+    if not any(row.speedup is not None for row in rows):
+        return ExitCode.NOTHING_MEASURED
+    wrong = any(row.error is None and not row.passed for row in rows)
+    worse = any(row.parity is not None and row.parity.verdict == "fail" for row in rows)
+    return ExitCode.REGRESSION if wrong or worse else ExitCode.OK
+
+
+def _report(store: Store, form: str) -> None:
+    from meprop_bench.report import missing_parts, write_report
+    from meprop_bench.report.document import Document
+    from meprop_bench.report.formats import write_as
+
+    if not store.rows():
+        click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)
+        return
+    write_report(store.folder)
+    write_as(form, Document.of(store), sys.stdout)
+    click.echo(f"report: {store.folder / 'README.md'}", err=True)
+    if remark := missing_parts():
+        click.echo(remark, err=True)

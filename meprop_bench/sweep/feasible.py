@@ -1,0 +1,65 @@
+"""Can this machine measure these cases at all? Asked before the first of them, so that an hour of others is not spent first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from meprop_bench.errors import UserError
+from meprop_bench.measure.allocator import environment_of
+from meprop_bench.workloads.case import Case
+
+__all__ = ["check_feasible"]
+
+
+def check_feasible(cases: Iterable[Case]) -> None:
+    """Check devices, threads, allocators and data.
+
+    Raises:
+        UserError: what is missing, in one line.
+
+    """
+    cases = list(cases)
+    for device in dict.fromkeys(case.device for case in cases):
+        _check_device(device)
+    cores = os.cpu_count() or 1
+    for threads, allocator in dict.fromkeys((case.threads, case.allocator) for case in cases):
+        if threads > cores:
+            raise UserError(
+                f"{threads} threads on a machine of {cores} cores would time their waiting for each other: use --threads {cores}"
+            )
+        environment_of(allocator, threads)
+    for data in dict.fromkeys(case.data for case in cases if case.data is not None):
+        _check_data(data)
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.removeprefix("cuda:")) >= found:
+        reason = f"torch finds {found} CUDA devices here" if found else "torch finds no CUDA device here"
+        raise UserError(f"the device {device} is not there: {reason}; use --device cpu")
+
+
+def _check_data(name: str) -> None:
+    """Read the data once: a file that is cut off must not cost the cases before it."""
+    if name == "digits":
+        from importlib.util import find_spec
+
+        if find_spec("sklearn") is None:
+            raise UserError(
+                "the digits data come with scikit-learn, which is not installed: pip install 'meprop-bench[digits]'"
+            )
+        return
+    from meprop_bench.data.content import State, inspect
+    from meprop_bench.data.location import data_folder
+    from meprop_bench.data.sources import SOURCES
+
+    source = SOURCES[name]
+    for file in source.files:
+        state, detail = inspect(data_folder(), source, file, thorough=True)
+        if state is not State.VERIFIED:
+            raise UserError(f"{file.name} of {name} is {state} ({detail}): run `meprop-bench data fetch {name}`")

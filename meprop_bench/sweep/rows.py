@@ -1,0 +1,116 @@
+"""From what the processes answered to rows: one for each phase of a case, or one that says why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.peaks import Peaks
+from meprop_bench.results.schema import PASSED, Parity, Row
+from meprop_bench.workloads.case import Case
+
+__all__ = ["case_rows", "failed_row"]
+
+
+def case_rows(
+    case: Case,
+    setup: Mapping[str, Any],
+    measurements: Sequence[Measurement],
+    peaks: Peaks,
+    memory: Mapping[str, Sequence[int]],
+    parity: Parity | None,
+    environment_id: str,
+    *,
+    target: float,
+    notes: Sequence[str],
+) -> list[Row]:
+    """Return a row for each phase.
+
+    Args:
+        case: what was measured.
+        setup: what a worker answered to "setup".
+        measurements: one for each phase.
+        peaks: of the machine, for the floors.
+        memory: phase -> peak bytes of fresh tensors, [baseline, method].
+        parity: the accuracy comparison; it goes to the phase "step".
+        environment_id: where this was measured.
+        target: half-width at which an interval counts as narrow enough.
+        notes: for every row.
+
+    """
+    rows = []
+    for found in measurements:
+        costs = setup["costs"].get(found.phase)
+        weights = memory.get(found.phase)
+        interval = found.speedup
+        converged = found.converged(target)
+        remarks = [*setup["notes"], *notes, *found.warnings]
+        if not converged and interval.bounded:
+            remarks.append(f"the budget was spent at ±{interval.half_width:.1%}, before ±{target:.1%} was reached")
+        numbers: dict[str, Any] = {}
+        if costs is not None:
+            (baseline_flops, baseline_bytes), (flops, nbytes) = costs
+            floor = peaks.floor_s(flops, nbytes, case.dtype)
+            numbers |= {
+                "flops": flops,
+                "bytes": nbytes,
+                "baseline_flops": baseline_flops,
+                "baseline_bytes": baseline_bytes,
+                "floor_s": floor,
+                "baseline_floor_s": peaks.floor_s(baseline_flops, baseline_bytes, case.dtype),
+                "efficiency": floor / found.median_s,
+            }
+        if weights is not None:
+            numbers |= {"baseline_peak_memory_bytes": weights[0], "peak_memory_bytes": weights[1]}
+        rows.append(
+            Row(
+                **_axes(case, k=setup["k"], kernel=setup["kernel"]),
+                **numbers,
+                phase=found.phase,
+                median_s=found.median_s,
+                values_s=tuple(found.values_s),
+                baseline_median_s=found.baseline_median_s,
+                baseline_values_s=tuple(found.baseline_values_s),
+                run_lengths=tuple(found.run_lengths),
+                loops=found.loops,
+                speedup=interval.estimate,
+                speedup_low=interval.low,
+                speedup_high=interval.high,
+                converged=converged,
+                processes=found.processes,
+                check=PASSED,
+                parity=parity if found.phase == "step" else None,
+                environment_id=environment_id,
+                notes=tuple(remarks),
+            )
+        )
+    return rows
+
+
+def failed_row(case: Case, error: str | None, environment_id: str, *, check: str | None = None) -> Row:
+    """Return the one row of a case that could not be measured (`error`), or computes something else (`check`)."""
+    return Row(
+        **_axes(case, k=case.k, kernel=None), phase=None, check=check, error=error, environment_id=environment_id
+    )
+
+
+def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
+    return {
+        "case_id": case.case_id,
+        "workload": case.workload,
+        "method": case.method,
+        "kernel": kernel,
+        "kernel_requested": case.kernel,
+        "k": k,
+        "batch": case.batch,
+        "in_features": case.in_features,
+        "out_features": case.out_features,
+        "device": case.device,
+        "threads": case.threads,
+        "dtype": case.dtype,
+        "gradient": case.gradient,
+        "allocator": case.allocator,
+        "data": case.data,
+        "seed": case.seed,
+    }

@@ -1,0 +1,281 @@
+"""Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough, each row saved at once.
+
+    start     the processes of a case start together and import side by side; nothing is timed until all have answered
+    check     each sets the case up and checks its gradients; one that fails is not timed at all
+    rounds    the processes take turns in random order; exactly one runs at any time, the others sleep in a system call
+    stop      when every phase's interval is within the target, or the next round would overrun the case's budget
+
+The processes are the replicates: each draws its own memory layout, and the interval is over their medians, so that more rounds
+sharpen each median and show drift, while the width has a limit that only more processes move. Stopping at the first narrow
+interval makes intervals a little too narrow on average; at least `_LEAST_ROUNDS` rounds bound that.
+
+With `keep_processes` the processes serve every case that shares device, threads and allocator, since starting five of them takes ten
+seconds on two cores. They are still fresh for the sweep; what an earlier case left in their heaps is the same for both sides.
+
+A worker that dies or runs out of memory costs its case alone, which gets a row that says so.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from meprop_bench.measure.allocator import environment_of
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.peaks import Peaks
+from meprop_bench.measure.replicate import Replicates, WorkerDied
+from meprop_bench.results.schema import PASSED, Parity, Row
+from meprop_bench.results.store import Store
+from meprop_bench.sweep.accuracy import Accuracies
+from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.rows import case_rows, failed_row
+from meprop_bench.workloads.case import Case
+
+__all__ = ["Progress", "Runner", "Team", "start_team"]
+
+_LEAST_ROUNDS = 2
+_SLICES = 6
+"""Rounds that a budget is cut into: enough to spread each process over the whole time, few enough to keep pauses rare."""
+
+_PATIENCE_S = 900.0
+"""Seconds after which a silent worker counts as hung; the largest case takes a tenth of that to set up on two cores."""
+
+
+class Asked(Protocol):
+    """What the runner needs of a worker."""
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]: ...
+
+
+class Team(Protocol):
+    """The processes of a case."""
+
+    @property
+    def workers(self) -> Sequence[Asked]: ...
+
+    def close(self) -> None: ...
+
+
+def start_team(case: Case, count: int) -> Team:
+    """Start fresh processes with the case's threads and allocator."""
+    argv = [sys.executable, "-m", "meprop_bench.sweep.worker"]
+    return Replicates(argv, environment_of(case.allocator, case.threads), count)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        done: cases finished, those of an earlier run included.
+        total: cases of the plan.
+        case: the one in hand.
+        stage: what it is in: "starting", "checking", "measuring", "training", "done".
+        half_widths: phase -> relative half-width of its interval so far; empty before the first round.
+        left_s: seconds until the plan is done, estimated.
+        rows: of the case, once it is done.
+
+    """
+
+    done: int
+    total: int
+    case: Case
+    stage: str
+    half_widths: Mapping[str, float]
+    left_s: float
+    rows: tuple[Row, ...] = ()
+
+
+class _CaseFailed(Exception):
+    """A case cannot be measured; the message is one line. The processes are not to be used again."""
+
+
+class Runner:
+    """One run of a plan into a results folder.
+
+    Args:
+        plan: what to measure.
+        store: where the rows go; cases that it holds already are left out.
+        progress: told of each stage.
+        start: starts the processes of a case.
+        now: wall seconds.
+
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        *,
+        progress: Callable[[Progress], None] = lambda _: None,
+        start: Callable[[Case, int], Team] = start_team,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
+        self._rng = random.Random(plan.seed)
+        self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
+        self._team: Team | None = None
+        self._team_of: tuple[object, ...] = ()
+        self._environment_id = "unknown"
+        self._spent: list[float] = []
+        self._done = 0
+
+    def run(self) -> None:
+        """Measure what is not measured yet. An interrupt passes through; what is done is in the store."""
+        finished = self._store.done_case_ids()
+        todo = [case for case in self._plan.cases if case.case_id not in finished]
+        if self._plan.keep_processes:
+            todo.sort(key=_group)  # stable: the plan's order within a group
+        self._done = len(self._plan.cases) - len(todo)
+        try:
+            for case in todo:
+                started = self._now()
+                rows = self._measured(case)
+                self._store.append(rows)
+                self._spent.append(self._now() - started)
+                self._done += 1
+                self._tell(case, "done", rows=tuple(rows))
+        finally:
+            self._dismiss()
+
+    def _measured(self, case: Case) -> list[Row]:
+        try:
+            return self._measure(case)
+        except WorkerDied as died:
+            reason = f"a measuring process {died.reason}"
+        except _CaseFailed as failed:
+            reason = str(failed)
+        finally:
+            if not self._plan.keep_processes:
+                self._dismiss()
+        self._dismiss()
+        return [failed_row(case, reason, self._environment_id)]
+
+    def _measure(self, case: Case) -> list[Row]:
+        self._tell(case, "starting")
+        workers = self._workers(case)
+        peaks = self._peaks(case, workers[0])
+        self._tell(case, "checking")
+        setups = [_ask(w, {"do": "setup", "case": case.to_json(), "warm_s": 0.02}) for w in workers]
+        wrong = next((setup["check"] for setup in setups if setup["check"] != PASSED), None)
+        if wrong is not None:
+            return [failed_row(case, None, self._environment_id, check=wrong)]
+        loops = max(setup["loops"] for setup in setups)
+        measurements = self._rounds(case, workers, setups[0]["phases"], loops)
+        memory = _ask(workers[0], {"do": "memory", "device": case.device})["bytes"]
+        parity, notes = self._parity(case, workers[0])
+        if self._plan.keep_processes:
+            notes.append("processes kept for all cases of one setting")
+        return case_rows(
+            case,
+            setups[0],
+            measurements,
+            peaks,
+            memory,
+            parity,
+            self._environment_id,
+            target=self._plan.target,
+            notes=notes,
+        )
+
+    def _rounds(self, case: Case, workers: Sequence[Asked], phases: Sequence[str], loops: int) -> list[Measurement]:
+        runs: list[dict[str, list[tuple[float, float]]]] = [{phase: [] for phase in phases} for _ in workers]
+        slice_s = self._plan.budget / _SLICES / len(workers)
+        started = self._now()
+        rounds = 0
+        while True:
+            begun = self._now()
+            for index in self._rng.sample(range(len(workers)), len(workers)):
+                request = {
+                    "do": "measure",
+                    "seconds": slice_s,
+                    "least_pairs": 2,
+                    "loops": loops,
+                    "seed": self._rng.getrandbits(32),
+                }
+                answer = _ask(workers[index], request)
+                for phase, pairs in answer["pairs"].items():
+                    runs[index][phase] += [(baseline_s, method_s) for baseline_s, method_s in pairs]
+            rounds += 1
+            found = [Measurement(phase, tuple(tuple(run[phase]) for run in runs), loops) for phase in phases]
+            widths = {measurement.phase: measurement.speedup.half_width for measurement in found}
+            now = self._now()
+            self._tell(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
+            spent = now - started + (now - begun) > self._plan.budget
+            if rounds >= _LEAST_ROUNDS and (
+                spent or all(measurement.converged(self._plan.target) for measurement in found)
+            ):
+                return found
+
+    def _parity(self, case: Case, worker: Asked) -> tuple[Parity | None, list[str]]:
+        if case.workload != "mlp" or "accuracy" not in self._plan.checks:
+            return None, []
+        self._tell(case, "training")
+
+        def train(sparsified: bool) -> list[float]:
+            request = {"do": "accuracy", "case": case.to_json(), "sparsified": sparsified}
+            answer = _ask(
+                worker, {**request, "seeds": self._accuracies.seeds, "steps": self._accuracies.steps}, 4 * _PATIENCE_S
+            )
+            return [float(value) for value in answer["accuracies"]]
+
+        return self._accuracies.compare(case, train), []
+
+    def _workers(self, case: Case) -> Sequence[Asked]:
+        """Return the processes for a case, all of them past their imports."""
+        if self._team is None or self._team_of != _group(case):
+            self._dismiss()
+            self._team, self._team_of = self._start(case, self._plan.processes), _group(case)
+            hello = {"do": "hello", "threads": case.threads, "device": case.device}
+            told = [_ask(worker, hello) for worker in self._team.workers]
+            self._environment_id = told[0]["environment_id"]
+            self._store.write_environment({self._environment_id: told[0]["environment"]})
+        return self._team.workers
+
+    def _peaks(self, case: Case, worker: Asked) -> Peaks:
+        """Return the machine's peaks, measured once in a run (and found again in its folder when it is resumed)."""
+        key = f"{case.device} {case.dtype}, {case.threads} thread" + "s" * (case.threads != 1)
+        if key not in self._store.header["peaks"]:
+            ask = {"do": "peaks", "device": case.device, "dtype": case.dtype, "threads": case.threads}
+            self._store.write_environment({}, {key: _ask(worker, ask)["peaks"]})
+        return Peaks.from_json(self._store.header["peaks"][key])
+
+    def _dismiss(self) -> None:
+        if self._team is not None:
+            team, self._team = self._team, None
+            team.close()
+
+    def _tell(
+        self,
+        case: Case,
+        stage: str,
+        half_widths: Mapping[str, float] | None = None,
+        case_left_s: float | None = None,
+        rows: tuple[Row, ...] = (),
+    ) -> None:
+        after = len(self._plan.cases) - self._done - (stage != "done")
+        usual = (
+            sum(self._spent) / len(self._spent)
+            if self._spent
+            else self._plan.budget + (2 if self._plan.keep_processes else 10)
+        )
+        own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
+        self._progress(
+            Progress(self._done, len(self._plan.cases), case, stage, half_widths or {}, after * usual + own, rows)
+        )
+
+
+def _group(case: Case) -> tuple[object, ...]:
+    return (case.threads, case.device, case.allocator)
+
+
+def _ask(worker: Asked, message: Mapping[str, Any], timeout: float = _PATIENCE_S) -> dict[str, Any]:
+    answer = worker.request(message, timeout)
+    if "error" in answer:
+        kind, reason = answer.get("kind"), answer["error"]
+        raise _CaseFailed(f"out of memory: {reason}" if kind == "out-of-memory" else str(reason))
+    return answer

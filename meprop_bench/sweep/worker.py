@@ -1,0 +1,141 @@
+"""The child side of a measurement: one fresh process that sets a case up, checks it, and takes pairs when it is asked to.
+
+    hello        {threads, device}           -> the environment, when torch is imported
+    setup        {case, warm_s}              -> check, kernel, k, phases, loops, costs, notes
+    measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...]
+    memory       {device}                    -> bytes: phase -> [baseline, method], the peak of fresh tensors
+    peaks        {device, dtype, threads}    -> the machine's arithmetic rate and bandwidth
+    accuracy     {case, sparsified, seeds, steps} -> what one side learns: development-set accuracies in percent
+
+A worker is told its threads and allocator by its environment, before torch starts; it reads nothing else from outside.
+Run as `python -m meprop_bench.sweep.worker`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from meprop_bench.measure.replicate import serve
+
+if TYPE_CHECKING:
+    from meprop_bench.measure.clock import Clock
+    from meprop_bench.workloads.prepared import Prepared
+
+__all__ = ["Session", "main"]
+
+_Answer = Mapping[str, Any]
+
+
+class Session:
+    """What one worker holds between requests: the case that is set up."""
+
+    def __init__(self) -> None:
+        self._prepared: Prepared | None = None
+        self._clock: Clock | None = None
+
+    def handle(self, message: Mapping[str, Any]) -> _Answer:
+        """Answer one request."""
+        actions: dict[str, Callable[..., _Answer]] = {
+            "hello": self.hello,
+            "setup": self.setup,
+            "measure": self.measure,
+            "memory": self.memory,
+            "peaks": self.peaks,
+            "accuracy": self.accuracy,
+        }
+        return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
+
+    def hello(self, threads: int, device: str) -> _Answer:
+        """Import torch, set its threads, and answer when that is done: the import must not fall into another worker's timing."""
+        import torch
+
+        from meprop_bench.measure.allocator import current
+        from meprop_bench.measure.environment import collect, environment_id
+
+        torch.set_num_threads(threads)
+        environment = collect(device, current())
+        return {"environment": environment, "environment_id": environment_id(environment)}
+
+    def setup(self, case: Mapping[str, Any], warm_s: float) -> _Answer:
+        """Set a case up, check it and, if it passed, warm up and calibrate the loops."""
+        from meprop_bench import workloads
+        from meprop_bench.measure.clock import clock_for
+        from meprop_bench.measure.paired import calibrate, warm_up
+        from meprop_bench.results.schema import PASSED
+
+        self._prepared = None  # the last case's memory, before the next one's is taken
+        chosen = workloads.Case.from_json(case)
+        prepared = workloads.setup(chosen)
+        check = prepared.check()
+        loops = 1
+        if check == PASSED:
+            self._prepared, self._clock = prepared, clock_for(chosen.device)
+            sides = (prepared.baseline, prepared.method)
+            for side in sides:
+                warm_up(side, self._clock, seconds=warm_s)
+            loops = max(calibrate(side, self._clock) for side in sides)
+        return {
+            "check": check,
+            "kernel": prepared.kernel,
+            "k": prepared.k,
+            "phases": list(prepared.phases),
+            "loops": loops,
+            "costs": {phase: [list(cost) for cost in pair] for phase, pair in prepared.costs.items()},
+            "notes": list(prepared.notes),
+        }
+
+    def measure(self, seconds: float, least_pairs: int, loops: int, seed: int) -> _Answer:
+        """Take interleaved pairs for about `seconds`."""
+        from meprop_bench.measure.paired import measure_pairs
+
+        prepared, clock = self._case()
+        pairs = measure_pairs(
+            prepared.baseline,
+            prepared.method,
+            seconds=seconds,
+            least_pairs=least_pairs,
+            loops=loops,
+            rng=random.Random(seed),
+            clock=clock,
+        )
+        return {"pairs": {phase: [list(pair.phases[phase]) for pair in pairs] for phase in prepared.phases}}
+
+    def memory(self, device: str) -> _Answer:
+        """Weigh the fresh tensors of each phase, in a pass of its own: weighing slows what it weighs."""
+        from meprop_bench.measure.memory import peak_tensor_bytes
+
+        prepared, _ = self._case()
+        return {
+            "bytes": {
+                phase: [peak_tensor_bytes(call, device) for call in pair] for phase, pair in prepared.memory.items()
+            }
+        }
+
+    def peaks(self, device: str, dtype: str, threads: int) -> _Answer:
+        """Measure what this machine can do at best."""
+        from meprop_bench.measure.peaks import measure_peaks
+
+        return {"peaks": measure_peaks(device, dtype, threads).to_json()}
+
+    def accuracy(self, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
+        """Train one side from these seeds."""
+        from meprop_bench.workloads import Case
+        from meprop_bench.workloads.accuracy import accuracies
+
+        return {"accuracies": accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)}
+
+    def _case(self) -> tuple[Prepared, Clock]:
+        if self._prepared is None or self._clock is None:
+            raise ValueError("no case is set up, or its check failed")
+        return self._prepared, self._clock
+
+
+def main() -> None:
+    """Serve until the parent is done."""
+    serve(Session().handle)
+
+
+if __name__ == "__main__":
+    main()
