@@ -1,0 +1,55 @@
+"""Kernel `auto`: the fastest kernel for the case, by rules that follow from measurements (`reports/LOG.md`).
+
+| where | selection of each example's own | unified |
+| --- | --- | --- |
+| float32 on the CPU, with Numba | native | native |
+| else | embedding_bag | gather |
+
+A selection of each example's own streams k rows of W and of x for each example, which a dense product reads once for all of
+them. So from some share k / n on, the product of the masked gradient (`masked`) is faster, although it saves nothing
+against the dense layer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from meprop_bench.ops import kernels
+from meprop_bench.ops.kernels import Gradients, Kernel, Request
+
+__all__ = ["KERNEL", "Auto"]
+
+_DENSE_FROM = 0.25
+"""Share k / n from which a masked dense product is taken for the selections of each example's own."""
+_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+class Auto:
+    """See the module."""
+
+    name = "auto"
+
+    def choose(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Kernel:
+        """Return the kernel that `backward` runs."""
+        unified = request.selection in ("unified", "random-unified")
+        if not unified and not request.rows and request.k > _DENSE_FROM * w.shape[0]:
+            return kernels.KERNELS["masked"]
+        if _NUMBA and w.dtype == torch.float32 and w.device.type == "cpu":
+            native = kernels.KERNELS["native"]
+            if native.unsupported(dy, x, w, request) is None:
+                return native
+        return kernels.KERNELS["gather" if unified else "embedding_bag"]
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        """Say why not: never, there is always a kernel."""
+        return None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients for dy (B, n), x (B, m), w (n, m)."""
+        return self.choose(dy, x, w, request).backward(dy, x, w, request)
+
+
+KERNEL = Auto()
