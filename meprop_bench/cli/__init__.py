@@ -1,11 +1,11 @@
 """The command line's frame: one verb, one module of this room, loaded when it is called and not before.
 
-`meprop-bench --help` answers in 0.3 s because the verbs' one-line helps are written here, and neither torch nor SciPy nor
-Matplotlib is imported until a verb needs it.
+`meprop-bench --help` answers in 0.3 s because the verbs' one-line helps are written here, and neither torch nor SciPy
+nor Matplotlib is imported until a verb needs it.
 
-What leaves the program: results on standard output, everything else on standard error; an error that the user can put right is
-one line and an exit code (`meprop_bench.errors.ExitCode`). A traceback is a bug. A reader who closes the pipe (`| head`) ends the
-program quietly with 141, as the shell reports any program that a closed pipe ends.
+What leaves the program: results on standard output, everything else on standard error; an error that the user can put
+right is one line and an exit code (`meprop_bench.errors.ExitCode`). A traceback is a bug. A reader who closes the
+pipe (`| head`) ends the program quietly with 141, as the shell reports any program that a closed pipe ends.
 """
 
 from __future__ import annotations
@@ -79,25 +79,25 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; every error that a user can cause becomes one line on standard error."""
+    """Run one command line and return its exit code; what a user can cause becomes one line on standard error."""
     try:
         code = _invoke(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered would raise again when the interpreter flushes it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _CLOSED_PIPE
+        code = _CLOSED_PIPE
     except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", ExitCode.INTERRUPTED)
+        code = _complain("interrupted", ExitCode.INTERRUPTED)
     except UserError as error:
-        return _complain(f"error: {error}", error.exit_code)
+        code = _complain(f"error: {error}", error.exit_code)
     except click.ClickException as error:
-        return _complain(f"error: {error.format_message()}", ExitCode.USAGE)
+        code = _complain(f"error: {error.format_message()}", ExitCode.USAGE)
     except MemoryError:
-        return _complain("error: out of memory: close other programs, or measure smaller cases", ExitCode.USAGE)
+        code = _complain("error: out of memory: close other programs, or measure smaller cases", ExitCode.USAGE)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return _complain(f"error: {error.strerror or error}{where}", ExitCode.USAGE)
+        code = _complain(f"error: {error.strerror or error}{where}", ExitCode.USAGE)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,12 +24,12 @@ def showing(plan: Plan) -> Iterator[Callable[[Progress], None]]:
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda progress: _line(progress)
+        yield _line
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich import progress as bar
 
-    columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bars:
+    columns = (bar.MofNCompleteColumn(), bar.BarColumn(20), bar.TextColumn("{task.description}", markup=False))
+    with bar.Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=len(plan.cases))
 
         def show(progress: Progress) -> None:
@@ -48,7 +49,7 @@ def _line(progress: Progress) -> None:
 
 def _description(progress: Progress) -> str:
     widest = max(progress.half_widths.values(), default=None)
-    width = "" if widest is None or widest != widest else f" ±{widest:.1%}"
+    width = "" if widest is None or math.isnan(widest) else f" ±{widest:.1%}"
     return f"{_duration(progress.left_s)} left · {progress.case.label}: {progress.stage}{width}"
 
 

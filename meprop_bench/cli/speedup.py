@@ -4,12 +4,13 @@ meprop-bench speedup
 meprop-bench speedup --method unified --k 8,32,128 --hidden 2048 --batch 1024 --gradient rows,dense
 meprop-bench speedup --preset targets --resume
 
-Everything that can be wrong with the wish itself (a misspelt axis, a device that is not there, damaged data, a folder that cannot be
-written) is found before anything is measured. A case that fails later costs itself alone: its row says so.
+Everything that can be wrong with the wish itself (a misspelt axis, a device that is not there, damaged data, a folder
+that cannot be written) is found before anything is measured. A case that fails later costs itself alone: its row says
+so.
 
-Exit codes: 1 when a check or an accuracy failed, 5 when no case could be measured, 130 after Ctrl-C (what is done stays, and is
-reported; the same command with --resume goes on). An interval wider than the target, or an inconclusive accuracy comparison, is a
-result and no error here; deciding on results is another verb's task.
+Exit codes: 1 when a check or an accuracy failed, 5 when no case could be measured, 130 after Ctrl-C (what is done
+stays, and is reported; the same command with --resume goes on). An interval wider than the target, or an inconclusive
+accuracy comparison, is a result and no error here; deciding on results is another verb's task.
 """
 
 from __future__ import annotations
@@ -118,10 +119,12 @@ def _store(plan: Plan, out: Path, resume: bool) -> Store:
     from meprop_bench.results.store import Store
 
     machine = machine_slug(plan.cases[0].device)
-    if resume and (found := Store.find_resumable(out, plan.name, machine, plan.to_json())) is not None:
-        for note in found.notes:
+    if resume:
+        found = Store.find_resumable(out, plan.name, machine, plan.to_json())
+        for note in found.notes if found else ["no earlier run of this sweep with these settings: starting anew"]:
             click.echo(note, err=True)
-        return found
+        if found is not None:
+            return found
     words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
     return Store.create(out, plan.name, machine, shlex.join(words), plan.to_json())
 
@@ -136,11 +139,8 @@ def _measure(plan: Plan, store: Store) -> int:
         with showing(plan) as progress:
             Runner(plan, store, progress=progress).run()
     except KeyboardInterrupt:
-        done = len(store.done_case_ids())
-        click.echo(
-            f"meprop-bench: interrupted after {done} of {len(plan.cases)} cases; the same command with --resume goes on",
-            err=True,
-        )
+        done = f"{len(store.done_case_ids())} of {len(plan.cases)} cases"
+        click.echo(f"meprop-bench: interrupted after {done}; the same command with --resume goes on", err=True)
         return ExitCode.INTERRUPTED
     return _judge(store.rows())
 

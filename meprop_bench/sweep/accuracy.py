@@ -1,7 +1,8 @@
-"""The accuracy comparison of a sweep: once for each distinct training, the dense side shared by all methods that it fits.
+"""The accuracy comparison of a sweep: once for each distinct training, the dense side shared by all methods that it
+fits.
 
-Kernel, allocator, threads and the layout of the gradient change the cost of training and, but for rounding, nothing of its result;
-so they are not part of what makes a training distinct.
+Kernel, allocator, threads and the layout of the gradient change the cost of training and, but for rounding, nothing
+of its result; so they are not part of what makes a training distinct.
 """
 
 from __future__ import annotations

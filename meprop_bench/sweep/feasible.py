@@ -1,4 +1,4 @@
-"""Can this machine measure these cases at all? Asked before the first of them, so that an hour of others is not spent first."""
+"""Can this machine measure these cases at all? Asked first, not after an hour of measuring others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_feasible(cases: Iterable[Case]) -> None:
     for threads, allocator in dict.fromkeys((case.threads, case.allocator) for case in cases):
         if threads > cores:
             raise UserError(
-                f"{threads} threads on a machine of {cores} cores would time their waiting for each other: use --threads {cores}"
+                f"{threads} threads on {cores} cores would wait for each other: use --threads {cores}, or less"
             )
         environment_of(allocator, threads)
     for data in dict.fromkeys(case.data for case in cases if case.data is not None):

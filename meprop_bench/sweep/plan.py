@@ -3,9 +3,9 @@
     axes    k = 8, 32   ×   gradient = dense, rows   ×   ...   ->   one case for each combination
     preset  a TOML file: sweeps that belong together, why they were chosen, and the checks that their cases must pass
 
-A preset is data, so that a sweep can be read, compared and extended without reading code; a misspelt key in one is an error with
-a suggestion, never an axis that silently does nothing. Everything that can be wrong in a plan is found here, before anything
-is measured.
+A preset is data, so that a sweep can be read, compared and extended without reading code; a misspelt key in one is an
+error with a suggestion, never an axis that silently does nothing. Everything that can be wrong in a plan is found
+here, before anything is measured.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Plan:
         target: half-width of the speed-up's interval at which a case is done, relative (0.02 is ±2%).
         budget: seconds of timing for a case.
         processes: fresh processes for a case, the replicates of its interval.
-        keep_processes: let the processes serve all cases that share device, threads and allocator; otherwise each case gets
+        keep_processes: let the processes serve all cases that share device, threads and allocator; otherwise each
+            case gets
             its own. Loading torch five times costs as much as measuring a small case.
         accuracy_seeds: training runs of each side in the accuracy comparison.
         accuracy_steps: training steps of each of those.
@@ -183,7 +184,7 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
     for key in ("name", "analysis", "checks"):
         if key not in settings:
             raise UserError(
-                f"the {where} has no {key!r}: every preset says what it is called, what it is for and what its cases must pass"
+                f"the {where} has no {key!r}: a preset says its name, what it is for and what its cases must pass"
             )
     sweeps = record.get("sweep")
     if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps) or not sweeps:
@@ -193,11 +194,10 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
 
 def _setting(key: str, value: Any, where: str) -> Any:
     wanted = _SETTINGS[key]
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and float(value) == wanted(value) if wanted in (int, float) else isinstance(value, wanted)):
         raise UserError(f"{key} in the {where} must be of type {wanted.__name__}, not {value!r}")
-    return tuple(value) if wanted is list else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _axes_of(sweep: Mapping[str, Any], where: str) -> _Axes:
@@ -211,7 +211,7 @@ def _axes_of(sweep: Mapping[str, Any], where: str) -> _Axes:
 
 
 def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
-    """Return the values of an axis as typed on the command line: words with commas between them, numbers where it has numbers."""
+    """Return the values of an axis as typed: words with commas between them, as numbers where the axis has numbers."""
     words = [word.strip() for text in texts for word in text.split(",")]
     return [_parse(axis, word) for word in words]
 
@@ -233,7 +233,7 @@ def _parse(axis: str, word: str) -> Any:
 
 
 def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:
-    """Return the plan of a product of axes; what is not given comes from `DEFAULT_AXES`, and from the defaults of `Case`."""
+    """Return the plan of a product of axes; what is not given comes from `DEFAULT_AXES` and the defaults of `Case`."""
     seed = settings.get("seed", 0)
     return Plan(name=name, cases=_distinct(_cases({**DEFAULT_AXES, **axes}, seed)), **settings)
 
@@ -255,7 +255,7 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
 
 
 def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
-    """Multiply one sweep out. What is not the workload's (data of a single layer) is an error, as it would do nothing."""
+    """Multiply one sweep out. An axis that the workload does not have is an error, as it would do nothing."""
     for workload in axes["workload"]:
         one_of("workload", workload, WORKLOADS)
         own = {axis: values for axis, values in axes.items() if axis != "workload"}

@@ -17,11 +17,11 @@ def case_rows(
     case: Case,
     setup: Mapping[str, Any],
     measurements: Sequence[Measurement],
+    *,
     peaks: Peaks,
     memory: Mapping[str, Sequence[int]],
     parity: Parity | None,
     environment_id: str,
-    *,
     target: float,
     notes: Sequence[str],
 ) -> list[Row]:

@@ -1,16 +1,18 @@
-"""Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough, each row saved at once.
+"""Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough, each row saved at
+once.
 
     start     the processes of a case start together and import side by side; nothing is timed until all have answered
     check     each sets the case up and checks its gradients; one that fails is not timed at all
     rounds    the processes take turns in random order; exactly one runs at any time, the others sleep in a system call
     stop      when every phase's interval is within the target, or the next round would overrun the case's budget
 
-The processes are the replicates: each draws its own memory layout, and the interval is over their medians, so that more rounds
-sharpen each median and show drift, while the width has a limit that only more processes move. Stopping at the first narrow
-interval makes intervals a little too narrow on average; at least `_LEAST_ROUNDS` rounds bound that.
+The processes are the replicates: each draws its own memory layout, and the interval is over their medians, so that
+more rounds sharpen each median and show drift, while the width has a limit that only more processes move. Stopping at
+the first narrow interval makes intervals a little too narrow on average; at least `_LEAST_ROUNDS` rounds bound that.
 
-With `keep_processes` the processes serve every case that shares device, threads and allocator, since starting five of them takes ten
-seconds on two cores. They are still fresh for the sweep; what an earlier case left in their heaps is the same for both sides.
+With `keep_processes` the processes serve every case that shares device, threads and allocator, since starting five of
+them takes ten seconds on two cores. They are still fresh for the sweep; what an earlier case left in their heaps is
+the same for both sides.
 
 A worker that dies or runs out of memory costs its case alone, which gets a row that says so.
 """
@@ -39,7 +41,7 @@ __all__ = ["Progress", "Runner", "Team", "start_team"]
 
 _LEAST_ROUNDS = 2
 _SLICES = 6
-"""Rounds that a budget is cut into: enough to spread each process over the whole time, few enough to keep pauses rare."""
+"""Rounds that a budget is cut into: each process is spread over the whole time, and pauses stay rare."""
 
 _PATIENCE_S = 900.0
 """Seconds after which a silent worker counts as hung; the largest case takes a tenth of that to set up on two cores."""
@@ -48,22 +50,25 @@ _PATIENCE_S = 900.0
 class Asked(Protocol):
     """What the runner needs of a worker."""
 
-    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]: ...
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Return the answer; raises `WorkerDied` when there is none."""
 
 
 class Team(Protocol):
     """The processes of a case."""
 
     @property
-    def workers(self) -> Sequence[Asked]: ...
+    def workers(self) -> Sequence[Asked]:
+        """All of them, each fresh when the team started."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End them."""
 
 
 def start_team(case: Case, count: int) -> Team:
     """Start fresh processes with the case's threads and allocator."""
     argv = [sys.executable, "-m", "meprop_bench.sweep.worker"]
-    return Replicates(argv, environment_of(case.allocator, case.threads), count)  # type: ignore[return-value]
+    return Replicates(argv, environment_of(case.allocator, case.threads), count)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ class Runner:
         finished = self._store.done_case_ids()
         todo = [case for case in self._plan.cases if case.case_id not in finished]
         if self._plan.keep_processes:
-            todo.sort(key=_group)  # stable: the plan's order within a group
+            groups = list(dict.fromkeys(_group(case) for case in todo))
+            todo.sort(key=lambda case: groups.index(_group(case)))  # stable: the plan's order within a group
         self._done = len(self._plan.cases) - len(todo)
         try:
             for case in todo:
@@ -167,17 +173,16 @@ class Runner:
         loops = max(setup["loops"] for setup in setups)
         measurements = self._rounds(case, workers, setups[0]["phases"], loops)
         memory = _ask(workers[0], {"do": "memory", "device": case.device})["bytes"]
-        parity, notes = self._parity(case, workers[0])
-        if self._plan.keep_processes:
-            notes.append("processes kept for all cases of one setting")
+        parity = self._parity(case, workers[0])
+        notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
         return case_rows(
             case,
             setups[0],
             measurements,
-            peaks,
-            memory,
-            parity,
-            self._environment_id,
+            peaks=peaks,
+            memory=memory,
+            parity=parity,
+            environment_id=self._environment_id,
             target=self._plan.target,
             notes=notes,
         )
@@ -211,9 +216,9 @@ class Runner:
             ):
                 return found
 
-    def _parity(self, case: Case, worker: Asked) -> tuple[Parity | None, list[str]]:
+    def _parity(self, case: Case, worker: Asked) -> Parity | None:
         if case.workload != "mlp" or "accuracy" not in self._plan.checks:
-            return None, []
+            return None
         self._tell(case, "training")
 
         def train(sparsified: bool) -> list[float]:
@@ -223,7 +228,7 @@ class Runner:
             )
             return [float(value) for value in answer["accuracies"]]
 
-        return self._accuracies.compare(case, train), []
+        return self._accuracies.compare(case, train)
 
     def _workers(self, case: Case) -> Sequence[Asked]:
         """Return the processes for a case, all of them past their imports."""

@@ -1,4 +1,5 @@
-"""The child side of a measurement: one fresh process that sets a case up, checks it, and takes pairs when it is asked to.
+"""The child side of a measurement: one fresh process that sets a case up, checks it, and takes pairs when it is asked
+to.
 
     hello        {threads, device}           -> the environment, when torch is imported
     setup        {case, warm_s}              -> check, kernel, k, phases, loops, costs, notes
@@ -48,7 +49,7 @@ class Session:
         return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
 
     def hello(self, threads: int, device: str) -> _Answer:
-        """Import torch, set its threads, and answer when that is done: the import must not fall into another worker's timing."""
+        """Import torch and set its threads; the answer says that no import will fall into another worker's timing."""
         import torch
 
         from meprop_bench.measure.allocator import current

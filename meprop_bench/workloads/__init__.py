@@ -1,4 +1,4 @@
-"""Workloads: a case, set up so that it can be checked and timed. The lowest floor that sees both the method and the instrument."""
+"""Workloads: a case, set up to be checked and timed. The lowest floor that sees both the method and the instrument."""
 
 from __future__ import annotations
 

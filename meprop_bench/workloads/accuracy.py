@@ -1,8 +1,8 @@
 """Does the accuracy hold? Short training runs of both sides from the same seeds on the same batches.
 
-The figure is development-set accuracy in percent at the *end* of a run, not the best of many evaluations, which would favour the
-noisier side. A short run says whether the method learns about as fast as dense training in the beginning; it does not say where
-both end up.
+The figure is development-set accuracy in percent at the *end* of a run, not the best of many evaluations, which would
+favour the noisier side. A short run says whether the method learns about as fast as dense training in the beginning;
+it does not say where both end up.
 """
 
 from __future__ import annotations

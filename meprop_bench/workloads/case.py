@@ -1,11 +1,13 @@
 """A case: one point of a sweep, everything that a measurement depends on and nothing that it results in.
 
     workload  linear: one layer (B, m) -> (B, n) · mlp: the papers' perceptron, in - h - ... - h - 10
-    method    which entries of dy survive; the baseline is always the dense layer in the same dtype, threads and allocator
+    method    which entries of dy survive; the baseline is always the dense layer in the same dtype, threads and
+    allocator
 
-A case is checked when it is made, so that a sweep of an hour does not find a misspelt word in its last row. Its id is a hash
-of what differs from the defaults (and of the threads, whose default is the machine's): an axis that is added later leaves the
-ids of stored rows alone. Nothing here imports torch: planning and `--help` must not wait three seconds.
+A case is checked when it is made, so that a sweep of an hour does not find a misspelt word in its last row. Its id is
+a hash of what differs from the defaults (and of the threads, whose default is the machine's): an axis that is added
+later leaves the ids of stored rows alone. Nothing here imports torch: planning and `--help` must not wait three
+seconds.
 """
 
 from __future__ import annotations
@@ -13,13 +15,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
-from numbers import Integral, Real
 from typing import Any, Self
 
 from meprop_bench.errors import UserError
@@ -56,7 +56,7 @@ def one_of(what: str, value: object, allowed: Collection[str]) -> str:
 
 @cache
 def default_threads() -> int:
-    """Return the physical cores that this process may run on: a second thread on one core adds nothing to a matrix product."""
+    """Return the physical cores this process may run on: a second thread on one adds nothing to a product."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -206,18 +206,14 @@ _CHOICES: dict[str, Collection[str]] = {
 
 
 def _check_count(what: str, value: object) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{what} must be an integer of at least 1, not {value!r}")
 
 
 def _check_k(k: object) -> None:
     """Check as `ops.check_k` does (which would load torch): "keep nothing" is never a case."""
-    if isinstance(k, Integral) and not isinstance(k, bool):
-        if k >= 1:
-            return
-    elif isinstance(k, Real) and not isinstance(k, bool) and math.isfinite(k) and 0 < k <= 1:
-        return
-    raise UserError(f"k must be an integer of at least 1 or a ratio in (0, 1], not {k!r}")
+    if isinstance(k, bool) or not ((isinstance(k, int) and k >= 1) or (isinstance(k, float) and 0 < k <= 1)):
+        raise UserError(f"k must be an integer of at least 1 or a ratio in (0, 1], not {k!r}")
 
 
 def _device(device: object) -> str:

@@ -4,13 +4,14 @@ Every kernel must return exactly
 
     dx = S(dy) W        dW = S(dy)ᵀ x        db = Σ dy
 
-and here it is computed in the obvious way, by dense products of the masked dy: the oracle of the tests (`ops.reference`) goes entry by
-entry, which takes hours at the papers' sizes; this costs one dense backward pass. Two
-correct kernels may still differ, in rounding (hence tolerances) and in S where two entries tie (hence a *gap*: before the
-comparison the entries that the oracle keeps are doubled, so that whoever selects otherwise is wrong and not unlucky).
+and here it is computed in the obvious way, by dense products of the masked dy: the oracle of the tests
+(`ops.reference`) goes entry by entry, which takes hours at the papers' sizes; this costs one dense backward pass. Two
+correct kernels may still differ, in rounding (hence tolerances) and in S where two entries tie (hence a *gap*: before
+the comparison the entries that the oracle keeps are doubled, so that whoever selects otherwise is wrong and not
+unlucky).
 
-Two more things have gone wrong in other implementations, silently: k >= n must be the dense gradient, and a NaN in dy must be
-seen in the result.
+Two more things have gone wrong in other implementations, silently: k >= n must be the dense gradient, and a NaN in dy
+must be seen in the result.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _FEW = 8
 
 
 def with_gap(dy: Tensor, k: int, selection: str) -> Tensor:
-    """Return dy `(B, n)` with the entries doubled that are among the greatest k, so that no rounding can change which they are."""
+    """Return dy `(B, n)` with its greatest k entries doubled, so that no rounding can change which they are."""
     idx = select(dy, k, "example" if selection == "random" else selection.replace("random-", ""))
     each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)  # (B, k)
     return dy.scatter(1, each, 2 * dy.gather(1, each))
@@ -89,7 +90,7 @@ def _by_definition(x: Tensor, w: Tensor, dy: Tensor, idx: Tensor, sparse: bool) 
     kept = torch.zeros_like(dy).scatter_(1, each, dy.gather(1, each))  # S(dy), (B, n)
     if not sparse:
         return [kept @ w, kept.t() @ x, dy.sum(0)]
-    rows = idx.unique()
+    rows = torch.unique(idx)
     return [kept @ w, hybrid_rows(rows, kept[:, rows].t() @ x, w.shape[0]), dy.sum(0)]
 
 
@@ -98,7 +99,7 @@ def _dense(x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> list[Tensor]:
 
 
 def _compare(got: list[Tensor], true: list[Tensor]) -> str | None:
-    """Say which gradient is wrong, or None; overwrites `true`, as a second 256 MB would cost more than the comparison."""
+    """Say which gradient is wrong, or None; overwrites `true`, as another 256 MB would cost more than comparing."""
     for name, mine, wanted in zip(("dx", "dw", "db"), got, true, strict=True):
         error = _relative_error(mine, wanted)
         if not error <= TOLERANCES[mine.dtype]:  # NaN is wrong, too
@@ -116,7 +117,7 @@ def _relative_error(got: Tensor, true: Tensor) -> float:
     wide = torch.float64 if got.dtype == torch.float64 else torch.float32
     size = torch.linalg.vector_norm(true, dtype=wide).item()
     distance = torch.linalg.vector_norm(true.sub_(got), dtype=wide).item()
-    return distance / size if size else distance
+    return float(distance / size if size else distance)
 
 
 def _has_nan(tensor: Tensor) -> bool:

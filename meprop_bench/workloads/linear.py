@@ -3,10 +3,11 @@
     forward    y from x (B, m), W (n, m), b (n,), with the graph that training needs
     backward   (dx, dW, db) = autograd.grad(y, (x, W, b), dy)     dy (B, n), normal; for the method with its selection
 
-The backward phase runs again and again on one prepared graph (`retain_graph=True`), for both sides alike. That is what a training
-step pays: autograd's own call, and fresh tensors for all three gradients, as after `zero_grad(set_to_none=True)`. It is not all
-that a training step sees: dy has no exact zeros, where a ReLU above would make some, and at small shapes the caches are warm.
-The forward phase of the method goes through our function, so that what this adds to `F.linear` is in the figures.
+The backward phase runs again and again on one prepared graph (`retain_graph=True`), for both sides alike. That is
+what a training step pays: autograd's own call, and fresh tensors for all three gradients, as after
+`zero_grad(set_to_none=True)`. It is not all that a training step sees: dy has no exact zeros, where a ReLU above
+would make some, and at small shapes the caches are warm. The forward phase of the method goes through our function,
+so that what this adds to `F.linear` is in the figures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.paired import Subject
 from meprop_bench.ops import linear, resolve_k, select
-from meprop_bench.ops.cost import linear_backward, linear_forward
+from meprop_bench.ops.cost import Cost, linear_backward, linear_forward
 from meprop_bench.ops.kernels import KERNELS, Request
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.workloads.case import Case
@@ -92,10 +93,10 @@ def _subject(forward: _Call, backward: _Call) -> Subject:
     return subject
 
 
-def _costs(case: Case, k: int, dy: Tensor) -> dict[str, tuple]:
+def _costs(case: Case, k: int, dy: Tensor) -> dict[str, tuple[Cost, Cost]]:
     shape = (case.batch, case.in_features, case.out_features, dy.element_size())
     rows = None
     if k < case.out_features and case.method in ("meprop", "random"):
-        rows = select(dy, k, case.selection).unique().numel()
+        rows = torch.unique(select(dy, k, case.selection)).numel()
     sparse = linear_backward(*shape, case.method, k, case.gradient, rows)
     return {"forward": (linear_forward(*shape),) * 2, "backward": (linear_backward(*shape), sparse)}

@@ -1,4 +1,5 @@
-"""The papers' perceptron in training, in - h - ... - h - 10 on real images: where sparsified back propagation has to pay in the end.
+"""The papers' perceptron in training, in - h - ... - h - 10 on real images: where sparsified back propagation has to
+pay in the end.
 
 One step, phase by phase, on changing batches:
 
@@ -8,18 +9,19 @@ One step, phase by phase, on changing batches:
     step             the three together
     linear-backward  the linear layers' own backward passes: the papers' "backprop time"
 
-The last one is timed apart: for each linear layer the input and dy of a real step are recorded, and then the layers' gradients are
-computed one after the other from them, as the workload `linear` does (the first layer needs no dx). All other phases are the real
-training step. The hidden layers are sparsified, the output layer is dense.
+The last one is timed apart: for each linear layer the input and dy of a real step are recorded, and then the layers'
+gradients are computed one after the other from them, as the workload `linear` does (the first layer needs no dx). All
+other phases are the real training step. The hidden layers are sparsified, the output layer is dense.
 
-Both sides start from the same weights and see the same batches. Training changes the figures (neurons die, moments become
-denormal numbers, which are slow), so a side goes back, outside the timed region, to where it started after each `_WALK` steps. What
-was timed is thus the beginning of training, on both sides alike.
+Both sides start from the same weights and see the same batches. Training changes the figures (neurons die, moments
+become denormal numbers, which are slow), so a side goes back, outside the timed region, to where it started after
+each `_WALK` steps. What was timed is thus the beginning of training, on both sides alike.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -41,7 +43,7 @@ from meprop_bench.workloads.prepared import PASSED, Prepared
 __all__ = ["build_model", "setup"]
 
 _WALK = 32
-"""Steps (and batches) of a side before it starts again: enough to have no favourite batch, few enough to keep in memory."""
+"""Steps (and batches) of a side before it starts again: no favourite batch, and all of them fit in memory."""
 
 _WARM_STEPS = 8
 """Steps before the state that a side starts from: the optimizer's moments are no longer zero."""
@@ -81,7 +83,7 @@ def setup(case: Case) -> Prepared:
 
 
 class _Layer:
-    """A copy of a linear layer (training moves the original) with the input and the dy of one real step, and its graph, kept."""
+    """A copy of a linear layer (training moves the original) with input and dy of a real step, and its graph, kept."""
 
     def __init__(self, module: nn.Linear, x: Tensor, dy: Tensor, first: bool) -> None:
         self.module, self.dy = copy.deepcopy(module), dy
@@ -209,7 +211,7 @@ def _kernels(case: Case, side: _Side) -> Iterator[str]:
 def _costs(case: Case, data: ImageData) -> dict[str, tuple[Cost, Cost]]:
     """Floors of the linear layers alone; what else a step does (ReLU, loss) is small beside them and left out."""
     widths = [data.features, *[case.out_features] * case.layers, data.classes]
-    shapes = list(zip(widths, widths[1:], strict=False))
+    shapes = list(itertools.pairwise(widths))
     forward = sum((linear_forward(case.batch, m, n, 4) for m, n in shapes), Cost(0, 0))
     dense, sparse = (_layers_backward(case, shapes, method) for method in ("dense", case.method))
     costs = {"forward": (forward, forward), "backward": (dense, sparse), "linear-backward": (dense, sparse)}

@@ -1,6 +1,8 @@
-"""What every workload hands to whoever measures it: two subjects, their check, their costs, and calls to weigh their memory.
+"""What every workload hands to whoever measures it: two subjects, their check, their costs, and calls to weigh their
+memory.
 
-The two sides do the same work on the same data and differ in the method alone. `check` has to pass in the process that is then
+The two sides do the same work on the same data and differ in the method alone. `check` has to pass in the process
+that is then
 timed: a fast wrong gradient is not a result.
 """
 
