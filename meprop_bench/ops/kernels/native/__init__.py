@@ -85,7 +85,7 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     hits = torch.empty(rows if as_rows else 0, dtype=torch.int64)
     if need_dx or need_dw:
         example.products(
-            gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
+            gomp, tid, example.SUMS if packed else example.BAGS, threads, x.data_ptr(), w.data_ptr(),
             0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
             hits.data_ptr() if as_rows else 0, scratch, scratch + sorting if packed else 0, width,
             dw is not None and 4 * dw.numel() >= _STREAM,

@@ -182,16 +182,20 @@ def _sort(a):
 
 
 @function()
-def _place_sorted(a, scratch):
-    """Set where the sorted pairs are; return where they end.
+def _place_pairs(a, scratch):
+    """Set where the pairs are, by example and by neuron; return where they end.
 
-    Neuron j has the pairs [offset[j], offset[j + 1]), each an example and its value; hits are the neurons that have any.
+    Example e has count[e] pairs from e k on, each a picked neuron and its value. Neuron j has the pairs [offset[j],
+    offset[j + 1]), each an example and its value; hits are the neurons that have any.
     """
     a[_EXAMPLE] = scratch
     a[_SORTED] = a[_EXAMPLE] + 4 * a[_B] * a[_K]
     a[_OFFSET] = a[_SORTED] + 4 * a[_B] * a[_K]
     a[_HITS] = a[_OFFSET] + 4 * (a[_N] + 1)
-    return a[_HITS] + 4 * a[_N]
+    a[_PICKED] = a[_HITS] + 4 * a[_N]
+    a[_VALUE] = a[_PICKED] + 4 * a[_B] * a[_K]
+    a[_COUNT] = a[_VALUE] + 4 * a[_B] * a[_K]
+    return a[_COUNT] + 4 * a[_B]
 
 
 @function(types.int64(*[types.int64] * 12))
@@ -214,10 +218,7 @@ def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, db, scratch):
     """
     a = np.empty(WORDS, np.int64)
     a[_TID], a[_DY], a[_IDX], a[_B], a[_N], a[_K] = tid, dy, idx, b, n, k
-    a[_PICKED] = _place_sorted(a, scratch)
-    a[_VALUE] = a[_PICKED] + 4 * b * k
-    a[_COUNT] = a[_VALUE] + 4 * b * k
-    a[_HIST] = a[_COUNT] + 4 * b
+    a[_HIST] = _place_pairs(a, scratch)
     a[_KEYS] = a[_HIST] + 4 * n * threads
     a[_DBS] = 0 if db == 0 else (db if threads == 1 else a[_KEYS] + threads * working_bytes(n, k))
     parallel(gomp, threads, select, a)
@@ -295,7 +296,36 @@ def _sums(a):
                 row[:] = view(dx + e * stride, columns, np.float32)
 
 
-SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
+def _bags(a):
+    """Compute what `_sums` does, without panels: a thread takes neurons of its own for dW, then examples for dx."""
+    a = carray(a, WORDS)
+    batch, n, k, m, rows, threads = a[_B], a[_N], a[_K], a[_M], a[_ROWS], a[_THREADS]
+    t = thread_number(a[_TID])
+    offsets, hits = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
+    if a[_DW] != 0:
+        low, high = offsets[n] * t // threads, offsets[n] * (t + 1) // threads
+        following = 0
+        for i in range(rows):
+            j = np.int64(hits[i])
+            first, last = np.int64(offsets[j]), np.int64(offsets[j + 1])
+            if low <= first < high:
+                if not a[_COMPACT]:
+                    for blank in range(following, j):
+                        zero_row(a[_DW] + 4 * blank * m, m, False)
+                dw = a[_DW] + 4 * (i if a[_COMPACT] else j) * m
+                _across_dw(0, 0, dw, a[_X], a[_EXAMPLE], a[_SORTED], first, last, 4 * m, m, False)
+            following = j + 1
+        if t == threads - 1 and not a[_COMPACT]:
+            for blank in range(following, n):
+                zero_row(a[_DW] + 4 * blank * m, m, False)
+    if a[_DX] != 0:
+        counts = view(a[_COUNT], batch, np.int32)
+        for e in range(batch * t // threads, batch * (t + 1) // threads):
+            first, last = e * k, e * k + np.int64(counts[e])
+            _across_dw(0, 0, a[_DX] + 4 * e * m, a[_W], a[_PICKED], a[_VALUE], first, last, 4 * m, m, False)
+
+
+SELECT, SORT, SUMS, BAGS = body(_select), body(_sort), body(_sums), body(_bags)
 
 
 @function(types.void(*[types.int64] * 18))
@@ -304,7 +334,7 @@ def products(gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, listed, s
 
     Args:
         gomp, tid: `OPENMP`.
-        sums: `SUMS`.
+        sums: `SUMS` for panels, or `BAGS`, which takes no panels.
         threads: how many.
         x, w, dx: float32 (b, m), (n, m) and (b, m), contiguous; dx is 0 when it is not wanted.
         dw: float32, contiguous: (rows, m) when `listed` is given, else (n, m); 0 when it is not wanted.
@@ -319,7 +349,7 @@ def products(gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, listed, s
     a = np.empty(WORDS, np.int64)
     a[_TID], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_K], a[_M] = tid, x, w, dx, dw, b, n, k, m
     a[_ROWS], a[_COMPACT], a[_PANEL], a[_WIDTH], a[_STREAMING] = rows, listed != 0, panels, width, streaming
-    _place_sorted(a, scratch)
+    _place_pairs(a, scratch)
     if listed != 0:
         view(listed, rows, np.int64)[:] = view(a[_HITS], rows, np.int32)
     parallel(gomp, threads, sums, a)
