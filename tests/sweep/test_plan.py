@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from meprop_bench.errors import UserError
+from meprop_bench.sweep.plan import AXES, Plan, load_preset, parse_axis, plan_axes, plan_preset, preset_names
+from meprop_bench.workloads.case import Case
+
+
+def _plan(**axes: list[object]) -> Plan:
+    return plan_axes({axis.replace("_", "-"): values for axis, values in axes.items()})
+
+
+def test_axes_are_multiplied_out_in_order() -> None:
+    plan = _plan(k=[8, 32], gradient=["dense", "rows"], method=["unified"], hidden=[64])
+    assert [(case.k, case.gradient) for case in plan.cases] == [(8, "dense"), (8, "rows"), (32, "dense"), (32, "rows")]
+    assert {case.in_features for case in plan.cases} == {64}
+
+
+def test_without_axes_there_is_a_small_sweep_of_one_layer() -> None:
+    plan = plan_axes({})
+    assert {case.workload for case in plan.cases} == {"linear"}
+    assert len(plan.cases) == 6
+    assert (plan.target, plan.budget, plan.processes) == (0.02, 20.0, 5)
+
+
+def test_a_case_that_is_named_twice_is_measured_once() -> None:
+    assert len(_plan(k=[8, 8], method=["meprop"]).cases) == 1
+
+
+def test_the_mlp_says_which_data_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    (case,) = _plan(workload=["mlp"], method=["unified"], k=[8]).cases
+    assert (case.data, case.in_features, case.out_features) == ("digits", 64, 500)
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{name}-ubyte.gz").touch()
+    (case,) = _plan(workload=["mlp"], method=["unified"], k=[8]).cases
+    assert (case.data, case.in_features) == ("mnist", 784)
+
+
+def test_two_workloads_each_take_their_own_axes() -> None:
+    plan = _plan(workload=["linear", "mlp"], method=["unified"], k=[8], data=["digits"], in_features=[32])
+    assert [(case.workload, case.data, case.in_features) for case in plan.cases] == [
+        ("linear", None, 32),
+        ("mlp", "digits", 64),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"k": [0]}, "k must be an integer of at least 1 or a ratio in \\(0, 1\\], not 0"),
+        ({"method": ["mepropp"]}, "did you mean 'meprop'"),
+        ({"workload": ["cnn"]}, "choose from linear, mlp"),
+        ({"data": ["mnist"]}, "the axis 'data' is for the workload mlp"),
+        ({"workload": ["mlp"], "in_features": [3]}, "the axis 'in-features' is for the workload linear"),
+        ({"workload": ["mlp"], "data": ["minst"]}, "did you mean 'mnist'"),
+    ],
+)
+def test_a_wrong_axis_is_found_before_anything_is_measured(axes: dict[str, list[object]], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        _plan(**axes)
+
+
+def test_typed_axes_are_lists_of_numbers_and_words() -> None:
+    assert parse_axis("k", ("8, 0.1", "32")) == [8, 0.1, 32]
+    assert parse_axis("method", ("meprop,unified",)) == ["meprop", "unified"]
+    assert isinstance(parse_axis("k", ("1.0",))[0], float)
+    for axis, text in (("k", "many"), ("batch", "1.5"), ("hidden", "")):
+        with pytest.raises(UserError, match=f"{axis} must be an integer of at least 1"):
+            parse_axis(axis, (text,))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"target": 0}, "target must be between 0 and 1"),
+        ({"target": float("nan")}, "target must be between 0 and 1"),
+        ({"budget": -1}, "budget must be more than 0 seconds"),
+        ({"processes": 0}, "processes must be an integer from 1"),
+        ({"checks": ("gradient",)}, "did you mean 'gradients'"),
+    ],
+)
+def test_settings_are_checked(setting: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Plan(name="x", cases=(Case(),), **setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_of_the_package_is_sound(name: str) -> None:
+    preset = load_preset(name)
+    plan = plan_preset(preset)
+    assert plan.name == name
+    assert len(plan.analysis) > 50
+    assert "gradients" in plan.checks
+    assert len({case.case_id for case in plan.cases}) == len(plan.cases)
+    assert json.loads(json.dumps(plan.to_json()))["name"] == name
+
+
+def test_the_targets_are_all_there() -> None:
+    found = {
+        (case.batch, case.in_features, case.out_features, case.method, case.k, case.gradient)
+        for case in plan_preset(load_preset("targets")).cases
+    }
+    both = ("rows", "dense")
+    wanted = {(1024, 8192, 8192, "unified", k, g) for k in (8, 32, 128, 512) for g in both}
+    wanted |= {(1024, 8192, 8192, "meprop", k, "rows") for k in (8, 32)}
+    wanted |= {(50, 784, 500, "unified", 30, g) for g in both}
+    wanted |= {(1024, 2048, 2048, "meprop", 30, g) for g in both}
+    wanted |= {(10, 784, 500, "meprop", 20, g) for g in both}
+    assert found == wanted
+    assert {case.threads for case in plan_preset(load_preset("targets")).cases} == {2}
+
+
+def test_options_take_the_place_of_the_presets_own() -> None:
+    plan = plan_preset(load_preset("targets"), {"threads": [1], "k": [4]}, budget=1.0, seed=3)
+    assert {case.threads for case in plan.cases} == {1}
+    assert {case.k for case in plan.cases} == {4}
+    assert (plan.budget, plan.seed, {case.seed for case in plan.cases}) == (1.0, 3, {3})
+
+
+_SOUND = 'name = "mine"\nanalysis = "why"\nchecks = ["gradients"]\n[[sweep]]\nk = 3\n'
+
+
+def test_a_file_of_the_users_own_is_a_preset_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(_SOUND)
+    plan = plan_preset(load_preset(str(path)))
+    assert plan.name == "mine"
+    assert {case.k for case in plan.cases} == {3}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("k = 3", "bacth = 3"), "unknown axis in the preset .*: 'bacth': did you mean 'batch'"),
+        (("name", "nmae"), "'nmae': did you mean 'name'"),
+        (("[[sweep]]", "[sweep]"), "write its axes under \\[\\[sweep\\]\\]"),
+        (("k = 3", "k = []"), "the axis 'k' in the preset .* is empty"),
+        (('["gradients"]', '"gradients"'), "checks in the preset .* must be of type list"),
+        (('analysis = "why"\n', ""), "has no 'analysis'"),
+        (("k = 3", "k = "), "is not TOML"),
+        (("checks", "budget = true\nchecks"), "budget in the preset .* must be of type float"),
+        (("checks", "processes = 2.5\nchecks"), "processes in the preset .* must be of type int"),
+        (("k = 3", "method = 7"), "unknown method 7"),
+    ],
+)
+def test_a_misspelt_preset_is_one_line_with_a_suggestion(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(_SOUND.replace(*change, 1))
+    with pytest.raises(UserError, match=words) as caught:
+        plan_preset(load_preset(str(path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown preset 'target': did you mean 'targets'"):
+        load_preset("target")
+    with pytest.raises(UserError, match="No such file"):
+        load_preset(str(tmp_path / "none.toml"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_preset(str(tmp_path / "binary.toml"))
+
+
+def test_every_axis_is_a_field_of_a_case() -> None:
+    assert set(AXES.values()) <= set(Case().to_json())

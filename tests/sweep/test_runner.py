@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meprop_bench.measure.peaks import Peaks
+from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.results.store import Store
+from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.runner import Progress, Runner
+from meprop_bench.workloads.case import Case
+
+_CASES = (Case(k=3, threads=1), Case(k=4, threads=1))
+
+
+class _Clock:
+    """Time that passes when a worker works."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class _Worker:
+    """Answers as a worker would: 4 ms against 1 ms, with some noise."""
+
+    def __init__(self, number: int, clock: _Clock, log: list[tuple[str, Any]], noise: float, faults: Mapping[Any, Any]) -> None:
+        self._clock, self._log, self._faults = clock, log, faults
+        self._bias = 1 + noise * random.Random(number).gauss(0, 1)
+        self._case: Case | None = None
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        do = message["do"]
+        self._log.append((do, message))
+        if do == "setup":
+            self._case = Case.from_json(message["case"])
+        fault = self._faults.get((do, self._case.k if self._case else None))
+        if isinstance(fault, BaseException):
+            raise fault
+        if fault is not None:
+            return dict(fault)
+        self._clock.seconds += 1.0
+        return dict(getattr(self, "_" + do)(message))
+
+    def _hello(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {"environment": {"device": message["device"]}, "environment_id": "e1"}
+
+    def _peaks(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {"peaks": Peaks({message["dtype"]: 1e11}, ((1 << 20, 1e10),)).to_json()}
+
+    def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        phases = ["forward", "backward"] if message["case"]["workload"] == "linear" else ["backward", "step"]
+        costs = {"backward": [[400, 40], [100, 20]]}
+        common = {"check": "passed", "kernel": "gather", "k": message["case"]["k"], "loops": 3, "notes": []}
+        return {**common, "phases": phases, "costs": costs}
+
+    def _measure(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._case is not None
+        names = ["forward", "backward"] if self._case.workload == "linear" else ["backward", "step"]
+        return {"pairs": {name: [[4e-3 * self._bias, 1e-3]] * 3 for name in names}}
+
+    def _memory(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        return {"bytes": {"backward": [200, 100]}}
+
+    def _accuracy(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {"accuracies": [95.0 + seed / 10 + 0.1 * message["sparsified"] for seed in message["seeds"]]}
+
+
+class _Teams:
+    """Starts teams of such workers and remembers them."""
+
+    def __init__(self, noise: float = 1e-4, faults: Mapping[Any, Any] | None = None) -> None:
+        self.clock = _Clock()
+        self.log: list[tuple[str, Any]] = []
+        self.started: list[tuple[object, ...]] = []
+        self.closed = 0
+        self._noise, self._faults = noise, faults or {}
+
+    def __call__(self, case: Case, count: int) -> _Team:
+        self.started.append((case.allocator, count))
+        return _Team(self, [_Worker(number, self.clock, self.log, self._noise, self._faults) for number in range(count)])
+
+    def count(self, do: str) -> int:
+        return sum(name == do for name, _ in self.log)
+
+
+class _Team:
+    def __init__(self, owner: _Teams, workers: Sequence[_Worker]) -> None:
+        self._owner, self.workers = owner, workers
+
+    def close(self) -> None:
+        self._owner.closed += 1
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    stores: list[Store] = []
+
+    def go(teams: _Teams, cases: Sequence[Case] = _CASES, again: Store | None = None, **settings: Any) -> Store:
+        plan = Plan(name="t", cases=tuple(cases), **{"budget": 100.0, "processes": 3, **settings})
+        if again is None:
+            stores.append(Store.create(tmp_path, "t", "m", "command", plan.to_json()))
+        store = again or stores[-1]
+        seen: list[Progress] = []
+        store.progress = seen  # type: ignore[attr-defined]
+        Runner(plan, store, start=teams, now=teams.clock, progress=seen.append).run()
+        return store
+
+    yield go
+    for store in stores:
+        store.close()
+
+
+def test_each_case_gets_its_own_processes_and_a_row_for_each_phase(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    store = run(teams)
+    assert teams.started == [("kept", 3)] * 2
+    assert teams.closed == 2
+    rows = store.rows()
+    assert [(row.k, row.phase) for row in rows] == [(3, "forward"), (3, "backward"), (4, "forward"), (4, "backward")]
+    row = rows[1]
+    assert row.speedup == pytest.approx(4, rel=1e-3)
+    assert row.converged
+    assert (row.processes, row.loops, row.check, row.kernel, row.kernel_requested) == (3, 3, "passed", "gather", "auto")
+    assert row.floor_s == pytest.approx(max(100 / 1e11, 20 / 1e10))
+    assert row.efficiency == pytest.approx(row.floor_s / 1e-3)
+    assert (row.baseline_peak_memory_bytes, row.peak_memory_bytes) == (200, 100)
+    assert (rows[0].floor_s, rows[0].peak_memory_bytes) == (None, None)
+    assert list(store.header["environments"]) == ["e1"]
+
+
+def test_it_stops_once_the_interval_is_narrow(run: Callable[..., Store]) -> None:
+    quiet, noisy = _Teams(noise=1e-4), _Teams(noise=0.2)
+    assert run(quiet, _CASES[:1]).rows()[0].converged
+    assert quiet.count("measure") == 2 * 3
+    row = run(noisy, _CASES[:1]).rows()[0]
+    assert not row.converged
+    assert noisy.count("measure") > quiet.count("measure")
+    assert any("the budget was spent" in note for note in row.notes)
+
+
+def test_the_budget_is_not_overrun_by_more_than_a_round(run: Callable[..., Store]) -> None:
+    teams = _Teams(noise=0.2)
+    run(teams, _CASES[:1], budget=20.0)
+    assert teams.count("measure") == 18  # a second each: a seventh round of three would end after 20
+
+
+def test_one_process_gives_no_interval(run: Callable[..., Store]) -> None:
+    row = run(_Teams(), _CASES[:1], processes=1, budget=5.0).rows()[0]
+    assert row.speedup is not None
+    assert (row.speedup_low, row.speedup_high, row.converged) == (None, None, False)
+
+
+def test_the_processes_take_turns_in_random_order(run: Callable[..., Store]) -> None:
+    teams = _Teams(noise=0.2)
+    store = run(teams, _CASES[:1])
+    assert store.rows()[0].run_lengths == (99, 99, 99)
+    assert len({message["seed"] for do, message in teams.log if do == "measure"}) == teams.count("measure")
+
+
+def test_processes_that_are_kept_serve_a_group_and_the_rows_say_so(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    cases = [_CASES[0], Case(k=3, threads=1, allocator="default"), _CASES[1]]
+    store = run(teams, cases, keep_processes=True)
+    assert teams.started == [("kept", 3), ("default", 3)]
+    assert teams.closed == 2
+    assert [row.allocator for row in store.rows()] == ["kept"] * 4 + ["default"] * 2
+    assert all("its processes had measured other cases before" in row.notes for row in store.rows())
+
+
+def test_peaks_are_measured_once_for_a_kind_of_arithmetic(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    store = run(teams, [*_CASES, Case(k=3, threads=1, dtype="float64")])
+    assert teams.count("peaks") == 2
+    assert list(store.header["peaks"]) == ["cpu float32, 1 thread", "cpu float64, 1 thread"]
+
+
+@pytest.mark.parametrize(
+    ("do", "fault", "reason"),
+    [
+        ("measure", WorkerDied("killed by signal 9 (SIGKILL), probably out of memory"), "a measuring process killed by signal 9"),
+        ("setup", {"error": "can't allocate memory", "kind": "out-of-memory"}, "out of memory: can't allocate memory"),
+        ("setup", {"error": "ValueError: kernel 'gather' does not", "kind": "error"}, "ValueError: kernel 'gather'"),
+        ("memory", WorkerDied("no answer within 900 s, so it was killed"), "a measuring process no answer"),
+    ],
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_fault_costs_its_case_alone(
+    run: Callable[..., Store], do: str, fault: object, reason: str, keep: bool
+) -> None:
+    teams = _Teams(faults={(do, 3): fault})
+    store = run(teams, keep_processes=keep)
+    failed, *others = store.rows()
+    assert failed.error is not None
+    assert failed.error.startswith(reason)
+    assert (failed.k, failed.phase, failed.speedup, failed.environment_id) == (3, None, None, "e1")
+    assert [(row.k, row.error) for row in others] == [(4, None)] * 2
+    assert len(teams.started) == 2  # whoever met the fault is not asked again
+
+
+def test_a_case_that_computes_something_else_is_not_timed(run: Callable[..., Store]) -> None:
+    wrong = {"check": "dw is off by 1e+00", "kernel": "gather", "k": 3, "phases": ["backward"], "loops": 1, "notes": [], "costs": {}}
+    teams = _Teams(faults={("setup", 3): wrong})
+    row, *others = run(teams).rows()
+    assert (row.check, row.error, row.speedup, row.passed) == ("dw is off by 1e+00", None, None, False)
+    assert len(others) == 2
+
+
+def test_an_interrupt_keeps_what_is_done_and_a_resumed_run_goes_on(run: Callable[..., Store], tmp_path: Path) -> None:
+    teams = _Teams(faults={("measure", 4): KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        run(teams)
+    assert teams.closed == 2
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(Exception, match="another run is writing"):
+        Store.open(folder, write=True)
+    teams = _Teams()
+    store = Store.open(folder)
+    assert store.done_case_ids() == {_CASES[0].case_id}
+
+
+def test_only_what_is_missing_is_measured(run: Callable[..., Store]) -> None:
+    store = run(_Teams(), _CASES[:1])
+    teams = _Teams()
+    run(teams, _CASES, again=store)
+    assert len(teams.started) == 1
+    assert [row.k for row in store.rows()] == [3, 3, 4, 4]
+    assert teams.count("peaks") == 0
+    progress: list[Progress] = store.progress  # type: ignore[attr-defined]
+    assert [(p.done, p.total) for p in progress if p.stage == "done"] == [(2, 2)]
+
+
+def test_progress_tells_stages_widths_and_the_time_left(run: Callable[..., Store]) -> None:
+    store = run(_Teams())
+    progress: list[Progress] = store.progress  # type: ignore[attr-defined]
+    assert [p.stage for p in progress[:5]] == ["starting", "checking", "measuring", "measuring", "done"]
+    assert set(progress[3].half_widths) == {"forward", "backward"}
+    assert [len(p.rows) for p in progress if p.stage == "done"] == [2, 2]
+    lefts = [p.left_s for p in progress if p.stage == "done"]
+    assert lefts[0] > lefts[1] == 0
+
+
+def _mlp(**changes: Any) -> Case:
+    return Case(workload="mlp", data="digits", in_features=64, threads=1, **{"method": "unified", **changes})
+
+
+def test_accuracy_is_compared_once_for_each_training(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    cases = [_mlp(), _mlp(kernel="gather"), _mlp(method="meprop")]
+    store = run(teams, cases, accuracy_seeds=3, accuracy_steps=7)
+    assert teams.count("accuracy") == 3  # dense, unified, meprop
+    parities = [row.parity for row in store.rows() if row.phase == "step"]
+    assert [row.parity for row in store.rows() if row.phase != "step"] == [None] * 3
+    parity = parities[0]
+    assert parity is not None
+    assert parities[1] == parity
+    assert (parity.seeds, parity.steps, parity.task, parity.verdict) == ((1, 2, 3), 7, "digits", "pass")
+    assert parity.difference == pytest.approx(0.1)
+
+
+def test_accuracy_is_left_out_where_the_plan_does_not_ask_for_it(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    run(teams, [_mlp()], checks=("gradients",))
+    assert teams.count("accuracy") == 0

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from meprop_bench.errors import UserError
+from meprop_bench.workloads.case import Case, one_of
+
+
+def test_a_case_survives_json() -> None:
+    case = Case(method="unified", k=0.1, batch=7, gradient="rows", device="cuda", threads=1)
+    assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+    assert case.device == "cuda:0"
+    assert case.selection == "unified"
+
+
+def test_the_id_is_the_same_for_the_same_case_only() -> None:
+    case = Case(k=30, threads=2)
+    assert case.case_id == Case(k=30, threads=2).case_id
+    others = [
+        Case(k=31, threads=2),
+        Case(k=30, threads=1),
+        Case(k=30, threads=2, seed=1),
+        Case(k=30, threads=2, gradient="rows"),
+        Case(k=1, threads=2),
+        Case(k=1.0, threads=2),  # all of them, not one
+    ]
+    assert len({case.case_id, *(other.case_id for other in others)}) == 1 + len(others)
+
+
+def test_the_id_does_not_change_from_version_to_version() -> None:
+    """Stored rows are found again by it: if this fails, old folders cannot be resumed or compared."""
+    assert Case(method="unified", k=8, batch=1024, threads=2, allocator="kept").case_id == "de3f925ee4ec"
+
+
+@pytest.mark.parametrize("k", [0, -3, True, math.nan, math.inf, 1.5, 0.0, "8", None])
+def test_no_k_means_no_gradient(k: object) -> None:
+    with pytest.raises(UserError, match="k must be an integer of at least 1 or a ratio") as caught:
+        Case(k=k)  # type: ignore[arg-type]
+    assert repr(k) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("method", "meporp", "did you mean 'meprop'"),
+        ("workload", "liner", "did you mean 'linear'"),
+        ("gradient", "sparse", "dense, rows"),
+        ("dtype", "fp32", "float32, float64, bfloat16, float16"),
+        ("allocator", "keep", "did you mean 'kept'"),
+        ("device", "gpu", "cpu, cuda"),
+        ("device", "cuda:x", "cpu, cuda"),
+        ("kernel", "nativ", "did you mean 'native'"),
+        ("batch", 0, "batch must be an integer of at least 1, not 0"),
+        ("threads", 2.0, "threads must be an integer"),
+        ("seed", -1, "seed must be"),
+        ("data", "mnist", "workload mlp"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(field: str, value: object, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Case(**{field: value})  # type: ignore[arg-type]
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_mlp_needs_data_that_fit() -> None:
+    with pytest.raises(UserError, match="unknown data None"):
+        Case(workload="mlp")
+    with pytest.raises(UserError, match="which have 64"):
+        Case(workload="mlp", data="digits", in_features=784)
+    with pytest.raises(UserError, match="adam takes no gradient as rows"):
+        Case(workload="mlp", data="digits", in_features=64, gradient="rows")
+    assert Case(workload="mlp", data="digits", in_features=64, gradient="rows", optimizer="sgd").label.startswith("mlp")
+
+
+def test_an_unknown_field_in_json_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean 'batch'"):
+        Case.from_json({"bacth": 3})
+
+
+def test_one_of_names_the_nearest() -> None:
+    assert one_of("colour", "red", ("red", "blue")) == "red"
+    with pytest.raises(UserError, match="unknown colour 'rde': did you mean 'red'\\? choose from red, blue"):
+        one_of("colour", "rde", ("red", "blue"))

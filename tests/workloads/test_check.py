@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from meprop_bench.ops import SELECTIONS
+from meprop_bench.ops.kernels import KERNELS, Gradients, Request, masked
+from meprop_bench.workloads import check
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _check(
+    *, k: int = 3, selection: str = "example", sparse: bool = False, dtype: torch.dtype = torch.float32, ties: bool = False
+) -> str:
+    generator = torch.Generator().manual_seed(1)
+    x, w, b, dy = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((6, 5), (9, 5), (9,), (6, 9)))
+    if ties:
+        dy = dy.sign()
+    for tensor in (x, w, b):
+        tensor.requires_grad_()
+    return check.check_linear(x, w, b, dy, k=k, selection=selection, sparse=sparse, kernel="masked", seed=3)
+
+
+@pytest.mark.parametrize("dtype", check.TOLERANCES)
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_right_kernel_passes(selection: str, sparse: bool, dtype: torch.dtype) -> None:
+    assert _check(selection=selection, sparse=sparse, dtype=dtype) == "passed"
+
+
+@pytest.mark.parametrize("k", [1, 8, 9, 20])
+def test_any_k_passes(k: int) -> None:
+    assert _check(k=k) == "passed"
+
+
+@pytest.mark.parametrize("selection", ["example", "unified"])
+def test_ties_are_nobodys_fault(selection: str) -> None:
+    assert _check(selection=selection, ties=True) == "passed"
+
+
+def test_the_gap_keeps_what_was_greatest() -> None:
+    dy = torch.tensor([[1.0, -3.0, 2.9], [4.0, 0.5, -3.9]])
+    assert torch.equal(check.with_gap(dy, 1, "example"), dy * torch.tensor([[1, 2, 1], [2, 1, 1]]))
+    assert torch.equal(check.with_gap(dy, 1, "unified"), dy * torch.tensor([1, 1, 2]))
+
+
+class _Wrong:
+    """The oracle with one fault."""
+
+    name = "masked"
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        return None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        if self.fault == "smallest":
+            kept = dy.abs().topk(request.k, largest=False).indices
+            dy = torch.zeros_like(dy).scatter(1, kept, dy.gather(1, kept))
+            return dy @ w, dy.t() @ x, dy.sum(0)
+        if self.fault == "nan":
+            dy = dy.nan_to_num()
+        dx, dw, db = masked.Masked().backward(dy, x, w, request)
+        assert db is not None
+        if self.fault == "bias":
+            db = db * 1.01
+        if self.fault == "nothing":
+            return torch.zeros_like(x), torch.zeros_like(w), db
+        return dx, dw, db
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("smallest", "dx is off by"),
+        ("bias", "db is off by 1.0e-02, relative; at most 1e-05 is rounding"),
+        ("nothing", "dx is off by 1.0e+00"),
+        ("nan", "a NaN in dy does not show in dx, dw, db"),
+    ],
+)
+def test_a_wrong_kernel_is_found(fault: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    KERNELS["masked"]
+    monkeypatch.setitem(KERNELS._loaded, "masked", _Wrong(fault))  # type: ignore[attr-defined]
+    assert _check().startswith(found)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+import torch
+
+from meprop_bench.data import load_images
+from meprop_bench.measure.clock import WallClock
+from meprop_bench.nn import MePropLinear
+from meprop_bench.ops.cost import linear_backward
+from meprop_bench.workloads import Case, setup
+from meprop_bench.workloads.accuracy import accuracies
+from meprop_bench.workloads.mlp import build_model
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _case(**changes: object) -> Case:
+    small = {"k": 4, "batch": 8, "in_features": 64, "out_features": 16, "threads": 1, "method": "unified"}
+    return Case(workload="mlp", data="digits", **{**small, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "meprop"}, {"method": "random"}, {"k": 0.5}, {"k": 16}, {"gradient": "rows", "optimizer": "sgd"}]
+)
+def test_it_passes_its_check(changes: dict[str, object]) -> None:
+    prepared = setup(_case(**changes))
+    assert prepared.check() == "passed"
+    assert prepared.k == changes.get("k", 4)
+
+
+def test_the_hidden_layers_are_sparsified_and_the_weights_shared() -> None:
+    data = load_images("digits")
+    dense, sparse = (build_model(_case(), data, sparsified=s, seed=5) for s in (False, True))
+    assert [isinstance(layer, MePropLinear) for layer in sparse if hasattr(layer, "weight")] == [True, True, False]
+    assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), sparse.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("loops", [1, 5, 70])
+def test_the_phases_add_up_to_the_step(loops: int) -> None:
+    side = setup(_case()).method
+    ticks = count()
+    found = side(loops, WallClock(timer=lambda: float(next(ticks))))
+    assert tuple(found) == ("forward", "backward", "update", "step", "linear-backward")
+    assert found["forward"] == found["backward"] == found["update"] == 1.0
+    assert found["step"] == 3.0
+
+
+def test_a_side_starts_again_from_where_it_started() -> None:
+    """However long it is timed: otherwise neurons die and moments become denormal numbers, on one side before the other."""
+    side = setup(_case()).method
+    clock = WallClock()
+    side(32, clock)
+    parameters = list(side.step.model.parameters())  # type: ignore[attr-defined]
+    first = [parameter.detach().clone() for parameter in parameters]
+    side(32, clock)
+    assert all(torch.allclose(a, b) for a, b in zip(first, parameters, strict=True))
+    side(40, clock)
+    assert not any(torch.allclose(a, b) for a, b in zip(first, parameters, strict=True))
+
+
+def test_the_first_layer_has_no_dx_in_the_floor() -> None:
+    dense, sparse = setup(_case(layers=1)).costs["linear-backward"]
+    output = linear_backward(8, 16, 10, 4)
+    hidden = linear_backward(8, 64, 16, 4)
+    assert dense.flops == hidden.flops + output.flops - 2 * 8 * 64 * 16
+    assert dense.bytes == hidden.bytes + output.bytes - 4 * (16 * 64 + 8 * 64)
+    assert sparse.flops < dense.flops
+    assert sparse.bytes <= dense.bytes  # all of dW is written, whatever k
+
+
+def test_only_adams_update_is_counted() -> None:
+    assert "update" in setup(_case()).costs
+    assert "step" not in setup(_case(optimizer="sgd")).costs
+
+
+def test_accuracy_depends_on_the_seeds_alone() -> None:
+    torch.manual_seed(7)
+    first = accuracies(_case(), sparsified=True, seeds=[1, 2], steps=30)
+    torch.manual_seed(8)
+    assert accuracies(_case(), sparsified=True, seeds=[1, 2], steps=30) == first
+    assert accuracies(_case(k=16), sparsified=True, seeds=[1], steps=30) == accuracies(
+        _case(), sparsified=False, seeds=[1], steps=30
+    )
