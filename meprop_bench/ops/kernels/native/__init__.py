@@ -23,11 +23,8 @@ __all__ = ["KERNEL", "Native"]
 
 _SERIAL = 32768
 """Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do."""
-_CACHED = 1 << 19
-"""Bytes of x and dx that stay in a core's own cache without being copied to a panel."""
-_PANEL = 256
 _STREAM = 1 << 23
-"""Bytes of dW from which it is written past the caches: it would push everything else out of them."""
+"""Bytes of dx or dW from which both are written past the caches: they would push everything else out of them."""
 
 
 class _Scratch(threading.local):
@@ -73,9 +70,7 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     few = threads if b * n > _SERIAL and b >= threads else 1
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
-    width, packed = _panel(b, m, threads)
-    sorting = -example.scratch_bytes(few, b, n, k) // 64 * -64
-    scratch = _scratch.address(sorting + 8 * b * width * threads * packed)
+    scratch = _scratch.address(example.scratch_bytes(few, b, n, k))
     rows = example.pairs(
         gomp, tid, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
         0 if db is None else db.data_ptr(), scratch,
@@ -85,10 +80,9 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     hits = torch.empty(rows if as_rows else 0, dtype=torch.int64)
     if need_dx or need_dw:
         example.products(
-            gomp, tid, example.SUMS if packed else example.BAGS, threads, x.data_ptr(), w.data_ptr(),
+            gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
             0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
-            hits.data_ptr() if as_rows else 0, scratch, scratch + sorting if packed else 0, width,
-            dw is not None and 4 * dw.numel() >= _STREAM,
+            hits.data_ptr() if as_rows else 0, scratch, 4 * max(b, n) * m >= _STREAM,
         )  # fmt: skip
     return dx, hybrid_rows(hits, dw, n) if as_rows and dw is not None else dw, db
 
@@ -120,13 +114,6 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
             as_rows, 4 * max(b, n) * m >= _STREAM, scratch,
         )  # fmt: skip
     return dx, hybrid_rows(hits, dw, n) if as_rows and dw is not None else dw, db
-
-
-def _panel(b: int, m: int, threads: int) -> tuple[int, bool]:
-    """Return how many columns a panel has, and whether panels are copied."""
-    if 8 * b * m <= _CACHED * threads:
-        return -(-m // threads // 16) * 16 if threads > 1 else m, False
-    return min(_PANEL, -(-m // 16) * 16), True
 
 
 KERNEL = Native()

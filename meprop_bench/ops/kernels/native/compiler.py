@@ -33,7 +33,7 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "OPENMP", "body", "function", "load_f32", "load_i32", "parallel", "prefetch", "splat", "view"]
+__all__ = ["LANES", "OPENMP", "body", "function", "load_f32", "load_i32", "parallel", "splat", "view"]
 
 LANES = 8
 """float32 numbers in a vector."""
@@ -175,20 +175,6 @@ def parallel(gomp, threads, run, arguments):
         arguments[0] = 0
         _call(run, arguments.ctypes.data)
         arguments[0] = thread_number_of
-
-
-@intrinsic
-def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_I8P, _I32, _I32, _I32])
-        call = declare(builder, "llvm.prefetch.p0", kind)
-        constants = [ir.Constant(_I32, value) for value in (0, 3, 1)]  # read, keep in all caches, data
-        builder.call(call, [builder.inttoptr(arguments[0], _I8P), *constants])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
 
 
 def declare(builder: Any, name: str, kind: Any) -> Any:

@@ -3,15 +3,18 @@
     dx[e] = Σ_{j in S(e)} dy[e, j] W[j]              S(e): what example e keeps
     dW[j] = Σ_{e : j in S(e)} dy[e, j] x[e]
 
-Both sums run over the same B k pairs (e, j), and each pair costs two multiply-adds on rows of m numbers: there is
-no product of matrices left, only rows to stream. So the order decides. Sorted by neuron, each row of W is read once
-and each row of dW written once, from registers. What is touched again and again, x and dx, is cut into panels of
-columns that stay in the caches; the panels are copied, since rows at a distance of a power of two would otherwise
-all fall into the same few cache lines.
+Both sums run over the same B k pairs (e, j), and a pair costs two multiply-adds on rows of m numbers: there is no
+product of matrices left, only weighted sums of rows. So the pairs are sorted by neuron, and each row of dx and of dW
+is summed up in registers, a chunk of columns at a time, and written once, by one thread.
 
-Four passes, each parallel: over examples, select and count by neuron; sum the counts up; over examples, put the
-pairs in neuron order; over panels, the sums. Rows of dW that nobody selected are written as zeros on the way, which
-spares the pass over fresh memory that `torch.zeros` would be.
+That a thread takes whole rows matters. Two threads with half of the columns each fetch the other's lines ahead and take
+them away from one another: B = 10, 784 -> 500, k = 20 took 79 microseconds so, 72 on one thread and 32 by whole rows.
+Panels of columns that stay in the caches, with x and dx copied to them, gained nothing at B = 1024, 2048 -> 2048,
+k = 30, and lost a half at 8192 -> 8192, k = 8.
+
+Four passes: over examples, select and count by neuron; sum the counts up; over examples, put the pairs in neuron order;
+the sums. Rows of dW that nobody selected are written as zeros on the way, which spares the pass over fresh memory that
+`torch.zeros` is.
 """
 
 from __future__ import annotations
@@ -33,7 +36,6 @@ from meprop_bench.ops.kernels.native.compiler import (
     load_i32,
     offset,
     parallel,
-    prefetch,
     splat,
     store,
     thread_number,
@@ -43,37 +45,30 @@ from meprop_bench.ops.kernels.native.compiler import (
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
 CHUNK = 8 * LANES
-"""Columns of one pass over a neuron's examples: eight vectors of W and eight of dW fill the registers of AVX2."""
-AHEAD = 8
-"""Rows of W asked for in advance."""
+"""Columns summed up at once: eight vectors hide the latency of a multiply-add."""
 
 
-def _neuron(columns: int, need_dx: bool, need_dw: bool, streaming: bool = False) -> Any:
-    """Make the inner loop: over the examples s of one neuron, dw += v[s] x[e[s]] and dx[e[s]] += v[s] w."""
+def _bag(columns: int, streaming: bool = False) -> Any:
+    """Make the inner loop: out = sum over s of values[s] table[rows[s]], over some columns."""
     vectors, lanes = (columns // LANES, LANES) if columns >= LANES else (columns, 1)
     kind = ir.VectorType(ir.FloatType(), lanes) if lanes > 1 else ir.FloatType()
     word = ir.IntType(64)
     size = 4 * lanes
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        dx, w, dw, x, examples, values, first, last, stride = arguments
+        out, table, stride, rows, values, first, last = arguments
         zero = ir.Constant(kind, [0.0] * lanes if lanes > 1 else 0.0)
-        row = [load(builder, kind, offset(builder, w, i * size)) for i in range(vectors)] if need_dx else []
         before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.cbranch(builder.icmp_signed("<", first, last), loop, after)
         builder.position_at_end(loop)
         s = builder.phi(word)
         sums = [builder.phi(kind) for _ in range(vectors)]
-        at = builder.mul(load_i32(builder, examples, s), stride)
+        row = builder.add(table, builder.mul(load_i32(builder, rows, s), stride))
         value = splat(builder, kind, load_f32(builder, values, s))
-        here, there = builder.add(x, at), builder.add(dx, at)
-        new = list(sums)
-        for i in range(vectors):
-            if need_dw:
-                new[i] = fused(builder, value, load(builder, kind, offset(builder, here, i * size)), sums[i])
-            if need_dx:
-                place = offset(builder, there, i * size)
-                store(builder, fused(builder, value, row[i], load(builder, kind, place)), place)
+        new = [
+            fused(builder, value, load(builder, kind, offset(builder, row, i * size)), total)
+            for i, total in enumerate(sums)
+        ]
         following = builder.add(s, ir.Constant(word, 1))
         builder.cbranch(builder.icmp_signed("<", following, last), loop, after)
         for phi, start, step in zip([s, *sums], [first, *[zero] * vectors], [following, *new], strict=True):
@@ -84,55 +79,43 @@ def _neuron(columns: int, need_dx: bool, need_dw: bool, streaming: bool = False)
         for total, step in zip(totals, new, strict=True):
             total.add_incoming(zero, before)
             total.add_incoming(step, loop)
-        if need_dw:
-            for i, total in enumerate(totals):
-                store(builder, total, offset(builder, dw, i * size), streaming)
+        for i, total in enumerate(totals):
+            store(builder, total, offset(builder, out, i * size), streaming)
         return context.get_dummy_value()
 
     @intrinsic
-    def neuron(
-        typingctx: Any, dx: Any, w: Any, dw: Any, x: Any, es: Any, vs: Any, first: Any, last: Any, by: Any
-    ) -> Any:
-        return types.void(*[types.int64] * 9), codegen
+    def bag(typingctx: Any, out: Any, table: Any, stride: Any, rows: Any, values: Any, first: Any, last: Any) -> Any:
+        return types.void(*[types.int64] * 7), codegen
 
-    return neuron
+    return bag
 
 
-def _across(need_dx: bool, need_dw: bool) -> Any:
-    """Make the loop over the columns [0, width) of one neuron: chunks, vectors, single numbers."""
-    chunk, vector, single = (_neuron(columns, need_dx, need_dw) for columns in (CHUNK, LANES, 1))
-    streamed = _neuron(CHUNK, need_dx, need_dw, streaming=need_dw)
+_chunk, _streamed, _vector, _single = _bag(CHUNK), _bag(CHUNK, streaming=True), _bag(LANES), _bag(1)
 
-    @function()
-    def across(dx, w, dw, x, examples, values, first, last, stride, width, streaming):
-        c = 0
-        if streaming and dw & 31 == 0:
-            while c + CHUNK <= width:
-                streamed(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
-                c += CHUNK
-        while c + CHUNK <= width:
-            chunk(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
+
+@function()
+def _sum_rows(out, table, m, rows, values, first, last, streaming):
+    """Write out[c] = sum over s in [first, last) of values[s] table[rows[s], c], for all c < m; all are addresses."""
+    c = 0
+    if streaming and out & 31 == 0:
+        while c + CHUNK <= m:
+            _streamed(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
             c += CHUNK
-        while c + LANES <= width:
-            vector(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
-            c += LANES
-        while c < width:
-            single(dx + 4 * c, w + 4 * c, dw + 4 * c, x + 4 * c, examples, values, first, last, stride)
-            c += 1
-
-    return across
-
-
-# Not closures of `_sums`: Numba's cache takes a closure's variables for different ones in each process.
-_across_both, _across_dx, _across_dw = _across(True, True), _across(True, False), _across(False, True)
+    while c + CHUNK <= m:
+        _chunk(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
+        c += CHUNK
+    while c + LANES <= m:
+        _vector(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
+        c += LANES
+    while c < m:
+        _single(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
+        c += 1
 
 
 # The arguments of both entry points, one word each.
-(_TID, _THREADS, _DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS, _OFFSET, _EXAMPLE, _SORTED) = (
-    range(16)
-)
-(_X, _W, _DX, _DW, _M, _HITS, _ROWS, _COMPACT, _STREAMING, _PANEL, _WIDTH) = range(16, 27)
-WORDS = 27
+(_TID, _THREADS, _DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS) = range(13)
+(_OFFSET, _EXAMPLE, _SORTED, _X, _W, _DX, _DW, _M, _HITS, _ROWS, _COMPACT, _STREAMING) = range(13, 25)
+WORDS = 25
 
 
 def _select(a):
@@ -251,55 +234,10 @@ def scratch_bytes(threads, b, n, k):
 
 
 def _sums(a):
-    a = carray(a, WORDS)
-    need_dx, need_dw = a[_DX] != 0, a[_DW] != 0
-    batch, n, m, width, rows, streaming = a[_B], a[_N], a[_M], a[_WIDTH], a[_ROWS], a[_STREAMING]
-    t = thread_number(a[_TID])
-    offsets, hits = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
-    packed = a[_PANEL] + 8 * t * batch * width
-    for start in range(t * width, m, a[_THREADS] * width):
-        columns = min(width, m - start)
-        x, dx, stride = a[_X] + 4 * start, a[_DX] + 4 * start, 4 * m
-        if a[_PANEL]:
-            if need_dw:
-                for e in range(batch):
-                    view(packed + 4 * e * width, columns, np.float32)[:] = view(x + e * stride, columns, np.float32)
-            x, dx, stride = packed, packed + 4 * batch * width, 4 * width
-        if need_dx:
-            for e in range(batch):
-                view(dx + e * stride, columns, np.float32)[:] = 0
-        following = 0
-        for i in range(rows):
-            j = np.int64(hits[i])
-            if need_dx and i + AHEAD < rows:
-                ahead = a[_W] + 4 * (hits[i + AHEAD] * m + start)
-                for c in range(0, columns, 16):
-                    prefetch(ahead + 4 * c)
-            if need_dw and not a[_COMPACT]:
-                for blank in range(following, j):
-                    zero_row(a[_DW] + 4 * (blank * m + start), columns, streaming)
-                following = j + 1
-            w, dw = a[_W] + 4 * (j * m + start), a[_DW] + 4 * ((i if a[_COMPACT] else j) * m + start)
-            first, last = np.int64(offsets[j]), np.int64(offsets[j + 1])
-            if need_dx and need_dw:
-                _across_both(dx, w, dw, x, a[_EXAMPLE], a[_SORTED], first, last, stride, columns, streaming)
-            elif need_dx:
-                _across_dx(dx, w, dw, x, a[_EXAMPLE], a[_SORTED], first, last, stride, columns, False)
-            else:
-                _across_dw(dx, w, dw, x, a[_EXAMPLE], a[_SORTED], first, last, stride, columns, streaming)
-        if need_dw and not a[_COMPACT]:
-            for blank in range(following, n):
-                zero_row(a[_DW] + 4 * (blank * m + start), columns, streaming)
-        if a[_PANEL] and need_dx:
-            for e in range(batch):
-                row = view(a[_DX] + 4 * (e * m + start), columns, np.float32)
-                row[:] = view(dx + e * stride, columns, np.float32)
-
-
-def _bags(a):
-    """Compute what `_sums` does, without panels: a thread takes neurons of its own for dW, then examples for dx."""
+    """Compute rows of dW, as many as make up a thread's share of the pairs, then rows of dx."""
     a = carray(a, WORDS)
     batch, n, k, m, rows, threads = a[_B], a[_N], a[_K], a[_M], a[_ROWS], a[_THREADS]
+    streaming = a[_STREAMING]
     t = thread_number(a[_TID])
     offsets, hits = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
     if a[_DW] != 0:
@@ -311,44 +249,42 @@ def _bags(a):
             if low <= first < high:
                 if not a[_COMPACT]:
                     for blank in range(following, j):
-                        zero_row(a[_DW] + 4 * blank * m, m, False)
+                        zero_row(a[_DW] + 4 * blank * m, m, streaming)
                 dw = a[_DW] + 4 * (i if a[_COMPACT] else j) * m
-                _across_dw(0, 0, dw, a[_X], a[_EXAMPLE], a[_SORTED], first, last, 4 * m, m, False)
+                _sum_rows(dw, a[_X], m, a[_EXAMPLE], a[_SORTED], first, last, streaming)
             following = j + 1
         if t == threads - 1 and not a[_COMPACT]:
             for blank in range(following, n):
-                zero_row(a[_DW] + 4 * blank * m, m, False)
+                zero_row(a[_DW] + 4 * blank * m, m, streaming)
     if a[_DX] != 0:
         counts = view(a[_COUNT], batch, np.int32)
         for e in range(batch * t // threads, batch * (t + 1) // threads):
             first, last = e * k, e * k + np.int64(counts[e])
-            _across_dw(0, 0, a[_DX] + 4 * e * m, a[_W], a[_PICKED], a[_VALUE], first, last, 4 * m, m, False)
+            _sum_rows(a[_DX] + 4 * e * m, a[_W], m, a[_PICKED], a[_VALUE], first, last, streaming)
 
 
-SELECT, SORT, SUMS, BAGS = body(_select), body(_sort), body(_sums), body(_bags)
+SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
 
 
-@function(types.void(*[types.int64] * 18))
-def products(gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, listed, scratch, panels, width, streaming):
+@function(types.void(*[types.int64] * 16))
+def products(gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, listed, scratch, streaming):
     """Compute dx and dW from the sorted pairs.
 
     Args:
         gomp, tid: `OPENMP`.
-        sums: `SUMS` for panels, or `BAGS`, which takes no panels.
+        sums: `SUMS`.
         threads: how many.
         x, w, dx: float32 (b, m), (n, m) and (b, m), contiguous; dx is 0 when it is not wanted.
         dw: float32, contiguous: (rows, m) when `listed` is given, else (n, m); 0 when it is not wanted.
         b, n, k, m: sizes, as for `pairs`.
         rows, scratch: as `pairs` left them.
         listed: int64 (rows,), written: which rows dw holds; or 0 when it holds all.
-        panels: 8 b width bytes a thread to copy panels to, or 0 to read the columns where they are.
-        width: of a panel, in columns.
-        streaming: whether dw goes past the caches.
+        streaming: whether dw and dx go past the caches.
 
     """
     a = np.empty(WORDS, np.int64)
     a[_TID], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_K], a[_M] = tid, x, w, dx, dw, b, n, k, m
-    a[_ROWS], a[_COMPACT], a[_PANEL], a[_WIDTH], a[_STREAMING] = rows, listed != 0, panels, width, streaming
+    a[_ROWS], a[_COMPACT], a[_STREAMING] = rows, listed != 0, streaming
     _place_pairs(a, scratch)
     if listed != 0:
         view(listed, rows, np.int64)[:] = view(a[_HITS], rows, np.int32)

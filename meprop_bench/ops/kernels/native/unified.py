@@ -12,6 +12,10 @@ form: both operands are packed to tiles, W and x a panel of columns at a time, s
 innermost loop keeps a tile of 6 x 16 results in registers. A thread has its own columns of dx and of dW, so nobody
 waits.
 
+The columns of dx and then those of dW are dealt out in order, so that with two threads one computes dx and the other
+dW: threads that write halves of the same rows fetch each other's lines ahead and take them away from one another
+(B = 50, 784 -> 500, k = 30: 106 microseconds on two threads by halves of the columns, 140 on one).
+
 The sums are added up eight rows at a time, then over these, so that rounding stays far below the distances that
 matter.
 """
@@ -303,16 +307,22 @@ def _multiply_all(a):
                 zero_row(a[_DX] + 4 * e * m, m, False)
         return
     strips = (m + WIDE - 1) // WIDE
-    start, stop = strips * t // threads * WIDE, min(m, strips * (t + 1) // threads * WIDE)
-    while start < stop:
-        columns = min(PANEL, stop - start)
-        if a[_DX] != 0:
+    both = a[_DX] != 0 and a[_DW] != 0
+    low, high = (1 + both) * strips * t // threads, (1 + both) * strips * (t + 1) // threads
+    if a[_DX] != 0:
+        start, stop = low * WIDE, min(high * WIDE, m)
+        while start < stop:
+            columns = min(PANEL, stop - start)
             streaming = a[_STREAMING] != 0
             _multiply(a[_TALL_DX], b, k, a[_W], 4 * m, hits, a[_DX], 0, m, start, columns, packed, streaming)
-        if a[_DW] != 0:
+            start += columns
+    if a[_DW] != 0:
+        start, stop = max(0, low - both * strips) * WIDE, min((high - both * strips) * WIDE, m)
+        while start < stop:
+            columns = min(PANEL, stop - start)
             out_hits = 0 if a[_COMPACT] else hits
             _multiply(a[_TALL_DW], k, b, a[_X], 4 * m, 0, a[_DW], out_hits, m, start, columns, packed, False)
-        start += columns
+            start += columns
 
 
 GATHER, MULTIPLY = body(_gather), body(_multiply_all)
