@@ -1,6 +1,6 @@
 """What a linear layer must compute and move: operations and least bytes, from the definitions.
 
-The layer is `y = x Wᵀ + b` with `x` of shape (B, m) and `W` of shape (n, m). Counting each input once and each output once:
+The layer is `y = x Wᵀ + b` with `x` of shape (B, m) and `W` of shape (n, m). Each input and each output counts once:
 
 | pass | operations | least bytes, in elements |
 | --- | --- | --- |
@@ -8,12 +8,13 @@ The layer is `y = x Wᵀ + b` with `x` of shape (B, m) and `W` of shape (n, m). 
 | dense backward | 4Bmn + Bn | dy: Bn, x: Bm, W: nm, dx: Bm, dW: nm, db: n |
 | sparse backward | 4Bkm + Bn + selection | dy: Bn, x: Bm, W: rm, dx: Bm, dW: rm (rows) or nm (dense), db: n |
 
-`r` is how many rows of W any example selects: k when the selection is unified; for a selection of each example's own, between
-k and n. There we take the expectation for picks that are uniform and independent, n(1 - (1 - k/n)^B), unless the caller counted.
-Selection reads dy, which is counted already, and compares each entry at least once: Bn operations, and Bn more to sum |dy| when unified.
+`r` is how many rows of W any example selects: k when the selection is unified; for a selection of each example's own,
+between k and n. There we take the expectation for picks that are uniform and independent, n(1 - (1 - k/n)^B), unless
+the caller counted. Selection reads dy, which is counted already, and compares each entry at least once: Bn operations,
+and Bn more to sum |dy| when unified.
 
-These numbers make a floor (the least time for this machine's peaks) and a prediction (the ratio of two counts); they are not a
-measurement. Bytes that a kernel moves twice, page faults and launches are what the distance from the floor consists of.
+These numbers make a floor (the least time for this machine's peaks) and a prediction (the ratio of two counts); they
+are not a measurement. Bytes that a kernel moves twice, page faults and launches are the distance from the floor.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Cost(NamedTuple):
     flops: int
     bytes: int
 
-    def __add__(self, other: object) -> Cost:  # type: ignore[override]  # costs add up; they are not concatenated
+    def __add__(self, other: object) -> Cost:  # costs add up; they are not concatenated
         if not isinstance(other, Cost):
             return NotImplemented
         return Cost(self.flops + other.flops, self.bytes + other.bytes)

@@ -103,11 +103,11 @@ def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
     The layout is the one that `nn.Embedding(sparse=True)` gives and `SGD`, `Adagrad` and `SparseAdam` accept.
 
     Args:
-        rows: sorted, unique row numbers, int64, `(r,)`; not checked, as the check costs more than a small gradient.
+        rows: sorted, unique row numbers, int64, `(r,)` or `(1, r)`; not checked, as the check costs more
+            than a small gradient.
         values: `(r, m)`.
         n: number of rows of the whole.
 
     """
-    return torch.sparse_coo_tensor(
-        rows.unsqueeze(0), values, (n, values.shape[1]), is_coalesced=True, check_invariants=False
-    )
+    indices = rows if rows.dim() == 2 else rows.unsqueeze(0)
+    return torch.sparse_coo_tensor(indices, values, (n, values.shape[1]), is_coalesced=True, check_invariants=False)

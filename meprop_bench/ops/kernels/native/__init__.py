@@ -77,7 +77,7 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     )  # fmt: skip
     dx = torch.empty_like(x) if need_dx else None
     dw = w.new_empty(rows if as_rows else n, m) if need_dw else None
-    hits = torch.empty(rows if as_rows else 0, dtype=torch.int64)
+    hits = torch.empty(1, rows if as_rows else 0, dtype=torch.int64)
     if need_dx or need_dw:
         example.products(
             gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
