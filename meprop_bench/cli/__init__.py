@@ -103,7 +103,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     try:
-        result: Any = cli.main(list(arguments), prog_name="meprop-bench", standalone_mode=False)
+        # Not `cli.main`, which has its own ideas of a closed pipe (exit code 1) and of an interrupt (an empty line).
+        with cli.make_context("meprop-bench", list(arguments)) as context:
+            result: Any = cli.invoke(context)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return ExitCode.USAGE

@@ -147,11 +147,11 @@ def _measure(plan: Plan, store: Store) -> int:
 
 def _judge(rows: Iterable[Row]) -> int:
     rows = list(rows)
-    if not any(row.speedup is not None for row in rows):
-        return ExitCode.NOTHING_MEASURED
     wrong = any(row.error is None and not row.passed for row in rows)
     worse = any(row.parity is not None and row.parity.verdict == "fail" for row in rows)
-    return ExitCode.REGRESSION if wrong or worse else ExitCode.OK
+    if wrong or worse:
+        return ExitCode.REGRESSION
+    return ExitCode.OK if any(row.speedup is not None for row in rows) else ExitCode.NOTHING_MEASURED
 
 
 def _report(store: Store, form: str) -> None:

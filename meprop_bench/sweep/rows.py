@@ -47,7 +47,7 @@ def case_rows(
         converged = found.converged(target)
         remarks = [*setup["notes"], *notes, *found.warnings]
         if not converged and interval.bounded:
-            remarks.append(f"the budget was spent at ±{interval.half_width:.1%}, before ±{target:.1%} was reached")
+            remarks.append(f"the budget was spent before ±{100 * target:g}% was reached")
         numbers: dict[str, Any] = {}
         if costs is not None:
             (baseline_flops, baseline_bytes), (flops, nbytes) = costs

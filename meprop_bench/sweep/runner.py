@@ -1,8 +1,8 @@
 """Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough, each row saved at
 once.
 
-    start     the processes of a case start together and import side by side; nothing is timed until all have answered
-    check     each sets the case up and checks its gradients; one that fails is not timed at all
+    start     the processes start together, import and set the case up side by side; nothing is timed meanwhile
+    check     one after the other they check the case's gradients; one that fails is not timed at all
     rounds    the processes take turns in random order; exactly one runs at any time, the others sleep in a system call
     stop      when every phase's interval is within the target, or the next round would overrun the case's budget
 
@@ -23,6 +23,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +43,9 @@ __all__ = ["Progress", "Runner", "Team", "start_team"]
 _LEAST_ROUNDS = 2
 _SLICES = 6
 """Rounds that a budget is cut into: each process is spread over the whole time, and pauses stay rare."""
+
+_WARM_S = 0.02
+"""Seconds of single iterations before the loops are calibrated, for each side."""
 
 _PATIENCE_S = 900.0
 """Seconds after which a silent worker counts as hung; the largest case takes a tenth of that to set up on two cores."""
@@ -166,18 +170,17 @@ class Runner:
         workers = self._workers(case)
         peaks = self._peaks(case, workers[0])
         self._tell(case, "checking")
-        setups = [_ask(w, {"do": "setup", "case": case.to_json(), "warm_s": 0.02}) for w in workers]
-        wrong = next((setup["check"] for setup in setups if setup["check"] != PASSED), None)
-        if wrong is not None:
-            return [failed_row(case, None, self._environment_id, check=wrong)]
-        loops = max(setup["loops"] for setup in setups)
-        measurements = self._rounds(case, workers, setups[0]["phases"], loops)
+        setup, *_ = _ask_together(workers, {"do": "setup", "case": case.to_json()})
+        checks = [_ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
+        if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
+            return [failed_row(case, None, self._environment_id, check=wrong[0])]
+        measurements = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
         memory = _ask(workers[0], {"do": "memory", "device": case.device})["bytes"]
         parity = self._parity(case, workers[0])
         notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
         return case_rows(
             case,
-            setups[0],
+            setup,
             measurements,
             peaks=peaks,
             memory=memory,
@@ -236,7 +239,7 @@ class Runner:
             self._dismiss()
             self._team, self._team_of = self._start(case, self._plan.processes), _group(case)
             hello = {"do": "hello", "threads": case.threads, "device": case.device}
-            told = [_ask(worker, hello) for worker in self._team.workers]
+            told = _ask_together(self._team.workers, hello)
             self._environment_id = told[0]["environment_id"]
             self._store.write_environment({self._environment_id: told[0]["environment"]})
         return self._team.workers
@@ -284,3 +287,13 @@ def _ask(worker: Asked, message: Mapping[str, Any], timeout: float = _PATIENCE_S
         kind, reason = answer.get("kind"), answer["error"]
         raise _CaseFailed(f"out of memory: {reason}" if kind == "out-of-memory" else str(reason))
     return answer
+
+
+def _ask_together(workers: Sequence[Asked], message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Ask all workers at once."""
+    pool = ThreadPoolExecutor(len(workers))
+    try:
+        return list(pool.map(lambda worker: _ask(worker, message), workers))
+    finally:
+        # Not waiting: after an interrupt or a fault the team is closed next, and that is what ends the other requests.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -2,7 +2,8 @@
 to.
 
     hello        {threads, device}           -> the environment, when torch is imported
-    setup        {case, warm_s}              -> check, kernel, k, phases, loops, costs, notes
+    setup        {case}                      -> kernel, k, phases, costs, notes
+    check        {warm_s}                    -> check, and if it passed, loops
     measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...]
     memory       {device}                    -> bytes: phase -> [baseline, method], the peak of fresh tensors
     peaks        {device, dtype, threads}    -> the machine's arithmetic rate and bandwidth
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.replicate import serve
 
 if TYPE_CHECKING:
     from meprop_bench.measure.clock import Clock
+    from meprop_bench.workloads.case import Case
     from meprop_bench.workloads.prepared import Prepared
 
 __all__ = ["Session", "main"]
@@ -33,14 +36,16 @@ class Session:
     """What one worker holds between requests: the case that is set up."""
 
     def __init__(self) -> None:
+        self._case: Case | None = None
         self._prepared: Prepared | None = None
-        self._clock: Clock | None = None
+        self._checked: tuple[Prepared, Clock] | None = None
 
     def handle(self, message: Mapping[str, Any]) -> _Answer:
         """Answer one request."""
         actions: dict[str, Callable[..., _Answer]] = {
             "hello": self.hello,
             "setup": self.setup,
+            "check": self.check,
             "measure": self.measure,
             "memory": self.memory,
             "peaks": self.peaks,
@@ -49,49 +54,58 @@ class Session:
         return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
 
     def hello(self, threads: int, device: str) -> _Answer:
-        """Import torch and set its threads; the answer says that no import will fall into another worker's timing."""
+        """Import what takes seconds; the answer says that none of it will fall into another worker's timing."""
         import torch
 
         from meprop_bench.measure.allocator import current
         from meprop_bench.measure.environment import collect, environment_id
+        from meprop_bench.ops.kernels import KERNELS
 
         torch.set_num_threads(threads)
+        for name in KERNELS:
+            with suppress(ImportError):  # a kernel whose library is not installed says so when it is asked for
+                KERNELS[name]
         environment = collect(device, current())
         return {"environment": environment, "environment_id": environment_id(environment)}
 
-    def setup(self, case: Mapping[str, Any], warm_s: float) -> _Answer:
-        """Set a case up, check it and, if it passed, warm up and calibrate the loops."""
+    def setup(self, case: Mapping[str, Any]) -> _Answer:
+        """Set a case up."""
         from meprop_bench import workloads
+
+        self._prepared = self._checked = None  # the last case's memory, before the next one's is taken
+        self._case = workloads.Case.from_json(case)
+        self._prepared = prepared = workloads.setup(self._case)
+        return {
+            "kernel": prepared.kernel,
+            "k": prepared.k,
+            "phases": list(prepared.phases),
+            "costs": {phase: [list(cost) for cost in pair] for phase, pair in prepared.costs.items()},
+            "notes": list(prepared.notes),
+        }
+
+    def check(self, warm_s: float) -> _Answer:
+        """Check the case that is set up and, if it passed, warm both sides up and calibrate the loops."""
         from meprop_bench.measure.clock import clock_for
         from meprop_bench.measure.paired import calibrate, warm_up
         from meprop_bench.results.schema import PASSED
 
-        self._prepared = None  # the last case's memory, before the next one's is taken
-        chosen = workloads.Case.from_json(case)
-        prepared = workloads.setup(chosen)
-        check = prepared.check()
-        loops = 1
-        if check == PASSED:
-            self._prepared, self._clock = prepared, clock_for(chosen.device)
-            sides = (prepared.baseline, prepared.method)
-            for side in sides:
-                warm_up(side, self._clock, seconds=warm_s)
-            loops = max(calibrate(side, self._clock) for side in sides)
-        return {
-            "check": check,
-            "kernel": prepared.kernel,
-            "k": prepared.k,
-            "phases": list(prepared.phases),
-            "loops": loops,
-            "costs": {phase: [list(cost) for cost in pair] for phase, pair in prepared.costs.items()},
-            "notes": list(prepared.notes),
-        }
+        if self._case is None or self._prepared is None:
+            raise ValueError("no case is set up")
+        found = self._prepared.check()
+        if found != PASSED:
+            return {"check": found, "loops": 1}
+        clock = clock_for(self._case.device)
+        self._checked = self._prepared, clock
+        sides = (self._prepared.baseline, self._prepared.method)
+        for side in sides:
+            warm_up(side, clock, seconds=warm_s)
+        return {"check": found, "loops": max(calibrate(side, clock) for side in sides)}
 
     def measure(self, seconds: float, least_pairs: int, loops: int, seed: int) -> _Answer:
         """Take interleaved pairs for about `seconds`."""
         from meprop_bench.measure.paired import measure_pairs
 
-        prepared, clock = self._case()
+        prepared, clock = self._passed()
         pairs = measure_pairs(
             prepared.baseline,
             prepared.method,
@@ -107,7 +121,7 @@ class Session:
         """Weigh the fresh tensors of each phase, in a pass of its own: weighing slows what it weighs."""
         from meprop_bench.measure.memory import peak_tensor_bytes
 
-        prepared, _ = self._case()
+        prepared, _ = self._passed()
         return {
             "bytes": {
                 phase: [peak_tensor_bytes(call, device) for call in pair] for phase, pair in prepared.memory.items()
@@ -127,10 +141,10 @@ class Session:
 
         return {"accuracies": accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)}
 
-    def _case(self) -> tuple[Prepared, Clock]:
-        if self._prepared is None or self._clock is None:
-            raise ValueError("no case is set up, or its check failed")
-        return self._prepared, self._clock
+    def _passed(self) -> tuple[Prepared, Clock]:
+        if self._checked is None:
+            raise ValueError("there is no case whose check passed")
+        return self._checked
 
 
 def main() -> None:

@@ -1,0 +1,228 @@
+"""The verb as a user runs it, in processes of its own; tiny shapes, as every process imports torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meprop_bench import cli
+from meprop_bench.cli.live import outcome
+from meprop_bench.cli.speedup import _judge
+from meprop_bench.errors import ExitCode
+from meprop_bench.results.schema import Parity, Row
+from meprop_bench.results.store import Store
+
+pytest.importorskip("sklearn", reason="the smoke preset trains on the digits")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def go(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "meprop_bench", "speedup", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=_ENVIRONMENT, check=False)
+
+    return go
+
+
+def _only_folder(root: Path) -> Path:
+    (folder,) = root.iterdir()
+    return folder
+
+
+def test_smoke_from_the_command_to_the_report(run: Run, tmp_path: Path) -> None:
+    found = run("--preset", "smoke", "--threads", "1", "--format", "json")
+    # Accuracy after 20 steps of 2 seeds can only be inconclusive, or a failure.
+    assert found.returncode in (ExitCode.OK, ExitCode.REGRESSION), found.stderr
+    printed = json.loads(found.stdout)
+    rows = [Row.from_json(row) for row in printed["rows"]]
+    assert [row.phase for row in rows] == ["forward", "backward"] * 2 + [
+        "forward", "backward", "update", "step", "linear-backward"
+    ]  # fmt: skip
+    assert all(row.passed and row.speedup is not None and row.processes == 2 for row in rows)
+    assert {row.allocator for row in rows} <= {"kept", "default"}
+    assert all(row.floor_s and row.efficiency for row in rows)
+    assert [row.phase for row in rows if row.parity] == ["step"]
+    assert "[3/3]" in found.stderr
+    folder = _only_folder(tmp_path / "reports")
+    assert folder.name.endswith("_smoke")
+    assert {"README.md", "measurements.jsonl", "environment.json", "index.html"} <= {p.name for p in folder.iterdir()}
+    assert "meprop-bench speedup --preset smoke --threads 1 --format json" in (folder / "README.md").read_text()
+    assert Store.open(folder).rows() == rows
+
+
+def _preset(folder: Path, sweeps: str, **settings: object) -> str:
+    path = folder / "own.toml"
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    head = ['name = "own"', 'analysis = "a test"', 'checks = ["gradients"]', "processes = 1", "keep-processes = true"]
+    path.write_text("\n".join([*head, *lines, sweeps]))
+    return str(path)
+
+
+_TINY = "batch = 4\nhidden = 8\nthreads = 1"
+
+
+def test_an_interrupt_keeps_what_is_done_and_resume_goes_on(run: Run, tmp_path: Path) -> None:
+    sweep = f'[[sweep]]\nk = [2, 3, 4]\nmethod = "unified"\n{_TINY}'
+    arguments = ["--preset", _preset(tmp_path, sweep, budget=2, target=1e-9)]
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        command = [sys.executable, "-m", "meprop_bench", "speedup", *arguments]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=err, text=True
+        )
+    deadline = time.monotonic() + 120
+    while "[1/3]" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, log.read_text()
+    assert "interrupted after 1 of 3 cases; the same command with --resume goes on" in log.read_text()
+    assert "unified" in out
+    folder = _only_folder(tmp_path / "reports")
+    done = Store.open(folder).rows()
+    assert {row.k for row in done} == {2}
+    found = run(*arguments, "--resume", "--format", "csv")
+    assert found.returncode == ExitCode.OK, found.stderr
+    assert _only_folder(tmp_path / "reports") == folder
+    rows = Store.open(folder).rows()
+    assert rows[: len(done)] == done
+    assert {row.k for row in rows} == {2, 3, 4}
+    assert [row["k"] for row in csv.DictReader(io.StringIO(found.stdout))] == [str(row.k) for row in rows]
+
+
+def test_a_case_that_cannot_be_measured_costs_itself_alone(run: Run, tmp_path: Path) -> None:
+    """One needs far more memory than any machine has; one asks a kernel for what it cannot do; one is sound."""
+    sweeps = f"""
+[[sweep]]
+k = 2
+method = "unified"
+in-features = {2**40}
+{_TINY}
+[[sweep]]
+k = 2
+method = ["meprop", "unified"]
+kernel = "gather"
+{_TINY}
+"""
+    found = run("--preset", _preset(tmp_path, sweeps, budget=0.1), "--format", "json")
+    assert found.returncode == ExitCode.OK, found.stderr
+    exhausted, unable, *sound = (Row.from_json(row) for row in json.loads(found.stdout)["rows"])
+    assert exhausted.error is not None
+    assert exhausted.error.startswith("out of memory: ")
+    assert unable.error is not None
+    assert "gather" in unable.error
+    assert [(row.method, row.passed) for row in sound] == [("unified", True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--k", "0"], "k must be an integer of at least 1 or a ratio in (0, 1], not 0"),
+        (["--k", "abc"], "k must be an integer"),
+        (["--method", "dense"], "unknown method 'dense': choose from"),
+        (["--gradient", "row"], "did you mean 'rows'"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--device", "cuda:63"], "the device cuda:63 is not there"),
+        (["--threads", "4096"], "4096 threads on"),
+        (["--workload", "cnn"], "unknown workload 'cnn'"),
+        (["--kernel", "gahter"], "did you mean 'gather'"),
+        (["--preset", "quik"], "did you mean 'quick'"),
+        (["--target", "2"], "target must be between 0 and 1"),
+        (["--budget", "0"], "budget must be more than 0"),
+        (["--processes", "0"], "processes must be an integer from 1"),
+        (["--seed", "-1"], "seed must be"),
+        (["--data", "digits"], "the axis 'data' is for the workload mlp"),
+        (["--workload", "mlp", "--gradient", "rows"], "adam takes no gradient as rows"),
+    ],
+)
+def test_a_wrong_wish_is_one_line_and_exit_2(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["speedup", "--out", str(tmp_path / "out"), *arguments]) == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("meprop-bench: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_folder_is_found_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.run(["speedup", "--out", str(tmp_path / "file" / "sub")]) == ExitCode.USAGE
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_damaged_data_are_found_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    (tmp_path / "mnist").mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / "mnist" / f"{name}-ubyte.gz").write_bytes(b"\x1f\x8b cut off")
+    arguments = ["speedup", "--workload", "mlp", "--out", str(tmp_path / "out")]
+    assert cli.run(arguments) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert "is corrupt" in err
+    assert "meprop-bench data fetch mnist" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def _row(**changes: Any) -> Row:
+    common: dict[str, Any] = {
+        "case_id": "c", "workload": "mlp", "method": "unified", "kernel": "gather", "kernel_requested": "auto", "k": 8,
+        "batch": 50, "in_features": 64, "out_features": 500, "device": "cpu", "threads": 1, "dtype": "float32",
+        "gradient": "dense", "allocator": "kept", "phase": "step", "environment_id": "e", "check": "passed",
+        "speedup": 1.5, "speedup_low": 1.4, "speedup_high": 1.6,
+    }  # fmt: skip
+    return Row(**{**common, **changes})
+
+
+def _parity(verdict: Any) -> Parity:
+    return Parity(
+        task="digits", seeds=(1,), steps=9, baseline=(95.0,), method=(94.0,), difference=-1.0, low=None, high=None,
+        margin=0.5, verdict=verdict,
+    )  # fmt: skip
+
+
+_NO_SPEEDUP = {"speedup": None, "speedup_low": None, "speedup_high": None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([_row()], ExitCode.OK),
+        ([], ExitCode.NOTHING_MEASURED),
+        ([_row(error="died", check=None, **_NO_SPEEDUP)], ExitCode.NOTHING_MEASURED),
+        ([_row(), _row(error="died", check=None, **_NO_SPEEDUP)], ExitCode.OK),
+        ([_row(), _row(check="dw is off", **_NO_SPEEDUP)], ExitCode.REGRESSION),
+        ([_row(check="dw is off", **_NO_SPEEDUP)], ExitCode.REGRESSION),
+        ([_row(parity=_parity("inconclusive"))], ExitCode.OK),
+        ([_row(parity=_parity("fail"))], ExitCode.REGRESSION),
+        ([_row(converged=False)], ExitCode.OK),
+    ],
+)
+def test_exit_codes(rows: list[Row], code: ExitCode) -> None:
+    assert _judge(rows) == code
+
+
+def test_a_case_in_one_line() -> None:
+    assert outcome((_row(parity=_parity("fail")),)) == "step 1.5x ±6.7%, accuracy -1.00 points, fail"
+    assert outcome((_row(error="died", check=None, phase=None, **_NO_SPEEDUP),)) == "failed: died"
