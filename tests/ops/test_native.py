@@ -1,0 +1,119 @@
+"""What only the native kernel has: its own search for the k largest, threads, and streamed stores at large sizes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("numba", reason="the native kernel needs Numba (extra `cpu`)")
+
+from meprop_bench.ops import reference
+from meprop_bench.ops.kernels import Request, native
+from meprop_bench.ops.kernels.native.compiler import function, view
+from meprop_bench.ops.kernels.native.topk import largest, working_bytes
+
+
+@function()
+def _largest(row, n, k, working, places):
+    return largest(row, n, k, working, view(places, k, np.int32))
+
+
+def top(row: list[float], k: int) -> list[int]:
+    numbers = np.array(row, np.float32)
+    working = np.empty(working_bytes(len(row), k), np.uint8)
+    places = np.full(k, -1, np.int32)
+    count = _largest(numbers.ctypes.data, len(row), k, working.ctypes.data, places.ctypes.data)
+    return places[:count].tolist()
+
+
+def obvious(row: list[float], k: int) -> list[int]:
+    """Greatest magnitude first, NaN above all, ties to the lower index, zeros never; ascending."""
+    order = sorted(range(len(row)), key=lambda i: (-np.inf if np.isnan(row[i]) else -abs(np.float32(row[i])), i))
+    nan_first = sorted(order, key=lambda i: not np.isnan(row[i]))
+    return sorted(i for i in nan_first[:k] if row[i] != 0)
+
+
+numbers = st.one_of(
+    st.floats(width=32, allow_nan=False), st.sampled_from([0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), 1e-45])
+)
+
+
+@given(st.data(), st.integers(2, 300))
+@settings(max_examples=200, deadline=None)
+def test_the_k_largest_with_ties_to_the_lower_index(data, n):
+    row = data.draw(st.lists(numbers, min_size=n, max_size=n))
+    k = data.draw(st.integers(1, n - 1))
+    assert top(row, k) == obvious(row, k)
+
+
+@pytest.mark.parametrize(("n", "k"), [(8192, 8), (8192, 512), (2048, 2047), (1000, 1), (129, 64)])
+def test_long_rows(n, k):
+    row = np.random.default_rng(0).standard_normal(n).astype(np.float32).round(2).tolist()  # rounding makes ties
+    assert top(row, k) == obvious(row, k)
+
+
+def test_the_papers_example():
+    assert top([1.0, 2.0, 3.0, -4.0], 2) == [2, 3]
+
+
+def test_nan_and_infinity_come_first():
+    assert top([1.0, float("nan"), 5.0, float("-inf"), 7.0], 2) == [1, 3]
+
+
+def test_zeros_are_left_out():
+    assert top([0.0, 3.0, -0.0, 0.0], 3) == [1]
+
+
+def gradients(selection: str, rows: bool, b: int = 37, n: int = 101, m: int = 83, k: int = 9):
+    generator = torch.Generator().manual_seed(1)
+    dy, x, w = (torch.randn(size, generator=generator) for size in ((b, n), (b, m), (n, m)))
+    found = native.KERNEL.backward(dy, x, w, Request(k, selection, rows, True, True, True))
+    return [g.to_dense() if g.is_sparse else g for g in found], (dy, x, w)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("selection", ["example", "unified"])
+def test_the_number_of_threads_changes_rounding_alone(selection, rows):
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(gradients(selection, rows, b=400)[0])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("selection", ["example", "unified"])
+def test_without_torchs_openmp_it_runs_on_one_thread(selection, monkeypatch):
+    expected, _ = gradients(selection, rows=False)
+    monkeypatch.setattr(native, "OPENMP", (0, 0))
+    found, _ = gradients(selection, rows=False)
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("m", [2048, 2050, 2056])  # rows aligned for streamed stores, and not
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(("selection", "k"), [("example", 3), ("unified", 3), ("unified", 300)])
+def test_large_layers_are_written_past_the_caches(selection, k, rows, m):
+    found, (dy, x, w) = gradients(selection, rows, b=61, n=1100, m=m, k=k)
+    idx = reference.select(dy, k, selection)
+    expected = reference.backward(dy, x, w, idx)
+    for a, b in zip(found, expected, strict=True):
+        error = (a.double() - b).norm() / b.norm()
+        assert error < 1e-5
+
+
+def test_a_batch_without_any_gradient():
+    for selection in ("example", "unified"):
+        for rows in (False, True):
+            zeros = torch.zeros(4, 30), torch.randn(4, 20), torch.randn(30, 20)
+            dx, dw, db = native.KERNEL.backward(*zeros, Request(5, selection, rows, True, True, True))
+            assert not dx.any()
+            assert not dw.to_dense().any() if rows else not dw.any()
+            assert not db.any()
