@@ -7,7 +7,7 @@ of its result; so they are not part of what makes a training distinct.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from meprop_bench.results.schema import Parity
@@ -19,8 +19,8 @@ __all__ = ["MARGIN", "Accuracies"]
 MARGIN = 0.5
 """Points of accuracy that a method may lose and still pass."""
 
-Train = Callable[[bool], list[float]]
-"""Trains one side (`sparsified` or not) and returns its accuracy in percent for each seed."""
+Train = Callable[[bool], Mapping[int, float]]
+"""Trains one side (`sparsified` or not) and returns seed -> accuracy in percent."""
 
 
 class Accuracies:
@@ -60,5 +60,6 @@ class Accuracies:
         if sparsified:
             key += (case.method, case.k)
         if key not in self._trained:
-            self._trained[key] = train(sparsified)
+            found = train(sparsified)
+            self._trained[key] = [found[seed] for seed in self.seeds]
         return self._trained[key]

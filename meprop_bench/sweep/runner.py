@@ -36,7 +36,7 @@ from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import case_rows, failed_row
-from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.case import Case, default_threads
 
 __all__ = ["Progress", "Runner", "Team", "start_team"]
 
@@ -170,13 +170,13 @@ class Runner:
         workers = self._workers(case)
         peaks = self._peaks(case, workers[0])
         self._tell(case, "checking")
-        setup, *_ = _ask_together(workers, {"do": "setup", "case": case.to_json()})
+        setup, *_ = _ask_together(workers, [{"do": "setup", "case": case.to_json()}] * len(workers))
         checks = [_ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
         measurements = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
         memory = _ask(workers[0], {"do": "memory", "device": case.device})["bytes"]
-        parity = self._parity(case, workers[0])
+        parity = self._parity(case, workers)
         notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
         return case_rows(
             case,
@@ -219,17 +219,19 @@ class Runner:
             ):
                 return found
 
-    def _parity(self, case: Case, worker: Asked) -> Parity | None:
+    def _parity(self, case: Case, workers: Sequence[Asked]) -> Parity | None:
+        """Compare the accuracies. Nothing is timed now, so the seeds train side by side, each on one thread."""
         if case.workload != "mlp" or "accuracy" not in self._plan.checks:
             return None
         self._tell(case, "training")
+        count = min(len(workers), default_threads()) if case.device == "cpu" else 1
+        shares = [self._accuracies.seeds[start::count] for start in range(count)]
 
-        def train(sparsified: bool) -> list[float]:
-            request = {"do": "accuracy", "case": case.to_json(), "sparsified": sparsified}
-            answer = _ask(
-                worker, {**request, "seeds": self._accuracies.seeds, "steps": self._accuracies.steps}, 4 * _PATIENCE_S
-            )
-            return [float(value) for value in answer["accuracies"]]
+        def train(sparsified: bool) -> dict[int, float]:
+            ask = {"do": "accuracy", "case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
+            messages = [{**ask, "seeds": share} for share in shares if share]
+            answers = _ask_together(workers[: len(messages)], messages, 4 * _PATIENCE_S)
+            return {seed: float(value) for answer in answers for seed, value in answer["accuracies"]}
 
         return self._accuracies.compare(case, train)
 
@@ -239,7 +241,7 @@ class Runner:
             self._dismiss()
             self._team, self._team_of = self._start(case, self._plan.processes), _group(case)
             hello = {"do": "hello", "threads": case.threads, "device": case.device}
-            told = _ask_together(self._team.workers, hello)
+            told = _ask_together(self._team.workers, [hello] * self._plan.processes)
             self._environment_id = told[0]["environment_id"]
             self._store.write_environment({self._environment_id: told[0]["environment"]})
         return self._team.workers
@@ -289,11 +291,13 @@ def _ask(worker: Asked, message: Mapping[str, Any], timeout: float = _PATIENCE_S
     return answer
 
 
-def _ask_together(workers: Sequence[Asked], message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Ask all workers at once."""
+def _ask_together(
+    workers: Sequence[Asked], messages: Sequence[Mapping[str, Any]], timeout: float = _PATIENCE_S
+) -> list[dict[str, Any]]:
+    """Ask all workers at once, each its own message."""
     pool = ThreadPoolExecutor(len(workers))
     try:
-        return list(pool.map(lambda worker: _ask(worker, message), workers))
+        return list(pool.map(lambda worker, message: _ask(worker, message, timeout), workers, messages))
     finally:
         # Not waiting: after an interrupt or a fault the team is closed next, and that is what ends the other requests.
         pool.shutdown(wait=False, cancel_futures=True)

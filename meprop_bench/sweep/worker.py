@@ -7,7 +7,7 @@ to.
     measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...]
     memory       {device}                    -> bytes: phase -> [baseline, method], the peak of fresh tensors
     peaks        {device, dtype, threads}    -> the machine's arithmetic rate and bandwidth
-    accuracy     {case, sparsified, seeds, steps} -> what one side learns: development-set accuracies in percent
+    accuracy     {case, sparsified, seeds, steps} -> [seed, development-set accuracy in percent] of one side
 
 A worker is told its threads and allocator by its environment, before torch starts; it reads nothing else from outside.
 Run as `python -m meprop_bench.sweep.worker`.
@@ -16,8 +16,8 @@ Run as `python -m meprop_bench.sweep.worker`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.replicate import serve
@@ -74,7 +74,8 @@ class Session:
 
         self._prepared = self._checked = None  # the last case's memory, before the next one's is taken
         self._case = workloads.Case.from_json(case)
-        self._prepared = prepared = workloads.setup(self._case)
+        with _one_thread():
+            self._prepared = prepared = workloads.setup(self._case)
         return {
             "kernel": prepared.kernel,
             "k": prepared.k,
@@ -139,12 +140,27 @@ class Session:
         from meprop_bench.workloads import Case
         from meprop_bench.workloads.accuracy import accuracies
 
-        return {"accuracies": accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)}
+        with _one_thread():
+            found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
+        return {"accuracies": list(zip(seeds, found, strict=True))}
 
     def _passed(self) -> tuple[Prepared, Clock]:
         if self._checked is None:
             raise ValueError("there is no case whose check passed")
         return self._checked
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work on one thread: other workers do the same meanwhile, and threads of several would wait for one another."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def main() -> None:

@@ -30,7 +30,9 @@ class _Clock:
 class _Worker:
     """Answers as a worker would: 4 ms against 1 ms, with some noise."""
 
-    def __init__(self, number: int, clock: _Clock, log: list[tuple[str, Any]], noise: float, faults: Mapping[Any, Any]) -> None:
+    def __init__(
+        self, number: int, clock: _Clock, log: list[tuple[str, Any]], noise: float, faults: Mapping[Any, Any]
+    ) -> None:
         self._clock, self._log, self._faults = clock, log, faults
         self._bias = 1 + noise * random.Random(number).gauss(0, 1)
         self._case: Case | None = None
@@ -57,8 +59,10 @@ class _Worker:
     def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
         phases = ["forward", "backward"] if message["case"]["workload"] == "linear" else ["backward", "step"]
         costs = {"backward": [[400, 40], [100, 20]]}
-        common = {"check": "passed", "kernel": "gather", "k": message["case"]["k"], "loops": 3, "notes": []}
-        return {**common, "phases": phases, "costs": costs}
+        return {"kernel": "gather", "k": message["case"]["k"], "notes": [], "phases": phases, "costs": costs}
+
+    def _check(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        return {"check": "passed", "loops": 3}
 
     def _measure(self, message: Mapping[str, Any]) -> dict[str, Any]:
         assert self._case is not None
@@ -69,7 +73,7 @@ class _Worker:
         return {"bytes": {"backward": [200, 100]}}
 
     def _accuracy(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        return {"accuracies": [95.0 + seed / 10 + 0.1 * message["sparsified"] for seed in message["seeds"]]}
+        return {"accuracies": [[seed, 95.0 + seed / 10 + 0.1 * message["sparsified"]] for seed in message["seeds"]]}
 
 
 class _Teams:
@@ -84,7 +88,9 @@ class _Teams:
 
     def __call__(self, case: Case, count: int) -> _Team:
         self.started.append((case.allocator, count))
-        return _Team(self, [_Worker(number, self.clock, self.log, self._noise, self._faults) for number in range(count)])
+        return _Team(
+            self, [_Worker(number, self.clock, self.log, self._noise, self._faults) for number in range(count)]
+        )
 
     def count(self, do: str) -> int:
         return sum(name == do for name, _ in self.log)
@@ -184,7 +190,11 @@ def test_peaks_are_measured_once_for_a_kind_of_arithmetic(run: Callable[..., Sto
 @pytest.mark.parametrize(
     ("do", "fault", "reason"),
     [
-        ("measure", WorkerDied("killed by signal 9 (SIGKILL), probably out of memory"), "a measuring process killed by signal 9"),
+        (
+            "measure",
+            WorkerDied("killed by signal 9 (SIGKILL), probably out of memory"),
+            "a measuring process killed by signal 9",
+        ),
         ("setup", {"error": "can't allocate memory", "kind": "out-of-memory"}, "out of memory: can't allocate memory"),
         ("setup", {"error": "ValueError: kernel 'gather' does not", "kind": "error"}, "ValueError: kernel 'gather'"),
         ("memory", WorkerDied("no answer within 900 s, so it was killed"), "a measuring process no answer"),
@@ -205,8 +215,7 @@ def test_a_fault_costs_its_case_alone(
 
 
 def test_a_case_that_computes_something_else_is_not_timed(run: Callable[..., Store]) -> None:
-    wrong = {"check": "dw is off by 1e+00", "kernel": "gather", "k": 3, "phases": ["backward"], "loops": 1, "notes": [], "costs": {}}
-    teams = _Teams(faults={("setup", 3): wrong})
+    teams = _Teams(faults={("check", 3): {"check": "dw is off by 1e+00", "loops": 1}})
     row, *others = run(teams).rows()
     assert (row.check, row.error, row.speedup, row.passed) == ("dw is off by 1e+00", None, None, False)
     assert len(others) == 2
@@ -254,7 +263,9 @@ def test_accuracy_is_compared_once_for_each_training(run: Callable[..., Store]) 
     teams = _Teams()
     cases = [_mlp(), _mlp(kernel="gather"), _mlp(method="meprop")]
     store = run(teams, cases, accuracy_seeds=3, accuracy_steps=7)
-    assert teams.count("accuracy") == 3  # dense, unified, meprop
+    asked = [(message["sparsified"], message["case"]["method"]) for do, message in teams.log if do == "accuracy"]
+    assert set(asked) == {(False, "unified"), (True, "unified"), (True, "meprop")}
+    assert sorted(seed for do, m in teams.log if do == "accuracy" for seed in m["seeds"]) == sorted([1, 2, 3] * 3)
     parities = [row.parity for row in store.rows() if row.phase == "step"]
     assert [row.parity for row in store.rows() if row.phase != "step"] == [None] * 3
     parity = parities[0]
