@@ -66,7 +66,7 @@ class MePropLinear(nn.Linear):
 
         """
         if set(layer._parameters) != {"weight", "bias"}:
-            raise ValueError(f"parameters of {layer} are computed from others: take a plain layer, then wrap its weight")
+            raise ValueError(f"parameters of {layer} are computed from others: take a plain layer, then wrap it")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new.in_features, new.out_features = layer.in_features, layer.out_features

@@ -201,7 +201,7 @@ class Runner:
                 request = {
                     "do": "measure",
                     "seconds": slice_s,
-                    "least_pairs": 2,
+                    "least_pairs": 1,
                     "loops": loops,
                     "seed": self._rng.getrandbits(32),
                 }

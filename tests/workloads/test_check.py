@@ -20,7 +20,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _check(
-    *, k: int = 3, selection: str = "example", sparse: bool = False, dtype: torch.dtype = torch.float32, ties: bool = False
+    *,
+    k: int = 3,
+    selection: str = "example",
+    sparse: bool = False,
+    dtype: torch.dtype = torch.float32,
+    ties: bool = False,
 ) -> str:
     generator = torch.Generator().manual_seed(1)
     x, w, b, dy = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((6, 5), (9, 5), (9,), (6, 9)))

@@ -31,7 +31,8 @@ def _case(**changes: object) -> Case:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"method": "meprop"}, {"method": "random"}, {"k": 0.5}, {"k": 16}, {"gradient": "rows", "optimizer": "sgd"}]
+    "changes",
+    [{}, {"method": "meprop"}, {"method": "random"}, {"k": 0.5}, {"k": 16}, {"gradient": "rows", "optimizer": "sgd"}],
 )
 def test_it_passes_its_check(changes: dict[str, object]) -> None:
     prepared = setup(_case(**changes))
@@ -57,7 +58,7 @@ def test_the_phases_add_up_to_the_step(loops: int) -> None:
 
 
 def test_a_side_starts_again_from_where_it_started() -> None:
-    """However long it is timed: otherwise neurons die and moments become denormal numbers, on one side before the other."""
+    """However long it is timed: otherwise neurons die and moments become denormal numbers, on one side first."""
     side = setup(_case()).method
     clock = WallClock()
     side(32, clock)
