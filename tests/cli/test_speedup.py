@@ -79,11 +79,14 @@ def test_an_interrupt_keeps_what_is_done_and_resume_goes_on(run: Run, tmp_path: 
     sweep = f'[[sweep]]\nk = [2, 3, 4]\nmethod = "unified"\n{_TINY}'
     arguments = ["--preset", _preset(tmp_path, sweep, budget=2, target=1e-9)]
     log = tmp_path / "log"
+    # A test run in the background of a shell ignores interrupts, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("w") as err:
         command = [sys.executable, "-m", "meprop_bench", "speedup", *arguments]
         process = subprocess.Popen(
             command, cwd=tmp_path, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=err, text=True
         )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
     while "[1/3]" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
