@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -300,8 +300,3 @@ def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
 def _check_number(name: str, value: Any, sound: Any, wanted: str) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not sound(value):
         raise UserError(f"{name} must be {wanted}, not {value!r}")
-
-
-def with_settings(plan: Plan, **settings: Any) -> Plan:
-    """Return the plan with some settings changed."""
-    return replace(plan, **settings)
