@@ -212,6 +212,7 @@ def test_a_forgotten_worker_is_ended(program):
 PARENT = """
 import signal, sys, time
 from meprop_bench.measure.replicate import Worker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored, and inherited so
 worker = Worker([sys.executable, {program!r}])
 print(worker.request({{"do": "echo", "value": 1}}, 60)["pid"], flush=True)
 {then}
