@@ -10,6 +10,7 @@ largest.
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -87,33 +88,34 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     return dx, hybrid_rows(hits, dw, n) if as_rows and dw is not None else dw, db
 
 
+@lru_cache(maxsize=256)
+def _unified_plan(threads: int, b: int, n: int, m: int, k: int) -> tuple[int, int, bool]:
+    """Return how many threads sum up, the bytes of scratch, and whether results go past the caches."""
+    few = threads if b * n > _SERIAL and b >= 8 * threads else 1
+    return few, unified.scratch_bytes(few, threads, b, n, k), 4 * max(b, n) * m >= _STREAM
+
+
 def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
-    (b, n), m = dy.shape, x.shape[1]
+    b, n = dy.shape
+    m = x.shape[1]
     gomp, tid = OPENMP
     threads = torch.get_num_threads() if gomp else 1
-    few = threads if b * n > _SERIAL and b >= 8 * threads else 1
-    scratch = _scratch.address(max(unified.select_bytes(threads, n, k), unified.product_bytes(threads, b, k)))
-    db = dy.new_empty(n) if need_db else None
-    total = 0 if db is None else db.data_ptr()
-    if selection == "unified":
-        hits = torch.empty(k, dtype=torch.int64)
-        args = (gomp, tid, unified.SUM, few, dy.data_ptr(), b, n)
-        kept = unified.select(*args, k, total, hits.data_ptr(), scratch)
-        hits = hits if kept == k else hits[:kept]
-    else:
-        hits, kept = select(dy, k, selection).sort().values, k
-        if need_db:
-            unified.select(gomp, tid, unified.SUM, few, dy.data_ptr(), b, n, 0, total, 0, scratch)
+    few, size, streaming = _unified_plan(threads, b, n, m, k)
+    given = selection != "unified"
+    hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
     dx = torch.empty_like(x) if need_dx else None
-    dw = w.new_empty(kept if as_rows else n, m) if need_dw else None
-    if need_dx or need_dw:
-        unified.products(
-            gomp, tid, unified.GATHER, unified.MULTIPLY, few, threads, dy.data_ptr(), x.data_ptr(), w.data_ptr(),
-            0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, m, kept, hits.data_ptr(),
-            as_rows, 4 * max(b, n) * m >= _STREAM, scratch,
-        )  # fmt: skip
-    return dx, hybrid_rows(hits, dw, n) if as_rows and dw is not None else dw, db
+    dw = w.new_empty(k if as_rows else n, m) if need_dw else None
+    db = dy.new_empty(n) if need_db else None
+    kept = unified.backward(
+        gomp, tid, unified.SUM, unified.GATHER, unified.MULTIPLY, few, threads,
+        dy.data_ptr(), x.data_ptr(), w.data_ptr(), 0 if dx is None else dx.data_ptr(),
+        0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
+        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, _scratch.address(size),
+    )  # fmt: skip
+    if as_rows and dw is not None:
+        return dx, hybrid_rows(hits, dw, n) if kept == k else hybrid_rows(hits[:, :kept], dw[:kept], n), db
+    return dx, dw, db
 
 
 KERNEL = Native()

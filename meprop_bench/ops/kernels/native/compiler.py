@@ -8,8 +8,8 @@ on one thread.
 *Addresses.* Tensors are passed as `data_ptr()` integers: it costs 0.3 microseconds, `tensor.numpy()` several times
 that.
 
-*Vectors.* The inner loops are written as LLVM vector operations (`<8 x float>`; LLVM splits or joins them for the
-processor at hand), since the automatic vectoriser gives up on pointers that might alias. A multiply-add may be
+*Vectors.* The inner loops are written as LLVM vector operations (`<16 x float>` or `<8 x float>`, as
+wide as the processor's), since the automatic vectoriser gives up on pointers that might alias. A multiply-add may be
 fused; nothing is reordered.
 
 Compiled code is cached on disk, in a folder whose name is a digest of these sources: Numba by itself looks at the
@@ -30,12 +30,13 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 __all__ = ["LANES", "OPENMP", "body", "function", "load_f32", "load_i32", "parallel", "splat", "view"]
 
-LANES = 8
+LANES = 16 if get_host_cpu_features().get("avx512f") else 8
 """float32 numbers in a vector."""
 
 _I32, _I64, _I8P = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
@@ -201,9 +202,9 @@ def load(builder: Any, kind: Any, address: Any) -> Any:
 
 
 def store(builder: Any, value: Any, address: Any, streaming: bool = False) -> None:
-    """Store a value; `streaming` goes past the caches and needs an address that is a multiple of 32 bytes."""
+    """Store a value; `streaming` goes past the caches and needs an address that is a multiple of its size."""
     instruction = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
-    instruction.align = 32 if streaming else 4
+    instruction.align = 4 * LANES if streaming else 4
     if streaming:
         instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
 
@@ -252,12 +253,11 @@ def trailing_zeros(typingctx: Any, mask: Any) -> Any:
 
 @intrinsic
 def _stream_zeros(typingctx: Any, address: Any) -> Any:
-    """Write zeros to the 64 bytes at an address, a multiple of 32, past the caches."""
+    """Write zeros to the 64 bytes at an address, a multiple of 64, past the caches."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        for half in range(2):
-            zeros = ir.Constant(VECTOR, [0.0] * LANES)
-            store(builder, zeros, offset(builder, arguments[0], 4 * LANES * half), streaming=True)
+        for part in range(0, 64, 4 * LANES):
+            store(builder, ir.Constant(VECTOR, [0.0] * LANES), offset(builder, arguments[0], part), streaming=True)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -267,8 +267,8 @@ def _stream_zeros(typingctx: Any, address: Any) -> Any:
 def zero_row(row, width, streaming):
     """Write zeros to the `width` float32 numbers at an address, past the caches if `streaming`."""
     c = 0
-    if streaming and row & 31 == 0:
-        while c + 2 * LANES <= width:
+    if streaming and row & 63 == 0:
+        while c + 16 <= width:
             _stream_zeros(row + 4 * c)
-            c += 2 * LANES
+            c += 16
     view(row + 4 * c, width - c, np.float32)[:] = 0

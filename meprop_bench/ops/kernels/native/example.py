@@ -97,7 +97,7 @@ _chunk, _streamed, _vector, _single = _bag(CHUNK), _bag(CHUNK, streaming=True), 
 def _sum_rows(out, table, m, rows, values, first, last, streaming):
     """Write out[c] = sum over s in [first, last) of values[s] table[rows[s], c], for all c < m; all are addresses."""
     c = 0
-    if streaming and out & 31 == 0:
+    if streaming and out & 63 == 0:
         while c + CHUNK <= m:
             _streamed(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
             c += CHUNK
