@@ -136,16 +136,21 @@ class _Linear(torch.autograd.Function):
         else:
             _check_supported(kernel, y, x, w, request)
         ctx.save_for_backward(x, w)
-        ctx.request = request
-        ctx.kernel = kernel
+        # What the kernels take as it is needs no look at its shape in the backward pass.
+        ctx.call = request, kernel, x.dim() == 2 and x.numel() > 0 and y.numel() > 0
         return y
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, w = ctx.saved_tensors
-        # Grad mode is on here under create_graph=True alone: then every step has to be differentiable itself.
-        kernel = kernels.get("masked") if torch.is_grad_enabled() else ctx.kernel
-        return *linear_backward(dy, x, w, ctx.request, kernel), None
+        request, kernel, plain = ctx.call
+        if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable itself
+            kernel = kernels.get("masked")
+        if plain:
+            dx, dw, db = kernel.backward(dy, x, w, request)
+        else:
+            dx, dw, db = linear_backward(dy, x, w, request, kernel)
+        return dx, dw, db, None
 
 
 # `Function.apply` serves torch.func as well, whose cases never come here; without it the call takes half the overhead.
@@ -194,7 +199,7 @@ def _sparse_rows_cannot_be_compiled(x: Tensor, w: Tensor, b: Tensor | None, what
 @torch.library.custom_op(
     "meprop_bench::linear",
     mutates_args=(),
-    schema="(Tensor x, Tensor w, Tensor? b, int k, str selection, str kernel) -> Tensor",
+    schema="(Tensor x, Tensor w, Tensor? b, SymInt k, str selection, str kernel) -> Tensor",
 )
 def _linear_op(x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor:
     y = F.linear(x, w, b)
@@ -211,7 +216,9 @@ def _(x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor:
 @torch.library.custom_op(
     "meprop_bench::linear_backward",
     mutates_args=(),
-    schema="(Tensor dy, Tensor x, Tensor w, int k, str selection, str kernel, bool[] need) -> (Tensor, Tensor, Tensor)",
+    schema=(
+        "(Tensor dy, Tensor x, Tensor w, SymInt k, str selection, str kernel, bool[] need) -> (Tensor, Tensor, Tensor)"
+    ),
 )
 def _linear_backward_op(dy: Tensor, x: Tensor, w: Tensor, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
     k, selection, kernel, need = what

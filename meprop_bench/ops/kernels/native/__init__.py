@@ -63,29 +63,37 @@ class Native:
         return _unified(dy.contiguous(), x.contiguous(), w.contiguous(), request)
 
 
+@lru_cache(maxsize=256)
+def _example_plan(threads: int, b: int, n: int, m: int, k: int) -> tuple[int, int, bool]:
+    """Return how many threads select, the bytes of scratch, and whether results go past the caches."""
+    few = threads if b * n > _SERIAL and b >= threads else 1
+    return few, example.scratch_bytes(few, b, n, k), 4 * max(b, n) * m >= _STREAM
+
+
 def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
-    (b, n), m = dy.shape, x.shape[1]
+    b, n = dy.shape
+    m = x.shape[1]
     gomp, tid = OPENMP
     threads = torch.get_num_threads() if gomp else 1
-    few = threads if b * n > _SERIAL and b >= threads else 1
+    few, size, streaming = _example_plan(threads, b, n, m, k)
+    scratch = _scratch.address(size)
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
-    scratch = _scratch.address(example.scratch_bytes(few, b, n, k))
     rows = example.pairs(
         gomp, tid, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
         0 if db is None else db.data_ptr(), scratch,
     )  # fmt: skip
     dx = torch.empty_like(x) if need_dx else None
     dw = w.new_empty(rows if as_rows else n, m) if need_dw else None
-    hits = torch.empty(1, rows if as_rows else 0, dtype=torch.int64)
+    hits = torch.empty(1, rows, dtype=torch.int64) if as_rows else None
     if need_dx or need_dw:
         example.products(
             gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
             0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
-            hits.data_ptr() if as_rows else 0, scratch, 4 * max(b, n) * m >= _STREAM,
+            0 if hits is None else hits.data_ptr(), scratch, streaming,
         )  # fmt: skip
-    return dx, hybrid_rows(hits, dw, n) if as_rows and dw is not None else dw, db
+    return dx, dw if hits is None or dw is None else hybrid_rows(hits, dw, n), db
 
 
 @lru_cache(maxsize=256)

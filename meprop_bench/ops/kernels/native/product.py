@@ -7,8 +7,8 @@ the tall operand is packed by its caller in tiles of `height` rows, the wide one
 straight from the rows that were selected, and the innermost loop keeps `height` x WIDE results in registers.
 
 The height is chosen for each product, so that few rows of the last tile are computed for nothing: B = 50 is five
-tiles of 10. With AVX-512 a tile is up to 12 x 32 (24 of the 32 registers), with less up to 6 x 16 (12 of 16): the larger
-the tile, the less of the time goes to starting and storing it, which is much when d is 30.
+tiles of 10. With AVX-512 a tile is up to 12 x 32 (24 of the 32 registers), with less up to 6 x 16 (12 of 16). The
+larger, the less of the time goes to starting and storing tiles, which is much when d is 30.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from meprop_bench.ops.kernels.native.compiler import (
     view,
 )
 
-__all__ = ["TALLEST", "multiply", "packed_bytes", "pack_height"]
+__all__ = ["TALLEST", "multiply", "pack_height", "packed_bytes"]
 
 HEIGHTS = (4, 6, 8, 10, 12) if LANES == 16 else (2, 4, 6)
 TALLEST = HEIGHTS[-1]
