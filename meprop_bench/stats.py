@@ -16,6 +16,12 @@ The process is the unit of replication: more pairs sharpen r_i, only more proces
 trade-off: two processes give honest but very wide intervals (t = 12.7); five to eight are the useful range. One
 process gives no interval at all (its bounds are NaN, null in a report) rather than a wrong one.
 
+Judging. One ratio against a bound is Student's one-sample t of the r_i against log(bound), one-sided for a gate ("is it
+slower than allowed?"). Many at once need a correction, or every twentieth identical case is a discovery: Holm's
+step-down keeps the chance of *any* false alarm at the level, whatever the dependence between the cases. Over C cases
+the summary is the geometric mean, exp(mean_c mean_i r_ci), whose interval says how well these C cases are measured, not
+how other cases would fare. "Not significant" is a result: that the interval holds 1, not that the two are equal.
+
 Nothing here imports torch; `scipy.special` is loaded when a quantile is asked for (`scipy.stats` would cost seconds).
 """
 
@@ -28,17 +34,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "Alternative",
     "Interval",
+    "Runs",
     "Verdict",
     "geometric_mean",
+    "geometric_mean_ratio",
+    "holm",
     "iqr",
     "mean_difference",
     "median",
     "non_inferiority",
     "paired_ratio",
+    "ratio_p_value",
 ]
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+Alternative = Literal["differs", "below", "above"]
+
+Runs = Sequence[Sequence[tuple[float, float]]]
+"""For each process its pairs `(baseline_s, method_s)`, seconds."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,10 @@ class Interval:
     def bounded(self) -> bool:
         """Whether there is an interval at all."""
         return not (math.isnan(self.low) or math.isnan(self.high))
+
+    def significant(self, null: float = 1.0) -> bool | None:
+        """Whether the interval leaves out `null` (1 for a ratio, 0 for a difference); None where there is none."""
+        return not self.low <= null <= self.high if self.bounded else None
 
 
 def median(values: Iterable[float]) -> float:
@@ -90,7 +109,7 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
-def paired_ratio(runs: Sequence[Sequence[tuple[float, float]]], confidence: float = 0.95) -> Interval:
+def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:
     """Return the speed-up baseline / method with its interval over processes.
 
     Args:
@@ -101,11 +120,87 @@ def paired_ratio(runs: Sequence[Sequence[tuple[float, float]]], confidence: floa
         ValueError: no run, a run without pairs, or a time that is not positive and finite.
 
     """
-    if not runs or not all(runs):
-        raise ValueError("a ratio needs at least one run, and one pair in each run")
-    logs = [median(_log_ratio(*pair) for pair in run) for run in runs]
-    interval = _t_interval(logs, confidence)
-    return Interval(math.exp(interval.estimate), math.exp(interval.low), math.exp(interval.high))
+    return _exponential(_t_interval(_process_medians(runs), confidence))
+
+
+def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "differs") -> float:
+    """Return the p-value of "the speed-up is `bound`" against an alternative: Student's t over the processes' medians.
+
+    Args:
+        runs: for each process its pairs `(baseline_s, method_s)`, both in seconds and positive.
+        bound: positive; 1 - margin to prove a slowdown beyond a margin ("below").
+        alternative: what a small p-value speaks for: that the speed-up "differs" from the bound, or lies "below" or
+            "above" it.
+
+    Returns:
+        In [0, 1]; NaN for a single process, which gives nothing to judge by.
+
+    """
+    if not 0 < bound < math.inf:
+        raise ValueError(f"the bound of a ratio is positive and finite, got {bound!r}")
+    logs = _process_medians(runs)
+    count = len(logs)
+    if count == 1:
+        return math.nan
+    mean = math.fsum(logs) / count
+    distance, spread = mean - math.log(bound), statistics.stdev(logs, mean)
+    # Identical processes, as on a fake clock, leave no doubt.
+    certain = math.copysign(math.inf, distance) if distance else 0.0
+    t = distance / (spread / math.sqrt(count)) if spread > 0 else certain
+    from scipy.special import stdtr
+
+    if alternative == "differs":
+        return min(1.0, 2 * float(stdtr(count - 1, -abs(t))))
+    return float(stdtr(count - 1, t if alternative == "below" else -t))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values, in the order given: reject where one is at most the level.
+
+    A p-value that is NaN stays NaN, yet counts among those judged at once: leaving it out would lower the others'.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6
+    (1979).
+    """
+    if wrong := [p for p in p_values if not (math.isnan(p) or 0 <= p <= 1)]:
+        raise ValueError(f"a p-value lies between 0 and 1, got {wrong[0]!r}")
+    judged = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    adjusted = [math.nan] * len(p_values)
+    highest = 0.0
+    for rank, (p, index) in enumerate(judged):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[index] = highest
+    return adjusted
+
+
+def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, same_processes: bool = False) -> Interval:
+    """Return the geometric mean of the cases' speed-ups, with its interval over the processes.
+
+    Args:
+        cases: the runs of each case, as `paired_ratio` takes them.
+        confidence: two-sided, in (0, 1).
+        same_processes: the i-th run of every case came from the same process, so that their errors are not independent.
+
+    Without `same_processes` the cases' variances add up, with Welch's and Satterthwaite's degrees of freedom.
+
+    """
+    if not cases:
+        raise ValueError("a geometric mean needs at least one case")
+    logs = [_process_medians(runs) for runs in cases]
+    if same_processes:
+        if len({len(case) for case in logs}) > 1:
+            raise ValueError(f"the cases differ in their processes: {[len(case) for case in logs]}")
+        return _exponential(_t_interval([math.fsum(of) / len(of) for of in zip(*logs, strict=True)], confidence))
+    mean = math.fsum(math.fsum(case) / len(case) for case in logs) / len(logs)
+    if min(map(len, logs)) == 1:
+        return _exponential(Interval(mean, math.nan, math.nan))
+    shares = [(statistics.variance(case) / len(case) / len(logs) ** 2, len(case) - 1) for case in logs]
+    variance = math.fsum(share for share, _ in shares)
+    if variance == 0:
+        return _exponential(Interval(mean, mean, mean))
+    degrees = variance**2 / math.fsum(share**2 / own for share, own in shares)
+    half = _t_quantile(degrees, confidence) * math.sqrt(variance)
+    return _exponential(Interval(mean, mean - half, mean + half))
 
 
 def mean_difference(pairs: Sequence[tuple[float, float]], confidence: float = 0.95) -> Interval:
@@ -136,21 +231,38 @@ def non_inferiority(interval: Interval, margin: float) -> Verdict:
     return "inconclusive"
 
 
+def _process_medians(runs: Runs) -> list[float]:
+    """Return r_i, the median log ratio of each process."""
+    if not runs or not all(runs):
+        raise ValueError("a ratio needs at least one run, and one pair in each run")
+    return [median(_log_ratio(*pair) for pair in run) for run in runs]
+
+
 def _log_ratio(baseline_s: float, method_s: float) -> float:
     if not (0 < baseline_s < math.inf and 0 < method_s < math.inf):
         raise ValueError(f"times are positive and finite seconds, got the pair {(baseline_s, method_s)!r}")
     return math.log(baseline_s) - math.log(method_s)
 
 
+def _exponential(interval: Interval) -> Interval:
+    return Interval(math.exp(interval.estimate), math.exp(interval.low), math.exp(interval.high))
+
+
 def _t_interval(values: Sequence[float], confidence: float) -> Interval:
     """Student's t interval for the mean of independent `values`."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"the confidence lies between 0 and 1, got {confidence!r}")
     count = len(values)
     mean = math.fsum(values) / count
+    quantile = _t_quantile(count - 1, confidence)
     if count == 1:
         return Interval(mean, math.nan, math.nan)
+    half = quantile * statistics.stdev(values, mean) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def _t_quantile(degrees: float, confidence: float) -> float:
+    """Return the half-width, in standard errors, of a two-sided interval; NaN without a degree of freedom."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"the confidence lies between 0 and 1, got {confidence!r}")
     from scipy.special import stdtrit
 
-    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * statistics.stdev(values, mean) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
+    return float(stdtrit(degrees, (1 + confidence) / 2)) if degrees > 0 else math.nan

@@ -6,15 +6,19 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from meprop_bench.stats import (
     Interval,
     geometric_mean,
+    geometric_mean_ratio,
+    holm,
     iqr,
     mean_difference,
     median,
     non_inferiority,
     paired_ratio,
+    ratio_p_value,
 )
 
 
@@ -53,18 +57,160 @@ def test_confidence_widens_and_one_process_has_no_bounds():
     assert not alone.bounded
 
 
-def test_coverage_with_clustered_noise():
-    """2000 experiments of 5 processes: 3% between processes, 0.3% within, now and then a pair hit ten times harder."""
-    rng = np.random.default_rng(20240501)
-    experiments, processes, pairs, truth = 2000, 5, 11, math.log(3.0)
-    between = rng.normal(0, 0.03, (experiments, processes, 1))
-    within = rng.standard_t(2, (experiments, processes, pairs)) * 0.003
-    baseline_s = np.exp(truth + between + within)
+_EXPERIMENTS = 4000
+_BINOMIAL = 3 * math.sqrt(0.05 * 0.95 / _EXPERIMENTS)  # three standard errors of a share of 95%
+
+
+def simulated_runs(rng, experiments, processes, pairs, *, truth=1.0, between=0.033, within=0.0028):
+    """Times as the A/A study found them: (experiments, processes, pairs, 2) seconds, baseline first.
+
+    A process draws its own ratio (`between`) and its own level; both sides share a drift of 20% over the run and a
+    slow oscillation; each value has noise of its own (`within`), and one in ten is hit by an interrupt that adds up to
+    a few times its length, on either side: a heavy right tail.
+    """
+    shape = (experiments, processes, pairs)
+    level = rng.lognormal(-8, 0.05, (experiments, processes, 1))
+    trend = rng.uniform(-0.2, 0.2, (experiments, processes, 1)) * np.linspace(0, 1, pairs)
+    wave = 0.05 * np.sin(np.arange(pairs) / 7 + rng.uniform(0, 6, (experiments, processes, 1)))
+    ratio = np.log(truth) + rng.normal(0, between, (experiments, processes, 1))
+    common = np.log(level) + trend + wave
+    values = np.stack([common + ratio / 2, common - ratio / 2], axis=-1) + rng.normal(0, within, (*shape, 2))
+    hit = (rng.random((*shape, 2)) < 0.1) * rng.pareto(2.5, (*shape, 2)) * 0.3
+    return np.exp(values) * (1 + hit)
+
+
+def process_medians(times):
+    """What `paired_ratio` keeps of each process, computed for all experiments at once: one pair with that ratio."""
+    medians = np.exp(np.median(np.log(times[..., 0]) - np.log(times[..., 1]), axis=-1))
+    return [[[(ratio, 1.0)] for ratio in experiment] for experiment in medians.tolist()]
+
+
+def test_the_medians_of_the_simulation_are_those_of_the_estimator():
+    times = simulated_runs(np.random.default_rng(1), 3, 4, 25, truth=2.0)
+    for experiment, medians in zip(times.tolist(), process_medians(times), strict=True):
+        ours, short = paired_ratio(experiment), paired_ratio(medians)
+        assert (ours.estimate, ours.low, ours.high) == pytest.approx((short.estimate, short.low, short.high))
+
+
+@pytest.mark.parametrize("processes", [2, 5, 8])
+@pytest.mark.parametrize("between", [0.033, 0.003, 0.0])
+def test_the_interval_covers_at_its_nominal_rate(processes, between):
+    """Clustered, skewed, drifting noise; 4000 experiments, held to three binomial standard errors."""
+    rng = np.random.default_rng(20240501 + processes)
+    runs = process_medians(simulated_runs(rng, _EXPERIMENTS, processes, 31, truth=3.0, between=between))
+    intervals = [paired_ratio(experiment) for experiment in runs]
+    assert np.mean([i.low <= 3.0 <= i.high for i in intervals]) == pytest.approx(0.95, abs=_BINOMIAL)
+    assert np.mean([math.log(i.estimate / 3.0) for i in intervals]) == pytest.approx(0, abs=3e-3)
+
+
+def test_stopping_at_the_first_narrow_interval_costs_little_coverage():
+    """Look after each of 6 rounds, stop at ±2%, as a sweep does: the worst spread between processes loses 2 points."""
+    rng = np.random.default_rng(11)
+    times = simulated_runs(rng, 2000, 5, 6 * 10, between=0.016)
+    looks = [process_medians(times[:, :, : 10 * rounds]) for rounds in range(2, 7)]
     covered = 0
-    for experiment in baseline_s:
-        interval = paired_ratio([[(value, 1.0) for value in run] for run in experiment.tolist()])
-        covered += interval.low <= 3.0 <= interval.high
-    assert 0.93 <= covered / experiments <= 0.97
+    for experiment in range(2000):
+        intervals = [paired_ratio(look[experiment]) for look in looks]
+        stopped = next((i for i in intervals if i.half_width <= 0.02), intervals[-1])
+        covered += stopped.low <= 1.0 <= stopped.high
+    assert covered / 2000 > 0.93 - 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_p_values_are_uniform_where_nothing_differs_and_bounds_are_the_interval_s():
+    rng = np.random.default_rng(3)
+    runs = process_medians(simulated_runs(rng, _EXPERIMENTS, 8, 31))
+    for alternative in ("differs", "below", "above"):
+        p = np.array([ratio_p_value(experiment, 1.0, alternative) for experiment in runs])
+        assert scipy_stats.kstest(p, "uniform").pvalue > 1e-3
+    for experiment in runs[:50]:
+        interval = paired_ratio(experiment)
+        assert (ratio_p_value(experiment) < 0.05) == interval.significant()
+        assert ratio_p_value(experiment, interval.high, "below") == pytest.approx(0.025)
+        assert ratio_p_value(experiment, interval.low, "above") == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(("alternative", "theirs"), [("differs", "two-sided"), ("below", "less"), ("above", "greater")])
+def test_p_values_against_scipy(alternative, theirs):
+    runs = [[(1.9, 1.0)], [(2.1, 1.0), (2.0, 1.0), (1.0, 1.0)], [(2.3, 1.0)], [(2.2, 1.0)]]
+    logs = np.log([1.9, 2.0, 2.3, 2.2])
+    expected = scipy_stats.ttest_1samp(logs, math.log(1.95), alternative=theirs).pvalue
+    assert ratio_p_value(runs, 1.95, alternative) == pytest.approx(expected)
+
+
+def test_p_values_without_doubt_or_without_evidence():
+    same = [[(2.0, 1.0)]] * 3
+    assert [ratio_p_value(same, 1.0, a) for a in ("differs", "below", "above")] == [0.0, 1.0, 0.0]
+    assert [ratio_p_value(same, 2.0, a) for a in ("differs", "below", "above")] == [1.0, 0.5, 0.5]
+    assert math.isnan(ratio_p_value(same[:1]))
+    with pytest.raises(ValueError, match="bound"):
+        ratio_p_value(same, 0.0)
+
+
+def test_holm_by_hand():
+    # Sorted 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.9 * 1; a later one is never below an earlier one.
+    assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+    adjusted = holm([0.01, math.nan])
+    assert adjusted[0] == pytest.approx(0.02)  # what could not be judged counts among those judged at once
+    assert math.isnan(adjusted[1])
+    for wrong in (-0.1, 1.1, math.inf):
+        with pytest.raises(ValueError, match="p-value"):
+            holm([wrong])
+
+
+def test_holm_keeps_the_chance_of_any_false_alarm():
+    """30 cases, 27 of them identical code: some false alarm in 5% of sweeps at most, where no correction gives 75%."""
+    rng = np.random.default_rng(5)
+    sweeps, alarms, naive, found = 400, 0, 0, 0
+    for _ in range(sweeps):
+        ratios = np.exp(rng.normal(0, 0.02, (30, 8)))
+        ratios[27:] *= 0.85
+        p = [ratio_p_value([[(ratio, 1.0)] for ratio in case], 1.0, "below") for case in ratios.tolist()]
+        adjusted = holm(p)
+        alarms += min(adjusted[:27]) <= 0.05
+        naive += min(p[:27]) <= 0.05
+        found += max(adjusted[27:]) <= 0.05
+    assert alarms / sweeps <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sweeps)
+    assert naive / sweeps > 0.6
+    assert found / sweeps > 0.95
+
+
+@pytest.mark.parametrize("same_processes", [False, True])
+def test_the_geometric_mean_s_interval_covers(same_processes):
+    """Six cases of different spread; with kept processes their errors have a part in common."""
+    rng = np.random.default_rng(13)
+    truths, spread = np.array([0.8, 1.0, 1.5, 2.0, 4.0, 9.0]), np.array([0.01, 0.02, 0.03, 0.01, 0.05, 0.02])
+    wanted, covered = geometric_mean(truths), 0
+    errors = rng.normal(0, 1, (2000, 6, 5)) * spread[:, None]
+    if same_processes:
+        errors += rng.normal(0, 0.03, (2000, 1, 5))
+    for experiment in (truths[:, None] * np.exp(errors)).tolist():
+        cases = [[[(ratio, 1.0)] for ratio in case] for case in experiment]
+        interval = geometric_mean_ratio(cases, same_processes=same_processes)
+        covered += interval.low <= wanted <= interval.high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.02)  # Welch's degrees of freedom are an approximation
+
+
+def test_the_geometric_mean_of_ratios():
+    two, half = [[(2.0, 1.0)], [(2.2, 1.0)]], [[(0.5, 1.0)], [(0.4, 1.0)]]
+    assert geometric_mean_ratio([two, half]).estimate == pytest.approx(math.sqrt(math.sqrt(4.4 * 0.2)))
+    alone, single = geometric_mean_ratio([two]), paired_ratio(two)
+    assert (alone.estimate, alone.low, alone.high) == pytest.approx((single.estimate, single.low, single.high))
+    assert not geometric_mean_ratio([two, half[:1]]).bounded
+    exact = geometric_mean_ratio([[[(2.0, 1.0)]] * 2] * 3)
+    assert (exact.low, exact.high) == pytest.approx((2.0, 2.0))
+    with pytest.raises(ValueError, match="differ in their processes"):
+        geometric_mean_ratio([two, half[:1]], same_processes=True)
+    with pytest.raises(ValueError, match="at least one case"):
+        geometric_mean_ratio([])
+
+
+def test_significant_is_whether_the_interval_leaves_the_null_out():
+    assert Interval(1.1, 1.05, 1.2).significant() is True
+    assert Interval(1.1, 1.0, 1.2).significant() is False
+    assert Interval(0.4, 0.1, 0.5).significant(0.0) is True
+    assert Interval(1.1, math.nan, math.nan).significant() is None
 
 
 def test_pooling_the_pairs_would_have_failed():
