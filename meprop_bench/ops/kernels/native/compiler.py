@@ -12,8 +12,8 @@ that.
 wide as the processor's), since the automatic vectoriser gives up on pointers that might alias. A multiply-add may be
 fused; nothing is reordered.
 
-Compiled code is cached on disk, in a folder whose name is a digest of these sources: Numba by itself looks at the
-one file that holds a function, and would keep machine code inlined from a module that has changed since.
+Compiled code is cached on disk, in a folder whose name is a digest of the sources that a function can come from: Numba
+by itself looks at the one file that holds it, and would keep machine code inlined from a module that has changed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +63,10 @@ OPENMP = _openmp()
 def _cache() -> Iterator[bool]:
     """Let Numba cache in a folder of this version of the sources; False where no such folder can be written."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    package = __name__.rpartition(".")[0]
+    # What is inlined was imported before; a module that comes later cannot matter, and need not compile this anew.
+    for name in sorted(name for name in sys.modules if name.startswith(package)):
+        digest.update(Path(str(sys.modules[name].__file__)).read_bytes())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "meprop-bench" / f"numba-{digest.hexdigest()[:16]}"
     before = numba.config.CACHE_DIR
