@@ -67,6 +67,11 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--budget", type=float, metavar="SECONDS", help="Timing for a case at most [default: 20].")
 @click.option("--processes", type=int, metavar="N", help="Fresh processes for a case [default: 5].")
 @click.option("--parity/--no-parity", default=None, help="Compare the accuracy of the mlp, too [default: yes].")
+@click.option(
+    "--utilization/--no-utilization",
+    default=None,
+    help="Watch utilisation, power and energy, 4 s more for a case [default: yes].",
+)
 @click.option("--seed", type=int, metavar="N", help="Of weights, data and orders [default: 0].")
 @click.option(
     "--out",

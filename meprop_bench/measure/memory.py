@@ -1,15 +1,22 @@
-"""Peak memory of tensors while a function runs: what it allocates, not what was there before.
+"""Peak memory while a function runs: of tensors, of CUDA's caching allocator, and of the process.
 
-The resident set of a process cannot tell: it includes torch itself, what the allocator keeps, and the past. So we
-count the allocations themselves. Over the events e_1, e_2, … in time order, each +bytes or -bytes of a block
-allocated during the call,
+Tensors. The resident set of a process cannot tell what a function needs: it includes torch itself, what the allocator
+keeps, and the past. So we count the allocations themselves. Over the events e_1, e_2, … in time order, each +bytes or
+-bytes of a block allocated during the call,
 
     peak = max_j (e_1 + … + e_j)           bytes; blocks from before the call are not counted, nor is their release
 
 On the CPU the events come from torch's allocator hook, through the profiler: they include temporaries inside
 operators and what autograd allocates in the backward pass. They are exact: a float32 tensor of 1000 elements is 4000
 bytes, without alignment. What does not pass through torch's allocator is not seen (NumPy arrays, a library's own
-workspaces). On CUDA the caching allocator's own counter is read; it rounds each block up to 512 bytes.
+workspaces). On CUDA the caching allocator's own counters are read: *allocated* rounds each block up to 512 bytes,
+*reserved* is what it takes from the driver in segments of 2 MiB and more; its cache is emptied first.
+
+Process. What the machine has to have: the kernel's high-water mark of the resident set, set back before the call, and
+how far it rises above the resident set at that moment. It holds what the tensors' count misses, and it depends on the
+heap: memory that was freed and kept (the allocator "kept") is resident already, so a second call hardly grows. Where
+the mark cannot be set back (not Linux, or not permitted) the resident set is sampled every millisecond, which misses
+shorter peaks.
 
 Measure memory in a pass of its own: watching costs time.
 """
@@ -18,9 +25,76 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import threading
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-__all__ = ["peak_of", "peak_tensor_bytes"]
+__all__ = ["ProcessPeak", "Weight", "peak_of", "peak_process_bytes", "peak_tensor_bytes", "weigh"]
+
+_PROC = Path("/proc/self")
+_SAMPLE_S = 1e-3
+
+
+@dataclass(frozen=True)
+class ProcessPeak:
+    """The process's resident set while a function ran.
+
+    Attributes:
+        peak_bytes: the highest, everything included.
+        growth_bytes: how much of it was not there before.
+        exact: the kernel's own high-water mark; otherwise sampled.
+
+    """
+
+    peak_bytes: int
+    growth_bytes: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The peaks of one call in bytes, each on top of what was there before except `process_bytes`.
+
+    Attributes:
+        tensor_bytes: fresh tensors.
+        reserved_bytes: what CUDA's caching allocator took from the driver; None on the CPU.
+        process_bytes: the process's resident set, everything included; None on CUDA.
+        growth_bytes: how much of that is new; None on CUDA.
+        exact: whether the process's figures are the kernel's own; None on CUDA.
+
+    """
+
+    tensor_bytes: int
+    reserved_bytes: int | None = None
+    process_bytes: int | None = None
+    growth_bytes: int | None = None
+    exact: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return asdict(self)
+
+
+def weigh(fn: Callable[[], object], device: str, before: Callable[[], object] | None = None) -> Weight:
+    """Call `fn` and return all its peaks: once on CUDA, twice on the CPU, where the profiler itself takes memory.
+
+    Args:
+        fn: see `peak_tensor_bytes`.
+        device: "cpu" or "cuda:N".
+        before: called before each call of `fn`, not weighed: the forward pass that a backward pass needs.
+
+    """
+    prepare = before or (lambda: None)
+    prepare()
+    if device != "cpu":
+        return Weight(*_cuda_peaks(fn, _checked(device)))
+    tensors = _cpu_peak(fn)
+    prepare()
+    process = peak_process_bytes(fn)
+    return Weight(tensors, None, process.peak_bytes, process.growth_bytes, process.exact)
 
 
 def peak_tensor_bytes(fn: Callable[[], object], device: str) -> int:
@@ -31,11 +105,26 @@ def peak_tensor_bytes(fn: Callable[[], object], device: str) -> int:
         device: "cpu", or "cuda:N": only that device's memory is counted.
 
     """
-    if device == "cpu":
-        return _cpu_peak(fn)
-    if device == "cuda" or device.startswith("cuda:"):
-        return _cuda_peak(fn, device)
-    raise ValueError(f"no memory counter for the device {device!r}: cpu, cuda or cuda:N")
+    return _cpu_peak(fn) if device == "cpu" else _cuda_peaks(fn, _checked(device))[0]
+
+
+def peak_process_bytes(fn: Callable[[], object], proc: Path = _PROC) -> ProcessPeak:
+    """Call `fn` once and return the peak of the process's resident set while it ran; what it returns is counted.
+
+    Args:
+        fn: anything.
+        proc: the kernel's folder of this process; a test gives its own.
+
+    """
+    try:
+        (proc / "clear_refs").write_text("5")  # sets the high-water mark back to the resident set, and nothing else
+        before, _ = _resident(proc)
+    except (OSError, ValueError):
+        return _sampled_peak(fn)
+    kept = fn()
+    _, peak = _resident(proc)
+    del kept
+    return ProcessPeak(peak, max(0, peak - before), exact=True)
 
 
 def peak_of(events: Iterable[int]) -> int:
@@ -45,6 +134,12 @@ def peak_of(events: Iterable[int]) -> int:
         current += size
         peak = max(peak, current)
     return peak
+
+
+def _checked(device: str) -> str:
+    if device == "cuda" or device.startswith("cuda:"):
+        return device
+    raise ValueError(f"no memory counter for the device {device!r}: cpu, cuda or cuda:N")
 
 
 def _cpu_peak(fn: Callable[[], object]) -> int:
@@ -61,15 +156,50 @@ def _cpu_peak(fn: Callable[[], object]) -> int:
     return peak_of(int(e.nbytes()) for e in sorted(events, key=lambda e: int(e.start_ns())))
 
 
-def _cuda_peak(fn: Callable[[], object], device: str) -> int:
+def _cuda_peaks(fn: Callable[[], object], device: str) -> tuple[int, int]:
+    """Return the peaks of allocated and of reserved bytes above those at the start."""
     import torch
 
     gc.collect()
     torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()  # or what earlier calls left would be reserved already
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     kept = fn()
     torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
+    peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     del kept
-    return int(peak - before)
+    return int(peaks[0] - allocated), int(peaks[1] - reserved)
+
+
+def _resident(proc: Path) -> tuple[int, int]:
+    """Return the resident set and its high-water mark in bytes; ValueError where the kernel does not show them."""
+    text = (proc / "status").read_text()
+    found = [re.search(rf"^{key}:\s*(\d+) kB$", text, re.MULTILINE) for key in ("VmRSS", "VmHWM")]
+    if found[0] is None or found[1] is None:
+        raise ValueError("no resident set in status")
+    return 1024 * int(found[0][1]), 1024 * int(found[1][1])
+
+
+def _sampled_peak(fn: Callable[[], object]) -> ProcessPeak:
+    import psutil
+
+    process = psutil.Process()
+    before = int(process.memory_info().rss)
+    seen = [before]
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_SAMPLE_S):
+            seen.append(int(process.memory_info().rss))
+
+    thread = threading.Thread(target=look, daemon=True, name="memory")
+    thread.start()
+    try:
+        kept = fn()
+        seen.append(int(process.memory_info().rss))
+    finally:
+        ended.set()
+        thread.join()
+    del kept
+    return ProcessPeak(max(seen), max(seen) - before, exact=False)

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import abc
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from meprop_bench.errors import UserError
 from meprop_bench.results.redact import one_line
 
-__all__ = ["PASSED", "SCHEMA", "Parity", "Row", "check_schema", "select"]
+__all__ = ["PASSED", "SCHEMA", "Parity", "Row", "Utilization", "check_schema", "select"]
 
 SCHEMA = "meprop-bench/1"
 PASSED = "passed"
@@ -81,8 +82,88 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Utilization:
+    """What a steady loop of one side took of the machine; its device is the GPU, or on the CPU all of its packages.
+
+    Attributes:
+        seconds: of the loop while it was watched.
+        iterations: of the phase in these seconds.
+        power_w: mean power of the device, idle power included.
+        energy_per_step_j: energy of the device over the loop / iterations, idle power included.
+        energy_source: "NVML counter", "NVML power readings" or "RAPL".
+        cpu_utilization: of the process, in percent of one core: 200 is two cores.
+        others_cpu_utilization: of everything else on the machine, likewise.
+        cpu_steal: given to other guests of the hypervisor, likewise.
+        cpu_frequency_mhz: mean.
+        cpu_energy_j: of all packages over the loop.
+        rss_bytes: largest resident set of the process.
+        voluntary_switches: of all threads of the process over the loop: they waited for something.
+        involuntary_switches: likewise: they had to make room.
+        page_faults: pages mapped at first touch over the loop.
+        gpu_utilization: percent of the time in which some kernel ran.
+        gpu_memory_utilization: percent of the time in which device memory was read or written.
+        gpu_memory_used_bytes: the most in use on the device, by anybody.
+        gpu_power_w: mean of the power readings.
+        gpu_energy_j: of the board over the loop.
+        sm_clock_mhz: mean clock of the multiprocessors.
+        temperature_c: the highest of the GPU.
+        throttle_reasons: what held the GPU's clocks down; empty when nothing did.
+        sm_utilization: percent of the multiprocessors that were busy (this and the next three: Hopper and later).
+        sm_occupancy: percent of the warps that they can hold.
+        tensor_utilization: percent of the time in which tensor cores worked.
+        dram_utilization: percent of the memory's bandwidth.
+        unavailable: field -> why it is null.
+
+    """
+
+    seconds: float
+    iterations: int
+    power_w: float | None = None
+    energy_per_step_j: float | None = None
+    energy_source: str | None = None
+    cpu_utilization: float | None = None
+    others_cpu_utilization: float | None = None
+    cpu_steal: float | None = None
+    cpu_frequency_mhz: float | None = None
+    cpu_energy_j: float | None = None
+    rss_bytes: int | None = None
+    voluntary_switches: int | None = None
+    involuntary_switches: int | None = None
+    page_faults: int | None = None
+    gpu_utilization: float | None = None
+    gpu_memory_utilization: float | None = None
+    gpu_memory_used_bytes: int | None = None
+    gpu_power_w: float | None = None
+    gpu_energy_j: float | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    sm_utilization: float | None = None
+    sm_occupancy: float | None = None
+    tensor_utilization: float | None = None
+    dram_utilization: float | None = None
+    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Utilization:
+        """Build from a JSON object; raises ValueError for a missing or wrong field."""
+        return cls(**_known(cls, record))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One phase of one case. Times are seconds per iteration, sizes bytes; see the module for the rules."""
+    """One phase of one case. Times are seconds per iteration, sizes bytes; see the module for the rules.
+
+    `utilization` and `baseline_utilization` belong to the phase that was run steadily, and so do the four fields before
+    them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
+
+    Memory is what the phase takes on top of what it starts with: `peak_memory_bytes` of tensors, `peak_reserved_bytes`
+    of CUDA's caching allocator, `process_growth_bytes` of the process's resident set, which was at most
+    `process_peak_bytes`.
+    """
 
     case_id: str
     workload: str
@@ -122,6 +203,19 @@ class Row:
     baseline_bytes: float | None = None
     peak_memory_bytes: int | None = None
     baseline_peak_memory_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    baseline_peak_reserved_bytes: int | None = None
+    process_peak_bytes: int | None = None
+    baseline_process_peak_bytes: int | None = None
+    process_growth_bytes: int | None = None
+    baseline_process_growth_bytes: int | None = None
+    gpu_utilization: float | None = None
+    cpu_utilization: float | None = None
+    power_w: float | None = None
+    energy_per_step_j: float | None = None
+    utilization: Utilization | None = None
+    baseline_utilization: Utilization | None = None
+    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
     check: str | None = None
     parity: Parity | None = None
     seed: int | None = None
@@ -189,12 +283,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
-        record = asdict(self)
-        for key in [key for key, value in record.items() if isinstance(value, tuple)]:
-            record[key] = list(record[key])
-        if self.parity is not None:
-            record["parity"] = {k: list(v) if isinstance(v, tuple) else v for k, v in record["parity"].items()}
-        return {"schema": SCHEMA, **record}
+        return {"schema": SCHEMA, **_as_json(asdict(self))}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Row:
@@ -207,28 +296,46 @@ class Row:
         """
         check_schema(record)
         known = _known(cls, record)
-        if isinstance(known.get("parity"), Mapping):
-            known["parity"] = Parity.from_json(known["parity"])
+        for key, kind in _NESTED.items():
+            if isinstance(known.get(key), Mapping):
+                known[key] = kind.from_json(known[key])
         return cls(**known)
 
 
 def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
     """Return the rows whose fields equal `criteria`, in order: `select(rows, workload="mlp", phase="step")`."""
-    names = {field.name for field in fields(Row)}
+    names = {spec.name for spec in fields(Row)}
     if unknown := sorted(set(criteria) - names):
         raise ValueError(f"a row has no field {unknown[0]!r}")
     return [row for row in rows if all(getattr(row, name) == wanted for name, wanted in criteria.items())]
 
 
-def _known(cls: type[Row] | type[Parity], record: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn tuples into lists, at any depth."""
+    return {
+        key: list(value) if isinstance(value, tuple) else _as_json(value) if isinstance(value, Mapping) else value
+        for key, value in record.items()
+    }
+
+
+_Kind: TypeAlias = "type[Row] | type[Parity] | type[Utilization]"
+_NESTED: dict[str, type[Parity] | type[Utilization]] = {
+    "parity": Parity,
+    "utilization": Utilization,
+    "baseline_utilization": Utilization,
+}
+
+
+def _known(cls: _Kind, record: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the keys that `cls` has; raises ValueError if one without a default is missing."""
-    known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
-    if missing := [field.name for field in fields(cls) if field.default is MISSING and field.name not in known]:
+    known = {spec.name: record[spec.name] for spec in fields(cls) if spec.name in record}
+    needed = [spec.name for spec in fields(cls) if spec.default is MISSING and spec.default_factory is MISSING]
+    if missing := [name for name in needed if name not in known]:
         raise ValueError(f"{cls.__name__.lower()} without {missing[0]!r}")
     return known
 
 
-def _normalise(record: Row | Parity) -> None:
+def _normalise(record: Row | Parity | Utilization) -> None:
     """Check each field against its annotation; lists become tuples, and a number that is not finite becomes None."""
     for name, hint in _HINTS[type(record)].items():
         object.__setattr__(record, name, _checked(name, getattr(record, name), hint))
@@ -241,11 +348,19 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             return None
     else:
         for option in options:
+            if get_origin(option) is abc.Mapping and isinstance(value, Mapping):
+                return {_text(name, key): _text(name, item) for key, item in value.items()}
             if get_origin(option) is tuple and isinstance(value, list | tuple):
                 return tuple(_checked(f"an item of {name}", item, get_args(option)[0]) for item in value)
             if _is_a(value, option):
                 return float(value) if option is float else value
     raise ValueError(f"{name} is {one_line(repr(value), 80)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not (line := one_line(value)):
+        raise ValueError(f"{name} holds {one_line(repr(value), 80)}, expected text")
+    return line
 
 
 def _is_a(value: Any, option: Any) -> bool:
@@ -259,4 +374,4 @@ def _is_a(value: Any, option: Any) -> bool:
     return isinstance(option, type) and isinstance(value, option)
 
 
-_HINTS: dict[type[Row] | type[Parity], dict[str, Any]] = {cls: get_type_hints(cls) for cls in (Row, Parity)}
+_HINTS: dict[_Kind, dict[str, Any]] = {cls: get_type_hints(cls) for cls in (Row, Parity, Utilization)}

@@ -86,6 +86,7 @@ class Plan:
         keep_processes: let the processes serve all cases that share device, threads and allocator; otherwise each
             case gets
             its own. Loading torch five times costs as much as measuring a small case.
+        utilization: watch utilisation, power and energy after the timing, for 2 s of each side.
         accuracy_seeds: training runs of each side in the accuracy comparison.
         accuracy_steps: training steps of each of those.
         seed: of weights, data, selections, the order within pairs and the order of the processes.
@@ -100,6 +101,7 @@ class Plan:
     budget: float = 20.0
     processes: int = 5
     keep_processes: bool = False
+    utilization: bool = True
     accuracy_seeds: int = 5
     accuracy_steps: int = 400
     seed: int = 0
@@ -116,8 +118,9 @@ class Plan:
             _check_number(
                 name.replace("_", "-"), value, lambda v: isinstance(v, int) and 1 <= v <= 10_000, "an integer from 1"
             )
-        if not isinstance(self.keep_processes, bool):
-            raise UserError(f"keep-processes must be true or false, not {self.keep_processes!r}")
+        for name in ("keep_processes", "utilization"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UserError(f"{name.replace('_', '-')} must be true or false, not {value!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; two plans with the same one measure the same."""
@@ -140,6 +143,7 @@ _SETTINGS = {
     "budget": float,
     "processes": int,
     "keep-processes": bool,
+    "utilization": bool,
     "accuracy-seeds": int,
     "accuracy-steps": int,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks
-from meprop_bench.results.schema import PASSED, Parity, Row
+from meprop_bench.results.schema import PASSED, Parity, Row, Utilization
 from meprop_bench.workloads.case import Case
 
 __all__ = ["case_rows", "failed_row"]
@@ -19,7 +19,8 @@ def case_rows(
     measurements: Sequence[Measurement],
     *,
     peaks: Peaks,
-    memory: Mapping[str, Sequence[int]],
+    memory: Mapping[str, Sequence[Mapping[str, Any]]],
+    utilization: Mapping[str, Any] | str,
     parity: Parity | None,
     environment_id: str,
     target: float,
@@ -32,7 +33,8 @@ def case_rows(
         setup: what a worker answered to "setup".
         measurements: one for each phase.
         peaks: of the machine, for the floors.
-        memory: phase -> peak bytes of fresh tensors, [baseline, method].
+        memory: what a worker answered to "memory": phase -> weights of [baseline, method].
+        utilization: what a worker answered to "utilization", or why none did.
         parity: the accuracy comparison; it goes to the phase "step".
         environment_id: where this was measured.
         target: half-width at which an interval counts as narrow enough.
@@ -42,7 +44,6 @@ def case_rows(
     rows = []
     for found in measurements:
         costs = setup["costs"].get(found.phase)
-        weights = memory.get(found.phase)
         interval = found.speedup
         converged = found.converged(target)
         remarks = [*setup["notes"], *notes, *found.warnings]
@@ -61,8 +62,8 @@ def case_rows(
                 "baseline_floor_s": peaks.floor_s(baseline_flops, baseline_bytes, case.dtype),
                 "efficiency": floor / found.median_s,
             }
-        if weights is not None:
-            numbers |= {"baseline_peak_memory_bytes": weights[0], "peak_memory_bytes": weights[1]}
+        numbers |= _weights(memory.get(found.phase, ()), remarks)
+        numbers |= _utilization(found.phase, utilization)
         rows.append(
             Row(
                 **_axes(case, k=setup["k"], kernel=setup["kernel"]),
@@ -86,6 +87,39 @@ def case_rows(
             )
         )
     return rows
+
+
+_WEIGHTS = {
+    "tensor_bytes": "peak_memory_bytes",
+    "reserved_bytes": "peak_reserved_bytes",
+    "process_bytes": "process_peak_bytes",
+    "growth_bytes": "process_growth_bytes",
+}
+_WATCHED = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
+"""Fields of the method's `Utilization` that a row has, too."""
+
+
+def _weights(sides: Sequence[Mapping[str, Any]], remarks: list[str]) -> dict[str, Any]:
+    """Return the memory fields of a row; `remarks` gets a line when a figure is not what it seems."""
+    if any(side.get("exact") is False for side in sides):
+        remarks.append("the process's peak was sampled each millisecond: its high-water mark cannot be set back here")
+    return {
+        f"{prefix}{field}": side.get(key)
+        for prefix, side in zip(("baseline_", ""), sides, strict=False)
+        for key, field in _WEIGHTS.items()
+    }
+
+
+def _utilization(phase: str, found: Mapping[str, Any] | str) -> dict[str, Any]:
+    """Return the utilisation fields of a row, with a reason for each that is null."""
+    if isinstance(found, str):
+        return {"unavailable": dict.fromkeys(_WATCHED, found)}
+    if phase != found["phase"]:
+        return {"unavailable": dict.fromkeys(_WATCHED, f"only the phase {found['phase']} is run steadily")}
+    baseline, method = (Utilization.from_json(side) for side in found["sides"])
+    values = {name: getattr(method, name) for name in _WATCHED}
+    reasons = {name: method.unavailable.get(name, "not read") for name, value in values.items() if value is None}
+    return {**values, "utilization": method, "baseline_utilization": baseline, "unavailable": reasons}
 
 
 def failed_row(case: Case, error: str | None, environment_id: str, *, check: str | None = None) -> Row:

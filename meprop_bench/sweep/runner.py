@@ -14,6 +14,9 @@ With `keep_processes` the processes serve every case that shares device, threads
 them takes ten seconds on two cores. They are still fresh for the sweep; what an earlier case left in their heaps is
 the same for both sides.
 
+    last      one process, alone, is weighed and then watched under a steady load (`measure.memory`,
+              `measure.utilization`): neither falls into what was timed
+
 A worker that dies or runs out of memory costs its case alone, which gets a row that says so.
 """
 
@@ -46,6 +49,9 @@ _SLICES = 6
 
 _WARM_S = 0.02
 """Seconds of single iterations before the loops are calibrated, for each side."""
+
+_STEADY_S = 2.0
+"""Seconds for which each side is watched: NVML's utilisation looks back up to 1 s, energy counters tick every 0.1 s."""
 
 _PATIENCE_S = 900.0
 """Seconds after which a silent worker counts as hung; the largest case takes a tenth of that to set up on two cores."""
@@ -83,7 +89,7 @@ class Progress:
         done: cases finished, those of an earlier run included.
         total: cases of the plan.
         case: the one in hand.
-        stage: what it is in: "starting", "checking", "measuring", "training", "done".
+        stage: what it is in: "starting", "checking", "measuring", "training", "watching", "done".
         half_widths: phase -> relative half-width of its interval so far; empty before the first round.
         left_s: seconds until the plan is done, estimated.
         rows: of the case, once it is done.
@@ -175,8 +181,9 @@ class Runner:
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
         measurements = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
-        memory = _ask(workers[0], {"do": "memory", "device": case.device})["bytes"]
+        memory = _ask(workers[0], {"do": "memory", "device": case.device})["weights"]
         parity = self._parity(case, workers)
+        utilization = self._utilization(case, workers[0])
         notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
         return case_rows(
             case,
@@ -184,6 +191,7 @@ class Runner:
             measurements,
             peaks=peaks,
             memory=memory,
+            utilization=utilization,
             parity=parity,
             environment_id=self._environment_id,
             target=self._plan.target,
@@ -235,6 +243,20 @@ class Runner:
 
         return self._accuracies.compare(case, train)
 
+    def _utilization(self, case: Case, worker: Asked) -> Mapping[str, Any] | str:
+        """Watch the machine under a steady load; what goes wrong costs these figures alone, and is returned instead."""
+        if not self._plan.utilization:
+            return "not asked for (utilization is off)"
+        self._tell(case, "watching")
+        try:
+            return _ask(worker, {"do": "utilization", "device": case.device, "seconds": _STEADY_S})
+        except WorkerDied as died:
+            reason = f"the process that was watched {died.reason}"
+        except _CaseFailed as failed:
+            reason = str(failed)
+        self._dismiss()
+        return reason
+
     def _workers(self, case: Case) -> Sequence[Asked]:
         """Return the processes for a case, all of them past their imports."""
         if self._team is None or self._team_of != _group(case):
@@ -271,7 +293,9 @@ class Runner:
         usual = (
             sum(self._spent) / len(self._spent)
             if self._spent
-            else self._plan.budget + (2 if self._plan.keep_processes else 10)
+            else self._plan.budget
+            + (2 if self._plan.keep_processes else 10)
+            + (2 * _STEADY_S if self._plan.utilization else 0)
         )
         own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
         self._progress(

@@ -5,7 +5,8 @@ to.
     setup        {case}                      -> kernel, k, phases, costs, notes
     check        {warm_s}                    -> check, and if it passed, loops
     measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...]
-    memory       {device}                    -> bytes: phase -> [baseline, method], the peak of fresh tensors
+    memory       {device}                    -> weights: phase -> [baseline, method], what each takes at most
+    utilization  {device, seconds}           -> phase, sides: [baseline, method], what a steady loop takes
     peaks        {device, dtype, threads}    -> the machine's arithmetic rate and bandwidth
     accuracy     {case, sparsified, seeds, steps} -> [seed, development-set accuracy in percent] of one side
 
@@ -48,6 +49,7 @@ class Session:
             "check": self.check,
             "measure": self.measure,
             "memory": self.memory,
+            "utilization": self.utilization,
             "peaks": self.peaks,
             "accuracy": self.accuracy,
         }
@@ -119,15 +121,27 @@ class Session:
         return {"pairs": {phase: [list(pair.phases[phase]) for pair in pairs] for phase in prepared.phases}}
 
     def memory(self, device: str) -> _Answer:
-        """Weigh the fresh tensors of each phase, in a pass of its own: weighing slows what it weighs."""
-        from meprop_bench.measure.memory import peak_tensor_bytes
+        """Weigh each phase, in a pass of its own: weighing slows what it weighs."""
+        from meprop_bench.measure.memory import weigh
+        from meprop_bench.workloads.prepared import After
 
         prepared, _ = self._passed()
-        return {
-            "bytes": {
-                phase: [peak_tensor_bytes(call, device) for call in pair] for phase, pair in prepared.memory.items()
-            }
-        }
+
+        def weight(call: Callable[[], object]) -> _Answer:
+            found = weigh(call.call, device, call.before) if isinstance(call, After) else weigh(call, device)
+            return found.to_json()
+
+        return {"weights": {phase: [weight(call) for call in pair] for phase, pair in prepared.memory.items()}}
+
+    def utilization(self, device: str, seconds: float) -> _Answer:
+        """Watch the machine while each side runs its main phase steadily, in a pass of its own: watching costs time."""
+        from meprop_bench.measure.utilization import watch
+
+        prepared, clock = self._passed()
+        if prepared.main is None:
+            raise ValueError("no call of this workload can be repeated")
+        phase, calls = prepared.main
+        return {"phase": phase, "sides": [watch(call, device, clock, seconds=seconds) for call in calls]}
 
     def peaks(self, device: str, dtype: str, threads: int) -> _Answer:
         """Measure what this machine can do at best."""

@@ -38,7 +38,7 @@ from meprop_bench.training import Step, make_optimizer
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
-from meprop_bench.workloads.prepared import PASSED, Prepared
+from meprop_bench.workloads.prepared import PASSED, After, Prepared
 
 __all__ = ["build_model", "setup"]
 
@@ -78,7 +78,13 @@ def setup(case: Case) -> Prepared:
         memory={
             "step": (baseline.whole_step, method.whole_step),
             "linear-backward": (baseline.linear_backward, method.linear_backward),
+            "forward": (baseline.first_forward, method.first_forward),
+            "backward": (
+                After(baseline.first_forward, baseline.first_backward),
+                After(method.first_forward, method.first_backward),
+            ),
         },
+        steady={"step": (baseline.next_step, method.next_step)},
     )
 
 
@@ -131,6 +137,23 @@ class _Side:
         """Take one training step on the first batch."""
         self.step(self._batches[0])
 
+    def first_forward(self) -> Tensor:
+        """Compute the loss of the first batch, without gradients from before."""
+        self.step.optimizer.zero_grad(set_to_none=True)
+        self._loss = self.step.forward(self._batches[0])
+        return self._loss
+
+    def first_backward(self) -> None:
+        """Compute all gradients of the first batch, after `first_forward`."""
+        self._backward()
+
+    def next_step(self) -> None:
+        """Take one training step and go on to the next batch; every `_WALK` steps, start again first."""
+        if self._at >= _WALK:
+            self._restart()
+        self.step(self._batches[self._at])
+        self._at += 1
+
     def _forward(self) -> None:
         self._loss = self.step.forward(self._batches[self._at])
 
@@ -150,6 +173,7 @@ class _Side:
     @torch.no_grad()
     def _restart(self) -> None:
         self._at = 0
+        self.step.optimizer.zero_grad(set_to_none=True)
         for tensor, start in zip(self._state(), self._start, strict=True):
             tensor.copy_(start)
 

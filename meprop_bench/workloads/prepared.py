@@ -1,5 +1,5 @@
 """What every workload hands to whoever measures it: two subjects, their check, their costs, and calls to weigh their
-memory.
+memory and to run steadily.
 
 The two sides do the same work on the same data and differ in the method alone. `check` has to pass in the process
 that is then
@@ -15,7 +15,22 @@ from meprop_bench.measure.paired import Subject
 from meprop_bench.ops.cost import Cost
 from meprop_bench.results.schema import PASSED
 
-__all__ = ["PASSED", "Prepared"]
+__all__ = ["PASSED", "After", "Call", "Prepared"]
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class After:
+    """A call that needs another one right before it, which is not weighed: a backward pass after its forward pass."""
+
+    before: Call
+    call: Call
+
+    def __call__(self) -> object:
+        """Make both calls."""
+        self.before()
+        return self.call()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +45,10 @@ class Prepared:
         kernel: the kernel that runs, where one was chosen ("auto" is a wish).
         k: as resolved; of the mlp, as asked for, since its layers may differ.
         costs: phase -> (baseline, method): what the definitions say they must compute and move. A phase may be missing.
-        memory: phase -> (baseline, method): calls whose fresh tensors are weighed. A phase may be missing.
+        memory: phase -> (baseline, method): calls that are weighed, `After` another one where need be. A phase may be
+            missing.
+        steady: phase -> (baseline, method): calls that may be repeated for seconds while the machine is watched; the
+            first phase is the one that is. Without any: "step" of `memory`, else "backward".
         notes: what a reader should know, one line each.
 
     """
@@ -42,5 +60,13 @@ class Prepared:
     kernel: str
     k: float
     costs: Mapping[str, tuple[Cost, Cost]] = field(default_factory=dict)
-    memory: Mapping[str, tuple[Callable[[], object], Callable[[], object]]] = field(default_factory=dict)
+    memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)
+    steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def main(self) -> tuple[str, tuple[Call, Call]] | None:
+        """The phase that is run steadily, and its calls; None when no call of this workload can be repeated."""
+        if self.steady:
+            return next(iter(self.steady.items()))
+        return next(((phase, self.memory[phase]) for phase in ("step", "backward") if phase in self.memory), None)

@@ -84,6 +84,7 @@ def test_typed_axes_are_lists_of_numbers_and_words() -> None:
         ({"budget": -1}, "budget must be more than 0 seconds"),
         ({"processes": 0}, "processes must be an integer from 1"),
         ({"checks": ("gradient",)}, "did you mean 'gradients'"),
+        ({"utilization": 1}, "utilization must be true or false, not 1"),
     ],
 )
 def test_settings_are_checked(setting: dict[str, object], words: str) -> None:
@@ -122,6 +123,10 @@ def test_options_take_the_place_of_the_presets_own() -> None:
     assert {case.threads for case in plan.cases} == {1}
     assert {case.k for case in plan.cases} == {4}
     assert (plan.budget, plan.seed, {case.seed for case in plan.cases}) == (1.0, 3, {3})
+    assert plan.utilization
+    quick = load_preset("quick")
+    assert not plan_preset(quick).utilization
+    assert plan_preset(quick, utilization=True).utilization
 
 
 _SOUND = 'name = "mine"\nanalysis = "why"\nchecks = ["gradients"]\n[[sweep]]\nk = 3\n'

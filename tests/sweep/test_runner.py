@@ -70,7 +70,14 @@ class _Worker:
         return {"pairs": {name: [[4e-3 * self._bias, 1e-3]] * 3 for name in names}}
 
     def _memory(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        return {"bytes": {"backward": [200, 100]}}
+        dense = {"tensor_bytes": 200, "process_bytes": 9000, "growth_bytes": 300, "exact": True}
+        return {"weights": {"backward": [dense, {**dense, "tensor_bytes": 100}]}}
+
+    def _utilization(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        side = {"seconds": message["seconds"], "cpu_utilization": 190.0, "power_w": 50.0, "energy_per_step_j": 0.5}
+        side["unavailable"] = {"gpu_utilization": "the device is the CPU"}
+        baseline, method = ({**side, "iterations": count} for count in (200, 800))
+        return {"phase": "backward", "sides": [baseline, {**method, "energy_per_step_j": 0.125}]}
 
     def _accuracy(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return {"accuracies": [[seed, 95.0 + seed / 10 + 0.1 * message["sparsified"]] for seed in message["seeds"]]}
@@ -248,11 +255,67 @@ def test_only_what_is_missing_is_measured(run: Callable[..., Store]) -> None:
 def test_progress_tells_stages_widths_and_the_time_left(run: Callable[..., Store]) -> None:
     store = run(_Teams())
     progress: list[Progress] = store.progress  # type: ignore[attr-defined]
-    assert [p.stage for p in progress[:5]] == ["starting", "checking", "measuring", "measuring", "done"]
+    stages = ["starting", "checking", "measuring", "measuring", "watching", "done"]
+    assert [p.stage for p in progress[:6]] == stages
     assert set(progress[3].half_widths) == {"forward", "backward"}
     assert [len(p.rows) for p in progress if p.stage == "done"] == [2, 2]
     lefts = [p.left_s for p in progress if p.stage == "done"]
     assert lefts[0] > lefts[1] == 0
+
+
+def test_a_row_holds_what_a_steady_loop_takes_and_why_the_rest_is_null(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    forward, backward = run(teams, _CASES[:1]).rows()
+    assert [message["seconds"] for do, message in teams.log if do == "utilization"] == [2.0]
+    assert (backward.cpu_utilization, backward.power_w, backward.energy_per_step_j) == (190.0, 50.0, 0.125)
+    assert backward.utilization is not None
+    assert backward.baseline_utilization is not None
+    assert (backward.utilization.iterations, backward.baseline_utilization.iterations) == (800, 200)
+    assert backward.baseline_utilization.energy_per_step_j == 0.5
+    assert backward.unavailable == {"gpu_utilization": "the device is the CPU"}
+    assert forward.utilization is None
+    assert forward.unavailable["power_w"] == "only the phase backward is run steadily"
+
+
+def test_memory_of_tensors_and_of_the_process(run: Callable[..., Store]) -> None:
+    forward, backward = run(_Teams(), _CASES[:1]).rows()
+    assert (backward.baseline_peak_memory_bytes, backward.peak_memory_bytes) == (200, 100)
+    assert (backward.process_peak_bytes, backward.baseline_process_growth_bytes) == (9000, 300)
+    assert backward.peak_reserved_bytes is None
+    assert (forward.peak_memory_bytes, forward.process_peak_bytes) == (None, None)
+    assert not any("sampled" in note for note in backward.notes)
+    weight = {"tensor_bytes": 1, "process_bytes": 2, "growth_bytes": 1, "exact": False}
+    sampled = _Teams(faults={("memory", 3): {"weights": {"backward": [weight, weight]}}})
+    assert any("sampled each millisecond" in note for note in run(sampled, _CASES[:1]).rows()[1].notes)
+
+
+def test_nothing_is_watched_where_the_plan_does_not_ask_for_it(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    row = run(teams, _CASES[:1], utilization=False).rows()[0]
+    assert teams.count("utilization") == 0
+    assert row.utilization is None
+    assert row.unavailable["gpu_utilization"] == "not asked for (utilization is off)"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (WorkerDied("killed by signal 11 (SIGSEGV)"), "the process that was watched killed by signal 11 (SIGSEGV)"),
+        ({"error": "RuntimeError: CUDA error: the device is lost", "kind": "error"}, "RuntimeError: CUDA error"),
+    ],
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_fault_while_it_is_watched_costs_these_figures_alone(
+    run: Callable[..., Store], fault: object, reason: str, keep: bool
+) -> None:
+    teams = _Teams(faults={("utilization", 3): fault})
+    rows = run(teams, keep_processes=keep).rows()
+    assert [(row.k, row.error) for row in rows] == [(3, None)] * 2 + [(4, None)] * 2
+    assert rows[1].speedup is not None
+    assert rows[1].utilization is None
+    assert rows[1].unavailable["power_w"].startswith(reason)
+    assert rows[3].power_w == 50.0
+    assert len(teams.started) == 2  # whoever met the fault is not asked again
 
 
 def _mlp(**changes: Any) -> Case:
