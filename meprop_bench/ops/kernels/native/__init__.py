@@ -9,14 +9,13 @@ largest.
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
-from meprop_bench.ops.kernels.native import example, unified
+from meprop_bench.ops.kernels.native import example, scratch, unified
 from meprop_bench.ops.kernels.native.compiler import OPENMP
 from meprop_bench.ops.selection import select
 
@@ -26,21 +25,6 @@ _SERIAL = 32768
 """Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do."""
 _STREAM = 1 << 23
 """Bytes of dx or dW from which both are written past the caches: they would push everything else out of them."""
-
-
-class _Scratch(threading.local):
-    """Memory kept from call to call, one block a thread: fresh memory costs more than the work done in it."""
-
-    def __init__(self) -> None:
-        self.block = torch.empty(0, dtype=torch.uint8)
-
-    def address(self, size: int) -> int:
-        if self.block.numel() < size:
-            self.block = torch.empty(size, dtype=torch.uint8)
-        return self.block.data_ptr()
-
-
-_scratch = _Scratch()
 
 
 class Native:
@@ -77,12 +61,12 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     gomp, tid = OPENMP
     threads = torch.get_num_threads() if gomp else 1
     few, size, streaming = _example_plan(threads, b, n, m, k)
-    scratch = _scratch.address(size)
+    working = scratch.address(size)
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
     rows = example.pairs(
         gomp, tid, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
-        0 if db is None else db.data_ptr(), scratch,
+        0 if db is None else db.data_ptr(), working,
     )  # fmt: skip
     dx = torch.empty_like(x) if need_dx else None
     dw = w.new_empty(rows if as_rows else n, m) if need_dw else None
@@ -91,7 +75,7 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         example.products(
             gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
             0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
-            0 if hits is None else hits.data_ptr(), scratch, streaming,
+            0 if hits is None else hits.data_ptr(), working, streaming,
         )  # fmt: skip
     return dx, dw if hits is None or dw is None else hybrid_rows(hits, dw, n), db
 
@@ -119,7 +103,7 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         gomp, tid, unified.SUM, unified.GATHER, unified.MULTIPLY, few, threads,
         dy.data_ptr(), x.data_ptr(), w.data_ptr(), 0 if dx is None else dx.data_ptr(),
         0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
-        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, _scratch.address(size),
+        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, scratch.address(size),
     )  # fmt: skip
     if as_rows and dw is not None:
         return dx, hybrid_rows(hits, dw, n) if kept == k else hybrid_rows(hits[:, :kept], dw[:kept], n), db

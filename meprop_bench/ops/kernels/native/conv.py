@@ -181,38 +181,69 @@ def _scatter_all(w, offsets, full, count, rest, table, stride, pixels, values, f
                 target[lane] += value[s] * weight[lane]
 
 
-# The plan: sizes, and the addresses of the vectors' places in a patch (bytes, int64) and the patches' in an image
-# (pixels, int32).
-(_B, _G, _C, _H, _W, _HP, _WP, _TOP, _LEFT, _N, _P, _K, _TAPS, _FULL, _REST, _RUN, _TILE, _PLACE, _PATCH) = range(19)
-PLAN_WORDS = 19
+@intrinsic
+def _transpose8(typing: Any, source: Any, stride: Any, target: Any, target_stride: Any):
+    """Transpose 8 x 8 numbers; strides in bytes."""
 
-# The arguments of the bodies, one word each.
-(_TID, _THREADS, _PLAN, _DY, _IDX, _X, _WEIGHT, _DX, _DW, _DB) = range(10)
-(_XP, _WP_, _DWP, _PIXEL, _VALUE, _START, _WORKING, _IMAGE) = range(10, 18)
-WORDS = 18
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, stride, target, target_stride = arguments
+        rows = []
+        for _ in range(LANES):
+            rows.append(load(builder, VECTOR, source))
+            source = builder.add(source, stride)
+        for d in (1, 2, 4):  # exchange the squares of d x d numbers off the diagonal
+            upper = [lane if not lane & d else LANES + lane - d for lane in range(LANES)]
+            lower = [lane + d if not lane & d else LANES + lane for lane in range(LANES)]
+            kind = ir.VectorType(ir.IntType(32), LANES)
+            for i in range(LANES):
+                if not i & d:
+                    a, b = rows[i], rows[i + d]
+                    rows[i] = builder.shuffle_vector(a, b, ir.Constant(kind, upper))
+                    rows[i + d] = builder.shuffle_vector(a, b, ir.Constant(kind, lower))
+        for row in rows:
+            store(builder, row, target)
+            target = builder.add(target, target_stride)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
 
 
 @function()
-def _vectors(plan):
-    """Return how many vectors a patch has."""
-    runs = plan[_TAPS] // plan[_RUN]
-    return plan[_FULL] + (runs if plan[_REST] else 0)
+def _transpose(source, stride, rows, columns, target, target_stride):
+    """Transpose a matrix of float32 numbers; strides in bytes. The last squares of eight may overlap those before."""
+    if rows >= LANES and columns >= LANES:
+        for row in range(0, rows, LANES):
+            i = min(row, rows - LANES)
+            for column in range(0, columns, LANES):
+                j = min(column, columns - LANES)
+                _transpose8(source + i * stride + 4 * j, stride, target + j * target_stride + 4 * i, target_stride)
+        return
+    for i in range(rows):
+        row_of = view(source + i * stride, columns, np.float32)
+        for j in range(columns):
+            view(target + j * target_stride + 4 * i, 1, np.float32)[0] = row_of[j]
+
+
+# The plan: sizes, and the addresses of three tables. Of a patch: where its vectors are (bytes, int64), and where among
+# the numbers of the vectors the weight of a channel and tap is, (C, taps) (int32). Of an image: where its patches
+# are, by output position (pixels, int32).
+(_B, _G, _C, _H, _W, _HP, _WP, _TOP, _LEFT, _N, _P, _K) = range(12)
+(_TAPS, _FULL, _REST, _VECTORS, _TILE, _PLACE, _SLOT, _PATCH) = range(12, 20)
+PLAN_WORDS = 20
+
+# The arguments of the bodies, one word each.
+(_TID, _THREADS, _PLAN, _DY, _IDX, _X, _WEIGHT, _DX, _DW, _DB) = range(10)
+(_XP, _PACKED, _DWP, _PIXEL, _VALUE, _START, _PARTS, _WORKING, _IMAGE) = range(10, 19)
+WORDS = 19
+
+_SUMS = 64
+"""Sums of a map that are added up side by side for the bias: a single one would wait for itself."""
 
 
 @function()
 def _image_bytes(plan):
     """Return the bytes of one padded image; the vector after its last number may be read."""
     return 4 * plan[_HP] * plan[_WP] * plan[_C]
-
-
-@function()
-def _slot(plan, tap, channel):
-    """Return where the weight of a tap and channel lies among the numbers of a patch's vectors."""
-    per_run = plan[_RUN] * plan[_C] // LANES
-    run = tap // plan[_RUN]
-    i = tap % plan[_RUN] * plan[_C] + channel
-    vector = run * per_run + i // LANES if i // LANES < per_run else plan[_FULL] + run
-    return vector * LANES + i % LANES
 
 
 def _pixels(a):
@@ -224,25 +255,22 @@ def _pixels(a):
     if a[_DW] != 0:
         images = plan[_B] * plan[_G]
         for image in range(images * t // threads, images * (t + 1) // threads):
-            source = view(a[_X] + 4 * image * c * h * w, (c, h, w), np.float32)
-            flat = view(a[_XP] + _image_bytes(plan) * image, hp * wp * c, np.float32)
-            if hp * wp > h * w:
-                flat[:] = 0
+            source, target = a[_X] + 4 * image * c * h * w, a[_XP] + _image_bytes(plan) * image
+            if hp * wp == h * w:
+                _transpose(source, 4 * h * w, c, h * w, target, 4 * c)
+                continue
+            view(target, hp * wp * c, np.float32)[:] = 0
             for y in range(h):
-                for first in range(0, c, LANES):
-                    target = ((y + top) * wp + left) * c
-                    for column in range(w):
-                        for channel in range(first, min(c, first + LANES)):
-                            flat[target + channel] = source[channel, y, column]
-                        target += c
+                inside = target + 4 * ((y + top) * wp + left) * c
+                _transpose(source + 4 * y * w, 4 * h * w, c, w, inside, 4 * c)
     if a[_DX] != 0:
-        n, taps, numbers = plan[_N], plan[_TAPS], _vectors(plan) * LANES
+        n, count, numbers = plan[_N], c * plan[_TAPS], plan[_VECTORS] * LANES
+        slots = view(plan[_SLOT], count, np.int32)
         for i in range(n * t // threads, n * (t + 1) // threads):
-            source_w = view(a[_WEIGHT] + 4 * i * c * taps, (c, taps), np.float32)
-            packed = view(a[_WP_] + 4 * i * numbers, numbers, np.float32)
-            for tap in range(taps):
-                for channel in range(c):
-                    packed[_slot(plan, tap, channel)] = source_w[channel, tap]
+            weights = view(a[_WEIGHT] + 4 * i * count, count, np.float32)
+            packed = view(a[_PACKED] + 4 * i * numbers, numbers, np.float32)
+            for j in range(count):
+                packed[slots[j]] = weights[j]
 
 
 @function()
@@ -269,9 +297,9 @@ def _keep(a, plan, b, n, fill, working, places):
 
 @function()
 def _add_up(row, p, sums):
-    """Add the p numbers at an address to 64 sums."""
-    for start in range(0, p, 64):
-        length = min(64, p - start)
+    """Add the p numbers at an address to `_SUMS` sums."""
+    for start in range(0, p, _SUMS):
+        length = min(_SUMS, p - start)
         part = view(row + 4 * start, length, np.float32)
         for i in range(length):
             sums[i] += part[i]
@@ -282,19 +310,23 @@ def _maps(a):
     a = carray(a, WORDS)
     plan = view(a[_PLAN], PLAN_WORDS, np.int64)
     t, threads = thread_number(a[_TID]), a[_THREADS]
-    batch, maps, p, k, c, taps = plan[_B], plan[_N], plan[_P], plan[_K], plan[_C], plan[_TAPS]
+    batch, maps, p, k, c, count = plan[_B], plan[_N], plan[_P], plan[_K], plan[_C], plan[_C] * plan[_TAPS]
     low, high = maps * t // threads, maps * (t + 1) // threads
-    vectors = _vectors(plan)
+    vectors = plan[_VECTORS]
+    slots, sums = view(plan[_SLOT], count, np.int32), view(a[_PARTS], (maps, _SUMS), np.float32)
     working = a[_WORKING] + t * (working_bytes(p, k) + 4 * k)
     places = view(working + working_bytes(p, k), k, np.int32)
     starts = view(a[_START], (maps, batch + 1), np.int32)
     view(a[_DWP] + _SIZE * low * vectors, (high - low) * vectors * LANES, np.float32)[:] = 0
     for n in range(low, high):
         starts[n, 0] = 0
+        sums[n] = 0
     for tile in range(0, batch, plan[_TILE]):
         stop = min(batch, tile + plan[_TILE])
         for n in range(low, high):
             for b in range(tile, stop):
+                if a[_DB] != 0:
+                    _add_up(a[_DY] + 4 * (b * maps + n) * p, p, sums[n])
                 starts[n, b + 1] = _keep(a, plan, b, n, np.int64(starts[n, b]), working, places)
             if a[_DW] != 0:
                 entries = 4 * n * batch * k
@@ -304,22 +336,16 @@ def _maps(a):
                 )  # fmt: skip
     if a[_DW] != 0:
         for n in range(low, high):
-            sums = view(a[_DWP] + _SIZE * n * vectors, vectors * LANES, np.float32)
-            target = view(a[_DW] + 4 * n * c * taps, (c, taps), np.float32)
-            for tap in range(taps):
-                for channel in range(c):
-                    target[channel, tap] = sums[_slot(plan, tap, channel)]
+            packed = view(a[_DWP] + _SIZE * n * vectors, vectors * LANES, np.float32)
+            dw = view(a[_DW] + 4 * n * count, count, np.float32)
+            for j in range(count):
+                dw[j] = packed[slots[j]]
     if a[_DB] != 0:
         db = view(a[_DB], maps, np.float32)
-        parts = np.empty(64, np.float32)
         for n in range(low, high):
-            parts[:] = 0
-            for b in range(batch):
-                _add_up(a[_DY] + 4 * (b * maps + n) * p, p, parts)
-            total = np.float32(0)
-            for i in range(64):
-                total += parts[i]
-            db[n] = total
+            db[n] = 0
+            for i in range(_SUMS):
+                db[n] += sums[n, i]
 
 
 def _images(a):
@@ -329,7 +355,7 @@ def _images(a):
     t, threads = thread_number(a[_TID]), a[_THREADS]
     batch, groups, maps, k, c = plan[_B], plan[_G], plan[_N], plan[_K], plan[_C]
     h, w, hp, wp, top, left = plan[_H], plan[_W], plan[_HP], plan[_WP], plan[_TOP], plan[_LEFT]
-    vectors = _vectors(plan)
+    vectors = plan[_VECTORS]
     starts = view(a[_START], (maps, batch + 1), np.int32)
     flat = view(a[_IMAGE] + _image_bytes(plan) * t, hp * wp * c, np.float32)
     each = maps // groups
@@ -340,17 +366,16 @@ def _images(a):
         for n in range(g * each, (g + 1) * each):
             entries = 4 * n * batch * k
             _scatter_all(
-                a[_WP_] + _SIZE * n * vectors, plan[_PLACE], plan[_FULL], vectors, plan[_REST], table, 4 * c,
+                a[_PACKED] + _SIZE * n * vectors, plan[_PLACE], plan[_FULL], vectors, plan[_REST], table, 4 * c,
                 a[_PIXEL] + entries, a[_VALUE] + entries, np.int64(starts[n, b]), np.int64(starts[n, b + 1]),
             )  # fmt: skip
-        target = view(a[_DX] + 4 * image * c * h * w, (c, h, w), np.float32)
+        target, source = a[_DX] + 4 * image * c * h * w, a[_IMAGE] + _image_bytes(plan) * t
+        if hp * wp == h * w:
+            _transpose(source, 4 * c, h * w, c, target, 4 * h * w)
+            continue
         for y in range(h):
-            for first in range(0, c, LANES):
-                source = ((y + top) * wp + left) * c
-                for column in range(w):
-                    for channel in range(first, min(c, first + LANES)):
-                        target[channel, y, column] = flat[source + channel]
-                    source += c
+            inside = source + 4 * ((y + top) * wp + left) * c
+            _transpose(inside, 4 * c, w, c, target + 4 * y * w, 4 * h * w)
 
 
 PIXELS, MAPS, IMAGES = body(_pixels), body(_maps), body(_images)
@@ -360,15 +385,16 @@ PIXELS, MAPS, IMAGES = body(_pixels), body(_maps), body(_images)
 def _place(a, plan, threads, scratch):
     """Set where everything lies in the scratch memory; return where it ends."""
     n, batch, k = plan[_N], plan[_B], plan[_K]
-    numbers = _SIZE * n * _vectors(plan)
-    a[_WP_] = (scratch + 63) // 64 * 64
-    a[_DWP] = a[_WP_] + numbers
+    numbers = _SIZE * n * plan[_VECTORS]
+    a[_PACKED] = (scratch + 63) // 64 * 64
+    a[_DWP] = a[_PACKED] + numbers
     a[_IMAGE] = (a[_DWP] + numbers + 63) // 64 * 64
     a[_XP] = (a[_IMAGE] + threads * _image_bytes(plan) + 63) // 64 * 64
     a[_PIXEL] = a[_XP] + batch * plan[_G] * _image_bytes(plan) + _SIZE
     a[_VALUE] = a[_PIXEL] + 4 * n * batch * k
     a[_START] = a[_VALUE] + 4 * n * batch * k
-    a[_WORKING] = a[_START] + 4 * n * (batch + 1)
+    a[_PARTS] = a[_START] + 4 * n * (batch + 1)
+    a[_WORKING] = a[_PARTS] + 4 * n * _SUMS
     return a[_WORKING] + threads * (working_bytes(plan[_P], k) + 4 * k)
 
 
