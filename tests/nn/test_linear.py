@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops import linear
@@ -92,6 +93,24 @@ def test_k_changes_while_training():
     with pytest.raises(ValueError, match="not 0"):
         layer.k = 0
     assert layer.k == 9
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_k_changes_without_compiling_anew(fullgraph):
+    """But for the first change, and for the first to all neurons, whose graph is that of the dense layer."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(MePropLinear(5, 9, k=3), nn.ReLU(), MePropLinear(9, 9, k=0.3, selection="unified"))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=fullgraph)
+    x = torch.randn(4, 5)
+    compilations = []
+    for k in (3, 3, 4, 1, 2, 0.5, 8, 0.2, 9, 7, 1.0, 3, 10, 0.9):
+        model[0].k = model[2].k = k
+        grads = torch.autograd.grad(compiled(x).pow(2).sum(), model.parameters())
+        torch.testing.assert_close(grads, torch.autograd.grad(model(x).pow(2).sum(), model.parameters()))
+        compilations.append(counter.frame_count)
+    assert compilations == [1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3]
 
 
 def test_copy_and_pickle():

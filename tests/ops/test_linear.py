@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -272,6 +273,14 @@ class TestCompile:
         compiled = torch.compile(lambda *t: loss(*t, k=3), backend="aot_eager", fullgraph=True)
         (dw,) = torch.autograd.grad(compiled(x.detach().view(2, 3, 5), w, b.detach()), w)
         torch.testing.assert_close(dw, sparsified(x, w, b)[1])
+
+    def test_k_is_a_variable_of_the_graph_once_it_has_changed(self, case):
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(lambda k, *t: loss(*t, k=k), backend=counter, fullgraph=True)
+        for k in (3, 4, 5, 8, 2):
+            grads = torch.autograd.grad(compiled(k, *case), case)
+            torch.testing.assert_close(list(grads), sparsified(*case, k=k))
+        assert counter.frame_count == 2
 
     def test_sparse_rows_break_the_graph_or_raise(self, case):
         def function(*t):
