@@ -44,8 +44,10 @@ from meprop_bench.ops.kernels.native.compiler import (
 )
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
-CHUNK = 8 * LANES
-"""Columns summed up at once: eight vectors hide the latency of a multiply-add."""
+CHUNK = (24 if LANES == 16 else 12) * LANES
+"""Columns summed up at once, in registers: the longer the piece of a row, the better it is fetched ahead."""
+PIECE = 4 * LANES
+"""Columns at once of what is left: four vectors hide the latency of a multiply-add."""
 
 
 def _bag(columns: int, streaming: bool = False) -> Any:
@@ -90,7 +92,8 @@ def _bag(columns: int, streaming: bool = False) -> Any:
     return bag
 
 
-_chunk, _streamed, _vector, _single = _bag(CHUNK), _bag(CHUNK, streaming=True), _bag(LANES), _bag(1)
+_chunk, _streamed = _bag(CHUNK), _bag(CHUNK, streaming=True)
+_piece, _vector, _single = _bag(PIECE), _bag(LANES), _bag(1)
 
 
 @function()
@@ -104,6 +107,9 @@ def _sum_rows(out, table, m, rows, values, first, last, streaming):
     while c + CHUNK <= m:
         _chunk(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
         c += CHUNK
+    while c + PIECE <= m:
+        _piece(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
+        c += PIECE
     while c + LANES <= m:
         _vector(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
         c += LANES
