@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meprop_bench.ops import kernels
+from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Gradients, Kernel, Request
 from meprop_bench.ops.selection import check_selection, resolve_k
 
@@ -91,17 +92,12 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 
 def _autocast(x: Tensor, w: Tensor, b: Tensor | None, sparse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast as autocast does for `F.linear`. Outside of the Function, so that autograd casts the gradients back."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    """Cast as autocast does for `F.linear`."""
+    dtype = lower_precision(x)
+    if dtype is None:
         return x, w, b
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(t: Tensor) -> Tensor:
-        return t if t.dtype == torch.float64 else t.to(dtype)
-
-    w = _CastRows.apply(w, dtype) if sparse else cast(w)  # type: ignore[no-untyped-call]
-    return cast(x), w, None if b is None else cast(b)
+    w = _CastRows.apply(w, dtype) if sparse else cast_to(w, dtype)  # type: ignore[no-untyped-call]
+    return cast_to(x, dtype), w, cast_to(b, dtype)
 
 
 class _CastRows(torch.autograd.Function):
@@ -110,7 +106,7 @@ class _CastRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w, dtype):  # type: ignore[no-untyped-def]
         ctx.dtype = w.dtype
-        return w if w.dtype == torch.float64 else w.to(dtype)
+        return cast_to(w, dtype)
 
     @staticmethod
     def backward(ctx, dw):  # type: ignore[no-untyped-def]
