@@ -23,6 +23,7 @@ time, and not at later changes (see `nn.linear`).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -64,7 +65,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class _Transition:
+class _Transition(ABC):
     """From k = start at step 0 to k = end at step `steps`, and there from then on.
 
     Raises:
@@ -93,9 +94,9 @@ class _Transition:
         k = self.start + (self.end - self.start) * self.progress(max(step, 0) / self.steps)
         return math.floor(k + 0.5) if isinstance(self.start, Integral) else k
 
+    @abstractmethod
     def progress(self, time: float) -> float:
         """Return how much of the way from start to end is done at a time in [0, 1)."""
-        raise NotImplementedError
 
 
 class Linear(_Transition):
