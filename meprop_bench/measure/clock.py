@@ -2,12 +2,19 @@
 
 Two facts shape the protocol. A CUDA kernel runs after the call that launched it returned, so reading the wall clock
 around a call times the launch: events recorded in the stream are read instead, and only once at the end of the loop,
-because a synchronisation in between would add its own 10 microseconds. And a Python loop has a price of its own (65
-ns for a call, 200 ns more for the boundary between two phases, on a 2-core virtual x86 machine), so loops bind
-everything locally, sums are left for later, and a value lasts long enough to hide the rest.
+because a synchronisation in between would add its own 10 microseconds. And a Python loop has a price of its own, so
+loops bind everything locally, sums are left for later, and a value lasts long enough to hide the rest.
 
     clock.time(fn, loops)             seconds for one call of fn, averaged over a loop
     clock.time_phases(phases, loops)  the same for consecutive phases of one iteration: forward, backward, update
+    overhead(clock)                   what both say of a function that does nothing; reported, never subtracted
+
+What is timed is chosen by the clock, the code under test knows nothing of it:
+
+    WallClock        perf_counter                         the CPU; on CUDA, what a program sees from outside
+    CudaEventClock   events in the stream                 the device's time, launches included where they are the slower
+    CudaGraphClock   events around replays of a graph     the device's time without launches: what a captured step costs
+    ColdClock        any of them, caches emptied before   what data cost that come from memory
 
 The trade-off: the average over a loop hides the spread within it; the spread is what the many values are for.
 """
@@ -19,7 +26,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import Any, Protocol
 
-__all__ = ["Clock", "CudaEventClock", "WallClock", "clock_for"]
+__all__ = ["CACHES", "Clock", "CudaEventClock", "WallClock", "clock_for", "overhead"]
+
+CACHES = ("warm", "cold")
+"""What a timed call may find in the caches: what the last one left there, or nothing."""
 
 
 class Clock(Protocol):
@@ -60,12 +70,18 @@ class WallClock:
         """Return the seconds of one call of `fn`."""
         _check_loops(loops)
         now = self.now
+        wait = self._wait
         rounds = repeat(None, loops)
-        self.synchronize()
+        if wait is None:
+            start = now()
+            for _ in rounds:
+                fn()
+            return (now() - start) / loops
+        wait()
         start = now()
         for _ in rounds:
             fn()
-        self.synchronize()
+        wait()
         return (now() - start) / loops
 
     def time_phases(self, phases: Mapping[str, Callable[[], object]], loops: int) -> dict[str, float]:
@@ -76,14 +92,21 @@ class WallClock:
         calls = list(phases.values())
         marks: list[float] = []
         mark = marks.append
-        self.synchronize()
-        mark(now())
-        for _ in repeat(None, loops):
-            for phase in calls:
-                phase()
-                if wait is not None:
+        rounds = repeat(None, loops)
+        if wait is None:
+            mark(now())
+            for _ in rounds:
+                for phase in calls:
+                    phase()
+                    mark(now())
+        else:
+            wait()
+            mark(now())
+            for _ in rounds:
+                for phase in calls:
+                    phase()
                     wait()
-                mark(now())
+                    mark(now())
         return _means([end - start for start, end in pairwise(marks)], phases)
 
 
@@ -155,13 +178,53 @@ class CudaEventClock:
             return [event(enable_timing=True) for _ in range(count)]
 
 
-def clock_for(device: str) -> Clock:
-    """Return the clock that is right for a device: "cpu", "cuda" or "cuda:N"."""
+def clock_for(device: str, *, caches: str = "warm", graphs: bool = False) -> Clock:
+    """Return the clock that is right for a device.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+        caches: "warm", as the last call left them, or "cold", emptied before each iteration.
+        graphs: time replays of CUDA graphs instead of launches; for a CUDA device only.
+
+    """
+    if caches not in CACHES:
+        raise ValueError(f"no clock for {caches!r} caches: {' or '.join(CACHES)}")
+    clock: Clock
     if device == "cpu":
-        return WallClock()
-    if device == "cuda" or device.startswith("cuda:"):
-        return CudaEventClock(device)
-    raise ValueError(f"no clock for the device {device!r}: cpu, cuda or cuda:N")
+        if graphs:
+            raise ValueError("CUDA graphs need a CUDA device, got 'cpu'")
+        clock = WallClock()
+    elif device == "cuda" or device.startswith("cuda:"):
+        from meprop_bench.measure.graph import CudaGraphClock
+
+        clock = CudaGraphClock(device) if graphs else CudaEventClock(device)
+    else:
+        raise ValueError(f"no clock for the device {device!r}: cpu, cuda or cuda:N")
+    if caches == "warm":
+        return clock
+    from meprop_bench.measure.cold import ColdClock, evictor
+
+    return ColdClock(clock, evictor(device))
+
+
+def overhead(clock: Clock, *, loops: int = 100, repeats: int = 50) -> dict[str, float]:
+    """Measure what a clock says of a function that does nothing.
+
+    Returns:
+        Seconds, the least of `repeats` values, of "call": one of many calls in a loop; "single": a loop of one;
+        "phase": one phase of several. All values hold it, on both sides of a pair: none is corrected for it.
+
+    """
+    phases = {"first": _nothing, "second": _nothing}
+    return {
+        "call": min(clock.time(_nothing, loops) for _ in range(repeats)),
+        "single": min(clock.time(_nothing, 1) for _ in range(repeats)),
+        "phase": min(clock.time_phases(phases, loops)["second"] for _ in range(repeats)),
+    }
+
+
+def _nothing() -> None:
+    pass
 
 
 def _check_loops(loops: int) -> None:

@@ -2,7 +2,9 @@
 
 Results of different environments are never compared silently, so each row carries an `environment_id`: the first 12 hex
 digits of a SHA-256 over the fields below, except those in `NOT_IN_ID`, which may differ between comparable results (the
-revision of this project is what a comparison is *about*; the load is weather).
+revision of this project is what a comparison is *about*; the load and the clock's own cost are weather). Fields that
+are null are left out of it, too, so that a probe which is added later leaves the ids of machines alone that do not have
+what it looks for.
 
 Reports are committed, so there is no host name, no user name, no path, no serial number in it. A field that cannot be
 read is null, and `unavailable` says why, field by field. Collect in the worker process itself: the allocator and the
@@ -23,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import meprop_bench
+from meprop_bench.measure import procfs
 from meprop_bench.measure.allocator import preloaded
+from meprop_bench.measure.clock import clock_for, overhead
+from meprop_bench.measure.procfs import Unavailable
 
-__all__ = ["NOT_IN_ID", "collect", "environment_id", "machine_slug"]
+__all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "machine_slug"]
 
-NOT_IN_ID = frozenset({"package_version", "git_revision", "load_average", "unavailable"})
+NOT_IN_ID = frozenset({"package_version", "git_revision", "load_average", "clock_overhead_s", "unavailable"})
 
 # Environment variables that change how fast things run; none of them holds a path.
 _VARIABLES = (
@@ -38,12 +43,6 @@ _VARIABLES = (
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "PYTHONMALLOC"),
     *("CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING"),
 )
-_PROC = Path("/proc")
-_SYS = Path("/sys")
-
-
-class Unavailable(Exception):
-    """A probe found nothing; the message says why."""
 
 
 def collect(device: str, allocator: str) -> dict[str, Any]:
@@ -58,10 +57,11 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
         "cpu_model": cpu_model,
         "cpu_physical_cores": _physical_cores,
         "cpu_logical_cores": _logical_cores,
-        "cpu_usable_cores": usable_cores,
-        "cpu_limit": _cgroup_limit,
-        "cpu_governor": _governor,
-        "cpu_caches": _caches,
+        "cpu_usable_cores": procfs.usable_cores,
+        "cpu_limit": procfs.cpu_limit,
+        "cpu_governor": procfs.governor,
+        "cpu_boost": procfs.boost,
+        "cpu_caches": procfs.caches,
         "cpu_capability": _cpu_capability,
         "memory_gib": _memory_gib,
         "transparent_huge_pages": _huge_pages,
@@ -80,6 +80,8 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
         "torch_threads": _torch_threads,
         "gpu": lambda: _gpu(device),
         "gpu_driver": lambda: _driver(device),
+        "clock_source": lambda: procfs.read(procfs.SYS / "devices/system/clocksource/clocksource0/current_clocksource"),
+        "clock_overhead_s": lambda: overhead(clock_for(device)),
         "load_average": lambda: [round(load, 2) for load in os.getloadavg()],
         "package_version": lambda: meprop_bench.__version__,
         "git_revision": _git_revision,
@@ -99,7 +101,7 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
 
 def environment_id(environment: Mapping[str, Any]) -> str:
     """Return 12 hex digits that are equal exactly for comparable environments."""
-    relevant = {name: value for name, value in environment.items() if name not in NOT_IN_ID}
+    relevant = {name: value for name, value in environment.items() if name not in NOT_IN_ID and value is not None}
     canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -112,13 +114,13 @@ def machine_slug(device: str = "cpu") -> str:
         model = cpu_model()
     except Unavailable:
         model = platform.machine() or "cpu"
-    return f"{_slug(model)}-{usable_cores()}c"
+    return f"{_slug(model)}-{procfs.usable_cores()}c"
 
 
 def cpu_model() -> str:
     """Return the processor's name as the kernel or the system gives it."""
     if platform.system() == "Linux":
-        text = _read(_PROC / "cpuinfo")
+        text = procfs.read(procfs.PROC / "cpuinfo")
         for key in ("model name", "Model", "cpu model", "cpu"):
             if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
                 return match[1].strip()
@@ -128,21 +130,9 @@ def cpu_model() -> str:
     raise Unavailable("the system gives no processor name")
 
 
-def usable_cores() -> int:
-    """Return the logical cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _slug(name: str) -> str:
     name = re.sub(r"\((R|TM|C)\)|@.*|\b\d+th Gen\b|\b(\w+-Core|CPU|Processor)\b", " ", name, flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "machine"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        raise Unavailable("the kernel does not show it") from None
 
 
 def _physical_cores() -> int:
@@ -159,52 +149,6 @@ def _logical_cores() -> int:
     return cores
 
 
-def _cgroup_limit() -> float:
-    """Return the least CPU quota of this process's control groups, in cores."""
-    limits = []
-    root = _SYS / "fs/cgroup"
-    for line in _read(_PROC / "self/cgroup").splitlines():
-        hierarchy, controllers, path = line.split(":", 2)
-        folder = root if hierarchy == "0" else root / controllers
-        if hierarchy != "0" and "cpu" not in controllers.split(","):
-            continue
-        # Within a namespace the path may not exist below the mount, whose root then is the group itself.
-        group = folder / path.strip("/")
-        for place in {group, *group.parents}:
-            if place == folder or folder in place.parents:
-                limits += _quota(place)
-    if not limits:
-        raise Unavailable("no control group limits it")
-    return min(limits)
-
-
-def _quota(group: Path) -> list[float]:
-    try:
-        if (file := group / "cpu.max").exists():  # version 2: "quota period", or "max period"
-            quota, period = file.read_text().split()
-        else:  # version 1: -1 is no quota
-            quota = (group / "cpu.cfs_quota_us").read_text().strip()
-            period = (group / "cpu.cfs_period_us").read_text().strip()
-    except OSError:
-        return []
-    return [] if quota in ("max", "-1") else [round(int(quota) / int(period), 3)]
-
-
-def _governor() -> str:
-    return _read(_SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-def _caches() -> dict[str, str]:
-    """Return the first core's caches, such as {"L1d": "32K", "L2": "512K", "L3": "32768K"}."""
-    caches = {}
-    for index in sorted((_SYS / "devices/system/cpu/cpu0/cache").glob("index*")):
-        kind = {"Data": "d", "Instruction": "i"}.get(_read(index / "type"), "")
-        caches[f"L{_read(index / 'level')}{kind}"] = _read(index / "size")
-    if not caches:
-        raise Unavailable("the kernel does not show it")
-    return caches
-
-
 def _cpu_capability() -> str:
     import torch
 
@@ -218,7 +162,7 @@ def _memory_gib() -> float:
 
 
 def _huge_pages() -> str:
-    chosen = re.search(r"\[(\w+)\]", _read(_SYS / "kernel/mm/transparent_hugepage/enabled"))
+    chosen = re.search(r"\[(\w+)\]", procfs.read(procfs.SYS / "kernel/mm/transparent_hugepage/enabled"))
     if chosen is None:
         raise Unavailable("the kernel does not show it")
     return chosen[1]

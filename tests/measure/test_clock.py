@@ -5,7 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from meprop_bench.measure.clock import CudaEventClock, WallClock, clock_for
+from meprop_bench.measure.clock import CudaEventClock, WallClock, clock_for, overhead
+from meprop_bench.measure.cold import ColdClock
+from meprop_bench.measure.graph import CudaGraphClock
 
 
 def test_time_is_the_mean_of_a_loop(clock):
@@ -57,6 +59,45 @@ def test_clock_for_a_device():
         clock_for("tpu")
     with pytest.raises(ValueError, match="cpu"):
         CudaEventClock("cpu")
+    with pytest.raises(ValueError, match="CUDA graphs need a CUDA device"):
+        clock_for("cpu", graphs=True)
+    with pytest.raises(ValueError, match="warm or cold"):
+        clock_for("cpu", caches="tepid")
+    assert isinstance(clock_for("cpu", caches="cold"), ColdClock)
+    assert isinstance(clock_for("cuda:0", graphs=True), CudaGraphClock)
+
+
+def test_a_wall_clock_of_a_device_waits_at_both_ends_and_at_each_boundary(monkeypatch):
+    device = {"queued": 0.0, "done": 0.0, "waits": 0}
+
+    def wait(_):
+        device["waits"] += 1
+        device["done"] = device["queued"]
+
+    def launch():
+        device["queued"] += 0.5
+
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    clock = WallClock("cuda:0", timer=lambda: device["done"])
+    assert clock.time(launch, 4) == 0.5
+    assert device["waits"] == 2
+    assert clock.time_phases({"one": launch, "two": lambda: (launch(), launch())}, 3) == {"one": 0.5, "two": 1.0}
+    assert device["waits"] == 2 + 1 + 6
+
+
+def test_the_overhead_is_what_the_clock_says_of_nothing(clock):
+    tick = clock.now
+
+    def ticking():
+        clock.advance(1.0)  # a reading of this clock takes a second
+        return tick()
+
+    clock.now = ticking
+    # A loop of 100 has one reading in it, a single call one of its own, a boundary between phases one.
+    assert overhead(clock) == {"call": pytest.approx(0.01), "single": 1.0, "phase": 1.0}
+    real = overhead(WallClock(), loops=10, repeats=2)
+    assert set(real) == {"call", "single", "phase"}
+    assert all(seconds >= 0 for seconds in real.values())
 
 
 @pytest.mark.cuda

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import meprop_bench
-from meprop_bench.measure import environment as environment_module
+from meprop_bench.measure import procfs
 from meprop_bench.measure.environment import NOT_IN_ID, collect, environment_id, machine_slug
 
 
@@ -24,8 +24,8 @@ def here():
 @pytest.fixture
 def system(monkeypatch, tmp_path):
     """A kernel's files that a test writes."""
-    monkeypatch.setattr(environment_module, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(environment_module, "_SYS", tmp_path / "sys")
+    monkeypatch.setattr(procfs, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(procfs, "SYS", tmp_path / "sys")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
 
     def write(path: str, text: str) -> None:
@@ -93,13 +93,13 @@ def test_the_id_ignores_the_weather_and_nothing_else(here):
     ],
 )
 def test_a_slug_is_a_safe_folder_name(system, monkeypatch, model, slug):
-    monkeypatch.setattr(environment_module, "usable_cores", lambda: 4)
+    monkeypatch.setattr(procfs, "usable_cores", lambda: 4)
     system("proc/cpuinfo", f"processor\t: 0\nmodel\t\t: 1\nmodel name\t: {model}\nflags\t\t: fpu\n")
     assert machine_slug() == slug
 
 
 def test_a_slug_without_a_model_name_is_the_architecture(system, monkeypatch):
-    monkeypatch.setattr(environment_module, "usable_cores", lambda: 4)
+    monkeypatch.setattr(procfs, "usable_cores", lambda: 4)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     system("proc/cpuinfo", "processor\t: 0\nBogoMIPS\t: 50.00\n")
     assert machine_slug() == "aarch64-4c"

@@ -1,0 +1,137 @@
+"""Files of the Linux kernel under /proc and /sys: what this process may use of the machine, with a reason where they
+are not.
+
+Some readings need more than one file. A CPU quota is set on any of the control groups above a process, in version 1
+of that interface or in version 2, and the least of them counts; within a container the groups' path is often not to
+be seen below the mount, whose root then is the group itself.
+
+    cpu_limit()        cores: quota / period, the least on the way up
+    cpu_throttled_s()  seconds for which those groups were made to wait since they exist
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = [
+    "PROC",
+    "SYS",
+    "Unavailable",
+    "boost",
+    "caches",
+    "cpu_limit",
+    "cpu_throttled_s",
+    "governor",
+    "last_level_cache",
+    "read",
+    "usable_cores",
+]
+
+PROC = Path("/proc")
+SYS = Path("/sys")
+
+
+class Unavailable(Exception):
+    """A probe found nothing; the message says why, in one line and without a path."""
+
+
+def read(path: Path) -> str:
+    """Return a file's text, stripped; `Unavailable` when there is none to read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise Unavailable("the kernel does not show it") from None
+
+
+def usable_cores() -> int:
+    """Return the logical cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def governor() -> str:
+    """Return the first core's frequency governor: "performance", "powersave", "schedutil", …"""
+    return read(SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def boost() -> bool:
+    """Return whether the cores may run above their nominal frequency: then a longer run is a slower one."""
+    if (intel := SYS / "devices/system/cpu/intel_pstate/no_turbo").exists():
+        return read(intel) == "0"
+    return read(SYS / "devices/system/cpu/cpufreq/boost") == "1"
+
+
+def caches() -> dict[str, str]:
+    """Return the first core's caches, such as {"L1d": "32K", "L2": "512K", "L3": "32768K"}."""
+    found = {}
+    for index in sorted((SYS / "devices/system/cpu/cpu0/cache").glob("index*")):
+        kind = {"Data": "d", "Instruction": "i"}.get(read(index / "type"), "")
+        found[f"L{read(index / 'level')}{kind}"] = read(index / "size")
+    if not found:
+        raise Unavailable("the kernel does not show it")
+    return found
+
+
+def last_level_cache() -> tuple[int, int]:
+    """Return the bytes of one last-level cache, and how many of them the usable cores have."""
+    largest: dict[int, dict[str, int]] = {}
+    for core in sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]:
+        for index in (SYS / f"devices/system/cpu/cpu{core}/cache").glob("index*"):
+            if (size := re.fullmatch(r"(\d+)K", read(index / "size"))) and read(index / "type") != "Instruction":
+                shared = largest.setdefault(int(read(index / "level")), {})
+                shared[read(index / "shared_cpu_list")] = int(size[1]) * 1024
+    if not largest:
+        raise Unavailable("the kernel does not show it")
+    sizes = largest[max(largest)]
+    return max(sizes.values()), len(sizes)
+
+
+def cpu_limit() -> float:
+    """Return the least CPU quota of this process's control groups, in cores."""
+    limits = [limit for group in _cpu_groups() if (limit := _quota(group)) is not None]
+    if not limits:
+        raise Unavailable("no control group limits it")
+    return min(limits)
+
+
+def cpu_throttled_s() -> float:
+    """Return for how long, in seconds, this process's control groups with a quota have been held back in all."""
+    waits = [_throttled_s(group) for group in _cpu_groups() if _quota(group) is not None]
+    if not waits:
+        raise Unavailable("no control group limits it")
+    return sum(waits)
+
+
+def _cpu_groups() -> Iterator[Path]:
+    """Yield the folders of the control groups, in each hierarchy that rules the CPU, from the process's own upwards."""
+    root = SYS / "fs/cgroup"
+    for line in read(PROC / "self/cgroup").splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        if hierarchy != "0" and "cpu" not in controllers.split(","):
+            continue
+        mount = root if hierarchy == "0" else root / controllers
+        group = mount / path.strip("/")
+        yield from (place for place in (group, *group.parents) if place == mount or mount in place.parents)
+
+
+def _quota(group: Path) -> float | None:
+    try:
+        if (file := group / "cpu.max").exists():  # version 2: "quota period", or "max period"
+            quota, period = file.read_text().split()
+        else:  # version 1: -1 is no quota
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return None
+    return None if quota in ("max", "-1") else round(int(quota) / int(period), 3)
+
+
+def _throttled_s(group: Path) -> float:
+    text = read(group / "cpu.stat")
+    if match := re.search(r"^throttled_usec (\d+)$", text, re.MULTILINE):  # version 2
+        return int(match[1]) / 1e6
+    if match := re.search(r"^throttled_time (\d+)$", text, re.MULTILINE):  # version 1: nanoseconds
+        return int(match[1]) / 1e9
+    raise Unavailable("the kernel does not count it")

@@ -1,0 +1,146 @@
+"""The graph clock on a device made of paper: capturing records calls, a replay does their work, events tell it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+
+from meprop_bench.measure.clock import clock_for
+
+
+class Device:
+    """Work is queued in seconds. While a graph is captured, calls record their work instead of doing it."""
+
+    def __init__(self) -> None:
+        self.queued = 0.0
+        self.recording: Graph | None = None
+        self.captures = 0
+        self.launches = 0
+
+    def launch(self, seconds):
+        def run():
+            self.launches += 1
+            if self.recording is not None:
+                self.recording.seconds += seconds
+            else:
+                self.queued += seconds
+
+        return run
+
+
+class Graph:
+    device: Device
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def replay(self) -> None:
+        self.device.queued += self.seconds
+
+
+class Event:
+    device: Device
+
+    def __init__(self, *, enable_timing):
+        assert enable_timing
+
+    def record(self, _):
+        self.at = self.device.queued
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return (end.at - self.at) * 1e3
+
+
+class Stream:
+    def wait_stream(self, _):
+        pass
+
+
+@pytest.fixture
+def device(monkeypatch):
+    device = Graph.device = Event.device = Device()
+
+    @contextmanager
+    def capture(graph, pool):
+        assert pool == "pool"
+        device.captures += 1
+        device.recording = graph
+        try:
+            yield
+        finally:
+            device.recording = None
+
+    replacements = {
+        "Event": Event,
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "graph_pool_handle": lambda: "pool",
+        "current_stream": lambda *_: Stream(),
+        "stream": lambda _: nullcontext(),
+        "device": lambda _: nullcontext(),
+        "synchronize": lambda _: None,
+    }
+    for name, replacement in replacements.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    return device
+
+
+def test_replays_are_timed_and_a_function_is_captured_once(device):
+    clock = clock_for("cuda:0", graphs=True)
+    step = device.launch(0.5)
+    assert clock.time(step, 4) == pytest.approx(0.5)
+    launches = device.launches
+    assert clock.time(step, 7) == pytest.approx(0.5)
+    assert (device.captures, device.launches) == (1, launches)  # no Python runs between replays
+
+
+def test_phases_are_graphs_of_their_own_in_order(device):
+    clock = clock_for("cuda:0", graphs=True)
+    phases = {"forward": device.launch(0.5), "backward": device.launch(1.5)}
+    for loops in (1, 3):
+        found = clock.time_phases(phases, loops)
+        assert found == pytest.approx({"forward": 0.5, "backward": 1.5})
+        assert list(found) == ["forward", "backward"]
+    assert device.captures == 2
+
+
+def test_cold_replays(device):
+    clock = clock_for_cold(device)
+    assert clock.time(device.launch(0.5), 3) == pytest.approx(0.5)
+
+
+def clock_for_cold(device):
+    from meprop_bench.measure.cold import ColdClock
+
+    return ColdClock(clock_for("cuda:0", graphs=True), device.launch(64.0))
+
+
+def test_what_cannot_be_captured_is_one_line(device):
+    def waits():
+        if device.recording is not None:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    with pytest.raises(ValueError, match=r"captured as a CUDA graph: operation not permitted .* capturing$"):
+        clock_for("cuda:0", graphs=True).time(waits, 1)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_graph_costs_less_than_its_launches():
+    x = torch.randn(64, 64, device="cuda:0")
+
+    def chain():
+        y = x
+        for _ in range(50):
+            y = y + 1
+        return y
+
+    eager, graph = clock_for("cuda:0"), clock_for("cuda:0", graphs=True)
+    eager.time(chain, 3)
+    assert graph.time(chain, 20) < eager.time(chain, 20)
