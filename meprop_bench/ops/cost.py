@@ -13,6 +13,23 @@ between k and n. There we take the expectation for picks that are uniform and in
 the caller counted. Selection reads dy, which is counted already, and compares each entry at least once: Bn operations,
 and Bn more to sum |dy| when unified.
 
+Apart, the parts of a pass cost more than the whole, since each reads its own operands (`linear_stages`):
+
+| stage | operations | least bytes, in elements |
+| --- | --- | --- |
+| selection (dense: db alone) | selection + Bn | dy: Bn, db: n, values: Bk |
+| dx | 2Bkm | values: Bk, W: rm, dx: Bm |
+| dW | 2Bkm | values: Bk, x: Bm, dW: rm |
+| zeros (dense dW of a sparse pass) | 0 | dW: (n - r)m |
+
+The optimizer moves every parameter that has a gradient; with rows, only those of the r rows:
+
+| update | operations | reads | writes |
+| --- | --- | --- | --- |
+| SGD, p -= lr g | 2 | p, g | p |
+| AdaGrad, s += g^2; p -= lr g / (sqrt(s) + eps) | 7 | p, g, s | p, s |
+| Adam | 12 | p, g, both moments | p, both moments |
+
 These numbers make a floor (the least time for this machine's peaks) and a prediction (the ratio of two counts); they
 are not a measurement. Bytes that a kernel moves twice, page faults and launches are the distance from the floor.
 """
@@ -23,7 +40,16 @@ from typing import NamedTuple
 
 from meprop_bench.ops.selection import resolve_k
 
-__all__ = ["Cost", "adam_update", "expected_rows", "linear_backward", "linear_forward"]
+__all__ = [
+    "Cost",
+    "adagrad_update",
+    "adam_update",
+    "expected_rows",
+    "linear_backward",
+    "linear_forward",
+    "linear_stages",
+    "sgd_update",
+]
 
 
 class Cost(NamedTuple):
@@ -71,19 +97,62 @@ def linear_backward(
         rows: how many distinct rows were selected, when it is known.
 
     """
-    resolved = n if method == "dense" or k is None else resolve_k(k, n)
+    resolved, selection, rows = _kept(batch, n, method, k, rows)
     outside = batch * n + 2 * batch * m + n  # dy, x and dx, db
-    if resolved == n:
-        return Cost(4 * batch * m * n + batch * n, itemsize * (outside + 2 * n * m))
-    unified = method in {"unified", "random-unified"}
-    if rows is None:
-        rows = resolved if unified else expected_rows(batch, n, resolved)
-    selection = 2 * batch * n if unified else batch * n
     written = n if gradient == "dense" else rows
     flops = 4 * batch * resolved * m + batch * n + selection
     return Cost(flops, round(itemsize * (outside + rows * m + written * m)))
 
 
-def adam_update(parameters: int, itemsize: int) -> Cost:
+def linear_stages(
+    batch: int,
+    m: int,
+    n: int,
+    itemsize: int,
+    method: str = "dense",
+    k: float | None = None,
+    gradient: str = "dense",
+    rows: float | None = None,
+) -> dict[str, Cost]:
+    """Return the cost of each stage of the backward pass by itself: selection, dx, dW, and zeros where dW has them.
+
+    The arguments are those of `linear_backward`. The dense pass has no selection: its stage "selection" is db alone.
+    """
+    resolved, selection, rows = _kept(batch, n, method, k, rows)
+    values = batch * resolved
+    product = 2 * batch * resolved * m
+    sparse = resolved < n
+    stages = {
+        "selection": (selection + batch * n, batch * n + n + (values if sparse else 0)),
+        "dx": (product, values + rows * m + batch * m),
+        "dW": (product, values + batch * m + rows * m),
+    }
+    if sparse and gradient == "dense":
+        stages["zeros"] = (0, (n - rows) * m)
+    return {name: Cost(flops, round(itemsize * elements)) for name, (flops, elements) in stages.items()}
+
+
+def _kept(batch: int, n: int, method: str, k: float | None, rows: float | None) -> tuple[int, int, float]:
+    """Return k as resolved, the operations of the selection, and how many rows of W are selected."""
+    resolved = n if method == "dense" or k is None else min(n, resolve_k(k, n))
+    if resolved == n:
+        return n, 0, n
+    unified = method in {"unified", "random-unified"}
+    if rows is None:
+        rows = resolved if unified else expected_rows(batch, n, resolved)
+    return resolved, (2 if unified else 1) * batch * n, rows
+
+
+def adam_update(parameters: float, itemsize: int) -> Cost:
     """Return the cost of one dense Adam step: reads p, g and both moments, writes p and both moments."""
-    return Cost(12 * parameters, 7 * parameters * itemsize)
+    return Cost(round(12 * parameters), round(7 * parameters * itemsize))
+
+
+def adagrad_update(parameters: float, itemsize: int) -> Cost:
+    """Return the cost of one AdaGrad step: reads p, g and the sum of squares, writes p and the sum."""
+    return Cost(round(7 * parameters), round(5 * parameters * itemsize))
+
+
+def sgd_update(parameters: float, itemsize: int) -> Cost:
+    """Return the cost of one step of plain SGD: reads p and g, writes p."""
+    return Cost(round(2 * parameters), round(3 * parameters * itemsize))

@@ -26,7 +26,7 @@ from meprop_bench.ops.kernels import KERNELS, Request
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
-from meprop_bench.workloads.prepared import Prepared
+from meprop_bench.workloads.prepared import Layer, Prepared
 
 __all__ = ["kernel_that_runs", "setup", "timed_backward"]
 
@@ -45,18 +45,29 @@ def setup(case: Case) -> Prepared:
     def sparsified() -> Tensor:
         return linear(x, w, b, **how)  # type: ignore[arg-type]
 
+    request = Request(k, case.selection, case.gradient == "rows", True, True, True)
+    kernel = kernel_that_runs(case.kernel, dy, x, w, request)
     calls = [(forward, timed_backward(forward(), (x, w, b), dy)) for forward in (dense, sparsified)]
     return Prepared(
         phases=("forward", "backward"),
         baseline=_subject(*calls[0]),
         method=_subject(*calls[1]),
         check=lambda: check_linear(x, w, b, dy, seed=case.seed, **how),  # type: ignore[arg-type]
-        kernel=kernel_that_runs(
-            case.kernel, dy, x, w, Request(k, case.selection, case.gradient == "rows", True, True, True)
-        ),
+        kernel=kernel,
         k=k,
         costs=_costs(case, k, dy),
         memory={"forward": (calls[0][0], calls[1][0]), "backward": (calls[0][1], calls[1][1])},
+        layers=(
+            Layer(
+                dy=dy,
+                x=x.detach(),
+                w=w.detach(),
+                b=b.detach(),
+                need_dx=True,
+                request=request if k < case.out_features else None,
+                kernel=kernel,
+            ),
+        ),
     )
 
 

@@ -32,13 +32,21 @@ from meprop_bench.measure.clock import Clock
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops import resolve_k
-from meprop_bench.ops.cost import Cost, adam_update, expected_rows, linear_backward, linear_forward
+from meprop_bench.ops.cost import (
+    Cost,
+    adagrad_update,
+    adam_update,
+    expected_rows,
+    linear_backward,
+    linear_forward,
+    sgd_update,
+)
 from meprop_bench.ops.kernels import Request
 from meprop_bench.training import Step, make_optimizer
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
-from meprop_bench.workloads.prepared import PASSED, After, Prepared
+from meprop_bench.workloads.prepared import PASSED, After, Layer, Prepared
 
 __all__ = ["build_model", "setup"]
 
@@ -49,6 +57,8 @@ _WARM_STEPS = 8
 """Steps before the state that a side starts from: the optimizer's moments are no longer zero."""
 
 _PHASES = ("forward", "backward", "update", "step", "linear-backward")
+
+_UPDATES = {"adam": adam_update, "adagrad": adagrad_update, "sgd": sgd_update}
 
 
 def build_model(case: Case, data: ImageData, *, sparsified: bool, seed: int) -> nn.Module:
@@ -67,12 +77,13 @@ def setup(case: Case) -> Prepared:
     baseline, method = (
         _Side(case, build_model(case, data, sparsified=s, seed=case.seed), stream) for s in (False, True)
     )
+    layers = tuple(_layers(case, method))
     return Prepared(
         phases=_PHASES,
         baseline=baseline,
         method=method,
         check=lambda: _check(case, baseline, method),
-        kernel="+".join(dict.fromkeys(_kernels(case, method))) or "dense",
+        kernel="+".join(dict.fromkeys(layer.kernel for layer in layers if layer.request)) or "dense",
         k=case.k,
         costs=_costs(case, data),
         memory={
@@ -83,8 +94,10 @@ def setup(case: Case) -> Prepared:
                 After(baseline.first_forward, baseline.first_backward),
                 After(method.first_forward, method.first_backward),
             ),
+            "update": (After(baseline.first_pass, baseline.step.update), After(method.first_pass, method.step.update)),
         },
         steady={"step": (baseline.next_step, method.next_step)},
+        layers=layers,
     )
 
 
@@ -146,6 +159,11 @@ class _Side:
     def first_backward(self) -> None:
         """Compute all gradients of the first batch, after `first_forward`."""
         self._backward()
+
+    def first_pass(self) -> None:
+        """Compute loss and gradients of the first batch."""
+        self.first_forward()
+        self.first_backward()
 
     def next_step(self) -> None:
         """Take one training step and go on to the next batch; every `_WALK` steps, start again first."""
@@ -224,12 +242,17 @@ def _check(case: Case, baseline: _Side, method: _Side) -> str:
     return PASSED if difference <= 1e-5 * abs(baseline.first_loss) else f"the first losses differ by {difference:.1e}"
 
 
-def _kernels(case: Case, side: _Side) -> Iterator[str]:
-    for index, (layer, module) in enumerate(_sparsified(side)):
-        request = Request(
-            resolve_k(module.k, module.out_features), module.selection, module.sparse, index > 0, True, True
-        )
-        yield kernel_that_runs(case.kernel, layer.dy, layer.x, module.weight, request)
+def _layers(case: Case, side: _Side) -> Iterator[Layer]:
+    """Give every linear layer's numbers, with the kernel that runs where it is sparsified."""
+    for index, layer in enumerate(side.layers):
+        module, request, kernel = layer.module, None, "dense"
+        x, w, b = (tensor.detach() for tensor in (layer.x, module.weight, module.bias))
+        if isinstance(module, MePropLinear):
+            k = resolve_k(module.k, module.out_features)
+            wanted = Request(k, module.selection, module.sparse, index > 0, True, True)
+            kernel = kernel_that_runs(case.kernel, layer.dy, x, w, wanted)
+            request = None if kernel == "dense" else wanted
+        yield Layer(dy=layer.dy, x=x, w=w, b=b, need_dx=index > 0, request=request, kernel=kernel)
 
 
 def _costs(case: Case, data: ImageData) -> dict[str, tuple[Cost, Cost]]:
@@ -238,11 +261,31 @@ def _costs(case: Case, data: ImageData) -> dict[str, tuple[Cost, Cost]]:
     shapes = list(itertools.pairwise(widths))
     forward = sum((linear_forward(case.batch, m, n, 4) for m, n in shapes), Cost(0, 0))
     dense, sparse = (_layers_backward(case, shapes, method) for method in ("dense", case.method))
-    costs = {"forward": (forward, forward), "backward": (dense, sparse), "linear-backward": (dense, sparse)}
-    if case.optimizer == "adam":
-        update = adam_update(sum(n * (m + 1) for m, n in shapes), 4)
-        costs |= {"update": (update, update), "step": (forward + dense + update, forward + sparse + update)}
-    return costs
+    dense_update, sparse_update = (
+        _UPDATES[case.optimizer](_moved(case, shapes, gradient), 4) for gradient in ("dense", case.gradient)
+    )
+    return {
+        "forward": (forward, forward),
+        "backward": (dense, sparse),
+        "update": (dense_update, sparse_update),
+        "step": (forward + dense + dense_update, forward + sparse + sparse_update),
+        "linear-backward": (dense, sparse),
+    }
+
+
+def _moved(case: Case, shapes: list[tuple[int, int]], gradient: str) -> float:
+    """Return how many parameters have a gradient: with rows, those of the hidden layers' selected rows, and biases."""
+    total = 0.0
+    for index, (m, n) in enumerate(shapes):
+        hidden = index < len(shapes) - 1
+        total += n + m * (_rows(case, n) if hidden and gradient == "rows" else n)
+    return total
+
+
+def _rows(case: Case, n: int) -> float:
+    """Return how many of n rows of a weight are selected."""
+    k = min(n, resolve_k(case.k, n))
+    return float(n) if k == n else k if "unified" in case.method else expected_rows(case.batch, n, k)
 
 
 def _layers_backward(case: Case, shapes: list[tuple[int, int]], method: str) -> Cost:
@@ -252,7 +295,6 @@ def _layers_backward(case: Case, shapes: list[tuple[int, int]], method: str) -> 
         how = ("dense", None, "dense") if output or method == "dense" else (method, case.k, case.gradient)
         total += linear_backward(case.batch, m, n, 4, *how)
         if index == 0:  # no dx: neither its products, nor reading W, nor writing it
-            k = n if how[1] is None else min(n, resolve_k(case.k, n))
-            rows = n if k == n else k if "unified" in method else expected_rows(case.batch, n, k)
+            k, rows = (n, float(n)) if how[1] is None else (min(n, resolve_k(case.k, n)), _rows(case, n))
             total = Cost(total.flops - 2 * case.batch * k * m, total.bytes - round(4 * m * (case.batch + rows)))
     return total

@@ -1,5 +1,5 @@
 """What every workload hands to whoever measures it: two subjects, their check, their costs, and calls to weigh their
-memory and to run steadily.
+memory, to run steadily and to take apart.
 
 The two sides do the same work on the same data and differ in the method alone. `check` has to pass in the process
 that is then
@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from meprop_bench.measure.paired import Subject
 from meprop_bench.ops.cost import Cost
 from meprop_bench.results.schema import PASSED
 
-__all__ = ["PASSED", "After", "Call", "Prepared"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from meprop_bench.ops.kernels import Request
+
+__all__ = ["PASSED", "After", "Call", "Layer", "Prepared"]
 
 Call = Callable[[], object]
 
@@ -31,6 +37,30 @@ class After:
         """Make both calls."""
         self.before()
         return self.call()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """What goes into one linear layer's backward pass, to run it stage by stage.
+
+    Attributes:
+        dy: incoming gradient, (B, n).
+        x: input, (B, m).
+        w: weight, (n, m).
+        b: bias, (n,).
+        need_dx: whether anybody wants dx: not of a model's first layer.
+        request: what the method asks a kernel for; None where the layer stays dense on both sides.
+        kernel: the kernel that runs, or "dense".
+
+    """
+
+    dy: Tensor
+    x: Tensor
+    w: Tensor
+    b: Tensor
+    need_dx: bool
+    request: Request | None
+    kernel: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +79,7 @@ class Prepared:
             missing.
         steady: phase -> (baseline, method): calls that may be repeated for seconds while the machine is watched; the
             first phase is the one that is. Without any: "step" of `memory`, else "backward".
+        layers: the linear layers whose backward passes are timed, in order; empty where there are others.
         notes: what a reader should know, one line each.
 
     """
@@ -62,6 +93,7 @@ class Prepared:
     costs: Mapping[str, tuple[Cost, Cost]] = field(default_factory=dict)
     memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)
     steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

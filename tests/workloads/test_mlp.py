@@ -8,11 +8,13 @@ import torch
 
 from meprop_bench.data import load_images
 from meprop_bench.measure.clock import WallClock
+from meprop_bench.measure.memory import weigh
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.cost import linear_backward
 from meprop_bench.workloads import Case, setup
 from meprop_bench.workloads.accuracy import accuracies
 from meprop_bench.workloads.mlp import build_model
+from meprop_bench.workloads.prepared import After
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -70,6 +72,32 @@ def test_a_side_starts_again_from_where_it_started() -> None:
     assert not any(torch.allclose(a, b) for a, b in zip(first, parameters, strict=True))
 
 
+def test_a_steady_side_goes_on_and_starts_again() -> None:
+    prepared = setup(_case())
+    assert prepared.main is not None
+    phase, (_, step) = prepared.main
+    assert phase == "step"
+    parameters = list(prepared.method.step.model.parameters())  # type: ignore[attr-defined]
+    prepared.method(32, WallClock())  # where timing leaves it: at the end of its walk
+    end = [parameter.detach().clone() for parameter in parameters]
+    step()
+    assert not any(torch.allclose(a, b) for a, b in zip(end, parameters, strict=True))
+    for _ in range(31):
+        step()
+    assert all(torch.allclose(a, b) for a, b in zip(end, parameters, strict=True))
+
+
+def test_forward_and_backward_are_weighed_apart_and_again_and_again() -> None:
+    prepared = setup(_case())
+    (_, forward), (_, backward) = prepared.memory["forward"], prepared.memory["backward"]
+    assert isinstance(backward, After)
+    backward()  # the kernel's own buffer is made once and kept
+    first = [weigh(forward, "cpu").tensor_bytes, weigh(backward.call, "cpu", backward.before).tensor_bytes]
+    assert first == [weigh(forward, "cpu").tensor_bytes, weigh(backward.call, "cpu", backward.before).tensor_bytes]
+    gradients = sum(4 * parameter.numel() for parameter in prepared.method.step.model.parameters())  # type: ignore[attr-defined]
+    assert first[0] < gradients <= first[1]  # fresh ones, each time
+
+
 def test_the_first_layer_has_no_dx_in_the_floor() -> None:
     dense, sparse = setup(_case(layers=1)).costs["linear-backward"]
     output = linear_backward(8, 16, 10, 4)
@@ -80,9 +108,28 @@ def test_the_first_layer_has_no_dx_in_the_floor() -> None:
     assert sparse.bytes <= dense.bytes  # all of dW is written, whatever k
 
 
-def test_only_adams_update_is_counted() -> None:
-    assert "update" in setup(_case()).costs
-    assert "step" not in setup(_case(optimizer="sgd")).costs
+def test_the_update_is_counted_for_every_optimizer() -> None:
+    parameters = 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
+    for optimizer, moved in (("adam", 7), ("adagrad", 5), ("sgd", 3)):
+        costs = setup(_case(optimizer=optimizer)).costs
+        assert [side.bytes for side in costs["update"]] == [4 * moved * parameters] * 2
+        parts = [costs[phase][1] for phase in ("forward", "backward", "update")]
+        assert costs["step"][1] == parts[0] + parts[1] + parts[2]
+
+
+def test_rows_spare_the_update_the_rows_that_have_no_gradient() -> None:
+    dense, sparse = setup(_case(optimizer="sgd", gradient="rows")).costs["update"]
+    assert dense.bytes - sparse.bytes == 4 * 3 * (64 + 16) * (16 - 4)
+
+
+def test_the_layers_numbers_are_those_of_the_linear_backward() -> None:
+    prepared = setup(_case())
+    assert [(layer.need_dx, layer.request is None) for layer in prepared.layers] == [
+        (False, False), (True, False), (True, True)
+    ]  # fmt: skip
+    assert [tuple(layer.w.shape) for layer in prepared.layers] == [(16, 64), (16, 16), (10, 16)]
+    assert not any(tensor.requires_grad for layer in prepared.layers for tensor in (layer.x, layer.w, layer.b))
+    assert all(layer.request is None for layer in setup(_case(k=16)).layers)
 
 
 def test_accuracy_depends_on_the_seeds_alone() -> None:
