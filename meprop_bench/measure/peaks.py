@@ -20,19 +20,32 @@ below: q lies between two points, and the cache that holds the smaller may hold 
 just above a cache's size is optimistic by up to the step between two caches. On a machine that is busy meanwhile the
 peaks still come out low, and efficiencies above 1: measure again and keep the best of both (`merged`). One thread
 alone is tried as well, because threads that wait for a neighbour's to be scheduled can be a hundred times slower.
+
+Peaks are properties of an environment, so they are kept across runs (`PeaksCache`), in the user's cache folder
+(`$XDG_CACHE_HOME/meprop-bench/peaks`, else `~/.cache/meprop-bench/peaks`), a file for each environment id. One
+measurement on a busy machine may be low: the first three runs of an environment measure and keep the best of all, and
+only then is the cache trusted, for 30 days since the first of them. A machine that is slower for good since (another
+clock limit, fewer channels of memory) so shows after 30 days at the latest; deleting the folder shows it at once.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from meprop_bench.measure.clock import Clock, clock_for
 
-__all__ = ["Peaks", "measure_peaks"]
+__all__ = ["Bound", "Peaks", "PeaksCache", "measure_peaks", "peaks_key"]
+
+Bound = Literal["arithmetic", "memory"]
 
 _KIB, _MIB = 1 << 10, 1 << 20
 _SETS = (64 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 256 * _MIB, 512 * _MIB)
@@ -40,6 +53,12 @@ _CUDA_SETS = (*_SETS, 2048 * _MIB)  # 512 MiB take a tenth of a millisecond ther
 _ARITHMETIC_S = 0.5
 _BANDWIDTH_S = 1.0
 _VALUE_S = 1e-4
+
+_TRUSTED_AFTER = 3
+"""Measurements of one environment after which the best of them stands."""
+
+_KEPT_S = 30 * 24 * 3600.0
+"""Seconds after the first of them when measuring begins anew."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +97,21 @@ class Peaks:
             ValueError: a negative count, or no rate for the dtype.
 
         """
+        return max(self._floors_s(flops, nbytes, dtype))
+
+    def bound(self, flops: float, nbytes: float, dtype: str | None = None) -> Bound:
+        """Return which of the two makes the floor; the arguments are those of `floor_s`."""
+        arithmetic_s, memory_s = self._floors_s(flops, nbytes, dtype)
+        return "arithmetic" if arithmetic_s > memory_s else "memory"
+
+    def _floors_s(self, flops: float, nbytes: float, dtype: str | None) -> tuple[float, float]:
         if not (flops >= 0 and nbytes >= 0):
             raise ValueError(f"counts are at least 0, got flops={flops!r}, nbytes={nbytes!r}")
         if dtype is None and len(self.flops_per_s) == 1:
             (dtype,) = self.flops_per_s
         if dtype is None or dtype not in self.flops_per_s:
             raise ValueError(f"no peak for dtype {dtype!r}, only for {', '.join(self.flops_per_s)}")
-        return max(flops / self.flops_per_s[dtype], nbytes / self.bandwidth_at(nbytes))
+        return flops / self.flops_per_s[dtype], nbytes / self.bandwidth_at(nbytes)
 
     def merged(self, other: Peaks) -> Peaks:
         """Return the best of two measurements of one device: noise only ever lowers a peak."""
@@ -105,6 +132,90 @@ class Peaks:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
         return cls(dict(data["flops_per_s"]), tuple((size, rate) for size, rate in data["bandwidth"]))
+
+
+def peaks_key(device: str, dtype: str, threads: int) -> str:
+    """Return what peaks are filed under within an environment: "cpu float32, 2 threads"."""
+    return f"{device} {dtype}, {threads} thread" + "s" * (threads != 1)
+
+
+class PeaksCache:
+    """Peaks across runs; see the module. A cache that cannot be read or written is none, and nobody is bothered.
+
+    Args:
+        folder: where it is; by default in the user's cache folder.
+        now: wall seconds since 1970.
+
+    """
+
+    def __init__(self, folder: Path | None = None, now: Callable[[], float] = time.time) -> None:
+        self._folder, self._now = folder, now
+
+    def peaks(self, environment_id: str, key: str, measure: Callable[[], Peaks]) -> Peaks:
+        """Return the trusted peaks of an environment, or measure, and return the best of what is known.
+
+        Args:
+            environment_id: what `measure.environment.environment_id` gives.
+            key: from `peaks_key`.
+            measure: measures them in that environment.
+
+        """
+        entry = self._read(environment_id).get(key)
+        if entry is not None and entry.times >= _TRUSTED_AFTER:
+            return entry.peaks
+        return self.add(environment_id, key, measure())
+
+    def add(self, environment_id: str, key: str, peaks: Peaks) -> Peaks:
+        """Keep the best of these peaks and of those before, and return it."""
+        entries = self._read(environment_id)
+        before = entries.get(key)
+        if before is None:
+            entries[key] = _Entry(peaks, self._now(), 1)
+        else:
+            entries[key] = _Entry(before.peaks.merged(peaks), before.first, before.times + 1)
+        with suppress(OSError, RuntimeError):
+            path = self._path(environment_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                temporary.write_text(json.dumps({name: entry.to_json() for name, entry in entries.items()}, indent=1))
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return entries[key].peaks
+
+    def _read(self, environment_id: str) -> dict[str, _Entry]:
+        """Return the entries that are young enough."""
+        try:
+            record = json.loads(self._path(environment_id).read_text())
+            entries = {str(name): _Entry.from_json(entry) for name, entry in record.items()}
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
+        return {name: entry for name, entry in entries.items() if 0 <= self._now() - entry.first < _KEPT_S}
+
+    def _path(self, environment_id: str) -> Path:
+        if self._folder is not None:
+            return self._folder / f"{environment_id}.json"
+        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not cache.is_absolute():  # the XDG specification has relative paths ignored
+            cache = Path.home() / ".cache"
+        return cache / "meprop-bench" / "peaks" / f"{environment_id}.json"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """The best of `times` measurements, the first of them made at `first`."""
+
+    peaks: Peaks
+    first: float
+    times: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"peaks": self.peaks.to_json(), "first": self.first, "times": self.times}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(Peaks.from_json(data["peaks"]), float(data["first"]), int(data["times"]))
 
 
 def measure_peaks(device: str, dtype: str, threads: int) -> Peaks:

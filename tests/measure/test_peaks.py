@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from meprop_bench.measure import peaks as peaks_module
-from meprop_bench.measure.peaks import Peaks, measure_peaks
+from meprop_bench.measure.peaks import Peaks, PeaksCache, measure_peaks, peaks_key
 
 PEAKS = Peaks({"float32": 100e9}, ((1 << 16, 20e9), (1 << 20, 80e9), (1 << 24, 50e9), (1 << 28, 10e9)))
 
@@ -106,3 +106,77 @@ def test_no_room_for_the_largest_set_is_no_error(in_a_hurry, monkeypatch):
 
     monkeypatch.setattr(torch, "ones", small)
     assert [size for size, _ in measure_peaks("cpu", "float32", 1).bandwidth] == [1 << 16, 1 << 18, 1 << 20]
+
+
+@pytest.mark.parametrize(
+    ("flops", "nbytes", "bound"), [(200e9, 0, "arithmetic"), (0, 20e9, "memory"), (0, 0, "memory")]
+)
+def test_what_bounds_a_floor(flops, nbytes, bound):
+    assert PEAKS.bound(flops, nbytes) == bound
+
+
+def test_the_name_of_peaks():
+    assert peaks_key("cpu", "float32", 1) == "cpu float32, 1 thread"
+    assert peaks_key("cuda:0", "bfloat16", 2) == "cuda:0 bfloat16, 2 threads"
+
+
+class _Measure:
+    """Peaks that are one after the other asked for; each counts."""
+
+    def __init__(self, *rates):
+        self.rates, self.calls = list(rates), 0
+
+    def __call__(self):
+        self.calls += 1
+        return Peaks({"float32": self.rates.pop(0)}, ((1, 1.0),))
+
+
+def test_the_cache_is_trusted_after_three_measurements_and_holds_the_best(tmp_path):
+    measure = _Measure(5.0, 9.0, 7.0)
+    found = [PeaksCache(tmp_path).peaks("e1", "cpu", measure).flops_per_s["float32"] for _ in range(5)]
+    assert found == [5.0, 9.0, 9.0, 9.0, 9.0]
+    assert measure.calls == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["e1.json"]  # nothing temporary is left
+
+
+def test_environments_and_kinds_of_peaks_are_kept_apart(tmp_path):
+    cache = PeaksCache(tmp_path)
+    for environment, key, rate in (("e1", "a", 1.0), ("e1", "b", 2.0), ("e2", "a", 3.0)):
+        assert cache.peaks(environment, key, _Measure(rate)).flops_per_s["float32"] == rate
+
+
+def test_the_cache_is_forgotten_after_30_days(tmp_path):
+    days = iter([0.0, 1.0, 1.0])
+    now = [0.0]
+    cache = PeaksCache(tmp_path, now=lambda: now[0])
+    for day in days:
+        now[0] = day * 86400
+        cache.add("e", "k", Peaks({"float32": 8.0}, ((1, 1.0),)))
+    slower = _Measure(2.0)
+    now[0] = 29.9 * 86400
+    assert cache.peaks("e", "k", slower).flops_per_s["float32"] == 8.0
+    now[0] = 30 * 86400
+    assert cache.peaks("e", "k", slower).flops_per_s["float32"] == 2.0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"k": 3}', '{"k": {"peaks": {}, "first": 0, "times": 1}}'])
+def test_a_damaged_cache_is_none(tmp_path, content):
+    (tmp_path / "e.json").write_text(content)
+    assert PeaksCache(tmp_path).peaks("e", "k", _Measure(4.0)).flops_per_s["float32"] == 4.0
+    assert PeaksCache(tmp_path).peaks("e", "k", _Measure(3.0)).flops_per_s["float32"] == 4.0
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path):
+    (tmp_path / "file").touch()
+    cache = PeaksCache(tmp_path / "file" / "sub")
+    assert [cache.peaks("e", "k", _Measure(rate)).flops_per_s["float32"] for rate in (4.0, 3.0)] == [4.0, 3.0]
+
+
+def test_the_cache_lies_where_xdg_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    PeaksCache().add("e", "k", PEAKS)
+    assert (tmp_path / "meprop-bench" / "peaks" / "e.json").is_file()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the specification has ignored
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    PeaksCache().add("e", "k", PEAKS)
+    assert (tmp_path / "home" / ".cache" / "meprop-bench" / "peaks" / "e.json").is_file()
