@@ -8,6 +8,7 @@
     voluntary_switches      a thread of the process waited for something, another thread for example
     involuntary_switches    it was made to wait: more threads want to run than there are cores
     page_faults             pages mapped at first touch: what fresh memory costs
+    cpu_throttled_s         for how long a container's CPU quota held the process back
 
 A high utilisation is not yet work: the threads of an OpenMP region that wait for the next one spin for a while, and
 spinning counts. A utilisation below 100% times the threads means that they slept, in a lock (voluntary switches) or
@@ -26,7 +27,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from meprop_bench.measure.environment import Unavailable
+from meprop_bench.measure import procfs
+from meprop_bench.measure.procfs import Unavailable
 from meprop_bench.measure.sampler import Summary, mean
 
 __all__ = ["Host"]
@@ -59,6 +61,7 @@ class Host:
         "cpu_frequency_mhz",
         "rss_bytes",
         *_COUNTERS,
+        "cpu_throttled_s",
     )
 
     def __init__(
@@ -108,6 +111,8 @@ class Host:
         values["others_cpu_utilization"] = _percent(max(0.0, spent["busy"] - spent["process"]), seconds)
         if "steal" in spent:
             values["cpu_steal"] = _percent(spent["steal"], seconds)
+        if "throttled" in spent:
+            values["cpu_throttled_s"] = spent["throttled"]
         if (frequency := mean(self._frequency)) is not None:
             values["cpu_frequency_mhz"] = frequency
         if self._rss:
@@ -127,6 +132,10 @@ class Host:
             found["steal"] = machine.steal
         else:
             self._reasons["cpu_steal"] = "the system does not count it"
+        try:
+            found["throttled"] = procfs.cpu_throttled_s()
+        except Unavailable as reason:
+            self._reasons["cpu_throttled_s"] = str(reason)
         found["process"] = self._process_time()
         if self._getrusage is None:
             self._reasons |= dict.fromkeys(_COUNTERS, "the system has no getrusage")

@@ -8,9 +8,11 @@ keeps, and the past. So we count the allocations themselves. Over the events e_1
 
 On the CPU the events come from torch's allocator hook, through the profiler: they include temporaries inside
 operators and what autograd allocates in the backward pass. They are exact: a float32 tensor of 1000 elements is 4000
-bytes, without alignment. What does not pass through torch's allocator is not seen (NumPy arrays, a library's own
-workspaces). On CUDA the caching allocator's own counters are read: *allocated* rounds each block up to 512 bytes,
-*reserved* is what it takes from the driver in segments of 2 MiB and more; its cache is emptied first.
+bytes, without alignment. Blocks are told apart by address, since the profiler reports the release of older ones, too,
+with a size that may be a former block's at the same address. What does not pass through torch's allocator is not seen
+(NumPy arrays, a library's own workspaces). On CUDA the caching allocator's own counters are read: *allocated* rounds
+each block up to 512 bytes, *reserved* is what it takes from the driver in segments of 2 MiB and more; its cache is
+emptied first.
 
 Process. What the machine has to have: the kernel's high-water mark of the resident set, set back before the call, and
 how far it rises above the resident set at that moment. It holds what the tensors' count misses, and it depends on the
@@ -27,7 +29,7 @@ import gc
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,11 +129,22 @@ def peak_process_bytes(fn: Callable[[], object], proc: Path = _PROC) -> ProcessP
     return ProcessPeak(peak, max(0, peak - before), exact=True)
 
 
-def peak_of(events: Iterable[int]) -> int:
-    """Return the highest running sum of signed sizes, at least 0."""
+def peak_of(events: Iterable[tuple[int, int]]) -> int:
+    """Return the most bytes that were allocated at a time.
+
+    Args:
+        events: in time order: address of a block and its bytes, negative when it is released. A release of a block
+            that was not allocated in `events` counts nothing.
+
+    """
     current = peak = 0
-    for size in events:
-        current += size
+    live: dict[int, int] = {}
+    for address, size in events:
+        if size > 0:
+            live[address] = size
+            current += size
+        else:
+            current -= live.pop(address, 0)
         peak = max(peak, current)
     return peak
 
@@ -152,8 +165,18 @@ def _cpu_peak(fn: Callable[[], object]) -> int:
     del kept
     results = profiler.kineto_results
     assert results is not None
-    events = [e for e in results.events() if e.name() == "[memory]" and e.device_type().name == "CPU"]
-    return peak_of(int(e.nbytes()) for e in sorted(events, key=lambda e: int(e.start_ns())))
+    return peak_of((address, size) for _, address, size in sorted(_allocations(results.experimental_event_tree())))
+
+
+def _allocations(tree: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """Find the allocator's events on the CPU anywhere in the profiler's tree: nanoseconds, address, signed bytes."""
+    waiting = list(tree)
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        found = event.extra_fields
+        if hasattr(found, "alloc_size") and found.device.type == "cpu":
+            yield int(event.start_time_ns), int(found.ptr), int(found.alloc_size)
 
 
 def _cuda_peaks(fn: Callable[[], object], device: str) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from meprop_bench.measure.environment import Unavailable
+from meprop_bench.measure.procfs import Unavailable
 from meprop_bench.measure.sampler import Summary, mean
 
 __all__ = ["Nvml", "throttle_words"]

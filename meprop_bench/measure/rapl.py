@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from meprop_bench.measure.environment import Unavailable
+from meprop_bench.measure.procfs import Unavailable
 from meprop_bench.measure.sampler import Summary
 
 __all__ = ["Rapl"]

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from meprop_bench.measure.environment import Unavailable
+from meprop_bench.measure.procfs import Unavailable
 
 __all__ = ["INTERVAL_S", "Sampler", "Source", "Summary", "mean"]
 

@@ -95,6 +95,7 @@ class Utilization:
         others_cpu_utilization: of everything else on the machine, likewise.
         cpu_steal: given to other guests of the hypervisor, likewise.
         cpu_frequency_mhz: mean.
+        cpu_throttled_s: for which a CPU quota held the process back.
         cpu_energy_j: of all packages over the loop.
         rss_bytes: largest resident set of the process.
         voluntary_switches: of all threads of the process over the loop: they waited for something.
@@ -125,6 +126,7 @@ class Utilization:
     others_cpu_utilization: float | None = None
     cpu_steal: float | None = None
     cpu_frequency_mhz: float | None = None
+    cpu_throttled_s: float | None = None
     cpu_energy_j: float | None = None
     rss_bytes: int | None = None
     voluntary_switches: int | None = None

@@ -41,6 +41,11 @@ def test_the_sides_share_their_numbers_and_differ_in_the_gradient() -> None:
     assert torch.allclose(dense[2], sparse[2])  # type: ignore[index]
 
 
+def test_the_backward_pass_is_what_is_run_steadily() -> None:
+    prepared = setup(Case(**_SMALL))  # type: ignore[arg-type]
+    assert prepared.main == ("backward", prepared.memory["backward"])
+
+
 def test_the_seed_decides_the_numbers() -> None:
     first, again, other = (setup(Case(seed=seed, **_SMALL)).memory["forward"][0]() for seed in (1, 1, 2))  # type: ignore[arg-type]
     assert torch.equal(first, again)  # type: ignore[arg-type]

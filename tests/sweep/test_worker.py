@@ -1,0 +1,57 @@
+"""A worker's answers, without a process: what it tells of a real, tiny case."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from meprop_bench.results.schema import Utilization
+from meprop_bench.sweep.worker import Session
+from meprop_bench.workloads.case import Case
+
+_CASE = Case(method="unified", k=2, batch=4, in_features=6, out_features=8, threads=1)
+
+
+@pytest.fixture
+def session() -> Session:
+    session = Session()
+    _ask(session, do="setup", case=_CASE.to_json())
+    assert _ask(session, do="check", warm_s=0.0)["check"] == "passed"
+    return session
+
+
+def _ask(session: Session, **message: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(json.dumps(session.handle(message), allow_nan=False))
+    return answer
+
+
+def test_each_phase_is_weighed_on_both_sides(session: Session) -> None:
+    weights = _ask(session, do="memory", device="cpu")["weights"]
+    assert list(weights) == ["forward", "backward"]
+    dense = weights["backward"][0]
+    assert dense["tensor_bytes"] >= 4 * (4 * 6 + 8 * 6 + 8)  # dx, dW and db
+    assert dense["process_bytes"] > dense["tensor_bytes"]
+    assert dense["reserved_bytes"] is None
+
+
+def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
+    found = _ask(session, do="utilization", device="cpu", seconds=0.02)
+    assert found["phase"] == "backward"
+    for side in found["sides"]:
+        told = Utilization.from_json(side)
+        assert told.iterations > 0
+        assert told.cpu_utilization is not None
+        assert told.gpu_utilization is None
+        assert told.unavailable["gpu_utilization"] == "the device is the CPU"
+        nulls = {name for name in vars(told) if getattr(told, name) is None}
+        assert nulls == set(told.unavailable)
+
+
+@pytest.mark.parametrize(
+    "message", [{"do": "memory", "device": "cpu"}, {"do": "utilization", "device": "cpu", "seconds": 1}]
+)
+def test_what_was_not_checked_is_neither_weighed_nor_watched(message: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no case whose check passed"):
+        Session().handle(message)
