@@ -34,7 +34,10 @@ class EmbeddingBag:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
-        t = select(dy, request.k, request.selection)
+        return self.products(select(dy, request.k, request.selection), dy, x, w, request)
+
+    def products(self, t: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients through entries selected before: t, (B, k), where k is that of the request."""
         v = dy.gather(1, t).view(-1)
         t = t.view(-1)
         dx = _bags(w, t, torch.arange(0, t.numel(), request.k, device=t.device), v) if request.need_dx else None

@@ -30,7 +30,10 @@ class Masked:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
-        idx = select(dy.detach(), request.k, request.selection)
+        return self.products(select(dy.detach(), request.k, request.selection), dy, x, w, request)
+
+    def products(self, idx: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients through entries selected before: idx, (B, k) or (k,)."""
         each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)  # (B, k)
         kept = torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))  # (B, n)
         dx = kept @ w if request.need_dx else None

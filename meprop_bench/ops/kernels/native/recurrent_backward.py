@@ -1,0 +1,283 @@
+"""A recurrent layer backward through time: gradients of the gates, selection and dh', in one call for all time steps.
+
+Where each example keeps k entries of each gate for itself, the examples have nothing to do with one another:
+
+    for each example, dealt out to the threads
+        for each of its time steps, from its last
+            d = gradients at the pre-activations            (G h,)
+            S(d) = the k largest of each gate               G k pairs of a row of W_hh and a value
+            dh' = Σ over the pairs of value · row           (h,)
+
+so no thread waits for another before the end. What a step needs of W_hh are G k rows of G h. With the unified selection
+the threads meet three times a step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, types
+
+from meprop_bench.ops.kernels.native.compiler import body, function, parallel, thread_number, view
+from meprop_bench.ops.kernels.native.example import _sum_rows
+from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, TANH, copy, gates_of, row_of
+from meprop_bench.ops.kernels.native.topk import largest, working_bytes
+
+__all__ = ["BACK_ROWS", "CHAINS", "PASS_BACK_ROWS", "scratch_bytes", "through_time"]
+
+_ONE = np.float32(1)
+
+# The arguments of the parallel regions, one word each; _OTHER and _MORE as in `recurrent_forward`, _STATE and _MEMORY
+# are dh and dc.
+(_TID, _THREADS, _CELL, _B, _H, _K, _T, _REVERSE, _SIZES, _STARTS, _GATE, _OTHER, _MORE, _BEFORE) = range(14)
+(_Y, _STATE, _MEMORY, _W, _D, _DB, _IDX, _AT, _SIZE, _SCRATCH, _COUNT) = range(14, 25)
+WORDS = 25
+
+
+@function()
+def _back_lstm(a, e, row):
+    h = a[_H]
+    gate, d = row_of(a[_GATE], row, 4 * h), row_of(a[_D], row, 4 * h)
+    i, f, g, o = gate[:h], gate[h : 2 * h], gate[2 * h : 3 * h], gate[3 * h :]
+    d_i, d_f, d_g, d_o = d[:h], d[h : 2 * h], d[2 * h : 3 * h], d[3 * h :]
+    dh, dc = row_of(a[_STATE], e, h), row_of(a[_MEMORY], e, h)
+    c, t = row_of(a[_OTHER], row, h), row_of(a[_MORE], row, h)
+    for j in range(h):
+        dc[j] += dh[j] * o[j] * (_ONE - t[j] * t[j])
+    for j in range(h):
+        d_i[j] = dc[j] * g[j] * i[j] * (_ONE - i[j])
+    for j in range(h):
+        d_f[j] = dc[j] * c[j] * f[j] * (_ONE - f[j])
+    for j in range(h):
+        d_g[j] = dc[j] * i[j] * (_ONE - g[j] * g[j])
+    for j in range(h):
+        d_o[j] = dh[j] * t[j] * o[j] * (_ONE - o[j])
+    for j in range(h):
+        dc[j] *= f[j]
+
+
+@function()
+def _back_gru(a, e, row):
+    h = a[_H]
+    gate, d_a, d_b = row_of(a[_GATE], row, 3 * h), row_of(a[_D], row, 3 * h), row_of(a[_DB], row, 3 * h)
+    r, z, n = gate[:h], gate[h : 2 * h], gate[2 * h :]
+    d_r, d_z, d_n = d_a[:h], d_a[h : 2 * h], d_a[2 * h :]
+    dh, b_n, before = row_of(a[_STATE], e, h), row_of(a[_OTHER], row, h), row_of(a[_BEFORE], row, h)
+    for j in range(h):
+        d_n[j] = dh[j] * (_ONE - z[j]) * (_ONE - n[j] * n[j])
+    for j in range(h):
+        d_z[j] = dh[j] * (before[j] - n[j]) * z[j] * (_ONE - z[j])
+    for j in range(h):
+        d_r[j] = d_n[j] * b_n[j] * r[j] * (_ONE - r[j])
+    copy(d_b[: 2 * h], d_a[: 2 * h])
+    last = d_b[2 * h :]
+    for j in range(h):
+        last[j] = d_n[j] * r[j]
+    for j in range(h):
+        dh[j] *= z[j]  # what goes to h' past the products
+
+
+@function()
+def _back_plain(a, e, row):
+    h = a[_H]
+    gate, d, dh = row_of(a[_GATE], row, h), row_of(a[_D], row, h), row_of(a[_STATE], e, h)
+    if a[_CELL] == TANH:
+        for j in range(h):
+            d[j] = dh[j] * (_ONE - gate[j] * gate[j])
+    else:
+        for j in range(h):
+            d[j] = np.float32(0) if gate[j] <= 0 else dh[j]
+
+
+@function()
+def _back(a, e, row):
+    """Compute the gradients at the pre-activations of a row, from those of the states of example e."""
+    h = a[_H]
+    dh, dy = row_of(a[_STATE], e, h), row_of(a[_Y], row, h)
+    for j in range(h):
+        dh[j] += dy[j]
+    if a[_CELL] == LSTM:
+        _back_lstm(a, e, row)
+    elif a[_CELL] == GRU:
+        _back_gru(a, e, row)
+    else:
+        _back_plain(a, e, row)
+
+
+@function()
+def _choose(source, h, k, first, working, picked, chosen, count):
+    """Select k entries of a gate whose rows of the weights begin at `first`.
+
+    They are appended to picked[count:]. chosen, (k,), gets them too, and is filled up, where the gate has fewer than k
+    entries that are not zero, with one that is zero: it contributes nothing.
+    """
+    places = picked[count : count + k]
+    found = largest(source, h, k, working, places)
+    for s in range(found):
+        places[s] += first
+        chosen[s] = places[s]
+    if found < k:
+        gate = view(source, h, np.float32)
+        j = 0
+        while gate[j] != 0:
+            j += 1
+        for s in range(found, k):
+            chosen[s] = first + j
+    return count + found
+
+
+@function()
+def _pass_back(a, e, row, gates, picked, count, values):
+    """Compute dh' of example e from the selected entries of its row; `values` is followed by room for h numbers."""
+    h = a[_H]
+    d = row_of(a[_DB], row, gates * h)
+    value = view(values, count, np.float32)
+    for s in range(count):
+        value[s] = d[picked[s]]
+    target = a[_STATE] + 4 * e * h
+    if a[_CELL] == GRU:
+        through = values + 4 * gates * a[_K]
+        _sum_rows(through, a[_W], h, picked.ctypes.data, values, 0, count, False)
+        dh, added = view(target, h, np.float32), view(through, h, np.float32)
+        for j in range(h):
+            dh[j] += added[j]
+    else:
+        _sum_rows(target, a[_W], h, picked.ctypes.data, values, 0, count, False)
+
+
+@function()
+def _own_bytes(h, k, gates):
+    """Return the bytes a thread works in: the search's, picked rows, values, a row of h."""
+    return working_bytes(h, k) + 4 * (2 * gates * k + h)
+
+
+def _chains(a):
+    """Take whole examples back through time."""
+    a = carray(a, WORDS)
+    h, k, cell = a[_H], a[_K], a[_CELL]
+    gates = gates_of(cell)
+    sizes, starts = view(a[_SIZES], a[_T], np.int64), view(a[_STARTS], a[_T], np.int64)
+    t = thread_number(a[_TID])
+    working = a[_SCRATCH] + t * _own_bytes(h, k, gates)
+    picked = view(working + working_bytes(h, k), gates * k, np.int32)
+    values = working + working_bytes(h, k) + 4 * gates * k
+    for e in range(t, a[_B], a[_THREADS]):
+        length = 0
+        while length < a[_T] and sizes[length] > e:
+            length += 1
+        for s in range(length):
+            row = starts[s if a[_REVERSE] else length - 1 - s] + e
+            _back(a, e, row)
+            chosen = view(a[_IDX] + 8 * row * gates * k, gates * k, np.int64)
+            count = 0
+            for g in range(gates):
+                source = a[_D] + 4 * h * (row * gates + g)
+                count = _choose(source, h, k, g * h, working, picked, chosen[g * k : (g + 1) * k], count)
+            _pass_back(a, e, row, gates, picked, count, values)
+
+
+CHAINS = body(_chains)
+
+
+def _back_rows(a):
+    """Compute the gradients at the pre-activations for one time step."""
+    a = carray(a, WORDS)
+    t = thread_number(a[_TID])
+    for e in range(a[_SIZE] * t // a[_THREADS], a[_SIZE] * (t + 1) // a[_THREADS]):
+        _back(a, e, a[_AT] + e)
+
+
+@function()
+def _shared(a, gates):
+    """Return where the selection of a whole time step is: the sums over its examples, rows picked, and all chosen."""
+    sums = a[_SCRATCH] + a[_THREADS] * _own_bytes(a[_H], a[_K], gates)
+    picked = sums + 4 * gates * a[_H]
+    return sums, view(picked, gates * a[_K], np.int32), view(picked + 8 * gates * a[_K], gates * a[_K], np.int64)
+
+
+def _pass_back_rows(a):
+    """Compute dh' for one time step whose selection is made."""
+    a = carray(a, WORDS)
+    h, k, cell = a[_H], a[_K], a[_CELL]
+    gates = gates_of(cell)
+    t = thread_number(a[_TID])
+    values = a[_SCRATCH] + t * _own_bytes(h, k, gates) + working_bytes(h, k) + 4 * gates * k
+    _, picked, all_chosen = _shared(a, gates)
+    for e in range(a[_SIZE] * t // a[_THREADS], a[_SIZE] * (t + 1) // a[_THREADS]):
+        row = a[_AT] + e
+        chosen = view(a[_IDX] + 8 * row * gates * k, gates * k, np.int64)
+        for s in range(gates * k):
+            chosen[s] = all_chosen[s]
+        _pass_back(a, e, row, gates, picked, a[_COUNT], values)
+
+
+BACK_ROWS, PASS_BACK_ROWS = body(_back_rows), body(_pass_back_rows)
+
+
+@function()
+def _choose_for_all(a, gates):
+    """Select, for one time step, k neurons of each gate by the sum of |d| over the examples; return how many."""
+    h, k = a[_H], a[_K]
+    sums, picked, chosen = _shared(a, gates)
+    total = view(sums, gates * h, np.float32)
+    total[:] = 0
+    for e in range(a[_SIZE]):
+        d = row_of(a[_D], a[_AT] + e, gates * h)
+        for j in range(gates * h):
+            total[j] += abs(d[j])
+    count = 0
+    for g in range(gates):
+        count = _choose(sums + 4 * g * h, h, k, g * h, a[_SCRATCH], picked, chosen[g * k : (g + 1) * k], count)
+    return count
+
+
+@function(types.void(*[types.int64] * 26))
+def through_time(
+    gomp, tid, chains, back, pass_back, threads, unified, cell, b, h, k, steps, reverse, sizes, starts,
+    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, memory,
+):  # fmt: skip
+    """Compute the gradients at all pre-activations and select of them.
+
+    Args:
+        gomp, tid: `OPENMP`.
+        chains, back, pass_back: `CHAINS`, `BACK_ROWS`, `PASS_BACK_ROWS`.
+        threads: how many.
+        unified: whether all examples of a time step share the selection.
+        cell: as for `step`.
+        b, h, k: examples, neurons of a gate, and how many of them are kept, 1 <= k < h.
+        steps, sizes, starts: number of time steps, and int64 (steps,): examples of each, and the first row of each.
+        reverse: whether forward ran from the last step to the first.
+        dy: float32 (N, h).
+        gate, other, more, before: as `step` left them.
+        w_hh: float32 (G h, h).
+        d_state, d_memory: float32 (B, h): gradients of the last states, which become those of the first.
+        d_a, d_b: float32 (N, G h), written: gradients of a and of b; the same but for the GRU.
+        memory: two addresses, int64 (2,): of `scratch_bytes(threads, h, k, G)` bytes, and of int64 (N, G k), which is
+            written: what was selected, as rows of the weights.
+
+    """
+    w = np.empty(WORDS, np.int64)
+    addresses = view(memory, 2, np.int64)
+    w[_TID], w[_CELL], w[_B], w[_H], w[_K], w[_T], w[_REVERSE] = tid, cell, b, h, k, steps, reverse
+    w[_SIZES], w[_STARTS], w[_Y], w[_GATE], w[_OTHER], w[_MORE], w[_BEFORE] = (
+        sizes, starts, dy, gate, other, more, before,
+    )  # fmt: skip
+    w[_W], w[_STATE], w[_MEMORY], w[_D], w[_DB] = w_hh, d_state, d_memory, d_a, d_b
+    w[_SCRATCH], w[_IDX] = addresses[0], addresses[1]
+    if not unified:
+        parallel(gomp, threads, chains, w)
+        return
+    gates = gates_of(cell)
+    size, start = view(sizes, steps, np.int64), view(starts, steps, np.int64)
+    w[_THREADS] = threads
+    for s in range(steps):
+        t = s if reverse else steps - 1 - s
+        w[_AT], w[_SIZE] = start[t], size[t]
+        parallel(gomp, threads, back, w)
+        w[_COUNT] = _choose_for_all(w, gates)
+        parallel(gomp, threads, pass_back, w)
+
+
+@function(types.int64(*[types.int64] * 4))
+def scratch_bytes(threads, h, k, gates):
+    """Return how many bytes `through_time` needs."""
+    return threads * _own_bytes(h, k, gates) + 4 * gates * h + 16 * gates * k + 8

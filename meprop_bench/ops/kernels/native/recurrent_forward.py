@@ -1,0 +1,316 @@
+"""A recurrent layer forward in time: the cell of a time step, and all of it where the batch is one example.
+
+The equations are those of `ops.recurrent.cells`. The products with W_hh are left to torch, whose library packs
+W_hh once for all steps; but for one example a product is no more than reading W_hh (4 MB at h = 500), which needs no
+library, and then the loop over time is here as well.
+
+The element-wise loops have one array to write and few to read each, so that LLVM's vectoriser accepts them. exp is made
+for them, without a branch: 0.4 ns a number for either non-linear function (AVX-512).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from meprop_bench.ops.kernels.native.compiler import (
+    LANES,
+    VECTOR,
+    body,
+    declare,
+    function,
+    fused,
+    load,
+    offset,
+    parallel,
+    store,
+    thread_number,
+    view,
+)
+
+__all__ = ["GRU", "LSTM", "PRODUCT", "RELU", "STEP", "TANH", "alone", "step"]
+
+LSTM, GRU, TANH, RELU = range(4)
+"""The cells, as words."""
+
+_LOG2E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693145751953125), np.float32(1.428606765330187e-06)
+"""ln 2 in two parts; n times the first, which has 15 bits, is exact."""
+_HALF, _ONE, _TWO = np.float32(0.5), np.float32(1), np.float32(2)
+_C3, _C4, _C5, _C6, _C7 = (np.float32(1 / f) for f in (6, 24, 120, 720, 5040))
+
+
+@intrinsic
+def _power_of_two(typingctx: Any, n: Any) -> Any:
+    """Return 2ⁿ as float32 for an integer -126 <= n <= 127."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        exponent = builder.shl(builder.add(arguments[0], ir.Constant(word, 127)), ir.Constant(word, 23))
+        return builder.bitcast(exponent, ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@function()
+def _parts_of_exp(x):
+    """Return p = 2ⁿ and q with eˣ = p (1 + q) and |q| < 0.42, for |x| < 87: eʳ - 1 by Taylor, |r| <= ln 2 / 2."""
+    n = np.floor(x * _LOG2E + _HALF)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    q = r * (_ONE + r * (_HALF + r * (_C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7))))))
+    return _power_of_two(np.int32(n)), q
+
+
+@function()
+def _bounded(x, bound):
+    """Return x, at most `bound` from zero; NaN becomes a number, which the caller has to undo."""
+    return min(max(x, -bound), bound)
+
+
+@function()
+def _sigmoid(x):
+    p, q = _parts_of_exp(-_bounded(x, np.float32(87)))
+    return _ONE / (_ONE + (p + p * q)) + (x if np.isnan(x) else np.float32(0))
+
+
+@function()
+def _tanh(x):
+    """tanh x = (e²ˣ - 1) / (e²ˣ + 1), where e²ˣ - 1 = (p - 1) + p q does not cancel around zero."""
+    p, q = _parts_of_exp(_TWO * _bounded(x, np.float32(10)))
+    m = (p - _ONE) + p * q
+    return m / (m + _TWO) + (x if np.isnan(x) else np.float32(0))
+
+
+# The arguments of the parallel regions, one word each. _OTHER and _MORE are what a cell keeps besides its gates: c' and
+# tanh c of the LSTM, b_n of the GRU.
+(_TID, _THREADS, _CELL, _H, _AT, _SIZE, _PRE, _STATE, _MEMORY, _GATE, _OTHER, _MORE, _BEFORE, _Y, _W, _B) = range(16)
+WORDS = 16
+
+
+@function()
+def gates_of(cell):
+    return 4 if cell == LSTM else (3 if cell == GRU else 1)
+
+
+@function()
+def row_of(address, row, width):
+    return view(address + 4 * row * width, width, np.float32)
+
+
+@function()
+def copy(target, source):
+    for j in range(target.size):
+        target[j] = source[j]
+
+
+@function()
+def _sigmoids(a, b):
+    for j in range(a.size):
+        a[j] = _sigmoid(a[j] + b[j])
+
+
+@function()
+def _tanhs(a, b):
+    for j in range(a.size):
+        a[j] = _tanh(a[j] + b[j])
+
+
+@function()
+def _step_lstm(a, e, row):
+    h = a[_H]
+    b, gate = row_of(a[_PRE], e, 4 * h), row_of(a[_GATE], row, 4 * h)
+    _sigmoids(gate[: 2 * h], b[: 2 * h])
+    _tanhs(gate[2 * h : 3 * h], b[2 * h : 3 * h])
+    _sigmoids(gate[3 * h :], b[3 * h :])
+    i, f, g, o = gate[:h], gate[h : 2 * h], gate[2 * h : 3 * h], gate[3 * h :]
+    c, t, state = row_of(a[_MEMORY], e, h), row_of(a[_MORE], row, h), row_of(a[_STATE], e, h)
+    copy(row_of(a[_OTHER], row, h), c)
+    for j in range(h):
+        c[j] = f[j] * c[j] + i[j] * g[j]
+    for j in range(h):
+        t[j] = _tanh(c[j])
+    for j in range(h):
+        state[j] = o[j] * t[j]
+
+
+@function()
+def _step_gru(a, e, row):
+    h = a[_H]
+    b, gate = row_of(a[_PRE], e, 3 * h), row_of(a[_GATE], row, 3 * h)
+    _sigmoids(gate[: 2 * h], b[: 2 * h])
+    r, z, n = gate[:h], gate[h : 2 * h], gate[2 * h :]
+    b_n, state = b[2 * h :], row_of(a[_STATE], e, h)
+    copy(row_of(a[_OTHER], row, h), b_n)
+    for j in range(h):
+        n[j] = _tanh(n[j] + r[j] * b_n[j])
+    for j in range(h):
+        state[j] = n[j] + z[j] * (state[j] - n[j])
+
+
+@function()
+def _step_plain(a, e, row):
+    h = a[_H]
+    b, gate = row_of(a[_PRE], e, h), row_of(a[_GATE], row, h)
+    if a[_CELL] == TANH:
+        _tanhs(gate, b)
+    else:
+        for j in range(h):
+            s = gate[j] + b[j]
+            gate[j] = np.float32(0) if s <= 0 else s
+    copy(row_of(a[_STATE], e, h), gate)
+
+
+@function()
+def _step_of(a, e):
+    """Compute the cell of one example in one time step, from the products."""
+    row, h = a[_AT] + e, a[_H]
+    state = row_of(a[_STATE], e, h)
+    copy(row_of(a[_BEFORE], row, h), state)
+    if a[_CELL] == LSTM:
+        _step_lstm(a, e, row)
+    elif a[_CELL] == GRU:
+        _step_gru(a, e, row)
+    else:
+        _step_plain(a, e, row)
+    copy(row_of(a[_Y], row, h), state)
+
+
+def _step(a):
+    a = carray(a, WORDS)
+    t = thread_number(a[_TID])
+    for e in range(a[_SIZE] * t // a[_THREADS], a[_SIZE] * (t + 1) // a[_THREADS]):
+        _step_of(a, e)
+
+
+@intrinsic
+def _four_dots(typingctx: Any, table: Any, stride: Any, x: Any, length: Any, out: Any) -> Any:
+    """Write, for four rows of a table, out[r] = Σ row[j] x[j] over j < length, a multiple of LANES and not 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        table, stride, x, length, out = arguments
+        word, zero = ir.IntType(64), ir.Constant(VECTOR, [0.0] * LANES)
+        rows = [table]
+        for _ in range(3):
+            rows.append(builder.add(rows[-1], stride))
+        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        j = builder.phi(word)
+        sums = [builder.phi(VECTOR) for _ in rows]
+        at = builder.shl(j, ir.Constant(word, 2))
+        part = load(builder, VECTOR, builder.add(x, at))
+        new = [
+            fused(builder, load(builder, VECTOR, builder.add(row, at)), part, total)
+            for row, total in zip(rows, sums, strict=True)
+        ]
+        following = builder.add(j, ir.Constant(word, LANES))
+        builder.cbranch(builder.icmp_signed("<", following, length), loop, after)
+        for phi, start, step in zip([j, *sums], [ir.Constant(word, 0), *[zero] * 4], [following, *new], strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(step, loop)
+        builder.position_at_end(after)
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), VECTOR])
+        reduce = declare(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", kind)
+        for r, total in enumerate(new):
+            dot = builder.call(reduce, [ir.Constant(ir.FloatType(), 0.0), total], fastmath=("reassoc",))
+            store(builder, dot, offset(builder, out, 4 * r))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+@function()
+def _dots(a, first, last):
+    """Compute rows [first, last) of W_hh h' + b_hh for one example; `last - first` is at least 4."""
+    h = a[_H]
+    whole = h // LANES * LANES
+    out, x = row_of(a[_PRE], 0, last), row_of(a[_STATE], 0, h)
+    done = first
+    while done < last:
+        r = min(done, last - 4)  # the last four may overlap those before, which are then computed twice
+        if whole > 0:
+            _four_dots(a[_W] + 4 * r * h, 4 * h, a[_STATE], whole, a[_PRE] + 4 * r)
+        else:
+            out[r : r + 4] = 0
+        for i in range(r, r + 4):
+            w, total = row_of(a[_W], i, h), out[i]
+            for j in range(whole, h):
+                total += w[j] * x[j]
+            out[i] = total + (view(a[_B], last, np.float32)[i] if a[_B] != 0 else np.float32(0))
+        done = r + 4
+
+
+def _product(a):
+    """Compute W_hh h' + b_hh for one example."""
+    a = carray(a, WORDS)
+    rows, threads = gates_of(a[_CELL]) * a[_H], a[_THREADS]
+    t = thread_number(a[_TID])
+    first, last = rows * t // threads // 4 * 4, rows * (t + 1) // threads // 4 * 4
+    _dots(a, first, rows if t == threads - 1 else last)
+
+
+STEP, PRODUCT = body(_step), body(_product)
+
+
+@function()
+def _set(w, state, memory, gate, other, more, before, y):
+    w[_STATE], w[_MEMORY], w[_GATE], w[_OTHER], w[_MORE], w[_BEFORE], w[_Y] = (
+        state, memory, gate, other, more, before, y,
+    )  # fmt: skip
+
+
+@function(types.void(*[types.int64] * 16))
+def step(gomp, tid, run, threads, cell, h, at, size, pre, state, memory, gate, other, more, before, y):
+    """Compute one time step, rows [at, at + size) of the arrays of N rows, from the products with the weights.
+
+    Args:
+        gomp, tid: `OPENMP`.
+        run: `STEP`.
+        threads: how many.
+        cell: `LSTM`, `GRU`, `TANH` or `RELU`.
+        h: neurons of a gate.
+        at, size: which rows.
+        pre: float32 (size, G h), W_hh h' + b_hh.
+        state, memory: float32 (B, h), h and c, read and written; memory is 0 but for the LSTM.
+        gate: float32 (N, G h), W_ih x + b_ih, overwritten by the gates after their non-linear functions.
+        other, more: float32 (N, h), written: c' and tanh c of the LSTM, b_n and nothing (0) of the GRU, nothing (0).
+        before: float32 (N, h), written: h'.
+        y: float32 (N, h), written: h.
+
+    """
+    w = np.empty(WORDS, np.int64)
+    w[_TID], w[_CELL], w[_H], w[_AT], w[_SIZE], w[_PRE] = tid, cell, h, at, size, pre
+    _set(w, state, memory, gate, other, more, before, y)
+    parallel(gomp, threads, run, w)
+
+
+@function(types.void(*[types.int64] * 18))
+def alone(
+    gomp, tid, product, threads, cell, h, steps, reverse, w_hh, b_hh, pre, state, memory, gate, other, more, before, y
+):
+    """Compute all time steps of a batch of one example, in which step t is row t.
+
+    Args:
+        gomp, tid: `OPENMP`.
+        product: `PRODUCT`.
+        threads: how many; at most one for each 8 rows of w_hh.
+        cell, h: as for `step`.
+        steps: how many time steps.
+        reverse: whether the last is taken first.
+        w_hh: float32 (G h, h), G h >= 4.
+        b_hh: float32 (G h,), or 0.
+        state, memory, gate, other, more, before, y: as for `step`, with N = steps.
+        pre: float32 (G h,), to work in.
+
+    """
+    w = np.empty(WORDS, np.int64)
+    w[_TID], w[_CELL], w[_H], w[_PRE], w[_W], w[_B] = tid, cell, h, pre, w_hh, b_hh
+    _set(w, state, memory, gate, other, more, before, y)
+    for s in range(steps):
+        w[_AT] = steps - 1 - s if reverse else s
+        parallel(gomp, threads, product, w)
+        _step_of(w, 0)

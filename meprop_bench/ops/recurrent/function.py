@@ -1,0 +1,223 @@
+"""Registration of a recurrent layer with autograd: see `ops.linear` for why there are several.
+
+* `_Layer`, eager. What it keeps is made by the forward pass; differentiating its gradients once more, it computes the
+  forward pass anew by differentiable operators, and the selection is held fixed.
+* `_Transformable`, under `torch.func`: it computes the forward pass anew in any case, since a transform has to see all.
+* `torch.compile` breaks the graph here, as it does at torch's own recurrent layers, or raises under `fullgraph=True`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from meprop_bench.ops.kernels import Request
+from meprop_bench.ops.recurrent import through_time
+from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
+from meprop_bench.ops.recurrent.through_time import Steps, Weights
+from meprop_bench.ops.selection import check_selection, resolve_k
+
+__all__ = ["KERNELS", "check_kernel", "recurrent"]
+
+KERNELS = ("masked", "embedding_bag", "native", "auto")
+"""The kernels that take a selection made before, which is what a time step and then all of them together need."""
+
+_DENSE_FROM = {"native": 0.35, "embedding_bag": 0.25}
+"""Share k / h above which `masked` is taken; as in `ops.kernels.auto`."""
+_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+class _Call(NamedTuple):
+    """What one call needs besides tensors."""
+
+    cell: Cell
+    steps: Steps
+    k: int
+    selection: str
+    forward: Any
+    kernel: str
+
+
+def check_kernel(kernel: str) -> None:
+    """Check the name of a kernel.
+
+    Raises:
+        ValueError: recurrent layers have no kernel of that name.
+
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)} for recurrent layers, not {kernel!r}")
+
+
+def recurrent(
+    cell: str,
+    x: Tensor,
+    states: Tensors,
+    weights: Weights,
+    *,
+    sizes: tuple[int, ...],
+    reverse: bool = False,
+    k: float,
+    selection: str = "example",
+    kernel: str = "auto",
+) -> tuple[Tensor, Tensors]:
+    """Run one recurrent layer in one direction, with a backward pass through k neurons of each gate.
+
+    Args:
+        cell: "lstm", "gru", "tanh" or "relu".
+        x: packed input, `(N, m)`: see `Steps`.
+        states: the initial h, `(B, h)`, and for the LSTM c.
+        weights: w_ih `(G h, m)`, w_hh `(G h, h)`, b_ih and b_hh `(G h,)` or None, as in `torch.nn`. The gradients of
+            the biases stay full.
+        sizes: how many examples each time step has, not increasing; the sum is N, the first is B.
+        reverse: start at the last step of each example.
+        k: neurons of each gate that are kept, for each time step: an int >= 1, or a ratio of h in (0, 1].
+        selection: "example", "unified", "random" or "random-unified", for each time step anew.
+        kernel: one of `KERNELS`.
+
+    Returns:
+        the output `(N, h)`, in the order of x, and the final states, each `(B, h)`.
+
+    Raises:
+        ValueError: for a cell, k, selection or kernel that does not exist, k >= h (that is the dense layer, which
+            `torch.nn` has), or a kernel that does not support this case.
+
+    """
+    if cell not in CELLS:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, not {cell!r}")
+    check_selection(selection)
+    check_kernel(kernel)
+    h = weights[1].shape[1]
+    kept = resolve_k(k, h)
+    if kept >= h:
+        raise ValueError(f"k = {k!r} keeps all of {h} neurons: take the layer of torch.nn")
+    if torch.compiler.is_compiling():
+        return cast(
+            tuple[Tensor, Tensors], _cannot_be_compiled(cell, x, states, weights, sizes, reverse, k, selection, kernel)
+        )
+    if torch._C._is_any_autocast_enabled():
+        x, states, weights = _autocast(x, states, weights)
+    forward, kernel = _choose(kernel, kept, selection, weights, x, *states)
+    call = _Call(CELLS[cell], Steps(sizes, reverse), kept, selection, forward, kernel)
+    registration = _Transformable if torch._C._are_functorch_transforms_active() else _Layer
+    y, *last = registration.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
+    return y, tuple(last)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _cannot_be_compiled(
+    cell: str,
+    x: Tensor,
+    states: Tensors,
+    weights: Weights,
+    sizes: tuple[int, ...],
+    reverse: bool,
+    k: float,
+    selection: str,
+    kernel: str,
+) -> tuple[Tensor, Tensors]:
+    return recurrent(cell, x, states, weights, sizes=sizes, reverse=reverse, k=k, selection=selection, kernel=kernel)
+
+
+def _choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
+    """Return the forward pass and the kernel of the backward pass.
+
+    Raises:
+        ValueError: `native` is asked for by name and does not support this case.
+
+    """
+    tensors = [t for t in (*weights, *inputs) if t is not None]
+    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    chance = selection.startswith("random")
+    if kernel == "native" and (chance or not plain):
+        reason = f"it has no selection {selection!r}" if chance else "it computes in float32 on the CPU"
+        raise ValueError(f"kernel 'native' does not support this case: {reason}")
+    if torch._C._are_functorch_transforms_active() or not inputs[0].numel():
+        return through_time.forward, "masked"
+    if kernel == "auto":
+        kernel = "native" if _NUMBA and plain and not chance else "embedding_bag"
+        if k > _DENSE_FROM[kernel] * weights[1].shape[1]:
+            kernel = "masked"
+    if plain and (_NUMBA or kernel == "native"):
+        from meprop_bench.ops.recurrent import native
+
+        return native.forward, kernel
+    return through_time.forward, kernel
+
+
+def _autocast(x: Tensor, states: Tensors, weights: Weights) -> tuple[Tensor, Tensors, Weights]:
+    """Cast as autocast does for a linear layer; outside of the Function, so that autograd casts the gradients back."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, states, weights
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast_all(tensors: tuple[Tensor | None, ...]) -> Any:
+        return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+    return cast_all((x,))[0], cast_all(states), cast_all(weights)
+
+
+def _gradients(call: _Call, needs: tuple[bool, ...], d: Tensors, inputs: Any, kept: Tensors, kernel: str) -> Any:
+    """Compute the gradients of all inputs; `inputs` are x, the four weights and the initial states."""
+    x, w_ih, w_hh, *_ = inputs
+    need_x, need_ih, need_hh, need_b_ih, need_b_hh, *_ = needs
+    request = Request(call.k, call.selection, False, need_x, need_ih or need_hh, need_b_ih or need_b_hh)
+    common = (call.cell, d[0], d[1:], x, (w_ih, w_hh), kept, call.steps, request)
+    if kernel == "native":
+        from meprop_bench.ops.recurrent import native
+
+        grads, d_states = native.backward(*common)
+    else:
+        grads, d_states = through_time.backward(*common, kernel)
+    return (*(grad if need else None for grad, need in zip((*grads, *d_states), needs, strict=True)),)
+
+
+class _Layer(torch.autograd.Function):
+    """Eager registration."""
+
+    @staticmethod
+    def forward(ctx, call, *inputs):  # type: ignore[no-untyped-def]
+        x, weights, states = inputs[0], inputs[1:5], inputs[5:]
+        with torch.autocast(x.device.type, enabled=False):
+            y, last, kept = call.forward(call.cell, x, states, weights, call.steps)
+        ctx.call = call
+        ctx.save_for_backward(*inputs, *kept)
+        return y, *last
+
+    @staticmethod
+    def backward(ctx, *d):  # type: ignore[no-untyped-def]
+        call = ctx.call
+        count = 5 + call.cell.states
+        inputs, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        kernel = call.kernel
+        with torch.autocast(d[0].device.type, enabled=False):
+            if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable
+                kernel = "masked"
+                _, _, kept = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
+            return None, *_gradients(call, ctx.needs_input_grad[1:], d, inputs, kept, kernel)
+
+
+class _Transformable(torch.autograd.Function):
+    """Registration for torch.func: grad, vmap and their compositions."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call, *inputs):  # type: ignore[no-untyped-def]
+        y, last, _ = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
+        return y, *last
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.call = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, *d):  # type: ignore[no-untyped-def]
+        call, inputs = ctx.call, ctx.saved_tensors
+        _, _, kept = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
+        return None, *_gradients(call, ctx.needs_input_grad[1:], d, inputs, kept, "masked")

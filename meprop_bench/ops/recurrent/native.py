@@ -1,0 +1,151 @@
+"""The same layer through time, compiled: float32 on the CPU, with Numba. See `ops.kernels.native.recurrent`.
+
+The products with W_hh, one for each time step, are most of the forward pass. Where torch is built with oneDNN, its
+operator for a weight packed beforehand is taken, the one that compiled graphs call: at B = 10, h = 500 a step's product
+takes 0.11 to 0.15 ms instead of 0.27 to 0.35 with `F.linear`, and packing 0.33 ms (2 cores, AVX-512, torch 2.13); at
+B = 1, where W_hh is read once either way, there is nothing to gain. Without it the forward pass of
+`torch.nn.LSTM`, whose library does the same inside, would be twice as fast as ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meprop_bench.ops.kernels import Request
+from meprop_bench.ops.kernels.native import example, recurrent_backward, recurrent_forward
+from meprop_bench.ops.kernels.native.compiler import OPENMP
+from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS, PASS_BACK_ROWS
+from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, PRODUCT, RELU, STEP, TANH
+from meprop_bench.ops.recurrent.cells import Cell, Tensors
+from meprop_bench.ops.recurrent.through_time import Steps, Weights
+
+__all__ = ["backward", "forward"]
+
+_CELL = {"lstm": LSTM, "gru": GRU, "tanh": TANH, "relu": RELU}
+_SERIAL = 4096
+"""Neurons of a time step up to which one thread computes the cell."""
+_STREAM = 1 << 23
+"""As in `ops.kernels.native`."""
+
+
+def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps) -> tuple[Tensor, Tensors, Tensors]:
+    """Run a layer in one direction: as `through_time.forward`."""
+    w_ih, w_hh, b_ih, b_hh = weights
+    h = w_hh.shape[1]
+    gomp, tid = OPENMP
+    threads = torch.get_num_threads() if gomp else 1
+    gate = F.linear(x, w_ih, b_ih).contiguous()
+    states = tuple(s.clone(memory_format=torch.contiguous_format) for s in states)
+    y, before = x.new_empty(x.shape[0], h), x.new_empty(x.shape[0], h)
+    more = [torch.empty_like(y) for _ in range({"lstm": 2, "gru": 1}.get(cell.name, 0))]
+    state, memory = (_address(s) for s in (*states, None)[:2])
+    other, last = (_address(m) for m in (*more, None, None)[:2])
+    fixed = (state, memory, gate.data_ptr(), other, last, before.data_ptr(), y.data_ptr())
+    kind, rows = _CELL[cell.name], cell.gates * h
+    if steps.sizes[0] == 1 and rows >= 4:
+        w_hh, b_hh, pre = w_hh.contiguous(), b_hh if b_hh is None else b_hh.contiguous(), gate.new_empty(rows)
+        recurrent_forward.alone(
+            gomp, tid, PRODUCT, max(1, min(threads, rows // 8)), kind, h, len(steps.sizes),
+            steps.reverse, w_hh.data_ptr(), _address(b_hh), pre.data_ptr(), *fixed,
+        )  # fmt: skip
+        return y, states, (before, gate, *more)
+    recur = _product(w_hh, b_hh, steps)
+    starts = _starts(steps)
+    for t in steps.order():
+        size = steps.sizes[t]
+        pre = recur(states[0][:size])
+        few = threads if size >= threads and size * h > _SERIAL else 1
+        recurrent_forward.step(gomp, tid, STEP, few, kind, h, starts[t], size, pre.data_ptr(), *fixed)
+    return y, states, (before, gate, *more)
+
+
+def backward(
+    cell: Cell,
+    dy: Tensor,
+    d_states: Tensors,
+    x: Tensor,
+    weights: tuple[Tensor, Tensor],
+    kept: Tensors,
+    steps: Steps,
+    request: Request,
+) -> tuple[tuple[Tensor | None, ...], Tensors]:
+    """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance."""
+    w_ih, w_hh = (w.contiguous() for w in weights)
+    before, gate, *more = kept
+    (b, h), k = d_states[0].shape, request.k
+    gomp, tid = OPENMP
+    threads = torch.get_num_threads() if gomp else 1
+    x, dy = x.contiguous(), dy.contiguous()
+    d_states = tuple(d.clone(memory_format=torch.contiguous_format) for d in d_states)
+    d_a = torch.empty_like(gate)
+    d_b = torch.empty_like(gate) if cell.name == "gru" else d_a
+    idx = torch.empty(x.shape[0], cell.gates * k, dtype=torch.int64)
+    scratch = torch.empty(recurrent_backward.scratch_bytes(threads, h, k, cell.gates), dtype=torch.uint8)
+    sizes, starts = torch.tensor(steps.sizes), torch.tensor(_starts(steps))
+    memory = torch.tensor([scratch.data_ptr(), idx.data_ptr()])
+    recurrent_backward.through_time(
+        gomp, tid, CHAINS, BACK_ROWS, PASS_BACK_ROWS, min(threads, b),
+        request.selection == "unified", _CELL[cell.name], b, h, k, len(steps.sizes), steps.reverse,
+        sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(), _address(more[0] if more else None),
+        _address(more[1] if more[1:] else None), before.data_ptr(), w_hh.data_ptr(),
+        *(_address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), memory.data_ptr(),
+    )  # fmt: skip
+    inputs = (x, w_ih, request.need_dx)
+    if d_b is d_a:
+        ((dx, dw_ih), (_, dw_hh)), db_ih = _products(idx, d_a, request, inputs, (before, w_hh, False))
+        db_hh = None if db_ih is None else db_ih.clone()
+    else:
+        ((dx, dw_ih),), db_ih = _products(idx, d_a, request, inputs)
+        ((_, dw_hh),), db_hh = _products(idx, d_b, request, (before, w_hh, False))
+    return (dx, dw_ih, dw_hh, db_ih, db_hh), d_states
+
+
+def _products(
+    idx: Tensor, d: Tensor, request: Request, *layers: tuple[Tensor, Tensor, bool]
+) -> tuple[list[tuple[Tensor | None, Tensor | None]], Tensor | None]:
+    """Return, for layers (x, w, whether dx is wanted) with the same S(d), all of (dx, dw), and db."""
+    (b, n), k = d.shape, idx.shape[1]
+    gomp, tid = OPENMP
+    threads = torch.get_num_threads() if gomp else 1
+    few = threads if b * k > _SERIAL and b >= threads else 1
+    memory = torch.empty(example.scratch_bytes(few, b, n, k), dtype=torch.uint8)
+    db = d.new_empty(n) if request.need_db else None
+    rows = example.pairs(
+        gomp, tid, example.SELECT, example.SORT, few, d.data_ptr(), idx.data_ptr(), b, n, k, _address(db),
+        memory.data_ptr(),
+    )  # fmt: skip
+    grads = []
+    for x, w, need_dx in layers:
+        m = x.shape[1]
+        dx = x.new_empty(b, m) if need_dx else None
+        dw = w.new_empty(n, m) if request.need_dw else None
+        if need_dx or request.need_dw:
+            example.products(
+                gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(), _address(dx), _address(dw), b, n, k, m,
+                rows, 0, memory.data_ptr(), 4 * max(b, n) * m >= _STREAM,
+            )  # fmt: skip
+        grads.append((dx, dw))
+    return grads, db
+
+
+def _product(w: Tensor, b: Tensor | None, steps: Steps) -> Callable[[Tensor], Tensor]:
+    """Return the function h -> h Wᵀ + b that is called once a time step."""
+    operators = torch.ops.mkldnn
+    if len(steps.sizes) > 3 and torch._C._get_mkldnn_enabled() and hasattr(operators, "_linear_pointwise"):
+        packed = operators._reorder_linear_weight(w.detach(), steps.sizes[0])
+        return lambda h: operators._linear_pointwise(h, packed, b, "none", [], "")
+    return lambda h: F.linear(h, w, b)
+
+
+def _starts(steps: Steps) -> list[int]:
+    """Return the first row of each time step."""
+    return [0, *accumulate(steps.sizes[:-1])]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

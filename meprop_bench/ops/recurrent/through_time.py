@@ -1,0 +1,164 @@
+"""A recurrent layer through time, forward and sparsified backward, in torch's operators: for any device and dtype.
+
+Sequences are *packed*: row r of x `(N, m)` is one time step of one example, time step by time step, the examples of a
+step in order of decreasing length, as in `torch.nn.utils.rnn.PackedSequence`. A padded batch is the case where all
+lengths are equal. `Steps` says which rows a step has, and in which direction the layer runs.
+
+    forward     a = x W_ihᵀ + b_ih                  one product for all time steps
+                b = h' W_hhᵀ + b_hh, cell           step by step
+    backward    d = cell's gradients of a, b        step by step, t = selected entries of d, k for each gate
+                dh' = S(d) W_hh                     step by step
+                dx = S(d) W_ih, dW_ih = S(d)ᵀ x, dW_hh = S(d)ᵀ h', db = Σ d       one product each for all time steps
+
+What is kept for backward is one tensor of N rows for each thing, so that either direction of time, and the compiled
+loops of `native`, can do with the same. Made of differentiable operators as long as the kernel is `masked`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meprop_bench.ops import kernels
+from meprop_bench.ops.kernels import Gradients, Request
+from meprop_bench.ops.recurrent.cells import Cell, Tensors
+from meprop_bench.ops.selection import column_statistics, select
+
+__all__ = ["Steps", "Weights", "backward", "forward", "select_in_gates"]
+
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""w_ih (G h, m), w_hh (G h, h), b_ih and b_hh (G h,) or None."""
+
+
+class Steps(NamedTuple):
+    """Which rows belong together."""
+
+    sizes: tuple[int, ...]
+    """How many examples each time step has: not increasing, the first is the whole batch."""
+    reverse: bool
+    """Whether the layer starts at the last step of each example."""
+
+    def order(self) -> range:
+        """Return the time steps in the order in which the layer takes them."""
+        return range(len(self.sizes))[:: -1 if self.reverse else 1]
+
+
+class _Products(Protocol):
+    """What is asked of a kernel here: products through entries selected before."""
+
+    name: str
+
+    def products(self, idx: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients: ...
+
+
+def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps) -> tuple[Tensor, Tensors, Tensors]:
+    """Run a layer in one direction.
+
+    Args:
+        cell: one of `CELLS`.
+        x: input, `(N, m)`.
+        states: the initial states, each `(B, h)`.
+        weights: see `Weights`.
+        steps: see `Steps`.
+
+    Returns:
+        the output `(N, h)`, the final states, each `(B, h)`, and what `backward` needs, each of N rows.
+
+    """
+    w_ih, w_hh, b_ih, b_hh = weights
+    a = F.linear(x, w_ih, b_ih).split_with_sizes(steps.sizes)
+    outputs, kept = [], []
+    for t in steps.order():
+        size = steps.sizes[t]
+        before = tuple(s[:size] for s in states)
+        after, saved = cell.forward(a[t], F.linear(before[0], w_hh, b_hh), before)
+        outputs.append(after[0])
+        kept.append((before[0], *saved))
+        states = _update(states, after, size)
+    by_time = slice(None, None, -1 if steps.reverse else 1)
+    return torch.cat(outputs[by_time]), states, tuple(torch.cat(part[by_time]) for part in zip(*kept, strict=True))
+
+
+def backward(
+    cell: Cell,
+    dy: Tensor,
+    d_states: Tensors,
+    x: Tensor,
+    weights: tuple[Tensor, Tensor],
+    kept: Tensors,
+    steps: Steps,
+    request: Request,
+    kernel: str,
+) -> tuple[tuple[Tensor | None, ...], Tensors]:
+    """Differentiate what `forward` computed, through k entries of each gate.
+
+    Args:
+        cell: the cell.
+        dy: gradient of the output, `(N, h)`.
+        d_states: gradients of the final states, each `(B, h)`.
+        x: input.
+        weights: w_ih and w_hh.
+        kept: what `forward` kept.
+        steps: as for `forward`.
+        request: k entries of each gate, the selection, and which of x, weights and biases want a gradient.
+        kernel: "masked" or "embedding_bag".
+
+    Returns:
+        the gradients of x, w_ih, w_hh, b_ih and b_hh, None where it was not asked for, and of the initial states.
+
+    """
+    w_ih, w_hh = weights
+    chosen = cast(_Products, kernels.get(kernel))
+    parts = [part.split_with_sizes(steps.sizes) for part in (dy, *kept)]
+    k, selection, _, need_dx, need_dw, need_db = request
+    all_gates = Request(cell.gates * k, selection, False, True, False, False)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for t in reversed(steps.order()):
+        dy_t, h_before, *saved = (part[t] for part in parts)
+        size = steps.sizes[t]
+        d_after = (d_states[0][:size] + dy_t, *(d[:size] for d in d_states[1:]))
+        d_a, d_b, direct = cell.backward(d_after, h_before, tuple(saved))
+        idx = select_in_gates(d_a.detach(), cell.gates, k, selection)
+        (dh, *_) = chosen.products(idx, d_b, h_before, w_hh, all_gates)
+        assert dh is not None
+        d_before = (dh if direct[0] is None else dh + direct[0], *cast(Tensors, direct[1:]))
+        d_states = _update(d_states, d_before, size)
+        found.append((idx, d_a, d_b))
+    idx, d_a, d_b = (torch.cat(part[:: 1 if steps.reverse else -1]) for part in zip(*found, strict=True))
+    ours = all_gates._replace(need_dx=need_dx, need_dw=need_dw, need_db=need_db)
+    dx, dw_ih, db_ih = chosen.products(idx, d_a, x, w_ih, ours)
+    _, dw_hh, db_hh = chosen.products(idx, d_b, kept[0], w_hh, ours._replace(need_dx=False))
+    return (dx, dw_ih, dw_hh, db_ih, db_hh), d_states
+
+
+def select_in_gates(d: Tensor, gates: int, k: int, selection: str) -> Tensor:
+    """Select k entries of each gate.
+
+    Args:
+        d: the gradients of one time step at the pre-activations, `(n, G h)`.
+        gates: G.
+        k: entries of each gate to keep, 1 <= k <= h.
+        selection: one of `SELECTIONS`.
+
+    Returns:
+        int64 indices into the G h rows of the weights, `(n, G k)`.
+
+    """
+    n, width = d.shape
+    h = width // gates
+    unified = selection in ("unified", "random-unified")
+    rows = column_statistics(d, sums=False)[0] if unified else d
+    within = select(rows.reshape(-1, h), k, "random" if selection.startswith("random") else "example")
+    first = torch.arange(0, width, h, device=d.device).unsqueeze(1)  # (G, 1)
+    idx = (within.view(-1, gates, k) + first).flatten(1)
+    return idx.expand(n, -1).contiguous() if unified else idx
+
+
+def _update(states: Tensors, new: Tensors, size: int) -> Tensors:
+    """Replace the states of the first `size` examples; those of the others, which have no such step, stay."""
+    if size == states[0].shape[0]:
+        return new
+    return tuple(torch.cat((n, s[size:])) for n, s in zip(new, states, strict=True))
