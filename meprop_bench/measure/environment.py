@@ -86,17 +86,8 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
         "package_version": lambda: meprop_bench.__version__,
         "git_revision": _git_revision,
     }
-    found: dict[str, Any] = {"device": device, "allocator": allocator}
-    reasons: dict[str, str] = {}
-    for name, probe in probes.items():
-        try:
-            found[name] = probe()
-        except Unavailable as reason:
-            found[name], reasons[name] = None, str(reason)
-        except Exception as error:  # noqa: BLE001  a probe never costs a measurement
-            # Not its text, which may hold a path.
-            found[name], reasons[name] = None, f"{type(error).__name__} while reading it"
-    return {**found, "unavailable": reasons}
+    found, reasons = procfs.ask(probes)
+    return {"device": device, "allocator": allocator, **found, "unavailable": reasons}
 
 
 def environment_id(environment: Mapping[str, Any]) -> str:

@@ -2,6 +2,10 @@
 
 What is stored can be judged again later with another estimator; what was thrown away cannot. So the record holds each
 pair of each process, in the order taken, and nothing that could be computed from them.
+
+A pair during which the machine did something else is kept and marked (`disturbance`). The speed-up is taken over the
+pairs of a process that are not marked, unless most of them are: then that is how the machine is, and all count. The
+mark is set without a look at the times, so neither choice favours a side.
 """
 
 from __future__ import annotations
@@ -10,18 +14,21 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar
 
 from meprop_bench.measure.paired import Pair
 from meprop_bench.stats import Interval, iqr, median, paired_ratio
 
 __all__ = ["Measurement"]
 
+_T = TypeVar("_T")
+
 # Below this the two readings of the clock and the loop around the calls (50 to 100 ns each) are no longer negligible.
 _SHORT_VALUE_S = 1e-4
 # The A/A study on a busy 2-core machine: 0.3% spread within a process, 3% between processes (reports/METHODOLOGY.md).
 _NOISY_PAIRS = 0.1
 _NOISY_PROCESSES = 0.1
+_MANY_DISTURBED = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,14 @@ class Measurement:
         phase: "forward", "backward", "update", "step" or "linear-backward".
         runs: for each process its pairs `(baseline_s, method_s)`, seconds for one iteration.
         loops: iterations behind each value.
+        disturbed: for each process which of its pairs were disturbed; None where nobody watched.
 
     """
 
     phase: str
     runs: tuple[tuple[tuple[float, float], ...], ...]
     loops: int
+    disturbed: tuple[tuple[bool, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.runs or not all(self.runs):
@@ -47,23 +56,35 @@ class Measurement:
         for pair in (pair for run in self.runs for pair in run):
             if not all(0 < value < math.inf for value in pair):
                 raise ValueError(f"times of {self.phase!r} are positive and finite seconds, got the pair {pair!r}")
+        if self.disturbed is not None and list(map(len, self.disturbed)) != self.run_lengths:
+            raise ValueError(f"{list(map(len, self.disturbed))} marks do not fit {self.run_lengths} pairs")
 
     @classmethod
     def from_pairs(cls, phase: str, runs: Iterable[Iterable[Pair]], loops: int) -> Self:
         """Take one phase out of the pairs of each process."""
-        return cls(phase, tuple(tuple(pair.phases[phase] for pair in run) for run in runs), loops)
+        runs = [list(run) for run in runs]
+        values = tuple(tuple(pair.phases[phase] for pair in run) for run in runs)
+        return cls(phase, values, loops, tuple(tuple(pair.disturbed for pair in run) for run in runs))
 
     @classmethod
     def from_values(
-        cls, phase: str, baseline: Sequence[float], method: Sequence[float], run_lengths: Sequence[int], loops: int
+        cls,
+        phase: str,
+        baseline: Sequence[float],
+        method: Sequence[float],
+        run_lengths: Sequence[int],
+        loops: int,
+        disturbed: Sequence[bool] | None = None,
     ) -> Self:
         """Cut flat lists, as a stored row holds them, into processes again; ValueError when the lengths do not fit."""
         if not len(baseline) == len(method) == sum(run_lengths):
             raise ValueError(
                 f"{len(baseline)} baseline values, {len(method)} values and run lengths {list(run_lengths)} do not fit"
             )
-        pairs = iter(zip(baseline, method, strict=True))
-        return cls(phase, tuple(tuple(next(pairs) for _ in range(length)) for length in run_lengths), loops)
+        if disturbed is not None and len(disturbed) != len(method):
+            raise ValueError(f"{len(disturbed)} marks and {len(method)} values do not fit")
+        pairs = _cut(list(zip(baseline, method, strict=True)), run_lengths)
+        return cls(phase, pairs, loops, None if disturbed is None else _cut(list(disturbed), run_lengths))
 
     @property
     def baseline_values_s(self) -> list[float]:
@@ -79,6 +100,18 @@ class Measurement:
     def run_lengths(self) -> list[int]:
         """Pairs of each process."""
         return [len(run) for run in self.runs]
+
+    @property
+    def disturbed_values(self) -> list[bool] | None:
+        """Whether each pair was disturbed, flat, as `values_s`; None where nobody watched."""
+        return None if self.disturbed is None else [mark for run in self.disturbed for mark in run]
+
+    @cached_property
+    def judged_runs(self) -> tuple[tuple[tuple[float, float], ...], ...]:
+        """The pairs that the speed-up is taken over."""
+        if self.disturbed is None:
+            return self.runs
+        return tuple(_judged(run, marks) for run, marks in zip(self.runs, self.disturbed, strict=True))
 
     @property
     def processes(self) -> int:
@@ -97,8 +130,8 @@ class Measurement:
 
     @cached_property
     def speedup(self) -> Interval:
-        """Baseline / method with its 95% interval over the processes (`stats.paired_ratio`)."""
-        return paired_ratio(self.runs)
+        """Baseline / method with its 95% interval over the processes (`stats.paired_ratio` of the judged runs)."""
+        return paired_ratio(self.judged_runs)
 
     def converged(self, target: float) -> bool:
         """Whether the interval's half-width, relative to the speed-up, reached `target` (0.02 is ±2%)."""
@@ -119,4 +152,23 @@ class Measurement:
         medians = [median(run) for run in ratios]
         if (disagreement := max(medians) / min(medians) - 1) > _NOISY_PROCESSES:
             lines.append(f"the processes' speed-ups differ by up to {disagreement:.0%}")
+        return lines + self._remarks_on_disturbances()
+
+    def _remarks_on_disturbances(self) -> list[str]:
+        lines = []
+        marks = self.disturbed_values or []
+        if sum(marks) > _MANY_DISTURBED * len(marks):
+            lines.append(f"{sum(marks)} of {len(marks)} pairs were disturbed by the machine")
+        if hopeless := sum(2 * sum(run) > len(run) for run in self.disturbed or ()):
+            lines.append(f"most pairs of {hopeless} of {self.processes} processes were disturbed: all of theirs count")
         return lines
+
+
+def _judged(run: tuple[tuple[float, float], ...], marks: tuple[bool, ...]) -> tuple[tuple[float, float], ...]:
+    clean = tuple(pair for pair, disturbed in zip(run, marks, strict=True) if not disturbed)
+    return clean if 2 * len(clean) >= len(run) else run
+
+
+def _cut(items: Sequence[_T], lengths: Sequence[int]) -> tuple[tuple[_T, ...], ...]:
+    rest = iter(items)
+    return tuple(tuple(next(rest) for _ in range(length)) for length in lengths)

@@ -14,6 +14,10 @@ pairs until the seconds are spent. The cyclic garbage collector does not run ins
 what the last one left (everything older is frozen out of its sight, which makes a collection cost microseconds
 instead of tens of milliseconds).
 
+A *probe* may tell that a pair was disturbed (`disturbance`). Such a pair is marked and kept, does not count among the
+least number of pairs that were asked for, and so another one is taken in its place: twice that number at most, as a
+machine that is always disturbed must come to an end, too.
+
 Known bias: with one iteration for a value, the method finds the caches as the baseline left them. In training they are
 just as foreign to it (the optimizer has walked over the whole model), so this is nearer to the truth than warm caches.
 """
@@ -26,14 +30,16 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from meprop_bench.measure.clock import Clock
 
-__all__ = ["Pair", "Subject", "calibrate", "measure_pairs", "warm_up"]
+__all__ = ["Pair", "Probe", "Subject", "calibrate", "measure_pairs", "warm_up"]
 
 Subject = Callable[[int, Clock], Mapping[str, float]]
 
 _MOST_LOOPS = 1_000_000
+_MOST_AGAIN = 2
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,23 @@ class Pair:
     Attributes:
         phases: phase -> (baseline_s, method_s), seconds for one iteration.
         baseline_first: which side ran first.
+        disturbed: whether the machine did something else meanwhile; False where nobody watched.
 
     """
 
     phases: Mapping[str, tuple[float, float]]
     baseline_first: bool
+    disturbed: bool = False
+
+
+class Probe(Protocol):
+    """Tells whether a pair was disturbed, without a look at its times."""
+
+    def begin(self) -> None:
+        """Told right before the pair."""
+
+    def disturbed(self) -> bool:
+        """Asked right after it."""
 
 
 def warm_up(subject: Subject, clock: Clock, *, seconds: float = 0.1, least: int = 1) -> int:
@@ -92,6 +110,7 @@ def measure_pairs(
     loops: int,
     rng: random.Random,
     clock: Clock,
+    probe: Probe | None = None,
 ) -> list[Pair]:
     """Take pairs for about `seconds`, and at least `least_pairs` of them however long that takes.
 
@@ -99,10 +118,11 @@ def measure_pairs(
         baseline: the subject that is divided by.
         method: the subject under test; it has the same phases.
         seconds: no pair is begun that would, at the mean duration so far, end after them.
-        least_pairs: at least 1.
+        least_pairs: undisturbed ones, at least 1; no more than twice as many are taken for their sake.
         loops: iterations for each value, the same for both sides.
         rng: decides each pair's order; pass a seeded one.
         clock: the device's clock.
+        probe: marks disturbed pairs.
 
     Raises:
         ValueError: an argument out of range, or two subjects with different phases.
@@ -113,19 +133,26 @@ def measure_pairs(
     if not seconds >= 0:
         raise ValueError(f"seconds is at least 0, got {seconds!r}")
     pairs: list[Pair] = []
+    wanting = least_pairs
     with _collector_at_rest() as collect:
         started = clock.now()
-        while len(pairs) < least_pairs or (clock.now() - started) * (1 + 1 / len(pairs)) <= seconds:
+        while (wanting > 0 and len(pairs) < _MOST_AGAIN * least_pairs) or (
+            (clock.now() - started) * (1 + 1 / len(pairs)) <= seconds
+        ):
             collect()
             baseline_first = rng.random() < 0.5
+            if probe is not None:
+                probe.begin()
             if baseline_first:
                 baseline_s, method_s = baseline(loops, clock), method(loops, clock)
             else:
                 method_s, baseline_s = method(loops, clock), baseline(loops, clock)
+            disturbed = probe is not None and probe.disturbed()
             if baseline_s.keys() != method_s.keys():
                 raise ValueError(f"the phases differ: baseline {list(baseline_s)}, method {list(method_s)}")
             phases = {phase: (float(value), float(method_s[phase])) for phase, value in baseline_s.items()}
-            pairs.append(Pair(phases, baseline_first))
+            pairs.append(Pair(phases, baseline_first, disturbed))
+            wanting -= not disturbed
     return pairs
 
 

@@ -13,20 +13,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "PROC",
     "SYS",
     "Unavailable",
+    "ask",
     "boost",
     "caches",
     "cpu_limit",
+    "cpu_seconds",
     "cpu_throttled_s",
+    "frequency_mhz",
     "governor",
+    "highest_frequency_mhz",
     "last_level_cache",
+    "overheated",
     "read",
+    "swap_used_bytes",
+    "swapped_in",
     "usable_cores",
 ]
 
@@ -44,6 +52,21 @@ def read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         raise Unavailable("the kernel does not show it") from None
+
+
+def ask(probes: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Call each probe; return what they found (None where one found nothing), and the reasons of those."""
+    found: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name, probe in probes.items():
+        try:
+            found[name] = probe()
+        except Unavailable as reason:
+            found[name], reasons[name] = None, str(reason)
+        except Exception as error:  # noqa: BLE001  a probe never costs a measurement
+            # Not its text, which may hold a path.
+            found[name], reasons[name] = None, f"{type(error).__name__} while reading it"
+    return found, reasons
 
 
 def usable_cores() -> int:
@@ -86,6 +109,61 @@ def last_level_cache() -> tuple[int, int]:
         raise Unavailable("the kernel does not show it")
     sizes = largest[max(largest)]
     return max(sizes.values()), len(sizes)
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Return the seconds for which the usable cores have been busy, and for which the hypervisor withheld them.
+
+    Since the system's start, in ticks of usually 10 ms. A second with two busy cores counts as two.
+    """
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    busy = stolen = 0
+    for line in read(PROC / "stat").splitlines():
+        name, *counts = line.split()
+        if (core := re.fullmatch(r"cpu(\d+)", name)) and (usable is None or int(core[1]) in usable):
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, counts[:8])
+            busy += user + nice + system + irq + softirq  # guests' time is in user and nice already
+            stolen += steal
+    ticks = os.sysconf("SC_CLK_TCK")
+    return busy / ticks, stolen / ticks
+
+
+def frequency_mhz() -> float:
+    """Return the mean frequency of the cores now; a virtual machine often shows its nominal one."""
+    files = (SYS / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    if readings := [int(read(file)) / 1e3 for file in files]:
+        return sum(readings) / len(readings)
+    if shown := re.findall(r"^cpu MHz\s*: ([\d.]+)", read(PROC / "cpuinfo"), re.MULTILINE):
+        return sum(map(float, shown)) / len(shown)
+    raise Unavailable("the kernel does not show it")
+
+
+def highest_frequency_mhz() -> float:
+    """Return the first core's highest frequency."""
+    return int(read(SYS / "devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")) / 1e3
+
+
+def overheated() -> int:
+    """Return how often a core has been slowed since the system's start because it was too hot."""
+    counts = list((SYS / "devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
+    if not counts:
+        raise Unavailable("the kernel does not count it")
+    return sum(int(read(count)) for count in counts)
+
+
+def swapped_in() -> int:
+    """Return how many pages have been read back from swap since the system's start."""
+    if match := re.search(r"^pswpin (\d+)$", read(PROC / "vmstat"), re.MULTILINE):
+        return int(match[1])
+    raise Unavailable("the kernel does not count it")
+
+
+def swap_used_bytes() -> int:
+    """Return how much of the swap space is in use."""
+    found = {key: int(kib) for key, kib in re.findall(r"^(Swap\w+): +(\d+) kB$", read(PROC / "meminfo"), re.MULTILINE)}
+    if not {"SwapTotal", "SwapFree"} <= found.keys():
+        raise Unavailable("the kernel does not show it")
+    return (found["SwapTotal"] - found["SwapFree"]) * 1024
 
 
 def cpu_limit() -> float:

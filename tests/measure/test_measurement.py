@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from meprop_bench.measure.measurement import Measurement
@@ -57,13 +58,72 @@ def test_warnings_name_short_values_and_noisy_pairs():
 
 def test_a_phase_is_taken_out_of_pairs():
     pairs = [Pair({"forward": (1.0, 1.0), "backward": (4.0, 2.0)}, baseline_first=True)]
-    assert Measurement.from_pairs("backward", [pairs, pairs], 5) == Measurement("backward", (((4.0, 2.0),),) * 2, 5)
+    found = Measurement.from_pairs("backward", [pairs, pairs], 5)
+    assert found == Measurement("backward", (((4.0, 2.0),),) * 2, 5, ((False,),) * 2)
 
 
 @pytest.mark.parametrize("runs", [(), ((),), (((0.0, 1.0),),), (((1.0, math.nan),),), (((1.0, math.inf),),)])
 def test_nonsense_is_refused(runs):
     with pytest.raises(ValueError, match="step"):
         Measurement("step", runs, loops=1)
+
+
+def test_disturbed_pairs_are_kept_but_do_not_count():
+    marks = ((False, True, False), (True, True))
+    measurement = Measurement("backward", RUNS, loops=10, disturbed=marks)
+    # One of three is left out; where most are disturbed all count.
+    assert measurement.judged_runs == (((0.4, 0.1), (0.6, 0.2)), RUNS[1])
+    assert measurement.values_s == [0.1, 0.1, 0.2, 0.1, 0.1]
+    assert measurement.disturbed_values == [False, True, False, True, True]
+    assert measurement.speedup == Measurement("backward", measurement.judged_runs, loops=10).speedup
+    assert measurement.warnings[-2:] == [
+        "3 of 5 pairs were disturbed by the machine",
+        "most pairs of 1 of 2 processes were disturbed: all of theirs count",
+    ]
+    again = Measurement.from_values(
+        "backward",
+        measurement.baseline_values_s,
+        measurement.values_s,
+        measurement.run_lengths,
+        10,
+        measurement.disturbed_values,
+    )
+    assert again == measurement
+
+
+def test_without_marks_all_pairs_count():
+    measurement = Measurement("backward", RUNS, loops=10)
+    assert measurement.judged_runs == RUNS
+    assert measurement.disturbed_values is None
+    calm = Measurement("backward", RUNS, loops=10, disturbed=((False,) * 3, (False,) * 2))
+    assert (calm.judged_runs, calm.warnings) == (RUNS, measurement.warnings)
+
+
+def test_leaving_disturbed_pairs_out_favours_nobody():
+    """A disturbance adds time to one side, more often to the longer one; leaving its pair out must not move the ratio.
+
+    The truth is 4; 15% of the pairs are hit, on the longer side four times as often.
+    """
+    rng = np.random.default_rng(8)
+    found, naive = [], []
+    for _ in range(300):
+        times = np.array([4.0, 1.0]) * np.exp(rng.normal(0, 0.02, (5, 40, 2)))
+        hit = rng.random((5, 40, 2)) < (0.12, 0.03)
+        times += hit * rng.exponential(3.0, hit.shape)
+        runs = tuple(tuple(map(tuple, run)) for run in times.tolist())
+        marks = tuple(map(tuple, hit.any(axis=-1).tolist()))
+        found.append(Measurement("step", runs, 1, marks).speedup.estimate)
+        naive.append(Measurement("step", runs, 1).speedup.estimate)
+    assert np.mean(found) == pytest.approx(4.0, rel=5e-4)
+    assert abs(np.mean(naive) / 4 - 1) > abs(np.mean(found) / 4 - 1)
+    assert np.std(found) < np.std(naive) * 1.05
+
+
+def test_marks_must_fit():
+    with pytest.raises(ValueError, match="marks"):
+        Measurement("step", RUNS, 1, ((False,), (False,)))
+    with pytest.raises(ValueError, match="marks"):
+        Measurement.from_values("step", [1.0], [1.0], [1], 1, [])
 
 
 def test_lengths_must_fit():

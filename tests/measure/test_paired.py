@@ -8,7 +8,7 @@ import pytest
 from meprop_bench.measure.paired import calibrate, measure_pairs, warm_up
 
 
-def measure(clock, baseline, method, *, seconds=1.0, least_pairs=1, loops=1, seed=0):
+def measure(clock, baseline, method, *, seconds=1.0, least_pairs=1, loops=1, seed=0, probe=None):
     return measure_pairs(
         baseline,
         method,
@@ -17,6 +17,7 @@ def measure(clock, baseline, method, *, seconds=1.0, least_pairs=1, loops=1, see
         loops=loops,
         rng=random.Random(seed),
         clock=clock,
+        probe=probe,
     )
 
 
@@ -64,6 +65,37 @@ def test_loops_are_passed_on(clock):
 
     measure(clock, subject, subject, loops=7)
     assert set(seen) == {7}
+
+
+class Disturbances:
+    """Says of the n-th pair what it was told to say, and remembers when it was asked."""
+
+    def __init__(self, clock, answers):
+        self.clock, self.answers, self.asked = clock, iter(answers), []
+
+    def begin(self):
+        self.asked.append(self.clock.now())
+
+    def disturbed(self):
+        self.asked.append(self.clock.now())
+        return next(self.answers)
+
+
+def test_a_disturbed_pair_is_marked_kept_and_taken_again(clock):
+    probe = Disturbances(clock, [False, True, True, False, False, False])
+    subject = clock.subject(step=0.5)
+    pairs = measure(clock, subject, subject, seconds=0.0, least_pairs=3, probe=probe)
+    assert [pair.disturbed for pair in pairs] == [False, True, True, False, False]
+    assert [end - begin for begin, end in zip(probe.asked[::2], probe.asked[1::2], strict=True)] == [1.0] * 5
+
+
+def test_a_machine_that_is_always_disturbed_comes_to_an_end(clock):
+    subject = clock.subject(step=0.5)
+    pairs = measure(clock, subject, subject, seconds=0.0, least_pairs=3, probe=Disturbances(clock, [True] * 99))
+    assert [pair.disturbed for pair in pairs] == [True] * 6
+    # The seconds are what they are: a disturbed pair has its share of them.
+    pairs = measure(clock, subject, subject, seconds=10.0, probe=Disturbances(clock, [True, False] * 9))
+    assert len(pairs) == 10
 
 
 @pytest.mark.parametrize(("argument", "value"), [("least_pairs", 0), ("seconds", -1.0), ("seconds", float("nan"))])
