@@ -1,6 +1,7 @@
 """nn: drop-in modules, and `convert`, which puts them into any model."""
 
+from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.convert import convert
 from meprop_bench.nn.linear import MePropLinear
 
-__all__ = ["MePropLinear", "convert"]
+__all__ = ["MePropConv1d", "MePropConv2d", "MePropLinear", "convert"]

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.linear import MePropLinear
 
 __all__ = ["convert"]
@@ -43,6 +44,8 @@ class _Kind(NamedTuple):
 
 _KINDS: dict[type[nn.Module], _Kind] = {
     nn.Linear: _Kind(MePropLinear, (1, 1), frozenset({"selection", "sparse", "kernel"})),
+    nn.Conv1d: _Kind(MePropConv1d, (1, 1, 1), frozenset({"selection", "kernel"})),
+    nn.Conv2d: _Kind(MePropConv2d, (1, 1, 1), frozenset({"selection", "kernel"})),
 }
 
 _DEFAULTS = {"selection": "example", "sparse": False, "kernel": "auto"}
@@ -63,8 +66,8 @@ def convert(
 
     Args:
         model: any module; changed in place.
-        k: entries kept, as the kind of layer understands it: of its outputs for `nn.Linear`. An int >= 1, or a ratio in
-            (0, 1].
+        k: entries kept, as the kind of layer understands it: of the outputs of `nn.Linear`, of the positions of a map
+            of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1].
         selection: as for the layers turned, e.g. `MePropLinear`.
         sparse: as for `MePropLinear`.
         kernel: as for the layers turned.

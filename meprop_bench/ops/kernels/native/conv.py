@@ -72,7 +72,7 @@ def _loop_over_kept(builder: Any, arguments: Any, start: list[Any], step: Any) -
         phi.add_incoming(value, before)
         phi.add_incoming(change, loop)
     builder.position_at_end(after)
-    return new
+    return list(new)
 
 
 def _offsets(builder: Any, offsets: Any, count: int) -> list[Any]:

@@ -1,0 +1,257 @@
+"""Registration of a convolution with autograd: see `ops.linear` for why there are several.
+
+A convolution of one dimension is one of two dimensions with images of height 1, which is how torch computes it, too; an
+example without a batch is a batch of one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meprop_bench.ops.autocast import cast_to, lower_precision
+from meprop_bench.ops.conv.geometry import Geometry
+from meprop_bench.ops.conv.kernels import Kernel, Request, check_selection, get
+from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.selection import resolve_k
+
+__all__ = ["conv1d", "conv2d", "conv_backward"]
+
+
+def conv2d(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    k: float,
+    selection: str = "example",
+    kernel: str = "auto",
+) -> Tensor:
+    """Apply `F.conv2d`, with a backward pass through k positions of each map.
+
+    Args:
+        x: images, `(B, G C, H, W)`, or one, `(G C, H, W)`.
+        w: weight, `(N, C, kh, kw)`.
+        b: bias, `(N,)`; its gradient stays full.
+        stride: as for `F.conv2d`, like the next three.
+        padding: also "valid" or "same".
+        dilation: distance of the taps.
+        groups: G.
+        k: positions kept in each map of each example: an int >= 1, or a ratio of the positions in (0, 1]. All of them
+            is exactly the dense layer.
+        selection: "example", the k greatest |dy| of a map, or "random", k positions of it drawn without replacement.
+        kernel: a name in `meprop_bench.ops.conv.KERNELS`. Double backward and `torch.func` always take "masked".
+
+    Raises:
+        ValueError: for a k, selection or kernel that does not exist, a k larger than a map (when gradients are
+            recorded), or a kernel that does not support this case.
+
+    """
+    return _conv(x, w, b, _given(stride, padding, dilation, groups, w.shape[2:]), k, selection, kernel)
+
+
+def conv1d(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    k: float,
+    selection: str = "example",
+    kernel: str = "auto",
+) -> Tensor:
+    """Apply `F.conv1d` to x `(B, G C, L)` or `(G C, L)` with w `(N, C, kw)`; else as `conv2d`."""
+    if w.dim() != 3 or x.dim() not in (2, 3):
+        return F.conv1d(x, w, b, stride, padding, dilation, groups)  # raises
+    geometry = _given(stride, padding, dilation, groups, w.shape[2:])
+    return _conv(x.unsqueeze(-2), w.unsqueeze(-2), b, geometry, k, selection, kernel).squeeze(-2)
+
+
+_Given = tuple[Geometry, tuple[int, ...]]
+"""The geometry, and what x is padded with before: (left, right, top, bottom)."""
+
+
+def _given(
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...] | str,
+    dilation: int | tuple[int, ...],
+    groups: int,
+    taps: tuple[int, ...],
+) -> _Given:
+    """Bring the arguments into the form for two dimensions."""
+    stride, dilation = _pair("stride", stride, len(taps), 1), _pair("dilation", dilation, len(taps), 1)
+    if not isinstance(padding, str):
+        return Geometry(stride, _pair("padding", padding, len(taps), 0), dilation, groups), ()
+    if padding not in ("valid", "same"):
+        raise ValueError(f"padding must be 'valid', 'same' or numbers, not {padding!r}")
+    if padding == "valid":
+        return Geometry(stride, (0, 0), dilation, groups), ()
+    if stride != (1, 1):
+        raise ValueError("padding='same' does not go with a stride: give the padding in numbers")
+    total = [d * (tap - 1) for d, tap in zip(dilation, (1, *taps)[-2:], strict=True)]
+    more = (0, total[1] % 2, 0, total[0] % 2)  # an odd number is larger by one at the right and at the bottom
+    return Geometry(stride, (total[0] // 2, total[1] // 2), dilation, groups), more if any(more) else ()
+
+
+def _pair(name: str, value: int | tuple[int, ...], dimensions: int, least: int) -> tuple[int, int]:
+    """Return the value for height and width; a single dimension is the width."""
+    values = (value,) * dimensions if isinstance(value, int) else tuple(value)
+    if len(values) == 1:
+        values *= dimensions
+    if len(values) != dimensions or min(values) < least:
+        raise ValueError(f"{name} must be one or {dimensions} integers >= {least}, not {value!r}")
+    return (1 - (name == "padding"), *values)[-2:]  # type: ignore[return-value]
+
+
+def _conv(x: Tensor, w: Tensor, b: Tensor | None, given: _Given, k: float, selection: str, kernel: str) -> Tensor:
+    check_selection(selection)
+    chosen = get(kernel)
+    geometry, more = given
+    if more:
+        x = F.pad(x, more)
+    positions = geometry.output(x.shape[-2], x.shape[-1], (w.shape[-2], w.shape[-1]))
+    kept = resolve_k(k, positions[0] * positions[1])
+    if not torch.is_grad_enabled() or min(positions) < 1 or x.dim() not in (3, 4):
+        return F.conv2d(x, w, b, *geometry)  # which raises where the image is too small, or not an image
+    if kept >= positions[0] * positions[1]:
+        if kept > positions[0] * positions[1]:
+            raise ValueError(
+                f"k = {k} is more than the {positions[0]} x {positions[1]} positions of a map: give a ratio in (0, 1]"
+            )
+        return F.conv2d(x, w, b, *geometry)
+    if x.dim() == 3:
+        return _recorded(x.unsqueeze(0), w, b, geometry, kept, selection, chosen).squeeze(0)
+    return _recorded(x, w, b, geometry, kept, selection, chosen)
+
+
+def _recorded(
+    x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, k: int, selection: str, kernel: Kernel
+) -> Tensor:
+    """Choose the registration, for x `(B, G C, H, W)`."""
+    if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
+        x, w, b = cast_to(x, dtype), cast_to(w, dtype), cast_to(b, dtype)
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _conv_op(x, w, b, *geometry, k, selection, kernel.name))
+    if torch._C._are_functorch_transforms_active():
+        return cast(Tensor, _Transformable.apply(x, w, b, geometry, k, selection))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, kernel))  # type: ignore[no-untyped-call]
+
+
+def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: Kernel) -> Gradients:
+    """Return the gradients of x `(B, G C, H, W)`, w `(N, C, kh, kw)` and the bias for dy `(B, N, OH, OW)`."""
+    if not (x.numel() and dy.numel()):
+        kernel = get("masked")
+    return kernel.backward(dy, x, w, geometry, request)
+
+
+def _check_supported(kernel: Kernel, x: Tensor, w: Tensor) -> None:
+    """Raise ValueError if the kernel cannot do this."""
+    if x.numel() and (reason := kernel.unsupported(x, w)):
+        raise ValueError(f"kernel {kernel.name!r} does not support this case: {reason}")
+
+
+class _Conv(torch.autograd.Function):
+    """Eager registration."""
+
+    @staticmethod
+    def forward(ctx, x, w, b, geometry, k, selection, kernel):  # type: ignore[no-untyped-def]
+        _check_supported(kernel, x, w)
+        ctx.save_for_backward(x, w)
+        ctx.call = geometry, Request(k, selection, *ctx.needs_input_grad[:3]), kernel
+        return F.conv2d(x, w, b, *geometry)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        geometry, request, kernel = ctx.call
+        if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable itself
+            kernel = get("masked")
+        x, w = ctx.saved_tensors
+        return *conv_backward(dy, x, w, geometry, request, kernel), None, None, None, None
+
+
+class _Transformable(torch.autograd.Function):
+    """Registration for torch.func: grad, vmap and their compositions."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, w, b, geometry, k, selection):  # type: ignore[no-untyped-def]
+        return F.conv2d(x, w, b, *geometry)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, w, _, *ctx.call = inputs
+        ctx.save_for_backward(x, w)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        geometry, *what = ctx.call
+        request = Request(*what, *ctx.needs_input_grad[:3])
+        x, w = ctx.saved_tensors
+        return *conv_backward(dy, x, w, geometry, request, get("masked")), None, None, None
+
+
+_ARGUMENTS = (
+    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt k, str selection, str kernel"
+)
+
+
+def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
+    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+@torch.library.custom_op(
+    "meprop_bench::conv2d", mutates_args=(), schema=f"(Tensor x, Tensor w, Tensor? b, {_ARGUMENTS}) -> Tensor"
+)
+def _conv_op(x: Tensor, w: Tensor, b: Tensor | None, *call: Any) -> Tensor:
+    _check_supported(get(call[-1]), x, w)
+    return F.conv2d(x, w, b, *call[:4])
+
+
+@_conv_op.register_fake
+def _(x: Tensor, w: Tensor, b: Tensor | None, *call: Any) -> Tensor:
+    return F.conv2d(x, w, b, *call[:4])
+
+
+@torch.library.custom_op(
+    "meprop_bench::conv2d_backward",
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor x, Tensor w, {_ARGUMENTS}, bool[] need) -> (Tensor, Tensor, Tensor)",
+)
+def _conv_backward_op(dy: Tensor, x: Tensor, w: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, k, selection, kernel, need = call
+    grads = conv_backward(dy, x, w, _geometry(*arguments), Request(k, selection, *need), get(kernel))
+    # An operator cannot return None, and what it returns has the strides that the graph was made for.
+    dx, dw, db = (dy.new_empty(0) if grad is None else grad.contiguous() for grad in grads)
+    return dx, dw, db
+
+
+@_conv_backward_op.register_fake
+def _(dy: Tensor, x: Tensor, w: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, w.shape, w.shape[:1])
+    dx, dw, db = (dy.new_empty(shape if wanted else 0) for shape, wanted in zip(shapes, call[-1], strict=True))
+    return dx, dw, db
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, _, *ctx.call = inputs
+    ctx.save_for_backward(x, w)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    need = list(ctx.needs_input_grad[:3])
+    grads = _conv_backward_op(dy, *ctx.saved_tensors, *ctx.call, need)
+    return *(grad if wanted else None for grad, wanted in zip(grads, need, strict=True)), *(None,) * 7
+
+
+_conv_op.register_autograd(_backward, setup_context=_setup_context)

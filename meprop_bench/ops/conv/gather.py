@@ -1,0 +1,88 @@
+"""Kernel `gather`, in operators of torch: the runs of the selected patches are rows of a table, summed up in bags.
+
+With the images pixel by pixel (`geometry`), a patch has R runs of L consecutive numbers, and the run that begins at
+pixel q is row q of a table T of x; the rows of W are cut alike. A kept entry s is map n, value v and first pixel q:
+
+    dW[n, r]   =  Σ_{s of map n}                v_s T[q_s + o_r]        a bag for each map and run
+    dT[q]      =  Σ_{s, r : q_s + o_r = q}      v_s W[n_s, r]           a bag for each pixel, entries sorted by pixel
+    dx         =  the runs of dT, added up where they overlap
+
+Both are `embedding_bag`, as in the linear layer's kernel of that name. The table costs kw times the memory of x, dT the
+same of dx, and the sort R entries for each one kept: that is why the compiled kernel `native` reads x in place instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from meprop_bench.ops.conv.geometry import Geometry, Sizes, sizes
+from meprop_bench.ops.conv.kernels import Request, select_positions
+from meprop_bench.ops.kernels import Gradients
+
+__all__ = ["KERNEL", "Gather"]
+
+
+class Gather:
+    """See the module."""
+
+    name = "gather"
+
+    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+        """None: it supports everything."""
+        return None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
+        """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
+        at = sizes(x.shape, w.shape, geometry)
+        idx = select_positions(dy, request)
+        v = dy.flatten(2).gather(2, idx).transpose(0, 1).flatten(1)  # (N, B k)
+        rows = _runs(idx, w.shape[0], at, geometry.groups)  # (N, R, B k)
+        v = v.unsqueeze(1).expand_as(rows).flatten()
+        dx = _input_gradient(rows, v, x, w, at, geometry) if request.need_dx else None
+        dw = _weight_gradient(rows, v, x, w, at, geometry) if request.need_dw else None
+        return dx, dw, dy.sum((0, 2, 3)) if request.need_db else None
+
+
+def _runs(idx: Tensor, n: int, at: Sizes, groups: int) -> Tensor:
+    """Return the pixels, counted over all images, where the runs of the selected patches begin: `(N, R, B k)`."""
+    first = at.patches.to(idx.device)[idx]  # (B, N, k)
+    image = torch.arange(at.images, device=idx.device).view(-1, groups).repeat_interleave(n // groups, 1)  # (B, N)
+    first = first.add_(image.unsqueeze(2), alpha=at.padded[0] * at.padded[1]).transpose(0, 1).flatten(1)  # (N, B k)
+    return first.unsqueeze(1) + at.runs.to(idx.device).unsqueeze(1)
+
+
+def _inside(pixels: Tensor, x: torch.Size, geometry: Geometry) -> Tensor:
+    """Return padded images `(B G, Hp, Wp, C)` without the padding, as `(B G, C, H, W)`, for the shape of x."""
+    (top, left), (height, width) = geometry.padding, x[2:]
+    return pixels[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+
+
+def _weight_gradient(rows: Tensor, v: Tensor, x: Tensor, w: Tensor, at: Sizes, geometry: Geometry) -> Tensor:
+    n, c, kh, kw = w.shape
+    images = x.reshape(at.images, c, *x.shape[2:])
+    pixels = x.new_zeros(at.images, *at.padded, c)
+    _inside(pixels, x.shape, geometry).copy_(images)
+    table = pixels.as_strided((pixels.numel() // c - at.run + 1, at.run * c), (c, 1))
+    bags = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)
+    return _bags(table, rows.flatten(), bags, v).view(n, kh, kw, c).permute(0, 3, 1, 2).contiguous()
+
+
+def _input_gradient(rows: Tensor, v: Tensor, x: Tensor, w: Tensor, at: Sizes, geometry: Geometry) -> Tensor:
+    n, c = w.shape[:2]
+    table = w.permute(0, 2, 3, 1).reshape(n * rows.shape[1], at.run * c)
+    pixels, order = rows.flatten().sort(stable=True)  # stable: the same sums each time
+    counts = torch.bincount(pixels, minlength=at.images * at.padded[0] * at.padded[1])
+    runs = _bags(table, order // rows.shape[2], counts.cumsum(0).sub_(counts), v[order])  # (pixels, L)
+    dx = runs[:, :c].contiguous()
+    for tap in range(1, at.run):
+        dx[tap:] += runs[:-tap, tap * c : (tap + 1) * c]
+    return _inside(dx.view(at.images, *at.padded, c), x.shape, geometry).reshape(x.shape)
+
+
+def _bags(table: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows of a table, by the operator itself: `F.embedding_bag` checks for half as long again."""
+    return torch.embedding_bag(table.detach(), indices, starts, False, 0, False, weights)[0]
+
+
+KERNEL = Gather()

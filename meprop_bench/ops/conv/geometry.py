@@ -1,0 +1,67 @@
+"""Where the patches of a convolution lie: sizes, and the places of patches and of their runs in a padded image.
+
+The kernels that gather keep images pixel by pixel: `(B G, Hp, Wp, C)`, padded, with the channels of one group next to
+each other, and each group an image of its own. There a patch is a few *runs* of consecutive numbers: kh runs of kw C
+numbers, or, where the taps of a row are dilated, kh kw runs of C.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Geometry", "Sizes", "sizes"]
+
+_Pair = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """The arguments of a convolution that are not tensors, each for height and width."""
+
+    stride: _Pair
+    padding: _Pair
+    dilation: _Pair
+    groups: int
+
+    def output(self, height: int, width: int, kernel: _Pair) -> _Pair:
+        """Return the height and width of the output; not positive where the padded image is smaller than a patch."""
+        oh, ow = (
+            (size + 2 * pad - dilation * (tap - 1) - 1) // stride + 1
+            for size, tap, stride, pad, dilation in zip(
+                (height, width), kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return oh, ow
+
+
+class Sizes(NamedTuple):
+    """What follows from the shapes; tables are int64."""
+
+    images: int
+    """B G."""
+    channels: int
+    """C, of one group."""
+    padded: _Pair
+    """Hp, Wp."""
+    run: int
+    """Taps in a run: kw, or 1 where they are dilated."""
+    runs: Tensor
+    """Where the runs of a patch begin, in pixels from its first, `(R,)`."""
+    patches: Tensor
+    """Where the patch of an output position begins, in pixels of the image, `(P,)`."""
+
+
+@lru_cache(maxsize=256)
+def sizes(x: torch.Size, w: torch.Size, geometry: Geometry) -> Sizes:
+    """Return the sizes for x `(B, G C, H, W)` and w `(N, C, kh, kw)`."""
+    (batch, _, height, width), (_, channels, kh, kw) = x, w
+    stride, padding, dilation, groups = geometry
+    oh, ow = geometry.output(height, width, (kh, kw))
+    hp, wp = height + 2 * padding[0], width + 2 * padding[1]
+    run = kw if dilation[1] == 1 else 1
+    runs = torch.arange(kh).unsqueeze(1) * (dilation[0] * wp) + torch.arange(0, kw, run) * dilation[1]
+    patches = torch.arange(oh).unsqueeze(1) * (stride[0] * wp) + torch.arange(ow) * stride[1]
+    return Sizes(batch * groups, channels, (hp, wp), run, runs.flatten(), patches.flatten())

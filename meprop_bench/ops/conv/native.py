@@ -1,0 +1,97 @@
+"""Kernel `native`: only what survives, compiled; float32 on the CPU, with Numba. See `ops.kernels.native.conv`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meprop_bench.ops.conv.geometry import Geometry, sizes
+from meprop_bench.ops.conv.kernels import Request, select_positions
+from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.kernels.native import conv as compiled
+from meprop_bench.ops.kernels.native import scratch
+from meprop_bench.ops.kernels.native.compiler import OPENMP
+
+__all__ = ["KERNEL", "Native"]
+
+_TILE = 1 << 18
+"""Bytes of images that one pass over all maps reads: they stay in the second-level cache meanwhile."""
+_PIXELS = 1 << 31
+"""Pixels are counted in 32 bits."""
+
+
+class Native:
+    """See the module."""
+
+    name = "native"
+
+    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+        """Say why not: another dtype or device, or a batch too large to count."""
+        if w.device.type != "cpu":
+            return f"it runs on the CPU, not on {w.device.type}"
+        if not x.dtype == w.dtype == torch.float32:
+            return f"it computes in float32, not {w.dtype}".replace("torch.", "")
+        if x.numel() >= _PIXELS:
+            return f"it counts to {_PIXELS} entries of x"
+        return None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
+        """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
+        dy, x, w = dy.contiguous(), x.contiguous(), w.contiguous()
+        gomp, tid = OPENMP
+        threads = torch.get_num_threads() if gomp else 1
+        plan = _plan(x.shape, w.shape, geometry, request.k, threads)
+        idx = select_positions(dy, request) if request.selection == "random" else None
+        dx = torch.empty_like(x) if request.need_dx else None
+        dw = torch.empty_like(w) if request.need_dw else None
+        db = dy.new_empty(w.shape[0]) if request.need_db else None
+        compiled.backward(
+            gomp, tid, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, threads, plan.address, dy.data_ptr(),
+            _address(idx), x.data_ptr(), w.data_ptr(), _address(dx), _address(dw), _address(db),
+            scratch.address(plan.scratch),
+        )  # fmt: skip
+        return dx, dw, db
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class _Plan:
+    """What the compiled code needs to know of a shape: see the names beside `PLAN_WORDS` there."""
+
+    def __init__(self, x: torch.Size, w: torch.Size, geometry: Geometry, k: int, threads: int) -> None:
+        at = sizes(x, w, geometry)
+        (batch, _, height, width), (n, c, kh, kw) = x, w
+        (hp, wp), lanes = at.padded, compiled.LANES
+        full, rest = divmod(at.run * c, lanes)
+        starts = 4 * c * at.runs.numpy()
+        runs = len(starts)
+        places = [starts[r] + 4 * lanes * i for r in range(runs) for i in range(full)]
+        if rest:
+            places += list(starts + 4 * lanes * full)
+        self.places = np.array(places, np.int64)
+        run, tap = np.divmod(np.arange(kh * kw), at.run)
+        vector, lane = np.divmod(tap * c + np.arange(c)[:, None], lanes)  # (C, taps)
+        vector = np.where(vector < full, run * full + vector, runs * full + run)
+        self.slots = (vector * lanes + lane).astype(np.int32)
+        self.patches = at.patches.numpy().astype(np.int32)
+        tile = max(1, _TILE // (4 * hp * wp * c * geometry.groups))
+        self.words = np.array(
+            [
+                batch, geometry.groups, c, height, width, hp, wp, *geometry.padding, n, len(self.patches), k, kh * kw,
+                runs * full, rest, len(places), tile,
+                self.places.ctypes.data, self.slots.ctypes.data, self.patches.ctypes.data,
+            ],
+            np.int64,
+        )  # fmt: skip
+        self.address: int = self.words.ctypes.data
+        self.scratch: int = compiled.scratch_bytes(self.address, threads)
+
+
+_plan = lru_cache(maxsize=256)(_Plan)
+
+KERNEL = Native()
