@@ -8,18 +8,15 @@ The protocol is one JSON object a line: a request on the child's standard input,
 output.
 
     parent                                  child (its whole main program)
-    worker = Worker(argv, env)              serve(handler)
+    worker = Worker(argv, env)              serve(handler)               see `serve`
     worker.request({"do": ...}, timeout)    handler({"do": ...}) -> {...}
 
-Libraries print, so `serve` first moves the protocol to private descriptors: file descriptor 1 becomes 2, and 0
-becomes empty, for the child and all that it starts. What was printed earlier (while importing) is not JSON; up to the
-first answer it is set aside with standard error.
+What the child printed while importing is not JSON; up to the first answer it is set aside with standard error.
+Whatever goes wrong with a child (killed, hung, gone, garbage) becomes one exception with one line, after which the
+child and all that it started are gone.
 
 No orphans: the child leads a session of its own, so the terminal's Ctrl-C reaches the parent alone, which then ends
-the child and its whole process group. A parent that is killed cannot do that; therefore a thread of the child waits
-on standard input, and its end-of-file ends the child at once, even amid a computation. (PR_SET_PDEATHSIG would not
-do: it fires when the *thread* that started the child ends.) That thread sleeps in a system call while the child
-measures.
+the child and its whole process group. A parent that is killed cannot do that; the child sees to it (`serve`).
 """
 
 from __future__ import annotations
@@ -30,21 +27,17 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-from meprop_bench.errors import UserError
+from meprop_bench.measure.serve import Message, one_line
 
-__all__ = ["Replicates", "Worker", "WorkerDied", "serve"]
-
-Message = dict[str, Any]
+__all__ = ["Replicates", "Worker", "WorkerDied"]
 
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes of one answer; raw values of the longest run are far below
 _POLL_S = 0.2
@@ -173,8 +166,8 @@ class Worker:
                 self._answered = True
                 return answer
             if self._answered:
-                raise WorkerDied(f"it answered garbage: {_one_line(line.decode(errors='replace'))}")
-            self._stderr.append(_one_line(line.decode(errors="replace")))
+                raise WorkerDied(f"it answered garbage: {one_line(line.decode(errors='replace'))}")
+            self._stderr.append(one_line(line.decode(errors="replace")))
 
     def _obituary(self) -> str:
         if not _await_exit(self._process, _GOODBYE_S):
@@ -247,88 +240,6 @@ class Replicates:
         return Worker(self._argv, self._env)
 
 
-def serve(handler: Callable[[Message], Mapping[str, Any]]) -> None:
-    """Answer requests until standard input ends: the main program of a worker.
-
-    An exception of the handler becomes `{"error": one line, "kind": "user" | "out-of-memory" | "error"}` (its
-    traceback goes to standard error) and the next request is served. Call it before anything heavy is imported.
-    """
-    requests, answers = _private_pipes()
-    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    idle = threading.Event()
-    idle.set()
-    _be_first_when_memory_runs_out()
-
-    def listen() -> None:
-        for line in requests:
-            idle.clear()
-            inbox.put(line)
-        if idle.is_set():
-            inbox.put(b"")
-        else:  # the parent is gone amid a request: nobody wants the answer
-            _kill_own_group()
-
-    threading.Thread(target=listen, daemon=True).start()
-    while line := inbox.get():
-        answer = _answer(handler, line)
-        idle.set()
-        try:
-            answers.write(answer)
-            answers.flush()
-        except BrokenPipeError:
-            return
-
-
-def _answer(handler: Callable[[Message], Mapping[str, Any]], line: bytes) -> bytes:
-    try:
-        return json.dumps(handler(json.loads(line)), allow_nan=False).encode() + b"\n"
-    except Exception as error:  # noqa: BLE001  the parent decides what to do about it
-        traceback.print_exc()
-        return json.dumps({"error": _error_line(error), "kind": _kind(error)}).encode() + b"\n"
-
-
-def _kind(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return "user"
-    # torch raises RuntimeError for the CPU ("DefaultCPUAllocator: can't allocate memory", "not enough memory").
-    text = str(error)
-    exhausted = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if exhausted or "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text:
-        return "out-of-memory"
-    return "error"
-
-
-def _error_line(error: Exception) -> str:
-    text = _one_line(str(error))
-    if isinstance(error, UserError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Move the protocol to descriptors of its own; leave 0 empty and let 1 go where 2 goes."""
-    sys.stdout.flush()
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
-    os.dup2(2, 1)
-    return requests, answers
-
-
-def _be_first_when_memory_runs_out() -> None:
-    """On Linux, let the kernel choose this process rather than its parent, or a neighbour."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
-
-
-def _kill_own_group() -> None:
-    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
-
-
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a worker with all that it started, and reap it."""
     if process.returncode is None:  # until it is reaped, nothing else can be given its number
@@ -381,7 +292,7 @@ def _read_answers(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -
 def _read_tail(stream: IO[bytes], tail: deque[str]) -> None:
     with stream:
         while line := stream.readline(4096):
-            tail.append(_one_line(line.decode(errors="replace")))
+            tail.append(one_line(line.decode(errors="replace")))
 
 
 def _parse(line: bytes) -> Message | None:
@@ -390,12 +301,3 @@ def _parse(line: bytes) -> Message | None:
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None
-
-
-def _one_line(text: str) -> str:
-    """Return the first line that says something, without this machine's paths: it may end up in a published report."""
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    for place, name in ((sys.prefix, "<python>"), (str(Path.cwd()), "."), (str(Path.home()), "~")):
-        if len(place) > 1:
-            first = first.replace(place, name)
-    return first[:500]

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from meprop_bench.measure.replicate import serve
+from meprop_bench.measure.serve import serve
 
 if TYPE_CHECKING:
     from meprop_bench.measure.clock import Clock
