@@ -18,9 +18,12 @@ __all__ = [
     "efficiency",
     "failure",
     "interval",
+    "joules",
     "label",
     "memory",
+    "pair",
     "parity",
+    "percent",
     "quantity",
     "ratio",
     "seconds",
@@ -48,12 +51,31 @@ def digits(value: float) -> str:
 
 def seconds(value: float | None) -> str:
     """A time in s, ms, µs or ns."""
+    return _small(value, "s")
+
+
+def joules(value: float | None) -> str:
+    """An energy in J, mJ, µJ or nJ."""
+    return _small(value, "J")
+
+
+def percent(value: float | None) -> str:
+    """A share that is given in percent, or a sum of such: `198%`."""
+    return ABSENT if value is None else f"{value:.0f}%"
+
+
+def pair(baseline: str, method: str) -> str:
+    """What dense and sparse have, in one cell; a dash when neither has it."""
+    return ABSENT if baseline == method == ABSENT else f"{baseline} → {method}"
+
+
+def _small(value: float | None, unit: str) -> str:
     if value is None:
         return ABSENT
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+    for prefix, scale in (("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
         if value >= 0.9995 * scale:
-            return f"{digits(value / scale)} {unit}"
-    return f"{digits(value / 1e-9)} ns"
+            return f"{digits(value / scale)} {prefix}{unit}"
+    return f"{digits(value / 1e-9)} n{unit}"
 
 
 def memory(value: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from meprop_bench.report.cells import memory, quantity
 from meprop_bench.report.sections import Section, parity_section, sections, summary
+from meprop_bench.report.utilization import utilization_section
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.results.store import Store
 
@@ -89,9 +90,9 @@ class Document:
 
     @property
     def sections(self) -> list[Section]:
-        """The tables, accuracy last."""
-        accuracy = parity_section(self.rows)
-        return [*sections(self.rows), *([accuracy] if accuracy else [])]
+        """The tables: times, then what the machine did meanwhile, then accuracy."""
+        others = utilization_section(self.rows), parity_section(self.rows)
+        return [*sections(self.rows), *(section for section in others if section is not None)]
 
     @property
     def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:

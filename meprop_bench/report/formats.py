@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from io import StringIO
@@ -14,11 +14,12 @@ from meprop_bench.errors import UserError
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.table import as_table
-from meprop_bench.results.schema import Parity, Row
+from meprop_bench.results.schema import Parity, Row, Utilization
 
 __all__ = ["FORMATS", "as_csv", "as_json", "as_page", "write_as"]
 
 FORMATS = ("table", "json", "md", "csv", "html")
+_NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
 _RAW = ("values_s", "baseline_values_s", "run_lengths")  # thousands of figures in one cell help nobody; JSON has them
 
 
@@ -28,21 +29,23 @@ def as_json(document: Document) -> str:
 
 
 def as_csv(document: Document) -> str:
-    """Return the rows as CSV with a header: every field but the raw values, parity as columns of its own."""
-    plain = [field.name for field in fields(Row) if field.name not in (*_RAW, "parity")]
-    apart = [field.name for field in fields(Parity)]
+    """Return the rows as CSV with a header: every field but the raw values, nested ones as columns of their own."""
+    plain = [field.name for field in fields(Row) if field.name not in (*_RAW, *_NESTED)]
+    apart = [(name, field.name) for name, kind in _NESTED.items() for field in fields(kind)]
     target = StringIO()
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow([*plain, *(f"parity_{name}" for name in apart)])
+    writer.writerow([*plain, *(f"{name}_{part}" for name, part in apart)])
     for row in document.rows:
         cells = [_cell(getattr(row, name)) for name in plain]
-        writer.writerow(cells + [_cell(getattr(row.parity, name, None)) for name in apart])
+        writer.writerow(cells + [_cell(getattr(getattr(row, name), part, None)) for name, part in apart])
     return target.getvalue()
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, tuple):
         return "; ".join(str(item) for item in value)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {item}" for key, item in value.items())
     if isinstance(value, bool):
         return str(value).lower()
     return "" if value is None else value

@@ -18,6 +18,7 @@ from meprop_bench.report.cells import (
     failure,
     interval,
     memory,
+    pair,
     parity,
     ratio,
     seconds,
@@ -26,7 +27,7 @@ from meprop_bench.report.cells import (
 )
 from meprop_bench.results.schema import Row, select
 
-__all__ = ["PHASES", "Section", "parity_section", "sections", "summary"]
+__all__ = ["AXES", "PHASES", "WORDS", "Section", "parity_section", "phase_order", "sections", "summary", "varying"]
 
 PHASES = ("linear-backward", "forward", "backward", "update", "step")
 
@@ -50,7 +51,7 @@ class Section:
     left: frozenset[str] = field(default=frozenset())  # columns of words; the others hold figures
 
 
-_AXES: dict[str, Callable[[Row], str]] = {
+AXES: dict[str, Callable[[Row], str]] = {
     "phase": lambda row: row.phase or ABSENT,
     "method": lambda row: row.method,
     "batch, m → n": shape,
@@ -76,7 +77,7 @@ _FIGURES: dict[str, Callable[[Row], Cell]] = {
     "parity": parity,
 }
 _ALWAYS = ("method", "k")
-_WORDS = frozenset({*_AXES, "speed-up", "check", "parity", "verdict", "task"}) - {"k", "threads", "layers", "seed"}
+WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {"k", "threads", "layers", "seed"}
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
@@ -93,10 +94,17 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     return result
 
 
+def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
+    """Return the axes that need a column, and what is the same in all rows as one line."""
+    rows = list(rows)
+    texts = {name: {axis(row) for row in rows} for name, axis in AXES.items()}
+    axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
+    said = [name for name in AXES if name not in axes and texts[name] != {ABSENT} and name != "environment"]
+    return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
+
+
 def _section(title: str, rows: list[Row], remark: str) -> Section:
-    texts = {name: {axis(row) for row in rows} for name, axis in _AXES.items()}
-    axes = [name for name in _AXES if name in _ALWAYS or len(texts[name]) > 1]
-    said = [name for name in _AXES if name not in axes and texts[name] != {ABSENT} and name != "environment"]
+    axes, constants = varying(rows)
     figures = [name for name in _FIGURES if name != "parity" or any(row.parity for row in rows)]
     notes = list(dict.fromkeys(text for row in rows for text in (*row.notes, failure(row)) if text))
 
@@ -108,28 +116,27 @@ def _section(title: str, rows: list[Row], remark: str) -> Section:
         cells = {name: _FIGURES[name](row) for name in figures}
         cells["speed-up"] = marked(cells["speed-up"], row.notes)
         cells["check"] = marked(cells["check"], [failure(row)])
-        return (*(Cell(_AXES[name](row)) for name in axes), *cells.values())
+        return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
 
-    phases = sorted(dict.fromkeys(row.phase for row in rows), key=_phase_order)
+    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
     return Section(
         title=title,
-        constants="; ".join(f"{name} {next(iter(texts[name]))}" for name in said),
+        constants=constants,
         remark=remark,
         columns=(*axes, *figures),
         groups=tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases),
         footnotes=tuple(f"({number}) {note}" for number, note in enumerate(notes, 1)),
-        left=_WORDS,
+        left=WORDS,
     )
 
 
-def _phase_order(phase: str | None) -> int:
+def phase_order(phase: str | None) -> int:
+    """Return the place of a phase in a step, for sorting."""
     return PHASES.index(phase) if phase in PHASES else len(PHASES)
 
 
 def _memory_pair(row: Row) -> str:
-    if row.peak_memory_bytes is None and row.baseline_peak_memory_bytes is None:
-        return ABSENT
-    return f"{memory(row.baseline_peak_memory_bytes)} → {memory(row.peak_memory_bytes)}"
+    return pair(memory(row.baseline_peak_memory_bytes), memory(row.peak_memory_bytes))
 
 
 def parity_section(rows: Iterable[Row]) -> Section | None:
@@ -173,7 +180,7 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
         " points of development-set accuracy, with its 95% interval over the seeds. It is a short run, not a paper's"
         " table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it holds it."
     )
-    return Section("Accuracy against dense", heads, (tuple(lines),), remark=remark, left=_WORDS)
+    return Section("Accuracy against dense", heads, (tuple(lines),), remark=remark, left=WORDS)
 
 
 def summary(rows: Sequence[Row]) -> list[str]:

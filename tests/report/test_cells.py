@@ -25,6 +25,19 @@ def test_sizes(value, text):
     assert cells.memory(value) == text
 
 
+def test_energies_and_shares():
+    assert [cells.joules(value) for value in (None, 12.34, 0.05, 2e-6)] == [
+        cells.ABSENT,
+        "12.3 J",
+        "50.0 mJ",
+        "2.00 µJ",
+    ]
+    assert [cells.percent(value) for value in (None, 198.4, 0.0)] == [cells.ABSENT, "198%", "0%"]
+    assert cells.pair("1", "2") == "1 → 2"
+    assert cells.pair(cells.ABSENT, "2") == f"{cells.ABSENT} → 2"
+    assert cells.pair(cells.ABSENT, cells.ABSENT) == cells.ABSENT
+
+
 def test_what_does_not_apply_is_a_dash():
     assert cells.seconds(None) == cells.memory(None) == cells.ABSENT
 

@@ -1,13 +1,14 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meprop_bench.errors import UserError
-from meprop_bench.results.schema import SCHEMA, Parity, Row, select
+from meprop_bench.results.schema import SCHEMA, Parity, Row, Utilization, select
 
 NAMES = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=12)
 TIMES = st.floats(0, 1e6)
@@ -53,6 +54,17 @@ def parity(**changes):
     return Parity(**{**base, **changes})
 
 
+def utilization(**changes):
+    base = {
+        "seconds": 2.0,
+        "iterations": 800,
+        "cpu_utilization": 198.0,
+        "throttle_reasons": ("power cap", "idle"),
+        "unavailable": {"power_w": "NVML: Not Supported"},
+    }
+    return Utilization(**{**base, **changes})
+
+
 @st.composite
 def rows(draw):
     lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
@@ -71,6 +83,10 @@ def rows(draw):
         "peak_memory_bytes": draw(st.none() | COUNTS),
         "efficiency": draw(st.none() | st.floats()),
         "parity": draw(st.none() | st.just(parity())),
+        "utilization": draw(st.none() | st.just(utilization())),
+        "baseline_utilization": draw(st.none() | st.just(utilization(power_w=3.5, unavailable={}))),
+        "process_peak_bytes": draw(st.none() | COUNTS),
+        "unavailable": draw(st.dictionaries(NAMES, NAMES, max_size=2)),
     }
     return row(
         case_id=draw(NAMES),
@@ -167,6 +183,35 @@ def test_parity_needs_a_figure_for_each_seed_and_a_known_verdict():
     with pytest.raises(ValueError, match="verdict"):
         parity(verdict="maybe")
     assert parity(low=math.nan, high=math.nan).low is None
+
+
+def test_utilization_is_checked_and_says_why_something_is_missing():
+    one = row(utilization=utilization(power_w=math.nan), gpu_utilization=math.inf, unavailable={"power_w": "a\nb"})
+    assert one.utilization.power_w is None
+    assert one.gpu_utilization is None
+    assert one.unavailable == {"power_w": "a b"}
+    record = one.to_json()
+    assert record["utilization"]["throttle_reasons"] == ["power cap", "idle"]
+    assert record["utilization"]["unavailable"] == {"power_w": "NVML: Not Supported"}
+    assert isinstance(hash(one), int)
+    with pytest.raises(ValueError, match="iterations"):
+        utilization(iterations=1.5)
+    with pytest.raises(ValueError, match="unavailable holds 3"):
+        row(unavailable={"power_w": 3})
+    with pytest.raises(ValueError, match="unavailable is"):
+        row(unavailable=["power_w"])
+    with pytest.raises(ValueError, match="utilization without 'iterations'"):
+        Utilization.from_json({"seconds": 2.0})
+
+
+def test_rows_from_before_utilization_was_watched_still_load():
+    new = {"unavailable", "utilization", "process_peak_bytes", "peak_reserved_bytes", "process_growth_bytes"}
+    new |= {"gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j"}
+    record = {name: value for name, value in row().to_json().items() if name.removeprefix("baseline_") not in new}
+    assert Row.from_json(record) == row()
+    for folder in (Path(__file__).parents[2] / "reports").glob("*/measurements.jsonl"):
+        for line in folder.read_text().splitlines():
+            assert Row.from_json(json.loads(line)).case_id
 
 
 def test_select_by_fields():
