@@ -52,7 +52,7 @@ class _Sparsified(nn.modules.conv._ConvNd):
     def configure(self, *, k: float, selection: str, kernel: str) -> None:
         """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
         conv.check_selection(selection)
-        conv.get(kernel)
+        conv.check_kernel(kernel)
         self.k = k
         self.selection = selection
         self.kernel = kernel

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Kernel, Request, check_selection, get
+from meprop_bench.ops.conv.kernels import Kernel, Request, check_kernel, check_selection, get
 from meprop_bench.ops.kernels import Gradients
 from meprop_bench.ops.selection import resolve_k
 
@@ -115,7 +115,7 @@ def _pair(name: str, value: int | tuple[int, ...], dimensions: int, least: int) 
 
 def _conv(x: Tensor, w: Tensor, b: Tensor | None, given: _Given, k: float, selection: str, kernel: str) -> Tensor:
     check_selection(selection)
-    chosen = get(kernel)
+    check_kernel(kernel)
     geometry, more = given
     if more:
         x = F.pad(x, more)
@@ -130,21 +130,21 @@ def _conv(x: Tensor, w: Tensor, b: Tensor | None, given: _Given, k: float, selec
             )
         return F.conv2d(x, w, b, *geometry)
     if x.dim() == 3:
-        return _recorded(x.unsqueeze(0), w, b, geometry, kept, selection, chosen).squeeze(0)
-    return _recorded(x, w, b, geometry, kept, selection, chosen)
+        return _recorded(x.unsqueeze(0), w, b, geometry, kept, selection, kernel).squeeze(0)
+    return _recorded(x, w, b, geometry, kept, selection, kernel)
 
 
 def _recorded(
-    x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, k: int, selection: str, kernel: Kernel
+    x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, k: int, selection: str, kernel: str
 ) -> Tensor:
     """Choose the registration, for x `(B, G C, H, W)`."""
     if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
         x, w, b = cast_to(x, dtype), cast_to(w, dtype), cast_to(b, dtype)
     if torch.compiler.is_compiling():
-        return cast(Tensor, _conv_op(x, w, b, *geometry, k, selection, kernel.name))
+        return cast(Tensor, _conv_op(x, w, b, *geometry, k, selection, kernel))
     if torch._C._are_functorch_transforms_active():
         return cast(Tensor, _Transformable.apply(x, w, b, geometry, k, selection))  # type: ignore[no-untyped-call]
-    return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, kernel))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, get(kernel)))  # type: ignore[no-untyped-call]
 
 
 def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: Kernel) -> Gradients:

@@ -16,7 +16,7 @@ from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.kernels import Gradients
 from meprop_bench.ops.selection import select
 
-__all__ = ["KERNELS", "SELECTIONS", "Kernel", "Request", "check_selection", "get", "select_positions"]
+__all__ = ["KERNELS", "SELECTIONS", "Kernel", "Request", "check_kernel", "check_selection", "get", "select_positions"]
 
 KERNELS = ("masked", "gather", "native", "auto")
 SELECTIONS = ("example", "random")
@@ -60,9 +60,19 @@ def get(name: str) -> Kernel:
         ValueError: convolutions have no kernel of that name.
 
     """
+    check_kernel(name)
+    return _load(name)
+
+
+def check_kernel(name: str) -> None:
+    """Check the name of a kernel.
+
+    Raises:
+        ValueError: convolutions have no kernel of that name.
+
+    """
     if name not in KERNELS:
         raise ValueError(f"unknown kernel {name!r} for convolutions: choose from {', '.join(KERNELS)}")
-    return _load(name)
 
 
 def check_selection(selection: str) -> None:
