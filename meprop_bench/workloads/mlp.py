@@ -12,23 +12,17 @@ One step, phase by phase, on changing batches:
 The last one is timed apart: for each linear layer the input and dy of a real step are recorded, and then the layers'
 gradients are computed one after the other from them, as the workload `linear` does (the first layer needs no dx). All
 other phases are the real training step. The hidden layers are sparsified, the output layer is dense.
-
-Both sides start from the same weights and see the same batches. Training changes the figures (neurons die, moments
-become denormal numbers, which are slow), so a side goes back, outside the timed region, to where it started after
-each `_WALK` steps. What was timed is thus the beginning of training, on both sides alike.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from meprop_bench.data import Batch, ImageData, batches, load_images
-from meprop_bench.measure.clock import Clock
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops import resolve_k
@@ -46,17 +40,12 @@ from meprop_bench.training import Step, make_optimizer
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
-from meprop_bench.workloads.prepared import PASSED, After, Layer, Prepared
+from meprop_bench.workloads.prepared import PASSED, Layer, Prepared
+from meprop_bench.workloads.steps import PHASES, WALK, Side, steady, weighed
 
 __all__ = ["build_model", "setup"]
 
-_WALK = 32
-"""Steps (and batches) of a side before it starts again: no favourite batch, and all of them fit in memory."""
-
-_WARM_STEPS = 8
-"""Steps before the state that a side starts from: the optimizer's moments are no longer zero."""
-
-_PHASES = ("forward", "backward", "update", "step", "linear-backward")
+_PHASES = (*PHASES, "linear-backward")
 
 _UPDATES = {"adam": adam_update, "adagrad": adagrad_update, "sgd": sgd_update}
 
@@ -73,7 +62,7 @@ def setup(case: Case) -> Prepared:
     """Load the data, build both sides and bring them to where they start from."""
     assert case.data is not None
     data = load_images(case.data).to(case.device)
-    stream = list(batches(data.train, case.batch, seed=case.seed, steps=_WALK))
+    stream = list(batches(data.train, case.batch, seed=case.seed, steps=WALK))
     baseline, method = (
         _Side(case, build_model(case, data, sparsified=s, seed=case.seed), stream) for s in (False, True)
     )
@@ -87,16 +76,10 @@ def setup(case: Case) -> Prepared:
         k=case.k,
         costs=_costs(case, data),
         memory={
-            "step": (baseline.whole_step, method.whole_step),
+            **weighed(baseline, method),
             "linear-backward": (baseline.linear_backward, method.linear_backward),
-            "forward": (baseline.first_forward, method.first_forward),
-            "backward": (
-                After(baseline.first_forward, baseline.first_backward),
-                After(method.first_forward, method.first_backward),
-            ),
-            "update": (After(baseline.first_pass, baseline.step.update), After(method.first_pass, method.step.update)),
         },
-        steady={"step": (baseline.next_step, method.next_step)},
+        steady=steady(baseline, method),
         layers=layers,
     )
 
@@ -111,89 +94,19 @@ class _Layer:
         self.backward = timed_backward(self.module(self.x), inputs, dy)
 
 
-class _Side:
-    """One side in training: a subject that times its own phases."""
+class _Side(Side):
+    """One side in training, with its linear layers' own backward passes beside."""
 
     def __init__(self, case: Case, model: nn.Module, stream: list[Batch]) -> None:
-        self._batches = stream
-        self._at = 0
-        self._loss: Tensor | None = None
-        optimizer = make_optimizer(case.optimizer, model.parameters(), gradient=case.gradient)
-        self.step = Step(model, optimizer)
-        self.first_loss = self.step.forward(stream[0]).item()
-        self.layers = _record(self.step, stream[0])
-        for batch in stream[:_WARM_STEPS]:
-            self.step(batch)
-        self._start = [tensor.clone() for tensor in self._state()]
-
-    def __call__(self, loops: int, clock: Clock) -> Mapping[str, float]:
-        """Time `loops` steps, phase by phase, and as many backward passes of the linear layers."""
-        phases = {"forward": self._forward, "backward": self._backward, "update": self._update}
-        totals = dict.fromkeys(phases, 0.0)
-        done = 0
-        while done < loops:
-            count = min(loops - done, _WALK)
-            if self._at + count > _WALK:
-                self._restart()
-            for name, seconds in clock.time_phases(phases, count).items():
-                totals[name] += seconds * count / loops
-            done += count
-        step = sum(totals.values())
-        return {**totals, "step": step, "linear-backward": clock.time(self.linear_backward, loops)}
+        step = Step(model, make_optimizer(case.optimizer, model.parameters(), gradient=case.gradient))
+        self.first_loss = step.forward(stream[0]).item()
+        self.layers = _record(step, stream[0])
+        super().__init__(step, stream, {"linear-backward": self.linear_backward})
 
     def linear_backward(self) -> None:
         """Compute the gradients of every linear layer from its recorded input and dy."""
         for layer in self.layers:
             layer.backward()
-
-    def whole_step(self) -> None:
-        """Take one training step on the first batch."""
-        self.step(self._batches[0])
-
-    def first_forward(self) -> Tensor:
-        """Compute the loss of the first batch, without gradients from before."""
-        self.step.optimizer.zero_grad(set_to_none=True)
-        self._loss = self.step.forward(self._batches[0])
-        return self._loss
-
-    def first_backward(self) -> None:
-        """Compute all gradients of the first batch, after `first_forward`."""
-        self._backward()
-
-    def first_pass(self) -> None:
-        """Compute loss and gradients of the first batch."""
-        self.first_forward()
-        self.first_backward()
-
-    def next_step(self) -> None:
-        """Take one training step and go on to the next batch; every `_WALK` steps, start again first."""
-        if self._at >= _WALK:
-            self._restart()
-        self.step(self._batches[self._at])
-        self._at += 1
-
-    def _forward(self) -> None:
-        self._loss = self.step.forward(self._batches[self._at])
-
-    def _backward(self) -> None:
-        assert self._loss is not None
-        self.step.backward(self._loss)
-
-    def _update(self) -> None:
-        self.step.update()
-        self._at += 1
-
-    def _state(self) -> Iterator[Tensor]:
-        yield from self.step.model.parameters()
-        for state in self.step.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
-
-    @torch.no_grad()
-    def _restart(self) -> None:
-        self._at = 0
-        self.step.optimizer.zero_grad(set_to_none=True)
-        for tensor, start in zip(self._state(), self._start, strict=True):
-            tensor.copy_(start)
 
 
 def _record(step: Step, batch: Batch) -> list[_Layer]:

@@ -1,0 +1,137 @@
+"""A model in training as a subject that times its own phases, for every workload that trains one.
+
+One step, phase by phase, on changing batches: forward (loss of the batch), backward (`loss.backward()`), update (the
+optimizer), step (the three together). What else a workload times on the side stands apart from the steps.
+
+Both sides of a case start from the same weights and see the same batches. Training changes the figures (neurons die,
+moments become denormal numbers, which are slow), so a side goes back, outside the timed region, to where it started
+after each `WALK` steps. What was timed is thus the beginning of training, on both sides alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meprop_bench.measure.clock import Clock
+from meprop_bench.training import Step
+from meprop_bench.workloads.prepared import After, Call
+
+__all__ = ["PHASES", "WALK", "Side", "steady", "weighed"]
+
+PHASES = ("forward", "backward", "update", "step")
+
+WALK = 32
+"""Steps (and batches) of a side before it starts again: no favourite batch, and all of them fit in memory."""
+
+_WARM_STEPS = 8
+"""Steps before the state that a side starts from: the optimizer's moments are no longer zero."""
+
+
+class Side:
+    """One side in training.
+
+    Args:
+        step: the model, its optimizer and its loss.
+        stream: `WALK` batches.
+        apart: phase -> a call that is timed beside the steps, as often as they are.
+
+    """
+
+    def __init__(
+        self, step: Step, stream: Sequence[Any], apart: Mapping[str, Callable[[], object]] | None = None
+    ) -> None:
+        self._batches = stream
+        self._at = 0
+        self._loss: Tensor | None = None
+        self._apart = apart or {}
+        self.step = step
+        for batch in stream[:_WARM_STEPS]:
+            self.step(batch)
+        self._start = [tensor.clone() for tensor in self._state()]
+
+    def __call__(self, loops: int, clock: Clock) -> Mapping[str, float]:
+        """Time `loops` steps, phase by phase, and as many calls of what stands apart."""
+        phases = {"forward": self._forward, "backward": self._backward, "update": self._update}
+        totals = dict.fromkeys(phases, 0.0)
+        done = 0
+        while done < loops:
+            count = min(loops - done, WALK)
+            if self._at + count > WALK:
+                self._restart()
+            for name, seconds in clock.time_phases(phases, count).items():
+                totals[name] += seconds * count / loops
+            done += count
+        apart = {name: clock.time(call, loops) for name, call in self._apart.items()}
+        return {**totals, "step": sum(totals.values()), **apart}
+
+    def whole_step(self) -> None:
+        """Take one training step on the first batch."""
+        self.step(self._batches[0])
+
+    def first_forward(self) -> Tensor:
+        """Compute the loss of the first batch, without gradients from before."""
+        self.step.optimizer.zero_grad(set_to_none=True)
+        self._loss = self.step.forward(self._batches[0])
+        return self._loss
+
+    def first_backward(self) -> None:
+        """Compute all gradients of the first batch, after `first_forward`."""
+        self._backward()
+
+    def first_pass(self) -> None:
+        """Compute loss and gradients of the first batch."""
+        self.first_forward()
+        self.first_backward()
+
+    def next_step(self) -> None:
+        """Take one training step and go on to the next batch; every `WALK` steps, start again first."""
+        if self._at >= WALK:
+            self._restart()
+        self.step(self._batches[self._at])
+        self._at += 1
+
+    def _forward(self) -> None:
+        self._loss = self.step.forward(self._batches[self._at])
+
+    def _backward(self) -> None:
+        assert self._loss is not None
+        self.step.backward(self._loss)
+
+    def _update(self) -> None:
+        self.step.update()
+        self._at += 1
+
+    def _state(self) -> Iterator[Tensor]:
+        yield from self.step.model.parameters()
+        for state in self.step.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+    @torch.no_grad()
+    def _restart(self) -> None:
+        self._at = 0
+        self.step.optimizer.zero_grad(set_to_none=True)
+        for tensor, start in zip(self._state(), self._start, strict=True):
+            tensor.copy_(start)
+
+
+def weighed(baseline: Side, method: Side) -> dict[str, tuple[Call, Call]]:
+    """Return the calls whose memory is weighed, for each phase of a step."""
+
+    def both(make: Callable[[Side], Call]) -> tuple[Call, Call]:
+        return make(baseline), make(method)
+
+    return {
+        "step": both(lambda side: side.whole_step),
+        "forward": both(lambda side: side.first_forward),
+        "backward": both(lambda side: After(side.first_forward, side.first_backward)),
+        "update": both(lambda side: After(side.first_pass, side.step.update)),
+    }
+
+
+def steady(baseline: Side, method: Side) -> dict[str, tuple[Call, Call]]:
+    """Return the calls that may be repeated for seconds."""
+    return {"step": (baseline.next_step, method.next_step)}
