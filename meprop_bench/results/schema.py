@@ -2,7 +2,8 @@
 
 A row is one JSON object on one line of `measurements.jsonl`. Statistics in it (medians, the speed-up and its interval)
 can be recomputed from what is beside them: `values_s[i]` and `baseline_values_s[i]` were measured next to each other in
-random order, and `run_lengths` cuts both lists into fresh processes, the replicates that the interval is taken over.
+random order, and `run_lengths` cuts both lists into fresh processes, the replicates that the interval is taken over;
+`disturbed` marks the pairs during which the machine did something else (null: it could not be told).
 
 The rules that every row obeys, on writing and on reading:
 
@@ -190,6 +191,7 @@ class Row:
     baseline_median_s: float | None = None
     baseline_values_s: tuple[float, ...] | None = None
     run_lengths: tuple[int, ...] | None = None
+    disturbed: tuple[bool, ...] | None = None
     loops: int | None = None
     speedup: float | None = None
     speedup_low: float | None = None
@@ -245,6 +247,8 @@ class Row:
             raise ValueError(
                 f"{len(values)} values, {len(baseline)} baseline values and run_lengths {list(lengths)} do not pair up"
             )
+        if self.disturbed is not None and len(self.disturbed) != len(values):
+            raise ValueError(f"{len(self.disturbed)} marks of disturbed pairs for {len(values)} values")
         if min((*values, *baseline), default=0.0) < 0:
             raise ValueError("a negative time in values_s or baseline_values_s")
 

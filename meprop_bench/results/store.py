@@ -1,7 +1,7 @@
 """A results folder: created once, appended to after each case, resumed after a kill, never overwritten.
 
     <root>/<YYYY-MM-DD>_<machine>_<name>/measurements.jsonl   one row per line, append only
-                                         environment.json     command, plan, environments, peaks
+                                         environment.json     command, plan, environments, peaks, states
 
 The case is the unit of work: its rows are appended in one write and synced, so that a kill costs the case being
 measured and no other. A write that was cut off leaves a torn last line; it is recognised on opening, removed together
@@ -54,7 +54,8 @@ class Store:
 
     Attributes:
         folder: where it is.
-        header: `environment.json` as stored: command, started, plan, environments, peaks.
+        header: `environment.json` as stored: command, started, plan, environments, peaks, and the machine's states, one
+            for each time that the run was begun or resumed.
         notes: what had to be put right on opening, one line each.
 
     """
@@ -103,6 +104,7 @@ class Store:
             "plan": _plain(plan),
             "environments": {},
             "peaks": {},
+            "states": [],
         }
         with _or_user_error(root / stem):
             root.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,8 @@ class Store:
                     written += os.write(self._fd, data[written:])
                 os.fsync(self._fd)
             except OSError:
-                os.ftruncate(self._fd, size)
+                with suppress(OSError):  # then the next to open it finds a torn line, and removes it
+                    os.ftruncate(self._fd, size)
                 raise
         self._rows.extend(rows)
 
@@ -167,6 +170,12 @@ class Store:
         """Add environments (by their id) and peaks to `environment.json`; those already there stay."""
         self.header["environments"] |= _plain(environments)
         self.header["peaks"] |= _plain(peaks or {})
+        replace_file(self.folder / ENVIRONMENT, _dump(self.header))
+
+    def write_state(self, state: Mapping[str, Any], *, now: datetime | None = None) -> None:
+        """Add what the machine did when the run was begun, or resumed, to `environment.json`."""
+        at = (now or datetime.now(UTC)).isoformat(timespec="seconds")
+        self.header["states"] = [*self.header.get("states", []), {"at": at, **_plain(state)}]
         replace_file(self.folder / ENVIRONMENT, _dump(self.header))
 
     def close(self) -> None:

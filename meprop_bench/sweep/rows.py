@@ -74,6 +74,7 @@ def case_rows(
                 baseline_median_s=found.baseline_median_s,
                 baseline_values_s=tuple(found.baseline_values_s),
                 run_lengths=tuple(found.run_lengths),
+                disturbed=None if found.disturbed_values is None else tuple(found.disturbed_values),
                 loops=found.loops,
                 speedup=interval.estimate,
                 speedup_low=interval.low,

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from meprop_bench.measure.allocator import environment_of
+from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.measure.replicate import Replicates, WorkerDied
@@ -118,6 +119,7 @@ class Runner:
         progress: told of each stage.
         start: starts the processes of a case.
         now: wall seconds.
+        look: describes the machine's state, for a number of threads.
 
     """
 
@@ -129,8 +131,10 @@ class Runner:
         progress: Callable[[Progress], None] = lambda _: None,
         start: Callable[[Case, int], Team] = start_team,
         now: Callable[[], float] = time.monotonic,
+        look: Callable[[int], Mapping[str, Any]] = state,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
+        self._look = look
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
         self._team: Team | None = None
@@ -147,6 +151,8 @@ class Runner:
             groups = list(dict.fromkeys(_group(case) for case in todo))
             todo.sort(key=lambda case: groups.index(_group(case)))  # stable: the plan's order within a group
         self._done = len(self._plan.cases) - len(todo)
+        if todo:
+            self._store.write_state(self._look(max(case.threads for case in todo)))
         try:
             for case in todo:
                 started = self._now()
@@ -180,11 +186,12 @@ class Runner:
         checks = [_ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
-        measurements = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
+        measurements, remarks = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
         memory = _ask(workers[0], {"do": "memory", "device": case.device})["weights"]
         parity = self._parity(case, workers)
         utilization = self._utilization(case, workers[0])
         notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
+        notes += remarks
         return case_rows(
             case,
             setup,
@@ -198,7 +205,12 @@ class Runner:
             notes=notes,
         )
 
-    def _rounds(self, case: Case, workers: Sequence[Asked], phases: Sequence[str], loops: int) -> list[Measurement]:
+    def _rounds(
+        self, case: Case, workers: Sequence[Asked], phases: Sequence[str], loops: int
+    ) -> tuple[list[Measurement], list[str]]:
+        """Return what was measured of each phase, and what the machine did meanwhile, a line each."""
+        marks: list[list[bool]] | None = [[] for _ in workers]
+        activities: list[Activity] = []
         runs: list[dict[str, list[tuple[float, float]]]] = [{phase: [] for phase in phases} for _ in workers]
         slice_s = self._plan.budget / _SLICES / len(workers)
         started = self._now()
@@ -216,8 +228,14 @@ class Runner:
                 answer = _ask(workers[index], request)
                 for phase, pairs in answer["pairs"].items():
                     runs[index][phase] += [(baseline_s, method_s) for baseline_s, method_s in pairs]
+                activities.append(Activity(**answer["activity"]))
+                if answer["disturbed"] is None:
+                    marks = None
+                elif marks is not None:
+                    marks[index] += answer["disturbed"]
             rounds += 1
-            found = [Measurement(phase, tuple(tuple(run[phase]) for run in runs), loops) for phase in phases]
+            disturbed = None if marks is None else tuple(map(tuple, marks))
+            found = [Measurement(phase, tuple(tuple(run[phase]) for run in runs), loops, disturbed) for phase in phases]
             widths = {measurement.phase: measurement.speedup.half_width for measurement in found}
             now = self._now()
             self._tell(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
@@ -225,7 +243,7 @@ class Runner:
             if rounds >= _LEAST_ROUNDS and (
                 spent or all(measurement.converged(self._plan.target) for measurement in found)
             ):
-                return found
+                return found, total(activities).remarks
 
     def _parity(self, case: Case, workers: Sequence[Asked]) -> Parity | None:
         """Compare the accuracies. Nothing is timed now, so the seeds train side by side, each on one thread."""

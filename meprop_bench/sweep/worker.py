@@ -4,7 +4,8 @@ to.
     hello        {threads, device}           -> the environment, when torch is imported
     setup        {case}                      -> kernel, k, phases, costs, notes
     check        {warm_s}                    -> check, and if it passed, loops
-    measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...]
+    measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...], which of them the
+                                                machine disturbed (null: it cannot tell), and what others did meanwhile
     memory       {device}                    -> weights: phase -> [baseline, method], what each takes at most
     utilization  {device, seconds}           -> phase, sides: [baseline, method], what a steady loop takes
     peaks        {device, dtype, threads}    -> the machine's arithmetic rate and bandwidth
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.serve import serve
@@ -106,19 +108,32 @@ class Session:
 
     def measure(self, seconds: float, least_pairs: int, loops: int, seed: int) -> _Answer:
         """Take interleaved pairs for about `seconds`."""
+        from meprop_bench.measure.disturbance import contention
+        from meprop_bench.measure.machine import Watch
         from meprop_bench.measure.paired import measure_pairs
+        from meprop_bench.measure.procfs import Unavailable
 
         prepared, clock = self._passed()
-        pairs = measure_pairs(
-            prepared.baseline,
-            prepared.method,
-            seconds=seconds,
-            least_pairs=least_pairs,
-            loops=loops,
-            rng=random.Random(seed),
-            clock=clock,
-        )
-        return {"pairs": {phase: [list(pair.phases[phase]) for pair in pairs] for phase in prepared.phases}}
+        watch = Watch()
+        with ExitStack() as stack:
+            probe = None
+            with suppress(Unavailable):
+                probe = stack.enter_context(contention())
+            pairs = measure_pairs(
+                prepared.baseline,
+                prepared.method,
+                seconds=seconds,
+                least_pairs=least_pairs,
+                loops=loops,
+                rng=random.Random(seed),
+                clock=clock,
+                probe=probe,
+            )
+        return {
+            "pairs": {phase: [list(pair.phases[phase]) for pair in pairs] for phase in prepared.phases},
+            "disturbed": None if probe is None else [pair.disturbed for pair in pairs],
+            "activity": asdict(watch.activity()),
+        }
 
     def memory(self, device: str) -> _Answer:
         """Weigh each phase, in a pass of its own: weighing slows what it weighs."""

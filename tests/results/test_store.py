@@ -186,6 +186,32 @@ def test_a_full_disk_leaves_whole_cases_only(store, monkeypatch):
     assert store.done_case_ids() == {"a"}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_device_that_takes_nothing_says_so_even_if_it_cannot_be_cut_back(store):
+    store.append([row("a")])
+    before = (store.folder / MEASUREMENTS).read_bytes()
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, store._fd)
+    os.close(full)
+    with pytest.raises(UserError, match="No space left on device; free some space"):
+        store.append([row("b")])
+    assert Store.open(store.folder).rows() == [row("a")]
+    assert (store.folder / MEASUREMENTS).read_bytes() == before
+
+
+def test_the_machine_s_states_are_kept_run_by_run(store):
+    assert store.header["states"] == []
+    store.write_state({"warnings": ["busy"]}, now=NOW)
+    store.close()
+    with Store.open(store.folder, write=True) as again:
+        again.write_state({"warnings": []}, now=NOW.replace(hour=6))
+    states = Store.open(store.folder).header["states"]
+    assert states == [
+        {"at": "2026-03-04T05:06:07+00:00", "warnings": ["busy"]},
+        {"at": "2026-03-04T06:06:07+00:00", "warnings": []},
+    ]
+
+
 def test_an_unwritable_root_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):

@@ -67,7 +67,12 @@ class _Worker:
     def _measure(self, message: Mapping[str, Any]) -> dict[str, Any]:
         assert self._case is not None
         names = ["forward", "backward"] if self._case.workload == "linear" else ["backward", "step"]
-        return {"pairs": {name: [[4e-3 * self._bias, 1e-3]] * 3 for name in names}}
+        activity = {"wall_s": 1.0, "cores": 2, "others_s": 0.5, "stolen_s": 0.0}
+        activity |= {"throttled_s": None, "overheated": None, "swapped_in": 0}
+        # The third pair is spoilt, and says so.
+        pairs = [*[[4e-3 * self._bias, 1e-3]] * 2, [9.0, 1e-3]]
+        disturbed = None if self._case.device == "cuda:0" else [False, False, True]
+        return {"pairs": dict.fromkeys(names, pairs), "disturbed": disturbed, "activity": activity}
 
     def _memory(self, _: Mapping[str, Any]) -> dict[str, Any]:
         dense = {"tensor_bytes": 200, "process_bytes": 9000, "growth_bytes": 300, "exact": True}
@@ -122,7 +127,9 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Store]]:
         store = again or stores[-1]
         seen: list[Progress] = []
         store.progress = seen  # type: ignore[attr-defined]
-        Runner(plan, store, start=teams, now=teams.clock, progress=seen.append).run()
+        Runner(
+            plan, store, start=teams, now=teams.clock, progress=seen.append, look=lambda threads: {"threads": threads}
+        ).run()
         return store
 
     yield go
@@ -185,6 +192,26 @@ def test_processes_that_are_kept_serve_a_group_and_the_rows_say_so(run: Callable
     assert teams.closed == 2
     assert [row.allocator for row in store.rows()] == ["kept"] * 4 + ["default"] * 2
     assert all("its processes had measured other cases before" in row.notes for row in store.rows())
+
+
+def test_disturbed_pairs_are_kept_marked_and_left_out(run: Callable[..., Store]) -> None:
+    store = run(_Teams(), [_CASES[0], Case(k=3, threads=1, device="cuda:0")])
+    row, *_, untold = store.rows()
+    assert row.baseline_values_s is not None
+    assert row.disturbed is not None
+    assert [value for value, mark in zip(row.baseline_values_s, row.disturbed, strict=True) if mark] == [9.0] * 6
+    assert row.speedup == pytest.approx(4, rel=1e-3)
+    assert "6 of 18 pairs were disturbed by the machine" in row.notes
+    assert "other processes took 25% of the cores meanwhile" in row.notes
+    assert untold.disturbed is None  # where the machine cannot tell, every pair counts; the median bears it
+
+
+def test_the_machine_s_state_is_recorded_before_anything_is_measured(run: Callable[..., Store]) -> None:
+    store = run(_Teams(), _CASES[:1])
+    run(_Teams(), _CASES[:1], again=store)  # nothing is left to do
+    assert [state["threads"] for state in store.header["states"]] == [1]
+    run(_Teams(), _CASES, again=store)
+    assert [state["threads"] for state in Store.open(store.folder).header["states"]] == [1, 1]
 
 
 def test_peaks_are_measured_once_for_a_kind_of_arithmetic(run: Callable[..., Store]) -> None:
