@@ -17,8 +17,8 @@ __all__ = ["utilization_section"]
 _REMARK = (
     "Dense → sparse, each watched for seconds of a steady loop after the timing. CPU: time of the process in percent of"
     " one core (threads that spin while they wait count); others: everything else on the machine. GPU: the time in"
-    " which some kernel ran. Page faults and energy are for one iteration of the phase; energy is that of the device that"
-    " computes, idle power included."
+    " which some kernel ran. Page faults and energy are for one iteration of the phase; energy is that of the device,"
+    " idle power included."
 )
 
 
@@ -49,7 +49,12 @@ _FIGURES: dict[str, Callable[[Utilization], str]] = {
     "power": lambda side: _watts(side.power_w),
     "energy": lambda side: joules(side.energy_per_step_j),
 }
-_TOLD = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
+_TOLD = {
+    "gpu_utilization": "GPU utilisation",
+    "cpu_utilization": "CPU utilisation",
+    "power_w": "power",
+    "energy_per_step_j": "energy",
+}
 _OBVIOUS = "the device is the CPU"
 
 
@@ -85,11 +90,11 @@ def _figure(row: Row, name: str) -> str:
 
 
 def _reasons(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Say once why a figure is missing, with all the fields that it is the reason of."""
-    fields: dict[str, list[str]] = {}
+    """Say once why a figure is missing, with all the figures that it is the reason of."""
+    missing: dict[str, list[str]] = {}
     for row in rows:
-        for name in _TOLD:
-            reason = row.unavailable.get(name)
-            if reason not in (None, _OBVIOUS) and name not in fields.setdefault(str(reason), []):
-                fields[str(reason)].append(name)
-    return tuple(f"No {' and '.join(names)}: {reason}." for reason, names in fields.items())
+        for name, word in _TOLD.items():
+            reason = row.unavailable.get(name, _OBVIOUS)
+            if reason != _OBVIOUS and word not in missing.setdefault(reason, []):
+                missing[reason].append(word)
+    return tuple(f"No {' and '.join(words)}: {reason}." for reason, words in missing.items())

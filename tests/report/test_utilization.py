@@ -78,7 +78,7 @@ def test_why_a_figure_is_missing_is_said_once(watched):
     meter = "only root may read the RAPL energy counters"
     reasons = {"gpu_utilization": "the device is the CPU", "power_w": meter, "energy_per_step_j": meter}
     section = utilization_section([watched("a", reasons=reasons), watched("b", reasons=reasons)])
-    assert section.footnotes == (f"No power_w and energy_per_step_j: {meter}.",)
+    assert section.footnotes == (f"No power and energy: {meter}.",)
 
 
 def test_every_format_shows_it(watched, document):
