@@ -20,7 +20,8 @@ __all__ = ["FORMATS", "as_csv", "as_json", "as_page", "write_as"]
 
 FORMATS = ("table", "json", "md", "csv", "html")
 _NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
-_RAW = ("values_s", "baseline_values_s", "run_lengths")  # thousands of figures in one cell help nobody; JSON has them
+# Thousands of figures in one cell help nobody; JSON has them.
+_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed")
 
 
 def as_json(document: Document) -> str:
