@@ -64,8 +64,9 @@ def test_smoke_from_the_command_to_the_report(run: Run, tmp_path: Path) -> None:
     assert Store.open(folder).rows() == rows
 
 
-def _preset(folder: Path, sweeps: str, **settings: object) -> str:
+def _preset(folder: Path, sweeps: str, utilization: str = "false", **settings: object) -> str:
     path = folder / "own.toml"
+    settings["utilization"] = utilization  # seconds for each case
     lines = [f"{name} = {value}" for name, value in settings.items()]
     head = ['name = "own"', 'analysis = "a test"', 'checks = ["gradients"]', "processes = 1", "keep-processes = true"]
     path.write_text("\n".join([*head, *lines, sweeps]))
@@ -121,7 +122,7 @@ method = ["meprop", "unified"]
 kernel = "gather"
 {_TINY}
 """
-    found = run("--preset", _preset(tmp_path, sweeps, budget=0.1), "--format", "json")
+    found = run("--preset", _preset(tmp_path, sweeps, utilization="true", budget=0.1), "--format", "json")
     assert found.returncode == ExitCode.OK, found.stderr
     exhausted, unable, *sound = (Row.from_json(row) for row in json.loads(found.stdout)["rows"])
     assert exhausted.error is not None
@@ -129,6 +130,13 @@ kernel = "gather"
     assert unable.error is not None
     assert "gather" in unable.error
     assert [(row.method, row.passed) for row in sound] == [("unified", True)] * 2
+    assert (exhausted.utilization, unable.utilization) == (None, None)
+    watched = {row.phase: row.utilization for row in sound}
+    assert watched["forward"] is None
+    assert watched["backward"] is not None
+    assert watched["backward"].seconds >= 2
+    assert (watched["backward"].cpu_utilization or 0) > 0
+    assert sound[1].unavailable["gpu_utilization"] == "the device is the CPU"
 
 
 @pytest.mark.parametrize(
