@@ -3,5 +3,6 @@
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.convert import convert
 from meprop_bench.nn.linear import MePropLinear
+from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 
-__all__ = ["MePropConv1d", "MePropConv2d", "MePropLinear", "convert"]
+__all__ = ["MePropConv1d", "MePropConv2d", "MePropGRU", "MePropLSTM", "MePropLinear", "MePropRNN", "convert"]

@@ -27,6 +27,7 @@ from torch import nn
 
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.linear import MePropLinear
+from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 
 __all__ = ["convert"]
 
@@ -46,6 +47,9 @@ _KINDS: dict[type[nn.Module], _Kind] = {
     nn.Linear: _Kind(MePropLinear, (1, 1), frozenset({"selection", "sparse", "kernel"})),
     nn.Conv1d: _Kind(MePropConv1d, (1, 1, 1), frozenset({"selection", "kernel"})),
     nn.Conv2d: _Kind(MePropConv2d, (1, 1, 1), frozenset({"selection", "kernel"})),
+    nn.LSTM: _Kind(MePropLSTM, (1, 1), frozenset({"selection", "kernel"})),
+    nn.GRU: _Kind(MePropGRU, (1, 1), frozenset({"selection", "kernel"})),
+    nn.RNN: _Kind(MePropRNN, (1, 1), frozenset({"selection", "kernel"})),
 }
 
 _DEFAULTS = {"selection": "example", "sparse": False, "kernel": "auto"}
