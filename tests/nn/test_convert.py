@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from meprop_bench.nn import MePropLinear, convert
+from meprop_bench.nn import MePropConv1d, MePropConv2d, MePropLinear, convert
 
 
 def mlp():
@@ -136,3 +136,57 @@ def test_transformer_layer_trains():
     assert list(turned) == ["linear1"]
     assert int(model.linear1.weight.grad.ne(0).any(1).sum()) <= 1
     assert model.linear2.weight.grad.ne(0).any(1).all()
+
+
+def cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten(), nn.Linear(72, 8), nn.Linear(8, 3)
+    )
+
+
+def test_convolutions_are_turned_when_they_are_asked_for():
+    model = cnn()
+    assert list(convert(model, k=0.1)) == ["4"]
+    turned = convert(model, k=0.2, selection="random", kernel="masked", kinds=(nn.Conv2d,))
+    assert list(turned) == ["0", "2"]  # all of them
+    assert [type(layer) for layer in turned.values()] == [MePropConv2d] * 2
+    assert [(layer.k, layer.selection, layer.kernel) for layer in turned.values()] == [(0.2, "random", "masked")] * 2
+    model(torch.randn(2, 1, 8, 8)).sum().backward()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert repr(twin) == repr(model)
+
+
+def test_several_kinds_at_once_and_a_filter_for_all():
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), cnn())
+    turned = convert(model, k=0.1, kinds=(nn.Linear, nn.Conv1d, nn.Conv2d))
+    assert list(turned) == ["0", "1.0", "1.2", "1.4"]
+    assert type(turned["0"]) is MePropConv1d
+    seen = []
+    convert(cnn(), k=0.1, kinds=(nn.Conv2d, nn.Linear), filter=lambda module, name: seen.append(name))
+    assert seen == ["0", "2", "4", "5"]
+    assert convert(nn.Linear(3, 4), k=2, kinds=(nn.Conv2d,)) == {}
+    assert list(convert(nn.Conv2d(3, 4, 1), k=2, kinds=(nn.Conv2d,))) == [""]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            {"kinds": (nn.BatchNorm2d,)},
+            "no layers of the kind .*BatchNorm2d.* choose from nn.Linear, nn.Conv1d, nn.Conv2d",
+        ),
+        ({"kinds": (nn.Conv2d, MePropConv2d)}, "no layers of the kind .*MePropConv2d"),
+        ({"kinds": ()}, r"kinds must be a tuple of one or more of nn.Linear.*, not \(\)"),
+        ({"kinds": nn.Conv2d}, "kinds must be a tuple"),
+        ({"kinds": (nn.Linear, nn.Conv2d), "sparse": True}, "sparse=True does not apply to nn.Conv2d"),
+        ({"kinds": (nn.Linear, nn.Conv2d), "selection": "unified"}, "for convolutions, not 'unified'"),
+        ({"kinds": (nn.Conv2d,), "kernel": "coo"}, "unknown kernel 'coo' for convolutions"),
+        ({"kinds": (nn.Conv2d,), "k": 0}, "not 0"),
+    ],
+)
+def test_what_does_not_go_together_changes_nothing(keywords, message):
+    model = cnn()
+    before = repr(model)
+    with pytest.raises(ValueError, match=message):
+        convert(model, **{"k": 0.1, **keywords})
+    assert repr(model) == before

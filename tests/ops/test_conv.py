@@ -14,6 +14,7 @@ from meprop_bench.ops.conv import conv1d, conv2d, reference
 from meprop_bench.ops.conv.function import _conv_backward_op, _conv_op
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.conv.kernels import Request, select_positions
+from meprop_bench.ops.cost import Cost, conv_backward, conv_forward
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="the native kernel needs Numba (extra `cpu`)"
@@ -479,3 +480,17 @@ def test_the_number_of_threads_changes_rounding_alone():
         torch.set_num_threads(before)
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-5)
+
+
+def test_costs_from_the_definitions():
+    # x (2, 3, 6, 7), w (4, 3, 3, 2): 2 x 4 maps of 4 x 6 positions, patches of 18 numbers.
+    x, w = (2, 3, 6, 7), (4, 3, 3, 2)
+    forward, full, sparse = conv_forward(x, w, 4), conv_backward(x, w, 4), conv_backward(x, w, 4, k=6)
+    assert forward == Cost(2 * 192 * 18 + 192, 4 * (252 + 72 + 4 + 192))
+    assert full == Cost(4 * 192 * 18 + 192, 4 * (192 + 2 * 252 + 2 * 72 + 4))
+    assert sparse == Cost(4 * 48 * 18 + 2 * 192, full.bytes)
+    assert conv_backward(x, w, 4, k=0.25) == sparse
+    assert conv_backward(x, w, 4, k=1.0) == full
+    assert conv_backward(x, w, 4, dx=False) == Cost(2 * 192 * 18 + 192, 4 * (192 + 252 + 72 + 4))
+    strided = conv_forward(x, (4, 1, 3, 3), 8, Geometry((2, 2), (1, 1), (1, 1), 3))
+    assert strided == Cost(2 * 96 * 9 + 96, 8 * (252 + 36 + 4 + 96))

@@ -21,6 +21,6 @@ registry, `function` the registration with autograd, `reference` the oracle. Wha
 """
 
 from meprop_bench.ops.conv.function import conv1d, conv2d
-from meprop_bench.ops.conv.kernels import KERNELS, SELECTIONS, check_kernel, check_selection, get
+from meprop_bench.ops.conv.kernels import KERNELS, SELECTIONS, Request, check_kernel, check_selection, get
 
-__all__ = ["KERNELS", "SELECTIONS", "check_kernel", "check_selection", "conv1d", "conv2d", "get"]
+__all__ = ["KERNELS", "SELECTIONS", "Request", "check_kernel", "check_selection", "conv1d", "conv2d", "get"]
