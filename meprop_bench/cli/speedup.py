@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.plan import Plan
 
-__all__ = ["command"]
+__all__ = ["AXIS_HELPS", "command"]
 
-_AXES = {
-    "workload": "linear: one layer; mlp: the papers' perceptron, trained.",
+AXIS_HELPS = {
+    "workload": "A layer: linear, conv, lstm, gru. A model, trained: mlp, seq2seq, mesimp, meact.",
     "method": "meprop, unified, random, random-unified.",
-    "k": "Neurons kept: an integer, or a ratio in (0, 1].",
-    "in-features": "Inputs of the layer [default: as many as --hidden].",
-    "hidden": "Outputs of the layer; width of the mlp's hidden layers.",
+    "k": "Neurons kept (of a convolution: positions): an integer, or a ratio in (0, 1].",
+    "in-features": "Inputs of the layer, maps that come in [default: as many as --hidden].",
+    "hidden": "Outputs of the layer, maps that come out, neurons of a gate or of a hidden layer.",
     "batch": "Examples in a batch.",
     "device": "cpu, cuda, cuda:N.",
     "threads": "Threads of torch [default: the physical cores].",
@@ -45,15 +45,20 @@ _AXES = {
     "kernel": "How the method is computed [default: auto].",
     "gradient": "Weight gradient: dense, or rows (sparse).",
     "allocator": "kept, huge-pages, default: what fresh memory costs.",
-    "data": "Of the mlp: auto, mnist, digits.",
-    "layers": "Hidden layers of the mlp.",
-    "optimizer": "Of the mlp: adam, sgd, adagrad.",
+    "data": "Of a perceptron: auto, mnist, digits.",
+    "layers": "Hidden layers of a perceptron; layers of encoder and decoder.",
+    "optimizer": "Of what trains: adam, sgd, adagrad.",
+    "size": "Height and width of a convolution's maps.",
+    "filter": "Height and width of a convolution's filters [default: 5].",
+    "length": "Time steps of lstm and gru; words of a sentence.",
+    "rate": "meSimp's p: neurons active in fewer examples are removed.",
+    "share": "meAct's p: share of the gradient from which a neuron is trained.",
 }
 
 
 def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give the command an option for each axis; each may be repeated, and takes lists with commas."""
-    for axis, text in reversed(_AXES.items()):
+    for axis, text in reversed(AXIS_HELPS.items()):
         function = click.option(f"--{axis}", multiple=True, metavar="LIST", help=text)(function)
     return function
 
@@ -109,7 +114,7 @@ def command(form: str, out: Path, resume: bool, preset: str | None, **wishes: An
 def _plan(preset: str | None, wishes: dict[str, Any]) -> Plan:
     from meprop_bench.sweep.plan import load_preset, parse_axis, plan_axes, plan_preset
 
-    axes = {axis: parse_axis(axis, texts) for axis in _AXES if (texts := wishes.pop(axis.replace("-", "_")))}
+    axes = {axis: parse_axis(axis, texts) for axis in AXIS_HELPS if (texts := wishes.pop(axis.replace("-", "_")))}
     parity = wishes.pop("parity")
     settings = {name: value for name, value in wishes.items() if value is not None}
     if parity is not None:

@@ -50,11 +50,17 @@ AXES = {
     "data": "data",
     "layers": "layers",
     "optimizer": "optimizer",
+    "size": "size",
+    "filter": "filter",
+    "length": "length",
+    "rate": "rate",
+    "share": "share",
 }
 """Axis, as options and presets spell it -> the field of a case."""
 
-_INTEGERS = ("in-features", "hidden", "batch", "threads", "layers")
-_OF_THE_MLP = ("data", "layers", "optimizer")
+_INTEGERS = ("in-features", "hidden", "batch", "threads", "layers", "size", "filter", "length")
+_RATIOS = ("rate", "share")
+_OF_SOME = tuple(dict.fromkeys(name for workload in WORKLOADS.values() for name in workload.fields))
 
 DEFAULT_AXES: Mapping[str, tuple[Any, ...]] = {
     "workload": ("linear",),
@@ -64,6 +70,17 @@ DEFAULT_AXES: Mapping[str, tuple[Any, ...]] = {
     "batch": (50,),
 }
 """What `speedup` measures when it is told nothing: a hidden layer of the papers' MNIST model."""
+
+_OTHERWISE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    # The papers' second convolution, 16 -> 32 maps with filters of 5 x 5, on what pooling left of an image.
+    "conv": {"k": (0.01, 0.05, 0.1), "hidden": (32,), "in-features": (16,), "batch": (10,)},
+    "lstm": {"in-features": (190,), "batch": (1, 10)},  # the papers' tagger: 50 + 7 x 20 dimensions
+    "gru": {"in-features": (190,), "batch": (1, 10)},
+    "seq2seq": {"batch": (20,), "k": (30,)},
+    "mesimp": {"k": (80,), "batch": (50,)},
+    "meact": {"k": (1,)},  # it has none
+}
+"""Workload -> what it is measured with when nothing is said, where that is not the same."""
 
 CHECKS = ("gradients", "accuracy")
 """What a preset may require. Gradients are checked always; accuracy is compared for the cases of the mlp."""
@@ -221,25 +238,22 @@ def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
 
 
 def _parse(axis: str, word: str) -> Any:
-    if axis in _INTEGERS or axis == "k":
+    kinds = (int, float) if axis == "k" else (int,) if axis in _INTEGERS else (float,) if axis in _RATIOS else ()
+    for kind in kinds:
         try:
-            return int(word)
+            return kind(word)
         except ValueError:
-            pass
-        try:
-            if axis == "k":
-                return float(word)
-        except ValueError:
-            pass
-        wanted = "an integer of at least 1, or a ratio in (0, 1]" if axis == "k" else "an integer of at least 1"
-        raise UserError(f"{axis} must be {wanted}, not {word!r}")
-    return word
+            continue
+    if not kinds:
+        return word
+    wanted = {int: "an integer of at least 1", float: "a ratio in (0, 1]"}
+    raise UserError(f"{axis} must be {', or '.join(wanted[kind] for kind in kinds)}, not {word!r}")
 
 
 def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:
     """Return the plan of a product of axes; what is not given comes from `DEFAULT_AXES` and the defaults of `Case`."""
     seed = settings.get("seed", 0)
-    return Plan(name=name, cases=_distinct(_cases({**DEFAULT_AXES, **axes}, seed)), **settings)
+    return Plan(name=name, cases=_distinct(_cases(axes, seed)), **settings)
 
 
 def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any) -> Plan:
@@ -253,35 +267,52 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
     """
     seed = settings.get("seed", 0)
     cases = _distinct(
-        case for sweep in preset.sweeps for case in _cases({**DEFAULT_AXES, **sweep, **(overrides or {})}, seed)
+        case for sweep in preset.sweeps for case in _cases({**sweep, **(overrides or {})}, seed)
     )
     return Plan(**{**preset.settings, **settings, "cases": cases})
 
 
 def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
-    """Multiply one sweep out. An axis that the workload does not have is an error, as it would do nothing."""
-    for workload in axes["workload"]:
-        one_of("workload", workload, WORKLOADS)
-        own = {axis: values for axis, values in axes.items() if axis != "workload"}
-        if workload == "mlp":
-            own = {"data": ["auto"], **own}
-        for axis in _OF_THE_MLP if workload == "linear" else ("in-features",):
-            if axis in own and len(axes["workload"]) == 1:
-                other = "mlp" if workload == "linear" else "linear"
+    """Multiply one sweep out. An axis that no workload of it has is an error, as it would do nothing."""
+    workloads = axes.get("workload", DEFAULT_AXES["workload"])
+    for workload in workloads:
+        one_of("workload", workload, tuple(WORKLOADS))
+        own = {**_usual(workload), **{axis: values for axis, values in axes.items() if axis != "workload"}}
+        for axis in [axis for axis in own if not _takes(workload, axis)]:
+            owners = [other for other in WORKLOADS if _takes(other, axis)]
+            if axis in axes and not set(owners) & set(workloads):
                 raise UserError(
-                    f"the axis {axis!r} is for the workload {other}: leave it out, or add --workload {other}"
+                    f"the axis {axis!r} is for the workload {', '.join(owners)}: leave it out, or add --workload "
+                    f"{owners[0]}"
                 )
-            own.pop(axis, None)
+            del own[axis]
         for values in itertools.product(*own.values()):
             yield _case(workload, dict(zip(own, values, strict=True)), seed)
 
 
+def _usual(workload: str) -> dict[str, Sequence[Any]]:
+    """Return the axes that are there when nothing is said."""
+    usual: dict[str, Sequence[Any]] = {**DEFAULT_AXES, **_OTHERWISE.get(workload, {})}
+    methods = WORKLOADS[workload].methods
+    usual["method"] = [method for method in usual["method"] if method in methods] or methods[:1]
+    if "data" in WORKLOADS[workload].fields:
+        usual["data"] = ["auto"]
+    del usual["workload"]
+    return usual
+
+
+def _takes(workload: str, axis: str) -> bool:
+    """Whether the axis can be chosen for the workload: of a perceptron, the inputs follow from the data."""
+    field, has = AXES[axis], WORKLOADS[workload].fields
+    return field not in _OF_SOME or (field in has and not (field == "in_features" and "data" in has))
+
+
 def _case(workload: str, values: Mapping[str, Any], seed: int) -> Case:
     chosen = {AXES[axis]: value for axis, value in values.items()}
-    if workload == "mlp":
+    if "data" in chosen:
         chosen["data"] = _which_data(chosen["data"])
         chosen["in_features"] = DATA[chosen["data"]]
-    else:
+    elif "in_features" in WORKLOADS[workload].fields:
         chosen.setdefault("in_features", chosen["out_features"])
     return Case(workload=workload, seed=seed, **chosen)
 

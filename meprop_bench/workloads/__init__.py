@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Case", "setup"]
 
+_MODULES = {"lstm": "recurrent", "gru": "recurrent"}
+"""Workload -> its module, where that has another name."""
+
 
 def setup(case: Case) -> Prepared:
     """Set a case up in this process; its module (and torch with it) is loaded here.
@@ -20,5 +23,6 @@ def setup(case: Case) -> Prepared:
         ValueError: the kernel asked for cannot do the case.
 
     """
-    prepared: Prepared = import_module(f"{__name__}.{case.workload}").setup(case)
+    module = _MODULES.get(case.workload, case.workload)
+    prepared: Prepared = import_module(f"{__name__}.{module}").setup(case)
     return prepared

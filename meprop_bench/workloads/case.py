@@ -1,6 +1,6 @@
 """A case: one point of a sweep, everything that a measurement depends on and nothing that it results in.
 
-    workload  linear: one layer (B, m) -> (B, n) · mlp: the papers' perceptron, in - h - ... - h - 10
+    workload  what is run: see `WORKLOADS`, which also says what axes each has besides those of all
     method    which entries of dy survive; the baseline is always the dense layer in the same dtype, threads and
     allocator
 
@@ -20,17 +20,24 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
+from importlib import import_module
 from typing import Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 
-__all__ = ["METHODS", "OPTIMIZERS", "WORKLOADS", "Case", "default_allocator", "default_threads", "one_of"]
+__all__ = ["METHODS", "OPTIMIZERS", "WORKLOADS", "Case", "Workload", "default_allocator", "default_threads", "one_of"]
 
-METHODS = {"meprop": "example", "unified": "unified", "random": "random", "random-unified": "random-unified"}
-"""The papers' name of a method -> the selection that makes it."""
+METHODS = {
+    "meprop": "example",
+    "unified": "unified",
+    "random": "random",
+    "random-unified": "random-unified",
+    "mesimp": "example",
+    "meact": None,
+}
+"""The papers' name of a method -> the selection that it is made of, if of any."""
 
-WORKLOADS = ("linear", "mlp")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 GRADIENTS = ("dense", "rows")
 DATA = {"mnist": 784, "digits": 64}
@@ -38,6 +45,49 @@ DATA = {"mnist": 784, "digits": 64}
 
 # SparseAdam is left out: it moves only the rows it is given, which is another algorithm than Adam.
 OPTIMIZERS = ("adam", "sgd", "adagrad")
+
+_TOP_K = ("meprop", "unified", "random", "random-unified")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a workload has that not all have.
+
+    Attributes:
+        methods: those it can be run with; the first is its usual one.
+        fields: of a case, with what they are when nothing is said; None leaves the default of `Case`.
+        trains: whether it is a model in training: on the CPU's default dtype, with an optimizer.
+
+    """
+
+    methods: tuple[str, ...]
+    fields: Mapping[str, Any]
+    trains: bool = False
+
+
+_LAYER = {"in_features": None, "kernel": None, "dtype": None}
+_TRAINING = {"data": None, "layers": None, "optimizer": None}
+
+WORKLOADS: Mapping[str, Workload] = {
+    # One layer, (B, m) -> (B, n).
+    "linear": Workload(_TOP_K, {**_LAYER, "gradient": None}),
+    # The papers' perceptron in training, in - h - ... - h - 10.
+    "mlp": Workload(_TOP_K, {**_TRAINING, "in_features": None, "kernel": None, "gradient": None}, trains=True),
+    # One convolution, m maps of size x size -> n maps; k are positions.
+    "conv": Workload(("meprop", "random"), {**_LAYER, "size": 12, "filter": 5}),
+    # One recurrent layer over a number of time steps, m inputs -> n neurons in each gate.
+    "lstm": Workload(_TOP_K, {**_LAYER, "length": 25}),
+    "gru": Workload(_TOP_K, {**_LAYER, "length": 25}),
+    # Encoder and decoder of n neurons in training on sentences of random words.
+    "seq2seq": Workload(("meprop", "unified"), {"length": 20, "layers": None, "optimizer": None}, trains=True),
+    # The perceptron simplified during training, then against the one that was not: forward pass and step.
+    "mesimp": Workload(("mesimp",), {**_TRAINING, "in_features": None, "rate": 0.1}, trains=True),
+    # The perceptron trained through each example's own neurons.
+    "meact": Workload(("meact",), {**_TRAINING, "in_features": None, "share": 0.004}, trains=True),
+}
+"""Name -> what it has. `Case` says what the fields mean."""
+
+_OF_SOME = tuple(dict.fromkeys(name for workload in WORKLOADS.values() for name in workload.fields))
 
 
 def one_of(what: str, value: object, allowed: Collection[str]) -> str:
@@ -74,21 +124,27 @@ class Case:
     """One point of a sweep.
 
     Attributes:
-        workload: "linear" or "mlp".
-        method: a key of `METHODS`.
-        k: neurons kept: an int >= 1, or a ratio of the layer's outputs in (0, 1].
+        workload: a key of `WORKLOADS`.
+        method: one of the workload's.
+        k: neurons kept: an int >= 1, or a ratio of the layer's outputs in (0, 1]; of a convolution, positions of a map.
+            meact, which has a share in its place, does without.
         batch: B, examples in a batch.
-        in_features: m; of the mlp, the entries of an example.
-        out_features: n; of the mlp, the width of the hidden layers.
-        kernel: a name in `meprop_bench.ops.kernels.KERNELS`.
+        in_features: m: inputs; maps that come in; of a perceptron, the entries of an example.
+        out_features: n: outputs; maps that come out; neurons of a gate or of a hidden layer.
+        kernel: a name in the registry of the layer's kernels.
         gradient: "dense", or "rows": the weight gradient as sparse rows.
         device: "cpu" or "cuda:N" ("cuda" becomes "cuda:0").
         threads: of torch, for both sides.
         dtype: of parameters and data.
         allocator: what a fresh large tensor costs: see `meprop_bench.measure.allocator`.
-        data: "mnist" or "digits" for the mlp, None for a layer (its numbers are random).
-        layers: hidden layers of the mlp.
-        optimizer: of the mlp, the same for both sides.
+        data: "mnist" or "digits" for a perceptron, None for what is fed random numbers.
+        layers: hidden layers of a perceptron, layers of the encoder and of the decoder.
+        optimizer: of what trains, the same for both sides.
+        size: height and width of the maps that come in.
+        filter: height and width of the convolution's filters.
+        length: time steps, or words of a sentence.
+        rate: meSimp's p: neurons that are active in a smaller share of the examples are removed.
+        share: meAct's p: an example trains the neurons with at least this share of its gradient.
         seed: of weights, data and selections.
 
     Raises:
@@ -111,43 +167,73 @@ class Case:
     data: str | None = None
     layers: int = 2
     optimizer: str = "adam"
+    size: int | None = None
+    filter: int | None = None
+    length: int | None = None
+    rate: float | None = None
+    share: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             one_of(name, getattr(self, name), allowed)
-        for name in ("batch", "in_features", "out_features", "threads", "layers"):
-            _check_count(name.replace("_", "-"), getattr(self, name))
+        self._check_fields()
+        one_of(f"method of the workload {self.workload}:", self.method, self._has.methods)
+        for name in ("batch", "in_features", "out_features", "threads", "layers", "size", "filter", "length"):
+            if (value := getattr(self, name)) is not None:
+                _check_count(name.replace("_", "-"), value)
+        for name in ("rate", "share"):
+            if (value := getattr(self, name)) is not None:
+                _check_share(name, value)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be an integer of at least 0 and below 2^32, not {self.seed!r}")
         _check_k(self.k)
         object.__setattr__(self, "device", _device(self.device))
-        _check_kernel(self.kernel)
-        if self.workload == "mlp":
-            self._check_mlp()
-        elif self.data is not None:
-            raise UserError(f"data {self.data!r} is for the workload mlp: a single layer is fed random numbers")
+        _check_kernel(self.workload, self.kernel)
+        if "data" in self._has.fields:
+            self._check_data()
+        if self.size is not None and self.filter is not None and self.filter > self.size:
+            raise UserError(
+                f"filter {self.filter} is larger than maps of {self.size} x {self.size}: take a larger --size"
+            )
+        if self.gradient == "rows" and self._has.trains and self.optimizer == "adam":
+            raise UserError(
+                "optimizer adam takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient dense"
+            )
 
-    def _check_mlp(self) -> None:
+    @property
+    def _has(self) -> Workload:
+        return WORKLOADS[self.workload]
+
+    def _check_fields(self) -> None:
+        """Fill in what the workload has, and refuse what it has not."""
+        usual = {spec.name: spec.default for spec in fields(self)}
+        for name in _OF_SOME:
+            value = getattr(self, name)
+            if name in self._has.fields:
+                if value is None and self._has.fields[name] is not None:
+                    object.__setattr__(self, name, self._has.fields[name])
+            elif value != usual[name]:
+                owners = [other for other, workload in WORKLOADS.items() if name in workload.fields]
+                raise UserError(
+                    f"{name.replace('_', '-')} {value!r} does nothing in the workload {self.workload}: it is for the"
+                    f" workload {', '.join(owners)}"
+                )
+
+    def _check_data(self) -> None:
         one_of("data", self.data, DATA)
         assert self.data is not None
         if self.in_features != DATA[self.data]:
             raise UserError(
                 f"in-features {self.in_features} do not fit the {self.data} data, which have {DATA[self.data]}"
             )
-        if self.gradient == "rows" and self.optimizer == "adam":
-            raise UserError(
-                "optimizer adam takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient dense"
-            )
-        if self.dtype != "float32":
-            raise UserError(
-                f"dtype {self.dtype} is for the workload linear: the mlp trains in float32, as the papers' do"
-            )
 
     @property
     def selection(self) -> str:
-        """The selection that makes the method."""
-        return METHODS[self.method]
+        """The selection that makes the method; ValueError for one that is made of none."""
+        if (selection := METHODS[self.method]) is None:
+            raise ValueError(f"{self.method} selects otherwise")
+        return selection
 
     @property
     def case_id(self) -> str:
@@ -163,11 +249,6 @@ class Case:
     @property
     def label(self) -> str:
         """What tells the case apart on one line, for progress and errors."""
-        shape = (
-            f"{self.in_features}→{self.out_features}"
-            if self.workload == "linear"
-            else f"{self.data} h={self.out_features}"
-        )
         extras = [
             name
             for name, usual in (
@@ -180,7 +261,22 @@ class Case:
         ]
         if self.allocator != default_allocator():
             extras.append(f"{self.allocator} allocator")
-        return " ".join([self.workload, shape, f"B={self.batch}", self.method, f"k={self.k}", *extras])
+        return " ".join([self.workload, self._shape, f"B={self.batch}", self.method, *self._amount, *extras])
+
+    @property
+    def _shape(self) -> str:
+        if self.data is not None:
+            return f"{self.data} h={self.out_features}"
+        if self.size is not None:
+            return f"{self.in_features}→{self.out_features} {self.size}x{self.size}"
+        shape = f"h={self.out_features}" if self._has.trains else f"{self.in_features}→{self.out_features}"
+        return shape if self.length is None else f"{shape} T={self.length}"
+
+    @property
+    def _amount(self) -> list[str]:
+        if self.share is not None:
+            return [f"p={self.share}"]
+        return [f"k={self.k}"] if self.rate is None else [f"k={self.k}", f"p={self.rate}"]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -196,7 +292,7 @@ class Case:
 
 
 _CHOICES: dict[str, Collection[str]] = {
-    "workload": WORKLOADS,
+    "workload": tuple(WORKLOADS),
     "method": tuple(METHODS),
     "gradient": GRADIENTS,
     "dtype": DTYPES,
@@ -208,6 +304,11 @@ _CHOICES: dict[str, Collection[str]] = {
 def _check_count(what: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{what} must be an integer of at least 1, not {value!r}")
+
+
+def _check_share(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"{what} must be between 0 and 1, not {value!r}")
 
 
 def _check_k(k: object) -> None:
@@ -225,9 +326,9 @@ def _device(device: object) -> str:
     raise AssertionError("unreachable: every allowed device was returned above")
 
 
-def _check_kernel(kernel: object) -> None:
+def _check_kernel(workload: str, kernel: object) -> None:
     if kernel == "auto":  # the names live with the kernels, and those load torch
         return
-    from meprop_bench.ops.kernels import KERNELS
-
-    one_of("kernel", kernel, tuple(KERNELS))
+    registries = {"conv": "conv", "lstm": "recurrent", "gru": "recurrent"}
+    registry = import_module(f"meprop_bench.ops.{registries.get(workload, 'kernels')}")
+    one_of("kernel", kernel, tuple(registry.KERNELS))

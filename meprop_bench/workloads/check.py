@@ -16,21 +16,26 @@ must be seen in the result.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meprop_bench.ops import linear
+from meprop_bench.ops.conv import conv2d
 from meprop_bench.ops.kernels import hybrid_rows
 from meprop_bench.ops.selection import select
 from meprop_bench.results.schema import PASSED
 
-__all__ = ["TOLERANCES", "check_linear", "with_gap"]
+__all__ = ["TOLERANCES", "check_conv", "check_linear", "check_recurrent", "with_gap"]
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest |got - oracle| / |oracle|, in Euclidean norm over a whole gradient; both are computed in the dtype itself."""
+
+_NAMES = ("dx", "dw", "db")
 
 # Rows of the batch for questions that do not need all of it.
 _FEW = 8
@@ -76,12 +81,81 @@ def check_linear(
     few_x, few_dy = x[:_FEW].detach().requires_grad_(), dy[:_FEW]
     if reason := _compare(gradients(n, few_x, few_dy), _dense(few_x, w, b, few_dy)):
         return f"k = n is not the dense gradient: {reason}"
-    poisoned = dy.clone()
-    poisoned[0, n // 2] = math.nan
-    hidden = [
-        name for name, grad in zip(("dx", "dw", "db"), gradients(k, x, poisoned), strict=True) if not _has_nan(grad)
-    ]
-    return f"a NaN in dy does not show in {', '.join(hidden)}" if hidden else PASSED
+    return _hidden_nan(gradients(k, x, _poisoned(dy)))
+
+
+def check_conv(x: Tensor, w: Tensor, b: Tensor, dy: Tensor, *, k: int, selection: str, kernel: str, seed: int) -> str:
+    """Return "passed", or one line that says what is wrong with a convolution without padding.
+
+    Args:
+        x: images, `(B, m, H, W)`, require a gradient.
+        w: weight, `(n, m, f, f)`, requires a gradient.
+        b: bias, `(n,)`, requires a gradient.
+        dy: incoming gradient, `(B, n, OH, OW)`.
+        k: positions kept of each map, resolved.
+        selection: one of `ops.conv.SELECTIONS`.
+        kernel: a name in the registry of convolutions.
+        seed: for the random selection, which both sides then draw alike.
+
+    """
+
+    def gradients(k: int, dy: Tensor) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return list(torch.autograd.grad(conv2d(x, w, b, k=k, selection=selection, kernel=kernel), (x, w, b), dy))
+
+    def dense(dy: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(F.conv2d(x, w, b), (x, w, b), dy))
+
+    positions = dy[0, 0].numel()
+    if k < positions:
+        maps = with_gap(dy.reshape(-1, positions), k, selection)  # (B n, P)
+        torch.manual_seed(seed)
+        idx = select(maps, k, selection)
+        got, kept = gradients(k, maps.view_as(dy)), torch.zeros_like(maps).scatter_(1, idx, maps.gather(1, idx))
+        if reason := _compare(got, [*dense(kept.view_as(dy))[:2], maps.view_as(dy).sum((0, 2, 3))]):
+            return reason
+    if reason := _compare(gradients(positions, dy), dense(dy)):
+        return f"all positions are not the dense gradient: {reason}"
+    return _hidden_nan(gradients(k, _poisoned(dy)))
+
+
+_EXCHANGED = 1e-2
+"""Tolerance where the selection follows from what a layer computes itself: rounding may exchange two of the smallest
+entries that are kept, which changes a gradient by about this; a wrong gradient is off by tenths."""
+
+
+def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> str:
+    """Return "passed", or one line that says what is wrong with a recurrent layer of `meprop_bench.nn`.
+
+    It is compared with itself in float64 by the kernel "masked" and, with all neurons kept, with the dense layer.
+
+    Args:
+        layer: what is checked.
+        x: input, `(T, B, m)`.
+        dy: incoming gradient of the output, `(T, B, n)`.
+        seed: for the random selections, which both sides then draw alike.
+
+    """
+
+    def gradients(module: nn.Module, dtype: torch.dtype, dy: Tensor) -> list[Tensor]:
+        torch.manual_seed(seed)
+        x_ = x.detach().to(dtype).requires_grad_()
+        return list(torch.autograd.grad(module(x_)[0], (x_, *module.parameters()), dy.to(dtype)))
+
+    names = ("dx", *(name for name, _ in layer.named_parameters()))
+    exact = copy.deepcopy(layer).double()
+    exact.kernel = "masked"  # type: ignore[assignment]
+    got = gradients(layer, x.dtype, dy)
+    wanted = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
+    if reason := _compare(got, wanted, names, max(_EXCHANGED, TOLERANCES[x.dtype])):
+        return reason
+    whole = copy.deepcopy(layer)
+    whole.k = layer.hidden_size  # type: ignore[assignment]
+    plain = {"LSTM": nn.LSTM, "GRU": nn.GRU}[layer.mode](layer.input_size, layer.hidden_size).to(x.device, x.dtype)
+    plain.load_state_dict(layer.state_dict())
+    if reason := _compare(gradients(whole, x.dtype, dy), gradients(plain, x.dtype, dy), names):
+        return f"k = n is not the dense gradient: {reason}"
+    return _hidden_nan(gradients(layer, x.dtype, _poisoned(dy)), names)
 
 
 @torch.no_grad()
@@ -98,12 +172,14 @@ def _dense(x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(F.linear(x, w, b), (x, w, b), dy))
 
 
-def _compare(got: list[Tensor], true: list[Tensor]) -> str | None:
+def _compare(
+    got: list[Tensor], true: list[Tensor], names: Sequence[str] = _NAMES, tolerance: float | None = None
+) -> str | None:
     """Say which gradient is wrong, or None; overwrites `true`, as another 256 MB would cost more than comparing."""
-    for name, mine, wanted in zip(("dx", "dw", "db"), got, true, strict=True):
-        error = _relative_error(mine, wanted)
-        if not error <= TOLERANCES[mine.dtype]:  # NaN is wrong, too
-            return f"{name} is off by {error:.1e}, relative; at most {TOLERANCES[mine.dtype]:.0e} is rounding"
+    for name, mine, wanted in zip(names, got, true, strict=True):
+        error, most = _relative_error(mine, wanted), tolerance or TOLERANCES[mine.dtype]
+        if not error <= most:  # NaN is wrong, too
+            return f"{name} is off by {error:.1e}, relative; at most {most:.0e} is rounding"
     return None
 
 
@@ -118,6 +194,18 @@ def _relative_error(got: Tensor, true: Tensor) -> float:
     size = torch.linalg.vector_norm(true, dtype=wide).item()
     distance = torch.linalg.vector_norm(true.sub_(got), dtype=wide).item()
     return float(distance / size if size else distance)
+
+
+def _poisoned(dy: Tensor) -> Tensor:
+    poisoned = dy.clone()
+    poisoned.view(-1)[-1] = math.nan  # of a recurrent layer the last step's, which all others come after
+    return poisoned
+
+
+def _hidden_nan(gradients: list[Tensor], names: Sequence[str] = _NAMES) -> str:
+    """Return "passed" if a NaN shows in all gradients, or which it does not show in."""
+    hidden = [name for name, gradient in zip(names, gradients, strict=True) if not _has_nan(gradient)]
+    return f"a NaN in dy does not show in {', '.join(hidden)}" if hidden else PASSED
 
 
 def _has_nan(tensor: Tensor) -> bool:

@@ -39,7 +39,8 @@ from meprop_bench.ops.kernels import Request
 from meprop_bench.training import Step, make_optimizer
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
-from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
+from meprop_bench.workloads.layer import timed_backward
+from meprop_bench.workloads.linear import kernel_that_runs
 from meprop_bench.workloads.prepared import PASSED, Layer, Prepared
 from meprop_bench.workloads.steps import PHASES, WALK, Side, steady, weighed
 

@@ -9,14 +9,14 @@ from meprop_bench.measure.clock import WallClock
 from meprop_bench.ops.cost import linear_backward
 from meprop_bench.ops.kernels import Request
 from meprop_bench.workloads import setup
-from meprop_bench.workloads.case import METHODS, Case
+from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.linear import kernel_that_runs
 
 _SMALL = {"k": 3, "batch": 4, "in_features": 6, "out_features": 10, "threads": 1}
 
 
 @pytest.mark.parametrize("gradient", ["dense", "rows"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WORKLOADS["linear"].methods)
 def test_every_method_passes_its_check(method: str, gradient: str) -> None:
     prepared = setup(Case(method=method, gradient=gradient, **_SMALL))  # type: ignore[arg-type]
     assert prepared.check() == "passed"
