@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.selection import resolve_k, select
 
-__all__ = ["Activeness", "watch"]
+__all__ = ["Activeness", "check_recordable", "watch"]
 
 
 class Activeness:
@@ -140,16 +140,25 @@ class _Watch:
             self.record(dy, idx)
 
 
+def check_recordable(selection: str) -> None:
+    """Check that a selection says something about the neurons.
+
+    Raises:
+        ValueError: it is a random one.
+
+    """
+    if selection not in ("example", "unified"):
+        raise ValueError(
+            f"activeness needs the selection 'example' or 'unified', not {selection!r}: chance says nothing about neurons"
+        )
+
+
 def watch(layer: MePropLinear, record: Activeness) -> RemovableHandle:
     """Have `record` count each backward pass of a linear layer; all leading dimensions of its input are examples.
 
     Raises:
-        ValueError: the layer's selection is a random one, which says nothing about the neurons.
+        ValueError: see `check_recordable`.
 
     """
-    if layer.selection not in ("example", "unified"):
-        raise ValueError(
-            f"activeness needs the selection 'example' or 'unified', not {layer.selection!r}: chance says nothing "
-            "about a neuron"
-        )
+    check_recordable(layer.selection)
     return nn.Module.register_forward_hook(layer, _Watch(record))

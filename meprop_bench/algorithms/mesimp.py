@@ -28,7 +28,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from meprop_bench.algorithms.activeness import Activeness, watch
+from meprop_bench.algorithms.activeness import Activeness, check_recordable, watch
 from meprop_bench.algorithms.removal import Masks, remove, reset_state
 from meprop_bench.algorithms.structure import Group, trace
 from meprop_bench.nn import MePropLinear
@@ -119,10 +119,12 @@ class MeSimp:
         self.epochs = 0
         self.history: list[Pruning] = []
         self._masks = Masks(self._structure) if mode == "mask" else None
+        for layer in {group.layer for group in self._structure.groups}:
+            _fix_method(layer)
         self.records = {g.name: _record(g, count_zeros) for g in self._structure.groups}
         """The record of each layer, by name; that of a cell of a recurrent layer is "name.l0", "name.l0_reverse", …"""
         self._handles = [
-            watch(_fixed_k(group.layer), self.records[group.name])
+            watch(group.layer, self.records[group.name])
             for group in self._structure.groups
             if isinstance(group.layer, MePropLinear)
         ]
@@ -260,9 +262,11 @@ def _check_chosen(chosen: dict[str, nn.Module], groups: list[Group], named: Iter
         raise ValueError("there is no layer to simplify: turn hidden layers by nn.convert first")
 
 
-def _fixed_k(layer: MePropLinear) -> MePropLinear:
-    layer.k = resolve_k(layer.k, layer.out_features)
-    return layer
+def _fix_method(layer: Any) -> None:
+    """Check a layer's selection, and make its ratio k a number. (A plain recurrent layer has neither.)"""
+    if _is_turned(layer) and hasattr(layer, "k"):
+        check_recordable(layer.selection)
+        layer.k = resolve_k(layer.k, layer.out_features if isinstance(layer, nn.Linear) else layer.hidden_size)
 
 
 def _record(group: Group, count_zeros: bool) -> Activeness:

@@ -164,7 +164,10 @@ def load(path: str | os.PathLike[str], *, trusted: Iterable[Callable[..., Any]] 
 
 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str], *inputs: Tensor) -> None:
-    """Export a model in evaluation mode to ONNX, with a batch of any size (the first dimension of each input).
+    """Export a model in evaluation mode to ONNX.
+
+    The first dimension of each input is the batch, of any size, unless the model has a recurrent layer, whose initial
+    state may come out with the batch size given here.
 
     Raises:
         ValueError: the package onnx is not installed.

@@ -8,6 +8,7 @@ from torch import nn
 from meprop_bench.algorithms.mesimp import Cycle, MeSimp
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
+from meprop_bench.nn.recurrent import MePropLSTM
 
 FEATURES, CLASSES, BATCH = 12, 4, 10
 CENTRES = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(9))
@@ -223,6 +224,33 @@ def test_lstm_cells_keep_as_many_and_each_its_own():
         assert torch.equal(getattr(now, "weight_hh_l0" + end), weight_hh[rows][:, cell])
     assert torch.equal(after.output.weight, before.output.weight[:, forward + [8 + i for i in backward]])
     assert losses == pytest.approx(simplified_tagger("mask")[2], abs=1e-12)
+
+
+def test_recurrent_layers_are_given_records_to_call():
+    """The contract with a recurrent layer: an attribute `activeness`, records by cell, and what happens to k."""
+    torch.manual_seed(0)
+    model = Tagger()
+    model.lstm = MePropLSTM(4, 8, k=0.25, bidirectional=True)
+    if not hasattr(model.lstm, "activeness"):
+        model.lstm.activeness = None
+    its = adam(model)
+    simp = MeSimp(model, its, interval=10, rate=0.5)
+    assert model.lstm.k == 2
+    assert model.lstm.activeness == {"l0": simp.records["lstm.l0"], "l0_reverse": simp.records["lstm.l0_reverse"]}
+    dy = torch.zeros(10, 32)
+    dy[:, [1, 8 + 3]] = 1
+    for record in model.lstm.activeness.values():
+        record.clear()
+        record(dy, dy.topk(8, dim=1).indices)
+    assert simp.prune().sizes == {"lstm.l0": 2, "lstm.l0_reverse": 2}
+    assert model(torch.randint(9, (5, 2))).shape == (5, 2, 3)
+    simp.close()
+    assert model.lstm.activeness is None
+    model = Tagger()
+    model.lstm = MePropLSTM(4, 8, k=3, bidirectional=True, selection="random")
+    model.lstm.activeness = None
+    with pytest.raises(ValueError, match="chance"):
+        MeSimp(model, interval=10, rate=0.5)
 
 
 @pytest.mark.parametrize(
