@@ -5,6 +5,8 @@ once.
     check     one after the other they check the case's gradients; one that fails is not timed at all
     rounds    the processes take turns in random order; exactly one runs at any time, the others sleep in a system call
     stop      when every phase's interval is within the target, or the next round would overrun the case's budget
+    last      one process, alone, is weighed and then watched under a steady load (`measure.memory`,
+              `measure.utilization`): neither falls into what was timed
 
 The processes are the replicates: each draws its own memory layout, and the interval is over their medians, so that
 more rounds sharpen each median and show drift, while the width has a limit that only more processes move. Stopping at
@@ -13,9 +15,6 @@ the first narrow interval makes intervals a little too narrow on average; at lea
 With `keep_processes` the processes serve every case that shares device, threads and allocator, since starting five of
 them takes ten seconds on two cores. They are still fresh for the sweep; what an earlier case left in their heaps is
 the same for both sides.
-
-    last      one process, alone, is weighed and then watched under a steady load (`measure.memory`,
-              `measure.utilization`): neither falls into what was timed
 
 A worker that dies or runs out of memory costs its case alone, which gets a row that says so.
 """
@@ -52,7 +51,7 @@ _WARM_S = 0.02
 """Seconds of single iterations before the loops are calibrated, for each side."""
 
 _STEADY_S = 2.0
-"""Seconds for which each side is watched: NVML's utilisation looks back up to 1 s, energy counters tick every 0.1 s."""
+"""Seconds for which each side is watched: NVML's utilisation looks back up to 1 s."""
 
 _PATIENCE_S = 900.0
 """Seconds after which a silent worker counts as hung; the largest case takes a tenth of that to set up on two cores."""
