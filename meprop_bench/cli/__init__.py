@@ -26,6 +26,7 @@ __all__ = ["VERBS", "cli", "main", "run"]
 
 VERBS = {
     "speedup": "Measure sparsified back propagation against dense.",
+    "profile": "Show where the time of one step goes, and why it is not less.",
     "report": "Print or write the report of a results folder.",
     "data": "List, fetch and check the data sets.",
 }

@@ -82,10 +82,17 @@ class Side:
         """Compute all gradients of the first batch, after `first_forward`."""
         self._backward()
 
-    def first_pass(self) -> None:
-        """Compute loss and gradients of the first batch."""
-        self.first_forward()
-        self.first_backward()
+    def next_pass(self) -> None:
+        """Compute loss and gradients of the next batch; every `WALK` steps, start again first."""
+        if self._at >= WALK:
+            self._restart()
+        self.step.optimizer.zero_grad(set_to_none=True)
+        self._forward()
+        self._backward()
+
+    def next_update(self) -> None:
+        """Move the parameters, after `next_pass`, and go on to the next batch."""
+        self._update()
 
     def next_step(self) -> None:
         """Take one training step and go on to the next batch; every `WALK` steps, start again first."""
@@ -128,7 +135,7 @@ def weighed(baseline: Side, method: Side) -> dict[str, tuple[Call, Call]]:
         "step": both(lambda side: side.whole_step),
         "forward": both(lambda side: side.first_forward),
         "backward": both(lambda side: After(side.first_forward, side.first_backward)),
-        "update": both(lambda side: After(side.first_pass, side.step.update)),
+        "update": both(lambda side: After(side.next_pass, side.next_update)),
     }
 
 

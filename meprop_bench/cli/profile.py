@@ -1,0 +1,138 @@
+"""`meprop-bench profile`: where the time of one step goes, and why it is not less.
+
+meprop-bench profile --method unified --k 30 --in-features 784
+meprop-bench profile --workload mlp --data digits --trace step.json.gz
+
+The options are the axes of `speedup`, one value each. The case is set up in a process of its own, whose threads and
+allocator are the case's; dense and sparse are taken apart in the same way and shown side by side. The trace opens at
+https://ui.perfetto.dev.
+
+Exit codes: 1 when the gradients are wrong, 2 for a wrong wish, 5 when nothing could be measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meprop_bench.cli.speedup import AXIS_HELPS
+from meprop_bench.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from meprop_bench.results.profile import Profile
+    from meprop_bench.workloads.case import Case
+
+__all__ = ["command"]
+
+_DEFAULTS = {"method": "meprop", "k": 30}
+"""Of what `speedup` measures several at once."""
+
+
+def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
+    for axis, text in reversed(AXIS_HELPS.items()):
+        function = click.option(f"--{axis}", metavar="VALUE", help=text)(function)
+    return function
+
+
+@click.command(name="profile", short_help="Show where the time of one step goes, and why it is not less.")
+@_with_axes
+@click.option("--seed", type=int, metavar="N", default=0, help="Of weights, data and selections [default: 0].")
+@click.option(
+    "--search",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    default=10.0,
+    help="For the break-even k and size; 0 leaves them out [default: 10].",
+)
+@click.option(
+    "--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a trace, .json or .json.gz (Perfetto)."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What standard output gets.",
+)
+def command(form: str, trace: Path | None, search: float, seed: int, **wishes: str | None) -> int:
+    """Show where the time of one step goes: phases, stages of the backward pass, operators; and why it is not less.
+
+    The case is given by the axes of speedup, one value each. It takes about 20 seconds.
+    """
+    from meprop_bench.sweep.feasible import check_feasible
+
+    case = _case(wishes, seed)
+    _check_trace(trace)
+    check_feasible([case])
+    from meprop_bench.sweep.profile import profile_case
+
+    def progress(stage: str) -> None:
+        click.echo(f"{case.label}: {stage}", err=True)
+
+    profile, environment = profile_case(case, search_s=search, trace=trace, progress=progress)
+    _print(form, profile, environment)
+    if trace is not None:
+        click.echo(f"trace: {trace}, for https://ui.perfetto.dev", err=True)
+    return ExitCode.OK
+
+
+def _case(wishes: dict[str, str | None], seed: int) -> Case:
+    from meprop_bench.sweep.plan import parse_axis, plan_axes
+
+    axes: dict[str, list[Any]] = {axis: [value] for axis, value in _DEFAULTS.items()}
+    for axis in AXIS_HELPS:
+        text = wishes[axis.replace("-", "_")]
+        if text is None:
+            continue
+        axes[axis] = parse_axis(axis, [text])
+        if len(axes[axis]) > 1:
+            raise UserError(f"a profile is of one case: give --{axis} one value, not {text!r}")
+    (case,) = plan_axes(axes, seed=seed).cases
+    return case
+
+
+def _check_trace(trace: Path | None) -> None:
+    """Find out now, not after half a minute, that the trace cannot be written."""
+    if trace is None:
+        return
+    if not trace.name.endswith((".json", ".json.gz")):
+        raise UserError(f"the trace is JSON: name it {trace.name or 'trace'}.json or .json.gz, not {trace}")
+    folder = trace.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"cannot write the trace {trace}: there is no folder {folder}")
+    if trace.is_dir() or not os.access(trace if trace.exists() else folder, os.W_OK):
+        raise UserError(f"cannot write the trace {trace}: permission denied, or it is a folder")
+
+
+def _print(form: str, profile: Profile, environment: dict[str, Any]) -> None:
+    if form == "json":
+        text = _as_json(profile, environment)
+    else:
+        from meprop_bench.report.profile import as_text
+
+        text = as_text(profile, terminal=sys.stdout.isatty())
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def _as_json(profile: Profile, environment: dict[str, Any]) -> str:
+    from meprop_bench.report.why import answers
+    from meprop_bench.results.schema import SCHEMA
+
+    told = [{"question": found.question, "answer": found.text, "how": found.how} for found in answers(profile)]
+    record = {
+        "schema": SCHEMA,
+        "command": shlex.join(["meprop-bench", *sys.argv[1:]]),
+        "environment": environment,
+        "rows": [row.to_json() for row in profile.rows],
+        "profile": {**profile.to_json(), "answers": told},
+    }
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"

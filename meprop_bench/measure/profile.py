@@ -1,0 +1,199 @@
+"""Where the time of a call goes, as torch.profiler sees it: ranges, operators, kernels.
+
+A profiler answers "which operator?", not "how long?": it adds about a microsecond to each operator, which is as long
+as a small one takes. So the times of a profile are shares, to be applied to what a clock measured without it, and
+what the profiler added is told (`slowdown` of the reader's making: profiled seconds / clocked seconds).
+
+    range      a phase of one side, e.g. "sparse backward": one call, several times
+    operator   what the range called (an autograd node, `aten::addmm`); own seconds, without what it called itself
+    kernel     what an operator started on the GPU; its seconds overlap with the CPU's
+
+Events are assigned to ranges by their time, since autograd runs the backward pass of a CUDA graph on a thread of its
+own. What lies in a range and in no operator is Python, autograd's engine, and code that torch does not know, such as a
+compiled kernel: that shows as the own time of the autograd node that called it.
+
+The same ranges go to the trace (Chrome's format: open it at https://ui.perfetto.dev) and, where there is CUDA, to NVTX
+for profilers outside (`nsys profile meprop-bench profile ...`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+__all__ = ["Node", "Range", "profile_ranges"]
+
+_LEAST_SHARE = 0.01
+"""Share of a range below which an operator is told among the others."""
+
+_ENGINE = "autograd::engine::evaluate_function: "
+
+
+@dataclass(frozen=True)
+class Range:
+    """A call to be profiled under a name, after another one that is not."""
+
+    name: str
+    call: Callable[[], object]
+    before: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of the profiled time, for one call of its range.
+
+    Attributes:
+        name: of the range, operator or kernel.
+        seconds: it and all below it, under the profiler; of a kernel, on the device.
+        calls: how often; a mean, so not always whole.
+        device_s: seconds of the kernels that it started, 0 without a GPU.
+        children: by falling seconds.
+
+    """
+
+    name: str
+    seconds: float
+    calls: float
+    device_s: float = 0.0
+    children: tuple[Node, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Build from a JSON object."""
+        children = tuple(cls.from_json(child) for child in record["children"])
+        return cls(**{**record, "children": children})
+
+
+def profile_ranges(ranges: Sequence[Range], device: str, *, rounds: int, trace: Path | None = None) -> list[Node]:
+    """Run all ranges `rounds` times under torch.profiler and return a tree for each.
+
+    Args:
+        ranges: of distinct names.
+        device: "cpu" or "cuda:N".
+        rounds: at least 1.
+        trace: a file to be written, .json or .json.gz.
+
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    if rounds < 1:
+        raise ValueError(f"rounds is at least 1, got {rounds!r}")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device != "cpu" else [])]
+    with profile(activities=activities):  # the first profiler of a process starts its library, within the first range
+        _run(ranges, device)
+    with profile(activities=activities) as profiler:
+        for _ in range(rounds):
+            _run(ranges, device)
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
+    events = list(profiler.events())
+    return [_tree(found.name, events) for found in ranges]
+
+
+def _run(ranges: Iterable[Range], device: str) -> None:
+    import torch
+
+    for found in ranges:
+        if found.before is not None:
+            found.before()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        with _marked(found.name, device):
+            found.call()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def _marked(name: str, device: str) -> Iterator[None]:
+    """Mark a range for torch.profiler, and for NVTX where there is CUDA."""
+    import torch
+
+    with torch.profiler.record_function(name):
+        if device == "cpu":
+            yield
+            return
+        with torch.cuda.nvtx.range(name):
+            yield
+
+
+class _Sum:
+    """Seconds and calls of one name, while they are added up; what it called, by name."""
+
+    def __init__(self) -> None:
+        self.own_s = self.calls = self.device_s = 0.0
+        self.parts: dict[str, _Sum] = {}
+
+    def part(self, name: str) -> _Sum:
+        return self.parts.setdefault(name, _Sum())
+
+    @property
+    def seconds(self) -> float:
+        return self.own_s + sum(part.seconds for part in self.parts.values())
+
+    def node(self, name: str, rounds: int, least_s: float) -> Node:
+        """Return the tree; what is shorter than `least_s`, all rounds together, is put into one child."""
+        shown = {key: part for key, part in self.parts.items() if max(part.seconds, part.device_s) >= least_s}
+        children = [part.node(key, rounds, least_s) for key, part in shown.items()]
+        rest = [part for key, part in self.parts.items() if key not in shown]
+        if rest:
+            seconds, calls = sum(part.seconds for part in rest), sum(part.calls for part in rest)
+            device_s = sum(part.device_s for part in rest)
+            children.append(Node(f"{len(rest)} others", seconds / rounds, calls / rounds, device_s / rounds))
+        children.sort(key=lambda child: -max(child.seconds, child.device_s))
+        total_device_s = self.device_s + sum(part.device_s for part in self.parts.values())
+        return Node(name, self.seconds / rounds, self.calls / rounds, total_device_s / rounds, tuple(children))
+
+
+def _tree(name: str, events: Sequence[Any]) -> Node:
+    """Return range -> outermost operator -> operator -> kernel from torch.profiler's events."""
+    spans = [event.time_range for event in events if event.name == name and _on_cpu(event)]
+    total = _Sum()
+    for event in events:
+        # A range is an event as well; on a GPU it has a second one there.
+        if not _on_cpu(event) or event.name == name or not any(_within(event.time_range, span) for span in spans):
+            continue
+        outermost = event
+        while outermost.cpu_parent is not None and outermost.cpu_parent.name != name:
+            outermost = outermost.cpu_parent
+        top = total.part(_plain(outermost.name))
+        if event is outermost:
+            top.calls += 1
+        if _plain(event.name) == _plain(outermost.name):  # the engine's call of a node and the node itself are one
+            _add(top, event)
+        else:
+            part = top.part(_plain(event.name))
+            part.calls += 1
+            _add(part, event)
+    elapsed_s = sum(span.elapsed_us() for span in spans) / 1e6
+    total.own_s = max(0.0, elapsed_s - total.seconds)
+    total.calls = len(spans)
+    rounds = max(1, len(spans))
+    return total.node(name, rounds, _LEAST_SHARE * elapsed_s)
+
+
+def _add(part: _Sum, event: Any) -> None:
+    part.own_s += event.self_cpu_time_total / 1e6
+    for kernel in event.kernels:
+        inner = part.part(f"kernel {kernel.name}")
+        inner.calls += 1
+        inner.device_s += kernel.duration / 1e6
+
+
+def _on_cpu(event: Any) -> bool:
+    return bool(event.device_type.name == "CPU")
+
+
+def _within(inner: Any, outer: Any) -> bool:
+    return bool(outer.start <= inner.start < outer.end)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(_ENGINE)

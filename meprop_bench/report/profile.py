@@ -1,0 +1,178 @@
+"""A profile as text: phases and stages side by side, a tree of operators for each side, and the answers in words."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from meprop_bench.report.cells import ABSENT, ratio, seconds
+from meprop_bench.report.why import STAGE_NAMES, answers
+from meprop_bench.results.profile import SIDES, Profile, Stage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.tree import Tree
+
+    from meprop_bench.measure.profile import Node
+
+__all__ = ["as_text"]
+
+_PROSE = 110
+_TREE = 62
+"""Columns that a tree needs: two of them stand side by side where there is room."""
+
+_NAME = 34
+_STAGES_REMARK = (
+    "Each stage was timed by itself, with warm caches, as the difference between calls that ask for more and for less;"
+    " so they need not add up, and the rest is what the whole phase takes besides."
+)
+
+
+def as_text(profile: Profile, *, terminal: bool = False, width: int | None = None) -> str:
+    """Return the profile as text.
+
+    Args:
+        profile: what to print.
+        terminal: whether a terminal will show it: then with colour, in its width.
+        width: columns (default: the terminal's; without one, enough for both trees side by side).
+
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    target = StringIO()
+    columns = width if terminal else (width or 2 * _TREE + 4)
+    console = Console(file=target, force_terminal=terminal, width=columns, highlight=False, markup=False, emoji=False)
+
+    def say(style: str, *texts: str) -> None:
+        for text in filter(None, texts):
+            console.print(Text(text, style), width=min(console.width, _PROSE))
+
+    say("bold", profile.label)
+    console.print(_phases(profile))
+    if profile.stages_of is not None:
+        say("bold", f"Stages of the {profile.stages_of}")
+        console.print(_stages(profile))
+        say("dim", _STAGES_REMARK)
+        console.print()
+    say("bold", "Operators")
+    _print_trees(console, profile)
+    say("dim", _slowdown(profile))
+    console.print()
+    for answer in answers(profile):
+        say("bold", answer.question)
+        say("", answer.text)
+        say("dim", f"[{answer.how}]")
+    if profile.notes:
+        console.print()
+        say("", *profile.notes)
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+
+
+def _new_table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("phase", "stage", "bound by") else "right")
+    return table
+
+
+def _phases(profile: Profile) -> Table:
+    table = _new_table("phase", "dense", "sparse", "speed-up", "floor, dense", "floor, sparse", "efficiency")
+    for row in profile.rows:
+        table.add_row(
+            row.phase,
+            seconds(row.baseline_median_s),
+            seconds(row.median_s),
+            ABSENT if row.speedup is None else ratio(row.speedup),
+            seconds(row.baseline_floor_s),
+            seconds(row.floor_s),
+            ABSENT if row.efficiency is None else f"{row.efficiency:.0%}",
+        )
+    return table
+
+
+def _stages(profile: Profile) -> Table:
+    table = _new_table("stage", "dense", "floor", "x", "sparse", "floor", "x", "bound by")
+    names = [name for name in STAGE_NAMES if any(profile.stage(side, name) for side in SIDES)]
+    for name in names:
+        found = [profile.stage(side, name) for side in SIDES]
+        cells = [cell for stage in found for cell in _stage_cells(stage)]
+        table.add_row(STAGE_NAMES[name], *cells, (found[1] and found[1].bound) or "")
+    return table
+
+
+def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
+    if stage is None:
+        return ABSENT, "", ""
+    time = seconds(stage.seconds) if stage.seconds >= 0 else f"-{seconds(-stage.seconds)}"
+    if not stage.floor_s:
+        return time, "", ""
+    return time, seconds(stage.floor_s), ratio(stage.seconds / stage.floor_s)
+
+
+def _print_trees(console: Console, profile: Profile) -> None:
+    from rich.table import Table
+
+    trees = [_tree(side, profile) for side in SIDES]
+    if console.width < 2 * _TREE:
+        for tree in trees:
+            console.print(tree)
+        return
+    grid = Table.grid(padding=(0, 4))
+    grid.add_row(*trees)
+    console.print(grid)
+
+
+def _tree(side: str, profile: Profile) -> Tree:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text(side, "bold"))
+    for node in profile.trees.get(side, ()):
+        whole_s = profile.seconds(side, node.name)
+        scale = whole_s / node.seconds if whole_s and node.seconds else 1.0
+        _grow(tree, node, scale, node.seconds * scale)
+    return tree
+
+
+def _grow(tree: Tree, node: Node, scale: float, whole_s: float) -> None:
+    """Add a node: its share is that of its phase, its time that share of the phase's time without a profiler."""
+    from rich.text import Text
+
+    time_s = node.seconds * scale
+    name = node.name if len(node.name) <= _NAME else node.name[: _NAME - 1] + "…"
+    text = Text(name).append(f" {seconds(time_s)}")
+    if whole_s:
+        text.append(f" {time_s / whole_s:.0%}", "dim")
+    if node.calls != 1:
+        text.append(f" ×{node.calls:.3g}", "dim")
+    if node.device_s:
+        text.append(f" GPU {seconds(node.device_s)}")
+    branch = tree.add(text)
+    for child in node.children:
+        _grow(branch, child, scale, whole_s)
+    own_s = node.seconds - sum(child.seconds for child in node.children)
+    if node.children and own_s * scale >= 0.05 * whole_s > 0:
+        branch.add(Text(f"itself {seconds(own_s * scale)}").append(f" {own_s * scale / whole_s:.0%}", "dim"))
+
+
+def _slowdown(profile: Profile) -> str:
+    """Say what the profiler added, and what "itself" is."""
+    factors = [
+        node.seconds / whole_s
+        for side, nodes in profile.trees.items()
+        for node in nodes
+        if (whole_s := profile.seconds(side, node.name))
+    ]
+    if not factors:
+        return ""
+    span = " to ".join(dict.fromkeys((ratio(min(factors)), ratio(max(factors)))))
+    return (
+        f"Shares are torch.profiler's, under which the phases took {span} as long; the times are these shares of what"
+        " was timed without it, ×n the calls. Itself: outside of torch's operators, which is Python, autograd's engine,"
+        " or a compiled kernel."
+    )

@@ -1,0 +1,217 @@
+"""Why is it not faster? The profile of a case in sentences, each with its numbers and how they were obtained.
+
+A sparse backward pass of share s of a dense step, made free, leaves 1 - s: the step can become at most 1 / (1 - s)
+times as fast (Amdahl), whatever k. Below that ceiling, what is left is at its floor, or the price of the calls, or
+neither of them, and then there is something to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meprop_bench.report.cells import digits, ratio, seconds
+from meprop_bench.results.profile import BreakEven, Profile, Stage
+from meprop_bench.results.schema import Row
+
+__all__ = ["STAGE_NAMES", "Answer", "amdahl", "answers"]
+
+AT_FLOOR = 1.25
+"""A part that takes at most this many times its floor is at it: the peaks themselves scatter by some percent."""
+
+STAGE_NAMES = {
+    "selection": "selection and db",
+    "dx": "product dx",
+    "dW": "product dW",
+    "zeros": "zeros of dense dW",
+    "rows": "tensor of rows",
+    "dense layers": "layers left dense",
+    "rest": "rest (autograd, Python)",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question, its answer, and where the numbers come from."""
+
+    question: str
+    text: str
+    how: str
+
+
+def answers(profile: Profile) -> list[Answer]:
+    """Return what can be answered from this profile."""
+    asked: tuple[Callable[[Profile], Answer | None], ...] = (_where, _floors, _ceiling, _overhead, _saving)
+    found = [answer for ask in asked if (answer := ask(profile)) is not None]
+    return [*found, *map(_break_even, profile.break_even)]
+
+
+def amdahl(profile: Profile) -> tuple[float, float] | None:
+    """Return the seconds of a dense step and those of them that sparsifying can spare: dx and dW; None if unknown."""
+    step_s = _step_s(profile, "dense")
+    spared_s = sum(stage.seconds for name in ("dx", "dW") if (stage := profile.stage("dense", name)))
+    return (step_s, min(spared_s, step_s)) if step_s and spared_s else None
+
+
+def _step_s(profile: Profile, side: str) -> float:
+    """Return the seconds of a step, or of the phases that there are."""
+    step_s = profile.seconds(side, "step")
+    return step_s or sum(profile.seconds(side, phase) or 0.0 for phase in ("forward", "backward", "update"))
+
+
+def _where(profile: Profile) -> Answer | None:
+    parts = {phase: found for phase in ("forward", "backward", "update") if (found := profile.seconds("sparse", phase))}
+    total = sum(parts.values())
+    dense_s, sparse_s = _step_s(profile, "dense"), _step_s(profile, "sparse")
+    if not parts or not sparse_s:
+        return None
+    told = ", ".join(f"{phase} {seconds(found)} ({found / total:.0%})" for phase, found in parts.items())
+    largest = max(parts, key=lambda phase: parts[phase])
+    text = f"Together {seconds(sparse_s)}, {ratio(dense_s / sparse_s)} the speed of dense: {told}."
+    if largest != "backward":
+        text += f" Most of it is the {largest}, which the method leaves as it is."
+    stages = [stage for stage in profile.stages.get("sparse", ()) if stage.seconds > 0]
+    whole_s = profile.seconds("sparse", profile.stages_of) if profile.stages_of else None
+    if stages and whole_s:
+        longest = max(stages, key=lambda stage: stage.seconds)
+        text += (
+            f" The longest stage of the sparse {profile.stages_of} is {STAGE_NAMES[longest.name]},"
+            f" {seconds(longest.seconds)} or {longest.seconds / whole_s:.0%}."
+        )
+    return Answer("Where does the time go?", text, "phases timed in interleaved pairs, without a profiler")
+
+
+def _floors(profile: Profile) -> Answer | None:
+    parts = [(STAGE_NAMES[stage.name], stage) for stage in profile.stages.get("sparse", ())]
+    for phase in ("forward", "update"):
+        row = profile.row(phase)
+        if row is not None and row.median_s is not None and row.floor_s is not None:
+            parts.append((phase, Stage(name=phase, seconds=row.median_s, floor_s=row.floor_s)))
+    known = [(name, stage.seconds / stage.floor_s, stage) for name, stage in parts if stage.floor_s and stage.seconds]
+    if not known:
+        return None
+    at = [f"{name} ({digits(times)}x)" for name, times, _ in known if times <= AT_FLOOR]
+    far = sorted((found for found in known if found[1] > AT_FLOOR), key=lambda found: -found[2].seconds)
+    text = f"At its floor (within {AT_FLOOR:g}x): {', '.join(at) or 'nothing'}."
+    if far:
+        told = (f"{name} {seconds(stage.seconds)}, {digits(times)}x{_by(stage)}" for name, times, stage in far)
+        text += f" Above it: {'; '.join(told)}."
+    return Answer(
+        "Which part is at its floor?",
+        text,
+        "floor: the larger of operations / peak rate and least bytes / bandwidth, both measured on this machine",
+    )
+
+
+def _by(stage: Stage) -> str:
+    return f" (bound by {stage.bound})" if stage.bound else ""
+
+
+def _ceiling(profile: Profile) -> Answer | None:
+    found = amdahl(profile)
+    if found is None:
+        return None
+    step_s, spared_s = found
+    share = spared_s / step_s
+    phases = "step" if profile.row("update") else "forward and backward together"
+    most = ratio(1 / (1 - share)) if share < 0.999 else "any factor"
+    text = (
+        f"dx and dW of the sparsified layers are {share:.0%} of the dense {phases} ({seconds(spared_s)} of"
+        f" {seconds(step_s)}). Were they free, it would be {most} as fast; it is"
+        f" {ratio(step_s / _step_s(profile, 'sparse'))}."
+    )
+    if not profile.row("update"):
+        text += " An optimizer would lower the ceiling: this workload has none."
+    return Answer(
+        "What is the ceiling for this model (Amdahl)?", text, "1 / (1 - share), share from the dense stages timed apart"
+    )
+
+
+def _overhead(profile: Profile) -> Answer | None:
+    if "backward" not in profile.overhead or profile.stages_of is None:
+        return None
+    layers = profile.layers[0]
+    parts = []
+    for side, tiny_s in zip(("dense", "sparse"), profile.overhead["backward"], strict=True):
+        whole_s = profile.seconds(side, profile.stages_of)
+        floors = [stage.floor_s for stage in profile.stages.get(side, ()) if stage.floor_s is not None]
+        if whole_s:
+            calls_s = layers * tiny_s
+            parts.append(
+                f"{side}: {seconds(calls_s)} of {seconds(whole_s)} are the calls ({min(1.0, calls_s / whole_s):.0%}),"
+                f" {seconds(sum(floors))} the stages' floors"
+            )
+    forward = profile.overhead["forward"]
+    text = "; ".join(parts) + f". A forward pass of next to nothing takes {seconds(forward[0])} dense and"
+    text += f" {seconds(forward[1])} sparse, per layer."
+    text = text[0].upper() + text[1:]
+    layer = "1 layer" if layers == 1 else f"{layers} layers, each counted"
+    return Answer(
+        "How much is launching, how much arithmetic?",
+        text,
+        f"the same calls with a batch of 1 and 1 input, 2 outputs ({layer})",
+    )
+
+
+def _saving(profile: Profile) -> Answer | None:
+    row = next((found for phase in ("linear-backward", "backward") if (found := profile.row(phase))), None)
+    if row is None or row.speedup is None or (predicted := _predicted(row)) is None:
+        return None
+    flops, nbytes, floors = predicted
+    text = (
+        f"The {row.phase} needs {ratio(flops)} fewer operations and {ratio(nbytes)} fewer bytes than dense, so that at"
+        f" this machine's floors it would be {ratio(floors)} as fast; measured: {ratio(row.speedup)}."
+    )
+    return Answer("How much was to be expected?", text, "counts from the method's definition, peaks of this machine")
+
+
+def _predicted(row: Row) -> tuple[float, float, float] | None:
+    """Return dense / sparse of operations, bytes and floors."""
+    pairs = (
+        (row.baseline_flops, row.flops),
+        (row.baseline_bytes, row.bytes),
+        (row.baseline_floor_s, row.floor_s),
+    )
+    found = [dense / sparse for dense, sparse in pairs if dense and sparse]
+    return (found[0], found[1], found[2]) if len(found) == 3 else None
+
+
+def _break_even(found: BreakEven) -> Answer:
+    how = f"{len(found.points)} quick measurements of the linear backward, so approximate: "
+    how += ", ".join(f"{value}: {ratio(speedup)}" for value, speedup in sorted(found.points))
+    if found.axis == "k":
+        return Answer("At which k does sparse break even?", _k_in_words(found), how)
+    return Answer("From which size does it pay?", _size_in_words(found), how)
+
+
+def _k_in_words(found: BreakEven) -> str:
+    if found.loses is None:
+        if found.pays == found.ends[1]:
+            return f"At none: with k={found.pays}, {found.held}, sparse is still faster."
+        return f"Beyond k={found.pays}, {found.held}, where sparse is still faster; there was no time for more."
+    if found.pays is None:
+        if found.loses == found.ends[0]:
+            return f"At none: not even with k={found.loses}, {found.held}, sparse is faster."
+        return f"Below k={found.loses}, {found.held}, where sparse is not faster; there was no time for more."
+    return f"At about k={_between(found)}, {found.held}: sparse pays at {found.pays} and no longer at {found.loses}."
+
+
+def _size_in_words(found: BreakEven) -> str:
+    if found.loses is None:
+        if found.pays == found.ends[0]:
+            return f"From the smallest on that has so many neurons, hidden={found.pays} ({found.held})."
+        return f"From hidden={found.pays} or less ({found.held}); there was no time for smaller ones."
+    if found.pays is None:
+        why = "the largest that is tried" if found.loses == found.ends[1] else "there was no time for larger ones"
+        return f"Not up to hidden={found.loses} ({found.held}): {why}."
+    return (
+        f"From about hidden={_between(found)} ({found.held}): sparse does not pay at {found.loses} and does at"
+        f" {found.pays}."
+    )
+
+
+def _between(found: BreakEven) -> str:
+    assert found.pays is not None
+    assert found.loses is not None
+    middle = round((found.pays * found.loses) ** 0.5)
+    return str(middle) if middle < 100 else f"{float(f'{middle:.2g}'):g}"

@@ -1,0 +1,124 @@
+"""What a profile found out about one case: times of stages, a tree of operators, and where sparse stops to pay.
+
+Times come from a clock, without a profiler; the operators' shares come from a profiler (`measure.profile`). Nothing
+here knows how either is obtained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from meprop_bench.measure.profile import Node
+from meprop_bench.results.schema import Row
+
+__all__ = ["SIDES", "BreakEven", "Profile", "Stage"]
+
+SIDES = ("dense", "sparse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the linear layers' backward pass, run by itself.
+
+    Attributes:
+        name: "selection", "dx", "dW", "zeros", "rows", "dense layers" or "rest".
+        seconds: median.
+        flops: floating-point operations that it needs; None where nobody counts (the rest).
+        bytes: bytes that it must move at least; likewise.
+        floor_s: least seconds that the machine allows, where it is known.
+        bound: what makes the floor: "arithmetic" or "memory".
+
+    """
+
+    name: str
+    seconds: float
+    flops: int | None = None
+    bytes: int | None = None
+    floor_s: float | None = None
+    bound: str | None = None
+
+    @property
+    def efficiency(self) -> float | None:
+        """The floor as a share of the time."""
+        return None if self.floor_s is None or self.seconds <= 0 else self.floor_s / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakEven:
+    """Where, along one axis, the sparse backward pass of the linear layers stops to be faster.
+
+    Attributes:
+        axis: "k" or "hidden".
+        pays: the value nearest to the turn at which it was faster, or None when it never was.
+        loses: the value nearest to the turn at which it was not, or None likewise.
+        ends: the smallest and the largest value that make sense, or that were allowed.
+        points: (value, speed-up) in the order tried; single short measurements, hence approximate.
+        held: what stayed as it was, in words.
+
+    """
+
+    axis: str
+    pays: int | None
+    loses: int | None
+    ends: tuple[int, int]
+    points: tuple[tuple[int, float], ...]
+    held: str = ""
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Build from a JSON object."""
+        points = tuple((int(value), float(ratio)) for value, ratio in record["points"])
+        return cls(**{**record, "points": points, "ends": tuple(record["ends"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One case, taken apart.
+
+    Attributes:
+        label: the case in words.
+        rows: its phases, timed in pairs; one process, so without intervals.
+        stages: side -> stages of the linear layers' backward pass, in order; they add up to `stages_of`.
+        stages_of: the phase that the stages make up, or None without stages.
+        layers: linear layers, all of them, and those that are sparsified.
+        overhead: phase -> (dense, sparse): seconds of the same call on a layer of almost nothing.
+        trees: side -> a tree for each phase, seconds under the profiler.
+        break_even: what was searched for.
+        steps_s: side -> seconds of a step: of all phases that were timed.
+        slowdown: side -> phase -> seconds under the profiler / seconds without.
+        notes: what a reader should know, one line each.
+
+    """
+
+    label: str
+    rows: tuple[Row, ...]
+    stages: Mapping[str, tuple[Stage, ...]]
+    stages_of: str | None
+    layers: tuple[int, int]
+    overhead: Mapping[str, tuple[float, float]]
+    trees: Mapping[str, tuple[Node, ...]]
+    break_even: tuple[BreakEven, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def row(self, phase: str) -> Row | None:
+        """Return the row of a phase."""
+        return next((row for row in self.rows if row.phase == phase), None)
+
+    def stage(self, side: str, name: str) -> Stage | None:
+        """Return a stage."""
+        return next((stage for stage in self.stages.get(side, ()) if stage.name == name), None)
+
+    def seconds(self, side: str, phase: str) -> float | None:
+        """Return the median of a phase, measured without a profiler."""
+        row = self.row(phase)
+        return None if row is None else row.baseline_median_s if side == "dense" else row.median_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, without the rows."""
+        own = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "rows"}
+        own["stages"] = {side: [asdict(stage) for stage in found] for side, found in self.stages.items()}
+        own["trees"] = {side: [node.to_json() for node in found] for side, found in self.trees.items()}
+        own["break_even"] = [asdict(found) for found in self.break_even]
+        return own

@@ -1,0 +1,280 @@
+"""A profile is made in a process of its own, since threads and allocator are settled when a process starts.
+
+    parent   `profile_case` starts the process, asks for one part after the other and puts them together
+    child    `python -m meprop_bench.sweep.profile`: the worker of a sweep, and what only a profile needs
+
+    stages      {seconds}           -> sides: side -> stages, without floors; layers: [all, sparsified]
+    overhead    {seconds}           -> overhead: phase -> [dense, sparse]
+    trees       {trace}             -> trees: side -> phases
+    break_even  {axis, seconds}     -> found: a search's result, or null
+
+The profiler comes last: what it adds must not fall into anything that is timed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.allocator import environment_of
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
+from meprop_bench.measure.profile import Node
+from meprop_bench.measure.replicate import Worker, WorkerDied
+from meprop_bench.measure.serve import serve
+from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
+from meprop_bench.results.schema import PASSED
+from meprop_bench.sweep.rows import case_rows
+from meprop_bench.sweep.worker import Session
+
+if TYPE_CHECKING:
+    from meprop_bench.workloads.case import Case
+
+__all__ = ["ProfileSession", "main", "profile_case"]
+
+_PAIRS_S = 3.0
+_STAGES_S = 1.5
+_OVERHEAD_S = 0.3
+_WARM_S = 0.05
+_PATIENCE_S = 900.0
+
+_PROFILED_S = 0.5
+"""Seconds of all ranges together that the profiler sees, about; at least 3 rounds and at most 30."""
+
+
+class ProfileSession(Session):
+    """What the child answers."""
+
+    def handle(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer one request: of a profile, or of any worker."""
+        own: dict[str, Callable[..., Mapping[str, Any]]] = {
+            "stages": self.stages,
+            "overhead": self.overhead,
+            "trees": self.trees,
+            "break_even": self.break_even,
+        }
+        if message["do"] not in own:
+            return super().handle(message)
+        return own[message["do"]](**{key: value for key, value in message.items() if key != "do"})
+
+    def stages(self, seconds: float) -> Mapping[str, Any]:
+        """Time the stages of the linear layers' backward passes."""
+        from meprop_bench.workloads.profile import stages
+
+        prepared, clock = self._passed()
+        layers = prepared.layers
+        found = stages(layers, clock, seconds=seconds) if layers else {}
+        return {
+            "sides": {side: [asdict(stage) for stage in parts] for side, parts in found.items()},
+            "layers": [len(layers), sum(layer.request is not None for layer in layers)],
+        }
+
+    def overhead(self, seconds: float) -> Mapping[str, Any]:
+        """Time the calls on next to nothing."""
+        from meprop_bench.workloads.profile import overhead
+
+        prepared, clock = self._passed()
+        assert self._case is not None
+        return {"overhead": overhead(self._case, prepared.layers, clock, seconds=seconds) if prepared.layers else {}}
+
+    def break_even(self, axis: str, seconds: float) -> Mapping[str, Any]:
+        """Search where sparse stops to pay."""
+        from meprop_bench.workloads.profile import break_even_k, break_even_size
+
+        prepared, clock = self._passed()
+        assert self._case is not None
+        search = {"k": break_even_k, "hidden": break_even_size}[axis]
+        found = search(self._case, prepared.layers, clock, seconds=seconds)
+        return {"found": None if found is None else asdict(found)}
+
+    def trees(self, trace: str | None) -> Mapping[str, Any]:
+        """Run the phases of both sides under torch.profiler."""
+        from meprop_bench.measure.profile import Range, profile_ranges
+        from meprop_bench.workloads.prepared import After
+
+        prepared, clock = self._passed()
+        assert self._case is not None
+        ranges = []
+        for phase in (phase for phase in prepared.phases if phase in prepared.memory and phase not in _SUMS):
+            for side, call in zip(SIDES, prepared.memory[phase], strict=True):
+                parts = (call.call, call.before) if isinstance(call, After) else (call, None)
+                ranges.append(Range(f"{side} {phase}", *parts))
+        taken_s = sum(clock.time(_whole(found), 1) for found in ranges for _ in range(2)) / 2
+        rounds = max(3, min(30, int(_PROFILED_S / max(taken_s, 1e-6))))
+        found = profile_ranges(ranges, self._case.device, rounds=rounds, trace=None if trace is None else Path(trace))
+        trees: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for node in found:
+            side, phase = node.name.split(" ", 1)
+            trees[side].append(replace(node, name=phase).to_json())
+        return {"trees": trees}
+
+
+_SUMS = ("step", "linear-backward")
+"""Phases that hold others, or parts of them: shown once."""
+
+
+def _whole(found: Any) -> Callable[[], object]:
+    def run() -> None:
+        if found.before is not None:
+            found.before()
+        found.call()
+
+    return run
+
+
+def profile_case(
+    case: Case,
+    *,
+    search_s: float = 10.0,
+    trace: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    cache: PeaksCache | None = None,
+) -> tuple[Profile, dict[str, Any]]:
+    """Take one case apart in a fresh process; return the profile and the environment.
+
+    Args:
+        case: what to look into.
+        search_s: seconds for the two break-even searches together; 0 leaves them out.
+        trace: a file for the trace, .json or .json.gz.
+        progress: told what is being done.
+        cache: where the machine's peaks are kept.
+
+    Raises:
+        UserError: the case cannot be set up or measured, or its check failed.
+
+    """
+    argv = [sys.executable, "-m", "meprop_bench.sweep.profile"]
+    with Worker(argv, environment_of(case.allocator, case.threads)) as worker:
+        return _Parent(worker, case, progress, cache or PeaksCache()).profile(search_s, trace)
+
+
+class _Parent:
+    """The parent's side of one profile."""
+
+    def __init__(self, worker: Worker, case: Case, progress: Callable[[str], None], cache: PeaksCache) -> None:
+        self._worker, self._case, self._progress, self._cache = worker, case, progress, cache
+
+    def profile(self, search_s: float, trace: Path | None) -> tuple[Profile, dict[str, Any]]:
+        case = self._case
+        self._progress("starting")
+        hello = self._ask("hello", threads=case.threads, device=case.device)
+        peaks = self._peaks(hello["environment_id"])
+        self._progress("setting up and checking")
+        setup = self._ask("setup", case=case.to_json())
+        check = self._ask("check", warm_s=_WARM_S)
+        if check["check"] != PASSED:
+            raise UserError(f"the gradients are wrong, so nothing was timed: {check['check']}", ExitCode.REGRESSION)
+        self._progress("timing both sides")
+        pairs = self._ask("measure", seconds=_PAIRS_S, least_pairs=5, loops=check["loops"], seed=case.seed)["pairs"]
+        measured = [
+            Measurement(phase, (tuple((dense_s, sparse_s) for dense_s, sparse_s in pairs[phase]),), check["loops"])
+            for phase in setup["phases"]
+        ]
+        peaks = self._unbeaten(peaks, hello["environment_id"], setup["costs"], measured)
+        rows = case_rows(
+            case, setup, measured, peaks=peaks, memory={}, utilization="a profile does not watch the machine",
+            parity=None, environment_id=hello["environment_id"], target=0.02, notes=[],
+        )  # fmt: skip
+        self._progress("timing the stages")
+        stages = self._ask("stages", seconds=_STAGES_S)
+        overhead = self._ask("overhead", seconds=_OVERHEAD_S)["overhead"]
+        break_even = self._searched(search_s)
+        self._progress("profiling")
+        trees = self._ask("trees", trace=None if trace is None else str(trace.absolute()))["trees"]
+        of, sides = self._with_floors(stages["sides"], peaks, {found.phase: found for found in measured})
+        profile = Profile(
+            label=case.label,
+            rows=tuple(rows),
+            stages=sides,
+            stages_of=of,
+            layers=(stages["layers"][0], stages["layers"][1]),
+            overhead={phase: (dense_s, sparse_s) for phase, (dense_s, sparse_s) in overhead.items()},
+            trees={side: tuple(map(Node.from_json, found)) for side, found in trees.items()},
+            break_even=break_even,
+        )
+        return profile, {hello["environment_id"]: hello["environment"]}
+
+    def _searched(self, seconds: float) -> tuple[BreakEven, ...]:
+        if seconds <= 0:
+            return ()
+        found = []
+        for axis, words in (("k", "k"), ("hidden", "size")):
+            self._progress(f"searching the {words} at which sparse breaks even")
+            answer = self._ask("break_even", axis=axis, seconds=seconds / 2)["found"]
+            if answer is not None:
+                found.append(BreakEven.from_json(answer))
+        return tuple(found)
+
+    def _peaks(self, environment_id: str) -> Peaks:
+        return self._cache.peaks(environment_id, self._key, self._measured_peaks)
+
+    def _unbeaten(
+        self, peaks: Peaks, environment_id: str, costs: Mapping[str, Any], measured: Iterable[Measurement]
+    ) -> Peaks:
+        """Return better peaks where a side was faster than its floor: then they were measured on a busy machine."""
+        times = [
+            (flops, nbytes, seconds)
+            for found in measured
+            for (flops, nbytes), seconds in zip(
+                costs.get(found.phase, ()), (found.baseline_median_s, found.median_s), strict=False
+            )
+        ]
+        if any(peaks.floor_s(flops, nbytes, self._case.dtype) > seconds for flops, nbytes, seconds in times):
+            self._progress("measuring the machine's peaks again, as a side was faster than its floor")
+            return self._cache.add(environment_id, self._key, self._measured_peaks())
+        return peaks
+
+    @property
+    def _key(self) -> str:
+        return peaks_key(self._case.device, self._case.dtype, self._case.threads)
+
+    def _measured_peaks(self) -> Peaks:
+        self._progress("measuring the machine's peaks")
+        case = self._case
+        return Peaks.from_json(self._ask("peaks", device=case.device, dtype=case.dtype, threads=case.threads)["peaks"])
+
+    def _with_floors(
+        self, sides: Mapping[str, Any], peaks: Peaks, measured: Mapping[str, Measurement]
+    ) -> tuple[str | None, dict[str, tuple[Stage, ...]]]:
+        """Give the stages their floors, and each side its rest: what the phase that they make up takes besides."""
+        of = next((phase for phase in ("linear-backward", "backward") if phase in measured), None)
+        if of is None or not sides:
+            return None, {}
+        totals = {"dense": measured[of].baseline_median_s, "sparse": measured[of].median_s}
+        result = {}
+        for side, records in sides.items():
+            stages = [self._with_floor(Stage(**record), peaks) for record in records]
+            rest = totals[side] - sum(stage.seconds for stage in stages)
+            result[side] = (*stages, Stage(name="rest", seconds=rest))
+        return of, result
+
+    def _with_floor(self, stage: Stage, peaks: Peaks) -> Stage:
+        if stage.flops is None or stage.bytes is None:
+            return stage
+        counts = stage.flops, stage.bytes, self._case.dtype
+        return replace(stage, floor_s=peaks.floor_s(*counts), bound=peaks.bound(*counts))
+
+    def _ask(self, do: str, **message: Any) -> dict[str, Any]:
+        try:
+            answer = self._worker.request({"do": do, **message}, _PATIENCE_S)
+        except WorkerDied as died:
+            raise UserError(f"the measuring process {died.reason}", ExitCode.NOTHING_MEASURED) from None
+        if "error" not in answer:
+            return answer
+        if answer.get("kind") == "out-of-memory":
+            raise UserError(f"out of memory: take a smaller case ({answer['error']})", ExitCode.NOTHING_MEASURED)
+        code = ExitCode.USAGE if answer.get("kind") == "user" else ExitCode.NOTHING_MEASURED
+        raise UserError(f"{self._case.label}: {answer['error']}", code)
+
+
+def main() -> None:
+    """Serve until the parent is done."""
+    serve(ProfileSession().handle)
+
+
+if __name__ == "__main__":
+    main()

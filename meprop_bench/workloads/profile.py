@@ -1,0 +1,335 @@
+"""A case taken apart: the stages of its backward passes, the price of a call, and where sparse stops to pay.
+
+A compiled kernel is one opaque call, and marks inside it would cost what they measure. So it is asked for less, and
+what it spares is what the missing part costs (T: median seconds of a call):
+
+    selection   T(db)                        selecting needs dy alone, and the bias gradient comes with it
+    dx          T(db, dx) - T(db)            with the gathering that dx needs
+    dW          T(db, dW as rows) - T(db)    likewise
+    zeros       T(db, dW) - T(db, dW as rows)    what it costs to scatter rows into a dense gradient
+    rows        T(sparse tensor of given rows), where the case has its gradient as rows
+    rest        the backward pass by autograd, less all of these: dispatch, Python, fresh memory
+
+The dense side has its two products and its sum, by the operators that autograd calls. Stages are timed one by one with
+warm caches, so that they need not add up: a negative rest says that together they share what each paid alone.
+
+Where sparse breaks even is bisected on a logarithmic scale, with one short series of pairs for each point: good for
+"about 200", not for the third digit, and only as long as time permits. It is the linear layers' backward pass that is
+compared, through autograd, on the case's own numbers (k) or on random ones (size).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from meprop_bench.measure.clock import Clock
+from meprop_bench.measure.paired import Subject, calibrate, measure_pairs
+from meprop_bench.ops import linear, resolve_k, select
+from meprop_bench.ops.cost import Cost, linear_stages
+from meprop_bench.ops.kernels import KERNELS, hybrid_rows
+from meprop_bench.results.profile import BreakEven, Stage
+from meprop_bench.stats import median
+from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.layer import timed_backward
+from meprop_bench.workloads.prepared import Call, Layer
+
+__all__ = ["break_even_k", "break_even_size", "overhead", "stages"]
+
+_Sides = tuple[Call, Call]
+
+_SCATTERS = ("native", "gather", "embedding_bag")
+"""Kernels that compute the selected rows of dW first: the others make all of it in one product."""
+
+_LARGEST = 1 << 27
+"""Entries of the largest weight that is tried: with its gradient 1 GiB in float32."""
+
+_WIDEST = 16384
+_CLOSE = 1.1
+"""Factor between a value that pays and one that does not at which a search ends."""
+
+_POINTS = 8
+"""Points that a search needs at most, about: its seconds are dealt out to them."""
+
+
+def stages(layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str, list[Stage]]:
+    """Time the stages of the layers' backward passes, all layers together: side -> stages, without the rest."""
+    sparsified = [layer for layer in layers if layer.request is not None]
+    others = [layer for layer in layers if layer.request is None]
+    calls = {f"dense {name}": call for name, call in _dense_calls(sparsified).items()}
+    calls |= {f"sparse {name}": call for name, call in _sparse_calls(sparsified).items()}
+    if others:
+        calls["dense layers"] = _one_after_the_other([_dense_backward(layer) for layer in others])
+    taken = _medians({name: call for name, call in calls.items() if call is not None}, clock, seconds)
+    dense = {name: taken.get(f"dense {name}", 0.0) for name in ("selection", "dx", "dW")} if sparsified else {}
+    sparse = _differences({name.removeprefix("sparse "): value for name, value in taken.items()}) if sparsified else {}
+    result = {}
+    for side, found in (("dense", dense), ("sparse", sparse)):
+        costs = _costs(sparsified, side)
+        result[side] = [_stage(name, value, costs.get(name)) for name, value in found.items()]
+        if others:
+            cost = sum(_costs(others, "dense").values(), Cost(0, 0))
+            result[side].append(_stage("dense layers", taken["dense layers"], cost))
+    return result
+
+
+def overhead(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str, tuple[float, float]]:
+    """Time forward and backward of a layer 1 -> 2 with a batch of 1: what is left is the price of the calls."""
+    kernel = next((layer.kernel for layer in layers if layer.request is not None), case.kernel)
+    x, w, b, dy = (tensor.to(layers[0].w) for tensor in (torch.ones(1, 1), torch.ones(2, 1), torch.ones(2), _TINY_DY))
+    inputs = tuple(tensor.requires_grad_() for tensor in (x, w, b))
+
+    def dense() -> Tensor:
+        return F.linear(*inputs)
+
+    def sparse() -> Tensor:
+        rows = case.gradient == "rows"
+        return linear(*inputs, k=1, selection=case.selection, sparse=rows, kernel=kernel)
+
+    backward = [timed_backward(forward(), inputs, dy) for forward in (dense, sparse)]
+    calls: dict[str, Call] = {"df": dense, "sf": sparse, "db": backward[0], "sb": backward[1]}
+    taken = _medians(calls, clock, seconds)
+    return {"forward": (taken["df"], taken["sf"]), "backward": (taken["db"], taken["sb"])}
+
+
+_TINY_DY = torch.tensor([[1.0, 2.0]])
+
+
+def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
+    """Search the k at which the sparse backward pass of the sparsified layers is no longer faster than the dense one.
+
+    Returns None if no layer is sparsified.
+    """
+    sparsified = [layer for layer in layers if layer.request is not None]
+    if not sparsified:
+        return None
+    n = min(layer.w.shape[0] for layer in sparsified)
+    known = min(resolve_k(case.k, n), n - 1)
+    ratio = _Ratios(lambda k: _sides(case, sparsified, k), clock, seconds)
+    pays, loses = _search(ratio, known, ends := (1, n - 1), small_pays=True)
+    return BreakEven(axis="k", pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=f"of {n} neurons")
+
+
+def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
+    """Search the width from which on the sparse backward pass of the sparsified layers is faster, at the case's k.
+
+    Inputs as wide as the layer stay as wide as it; others stay as they are. Returns None if no layer is sparsified.
+    """
+    sparsified = [layer for layer in layers if layer.request is not None]
+    if not sparsified:
+        return None
+    known = case.out_features
+    square = [layer.w.shape[1] == layer.w.shape[0] for layer in sparsified]
+
+    def sides(width: int) -> _Sides:
+        return _sides(
+            case, [_of_width(case, layer, width, wide) for layer, wide in zip(sparsified, square, strict=True)]
+        )
+
+    inputs = max(layer.w.shape[1] for layer in sparsified)
+    largest = min(_WIDEST, math.isqrt(_LARGEST) if any(square) else _LARGEST // inputs)
+    smallest = int(case.k) + 1 if isinstance(case.k, int) else 2
+    ratio = _Ratios(sides, clock, seconds)
+    pays, loses = _search(ratio, known, ends := (smallest, max(known, largest)), small_pays=False)
+    held = f"k={case.k:g}" + ("" if any(square) else f", {inputs} inputs")
+    return BreakEven(axis="hidden", pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=held)
+
+
+def _search(ratio: _Ratios, known: int, ends: tuple[int, int], *, small_pays: bool) -> tuple[int | None, int | None]:
+    """Return the two values, one that pays and one that does not, nearest to each other; None where there is none."""
+    found: dict[bool, int] = {ratio(known) > 1: known}
+    goal = not next(iter(found))
+    # Towards where the other answer lies; an end that answers the same ends the search. A size costs up to its square.
+    value, end = known, max(ends) if goal != small_pays else min(ends)
+    stride = 8 if small_pays or end < value else 2
+    while goal not in found and value != end and not ratio.spent:
+        value = min(end, stride * value) if end > value else max(end, value // stride)
+        found[ratio(value) > 1] = value
+    while len(found) == 2 and not ratio.spent:
+        low, high = sorted(found.values())
+        if high <= max(low + 1, _CLOSE * low):
+            break
+        value = min(max(round(math.sqrt(low * high)), low + 1), high - 1)
+        found[ratio(value) > 1] = value
+    return found.get(True), found.get(False)
+
+
+class _Ratios:
+    """Speed-ups of one value after the other, quickly, until the seconds are spent."""
+
+    def __init__(self, sides: Callable[[int], _Sides], clock: Clock, seconds: float) -> None:
+        self._sides, self._clock, self._seconds = sides, clock, seconds
+        self._deadline = clock.now() + seconds
+        self.points: list[tuple[int, float]] = []
+
+    @property
+    def spent(self) -> bool:
+        return self._clock.now() >= self._deadline
+
+    def __call__(self, value: int) -> float:
+        found = _quick_ratio(*self._sides(value), self._clock, self._seconds / _POINTS)
+        self.points.append((value, found))
+        return found
+
+
+def _quick_ratio(dense: Call, sparse: Call, clock: Clock, seconds: float) -> float:
+    """Return dense / sparse from the pairs of some seconds; from one pair when that takes longer."""
+    subjects = [_subject(call) for call in (dense, sparse)]
+    first = [clock.time(call, 1) for call in (dense, sparse)]  # cold
+    if sum(first) > seconds / 2:
+        return first[0] / first[1] if sum(first) > seconds else clock.time(dense, 1) / clock.time(sparse, 1)
+    loops = max(calibrate(subject, clock, most_s=seconds / 8) for subject in subjects)
+    pairs = measure_pairs(*subjects, seconds=seconds / 2, least_pairs=3, loops=loops, rng=random.Random(0), clock=clock)
+    return median([dense_s / sparse_s for dense_s, sparse_s in (pair.phases["backward"] for pair in pairs)])
+
+
+def _subject(call: Call) -> Subject:
+    def subject(loops: int, clock: Clock) -> Mapping[str, float]:
+        return {"backward": clock.time(call, loops)}
+
+    return subject
+
+
+def _sides(case: Case, layers: Iterable[Layer], k: float | None = None) -> _Sides:
+    """Return the backward passes of all layers, dense and sparse, by autograd on graphs that are kept."""
+    dense, sparse = [], []
+    for layer in layers:
+        x, w, b = layer.x.detach().requires_grad_(layer.need_dx), layer.w.detach().requires_grad_(), layer.b.detach()
+        inputs = (*((x,) if layer.need_dx else ()), w, b.requires_grad_())
+        y = linear(
+            x, w, b, k=case.k if k is None else k, selection=case.selection, sparse=case.gradient == "rows",
+            kernel=case.kernel,
+        )  # fmt: skip
+        dense.append(timed_backward(F.linear(x, w, b), inputs, layer.dy))
+        sparse.append(timed_backward(y, inputs, layer.dy))
+    return _one_after_the_other(dense), _one_after_the_other(sparse)
+
+
+def _of_width(case: Case, layer: Layer, width: int, square: bool) -> Layer:
+    """Return a layer like this one with other outputs, of random numbers."""
+    generator = torch.Generator().manual_seed(case.seed)
+    batch, m = layer.x.shape[0], width if square else layer.x.shape[1]
+    x, w, b, dy = (
+        torch.randn(*shape, generator=generator).to(layer.w)
+        for shape in ((batch, m), (width, m), (width,), (batch, width))
+    )
+    return Layer(dy=dy, x=x, w=w, b=b, need_dx=layer.need_dx, request=layer.request, kernel=layer.kernel)
+
+
+def _dense_calls(layers: Sequence[Layer]) -> dict[str, Call | None]:
+    return {
+        "selection": _together([partial(layer.dy.sum, 0) for layer in layers]),
+        "dx": _together([partial(torch.mm, layer.dy, layer.w) for layer in layers if layer.need_dx]),
+        "dW": _together([partial(torch.mm, layer.dy.t(), layer.x) for layer in layers]),
+    }
+
+
+def _dense_backward(layer: Layer) -> Call:
+    calls = [call for call in _dense_calls([layer]).values() if call is not None]
+    return _one_after_the_other(calls)
+
+
+def _sparse_calls(layers: Sequence[Layer]) -> dict[str, Call | None]:
+    """Return the calls whose differences are the stages."""
+    scatter = [layer.kernel in _SCATTERS and layer.request is not None and not layer.request.rows for layer in layers]
+    as_rows = [layer for layer in layers if layer.request is not None and layer.request.rows]
+    return {
+        "selection": _together([_asking(layer) for layer in layers]),
+        "db+dx": _together([_asking(layer, dx=layer.need_dx) for layer in layers]),
+        "db+dW": _together([_asking(layer, dw=True) for layer in layers]),
+        "db+rows": _together([_asking(layer, dw=True, rows=True) for layer in layers]) if all(scatter) else None,
+        "rows": _together([_tensor_of_rows(layer) for layer in as_rows]),
+    }
+
+
+def _asking(layer: Layer, *, dx: bool = False, dw: bool = False, rows: bool | None = None) -> Call:
+    assert layer.request is not None
+    rows = layer.request.rows if rows is None else rows
+    request = layer.request._replace(rows=rows, need_dx=dx, need_dw=dw, need_db=True)
+    return partial(KERNELS[layer.kernel].backward, layer.dy, layer.x, layer.w, request)
+
+
+def _tensor_of_rows(layer: Layer) -> Call:
+    assert layer.request is not None
+    indices = torch.unique(select(layer.dy, layer.request.k, layer.request.selection))
+    return partial(hybrid_rows, indices, layer.w[indices], layer.w.shape[0])
+
+
+def _differences(taken: Mapping[str, float]) -> dict[str, float]:
+    """Return stage -> seconds from the medians of `_sparse_calls`; noise may make a difference negative, which is 0."""
+    start = taken["selection"]
+    rows = taken.get("rows")
+    made = taken.get("db+rows", taken["db+dW"])
+    found = {
+        "selection": start,
+        "dx": max(0.0, taken["db+dx"] - start),
+        "dW": max(0.0, made - start - (rows or 0.0)),
+    }
+    if "db+rows" in taken:
+        found["zeros"] = max(0.0, taken["db+dW"] - made)
+    if rows is not None:
+        found["rows"] = rows
+    return found
+
+
+def _costs(layers: Iterable[Layer], side: str) -> dict[str, Cost]:
+    """Return stage -> cost, all layers together; rows are counted where each example has its own."""
+    total: dict[str, Cost] = {}
+    for layer in layers:
+        (n, m), batch, request = layer.w.shape, layer.x.shape[0], layer.request
+        shape = (batch, m, n, layer.w.element_size())
+        if side == "dense" or request is None:
+            found = linear_stages(*shape)
+        else:
+            unified = request.selection in ("unified", "random-unified")
+            chosen = select(layer.dy, request.k, request.selection)
+            counted = torch.unique(chosen).numel()
+            method, gradient = "unified" if unified else "meprop", "rows" if request.rows else "dense"
+            found = linear_stages(*shape, method, request.k, gradient, counted)
+        if not layer.need_dx:
+            del found["dx"]
+        for name, cost in found.items():
+            total[name] = total.get(name, Cost(0, 0)) + cost
+    return total
+
+
+def _stage(name: str, seconds: float, cost: Cost | None) -> Stage:
+    if cost is None:
+        return Stage(name=name, seconds=seconds)
+    return Stage(name=name, seconds=seconds, flops=cost.flops, bytes=cost.bytes)
+
+
+def _together(calls: Sequence[Call]) -> Call | None:
+    return _one_after_the_other(calls) if calls else None
+
+
+def _one_after_the_other(calls: Sequence[Call]) -> Call:
+    if len(calls) == 1:
+        return calls[0]
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _medians(calls: Mapping[str, Call], clock: Clock, seconds: float) -> dict[str, float]:
+    """Return the median seconds of each call; they take turns in random order, so that drift hits all alike."""
+    rng = random.Random(0)
+    loops = {}
+    for name, call in calls.items():
+        call()
+        loops[name] = calibrate(_subject(call), clock, most_s=0.02)
+    values: dict[str, list[float]] = {name: [] for name in calls}
+    deadline = clock.now() + seconds
+    while not all(values.values()) or clock.now() < deadline:
+        for name in rng.sample(list(calls), len(calls)):
+            values[name].append(clock.time(calls[name], loops[name]))
+    return {name: median(found) for name, found in values.items()}
