@@ -132,7 +132,7 @@ def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> s
     Args:
         layer: what is checked.
         x: input, `(T, B, m)`.
-        dy: incoming gradient of the output, `(T, B, n)`.
+        dy: incoming gradient of the output, `(T, B, n)`, or twice as wide for two directions.
         seed: for the random selections, which both sides then draw alike.
 
     """
@@ -144,18 +144,19 @@ def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> s
 
     names = ("dx", *(name for name, _ in layer.named_parameters()))
     exact = copy.deepcopy(layer).double()
-    exact.kernel = "masked"  # type: ignore[assignment]
+    exact.kernel = "masked"
     got = gradients(layer, x.dtype, dy)
     wanted = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
     if reason := _compare(got, wanted, names, max(_EXCHANGED, TOLERANCES[x.dtype])):
         return reason
-    whole = copy.deepcopy(layer)
-    whole.k = layer.hidden_size  # type: ignore[assignment]
-    plain = {"LSTM": nn.LSTM, "GRU": nn.GRU}[layer.mode](layer.input_size, layer.hidden_size).to(x.device, x.dtype)
-    plain.load_state_dict(layer.state_dict())
+    whole, plain = copy.deepcopy(layer), copy.deepcopy(layer)
+    whole.k = layer.hidden_size
+    plain.__class__ = {"LSTM": nn.LSTM, "GRU": nn.GRU}[layer.mode]
     if reason := _compare(gradients(whole, x.dtype, dy), gradients(plain, x.dtype, dy), names):
         return f"k = n is not the dense gradient: {reason}"
-    return _hidden_nan(gradients(layer, x.dtype, _poisoned(dy)), names)
+    poisoned = dy.clone()
+    poisoned[..., 0] = poisoned[..., -1] = math.nan  # one neuron of each direction
+    return _hidden_nan(gradients(layer, x.dtype, poisoned), names)
 
 
 @torch.no_grad()
@@ -198,7 +199,7 @@ def _relative_error(got: Tensor, true: Tensor) -> float:
 
 def _poisoned(dy: Tensor) -> Tensor:
     poisoned = dy.clone()
-    poisoned.view(-1)[-1] = math.nan  # of a recurrent layer the last step's, which all others come after
+    poisoned.view(-1)[-1] = math.nan
     return poisoned
 
 

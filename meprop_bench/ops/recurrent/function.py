@@ -20,7 +20,7 @@ from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 from meprop_bench.ops.selection import check_selection, resolve_k
 
-__all__ = ["KERNELS", "check_kernel", "recurrent"]
+__all__ = ["KERNELS", "check_kernel", "choose", "recurrent"]
 
 KERNELS = ("masked", "embedding_bag", "native", "auto")
 """The kernels that take a selection made before, which is what a time step and then all of them together need."""
@@ -100,7 +100,7 @@ def recurrent(
         )
     if torch._C._is_any_autocast_enabled():
         x, states, weights = _autocast(x, states, weights)
-    forward, kernel = _choose(kernel, kept, selection, weights, x, *states)
+    forward, kernel = choose(kernel, kept, selection, weights, x, *states)
     call = _Call(CELLS[cell], Steps(sizes, reverse), kept, selection, forward, kernel)
     registration = _Transformable if torch._C._are_functorch_transforms_active() else _Layer
     y, *last = registration.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
@@ -122,7 +122,7 @@ def _cannot_be_compiled(
     return recurrent(cell, x, states, weights, sizes=sizes, reverse=reverse, k=k, selection=selection, kernel=kernel)
 
 
-def _choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
+def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
     """Return the forward pass and the kernel of the backward pass.
 
     Raises:
