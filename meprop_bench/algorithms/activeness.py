@@ -149,7 +149,7 @@ def check_recordable(selection: str) -> None:
     """
     if selection not in ("example", "unified"):
         raise ValueError(
-            f"activeness needs the selection 'example' or 'unified', not {selection!r}: chance says nothing about neurons"
+            f"activeness needs the selection 'example' or 'unified', not {selection!r}: chance tells nothing of neurons"
         )
 
 

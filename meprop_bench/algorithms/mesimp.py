@@ -84,7 +84,8 @@ class MeSimp:
         cycle: epochs with and without; None for simplification throughout.
 
     A ratio k is turned into the number it means now, and stays that. All cells of one recurrent module keep as many
-    neurons as the one with the most active ones, since the module has one hidden size.
+    neurons as the one with the most active ones, since the module has one hidden size; at k neurons it is dense, and
+    stays so.
 
     Raises:
         ValueError: a value out of range; no layer to simplify; or a layer whose neurons cannot be removed exactly, by
@@ -211,6 +212,8 @@ class MeSimp:
     def _keep(self, groups: list[Group]) -> dict[Group, Tensor]:
         for group in groups:
             if not self.records[group.name].examples:
+                if _is_dense(group):
+                    return {g: self._live(g) for g in groups}
                 raise ValueError(f"nothing has been recorded of {group.name!r} since the last prune: train in between")
         live = {group: self._live(group) for group in groups}
         number = max(self.records[g.name].enough(self.rate, live[g], self.round_to) for g in groups)
@@ -267,6 +270,12 @@ def _fix_method(layer: Any) -> None:
     if _is_turned(layer) and hasattr(layer, "k"):
         check_recordable(layer.selection)
         layer.k = resolve_k(layer.k, layer.out_features if isinstance(layer, nn.Linear) else layer.hidden_size)
+
+
+def _is_dense(group: Group) -> bool:
+    """Whether a recurrent layer has come down to k neurons: it runs as torch's own then, and records nothing."""
+    k = getattr(group.layer, "k", None)
+    return bool(group.cell) and k is not None and resolve_k(k, group.size) >= group.size
 
 
 def _record(group: Group, count_zeros: bool) -> Activeness:

@@ -135,5 +135,5 @@ def test_a_watched_layer_copies_and_pickles_with_a_record_of_its_own():
 
 def test_a_random_selection_says_nothing():
     for selection in ("random", "random-unified"):
-        with pytest.raises(ValueError, match="chance"):
+        with pytest.raises(ValueError, match="chance tells nothing"):
             watch(MePropLinear(5, 9, k=2, selection=selection), Activeness(9))

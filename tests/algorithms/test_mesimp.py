@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from meprop_bench.algorithms.mesimp import Cycle, MeSimp
+from meprop_bench.models.cnn import CNN
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.nn.recurrent import MePropLSTM
@@ -156,6 +157,20 @@ def test_a_ratio_becomes_a_number_and_stays():
     assert (model.linear0.k, model.linear1.k) == (4, 4)
 
 
+def test_the_fully_connected_part_of_a_cnn():
+    model = CNN(64, 3, maps=(2,), taps=3, hidden=16)
+    convert(model, k=3)
+    its = adam(model)
+    simp = MeSimp(model, its, interval=10, rate=0.2)
+    F.cross_entropy(model(torch.rand(10, 64)), torch.arange(10) % 3).backward()
+    its.step()
+    simp.after_step(10)
+    assert simp.sizes["linear"] < 16
+    assert model.output.weight.shape == (3, simp.sizes["linear"])
+    assert model.conv0.weight.shape == (2, 1, 3, 3)
+    assert model(torch.rand(4, 64)).shape == (4, 3)
+
+
 def test_close_leaves_an_ordinary_model():
     model = build()
     with MeSimp(model, interval=10, rate=0.1) as simp:
@@ -244,12 +259,13 @@ def test_recurrent_layers_are_given_records_to_call():
         record(dy, dy.topk(8, dim=1).indices)
     assert simp.prune().sizes == {"lstm.l0": 2, "lstm.l0_reverse": 2}
     assert model(torch.randint(9, (5, 2))).shape == (5, 2, 3)
+    assert simp.prune().sizes == {"lstm.l0": 2, "lstm.l0_reverse": 2}  # dense by now, so that nothing is recorded
     simp.close()
     assert model.lstm.activeness is None
     model = Tagger()
     model.lstm = MePropLSTM(4, 8, k=3, bidirectional=True, selection="random")
     model.lstm.activeness = None
-    with pytest.raises(ValueError, match="chance"):
+    with pytest.raises(ValueError, match="chance tells nothing"):
         MeSimp(model, interval=10, rate=0.5)
 
 
@@ -274,7 +290,7 @@ def test_wrong_use(settings, message):
 def test_models_that_cannot_be_simplified():
     with pytest.raises(ValueError, match="no layer to simplify: turn hidden layers"):
         MeSimp(MLP(5, 6, 2), interval=10, rate=0.1)
-    with pytest.raises(ValueError, match="chance"):
+    with pytest.raises(ValueError, match="chance tells nothing"):
         MeSimp(build(selection="random"), interval=10, rate=0.1)
     whole = nn.Sequential(MePropLinear(5, 6, k=2), nn.ReLU(), MePropLinear(6, 2, k=1))
     assert list(MeSimp(whole, interval=10, rate=0.1).groups) == ["0"]
