@@ -7,6 +7,7 @@ from torch import nn
 from meprop_bench.algorithms.alternating import Alternating
 from meprop_bench.algorithms.schedule import Constant, KScheduler, Linear, sparsified_layers
 from meprop_bench.models.translator import Translator
+from meprop_bench.nn import convert
 from meprop_bench.nn.recurrent import MePropLSTM
 
 
@@ -17,9 +18,7 @@ def model():
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter))
-    for layer in (net.encoder.lstm, net.decoder.lstm):
-        layer.__class__ = MePropLSTM
-        layer.configure(k=2, selection="example", kernel="masked")
+    convert(net, k=2, kinds=(nn.LSTM,), kernel="masked")
     return net
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from meprop_bench.models.translator import Translator
-from meprop_bench.nn.recurrent import MePropLSTM
+from meprop_bench.nn import convert
 
 PAD, BOS, EOS = 0, 1, 2
 SIZES = {"embedding": 5, "hidden": 6, "layers": 2}
@@ -206,10 +206,8 @@ def accuracy(model, data, beam):
 
 
 def sparsify(model, k):
-    for module in model.modules():
-        if type(module) is nn.LSTM:
-            module.__class__ = MePropLSTM
-            module.configure(k=k, selection="example", kernel="masked")
+    turned = convert(model, k=k, kinds=(nn.LSTM,), kernel="masked")
+    assert list(turned) == ["encoder.lstm", "decoder.lstm"]
 
 
 def train(model, steps, batch=64):
