@@ -33,6 +33,17 @@ A convolution has P output positions with patches of m = C kh kw numbers, and N 
 Each map keeps positions of its own, so that of x and dx nearly every pixel is in a patch of some map (all but 2% at
 k = 0.01 P with 16 maps of 5x5 taps), and of W and dW every row is used: bytes are not saved.
 
+A recurrent layer of G gates with h neurons each takes T steps; its element-wise functions are left out, as are second
+readings of W_hh, which a step needs that the step before needed, too. The gates are what forward keeps for backward:
+
+| pass | operations | least bytes, in elements |
+| --- | --- | --- |
+| forward | 2TBGh(m + h) + 2TBGh | x: TBm, W: Gh(m + h), b: 2Gh, y: TBh, gates: TBGh |
+| dense backward | 4TBGh(m + h) + TBGh | dy, y: TBh, gates: TBGh, x, dx: TBm, W, dW: Gh(m + h), db: 2Gh |
+| sparse backward | 4TBGk(m + h) + TBGh + selection | dense, but W: Gr(m + h) |
+
+Here `r` is the expectation for the TB choices of a gate (T when unified), each of k among h.
+
 The optimizer moves every parameter that has a gradient; with rows, only those of the r rows:
 
 | update | operations | reads | writes |
@@ -63,6 +74,8 @@ __all__ = [
     "linear_backward",
     "linear_forward",
     "linear_stages",
+    "recurrent_backward",
+    "recurrent_forward",
     "sgd_update",
 ]
 
@@ -209,3 +222,37 @@ def conv_backward(
 def _outputs(x: _Shape, w: _Shape, geometry: Geometry) -> int:
     """Return how many entries the output has."""
     return x[0] * w[0] * math.prod(geometry.output(x[2], x[3], (w[2], w[3])))
+
+
+def recurrent_forward(length: int, batch: int, m: int, h: int, gates: int, itemsize: int) -> Cost:
+    """Return the cost of one direction of a recurrent layer: T time steps of B examples, m inputs, gates of h."""
+    rows = length * batch
+    width = gates * h
+    elements = rows * (m + h + width) + width * (m + h + 2)
+    return Cost(2 * rows * width * (m + h) + 2 * rows * width, itemsize * elements)
+
+
+def recurrent_backward(
+    length: int, batch: int, m: int, h: int, gates: int, itemsize: int, method: str = "dense", k: float | None = None
+) -> Cost:
+    """Return the cost of dx, both dW and both db.
+
+    Args:
+        length: T, time steps.
+        batch: B, examples.
+        m: inputs.
+        h: neurons of a gate.
+        gates: G: 4 for the LSTM, 3 for the GRU, 1 for the plain network.
+        itemsize: bytes of an element.
+        method: "dense", "meprop", "unified", "random" or "random-unified".
+        k: neurons kept of each gate, a count or a ratio; for the sparse methods.
+
+    """
+    rows = length * batch
+    choices = length if method in {"unified", "random-unified"} else rows
+    resolved = h if method == "dense" or k is None else min(h, resolve_k(k, h))
+    selection = 0 if resolved == h else gates * _kept(rows, h, method, resolved, None)[1]
+    read = gates * (h if resolved == h else expected_rows(choices, h, resolved))
+    flops = 4 * rows * gates * resolved * (m + h) + rows * gates * h + selection
+    elements = rows * (2 * h + gates * h + 2 * m) + (read + gates * h) * (m + h) + 2 * gates * h
+    return Cost(flops, round(itemsize * elements))

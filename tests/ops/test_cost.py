@@ -12,6 +12,8 @@ from meprop_bench.ops.cost import (
     linear_backward,
     linear_forward,
     linear_stages,
+    recurrent_backward,
+    recurrent_forward,
     sgd_update,
 )
 
@@ -88,3 +90,20 @@ def test_updates_count_what_torch_does():
         states = [s for s in optimizer.state[p].values() if isinstance(s, torch.Tensor) and s.numel() == 10]
         reads, writes = 2 + len(states), 1 + len(states)
         assert update(10, 4).bytes == 40 * (reads + writes)
+
+
+def test_a_recurrent_layer_from_its_definition():
+    t, h, gates = 4, N, 3
+    rows, width = t * B, gates * h
+    assert recurrent_forward(t, B, M, h, gates, 4) == (
+        2 * rows * width * (M + h + 1),
+        4 * (rows * (M + h + width) + width * (M + h + 2)),
+    )
+    dense = recurrent_backward(t, B, M, h, gates, 4)
+    outside = rows * (2 * h + width + 2 * M) + 2 * width
+    assert dense == (4 * rows * width * (M + h) + rows * width, 4 * (outside + 2 * width * (M + h)))
+    assert recurrent_backward(t, B, M, h, gates, 4, "meprop", h) == dense
+    for method, choices, selection in (("meprop", rows, 1), ("unified", t, 2)):
+        sparse = recurrent_backward(t, B, M, h, gates, 4, method, 2)
+        assert sparse.flops == 4 * rows * gates * 2 * (M + h) + (1 + selection) * rows * width
+        assert sparse.bytes == round(4 * (outside + (gates * expected_rows(choices, h, 2) + width) * (M + h)))

@@ -1,0 +1,109 @@
+"""The papers' part-of-speech tagger: embeddings, one bidirectional LSTM layer, and a linear layer for each word.
+
+    e_t = [E_word w_t; E_1 f_t1; ...; E_7 f_t7]                  (B, T, 190)   50 for the word, 20 for each feature
+    h_t = [LSTM→ e_t; LSTM← e_t]                                 (B, T, 1000)  500 for each direction
+    logits_t = h_t W_outᵀ + b_out                                (B, T, 45)
+
+"For POS-Tag, the input dimension is 1 (word) × 50 (dim per word) + 7 (features) × 20 (dim per feature) = 190, and the
+output dimension is 45" (ICML paper, section 4.1); "the hidden size is 500 for each direction" (TKDE, section 3), one
+hidden layer, no dropout, a mini-batch of one sentence. Neither says what the features are: any small sets of numbers
+that say something of a word do (how it ends, whether it has a capital, a digit, a hyphen). The output layer stays
+dense, as it costs next to nothing beside the rest (ICML paper, section 4.1), which is what
+
+    convert(model, k=10, kinds=(nn.LSTM,))
+
+does: there, an LSTM that keeps k neurons of each gate takes the place of torch's and shares its parameters.
+
+Initialisation: the authors' code for this model is unpublished. The output layer as in `MLP`; the LSTM from
+U(±1/sqrt(h)), as PyTorch does; embeddings of d numbers from U(±sqrt(3/d)), as common for taggers, so that a vector has
+length 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+__all__ = ["Tagger"]
+
+
+class Tagger(nn.Module):
+    """A tagger that returns the logits of each word's tags.
+
+    Args:
+        words: size of the vocabulary.
+        features: how many values each feature has.
+        tags: classes.
+        hidden: h, for each direction.
+        layers: LSTM layers.
+        word_size: of a word's vector.
+        feature_size: of a feature's vector.
+        seed: of the initial weights, which depend on nothing else.
+
+    Raises:
+        ValueError: a size below 1.
+
+    """
+
+    def __init__(
+        self,
+        words: int,
+        features: tuple[int, ...] = (),
+        tags: int = 45,
+        *,
+        hidden: int = 500,
+        layers: int = 1,
+        word_size: int = 50,
+        feature_size: int = 20,
+        seed: int = 0,
+    ) -> None:
+        sizes = {"words": words, "tags": tags, "hidden": hidden, "layers": layers}
+        sizes |= {"word_size": word_size, "feature_size": feature_size}
+        for name, size in (sizes | {f"features[{i}]": n for i, n in enumerate(features)}).items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
+        super().__init__()
+        with torch.device("meta"):  # torch's own initial weights would use up its global random state
+            self.word = nn.Embedding(words, word_size)
+            self.features = nn.ModuleList(nn.Embedding(n, feature_size) for n in features)
+            width = word_size + len(features) * feature_size
+            self.lstm = nn.LSTM(width, hidden, layers, batch_first=True, bidirectional=True)
+            self.output = nn.Linear(2 * hidden, tags)
+        self.to_empty(device="cpu")
+        self.reset_parameters(seed)
+
+    def reset_parameters(self, seed: int) -> None:
+        """Draw all parameters anew, in order, from a generator of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in (self.word, *self.features, self.lstm, self.output):
+            if isinstance(module, nn.Embedding):
+                bound = math.sqrt(3 / module.embedding_dim)
+            else:
+                bound = 1 / math.sqrt(self.lstm.hidden_size if module is self.lstm else self.output.out_features)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Tag sentences.
+
+        Args:
+            ids: int64 `(B, T, 1 + features)`: of each word its number, and the values of its features.
+            lengths: int64 `(B,)`, words of each sentence, if they differ; what follows them is not looked at.
+
+        Returns:
+            logits, `(B, T, tags)`; of what follows a sentence, they mean nothing.
+
+        """
+        parts = [self.word(ids[..., 0])]
+        parts += [table(ids[..., 1 + i]) for i, table in enumerate(self.features)]
+        embedded = torch.cat(parts, -1)
+        if lengths is None:
+            return cast(Tensor, self.output(self.lstm(embedded)[0]))
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=ids.shape[1])
+        return cast(Tensor, self.output(hidden))
