@@ -14,7 +14,7 @@ The profiler comes last: what it adds must not fall into anything that is timed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
+from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.profile import Node
 from meprop_bench.measure.replicate import Worker, WorkerDied
 from meprop_bench.measure.serve import serve
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import PASSED
+from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.rows import case_rows
 from meprop_bench.sweep.worker import Session
 
@@ -149,20 +150,21 @@ def profile_case(
     """
     argv = [sys.executable, "-m", "meprop_bench.sweep.profile"]
     with Worker(argv, environment_of(case.allocator, case.threads)) as worker:
-        return _Parent(worker, case, progress, cache or PeaksCache()).profile(search_s, trace)
+        return _Parent(worker, case, progress, cache).profile(search_s, trace)
 
 
 class _Parent:
     """The parent's side of one profile."""
 
-    def __init__(self, worker: Worker, case: Case, progress: Callable[[str], None], cache: PeaksCache) -> None:
-        self._worker, self._case, self._progress, self._cache = worker, case, progress, cache
+    def __init__(self, worker: Worker, case: Case, progress: Callable[[str], None], cache: PeaksCache | None) -> None:
+        self._worker, self._case, self._progress, self._machine = worker, case, progress, MachinePeaks(cache)
 
     def profile(self, search_s: float, trace: Path | None) -> tuple[Profile, dict[str, Any]]:
         case = self._case
         self._progress("starting")
         hello = self._ask("hello", threads=case.threads, device=case.device)
-        peaks = self._peaks(hello["environment_id"])
+        environment_id = hello["environment_id"]
+        peaks = self._machine.of(case, environment_id, self._put)
         self._progress("setting up and checking")
         setup = self._ask("setup", case=case.to_json())
         check = self._ask("check", warm_s=_WARM_S)
@@ -174,10 +176,10 @@ class _Parent:
             Measurement(phase, (tuple((dense_s, sparse_s) for dense_s, sparse_s in pairs[phase]),), check["loops"])
             for phase in setup["phases"]
         ]
-        peaks = self._unbeaten(peaks, hello["environment_id"], setup["costs"], measured)
+        peaks = self._machine.unbeaten(peaks, case, environment_id, self._put, setup["costs"], measured)
         rows = case_rows(
             case, setup, measured, peaks=peaks, memory={}, utilization="a profile does not watch the machine",
-            parity=None, environment_id=hello["environment_id"], target=0.02, notes=[],
+            parity=None, environment_id=environment_id, target=0.02, notes=[],
         )  # fmt: skip
         self._progress("timing the stages")
         stages = self._ask("stages", seconds=_STAGES_S)
@@ -196,7 +198,7 @@ class _Parent:
             trees={side: tuple(map(Node.from_json, found)) for side, found in trees.items()},
             break_even=break_even,
         )
-        return profile, {hello["environment_id"]: hello["environment"]}
+        return profile, {environment_id: hello["environment"]}
 
     def _searched(self, seconds: float) -> tuple[BreakEven, ...]:
         if seconds <= 0:
@@ -208,34 +210,6 @@ class _Parent:
             if answer is not None:
                 found.append(BreakEven.from_json(answer))
         return tuple(found)
-
-    def _peaks(self, environment_id: str) -> Peaks:
-        return self._cache.peaks(environment_id, self._key, self._measured_peaks)
-
-    def _unbeaten(
-        self, peaks: Peaks, environment_id: str, costs: Mapping[str, Any], measured: Iterable[Measurement]
-    ) -> Peaks:
-        """Return better peaks where a side was faster than its floor: then they were measured on a busy machine."""
-        times = [
-            (flops, nbytes, seconds)
-            for found in measured
-            for (flops, nbytes), seconds in zip(
-                costs.get(found.phase, ()), (found.baseline_median_s, found.median_s), strict=False
-            )
-        ]
-        if any(peaks.floor_s(flops, nbytes, self._case.dtype) > seconds for flops, nbytes, seconds in times):
-            self._progress("measuring the machine's peaks again, as a side was faster than its floor")
-            return self._cache.add(environment_id, self._key, self._measured_peaks())
-        return peaks
-
-    @property
-    def _key(self) -> str:
-        return peaks_key(self._case.device, self._case.dtype, self._case.threads)
-
-    def _measured_peaks(self) -> Peaks:
-        self._progress("measuring the machine's peaks")
-        case = self._case
-        return Peaks.from_json(self._ask("peaks", device=case.device, dtype=case.dtype, threads=case.threads)["peaks"])
 
     def _with_floors(
         self, sides: Mapping[str, Any], peaks: Peaks, measured: Mapping[str, Measurement]
@@ -259,8 +233,13 @@ class _Parent:
         return replace(stage, floor_s=peaks.floor_s(*counts), bound=peaks.bound(*counts))
 
     def _ask(self, do: str, **message: Any) -> dict[str, Any]:
+        return self._put({"do": do, **message})
+
+    def _put(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        if message["do"] == "peaks":
+            self._progress("measuring the machine's peaks")
         try:
-            answer = self._worker.request({"do": do, **message}, _PATIENCE_S)
+            answer = self._worker.request(message, _PATIENCE_S)
         except WorkerDied as died:
             raise UserError(f"the measuring process {died.reason}", ExitCode.NOTHING_MEASURED) from None
         if "error" not in answer:

@@ -32,11 +32,12 @@ from typing import Any, Protocol
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.measure.peaks import Peaks
+from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
 from meprop_bench.measure.replicate import Replicates, WorkerDied
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies
+from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import case_rows, failed_row
 from meprop_bench.workloads.case import Case, default_threads
@@ -119,6 +120,7 @@ class Runner:
         start: starts the processes of a case.
         now: wall seconds.
         look: describes the machine's state, for a number of threads.
+        cache: the machine's peaks from earlier runs.
 
     """
 
@@ -131,9 +133,11 @@ class Runner:
         start: Callable[[Case, int], Team] = start_team,
         now: Callable[[], float] = time.monotonic,
         look: Callable[[int], Mapping[str, Any]] = state,
+        cache: PeaksCache | None = None,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
         self._look = look
+        self._machine = MachinePeaks(cache)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
         self._team: Team | None = None
@@ -186,6 +190,7 @@ class Runner:
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
         measurements, remarks = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
+        peaks = self._unbeaten(case, workers[0], peaks, setup["costs"], measurements)
         memory = _ask(workers[0], {"do": "memory", "device": case.device})["weights"]
         parity = self._parity(case, workers)
         utilization = self._utilization(case, workers[0])
@@ -286,12 +291,23 @@ class Runner:
         return self._team.workers
 
     def _peaks(self, case: Case, worker: Asked) -> Peaks:
-        """Return the machine's peaks, measured once in a run (and found again in its folder when it is resumed)."""
-        key = f"{case.device} {case.dtype}, {case.threads} thread" + "s" * (case.threads != 1)
+        """Return the machine's peaks, settled once in a run (and found again in its folder when it is resumed)."""
+        key = peaks_key(case.device, case.dtype, case.threads)
         if key not in self._store.header["peaks"]:
-            ask = {"do": "peaks", "device": case.device, "dtype": case.dtype, "threads": case.threads}
-            self._store.write_environment({}, {key: _ask(worker, ask)["peaks"]})
+            found = self._machine.of(case, self._environment_id, lambda message: _ask(worker, message))
+            self._store.write_environment({}, {key: found.to_json()})
         return Peaks.from_json(self._store.header["peaks"][key])
+
+    def _unbeaten(
+        self, case: Case, worker: Asked, peaks: Peaks, costs: Mapping[str, Any], measurements: Sequence[Measurement]
+    ) -> Peaks:
+        """Measure the peaks again if this case was faster than its floor; earlier rows keep the floors they have."""
+        found = self._machine.unbeaten(
+            peaks, case, self._environment_id, lambda message: _ask(worker, message), costs, measurements
+        )
+        if found is not peaks:
+            self._store.write_environment({}, {peaks_key(case.device, case.dtype, case.threads): found.to_json()})
+        return found
 
     def _dismiss(self) -> None:
         if self._team is not None:

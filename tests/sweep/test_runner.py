@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meprop_bench.measure.peaks import Peaks
+from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.replicate import WorkerDied
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import Plan
@@ -117,7 +117,12 @@ class _Team:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Store]]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> PeaksCache:
+    return PeaksCache(tmp_path_factory.mktemp("peaks"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, cache: PeaksCache) -> Iterator[Callable[..., Store]]:
     stores: list[Store] = []
 
     def go(teams: _Teams, cases: Sequence[Case] = _CASES, again: Store | None = None, **settings: Any) -> Store:
@@ -128,8 +133,9 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Store]]:
         seen: list[Progress] = []
         store.progress = seen  # type: ignore[attr-defined]
         Runner(
-            plan, store, start=teams, now=teams.clock, progress=seen.append, look=lambda threads: {"threads": threads}
-        ).run()
+            plan, store, start=teams, now=teams.clock, progress=seen.append, look=lambda threads: {"threads": threads},
+            cache=cache,
+        ).run()  # fmt: skip
         return store
 
     yield go
@@ -369,3 +375,25 @@ def test_accuracy_is_left_out_where_the_plan_does_not_ask_for_it(run: Callable[.
     teams = _Teams()
     run(teams, [_mlp()], checks=("gradients",))
     assert teams.count("accuracy") == 0
+
+
+def test_peaks_that_a_case_beats_are_measured_again_at_most_twice(run: Callable[..., Store]) -> None:
+    """A floor of 2 ms under a time of 1 ms: here the count is wrong, so that measuring again does not help."""
+    teams = _Teams(faults={("setup", k): _beaten_setup(k) for k in (3, 4, 5)})
+    store = run(teams, [Case(k=k, threads=1) for k in (3, 4, 5)])
+    assert teams.count("peaks") == 1 + 2
+    assert [row.efficiency for row in store.rows() if row.phase == "backward"] == [2.0] * 3
+
+
+def _beaten_setup(k: int) -> dict[str, Any]:
+    costs = {"backward": [[1e8, 0], [2e8, 0]]}
+    return {"kernel": "gather", "k": k, "notes": [], "phases": ["forward", "backward"], "costs": costs}
+
+
+def test_trusted_peaks_of_earlier_runs_are_not_measured_again(run: Callable[..., Store], cache: PeaksCache) -> None:
+    for _ in range(3):
+        cache.add("e1", "cpu float32, 1 thread", Peaks({"float32": 7e11}, ((1, 1e10),)))
+    teams = _Teams()
+    store = run(teams)
+    assert teams.count("peaks") == 0
+    assert store.header["peaks"]["cpu float32, 1 thread"]["flops_per_s"] == {"float32": 7e11}

@@ -1,0 +1,74 @@
+"""The machine's peaks for a run: from the cache, else measured by a worker, and again when a case beat them.
+
+A time below its floor says that the peaks were measured while the machine was busy (or that a count is wrong, which
+measuring again does not mend: hence at most twice for a kind of arithmetic).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
+from meprop_bench.workloads.case import Case
+
+__all__ = ["MachinePeaks"]
+
+_AGAIN = 2
+
+Ask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Costs = Mapping[str, Sequence[Sequence[float]]]
+
+
+class MachinePeaks:
+    """Peaks of the environments of one run.
+
+    Args:
+        cache: of earlier runs; the user's by default.
+
+    """
+
+    def __init__(self, cache: PeaksCache | None = None) -> None:
+        self._cache = cache or PeaksCache()
+        self._again: Counter[tuple[str, str]] = Counter()
+
+    def of(self, case: Case, environment_id: str, ask: Ask) -> Peaks:
+        """Return the peaks for a case; `ask` puts a request to a worker of it."""
+        return self._cache.peaks(environment_id, _key(case), lambda: _measured(case, ask))
+
+    def unbeaten(
+        self, peaks: Peaks, case: Case, environment_id: str, ask: Ask, costs: Costs, measured: Iterable[Measurement]
+    ) -> Peaks:
+        """Return the peaks, or better ones if a side of the case was faster than its floor.
+
+        Args:
+            peaks: as known so far.
+            case: what was measured.
+            environment_id: where.
+            ask: puts a request to a worker.
+            costs: phase -> [operations, bytes] of baseline and method; a phase may be missing.
+            measured: the phases.
+
+        """
+        key = (environment_id, _key(case))
+        if self._again[key] < _AGAIN and any(_beaten(peaks, case, costs, found) for found in measured):
+            self._again[key] += 1
+            return self._cache.add(*key, peaks.merged(_measured(case, ask)))
+        return peaks
+
+
+def _key(case: Case) -> str:
+    return peaks_key(case.device, case.dtype, case.threads)
+
+
+def _measured(case: Case, ask: Ask) -> Peaks:
+    message = {"do": "peaks", "device": case.device, "dtype": case.dtype, "threads": case.threads}
+    return Peaks.from_json(ask(message)["peaks"])
+
+
+def _beaten(peaks: Peaks, case: Case, costs: Costs, found: Measurement) -> bool:
+    times_s = (found.baseline_median_s, found.median_s)
+    pairs = zip(costs.get(found.phase) or (), times_s, strict=False)
+    return any(peaks.floor_s(flops, nbytes, case.dtype) > seconds for (flops, nbytes), seconds in pairs)
