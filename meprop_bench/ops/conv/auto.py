@@ -1,29 +1,30 @@
 """Kernel `auto`: the fastest kernel for the case, and what was measured.
 
 Backward time of torch's dense convolution divided by that of `native`, selection included; dy is normally distributed,
-B x C x H x W -> N maps, 3x3 taps with padding 1 unless said otherwise; 2 cores (AMD EPYC, AVX-512), torch 2.13 with
-oneDNN, float32, medians of interleaved pairs:
+B x C x H x W -> N maps, 3x3 taps with padding 1 unless said otherwise (5x5 without); 2 cores (AMD EPYC, AVX-512),
+torch 2.13 with oneDNN, float32, glibc's kept arena, medians of interleaved pairs:
 
 | layer | dense, ms | k/P = 0.01 | 0.05 | 0.1 | 0.2 | 0.5 |
 | --- | --- | --- | --- | --- | --- | --- |
-| the papers' first: 10x1x28x28 -> 16, 5x5, no dx | 0.10-0.13 | 2.0 | 1.2 | 1.0 | 0.8 | 0.6 |
-| the papers' second: 10x16x12x12 -> 32, 5x5 | 0.3-0.4 | 3.0 | 2.5 | 2.9 | 1.7 | 1.2 |
-| the same, B = 50 | 1.0 | 2.2 | 1.9 | 2.1 | 1.2 | 0.9 |
-| 10x32x8x8 -> 64 | 0.4 | 2.1 | 1.8 | 2.0 | 1.2 | 0.9 |
-| 32x64x16x16 -> 64 | 5.7 | 6.1 | 3.5 | 2.4 | 1.5 | 0.7 |
-| 32x64x32x32 -> 128 | 49 | 8.7 | 4.3 | 3.0 | 1.6 | 0.8 |
-| 32x256x8x8 -> 256 | 20 | 5.4 | 3.6 | 2.6 | 1.5 | 0.7 |
-| 32x256x16x16 -> 64, 1x1 | 3.9 | 2.1 | 1.8 | 1.4 | 1.1 | 0.7 |
-| 32x64x256 -> 64, one dimension, 3 taps | 2.4 | 3.6 | 2.3 | 1.7 | 1.2 | 0.7 |
-| 32x3x32x32 -> 64, with dx | 4.0 | 3.3 | 1.9 | 1.3 | 0.8 | 0.3 |
-| 32x3x32x32 -> 64, no dx | 1.0 | 0.9 | 0.7 | 0.6 | 0.4 | 0.2 |
-| 32x64x32x32 -> 64, 64 groups | 2.9 | 0.9 | 0.7 | 0.7 | 0.4 | 0.3 |
+| the papers' first: 10x1x28x28 -> 16, 5x5, no dx | 0.10 | 2.0 | 1.4 | 1.1 | 0.8 | 0.5 |
+| the papers' second: 10x16x12x12 -> 32, 5x5 | 0.31 | 4.0 | 3.5 | 2.9 | 2.0 | 1.2 |
+| the same, B = 50 | 0.98 | 3.3 | 2.8 | 2.0 | 1.5 | 0.8 |
+| 10x32x8x8 -> 64 | 0.35 | 2.8 | 2.4 | 2.0 | 1.4 | 0.9 |
+| 32x64x16x16 -> 64 | 5.9 | 6.0 | 3.5 | 1.8-2.4 | 1.2-1.5 | 0.6-0.7 |
+| 32x64x32x32 -> 128 | 50 | 7.6 | 4.6 | 2.8 | 1.7 | 0.8 |
+| 32x256x8x8 -> 256 | 21 | 5.2 | 3.5 | 2.5 | 1.5 | 0.7 |
+| 32x256x16x16 -> 64, 1x1 | 4.1 | 2.4 | 1.9 | 1.5 | 1.2 | 0.8 |
+| 32x64x256 -> 64, one dimension, 3 taps | 2.5 | 3.6 | 2.3 | 1.7 | 1.3 | 0.8 |
+| 32x3x32x32 -> 64, with dx | 4.2 | 2.6 | 1.6 | 1.1 | 0.7 | 0.3 |
+| 32x3x32x32 -> 64, no dx | 1.0 | 0.8 | 0.6 | 0.5 | 0.4 | 0.2 |
+| 32x64x32x32 -> 64, 64 groups | 3.0 | 0.8 | 0.7 | 0.6 | 0.4 | 0.3 |
 
-So it pays against the dense layer up to about a quarter of the positions, where a patch has some 150 numbers or more
-(counted twice where dx is wanted, too); up to a tenth in the papers' first layer; and not at all in other layers of
-short patches, as the first of a network of colour images or a depthwise one: there the dense products cost no more than
-the selection, about 0.5 ns an entry, which no sparsity saves. At a ratio of 0.01 the selection, and turning images into
-pixels and back, is nearly all there is.
+The rule: it pays against the dense layer up to k/P = 0.2 where a patch has some 150 numbers or more, and up to 0.1 in
+shorter ones that torch is slow for (the papers' first layer, or three channels with dx). It never pays for short
+patches that torch is fast for, as in the first layer of a network of colour images, or in a depthwise layer: there the
+dense products cost no more than the selection, some 0.5 ns an entry, which no sparsity saves. At a ratio of 0.01 the
+selection, and turning images into pixels and back, is nearly all there is. Zeros are not selected, so that there is
+less to do after ReLU and pooling, which leave a quarter of dy (papers' second layer, 0.5: 2.2 times).
 
 What `auto` chooses among are kernels of the *same* gradient, so that it compares with `masked`, not with the dense
 layer: where meProp does not pay it is slower than dense whatever it takes. With M numbers in a patch, counted once for

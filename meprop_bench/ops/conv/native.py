@@ -1,4 +1,7 @@
-"""Kernel `native`: only what survives, compiled; float32 on the CPU, with Numba. See `ops.kernels.native.conv`."""
+"""Kernel `native`: only what survives, compiled; float32 on the CPU, with Numba. See `ops.kernels.native.conv`.
+
+It works in memory that is kept from call to call: a padded copy of x, two of W, and eight bytes for each entry kept.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ __all__ = ["KERNEL", "Native"]
 
 _TILE = 1 << 18
 """Bytes of images that one pass over all maps reads: they stay in the second-level cache meanwhile."""
-_PIXELS = 1 << 31
-"""Pixels are counted in 32 bits."""
+_MOST = 1 << 30
+"""Entries of x: pixels, padding included, are counted in 32 bits."""
 
 
 class Native:
@@ -34,8 +37,8 @@ class Native:
             return f"it runs on the CPU, not on {w.device.type}"
         if not x.dtype == w.dtype == torch.float32:
             return f"it computes in float32, not {w.dtype}".replace("torch.", "")
-        if x.numel() >= _PIXELS:
-            return f"it counts to {_PIXELS} entries of x"
+        if x.numel() > _MOST:
+            return f"it takes at most {_MOST} entries of x"
         return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
