@@ -65,13 +65,13 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, gradient: s
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One training step of a classifier, phase by phase or as a whole."""
+    """One training step of a classifier, phase by phase or as a whole; another model has another `forward`."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the mean loss over the batch, a scalar that holds the graph."""
+    def forward(self, batch: Any) -> Tensor:
+        """Return the mean loss over a batch of images and labels, a scalar that holds the graph."""
         images, labels = batch
         return F.cross_entropy(self.model(images), labels)
 
@@ -84,7 +84,7 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Any) -> Tensor:
         """Run the three phases; return the loss before the update, without its graph."""
         loss = self.forward(batch)
         self.backward(loss)

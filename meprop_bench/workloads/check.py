@@ -30,7 +30,7 @@ from meprop_bench.ops.kernels import hybrid_rows
 from meprop_bench.ops.selection import select
 from meprop_bench.results.schema import PASSED
 
-__all__ = ["TOLERANCES", "check_conv", "check_linear", "check_recurrent", "with_gap"]
+__all__ = ["TOLERANCES", "check_conv", "check_linear", "check_recurrent", "compare", "with_gap"]
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest |got - oracle| / |oracle|, in Euclidean norm over a whole gradient; both are computed in the dtype itself."""
@@ -76,10 +76,10 @@ def check_linear(
         dy = with_gap(dy, k, selection)
         got = gradients(k, x, dy)
         torch.manual_seed(seed)
-        if reason := _compare(got, _by_definition(x, w, dy, select(dy, k, selection), sparse)):
+        if reason := compare(got, _by_definition(x, w, dy, select(dy, k, selection), sparse)):
             return reason
     few_x, few_dy = x[:_FEW].detach().requires_grad_(), dy[:_FEW]
-    if reason := _compare(gradients(n, few_x, few_dy), _dense(few_x, w, b, few_dy)):
+    if reason := compare(gradients(n, few_x, few_dy), _dense(few_x, w, b, few_dy)):
         return f"k = n is not the dense gradient: {reason}"
     return _hidden_nan(gradients(k, x, _poisoned(dy)))
 
@@ -112,9 +112,9 @@ def check_conv(x: Tensor, w: Tensor, b: Tensor, dy: Tensor, *, k: int, selection
         torch.manual_seed(seed)
         idx = select(maps, k, selection)
         got, kept = gradients(k, maps.view_as(dy)), torch.zeros_like(maps).scatter_(1, idx, maps.gather(1, idx))
-        if reason := _compare(got, [*dense(kept.view_as(dy))[:2], maps.view_as(dy).sum((0, 2, 3))]):
+        if reason := compare(got, [*dense(kept.view_as(dy))[:2], maps.view_as(dy).sum((0, 2, 3))]):
             return reason
-    if reason := _compare(gradients(positions, dy), dense(dy)):
+    if reason := compare(gradients(positions, dy), dense(dy)):
         return f"all positions are not the dense gradient: {reason}"
     return _hidden_nan(gradients(k, _poisoned(dy)))
 
@@ -147,12 +147,12 @@ def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> s
     exact.kernel = "masked"
     got = gradients(layer, x.dtype, dy)
     wanted = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
-    if reason := _compare(got, wanted, names, max(_EXCHANGED, TOLERANCES[x.dtype])):
+    if reason := compare(got, wanted, names, max(_EXCHANGED, TOLERANCES[x.dtype])):
         return reason
     whole, plain = copy.deepcopy(layer), copy.deepcopy(layer)
     whole.k = layer.hidden_size
     plain.__class__ = {"LSTM": nn.LSTM, "GRU": nn.GRU}[layer.mode]
-    if reason := _compare(gradients(whole, x.dtype, dy), gradients(plain, x.dtype, dy), names):
+    if reason := compare(gradients(whole, x.dtype, dy), gradients(plain, x.dtype, dy), names):
         return f"k = n is not the dense gradient: {reason}"
     poisoned = dy.clone()
     poisoned[..., 0] = poisoned[..., -1] = math.nan  # one neuron of each direction
@@ -173,10 +173,18 @@ def _dense(x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(F.linear(x, w, b), (x, w, b), dy))
 
 
-def _compare(
+def compare(
     got: list[Tensor], true: list[Tensor], names: Sequence[str] = _NAMES, tolerance: float | None = None
 ) -> str | None:
-    """Say which gradient is wrong, or None; overwrites `true`, as another 256 MB would cost more than comparing."""
+    """Say which gradient is wrong, or None.
+
+    Args:
+        got: the gradients.
+        true: what they should be; overwritten, as another 256 MB would cost more than comparing.
+        names: of the gradients.
+        tolerance: another one than `TOLERANCES`.
+
+    """
     for name, mine, wanted in zip(names, got, true, strict=True):
         error, most = _relative_error(mine, wanted), tolerance or TOLERANCES[mine.dtype]
         if not error <= most:  # NaN is wrong, too
