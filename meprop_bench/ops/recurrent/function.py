@@ -25,8 +25,11 @@ __all__ = ["KERNELS", "check_kernel", "choose", "recurrent"]
 KERNELS = ("masked", "embedding_bag", "native", "auto")
 """The kernels that take a selection made before, which is what a time step and then all of them together need."""
 
-_DENSE_FROM = {"native": 0.35, "embedding_bag": 0.25}
-"""Share k / h above which `masked` is taken; as in `ops.kernels.auto`."""
+_DENSE_FROM = {"native": 0.6, "embedding_bag": 0.25}
+"""Share k / h above which `masked` is faster. Backward of an LSTM, 200 -> 500, T = 25, in ms, native / embedding_bag /
+masked (2 cores, AVX-512, torch 2.13): B = 32, k = 20: 6.6 / 25 / 53; k = 100: 20 / 50 / 56; k = 250: 49 / 96 / 60;
+B = 1, k = 250: 2.3 / 8.3 / 8.0. torch's own, dense: 24 at B = 32, so that from about k = 0.2 h on no kernel gains
+there; 2.8 at B = 1."""
 _NUMBA = importlib.util.find_spec("numba") is not None
 
 
