@@ -26,7 +26,7 @@ targets: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -c 'import meprop_bench.ops.kernels.native'  # compiles, once, what every process then loads
+	$(BIN)/python -m meprop_bench.ops.kernels.native  # compiles, once, what every process then loads
 	touch $@
 
 clean:

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Plot", "plots"]
+__all__ = ["COLOURS", "MARKERS", "STYLE", "Plot", "as_svg", "grouped", "plots"]
 
 # ICML 2017, table 7: backward time of the linear layer, batch 1024, 8192 -> 8192, unified, on a GTX 1080.
 _PAPER_SHAPE = (1024, 8192, 8192)
 _PAPER = {8: 36.8, 16: 33.6, 32: 27.5, 64: 21.4, 128: 14.5, 256: 8.0, 512: 4.4}
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _STACK = {"forward": "#56B4E9", "backward": "#D55E00", "update": "#B8B8B8"}
-_STYLE: Any = {
+STYLE: Any = {
     "svg.hashsalt": "meprop-bench",  # the same rows give the same bytes
     "text.parse_math": False,  # a $ in a name is a $
     "font.size": 10,
@@ -59,21 +59,22 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
     import matplotlib as mpl
 
     drawn: list[Plot] = []
-    with mpl.rc_context(_STYLE):
-        for found in _by(rows, lambda row: (row.workload, *_setting(row), row.phase)):
+    with mpl.rc_context(STYLE):
+        for found in grouped(rows, lambda row: (row.workload, *_setting(row), row.phase)):
             timed = [row for row in found if row.speedup is not None]
-            lines = [{row.k for row in series} for series in _by(timed, _line)]
+            lines = [{row.k for row in series} for series in grouped(timed, _line)]
             if found[0].phase in ("backward", "linear-backward", "step") and any(len(ks) > 1 for ks in lines):
                 drawn.append(_over_k(timed, len(drawn)))
-        for found in _by(rows, lambda row: (row.workload, *_setting(row))):
+        for found in grouped(rows, lambda row: (row.workload, *_setting(row))):
             ordered = sorted(found, key=lambda row: (row.method, row.gradient, row.k))
-            cases = [case for case in _by(ordered, lambda row: (row.case_id,)) if _phases(case)]
+            cases = [case for case in grouped(ordered, lambda row: (row.case_id,)) if _phases(case)]
             if cases:
                 drawn.append(_stacked(cases[:_MOST_BARS], len(drawn)))
     return drawn
 
 
-def _by(rows: Sequence[Row], key: Callable[[Row], tuple[object, ...]]) -> list[list[Row]]:
+def grouped(rows: Sequence[Row], key: Callable[[Row], tuple[object, ...]]) -> list[list[Row]]:
+    """Return the rows in groups of equal keys, in the order of their first rows."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -81,7 +82,7 @@ def _by(rows: Sequence[Row], key: Callable[[Row], tuple[object, ...]]) -> list[l
 
 
 def _setting(row: Row) -> tuple[object, ...]:
-    sizes = (row.batch, row.in_features, row.out_features)
+    sizes = (row.batch, row.in_features, row.out_features, row.size, row.filter, row.length, row.layers)
     return (*sizes, row.device, row.threads, row.dtype, row.allocator, row.data, row.environment_id)
 
 
@@ -96,7 +97,7 @@ def _over_k(rows: list[Row], number: int) -> Plot:
 
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    for index, series in enumerate(_by(rows, _line)):
+    for index, series in enumerate(grouped(rows, _line)):
         _series(axes, sorted(series, key=lambda row: row.k), index)
     if any(row.floor_s for row in rows):
         axes.plot([], [], color="#777777", linewidth=1.1, linestyle=":", label="at the machine's floor")
@@ -116,7 +117,7 @@ def _over_k(rows: list[Row], number: int) -> Plot:
         bbox_to_anchor=(1.0, 0.5),
     )
     caption = f"Speed-up of the {first.phase} over k ({first.workload}; {_title(first)}), with 95% intervals."
-    return Plot(_name("speedup", first, number), caption, _svg(figure))
+    return Plot(_name("speedup", first, number), caption, as_svg(figure))
 
 
 def _scales(axes: Axes, ks: Sequence[float]) -> None:
@@ -144,7 +145,7 @@ def _line(row: Row) -> tuple[str, ...]:
 
 def _series(axes: Axes, rows: list[Row], index: int) -> None:
     """One line with error bars, and dotted in the same colour what the machine's floor would allow."""
-    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     ks, values = [row.k for row in rows], [row.speedup or 0.0 for row in rows]
     ends = [(row.speedup_low or value, row.speedup_high or value) for row, value in zip(rows, values, strict=True)]
     spread = [
@@ -211,7 +212,7 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
     axes.set_title(_title(cases[0][0]), pad=24)
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8.5, borderaxespad=0.2)
     caption = f"Where the time of a step goes, dense above sparse ({cases[0][0].workload}; {_title(cases[0][0])})."
-    return Plot(_name("phases", cases[0][0], number), caption, _svg(figure))
+    return Plot(_name("phases", cases[0][0], number), caption, as_svg(figure))
 
 
 def _name(kind: str, row: Row, number: int) -> str:
@@ -220,7 +221,8 @@ def _name(kind: str, row: Row, number: int) -> str:
     return f"{kind}-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', words)[:60]}.svg"
 
 
-def _svg(figure: Figure) -> bytes:
+def as_svg(figure: Figure) -> bytes:
+    """Return the picture as SVG; the same picture gives the same bytes under `STYLE`."""
     target = BytesIO()
     figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
     return target.getvalue()

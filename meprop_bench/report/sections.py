@@ -29,7 +29,7 @@ from meprop_bench.results.schema import Row, select
 
 __all__ = ["AXES", "PHASES", "WORDS", "Section", "parity_section", "phase_order", "sections", "summary", "varying"]
 
-PHASES = ("linear-backward", "forward", "backward", "update", "step")
+PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")
 
 _DEFAULT_REMARK = (
     "The same under the system's default allocator, for comparison: there a large tensor is mapped anew at each"
@@ -64,6 +64,11 @@ AXES: dict[str, Callable[[Row], str]] = {
     "data": lambda row: row.data or ABSENT,
     "layers": lambda row: ABSENT if row.layers is None else str(row.layers),
     "optimizer": lambda row: row.optimizer or ABSENT,
+    "maps": lambda row: ABSENT if row.size is None else f"{row.size} x {row.size}",
+    "filter": lambda row: ABSENT if row.filter is None else f"{row.filter} x {row.filter}",
+    "length": lambda row: ABSENT if row.length is None else str(row.length),
+    "rate": lambda row: ABSENT if row.rate is None else f"{row.rate:g}",
+    "share": lambda row: ABSENT if row.share is None else f"{row.share:g}",
     "seed": lambda row: ABSENT if row.seed is None else str(row.seed),
     "environment": lambda row: row.environment_id,
 }
@@ -77,7 +82,15 @@ _FIGURES: dict[str, Callable[[Row], Cell]] = {
     "parity": parity,
 }
 _ALWAYS = ("method", "k")
-WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {"k", "threads", "layers", "seed"}
+WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {
+    "k",
+    "threads",
+    "layers",
+    "seed",
+    "length",
+    "rate",
+    "share",
+}
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:

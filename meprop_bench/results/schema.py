@@ -186,6 +186,11 @@ class Row:
     data: str | None = None
     layers: int | None = None
     optimizer: str | None = None
+    size: int | None = None
+    filter: int | None = None
+    length: int | None = None
+    rate: float | None = None
+    share: float | None = None
     median_s: float | None = None
     values_s: tuple[float, ...] | None = None
     baseline_median_s: float | None = None

@@ -266,9 +266,7 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
 
     """
     seed = settings.get("seed", 0)
-    cases = _distinct(
-        case for sweep in preset.sweeps for case in _cases({**sweep, **(overrides or {})}, seed)
-    )
+    cases = _distinct(case for sweep in preset.sweeps for case in _cases({**sweep, **(overrides or {})}, seed))
     return Plan(**{**preset.settings, **settings, "cases": cases})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.results.schema import PASSED, Parity, Row, Utilization
-from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.case import WORKLOADS, Case
 
 __all__ = ["case_rows", "failed_row"]
 
@@ -130,7 +130,11 @@ def failed_row(case: Case, error: str | None, environment_id: str, *, check: str
     )
 
 
+_OF_SOME = ("layers", "optimizer", "size", "filter", "length", "rate", "share")
+
+
 def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
+    has = WORKLOADS[case.workload].fields
     return {
         "case_id": case.case_id,
         "workload": case.workload,
@@ -139,7 +143,7 @@ def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
         "kernel_requested": case.kernel,
         "k": k,
         "batch": case.batch,
-        "in_features": case.in_features,
+        "in_features": case.in_features if "in_features" in has else None,
         "out_features": case.out_features,
         "device": case.device,
         "threads": case.threads,
@@ -148,4 +152,5 @@ def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
         "allocator": case.allocator,
         "data": case.data,
         "seed": case.seed,
+        **{name: getattr(case, name) for name in _OF_SOME if name in has},
     }
