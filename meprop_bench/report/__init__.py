@@ -32,8 +32,9 @@ def draw(document: Document) -> tuple[list[Plot], str]:
     if find_spec("matplotlib") is None:
         return [], missing_parts()
     from meprop_bench.report.plots import plots
+    from meprop_bench.report.roofline import rooflines
 
-    return plots(document.rows), missing_parts()
+    return [*plots(document.rows), *rooflines(document.rows, document.peaks)], missing_parts()
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -54,7 +55,7 @@ def write_report(folder: Path) -> list[Path]:
         from meprop_bench.report.html import as_html
 
         contents["index.html"] = as_html(document, drawn, remark)
-    for stale in (*folder.glob("speedup-*.svg"), *folder.glob("phases-*.svg")):
+    for stale in (path for kind in ("speedup", "phases", "roofline") for path in folder.glob(f"{kind}-*.svg")):
         if stale.name not in contents:
             stale.unlink(missing_ok=True)
     for name, content in contents.items():

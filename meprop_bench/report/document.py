@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from meprop_bench.report.cells import memory, quantity
+from meprop_bench.report.floors import saving_section
 from meprop_bench.report.sections import Section, parity_section, sections, summary
 from meprop_bench.report.utilization import utilization_section
 from meprop_bench.results.schema import SCHEMA, Row
@@ -90,8 +91,8 @@ class Document:
 
     @property
     def sections(self) -> list[Section]:
-        """The tables: times, then what the machine did meanwhile, then accuracy."""
-        others = utilization_section(self.rows), parity_section(self.rows)
+        """The tables: times, what was to be expected of them, what the machine did meanwhile, accuracy."""
+        others = saving_section(self.rows, self.peaks), utilization_section(self.rows), parity_section(self.rows)
         return [*sections(self.rows), *(section for section in others if section is not None)]
 
     @property
