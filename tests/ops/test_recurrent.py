@@ -97,6 +97,23 @@ def test_equals_the_oracle_in_single_precision(cell, kernel, data):
 TORCH = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN, "relu": nn.RNN}
 
 
+@needs_numba
+@pytest.mark.parametrize("h", [2, 3, 16, 37, 50])  # rows of W_hh in blocks of four, columns in whole vectors, and not
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_example_has_a_loop_of_its_own(cell, reverse, h):
+    sizes = (1,) * 5
+    case = make(cell, sizes, h, 6, torch.float32)
+    with torch.no_grad():
+        for w in case[1]:
+            w.div_(math.sqrt(h + 6))
+    k = max(1, h // 3)
+    found = run(cell, case, sizes, reverse, k=k, kernel="native")
+    expected = oracle(cell, case, sizes, reverse, k, "example")
+    for got, e in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(got.double(), e, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", KERNEL_PARAMS)
 @pytest.mark.parametrize("selection", ["example", "unified"])
 @pytest.mark.parametrize("cell", CELLS)
