@@ -20,6 +20,10 @@ against dense, ratios further than five robust deviations from their median bein
     lost > 5%                   1.6 to 2.6%   90%              72 to 74%
     lost > 10%                  1.3 to 1.8%   81 to 91%        91%
 
+Without the marked pairs, the mean log ratio of 25 processes (216 pairs each, a step of 0.3 ms) spread by 0.49% instead
+of 1.24%; the median, which the instrument takes, by 0.53% with them and without. So marks cost nothing where the median
+bears it, say what happened, and have a pair taken again where a process has but a few.
+
 Reading costs 1 microsecond for each thread, and 10 where a hypervisor has ever withheld a core, outside what is timed.
 """
 
@@ -95,21 +99,18 @@ def contention() -> Contention:
 
     """
     waits = _Waits()
-    sources: list[Callable[[], float]] = [waits.seconds]
-    closing: list[Callable[[], None]] = [waits.close]
+    kept: list[_Waits | _Stolen | _Throttled] = [waits]
     with suppress(Unavailable, OSError, ValueError):
         if procfs.cpu_seconds()[1] > 0:  # a machine without a hypervisor need not be asked a thousand times
-            stolen = _Stolen()
-            sources.append(stolen.seconds)
-            closing.append(stolen.close)
+            kept.append(_Stolen())
     with suppress(Unavailable, OSError, ValueError):
-        procfs.cpu_throttled_s()
-        sources.append(procfs.cpu_throttled_s)
+        kept.append(_Throttled())
     import resource
 
+    sources = [source.seconds for source in kept]
     probe = Contention(sources, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_majflt)
-    for close in closing:
-        probe.on_close(close)
+    for source in kept:
+        probe.on_close(source.close)
     return probe
 
 
@@ -159,3 +160,17 @@ class _Stolen:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+class _Throttled:
+    """For how long the process's control groups have waited under a CPU quota."""
+
+    def __init__(self) -> None:
+        self._files = [os.open(file, os.O_RDONLY) for file in procfs.throttle_files()]
+
+    def seconds(self) -> float:
+        return sum(procfs.throttled_s(os.pread(file, 4096, 0).decode()) for file in self._files)
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.pop())

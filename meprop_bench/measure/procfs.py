@@ -35,6 +35,8 @@ __all__ = [
     "read",
     "swap_used_bytes",
     "swapped_in",
+    "throttle_files",
+    "throttled_s",
     "usable_cores",
 ]
 
@@ -176,10 +178,24 @@ def cpu_limit() -> float:
 
 def cpu_throttled_s() -> float:
     """Return for how long, in seconds, this process's control groups with a quota have been held back in all."""
-    waits = [_throttled_s(group) for group in _cpu_groups() if _quota(group) is not None]
-    if not waits:
+    return sum(throttled_s(read(file)) for file in throttle_files())
+
+
+def throttle_files() -> list[Path]:
+    """Return the files in which the control groups with a quota count how long they were held back."""
+    files = [group / "cpu.stat" for group in _cpu_groups() if _quota(group) is not None]
+    if not files:
         raise Unavailable("no control group limits it")
-    return sum(waits)
+    return files
+
+
+def throttled_s(text: str) -> float:
+    """Read the seconds out of what is in such a file."""
+    if match := re.search(r"^throttled_usec (\d+)$", text, re.MULTILINE):  # version 2
+        return int(match[1]) / 1e6
+    if match := re.search(r"^throttled_time (\d+)$", text, re.MULTILINE):  # version 1: nanoseconds
+        return int(match[1]) / 1e9
+    raise Unavailable("the kernel does not count it")
 
 
 def _cpu_groups() -> Iterator[Path]:
@@ -204,12 +220,3 @@ def _quota(group: Path) -> float | None:
     except OSError:
         return None
     return None if quota in ("max", "-1") else round(int(quota) / int(period), 3)
-
-
-def _throttled_s(group: Path) -> float:
-    text = read(group / "cpu.stat")
-    if match := re.search(r"^throttled_usec (\d+)$", text, re.MULTILINE):  # version 2
-        return int(match[1]) / 1e6
-    if match := re.search(r"^throttled_time (\d+)$", text, re.MULTILINE):  # version 1: nanoseconds
-        return int(match[1]) / 1e9
-    raise Unavailable("the kernel does not count it")

@@ -16,6 +16,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.measure.peaks import PeaksCache
 from meprop_bench.measure.replicate import Replicates, Worker
+from meprop_bench.ops.kernels import KERNELS
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.sweep.plan import Plan, plan_axes
 from meprop_bench.sweep.runner import Runner
@@ -241,6 +243,9 @@ def _whole_cases(folder: Path) -> set[str]:
 
 def test_a_real_run_survives_a_full_disk_and_a_kill(tmp_path: Path) -> None:
     """One sweep: its disk fills up, it is resumed and killed in the middle of a case, and resumed to its end."""
+    for name in KERNELS:  # compiled and cached now: a cache that cannot be written is not what this is about
+        with suppress(ImportError):
+            KERNELS[name]
     words = _speedup(tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     limited = [sys.executable, "-c", _LIMITED.format(size=16 << 10), *words()]
