@@ -192,10 +192,8 @@ class Case:
         _check_kernel(self.workload, self.kernel)
         if "data" in self._has.fields:
             self._check_data()
-        if self.size is not None and self.filter is not None and self.filter > self.size:
-            raise UserError(
-                f"filter {self.filter} is larger than maps of {self.size} x {self.size}: take a larger --size"
-            )
+        if self.size is not None and self.filter is not None:
+            self._check_maps(self.size, self.filter)
         if self.gradient == "rows" and self._has.trains and self.optimizer == "adam":
             raise UserError(
                 "optimizer adam takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient dense"
@@ -219,6 +217,13 @@ class Case:
                     f"{name.replace('_', '-')} {value!r} does nothing in the workload {self.workload}: it is for the"
                     f" workload {', '.join(owners)}"
                 )
+
+    def _check_maps(self, size: int, filter: int) -> None:
+        if filter > size:
+            raise UserError(f"filter {filter} is larger than maps of {size} x {size}: take a larger --size")
+        positions = (size - filter + 1) ** 2
+        if isinstance(self.k, int) and self.k > positions:
+            raise UserError(f"k {self.k} is more than the {positions} positions of a map: take a ratio in (0, 1]")
 
     def _check_data(self) -> None:
         one_of("data", self.data, DATA)

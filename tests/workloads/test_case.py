@@ -57,6 +57,8 @@ def test_no_k_means_no_gradient(k: object) -> None:
         ("threads", 2.0, "threads must be an integer"),
         ("seed", -1, "seed must be"),
         ("data", "mnist", "workload mlp"),
+        ("length", 3, "does nothing in the workload linear: it is for the workload lstm, gru, seq2seq"),
+        ("method", "mesimp", "choose from meprop, unified, random, random-unified"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(field: str, value: object, words: str) -> None:
@@ -85,3 +87,27 @@ def test_one_of_names_the_nearest() -> None:
     assert one_of("colour", "red", ("red", "blue")) == "red"
     with pytest.raises(UserError, match="unknown colour 'rde': did you mean 'red'\\? choose from red, blue"):
         one_of("colour", "rde", ("red", "blue"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"filter": 13}, "filter 13 is larger than maps of 12 x 12"),
+        ({"k": 65}, "k 65 is more than the 64 positions of a map"),
+        ({"method": "unified", "k": 1}, "choose from meprop, random"),
+        ({"gradient": "rows", "k": 1}, "gradient 'rows' does nothing in the workload conv"),
+        ({"kernel": "coo", "k": 1}, "choose from masked, gather, native, auto"),
+    ],
+)
+def test_a_convolution_has_axes_of_its_own(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Case(workload="conv", **changes)  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+def test_what_a_workload_has_is_filled_in() -> None:
+    case = Case(workload="conv", k=0.1)
+    assert (case.size, case.filter, case.length) == (12, 5, None)
+    assert Case(workload="lstm").length == 25
+    assert Case(workload="meact", method="meact", data="digits", in_features=64).share == 0.004
+    assert Case(workload="mesimp", method="mesimp", data="digits", in_features=64, rate=0.2).label.endswith("p=0.2")

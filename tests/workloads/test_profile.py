@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from meprop_bench.measure.clock import WallClock
+from meprop_bench.ops.cost import linear_stages
+from meprop_bench.workloads import Case, setup
+from meprop_bench.workloads import profile as profile_module
+from meprop_bench.workloads.profile import break_even_k, break_even_size, overhead, stages
+
+CLOCK = WallClock()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _case(**changes: object) -> Case:
+    small = {"k": 3, "batch": 5, "in_features": 7, "out_features": 11, "threads": 1, "method": "unified"}
+    return Case(**{**small, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sparse"),
+    [
+        ({}, ["selection", "dx", "dW", "zeros"]),
+        ({"gradient": "rows"}, ["selection", "dx", "dW", "rows"]),
+        ({"kernel": "gather"}, ["selection", "dx", "dW", "zeros"]),
+        ({"kernel": "masked"}, ["selection", "dx", "dW"]),
+        ({"method": "meprop"}, ["selection", "dx", "dW", "zeros"]),
+        ({"method": "random", "kernel": "embedding_bag", "gradient": "rows"}, ["selection", "dx", "dW", "rows"]),
+        ({"k": 11}, ["dense layers"]),
+    ],
+)
+def test_stages_of_a_layer(changes: dict[str, object], sparse: list[str]) -> None:
+    case = _case(**changes)
+    found = stages(setup(case).layers, CLOCK, seconds=0)
+    assert [stage.name for stage in found["sparse"]] == sparse
+    assert [stage.name for stage in found["dense"]] == (
+        ["dense layers"] if sparse == ["dense layers"] else ["selection", "dx", "dW"]
+    )
+    assert all(stage.seconds >= 0 for side in found.values() for stage in side)
+    assert all(stage.flops is not None for side in found.values() for stage in side if stage.name != "rows")
+
+
+def test_stages_have_their_costs() -> None:
+    layers = setup(_case(method="meprop")).layers
+    found = {stage.name: stage for stage in stages(layers, CLOCK, seconds=0)["sparse"]}
+    rows = layers[0].dy.abs().topk(3, dim=1).indices.unique().numel()  # type: ignore[no-untyped-call]
+    expected = linear_stages(5, 7, 11, 4, "meprop", 3, "dense", rows)
+    assert {name: (stage.flops, stage.bytes) for name, stage in found.items()} == expected
+
+
+def test_stages_of_a_model_leave_the_output_layer_dense_and_the_first_without_dx() -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    case = _case(workload="mlp", data="digits", in_features=64, out_features=16, batch=8, k=4)
+    found = {side: {stage.name: stage for stage in parts} for side, parts in _of(case).items()}
+    assert list(found["sparse"]) == ["selection", "dx", "dW", "zeros", "dense layers"]
+    assert found["dense"]["dx"].flops == 2 * 8 * 16 * 16  # of the second layer alone
+    assert found["dense"]["dW"].flops == 2 * 8 * 16 * (64 + 16)
+    assert found["sparse"]["dense layers"] == found["dense"]["dense layers"]
+
+
+def _of(case: Case) -> dict[str, list[profile_module.Stage]]:
+    return stages(setup(case).layers, CLOCK, seconds=0)
+
+
+def test_stages_are_differences_of_calls_that_ask_for_more_and_less() -> None:
+    taken = {"selection": 2.0, "db+dx": 5.0, "db+dW": 9.0, "db+rows": 6.0}
+    assert profile_module._differences(taken) == {"selection": 2.0, "dx": 3.0, "dW": 4.0, "zeros": 3.0}
+    taken = {"selection": 2.0, "db+dx": 1.9, "db+dW": 9.0, "rows": 1.0}
+    assert profile_module._differences(taken) == {"selection": 2.0, "dx": 0.0, "dW": 6.0, "rows": 1.0}
+
+
+def test_the_price_of_a_call() -> None:
+    for changes in ({}, {"method": "meprop", "gradient": "rows"}, {"dtype": "float64", "kernel": "gather"}):
+        case = _case(**changes)
+        found = overhead(case, setup(case).layers, CLOCK, seconds=0)
+        assert set(found) == {"forward", "backward"}
+        assert all(0 < seconds < 1 for pair in found.values() for seconds in pair)
+
+
+class _Ratios:
+    """Speed-ups from a formula; each costs a second."""
+
+    def __init__(self, formula: Callable[[int], float], seconds: float) -> None:
+        self._formula, self._left = formula, seconds
+        self.points: list[tuple[int, float]] = []
+
+    @property
+    def spent(self) -> bool:
+        return self._left <= 0
+
+    def __call__(self, value: int) -> float:
+        self._left -= 1
+        self.points.append((value, self._formula(value)))
+        return self._formula(value)
+
+
+@pytest.mark.parametrize("turn", [1.5, 3, 50, 199, 498.5])
+@pytest.mark.parametrize("known", [1, 30, 400])
+def test_a_search_closes_in_on_the_turn_from_any_side(turn: float, known: int) -> None:
+    """k: small ones pay; size: large ones do."""
+    for small_pays, power in ((True, 1), (False, -1)):
+        ratios = _Ratios(lambda value, power=power: (turn / value) ** power, seconds=99)  # type: ignore[misc]
+        pays, loses = profile_module._search(ratios, known, (1, 499), small_pays=small_pays)  # type: ignore[arg-type]
+        assert pays is not None
+        assert loses is not None
+        low, high = sorted((pays, loses))
+        assert low <= turn <= high
+        assert high <= max(low + 1, 1.1 * low)
+        assert len(ratios.points) <= 16
+
+
+@pytest.mark.parametrize(("formula", "end"), [(2.0, (499, None)), (0.5, (None, 1))])
+def test_a_search_without_a_turn_ends_at_the_end(formula: float, end: tuple[int | None, int | None]) -> None:
+    ratios = _Ratios(lambda _: formula, seconds=99)
+    assert profile_module._search(ratios, 30, (1, 499), small_pays=True) == end  # type: ignore[arg-type]
+
+
+def test_a_search_ends_with_its_time() -> None:
+    ratios = _Ratios(lambda value: 50 / value, seconds=2)
+    assert profile_module._search(ratios, 10, (1, 499), small_pays=True) == (10, 80)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{}, {"k": 0.3, "method": "meprop"}, {"in_features": 11, "gradient": "rows"}])
+def test_break_even_of_a_case(changes: dict[str, object]) -> None:
+    case = _case(**changes)
+    layers = setup(case).layers
+    by_k, by_size = (search(case, layers, CLOCK, seconds=0.02) for search in (break_even_k, break_even_size))
+    assert by_k is not None
+    assert by_size is not None
+    assert (by_k.axis, by_k.ends, by_k.points[0][0]) == ("k", (1, 10), 3)
+    assert (by_size.axis, by_size.points[0][0], by_size.ends[0]) == ("hidden", 11, 2 if changes.get("k") else 4)
+    assert all(ratio > 0 for _, ratio in (*by_k.points, *by_size.points))
+
+
+def test_a_dense_case_has_no_break_even() -> None:
+    case = _case(k=11)
+    layers = setup(case).layers
+    assert break_even_k(case, layers, CLOCK, seconds=0.01) is None
+    assert break_even_size(case, layers, CLOCK, seconds=0.01) is None
+
+
+def test_a_slow_pair_is_timed_once() -> None:
+    class Slow(WallClock):
+        def __init__(self) -> None:
+            super().__init__(timer=lambda: self.seconds)
+            self.seconds = 0.0
+
+    clock = Slow()
+
+    def take(seconds: float) -> None:
+        clock.seconds += seconds
+
+    assert profile_module._quick_ratio(lambda: take(6), lambda: take(2), clock, 1.0) == 3.0
+    assert clock.seconds == 8.0
+    assert profile_module._quick_ratio(lambda: take(0.06), lambda: take(0.02), clock, 1.0) == pytest.approx(3.0)
+    assert clock.seconds < 9.5
