@@ -128,7 +128,7 @@ class _Sum:
     """Seconds and calls of one name, while they are added up; what it called, by name."""
 
     def __init__(self) -> None:
-        self.own_s = self.calls = self.device_s = 0.0
+        self.own_s = self.calls = self.own_device_s = 0.0
         self.parts: dict[str, _Sum] = {}
 
     def part(self, name: str) -> _Sum:
@@ -137,6 +137,10 @@ class _Sum:
     @property
     def seconds(self) -> float:
         return self.own_s + sum(part.seconds for part in self.parts.values())
+
+    @property
+    def device_s(self) -> float:
+        return self.own_device_s + sum(part.device_s for part in self.parts.values())
 
     def node(self, name: str, rounds: int, least_s: float) -> Node:
         """Return the tree; what is shorter than `least_s`, all rounds together, is put into one child."""
@@ -148,8 +152,7 @@ class _Sum:
             device_s = sum(part.device_s for part in rest)
             children.append(Node(f"{len(rest)} others", seconds / rounds, calls / rounds, device_s / rounds))
         children.sort(key=lambda child: -max(child.seconds, child.device_s))
-        total_device_s = self.device_s + sum(part.device_s for part in self.parts.values())
-        return Node(name, self.seconds / rounds, self.calls / rounds, total_device_s / rounds, tuple(children))
+        return Node(name, self.seconds / rounds, self.calls / rounds, self.device_s / rounds, tuple(children))
 
 
 def _tree(name: str, events: Sequence[Any]) -> Node:
@@ -184,7 +187,7 @@ def _add(part: _Sum, event: Any) -> None:
     for kernel in event.kernels:
         inner = part.part(f"kernel {kernel.name}")
         inner.calls += 1
-        inner.device_s += kernel.duration / 1e6
+        inner.own_device_s += kernel.duration / 1e6
 
 
 def _on_cpu(event: Any) -> bool:

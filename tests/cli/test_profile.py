@@ -1,0 +1,116 @@
+"""The verb as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meprop_bench import cli
+from meprop_bench.errors import ExitCode
+from meprop_bench.results.schema import Row
+from meprop_bench.sweep import profile as profile_module
+
+_TINY = ["--batch", "4", "--hidden", "8", "--k", "2", "--threads", "1"]
+
+
+def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "meprop_bench", "profile", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+@pytest.fixture
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_PAIRS_S", "_STAGES_S", "_OVERHEAD_S"):
+        monkeypatch.setattr(profile_module, name, 0.01)
+
+
+def test_a_layer_as_json_with_a_trace(
+    tmp_path: Path, in_a_hurry: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*_TINY, "--method", "unified", "--gradient", "rows", "--search", "0.1", "--trace", "t.json"]
+    assert cli.run(["profile", *arguments, "--format", "json"]) == ExitCode.OK
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    rows = [Row.from_json(row) for row in printed["rows"]]
+    assert [row.phase for row in rows] == ["forward", "backward"]
+    assert all(row.passed and row.speedup and row.floor_s and row.processes == 1 for row in rows)
+    assert list(printed["environment"]) == [rows[0].environment_id]
+    found = printed["profile"]
+    names = [stage["name"] for stage in found["stages"]["sparse"]]
+    assert names == ["selection", "dx", "dW", "rows", "rest"]
+    assert [node["name"] for node in found["trees"]["sparse"]] == ["forward", "backward"]
+    assert [search["axis"] for search in found["break_even"]] == ["k", "hidden"]
+    assert len(found["answers"]) == 7
+    traced = {event.get("name") for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"]}
+    assert {"dense forward", "sparse forward", "dense backward", "sparse backward"} <= traced
+    assert "profiling" in err
+
+
+def test_a_model_as_a_table(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    found = _run("--workload", "mlp", "--data", "digits", *_TINY, "--search", "0", cwd=tmp_path)
+    assert found.returncode == ExitCode.OK, found.stderr
+    for words in ("Stages of the linear-backward", "layers left dense", "Adam.step", "What is the ceiling"):
+        assert words in found.stdout
+    assert "break even" not in found.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--k", "0"], "k must be an integer of at least 1 or a ratio in (0, 1], not 0"),
+        (["--k", "8,32"], "a profile is of one case: give --k one value"),
+        (["--method", "dense"], "unknown method 'dense'"),
+        (["--kernel", "gahter"], "did you mean 'gather'"),
+        (["--device", "cuda:63"], "the device cuda:63 is not there"),
+        (["--threads", "4096"], "4096 threads on"),
+        (["--data", "digits"], "the axis 'data' is for"),
+        (["--search", "-1"], "--search"),
+        (["--format", "md"], "--format"),
+        (["--seed", "-1"], "seed must be"),
+        (["--trace", "trace.txt"], "name it trace.txt.json or .json.gz"),
+        (["--trace", "nowhere/t.json"], "there is no folder"),
+        (["--trace", "folder.json"], "it is a folder"),
+    ],
+)
+def test_a_wrong_wish_is_one_line_and_exit_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    assert cli.run(["profile", *arguments]) == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("meprop-bench: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_kernel_that_cannot_do_the_case_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.run(["profile", *_TINY, "--method", "meprop", "--kernel", "gather", "--search", "0"])
+    assert code == ExitCode.NOTHING_MEASURED
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("meprop-bench: error: linear 8→8")
+    assert "gather" in last
+
+
+def test_the_help_loads_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from meprop_bench import cli; code = cli.run(['profile', '--help']);"
+        "sys.exit(code or int(bool({'torch', 'numpy', 'rich', 'matplotlib'} & set(sys.modules))))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "--trace" in found.stdout
