@@ -47,9 +47,14 @@ def answers(profile: Profile) -> list[Answer]:
 
 
 def amdahl(profile: Profile) -> tuple[float, float] | None:
-    """Return the seconds of a dense step and those of them that sparsifying can spare: dx and dW; None if unknown."""
+    """Return the seconds of a dense step and those of them that sparsifying can spare; None if unknown.
+
+    These are dx and dW of the sparsified layers, or the whole backward pass where they are not known.
+    """
     step_s = _step_s(profile, "dense")
     spared_s = sum(stage.seconds for name in ("dx", "dW") if (stage := profile.stage("dense", name)))
+    if profile.stages_of is None:
+        spared_s = profile.seconds("dense", "backward") or 0.0
     return (step_s, min(spared_s, step_s)) if step_s and spared_s else None
 
 
@@ -83,7 +88,7 @@ def _where(profile: Profile) -> Answer | None:
 
 def _floors(profile: Profile) -> Answer | None:
     parts = [(STAGE_NAMES[stage.name], stage) for stage in profile.stages.get("sparse", ())]
-    for phase in ("forward", "update"):
+    for phase in ("forward", "update") if parts else ("forward", "backward", "update"):
         row = profile.row(phase)
         if row is not None and row.median_s is not None and row.floor_s is not None:
             parts.append((phase, Stage(name=phase, seconds=row.median_s, floor_s=row.floor_s)))
@@ -115,16 +120,16 @@ def _ceiling(profile: Profile) -> Answer | None:
     share = spared_s / step_s
     phases = "step" if profile.row("update") else "forward and backward together"
     most = ratio(1 / (1 - share)) if share < 0.999 else "any factor"
+    spared = "dx and dW of the sparsified layers make up" if profile.stages_of else "The whole backward pass makes up"
     text = (
-        f"dx and dW of the sparsified layers are {share:.0%} of the dense {phases} ({seconds(spared_s)} of"
-        f" {seconds(step_s)}). Were they free, it would be {most} as fast; it is"
+        f"{spared} {share:.0%} of the dense {phases} ({seconds(spared_s)} of {seconds(step_s)}). Were that free, the"
+        f" whole would be {most} as fast; it is"
         f" {ratio(step_s / _step_s(profile, 'sparse'))}."
     )
     if not profile.row("update"):
         text += " An optimizer would lower the ceiling: this workload has none."
-    return Answer(
-        "What is the ceiling for this model (Amdahl)?", text, "1 / (1 - share), share from the dense stages timed apart"
-    )
+    how = "the dense stages timed apart" if profile.stages_of else "the dense phases, a generous bound"
+    return Answer("What is the ceiling for this model (Amdahl)?", text, f"1 / (1 - share), share from {how}")
 
 
 def _overhead(profile: Profile) -> Answer | None:
@@ -177,7 +182,7 @@ def _predicted(row: Row) -> tuple[float, float, float] | None:
 
 
 def _break_even(found: BreakEven) -> Answer:
-    how = f"{len(found.points)} quick measurements of the linear backward, so approximate: "
+    how = f"{len(found.points)} quick measurements of the backward pass alone, so approximate: "
     how += ", ".join(f"{value}: {ratio(speedup)}" for value, speedup in sorted(found.points))
     if found.axis == "k":
         return Answer("At which k does sparse break even?", _k_in_words(found), how)

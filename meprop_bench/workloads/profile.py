@@ -14,8 +14,9 @@ The dense side has its two products and its sum, by the operators that autograd 
 warm caches, so that they need not add up: a negative rest says that together they share what each paid alone.
 
 Where sparse breaks even is bisected on a logarithmic scale, with one short series of pairs for each point: good for
-"about 200", not for the third digit, and only as long as time permits. It is the linear layers' backward pass that is
-compared, through autograd, on the case's own numbers (k) or on random ones (size).
+"about 200", not for the third digit, and only as long as time permits. It is the sparsified linear layers' backward
+pass that is compared (or that of a layer of another kind), through autograd, on the case's own numbers (k) or on random
+ones (size).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -36,7 +38,8 @@ from meprop_bench.ops.cost import Cost, linear_stages
 from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
-from meprop_bench.workloads.case import Case
+from meprop_bench.workloads import setup
+from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.layer import timed_backward
 from meprop_bench.workloads.prepared import Call, Layer
 
@@ -102,43 +105,59 @@ _TINY_DY = torch.tensor([[1.0, 2.0]])
 
 
 def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
-    """Search the k at which the sparse backward pass of the sparsified layers is no longer faster than the dense one.
+    """Search the k at which the sparse backward pass is no longer faster than the dense one.
 
-    Returns None if no layer is sparsified.
+    That of the sparsified linear layers, or of a layer of another kind. None for a model without linear layers, and
+    where nothing is sparsified.
     """
     sparsified = [layer for layer in layers if layer.request is not None]
-    if not sparsified:
+    if not sparsified and (layers or WORKLOADS[case.workload].trains):
         return None
-    n = min(layer.w.shape[0] for layer in sparsified)
-    known = min(resolve_k(case.k, n), n - 1)
-    ratio = _Ratios(lambda k: _sides(case, sparsified, k), clock, seconds)
-    pays, loses = _search(ratio, known, ends := (1, n - 1), small_pays=True)
-    return BreakEven(axis="k", pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=f"of {n} neurons")
+    n, what = _entries(case)
+
+    def sides(k: int) -> _Sides:
+        return _sides(case, sparsified, k) if sparsified else _of_case(replace(case, k=k))
+
+    ratio = _Ratios(sides, clock, seconds)
+    pays, loses = _search(ratio, min(resolve_k(case.k, n), n - 1), ends := (1, n - 1), small_pays=True)
+    return BreakEven(axis="k", pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=f"of {n} {what}")
 
 
 def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
-    """Search the width from which on the sparse backward pass of the sparsified layers is faster, at the case's k.
+    """Search the width from which on the sparse backward pass is faster, at the case's k; of what, see `break_even_k`.
 
-    Inputs as wide as the layer stay as wide as it; others stay as they are. Returns None if no layer is sparsified.
+    Inputs as wide as the layer stay as wide as it; others stay as they are.
     """
     sparsified = [layer for layer in layers if layer.request is not None]
-    if not sparsified:
+    if not sparsified and (layers or WORKLOADS[case.workload].trains):
         return None
-    known = case.out_features
-    square = [layer.w.shape[1] == layer.w.shape[0] for layer in sparsified]
+    known, inputs = case.out_features, case.in_features
+    square = [layer.w.shape[1] == layer.w.shape[0] for layer in sparsified] or [inputs == known]
 
     def sides(width: int) -> _Sides:
-        return _sides(
-            case, [_of_width(case, layer, width, wide) for layer, wide in zip(sparsified, square, strict=True)]
-        )
+        if not sparsified:
+            return _of_case(replace(case, out_features=width, in_features=width if square[0] else inputs))
+        wide = zip(sparsified, square, strict=True)
+        return _sides(case, [_of_width(case, layer, width, both) for layer, both in wide])
 
-    inputs = max(layer.w.shape[1] for layer in sparsified)
-    largest = min(_WIDEST, math.isqrt(_LARGEST) if any(square) else _LARGEST // inputs)
-    smallest = int(case.k) + 1 if isinstance(case.k, int) else 2
+    largest = min(_WIDEST if sparsified else _WIDEST // 8, math.isqrt(_LARGEST) if any(square) else _LARGEST // inputs)
+    smallest = int(case.k) + 1 if isinstance(case.k, int) and case.size is None else 2
     ratio = _Ratios(sides, clock, seconds)
-    pays, loses = _search(ratio, known, ends := (smallest, max(known, largest)), small_pays=False)
+    pays, loses = _search(ratio, known, ends := (min(smallest, known), max(known, largest)), small_pays=False)
     held = f"k={case.k:g}" + ("" if any(square) else f", {inputs} inputs")
     return BreakEven(axis="hidden", pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=held)
+
+
+def _entries(case: Case) -> tuple[int, str]:
+    """Return what k is a part of: neurons, or a convolution's positions in a map."""
+    if case.size is not None and case.filter is not None:
+        return (case.size - case.filter + 1) ** 2, "positions"
+    return case.out_features, "neurons"
+
+
+def _of_case(case: Case) -> _Sides:
+    """Return the backward passes of a layer that is no linear one."""
+    return setup(case).memory["backward"]
 
 
 def _search(ratio: _Ratios, known: int, ends: tuple[int, int], *, small_pays: bool) -> tuple[int | None, int | None]:

@@ -73,8 +73,8 @@ def test_the_ceiling_by_amdahl(profile):
     step_s, spared_s = amdahl(profile)
     assert (step_s, spared_s) == (pytest.approx(500e-6), pytest.approx(360e-6))
     text = _answer(profile, "Amdahl").text
-    assert "72% of the dense forward and backward together (360 µs of 500 µs)" in text
-    assert "it would be 3.57x as fast; it is 2.50x" in text
+    assert "make up 72% of the dense forward and backward together (360 µs of 500 µs)" in text
+    assert "Were that free, the whole would be 3.57x as fast; it is 2.50x" in text
     assert "this workload has none" in text
 
 
@@ -82,7 +82,10 @@ def test_a_step_has_its_update_in_the_ceiling(profile, make_row):
     more = [make_row("a", phase=phase, median=500e-6, speedup=1.0) for phase in ("update",)]
     more.append(make_row("a", phase="step", median=700e-6, speedup=1000 / 700))
     text = _answer(replace(profile, rows=(*profile.rows, *more)), "Amdahl").text
-    assert "36% of the dense step (360 µs of 1.00 ms). Were they free, it would be 1.56x as fast; it is 1.43x." in text
+    assert (
+        "36% of the dense step (360 µs of 1.00 ms). Were that free, the whole would be 1.56x as fast; it is 1.43x."
+        in text
+    )
     assert "optimizer" not in text
     where = _answer(replace(profile, rows=(*profile.rows, *more)), "Where").text
     assert "Most of it is the update, which the method leaves as it is." in where
@@ -122,14 +125,17 @@ def test_where_sparse_breaks_even(profile, axis, pays, loses, words):
     found = BreakEven(axis=axis, pays=pays, loses=loses, ends=(1, 499), points=((30, 1.5),), held="of 500")
     answer = answers(replace(profile, break_even=(found,)))[-1]
     assert answer.text == words
-    assert answer.how == "1 quick measurements of the linear backward, so approximate: 30: 1.50x"
+    assert answer.how == "1 quick measurements of the backward pass alone, so approximate: 30: 1.50x"
 
 
 def test_without_stages_there_are_fewer_answers(profile):
     bare = replace(profile, stages={}, stages_of=None, overhead={}, break_even=(), trees={})
     assert [found.question for found in answers(bare)] == [
-        "Where does the time go?", "Which part is at its floor?", "How much was to be expected?"
+        "Where does the time go?", "Which part is at its floor?", "What is the ceiling for this model (Amdahl)?",
+        "How much was to be expected?",
     ]  # fmt: skip
+    assert "The whole backward pass makes up 80%" in _answer(bare, "Amdahl").text
+    assert "backward 100 µs, 10.0x" in _answer(bare, "floor").text
     assert "Stages" not in as_text(bare)
 
 

@@ -164,3 +164,30 @@ def test_a_slow_pair_is_timed_once() -> None:
     assert clock.seconds == 8.0
     assert profile_module._quick_ratio(lambda: take(0.06), lambda: take(0.02), clock, 1.0) == pytest.approx(3.0)
     assert clock.seconds < 9.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        (
+            {"workload": "conv", "size": 6, "filter": 3, "method": "meprop", "in_features": 2, "out_features": 4},
+            (1, 15),
+        ),
+        ({"workload": "lstm", "length": 3}, (1, 10)),
+    ],
+)
+def test_break_even_of_other_layers(changes: dict[str, object], ends: tuple[int, int]) -> None:
+    case = _case(**changes)
+    layers = setup(case).layers
+    assert layers == ()
+    by_k, by_size = (search(case, layers, CLOCK, seconds=0.02) for search in (break_even_k, break_even_size))
+    assert by_k is not None
+    assert by_size is not None
+    assert by_k.ends == ends
+    assert by_size.points[0][0] == case.out_features
+
+
+def test_a_model_without_linear_layers_has_no_break_even() -> None:
+    case = _case(workload="seq2seq", k=2, in_features=500, length=3, layers=1, optimizer="adam")
+    assert break_even_k(case, (), CLOCK, seconds=0.01) is None
+    assert break_even_size(case, (), CLOCK, seconds=0.01) is None
