@@ -19,6 +19,9 @@ __all__ = ["STAGE_NAMES", "Answer", "amdahl", "answers"]
 AT_FLOOR = 1.25
 """A part that takes at most this many times its floor is at it: the peaks themselves scatter by some percent."""
 
+_WORTH_SPARING = 0.1
+"""Share of the linear backward from which the zeros of a dense gradient are worth a hint."""
+
 STAGE_NAMES = {
     "selection": "selection and db",
     "dx": "product dx",
@@ -83,6 +86,9 @@ def _where(profile: Profile) -> Answer | None:
             f" The longest stage of the sparse {profile.stages_of} is {STAGE_NAMES[longest.name]},"
             f" {seconds(longest.seconds)} or {longest.seconds / whole_s:.0%}."
         )
+        zeros = profile.stage("sparse", "zeros")
+        if zeros is not None and zeros.seconds >= _WORTH_SPARING * whole_s:
+            text += f" The zeros of a dense dW, {zeros.seconds / whole_s:.0%}, are spared by --gradient rows."
     return Answer("Where does the time go?", text, "phases timed in interleaved pairs, without a profiler")
 
 
