@@ -1,8 +1,8 @@
 """Where the time of a call goes, as torch.profiler sees it: ranges, operators, kernels.
 
 A profiler answers "which operator?", not "how long?": it adds about a microsecond to each operator, which is as long
-as a small one takes. So the times of a profile are shares, to be applied to what a clock measured without it, and
-what the profiler added is told (`slowdown` of the reader's making: profiled seconds / clocked seconds).
+as a small one takes. So the times of a profile are shares, to be applied to what a clock measured without it; the
+ratio of both tells what the profiler added.
 
     range      a phase of one side, e.g. "sparse backward": one call, several times
     operator   what the range called (an autograd node, `aten::addmm`); own seconds, without what it called itself

@@ -86,8 +86,6 @@ class Profile:
         overhead: phase -> (dense, sparse): seconds of the same call on a layer of almost nothing.
         trees: side -> a tree for each phase, seconds under the profiler.
         break_even: what was searched for.
-        steps_s: side -> seconds of a step: of all phases that were timed.
-        slowdown: side -> phase -> seconds under the profiler / seconds without.
         notes: what a reader should know, one line each.
 
     """
