@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test lint targets clean
+.PHONY: report test lint targets asv bench clean
 
 report: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset quick
@@ -21,6 +21,17 @@ lint: $(STAMP)
 # The figures that reports/ holds for the shapes of the papers; about half an hour on 2 cores.
 targets: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset targets
+
+# The asv suite on the current commit, in the environment that is there; `asv publish` then makes its web page. asv wants
+# the machine described before it runs; it asks nobody here, and has no host's name.
+asv: $(STAMP)
+	machine=$$($(BIN)/python -c 'from meprop_bench.measure.environment import machine_slug as slug; print(slug())') && \
+	$(BIN)/asv machine --yes --machine "$$machine" && \
+	$(BIN)/asv run --machine "$$machine" --environment existing:$(abspath $(BIN)/python) --set-commit-hash "$$(git rev-parse HEAD)" \
+	  --launch-method forkserver --record-samples $(ASV)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks/pytest_suite $(BENCH)
 
 # Installed again when what it is made from changes; pip upgrades in place.
 $(STAMP): pyproject.toml constraints.txt

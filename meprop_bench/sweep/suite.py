@@ -1,0 +1,215 @@
+"""What the asv suite and the pytest-benchmark suite share: a preset as a grid of readable parameters, the part of it
+that is run, and the rows of a case.
+
+    preset  ->  Grid of a workload     names (method, k, hidden, batch, device, ...) x values; a point is a case or none
+            ->  chosen                 a seeded part of the grid (all of it with MEPROP_BENCH_SUITE=all)
+    case    ->  absent                 why this machine cannot measure it, or None
+            ->  measured               its rows, from the runner that the command line has
+
+Neither suite times anything itself. What they show are the runner's values: interleaved pairs of fresh processes,
+which have the case's threads and allocator from their start, by CUDA events where the device is one. So whatever
+process asv or pytest runs in, and whatever its environment, the figures are those of the command line.
+
+The part that is run by default is drawn from each stratum (workload, method, device, data) by a hash of each point's
+parameters and a seed: it is the same on every machine, and a case that is added to the preset leaves the choice of
+all others alone but for the one that it may displace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import UserError
+from meprop_bench.measure.environment import machine_slug
+from meprop_bench.results.schema import Row
+from meprop_bench.results.store import Store
+from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import AXES, Plan, Preset, load_preset, plan_preset
+from meprop_bench.sweep.runner import Progress, Runner
+from meprop_bench.workloads.case import Case
+
+__all__ = ["PRESET", "SWITCH", "Grid", "Suite", "absent", "measured"]
+
+SWITCH = "MEPROP_BENCH_SUITE"
+"""Environment variable: unset or "part" for the seeded part, "all" for all cases of the preset."""
+
+PRESET = "MEPROP_BENCH_SUITE_PRESET"
+"""Environment variable: another preset than the suites', a name or a path."""
+
+_ALWAYS = ("method", "k", "hidden", "batch", "device")
+"""Parameters of every grid. Another axis becomes one where the workload's cases differ in it."""
+
+_IN_DEVICE = ("device", "threads")
+"""Axes that the parameter `device` tells together: cpu:2 (threads), cuda:0 (number)."""
+
+_SHARE = 3
+"""One in this many cases of a stratum is run by default."""
+
+_PARTS = ("part", "all")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cases of one workload, each at the point of its parameters.
+
+    Attributes:
+        names: of the parameters.
+        values: of each parameter, in the preset's order.
+        cases: point -> case. A product of `values` has points without one.
+
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+    cases: Mapping[tuple[Any, ...], Case]
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> Grid:
+        """Lay cases of one workload out.
+
+        Raises:
+            UserError: two of them have the same parameters, as only CUDA cases with other threads can.
+
+        """
+        names = (*_ALWAYS, *(axis for axis in AXES if axis not in (*_ALWAYS, *_IN_DEVICE) and _differ(axis, cases)))
+        points: dict[tuple[Any, ...], Case] = {}
+        for case in cases:
+            if (point := tuple(_parameter(name, case) for name in names)) in points:
+                raise UserError(f"two cases of the preset are {case.label}: give a sweep on CUDA one number of threads")
+            points[point] = case
+        values = tuple(tuple(dict.fromkeys(column)) for column in zip(*points, strict=True))
+        return cls(names, values, points)
+
+    def label(self, case: Case) -> str:
+        """Return the parameters of a case on one line: unified-k10-hidden512-batch50-cpu:2."""
+        words = (_parameter(name, case) for name in self.names)
+        return "-".join(
+            str(word) if name in ("method", "device", "data") else f"{name}{word}"
+            for name, word in zip(self.names, words, strict=True)
+        )
+
+
+class Suite:
+    """A preset, as the suites run it.
+
+    Args:
+        preset: a name, or the path of a TOML file; `MEPROP_BENCH_SUITE_PRESET` in the environment takes its place.
+        part: "part" or "all"; by default what the environment variable `MEPROP_BENCH_SUITE` says, else "part".
+        seed: of the part.
+
+    Raises:
+        UserError: there is no such preset or part.
+
+    """
+
+    def __init__(self, preset: str, *, part: str | None = None, seed: int = 0) -> None:
+        part = part or os.environ.get(SWITCH) or "part"
+        if part not in _PARTS:
+            raise UserError(f"{SWITCH} is {part!r}: set it to {' or '.join(_PARTS)}, or leave it out")
+        self._preset: Preset = load_preset(os.environ.get(PRESET) or preset)
+        self.cases: tuple[Case, ...] = plan_preset(self._preset).cases
+        self.chosen: tuple[Case, ...] = self.cases if part == "all" else _part(self.cases, seed)
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """Those that the preset has cases of."""
+        return tuple(dict.fromkeys(case.workload for case in self.cases))
+
+    def grid(self, workload: str) -> Grid:
+        """Return the grid of a workload; UserError if the preset has no case of it."""
+        if not (cases := [case for case in self.cases if case.workload == workload]):
+            raise UserError(f"the preset has no case of the workload {workload}: add a sweep of it")
+        return Grid.of(cases)
+
+    def plan(self, cases: Iterable[Case]) -> Plan:
+        """Return the plan that measures some of the cases as the preset says; a GPU is watched, too."""
+        cases = tuple(cases)
+        watched = self._preset.settings.get("utilization", True) or any(case.device != "cpu" for case in cases)
+        return Plan(**{**self._preset.settings, "utilization": watched, "cases": cases})
+
+
+def absent(cases: Iterable[Case]) -> dict[Case, str]:
+    """Return why this machine cannot measure a case (device, cores, allocator, data), for those that it cannot.
+
+    Each thing is looked for once, as torch has to be loaded to see a GPU.
+    """
+    cases = list(cases)
+    reasons: dict[tuple[object, ...], str | None] = {}
+    for case in cases:
+        if (key := _needs(case)) not in reasons:
+            reasons[key] = _why_not(case)
+    return {case: reason for case in cases if (reason := reasons[_needs(case)]) is not None}
+
+
+def measured(
+    plan: Plan, folder: Path | None = None, progress: Callable[[Progress], None] = lambda _: None
+) -> tuple[list[Row], Mapping[str, Any]]:
+    """Return the rows of a plan, measuring what is not measured yet, and the environments they were measured in.
+
+    Args:
+        plan: what to measure.
+        folder: where the results are kept for the next call; by default nowhere.
+        progress: told of each stage.
+
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="meprop-bench-") as temporary:
+            return measured(plan, Path(temporary), progress)
+    machine, record = machine_slug(), plan.to_json()
+    kept = Store.find_resumable(folder, plan.name, machine, record)
+    with kept or Store.create(folder, plan.name, machine, f"suite {plan.name}", record) as store:
+        Runner(plan, store, progress=progress).run()
+        return store.rows(), store.header["environments"]
+
+
+def _part(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
+    grids = {workload: Grid.of(list(own)) for workload, own in _by(cases, lambda case: case.workload).items()}
+
+    def rank(case: Case) -> str:
+        return hashlib.sha256(f"{seed} {case.workload} {grids[case.workload].label(case)}".encode()).hexdigest()
+
+    strata = _by(cases, lambda case: (case.workload, case.method, _device(case), case.data))
+    drawn = {case for own in strata.values() for case in sorted(own, key=rank)[: math.ceil(len(own) / _SHARE)]}
+    return tuple(case for case in cases if case in drawn)
+
+
+def _by(cases: Iterable[Case], key: Callable[[Case], Any]) -> dict[Any, list[Case]]:
+    groups: dict[Any, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(key(case), []).append(case)
+    return groups
+
+
+def _differ(axis: str, cases: Sequence[Case]) -> bool:
+    if axis == "in-features" and (
+        any(case.data is not None for case in cases) or all(case.in_features == case.out_features for case in cases)
+    ):
+        return False  # it follows from the data, or from the size
+    return axis != "workload" and len({getattr(case, AXES[axis]) for case in cases}) > 1
+
+
+def _parameter(name: str, case: Case) -> Any:
+    return _device(case) if name == "device" else getattr(case, AXES[name])
+
+
+def _device(case: Case) -> str:
+    return f"cpu:{case.threads}" if case.device == "cpu" else case.device
+
+
+def _needs(case: Case) -> tuple[object, ...]:
+    return (case.device, case.threads, case.allocator, case.data)
+
+
+def _why_not(case: Case) -> str | None:
+    try:
+        check_feasible([case])
+    except UserError as error:
+        return str(error)
+    return None
