@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ __all__ = ["AXIS_HELPS", "command"]
 
 AXIS_HELPS = {
     "workload": "A layer: linear, conv, lstm, gru. A model, trained: mlp, seq2seq, mesimp, meact.",
-    "method": "meprop, unified, random, random-unified.",
+    "method": "meprop, unified, random, random-unified; dense: the baseline against itself (A/A).",
     "k": "Neurons kept (of a convolution: positions): an integer, or a ratio in (0, 1].",
     "in-features": "Inputs of the layer, maps that come in [default: as many as --hidden].",
     "hidden": "Outputs of the layer, maps that come out, neurons of a gate or of a hidden layer.",
@@ -53,6 +53,8 @@ AXIS_HELPS = {
     "length": "Time steps of lstm and gru; words of a sentence.",
     "rate": "meSimp's p: neurons active in fewer examples are removed.",
     "share": "meAct's p: share of the gradient from which a neuron is trained.",
+    "slowdown": "Of the method dense: share by which its second side is held back.",
+    "caches": "What a timed call may find in them: warm, cold (emptied before each).",
 }
 
 
@@ -77,7 +79,9 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
     default=None,
     help="Watch utilisation, power and energy, 4 s more for a case [default: yes].",
 )
-@click.option("--seed", type=int, metavar="N", help="Of weights, data and orders [default: 0].")
+@click.option(
+    "--seed", multiple=True, metavar="LIST", help="Of weights, data and orders; of several, a case each [default: 0]."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -115,8 +119,11 @@ def _plan(preset: str | None, wishes: dict[str, Any]) -> Plan:
     from meprop_bench.sweep.plan import load_preset, parse_axis, plan_axes, plan_preset
 
     axes = {axis: parse_axis(axis, texts) for axis in AXIS_HELPS if (texts := wishes.pop(axis.replace("-", "_")))}
-    parity = wishes.pop("parity")
+    parity, seeds = wishes.pop("parity"), wishes.pop("seed")
     settings = {name: value for name, value in wishes.items() if value is not None}
+    if seeds:
+        axes["seed"] = parse_axis("seed", seeds)
+        settings["seed"] = axes["seed"][0]
     if parity is not None:
         settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)
     if preset is None:
@@ -147,12 +154,22 @@ def _measure(plan: Plan, store: Store) -> int:
     click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
     try:
         with showing(plan) as progress:
-            Runner(plan, store, progress=progress).run()
+            Runner(plan, store, progress=progress, look=_look).run()
     except KeyboardInterrupt:
         done = f"{len(store.done_case_ids())} of {len(plan.cases)} cases"
         click.echo(f"meprop-bench: interrupted after {done}; the same command with --resume goes on", err=True)
         return ExitCode.INTERRUPTED
     return _judge(store.rows())
+
+
+def _look(threads: int) -> Mapping[str, Any]:
+    """Look at the machine's state and say what will spoil the figures, before they are waited for."""
+    from meprop_bench.measure.machine import state
+
+    found = state(threads)
+    for warning in found["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    return found
 
 
 def _judge(rows: Iterable[Row]) -> int:

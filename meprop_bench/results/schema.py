@@ -191,6 +191,8 @@ class Row:
     length: int | None = None
     rate: float | None = None
     share: float | None = None
+    slowdown: float | None = None
+    caches: str = "warm"
     median_s: float | None = None
     values_s: tuple[float, ...] | None = None
     baseline_median_s: float | None = None

@@ -55,11 +55,14 @@ AXES = {
     "length": "length",
     "rate": "rate",
     "share": "share",
+    "slowdown": "slowdown",
+    "caches": "caches",
+    "seed": "seed",
 }
 """Axis, as options and presets spell it -> the field of a case."""
 
-_INTEGERS = ("in-features", "hidden", "batch", "threads", "layers", "size", "filter", "length")
-_RATIOS = ("rate", "share")
+_INTEGERS = ("in-features", "hidden", "batch", "threads", "layers", "size", "filter", "length", "seed")
+_RATIOS = ("rate", "share", "slowdown")
 _OF_SOME = tuple(dict.fromkeys(name for workload in WORKLOADS.values() for name in workload.fields))
 
 DEFAULT_AXES: Mapping[str, tuple[Any, ...]] = {
@@ -106,7 +109,8 @@ class Plan:
         utilization: watch utilisation, power and energy after the timing, for 2 s of each side.
         accuracy_seeds: training runs of each side in the accuracy comparison.
         accuracy_steps: training steps of each of those.
-        seed: of weights, data, selections, the order within pairs and the order of the processes.
+        seed: of the order within pairs and the order of the processes. That of weights, data and selections is an
+            axis of the cases.
 
     """
 
@@ -246,12 +250,18 @@ def _parse(axis: str, word: str) -> Any:
             continue
     if not kinds:
         return word
-    wanted = {int: "an integer of at least 1", float: "a ratio in (0, 1]"}
+    wanted = {
+        int: f"an integer of at least {int(axis != 'seed')}",
+        float: "a share, 0.03 for 3%" if axis == "slowdown" else "a ratio in (0, 1]",
+    }
     raise UserError(f"{axis} must be {', or '.join(wanted[kind] for kind in kinds)}, not {word!r}")
 
 
 def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:
-    """Return the plan of a product of axes; what is not given comes from `DEFAULT_AXES` and the defaults of `Case`."""
+    """Return the plan of a product of axes; what is not given comes from `DEFAULT_AXES` and the defaults of `Case`.
+
+    The setting `seed` is that of all cases where there is no axis of that name.
+    """
     seed = settings.get("seed", 0)
     return Plan(name=name, cases=_distinct(_cases(axes, seed)), **settings)
 
@@ -275,7 +285,11 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
     workloads = axes.get("workload", DEFAULT_AXES["workload"])
     for workload in workloads:
         one_of("workload", workload, tuple(WORKLOADS))
-        own = {**_usual(workload), **{axis: values for axis, values in axes.items() if axis != "workload"}}
+        own = {
+            "seed": (seed,),
+            **_usual(workload),
+            **{axis: values for axis, values in axes.items() if axis != "workload"},
+        }
         for axis in [axis for axis in own if not _takes(workload, axis)]:
             owners = [other for other in WORKLOADS if _takes(other, axis)]
             if axis in axes and not set(owners) & set(workloads):
@@ -285,7 +299,7 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
                 )
             del own[axis]
         for values in itertools.product(*own.values()):
-            yield _case(workload, dict(zip(own, values, strict=True)), seed)
+            yield _case(workload, dict(zip(own, values, strict=True)))
 
 
 def _usual(workload: str) -> dict[str, Sequence[Any]]:
@@ -305,14 +319,14 @@ def _takes(workload: str, axis: str) -> bool:
     return field not in _OF_SOME or (field in has and not (field == "in_features" and "data" in has))
 
 
-def _case(workload: str, values: Mapping[str, Any], seed: int) -> Case:
+def _case(workload: str, values: Mapping[str, Any]) -> Case:
     chosen = {AXES[axis]: value for axis, value in values.items()}
     if "data" in chosen:
         chosen["data"] = _which_data(chosen["data"])
         chosen["in_features"] = DATA[chosen["data"]]
     elif "in_features" in WORKLOADS[workload].fields:
         chosen.setdefault("in_features", chosen["out_features"])
-    return Case(workload=workload, seed=seed, **chosen)
+    return Case(workload=workload, **chosen)
 
 
 def _which_data(name: object) -> str:

@@ -148,6 +148,8 @@ def profile_case(
         UserError: the case cannot be set up or measured, or its check failed.
 
     """
+    if case.method == "dense":
+        raise UserError("nothing is sparsified by the method dense, so there is nothing to take apart: take another")
     argv = [sys.executable, "-m", "meprop_bench.sweep.profile"]
     with Worker(argv, environment_of(case.allocator, case.threads)) as worker:
         return _Parent(worker, case, progress, cache).profile(search_s, trace)

@@ -130,7 +130,7 @@ def failed_row(case: Case, error: str | None, environment_id: str, *, check: str
     )
 
 
-_OF_SOME = ("layers", "optimizer", "size", "filter", "length", "rate", "share")
+_OF_SOME = ("layers", "optimizer", "size", "filter", "length", "rate", "share", "slowdown")
 
 
 def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
@@ -151,6 +151,7 @@ def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
         "gradient": case.gradient,
         "allocator": case.allocator,
         "data": case.data,
+        "caches": case.caches,
         "seed": case.seed,
         **{name: getattr(case, name) for name in _OF_SOME if name in has},
     }

@@ -269,6 +269,8 @@ class Runner:
         """Watch the machine under a steady load; what goes wrong costs these figures alone, and is returned instead."""
         if not self._plan.utilization:
             return "not asked for (utilization is off)"
+        if case.caches == "cold":
+            return "a steady loop has warm caches"
         self._tell(case, "watching")
         try:
             return _ask(worker, {"do": "utilization", "device": case.device, "seconds": _STEADY_S})

@@ -99,7 +99,7 @@ class Session:
         found = self._prepared.check()
         if found != PASSED:
             return {"check": found, "loops": 1}
-        clock = clock_for(self._case.device)
+        clock = clock_for(self._case.device, caches=self._case.caches)
         self._checked = self._prepared, clock
         sides = (self._prepared.baseline, self._prepared.method)
         for side in sides:

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
+from meprop_bench.measure.clock import CACHES
 
 __all__ = ["METHODS", "OPTIMIZERS", "WORKLOADS", "Case", "Workload", "default_allocator", "default_threads", "one_of"]
 
@@ -35,8 +36,10 @@ METHODS = {
     "random-unified": "random-unified",
     "mesimp": "example",
     "meact": None,
+    "dense": None,
 }
-"""The papers' name of a method -> the selection that it is made of, if of any."""
+"""The papers' name of a method -> the selection that it is made of, if of any. "dense" is the baseline once more: with
+it the instrument is measured, not the papers."""
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 GRADIENTS = ("dense", "rows")
@@ -70,7 +73,7 @@ _TRAINING = {"data": None, "layers": None, "optimizer": None}
 
 WORKLOADS: Mapping[str, Workload] = {
     # One layer, (B, m) -> (B, n).
-    "linear": Workload(_TOP_K, {**_LAYER, "gradient": None}),
+    "linear": Workload((*_TOP_K, "dense"), {**_LAYER, "gradient": None, "slowdown": None}),
     # The papers' perceptron in training, in - h - ... - h - 10.
     "mlp": Workload(_TOP_K, {**_TRAINING, "in_features": None, "kernel": None, "gradient": None}, trains=True),
     # One convolution, m maps of size x size -> n maps; k are positions.
@@ -127,7 +130,7 @@ class Case:
         workload: a key of `WORKLOADS`.
         method: one of the workload's.
         k: neurons kept: an int >= 1, or a ratio of the layer's outputs in (0, 1]; of a convolution, positions of a map.
-            meact, which has a share in its place, does without.
+            meact, which has a share in its place, and dense do without; of dense it is 1.
         batch: B, examples in a batch.
         in_features: m: inputs; maps that come in; of a perceptron, the entries of an example.
         out_features: n: outputs; maps that come out; neurons of a gate or of a hidden layer.
@@ -145,6 +148,8 @@ class Case:
         length: time steps, or words of a sentence.
         rate: meSimp's p: neurons that are active in a smaller share of the examples are removed.
         share: meAct's p: an example trains the neurons with at least this share of its gradient.
+        slowdown: of the method dense: its second side waits for this share of its own time in each call.
+        caches: "warm", as the last call left them, or "cold", emptied before each iteration.
         seed: of weights, data and selections.
 
     Raises:
@@ -172,6 +177,8 @@ class Case:
     length: int | None = None
     rate: float | None = None
     share: float | None = None
+    slowdown: float | None = None
+    caches: str = "warm"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -188,6 +195,7 @@ class Case:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be an integer of at least 0 and below 2^32, not {self.seed!r}")
         _check_k(self.k)
+        self._check_dense()
         object.__setattr__(self, "device", _device(self.device))
         _check_kernel(self.workload, self.kernel)
         if "data" in self._has.fields:
@@ -217,6 +225,23 @@ class Case:
                     f"{name.replace('_', '-')} {value!r} does nothing in the workload {self.workload}: it is for the"
                     f" workload {', '.join(owners)}"
                 )
+
+    def _check_dense(self) -> None:
+        """Fill in and refuse what the method dense alone has, or has not."""
+        if self.method != "dense":
+            if self.slowdown is not None:
+                raise UserError(f"slowdown {self.slowdown!r} is for --method dense: leave it out of {self.method}")
+            return
+        object.__setattr__(self, "k", 1)
+        slowdown = 0.0 if self.slowdown is None else self.slowdown
+        if isinstance(slowdown, bool) or not isinstance(slowdown, int | float) or not 0 <= slowdown <= _SLOWEST:
+            raise UserError(f"slowdown must be a share from 0 to {_SLOWEST} (0.03 is 3%), not {slowdown!r}")
+        if slowdown and self.device != "cpu":
+            raise UserError(f"slowdown {slowdown!r} is a wait of the processor: use --device cpu, not {self.device}")
+        object.__setattr__(self, "slowdown", float(slowdown))
+        for name, usual in (("gradient", "dense"), ("kernel", "auto")):
+            if getattr(self, name) != usual:
+                raise UserError(f"{name} {getattr(self, name)!r} does nothing with --method dense: leave it out")
 
     def _check_maps(self, size: int, filter: int) -> None:
         if filter > size:
@@ -266,6 +291,10 @@ class Case:
         ]
         if self.allocator != default_allocator():
             extras.append(f"{self.allocator} allocator")
+        if self.caches != "warm":
+            extras.append(f"{self.caches} caches")
+        if self.seed:
+            extras.append(f"seed {self.seed}")
         return " ".join([self.workload, self._shape, f"B={self.batch}", self.method, *self._amount, *extras])
 
     @property
@@ -281,6 +310,8 @@ class Case:
     def _amount(self) -> list[str]:
         if self.share is not None:
             return [f"p={self.share}"]
+        if self.slowdown is not None:
+            return [f"+{100 * self.slowdown:g}%"] if self.slowdown else []
         return [f"k={self.k}"] if self.rate is None else [f"k={self.k}", f"p={self.rate}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -303,7 +334,9 @@ _CHOICES: dict[str, Collection[str]] = {
     "dtype": DTYPES,
     "allocator": tuple(ALLOCATORS),
     "optimizer": OPTIMIZERS,
+    "caches": CACHES,
 }
+_SLOWEST = 100
 
 
 def _check_count(what: str, value: object) -> None:

@@ -3,7 +3,7 @@
     forward    y from x (B, m), W (n, m), b (n,)
     backward   (dx, dW, db) for dy (B, n), normal; for the method with its selection
 
-How they are timed is in `layer`.
+How they are timed is in `layer`; the method "dense", which has no selection, is in `identical`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from meprop_bench.ops import linear, resolve_k, select
 from meprop_bench.ops.cost import Cost, linear_backward, linear_forward
 from meprop_bench.ops.kernels import KERNELS, Request
 from meprop_bench.ops.kernels.auto import Auto
+from meprop_bench.workloads import identical
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.layer import draw, sides
@@ -27,6 +28,8 @@ __all__ = ["kernel_that_runs", "setup"]
 def setup(case: Case) -> Prepared:
     """Draw the numbers, build both graphs, and return the two sides."""
     x, w, b, dy = _numbers(case)
+    if case.method == "dense":
+        return identical.prepare(case, x, w, b, dy)
     k = resolve_k(case.k, case.out_features)
     how = {"k": k, "selection": case.selection, "sparse": case.gradient == "rows", "kernel": case.kernel}
 

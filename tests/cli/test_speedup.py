@@ -18,8 +18,9 @@ import pytest
 
 from meprop_bench import cli
 from meprop_bench.cli.live import outcome
-from meprop_bench.cli.speedup import _judge
+from meprop_bench.cli.speedup import _judge, _look
 from meprop_bench.errors import ExitCode
+from meprop_bench.measure import machine
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
 
@@ -144,7 +145,9 @@ kernel = "gather"
     [
         (["--k", "0"], "k must be an integer of at least 1 or a ratio in (0, 1], not 0"),
         (["--k", "abc"], "k must be an integer"),
-        (["--method", "dense"], "unknown method 'dense': choose from"),
+        (["--method", "unifid"], "did you mean 'unified'"),
+        (["--slowdown", "0.03"], "slowdown 0.03 is for --method dense"),
+        (["--caches", "hot"], "unknown caches 'hot'"),
         (["--gradient", "row"], "did you mean 'rows'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--device", "cuda:63"], "the device cuda:63 is not there"),
@@ -156,6 +159,7 @@ kernel = "gather"
         (["--budget", "0"], "budget must be more than 0"),
         (["--processes", "0"], "processes must be an integer from 1"),
         (["--seed", "-1"], "seed must be"),
+        (["--seed", "1,x"], "seed must be an integer of at least 0, not 'x'"),
         (["--data", "digits"], "the axis 'data' is for the workload mlp"),
         (["--workload", "mlp", "--gradient", "rows"], "adam takes no gradient as rows"),
     ],
@@ -170,6 +174,14 @@ def test_a_wrong_wish_is_one_line_and_exit_2(
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_spoils_the_figures_is_said_before_they_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "state", lambda threads: {"threads": threads, "warnings": ["too hot", "too busy"]})
+    assert _look(3)["threads"] == 3
+    assert capsys.readouterr().err == "warning: too hot\nwarning: too busy\n"
 
 
 def test_an_unwritable_folder_is_found_before_anything_is_measured(

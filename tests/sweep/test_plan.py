@@ -27,6 +27,17 @@ def test_without_axes_there_is_a_small_sweep_of_one_layer() -> None:
     assert (plan.target, plan.budget, plan.processes) == (0.02, 20.0, 5)
 
 
+def test_repeats_are_cases_of_their_own() -> None:
+    plan = plan_axes({"method": ["dense"], "seed": [0, 1], "slowdown": [0.0, 0.03]}, seed=7)
+    assert [(case.seed, case.slowdown) for case in plan.cases] == [(0, 0.0), (0, 0.03), (1, 0.0), (1, 0.03)]
+    assert plan.seed == 7
+    assert {case.seed for case in plan_axes({}, seed=7).cases} == {7}
+    cases = plan_preset(load_preset("aa")).cases
+    assert sorted((case.slowdown, case.seed) for case in cases) == [
+        (s, seed) for s in (0.0, 0.03) for seed in range(10)
+    ]
+
+
 def test_a_case_that_is_named_twice_is_measured_once() -> None:
     assert len(_plan(k=[8, 8], method=["meprop"]).cases) == 1
 
@@ -71,6 +82,9 @@ def test_typed_axes_are_lists_of_numbers_and_words() -> None:
     assert parse_axis("k", ("8, 0.1", "32")) == [8, 0.1, 32]
     assert parse_axis("method", ("meprop,unified",)) == ["meprop", "unified"]
     assert isinstance(parse_axis("k", ("1.0",))[0], float)
+    assert parse_axis("seed", ("0,1",)) == [0, 1]
+    with pytest.raises(UserError, match="seed must be an integer of at least 0, not 'x'"):
+        parse_axis("seed", ("x",))
     for axis, text in (("k", "many"), ("batch", "1.5"), ("hidden", "")):
         with pytest.raises(UserError, match=f"{axis} must be an integer of at least 1"):
             parse_axis(axis, (text,))

@@ -190,6 +190,14 @@ def test_the_processes_take_turns_in_random_order(run: Callable[..., Store]) -> 
     assert len({message["seed"] for do, message in teams.log if do == "measure"}) == teams.count("measure")
 
 
+def test_rows_name_the_caches_and_cold_ones_are_not_watched(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    warm, _, cold, _ = run(teams, [Case(k=3, threads=1), Case(k=3, threads=1, caches="cold")]).rows()
+    assert (warm.caches, cold.caches) == ("warm", "cold")
+    assert teams.count("utilization") == 1
+    assert cold.unavailable["power_w"] == "a steady loop has warm caches"
+
+
 def test_processes_that_are_kept_serve_a_group_and_the_rows_say_so(run: Callable[..., Store]) -> None:
     teams = _Teams()
     cases = [_CASES[0], Case(k=3, threads=1, allocator="default"), _CASES[1]]

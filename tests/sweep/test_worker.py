@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meprop_bench.measure.cold import ColdClock
 from meprop_bench.results.schema import Utilization
 from meprop_bench.sweep.worker import Session
 from meprop_bench.workloads.case import Case
@@ -47,6 +48,13 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
         assert told.unavailable["gpu_utilization"] == "the device is the CPU"
         nulls = {name for name in vars(told) if getattr(told, name) is None}
         assert nulls == set(told.unavailable)
+
+
+def test_cold_caches_are_emptied_before_each_call() -> None:
+    session = Session()
+    _ask(session, do="setup", case={**_CASE.to_json(), "caches": "cold"})
+    answer = _ask(session, do="check", warm_s=0.0)
+    assert (answer["check"], isinstance(session._passed()[1], ColdClock)) == ("passed", True)
 
 
 @pytest.mark.parametrize(

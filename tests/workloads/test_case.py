@@ -57,6 +57,7 @@ def test_no_k_means_no_gradient(k: object) -> None:
         ("threads", 2.0, "threads must be an integer"),
         ("seed", -1, "seed must be"),
         ("data", "mnist", "workload mlp"),
+        ("caches", "hot", "choose from warm, cold"),
         ("length", 3, "does nothing in the workload linear: it is for the workload lstm, gru, seq2seq"),
         ("method", "mesimp", "choose from meprop, unified, random, random-unified"),
     ],
