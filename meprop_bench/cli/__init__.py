@@ -29,6 +29,7 @@ VERBS = {
     "profile": "Show where the time of one step goes, and why it is not less.",
     "report": "Print or write the report of a results folder.",
     "data": "List, fetch and check the data sets.",
+    "doctor": "Examine this machine, its software and the configuration.",
 }
 """Verb -> its help in one line. The verb lives in the module of its name, as `command`."""
 

@@ -1,0 +1,114 @@
+"""`meprop-bench doctor`: can this machine be trusted to measure, what is missing, and is the configuration sound?
+
+meprop-bench doctor
+meprop-bench doctor --fast my.toml
+
+It looks at the machine (cores, quota, what others take, frequency, heat, swap), the clock, the noise (identical code
+against itself), the software and its extras, devices and their meters, the data, and the configuration of the working
+directory: unknown keys in [tool.meprop-bench] and in asv.conf.json, and the presets named.
+
+Exit codes: 0 fine; 2 a mistake to put right (configuration, damaged data); 4 the machine cannot be trusted: others
+take more than a quarter of its cores, the hypervisor more than a tenth, a CPU quota is below the threads, or the
+noise leaves ±2% out of reach. What is optional and absent changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from meprop_bench.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from meprop_bench.doctor import Examination, Finding
+
+__all__ = ["command"]
+
+_STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
+_VERDICTS = {
+    ExitCode.OK: "fine: nothing speaks against measuring here",
+    ExitCode.USAGE: "there is a mistake to put right",
+    ExitCode.INCONCLUSIVE: "this machine, as it is now, cannot be trusted to measure",
+}
+_WIDE = 160
+"""Columns where no terminal says how many."""
+
+
+@click.command(name="doctor", short_help="Examine this machine, its software and the configuration.")
+@click.argument("presets", metavar="[PRESET]...", nargs=-1)
+@click.option("--fast", is_flag=True, help="Leave the noise and the contents of the data out: 3 seconds instead of 7.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What standard output gets.",
+)
+def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
+    """Say whether this machine can be trusted to measure, what is missing, and what is wrong in the configuration.
+
+    A PRESET is a TOML file, or a name that comes with the package: it is checked, too. Exit codes: 0 fine, 2 a mistake
+    to put right, 4 too noisy or too busy a machine.
+    """
+    from meprop_bench.doctor import examine
+
+    def progress(stage: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"{stage} …", err=True)
+
+    found = examine(tuple(dict.fromkeys(presets)), fast=fast, progress=progress)
+    if form == "json":
+        click.echo(_as_json(found))
+    else:
+        _print(found)
+    return found.exit_code
+
+
+def _as_json(found: Examination) -> str:
+    from meprop_bench.measure.environment import environment_id
+    from meprop_bench.results.schema import SCHEMA
+
+    record = {
+        "schema": SCHEMA,
+        "command": shlex.join(["meprop-bench", *sys.argv[1:]]),
+        "environment": {environment_id(found.environment): found.environment},
+        "rows": [],
+        "findings": [finding.to_json() for finding in found.findings],
+        "exit_code": int(found.exit_code),
+    }
+    return json.dumps(record, indent=1, allow_nan=False)
+
+
+def _print(found: Examination) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(width=_WIDE, highlight=False, markup=False, emoji=False)
+    table = Table("section", "check", "state", "found", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    section = ""
+    for finding in found.findings:
+        heading = finding.section if finding.section != section else ""
+        section = finding.section
+        state = Text(finding.state, _STYLES[finding.state])
+        table.add_row(Text(heading, "bold"), Text(finding.check), state, _told(finding))
+    console.print(table)
+    problems = sum(finding.state == "problem" for finding in found.findings)
+    count = {0: "", 1: " (1 problem)"}.get(problems, f" ({problems} problems)")
+    console.print(Text(f"{_VERDICTS[found.exit_code]}{count}; exit code {int(found.exit_code)}", "bold"))
+
+
+def _told(finding: Finding) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(finding.text, (f" → {finding.advice}", "dim") if finding.advice else "")

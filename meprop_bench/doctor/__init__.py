@@ -1,0 +1,140 @@
+"""The doctor: whether this machine can be trusted to measure, what is missing, and mistakes in the configuration.
+
+    watch      one second of doing nothing: what others and the hypervisor take (before anything is started)
+    start      a measuring process, as a sweep starts it; it imports while software, data and files are looked at
+    A/A        a second and a half of pairs of identical code in that process, alone
+
+Everything that is read is read by `measure`, `data` and `sweep`; this room judges it. It stands above all that
+measures and below the command line: a verb's settings may be looked up here, and nothing needs the doctor.
+
+About 7 seconds on the 2-core machine when it is calm; `fast` leaves the measuring process out and takes 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.doctor import configuration, noise, software
+from meprop_bench.doctor.data import data
+from meprop_bench.doctor.finding import SECTIONS, Finding, exit_code
+from meprop_bench.doctor.machine import allocators, clock, machine
+from meprop_bench.errors import ExitCode
+from meprop_bench.measure.allocator import current
+from meprop_bench.measure.environment import collect
+from meprop_bench.measure.machine import state
+from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.sweep.runner import start_team
+from meprop_bench.workloads.case import default_threads
+
+__all__ = ["Examination", "Finding", "examine"]
+
+_WATCH_S = 1.0
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found.
+
+    Attributes:
+        findings: in the order of the screen.
+        environment: of the examining process, as a result's.
+
+    """
+
+    findings: tuple[Finding, ...]
+    environment: dict[str, Any]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """2 for a mistake to put right, else 4 for a machine that cannot be trusted, else 0."""
+        return exit_code(self.findings)
+
+
+def examine(
+    presets: Sequence[str] = (),
+    *,
+    fast: bool = False,
+    folder: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Examination:
+    """Examine this machine and a folder's configuration.
+
+    Args:
+        presets: names or TOML files, to be checked.
+        fast: leave the noise, the kernels' cache and the contents of the data out.
+        folder: whose configuration is looked at; by default the working directory.
+        progress: told what is being done.
+
+    """
+    progress("watching the machine")
+    now = state(default_threads(), seconds=_WATCH_S)
+    with _Trial() as trial:
+        if not fast:
+            trial.start()
+        progress("looking at software, devices and data")
+        environment = collect("cpu", current())
+        rest = [
+            *software.software(environment),
+            *software.devices(),
+            *data(thorough=not fast),
+            *_configured(presets, folder or Path.cwd()),
+        ]
+        if not fast:
+            progress("measuring identical code against itself")
+        rest += trial.findings()
+    found = [*machine(environment, now), allocators(), *clock(environment), *rest]
+    order = list(SECTIONS)
+    found.sort(key=lambda finding: order.index(finding.section))  # stable
+    return Examination(tuple(found), environment)
+
+
+def _configured(presets: Sequence[str], folder: Path) -> list[Finding]:
+    found = [*configuration.project(folder), *configuration.asv(folder)]
+    for name in presets:
+        found += configuration.preset(name)
+    return found
+
+
+class _Trial:
+    """A measuring process: it gets ready beside what else is looked at, and then measures alone."""
+
+    def __init__(self) -> None:
+        self._closing = ExitStack()
+        self._case = noise.identical()
+        self._worker: noise.Asked | None = None
+        self._loops: Any = None
+        self._before = software.compiled()
+
+    def start(self) -> None:
+        """Start it, and let it import."""
+        pool = self._closing.enter_context(ThreadPoolExecutor(1))
+        team = start_team(self._case, 1)
+        self._closing.callback(team.close)  # before the pool, whose request it ends
+        self._worker = team.workers[0]
+        self._loops = pool.submit(noise.prepare, self._worker, self._case)
+
+    def findings(self) -> list[Finding]:
+        """Measure, if it was started, and judge; nothing is found of what was not tried."""
+        found: list[Finding] = []
+        loaded = False
+        if self._worker is not None:
+            try:
+                loops = self._loops.result()
+                loaded = True
+                found = noise.judge(noise.measure(self._worker, loops))
+            except WorkerDied as died:
+                advice = "try again when the machine is calm, and see the kernel cache"
+                found = [Finding("noise", "A/A", "warning", f"not measured; the measuring process: {died}", advice)]
+        cache = software.kernels(self._before, software.compiled(), loaded=loaded)
+        return found if cache is None else [*found, cache]
+
+    def __enter__(self) -> _Trial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()

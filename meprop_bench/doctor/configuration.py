@@ -1,0 +1,210 @@
+"""Mistakes in configuration files: keys that nobody reads, which is how a typo silently changes nothing.
+
+    pyproject.toml       [tool.meprop-bench] of the working directory: the tables in `TABLES`
+    asv.conf.json(c)     of the working directory: the attributes of asv's own `Config`, which accepts any key silently
+    presets              TOML files named on the command line: read and planned as `speedup --preset` does it
+
+Each mistake is a finding of its own, with a suggestion where a known key is close. Files are read as their owners read
+them: asv's JSON has // and /* */ comments and commas too many. No file, however broken, ends the examination.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.errors import UserError
+from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import load_preset, plan_preset
+from meprop_bench.workloads.case import one_of
+
+__all__ = ["ASV_KEYS", "TABLES", "asv", "preset", "project"]
+
+TABLES: Mapping[str, Collection[str] | None] = {"gate": None}
+"""Table of [tool.meprop-bench] -> the keys that its verb reads; None where only the verb itself knows them. The one
+place that says what may stand there: a verb with settings adds its line."""
+
+_TOOL = "meprop-bench"
+_SECTION = "configuration"
+
+ASV_KEYS = (
+    *("project", "project_url", "repo", "repo_subdir", "branches", "pythons", "matrix", "exclude", "include"),
+    *("env_dir", "benchmark_dir", "results_dir", "html_dir", "show_commit_url", "hash_length", "environment_type"),
+    *("install_timeout", "default_benchmark_timeout", "dvcs", "regressions_first_commits", "regressions_thresholds"),
+    *("plugins", "conda_channels", "conda_environment_file", "build_command", "install_command"),
+    *("uninstall_command", "launch_method"),
+)
+"""The attributes of asv 0.6.6's `asv.config.Config`, for where asv is not installed."""
+
+_ASV_STORED = "0.6.6"
+_ASV_MORE = ("version", "build_cache_size", "wheel_cache_size")
+"""Read by asv, too, though not attributes of its `Config`: `util.load_json`, `build_cache`, `Config.from_json`."""
+
+_ASV_VERSION = 1
+_LITERAL = r'("(?:\\.|[^"\\])*")'
+
+
+class _Broken(Exception):
+    """A file cannot be read as what it should be; the message says why, in one line."""
+
+
+def project(folder: Path) -> list[Finding]:
+    """Look at [tool.meprop-bench] in a folder's pyproject.toml."""
+    check = "pyproject.toml"
+    path = folder / check
+    if not path.exists():
+        return [Finding(_SECTION, check, "ok", "none in this directory")]
+    try:
+        tools = _toml(path).get("tool", {})
+    except _Broken as broken:
+        return [Finding(_SECTION, check, "problem", str(broken))]
+    if not isinstance(tools, dict):
+        return [Finding(_SECTION, check, "problem", "'tool' is not a table")]
+    problems = [
+        f"[tool.{name}] is not read: did you mean [tool.{_TOOL}]?"
+        for name in difflib.get_close_matches(_TOOL, tools, n=3, cutoff=0.75)
+        if name != _TOOL
+    ]
+    own = tools.get(_TOOL)
+    if own is not None:
+        problems += _wrong_tables(own)
+    if problems:
+        return [Finding(_SECTION, check, "problem", problem) for problem in problems]
+    text = f"[tool.{_TOOL}]: {', '.join(own) or 'empty'}" if own is not None else f"no [tool.{_TOOL}]"
+    return [Finding(_SECTION, check, "ok", text)]
+
+
+def asv(folder: Path) -> list[Finding]:
+    """Look at a folder's asv.conf.json, or .jsonc."""
+    check = "asv.conf.json"
+    paths = [path for path in (folder / check, folder / f"{check}c") if path.exists()]
+    if not paths:
+        return [Finding(_SECTION, check, "ok", "none in this directory")]
+    if len(paths) > 1:
+        text = "asv refuses a directory with both asv.conf.json and asv.conf.jsonc"
+        return [Finding(_SECTION, check, "problem", text, "remove one of them")]
+    known, release = _asv_keys()
+    try:
+        record = _jsonc(paths[0])
+    except _Broken as broken:
+        return [Finding(_SECTION, check, "problem", str(broken))]
+    problems = [Finding(_SECTION, check, "problem", text, advice) for text, advice in _asv_needs(record)]
+    graded: State = "warning" if record.get("plugins") else "problem"  # a plugin may read keys of its own
+    problems += [
+        Finding(_SECTION, check, graded, text, "asv ignores it silently") for text in _unknown("key", record, known)
+    ]
+    return problems or [Finding(_SECTION, check, "ok", f"{len(record)} keys, all known to asv {release}")]
+
+
+def preset(name: str) -> list[Finding]:
+    """Read and plan a preset, by its name or its file; then ask whether this machine can measure it."""
+    check = Path(name).name or name
+    try:
+        plan = plan_preset(load_preset(name))
+    except UserError as error:
+        return [Finding(_SECTION, check, "problem", " ".join(str(error).split()))]
+    except Exception as error:  # noqa: BLE001  a file of the user's never ends the examination
+        return [Finding(_SECTION, check, "problem", f"not a sound preset: {type(error).__name__}: {_line(error)}")]
+    cases = "1 case" if len(plan.cases) == 1 else f"{len(plan.cases)} cases"
+    text = f"{plan.name}: {cases}, about {len(plan.cases) * plan.budget / 60:.0f} minutes of timing at most"
+    try:
+        check_feasible(plan.cases)
+    except UserError as error:
+        return [Finding(_SECTION, check, "warning", f"{text}; not here: {error}")]
+    return [Finding(_SECTION, check, "ok", text)]
+
+
+def _wrong_tables(own: Any) -> list[str]:
+    if not isinstance(own, dict):
+        return [f"[tool.{_TOOL}] is not a table"]
+    problems = _unknown(f"key in [tool.{_TOOL}]:", own, TABLES)
+    for name, keys in TABLES.items():
+        if name in own and not isinstance(own[name], dict):
+            problems.append(f"{name!r} in [tool.{_TOOL}] is not a table: write [tool.{_TOOL}.{name}]")
+        elif name in own and keys is not None:
+            problems += _unknown(f"key in [tool.{_TOOL}.{name}]:", own[name], keys)
+    return problems
+
+
+def _asv_needs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what asv itself would refuse, with what to do."""
+    wrong = []
+    if record.get("version") != _ASV_VERSION:
+        said = f"the version is {record['version']!r}" if "version" in record else "there is no version"
+        wrong.append((f"{said}: asv refuses it", f'write "version": {_ASV_VERSION}'))
+    if not record.get("repo"):
+        wrong.append(("there is no repo: asv refuses it", 'write "repo": "." for this repository'))
+    if not record.get("branches", [None]):
+        wrong.append(("the branches are empty: asv refuses it", "name one, or leave the key out"))
+    return wrong
+
+
+def _asv_keys() -> tuple[tuple[str, ...], str]:
+    """Return the keys that asv reads, and of which asv they are."""
+    try:
+        config = import_module("asv.config").Config()
+    except ImportError:
+        return (*ASV_KEYS, *_ASV_MORE), f"{_ASV_STORED} (not installed here)"
+    return (*vars(config), *_ASV_MORE), version("asv")
+
+
+def _unknown(what: str, keys: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return a line for each key that is not known, with what was probably meant."""
+    lines = []
+    for key in keys:
+        try:
+            one_of(what, key, known)
+        except UserError as error:  # without the list of all that is allowed: asv has thirty keys
+            lines.append(str(error).partition("choose from")[0].strip().rstrip(":"))
+    return lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig" if path.suffix != ".toml" else "utf-8")
+    except OSError as error:
+        raise _Broken(f"it cannot be read: {error.strerror or 'input or output error'}") from None
+    except UnicodeDecodeError:
+        raise _Broken("it is not UTF-8 text") from None
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise _Broken(f"it is not TOML: {_line(error)}") from None
+
+
+def _jsonc(path: Path) -> dict[str, Any]:
+    """Read JSON with comments and commas too many; what goes beyond (JSON5) asv's own reader reads, where it is."""
+    text = _text(path)
+    bare = re.sub(rf"{_LITERAL}|//[^\n]*|/\*.*?\*/", lambda match: match[1] or " ", text, flags=re.DOTALL)
+    bare = re.sub(rf"{_LITERAL}|,(?=\s*[}}\]])", lambda match: match[1] or "", bare)
+    try:
+        record = json.loads(bare)
+    except (ValueError, RecursionError) as error:
+        record = _json5(text, error)
+    if not isinstance(record, dict):
+        raise _Broken(f"it holds no object but {type(record).__name__}")
+    return record
+
+
+def _json5(text: str, error: Exception) -> Any:
+    try:
+        import json5
+
+        return json5.loads(text)
+    except (ImportError, ValueError, RecursionError):
+        raise _Broken(f"it is not JSON: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

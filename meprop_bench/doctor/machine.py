@@ -1,0 +1,178 @@
+"""Can this machine be trusted to measure? Its cores, what others take of them, and the clock.
+
+Nothing is read here: the environment and the state of the machine are collected by `measure`, whose own warnings are
+what a finding says. The doctor adds when to stop. Interleaved pairs bear much: below a quarter of the cores taken by
+others, intervals get wider and stay right. A machine is not to be trusted
+
+    others   when other processes take more than a quarter of the usable cores
+    steal    when the hypervisor withholds more than a tenth of them
+    quota    when a CPU quota is below the threads that are measured with: they are then held back in turns
+
+each five times what the instrument warns of, where it has a bound; how far the noise really goes, `noise` measures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
+
+__all__ = ["allocators", "clock", "machine"]
+
+_HEAVY_OTHERS = 0.25
+_HEAVY_STEAL = 0.10
+"""Shares of the usable cores: five times the shares from which `measure.machine` warns."""
+
+_SLOW_CLOCK_S = 1e-6
+"""A value lasts a millisecond at least (`measure.paired.calibrate`): from here on the clock is a thousandth of it."""
+
+_SLOWS = ("CUDA_LAUNCH_BLOCKING", "NUMBA_DISABLE_JIT")
+
+_Facts = Mapping[str, Any]
+
+
+def machine(environment: _Facts, state: _Facts) -> list[Finding]:
+    """Judge the machine.
+
+    Args:
+        environment: as `measure.environment.collect` gives it.
+        state: as `measure.machine.state` gives it.
+
+    """
+    return [
+        _cores(environment, state),
+        _quota(state),
+        _taken(state, "others", "others_cores", "other processes", "took", _HEAVY_OTHERS),
+        _taken(state, "steal", "stolen_cores", "the hypervisor", "withheld", _HEAVY_STEAL),
+        _frequency(environment, state),
+        _heat(state),
+        _swap(state),
+        _variables(environment),
+    ]
+
+
+def clock(environment: _Facts) -> list[Finding]:
+    """Judge the clock: what it says of a function that does nothing, and the least difference it can show."""
+    costs, source = environment["clock_overhead_s"], environment["clock_source"]
+    resolution_s = time.get_clock_info("perf_counter").resolution
+    findings = []
+    if costs is None:
+        reason = environment["unavailable"].get("clock_overhead_s", "it cannot be read")
+        findings.append(Finding("clock", "empty call", "warning", reason))
+    else:
+        slow = costs["single"] > _SLOW_CLOCK_S
+        text = f"{costs['call'] * 1e6:.3f} µs in a loop, {costs['single'] * 1e6:.3f} µs alone, in every value"
+        advice = f"the clock source {source or 'of this system'} is slow: use tsc" if slow else ""
+        findings.append(Finding("clock", "empty call", "warning" if slow else "ok", text, advice))
+    coarse = resolution_s > _SLOW_CLOCK_S
+    text = f"{resolution_s * 1e9:.3g} ns" + (f", clock source {source}" if source else "")
+    findings.append(Finding("clock", "resolution", "warning" if coarse else "ok", text))
+    return findings
+
+
+def allocators() -> Finding:
+    """Say which allocator settings a measuring process can be given."""
+    missing = {name: reason for name in ALLOCATORS if (reason := unavailable_reason(name))}
+    there = ", ".join(name for name in ALLOCATORS if name not in missing)
+    text = "; ".join([f"{there} available", *(f"{name} not: {reason}" for name, reason in missing.items())])
+    return Finding("machine", "allocator", "note" if missing else "ok", f"{text}; this shell's own: {current()}")
+
+
+def _said(state: _Facts, start: str) -> tuple[str, str] | None:
+    """Return the instrument's own warning that begins so, as a finding and an advice."""
+    for line in state["warnings"]:
+        if line.startswith(start):
+            text, _, advice = line.partition(": ")
+            return text, advice
+    return None
+
+
+def _cores(environment: _Facts, state: _Facts) -> Finding:
+    physical, logical = environment["cpu_physical_cores"] or "?", state["cpu_logical_cores"]
+    usable, threads = state["cpu_usable_cores"], state["threads"]
+    text = f"{environment['cpu_model'] or 'unknown CPU'}: {physical} physical, {logical} logical, {usable} usable"
+    if (said := _said(state, f"{threads} threads on")) is not None:
+        return Finding("machine", "cores", "warning", f"{text}; {said[0]}", said[1])
+    restricted = logical is not None and usable < logical
+    advice = "the CPU affinity of this process leaves the others out" if restricted else ""
+    return Finding("machine", "cores", "note" if restricted else "ok", f"{text}; threads for a case: {threads}", advice)
+
+
+def _quota(state: _Facts) -> Finding:
+    limit, threads = state["cpu_limit"], state["threads"]
+    if (said := _said(state, f"{threads} threads under")) is not None:
+        return Finding(
+            "machine", "quota", "problem", ": ".join(said), "raise the quota, or measure with fewer --threads"
+        )
+    text = state["unavailable"].get("cpu_limit", "none") if limit is None else f"{limit:g} cores"
+    return Finding("machine", "quota", "ok", text)
+
+
+def _taken(state: _Facts, check: str, field: str, start: str, verb: str, heavy: float) -> Finding:
+    taken, cores = state[field], state["cpu_usable_cores"]
+    if taken is None:
+        return Finding("machine", check, "note", state["unavailable"].get(field, "not counted"))
+    text = f"{start} {verb} {taken:.2f} of {cores} cores"
+    if (said := _said(state, start)) is None:
+        return Finding("machine", check, "ok", text)
+    if taken > heavy * cores:
+        advice = "end them, or wait" if check == "others" else "measure on another machine, or at another hour"
+        return Finding("machine", check, "problem", f"{text}, more than {heavy:.0%}", advice)
+    return Finding("machine", check, "warning", text, said[1])
+
+
+def _frequency(environment: _Facts, state: _Facts) -> Finding:
+    governor, boost = state["cpu_governor"], environment["cpu_boost"]
+    now, highest = state["cpu_frequency_mhz"], state["cpu_highest_frequency_mhz"]
+    parts = [
+        f"governor {governor or 'not shown'}",
+        "boost not shown" if boost is None else f"boost {'on' if boost else 'off'}",
+    ]
+    if now is not None:
+        parts.append(f"{now:.0f} MHz now" + ("" if highest is None else f" of {highest:.0f}"))
+    if (said := _said(state, "the governor")) is not None:
+        return Finding("machine", "frequency", "warning", ", ".join(parts), ": ".join(said))
+    advice = "short runs are faster than long ones" if boost else ""
+    return Finding("machine", "frequency", "note" if boost or governor is None else "ok", ", ".join(parts), advice)
+
+
+def _heat(state: _Facts) -> Finding:
+    times = state["overheated"]
+    if times is None:
+        return Finding("machine", "heat", "note", state["unavailable"].get("overheated", "not counted"))
+    if times == 0:
+        return Finding("machine", "heat", "ok", "no core was slowed by heat since the system's start")
+    return Finding("machine", "heat", "note", f"cores were slowed by heat {times} times since the system's start")
+
+
+def _swap(state: _Facts) -> Finding:
+    used = state["swap_used_bytes"]
+    text = state["unavailable"].get("swap_used_bytes", "not shown") if used is None else f"{used / 2**20:.0f} MiB used"
+    if (said := _said(state, "the machine reads")) is not None:
+        return Finding("machine", "swap", "warning", f"{said[0]}; {text}", said[1])
+    return Finding("machine", "swap", "note" if used is None else "ok", text)
+
+
+def _variables(environment: _Facts) -> Finding:
+    """Judge the variables that change speed; a measuring process is given its own numbers of threads."""
+    found: Mapping[str, str] = environment["variables"]
+    if not found:
+        return Finding("machine", "variables", "ok", "none that changes speed is set")
+    cores = environment["cpu_usable_cores"]
+    many = [name for name, value in found.items() if name.endswith("_NUM_THREADS") and _number(value) > cores]
+    slow = [name for name in _SLOWS if found.get(name, "0") not in ("", "0")]
+    text = ", ".join(f"{name}={value}" for name, value in found.items())
+    state: State = "note"
+    advice = ""
+    if many:
+        state, advice = "warning", f"{', '.join(many)} exceed {cores} usable cores: scripts of your own would wait"
+    if slow:
+        state, advice = "warning", f"unset {', '.join(slow)}, which makes what is measured slow"
+    return Finding("machine", "variables", state, text, advice)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.strip().isdecimal() else 0

@@ -1,0 +1,162 @@
+"""What is installed, what is missing and which extra brings it; compiled kernels; devices and their meters.
+
+Versions come from the installed distributions and extras from this package's own metadata, so that nothing here can
+disagree with pyproject.toml. Devices are asked as a measurement asks them (`measure.sampler`), for a tenth of a second:
+what is not there has its reason, and none of it is needed.
+
+    kernels' cache   Numba compiles for half a minute once; every later process loads the code from the cache. A
+                     measuring process that had to write files into it found it cold.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.doctor.finding import Finding
+from meprop_bench.measure.nvml import Nvml
+from meprop_bench.measure.rapl import Rapl
+from meprop_bench.measure.sampler import Sampler, Source, Summary
+
+__all__ = ["compiled", "devices", "kernels", "software"]
+
+_OPTIONAL = {
+    "kernels": ("numba",),
+    "report": ("matplotlib", "jinja2"),
+    "digits": ("scikit-learn",),
+    "GPU kernels": ("triton",),
+    "suites": ("asv", "pytest-benchmark"),
+    "export": ("onnx",),
+}
+"""What is optional, by what it is for -> the distributions."""
+
+_COMPILE = "run `python -m meprop_bench.ops.kernels.native` once (about half a minute)"
+
+
+def software(environment: Mapping[str, Any]) -> list[Finding]:
+    """Say which torch this is, and which optional parts are here.
+
+    Args:
+        environment: as `measure.environment.collect` gives it.
+
+    """
+    if environment["torch"] is None:
+        reason = environment["unavailable"].get("torch", "it cannot be imported")
+        found = [Finding("software", "torch", "problem", reason, "install torch anew: pip install 'torch>=2.5'")]
+    else:
+        parts = [environment[name] for name in ("torch", "blas", "cpu_capability") if environment[name]]
+        openmp = environment["openmp"]
+        parts.append(f"OpenMP {openmp}" if openmp else "no OpenMP")
+        found = [Finding("software", "torch", "ok", ", ".join(parts))]
+    return found + [_optional(check, names) for check, names in _OPTIONAL.items()]
+
+
+def compiled() -> frozenset[str]:
+    """Return the names of the compiled kernels in the cache, of all versions of the sources."""
+    return frozenset(str(file) for file in _folder().glob("numba-*/**/*.nb?"))
+
+
+def kernels(before: frozenset[str], after: frozenset[str], *, loaded: bool) -> Finding | None:
+    """Judge the cache of compiled kernels; None without Numba, which compiles them.
+
+    Args:
+        before: what was in it before a measuring process was started.
+        after: what is in it now.
+        loaded: whether a process has loaded all kernels in between.
+
+    """
+    if _version("numba") is None:
+        return None
+    folder = _folder()
+    # Not `Path.exists`, which raises where a folder may not be searched.
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not (os.path.isdir(there) and os.access(there, os.W_OK)):
+        advice = "set XDG_CACHE_HOME to a folder that can be written: every process compiles for half a minute now"
+        return Finding("software", "kernel cache", "warning", f"{folder} cannot be written", advice)
+    if not after:
+        return Finding("software", "kernel cache", "warning", f"nothing is compiled yet in {folder}", _COMPILE)
+    if fresh := len(after - before):
+        return Finding("software", "kernel cache", "warning", f"was cold: {fresh} files were written now", _COMPILE)
+    if not loaded:
+        return Finding("software", "kernel cache", "ok", f"{len(after)} files in {folder}, not tried")
+    return Finding("software", "kernel cache", "ok", f"warm: nothing had to be compiled, in {folder}")
+
+
+def devices() -> list[Finding]:
+    """Say which devices and meters there are, and why the others are not."""
+    cuda = _cuda()
+    there = cuda.state == "ok"
+    # Without CUDA there is no properties of torch's to find a card by: what is left is whether NVML answers.
+    sources: list[Source] = [Rapl(), Nvml("cuda:0", properties=None if there else object())]
+    with Sampler(sources) as sampler:
+        time.sleep(0.1)
+    found = sampler.summary
+    return [
+        cuda,
+        _meter("NVML", found, Nvml.fields[0], "utilisation, clocks and power of the GPU"),
+        _meter("GPM", found, "sm_utilization", "the GPU's own counters of utilisation"),
+        _meter("RAPL", found, "cpu_energy_j", "the CPU's energy"),
+    ]
+
+
+def _cuda() -> Finding:
+    try:
+        import torch
+    except ImportError:
+        return Finding("devices", "CUDA", "note", "torch cannot be imported")
+    if torch.version.cuda is None:
+        return Finding("devices", "CUDA", "note", "absent: this torch is built without CUDA")
+    if not torch.cuda.is_available():
+        return Finding(
+            "devices", "CUDA", "note", f"absent: torch, built for CUDA {torch.version.cuda}, finds no device"
+        )
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("devices", "CUDA", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
+
+
+def _meter(check: str, found: Summary, field: str, what: str) -> Finding:
+    if field in found.values:
+        return Finding("devices", check, "ok", what)
+    reason = found.unavailable.get(field, "not read")
+    return Finding("devices", check, "note", f"absent: {reason}")
+
+
+def _optional(check: str, names: Sequence[str]) -> Finding:
+    found = {name: _version(name) for name in names}
+    missing = [name for name, release in found.items() if release is None]
+    parts = [f"{name} {release or 'not installed'}" for name, release in found.items()]
+    if not missing:
+        return Finding("software", check, "ok", ", ".join(parts))
+    extras = list(dict.fromkeys(_extras().get(name, "") for name in missing))
+    wanted = [f"'meprop-bench[{','.join(filter(None, extras))}]'"] if all(extras) else missing
+    return Finding("software", check, "note", ", ".join(parts), f"pip install {' '.join(wanted)}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _extras() -> dict[str, str]:
+    """Return distribution -> the extra of this package that brings it."""
+    try:
+        lines = requires("meprop-bench") or []
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return {}
+    pairs = (re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line) for line in lines)
+    found = [(pair[1].lower(), pair[2]) for pair in pairs if pair is not None]
+    return dict(reversed(found))  # the first extra that names it is the narrowest
+
+
+def _folder() -> Path:
+    """Return where `ops.kernels.native.compiler` keeps its caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "meprop-bench")  # raises never
