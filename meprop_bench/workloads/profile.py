@@ -39,7 +39,7 @@ from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
 from meprop_bench.workloads import setup
-from meprop_bench.workloads.case import WORKLOADS, Case
+from meprop_bench.workloads.case import METHODS, WORKLOADS, Case
 from meprop_bench.workloads.layer import timed_backward
 from meprop_bench.workloads.prepared import Call, Layer
 
@@ -111,7 +111,7 @@ def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: 
     where nothing is sparsified.
     """
     sparsified = [layer for layer in layers if layer.request is not None]
-    if not sparsified and (layers or WORKLOADS[case.workload].trains):
+    if not sparsified and not _is_another_layer(case, layers):
         return None
     n, what = _entries(case)
 
@@ -129,7 +129,7 @@ def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, second
     Inputs as wide as the layer stay as wide as it; others stay as they are.
     """
     sparsified = [layer for layer in layers if layer.request is not None]
-    if not sparsified and (layers or WORKLOADS[case.workload].trains):
+    if not sparsified and not _is_another_layer(case, layers):
         return None
     known, inputs = case.out_features, case.in_features
     square = [layer.w.shape[1] == layer.w.shape[0] for layer in sparsified] or [inputs == known]
@@ -153,6 +153,11 @@ def _entries(case: Case) -> tuple[int, str]:
     if case.size is not None and case.filter is not None:
         return (case.size - case.filter + 1) ** 2, "positions"
     return case.out_features, "neurons"
+
+
+def _is_another_layer(case: Case, layers: Sequence[Layer]) -> bool:
+    """Whether the case is one layer, no linear one, and its method selects anything."""
+    return not layers and not WORKLOADS[case.workload].trains and METHODS[case.method] is not None
 
 
 def _of_case(case: Case) -> _Sides:

@@ -70,7 +70,7 @@ def test_a_model_as_a_table(tmp_path: Path) -> None:
     [
         (["--k", "0"], "k must be an integer of at least 1 or a ratio in (0, 1], not 0"),
         (["--k", "8,32"], "a profile is of one case: give --k one value"),
-        (["--method", "dense"], "unknown method 'dense'"),
+        (["--method", "top"], "unknown method"),
         (["--kernel", "gahter"], "did you mean 'gather'"),
         (["--device", "cuda:63"], "the device cuda:63 is not there"),
         (["--threads", "4096"], "4096 threads on"),

@@ -187,6 +187,13 @@ def test_break_even_of_other_layers(changes: dict[str, object], ends: tuple[int,
     assert by_size.points[0][0] == case.out_features
 
 
+def test_what_selects_nothing_has_no_break_even() -> None:
+    """The baseline once more, as the method."""
+    case = _case(method="dense", k=1.0)
+    assert break_even_k(case, setup(case).layers, CLOCK, seconds=0.01) is None
+    assert break_even_size(case, setup(case).layers, CLOCK, seconds=0.01) is None
+
+
 def test_a_model_without_linear_layers_has_no_break_even() -> None:
     case = _case(workload="seq2seq", k=2, in_features=500, length=3, layers=1, optimizer="adam")
     assert break_even_k(case, (), CLOCK, seconds=0.01) is None
