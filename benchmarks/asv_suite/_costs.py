@@ -1,4 +1,4 @@
-"""What the classes of this suite have in common. Their names begin with an underscore, or asv would run them as they are.
+"""What the classes of this suite have in common. An underscore hides them from asv, which would run them as they are.
 
 asv runs each benchmark at each point in a process of its own. The first that comes to a case measures it, all phases at
 once and by fresh processes of the runner's own; the others find its rows in the folder of `setup_cache`, which is the

@@ -1,0 +1,242 @@
+"""The pytest-benchmark suite: the preset `suite`, a test for each phase of a case.
+
+All cases that are left after `-k` and the like are measured when the first test asks for one, by the command line's
+runner: in fresh processes that serve one case after the other, each checked before it is timed. A test then hands its
+phase's values to pytest-benchmark, through a timer that tells them; the row's other figures go to `extra_info`. With
+--benchmark-disable nothing is timed: each test checks its case and runs it once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meprop_bench.measure.environment import collect
+from meprop_bench.results.schema import PASSED, Parity, Row
+from meprop_bench.sweep.accuracy import Accuracies
+from meprop_bench.sweep.runner import Progress
+from meprop_bench.sweep.suite import Suite, absent, measured
+from meprop_bench.workloads.case import Case
+
+SUITE = Suite(str(Path(__file__).parents[2] / "meprop_bench/sweep/presets/suite.toml"))
+
+_EXTRA = (
+    *(
+        "case_id",
+        "workload",
+        "method",
+        "kernel",
+        "k",
+        "batch",
+        "in_features",
+        "out_features",
+        "device",
+        "threads",
+        "dtype",
+    ),
+    *(
+        "gradient",
+        "allocator",
+        "data",
+        "phase",
+        "baseline_median_s",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "converged",
+    ),
+    *(
+        "processes",
+        "floor_s",
+        "efficiency",
+        "flops",
+        "bytes",
+        "peak_memory_bytes",
+        "process_peak_bytes",
+        "gpu_utilization",
+    ),
+    *("cpu_utilization", "energy_per_step_j", "check", "environment_id", "notes"),
+)
+
+
+class Replay:
+    """A timer that tells values measured elsewhere, one for each call of `step`."""
+
+    def __init__(self) -> None:
+        self._told = 0.0
+        self._values: Iterator[float] = iter(())
+
+    def take(self, values: Sequence[float]) -> None:
+        self._values = iter(values)
+
+    def step(self) -> None:
+        self._told += next(self._values)
+
+    def now(self) -> float:
+        return self._told
+
+
+REPLAY = Replay()
+
+CASES: dict[str, Case] = {}
+"""Label -> case, of all that were collected."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for a `case` gets those of its module's workload; for a `phase`, too, its module's phases."""
+    if "case" not in metafunc.fixturenames:
+        return
+    timed = "phase" in metafunc.fixturenames
+    workload = metafunc.module.WORKLOAD
+    grid = SUITE.grid(workload)
+    cases = {grid.label(case): case for case in grid.cases.values() if case in SUITE.chosen}
+    CASES.update({f"{workload} {label}": case for label, case in cases.items()})
+    if not timed:
+        metafunc.parametrize("case", [f"{workload} {label}" for label in cases], ids=list(cases), indirect=True)
+        return
+    both = [
+        pytest.param(
+            f"{workload} {label}",
+            phase,
+            id=f"{label}-{phase}",
+            marks=pytest.mark.benchmark(group=_group(case, phase), timer=REPLAY.now),
+        )
+        for label, case in cases.items()
+        for phase in metafunc.module.PHASES
+    ]
+    metafunc.parametrize(("case", "phase"), both, indirect=["case"])
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """Turn the label that pytest-benchmark stores into the case."""
+    return CASES[request.param]
+
+
+def _group(case: Case, phase: str) -> str:
+    shape = f"{case.data} h={case.out_features}" if case.data else f"{case.in_features}→{case.out_features}"
+    return f"{case.workload} {shape} B={case.batch}: {phase}"
+
+
+class Measured:
+    """The rows of the session's cases."""
+
+    def __init__(self, cases: Sequence[Case], say: Callable[[str], None]) -> None:
+        self._cases, self._say = cases, say
+        self._absent: Mapping[Case, str] | None = None
+        self._rows: list[Row] | None = None
+        self.environments: Mapping[str, Any] = {}
+        plan = SUITE.plan(cases)
+        self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
+
+    def skip_absent(self, case: Case) -> None:
+        """Skip the test if this machine cannot measure its case."""
+        if self._absent is None:
+            self._absent = absent(self._cases)
+        if case in self._absent:
+            pytest.skip(self._absent[case])
+
+    def rows(self, case: Case) -> list[Row]:
+        """Return a case's rows; the first call measures all cases."""
+        self.skip_absent(case)
+        if self._rows is None:
+            todo = [each for each in self._cases if each not in (self._absent or {})]
+            self._rows, self.environments = measured(SUITE.plan(todo), progress=self._tell)
+        return [row for row in self._rows if row.case_id == case.case_id]
+
+    def parity(self, case: Case) -> Parity:
+        """Return a case's accuracy comparison: from its rows if they are there, else trained in this process."""
+        self.skip_absent(case)
+        for row in self._rows or ():
+            if row.case_id == case.case_id and row.parity:
+                return row.parity
+        from meprop_bench.workloads.accuracy import accuracies
+
+        def train(sparsified: bool) -> dict[int, float]:
+            seeds = self._accuracies.seeds
+            found = accuracies(case, sparsified=sparsified, seeds=seeds, steps=self._accuracies.steps)
+            return dict(zip(seeds, found, strict=True))
+
+        return self._accuracies.compare(case, train)
+
+    def _tell(self, progress: Progress) -> None:
+        if progress.stage == "done":
+            self._say(f"[{progress.done}/{progress.total}] {progress.case.label}, {progress.left_s:.0f} s left")
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest) -> Measured:
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{line}", end="", file=sys.stderr, flush=True)
+
+    specs = (getattr(item, "callspec", None) for item in request.session.items)
+    labels = dict.fromkeys(spec.params["case"] for spec in specs if spec and "case" in spec.params)
+    found = Measured([CASES[label] for label in labels], say)
+    request.config.stash[_MEASURED] = found
+    return found
+
+
+_MEASURED = pytest.StashKey[Measured]()
+
+
+@pytest.fixture
+def time(results: Measured, benchmark: Any) -> Callable[[Case, str], None]:
+    """Return what a test of a phase does."""
+
+    def go(case: Case, phase: str) -> None:
+        if benchmark.disabled:
+            results.skip_absent(case)
+            run_once(case, benchmark)
+            return
+        rows = results.rows(case)
+        for row in rows:
+            assert row.passed, row.error or f"wrong gradients: {row.check}"
+        (row,) = (row for row in rows if row.phase == phase)
+        benchmark.extra_info.update({name: value for name, value in row.to_json().items() if name in _EXTRA})
+        parities = [each.to_json()["parity"] for each in rows if each.parity]
+        benchmark.extra_info["parity"] = parities[0] if parities else None
+        REPLAY.take(row.values_s)
+        benchmark.pedantic(REPLAY.step, rounds=len(row.values_s))
+
+    return go
+
+
+def run_once(case: Case, benchmark: Any) -> None:
+    """Check a case in this process and run its method once."""
+    from meprop_bench import workloads
+    from meprop_bench.measure.clock import clock_for
+
+    prepared = workloads.setup(case)
+    assert prepared.check() == PASSED
+    benchmark(prepared.method, 1, clock_for(case.device))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Say what the machine and torch are; nothing that names the machine's owner, as results are shared."""
+    machine_info.pop("node", None)
+    found = collect("cpu", "default")
+    keys = (
+        "cpu_model",
+        "cpu_physical_cores",
+        "cpu_usable_cores",
+        "memory_gib",
+        "os",
+        "torch",
+        "numpy",
+        "numba",
+        "blas",
+    )
+    machine_info["meprop_bench"] = {key: found[key] for key in keys}
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Add the environments that `extra_info` names, as the measuring processes saw them."""
+    if found := config.stash.get(_MEASURED, None):
+        output_json["environments"] = dict(found.environments)

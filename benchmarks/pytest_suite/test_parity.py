@@ -1,0 +1,8 @@
+"""Short training runs: does a method learn as well as dense training from the same seeds, on the same batches?"""
+
+WORKLOAD = "mlp"
+
+
+def test_parity(case, results):
+    parity = results.parity(case)
+    assert parity.verdict != "fail", f"{-parity.difference:.2f} points lost, and {parity.margin} are allowed"
