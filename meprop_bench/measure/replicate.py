@@ -257,7 +257,11 @@ def _exited(process: subprocess.Popen[bytes]) -> bool:
     if process.returncode is not None:
         return True
     if hasattr(os, "waitid"):
-        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # reaped, but an interrupt came before its status was noted
+            process.poll()
+            return True
     return process.poll() is not None
 
 

@@ -146,6 +146,15 @@ def test_a_kill_is_reported_as_probably_out_of_memory(worker):
 
 
 @posix
+def test_a_child_that_was_reaped_behind_our_back_is_gone(worker):
+    """As when Ctrl-C comes between the system call that reaps it and the line that notes its status."""
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitpid(worker.pid, 0)
+    assert not worker.alive
+    worker.close()
+
+
+@posix
 def test_a_hang_is_killed_with_its_whole_group(worker, tmp_path):
     file = tmp_path / "pid"
     worker.request({"do": "echo", "value": 1}, 60)
