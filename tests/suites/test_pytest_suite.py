@@ -1,0 +1,42 @@
+"""The pytest-benchmark suite from end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pytest_benchmark", reason="not installed: pip install 'meprop-bench[suites]'")
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+_SUITE = Path(__file__).parents[2] / "benchmarks" / "pytest_suite"
+_QUIET = ("-q", "-p", "no:cacheprovider")
+
+
+def test_without_timing_each_case_is_checked_and_run(run: Callable) -> None:
+    found = run("pytest", _SUITE, *_QUIET, "--benchmark-disable", "-k", "linear and backward")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "3 passed, 1 skipped, 8 deselected" in found.stdout
+    assert "the device cuda:7 is not there" in found.stdout
+
+
+def test_the_row_is_in_the_json(run: Callable, tmp_path: Path) -> None:
+    chosen = ("--benchmark-only", "-k", "test_mlp and (step or update)", "--benchmark-json", tmp_path / "found.json")
+    found = run("pytest", _SUITE, *_QUIET, *chosen)
+    assert found.returncode == 0, found.stdout + found.stderr
+    written = json.loads((tmp_path / "found.json").read_text())
+    step, update = sorted(written["benchmarks"], key=lambda each: each["params"]["phase"])
+    assert step["group"] == "mlp digits h=32 B=10: step"
+    assert step["params"]["case"] == "mlp unified-k8-hidden32-batch10-cpu:1"
+    extra = step["extra_info"]
+    assert extra["k"] == 8
+    assert extra["check"] == "passed"
+    assert extra["speedup_low"] <= extra["speedup"] <= extra["speedup_high"]
+    assert extra["floor_s"] > 0
+    assert extra["efficiency"] == pytest.approx(extra["floor_s"] / step["stats"]["median"])
+    assert extra["parity"]["task"] == update["extra_info"]["parity"]["task"] == "digits"
+    assert written["environments"][extra["environment_id"]]["torch_threads"] == 1
+    assert written["machine_info"]["meprop_bench"]["torch"]
+    assert "node" not in written["machine_info"]

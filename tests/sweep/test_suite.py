@@ -1,0 +1,78 @@
+"""The preset of the suites as grids, and the part of it that is run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from meprop_bench.errors import UserError
+from meprop_bench.sweep.suite import PRESET, SWITCH, Grid, Suite, absent, measured
+from meprop_bench.workloads.case import Case
+
+
+@pytest.fixture(autouse=True)
+def _no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv(PRESET, raising=False)
+
+
+def test_each_case_of_the_suite_is_one_point_of_its_grid() -> None:
+    suite = Suite("suite")
+    assert suite.workloads == ("linear", "mlp")
+    grids = {workload: suite.grid(workload) for workload in suite.workloads}
+    assert [len(grid.cases) for grid in grids.values()] == [48, 12]
+    assert {case for grid in grids.values() for case in grid.cases.values()} == set(suite.cases)
+    assert grids["linear"].names == ("method", "k", "hidden", "batch", "device")
+    assert grids["linear"].values[-1] == ("cpu:1", "cpu:2", "cuda:0")
+    assert grids["mlp"].names[-1] == "data"
+
+
+def test_the_part_has_all_methods_on_all_devices_and_data() -> None:
+    suite = Suite("suite")
+    assert 0 < len(suite.chosen) < len(suite.cases)
+    for name in ("workload", "method", "device", "threads", "data"):
+        assert {getattr(case, name) for case in suite.chosen} == {getattr(case, name) for case in suite.cases}
+    assert Suite("suite").chosen == suite.chosen
+    assert Suite("suite", seed=1).chosen != suite.chosen
+
+
+def test_the_switch_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "all")
+    suite = Suite("suite")
+    assert suite.chosen == suite.cases
+    monkeypatch.setenv(SWITCH, "al")
+    with pytest.raises(UserError, match="'al': set it to part or all"):
+        Suite("suite")
+
+
+def test_another_axis_becomes_a_parameter_where_cases_differ() -> None:
+    cases = [Case(gradient=gradient, threads=1) for gradient in ("dense", "rows")]
+    grid = Grid.of(cases)
+    assert grid.names[-1] == "gradient"
+    assert grid.label(cases[1]) == "meprop-k30-hidden500-batch50-cpu:1-gradientrows"
+    with pytest.raises(UserError, match="two cases of the preset are"):
+        Grid.of([Case(device="cuda:0", threads=threads) for threads in (1, 2)])
+
+
+def test_a_workload_that_the_preset_has_not_is_one_line() -> None:
+    with pytest.raises(UserError, match="no case of the workload gru"):
+        Suite("suite").grid("gru")
+
+
+def test_what_is_not_there_has_a_reason() -> None:
+    here = Case(threads=1, allocator="default")
+    nowhere = Case(threads=(os.cpu_count() or 1) + 1, allocator="default")
+    assert list(absent([here, nowhere])) == [nowhere]
+
+
+def test_measured_once_and_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PRESET, str(Path(__file__).parents[1] / "suites" / "tiny.toml"))
+    suite = Suite("suite")
+    plan = suite.plan(suite.cases[:1])
+    rows, environments = measured(plan, tmp_path)
+    assert [row.phase for row in rows] == ["forward", "backward"]
+    assert environments.keys() == {row.environment_id for row in rows}
+    again, _ = measured(plan, tmp_path)
+    assert again == rows  # to the last digit: nothing was timed
