@@ -83,9 +83,9 @@ class MeSimp:
         count_zeros: let entries of dy that are zero count as active when they fill k up; see `activeness`.
         cycle: epochs with and without; None for simplification throughout.
 
-    A ratio k is turned into the number it means now, and stays that. All cells of one recurrent module keep as many
-    neurons as the one with the most active ones, since the module has one hidden size; at k neurons it is dense, and
-    stays so.
+    A ratio k is turned into the number it means now, and stays that. An example of a recurrent layer's record is one
+    time step of one example. All cells of one recurrent module keep as many neurons as the one with the most active
+    ones, since the module has one hidden size. With k neurons or fewer it is dense, and meSimp leaves it as it is.
 
     Raises:
         ValueError: a value out of range; no layer to simplify; or a layer whose neurons cannot be removed exactly, by
@@ -210,12 +210,12 @@ class MeSimp:
         return list(layers.values())
 
     def _keep(self, groups: list[Group]) -> dict[Group, Tensor]:
+        live = {group: self._live(group) for group in groups}
+        if any(_is_dense(group, int(live[group].sum())) for group in groups):
+            return live
         for group in groups:
             if not self.records[group.name].examples:
-                if _is_dense(group):
-                    return {g: self._live(g) for g in groups}
                 raise ValueError(f"nothing has been recorded of {group.name!r} since the last prune: train in between")
-        live = {group: self._live(group) for group in groups}
         number = max(self.records[g.name].enough(self.rate, live[g], self.round_to) for g in groups)
         return {g: self.records[g.name].best(number, live[g]) for g in groups}
 
@@ -272,10 +272,13 @@ def _fix_method(layer: Any) -> None:
         layer.k = resolve_k(layer.k, layer.out_features if isinstance(layer, nn.Linear) else layer.hidden_size)
 
 
-def _is_dense(group: Group) -> bool:
-    """Whether a recurrent layer has come down to k neurons: it runs as torch's own then, and records nothing."""
+def _is_dense(group: Group, live: int) -> bool:
+    """Whether a recurrent layer has come down to k neurons: it runs as torch's own then, and records nothing.
+
+    If the others are only held at zero, it runs as before; but what is done must be the same.
+    """
     k = getattr(group.layer, "k", None)
-    return bool(group.cell) and k is not None and resolve_k(k, group.size) >= group.size
+    return bool(group.cell) and k is not None and resolve_k(k, group.size) >= live
 
 
 def _record(group: Group, count_zeros: bool) -> Activeness:

@@ -14,6 +14,7 @@ all of a layer computes in the lower precision and returns it, as torch's LSTM d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from meprop_bench.ops.recurrent import check_kernel, recurrent
 from meprop_bench.ops.recurrent.cells import Tensors
+from meprop_bench.ops.recurrent.function import Record
 from meprop_bench.ops.recurrent.through_time import Weights
 from meprop_bench.ops.selection import check_k, check_selection, resolve_k
 
@@ -33,6 +35,9 @@ _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "tanh", "RNN_RELU": "relu"}
 
 class _Recurrent(nn.RNNBase):
     """What the three have in common."""
+
+    activeness: Mapping[str, Record] | None = None
+    """Who is told which neurons are selected, by cell: "l0", "l0_reverse", "l1", …: see `algorithms.activeness`."""
 
     def __init__(self, *args: Any, k: float, selection: str = "example", kernel: str = "auto", **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -121,11 +126,12 @@ class _Recurrent(nn.RNNBase):
         for layer in range(self.num_layers):
             outputs = []
             for direction in range(directions):
-                i = layer * directions + direction
+                i, suffix = layer * directions + direction, ("", "_reverse")[direction]
                 parameters = [getattr(self, name) for name in self._all_weights[i]]
                 y, final = recurrent(
                     _CELLS[self.mode], x, tuple(s[i] for s in states), cast(Weights, (*parameters, None, None)[:4]),
                     sizes=sizes, reverse=direction == 1, k=self._k, selection=self.selection, kernel=self.kernel,
+                    record=None if self.activeness is None else self.activeness.get(f"l{layer}{suffix}"),
                 )  # fmt: skip
                 outputs.append(y)
                 last.append(final)

@@ -1,4 +1,4 @@
-"""What autocast does to the inputs of a linear layer or a convolution, done here.
+"""What autocast does to the inputs of a layer, done here.
 
 A custom `autograd.Function` is not on autocast's list of operators. Its inputs are cast before it instead, by
 differentiable casts, so that autograd casts the gradients back.

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from meprop_bench.algorithms.mesimp import Cycle, MeSimp
+from meprop_bench.models import tagger
 from meprop_bench.models.cnn import CNN
 from meprop_bench.models.mlp import MLP
-from meprop_bench.nn import MePropLinear, convert
-from meprop_bench.nn.recurrent import MePropLSTM
+from meprop_bench.nn import MePropGRU, MePropLinear, MePropLSTM, MePropRNN, convert
+from meprop_bench.ops import reference
 
 FEATURES, CLASSES, BATCH = 12, 4, 10
 CENTRES = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(9))
@@ -246,8 +247,7 @@ def test_recurrent_layers_are_given_records_to_call():
     torch.manual_seed(0)
     model = Tagger()
     model.lstm = MePropLSTM(4, 8, k=0.25, bidirectional=True)
-    if not hasattr(model.lstm, "activeness"):
-        model.lstm.activeness = None
+    assert model.lstm.activeness is None
     its = adam(model)
     simp = MeSimp(model, its, interval=10, rate=0.5)
     assert model.lstm.k == 2
@@ -264,9 +264,150 @@ def test_recurrent_layers_are_given_records_to_call():
     assert model.lstm.activeness is None
     model = Tagger()
     model.lstm = MePropLSTM(4, 8, k=3, bidirectional=True, selection="random")
-    model.lstm.activeness = None
     with pytest.raises(ValueError, match="chance tells nothing"):
         MeSimp(model, interval=10, rate=0.5)
+
+
+def sentences(seed, length=6, batch=4):
+    """Words, a feature, and tags that follow from the word before."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(12, (batch, length), generator=generator)
+    feature = torch.randint(3, (batch, length), generator=generator)
+    return torch.stack((words, feature), -1), words.roll(1, 1) % 5
+
+
+def build_tagger(dtype=torch.float64, *, hidden=24, layers=1, **method):
+    model = tagger.Tagger(12, (3,), 5, hidden=hidden, layers=layers, word_size=6, feature_size=2, seed=1).to(dtype)
+    convert(model, kinds=(nn.LSTM,), **{"k": 3, **method})
+    return model
+
+
+def tag(model, optimizer, seed, lengths=None):
+    ids, tags = sentences(seed)
+    real = torch.ones_like(tags).bool() if lengths is None else torch.arange(6) < lengths.unsqueeze(1)
+    loss = F.cross_entropy(model(ids, lengths)[real], tags[real])
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def hits_by_hand(model, ids, tags, k):
+    """Run the tagger's cells step by step, select at the gates by hooks; returns c_i of both."""
+    x = torch.cat((model.word(ids[..., 0]), model.features[0](ids[..., 1])), -1)
+    hits, outputs = {}, []
+    for end, times in (("l0", range(6)), ("l0_reverse", range(5, -1, -1))):
+        w_ih, w_hh, b_ih, b_hh = (getattr(model.lstm, f"{name}_{end}") for name in ("weight_ih", "weight_hh", "bias_ih",
+                                                                                    "bias_hh"))  # fmt: skip
+        h = c = torch.zeros(4, 24, dtype=x.dtype)
+        count = hits[end] = torch.zeros(4, 24, dtype=torch.int64)
+
+        def select(dp, count=count):
+            kept = torch.cat([reference.keep(reference.select(d, k, "example"), *d.shape) for d in dp.chunk(4, 1)], 1)
+            count += (kept & (dp != 0)).sum(0).view(4, 24)
+            return dp * kept
+
+        y = {}
+        for t in times:
+            p = x[:, t] @ w_ih.t() + h @ w_hh.t() + b_ih + b_hh
+            p.register_hook(select)
+            i, f, g, o = p.chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            y[t] = h = o.sigmoid() * c.tanh()
+        outputs.append(torch.stack([y[t] for t in range(6)], 1))
+    F.cross_entropy(model.output(torch.cat(outputs, 2)).flatten(0, 1), tags.flatten()).backward()
+    return {end: count.amax(0).tolist() for end, count in hits.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_tagger_is_found_and_its_records_count_every_cell(dtype):
+    model = build_tagger(dtype)
+    simp = MeSimp(model, interval=100, rate=0.1)
+    assert simp.sizes == {"lstm.l0": 24, "lstm.l0_reverse": 24}
+    ids, tags = sentences(0)
+    F.cross_entropy(model(ids).flatten(0, 1), tags.flatten()).backward()
+    expected = hits_by_hand(model, ids, tags, 3)
+    assert {cell: simp.records[f"lstm.{cell}"].counts.tolist() for cell in expected} == expected
+    assert {record.examples for record in simp.records.values()} == {24}
+    # The forget gates of the first of six steps have no c to forget: one in 24 gates has no gradient.
+    assert {record.mean_nonzeros for record in simp.records.values()} == {23}
+    simp.close()
+    assert model.lstm.activeness is None
+
+
+@pytest.mark.parametrize("method", [{"k": 3}, {"k": 3, "selection": "unified"}, {"k": 0.5, "layers": 2}])
+def test_removal_from_a_tagger_is_masking_step_by_step(method):
+    """At k = 12 of 24 some layers come down to k neurons, are dense from then on, and stay as they are."""
+    runs = []
+    for mode in ("remove", "mask"):
+        model = build_tagger(**method)
+        its = adam(model)
+        runs.append((model, its, MeSimp(model, its, interval=20, rate=0.35 if method["k"] == 0.5 else 0.2, mode=mode)))
+    for seed in range(40):
+        lengths = torch.tensor([6, 2, 5, 3]) if seed % 3 == 0 else None
+        losses = [tag(model, its, seed, lengths) for model, its, _ in runs]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+        for *_, simp in runs:
+            simp.after_step(4)
+        assert runs[0][2].sizes == runs[1][2].sizes
+    small, large = runs[0][0], runs[1][0]
+    assert small.lstm.hidden_size < 24
+    assert large.lstm.hidden_size == 24
+    with torch.no_grad():
+        torch.testing.assert_close(small(sentences(99)[0]), large(sentences(99)[0]), rtol=0, atol=1e-9)
+
+
+class Recall(nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+        self.output = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.output(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("cell", [MePropGRU, MePropRNN])
+def test_other_cells_come_down_to_k_neurons_and_train_on(cell):
+    """With ReLU many gradients are exactly zero, so that a dense layer's neurons could go on dying in a mask alone."""
+    keywords = {} if cell is MePropGRU else {"nonlinearity": "relu"}
+    runs = []
+    for mode in ("remove", "mask"):
+        torch.manual_seed(0)
+        model = Recall(cell(4, 16, k=5, batch_first=True, **keywords)).double()
+        its = adam(model)
+        runs.append((model, its, MeSimp(model, its, interval=8, rate=0.6, mode=mode)))
+    torch.manual_seed(1)
+    for _ in range(8):
+        x, losses = torch.randn(4, 5, 4, dtype=torch.float64), []
+        for model, its, simp in runs:
+            loss = F.cross_entropy(model(x).flatten(0, 1), (x[..., 0] > 0).long().flatten())
+            loss.backward()
+            its.step()
+            its.zero_grad()
+            simp.after_step(4)
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+        assert runs[0][2].sizes == runs[1][2].sizes
+    assert runs[0][0].rnn.hidden_size <= 5
+
+
+def test_a_pruned_tagger_goes_on_improving():
+    model = build_tagger(torch.float32, k=4)
+    its = adam(model)
+    losses = []
+    with MeSimp(model, its, interval=40, rate=0.15) as simp:
+        for seed in range(120):
+            losses.append(tag(model, its, seed))
+            if seed < 40:
+                simp.after_step(4)
+    sizes = [pruning.sizes["lstm.l0"] for pruning in simp.history]
+    assert len(sizes) == 4
+    assert 24 > sizes[0] > sizes[-1] > 4
+    assert model.lstm.weight_hh_l0.shape == (4 * sizes[-1], sizes[-1])
+    before, pruned, after = (sum(losses[at : at + 10]) / 10 for at in (0, 30, 110))
+    assert pruned < before
+    assert after < 0.7 * pruned
 
 
 @pytest.mark.parametrize(

@@ -369,6 +369,47 @@ def test_half_precision(cell):
     assert all(g.dtype == torch.bfloat16 for g in run(cell, case, sizes, k=2)[1])
 
 
+class Seen(list):
+    """A record that keeps what it is told."""
+
+    enabled = True
+
+    def __call__(self, dy, idx):
+        self.append((dy.detach().clone(), idx.clone()))
+
+
+@pytest.mark.parametrize("selection", ["example", "unified"])
+@pytest.mark.parametrize("kernel", KERNEL_PARAMS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_record_is_told_what_was_selected_of_what(cell, kernel, selection):
+    """Once for all time steps: the bias gradient is the sum of all, dW_ih the product of what was selected."""
+    sizes = SIZES["packed"]
+    case = make(cell, sizes, dtype=torch.float32)
+    seen = Seen()
+    keywords = {"k": 3, "kernel": kernel, "selection": selection}
+    _, grads = run(cell, case, sizes, reverse=True, record=seen, **keywords)
+    ((dy, idx),) = seen
+    rows, width = sum(sizes), GATES[cell] * 7
+    assert (dy.shape, idx.shape, idx.dtype) == ((rows, width), (rows, GATES[cell] * 3), torch.int64)
+    torch.testing.assert_close(dy.sum(0), grads[3])
+    kept = torch.zeros_like(dy).scatter_(1, idx, 1)
+    assert (kept.view(rows, -1, 7).sum(2) == 3).all()
+    torch.testing.assert_close((dy * kept).t() @ case[0], grads[1])
+    seen.enabled = False
+    assert all(torch.equal(a, b) for a, b in zip(run(cell, case, sizes, True, record=seen, **keywords)[1], grads,
+                                                 strict=True))  # fmt: skip
+    assert len(seen) == 1
+
+
+def test_a_record_is_told_once_when_gradients_are_differentiated_again():
+    x, weights, states, dy, _ = make("lstm", (3, 3))
+    seen = Seen()
+    y, _ = layer("lstm", x, states, weights, sizes=(3, 3), k=2, record=seen)
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    dx.pow(2).sum().backward()
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_autocast_casts_and_gives_full_gradients_back(inside):
     sizes = (3, 3)

@@ -9,18 +9,19 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Request
 from meprop_bench.ops.recurrent import through_time
 from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 from meprop_bench.ops.selection import check_selection, resolve_k
 
-__all__ = ["KERNELS", "check_kernel", "choose", "recurrent"]
+__all__ = ["KERNELS", "Record", "check_kernel", "choose", "recurrent"]
 
 KERNELS = ("masked", "embedding_bag", "native", "auto")
 """The kernels that take a selection made before, which is what a time step and then all of them together need."""
@@ -33,6 +34,19 @@ there; 2.8 at B = 1."""
 _NUMBA = importlib.util.find_spec("numba") is not None
 
 
+class Record(Protocol):
+    """What is told of the selections, as `meprop_bench.algorithms.activeness` counts them."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it wants to be told now."""
+        ...
+
+    def __call__(self, dy: Tensor, idx: Tensor) -> None:
+        """Take the gradients at the gates before selection (N, G h), and what is selected, int64 columns (N, G k)."""
+        ...
+
+
 class _Call(NamedTuple):
     """What one call needs besides tensors."""
 
@@ -42,6 +56,7 @@ class _Call(NamedTuple):
     selection: str
     forward: Any
     kernel: str
+    record: Record | None = None
 
 
 def check_kernel(kernel: str) -> None:
@@ -66,6 +81,7 @@ def recurrent(
     k: float,
     selection: str = "example",
     kernel: str = "auto",
+    record: Record | None = None,
 ) -> tuple[Tensor, Tensors]:
     """Run one recurrent layer in one direction, with a backward pass through k neurons of each gate.
 
@@ -80,6 +96,7 @@ def recurrent(
         k: neurons of each gate that are kept, for each time step: an int >= 1, or a ratio of h in (0, 1].
         selection: "example", "unified", "random" or "random-unified", for each time step anew.
         kernel: one of `KERNELS`.
+        record: told once in each backward pass of all time steps, in the order of x; not under `torch.func`.
 
     Returns:
         the output `(N, h)`, in the order of x, and the final states, each `(B, h)`.
@@ -98,13 +115,16 @@ def recurrent(
     if kept >= h:
         raise ValueError(f"k = {k!r} keeps all of {h} neurons: take the layer of torch.nn")
     if torch.compiler.is_compiling():
+        method = {"k": k, "selection": selection, "kernel": kernel, "record": record}
         return cast(
-            tuple[Tensor, Tensors], _cannot_be_compiled(cell, x, states, weights, sizes, reverse, k, selection, kernel)
+            tuple[Tensor, Tensors],
+            _cannot_be_compiled(cell, x, states, weights, sizes=sizes, reverse=reverse, **method),
         )
-    if torch._C._is_any_autocast_enabled():
-        x, states, weights = _autocast(x, states, weights)
+    if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
+        x = cast_to(x, dtype)
+        states, weights = (cast(Any, tuple(cast_to(t, dtype) for t in ts)) for ts in (states, weights))
     forward, kernel = choose(kernel, kept, selection, weights, x, *states)
-    call = _Call(CELLS[cell], Steps(sizes, reverse), kept, selection, forward, kernel)
+    call = _Call(CELLS[cell], Steps(sizes, reverse), kept, selection, forward, kernel, record)
     registration = _Transformable if torch._C._are_functorch_transforms_active() else _Layer
     y, *last = registration.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
     return y, tuple(last)
@@ -112,17 +132,9 @@ def recurrent(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _cannot_be_compiled(
-    cell: str,
-    x: Tensor,
-    states: Tensors,
-    weights: Weights,
-    sizes: tuple[int, ...],
-    reverse: bool,
-    k: float,
-    selection: str,
-    kernel: str,
+    cell: str, x: Tensor, states: Tensors, weights: Weights, **keywords: Any
 ) -> tuple[Tensor, Tensors]:
-    return recurrent(cell, x, states, weights, sizes=sizes, reverse=reverse, k=k, selection=selection, kernel=kernel)
+    return recurrent(cell, x, states, weights, **keywords)
 
 
 def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
@@ -151,20 +163,15 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
     return through_time.forward, kernel
 
 
-def _autocast(x: Tensor, states: Tensors, weights: Weights) -> tuple[Tensor, Tensors, Weights]:
-    """Cast as autocast does for a linear layer; outside of the Function, so that autograd casts the gradients back."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return x, states, weights
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast_all(tensors: tuple[Tensor | None, ...]) -> Any:
-        return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-
-    return cast_all((x,))[0], cast_all(states), cast_all(weights)
-
-
-def _gradients(call: _Call, needs: tuple[bool, ...], d: Tensors, inputs: Any, kept: Tensors, kernel: str) -> Any:
+def _gradients(
+    call: _Call,
+    needs: tuple[bool, ...],
+    d: Tensors,
+    inputs: Any,
+    kept: Tensors,
+    kernel: str,
+    record: Record | None = None,
+) -> Any:
     """Compute the gradients of all inputs; `inputs` are x, the four weights and the initial states."""
     x, w_ih, w_hh, *_ = inputs
     need_x, need_ih, need_hh, need_b_ih, need_b_hh, *_ = needs
@@ -173,9 +180,11 @@ def _gradients(call: _Call, needs: tuple[bool, ...], d: Tensors, inputs: Any, ke
     if kernel == "native":
         from meprop_bench.ops.recurrent import native
 
-        grads, d_states = native.backward(*common)
+        grads, d_states, selected = native.backward(*common)
     else:
-        grads, d_states = through_time.backward(*common, kernel)
+        grads, d_states, selected = through_time.backward(*common, kernel)
+    if record is not None and record.enabled:
+        record(*selected)
     return (*(grad if need else None for grad, need in zip((*grads, *d_states), needs, strict=True)),)
 
 
@@ -201,7 +210,7 @@ class _Layer(torch.autograd.Function):
             if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable
                 kernel = "masked"
                 _, _, kept = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
-            return None, *_gradients(call, ctx.needs_input_grad[1:], d, inputs, kept, kernel)
+            return None, *_gradients(call, ctx.needs_input_grad[1:], d, inputs, kept, kernel, call.record)
 
 
 class _Transformable(torch.autograd.Function):

@@ -77,7 +77,7 @@ def backward(
     kept: Tensors,
     steps: Steps,
     request: Request,
-) -> tuple[tuple[Tensor | None, ...], Tensors]:
+) -> tuple[tuple[Tensor | None, ...], Tensors, tuple[Tensor, Tensor]]:
     """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance."""
     w_ih, w_hh = (w.contiguous() for w in weights)
     before, gate, *more = kept
@@ -106,7 +106,7 @@ def backward(
     else:
         ((dx, dw_ih),), db_ih = _products(idx, d_a, request, inputs)
         ((_, dw_hh),), db_hh = _products(idx, d_b, request, (before, w_hh, False))
-    return (dx, dw_ih, dw_hh, db_ih, db_hh), d_states
+    return (dx, dw_ih, dw_hh, db_ih, db_hh), d_states, (d_a, idx)
 
 
 def _products(

@@ -92,7 +92,7 @@ def backward(
     steps: Steps,
     request: Request,
     kernel: str,
-) -> tuple[tuple[Tensor | None, ...], Tensors]:
+) -> tuple[tuple[Tensor | None, ...], Tensors, tuple[Tensor, Tensor]]:
     """Differentiate what `forward` computed, through k entries of each gate.
 
     Args:
@@ -107,7 +107,8 @@ def backward(
         kernel: "masked" or "embedding_bag".
 
     Returns:
-        the gradients of x, w_ih, w_hh, b_ih and b_hh, None where it was not asked for, and of the initial states.
+        the gradients of x, w_ih, w_hh, b_ih and b_hh, None where it was not asked for; those of the initial states; and
+        what was selected of what: the gradients at the gates `(N, G h)`, and int64 columns of it `(N, G k)`.
 
     """
     w_ih, w_hh = weights
@@ -131,7 +132,7 @@ def backward(
     ours = all_gates._replace(need_dx=need_dx, need_dw=need_dw, need_db=need_db)
     dx, dw_ih, db_ih = chosen.products(idx, d_a, x, w_ih, ours)
     _, dw_hh, db_hh = chosen.products(idx, d_b, kept[0], w_hh, ours._replace(need_dx=False))
-    return (dx, dw_ih, dw_hh, db_ih, db_hh), d_states
+    return (dx, dw_ih, dw_hh, db_ih, db_hh), d_states, (d_a, idx)
 
 
 def select_in_gates(d: Tensor, gates: int, k: int, selection: str) -> Tensor:
