@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meprop_bench.doctor import configuration, noise, software
-from meprop_bench.doctor.data import data
+from meprop_bench.doctor import configuration, data, machine, noise, software
 from meprop_bench.doctor.finding import SECTIONS, Finding, exit_code
-from meprop_bench.doctor.machine import allocators, clock, machine
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.allocator import current
 from meprop_bench.measure.environment import collect
@@ -81,13 +79,13 @@ def examine(
         rest = [
             *software.software(environment),
             *software.devices(),
-            *data(thorough=not fast),
+            *data.data_sets(thorough=not fast),
             *_configured(presets, folder or Path.cwd()),
         ]
         if not fast:
             progress("measuring identical code against itself")
         rest += trial.findings()
-    found = [*machine(environment, now), allocators(), *clock(environment), *rest]
+    found = [*machine.machine_state(environment, now), machine.allocators(), *machine.clock(environment), *rest]
     order = list(SECTIONS)
     found.sort(key=lambda finding: order.index(finding.section))  # stable
     return Examination(tuple(found), environment)

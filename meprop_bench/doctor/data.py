@@ -14,10 +14,10 @@ from meprop_bench.data.sources import SOURCES, Source
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.errors import UserError
 
-__all__ = ["data"]
+__all__ = ["data_sets"]
 
 
-def data(*, thorough: bool) -> list[Finding]:
+def data_sets(*, thorough: bool) -> list[Finding]:
     """Look at every data set.
 
     Args:

@@ -20,7 +20,7 @@ from typing import Any
 from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
 
-__all__ = ["allocators", "clock", "machine"]
+__all__ = ["allocators", "clock", "machine_state"]
 
 _HEAVY_OTHERS = 0.25
 _HEAVY_STEAL = 0.10
@@ -34,7 +34,7 @@ _SLOWS = ("CUDA_LAUNCH_BLOCKING", "NUMBA_DISABLE_JIT")
 _Facts = Mapping[str, Any]
 
 
-def machine(environment: _Facts, state: _Facts) -> list[Finding]:
+def machine_state(environment: _Facts, state: _Facts) -> list[Finding]:
     """Judge the machine.
 
     Args:

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from meprop_bench.doctor import software
+from meprop_bench.doctor.finding import Finding
+from meprop_bench.measure.sampler import Summary
+
+_TORCH = {"torch": "2.13.0+cpu", "blas": "mkl", "cpu_capability": "AVX2", "openmp": "4.5", "unavailable": {}}
+
+
+def by_check(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.check: finding for finding in findings}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Distribution -> its version; a test fills it. The package's own metadata are those of pyproject.toml."""
+    there: dict[str, str] = {}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(software, "version", version)
+    return there
+
+
+def test_what_is_missing_names_its_extra(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        software,
+        "_extras",
+        lambda: {"numba": "cpu", "jinja2": "report", "scikit-learn": "digits", "asv": "suites", "triton": "gpu"},
+    )
+    installed |= {"matplotlib": "3.9", "asv": "0.6.6", "pytest-benchmark": "5.0"}
+    found = by_check(software.software(_TORCH))
+    assert found["torch"] == Finding("software", "torch", "ok", "2.13.0+cpu, mkl, AVX2, OpenMP 4.5")
+    assert (found["kernels"].state, found["kernels"].advice) == ("note", "pip install 'meprop-bench[cpu]'")
+    assert found["report"].text == "matplotlib 3.9, jinja2 not installed"
+    assert found["report"].advice == "pip install 'meprop-bench[report]'"
+    assert (found["suites"].state, found["suites"].advice) == ("ok", "")
+    assert found["export"].advice == "pip install onnx"  # no extra brings it here
+
+
+def test_extras_come_from_the_package_s_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "torch>=2.5",
+        'numba>=0.61; extra == "cpu"',
+        'scikit-learn>=1.4; extra == "digits"',
+        'triton>=3.1; platform_system == "Linux" and extra == "gpu"',
+        'meprop-bench[cpu,report]; extra == "all"',
+    ]
+    monkeypatch.setattr(software, "requires", lambda _: lines)
+    software._extras.cache_clear()
+    found = software._extras()
+    software._extras.cache_clear()
+    assert {name: found[name] for name in ("numba", "scikit-learn", "triton")} == {
+        "numba": "cpu",
+        "scikit-learn": "digits",
+        "triton": "gpu",
+    }
+    assert "torch" not in found
+
+
+def test_without_torch_there_is_a_problem(installed: dict[str, str]) -> None:
+    absent = dict.fromkeys(_TORCH) | {"unavailable": {"torch": "ModuleNotFoundError while reading it"}}
+    assert by_check(software.software(absent))["torch"].state == "problem"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    installed["numba"] = "0.68"
+    return tmp_path / "meprop-bench" / "numba-1" / "native_2"
+
+
+def compile_(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"")
+
+
+def test_a_cold_cache_is_one_that_had_to_be_written(cache: Path) -> None:
+    def judged(before: frozenset[str], *, loaded: bool) -> Any:
+        found = software.kernels(before, software.compiled(), loaded=loaded)
+        assert found is not None
+        return found.state, found.text
+
+    assert judged(frozenset(), loaded=True)[0] == "warning"
+    compile_(cache, "a.nbi")
+    before = software.compiled()
+    assert len(before) == 1
+    assert judged(before, loaded=True) == ("ok", f"warm: nothing had to be compiled, in {cache.parents[1]}")
+    assert "not tried" in judged(before, loaded=False)[1]
+    compile_(cache, "b.nbc")
+    assert judged(before, loaded=False) == ("warning", "was cold: 1 files were written now")
+
+
+def test_a_cache_that_cannot_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software.os, "access", lambda *_: False)
+    found = software.kernels(frozenset(), frozenset({"a"}), loaded=True)
+    assert found is not None
+    assert (found.state, "XDG_CACHE_HOME" in found.advice) == ("warning", True)
+
+
+def test_without_numba_there_is_no_cache(cache: Path, installed: dict[str, str]) -> None:
+    del installed["numba"]
+    assert software.kernels(frozenset(), frozenset(), loaded=True) is None
+
+
+def test_devices_of_this_machine_have_a_state_and_a_text() -> None:
+    found = software.devices()
+    assert [finding.check for finding in found] == ["CUDA", "NVML", "GPM", "RAPL"]
+    assert {finding.state for finding in found} <= {"ok", "note"}
+    assert all(finding.text for finding in found)
+
+
+def test_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    for name, value in (
+        ("is_available", True),
+        ("device_count", 2),
+        ("get_device_name", "A GPU"),
+        ("get_device_properties", SimpleNamespace(uuid="u")),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    found = {"gpu_utilization": 1.0, "sm_utilization": 1.0, "cpu_energy_j": 1.0}
+    monkeypatch.setattr(software.Sampler, "summary", property(lambda _: Summary(found), lambda *_: None), raising=False)
+    assert [finding.state for finding in software.devices()] == ["ok"] * 4
+    assert software.devices()[0].text == "CUDA 12.9: A GPU, A GPU"
