@@ -19,6 +19,7 @@ __all__ = [
     "failure",
     "interval",
     "joules",
+    "kept",
     "label",
     "memory",
     "pair",
@@ -108,14 +109,17 @@ def interval(low: float | None, high: float | None, sign: str = "") -> str:
     return f" [{low:+.2f}, {high:+.2f}]" if sign else f" [{digits(low)}, {digits(high)}]"
 
 
-def speedup(row: Row) -> Cell:
-    """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check."""
+def speedup(row: Row, *, told_apart: bool = True) -> Cell:
+    """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check.
+
+    `told_apart` is whether it still differs from 1 when it is judged together with all others (`significance`).
+    """
     if not row.passed or row.speedup is None:
         return Cell(ABSENT, "quiet")
     if row.significant is None:
         return Cell(f"{ratio(row.speedup)} no interval", "quiet")
     text = ratio(row.speedup) + interval(row.speedup_low, row.speedup_high) + " ~" * (row.converged is False)
-    if not row.significant:
+    if not (row.significant and told_apart):
         return Cell(f"{text} not significant", "quiet")
     return Cell(text, "good" if row.speedup > 1 else "bad")
 
@@ -157,7 +161,16 @@ def shape(row: Row) -> str:
     return f"{row.batch}, {row.in_features} → {row.out_features}"
 
 
+def kept(row: Row) -> str:
+    """The k of a row; a dash for a method that has none."""
+    return ABSENT if row.method in _WITHOUT_K else f"{row.k:g}"
+
+
+_WITHOUT_K = ("meact", "dense")
+
+
 def label(row: Row) -> str:
     """One row in words, for notes and plots."""
-    parts = (f"{row.workload} {row.method} k={row.k:g}", shape(row), f"{row.gradient} gradient", row.phase or "")
+    amount = "" if row.method in _WITHOUT_K else f" k={row.k:g}"
+    parts = (f"{row.workload} {row.method}{amount}", shape(row), f"{row.gradient} gradient", row.phase or "")
     return ", ".join(part for part in parts if part)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from meprop_bench.report.cells import memory, quantity
-from meprop_bench.report.floors import saving_section
+from meprop_bench.report.floors import saving_sections
+from meprop_bench.report.identical import identical_section, identical_summary
 from meprop_bench.report.sections import Section, parity_section, sections, summary
 from meprop_bench.report.utilization import utilization_section
 from meprop_bench.results.schema import SCHEMA, Row
@@ -19,8 +20,11 @@ __all__ = ["HOW_TO_READ", "Document"]
 HOW_TO_READ = (
     "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
     " several fresh processes; the brackets hold its 95% interval over the processes.",
-    "A tilde (~) marks an interval wider than the target: the budget was spent first. Not significant: the interval"
-    " contains 1. A case that failed its correctness check has no speed-up.",
+    "A tilde (~) marks an interval wider than the target: the budget was spent first. Not significant: not told apart"
+    " from 1 at the 5% level when all speed-ups of the report are judged at once (Holm's correction), so that an"
+    " interval may miss 1 by a little. A case that failed its correctness check has no speed-up.",
+    "The geometric mean is over the cases named, which were chosen: its interval says how well they are measured, not"
+    " what others would give.",
     "Dense and sparse are medians of one iteration of the phase. Efficiency is the floor divided by the sparse median;"
     " the floor is the least time that this machine's measured arithmetic rate and memory bandwidth allow.",
     "Peak memory is what the phase allocates on top of what it starts with, dense → sparse.",
@@ -87,12 +91,17 @@ class Document:
     @property
     def summary(self) -> list[str]:
         """The result in a few sentences."""
-        return summary(self.rows)
+        return [*summary(self.rows), *identical_summary(self.rows)]
 
     @property
     def sections(self) -> list[Section]:
-        """The tables: times, what was to be expected of them, what the machine did meanwhile, accuracy."""
-        others = saving_section(self.rows, self.peaks), utilization_section(self.rows), parity_section(self.rows)
+        """The tables: times, A/A, what was to be expected of them, what the machine did meanwhile, accuracy."""
+        others = (
+            identical_section(self.rows),
+            *saving_sections(self.rows, self.peaks),
+            utilization_section(self.rows),
+            parity_section(self.rows),
+        )
         return [*sections(self.rows), *(section for section in others if section is not None)]
 
     @property

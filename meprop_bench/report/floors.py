@@ -11,23 +11,25 @@ figure because neither side reaches its floor. A sparse side far from its floor 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 from meprop_bench.measure.peaks import Peaks, peaks_key
 from meprop_bench.report.cells import ABSENT, Cell, pair, ratio
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
-from meprop_bench.results.schema import Row
+from meprop_bench.results.schema import Row, select
 
-__all__ = ["peaks_of", "saving_section"]
+__all__ = ["peaks_of", "saving_sections"]
 
 _REMARK = (
     "How much less the method needs than dense: operations and least bytes from its definition, the ratio of the floors"
-    " that they give on this machine, and what was measured. Bound by: what makes the floor, dense → sparse."
-    " Efficiency: floor / measured, dense → sparse; above 100% the machine was faster than its measured peaks."
+    " that they give on this machine, and what was measured. Bound by: what makes the floor, dense → sparse where they"
+    " differ. Efficiency: floor / measured, dense → sparse; above 100% the machine was faster than its measured peaks."
 )
-_OWN: dict[str, Callable[[Row], str]] = {"workload": lambda row: row.workload, "allocator": lambda row: row.allocator}
+_FIGURES = ("operations", "bytes", "at the floors", "measured", "efficiency", "bound by")
+_ENVIRONMENT = "environment"
+"""An axis that has its column where the speed-ups are; here it would be the widest."""
 
 
 def peaks_of(row: Row, peaks: Mapping[str, Any]) -> Peaks | None:
@@ -43,29 +45,42 @@ def peaks_of(row: Row, peaks: Mapping[str, Any]) -> Peaks | None:
     return reduce(Peaks.merged, read) if read else None
 
 
-def saving_section(rows: Sequence[Row], peaks: Mapping[str, Any]) -> Section | None:
-    """Return the table of predicted against measured savings; None where nothing was counted or spared.
+def saving_sections(rows: Sequence[Row], peaks: Mapping[str, Any]) -> list[Section]:
+    """Return the tables of predicted against measured savings, one for each workload and allocator.
 
-    Phases that the method leaves as they are do not appear.
+    Phases that the method leaves as they are do not appear, and what is the same in all lines of a table is said once
+    above it.
     """
-    counted = sorted((row for row in rows if _spares(row)), key=lambda row: phase_order(row.phase))
-    if not counted:
-        return None
-    axes, constants = varying(counted)
-    own = [name for name, axis in _OWN.items() if len({axis(row) for row in counted}) > 1]
-    heads = {**{name: _OWN[name] for name in own}, **{name: AXES[name] for name in axes}}
-    phases = dict.fromkeys(row.phase for row in counted)
+    counted = [row for row in rows if _spares(row)]
+    kinds = dict.fromkeys((row.workload, row.allocator) for row in counted)
+    return [
+        _section(select(counted, workload=workload, allocator=allocator), peaks, _REMARK if first else "")
+        for first, (workload, allocator) in zip((True, *(False,) * len(kinds)), kinds, strict=False)
+    ]
 
-    def line(row: Row) -> tuple[Cell, ...]:
-        return tuple(Cell(axis(row)) for axis in heads.values()) + _figures(row, peaks_of(row, peaks))
 
+def _section(rows: Sequence[Row], peaks: Mapping[str, Any], remark: str) -> Section:
+    rows = sorted(rows, key=lambda row: phase_order(row.phase))
+    axes, constants = varying(rows)
+    axes = [name for name in axes if name != _ENVIRONMENT]
+    lines = [dict(zip(_FIGURES, _figures(row, peaks_of(row, peaks)), strict=True)) for row in rows]
+    bounds = {line["bound by"].text for line in lines}
+    shown = [name for name in _FIGURES if name != "bound by" or len(bounds) > 1]
+    if "bound by" not in shown:
+        constants = "; ".join(filter(None, (constants, f"bound by {bounds.pop()}" if bounds != {ABSENT} else "")))
+    cells = [
+        (row.phase, (*(Cell(AXES[name](row)) for name in axes), *(line[name] for name in shown)))
+        for row, line in zip(rows, lines, strict=True)
+    ]
     return Section(
-        title="Predicted against measured saving",
+        title=f"Predicted against measured saving: {rows[0].workload}, {rows[0].allocator} allocator",
         constants=constants,
-        columns=(*heads, "operations", "bytes", "at the floors", "measured", "efficiency", "bound by"),
-        groups=tuple(tuple(line(row) for row in counted if row.phase == phase) for phase in phases),
-        remark=_REMARK,
-        left=WORDS | set(_OWN) | {"bound by"},
+        columns=(*axes, *shown),
+        groups=tuple(
+            tuple(line for phase, line in cells if phase == own) for own in dict.fromkeys(phase for phase, _ in cells)
+        ),
+        remark=remark,
+        left=WORDS | {"bound by"},
     )
 
 
@@ -85,7 +100,7 @@ def _figures(row: Row, peaks: Peaks | None) -> tuple[Cell, ...]:
         *(Cell(ratio(dense / sparse) if dense and sparse else ABSENT) for dense, sparse in ratios),
         Cell(ABSENT if row.speedup is None else ratio(row.speedup)),
         Cell(pair(*efficiencies)),
-        Cell(pair(*(_bound(side, row, peaks) for side in ("baseline_", "")))),
+        Cell(" → ".join(dict.fromkeys(_bound(side, row, peaks) for side in ("baseline_", "")))),
     )
 
 

@@ -17,6 +17,7 @@ from meprop_bench.report.cells import (
     efficiency,
     failure,
     interval,
+    kept,
     memory,
     pair,
     parity,
@@ -25,7 +26,9 @@ from meprop_bench.report.cells import (
     shape,
     speedup,
 )
-from meprop_bench.results.schema import Row, select
+from meprop_bench.report.footnotes import Footnotes
+from meprop_bench.report.significance import mean_speedup, significant_rows
+from meprop_bench.results.schema import PASSED, Row, select
 
 __all__ = ["AXES", "PHASES", "WORDS", "Section", "parity_section", "phase_order", "sections", "summary", "varying"]
 
@@ -55,7 +58,7 @@ AXES: dict[str, Callable[[Row], str]] = {
     "phase": lambda row: row.phase or ABSENT,
     "method": lambda row: row.method,
     "batch, m → n": shape,
-    "k": lambda row: f"{row.k:g}",
+    "k": kept,
     "gradient": lambda row: row.gradient,
     "kernel": lambda row: row.kernel or row.kernel_requested,
     "device": lambda row: row.device,
@@ -69,9 +72,14 @@ AXES: dict[str, Callable[[Row], str]] = {
     "length": lambda row: ABSENT if row.length is None else str(row.length),
     "rate": lambda row: ABSENT if row.rate is None else f"{row.rate:g}",
     "share": lambda row: ABSENT if row.share is None else f"{row.share:g}",
+    "slowdown": lambda row: ABSENT if row.slowdown is None else f"{100 * row.slowdown:g}%",
+    "caches": lambda row: row.caches,
     "seed": lambda row: ABSENT if row.seed is None else str(row.seed),
     "environment": lambda row: row.environment_id,
 }
+_USUAL = {"caches": "warm"}
+"""What needs no word where it is the same for all rows."""
+
 _FIGURES: dict[str, Callable[[Row], Cell]] = {
     "dense": lambda row: Cell(seconds(row.baseline_median_s)),
     "sparse": lambda row: Cell(seconds(row.median_s if row.passed else None)),
@@ -90,6 +98,7 @@ WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {
     "length",
     "rate",
     "share",
+    "slowdown",
 }
 
 
@@ -97,14 +106,19 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     """Group rows by workload and allocator; the default allocator comes last where there is another."""
     kinds = list(dict.fromkeys((row.workload, row.allocator) for row in rows))
     tuned = any(allocator != "default" for _, allocator in kinds)
+    told_apart = _told_apart(rows)
     kinds.sort(key=lambda kind: tuned and kind[1] == "default")  # stable: otherwise the order of the measurements
     result = []
     for workload, allocator in kinds:
         remark = _DEFAULT_REMARK if tuned and allocator == "default" else ""
-        result.append(
-            _section(f"{workload}, {allocator} allocator", select(rows, workload=workload, allocator=allocator), remark)
-        )
+        found = select(rows, workload=workload, allocator=allocator)
+        result.append(_section(f"{workload}, {allocator} allocator", found, remark, told_apart))
     return result
+
+
+def _told_apart(rows: Sequence[Row]) -> frozenset[int]:
+    """Return the identities of the rows whose speed-up differs from 1, all of the report judged at once."""
+    return frozenset(id(rows[place]) for place in significant_rows(rows))
 
 
 def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
@@ -112,23 +126,33 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     rows = list(rows)
     texts = {name: {axis(row) for row in rows} for name, axis in AXES.items()}
     axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
-    said = [name for name in AXES if name not in axes and texts[name] != {ABSENT} and name != "environment"]
+    silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_USUAL.get(name)})}
+    said = [name for name in AXES if name not in axes and name not in silent]
     return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
 
 
-def _section(title: str, rows: list[Row], remark: str) -> Section:
+def _section(title: str, rows: list[Row], remark: str, told_apart: frozenset[int]) -> Section:
     axes, constants = varying(rows)
-    figures = [name for name in _FIGURES if name != "parity" or any(row.parity for row in rows)]
-    notes = list(dict.fromkeys(text for row in rows for text in (*row.notes, failure(row)) if text))
+    absent = {
+        "check": all(row.check == PASSED for row in rows),
+        "parity": not any(row.parity for row in rows),
+        "efficiency": all(row.efficiency is None for row in rows),
+        "peak memory": all(_memory_pair(row) == ABSENT for row in rows),
+    }
+    figures = [name for name in _FIGURES if not absent.get(name)]
+    if absent["check"]:
+        constants = "; ".join(filter(None, (constants, "check passed")))
+    failures = [text for row in rows if (text := failure(row))]
+    notes = Footnotes([row.notes for row in rows if row.median_s is not None or row.notes], failures)
 
     def marked(cell: Cell, texts: Iterable[str | None]) -> Cell:
-        marks = "".join(f" ({notes.index(text) + 1})" for text in dict.fromkeys(texts) if text)
-        return Cell(cell.text + marks, cell.tone)
+        return Cell(cell.text + notes.marks(filter(None, texts)), cell.tone)
 
     def line(row: Row) -> tuple[Cell, ...]:
         cells = {name: _FIGURES[name](row) for name in figures}
-        cells["speed-up"] = marked(cells["speed-up"], row.notes)
-        cells["check"] = marked(cells["check"], [failure(row)])
+        cells["speed-up"] = marked(speedup(row, told_apart=id(row) in told_apart), row.notes)
+        if "check" in cells:
+            cells["check"] = marked(cells["check"], [failure(row)])
         return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
 
     phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
@@ -138,7 +162,7 @@ def _section(title: str, rows: list[Row], remark: str) -> Section:
         remark=remark,
         columns=(*axes, *figures),
         groups=tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases),
-        footnotes=tuple(f"({number}) {note}" for number, note in enumerate(notes, 1)),
+        footnotes=notes.lines,
         left=WORDS,
     )
 
@@ -162,7 +186,7 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
         lines.append(
             (
                 Cell(row.method),
-                Cell(f"{row.k:g}"),
+                Cell(kept(row)),
                 Cell(shape(row)),
                 Cell(found.task),
                 Cell(str(len(found.seeds))),
@@ -208,7 +232,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
     if failed:
         first += f", {len(failed)} could not be run"
     lines = [first + "."]
-    lines += [_range_of(found, name) for name, found in _headline_rows(rows)]
+    told_apart = _told_apart(rows)
+    lines += [_range_of(found, name, told_apart) for name, found in _headline_rows(rows)]
     verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
     if verdicts:
         words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
@@ -218,7 +243,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    tuned = [row for row in rows if row.allocator != "default"] or list(rows)
+    rows = [row for row in rows if row.method != "dense"]  # `identical` tells of those
+    tuned = [row for row in rows if row.allocator != "default"] or rows
     kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
     return [
         (
@@ -229,14 +255,17 @@ def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def _range_of(rows: list[Row], name: str) -> str:
+def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
     if not rows:
         return f"{name}: no speed-up could be measured."
     values = sorted(row.speedup for row in rows if row.speedup is not None)
     span = " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
     text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}"
-    if unclear := sum(row.significant is False for row in rows):
+    if len(rows) > 1 and (mean := mean_speedup(rows)) is not None:
+        bounds = (mean.low, mean.high) if mean.bounded else (None, None)
+        text += f", geometric mean {ratio(mean.estimate)}{interval(*bounds)}"
+    if unclear := sum(row.significant is not None and id(row) not in told_apart for row in rows):
         text += f", {unclear} of them not significant"
-    if slower := sum(row.significant is True and (row.speedup or 0) < 1 for row in rows):
+    if slower := sum(id(row) in told_apart and (row.speedup or 0) < 1 for row in rows):
         text += f", {slower} of them slower"
     return text + "."

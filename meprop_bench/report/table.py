@@ -49,7 +49,7 @@ def as_table(document: Document, *, terminal: bool = False, width: int | None = 
         say("dim", *section.footnotes)
     console.print()
     say("", *document.summary, *document.notes)
-    say("dim", HOW_TO_READ[1])
+    say("dim", *HOW_TO_READ[1:3])
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 
 
@@ -58,7 +58,7 @@ def _table(section: Section) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for column in section.columns:
         table.add_column(column, justify="left" if column in section.left else "right", overflow="fold")
     for group in section.groups:

@@ -1,11 +1,13 @@
 """Made-up results with every shape that a row can have; the figures are in the range of real ones."""
 
+import math
 import random
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from meprop_bench.measure.measurement import Measurement
 from meprop_bench.report.document import Document
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
@@ -55,6 +57,19 @@ def make_row(case_id, *, median=1e-3, speedup=5.0, half=0.01, processes=5, **cha
         **BIG,
     }
     return Row(case_id=str(case_id), **{**row, **changes})
+
+
+def noisy_row(case_id, *, seed, speedup=1.0, spread=0.01, processes=5, **changes):
+    """A row whose processes differ by chance, with the speed-up and the interval that its values have."""
+    source = random.Random(seed)
+    factors = [speedup * math.exp(source.gauss(0, spread)) for _ in range(processes)]
+    values = [1e-3] * 4 * processes
+    baseline = [1e-3 * factor for factor in factors for _ in range(4)]
+    found = Measurement.from_values("step", baseline, values, [4] * processes, 1).speedup
+    row = make_row(case_id, processes=processes, baseline_values_s=baseline, **changes)
+    return replace(
+        row, values_s=values, speedup=found.estimate, speedup_low=found.low, speedup_high=found.high, seed=seed
+    )
 
 
 def failed_row(case_id, **changes):
@@ -131,6 +146,11 @@ def mlp_rows():
 @pytest.fixture(name="make_row")
 def make_row_fixture():
     return make_row
+
+
+@pytest.fixture(name="noisy_row")
+def noisy_row_fixture():
+    return noisy_row
 
 
 @pytest.fixture(name="failed_row")

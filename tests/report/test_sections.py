@@ -56,9 +56,10 @@ def test_accuracy_has_a_section_of_its_own(rows):
 def test_the_summary_counts_what_failed(rows):
     assert summary(rows) == [
         "24 cases: 22 ran and passed the correctness check, 1 failed it, 1 could not be run.",
-        "linear backward: 0.81x to 150x the speed of dense in 15 cases, 1 of them not significant, 1 of them slower.",
-        "mlp backward: 6.50x the speed of dense in 3 cases.",
-        "mlp step: 2.90x the speed of dense in 3 cases.",
+        "linear backward: 0.81x to 150x the speed of dense in 15 cases, geometric mean 18.5x, 1 of them"
+        " not significant, 1 of them slower.",
+        "mlp backward: 6.50x the speed of dense in 3 cases, geometric mean 6.50x [6.50, 6.50].",
+        "mlp step: 2.90x the speed of dense in 3 cases, geometric mean 2.90x [2.90, 2.90].",
         "Accuracy parity with dense: broken in 1, inconclusive in 1, kept in 1.",
     ]
 
@@ -67,3 +68,29 @@ def test_nothing_measured_is_told_without_a_fault(failed_row):
     assert sections([]) == []
     assert summary([]) == ["0 cases: 0 ran and passed the correctness check."]
     assert summary([failed_row("a", error="out of memory")])[1] == "linear backward: no speed-up could be measured."
+
+
+def test_what_passed_everywhere_needs_no_column(make_row):
+    (section,) = sections([make_row("a"), make_row("b", k=9)])
+    assert "check" not in section.columns
+    assert section.constants.endswith("; check passed")
+
+
+def test_cold_caches_are_named_and_warm_ones_are_not(make_row):
+    (warm,) = sections([make_row("a")])
+    (cold,) = sections([make_row("a", caches="cold")])
+    (both,) = sections([make_row("a"), make_row("b", caches="cold")])
+    assert "caches" not in warm.constants
+    assert "caches cold" in cold.constants
+    assert column(both, "caches") == ["warm", "cold"]
+
+
+def test_many_speed_ups_are_judged_together(make_row, noisy_row):
+    """Alone its interval misses 1; among twenty such, one would by chance."""
+    rows = [noisy_row(str(seed), seed=seed) for seed in range(20)]
+    weak = min((row for row in rows if row.significant), key=lambda row: abs(row.speedup - 1))
+    (alone,), (among,) = sections([weak]), sections(rows)
+    assert "not significant" not in column(alone, "speed-up")[0]
+    assert "not significant" in column(among, "speed-up")[rows.index(weak)]
+    strong = make_row("strong", speedup=5.0)
+    assert "not significant" not in column(sections([*rows, strong])[0], "speed-up")[-1]
