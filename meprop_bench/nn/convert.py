@@ -41,15 +41,17 @@ class _Kind(NamedTuple):
     """Arguments with which one can be made, only to check the keywords."""
     keywords: frozenset[str]
     """Which of the keywords of `convert` it takes, besides k."""
+    check: Callable[[Any], None] = lambda layer: None
+    """Raises ValueError for a layer of this kind that cannot be turned."""
 
 
 _KINDS: dict[type[nn.Module], _Kind] = {
     nn.Linear: _Kind(MePropLinear, (1, 1), frozenset({"selection", "sparse", "kernel"})),
     nn.Conv1d: _Kind(MePropConv1d, (1, 1, 1), frozenset({"selection", "kernel"})),
     nn.Conv2d: _Kind(MePropConv2d, (1, 1, 1), frozenset({"selection", "kernel"})),
-    nn.LSTM: _Kind(MePropLSTM, (1, 1), frozenset({"selection", "kernel"})),
-    nn.GRU: _Kind(MePropGRU, (1, 1), frozenset({"selection", "kernel"})),
-    nn.RNN: _Kind(MePropRNN, (1, 1), frozenset({"selection", "kernel"})),
+    nn.LSTM: _Kind(MePropLSTM, (1, 1), frozenset({"selection", "kernel"}), MePropLSTM.check),
+    nn.GRU: _Kind(MePropGRU, (1, 1), frozenset({"selection", "kernel"}), MePropGRU.check),
+    nn.RNN: _Kind(MePropRNN, (1, 1), frozenset({"selection", "kernel"}), MePropRNN.check),
 }
 
 _DEFAULTS = {"selection": "example", "sparse": False, "kernel": "auto"}
@@ -84,19 +86,23 @@ def convert(
 
     Raises:
         ValueError: for a kind that cannot be turned, a keyword that one of the kinds does not take, a k, selection or
-            kernel that does not exist (nothing is changed then), or if the model itself is a linear layer, to be
-            turned, and no filter says what is wanted.
+            kernel that does not exist, a layer that cannot be turned (an LSTM with projections), or if the model itself
+            is a linear layer, to be turned, and no filter says what is wanted. Nothing is changed then.
 
     """
     given = {"selection": selection, "sparse": sparse, "kernel": kernel}
     keywords = _check(kinds, k, given)
-    turned: dict[str, Any] = {}
-    for name, layer in _candidates(model, kinds, spare_output=filter is None):
-        if filter is None or filter(layer, name):
-            kind = type(layer)
-            layer.__class__ = _KINDS[kind].target
-            turned[name] = layer
-            turned[name].configure(k=k, **keywords[kind])
+    candidates = _candidates(model, kinds, spare_output=filter is None)
+    turned: dict[str, Any] = {name: layer for name, layer in candidates if filter is None or filter(layer, name)}
+    for name, layer in turned.items():
+        try:
+            _KINDS[type(layer)].check(layer)
+        except ValueError as error:
+            raise ValueError(f"cannot turn {name!r}: {error}, so leave it out by the filter") from error
+    for layer in turned.values():
+        kind = type(layer)
+        layer.__class__ = _KINDS[kind].target
+        layer.configure(k=k, **keywords[kind])
     return turned
 
 

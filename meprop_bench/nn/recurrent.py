@@ -43,10 +43,20 @@ class _Recurrent(nn.RNNBase):
         super().__init__(*args, **keywords)
         self.configure(k=k, selection=selection, kernel=kernel)
 
+    @staticmethod
+    def check(layer: nn.RNNBase) -> None:
+        """Check that a layer can become one of these.
+
+        Raises:
+            ValueError: it has projections.
+
+        """
+        if layer.proj_size:
+            raise ValueError(f"proj_size must be 0, not {layer.proj_size}: layers with projections are not supported")
+
     def configure(self, *, k: float, selection: str, kernel: str) -> None:
         """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
-        if self.proj_size:
-            raise ValueError(f"proj_size must be 0, not {self.proj_size}: layers with projections are not supported")
+        self.check(self)
         check_selection(selection)
         check_kernel(kernel)
         self.k = k
