@@ -2,7 +2,8 @@
 
 They have the constructors, parameters and state dicts of `nn.Conv1d` and `nn.Conv2d`, so a checkpoint fits both ways,
 and add the keywords k, selection and kernel. The method is in `meprop_bench.ops.conv`; whole models are turned by
-`nn.convert`, the papers' convolutional network by `convert(model, k=0.05, kinds=(nn.Conv2d,))`.
+`nn.convert`, the papers' convolutional network by `convert(model, k=0.05, kinds=(nn.Conv2d,))`. `k` may change while
+training, also under `torch.compile`: see `meprop_bench.nn.k`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any, Self, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meprop_bench.nn.k import ChangingK
 from meprop_bench.ops import conv
 from meprop_bench.ops.selection import check_k
 
 __all__ = ["MePropConv1d", "MePropConv2d"]
 
 
-class _Sparsified(nn.modules.conv._ConvNd):
+class _Sparsified(ChangingK, nn.modules.conv._ConvNd):
     """What the two have in common."""
 
     @classmethod
@@ -65,7 +67,7 @@ class _Sparsified(nn.modules.conv._ConvNd):
     @k.setter
     def k(self, k: float) -> None:
         check_k(k)
-        self._k = k
+        self._set_k(k, k)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to input `(B, C, …)` or `(C, …)`."""
@@ -82,7 +84,7 @@ class _Sparsified(nn.modules.conv._ConvNd):
             padding,
             self.dilation,
             self.groups,
-            k=self._k,
+            k=self._current_k(),
             selection=self.selection,
             kernel=self.kernel,
         )

@@ -2,21 +2,16 @@
 
 It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways, and adds the keywords
 k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; whole models are turned by `nn.convert`.
-
-`k` may change while training, also under `torch.compile`. Dynamo takes a number on a module for a constant and would
-compile anew for each value, but the size of a tensor only until it first differs, and then as a variable of the graph.
-So the layer holds its k as the size of an empty tensor, too: of all changes only the first compiles again (and the
-first to k >= n, where the graph is that of the dense layer).
+`k` may change while training, also under `torch.compile`: see `meprop_bench.nn.k`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 
+from meprop_bench.nn.k import ChangingK
 from meprop_bench.ops import kernels
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import check_selection, resolve_k
@@ -24,7 +19,7 @@ from meprop_bench.ops.selection import check_selection, resolve_k
 __all__ = ["MePropLinear"]
 
 
-class MePropLinear(nn.Linear):
+class MePropLinear(ChangingK, nn.Linear):
     """Linear layer trained by sparsified back propagation.
 
     Args:
@@ -98,9 +93,7 @@ class MePropLinear(nn.Linear):
 
     @k.setter
     def k(self, k: float) -> None:
-        # One more than k: sizes 0 and 1 are always constants.
-        self._sized_k = torch.empty(resolve_k(k, self.out_features) + 1, 0)
-        self._k = k
+        self._set_k(k, resolve_k(k, self.out_features))
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to input `(*, m)`; returns `(*, n)`."""
@@ -108,7 +101,7 @@ class MePropLinear(nn.Linear):
             input,
             self.weight,
             self.bias,
-            k=self._sized_k.shape[0] - 1 if is_dynamo_compiling() else self._k,
+            k=self._current_k(),
             selection=self.selection,
             sparse=self.sparse,
             kernel=self.kernel,

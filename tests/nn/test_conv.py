@@ -1,14 +1,17 @@
 import copy
 import inspect
+import math
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from meprop_bench.nn import MePropConv1d, MePropConv2d
 from meprop_bench.ops import conv
+from meprop_bench.ops.selection import resolve_k
 
 PAIRS = [(nn.Conv1d, MePropConv1d), (nn.Conv2d, MePropConv2d)]
 
@@ -132,6 +135,46 @@ def test_k_changes_while_training():
     with pytest.raises(ValueError, match="not 0"):
         layer.k = 0
     assert layer.k == 16
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_k_changes_without_compiling_anew(fullgraph):
+    """But for the first change, and for the first to all positions, and the first from a ratio to a count."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        MePropConv2d(2, 4, 3, k=0.3), nn.ReLU(), nn.Flatten(2), MePropConv1d(4, 3, 3, padding=1, k=0.3, kernel="masked")
+    )
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=fullgraph)
+    x = torch.randn(2, 2, 9, 8)  # maps of 7 x 6, and of 42
+    compilations = []
+    for k in (0.3, 0.3, 0.1, 0.5, 0.25, 0.9, 1.0, 0.7, 0.999, 0.15, 3, 4, 41, 42, 7, 0.6):
+        model[0].k = model[3].k = k
+        grads = torch.autograd.grad(compiled(x).pow(2).sum(), model.parameters())
+        torch.testing.assert_close(grads, torch.autograd.grad(model(x).pow(2).sum(), model.parameters()))
+        compilations.append(counter.frame_count)
+    assert compilations == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+
+
+def test_a_compiled_layer_counts_as_the_same_layer_does():
+    """Ratios at and next to a tie, k · P = n + 1/2, tiny ones, and maps whose size changes, too."""
+    torch._dynamo.reset()
+    layer = MePropConv1d(1, 1, 1, bias=False, k=0.5)
+    torch.nn.init.ones_(layer.weight)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+
+    def kept(function, x):
+        return int(torch.autograd.grad(function(x).square().sum(), x)[0].ne(0).sum())
+
+    ties = [(0.1, 15), (0.3, 5), (0.35, 10), (0.145, 100), (0.7, 45), (0.15, 30), (0.05, 2990), (0.00015, 10_000)]
+    ties += [(math.nextafter(k, to), n) for k, n in ties for to in (0, 1)]
+    for k, n in [*ties, (1e-12, 9), (5e-324, 9), (2.0**-10, 1536), (0.5, 1), (0.5, 2), (1 / 3, 1000)]:
+        layer.k = k
+        x = torch.rand(1, 1, n).add(1).requires_grad_()
+        assert kept(compiled, x) == kept(layer, x) == min(n, resolve_k(k, n)), (k, n)
+    assert counter.frame_count <= 8
 
 
 def test_copy_pickle_and_repr():
