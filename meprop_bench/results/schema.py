@@ -163,6 +163,8 @@ class Row:
     `utilization` and `baseline_utilization` belong to the phase that was run steadily, and so do the four fields before
     them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
 
+    `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
+
     Memory is what the phase takes on top of what it starts with: `peak_memory_bytes` of tensors, `peak_reserved_bytes`
     of CUDA's caching allocator, `process_growth_bytes` of the process's resident set, which was at most
     `process_peak_bytes`.
