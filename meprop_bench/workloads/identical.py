@@ -9,7 +9,7 @@ slowdown of known size the same repeats say how often one of that size is seen.
 
 The wait is a loop that reads the clock: a sleep takes 50 µs at least, and an operation in its place would change the
 caches, too. Around nothing it takes 0.25 µs (AMD EPYC), so a slowdown is that much larger than asked for: 0.1% of a
-step of 0.3 ms. How long to wait is found in each process, by the first call, when the process has the machine to itself.
+step of 0.3 ms. How long to wait is found in each process by its first call, when it has the machine to itself.
 """
 
 from __future__ import annotations
