@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from meprop_bench.data import Batch, ImageData, batches
 from meprop_bench.errors import UserError
+from meprop_bench.optim import RowAdam, RowAdamW
 
 __all__ = ["OPTIMIZERS", "Accuracy", "Step", "evaluate", "make_optimizer", "short_run", "train"]
 
@@ -32,14 +33,17 @@ OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] 
     "adagrad": (torch.optim.Adagrad, {"lr": 0.1, "eps": 1e-6}),
     # Not in the papers: the cheapest update there is. The rate is where the papers' MLP learns MNIST well.
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
+    # Not in the papers either, and other algorithms than dense Adam, at its settings: see `meprop_bench.optim`.
+    "rowadam": (RowAdam, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}),
+    "rowadamw": (RowAdamW, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}),
 }
 """Optimizers by name: the class and its settings."""
 
-_TAKES_ROWS = ("adagrad", "sgd")
+_TAKES_ROWS = ("adagrad", "sgd", "rowadam", "rowadamw")
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, gradient: str = "dense") -> torch.optim.Optimizer:
-    """Return an unmodified optimizer of torch with the papers' settings.
+    """Return an unmodified optimizer of torch, or one of this package for rows, with the papers' settings.
 
     Args:
         name: one of `OPTIMIZERS`.
@@ -57,7 +61,7 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, gradient: s
     if gradient == "rows" and name not in _TAKES_ROWS:
         raise UserError(
             f"{name} does not take row gradients (it moves every row at every step): "
-            f"use {' or '.join(_TAKES_ROWS)}, or dense gradients"
+            f"use {', '.join(_TAKES_ROWS)}, or dense gradients"
         )
     kind, settings = OPTIMIZERS[name]
     return kind(parameters, **settings)

@@ -60,15 +60,17 @@ def test_optimizers_have_the_papers_settings():
 
 def test_optimizers_that_do_not_fit():
     parameters = [nn.Parameter(torch.zeros(2))]
-    with pytest.raises(UserError, match=r"adam does not take row gradients.*use adagrad or sgd"):
+    with pytest.raises(
+        UserError, match=r"adam does not take row gradients.*use adagrad, sgd, rowadam, rowadamw, or dense"
+    ):
         make_optimizer("adam", parameters, gradient="rows")
-    with pytest.raises(UserError, match="choose from adam, adagrad, sgd"):
+    with pytest.raises(UserError, match="choose from adam, adagrad, sgd, rowadam, rowadamw"):
         make_optimizer("adamw", parameters)
     with pytest.raises(ValueError, match="'sparse'"):
         make_optimizer("sgd", parameters, gradient="sparse")
 
 
-@pytest.mark.parametrize("name", ["adagrad", "sgd"])
+@pytest.mark.parametrize("name", ["adagrad", "sgd", "rowadam"])
 def test_optimizers_for_rows_take_rows(name):
     dense, rows = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
     gradient = torch.zeros(4, 3)
@@ -79,6 +81,18 @@ def test_optimizers_for_rows_take_rows(name):
         optimizer.step()
     assert torch.allclose(dense, rows)
     assert not torch.allclose(rows, torch.ones(4, 3))
+
+
+def test_decay_by_rows_moves_the_rows_with_a_gradient_alone():
+    parameter = nn.Parameter(torch.ones(4, 3))
+    optimizer = make_optimizer("rowadamw", [parameter], gradient="rows")
+    gradient = torch.zeros(4, 3)
+    gradient[[0, 2]] = 2.0
+    parameter.grad = gradient.to_sparse(1)
+    optimizer.step()
+    expected = torch.ones(4, 3)
+    expected[[0, 2]] -= 1e-3 * 1e-2 + 1e-3  # the first step of Adam moves each entry by lr
+    torch.testing.assert_close(parameter.detach(), expected)
 
 
 def test_accuracy_is_in_percent_and_leaves_the_mode_alone():
