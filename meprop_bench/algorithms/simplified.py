@@ -166,8 +166,9 @@ def load(path: str | os.PathLike[str], *, trusted: Iterable[Callable[..., Any]] 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str], *inputs: Tensor) -> None:
     """Export a model in evaluation mode to ONNX.
 
-    The first dimension of each input is the batch, of any size, unless the model has a recurrent layer, whose initial
-    state may come out with the batch size given here.
+    The first dimension of each input is the batch, of any size; the others are what they are here, time among them.
+    (The exporter warns that an LSTM may hold on to this batch size. An initial state of zeros does not: the exported
+    model makes it from the size of its input.)
 
     Raises:
         ValueError: the package onnx is not installed.

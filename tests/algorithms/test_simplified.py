@@ -10,6 +10,7 @@ from meprop_bench.algorithms.meact import MeAct
 from meprop_bench.algorithms.mesimp import MeSimp
 from meprop_bench.algorithms.simplified import describe, export_onnx, load, save
 from meprop_bench.models.mlp import MLP
+from meprop_bench.models.tagger import Tagger
 from meprop_bench.nn import MePropLinear, convert
 
 X = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))
@@ -142,21 +143,40 @@ def test_an_input_that_does_not_reach_a_layer():
         describe(model, torch.randn(2, 5, 3))
 
 
-@pytest.mark.skipif("onnx" in sys.modules, reason="onnx is installed, so that there is no error to test")
 def test_export_without_onnx(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'install "meprop-bench\[onnx\]"'):
         export_onnx(MLP(12, 8, 4), tmp_path / "model.onnx", X)
 
 
+def simplified_tagger():
+    torch.manual_seed(0)
+    model = Tagger(12, (3,), 5, hidden=24, layers=2, word_size=6, feature_size=2, seed=1)
+    convert(model, k=3, kinds=(nn.LSTM,))
+    with MeSimp(model, interval=1, rate=0.2) as simp:
+        model(torch.randint(3, (4, 6, 2))).pow(2).sum().backward()
+        simp.after_step(4)
+    assert simp.mean_size < 24
+    return model
+
+
 @pytest.mark.parametrize("kind", ["mlp", "tagger"])
-def test_exported_model_gives_the_same_outputs(tmp_path, kind):
+def test_an_exported_model_gives_the_same_outputs_for_any_batch(tmp_path, kind):
     pytest.importorskip("onnx", reason="the package onnx (extra onnx), which exports and evaluates, is not installed")
+    from onnx import load_model
     from onnx.reference import ReferenceEvaluator
 
-    model, x = (simplified()[0], X) if kind == "mlp" else (Own(), torch.randn(2, 5, 3))
+    if kind == "mlp":
+        model, operators, inputs = simplified()[0], {"Gemm"}, [X, X[:1], torch.randn(30, 12)]
+    else:
+        model, operators = simplified_tagger(), {"LSTM"}
+        inputs = [torch.randint(3, (batch, 6, 2)) for batch in (2, 2, 1, 5)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_onnx(model, tmp_path / "model.onnx", x)
-    (y,) = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"input0": x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(y), model.eval()(x), rtol=1e-5, atol=1e-5)
+        export_onnx(model, tmp_path / "model.onnx", inputs[0])
+    assert operators <= {node.op_type for node in load_model(tmp_path / "model.onnx").graph.node}
+    exported = ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    for x in inputs:
+        (y,) = exported.run(None, {"input0": x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(y), model.eval()(x), rtol=1e-5, atol=1e-5)
