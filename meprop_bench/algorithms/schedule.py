@@ -11,8 +11,8 @@ more may change as it goes on.
 A schedule is a function of the step and has no state, so training is resumed by starting at a later step.
 `KScheduler` puts the values into the layers of a model: one schedule for all, or one for each pattern of names. It
 relies on what layers of `meprop_bench.nn` have in common, a `k` that may be set between steps, and on no class.
-Setting k costs next to nothing. A compiled model compiles again when the k of a `MePropLinear` changes for the first
-time, and not at later changes (see `nn.linear`).
+Setting k costs next to nothing. A compiled model compiles again when the k of a linear layer or a convolution changes
+for the first time, and not at later changes (see `nn.k`).
 
     scheduler = KScheduler(model, {"encoder.*": Linear(0.5, 0.06, steps=10_000), "*": Constant(0.06)})
     for step, batch in enumerate(stream):
