@@ -11,6 +11,7 @@ here, before anything is measured.
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -219,7 +220,7 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
 
 def _setting(key: str, value: Any, where: str) -> Any:
     wanted = _SETTINGS[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (number and float(value) == wanted(value) if wanted in (int, float) else isinstance(value, wanted)):
         raise UserError(f"{key} in the {where} must be of type {wanted.__name__}, not {value!r}")
     return tuple(value) if isinstance(value, list) else value

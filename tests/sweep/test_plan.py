@@ -166,6 +166,7 @@ def test_a_file_of_the_users_own_is_a_preset_too(tmp_path: Path) -> None:
         (("k = 3", "k = "), "is not TOML"),
         (("checks", "budget = true\nchecks"), "budget in the preset .* must be of type float"),
         (("checks", "processes = 2.5\nchecks"), "processes in the preset .* must be of type int"),
+        (("checks", "processes = inf\nchecks"), "processes in the preset .* must be of type int, not inf"),
         (("k = 3", "method = 7"), "unknown method 7"),
     ],
 )
