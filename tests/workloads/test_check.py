@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,14 +7,6 @@ from torch import Tensor
 from meprop_bench.ops import SELECTIONS
 from meprop_bench.ops.kernels import KERNELS, Gradients, Request, masked
 from meprop_bench.workloads import check
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _check(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 
 import pytest
@@ -17,14 +16,6 @@ from meprop_bench.workloads.mlp import build_model
 from meprop_bench.workloads.prepared import After
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _case(**changes: object) -> Case:

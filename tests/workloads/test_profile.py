@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import torch
 
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.ops.cost import linear_stages
@@ -12,14 +11,6 @@ from meprop_bench.workloads import profile as profile_module
 from meprop_bench.workloads.profile import break_even_k, break_even_size, overhead, stages
 
 CLOCK = WallClock()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _case(**changes: object) -> Case:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,14 +19,6 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 _PERCEPTRON = {"data": "digits", "in_features": 64, "out_features": 24, "batch": 8, "threads": 1}
 _PHASES = {"forward", "backward", "update", "step"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _case(workload: str, **changes: Any) -> Case:
