@@ -38,7 +38,6 @@ __all__ = [
     "Interval",
     "Runs",
     "Verdict",
-    "geometric_mean",
     "geometric_mean_ratio",
     "holm",
     "iqr",
@@ -99,14 +98,6 @@ def iqr(values: Iterable[float]) -> float:
         return 0.0
     lower, _, upper = statistics.quantiles(ordered, n=4, method="inclusive")
     return float(upper - lower)
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return the mean that fits ratios: 2x and 0.5x average to 1x. ValueError unless every value is positive."""
-    ratios = list(values)
-    if not ratios or not all(value > 0 for value in ratios):
-        raise ValueError(f"the geometric mean needs positive values, got {ratios!r}")
-    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
 def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:

@@ -11,12 +11,11 @@ mark is set without a look at the times, so neither choice favours a side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self, TypeVar
 
-from meprop_bench.measure.paired import Pair
 from meprop_bench.stats import Interval, iqr, median, paired_ratio
 
 __all__ = ["Measurement"]
@@ -58,13 +57,6 @@ class Measurement:
                 raise ValueError(f"times of {self.phase!r} are positive and finite seconds, got the pair {pair!r}")
         if self.disturbed is not None and list(map(len, self.disturbed)) != self.run_lengths:
             raise ValueError(f"{list(map(len, self.disturbed))} marks do not fit {self.run_lengths} pairs")
-
-    @classmethod
-    def from_pairs(cls, phase: str, runs: Iterable[Iterable[Pair]], loops: int) -> Self:
-        """Take one phase out of the pairs of each process."""
-        runs = [list(run) for run in runs]
-        values = tuple(tuple(pair.phases[phase] for pair in run) for run in runs)
-        return cls(phase, values, loops, tuple(tuple(pair.disturbed for pair in run) for run in runs))
 
     @classmethod
     def from_values(

@@ -18,7 +18,7 @@ import math
 import sys
 from collections import abc
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -291,10 +291,6 @@ class Row:
         if not self.speedup or self.speedup_low is None or self.speedup_high is None:
             return None
         return (self.speedup_high - self.speedup_low) / (2 * self.speedup)
-
-    def with_note(self, note: str) -> Row:
-        """Return this row with one note more."""
-        return replace(self, notes=(*self.notes, note))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.measure.paired import Pair
 
 RUNS = (((0.4, 0.1), (0.5, 0.1), (0.6, 0.2)), ((0.4, 0.1), (0.42, 0.1)))
 
@@ -54,12 +53,6 @@ def test_warnings_name_short_values_and_noisy_pairs():
     assert any("3 µs" in line for line in short.warnings)
     noisy = Measurement("forward", (((1.0, 1.0), (1.0, 2.0), (1.0, 3.0)),) * 2, loops=1)
     assert any("noisy pairs" in line for line in noisy.warnings)
-
-
-def test_a_phase_is_taken_out_of_pairs():
-    pairs = [Pair({"forward": (1.0, 1.0), "backward": (4.0, 2.0)}, baseline_first=True)]
-    found = Measurement.from_pairs("backward", [pairs, pairs], 5)
-    assert found == Measurement("backward", (((4.0, 2.0),),) * 2, 5, ((False,),) * 2)
 
 
 @pytest.mark.parametrize("runs", [(), ((),), (((0.0, 1.0),),), (((1.0, math.nan),),), (((1.0, math.inf),),)])

@@ -225,4 +225,3 @@ def test_select_by_fields():
 def test_rows_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         row().k = 9
-    assert row().with_note("quiet").notes == ("quiet",)
