@@ -1,0 +1,1 @@
+"""The gate: did something get slower, larger or less accurate between two revisions, or between two result files?"""
