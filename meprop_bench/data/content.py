@@ -16,7 +16,7 @@ from pathlib import Path
 from meprop_bench.data.location import locate
 from meprop_bench.data.sources import DataFile, Source
 
-__all__ = ["PIECE", "ContentError", "State", "inspect", "pieces", "published"]
+__all__ = ["PIECE", "ContentError", "State", "inspect", "pieces", "plain", "published"]
 
 PIECE = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -61,8 +61,8 @@ def _decompressed(raw: Iterable[bytes]) -> Iterator[bytes]:
         raise ContentError("the gzip file is cut off")
 
 
-def _plain(raw: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the content of `raw`, which is gzip when it begins like one."""
+def plain(raw: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the content of `raw`, which is gzip when it begins like one; `ContentError` when that is not sound."""
     stream = iter(raw)
     head = b""
     while len(head) < len(_GZIP_MAGIC) and (piece := next(stream, b"")):
@@ -87,7 +87,7 @@ def published(raw: Iterable[bytes], file: DataFile) -> Iterator[bytes]:
     """
     digest = hashlib.sha256()
     size = 0
-    for piece in _plain(raw):
+    for piece in plain(raw):
         size += len(piece)
         if size > file.size:
             raise ContentError(f"longer than the published {file.size:,} bytes")
