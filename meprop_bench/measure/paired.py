@@ -34,7 +34,7 @@ from typing import Protocol
 
 from meprop_bench.measure.clock import Clock
 
-__all__ = ["Pair", "Probe", "Subject", "calibrate", "measure_pairs", "warm_up"]
+__all__ = ["Pair", "Probe", "Subject", "calibrate", "collector_at_rest", "measure_pairs", "warm_up"]
 
 Subject = Callable[[int, Clock], Mapping[str, float]]
 
@@ -134,7 +134,7 @@ def measure_pairs(
         raise ValueError(f"seconds is at least 0, got {seconds!r}")
     pairs: list[Pair] = []
     wanting = least_pairs
-    with _collector_at_rest() as collect:
+    with collector_at_rest() as collect:
         started = clock.now()
         while (wanting > 0 and len(pairs) < _MOST_AGAIN * least_pairs) or (
             (clock.now() - started) * (1 + 1 / len(pairs)) <= seconds
@@ -157,7 +157,7 @@ def measure_pairs(
 
 
 @contextmanager
-def _collector_at_rest() -> Iterator[Callable[[], object]]:
+def collector_at_rest() -> Iterator[Callable[[], object]]:
     """Switch the cyclic collector off, freeze what exists, and give a function that collects only what is new."""
     was_enabled = gc.isenabled()
     gc.collect()
