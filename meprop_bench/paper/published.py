@@ -1,0 +1,309 @@
+"""What the papers print, as data: every table's figures with their settings, and where the papers disagree.
+
+    icml.toml, tkde.toml    table -> part (one task under one setting) -> row -> figures, exactly as printed
+    contradictions.toml     what a reader who compares the tables stumbles over
+
+A row names its method and what sets it apart from its part (k, h, p), so that the same data say what has to be run to
+check the row. Its baseline is the part's first row unless it names another. Nothing here imports torch.
+
+What can be checked is checked on reading: a misspelt key is an error with a suggestion, and a printed speed-up or gain
+must follow from the figures beside it (up to their rounding), so that a mistyped figure does not survive.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from meprop_bench.errors import UserError
+from meprop_bench.workloads.case import one_of
+
+__all__ = [
+    "CLAIMS",
+    "COLUMNS",
+    "METHODS",
+    "Column",
+    "Figure",
+    "Part",
+    "PublishedRow",
+    "Setting",
+    "Table",
+    "contradictions",
+    "published",
+    "table",
+]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures: what it is called, its unit, and what has to be run for it."""
+
+    title: str
+    unit: str
+    source: str
+    """"training", "timing", "data", or "printed" for what the paper derives from its other columns."""
+
+
+COLUMNS: Mapping[str, Column] = {
+    "iterations": Column("iteration of the best dev score", "epochs", "training"),
+    "dev": Column("dev", "%", "training"),
+    "test": Column("test", "%", "training"),
+    "best_test": Column("best test of all k", "%", "training"),
+    "dev_bleu": Column("dev", "BLEU", "training"),
+    "test_bleu": Column("test", "BLEU", "training"),
+    "dev_gain": Column("dev gain", "points", "printed"),
+    "test_gain": Column("test gain", "points", "printed"),
+    "size": Column("average hidden size", "neurons", "training"),
+    "first_size": Column("first hidden size", "neurons", "training"),
+    "second_size": Column("second hidden size", "neurons", "training"),
+    "size_percent": Column("size", "%", "printed"),
+    "update_ratio": Column("update of dense / update of meAct", "x", "training"),
+    "linear_backward_s": Column("backprop time", "s", "timing"),
+    "backward_s": Column("overall backprop time", "s", "timing"),
+    "backward_ms": Column("backprop time", "ms", "timing"),
+    "forward_s": Column("overall forward time", "s", "timing"),
+    "overall_s": Column("overall time", "s", "timing"),
+    "speedup": Column("speed-up", "x", "timing"),
+    "train_size": Column("training set", "examples", "data"),
+    "train_items": Column("training classifications", "items", "data"),
+    "dev_size": Column("development set", "examples", "data"),
+    "dev_items": Column("development classifications", "items", "data"),
+    "test_size": Column("test set", "examples", "data"),
+    "test_items": Column("test classifications", "items", "data"),
+}
+"""Column -> what it is."""
+
+METHODS = ("dense", "meprop", "unified", "random", "mesimp", "meact")
+
+CLAIMS = (
+    "at-least",
+    "better",
+    "level",
+    "best",
+    "iterations",
+    "faster",
+    "factor",
+    "size",
+    "smaller-update",
+    "count",
+)
+"""Kinds of claims; `paper.claims` says what each means and when it is reproduced."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a row was obtained; None where the paper does not say, or where it does not apply.
+
+    Attributes:
+        method: one of `METHODS`; None for a row that only sums up others.
+        k: neurons kept, or a ratio of them.
+        hidden: h, neurons of a hidden layer.
+        layers: hidden layers (encoder and decoder have as many each).
+        inputs: of a single layer.
+        batch: B.
+        dropout: probability.
+        optimizer: "adam" or "adagrad".
+        learning_rate: of it.
+        rate: meSimp's p.
+        share: meAct's p.
+        masked_after: meAct's e, epochs.
+
+    """
+
+    method: str | None = None
+    k: int | float | None = None
+    hidden: int | None = None
+    layers: int | None = None
+    inputs: int | None = None
+    batch: int | None = None
+    dropout: float = 0.0
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    rate: float | None = None
+    share: float | None = None
+    masked_after: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method is not None:
+            one_of("method", self.method, METHODS)
+        for name in ("k", "hidden", "layers", "inputs", "batch", "masked_after"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise UserError(f"{name} must be more than 0, not {value!r}")
+
+    @property
+    def words(self) -> str:
+        """What is known, on one line."""
+        known = ((spec.name, getattr(self, spec.name)) for spec in fields(self) if spec.name != "method")
+        return ", ".join(f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}" for name, value in known if value)
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row as printed: its name, its setting, its figures (column -> value), and its baseline's name."""
+
+    name: str
+    setting: Setting
+    figures: Mapping[str, float]
+    against: str | None
+    claims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of a table: one task under one setting."""
+
+    name: str
+    task: str
+    rows: tuple[PublishedRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def row(self, name: str) -> PublishedRow:
+        """Return the row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def baseline(self, row: PublishedRow) -> PublishedRow | None:
+        """Return what the row is compared with."""
+        return None if row.against is None else self.row(row.against)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One printed number."""
+
+    table: str
+    part: str
+    row: str
+    column: str
+    value: float
+    unit: str
+    setting: Setting
+    best_of: int | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table (or figure) of a paper.
+
+    Attributes:
+        table_id: "icml:1", "tkde:fig4".
+        title: what it is about, in our words.
+        caption: as printed.
+        parts: its blocks.
+        best_of: runs of which the paper reports the best; None where it does not say.
+        notes: what a reader should know.
+
+    """
+
+    table_id: str
+    title: str
+    caption: str
+    parts: tuple[Part, ...]
+    best_of: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def figures(self) -> Iterator[Figure]:
+        """Yield every printed number."""
+        for part in self.parts:
+            for row in part.rows:
+                for column, value in row.figures.items():
+                    unit = COLUMNS[column].unit
+                    yield Figure(self.table_id, part.name, row.name, column, value, unit, row.setting, self.best_of)
+
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """Where it disagrees with another table, or with the text."""
+        return tuple(text for tables, text in contradictions() if self.table_id in tables)
+
+
+_SETTINGS = tuple(spec.name for spec in fields(Setting))
+_FILES = ("icml", "tkde")
+
+
+@cache
+def published() -> Mapping[str, Table]:
+    """Return every table of both papers by its id, in the papers' order."""
+    tables: dict[str, Table] = {}
+    for name in _FILES:
+        record = _read(name)
+        _only(record, ("paper", "title", "table"), f"{name}.toml")
+        for entry in record["table"]:
+            found = parse_table(entry)
+            if found.table_id in tables or not found.table_id.startswith(f"{name}:"):
+                raise UserError(f"the table {found.table_id!r} is there twice, or in the wrong paper's file")
+            tables[found.table_id] = found
+    return tables
+
+
+def table(table_id: str) -> Table:
+    """Return a table; `UserError` with a suggestion for one that the papers do not have."""
+    return published()[one_of("table", table_id, tuple(published()))]
+
+
+@cache
+def contradictions() -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Return the papers' contradictions: the tables that each is about, and what it is."""
+    return tuple((tuple(entry["tables"]), entry["text"]) for entry in _read("contradictions")["contradiction"])
+
+
+def parse_table(entry: Mapping[str, Any]) -> Table:
+    """Return a table from its TOML record, checked."""
+    where = f"the table {entry.get('id')}"
+    _only(entry, ("id", "title", "caption", "claims", "best_of", "notes", "part"), where)
+    parts = tuple(_part(part, tuple(entry.get("claims", ())), where) for part in entry["part"])
+    return Table(
+        entry["id"], entry["title"], entry["caption"], parts, entry.get("best_of"), tuple(entry.get("notes", ()))
+    )
+
+
+def _part(entry: Mapping[str, Any], claims: tuple[str, ...], where: str) -> Part:
+    where = f"{where}, {entry.get('name')}"
+    _only(entry, ("name", "task", "setting", "claims", "notes", "rows"), where)
+    _only(entry.get("setting", {}), _SETTINGS, where)
+    rows: list[PublishedRow] = []
+    for record in entry["rows"]:
+        _only(record, ("name", "against", "claims", *_SETTINGS, *COLUMNS), where)
+        own = {key: value for key, value in record.items() if key in _SETTINGS}
+        setting = Setting(**{**entry.get("setting", {}), **own})
+        figures = {key: value for key, value in record.items() if key in COLUMNS}
+        against = record.get("against", rows[0].name if rows else None)
+        wanted = tuple(record.get("claims", entry.get("claims", claims)))
+        for claim in wanted:
+            one_of("claim", claim, CLAIMS)
+        rows.append(PublishedRow(record["name"], setting, figures, against, wanted))
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names) or any(row.against not in (None, *names) for row in rows):
+        raise UserError(f"{where}: a row is there twice, or is compared with one that is not there")
+    part = Part(entry["name"], entry["task"], tuple(rows), tuple(entry.get("notes", ())))
+    _check_derived(part, where)
+    return part
+
+
+def _check_derived(part: Part, where: str) -> None:
+    """Hold what the paper derived against what it is derived from; 4% allows for times that were rounded to seconds."""
+    for row in part.rows:
+        baseline = part.baseline(row)
+        if baseline is None:
+            continue
+        for kind in ("dev", "test"):
+            if {kind} <= row.figures.keys() & baseline.figures.keys() and f"{kind}_gain" in row.figures:
+                gain = row.figures[kind] - baseline.figures[kind]
+                if abs(gain - row.figures[f"{kind}_gain"]) > 0.006:
+                    raise UserError(f"{where}, {row.name}: the printed {kind} gain is not {gain:+.2f}")
+        time = next((column for column in ("linear_backward_s", "backward_s", "backward_ms") if column in row.figures), None)
+        if time is not None and "speedup" in row.figures:
+            ratio = baseline.figures[time] / row.figures[time]
+            if abs(ratio / row.figures["speedup"] - 1) > 0.04:
+                raise UserError(f"{where}, {row.name}: the printed speed-up is not {ratio:.1f}x")
+
+
+def _only(record: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    for key in record:
+        one_of(f"key in {where}:", key, allowed)
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files("meprop_bench.paper") / f"{name}.toml").read_text(encoding="utf-8"))
