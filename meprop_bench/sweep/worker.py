@@ -1,17 +1,24 @@
 """The child side of a measurement: one fresh process that sets a case up, checks it, and takes pairs when it is asked
 to.
 
-    hello        {threads, device}           -> the environment, when torch is imported
+    hello        {threads, device}           -> the environment, when torch is imported; protocol, package (its folder)
     setup        {case}                      -> kernel, k, phases, costs, notes
-    check        {warm_s}                    -> check, and if it passed, loops
+    check        {warm_s}                    -> check, and if it passed, loops (and those of each side)
     measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...], which of them the
                                                 machine disturbed (null: it cannot tell), and what others did meanwhile
     memory       {device}                    -> weights: phase -> [baseline, method], what each takes at most
+    block        {side, loops, lead_s, slowdown} -> values: phase -> seconds of one side, after a lead-in that is not
+                                                timed; whether the machine disturbed it (null: it cannot tell)
+    count        {}                          -> operators: phase -> how many of torch's operators the method calls
     utilization  {device, seconds}           -> phase, sides: [baseline, method], what a steady loop takes
     peaks        {device, dtype, threads}    -> the machine's arithmetic rate and bandwidth
     accuracy     {case, sparsified, seeds, steps} -> [seed, development-set accuracy in percent] of one side
 
 A worker is told its threads and allocator by its environment, before torch starts; it reads nothing else from outside.
+
+The runner asks for whole pairs; the gate has base and head in two processes, each with its own code, and asks both in
+turns for blocks of milliseconds. The two may be of different revisions, so `PROTOCOL` counts the changes of what a
+request or an answer means; a request or a key that is new changes nothing for those who do not ask for it.
 Run as `python -m meprop_bench.sweep.worker`.
 """
 
@@ -21,18 +28,27 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench.measure.paired import calibrate, warm_up
 from meprop_bench.measure.serve import serve
+from meprop_bench.stats import median
 
 if TYPE_CHECKING:
     from meprop_bench.measure.clock import Clock
     from meprop_bench.workloads.case import Case
     from meprop_bench.workloads.prepared import Prepared
 
-__all__ = ["Session", "main"]
+__all__ = ["PROTOCOL", "Session", "main"]
+
+PROTOCOL = 1
+"""Of the requests and answers above."""
 
 _Answer = Mapping[str, Any]
+
+_USUAL_VALUES = 21
+"""Values behind the median that a slowdown is a share of."""
 
 
 class Session:
@@ -42,6 +58,7 @@ class Session:
         self._case: Case | None = None
         self._prepared: Prepared | None = None
         self._checked: tuple[Prepared, Clock] | None = None
+        self._blocks: _Blocks | None = None
 
     def handle(self, message: Mapping[str, Any]) -> _Answer:
         """Answer one request."""
@@ -51,6 +68,8 @@ class Session:
             "check": self.check,
             "measure": self.measure,
             "memory": self.memory,
+            "block": self.block,
+            "count": self.count,
             "utilization": self.utilization,
             "peaks": self.peaks,
             "accuracy": self.accuracy,
@@ -61,6 +80,7 @@ class Session:
         """Import what takes seconds; the answer says that none of it will fall into another worker's timing."""
         import torch
 
+        import meprop_bench
         from meprop_bench.measure.allocator import current
         from meprop_bench.measure.environment import collect, environment_id
         from meprop_bench.ops.kernels import KERNELS
@@ -70,12 +90,18 @@ class Session:
             with suppress(ImportError):  # a kernel whose library is not installed says so when it is asked for
                 KERNELS[name]
         environment = collect(device, current())
-        return {"environment": environment, "environment_id": environment_id(environment)}
+        return {
+            "environment": environment,
+            "environment_id": environment_id(environment),
+            "protocol": PROTOCOL,
+            "package": str(Path(meprop_bench.__file__).parent),
+        }
 
     def setup(self, case: Mapping[str, Any]) -> _Answer:
         """Set a case up."""
         from meprop_bench import workloads
 
+        self._close_blocks()
         self._prepared = self._checked = None  # the last case's memory, before the next one's is taken
         self._case = workloads.Case.from_json(case)
         with _one_thread():
@@ -91,20 +117,20 @@ class Session:
     def check(self, warm_s: float) -> _Answer:
         """Check the case that is set up and, if it passed, warm both sides up and calibrate the loops."""
         from meprop_bench.measure.clock import clock_for
-        from meprop_bench.measure.paired import calibrate, warm_up
         from meprop_bench.results.schema import PASSED
 
         if self._case is None or self._prepared is None:
             raise ValueError("no case is set up")
         found = self._prepared.check()
         if found != PASSED:
-            return {"check": found, "loops": 1}
+            return {"check": found, "loops": 1, "side_loops": [1, 1]}
         clock = clock_for(self._case.device, caches=self._case.caches)
         self._checked = self._prepared, clock
         sides = (self._prepared.baseline, self._prepared.method)
         for side in sides:
             warm_up(side, clock, seconds=warm_s)
-        return {"check": found, "loops": max(calibrate(side, clock) for side in sides)}
+        loops = [calibrate(side, clock) for side in sides]
+        return {"check": found, "loops": max(loops), "side_loops": loops}
 
     def measure(self, seconds: float, least_pairs: int, loops: int, seed: int) -> _Answer:
         """Take interleaved pairs for about `seconds`."""
@@ -148,6 +174,21 @@ class Session:
 
         return {"weights": {phase: [weight(call) for call in pair] for phase, pair in prepared.memory.items()}}
 
+    def block(self, side: str, loops: int, lead_s: float, slowdown: float = 0.0) -> _Answer:
+        """Time one side, "baseline" or "method", once: `loops` iterations after at least one that is not timed."""
+        prepared, clock = self._passed()
+        if self._blocks is None:
+            self._blocks = _Blocks(prepared, clock)
+        values, disturbed = self._blocks.take(side, loops, lead_s, slowdown)
+        return {"values": values, "disturbed": disturbed}
+
+    def count(self) -> _Answer:
+        """Count the operators of the method's phases, in a pass of its own: counting slows what it counts."""
+        from meprop_bench.sweep.operators import operators
+
+        prepared, _ = self._passed()
+        return {"operators": {phase: operators(pair[1]) for phase, pair in prepared.memory.items()}}
+
     def utilization(self, device: str, seconds: float) -> _Answer:
         """Watch the machine while each side runs its main phase steadily, in a pass of its own: watching costs time."""
         from meprop_bench.measure.utilization import watch
@@ -173,10 +214,63 @@ class Session:
             found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
         return {"accuracies": list(zip(seeds, found, strict=True))}
 
+    def _close_blocks(self) -> None:
+        if self._blocks is not None:
+            self._blocks.close()
+            self._blocks = None
+
     def _passed(self) -> tuple[Prepared, Clock]:
         if self._checked is None:
             raise ValueError("there is no case whose check passed")
         return self._checked
+
+
+class _Blocks:
+    """Takes one case's blocks: meanwhile the collector is at rest, and the scheduler is watched where it can be."""
+
+    def __init__(self, prepared: Prepared, clock: Clock) -> None:
+        from meprop_bench.measure.disturbance import contention
+        from meprop_bench.measure.paired import collector_at_rest
+        from meprop_bench.measure.procfs import Unavailable
+        from meprop_bench.sweep.slowdown import SlowedClock
+
+        self._prepared, self._clock = prepared, clock
+        self._phase = "backward" if "backward" in prepared.phases else prepared.phases[0]
+        calls = prepared.memory.get(self._phase)
+        self._slowed = SlowedClock(clock, self._phase, calls[1] if calls else None)
+        self._usual_s: dict[int, float] = {}
+        with ExitStack() as stack:
+            self._collect = stack.enter_context(collector_at_rest())
+            self._probe = None
+            with suppress(Unavailable):
+                self._probe = stack.enter_context(contention())
+            self._closing = stack.pop_all()
+
+    def take(self, side: str, loops: int, lead_s: float, slowdown: float) -> tuple[dict[str, float], bool | None]:
+        """Return the seconds of each phase, and whether the block was disturbed."""
+        subject = {"baseline": self._prepared.baseline, "method": self._prepared.method}[side]
+        clock = self._clock
+        if slowdown and side == "method":
+            clock = self._slowed
+            self._slowed.wait(slowdown * self._usual(loops))
+        self._collect()
+        warm_up(subject, clock, seconds=lead_s)
+        if self._probe is not None:
+            self._probe.begin()
+        values = subject(loops, clock)
+        disturbed = None if self._probe is None else self._probe.disturbed()
+        return {phase: float(values[phase]) for phase in self._prepared.phases}, disturbed
+
+    def close(self) -> None:
+        """Let the collector work again."""
+        self._closing.close()
+
+    def _usual(self, loops: int) -> float:
+        """Return the slowed phase's usual seconds, measured by the first call: the other process sleeps meanwhile."""
+        if loops not in self._usual_s:
+            values = [self._prepared.method(loops, self._clock)[self._phase] for _ in range(_USUAL_VALUES)]
+            self._usual_s[loops] = median(values)
+        return self._usual_s[loops]
 
 
 @contextmanager

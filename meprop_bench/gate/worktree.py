@@ -1,0 +1,329 @@
+"""Revisions of a repository side by side, each in a folder of its own; the user's tree is only ever read.
+
+    with work_trees(repository, base="origin/main", head=None) as (base, head):
+        base.folder / "meprop_bench"        the package as that revision has it
+        head.folder / "meprop_bench"        a snapshot of the user's own files, uncommitted ones included
+
+`git worktree add` writes into the repository (a registration, a lock, perhaps a hook's doings), cannot do that in a
+read-only checkout, and leaves its registration behind when it is killed. Nothing here needs one: git reads the
+revision into an index of ours and writes that index's files into a folder of ours (`read-tree`, `checkout-index`). That
+works in a read-only, shallow, bare, detached or dirty repository alike, and the user's index, branches and hooks are
+never touched. Only the package is written out; submodules are not.
+
+Uncommitted changes as the head are *copied* first, tracked files and new ones that git does not ignore: an editor may
+save while the gate measures, and a process that starts later must find the same code.
+
+The folders lie in numbered slots of the user's cache:
+
+    ~/.cache/meprop-bench/gate/slot-0.lock    locked while a gate uses the slot; the kernel lets go when it is killed
+    ~/.cache/meprop-bench/gate/slot-0/base    a slot that nobody locks is stale, and is removed at the next start
+
+Why not a new random name each time: Numba finds compiled code again by the source's path and time, and compiling takes
+half a minute for each side. So the paths are the same in each run, and all files get the same time of change.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from meprop_bench.errors import ExitCode, UserError
+
+__all__ = ["PACKAGE", "Checkout", "cache_folder", "repository_of", "work_trees"]
+
+PACKAGE = "meprop_bench"
+"""What is taken from a revision."""
+
+_WORKER = f"{PACKAGE}/sweep/worker.py"
+_MTIME = 1_000_000_000
+"""Time of change of all files, in seconds: any constant will do."""
+
+_OF_ONE_REPOSITORY = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+)
+"""Set in a hook that calls us, for the repository that it is a hook of."""
+
+_SLOTS = 64
+_PATIENCE_S = 300
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """One revision, ready to be run.
+
+    Attributes:
+        side: "base" or "head".
+        name: as the user said it, with its hash: "main (1a2b3c4d5e6f)"; a snapshot says so.
+        commit: the full hash; of a snapshot, the commit that it stands on, or None before the first one.
+        folder: holds the package; to be put first on Python's path.
+        notes: what a reader should know, one line each.
+
+    """
+
+    side: str
+    name: str
+    commit: str | None
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
+def repository_of(folder: Path) -> Path:
+    """Return the root of the work tree that a folder lies in.
+
+    Raises:
+        UserError: git is not installed, or there is no repository.
+
+    """
+    found = _git(folder, "rev-parse", "--show-toplevel", check=False)
+    if found.returncode == 0 and (root := found.stdout.rstrip("\n")):
+        return Path(root)
+    reason = _last_line(found.stderr)
+    if "not a git repository" in reason:
+        raise UserError(f"{folder} is not in a git repository: run this inside one, or compare files with --baseline")
+    raise UserError(f"git cannot read the repository of {folder}: {reason or 'it has no work tree'}")
+
+
+@contextmanager
+def work_trees(
+    repository: Path, base: str, head: str | None, *, cache: Path | None = None
+) -> Iterator[tuple[Checkout, Checkout]]:
+    """Write both revisions out, and remove them whatever happens: an error, Ctrl-C or SIGTERM.
+
+    Args:
+        repository: root of the user's work tree.
+        base: a revision.
+        head: a revision; None for the work tree as it is now, uncommitted changes included.
+        cache: where the slots are; by default the user's cache.
+
+    Raises:
+        UserError: an unknown revision (exit code 2), or one without the package (3 for the base, 2 for the head).
+
+    """
+    commits = [_commit(repository, revision) for revision in (base, head) if revision is not None]
+    with _terminable(), _slot(cache or cache_folder()) as slot:
+        first = _checkout(repository, "base", base, commits[0], slot)
+        if head is None:
+            yield first, _snapshot(repository, slot)
+        else:
+            yield first, _checkout(repository, "head", head, commits[1], slot)
+
+
+def cache_folder() -> Path:
+    """Return where the slots are: in the user's cache, or among the temporary files where none can be written."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with suppress(RuntimeError, OSError):
+        folder = (home if home.is_absolute() else Path.home() / ".cache") / "meprop-bench" / "gate"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"meprop-bench-gate-{user}"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not folder.is_symlink() and (not hasattr(os, "getuid") or folder.stat().st_uid == user):
+            return folder
+    raise UserError(f"no folder can be written for the revisions: set XDG_CACHE_HOME, or make room in {folder.parent}")
+
+
+def _commit(repository: Path, revision: str) -> str:
+    """Return the hash of a revision."""
+    if revision.startswith("-") or not revision.strip():
+        raise UserError(f"unknown revision {revision!r}: name a branch, a tag or a commit")
+    found = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False)
+    if found.returncode == 0:
+        return found.stdout.strip()
+    if _git(repository, "rev-parse", "--is-shallow-repository", check=False).stdout.strip() == "true":
+        raise UserError(
+            f"the revision {revision!r} is not in this shallow clone: {_deepen(revision)}"
+            " (actions/checkout: fetch-depth: 0)"
+        )
+    refs = _git(repository, "for-each-ref", "--format=%(refname:short)", check=False).stdout.split()
+    close = difflib.get_close_matches(revision, refs, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "name a branch, a tag or a commit of this repository"
+    raise UserError(f"unknown revision {revision!r}: {hint}")
+
+
+def _deepen(revision: str) -> str:
+    """Say how a shallow clone gets a revision."""
+    if steps := re.fullmatch(r"(?:HEAD|@)((?:~\d*|\^)+)", revision):
+        depth = 1 + sum(int(count or 1) for count in re.findall(r"[~^](\d*)", steps[1]))
+        return f"git fetch --depth={depth}"
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return f"git fetch --depth=1 origin {revision}"
+    name = re.sub(r"^(refs/)?(remotes/)?origin/", "", revision)
+    if re.fullmatch(r"[0-9a-f]{7,39}", revision) or re.search(r"[~^@:]", name):
+        return "git fetch --unshallow"
+    return f"git fetch --depth=1 origin {name}:refs/remotes/origin/{name}, and then --base origin/{name}"
+
+
+def _checkout(repository: Path, side: str, revision: str, commit: str, slot: Path) -> Checkout:
+    folder = slot / side
+    folder.mkdir()
+    own = {
+        "GIT_DIR": _git(repository, "rev-parse", "--absolute-git-dir").stdout.rstrip("\n"),
+        "GIT_WORK_TREE": str(folder),
+        "GIT_INDEX_FILE": str(slot / f"{side}.index"),
+    }
+    _git(folder, "read-tree", commit, env=own)
+    files = _git(folder, "ls-files", "-z", "--", PACKAGE, env=own).stdout
+    _require(_WORKER in files.split("\0"), side, f"{revision} ({commit[:12]})")
+    _git(folder, "checkout-index", "--force", "-z", "--stdin", env=own, stdin=files)
+    _settle(folder)
+    return Checkout(side, f"{revision} ({commit[:12]})", commit, folder)
+
+
+def _snapshot(repository: Path, slot: Path) -> Checkout:
+    """Copy the files of the work tree that git knows, or would if they were added."""
+    folder = slot / "head"
+    listed = _git(
+        repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", PACKAGE
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = repository / name, folder / name
+        if source.is_symlink() or source.is_file():  # neither deleted, nor a submodule
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # deleted right now
+                shutil.copyfile(source, target, follow_symlinks=False)
+    _require((folder / _WORKER).is_file(), "head", "the work tree")
+    _settle(folder)
+    found = _git(repository, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
+    commit = found.stdout.strip() or None
+    changed = _git(repository, "status", "--porcelain", "--untracked-files=all", "--", PACKAGE, check=False).stdout
+    count = len(changed.splitlines())
+    where = f"the work tree at {commit[:12]}" if commit else "the work tree"
+    notes = (f"the head is a snapshot of the work tree with {count} uncommitted files",) if count else ()
+    return Checkout("head", where, commit, folder, notes)
+
+
+def _require(has: bool, side: str, name: str) -> None:
+    if not has:
+        raise UserError(
+            f"the {side}, {name}, has no {_WORKER}, so it cannot be measured: choose a later revision",
+            ExitCode.NOT_COMPARABLE if side == "base" else ExitCode.USAGE,
+        )
+
+
+def _settle(folder: Path) -> None:
+    """Give all files one time of change, for Numba finds compiled code again by it."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            os.utime(Path(parent) / name, (_MTIME, _MTIME), follow_symlinks=False)
+
+
+@contextmanager
+def _slot(cache: Path) -> Iterator[Path]:
+    """Lock a free slot and empty it at both ends; remove what killed runs left in other slots."""
+    import fcntl  # this instrument measures on POSIX systems only
+
+    with ExitStack() as stack:
+        mine: Path | None = None
+        for number in range(_SLOTS):
+            folder, lock = cache / f"slot-{number}", cache / f"slot-{number}.lock"
+            if mine is not None and not lock.exists():
+                break
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            _remove(folder)
+            if mine is None:
+                mine = folder
+                stack.callback(os.close, descriptor)
+                stack.callback(_remove, folder)
+                folder.mkdir()
+            else:
+                os.close(descriptor)
+        if mine is None:
+            raise UserError(f"{_SLOTS} gates run at once in {cache}: wait for one of them to end")
+        yield mine
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with all that is in it; twice, for a process that is being killed may still write a file."""
+    for _ in range(2):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does, so that everything is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, _interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _git(
+    folder: Path,
+    *words: str,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run git in a folder, without hooks, questions, or what a hook that called us has in its environment.
+
+    Raises:
+        UserError: git is missing or hangs, or fails although `check` says that it must not.
+
+    """
+    outer = {name: value for name, value in os.environ.items() if name not in _OF_ONE_REPOSITORY}
+    settings: Sequence[str] = ("-c", "core.hooksPath=/dev/null", "-c", "core.sparseCheckout=false", "-c", "gc.auto=0")
+    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_LFS_SKIP_SMUDGE": "1", "LC_ALL": "C"}
+    try:
+        found = subprocess.run(
+            ["git", *settings, *words],
+            cwd=folder,
+            env={**outer, **quiet, **(env or {})},
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder") from None
+        raise UserError(
+            "git is not installed, or not on the PATH: install it, or compare files with --baseline"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"git {words[0]} does not answer within {_PATIENCE_S} s in {folder}") from None
+    if check and found.returncode != 0:
+        raise UserError(f"git {words[0]} failed: {_last_line(found.stderr) or f'status {found.returncode}'}")
+    return found
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
