@@ -16,6 +16,10 @@ The process is the unit of replication: more pairs sharpen r_i, only more proces
 trade-off: two processes give honest but very wide intervals (t = 12.7); five to eight are the useful range. One
 process gives no interval at all (its bounds are NaN, null in a report) rather than a wrong one.
 
+Two results that were measured apart share no pairs: there the r_i of both are compared as independent samples, with the
+variance of each (Welch, `independent_ratio`). What happened to the machine between the two is then in the difference
+of *times*, and no interval knows of it; a change of the speed-up, a ratio within each, is nearly free of it.
+
 Judging. One ratio against a bound is Student's one-sample t of the r_i against log(bound), one-sided for a gate ("is it
 slower than allowed?"). Many at once need a correction, or every twentieth identical case is a discovery: Holm's
 step-down keeps the chance of *any* false alarm at the level, whatever the dependence between the cases. Over C cases
@@ -37,9 +41,12 @@ __all__ = [
     "Alternative",
     "Interval",
     "Runs",
+    "Samples",
     "Verdict",
     "geometric_mean_ratio",
     "holm",
+    "independent_p_value",
+    "independent_ratio",
     "iqr",
     "mean_difference",
     "median",
@@ -53,6 +60,9 @@ Alternative = Literal["differs", "below", "above"]
 
 Runs = Sequence[Sequence[tuple[float, float]]]
 """For each process its pairs `(baseline_s, method_s)`, seconds."""
+
+Samples = Sequence[Sequence[float]]
+"""For each process its values, without pairs."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,41 @@ def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, sam
     return _exponential(Interval(mean, mean - half, mean + half))
 
 
+def independent_ratio(
+    cases: Sequence[tuple[Samples, Samples]], confidence: float = 0.95, *, same_processes: bool = False
+) -> Interval:
+    """Return the geometric mean over the cases of first / second, two samples without pairs, with its interval.
+
+    Args:
+        cases: of each case the values of both sides, process by process, all positive; one case is a mean of one.
+        confidence: two-sided, in (0, 1).
+        same_processes: within a side, the i-th process of every case is the same one.
+
+    Raises:
+        ValueError: no case, no process, a process without values, a value that is not positive and finite, or
+            `same_processes` and cases that differ in their number.
+
+    Source: B. L. Welch, "The generalization of Student's problem when several different population variances are
+    involved", Biometrika 34 (1947).
+
+    """
+    mean, error, degrees = _independent(cases, same_processes=same_processes)
+    half = _t_quantile(degrees, confidence) * error
+    return _exponential(Interval(mean, mean - half, mean + half))
+
+
+def independent_p_value(first: Samples, second: Samples) -> float:
+    """Return the two-sided p-value of "first / second is 1" (Welch); NaN where a side has a single process."""
+    mean, error, degrees = _independent([(first, second)])
+    if math.isnan(error):
+        return math.nan
+    from scipy.special import stdtr
+
+    if error == 0:  # identical processes, as on a fake clock, leave no doubt
+        return 0.0 if mean else 1.0
+    return min(1.0, 2 * float(stdtr(degrees, -abs(mean / error))))
+
+
 def mean_difference(pairs: Sequence[tuple[float, float]], confidence: float = 0.95) -> Interval:
     """Return the mean of method - baseline, in the values' unit, with its interval over the pairs.
 
@@ -220,6 +265,40 @@ def non_inferiority(interval: Interval, margin: float) -> Verdict:
     if interval.high < -margin:
         return "fail"
     return "inconclusive"
+
+
+def _independent(
+    cases: Sequence[tuple[Samples, Samples]], *, same_processes: bool = False
+) -> tuple[float, float, float]:
+    """Return the mean log ratio, its standard error (NaN where a side has one process) and the degrees of freedom."""
+    if not cases:
+        raise ValueError("a ratio needs at least one case")
+    sides = [[_log_medians(case[side]) for case in cases] for side in (0, 1)]
+    mean = math.fsum(
+        sign * math.fsum(logs) / len(logs) for sign, side in zip((1, -1), sides, strict=True) for logs in side
+    ) / len(cases)
+    if same_processes:
+        if any(len({len(logs) for logs in side}) > 1 for side in sides):
+            raise ValueError(f"the cases differ in their processes: {[[len(logs) for logs in side] for side in sides]}")
+        # One figure for each process, its mean over the cases: their errors are not independent.
+        samples, parts = [[math.fsum(of) / len(of) for of in zip(*side, strict=True)] for side in sides], 1
+    else:
+        samples, parts = [logs for side in sides for logs in side], len(cases)
+    if min(map(len, samples)) == 1:
+        return mean, math.nan, 0
+    shares = [(statistics.variance(logs) / len(logs) / parts**2, len(logs) - 1) for logs in samples]
+    variance = math.fsum(share for share, _ in shares)
+    if variance == 0:
+        return mean, 0.0, 1
+    return mean, math.sqrt(variance), variance**2 / math.fsum(share**2 / own for share, own in shares)
+
+
+def _log_medians(values: Samples) -> list[float]:
+    if not values or not all(values):
+        raise ValueError("a ratio needs at least one process on each side, and one value in each process")
+    if wrong := [value for own in values for value in own if not 0 < value < math.inf]:
+        raise ValueError(f"values are positive and finite, got {wrong[0]!r}")
+    return [median(map(math.log, own)) for own in values]
 
 
 def _process_medians(runs: Runs) -> list[float]:

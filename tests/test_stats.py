@@ -13,6 +13,8 @@ from meprop_bench.stats import (
     Interval,
     geometric_mean_ratio,
     holm,
+    independent_p_value,
+    independent_ratio,
     iqr,
     mean_difference,
     median,
@@ -297,3 +299,51 @@ def test_neither_torch_nor_scipy_stats_is_loaded():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_an_independent_ratio_is_welch_s():
+    first, second = [[2.0], [2.2, 2.2, 9.0], [2.1]], [[1.0], [1.1], [0.95], [1.02]]
+    logs = np.log([2.0, 2.2, 2.1]), np.log([1.0, 1.1, 0.95, 1.02])
+    theirs = scipy_stats.ttest_ind(*logs, equal_var=False)
+    ours, bounds = independent_ratio([(first, second)]), theirs.confidence_interval(0.95)
+    assert math.log(ours.estimate) == pytest.approx(logs[0].mean() - logs[1].mean())
+    assert (math.log(ours.low), math.log(ours.high)) == pytest.approx((bounds.low, bounds.high))
+    assert independent_p_value(first, second) == pytest.approx(theirs.pvalue)
+
+
+@pytest.mark.parametrize("same_processes", [False, True])
+def test_independent_ratios_cover(same_processes):
+    """Four cases, each side in processes of its own, five against eight; kept processes have an error in common."""
+    rng = np.random.default_rng(23)
+    truths, covered = np.array([0.9, 1.0, 1.1, 2.0]), 0
+    sides = [rng.normal(0, 0.02, (1500, 4, count)) for count in (5, 8)]
+    if same_processes:
+        sides = [side + rng.normal(0, 0.03, (1500, 1, side.shape[2])) for side in sides]
+    first, second = np.exp(sides[0] + np.log(truths)[:, None]), np.exp(sides[1])
+    wanted = statistics.geometric_mean(truths)
+    for experiment in range(1500):
+        cases = [
+            ([[value] for value in one], [[value] for value in other])
+            for one, other in zip(first[experiment].tolist(), second[experiment].tolist(), strict=True)
+        ]
+        interval = independent_ratio(cases, same_processes=same_processes)
+        covered += interval.low <= wanted <= interval.high
+    assert covered / 1500 == pytest.approx(0.95, abs=0.02)
+
+
+def test_independent_ratios_without_doubt_or_without_evidence():
+    same = [[1.0], [1.0]]
+    assert independent_ratio([(same, same)]) == Interval(1.0, 1.0, 1.0)
+    assert (independent_p_value(same, same), independent_p_value([[2.0]] * 2, same)) == (1.0, 0.0)
+    assert not independent_ratio([([[2.0]], same)]).bounded
+    assert math.isnan(independent_p_value([[2.0]], same))
+    for cases, words in (
+        ([], "at least one case"),
+        ([([], same)], "at least one process"),
+        ([([[]], same)], "at least one process"),
+        ([([[0.0]], same)], "positive"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            independent_ratio(cases)
+    with pytest.raises(ValueError, match="differ in their processes"):
+        independent_ratio([(same, same), (same * 2, same)], same_processes=True)
