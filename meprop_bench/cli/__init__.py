@@ -28,6 +28,8 @@ VERBS = {
     "speedup": "Measure sparsified back propagation against dense.",
     "profile": "Show where the time of one step goes, and why it is not less.",
     "report": "Print or write the report of a results folder.",
+    "export": "Write stored results as those of other tools.",
+    "compare": "Compare two stored results of the same cases.",
     "data": "List, fetch and check the data sets.",
     "doctor": "Examine this machine, its software and the configuration.",
 }

@@ -30,7 +30,7 @@ from meprop_bench.measure.allocator import preloaded
 from meprop_bench.measure.clock import clock_for, overhead
 from meprop_bench.measure.procfs import Unavailable
 
-__all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "machine_slug"]
+__all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "machine_of", "machine_slug"]
 
 NOT_IN_ID = frozenset({"package_version", "git_revision", "load_average", "clock_overhead_s", "unavailable"})
 
@@ -106,6 +106,12 @@ def machine_slug(device: str = "cpu") -> str:
     except Unavailable:
         model = platform.machine() or "cpu"
     return f"{_slug(model)}-{procfs.usable_cores()}c"
+
+
+def machine_of(environment: Mapping[str, Any]) -> str:
+    """Return what `machine_slug()` gave on the machine that an environment of `collect` describes."""
+    model = environment.get("cpu_model") or environment.get("architecture") or "cpu"
+    return f"{_slug(str(model))}-{environment.get('cpu_usable_cores') or 0}c"
 
 
 def cpu_model() -> str:

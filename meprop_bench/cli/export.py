@@ -1,0 +1,56 @@
+"""`meprop-bench export`: stored results in the files of other tools.
+
+meprop-bench export asv reports/*_suite          # into .asv/results; then: asv publish && asv preview
+meprop-bench export asv nightly/* --to history --dirty
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from meprop_bench.errors import ExitCode
+
+__all__ = ["command"]
+
+
+@click.group(name="export", short_help="Write stored results as those of other tools.")
+def command() -> None:
+    """Write stored results in the files of other tools."""
+
+
+@command.command(name="asv")
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".asv/results"),
+    show_default=True,
+    help="asv's results_dir; what is there stays.",
+)
+@click.option(
+    "--repo",
+    "repository",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=Path(),
+    show_default=True,
+    help="The checkout whose commits were measured.",
+)
+@click.option("--dirty", is_flag=True, help="Take results of trees with uncommitted changes as those of their commit.")
+def asv(folders: tuple[Path, ...], results: Path, repository: Path, dirty: bool) -> int:
+    """Write results folders as results of asv.
+
+    `asv publish`, `asv show` and `asv compare` then show the paired measurements, as benchmarks whose names begin with
+    "stored". Nothing is measured, and asv need not be installed. `asv run` writes its list of benchmarks anew: export
+    again after it.
+    """
+    from meprop_bench.report.asv import export
+
+    found = export(folders, results, repository=repository, dirty=dirty)
+    for path in found.files:
+        click.echo(path)
+    left = f"; left out, as they failed: {found.left_out}" if found.left_out else ""
+    click.echo(f"exported {found.rows} row{'s' * (found.rows > 1)}{left}", err=True)
+    return ExitCode.OK

@@ -1,0 +1,382 @@
+"""Stored results as results of asv, so that `asv publish`, `asv show` and `asv compare` show paired measurements, too.
+
+    results folder  ->  RESULTS/MACHINE/COMMIT-ENVIRONMENT.json    one for each commit and environment (format 2)
+                        RESULTS/MACHINE/machine.json               made if it is not there
+                        RESULTS/benchmarks.json                    ours are added, those of the suite stay
+
+A benchmark is one cost (`results.costs`) of one phase of one workload, `stored.linear.backward.track_ratio`. It is not
+that of the asv suite, whose grid is the suite's preset alone. Its parameters are always the same five, so that exports
+of different sweeps, made on different days, lie in the same graphs:
+
+    method   k   shape (784→500 B=50)   device (cpu:2, cuda:0)   variant (what is not as usual; "usual" if all is)
+
+A ratio is 1 / the row's speed-up, a time the row's median; both with their intervals at 99% over the processes. asv
+would take all samples as independent, and weigh a result in its step detection with a confidence that it has not.
+
+Results of different environments never share a line: what the six parameters do not tell of an environment (versions,
+processor, kernel, ...) makes a name, which asv keeps apart. A result belongs to a commit, so one that was measured
+outside a checkout is refused, and one of a tree with changes unless that is asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.environment import NOT_IN_ID, environment_id, machine_of
+from meprop_bench.results.costs import COSTS, judged_pairs
+from meprop_bench.results.schema import Row
+from meprop_bench.results.store import Store, replace_file
+from meprop_bench.stats import Interval, iqr, median, paired_ratio
+
+__all__ = ["PARAMETERS", "Exported", "export"]
+
+PARAMETERS = ("method", "k", "shape", "device", "variant")
+
+_FORMAT = 2
+_VERSION = "1"
+_COLUMNS = (
+    *("result", "params", "version", "started_at", "duration"),
+    *("stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "stats_number", "stats_repeat", "samples"),
+)
+_OF_POINT = ("result", *_COLUMNS[5:])
+_TOLD_BY_CASE = ("device", "allocator", "torch_threads", "preloaded_allocators")
+"""Fields of an environment that the parameters tell; so do the variables that set threads and allocator."""
+
+_ABSENT = {"result": math.nan}
+"""What asv has of a combination of parameters that is skipped; null is one that failed."""
+
+_Point = tuple[str, ...]
+_Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        files: result files, in order.
+        rows: how many rows are in them.
+        left_out: cases that have no figures, since they failed.
+
+    """
+
+    files: tuple[Path, ...]
+    rows: int
+    left_out: int
+
+
+@dataclass
+class _File:
+    """One result file in the making."""
+
+    commit: str
+    machine: str
+    environment: Mapping[str, Any]
+    started_ms: int
+    found: dict[str, dict[_Point, _Values]] = field(default_factory=dict)
+
+
+def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: bool = False) -> Exported:
+    """Write the rows of results folders as results of asv; what is there of other cases, commits and machines stays.
+
+    Args:
+        folders: results folders of this package.
+        results: asv's `results_dir`; made if it is not there.
+        repository: a checkout that has the commits.
+        dirty: take results of a tree with changes, too, as those of the commit it was made from.
+
+    Raises:
+        UserError: no such folder, a result without a commit or of one that the repository does not have, a tree with
+            changes, nothing measured, or a file of asv's that cannot be read.
+
+    """
+    files: dict[tuple[str, str, str], _File] = {}
+    rows = left_out = 0
+    commits = _Commits(repository)
+    for folder in dict.fromkeys(folders):
+        store = Store.open(folder)
+        for row in store.rows():
+            if not row.passed or row.values_s is None or row.phase is None:
+                left_out += 1
+                continue
+            environment = store.header["environments"].get(row.environment_id)
+            if environment is None:
+                raise UserError(
+                    f"{folder.name} does not say what environment {row.environment_id} is: restore its environment.json"
+                )
+            commit = commits.of(environment.get("git_revision"), folder.name, dirty)
+            key = (commit, machine_of(environment), _apart(environment))
+            if key not in files:
+                started_ms = round(1000 * datetime.fromisoformat(store.header["started"]).timestamp())
+                files[key] = _File(commit, key[1], environment, started_ms)
+            _add(files[key].found, row)
+            rows += 1
+    if not rows:
+        raise UserError("no case has been measured there: nothing to export", ExitCode.NOTHING_MEASURED)
+    _write_benchmarks(results, [file.found for file in files.values()])  # first: what it finds broken stops the rest
+    written = tuple(_write(results, file, name, commits) for (_, _, name), file in files.items())
+    return Exported(written, rows, left_out)
+
+
+class _Commits:
+    """The commits of a repository."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self._known: dict[str, str] = {}
+
+    def of(self, revision: str | None, where: str, dirty: bool) -> str:
+        """Return the whole hash of an environment's `git_revision`."""
+        if revision is None:
+            raise UserError(f"{where} was not measured in a checkout, so asv has no commit to show it at: leave it out")
+        if revision.endswith("-dirty") and not dirty:
+            raise UserError(
+                f"{where} was measured with uncommitted changes on top of {revision.removesuffix('-dirty')}: leave it"
+                " out, or add --dirty to export it as that commit's"
+            )
+        revision = revision.removesuffix("-dirty")
+        if revision not in self._known:
+            found = self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+            if found is None:
+                raise UserError(
+                    f"{where} was measured at commit {revision}, which {self._repository} does not have: fetch it, or"
+                    " name a checkout that does with --repo"
+                )
+            self._known[revision] = found
+        return self._known[revision]
+
+    def date_ms(self, commit: str) -> int:
+        return 1000 * int(self._git("show", "--no-patch", "--format=%ct", commit) or 0)
+
+    def _git(self, *arguments: str) -> str | None:
+        command = ["git", "--no-optional-locks", "-C", str(self._repository), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            raise UserError("git does not answer: it is needed to find the commits of the results") from None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _apart(environment: Mapping[str, Any]) -> str:
+    """Return a name of what the parameters do not tell of an environment."""
+    rest = {name: value for name, value in environment.items() if name not in (*_TOLD_BY_CASE, *NOT_IN_ID)}
+    variables = environment.get("variables") or {}
+    rest["variables"] = {
+        name: value for name, value in variables.items() if not re.search(r"^MALLOC_|_NUM_THREADS$", name)
+    }
+    return environment_id(rest)
+
+
+def _add(found: dict[str, dict[_Point, _Values]], row: Row) -> None:
+    point = _point(row)
+    for name, cost in COSTS.items():
+        value = cost.of(row)
+        samples = value if isinstance(value, list) else None
+        if samples is None and not math.isfinite(float(value)):  # type: ignore[arg-type]
+            continue
+        told: _Values = {"result": value}
+        if samples is not None:
+            told = _statistics(samples, _interval(name, row))
+        found.setdefault(f"stored.{row.workload}.{row.phase}.track_{name}", {})[point] = told
+
+
+def _interval(name: str, row: Row) -> Interval:
+    """Return a time or a ratio with its interval at 99% over the processes; of one process it is infinite, as asv's."""
+    pairs = judged_pairs(row)
+    if name == "time":
+        pairs = [[(1.0, method_s) for _, method_s in run] for run in pairs]
+    found = paired_ratio(pairs, 0.99)
+    estimate = 1 / found.estimate if name == "ratio" else row.median_s or math.nan
+    return Interval(estimate, *((1 / found.high, 1 / found.low) if found.bounded else (-math.inf, math.inf)))
+
+
+def _statistics(samples: list[float], interval: Interval) -> _Values:
+    middle, half = median(samples), iqr(samples) / 2
+    lower, upper = middle - half, middle + half
+    if len(samples) > 1:
+        lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return {
+        "result": interval.estimate,
+        "stats_ci_99_a": interval.low,
+        "stats_ci_99_b": interval.high,
+        "stats_q_25": lower,
+        "stats_q_75": upper,
+        "stats_number": 1,
+        "stats_repeat": len(samples),
+        "samples": samples,
+    }
+
+
+def _point(row: Row) -> _Point:
+    device = f"cpu:{row.threads}" if row.device == "cpu" else row.device
+    return tuple(map(repr, (row.method, row.k, _shape(row), device, _variant(row))))
+
+
+def _shape(row: Row) -> str:
+    if row.data is not None:
+        return f"{row.data} h={row.out_features}"
+    shape = f"h={row.out_features}" if row.in_features is None else f"{row.in_features}→{row.out_features}"
+    extras = (
+        (row.size, f"{row.size}x{row.size}"),
+        (row.filter, f"filter {row.filter}"),
+        (row.length, f"T={row.length}"),
+    )
+    return " ".join([shape, *(text for value, text in extras if value is not None), f"B={row.batch}"])
+
+
+def _variant(row: Row) -> str:
+    told = (
+        (row.gradient, "dense", f"gradient {row.gradient}"),
+        (row.kernel_requested, "auto", f"kernel {row.kernel_requested}"),
+        (row.dtype, "float32", row.dtype),
+        (row.allocator, "kept", f"{row.allocator} allocator"),
+        (row.layers, None, f"{row.layers} layers"),
+        (row.optimizer, None, row.optimizer),
+        (row.rate, None, f"rate {row.rate}"),
+        (row.share, None, f"share {row.share}"),
+        (row.slowdown or None, None, f"slowdown {row.slowdown}"),
+        (row.caches, "warm", f"{row.caches} caches"),
+        (row.seed or None, None, f"seed {row.seed}"),
+    )
+    return ", ".join(str(text) for value, usual, text in told if value != usual) or "usual"
+
+
+def _write(results: Path, file: _File, name: str, commits: _Commits) -> Path:
+    folder = results / file.machine
+    machine = _machine(folder / "machine.json", file)
+    environment = file.environment
+    python = re.sub(r"^\D*(\d+\.\d+).*", r"\1", str(environment.get("python")))
+    path = folder / f"{file.commit[:8]}-stored-{name}.json"
+    existing = _read(path) or {}
+    found = _joined(_points_of(existing), file.found)
+    record = {
+        "commit_hash": file.commit,
+        "env_name": f"stored-{name}",
+        "date": commits.date_ms(file.commit),
+        "params": {
+            **{key: value for key, value in machine.items() if key != "version"},
+            "python": python,
+            "torch": str(environment.get("torch")),
+            "environment": name,
+        },
+        "python": python,
+        "requirements": {"torch": str(environment.get("torch"))},
+        "env_vars": {},
+        "result_columns": list(_COLUMNS),
+        "results": {benchmark: _columns(points, file.started_ms) for benchmark, points in sorted(found.items())},
+        "durations": {},
+        "version": _FORMAT,
+    }
+    _save(path, record)
+    return path
+
+
+def _machine(path: Path, file: _File) -> dict[str, Any]:
+    """Return asv's record of the machine, made from the environment if there is none."""
+    if (known := _read(path)) is not None:
+        return known
+    environment = file.environment
+    made = {
+        "arch": str(environment.get("architecture")),
+        "cpu": str(environment.get("cpu_model")),
+        "machine": file.machine,
+        "num_cpu": str(environment.get("cpu_usable_cores")),
+        "os": str(environment.get("os")),
+        "ram": f"{environment.get('memory_gib')} GiB",
+        "version": 1,
+    }
+    _save(path, made)
+    return made
+
+
+def _joined(
+    old: Mapping[str, Mapping[_Point, _Values]], new: Mapping[str, Mapping[_Point, _Values]]
+) -> dict[str, dict[_Point, _Values]]:
+    return {name: {**old.get(name, {}), **new.get(name, {})} for name in (*old, *new)}
+
+
+def _points_of(record: Mapping[str, Any]) -> dict[str, dict[_Point, _Values]]:
+    """Return what a result file of ours holds."""
+    found: dict[str, dict[_Point, _Values]] = {}
+    for benchmark, row in (record.get("results") or {}).items():
+        columns = dict(zip(record["result_columns"], row, strict=False))
+        for index, point in enumerate(itertools.product(*columns["params"])):
+            told = {name: columns[name][index] for name in _OF_POINT if columns.get(name) is not None}
+            if told.get("result") is not None and math.isfinite(told["result"]):
+                found.setdefault(benchmark, {})[point] = told
+    return found
+
+
+def _columns(points: Mapping[_Point, _Values], started_ms: int) -> list[Any]:
+    params = _params(points)
+    grid = list(itertools.product(*params))
+    columns = {name: [points.get(point, {}).get(name) for point in grid] for name in _OF_POINT}
+    columns["result"] = [points.get(point, _ABSENT)["result"] for point in grid]
+    told = {"params": params, "version": _VERSION, "started_at": started_ms}
+    return [told.get(name, columns.get(name)) for name in _COLUMNS]
+
+
+def _params(points: Iterable[_Point]) -> list[list[str]]:
+    """Return the values of each parameter: numbers by size, words in their order."""
+    return [sorted(dict.fromkeys(column), key=_rank) for column in zip(*points, strict=True)]
+
+
+def _rank(text: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(text), text)
+    except ValueError:
+        return (1, 0.0, text)
+
+
+def _write_benchmarks(results: Path, found: Sequence[Mapping[str, Mapping[_Point, _Values]]]) -> None:
+    """Add the benchmarks to asv's list; a parameter keeps the values that it has there."""
+    path = results / "benchmarks.json"
+    record = _read(path) or {}
+    for name in sorted({name for file in found for name in file}):
+        cost = COSTS[name.rpartition("track_")[2]]
+        points = [point for file in found for point in file.get(name, {})]
+        old = record.get(name, {}).get("params") or [[] for _ in PARAMETERS]
+        record[name] = {
+            "name": name,
+            "code": cost.meaning,
+            "type": cost.kind,
+            "unit": cost.unit,
+            "param_names": list(PARAMETERS),
+            "params": [
+                sorted({*before, *column}, key=_rank) for before, column in zip(old, _params(points), strict=True)
+            ],
+            "version": _VERSION,
+        }
+    _save(path, {**record, "version": _FORMAT})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise UserError(f"cannot read {path}: {reason}; repair or remove it") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is not a file of asv's: repair or remove it")
+    return record
+
+
+def _save(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --to") from None
+    replace_file(path, json.dumps(record, indent=1) + "\n")

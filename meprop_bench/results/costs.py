@@ -1,0 +1,102 @@
+"""A row as costs, for tools that take every rise for a regression: asv knows no "higher is better".
+
+    speed-up     ->  ratio         method / dense time of the same pairs: below 1 it pays
+    accuracy     ->  accuracy_gap  points lost
+    utilisation  ->  gpu_idle      100 - utilisation
+
+Times and ratios are samples, so that the tool's own statistics have something to work on; the other costs are one
+figure. Samples are those pairs that the row's speed-up is taken over (`Measurement.judged_runs`), thinned out evenly:
+a tool that takes values of one process as independent gains nothing from thousands of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.results.schema import Row
+from meprop_bench.stats import Runs
+
+__all__ = ["COSTS", "MOST_SAMPLES", "Cost", "judged_pairs"]
+
+MOST_SAMPLES = 99
+"""Samples of a cost; evenly spaced ones if there are more."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One cost of a row.
+
+    Attributes:
+        kind: how asv shows it: "time" and "memory" with prefixes of their units, "track" as the number that it is.
+        unit: in words.
+        of: the samples of a row, or its one figure; NaN where the row has none.
+        meaning: one line.
+
+    """
+
+    kind: Literal["time", "memory", "track"]
+    unit: str
+    of: Callable[[Row], list[float] | float]
+    meaning: str
+
+
+def judged_pairs(row: Row) -> Runs:
+    """Return the pairs `(baseline_s, method_s)` that the row's speed-up is taken over, process by process.
+
+    Raises:
+        ValueError: a row without values, as that of a case which failed.
+
+    """
+    if row.values_s is None or row.baseline_values_s is None or row.run_lengths is None:
+        raise ValueError(f"the row of case {row.case_id}, phase {row.phase}, holds no values")
+    return Measurement.from_values(
+        row.phase or "", row.baseline_values_s, row.values_s, row.run_lengths, row.loops or 1, row.disturbed
+    ).judged_runs
+
+
+def _thinned(values: list[float]) -> list[float]:
+    return values[:: math.ceil(len(values) / MOST_SAMPLES)]
+
+
+def _times(row: Row) -> list[float]:
+    return _thinned([method_s for run in judged_pairs(row) for _, method_s in run])
+
+
+def _ratios(row: Row) -> list[float]:
+    return _thinned([method_s / baseline_s for run in judged_pairs(row) for baseline_s, method_s in run])
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _gap(row: Row) -> float:
+    return math.nan if row.parity is None else 0 - row.parity.difference
+
+
+COSTS: Mapping[str, Cost] = {
+    "time": Cost("time", "seconds", _times, "One iteration of the phase by the method."),
+    "ratio": Cost("track", "method / dense time", _ratios, "Method / dense time of the same pairs: below 1 it pays."),
+    "flops": Cost("track", "operations", lambda row: _or_nan(row.flops), "What the method must compute."),
+    "bytes": Cost("memory", "bytes", lambda row: _or_nan(row.bytes), "What the method must move at least."),
+    "peak_memory": Cost(
+        "memory", "bytes", lambda row: _or_nan(row.peak_memory_bytes), "Tensors on top of what the phase starts with."
+    ),
+    "rss": Cost(
+        "memory", "bytes", lambda row: _or_nan(row.process_peak_bytes), "Largest resident set of the measuring process."
+    ),
+    "gpu_idle": Cost(
+        "track",
+        "% of the time without a kernel",
+        lambda row: 100 - _or_nan(row.gpu_utilization),
+        "100 - utilisation of the GPU over a steady loop.",
+    ),
+    "accuracy_gap": Cost(
+        "track", "points of accuracy lost", _gap, "Dense - method after short training runs from the same seeds."
+    ),
+}
+"""Name -> what it is. A row that has none of a cost gives NaN."""
