@@ -1,0 +1,133 @@
+"""The papers' dependency parser: Chen and Manning's perceptron, which chooses the next transition from 48 features.
+
+    e = [E_word w_1..18; E_tag t_1..18; E_label l_1..12]           (B, 2400)   50 numbers for each feature
+    h = (e W_1ᵀ + b_1)³                                            (B, 500)
+    logits = h W_outᵀ + b_out                                      (B, 1 + 2 L)
+
+"For Parsing, the input dimension is 48 (features) × 50 (dim per feature) = 2400" (ICML paper, section 4.1); "an MLP
+with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3). The cube is
+Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other. The words are looked up once
+for each sentence: `States.look` gives the places, and this module the numbers of what stands there.
+
+Parsing is greedy: of the legal transitions the one with the greatest logit, for all sentences side by side.
+
+Initialisation: the authors' code for this model is unpublished. Embeddings from U(-0.01, 0.01) as Chen and Manning's
+(section 3.2); linear layers from U(±sqrt(6 / (m + n))), Glorot's, as in their code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from meprop_bench.models.transitions import LABELLED, NONE, PLACES, Ints, States
+
+__all__ = ["FEATURES", "Cube", "Parser"]
+
+FEATURES = 2 * PLACES + LABELLED
+
+
+class Cube(nn.Module):
+    """Chen and Manning's activation: x³."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x³`, of any shape."""
+        return x * x * x
+
+
+class Parser(nn.Module):
+    """A parser that returns the logits of the next transition.
+
+    Args:
+        words: size of the vocabulary; one number more is added, for "no word".
+        tags: likewise, parts of speech; the root has one of its own, which the caller counts in both.
+        labels: L, labels of arcs.
+        hidden: h.
+        size: of a feature's vector.
+        seed: of the initial weights, which depend on nothing else.
+
+    Raises:
+        ValueError: a size below 1.
+
+    """
+
+    def __init__(self, words: int, tags: int, labels: int, *, hidden: int = 500, size: int = 50, seed: int = 0) -> None:
+        sizes = {"words": words, "tags": tags, "labels": labels, "hidden": hidden, "size": size}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        super().__init__()
+        self.labels = labels
+        with torch.device("meta"):  # torch's own initial weights would use up its global random state
+            self.word, self.tag, self.label = (nn.Embedding(count + 1, size) for count in (words, tags, labels))
+            self.hidden = nn.Linear(FEATURES * size, hidden)
+            self.activation = Cube()
+            self.output = nn.Linear(hidden, 1 + 2 * labels)
+        self.to_empty(device="cpu")
+        self.reset_parameters(seed)
+
+    def reset_parameters(self, seed: int) -> None:
+        """Draw all parameters anew, in order, from a generator of their own; biases are zero."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for table in (self.word, self.tag, self.label):
+                table.weight.uniform_(-0.01, 0.01, generator=generator)
+            for layer in (self.hidden, self.output):
+                bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.zero_()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits `(B, 1 + 2 L)`.
+
+        Args:
+            features: int64 `(B, 48)`, as `features` gives them.
+
+        """
+        parts = features.split([PLACES, PLACES, LABELLED], dim=1)
+        tables = (self.word, self.tag, self.label)
+        e = torch.cat([table(part).flatten(1) for table, part in zip(tables, parts, strict=True)], dim=1)
+        return cast(Tensor, self.output(self.activation(self.hidden(e))))
+
+    def features(self, words: Ints, tags: Ints, rows: Ints, places: Ints, below: Ints) -> Tensor:
+        """Return the 48 features of some states, int64 `(rows, 48)`.
+
+        Args:
+            words: numbers of the sentences' words, `(N, 1 + longest)`, the root's first.
+            tags: likewise.
+            rows: which sentences.
+            places: from `States.look`, `(rows, 18)`.
+            below: labels from there, `(rows, 12)`.
+
+        """
+        found = []
+        for numbers, table in ((words, self.word), (tags, self.tag)):
+            there = numbers[rows[:, None], places]  # of NONE, the last word: replaced
+            found.append(np.where(places == NONE, table.num_embeddings - 1, there))
+        found.append(np.where(below == NONE, self.labels, below))
+        return torch.from_numpy(np.concatenate(found, axis=1).astype(np.int64))
+
+    @torch.no_grad()
+    def parse(self, words: Ints, tags: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+        """Parse sentences greedily.
+
+        Args:
+            words: as for `features`.
+            tags: likewise.
+            lengths: words of each sentence, without the root, `(N,)`.
+
+        Returns:
+            Heads and labels, `(N, 1 + longest)` each; NONE for the root and after a sentence.
+
+        """
+        states = States(lengths, self.labels)
+        device = self.output.weight.device
+        while len(rows := states.live):
+            logits = self(self.features(words, tags, rows, *states.look(rows)).to(device)).float().cpu().numpy()
+            legal = np.where(states.legal(rows), logits, -np.inf)
+            states.take(rows, legal.argmax(axis=1).astype(np.int32))
+        return states.heads, states.arc_labels
