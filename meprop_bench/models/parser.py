@@ -5,8 +5,8 @@
     logits = h W_outᵀ + b_out                                      (B, 1 + 2 L)
 
 "For Parsing, the input dimension is 48 (features) × 50 (dim per feature) = 2400" (ICML paper, section 4.1); "an MLP
-with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3). The cube is
-Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other. The words are looked up once
+with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3).
+The cube is Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other. The words are looked up once
 for each sentence: `States.look` gives the places, and this module the numbers of what stands there.
 
 Parsing is greedy: of the legal transitions the one with the greatest logit, for all sentences side by side.
@@ -88,7 +88,7 @@ class Parser(nn.Module):
             features: int64 `(B, 48)`, as `features` gives them.
 
         """
-        parts = features.split([PLACES, PLACES, LABELLED], dim=1)
+        parts = torch.split(features, [PLACES, PLACES, LABELLED], dim=1)
         tables = (self.word, self.tag, self.label)
         e = torch.cat([table(part).flatten(1) for table, part in zip(tables, parts, strict=True)], dim=1)
         return cast(Tensor, self.output(self.activation(self.hidden(e))))
