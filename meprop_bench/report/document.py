@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from meprop_bench.report.cells import memory, quantity
 from meprop_bench.report.floors import saving_sections
@@ -14,8 +14,9 @@ from meprop_bench.report.sections import Section, parity_section, sections, summ
 from meprop_bench.report.utilization import utilization_section
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.results.store import Store
+from meprop_bench.results.suite_file import read_suite_file
 
-__all__ = ["HOW_TO_READ", "Document"]
+__all__ = ["HOW_TO_READ", "Document", "Readable"]
 
 HOW_TO_READ = (
     "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
@@ -29,6 +30,34 @@ HOW_TO_READ = (
     " the floor is the least time that this machine's measured arithmetic rate and memory bandwidth allow.",
     "Peak memory is what the phase allocates on top of what it starts with, dense → sparse.",
 )
+
+
+class Readable(Protocol):
+    """What the table and Markdown print: a `Document`, or a comparison of two."""
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+
+    @property
+    def command(self) -> str:
+        """What made it."""
+
+    @property
+    def summary(self) -> list[str]:
+        """The result in a few sentences."""
+
+    @property
+    def sections(self) -> list[Section]:
+        """The tables."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was noticed while it was read."""
+
+    @property
+    def hints(self) -> Sequence[str]:
+        """How to read it, where there is little room."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +99,13 @@ class Document:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a results folder; raises `UserError` if there is none or it is corrupt."""
+        """Read a results folder, or a JSON file of the pytest-benchmark suite.
+
+        Raises `UserError` if there is none or it is corrupt.
+        """
+        if folder.is_file():
+            found = read_suite_file(folder)
+            return cls(folder.name, found.command, found.started, found.rows, found.environments)
         return cls.of(Store.open(folder))
 
     @classmethod
@@ -92,6 +127,11 @@ class Document:
     def summary(self) -> list[str]:
         """The result in a few sentences."""
         return [*summary(self.rows), *identical_summary(self.rows)]
+
+    @property
+    def hints(self) -> Sequence[str]:
+        """What a tilde and a mean are."""
+        return HOW_TO_READ[1:3]
 
     @property
     def sections(self) -> list[Section]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from meprop_bench.report.document import HOW_TO_READ, Document
+from meprop_bench.report.document import HOW_TO_READ, Document, Readable
 from meprop_bench.report.sections import Section
 
 __all__ = ["as_markdown", "as_readme"]
 
 
-def as_markdown(document: Document) -> str:
+def as_markdown(document: Readable) -> str:
     """Return the tables, the command that made them and the result in a few sentences."""
     parts = [_code(document.command), "\n".join(f"- {_text(line)}" for line in document.summary)]
     parts += [_section(section) for section in document.sections]

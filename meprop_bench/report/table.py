@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.document import HOW_TO_READ, Document
+from meprop_bench.report.document import Readable
 from meprop_bench.report.sections import Section
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _UNBOUNDED = 1000  # columns: nobody wraps a file, and no table is wider
 _PROSE = 110
 
 
-def as_table(document: Document, *, terminal: bool = False, width: int | None = None) -> str:
+def as_table(document: Readable, *, terminal: bool = False, width: int | None = None) -> str:
     """Return the report as text.
 
     Args:
@@ -49,7 +49,7 @@ def as_table(document: Document, *, terminal: bool = False, width: int | None = 
         say("dim", *section.footnotes)
     console.print()
     say("", *document.summary, *document.notes)
-    say("dim", *HOW_TO_READ[1:3])
+    say("dim", *document.hints)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 
 

@@ -1,0 +1,57 @@
+"""`meprop-bench compare`: two stored results of the same cases, what changed, and what is told apart from chance.
+
+meprop-bench compare reports/2026-03-04_amd-epyc-2c_quick reports/2026-03-05_amd-epyc-2c_quick
+meprop-bench compare before after --format md > changes.md
+
+Nothing is measured. It shows and judges no margin; that is the gate's task. Exit codes: 3 when no case is in both, or
+when they were measured in different environments and --across-environments was not given; 5 when one of them is empty.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from meprop_bench.errors import ExitCode
+
+__all__ = ["command"]
+
+
+@click.command(name="compare", short_help="Compare two stored results of the same cases.")
+@click.argument("base", metavar="BASE", type=click.Path(path_type=Path))
+@click.argument("head", metavar="HEAD", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "md", "csv"]),
+    default="table",
+    show_default=True,
+    help="What standard output gets.",
+)
+@click.option(
+    "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say how."
+)
+def command(base: Path, head: Path, form: str, across_environments: bool) -> int:
+    """Compare two results folders, case by case: the sparse times, and the speed-ups over dense.
+
+    BASE is the earlier one, HEAD the later one. Cases pair up by their id and phase; each ratio has its interval from
+    the raw values of both, and all of them are judged at once.
+    """
+    from meprop_bench.report.compare import compare
+    from meprop_bench.report.document import Document
+    from meprop_bench.report.markdown import as_markdown
+    from meprop_bench.report.table import as_table
+
+    found = compare(Document.load(base), Document.load(head), across_environments=across_environments)
+    if form == "json":
+        text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
+    elif form == "csv":
+        text = found.to_csv()
+    else:
+        text = as_markdown(found) if form == "md" else as_table(found, terminal=sys.stdout.isatty())
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    return ExitCode.OK

@@ -1,0 +1,391 @@
+"""Two stored results side by side: the same cases, measured twice, say before and after a change.
+
+    sparse time   base / head: 1.10x means that head takes a tenth less time for the same work
+    speed-up      head / base, each over dense, which ran beside it: what the change did to the advantage over dense
+
+Cases pair up by their id and phase, never by their order. The two results share no pairs, so each ratio is one of
+independent samples over fresh processes (`stats.independent_ratio`), from the raw values and without the pairs that
+the machine disturbed. All ratios of a comparison are judged at once (Holm), and what does not differ from 1 then is
+called not significant.
+
+The trade-off: between two runs a machine drifts by some percent, and no interval over processes knows of it. The ratio
+of times holds that drift; that of the speed-ups hardly does, since each divides by a baseline that drifted alike.
+Believe the times where both agree. To decide on a change, measure both revisions interleaved instead: that is what the
+gate does.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import StringIO
+from typing import Any, Literal, Self
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.report.cells import ABSENT, Cell, interval, pair, ratio, seconds
+from meprop_bench.report.document import Document
+from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
+from meprop_bench.report.significance import LEVEL, judged_runs
+from meprop_bench.results.schema import SCHEMA, Row
+from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio
+
+__all__ = ["Change", "Comparison", "compare"]
+
+Figure = Literal["time", "speedup"]
+_FIGURES: tuple[Figure, ...] = ("time", "speedup")
+_OF_EITHER = ("kernel", "environment")
+"""Axes that may differ within a pair."""
+
+_REMARK = (
+    "Sparse: median of the method, base → head. Faster: base time / head time, so that above 1 head is faster."
+    " Speed-up: dense / sparse, base → head; change: head / base, so that above 1 the advantage over dense grew."
+    " Brackets: 95% interval over the processes of both. Not significant: not told apart from 1 at the 5% level when all"
+    " ratios here are judged at once (Holm)."
+)
+_HINTS = (
+    "The two were measured one after the other. What the machine did in between is in the times and in no interval;"
+    " the change of the speed-up is nearly free of it, since dense ran beside sparse each time.",
+    "To decide whether a revision is slower, measure both interleaved: meprop-bench gate --base REVISION.",
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One phase of one case in both results.
+
+    Attributes:
+        base: the earlier row.
+        head: the later one.
+        reason: why there are no ratios; empty where there are.
+
+    """
+
+    base: Row
+    head: Row
+    reason: str = ""
+
+    @classmethod
+    def of(cls, base: Row, head: Row) -> Self:
+        """Pair two rows of the same case and phase."""
+        for name, row in (("base", base), ("head", head)):
+            if not row.passed:
+                return cls(base, head, f"{name} has no figures: {row.error or row.check or 'it was not checked'}")
+            if judged_runs(row) is None:
+                return cls(base, head, f"{name} has no raw values")
+        return cls(base, head)
+
+    def samples(self, figure: Figure) -> tuple[Samples, Samples]:
+        """Return both sides of a ratio, process by process, so that first / second is above 1 where head is better."""
+        base, head = (judged_runs(row) or () for row in (self.base, self.head))
+        if figure == "time":
+            return [[own for _, own in run] for run in base], [[own for _, own in run] for run in head]
+        return [[dense / own for dense, own in run] for run in head], [
+            [dense / own for dense, own in run] for run in base
+        ]
+
+    def ratio(self, figure: Figure) -> Interval | None:
+        """Return a ratio with its interval; None where there is a reason."""
+        return None if self.reason else independent_ratio([self.samples(figure)])
+
+    def p_value(self, figure: Figure) -> float:
+        """Return the p-value of "the ratio is 1"; NaN where there is none."""
+        return math.nan if self.reason else independent_p_value(*self.samples(figure))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two results, paired; it has what the formats ask of a `Document`.
+
+    Attributes:
+        base: the earlier result.
+        head: the later one.
+        changes: what both have.
+        apart: cases and phases that only one of them has: (in base alone, in head alone).
+        environments: what differs between the environments of a pair, a line each; empty where nothing does.
+
+    """
+
+    base: Document
+    head: Document
+    changes: tuple[Change, ...]
+    apart: tuple[int, int]
+    environments: tuple[str, ...] = field(default=())
+
+    @property
+    def title(self) -> str:
+        """Both names."""
+        return f"{self.base.title} → {self.head.title}"
+
+    @property
+    def command(self) -> str:
+        """What made the results, one line each."""
+        return f"{self.base.command}\n{self.head.command}"
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was noticed while the results were read."""
+        return [f"{found.title}: {note}" for found in (self.base, self.head) for note in found.notes]
+
+    @property
+    def hints(self) -> Sequence[str]:
+        """How to read it."""
+        return _HINTS
+
+    @cached_property
+    def adjusted(self) -> Mapping[tuple[int, Figure], float]:
+        """(place, figure) -> p-value after Holm's correction for all of them."""
+        places = [
+            (place, figure) for place, change in enumerate(self.changes) if not change.reason for figure in _FIGURES
+        ]
+        found = holm([self.changes[place].p_value(figure) for place, figure in places])
+        return dict(zip(places, found, strict=True))
+
+    def verdict(self, place: int, figure: Figure) -> Literal["better", "worse", "not significant", "no interval"]:
+        """Say what a ratio is worth once all are judged together."""
+        found = self.changes[place].ratio(figure)
+        p = self.adjusted.get((place, figure), math.nan)
+        if found is None or math.isnan(p):
+            return "no interval"
+        if p > LEVEL:
+            return "not significant"
+        return "better" if found.estimate > 1 else "worse"
+
+    def mean(self, changes: Sequence[Change], figure: Figure) -> Interval:
+        """Return the geometric mean of ratios."""
+        cases = [change.samples(figure) for change in changes]
+        counts = [{len(case[side]) for case in cases} for side in (0, 1)]
+        # As `significance.mean_speedup`: to take processes for the same where they are not costs but a little width.
+        return independent_ratio(cases, same_processes=all(len(count) == 1 for count in counts))
+
+    @property
+    def summary(self) -> list[str]:
+        """The result in a few sentences."""
+        lines = [
+            f"{len(self.changes)} phases of {len({change.head.case_id for change in self.changes})} cases in both."
+        ]
+        alone = [
+            f"{count} phases in {name} alone" for name, count in zip(("base", "head"), self.apart, strict=True) if count
+        ]
+        if alone:
+            lines.append(f"Not compared: {', '.join(alone)}.")
+        lines += [f"Different environments, {line}" for line in self.environments]
+        for (workload, phase), changes in self._kinds().items():
+            told = []
+            for figure, words in (("time", "time"), ("speedup", "speed-up over dense")):
+                mean = self.mean(changes, figure)
+                told.append(f"{words} {_precise(mean)}{self._count(changes, figure)}")
+            lines.append(f"{workload} {phase}, {_cases(len(changes))}: {'; '.join(told)}.")
+        return lines
+
+    def _kinds(self) -> dict[tuple[str, str], list[Change]]:
+        kinds: dict[tuple[str, str], list[Change]] = {}
+        for change in sorted(self.changes, key=lambda found: phase_order(found.head.phase)):
+            if not change.reason:
+                kinds.setdefault((change.head.workload, change.head.phase or ""), []).append(change)
+        return kinds
+
+    def _count(self, changes: Sequence[Change], figure: Figure) -> str:
+        chosen = {id(change) for change in changes}
+        verdicts = [self.verdict(place, figure) for place, change in enumerate(self.changes) if id(change) in chosen]
+        told = [f"{verdicts.count(word)} {word}" for word in ("better", "worse") if word in verdicts]
+        return f" ({', '.join(told) or 'none significant'})"
+
+    @property
+    def sections(self) -> list[Section]:
+        """One table for each workload."""
+        return [self._section(name) for name in dict.fromkeys(change.head.workload for change in self.changes)]
+
+    def _section(self, workload: str) -> Section:
+        own = [(place, change) for place, change in enumerate(self.changes) if change.head.workload == workload]
+        axes, constants = varying([change.head for _, change in own])
+        axes = [name for name in axes if name not in _OF_EITHER]
+        if len(allocators := {change.head.allocator for _, change in own}) == 1:
+            constants = "; ".join(filter(None, (constants, f"{allocators.pop()} allocator")))
+        either = [name for name in _OF_EITHER if any(AXES[name](c.base) != AXES[name](c.head) for _, c in own)]
+        reasons = list(dict.fromkeys(change.reason for _, change in own if change.reason))
+        lines = {
+            place: (
+                *(Cell(AXES[name](change.head)) for name in axes),
+                *((Cell(change.head.allocator),) if allocators else ()),
+                *(Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either),
+                Cell(pair(seconds(change.base.median_s), seconds(change.head.median_s))),
+                self._cell(place, "time", reasons),
+                Cell(pair(*(ABSENT if s is None else ratio(s) for s in (change.base.speedup, change.head.speedup)))),
+                self._cell(place, "speedup", reasons),
+            )
+            for place, change in own
+        }
+        phases = sorted(dict.fromkeys(change.head.phase for _, change in own), key=phase_order)
+        return Section(
+            title=workload,
+            constants=constants,
+            columns=(*axes, *(("allocator",) if allocators else ()), *either, "sparse", "faster", "speed-up", "change"),
+            groups=tuple(
+                tuple(lines[place] for place, change in own if change.head.phase == phase) for phase in phases
+            ),
+            remark=_REMARK,
+            footnotes=tuple(f"({number}) {reason}" for number, reason in enumerate(reasons, 1)),
+            left=WORDS | {"allocator", "faster", "change"},
+        )
+
+    def _cell(self, place: int, figure: Figure, reasons: Sequence[str]) -> Cell:
+        change = self.changes[place]
+        if (found := change.ratio(figure)) is None:
+            return Cell(f"{ABSENT} ({reasons.index(change.reason) + 1})", "quiet")
+        word = self.verdict(place, figure)
+        if word in ("better", "worse"):
+            return Cell(_precise(found), "good" if word == "better" else "bad")
+        return Cell(f"{_precise(found)} {word}", "quiet")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `--format json` prints."""
+        return {
+            "schema": SCHEMA,
+            "command": {"base": self.base.command, "head": self.head.command},
+            "environment": {**self.base.environments, **self.head.environments},
+            "environments_differ": list(self.environments),
+            "in_one_alone": {"base": self.apart[0], "head": self.apart[1]},
+            "rows": [self._record(place) for place in range(len(self.changes))],
+            "means": [
+                {
+                    "workload": workload, "phase": phase, "cases": len(changes),
+                    **{figure: _bounds(self.mean(changes, figure)) for figure in _FIGURES},
+                }
+                for (workload, phase), changes in self._kinds().items()
+            ],
+        }  # fmt: skip
+
+    def _record(self, place: int) -> dict[str, Any]:
+        change = self.changes[place]
+        record: dict[str, Any] = {
+            "case_id": change.head.case_id,
+            "phase": change.head.phase,
+            **{name: getattr(change.head, name) for name in _TOLD},
+            "base_median_s": change.base.median_s,
+            "head_median_s": change.head.median_s,
+            "base_speedup": change.base.speedup,
+            "head_speedup": change.head.speedup,
+            "reason": change.reason or None,
+        }
+        for figure in _FIGURES:
+            p = self.adjusted.get((place, figure), math.nan)
+            record[figure] = {
+                **_bounds(change.ratio(figure)),
+                "p_adjusted": None if math.isnan(p) else p,
+                "verdict": self.verdict(place, figure),
+            }
+        return record
+
+    def to_csv(self) -> str:
+        """Return a line for each phase of each case."""
+        target = StringIO()
+        writer = csv.writer(target, lineterminator="\n")
+        records = [_flat(self._record(place)) for place in range(len(self.changes))]
+        writer.writerow(records[0])
+        writer.writerows(["" if value is None else value for value in record.values()] for record in records)
+        return target.getvalue()
+
+
+_TOLD = (
+    *("workload", "method", "k", "batch", "in_features", "out_features", "device", "threads", "dtype", "gradient"),
+    *("allocator", "seed"),
+)
+
+
+def compare(base: Document, head: Document, *, across_environments: bool = False) -> Comparison:
+    """Pair two results.
+
+    Raises:
+        UserError: nothing was measured (5); no case is in both, or the environments differ and that was not asked for
+            (3).
+
+    """
+    for found in (base, head):
+        if not found.rows:
+            raise UserError(f"{found.title}: no case has been measured there yet", ExitCode.NOTHING_MEASURED)
+    earlier = {(row.case_id, row.phase): row for row in base.rows}
+    later = {(row.case_id, row.phase): row for row in head.rows}
+    # A case that failed has one row without a phase, which stands for all of its phases.
+    failed = [{row.case_id: row for row in rows if row.phase is None} for rows in (base.rows, head.rows)]
+    changes = [Change.of(earlier[key], row) for key, row in later.items() if key in earlier]
+    changes += [Change.of(failed[0][case], row) for (case, phase), row in later.items() if phase and case in failed[0]]
+    changes += [
+        Change.of(row, failed[1][case]) for (case, phase), row in earlier.items() if phase and case in failed[1]
+    ]
+    if not changes:
+        raise UserError(
+            f"{base.title} and {head.title} have no case in common: measure the same axes or preset in both",
+            ExitCode.NOT_COMPARABLE,
+        )
+    differences = tuple(_differences(base, head, changes))
+    if differences and not across_environments:
+        raise UserError(
+            f"{base.title} and {head.title} were measured in different environments ({'; '.join(differences)}), so"
+            " their times are not comparable: measure again in one, or add --across-environments",
+            ExitCode.NOT_COMPARABLE,
+        )
+    paired = {change.head.case_id for change in changes}
+    apart = [len({key for key in own if key not in other and key[0] not in paired})
+             for own, other in ((earlier, later), (later, earlier))]  # fmt: skip
+    return Comparison(base, head, tuple(changes), (apart[0], apart[1]), differences)
+
+
+def _differences(base: Document, head: Document, changes: Iterable[Change]) -> list[str]:
+    """Say what differs between the environments of the pairs, a line for each two of them."""
+    from meprop_bench.measure.environment import NOT_IN_ID
+
+    lines = []
+    for one, other in dict.fromkeys((change.base.environment_id, change.head.environment_id) for change in changes):
+        if one == other:
+            continue
+        known, found = base.environments.get(one), head.environments.get(other)
+        if not (isinstance(known, Mapping) and isinstance(found, Mapping)):
+            lines.append(f"{one} and {other}")
+            continue
+        names = [name for name in {**known, **found} if name not in NOT_IN_ID and known.get(name) != found.get(name)]
+        told = [f"{name} {_short(known.get(name))} → {_short(found.get(name))}" for name in names[:_MOST]]
+        more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
+        lines.append(", ".join([*told, *more]) or f"{one} and {other}")
+    return lines
+
+
+_MOST = 4
+_LONGEST = 40
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _precise(found: Interval) -> str:
+    """A ratio near 1 with as many digits as it needs."""
+    if found.estimate >= _FAR or found.estimate <= 1 / _FAR:
+        return ratio(found.estimate) + (interval(found.low, found.high) if found.bounded else "")
+    bounds = f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else ""
+    return f"{found.estimate:.3f}x{bounds}"
+
+
+_FAR = 2.0
+
+
+def _bounds(found: Interval | None) -> dict[str, float | None]:
+    values = (math.nan,) * 3 if found is None else (found.estimate, found.low, found.high)
+    return {
+        name: None if math.isnan(value) else value for name, value in zip(("ratio", "low", "high"), values, strict=True)
+    }
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'s' * (count != 1)}"
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        (f"{name}_{part}" if part else name): item
+        for name, value in record.items()
+        for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
+    }
