@@ -6,8 +6,8 @@
 
 "For Parsing, the input dimension is 48 (features) × 50 (dim per feature) = 2400" (ICML paper, section 4.1); "an MLP
 with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3).
-The cube is Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other. The words are looked up once
-for each sentence: `States.look` gives the places, and this module the numbers of what stands there.
+The cube is Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other. `States.look`
+gives the places, this module the numbers of what stands there.
 
 Parsing is greedy: of the legal transitions the one with the greatest logit, for all sentences side by side.
 
