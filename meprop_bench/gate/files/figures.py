@@ -1,0 +1,164 @@
+"""The figures of one file, held as columns, so that a million of them fit: 90 bytes each, besides its name.
+
+    kind                    what of a case: figure, quantity, unit
+    kind, case  ->  i       values[ends[i]:ends[i+1]], environment[i], flags[i]
+
+A figure of which the file kept no values but what is known of them (`Summary`) fills three places: median, its standard
+error, count.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meprop_bench.errors import UserError
+from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.series import Side, Summary
+from meprop_bench.results.redact import one_line
+
+__all__ = ["MOST_VALUES", "Figures", "Kind", "flat"]
+
+MOST_VALUES = 1000
+"""Values of a figure that are kept, evenly spaced ones if there are more: what they leave unknown is the processes."""
+
+_SUMMARY, _OWN_PROCESSES = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What of a case is told: the same in base and head, or the two are not compared.
+
+    Attributes:
+        figure: its name, as in `Series`.
+        quantity: likewise.
+        unit: likewise.
+        basis: what else has to be equal: the seeds and steps of a training run, the version of a benchmark's code;
+            empty where nothing has.
+
+    """
+
+    figure: str
+    quantity: Quantity
+    unit: str
+    basis: str = ""
+
+
+class Figures:
+    """What one file holds.
+
+    Attributes:
+        name: of the file, for messages.
+        source: what it is, in a few words, for the reader of the verdicts.
+        environments: key -> what makes numbers incomparable, flat: name -> value.
+        host: what tells a machine from another of the same make; numbers of the two are compared with a note.
+        notes: what a reader should know of the file.
+        failures: case, or case id, -> why it has no figures although it was asked for.
+        ids: case -> case id, of results of this project.
+        zeros: times of 0 s that were left out.
+
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
+        self.environments: dict[str, Mapping[str, Any]] = {}
+        self.host: Mapping[str, Any] = {}
+        self.notes: list[str] = []
+        self.failures: dict[str, str] = {}
+        self.ids: dict[str, str] = {}
+        self.zeros = 0
+        self._places: dict[Kind, dict[str, int]] = {}
+        self._keys: dict[str, int] = {}
+        self._key_of: list[str] = []
+        self._values, self._ends = array("d"), array("q", [0])
+        self._where, self._flags = array("l"), array("B")
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @property
+    def kinds(self) -> Iterable[Kind]:
+        """The kinds that it has."""
+        return self._places.keys()
+
+    @property
+    def environment_keys(self) -> Iterable[str]:
+        """The keys of all environments that its figures have."""
+        return self._key_of
+
+    def places(self, kind: Kind) -> Mapping[str, int]:
+        """Return case -> place of its figure of a kind."""
+        return self._places.get(kind, {})
+
+    def add(self, case: str, kind: Kind, side: Side, environment: str = "", *, own_processes: bool = False) -> None:
+        """Add a figure.
+
+        Args:
+            case: of the figure.
+            kind: of the figure.
+            side: at least one value, or the summary of some.
+            environment: key into `environments`.
+            own_processes: whether each value is of a process, or a seed, of its own.
+
+        Raises:
+            UserError: the file has it already, or a value cannot be one of its quantity.
+
+        """
+        values = (side.median,) if isinstance(side, Summary) else side
+        if not self._usable(case, kind, values):
+            self.zeros += 1
+            return
+        cases = self._places.setdefault(kind, {})
+        place = len(self._where)
+        if cases.setdefault(case if case.isprintable() else one_line(case), place) != place:
+            twice = f"{one_line(case, 120)!r} twice ({kind.figure})"
+            raise UserError(f"{self.name} has {twice}: which of them to compare cannot be told")
+        if isinstance(side, Summary):
+            self._values.extend((side.median, side.error, side.count))
+        else:
+            self._values.extend(side if len(side) <= MOST_VALUES else side[:: math.ceil(len(side) / MOST_VALUES)])
+        self._ends.append(len(self._values))
+        if environment not in self._keys:
+            self._keys[environment] = len(self._key_of)
+            self._key_of.append(environment)
+        self._where.append(self._keys[environment])
+        self._flags.append(_SUMMARY * isinstance(side, Summary) + _OWN_PROCESSES * own_processes)
+
+    def side(self, place: int) -> Side:
+        """Return what was added."""
+        values = self._values[self._ends[place] : self._ends[place + 1]]
+        if self._flags[place] & _SUMMARY:
+            return Summary(values[0], values[1], int(values[2]))
+        return tuple(values)
+
+    def own_processes(self, place: int) -> bool:
+        """Return what was said of what was added."""
+        return bool(self._flags[place] & _OWN_PROCESSES)
+
+    def environment(self, place: int) -> str:
+        """Return the key of the environment of what was added."""
+        return self._key_of[self._where[place]]
+
+    def _usable(self, case: str, kind: Kind, values: tuple[float, ...]) -> bool:
+        # NaN may hide from min and max, and does not from a sum.
+        total = math.fsum(values) if math.isfinite(max(values)) and math.isfinite(min(values)) else math.nan
+        if not math.isfinite(total) or (min(values) < 0 and kind.quantity != "accuracy"):
+            wrong = next((value for value in values if not math.isfinite(value) or value < 0), total)
+            raise UserError(
+                f"{self.name}: the {kind.figure} of {one_line(case, 120)!r} is {wrong}: it is finite and not negative"
+            )
+        return min(values) > 0 or kind.quantity not in ("time", "ratio")
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested JSON as name -> value, names joined by dots; null and empty values are left out."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif value not in (None, "", []):
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,187 @@
+"""Results of this project: a results folder, its `measurements.jsonl`, or what `--format json` printed.
+
+Each row tells several figures of its case, none of which has pairs with the other file's. What is independent is the
+process, so a time is one value for each process (the median of its pairs that count, `Measurement.judged_runs`), and so
+is the ratio sparse / dense, whose two times were taken next to each other and which therefore hardly depends on the
+machine. Accuracy has one value for each seed; sizes and counts have one value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.files.figures import Figures, Kind, flat
+from meprop_bench.gate.judgement import Quantity
+from meprop_bench.measure.environment import NOT_IN_ID
+from meprop_bench.report.cells import ABSENT, failure, kept
+from meprop_bench.results.costs import judged_pairs
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.schema import Parity, Row
+from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
+from meprop_bench.stats import median
+
+__all__ = ["add_row", "case_name", "comparable", "newest", "of_document", "of_folder", "of_lines"]
+
+_SIZES: Mapping[str, tuple[str, Quantity, str]] = {
+    "peak_memory_bytes": ("peak memory", "memory", "B"),
+    "flops": ("flops", "count", "1"),
+    "bytes": ("bytes", "count", "B"),
+}
+"""Field of a row -> name, quantity and unit of the figure that it tells; the phase follows the name."""
+
+
+def of_folder(folder: Path) -> Figures:
+    """Read a results folder; raises `UserError` if there is none or it is corrupt."""
+    store = Store.open(folder)
+    source = f"{folder.resolve().name} (meprop-bench, {store.header['started']})"
+    found = Figures(folder.name or str(folder), source)
+    found.notes.extend(f"{found.name}: {note}" for note in store.notes)
+    return _filled(found, store.rows(), store.header["environments"])
+
+
+def of_document(name: str, document: Mapping[str, Any]) -> Figures:
+    """Read the object that `--format json` prints."""
+    rows, environments = document.get("rows"), document.get("environment")
+    if not isinstance(rows, list) or not isinstance(environments, Mapping):
+        raise UserError(f"{name} has no list of rows and no environments: it is not what --format json prints")
+    return _filled(
+        Figures(name, f"{name} (meprop-bench)"),
+        [_row(record, f"row {number} of {name}") for number, record in enumerate(rows, 1)],
+        environments,
+    )
+
+
+def of_lines(path: Path) -> Figures:
+    """Read rows of a results folder, one on each line; its folder, if it has stayed there, tells the rest."""
+    if path.name == MEASUREMENTS and (path.parent / ENVIRONMENT).is_file():
+        return of_folder(path.parent)
+    rows = {}
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+        where = f"line {number} of {path.name}"
+        try:
+            row = _row(json.loads(line), where)
+        except (json.JSONDecodeError, RecursionError):
+            raise UserError(f"{where} is not a row, or was cut off; delete it, or measure again") from None
+        rows[row.case_id, row.phase] = row  # a later row of a case and phase replaces an earlier one
+    return _filled(Figures(path.name, f"{path.name} (meprop-bench)"), rows.values(), {})
+
+
+def newest(root: Path, baseline: Path) -> Path:
+    """Return the newest results folder under `root` of the same preset as `baseline`, and newer than that.
+
+    Raises:
+        UserError: there is none, or the baseline does not know its preset.
+
+    """
+    folder = baseline if baseline.is_dir() else baseline.parent
+    own = Store.open(folder).header
+    name, started = own["plan"].get("name"), own["started"]
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        if not (path / ENVIRONMENT).is_file():
+            continue
+        try:
+            header = Store.open(path).header
+        except UserError:  # a broken neighbour is no reason not to find the others
+            continue
+        if header["plan"].get("name") == name and header["started"] > started:
+            found.append((header["started"], path))
+    if not found:
+        raise UserError(
+            f"no results of {name!r} under {root} are newer than {folder.name}: measure, or name them with --candidate",
+            ExitCode.NOT_COMPARABLE,
+        )
+    return max(found)[1]
+
+
+def add_row(found: Figures, row: Row) -> None:
+    """Add what a row tells of its case, or why it tells nothing."""
+    case = case_name(row)
+    if not row.passed:
+        found.failures[row.case_id] = failure(row) or "its check was not run"
+        return
+    found.ids[case] = row.case_id
+    phase, where = row.phase or "step", row.environment_id
+    if row.values_s and row.baseline_values_s and row.run_lengths:
+        runs = judged_pairs(row)
+        times = tuple(median(method_s for _, method_s in run) for run in runs)
+        ratios = tuple(median(method_s / baseline_s for baseline_s, method_s in run) for run in runs)
+        found.add(case, Kind(phase, "time", "s"), times, where, own_processes=True)
+        found.add(case, Kind(f"sparse/dense {phase}", "ratio", "1"), ratios, where, own_processes=True)
+    for field, (name, quantity, unit) in _SIZES.items():
+        if (value := getattr(row, field)) is not None:
+            found.add(case, Kind(f"{name} {phase}", quantity, unit), (float(value),), where)
+    if row.parity is not None:
+        add_accuracy(found, case, row.parity, where)
+
+
+def add_accuracy(found: Figures, case: str, parity: Parity, environment: str) -> None:
+    """Add the accuracy of the method, one value for each seed; what it is compared with ran the same seeds."""
+    figures = dict(sorted(zip(parity.seeds, parity.method, strict=True)))
+    basis = f"{parity.task}, {parity.steps} steps, seeds {', '.join(map(str, figures))}"
+    kind = Kind("accuracy", "accuracy", "points", basis)
+    found.add(case, kind, tuple(figures.values()), environment, own_processes=True)
+
+
+def case_name(row: Row) -> str:
+    """Name a row's case by all that tells it apart, the same in every file: `linear 784→500 B=50 unified k=30 cpu:2`.
+
+    What most cases have (kernel "auto", a dense gradient, float32, ...) is left out.
+    """
+    whole = row.data is not None or row.in_features is None
+    shape = f"h={row.out_features}" if whole else f"{row.in_features}→{row.out_features}"
+    numbers = (
+        ("filter", row.filter),
+        ("T", row.length),
+        ("layers", None if row.layers == 2 else row.layers),
+        ("B", row.batch),
+    )
+    amounts = (("k", None if kept(row) == ABSENT else row.k), ("p", row.rate), ("p", row.share), ("+", row.slowdown))
+    usual = (
+        (row.optimizer, "adam", ""),
+        (row.kernel_requested, "auto", " kernel"),
+        (row.gradient, "dense", " gradient"),
+        (row.dtype, "float32", ""),
+        (row.allocator, "kept", " allocator"),
+        (row.caches, "warm", " caches"),
+    )
+    words = [
+        row.workload,
+        row.data,
+        shape,
+        None if row.size is None else f"{row.size}x{row.size}",
+        *(f"{name}={value:g}" for name, value in numbers if value is not None),
+        row.method,
+        *(f"{name}={value:g}" for name, value in amounts if value is not None),
+        *(f"{value}{what}" for value, common, what in usual if value not in (None, common)),
+        f"cpu:{row.threads}" if row.device == "cpu" and row.threads else row.device,
+        f"seed={row.seed}" if row.seed else None,
+    ]
+    return " ".join(word for word in words if word)
+
+
+def comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes results of an environment incomparable with others'."""
+    return flat({name: value for name, value in environment.items() if name not in NOT_IN_ID})
+
+
+def _filled(found: Figures, rows: Iterable[Row], environments: Mapping[str, Any]) -> Figures:
+    for key, environment in environments.items():
+        if isinstance(environment, Mapping):
+            found.environments[key] = comparable(environment)
+    for row in rows:
+        add_row(found, row)
+    return found
+
+
+def _row(record: Any, where: str) -> Row:
+    try:
+        return Row.from_json(record)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} is not a row: {one_line(str(error), 120)}; measure again") from None

@@ -1,0 +1,148 @@
+"""pytest-benchmark's JSON, of any project: `--benchmark-json FILE`, or a file of `--benchmark-save`.
+
+    {"machine_info": {...}, "benchmarks": [{"fullname", "stats": {"median", "q1", "q3", "rounds", "data"?, ...},
+                                            "extra_info", ...}, ...], "version": ...}
+
+A benchmark's rounds all come from one process and know nothing of what differs from one process to the next; without
+`data` (--benchmark-save leaves it out) all that is known of them is the median and the quartiles. The verdicts
+allow for both, and the notes say it.
+
+This project's own suite writes each row of a results folder as `extra_info`: its processes, ratios to dense, sizes and
+accuracy are read as those of a results folder are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from meprop_bench.errors import UserError
+from meprop_bench.gate.files.figures import Figures, Kind, flat
+from meprop_bench.gate.files.ours import add_row, comparable
+from meprop_bench.gate.series import Side, Summary
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.schema import SCHEMA, Row
+
+__all__ = ["LISTED", "Benchmark", "Reader"]
+
+LISTED = "benchmarks"
+
+_HOST = ("node", "release")
+"""A runner that is new for each job has a name of its own, and its kernel is updated each week."""
+
+_NOT_IDENTITY = frozenset(
+    {
+        *_HOST,
+        "processor",  # empty, or what `machine` says
+        "python_build",
+        "python_compiler",
+        "python_implementation_version",
+    }
+)
+_CPU = ("brand_raw", "brand", "arch", "count")
+"""What of `cpu` tells a processor; the rest is its clock at that moment, and details of the brand."""
+
+_TIME = Kind("time", "time", "s")
+
+
+class _Stats(msgspec.Struct, gc=False):
+    median: float | None = None
+    q1: float | None = None
+    q3: float | None = None
+    iqr: float | None = None
+    mean: float | None = None
+    stddev: float | None = None
+    rounds: int | None = None
+    data: list[float] | None = None
+
+
+class Benchmark(msgspec.Struct, gc=False):
+    """What is wanted of one element of `benchmarks`."""
+
+    name: str | None = None
+    fullname: str | None = None
+    stats: _Stats | None = None
+    extra_info: Any = None
+
+
+class Reader:
+    """Takes the benchmarks, then the rest of the file.
+
+    Attributes:
+        figures: what was found.
+
+    """
+
+    def __init__(self, name: str) -> None:
+        self.figures = Figures(name, name)
+        self._summaries = 0
+
+    def take(self, benchmarks: list[Benchmark]) -> None:
+        """Add the figures of some benchmarks; raises `UserError` for one that is not pytest-benchmark's."""
+        for found in benchmarks:
+            case, stats = found.fullname or found.name, found.stats
+            if not case or stats is None:
+                missing = "name" if stats else "stats"
+                raise UserError(f"{self.figures.name}: a benchmark without {missing!r}: not pytest-benchmark's JSON")
+            if found.extra_info and (row := _own_row(found.extra_info)) is not None:
+                add_row(self.figures, row)
+            elif stats.data:
+                self.figures.add(case, _TIME, tuple(stats.data))
+            else:
+                self.figures.add(case, _TIME, self._summary(case, stats))
+                self._summaries += 1
+
+    def finish(self, document: Mapping[str, Any]) -> Figures:
+        """Add what the file says of itself and of the machine, once all benchmarks are there."""
+        found = self.figures
+        version = document.get("version")
+        release = f" {one_line(version, 20)}" if isinstance(version, str) else ""
+        found.source = f"{found.name} (pytest-benchmark{release})"
+        machine = document.get("machine_info")
+        if isinstance(machine, Mapping):
+            found.environments[""] = _identity(machine)
+            found.host = {key: machine.get(key) for key in _HOST}
+        own = document.get("environments")
+        for key, environment in own.items() if isinstance(own, Mapping) else ():
+            if isinstance(environment, Mapping):
+                found.environments[key] = comparable(environment)
+        if self._summaries:
+            found.notes.append(
+                f"{found.name} kept no values of {self._summaries} of its figures, only median and quartiles, which"
+                " tell less: --benchmark-json keeps them, and so does --benchmark-save-data"
+            )
+        return found
+
+    def _summary(self, case: str, stats: _Stats) -> Side:
+        count = stats.rounds or 1
+        median = stats.mean if stats.median is None else stats.median
+        if median is None:
+            raise UserError(f"{self.figures.name}: {case!r} has neither values nor a median; measure again")
+        if stats.q1 is not None and stats.q3 is not None:
+            return Summary.of_quartiles(median, stats.q1, stats.q3, count)
+        if stats.iqr is not None:
+            return Summary.of_quartiles(median, median - stats.iqr / 2, median + stats.iqr / 2, count)
+        if stats.stddev is not None:
+            return Summary.of_deviation(median, stats.stddev, count)
+        return Summary(median, math.nan, count)
+
+
+def _own_row(extra: Any) -> Row | None:
+    """Return the row that this project's suite keeps in `extra_info`; None in any other project's."""
+    row = extra.get("row") if isinstance(extra, Mapping) else None
+    if not isinstance(row, Mapping) or row.get("schema") != SCHEMA:
+        return None
+    try:
+        return Row.from_json(row)
+    except ValueError:
+        return None  # then its times are what any project's are
+
+
+def _identity(machine: Mapping[str, Any]) -> dict[str, Any]:
+    cpu = machine.get("cpu")
+    known = {key: cpu[key] for key in _CPU if key in cpu} if isinstance(cpu, Mapping) else {}
+    rest = {key: value for key, value in machine.items() if key not in _NOT_IDENTITY and key != "cpu"}
+    return flat({**rest, "cpu": known})

@@ -1,0 +1,198 @@
+"""A JSON object of which one member is too long a list to be held as Python objects.
+
+A pytest-benchmark file of a million rows is 0.8 to 1.6 GB. `json.load` makes 35 objects of each row: it takes 28 s and
+more than 3 GB, and `ijson`, which does not hold them, takes 19 s. Rows that are decoded straight into the five fields
+that are wanted (`msgspec`) take 4 to 6.5 s (2 cores of an AMD EPYC, Python 3.11). msgspec decodes whole documents only,
+so the list is cut:
+
+    ... {row}, {row}, {row}, {r|ow}, ...      what is in memory, about 1 MiB
+             `[` {row}, {row} `]`             up to a `}, {` near its end, decoded as a list of its own
+
+A cut inside a row or a string leaves brackets open, so whatever decodes was cut between rows. What does not decode
+(such a cut, NaN or Infinity, which Python writes and JSON does not have) is read row by row with `json`, the slow and
+sure way, and so are all members beside the list. Memory is bounded by the longest row and the longest other member.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import msgspec
+
+from meprop_bench.errors import UserError
+from meprop_bench.results.redact import one_line
+
+__all__ = ["read_object"]
+
+_Row = TypeVar("_Row")
+
+_CHUNK = 1 << 20
+_NEAR_THE_END = 1 << 16
+_CUTS = 3
+"""Cuts that are tried before a row is read by itself."""
+_LITERAL = 16
+"""No literal is longer (`-Infinity`, an escape): an error further from the end of what was read is one of the file."""
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_BETWEEN = re.compile(r"\}(?=[ \t\r\n]*,[ \t\r\n]*\{)")
+_JSON = json.JSONDecoder()
+
+
+def read_object(
+    path: Path, listed: str, row: type[_Row], take: Callable[[list[_Row]], None]
+) -> tuple[dict[str, Any], bool]:
+    """Return the object that a file begins with, and whether there is more behind it (as in a file of JSON lines).
+
+    Args:
+        path: the file, in UTF-8, with or without a byte order mark.
+        listed: the member that, if it is a list, is given away in pieces and stands as the number of its rows.
+        row: the type of its rows, one that msgspec decodes.
+        take: called with some rows after the other.
+
+    Raises:
+        UserError: the file cannot be read, or is not such an object.
+
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = _Text(file, path.name)
+            members = _members(text, listed, row, take)
+            return members, text.peek() != ""
+    except UnicodeDecodeError:
+        raise UserError(f"{path.name} is not a text in UTF-8; measure again, or convert it") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or type(error).__name__}") from None
+    except RecursionError:
+        raise UserError(f"{path.name} is nested too deeply to be a result") from None
+
+
+class _Text:
+    """A file's text from where it was read to, as far as it is in memory."""
+
+    def __init__(self, file: TextIO, name: str) -> None:
+        self._file, self.name = file, name
+        self.text, self.at = "", 0
+        self._before = 0
+
+    def more(self) -> bool:
+        """Read on, twice as much as is unread or a chunk; False at the file's end."""
+        unread = self.text[self.at :]
+        piece = self._file.read(max(_CHUNK, len(unread)))
+        self._before += self.at
+        self.text, self.at = unread + piece, 0
+        return bool(piece)
+
+    def peek(self) -> str:
+        """Return the next character that is not space, without passing it; nothing at the end."""
+        while True:
+            self.at = _end_of_space(self.text, self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def expect(self, wanted: str) -> str:
+        """Pass the next character, which is one of `wanted`."""
+        found = self.peek()
+        if found == "" or found not in wanted:
+            raise self.error("it ends too early" if found == "" else f"{one_line(repr(found))} is not expected")
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """Pass a value and return it."""
+        self.peek()
+        while True:
+            try:
+                found, end = _JSON.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut_off = error.msg.startswith("Unterminated") or error.pos > len(self.text) - _LITERAL
+                if cut_off and self.more():
+                    continue
+                self.at = error.pos
+                raise self.error("it ends too early" if cut_off else error.msg.lower()) from None
+            except ValueError as error:  # an integer of thousands of digits
+                raise self.error(one_line(str(error), 80)) from None
+            if end < len(self.text) or not self.more():  # a number could go on
+                self.at = end
+                return found
+
+    def error(self, what: str) -> UserError:
+        """Return the error that says where the text is not JSON."""
+        where = f"at character {self._before + self.at}"
+        return UserError(f"{self.name} is not JSON, or was cut off: {what} {where}; measure again")
+
+
+def _end_of_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None  # it may be empty
+    return match.end()
+
+
+def _members(text: _Text, listed: str, row: type[_Row], take: Callable[[list[_Row]], None]) -> dict[str, Any]:
+    if text.peek() == "":
+        raise UserError(f"{text.name} is empty; measure again")
+    found: dict[str, Any] = {}
+    text.expect("{")
+    if text.peek() == "}":
+        text.expect("}")
+        return found
+    while True:
+        if text.peek() != '"':
+            text.expect('"')
+        key = text.value()
+        text.expect(":")
+        found[key] = _rows(text, row, take) if key == listed and text.peek() == "[" else text.value()
+        if text.expect(",}") == "}":
+            return found
+
+
+def _rows(text: _Text, row: type[_Row], take: Callable[[list[_Row]], None]) -> int:
+    """Pass the list, give its rows to `take`, and return how many there were."""
+    decoder = msgspec.json.Decoder(list[row])  # type: ignore[valid-type]
+    count = alone = 0
+    step = 1  # rows to read by themselves after a failure, more after each: a failed attempt costs a chunk
+    text.expect("[")
+    if text.peek() == "]":
+        text.expect("]")
+        return 0
+    while True:
+        rows: list[_Row] = [] if alone else _many(text, decoder)
+        if rows:
+            step = 1
+        else:
+            alone = alone - 1 if alone else step - 1
+            step = min(2 * step, 1024) if alone == 0 else step
+            rows = [_one(text, row, count)]
+        count += len(rows)
+        take(rows)
+        if text.expect(",]") == "]":
+            return count
+
+
+def _many(text: _Text, decoder: msgspec.json.Decoder[list[_Row]]) -> list[_Row]:
+    """Pass as many rows as can be decoded at once; none where that does not work."""
+    text.peek()
+    while len(text.text) - text.at < _CHUNK and text.more():
+        pass
+    cuts = [match.end() for match in _BETWEEN.finditer(text.text, max(text.at, len(text.text) - _NEAR_THE_END))]
+    for cut in reversed(cuts[-_CUTS:]):
+        try:
+            rows = decoder.decode(f"[{text.text[text.at : cut]}]")
+        except msgspec.DecodeError:
+            continue
+        text.at = cut
+        return rows
+    return []
+
+
+def _one(text: _Text, row: type[_Row], number: int) -> _Row:
+    value = text.value()
+    try:
+        return msgspec.convert(value, row)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{text.name}: row {number + 1} is not one of a result: {one_line(str(error), 120)}") from None
