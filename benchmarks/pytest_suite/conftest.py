@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from meprop_bench.measure.environment import collect
+from meprop_bench.results.redact import without_paths
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.sweep.accuracy import Accuracies
 from meprop_bench.sweep.runner import Progress
@@ -202,6 +203,7 @@ def time(results: Measured, benchmark: Any) -> Callable[[Case, str], None]:
         benchmark.extra_info.update({name: value for name, value in row.to_json().items() if name in _EXTRA})
         parities = [each.to_json()["parity"] for each in rows if each.parity]
         benchmark.extra_info["parity"] = parities[0] if parities else None
+        benchmark.extra_info["row"] = row.to_json()  # what `meprop-bench report` and `gate` read
         REPLAY.take(row.values_s)
         benchmark.pedantic(REPLAY.step, rounds=len(row.values_s))
 
@@ -237,6 +239,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Add the environments that `extra_info` names, as the measuring processes saw them."""
+    """Add the environments that `extra_info` names, as the measuring processes saw them, and what was typed."""
+    output_json["command"] = without_paths(" ".join(["pytest", *map(str, config.invocation_params.args)]))
     if found := config.stash.get(_MEASURED, None):
         output_json["environments"] = dict(found.environments)

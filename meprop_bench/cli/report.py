@@ -2,6 +2,7 @@
 
 meprop-bench report reports/2026-03-04_amd-epyc-2c_quick
 meprop-bench report reports/*_quick --format csv > quick.csv
+meprop-bench report bench.json                   # of pytest's --benchmark-json
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ __all__ = ["command"]
 def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> int:
     """Print the report of results folders. Nothing is measured: stored results are read.
 
+    A FOLDER may be a JSON file of the pytest-benchmark suite, too; of that, nothing is written anew.
+
     Results of different environments are not comparable; showing several folders whose environments differ needs
     --mixed-environments.
     """
@@ -50,7 +53,7 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     if not any(document.rows for document in documents):
         raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
     if form == "table":
-        _write_all(folders)
+        _write_all([folder for folder in folders if folder.is_dir()])
         for document in documents:
             write_as("table", document, sys.stdout)
     else:
@@ -64,7 +67,7 @@ def _write_all(folders: Sequence[Path]) -> None:
     for folder in dict.fromkeys(folders):
         names = ", ".join(path.name for path in write_report(folder))
         click.echo(f"wrote {names} in {folder}", err=True)
-    if remark := missing_parts():
+    if folders and (remark := missing_parts()):
         click.echo(remark, err=True)
 
 

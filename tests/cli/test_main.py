@@ -72,7 +72,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["spedup"], "unknown verb 'spedup': did you mean 'speedup'?"),
-        (["zzz"], "choose from speedup, profile, report, data"),
+        (["zzz"], "choose from speedup, profile, report"),
         (["speedup", "--metod", "meprop"], "--method"),
         (["speedup", "--format", "xml"], "'xml' is not one of"),
         (["--verson"], "--version"),

@@ -1,0 +1,76 @@
+"""The JSON file that the pytest-benchmark suite writes, read as a results folder is.
+
+    {"benchmarks": [{"extra_info": {"row": {...}, ...}, ...}, ...], "environments": {...}, "command": ..., ...}
+
+pytest-benchmark has medians and rounds of its own; a row has the pairs, the processes and the check beside them. So the
+rows are what a report is made from. A file of another project has none, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import UserError
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.schema import Row
+
+__all__ = ["SuiteFile", "read_suite_file"]
+
+
+@dataclass(frozen=True)
+class SuiteFile:
+    """What the suite left in a file.
+
+    Attributes:
+        command: what made it.
+        started: when it was written, ISO 8601.
+        rows: in the file's order.
+        environments: id -> what a measuring process saw.
+
+    """
+
+    command: str
+    started: str
+    rows: tuple[Row, ...]
+    environments: Mapping[str, Any]
+
+
+def read_suite_file(path: Path) -> SuiteFile:
+    """Read a file of `--benchmark-json` or `--benchmark-save`.
+
+    Raises:
+        UserError: it cannot be read, is not pytest-benchmark's, or holds no rows of this project's suite.
+
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not JSON, or was cut off: run the suite again") from None
+    benchmarks = record.get("benchmarks") if isinstance(record, dict) else None
+    if not isinstance(benchmarks, list):
+        raise UserError(f"{path} is neither a results folder nor a file of pytest-benchmark's --benchmark-json")
+    rows = tuple(_row(each, path, number) for number, each in enumerate(benchmarks, 1))
+    environments = record.get("environments")
+    return SuiteFile(
+        command=one_line(str(record.get("command") or "pytest --benchmark-json"), 2000),
+        started=one_line(str(record.get("datetime") or "an unknown time"), 40),
+        rows=rows,
+        environments=environments if isinstance(environments, dict) else {},
+    )
+
+
+def _row(benchmark: Any, path: Path, number: int) -> Row:
+    extra = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
+    row = extra.get("row") if isinstance(extra, dict) else None
+    if not isinstance(row, dict):
+        raise UserError(f"benchmark {number} of {path} is not of this project's suite: it has no row in its extra_info")
+    try:
+        return Row.from_json(row)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"benchmark {number} of {path} holds no sound row: {one_line(str(error), 120)}") from None
