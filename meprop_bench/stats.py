@@ -52,6 +52,7 @@ __all__ = [
     "median",
     "non_inferiority",
     "paired_ratio",
+    "process_medians",
     "ratio_p_value",
 ]
 
@@ -110,6 +111,18 @@ def iqr(values: Iterable[float]) -> float:
     return float(upper - lower)
 
 
+def process_medians(runs: Runs) -> list[float]:
+    """Return r_i, the median of log(baseline / method) of each process.
+
+    Raises:
+        ValueError: no run, a run without pairs, or a time that is not positive and finite.
+
+    """
+    if not runs or not all(runs):
+        raise ValueError("a ratio needs at least one run, and one pair in each run")
+    return [median(_log_ratio(*pair) for pair in run) for run in runs]
+
+
 def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:
     """Return the speed-up baseline / method with its interval over processes.
 
@@ -121,7 +134,7 @@ def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:
         ValueError: no run, a run without pairs, or a time that is not positive and finite.
 
     """
-    return _exponential(_t_interval(_process_medians(runs), confidence))
+    return _exponential(_t_interval(process_medians(runs), confidence))
 
 
 def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "differs") -> float:
@@ -139,7 +152,7 @@ def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "di
     """
     if not 0 < bound < math.inf:
         raise ValueError(f"the bound of a ratio is positive and finite, got {bound!r}")
-    logs = _process_medians(runs)
+    logs = process_medians(runs)
     count = len(logs)
     if count == 1:
         return math.nan
@@ -187,7 +200,7 @@ def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, sam
     """
     if not cases:
         raise ValueError("a geometric mean needs at least one case")
-    logs = [_process_medians(runs) for runs in cases]
+    logs = [process_medians(runs) for runs in cases]
     if same_processes:
         if len({len(case) for case in logs}) > 1:
             raise ValueError(f"the cases differ in their processes: {[len(case) for case in logs]}")
@@ -299,13 +312,6 @@ def _log_medians(values: Samples) -> list[float]:
     if wrong := [value for own in values for value in own if not 0 < value < math.inf]:
         raise ValueError(f"values are positive and finite, got {wrong[0]!r}")
     return [median(map(math.log, own)) for own in values]
-
-
-def _process_medians(runs: Runs) -> list[float]:
-    """Return r_i, the median log ratio of each process."""
-    if not runs or not all(runs):
-        raise ValueError("a ratio needs at least one run, and one pair in each run")
-    return [median(_log_ratio(*pair) for pair in run) for run in runs]
 
 
 def _log_ratio(baseline_s: float, method_s: float) -> float:

@@ -42,8 +42,8 @@ _OF_EITHER = ("kernel", "environment")
 _REMARK = (
     "Sparse: median of the method, base → head. Faster: base time / head time, so that above 1 head is faster."
     " Speed-up: dense / sparse, base → head; change: head / base, so that above 1 the advantage over dense grew."
-    " Brackets: 95% interval over the processes of both. Not significant: not told apart from 1 at the 5% level when all"
-    " ratios here are judged at once (Holm)."
+    " Brackets: 95% interval over the processes of both. Not significant: not told apart from 1 at the 5% level when"
+    " all ratios here are judged at once (Holm)."
 )
 _HINTS = (
     "The two were measured one after the other. What the machine did in between is in the times and in no interval;"

@@ -165,6 +165,8 @@ class Row:
 
     `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
 
+    `elapsed_s` is the wall time of the whole case: the start of its processes and all besides the timing, too.
+
     Memory is what the phase takes on top of what it starts with: `peak_memory_bytes` of tensors, `peak_reserved_bytes`
     of CUDA's caching allocator, `process_growth_bytes` of the process's resident set, which was at most
     `process_peak_bytes`.
@@ -232,6 +234,7 @@ class Row:
     check: str | None = None
     parity: Parity | None = None
     seed: int | None = None
+    elapsed_s: float | None = None
     environment_id: str
     error: str | None = None
     notes: tuple[str, ...] = ()

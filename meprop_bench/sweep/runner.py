@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from meprop_bench.measure.allocator import environment_of
@@ -159,7 +159,7 @@ class Runner:
         try:
             for case in todo:
                 started = self._now()
-                rows = self._measured(case)
+                rows = [replace(row, elapsed_s=self._now() - started) for row in self._measured(case)]
                 self._store.append(rows)
                 self._spent.append(self._now() - started)
                 self._done += 1

@@ -32,8 +32,9 @@ def test_repeats_are_cases_of_their_own() -> None:
     assert [(case.seed, case.slowdown) for case in plan.cases] == [(0, 0.0), (0, 0.03), (1, 0.0), (1, 0.03)]
     assert plan.seed == 7
     assert {case.seed for case in plan_axes({}, seed=7).cases} == {7}
-    cases = plan_preset(load_preset("aa")).cases
-    assert sorted((case.slowdown, case.seed) for case in cases) == [
+    plan = plan_preset(load_preset("aa"))
+    assert (plan.target, plan.budget, plan.processes) == (0.02, 20.0, 5)  # a run as everybody gets it
+    assert sorted((case.slowdown, case.seed) for case in plan.cases) == [
         (s, seed) for s in (0.0, 0.03) for seed in range(10)
     ]
 
