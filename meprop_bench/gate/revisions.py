@@ -1,14 +1,19 @@
 """Two revisions, measured against each other: pairs of fresh processes, each of which runs its own revision's code.
 
-    round     a fresh process for base and one for head; in each, case by case: set up, check, blocks
+    round     a fresh process for base and one for head; in each, case by case: set up, check, then set-ups again
+    set-up    both draw the case's memory anew, then some blocks of base and head, in turns and in random order; the two
+              medians are one pair of values
     block     a few milliseconds of one case in one process: iterations that are not timed, then one value a phase
-    pair      a block of base and a block of head, next to each other, in random order
     again     rounds with the cases that are not decided yet, until there are none or their budgets are spent
 
-What the machine does (frequency, neighbours) changes in seconds and cancels within a pair. What a process has once and
-for all (where its memory lies) does not: two processes with the same code differ by some percent, however often they
-are asked. So the pair of processes is the unit of replication, and its median log ratio one value; a slice of a second
-for each case of a round makes that value sharp enough, and the time that is left goes into more rounds.
+What the machine does (frequency, neighbours) changes in seconds and cancels between two neighbouring blocks. Where the
+memory lies does not: two processes with the same code differ by some percent, however often they are asked. Most of
+that is not the process's, though. Six processes with three set-ups each, a layer of 784 x 500 at B = 50, two threads,
+blocks in turns: medians of the backward pass spread by 4.4% (dense: 8.8%) between the set-ups of one process, and the
+processes' means by 1.9% (dense: 5.2%), which is what three set-ups leave of 4.4%. So a case is set up anew many times
+within a process, a few blocks each, which narrows the interval as new processes would, at a thirtieth of their price.
+The pair of processes stays the unit of replication (its median log ratio over the set-ups is one value), since nothing
+proves that a process has no part of its own.
 
 Nothing of a revision is imported here: a worker is `python -P -m meprop_bench.sweep.worker` with the revision's folder
 before everything else on Python's path, and says which folder its package came from. Both use this interpreter with
@@ -26,8 +31,9 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -46,10 +52,12 @@ from meprop_bench.workloads.case import Case
 
 __all__ = ["Measured", "Progress", "Record", "Rounds", "Tally", "measure", "start_worker"]
 
-_SLICE_S = 1.0
-"""Seconds of pairs for a case in a round; starting a pair of processes takes three times as long on two cores."""
+_SLICE_S = 2.5
+"""Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
 
-_LEAST_PAIRS = 5
+_LEAST_SETUPS = 3
+_BLOCKS = 3
+"""Of each side after a set-up: their median is far sharper than set-ups differ."""
 _LEAD_S = 0.003
 _WARM_S = 0.02
 
@@ -64,6 +72,8 @@ _RATIOS = ("backward", "step")
 
 Side: TypeAlias = Literal["base", "head"]
 _SIDES: tuple[Side, Side] = ("base", "head")
+_Pair: TypeAlias = Mapping[Side, Mapping[str, Any]]
+"""A block of each side, as the workers answered."""
 
 
 class Asked(Protocol):
@@ -93,8 +103,8 @@ class Progress:
     """Where a comparison is.
 
     Attributes:
-        stage: "starting", "checking", "measuring" or "training".
-        round: from 1.
+        stage: "preparing", "starting", "checking", "measuring" or "training".
+        round: from 1; 0 while preparing.
         case: the one in hand, or None.
         left: cases that are not decided yet.
         total: all cases.
@@ -117,8 +127,9 @@ class Record:
     """What one pair of processes gave for one case, under one injected slowdown (usually none).
 
     Attributes:
-        pairs: phase -> the values (base, head) of the sparsified side, seconds.
-        disturbed: which of the pairs the machine disturbed; None where nobody could tell.
+        pairs: phase -> for each set-up the medians (base, head) of the sparsified side, seconds.
+        disturbed: after which set-ups the machine disturbed all blocks; None where nobody could tell. Where it
+            disturbed some of them, the median is over the others.
         dense: phase -> the medians (base, head) of the dense side, seconds.
 
     """
@@ -262,6 +273,7 @@ def measure(
     """
     begun = now()
     rounds = Rounds(plan, base, head, progress=progress, start=start, now=now)
+    rounds.prepare()
     todo = list(plan.cases)
     while todo:
         rounds.once(todo)
@@ -333,6 +345,13 @@ class Rounds:
         self.tallies = {case: Tally(case) for case in plan.cases}
         self.environment: Mapping[str, Any] = {}
 
+    def prepare(self) -> None:
+        """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
+        first = self._plan.cases[0]
+        self._tell("preparing", None)
+        with self._workers(first) as workers:
+            self._greet(workers, first)
+
     def once(self, cases: Iterable[Case]) -> None:
         """Measure each of the cases in one more pair of fresh processes."""
         todo = list(cases)
@@ -367,10 +386,7 @@ class Rounds:
         """Measure the cases in one pair of processes; return those that are left over because one of the two died."""
         begun = self._now()
         self._tell("starting", None)
-        workers: dict[Side, Asked] = {}
-        try:
-            for side in _SIDES:
-                workers[side] = self._start(self._checkouts[side], group[0])
+        with self._workers(group[0]) as workers:
             self._greet(workers, group[0])
             started = (self._now() - begun) / len(group)
             for index, case in enumerate(group):
@@ -385,10 +401,19 @@ class Rounds:
                         return group[index + 1 :]
                 finally:
                     tally.spent_s += started + self._now() - before
+        return []
+
+    @contextmanager
+    def _workers(self, case: Case) -> Iterator[Mapping[Side, Asked]]:
+        """Start a fresh process for each side, and end them whatever happens."""
+        workers: dict[Side, Asked] = {}
+        try:
+            for side in _SIDES:
+                workers[side] = self._start(self._checkouts[side], case)
+            yield workers
         finally:
             for worker in workers.values():
                 worker.close()
-        return []
 
     def _greet(self, workers: Mapping[Side, Asked], case: Case) -> None:
         """Have both import what takes seconds, and see that each runs its own code and speaks our protocol."""
@@ -444,23 +469,25 @@ class Rounds:
     def _slice(
         self, workers: Mapping[Side, Asked], phases: Sequence[str], loops: int, dense_loops: int
     ) -> dict[float, Record]:
-        """Take pairs for a slice of time, the slowdowns in turns."""
-        values: dict[float, list[dict[Side, dict[str, Any]]]] = {slowdown: [] for slowdown in self._slowdowns}
-        dense: list[dict[Side, dict[str, Any]]] = []
-        begun, dense_s = self._now(), 0.0
-        wanted_s = self._slice_s * len(self._slowdowns)
-        while (spent := self._now() - begun) < wanted_s or len(values[self._slowdowns[-1]]) < _LEAST_PAIRS:
-            for slowdown in self._rng.sample(self._slowdowns, len(self._slowdowns)):
-                values[slowdown].append(self._pair(workers, "method", loops, slowdown))
+        """Set the case up again and again for a slice of time, and take blocks with each slowdown, in turns."""
+        taken: dict[float, list[list[_Pair]]] = {slowdown: [] for slowdown in self._slowdowns}
+        dense: list[_Pair] = []
+        begun, dense_s, setups = self._now(), 0.0, 0
+        while (spent := self._now() - begun) < self._slice_s * len(self._slowdowns) or setups < _LEAST_SETUPS:
+            _ask_both(workers, *({"do": "again", "seed": self._rng.getrandbits(32)} for _ in _SIDES))
+            setups += 1
+            blocks: dict[float, list[_Pair]] = {slowdown: [] for slowdown in self._slowdowns}
+            for slowdown in self._rng.sample(self._slowdowns * _BLOCKS, _BLOCKS * len(self._slowdowns)):
+                blocks[slowdown].append(self._pair(workers, "method", loops, slowdown))
+            for slowdown, pairs in blocks.items():
+                taken[slowdown].append(pairs)
             if dense_s <= _DENSE_SHARE * spent:
                 before = self._now()
                 dense.append(self._pair(workers, "baseline", dense_loops, 0.0))
                 dense_s += self._now() - before
-        return {slowdown: _record(pairs, dense, phases) for slowdown, pairs in values.items()}
+        return {slowdown: _record(setups, dense, phases) for slowdown, setups in taken.items()}
 
-    def _pair(
-        self, workers: Mapping[Side, Asked], which: str, loops: int, slowdown: float
-    ) -> dict[Side, dict[str, Any]]:
+    def _pair(self, workers: Mapping[Side, Asked], which: str, loops: int, slowdown: float) -> _Pair:
         found: dict[Side, dict[str, Any]] = {}
         for side in self._rng.sample(_SIDES, 2):
             message: dict[str, Any] = {"do": "block", "side": which, "loops": loops, "lead_s": _LEAD_S}
@@ -521,27 +548,28 @@ def _settle(tally: Tally, fault: _Fault) -> None:
         tally.failure = fault.reason
 
 
-def _record(
-    pairs: Sequence[Mapping[Side, Mapping[str, Any]]],
-    dense: Sequence[Mapping[Side, Mapping[str, Any]]],
-    phases: Sequence[str],
-) -> Record:
-    def marked(pair: Mapping[Side, Mapping[str, Any]]) -> bool | None:
-        marks = [pair[side]["disturbed"] for side in _SIDES]
-        return None if None in marks else any(marks)
-
-    def of(pair: Mapping[Side, Mapping[str, Any]], phase: str) -> tuple[float, float]:
-        return pair["base"]["values"][phase], pair["head"]["values"][phase]
-
-    marks = [marked(pair) for pair in pairs]
+def _record(setups: Sequence[Sequence[_Pair]], dense: Sequence[_Pair], phases: Sequence[str]) -> Record:
+    marks = [[_disturbed(pair) for pair in pairs] for pairs in setups]
+    known = not any(mark is None for of_one in marks for mark in of_one)
+    kept = [
+        [pair for pair, mark in zip(pairs, of_one, strict=True) if not mark] or pairs
+        for pairs, of_one in zip(setups, marks, strict=True)
+    ]
     return Record(
-        {phase: tuple(of(pair, phase) for pair in pairs) for phase in phases},
-        None if None in marks else tuple(map(bool, marks)),
-        {
-            phase: (median(of(pair, phase)[0] for pair in dense), median(of(pair, phase)[1] for pair in dense))
-            for phase in phases
-        },
+        {phase: tuple(_medians(pairs, phase) for pairs in kept) for phase in phases},
+        tuple(all(of_one) for of_one in marks) if known else None,
+        {phase: _medians(dense, phase) for phase in phases},
     )
+
+
+def _disturbed(pair: _Pair) -> bool | None:
+    marks = [pair[side]["disturbed"] for side in _SIDES]
+    return None if None in marks else any(marks)
+
+
+def _medians(pairs: Sequence[_Pair], phase: str) -> tuple[float, float]:
+    base, head = (median(pair[side]["values"][phase] for pair in pairs) for side in _SIDES)
+    return base, head
 
 
 def _ask(side: Side, worker: Asked, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -555,11 +583,14 @@ def _ask(side: Side, worker: Asked, message: Mapping[str, Any]) -> dict[str, Any
     return answer
 
 
-def _ask_both(workers: Mapping[Side, Asked], message: Mapping[str, Any]) -> dict[Side, dict[str, Any]]:
-    """Ask both at once; of two faults the base's counts."""
+def _ask_both(workers: Mapping[Side, Asked], *messages: Mapping[str, Any]) -> dict[Side, dict[str, Any]]:
+    """Ask both at once, the same or each its own; of two faults the base's counts."""
     pool = ThreadPoolExecutor(len(_SIDES))
     try:
-        asked = {side: pool.submit(_ask, side, workers[side], message) for side in _SIDES}
+        asked = {
+            side: pool.submit(_ask, side, workers[side], messages[index % len(messages)])
+            for index, side in enumerate(_SIDES)
+        }
         return {side: asked[side].result() for side in _SIDES}
     finally:
         # Not waiting: after an interrupt the workers are closed next, and that is what ends the other request.

@@ -7,6 +7,7 @@ to.
     measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...], which of them the
                                                 machine disturbed (null: it cannot tell), and what others did meanwhile
     memory       {device}                    -> weights: phase -> [baseline, method], what each takes at most
+    again        {seed}                      -> nothing; the case that passed is set up once more, elsewhere in memory
     block        {side, loops, lead_s, slowdown} -> values: phase -> seconds of one side, after a lead-in that is not
                                                 timed; whether the machine disturbed it (null: it cannot tell)
     count        {}                          -> operators: phase -> how many of torch's operators the method calls
@@ -36,7 +37,10 @@ from meprop_bench.measure.serve import serve
 from meprop_bench.stats import median
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from meprop_bench.measure.clock import Clock
+    from meprop_bench.sweep.slowdown import SlowedClock
     from meprop_bench.workloads.case import Case
     from meprop_bench.workloads.prepared import Prepared
 
@@ -46,6 +50,9 @@ PROTOCOL = 1
 """Of the requests and answers above."""
 
 _Answer = Mapping[str, Any]
+
+_BALLAST = (4 << 10, 64 << 10, 1 << 20)
+"""Bytes at most of each tensor that is in the way when a case is set up again."""
 
 _USUAL_VALUES = 21
 """Values behind the median that a slowdown is a share of."""
@@ -59,6 +66,7 @@ class Session:
         self._prepared: Prepared | None = None
         self._checked: tuple[Prepared, Clock] | None = None
         self._blocks: _Blocks | None = None
+        self._ballast: list[Tensor] = []
 
     def handle(self, message: Mapping[str, Any]) -> _Answer:
         """Answer one request."""
@@ -68,6 +76,7 @@ class Session:
             "check": self.check,
             "measure": self.measure,
             "memory": self.memory,
+            "again": self.again,
             "block": self.block,
             "count": self.count,
             "utilization": self.utilization,
@@ -174,12 +183,32 @@ class Session:
 
         return {"weights": {phase: [weight(call) for call in pair] for phase, pair in prepared.memory.items()}}
 
+    def again(self, seed: int) -> _Answer:
+        """Set the case up once more: what its addresses do to its time is drawn anew, without a new process.
+
+        The same code on the same numbers passed its check in this process. A ballast of random sizes, kept until the
+        next time, sees to it that other memory is free than before.
+        """
+        import torch
+
+        from meprop_bench import workloads
+
+        self._passed()
+        assert self._case is not None
+        blocks = self._blocks_of_case()
+        self._prepared = self._checked = None
+        blocks.release()
+        rng = random.Random(seed)
+        self._ballast = [torch.empty(rng.randrange(1, most), dtype=torch.uint8) for most in _BALLAST]
+        with _one_thread():
+            self._prepared = prepared = workloads.setup(self._case)
+        self._checked = prepared, blocks.clock
+        blocks.use(prepared)
+        return {}
+
     def block(self, side: str, loops: int, lead_s: float, slowdown: float = 0.0) -> _Answer:
         """Time one side, "baseline" or "method", once: `loops` iterations after at least one that is not timed."""
-        prepared, clock = self._passed()
-        if self._blocks is None:
-            self._blocks = _Blocks(prepared, clock)
-        values, disturbed = self._blocks.take(side, loops, lead_s, slowdown)
+        values, disturbed = self._blocks_of_case().take(side, loops, lead_s, slowdown)
         return {"values": values, "disturbed": disturbed}
 
     def count(self) -> _Answer:
@@ -214,6 +243,12 @@ class Session:
             found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
         return {"accuracies": list(zip(seeds, found, strict=True))}
 
+    def _blocks_of_case(self) -> _Blocks:
+        prepared, clock = self._passed()
+        if self._blocks is None:
+            self._blocks = _Blocks(prepared, clock)
+        return self._blocks
+
     def _close_blocks(self) -> None:
         if self._blocks is not None:
             self._blocks.close()
@@ -232,45 +267,61 @@ class _Blocks:
         from meprop_bench.measure.disturbance import contention
         from meprop_bench.measure.paired import collector_at_rest
         from meprop_bench.measure.procfs import Unavailable
-        from meprop_bench.sweep.slowdown import SlowedClock
 
-        self._prepared, self._clock = prepared, clock
-        self._phase = "backward" if "backward" in prepared.phases else prepared.phases[0]
-        calls = prepared.memory.get(self._phase)
-        self._slowed = SlowedClock(clock, self._phase, calls[1] if calls else None)
-        self._usual_s: dict[int, float] = {}
+        self.clock = clock
+        self._usual_s: list[float] = []
         with ExitStack() as stack:
             self._collect = stack.enter_context(collector_at_rest())
             self._probe = None
             with suppress(Unavailable):
                 self._probe = stack.enter_context(contention())
             self._closing = stack.pop_all()
+        self.use(prepared)
+
+    def use(self, prepared: Prepared) -> None:
+        """Go on with another set-up of the case."""
+        from meprop_bench.sweep import slowdown
+
+        self._prepared: Prepared | None = prepared
+        self._phase = "backward" if "backward" in prepared.phases else prepared.phases[0]
+        calls = prepared.memory.get(self._phase)
+        self._slowed: SlowedClock | None = slowdown.SlowedClock(self.clock, self._phase, calls[1] if calls else None)
+
+    def release(self) -> None:
+        """Let the case that is set up go, with its memory."""
+        self._prepared = self._slowed = None
+        self._collect()
 
     def take(self, side: str, loops: int, lead_s: float, slowdown: float) -> tuple[dict[str, float], bool | None]:
         """Return the seconds of each phase, and whether the block was disturbed."""
+        assert self._prepared is not None
         subject = {"baseline": self._prepared.baseline, "method": self._prepared.method}[side]
-        clock = self._clock
-        if slowdown and side == "method":
-            clock = self._slowed
-            self._slowed.wait(slowdown * self._usual(loops))
+        clock = self.clock
+        slowed = slowdown and side == "method"
+        if slowed:
+            clock = self._slowed_by(slowdown, loops)
         self._collect()
         warm_up(subject, clock, seconds=lead_s)
         if self._probe is not None:
             self._probe.begin()
         values = subject(loops, clock)
         disturbed = None if self._probe is None else self._probe.disturbed()
+        if side == "method" and not slowed:
+            self._usual_s.append(values[self._phase])
         return {phase: float(values[phase]) for phase in self._prepared.phases}, disturbed
 
     def close(self) -> None:
         """Let the collector work again."""
         self._closing.close()
 
-    def _usual(self, loops: int) -> float:
-        """Return the slowed phase's usual seconds, measured by the first call: the other process sleeps meanwhile."""
-        if loops not in self._usual_s:
-            values = [self._prepared.method(loops, self._clock)[self._phase] for _ in range(_USUAL_VALUES)]
-            self._usual_s[loops] = median(values)
-        return self._usual_s[loops]
+    def _slowed_by(self, share: float, loops: int) -> Clock:
+        """Return the clock under which the phase takes a share of its usual time longer."""
+        assert self._prepared is not None
+        assert self._slowed is not None
+        while len(self._usual_s) < _USUAL_VALUES:  # the other process sleeps meanwhile
+            self._usual_s.append(self._prepared.method(loops, self.clock)[self._phase])
+        self._slowed.wait(share * median(self._usual_s))
+        return self._slowed
 
 
 @contextmanager
