@@ -5,15 +5,12 @@
     update    the optimizer moves the parameters               often the largest part once backward is cheap
 
 The phases are separate calls so that whoever measures can put a clock between them; training itself knows no clock.
-Every random choice follows from an explicit seed: the initial weights (the model's), the batches (`data.batches`) and
-what a model or a method draws while training (torch's global state, which `short_run` seeds and puts back). So the
-dense baseline and a method differ in the backward pass alone, and a difference in accuracy is the method's.
+The loop over these steps is in `tasks.run`.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.data import Batch, ImageData, batches
 from meprop_bench.errors import UserError
 from meprop_bench.optim import RowAdam, RowAdamW
 
-__all__ = ["OPTIMIZERS", "Accuracy", "Step", "evaluate", "make_optimizer", "short_run", "train"]
+__all__ = ["OPTIMIZERS", "Step", "evaluate", "make_optimizer"]
 
 OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] = {
     # The papers' settings (ICML 2017, section 4.1); AdaGrad's rate is the one they give for MNIST.
@@ -39,16 +35,23 @@ OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] 
 }
 """Optimizers by name: the class and its settings."""
 
+_FUSED: Mapping[str, tuple[str, ...]] = {"adam": ("cpu", "cuda"), "sgd": ("cpu", "cuda"), "adagrad": ("cpu",)}
+"""Optimizers that have a fused step, and on which devices."""
+
 _TAKES_ROWS = ("adagrad", "sgd", "rowadam", "rowadamw")
 
 
-def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, gradient: str = "dense") -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, gradient: str = "dense", fused: bool = False
+) -> torch.optim.Optimizer:
     """Return an unmodified optimizer of torch, or one of this package for rows, with the papers' settings.
 
     Args:
         name: one of `OPTIMIZERS`.
         parameters: what it moves.
         gradient: "dense", or "rows" when some weights get a row-sparse gradient.
+        fused: take torch's fused step where there is one: the same mathematics, rounded otherwise, in one pass over the
+            parameters, which is several times as fast. Those for rows have none.
 
     Raises:
         UserError: an unknown name, or an optimizer that cannot take row gradients.
@@ -63,8 +66,13 @@ def make_optimizer(name: str, parameters: Iterable[nn.Parameter], *, gradient: s
             f"{name} does not take row gradients (it moves every row at every step): "
             f"use {', '.join(_TAKES_ROWS)}, or dense gradients"
         )
+    kind: Any
     kind, settings = OPTIMIZERS[name]
-    return kind(parameters, **settings)
+    parameters = list(parameters)
+    if fused and gradient == "dense" and all(p.device.type in _FUSED.get(name, ()) for p in parameters):
+        settings = {**settings, "fused": True}
+    optimizer: torch.optim.Optimizer = kind(parameters, **settings)
+    return optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,94 +125,3 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, chunk: int = 4
     finally:
         model.train(training)
     return 100 * hits / len(labels)
-
-
-def train(
-    step: Step, stream: Iterable[Batch], *, every: int = 0, evaluation: Callable[[], float] | None = None
-) -> list[float]:
-    """Train on all batches of `stream`.
-
-    Args:
-        step: the model and its optimizer.
-        stream: the batches.
-        every: steps between evaluations; 0 for none.
-        evaluation: called then, outside the step.
-
-    Returns:
-        What the evaluations returned, in order.
-
-    """
-    step.model.train()
-    results = []
-    for done, batch in enumerate(stream, start=1):
-        step(batch)
-        if every and evaluation is not None and done % every == 0:
-            results.append(evaluation())
-    return results
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Development-set accuracy of one seed, in percent: at the end, and the best of all evaluations."""
-
-    seed: int
-    final: float
-    best: float
-
-
-def short_run(
-    build: Callable[[int], nn.Module],
-    data: ImageData,
-    *,
-    steps: int,
-    batch: int,
-    seeds: Sequence[int],
-    optimizer: str = "adam",
-    gradient: str = "dense",
-    evaluations: int = 1,
-    device: torch.device | str = "cpu",
-) -> list[Accuracy]:
-    """Train one model for each seed and return its development-set accuracies.
-
-    Call it once with the dense `build` and once with the method's, on the same seeds: the batches follow from the seed,
-    and so do the initial weights if `build` takes them from it, so the i-th results make a pair.
-
-    Args:
-        build: returns the model for a seed.
-        data: where training and development examples come from.
-        steps: training steps for each seed.
-        batch: B.
-        seeds: one run for each.
-        optimizer: a name from `OPTIMIZERS`.
-        gradient: "dense" or "rows", as the model's layers give it.
-        evaluations: how many times a run is evaluated, evenly spread; the last is at its end.
-        device: where to train.
-
-    Returns:
-        One `Accuracy` for each seed, in their order.
-
-    Raises:
-        ValueError: fewer steps than evaluations, or no evaluation.
-
-    """
-    if not 1 <= evaluations <= steps:
-        raise ValueError(f"{evaluations} evaluations do not fit in {steps} steps")
-    data = data.to(device)
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    results = []
-    for seed in seeds:
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(seed)
-            model = build(seed).to(device)
-            step = Step(model, make_optimizer(optimizer, model.parameters(), gradient=gradient))
-
-            def accuracy(model: nn.Module = model) -> float:
-                return evaluate(model, data.dev.images, data.dev.labels)
-
-            # Evaluations are counted back from the end, so that the last one is the final accuracy.
-            every = steps // evaluations
-            stream = batches(data.train, batch, seed=seed, steps=steps)
-            train(step, itertools.islice(stream, steps - every * evaluations))
-            found = train(step, stream, every=every, evaluation=accuracy)
-        results.append(Accuracy(seed, found[-1], max(found)))
-    return results

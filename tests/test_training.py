@@ -1,13 +1,11 @@
-import os
-
 import pytest
 import torch
 from torch import nn
 
-from meprop_bench.data import ImageData, Part, batches, load_images
+from meprop_bench.data import ImageData, Part, batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
-from meprop_bench.training import OPTIMIZERS, Step, evaluate, make_optimizer, short_run, train
+from meprop_bench.training import OPTIMIZERS, Step, evaluate, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +18,6 @@ def data():
         return Part(torch.randn(n, 6, generator=generator) + 3.0 * labels[:, None], labels)
 
     return ImageData("clusters", part(200), part(50), part(50), classes=2)
-
-
-def build(seed):
-    return MLP(6, 16, 2, layers=1, dropout=0.1, seed=seed)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -70,6 +64,23 @@ def test_optimizers_that_do_not_fit():
         make_optimizer("sgd", parameters, gradient="sparse")
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_fused_step_is_the_same_step(data, name):
+    models = [MLP(6, 16, 2, seed=1) for _ in range(2)]
+    for model, fused in zip(models, (False, True), strict=True):
+        step = Step(model, make_optimizer(name, model.parameters(), fused=fused))
+        for batch in batches(data.train, 10, seed=0, steps=5):
+            step(batch)
+        assert bool(step.optimizer.defaults.get("fused")) == (fused and name in ("adam", "adagrad", "sgd"))
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_there_is_no_fused_step_for_rows():
+    optimizer = make_optimizer("sgd", [nn.Parameter(torch.zeros(2))], gradient="rows", fused=True)
+    assert not optimizer.defaults["fused"]
+
+
 @pytest.mark.parametrize("name", ["adagrad", "sgd", "rowadam"])
 def test_optimizers_for_rows_take_rows(name):
     dense, rows = (nn.Parameter(torch.ones(4, 3)) for _ in range(2))
@@ -107,60 +118,3 @@ def test_accuracy_is_in_percent_and_leaves_the_mode_alone():
     for chunk in (1, 3, 100):
         assert evaluate(model, images, labels, chunk=chunk) == 75.0
     assert model.training
-
-
-def test_train_evaluates_every_so_many_steps(data):
-    model = build(0)
-    step = Step(model, make_optimizer("adam", model.parameters()))
-    counted = iter(range(10))
-    assert train(step, batches(data.train, 5, seed=0, steps=7), every=3, evaluation=lambda: next(counted)) == [0, 1]
-    assert train(step, batches(data.train, 5, seed=0, steps=7)) == []
-
-
-def test_short_run_is_deterministic_and_leaves_the_random_state_alone(data):
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = short_run(build, data, steps=30, batch=10, seeds=[0, 1], optimizer="adagrad")
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    assert short_run(build, data, steps=30, batch=10, seeds=[0, 1], optimizer="adagrad") == first
-    assert short_run(build, data, steps=30, batch=10, seeds=[1], optimizer="adagrad") == first[1:]
-    assert [accuracy.seed for accuracy in first] == [0, 1]
-    assert min(accuracy.final for accuracy in first) > 85
-
-
-@pytest.mark.parametrize(("steps", "evaluations"), [(30, 1), (31, 4), (4, 4)])
-def test_evaluations_do_not_change_the_run_and_the_last_is_at_its_end(data, steps, evaluations):
-    (one,) = short_run(build, data, steps=steps, batch=10, seeds=[3])
-    (several,) = short_run(build, data, steps=steps, batch=10, seeds=[3], evaluations=evaluations)
-    assert several.final == one.final == one.best
-    assert several.best >= several.final
-    with pytest.raises(ValueError, match="do not fit"):
-        short_run(build, data, steps=steps, batch=10, seeds=[3], evaluations=steps + 1)
-
-
-def test_baseline_and_method_see_the_same_weights_and_batches(data):
-    """Two models that differ in nothing end alike to the bit; so a difference is the method's."""
-    seen = []
-
-    def spying(seed):
-        model = build(seed)
-        model.register_forward_pre_hook(lambda module, args: seen[-1].append(args[0].clone()))
-        return model
-
-    ends = []
-    for _ in range(2):
-        seen.append([])
-        ends.append(short_run(spying, data, steps=5, batch=10, seeds=[7]))
-    assert ends[0] == ends[1]
-    assert len(seen[0]) == 6  # five steps, one evaluation
-    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
-
-
-@pytest.mark.real_data
-@pytest.mark.skipif("MEPROP_BENCH_DATA" not in os.environ, reason="MEPROP_BENCH_DATA is not set")
-def test_the_papers_mlp_learns_mnist_in_a_few_hundred_steps():
-    (accuracy,) = short_run(
-        lambda seed: MLP(784, 100, 10, seed=seed), load_images("mnist"), steps=300, batch=50, seeds=[0]
-    )
-    assert accuracy.final > 90

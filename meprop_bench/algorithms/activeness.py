@@ -19,6 +19,9 @@ layer, whose dy no hook can see, calls the record itself, once for each backward
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -100,6 +103,16 @@ class Activeness:
         hit = torch.ones_like(chosen) if self.count_zeros else nonzero.gather(1, chosen).long()
         self._hits.scatter_add_(0, chosen.flatten(), hit.flatten())
         self.examples += dy.shape[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all counts, as tensors and numbers."""
+        return {"hits": self._hits.clone(), "nonzeros": self._nonzeros.clone(), "examples": self.examples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over counts, of any number of neurons."""
+        self._hits = state["hits"].to(self._hits.device, copy=True)
+        self._nonzeros = state["nonzeros"].to(self._nonzeros.device, copy=True)
+        self.examples = state["examples"]
 
     def enough(self, rate: float, live: Tensor, round_to: int = 1) -> int:
         """Return how many of the live neurons to keep: those with c_i ≥ int(examples · p), rounded up, at least one.

@@ -32,7 +32,7 @@ ids are the examples' numbers, 0 … N - 1: the same example, the same number, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -146,6 +146,25 @@ class MeAct:
         """Mean active neurons over examples and layers: "Average Size" in TKDE, Table 13."""
         return float(torch.stack([size.double().mean() for size in self.sizes().values()]).mean())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the accumulated gradients, or the masks, of each layer."""
+        return {
+            name: {"gradients": layer.gradients, "bits": layer.bits, "seen": layer.seen}
+            for name, layer in self._layers.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of the same layers and examples.
+
+        Raises:
+            ValueError: it is of others.
+
+        """
+        if set(state) != set(self._layers):
+            raise ValueError(f"the state is of {', '.join(state)}, not of {', '.join(self._layers)}")
+        for name, layer in self._layers.items():
+            layer.load(**state[name])
+
     def close(self) -> None:
         """Take all hooks off the model."""
         for handle in self._handles:
@@ -158,6 +177,7 @@ class _Layer:
     def __init__(self, name: str, neurons: int, gradients: Tensor) -> None:
         self.name = name
         self.neurons = neurons
+        self.examples = len(gradients)
         self.device = gradients.device
         self.gradients: Tensor | None = gradients  # (N, n)
         self.bits: Tensor | None = None  # (N, ⌈n / 8⌉)
@@ -180,6 +200,17 @@ class _Layer:
             parts.append((padded.view(len(g), -1, 8) << self._places).sum(2, dtype=torch.uint8))
         self.bits = torch.cat(parts)
         self.gradients = None
+
+    def load(self, gradients: Tensor | None, bits: Tensor | None, seen: bool) -> None:
+        width = self.neurons if bits is None else -(-self.neurons // 8)
+        found = gradients if bits is None else bits
+        if found is None or found.shape != (self.examples, width):
+            raise ValueError(
+                f"the state of {self.name!r} is not of {self.examples} examples and {self.neurons} neurons"
+            )
+        self.gradients = None if gradients is None else gradients.to(self.device, copy=True)
+        self.bits = None if bits is None else bits.to(self.device, copy=True)
+        self.seen = seen
 
     def active(self, ids: Tensor) -> Tensor:
         if self.bits is None:

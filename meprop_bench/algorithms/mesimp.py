@@ -20,8 +20,8 @@ The papers prune MNIST 8 times an epoch: m = 55,000 / 8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -183,6 +183,42 @@ class MeSimp:
         pruning = Pruning(self.examples, self.sizes, nonzeros)
         self.history.append(pruning)
         return pruning
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where simplification stands, as tensors, numbers, lists and dictionaries."""
+        return {
+            "examples": self.examples,
+            "epochs": self.epochs,
+            "simplifying": self.simplifying,
+            "history": [asdict(pruning) for pruning in self.history],
+            "live": {name: self._live(group).clone() for name, group in self.groups.items()},
+            "records": {name: record.state_dict() for name, record in self.records.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: this one must be new, and of a model and settings like those that the state is of.
+
+        Neurons are removed (or masked) here, so that the model has the sizes it had; which ones they were is known to
+        its parameters alone: load these, and the optimizer's state, after this.
+
+        Raises:
+            ValueError: the state is of other layers, or neurons have been removed already.
+
+        """
+        live: dict[str, Tensor] = state["live"]
+        if set(live) != set(self.groups) or any(len(live[name]) > group.size for name, group in self.groups.items()):
+            raise ValueError(f"the state is of {', '.join(live)}, not of {', '.join(self.groups)} of these sizes")
+        if self._masks is None:
+            left = {group: int(live[name].sum()) for name, group in self.groups.items()}
+            keep = {group: torch.arange(group.size) < number for group, number in left.items()}
+            remove(self._structure, keep)
+        else:
+            self._masks.add({group: live[name] for name, group in self.groups.items()})
+        self.examples, self.epochs, self.simplifying = state["examples"], state["epochs"], state["simplifying"]
+        self.history = [Pruning(**pruning) for pruning in state["history"]]
+        for name, record in self.records.items():
+            record.load_state_dict(state["records"][name])
+            record.enabled = self.simplifying
 
     def close(self) -> None:
         """Take all hooks off the model, which goes on as an ordinary one. Masked neurons may come back then."""

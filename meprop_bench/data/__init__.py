@@ -3,6 +3,6 @@
 Importing this package loads neither torch nor NumPy: the `data` verb only moves files.
 """
 
-from meprop_bench.data.images import Batch, ImageData, Part, batches, load_images
+from meprop_bench.data.images import Batch, ImageData, Part, batches, load_images, numbered_batches
 
-__all__ = ["Batch", "ImageData", "Part", "batches", "load_images"]
+__all__ = ["Batch", "ImageData", "Part", "batches", "load_images", "numbered_batches"]

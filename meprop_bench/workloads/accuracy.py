@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meprop_bench.data import load_images
-from meprop_bench.training import short_run
+from meprop_bench.tasks import load_task
+from meprop_bench.tasks.run import RunSettings, run
+from meprop_bench.tasks.task import Method
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.mlp import build_model
 
 __all__ = ["accuracies"]
 
@@ -20,15 +20,9 @@ __all__ = ["accuracies"]
 def accuracies(case: Case, *, sparsified: bool, seeds: Sequence[int], steps: int) -> list[float]:
     """Return one side's accuracy in percent for each seed."""
     assert case.data is not None
-    data = load_images(case.data)
-    runs = short_run(
-        lambda seed: build_model(case, data, sparsified=sparsified, seed=seed),
-        data,
-        steps=steps,
-        batch=case.batch,
-        seeds=seeds,
-        optimizer=case.optimizer,
-        gradient=case.gradient,
-        device=case.device,
-    )
-    return [run.final for run in runs]
+    task = load_task(case.data, batch=case.batch, hidden=case.out_features, layers=case.layers, device=case.device)
+    method = Method(case.method, case.k, case.gradient, case.kernel) if sparsified else Method()
+    return [
+        run(task, RunSettings(method=method, optimizer=case.optimizer, steps=steps, seed=seed)).final_dev
+        for seed in seeds
+    ]

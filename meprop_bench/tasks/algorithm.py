@@ -1,0 +1,243 @@
+"""What goes along with training: meSimp, meAct and schedules of k, each behind the same few calls of the one loop.
+
+    running = algorithm.start(task, model, optimizer, steps)      before the first step
+    running.before_step(t)                                 t = 0, 1, …
+    with running.batch(batch): forward, backward, update
+    running.after_step(batch)
+    running.after_epoch(e)                                 e = 1, 2, … epochs are over
+    running.figures()                                      goes into the history at each evaluation
+
+An `Algorithm` is a frozen description, equal for equal trainings; a `Running` has the state, which a checkpoint holds.
+The methods of `nn` (meProp, unified, random k) need none of this: they are in the model's layers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from meprop_bench.algorithms.meact import MeAct
+from meprop_bench.algorithms.mesimp import Cycle, MeSimp
+from meprop_bench.algorithms.schedule import Cosine, KScheduler, Linear, sparsified_layers
+from meprop_bench.errors import UserError
+from meprop_bench.tasks.task import Task
+
+__all__ = ["Activation", "Algorithm", "Running", "ScheduledK", "Simplification"]
+
+
+class Running:
+    """An algorithm at work; this one does nothing."""
+
+    def before_step(self, step: int) -> None:
+        """Say that a step, counted from 0 through all epochs, begins."""
+
+    def batch(self, batch: Any) -> AbstractContextManager[object]:
+        """Return the context of a batch's step."""
+        return nullcontext()
+
+    def after_step(self, batch: Any) -> None:
+        """Say that the optimizer has made its step on a batch."""
+
+    def after_epoch(self, epochs: int) -> None:
+        """Say that so many epochs are over."""
+
+    def figures(self) -> dict[str, float]:
+        """Return what is worth a place in the history."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what another one, started alike, needs to go on: tensors, numbers, text, lists and dictionaries."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state over and give the model the sizes it had; its parameters are loaded after this."""
+
+    def close(self) -> None:
+        """Take all hooks off the model."""
+
+
+class Algorithm(ABC):
+    """What to do along with training."""
+
+    @abstractmethod
+    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        """Begin with a new model, whose layers are turned, and its optimizer; `steps` is how long training will be.
+
+        Raises:
+            UserError: the model, or the task, is not one for this algorithm.
+
+        """
+
+
+@dataclass(frozen=True)
+class Simplification(Algorithm):
+    """meSimp: removes the neurons that are seldom in the top k (TKDE, Algorithm 2).
+
+    Attributes:
+        rate: p, the share of examples in whose top k a neuron has to be.
+        prunes: how often to remove, in an epoch; 8 in the authors' code.
+        simplify: epochs with simplification in a stage; 5 in the paper.
+        normal: epochs without; 5 in the paper.
+        count_zeros: as for `MeSimp`.
+
+    Raises:
+        UserError: a value that is not allowed.
+
+    """
+
+    rate: float = 0.1
+    prunes: int = 8
+    simplify: int = 5
+    normal: int = 5
+    count_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rate, bool) or not 0 < self.rate <= 1:
+            raise UserError(f"rate must lie in (0, 1], not {self.rate}")
+        for name in ("prunes", "simplify", "normal"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        """Trace the model, and begin to record."""
+        interval = max(1, task.steps_per_epoch * task.batch // self.prunes)
+        cycle = Cycle(self.simplify, self.normal)
+        try:
+            simp = MeSimp(
+                model, optimizer, interval=interval, rate=self.rate, cycle=cycle, count_zeros=self.count_zeros
+            )
+        except ValueError as error:
+            raise UserError(f"meSimp does not fit: {error}") from None
+        return _Simplifying(task, simp)
+
+
+class _Simplifying(Running):
+    def __init__(self, task: Task, simp: MeSimp) -> None:
+        self.task, self.simp = task, simp
+
+    def after_step(self, batch: Any) -> None:
+        self.simp.after_step(self.task.size(batch))
+
+    def after_epoch(self, epochs: int) -> None:
+        self.simp.after_epoch()
+
+    def figures(self) -> dict[str, float]:
+        """Return the mean size of the layers, each layer's, and its mean number of non-zero entries of dy."""
+        found = {"size": self.simp.mean_size} | {f"size {name}": float(n) for name, n in self.simp.sizes.items()}
+        if self.simp.history:
+            found |= {f"nonzeros {name}": mean for name, mean in self.simp.history[-1].nonzeros.items()}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.simp.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.simp.load_state_dict(state)
+
+    def close(self) -> None:
+        self.simp.close()
+
+
+@dataclass(frozen=True)
+class Activation(Algorithm):
+    """meAct: trains each example through its own neurons (TKDE, Algorithm 3).
+
+    Attributes:
+        share: p, of an example's gradient, from which a neuron is trained.
+        pretrain: e, epochs before the neurons of each example are fixed; more than 0, since they are what is recorded.
+
+    Raises:
+        UserError: a value that is not allowed.
+
+    """
+
+    share: float = 0.004
+    pretrain: int = 10
+
+    def __post_init__(self) -> None:
+        if isinstance(self.share, bool) or not 0 < self.share < 1:
+            raise UserError(f"share must lie between 0 and 1, not {self.share}")
+        if self.pretrain < 1:
+            raise UserError(f"pretrain must be at least 1 epoch, not {self.pretrain}")
+
+    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        """Put the hooks on."""
+        if self.pretrain * task.steps_per_epoch >= steps:
+            raise UserError(f"pretrain {self.pretrain} leaves meAct nothing of {steps} steps: take more epochs")
+        try:
+            return _Activating(self, task, MeAct(model, task.examples))
+        except ValueError as error:
+            raise UserError(f"meAct does not fit: {error}") from None
+
+
+class _Activating(Running):
+    def __init__(self, algorithm: Activation, task: Task, act: MeAct) -> None:
+        self.algorithm, self.task, self.act = algorithm, task, act
+        self._size: float | None = None
+
+    def batch(self, batch: Any) -> AbstractContextManager[object]:
+        return self.act.batch(self.task.numbers(batch))
+
+    def after_epoch(self, epochs: int) -> None:
+        if epochs == self.algorithm.pretrain:
+            self.act.fix(self.algorithm.share)
+
+    def figures(self) -> dict[str, float]:
+        """Return the mean number of neurons that an example trains, once they are fixed."""
+        if self._size is None and self.act.fixed:
+            self._size = self.act.average_size
+        return {} if self._size is None else {"size": self._size}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.act.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.act.load_state_dict(state)
+
+    def close(self) -> None:
+        self.act.close()
+
+
+@dataclass(frozen=True)
+class ScheduledK(Algorithm):
+    """k changes while training goes on (`algorithms.schedule`), from the method's to another.
+
+    Attributes:
+        end: k at the end: a count if the method's is one, else a ratio.
+        shape: "linear", or "cosine", flat at both ends.
+
+    """
+
+    end: int | float
+    shape: Literal["linear", "cosine"] = "linear"
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("linear", "cosine"):
+            raise UserError(f"shape must be 'linear' or 'cosine', not {self.shape!r}")
+
+    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        """Find the layers that have a k."""
+        kind = Linear if self.shape == "linear" else Cosine
+        try:
+            return _Scheduling(model, lambda k: kind(k, self.end, steps))
+        except ValueError as error:
+            raise UserError(f"a schedule of k does not fit: {error}") from None
+
+
+class _Scheduling(Running):
+    def __init__(self, model: nn.Module, schedule: Any) -> None:
+        layers = sparsified_layers(model)
+        self.scheduler = KScheduler(model, {name: schedule(layer.k) for name, layer in layers.items()})
+
+    def before_step(self, step: int) -> None:
+        self.scheduler.start_step(step)
+
+    def figures(self) -> dict[str, float]:
+        """Return k of each layer."""
+        return {f"k {name}": layer.k for name, layer in self.scheduler.layers.items()}

@@ -1,0 +1,404 @@
+"""Train one model for a task: the one loop, for dense and every method, that can be killed and goes on to the same end.
+
+    result = run(MNIST(), RunSettings(method=Method("meprop", 30), seed=3), checkpoint=Path("checkpoint.pt"))
+    result.iterations, result.best_dev, result.test_at_best         the papers' "Iter", "Dev" and "Test"
+
+Every random choice follows from the seed: the initial weights (the task's model), the batches (the task's epochs) and
+what a model or a method draws while training (torch's global state, which is seeded and put back). So the dense
+baseline and a method differ in the backward pass alone, and a difference in quality is the method's.
+
+The model is evaluated on the development set at the end of each epoch, or more often, and at the end; whenever it is
+better there than ever before, on the test set, too. The papers report that test figure, and after how many epochs it
+came.
+
+A checkpoint holds all that the next step depends on: parameters, the optimizer's state, the random state, the place in
+the epoch, the algorithm's records and structure. On the CPU a training that was killed and resumed ends with the same
+parameters, to the bit, and the same history.
+
+The loop keeps the losses as tensors until they are needed, since a number would make a GPU wait, and asks for no
+threads: those are the caller's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meprop_bench.errors import UserError
+from meprop_bench.tasks import checkpoint as checkpoints
+from meprop_bench.tasks.algorithm import Algorithm
+from meprop_bench.tasks.task import DENSE, Method, Task
+from meprop_bench.training import OPTIMIZERS, Step, make_optimizer
+
+__all__ = ["Evaluation", "Progress", "Result", "RunSettings", "describe", "run"]
+
+SAVE_S = 30.0
+"""Seconds between checkpoints: what a kill costs at most."""
+_PROGRESS_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How to train.
+
+    Attributes:
+        method: of the backward pass.
+        optimizer: a name in `training.OPTIMIZERS`.
+        epochs: passes over the training examples.
+        steps: or so many steps, whatever that is in epochs.
+        seed: of weights, batches, dropout and random selections.
+        evaluations: on the development set in each epoch, evenly spread, the last at its end.
+        best_after: epochs before the first evaluation that may be the best one: what comes before the model is
+            simplified, say, is not what is asked for.
+        algorithm: what goes along with training.
+
+    Raises:
+        UserError: a value that is not allowed.
+
+    """
+
+    method: Method = DENSE
+    optimizer: str = "adam"
+    epochs: int = 20
+    steps: int | None = None
+    seed: int = 1
+    evaluations: int = 1
+    best_after: int = 0
+    algorithm: Algorithm | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"there is no optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+        for name, least in (("epochs", 1), ("evaluations", 1), ("seed", 0), ("best_after", 0)):
+            _check_count(name.replace("_", "-"), getattr(self, name), least)
+        if self.steps is not None:
+            _check_count("steps", self.steps, 1)
+        elif self.best_after >= self.epochs:
+            raise UserError(f"best-after {self.best_after} leaves no evaluation of {self.epochs} epochs to choose from")
+
+    def total(self, task: Task) -> int:
+        """Return how many steps that is."""
+        return self.epochs * task.steps_per_epoch if self.steps is None else self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Where training stood after some step.
+
+    Attributes:
+        step: steps done.
+        epoch: the same in epochs.
+        loss: mean loss of the training batches since the evaluation before.
+        dev: metric on the development set.
+        test: metric on the test set if this is the best one so far, else None.
+        seconds: spent in steps so far, on whatever else the machine did.
+        figures: what the algorithm tells of itself, sizes for instance.
+
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    dev: float
+    test: float | None = None
+    seconds: float = 0.0
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; a loss that is not finite is null."""
+        return {**asdict(self), "loss": self.loss if math.isfinite(self.loss) else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One trained model.
+
+    Attributes:
+        seed: of the training.
+        steps: done, all of them.
+        steps_per_epoch: the task's.
+        history: all evaluations.
+        best_step: steps until the evaluation that is the best on the development set, the first of equals.
+        best_dev: its metric there.
+        test_at_best: metric on the test set at that evaluation.
+        final_dev: metric on the development set at the end.
+        seconds: spent in steps, evaluations and checkpoints not counted.
+        model: as it is at the end.
+
+    """
+
+    seed: int
+    steps: int
+    steps_per_epoch: int
+    history: tuple[Evaluation, ...]
+    best_step: int
+    best_dev: float
+    test_at_best: float
+    final_dev: float
+    seconds: float = field(compare=False)
+    model: nn.Module = field(compare=False, repr=False)
+
+    @property
+    def iterations(self) -> float:
+        """Epochs until the best evaluation: the papers' "Iter"."""
+        return self.best_step / self.steps_per_epoch
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What the algorithm told at the best evaluation."""
+        return next(found.figures for found in self.history if found.step == self.best_step)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: steps done of all, evaluations so far, and about how many seconds are left."""
+
+    step: int
+    steps: int
+    history: tuple[Evaluation, ...]
+    left_s: float
+
+
+def describe(task: Task, settings: RunSettings) -> dict[str, Any]:
+    """Return all that a training depends on, as JSON has it: two with the same description end alike."""
+    told = {name: value for name, value in asdict(settings).items() if name not in ("method", "algorithm")}
+    found = {"task": task.name, **task.options, **told, "method": settings.method.name}
+    found |= {name: getattr(settings.method, name) for name in ("k", "gradient", "kernel")}
+    if (algorithm := settings.algorithm) is not None:
+        found |= {"algorithm": type(algorithm).__name__, **vars(algorithm)}
+    return found
+
+
+def run(
+    task: Task,
+    settings: RunSettings,
+    *,
+    checkpoint: Path | None = None,
+    save_s: float = SAVE_S,
+    progress: Callable[[Progress], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Result:
+    """Train one model.
+
+    Args:
+        task: what to train, and on what.
+        settings: how.
+        checkpoint: a file that is gone on from if it is there, and written every `save_s` seconds and at the end. Its
+            "model" and "best_model" are state dicts, at that step and at the best evaluation.
+        save_s: seconds between two checkpoints.
+        progress: called now and then, and after each evaluation.
+        after_step: called with the number of steps done after each. If it raises, the checkpoint is written first: so a
+            training is ended at once and without loss.
+        clock: in seconds.
+
+    Returns:
+        the result; the same one, at once, if the checkpoint is of the end.
+
+    Raises:
+        UserError: the method, optimizer or algorithm does not fit the task; the checkpoint is of another training, is
+            damaged or cannot be written.
+
+    """
+    cuda = [task.device] if task.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(settings.seed)
+        training = _Training(task, settings, checkpoint, clock)
+        try:
+            training.load()
+            training.train(save_s, progress, after_step)
+        finally:
+            training.close()
+        return training.result()
+
+
+@dataclass(frozen=True, eq=False)
+class _TaskStep(Step):
+    task: Task
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.task.loss(self.model, batch)
+
+
+class _Training:
+    """A model in training, and where it is."""
+
+    def __init__(self, task: Task, settings: RunSettings, checkpoint: Path | None, clock: Callable[[], float]) -> None:
+        self.task, self.settings, self.checkpoint, self.clock = task, settings, checkpoint, clock
+        self.steps, self.per_epoch = settings.total(task), task.steps_per_epoch
+        self.model = task.build(settings.seed)
+        task.sparsify(self.model, settings.method)
+        optimizer = make_optimizer(
+            settings.optimizer, self.model.parameters(), gradient=settings.method.gradient, fused=True
+        )
+        self.take = _TaskStep(self.model, optimizer, task)
+        self.optimizer = optimizer
+        algorithm = settings.algorithm
+        self.running = None if algorithm is None else algorithm.start(task, self.model, optimizer, self.steps)
+        self.step = 0
+        self.seconds = 0.0
+        self.losses: list[Tensor] = []
+        self.history: list[Evaluation] = []
+        self.best_model: dict[str, Tensor] = {}
+
+    def train(
+        self, save_s: float, progress: Callable[[Progress], None] | None, after_step: Callable[[int], None] | None
+    ) -> None:
+        """Take the steps that are left."""
+        task, settings, take, losses, running, clock = (
+            self.task, self.settings, self.take, self.losses, self.running, self.clock
+        )  # fmt: skip
+        per_epoch = self.per_epoch
+        marks = {round(i * per_epoch / settings.evaluations) for i in range(1, settings.evaluations + 1)}
+        begun, first = clock(), self.step
+        since, save_at, tell_at = begun, begun + save_s, begun + _PROGRESS_S
+
+        def tell() -> None:
+            if progress is not None:
+                left = (clock() - begun) / max(1, self.step - first) * (self.steps - self.step)
+                progress(Progress(self.step, self.steps, tuple(self.history), left))
+
+        while self.step < self.steps:
+            self.model.train()
+            epoch, done = divmod(self.step, per_epoch)
+            end = min(per_epoch, self.steps - epoch * per_epoch)
+            for batch in itertools.islice(task.epoch(settings.seed, epoch), done, end):
+                if running is None:
+                    losses.append(take(batch))
+                else:
+                    running.before_step(self.step)
+                    with running.batch(batch):
+                        losses.append(take(batch))
+                    running.after_step(batch)
+                self.step += 1
+                done += 1
+                now = clock()
+                if done in marks or self.step == self.steps:
+                    self.seconds += now - since
+                    self.evaluate()
+                    if running is not None and done == per_epoch:
+                        running.after_epoch(epoch + 1)
+                    tell()
+                    since = now = clock()
+                if now >= tell_at:
+                    tell()
+                    tell_at = now + _PROGRESS_S
+                if now >= save_at or self.step == self.steps:
+                    self.seconds += now - since
+                    self.save()
+                    since = clock()
+                    save_at = since + save_s
+                if after_step is not None:
+                    try:
+                        after_step(self.step)
+                    except BaseException:
+                        self.save()
+                        raise
+
+    def evaluate(self) -> None:
+        """Evaluate the model and add that to the history."""
+        dev = self.task.evaluate(self.model, "dev")
+        best = self.best()
+        better = self.step > self.settings.best_after * self.per_epoch and (best is None or dev > best.dev)
+        if self.step == self.steps and best is None:
+            better = True  # however few steps there were
+        test = self.task.evaluate(self.model, "test") if better else None
+        if better and self.checkpoint is not None:
+            self.best_model = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.history.append(
+            Evaluation(
+                step=self.step,
+                epoch=self.step / self.per_epoch,
+                loss=float(torch.stack(self.losses).double().mean()),
+                dev=dev,
+                test=test,
+                seconds=self.seconds,
+                figures={} if self.running is None else self.running.figures(),
+            )
+        )
+        self.losses.clear()
+        self.model.train()
+
+    def best(self) -> Evaluation | None:
+        """Return the best evaluation: the last that was tested."""
+        return next((found for found in reversed(self.history) if found.test is not None), None)
+
+    def result(self) -> Result:
+        best = self.best()
+        assert best is not None
+        assert best.test is not None
+        return Result(
+            seed=self.settings.seed,
+            steps=self.steps,
+            steps_per_epoch=self.per_epoch,
+            history=tuple(self.history),
+            best_step=best.step,
+            best_dev=best.dev,
+            test_at_best=best.test,
+            final_dev=self.history[-1].dev,
+            seconds=self.seconds,
+            model=self.model,
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is to be one."""
+        if self.checkpoint is None:
+            return
+        cuda = self.task.device.type == "cuda"
+        state = {
+            "settings": describe(self.task, self.settings),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": [asdict(found) for found in self.history],
+            "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
+            "model": dict(self.model.state_dict()),
+            "best_model": self.best_model,
+            "optimizer": self.optimizer.state_dict(),
+            "algorithm": {} if self.running is None else self.running.state_dict(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.task.device) if cuda else None,
+        }
+        checkpoints.write(self.checkpoint, state)
+
+    def load(self) -> None:
+        """Take over what the checkpoint holds, if there is one."""
+        if self.checkpoint is None or (state := checkpoints.read(self.checkpoint)) is None:
+            return
+        _check_same(self.checkpoint, state["settings"], describe(self.task, self.settings))
+        if self.running is not None:
+            self.running.load_state_dict(state["algorithm"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.history = [Evaluation(**found) for found in state["history"]]
+        self.losses = list(state["losses"].to(self.task.device))
+        self.best_model = state["best_model"]
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.task.device)
+
+    def close(self) -> None:
+        if self.running is not None:
+            self.running.close()
+
+
+def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in (*wanted, *found):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{path} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
+                f"{wanted.get(name)!r}: go on with its settings, or choose another folder"
+            )
+
+
+def _check_count(what: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{what} must be an integer of at least {least}, not {value!r}")

@@ -1,0 +1,71 @@
+"""What the tasks on text share: a treebank of the user's or the default one, padded batches, checks of options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from meprop_bench.data.treebank import Treebank, load_treebank, read_treebank
+from meprop_bench.errors import UserError
+
+__all__ = ["PAD", "Part", "check_count", "on_device", "paths", "treebank"]
+
+PAD = -1
+
+
+class Part:
+    """Encoded sentences, each `(T, columns)` or `(T,)`, int64."""
+
+    def __init__(self, sentences: Sequence[Tensor]) -> None:
+        self.sentences = tuple(sentences)
+        self.lengths = [len(sentence) for sentence in sentences]
+
+    def pad(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return some sentences as one tensor `(B, longest, …)`, filled up with `PAD`, and their lengths `(B,)`."""
+        chosen = [self.sentences[place] for place in places]
+        padded = pad_sequence(chosen, batch_first=True, padding_value=PAD)
+        return padded, torch.tensor([len(sentence) for sentence in chosen])
+
+
+def treebank(files: str | None, examples: int | None) -> Treebank:
+    """Return the user's treebank or UD English EWT, with the first so many training sentences.
+
+    Raises:
+        UserError: `files` is not three paths, a file is missing or damaged, or there are fewer sentences.
+
+    """
+    bank = load_treebank() if files is None else read_treebank(files, *paths(files, ("train", "dev", "test")))
+    if examples is None:
+        return bank
+    check_count("examples", examples)
+    if examples > len(bank.train):
+        raise UserError(f"examples {examples} are more than the {len(bank.train)} training sentences of {bank.name}")
+    return Treebank(bank.name, bank.train[:examples], bank.dev, bank.test, bank.notes)
+
+
+def paths(files: str, parts: Sequence[str]) -> list[Path]:
+    """Return the paths in a comma list, one for each part; UserError if there are not as many."""
+    found = [Path(name.strip()).expanduser() for name in files.split(",")]
+    if len(found) != len(parts) or not all(name.strip() for name in files.split(",")):
+        raise UserError(
+            f"files must be {len(parts)} paths with commas between them ({', '.join(parts)}), not {files!r}"
+        )
+    return found
+
+
+def on_device(device: str) -> torch.device:
+    """Return the device; UserError if it is not there."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def check_count(what: str, value: object) -> None:
+    """Raise UserError unless the value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{what} must be an integer of at least 1, not {value!r}")

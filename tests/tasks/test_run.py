@@ -1,0 +1,362 @@
+"""The one loop: what it trains, that it can be killed anywhere, and that what goes along with it is right."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from meprop_bench.data import Part, numbered_batches
+from meprop_bench.errors import UserError
+from meprop_bench.models.mlp import MLP
+from meprop_bench.tasks import checkpoint as checkpoints
+from meprop_bench.tasks.algorithm import Activation, ScheduledK, Simplification
+from meprop_bench.tasks.run import Evaluation, RunSettings, describe, run
+from meprop_bench.tasks.task import Method, Task
+from meprop_bench.training import OPTIMIZERS, evaluate
+
+FEATURES, CLASSES = 12, 4
+_CENTRES = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(9))
+
+
+def part(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (n,), generator=generator)
+    return Part(_CENTRES[labels] + 0.7 * torch.randn(n, FEATURES, generator=generator), labels)
+
+
+class Clusters(Task):
+    """Noisy clusters; it remembers what it was asked for."""
+
+    name: ClassVar[str] = "clusters"
+    metric: ClassVar[str] = "accuracy"
+
+    def __init__(self, *, batch=10, hidden=32, dropout=0.1, examples=205):
+        self.batch, self.hidden, self.dropout, self.examples = batch, hidden, dropout, examples
+        self.parts = {"train": part(examples, 1), "dev": part(60, 2), "test": part(60, 3)}
+        self.seen: list[list[int]] = []
+        self.evaluated: list[str] = []
+        self.devs: list[float] | None = None
+
+    @property
+    def options(self):
+        return {"batch": self.batch, "hidden": self.hidden, "dropout": self.dropout, "examples": self.examples}
+
+    @property
+    def steps_per_epoch(self):
+        return self.examples // self.batch
+
+    def build(self, seed):
+        return MLP(FEATURES, self.hidden, CLASSES, dropout=self.dropout, seed=seed)
+
+    def sparsify(self, model, method):
+        method.turn(model)
+
+    def epoch(self, seed, epoch):
+        steps = self.steps_per_epoch
+        return numbered_batches(self.parts["train"], self.batch, seed=seed, steps=steps, start=epoch * steps)
+
+    def loss(self, model, batch):
+        assert model.training
+        self.seen.append(batch[2].tolist())
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(self, model, split):
+        self.evaluated.append(split)
+        if split == "dev" and self.devs is not None:
+            return self.devs.pop(0)
+        return evaluate(model, self.parts[split].images, self.parts[split].labels)
+
+    def numbers(self, batch):
+        return batch[2]
+
+
+def parameters(result):
+    return [p.detach().clone() for p in result.model.parameters()]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def test_it_is_plain_training():
+    """Parameters to the bit, against the loop that anybody would write."""
+    task = Clusters()
+    found = run(task, RunSettings(steps=30, seed=3))
+    torch.manual_seed(3)
+    model = task.build(3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    for images, labels, _ in itertools.chain(task.epoch(3, 0), itertools.islice(task.epoch(3, 1), 10)):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert same(parameters(found), list(model.parameters()))
+    assert found.steps == 30
+    assert found.steps_per_epoch == 20
+
+
+def test_the_seed_decides_and_the_random_state_is_left_alone():
+    settings = RunSettings(epochs=2, seed=5, method=Method("random", 4))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = run(Clusters(), settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert run(Clusters(), settings).history[-1].loss == first.history[-1].loss
+    assert run(Clusters(), RunSettings(epochs=2, seed=6, method=Method("random", 4))).history != first.history
+
+
+def test_both_sides_see_the_same_batches():
+    dense, sparse = Clusters(), Clusters()
+    run(dense, RunSettings(epochs=2))
+    run(sparse, RunSettings(epochs=2, method=Method("meprop", 4)))
+    assert dense.seen == sparse.seen
+    assert len(set(itertools.chain(*dense.seen[:20]))) == 200
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns(optimizer):
+    result = run(Clusters(), RunSettings(epochs=15, optimizer=optimizer, method=Method("meprop", 8)))
+    assert result.final_dev > 80
+
+
+def test_the_first_of_the_best_evaluations_is_tested_and_counts():
+    task = Clusters()
+    task.devs = [50.0, 70.0, 60.0, 70.0, 65.0]
+    result = run(task, RunSettings(epochs=5))
+    assert task.evaluated == ["dev", "test", "dev", "test", "dev", "dev", "dev"]
+    assert (result.best_step, result.iterations, result.best_dev, result.final_dev) == (40, 2.0, 70.0, 65.0)
+    assert result.history[1].test == result.test_at_best
+    assert [found.test is None for found in result.history] == [False, False, True, True, True]
+
+
+def test_the_best_may_have_to_wait():
+    task = Clusters()
+    task.devs = [90.0, 70.0, 60.0, 75.0]
+    assert run(task, RunSettings(epochs=4, best_after=1)).best_dev == 75.0
+    task.devs = [40.0]
+    assert run(task, RunSettings(steps=3, best_after=1)).best_dev == 40.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"epochs": 2}, [20, 40]),
+        ({"epochs": 1, "evaluations": 3}, [7, 13, 20]),
+        ({"steps": 7}, [7]),
+        ({"steps": 25}, [20, 25]),
+        ({"epochs": 1, "evaluations": 50}, list(range(1, 21))),
+    ],
+)
+def test_when_it_evaluates(settings, steps):
+    result = run(Clusters(), RunSettings(**settings))
+    assert [found.step for found in result.history] == steps
+    assert [found.epoch for found in result.history] == [step / 20 for step in steps]
+
+
+def test_evaluations_do_not_change_training():
+    few = run(Clusters(), RunSettings(epochs=2))
+    many = run(Clusters(), RunSettings(epochs=2, evaluations=7))
+    assert same(parameters(few), parameters(many))
+    assert few.history[-1].loss != many.history[-1].loss  # since the evaluation before
+
+
+ALGORITHMS = {
+    "dense": (Method(), None),
+    "meprop": (Method("meprop", 4), None),
+    "random": (Method("random-unified", 4), None),
+    "mesimp": (Method("meprop", 6), Simplification(rate=0.2, prunes=2, simplify=1, normal=1)),
+    "meact": (Method(), Activation(share=0.03, pretrain=1)),
+    "schedule": (Method("meprop", 16), ScheduledK(2, "cosine")),
+}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+def test_resumed_after_any_step_it_ends_the_same(tmp_path, name, optimizer):
+    method, algorithm = ALGORITHMS[name]
+    settings = RunSettings(epochs=4, evaluations=2, method=method, algorithm=algorithm, optimizer=optimizer)
+    whole = run(Clusters(), settings, checkpoint=tmp_path / "whole.pt")
+    path = tmp_path / "checkpoint.pt"
+    stops = [1, 9, 10, 11, 20, 21, 33, 40, 41, 55, 79, 80]
+    for stop in stops:
+
+        def after(step, stop=stop):
+            if step == stop:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run(Clusters(), settings, checkpoint=path, after_step=after)
+        assert checkpoints.read(path)["step"] == stop
+    resumed = run(Clusters(), settings, checkpoint=path)
+    assert same(parameters(resumed), parameters(whole))
+    without = [Evaluation(**{**vars(found), "seconds": 0.0}) for found in resumed.history]
+    assert without == [Evaluation(**{**vars(found), "seconds": 0.0}) for found in whole.history]
+    ends = [checkpoints.read(tmp_path / file) for file in ("whole.pt", "checkpoint.pt")]
+    for key in ("model", "best_model"):
+        assert same(list(ends[0][key].values()), list(ends[1][key].values()))
+
+
+def test_simplification_removes_neurons_and_tells_sizes():
+    algorithm = Simplification(rate=0.2, prunes=2, simplify=2, normal=1)
+    result = run(Clusters(), RunSettings(epochs=3, method=Method("meprop", 6), algorithm=algorithm, best_after=2))
+    sizes = [found.figures["size"] for found in result.history]
+    assert 32 > sizes[0] > sizes[1] == sizes[2]
+    assert result.model.linear0.out_features == result.figures["size linear0"]
+    assert result.figures["nonzeros linear0"] > 0
+    assert result.best_step == 60
+
+
+def test_activation_masks_after_its_epochs():
+    result = run(Clusters(), RunSettings(epochs=3, algorithm=Activation(share=0.03, pretrain=2)))
+    assert [found.figures for found in result.history[:2]] == [{}, {}]
+    assert 0 < result.history[2].figures["size"] < 32
+
+
+def test_a_schedule_ends_where_it_should():
+    result = run(Clusters(), RunSettings(epochs=2, method=Method("meprop", 0.5), algorithm=ScheduledK(0.25)))
+    assert result.history[-1].figures["k linear1"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    run(Clusters(), RunSettings(epochs=1), checkpoint=path)
+    for task, settings, word in (
+        (Clusters(), RunSettings(epochs=1, seed=2), "seed is 1 and not 2"),
+        (Clusters(hidden=16), RunSettings(epochs=1), "hidden is 32 and not 16"),
+        (Clusters(), RunSettings(epochs=1, method=Method("meprop", 4)), "method is 'dense'"),
+        (Clusters(), RunSettings(epochs=2, algorithm=Activation(pretrain=1)), "epochs is 1 and not 2"),
+    ):
+        with pytest.raises(UserError, match=word):
+            run(task, settings, checkpoint=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a file of torch", b"\x80\x02}q\x00."])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
+    path = tmp_path / "c.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        run(Clusters(), RunSettings(epochs=1), checkpoint=path)
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path):
+    path = tmp_path / "c.pt"
+    run(Clusters(), RunSettings(steps=1), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match="is damaged"):
+        run(Clusters(), RunSettings(steps=1), checkpoint=path)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        run(Clusters(), RunSettings(steps=1), checkpoint=tmp_path / "missing" / "c.pt")
+
+
+def test_progress_and_checkpoints_follow_the_clock(tmp_path):
+    ticks = itertools.count()
+    told = []
+    saved = []
+    path = tmp_path / "c.pt"
+
+    def after(step):
+        if path.is_file() and (not saved or checkpoints.read(path)["step"] != saved[-1]):
+            saved.append(checkpoints.read(path)["step"])
+
+    run(
+        Clusters(),
+        RunSettings(epochs=2),
+        checkpoint=path,
+        save_s=15,
+        progress=told.append,
+        after_step=after,
+        clock=lambda: float(next(ticks)),
+    )
+    assert [progress.step for progress in told if progress.step in (20, 40)]
+    assert all(earlier.step <= later.step for earlier, later in itertools.pairwise(told))
+    assert told[-1].left_s == 0
+    assert len(told[-1].history) == 2
+    assert saved[-1] == 40
+    assert 2 <= len(saved) < 20
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: RunSettings(optimizer="adm"), "no optimizer 'adm'"),
+        (lambda: RunSettings(epochs=0), "epochs must be an integer of at least 1, not 0"),
+        (lambda: RunSettings(steps=0), "steps must be"),
+        (lambda: RunSettings(seed=-1), "seed must be"),
+        (lambda: RunSettings(evaluations=True), "evaluations must be"),
+        (lambda: RunSettings(epochs=3, best_after=3), "best-after 3 leaves no evaluation"),
+        (lambda: Method("top", 3), "no method 'top'"),
+        (lambda: Method("meprop"), "needs k"),
+        (lambda: Method("meprop", 0), "not 0"),
+        (lambda: Method("dense", 3), "dense has no k"),
+        (lambda: Method("meprop", 3, "sparse"), "gradient must be"),
+        (lambda: Simplification(rate=0), "rate must lie"),
+        (lambda: Simplification(prunes=0), "prunes must be"),
+        (lambda: Activation(share=1.0), "share must lie"),
+        (lambda: Activation(pretrain=0), "pretrain must be"),
+        (lambda: ScheduledK(3, "square"), "shape must be"),
+    ],
+)
+def test_settings_that_make_no_sense(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"algorithm": Simplification()}, "meSimp does not fit: there is no layer to simplify"),
+        ({"algorithm": Simplification(), "method": Method("random", 3)}, "activeness needs the selection"),
+        ({"algorithm": Activation(pretrain=2), "epochs": 2}, "leaves meAct nothing"),
+        ({"algorithm": ScheduledK(3)}, "a schedule of k does not fit"),
+        ({"algorithm": ScheduledK(0.5), "method": Method("meprop", 3)}, "both be counts"),
+        ({"method": Method("meprop", 3, "rows")}, "adam does not take row gradients"),
+        ({"method": Method("meprop", 3, kernel="gahter")}, "the method meprop does not fit"),
+    ],
+)
+def test_what_does_not_fit(settings, words):
+    with pytest.raises(UserError, match=words):
+        run(Clusters(), RunSettings(**settings))
+
+
+def test_rows_train_as_dense_gradients_do():
+    sides = [
+        run(Clusters(), RunSettings(epochs=2, optimizer="adagrad", method=Method("unified", 8, gradient)))
+        for gradient in ("dense", "rows")
+    ]
+    for p, q in zip(*map(parameters, sides), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-4)
+
+
+def test_a_description_tells_trainings_apart():
+    task = Clusters()
+    told = describe(task, RunSettings(method=Method("meprop", 4), algorithm=Simplification(rate=0.3)))
+    assert told["task"] == "clusters"
+    assert told["k"] == 4
+    assert told["algorithm"] == "Simplification"
+    assert told["rate"] == 0.3
+    assert told["seed"] == 1
+
+
+def test_a_task_without_numbers_says_so():
+    class Anonymous(Clusters):
+        numbers = Task.numbers
+
+    with pytest.raises(UserError, match="does not number its examples"):
+        run(Anonymous(), RunSettings(epochs=2, algorithm=Activation(pretrain=1)))
+
+
+def test_a_model_that_diverges_has_a_loss_of_null():
+    found = Evaluation(step=1, epoch=0.1, loss=float("nan"), dev=10.0)
+    assert found.to_json()["loss"] is None
