@@ -152,6 +152,16 @@ class Document:
             found.append(("Measured peaks", list(_flat(self.peaks))))
         return found
 
+    @property
+    def how_to_read(self) -> tuple[str, ...]:
+        """What the tables' words and marks mean."""
+        return HOW_TO_READ
+
+    @property
+    def again(self) -> str:
+        """The command that makes the page again."""
+        return f"meprop-bench report {self.title}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--format json` prints; `environment` maps each row's environment id to what it is."""
         return {

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from importlib.resources import files
 
-from meprop_bench.report.document import HOW_TO_READ, Document
+from meprop_bench.report.document import Document
 from meprop_bench.report.plots import Plot
 
 __all__ = ["as_html"]
@@ -19,4 +19,4 @@ def as_html(document: Document, plots: Sequence[Plot], remark: str = "") -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("meprop_bench.report").joinpath("page.html.j2").read_text("utf-8"))
     images = [(plot.caption, f"data:image/svg+xml;base64,{b64encode(plot.svg).decode()}") for plot in plots]
-    return template.render(document=document, images=images, remark=remark, how_to_read=HOW_TO_READ) + "\n"
+    return template.render(document=document, images=images, remark=remark, how_to_read=document.how_to_read) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from meprop_bench.report.document import HOW_TO_READ, Document, Readable
+from meprop_bench.report.document import Document, Readable
 from meprop_bench.report.sections import Section
 
 __all__ = ["as_markdown", "as_readme"]
@@ -27,7 +27,6 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
         remark: why something is missing, if it is.
 
     """
-    again = f"meprop-bench report {document.title}"
     parts = [
         f"# {_text(document.title)}",
         f"Measured from {_text(document.started)} by",
@@ -38,11 +37,11 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
         parts.append(f"> {_text(remark)}")
     parts += [f"![{_text(caption)}]({name})" for name, caption in plots]
     parts += [_section(section) for section in document.sections]
-    parts += ["## How to read this", "\n".join(f"- {_text(line)}" for line in HOW_TO_READ)]
+    parts += ["## How to read this", "\n".join(f"- {_text(line)}" for line in document.how_to_read)]
     for title, facts in document.facts:
         lines = [f"| {_text(name)} | {_text(value)} |" for name, value in facts]
         parts += [f"## {_text(title)}", "\n".join(["| what | value |", "| --- | --- |", *lines])]
-    parts.append(f"Generated from `measurements.jsonl` and `environment.json`; again by `{again}`.")
+    parts.append(f"Generated from `measurements.jsonl` and `environment.json`; again by `{document.again}`.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
