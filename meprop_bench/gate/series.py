@@ -8,7 +8,8 @@ Three shapes, by how the values came about:
                   the many values of a single process, which know nothing of what differs from process to process
     Summary       what a file says that kept no values: a median and how well it is known
 
-Every figure is a cost, but an accuracy, which is given as it is (percent, higher is better) and judged by what was lost.
+Every figure is a cost, but an accuracy, which is given as it is (percent, higher is better) and judged by what was
+lost.
 """
 
 from __future__ import annotations

@@ -1,0 +1,211 @@
+"""What the gate is told: `[tool.meprop-bench.gate]` of the user's pyproject.toml, and options that take its place.
+
+    [tool.meprop-bench.gate]
+    preset = "gate"                       # which cases are measured: a preset of the package, or a TOML file
+    cases = ["linear *", "mlp *"]         # globs: those of them that are judged
+    margin = 0.01                         # how much may be lost: 1%
+    least-time = 1e-6                     # a smaller difference than this many seconds is none
+    report-only = ["*/update"]            # globs: shown, and does not decide
+
+    [tool.meprop-bench.gate.margins]      # glob = margin; the last that matches wins, as in .gitignore
+    "*/peak memory*" = 0.02
+
+A glob (`*`, `?`, `[...]`) is held against a figure's full name "case/figure", against its case and against its figure;
+a name that is written out matches itself, brackets and all (pytest's ids have them). Points of accuracy have settings
+of their own, because a margin of one percent of the time says nothing about accuracy.
+
+A key that is not known and a value of another type are errors: a typo must not switch a gate off.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import translate
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import UserError
+from meprop_bench.gate.judgement import Quantity
+from meprop_bench.workloads.case import one_of
+
+__all__ = ["KEYS", "Settings", "load_settings", "matches"]
+
+_WHERE = "[tool.meprop-bench.gate]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the gate judges. In the file a key has hyphens where the field has underscores.
+
+    Attributes:
+        preset: the cases that are measured between revisions.
+        cases: globs of what is judged.
+        margin: how much may be lost of times, ratios, memory and counts, relative (0.01 is 1%).
+        margins: glob -> margin of the figures that it matches, in place of `margin`; the last match wins.
+        accuracy_margin: points of accuracy that may be lost.
+        accuracy_margins: glob -> points, in its place; the last match wins.
+        least_time: least difference of times that counts, in seconds.
+        least_memory: least difference of memory that counts, in bytes.
+        report_only: globs of what is shown and does not decide.
+        budget: seconds of measuring for a case at most.
+        pairs: pairs of processes for a case at most.
+        confidence: of the intervals, two-sided: a figure fails, or passes, by chance at most in (1 - confidence) / 2.
+        process_noise: standard deviation of the log ratio of two processes of one code, which is added where a file
+            holds the values of a single process. 0.033 on a busy 2-core machine (reports/METHODOLOGY.md).
+
+    Raises:
+        UserError: a value out of its range.
+
+    """
+
+    preset: str = "gate"
+    cases: tuple[str, ...] = ("*",)
+    margin: float = 0.01
+    margins: Mapping[str, float] = field(default_factory=dict)
+    accuracy_margin: float = 0.5
+    accuracy_margins: Mapping[str, float] = field(default_factory=dict)
+    least_time: float = 0.0
+    least_memory: float = 0.0
+    report_only: tuple[str, ...] = ()
+    budget: float = 60.0
+    pairs: int = 16
+    confidence: float = 0.95
+    process_noise: float = 0.033
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "accuracy_margin", "least_time", "least_memory", "process_noise"):
+            _check(name, getattr(self, name), 0, math.inf, "a number of at least 0")
+        for name in ("margins", "accuracy_margins"):
+            for glob, value in getattr(self, name).items():
+                _check(f"{name}.{glob}", value, 0, math.inf, "a number of at least 0")
+        _check("confidence", self.confidence, 0.5, 1, "a number from 0.5 to below 1, 0.95 for 95%")
+        _check("budget", self.budget, 0, math.inf, "more than 0 seconds, and finite")
+        if self.budget == 0:
+            raise UserError("budget must be more than 0 seconds")
+        _check("pairs", self.pairs, 2, 1e4, "an integer of at least 2: one pair gives no interval")
+        if not self.cases:
+            raise UserError('cases is empty: name at least one glob, "*" for all')
+
+    @property
+    def alpha(self) -> float:
+        """The chance at which a figure may fail, or pass, by noise alone: one-sided."""
+        return (1 - self.confidence) / 2
+
+    def judged(self, case: str, figure: str) -> bool:
+        """Whether the figure is one of `cases`."""
+        return any(matches(glob, case, figure) for glob in self.cases)
+
+    def margin_of(self, case: str, figure: str, quantity: Quantity) -> float:
+        """Return what may be lost: a share, of an accuracy points."""
+        points = quantity == "accuracy"
+        globs = self.accuracy_margins if points else self.margins
+        found = [margin for glob, margin in globs.items() if matches(glob, case, figure)] if globs else []
+        return found[-1] if found else self.accuracy_margin if points else self.margin
+
+    def least_of(self, quantity: Quantity) -> float:
+        """Return the least difference that counts, in the quantity's unit."""
+        return {"time": self.least_time, "memory": self.least_memory}.get(quantity, 0.0)
+
+    def only_reported(self, case: str, figure: str) -> bool:
+        """Whether the figure is shown and does not decide."""
+        return any(matches(glob, case, figure) for glob in self.report_only)
+
+    def idle_globs(self, names: Mapping[tuple[str, str], object]) -> list[str]:
+        """Return a line for each glob that matches none of the (case, figure) in `names`: probably a typo."""
+        keys = {
+            "margins": self.margins,
+            "accuracy-margins": self.accuracy_margins,
+            "report-only": self.report_only,
+        }
+        return [
+            f"{glob!r} of {key} matches no figure"
+            for key, globs in keys.items()
+            for glob in globs
+            if not any(matches(glob, *name) for name in names)
+        ]
+
+
+def matches(glob: str, case: str, figure: str) -> bool:
+    """Whether a glob, or a name written out, is about a figure: its full name, its case or its figure."""
+    name = f"{case}/{figure}"
+    if glob in (name, case, figure):
+        return True
+    compiled = _compiled(glob)
+    return any(compiled.match(text) is not None for text in (name, case, figure))
+
+
+@lru_cache(maxsize=1024)
+def _compiled(glob: str) -> re.Pattern[str]:
+    return re.compile(translate(glob))
+
+
+KEYS = tuple(entry.name.replace("_", "-") for entry in fields(Settings))
+"""The keys of [tool.meprop-bench.gate]."""
+
+
+def load_settings(folder: Path, **options: Any) -> Settings:
+    """Return the settings of a folder's pyproject.toml, where it has some, with options in their place.
+
+    Args:
+        folder: the user's project.
+        options: fields of `Settings`; None where the user said nothing.
+
+    Raises:
+        UserError: the file is not TOML, a key is not known, a value is of another type or out of its range.
+
+    """
+    told = _read(folder / "pyproject.toml")
+    values = {name.replace("-", "_"): _value(name, value) for name, value in told.items()}
+    return Settings(**{**values, **{name: value for name, value in options.items() if value is not None}})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {path.name}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML
+        raise UserError(f"{path.name} is not TOML: {error}") from None
+    for key, where in (("tool", "tool"), ("meprop-bench", "tool.meprop-bench"), ("gate", "tool.meprop-bench.gate")):
+        record = record.get(key, {})
+        if not isinstance(record, dict):
+            raise UserError(f"{where!r} in {path.name} is not a table: write {_WHERE}")
+    return dict(record)
+
+
+def _value(name: str, value: Any) -> Any:
+    """Return a value of the file as its field has it."""
+    one_of(f"key in {_WHERE}:", name, KEYS)
+    kind: type = type(getattr(_DEFAULTS, name.replace("-", "_")))
+    if kind is dict:
+        if not (isinstance(value, dict) and all(_is_number(entry) for entry in value.values())):
+            raise UserError(f'{name} in {_WHERE} must be a table of globs and numbers, as "*/backward" = 0.02')
+        return dict(value)
+    if kind is tuple:
+        if not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
+            raise UserError(f"{name} in {_WHERE} must be a list of globs, not {value!r}")
+        return tuple(value)
+    sound = isinstance(value, str) if kind is str else _is_number(value) and (kind is float or value == int(value))
+    if not sound:
+        wanted = {str: "a name", int: "an integer", float: "a number"}[kind]
+        raise UserError(f"{name} in {_WHERE} must be {wanted}, not {value!r}")
+    return kind(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(name: str, value: float, least: float, below: float, wanted: str) -> None:
+    if not least <= value < below:
+        raise UserError(f"{name.replace('_', '-')} must be {wanted}, not {value!r}")
+
+
+_DEFAULTS = Settings()
