@@ -22,7 +22,7 @@ import msgspec
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import Figures, Kind, flat
 from meprop_bench.gate.files.ours import add_row, comparable
-from meprop_bench.gate.series import Side, Summary
+from meprop_bench.gate.series import Summary
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import SCHEMA, Row
 
@@ -82,6 +82,10 @@ class Reader:
 
     def take(self, benchmarks: list[Benchmark]) -> None:
         """Add the figures of some benchmarks; raises `UserError` for one that is not pytest-benchmark's."""
+        cases: list[str] = []
+        values: list[list[float]] = []
+        summarised: list[str] = []
+        known: list[tuple[float, float, float]] = []
         for found in benchmarks:
             case, stats = found.fullname or found.name, found.stats
             if not case or stats is None:
@@ -90,10 +94,16 @@ class Reader:
             if found.extra_info and (row := _own_row(found.extra_info)) is not None:
                 add_row(self.figures, row)
             elif stats.data:
-                self.figures.add(case, _TIME, tuple(stats.data))
+                cases.append(case)
+                values.append(stats.data)
             else:
-                self.figures.add(case, _TIME, self._summary(case, stats))
-                self._summaries += 1
+                summarised.append(case)
+                known.append(self._known(case, stats))
+        if cases:
+            self.figures.add_many(cases, _TIME, values)
+        if summarised:
+            self.figures.add_many_summaries(summarised, _TIME, known)
+            self._summaries += len(summarised)
 
     def finish(self, document: Mapping[str, Any]) -> Figures:
         """Add what the file says of itself and of the machine, once all benchmarks are there."""
@@ -116,18 +126,20 @@ class Reader:
             )
         return found
 
-    def _summary(self, case: str, stats: _Stats) -> Side:
+    def _known(self, case: str, stats: _Stats) -> tuple[float, float, float]:
+        """Return median, standard error and count."""
         count = stats.rounds or 1
         median = stats.mean if stats.median is None else stats.median
         if median is None:
             raise UserError(f"{self.figures.name}: {case!r} has neither values nor a median; measure again")
-        if stats.q1 is not None and stats.q3 is not None:
-            return Summary.of_quartiles(median, stats.q1, stats.q3, count)
-        if stats.iqr is not None:
-            return Summary.of_quartiles(median, median - stats.iqr / 2, median + stats.iqr / 2, count)
-        if stats.stddev is not None:
-            return Summary.of_deviation(median, stats.stddev, count)
-        return Summary(median, math.nan, count)
+        spread = stats.q3 - stats.q1 if stats.q1 is not None and stats.q3 is not None else stats.iqr
+        if spread is not None:
+            found = Summary.of_quartiles(median, 0.0, spread, count)
+        elif stats.stddev is not None:
+            found = Summary.of_deviation(median, stats.stddev, count)
+        else:
+            found = Summary(median, math.nan, count)
+        return found.median, found.error, count
 
 
 def _own_row(extra: Any) -> Row | None:
