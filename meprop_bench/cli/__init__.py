@@ -30,6 +30,9 @@ VERBS = {
     "report": "Print or write the report of a results folder.",
     "export": "Write stored results as those of other tools.",
     "compare": "Compare two stored results of the same cases.",
+    "train": "Train one model of a task, with checkpoints.",
+    "parity": "Judge whether a method keeps the accuracy of dense training.",
+    "gate": "Fail when something got slower, larger or less accurate.",
     "data": "List, fetch and check the data sets.",
     "doctor": "Examine this machine, its software and the configuration.",
 }

@@ -22,13 +22,14 @@ from typing import Any
 
 from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.errors import UserError
+from meprop_bench.gate.settings import KEYS
 from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import load_preset, plan_preset
 from meprop_bench.workloads.case import one_of
 
 __all__ = ["ASV_KEYS", "TABLES", "asv", "preset", "project"]
 
-TABLES: Mapping[str, Collection[str] | None] = {"gate": None}
+TABLES: Mapping[str, Collection[str] | None] = {"gate": KEYS}
 """Table of [tool.meprop-bench] -> the keys that its verb reads; None where only the verb itself knows them. The one
 place that says what may stand there: a verb with settings adds its line."""
 

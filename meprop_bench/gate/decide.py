@@ -45,7 +45,8 @@ _ROUNDING = 1e-12
 def judge(
     series: Iterable[Series], settings: Settings, looks: Looks | None = None, *, last: bool = True
 ) -> list[Judgement]:
-    """Return the verdicts, in the order of the series; those outside `settings.cases` are left out.
+    """Return the verdicts, in the order of the series; those outside `settings.cases` are left out,
+    unless the head failed.
 
     Args:
         series: figures with their values.
@@ -54,7 +55,7 @@ def judge(
         last: no more pairs will come. Otherwise only what was planned is looked at.
 
     """
-    own = [one for one in series if settings.judged(one.case, one.figure)]
+    own = [one for one in series if one.failure or settings.judged(one.case, one.figure)]
     troubles = {place: trouble for place, one in enumerate(own) if (trouble := _trouble(one, settings)) is not None}
     sound = [(place, one) for place, one in enumerate(own) if place not in troubles]
     verdicts = _verdicts([one for _, one in sound], settings, looks, last)

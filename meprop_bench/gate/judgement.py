@@ -24,7 +24,7 @@ __all__ = ["Judgement", "Outcome", "Quantity"]
 Quantity = Literal["time", "ratio", "memory", "count", "accuracy"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """One figure of one case.
 

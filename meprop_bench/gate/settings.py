@@ -35,6 +35,18 @@ from meprop_bench.workloads.case import one_of
 
 __all__ = ["KEYS", "Settings", "load_settings", "matches"]
 
+_PHASES = ("forward", "backward", "update", "step", "decode")
+_FIGURES = (
+    *_PHASES,
+    *(
+        f"{kind} {phase}"
+        for kind in ("sparse/dense", "flops", "bytes", "operators", "peak memory")
+        for phase in _PHASES
+    ),
+    "accuracy",
+)
+"""What may be measured of a case between revisions."""
+
 _WHERE = "[tool.meprop-bench.gate]"
 
 
@@ -99,6 +111,10 @@ class Settings:
     def judged(self, case: str, figure: str) -> bool:
         """Whether the figure is one of `cases`."""
         return any(matches(glob, case, figure) for glob in self.cases)
+
+    def measured(self, case: str) -> bool:
+        """Whether a case may have a figure that is judged: only such a case is worth measuring."""
+        return any(matches(glob, case, figure) for glob in self.cases for figure in _FIGURES)
 
     def margin_of(self, case: str, figure: str, quantity: Quantity) -> float:
         """Return what may be lost: a share, of an accuracy points."""

@@ -24,7 +24,11 @@ def test_nothing_to_look_at_is_fine(tmp_path: Path) -> None:
     [
         ("[project]\nname = 'x'\n", []),
         ("[tool.meprop-bench]\n", []),
-        ("[tool.meprop-bench.gate]\nanything = 1\n", []),
+        ("[tool.meprop-bench.gate]\nmargin = 0.02\nleast-time = 1e-6\n", []),
+        (
+            "[tool.meprop-bench.gate]\nmargins = {}\nbudgt = 1\n",
+            ["unknown key in [tool.meprop-bench.gate]: 'budgt': did you mean 'budget'?"],
+        ),
         ("[tool.meprop-bench.gat]\n", ["unknown key in [tool.meprop-bench]: 'gat': did you mean 'gate'?"]),
         ("[tool.meprop-bench]\nzzz = 1\n", ["unknown key in [tool.meprop-bench]: 'zzz'"]),
         ("[tool.meprop-bench]\ngate = 1\n", ["'gate' in [tool.meprop-bench] is not a table"]),

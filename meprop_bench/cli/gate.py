@@ -1,0 +1,271 @@
+"""`meprop-bench gate`: did something get slower, larger or less accurate?
+
+meprop-bench gate --base main                                  # the work tree, changes and all, against main
+meprop-bench gate --base v1.2 --head topic --output gate.md --output gate.xml
+meprop-bench gate --baseline before.json --candidate after.json
+
+Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
+appended to $GITHUB_STEP_SUMMARY as well.
+
+Exit codes: 0 passed, 1 something got worse, 2 wrong usage or input, 3 not comparable, 4 inconclusive, 5 nothing was
+judged, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meprop_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from meprop_bench.gate.judgement import Judgement, Outcome
+    from meprop_bench.gate.revisions import Progress
+    from meprop_bench.gate.series import Series
+    from meprop_bench.gate.settings import Settings
+    from meprop_bench.sweep.plan import Plan
+
+__all__ = ["command"]
+
+_FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
+"""Ending of an --output file -> its format."""
+
+
+@click.command(name="gate", short_help="Fail when something got slower, larger or less accurate.")
+@click.option("--base", metavar="REV", help="Measure against this revision.")
+@click.option("--head", metavar="REV", help="What is judged [default: the work tree, uncommitted changes included].")
+@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Compare with stored results.")
+@click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
+@click.option("--ratios-only", is_flag=True, help="Of files, compare sparse/dense ratios alone: of any environments.")
+@click.option("--preset", metavar="NAME", help="Cases to measure: a preset, or a TOML file [default: gate].")
+@click.option("--cases", multiple=True, metavar="GLOB", help="Judge only these; repeatable.")
+@click.option("--report-only", multiple=True, metavar="GLOB", help="Show these, and do not decide by them; repeatable.")
+@click.option("--margin", type=float, metavar="SHARE", help="How much may be lost [default: 0.01, 1%].")
+@click.option("--accuracy-margin", type=float, metavar="POINTS", help="Accuracy that may be lost [default: 0.5].")
+@click.option("--least-time", type=float, metavar="SECONDS", help="Least difference of times that counts [default: 0].")
+@click.option("--confidence", type=float, metavar="SHARE", help="Of the intervals [default: 0.95].")
+@click.option("--budget", type=float, metavar="SECONDS", help="Measuring for a case at most [default: 60].")
+@click.option("--pairs", type=int, metavar="N", help="Pairs of processes for a case at most [default: 16].")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "md", "junit"]),
+    default="table",
+    show_default=True,
+    help="What standard output gets.",
+)
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"Write a file as well, its format by its ending ({', '.join(_FORMATS)}); repeatable.",
+)
+def command(
+    base: str | None,
+    head: str | None,
+    baseline: Path | None,
+    candidate: Path | None,
+    ratios_only: bool,
+    form: str,
+    outputs: tuple[Path, ...],
+    **options: Any,
+) -> int:
+    """Compare two revisions, or two stored results, and fail when something got worse.
+
+    Revisions are checked out beside each other and measured in pairs of fresh processes, in turns, until each case is
+    decided or its budget is spent. A figure fails when the interval of head / base lies above the margin, passes when
+    it lies below, and is inconclusive otherwise.
+    """
+    from meprop_bench.gate.settings import load_settings
+
+    _check_mode(base=base, head=head, baseline=baseline, candidate=candidate, ratios_only=ratios_only)
+    _check_outputs(outputs)
+    told = {name: value if value != () else None for name, value in options.items()}
+    settings = load_settings(Path.cwd(), **told)
+    if baseline is not None:
+        outcome = _of_files(baseline, candidate, ratios_only, settings)
+    else:
+        assert base is not None
+        outcome = _of_revisions(base, head, settings)
+    _write(outcome, form, outputs)
+    return outcome.exit_code
+
+
+def _check_mode(
+    *,
+    base: str | None,
+    head: str | None,
+    baseline: Path | None,
+    candidate: Path | None,
+    ratios_only: bool,
+) -> None:
+    """See that exactly one thing is asked for, and nothing that does not belong to it."""
+    modes = {"--base": base is not None, "--baseline": baseline is not None}
+    asked = [name for name, given in modes.items() if given]
+    if len(asked) != 1:
+        given = f"{' and '.join(asked)} exclude each other" if asked else "there is nothing to compare"
+        raise UserError(f"{given}: give --base REV or --baseline FILE")
+    belongs = {"--head": (head, "--base"), "--candidate": (candidate, "--baseline")}
+    for name, (value, owner) in belongs.items():
+        if value is not None and asked != [owner]:
+            raise UserError(f"{name} goes with {owner}, not with {asked[0]}")
+    if ratios_only and asked != ["--baseline"]:
+        raise UserError(f"--ratios-only goes with --baseline, not with {asked[0]}: revisions share one machine")
+
+
+def _check_outputs(outputs: Iterable[Path]) -> None:
+    """Find out before anything is measured whether the files can be written."""
+    for path in outputs:
+        if path.suffix not in _FORMATS:
+            raise UserError(f"the format of {path.name} is not known: end it in {', '.join(_FORMATS)}")
+        if not path.parent.is_dir():
+            raise UserError(f"cannot write {path}: its folder does not exist")
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'permission denied'}")
+
+
+def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings) -> Outcome:
+    from meprop_bench.gate.decide import judge
+    from meprop_bench.gate.files import read
+
+    begun = time.monotonic()
+    compared = read(baseline, candidate, ratios_only=ratios_only)
+    judgements = judge(compared, settings)
+    return _outcome(compared.base, compared.head, judgements, compared.notes, None, begun, settings)
+
+
+def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
+    from meprop_bench.gate.decide import judge, undecided
+    from meprop_bench.gate.looks import Looks
+    from meprop_bench.gate.revisions import measure
+    from meprop_bench.gate.worktree import repository_of, work_trees
+
+    begun = time.monotonic()
+    plan, looks = _plan(settings), Looks.within(settings.pairs)
+
+    def waiting(series: Iterable[Series]) -> frozenset[str]:
+        return undecided(series, settings, looks)
+
+    with work_trees(repository_of(Path.cwd()), base, head) as (first, second), _showing() as progress:
+        found = measure(plan, first, second, undecided=waiting, progress=progress)
+    judgements = judge(found.series, settings, looks)
+    return _outcome(first.name, second.name, judgements, found.notes, found.environment, begun, settings)
+
+
+def _plan(settings: Settings) -> Plan:
+    """Return the preset's cases that can have a figure to judge, with the gate's budget."""
+    from meprop_bench.sweep.feasible import check_feasible
+    from meprop_bench.sweep.plan import load_preset, plan_preset
+
+    plan = plan_preset(load_preset(settings.preset))
+    cases = tuple(case for case in plan.cases if settings.measured(case.label))
+    if not cases:
+        names = ", ".join(case.label for case in plan.cases[:3])
+        raise UserError(
+            f"no case of the preset {settings.preset} matches {', '.join(settings.cases)}: it has {names} ..."
+        )
+    check_feasible(cases)
+    return replace(plan, cases=cases, budget=settings.budget, processes=min(plan.processes, settings.pairs))
+
+
+def _outcome(
+    base: str,
+    head: str,
+    judgements: list[Judgement],
+    notes: Iterable[str],
+    environment: Mapping[str, Any] | None,
+    begun: float,
+    settings: Settings,
+) -> Outcome:
+    from meprop_bench.gate.judgement import Outcome
+
+    names = {(one.case, one.figure): None for one in judgements}
+    return Outcome(
+        base=base,
+        head=head,
+        judgements=tuple(judgements),
+        notes=(*notes, *settings.idle_globs(names)),
+        command=_typed(),
+        environment=None if environment is None else dict(environment),
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _typed() -> str:
+    """Return the command line, fit to be shown to all who read the pull request."""
+    from meprop_bench.results.redact import without_paths
+
+    return without_paths(shlex.join(["meprop-bench", *sys.argv[1:]]))
+
+
+@contextmanager
+def _showing() -> Iterator[Callable[[Progress], None]]:
+    """Show on standard error where a comparison is: one live line on a terminal, a line for each round elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda progress: status.update(_where(progress))
+        return
+    rounds: set[int] = set()
+
+    def once(progress: Progress) -> None:
+        if progress.round not in rounds:
+            rounds.add(progress.round)
+            click.echo(_where(progress, short=True), err=True)
+
+    yield once
+
+
+def _where(progress: Progress, *, short: bool = False) -> str:
+    spent = f"{progress.spent_s:.0f} s of {progress.budget_s:.0f} s at most"
+    if progress.round == 0:
+        return f"{progress.stage} both revisions: {spent}"
+    text = f"pair {progress.round} of processes, {progress.left} of {progress.total} cases to decide: {spent}"
+    case = "" if progress.case is None else f" · {progress.case.label}"
+    return text if short else f"{text} · {progress.stage}{case}"
+
+
+def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
+    """Print the outcome, write the files that were asked for, and the summary of a GitHub job."""
+    from meprop_bench.gate.markdown import write_job_summary
+    from meprop_bench.results.store import replace_file
+
+    for path in outputs:
+        replace_file(path, _as(_FORMATS[path.suffix], outcome))
+    write_job_summary(outcome)
+    text = _as(form, outcome, terminal=sys.stdout.isatty())
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> str:
+    """Return the outcome in a format."""
+    if form == "json":
+        from meprop_bench.gate.record import as_json
+
+        return as_json(outcome)
+    if form == "junit":
+        from meprop_bench.gate.junit import as_junit
+
+        return as_junit(outcome)
+    if form == "md":
+        from meprop_bench.gate.markdown import as_comment
+
+        return as_comment(outcome)
+    from meprop_bench.gate.document import OutcomeDocument
+    from meprop_bench.report.table import as_table
+
+    return as_table(OutcomeDocument(outcome), terminal=terminal)

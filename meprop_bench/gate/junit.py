@@ -1,0 +1,57 @@
+"""An outcome as JUnit XML, which most CI servers show: one test case for each figure.
+
+A figure that failed is a failure; one that is inconclusive is skipped, as nothing is known of it, and an error would
+say that the gate broke. What is only reported passes, and its verdict is in its output.
+"""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree as Xml
+
+from meprop_bench.gate.document import change, margin
+from meprop_bench.gate.judgement import Judgement, Outcome
+
+__all__ = ["as_junit"]
+
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML 1.0 document may hold, escaped or not."""
+
+
+def as_junit(outcome: Outcome) -> str:
+    """Return the outcome as XML."""
+    verdicts = [one.verdict for one in outcome.judgements if not one.report_only]
+    totals = {
+        "name": "meprop-bench gate",
+        "tests": str(len(outcome.judgements)),
+        "failures": str(verdicts.count("fail")),
+        "errors": "0",
+        "time": f"{outcome.seconds:.3f}",
+    }
+    suites = Xml.Element("testsuites", totals)
+    suite = Xml.SubElement(suites, "testsuite", {**totals, "skipped": str(verdicts.count("inconclusive"))})
+    properties = Xml.SubElement(suite, "properties")
+    for name, value in (("base", outcome.base), ("head", outcome.head), ("command", outcome.command)):
+        Xml.SubElement(properties, "property", {"name": name, "value": _clean(value)})
+    for one in outcome.judgements:
+        _add(suite, one)
+    Xml.SubElement(suite, "system-out").text = _clean("\n".join(outcome.notes))
+    Xml.indent(suites, " ")
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(suites, encoding="unicode") + "\n"
+
+
+def _add(suite: Xml.Element, one: Judgement) -> None:
+    case = Xml.SubElement(suite, "testcase", {"classname": _clean(one.case), "name": _clean(one.figure), "time": "0"})
+    said = ", ".join(filter(None, (f"head / base {change(one)}", f"margin {margin(one)}", one.reason)))
+    if one.quantity == "accuracy":
+        said = said.replace("head / base", "lost", 1)
+    if not one.report_only and one.verdict == "fail":
+        Xml.SubElement(case, "failure", {"message": _clean(said), "type": "regression"}).text = _clean(one.name)
+    elif not one.report_only and one.verdict == "inconclusive":
+        Xml.SubElement(case, "skipped", {"message": _clean(f"inconclusive: {said}")})
+    else:
+        Xml.SubElement(case, "system-out").text = _clean(f"{one.verdict}: {said}")
+
+
+def _clean(text: str) -> str:
+    return _NOT_XML.sub("?", text)
