@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from meprop_bench.report.document import Document, Readable
 from meprop_bench.report.sections import Section
 
-__all__ = ["as_markdown", "as_readme"]
+__all__ = ["as_markdown", "as_readme", "escaped"]
 
 
 def as_markdown(document: Readable) -> str:
     """Return the tables, the command that made them and the result in a few sentences."""
-    parts = [_code(document.command), "\n".join(f"- {_text(line)}" for line in document.summary)]
+    parts = [_code(document.command), "\n".join(f"- {escaped(line)}" for line in document.summary)]
     parts += [_section(section) for section in document.sections]
     return "\n\n".join(parts) + "\n"
 
@@ -28,33 +28,33 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
 
     """
     parts = [
-        f"# {_text(document.title)}",
-        f"Measured from {_text(document.started)} by",
+        f"# {escaped(document.title)}",
+        f"Measured from {escaped(document.started)} by",
         _code(document.command),
-        "\n".join(f"- {_text(line)}" for line in (*document.summary, *document.notes)),
+        "\n".join(f"- {escaped(line)}" for line in (*document.summary, *document.notes)),
     ]
     if remark:
-        parts.append(f"> {_text(remark)}")
-    parts += [f"![{_text(caption)}]({name})" for name, caption in plots]
+        parts.append(f"> {escaped(remark)}")
+    parts += [f"![{escaped(caption)}]({name})" for name, caption in plots]
     parts += [_section(section) for section in document.sections]
-    parts += ["## How to read this", "\n".join(f"- {_text(line)}" for line in document.how_to_read)]
+    parts += ["## How to read this", "\n".join(f"- {escaped(line)}" for line in document.how_to_read)]
     for title, facts in document.facts:
-        lines = [f"| {_text(name)} | {_text(value)} |" for name, value in facts]
-        parts += [f"## {_text(title)}", "\n".join(["| what | value |", "| --- | --- |", *lines])]
+        lines = [f"| {escaped(name)} | {escaped(value)} |" for name, value in facts]
+        parts += [f"## {escaped(title)}", "\n".join(["| what | value |", "| --- | --- |", *lines])]
     parts.append(f"Generated from `measurements.jsonl` and `environment.json`; again by `{document.again}`.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _section(section: Section) -> str:
     rule = [" --- " if name in section.left else " ---: " for name in section.columns]
-    lines = [f"| {' | '.join(_text(name) for name in section.columns)} |", f"|{'|'.join(rule)}|"]
-    lines += [f"| {' | '.join(_text(cell.text) for cell in line)} |" for group in section.groups for line in group]
-    parts = [f"## {_text(section.title)}", _text(section.constants), _text(section.remark), "\n".join(lines)]
-    parts += [_text(note) for note in section.footnotes]
+    lines = [f"| {' | '.join(escaped(name) for name in section.columns)} |", f"|{'|'.join(rule)}|"]
+    lines += [f"| {' | '.join(escaped(cell.text) for cell in line)} |" for group in section.groups for line in group]
+    parts = [f"## {escaped(section.title)}", escaped(section.constants), escaped(section.remark), "\n".join(lines)]
+    parts += [escaped(note) for note in section.footnotes]
     return "\n\n".join(part for part in parts if part)
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape what Markdown or its HTML would interpret."""
     return re.sub(r"([\\`*_~\[\]<>|#&])", r"\\\1", text)
 
