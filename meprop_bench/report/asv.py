@@ -53,6 +53,8 @@ _OF_POINT = ("result", *_COLUMNS[5:])
 _TOLD_BY_CASE = ("device", "allocator", "torch_threads", "preloaded_allocators")
 """Fields of an environment that the parameters tell; so do the variables that set threads and allocator."""
 
+_USUAL = "usual"
+
 _ABSENT = {"result": math.nan}
 """What asv has of a combination of parameters that is skipped; null is one that failed."""
 
@@ -249,7 +251,7 @@ def _variant(row: Row) -> str:
         (row.caches, "warm", f"{row.caches} caches"),
         (row.seed or None, None, f"seed {row.seed}"),
     )
-    return ", ".join(str(text) for value, usual, text in told if value != usual) or "usual"
+    return ", ".join(str(text) for value, usual, text in told if value != usual) or _USUAL
 
 
 def _write(results: Path, file: _File, name: str, commits: _Commits) -> Path:
@@ -328,15 +330,17 @@ def _columns(points: Mapping[_Point, _Values], started_ms: int) -> list[Any]:
 
 
 def _params(points: Iterable[_Point]) -> list[list[str]]:
-    """Return the values of each parameter: numbers by size, words in their order."""
+    """Return the values of each parameter, what is usual first (asv's page shows the first), numbers by size."""
     return [sorted(dict.fromkeys(column), key=_rank) for column in zip(*points, strict=True)]
 
 
 def _rank(text: str) -> tuple[int, float, str]:
+    if text == repr(_USUAL):
+        return (0, 0.0, text)
     try:
-        return (0, float(text), text)
+        return (1, float(text), text)
     except ValueError:
-        return (1, 0.0, text)
+        return (2, 0.0, text)
 
 
 def _write_benchmarks(results: Path, found: Sequence[Mapping[str, Mapping[_Point, _Values]]]) -> None:

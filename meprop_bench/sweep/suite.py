@@ -84,8 +84,8 @@ class Grid:
             if (point := tuple(_parameter(name, case) for name in names)) in points:
                 raise UserError(f"two cases of the preset are {case.label}: give a sweep on CUDA one number of threads")
             points[point] = case
-        values = tuple(tuple(dict.fromkeys(column)) for column in zip(*points, strict=True))
-        return cls(names, values, points)
+        columns = zip(*points, strict=True) if points else [()] * len(names)
+        return cls(names, tuple(tuple(dict.fromkeys(column)) for column in columns), points)
 
     def label(self, case: Case) -> str:
         """Return the parameters of a case on one line: unified-k10-hidden512-batch50-cpu:2."""
@@ -123,10 +123,8 @@ class Suite:
         return tuple(dict.fromkeys(case.workload for case in self.cases))
 
     def grid(self, workload: str) -> Grid:
-        """Return the grid of a workload; UserError if the preset has no case of it."""
-        if not (cases := [case for case in self.cases if case.workload == workload]):
-            raise UserError(f"the preset has no case of the workload {workload}: add a sweep of it")
-        return Grid.of(cases)
+        """Return the grid of a workload; one without points if the preset has no case of it."""
+        return Grid.of([case for case in self.cases if case.workload == workload])
 
     def plan(self, cases: Iterable[Case]) -> Plan:
         """Return the plan that measures some of the cases as the preset says; a GPU is watched, too."""

@@ -134,7 +134,12 @@ def test_exports_of_different_sweeps_lie_side_by_side(tmp_path: Path, repository
     (results / "box-9000-2c").mkdir(parents=True)
     (results / "benchmarks.json").write_text(json.dumps({"linear.Backward.track_ratio": {"kept": True}, "version": 2}))
     export([stored(tmp_path, commit)], results, repository=repository)
-    rows = (a_row(k=8), a_row(k=100, gradient="rows", phase="forward"), a_row(case_id="c" * 12, k=100))
+    rows = (
+        a_row(k=8),
+        a_row(case_id="a" * 12, k=8, gradient="rows", phase="forward"),
+        a_row(case_id="b" * 12, k=100, phase="forward"),
+        a_row(case_id="c" * 12, k=100),
+    )
     (path,) = export([stored(tmp_path, commit, *rows)], results, repository=repository).files
     ratio = results_of(path)["stored.linear.backward.track_ratio"]
     assert ratio["params"][1] == ["8", "30", "100"]  # type: ignore[index]
@@ -142,7 +147,7 @@ def test_exports_of_different_sweeps_lie_side_by_side(tmp_path: Path, repository
     again = json.loads((results / "benchmarks.json").read_text())
     assert again["linear.Backward.track_ratio"] == {"kept": True}
     assert again["stored.linear.backward.track_ratio"]["params"][1] == ["8", "30", "100"]
-    assert again["stored.linear.forward.track_ratio"]["params"][-1] == ["'gradient rows'"]
+    assert again["stored.linear.forward.track_ratio"]["params"][-1] == ["'usual'", "'gradient rows'"]
 
 
 def test_a_combination_that_was_not_measured_is_skipped_not_failed(

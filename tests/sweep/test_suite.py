@@ -56,9 +56,11 @@ def test_another_axis_becomes_a_parameter_where_cases_differ() -> None:
         Grid.of([Case(device="cuda:0", threads=threads) for threads in (1, 2)])
 
 
-def test_a_workload_that_the_preset_has_not_is_one_line() -> None:
-    with pytest.raises(UserError, match="no case of the workload gru"):
-        Suite("suite").grid("gru")
+def test_a_workload_that_the_preset_has_not_has_no_points() -> None:
+    grid = Suite("suite").grid("gru")
+    assert grid.names == ("method", "k", "hidden", "batch", "device")
+    assert grid.values == ((),) * 5
+    assert not grid.cases
 
 
 def test_what_is_not_there_has_a_reason() -> None:
