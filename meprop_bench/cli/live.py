@@ -41,6 +41,8 @@ def showing(plan: Plan) -> Iterator[Callable[[Progress], None]]:
 
 
 def _line(progress: Progress) -> None:
+    if progress.stage.startswith("waiting"):
+        click.echo(f"{progress.case.label}: {progress.stage}, which measures on {progress.case.device}", err=True)
     if progress.stage == "done":
         click.echo(
             f"[{progress.done}/{progress.total}] {_done(progress)} ({_duration(progress.left_s)} left)", err=True

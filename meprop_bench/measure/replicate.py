@@ -100,11 +100,6 @@ class Worker:
         """Whether the child can be asked."""
         return self._dead is None and not _exited(self._process)
 
-    @property
-    def stderr_tail(self) -> list[str]:
-        """The last lines of the child's standard error (and of what it printed before it served)."""
-        return list(self._stderr)
-
     def request(self, message: Mapping[str, Any], timeout: float) -> Message:
         """Send one request and return its answer: the handler's, or `{"error": one line, "kind": ...}` from `serve`.
 

@@ -26,6 +26,7 @@ from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.profile import Node
 from meprop_bench.measure.replicate import Worker, WorkerDied
 from meprop_bench.measure.serve import serve
+from meprop_bench.measure.turn import turn
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.peaks import MachinePeaks
@@ -151,7 +152,11 @@ def profile_case(
     if case.method == "dense":
         raise UserError("nothing is sparsified by the method dense, so there is nothing to take apart: take another")
     argv = [sys.executable, "-m", "meprop_bench.sweep.profile"]
-    with Worker(argv, environment_of(case.allocator, case.threads)) as worker:
+
+    def wait(holder: int | None) -> None:
+        progress(f"waiting for {'another run' if holder is None else f'process {holder}'}")
+
+    with turn(case.device, wait), Worker(argv, environment_of(case.allocator, case.threads)) as worker:
         return _Parent(worker, case, progress, cache).profile(search_s, trace)
 
 

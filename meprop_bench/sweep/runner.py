@@ -1,7 +1,9 @@
 """Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough, each row saved at
 once.
 
-    start     the processes start together, import and set the case up side by side; nothing is timed meanwhile
+    turn      no other run of this machine measures on the device meanwhile (`measure.turn`)
+    start     the processes start together, import and set the case up side by side; nothing is timed meanwhile. The
+              first time in a run one of them goes first, so that kernels are compiled once and found by the others
     check     one after the other they check the case's gradients; one that fails is not timed at all
     rounds    the processes take turns in random order; exactly one runs at any time, the others sleep in a system call
     stop      when every phase's interval is within the target, or the next round would overrun the case's budget
@@ -26,7 +28,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from meprop_bench.measure.allocator import environment_of
@@ -34,6 +38,7 @@ from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
 from meprop_bench.measure.replicate import Replicates, WorkerDied
+from meprop_bench.measure.turn import turn
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies
@@ -90,7 +95,8 @@ class Progress:
         done: cases finished, those of an earlier run included.
         total: cases of the plan.
         case: the one in hand.
-        stage: what it is in: "starting", "checking", "measuring", "training", "watching", "done".
+        stage: what it is in: "waiting for process 123" (which is another run), "starting", "checking", "measuring",
+            "training", "watching", "done".
         half_widths: phase -> relative half-width of its interval so far; empty before the first round.
         left_s: seconds until the plan is done, estimated.
         rows: of the case, once it is done.
@@ -120,6 +126,7 @@ class Runner:
         start: starts the processes of a case.
         now: wall seconds.
         look: describes the machine's state, for a number of threads.
+        hold: keeps other runs from measuring on a device.
         cache: the machine's peaks from earlier runs.
 
     """
@@ -133,10 +140,12 @@ class Runner:
         start: Callable[[Case, int], Team] = start_team,
         now: Callable[[], float] = time.monotonic,
         look: Callable[[int], Mapping[str, Any]] = state,
+        hold: Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]] = turn,
         cache: PeaksCache | None = None,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
-        self._look = look
+        self._look, self._hold = look, hold
+        self._compiled: set[str] = set()
         self._machine = MachinePeaks(cache)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
@@ -158,8 +167,9 @@ class Runner:
             self._store.write_state(self._look(max(case.threads for case in todo)))
         try:
             for case in todo:
-                started = self._now()
-                rows = [replace(row, elapsed_s=self._now() - started) for row in self._measured(case)]
+                with self._hold(case.device, partial(self._wait, case)):
+                    started = self._now()
+                    rows = [replace(row, elapsed_s=self._now() - started) for row in self._measured(case)]
                 self._store.append(rows)
                 self._spent.append(self._now() - started)
                 self._done += 1
@@ -185,7 +195,8 @@ class Runner:
         workers = self._workers(case)
         peaks = self._peaks(case, workers[0])
         self._tell(case, "checking")
-        setup, *_ = _ask_together(workers, [{"do": "setup", "case": case.to_json()}] * len(workers))
+        message = {"do": "setup", "case": case.to_json()}
+        setup, *_ = _ask_together(workers, [message] * len(workers), one_first=self._is_new(case.workload))
         checks = [_ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
@@ -287,7 +298,7 @@ class Runner:
             self._dismiss()
             self._team, self._team_of = self._start(case, self._plan.processes), _group(case)
             hello = {"do": "hello", "threads": case.threads, "device": case.device}
-            told = _ask_together(self._team.workers, [hello] * self._plan.processes)
+            told = _ask_together(self._team.workers, [hello] * self._plan.processes, one_first=self._is_new("imports"))
             self._environment_id = told[0]["environment_id"]
             self._store.write_environment({self._environment_id: told[0]["environment"]})
         return self._team.workers
@@ -310,6 +321,15 @@ class Runner:
         if found is not peaks:
             self._store.write_environment({}, {peaks_key(case.device, case.dtype, case.threads): found.to_json()})
         return found
+
+    def _is_new(self, what: str) -> bool:
+        """Whether this run meets something for the first time that may have to be compiled."""
+        new = what not in self._compiled
+        self._compiled.add(what)
+        return new
+
+    def _wait(self, case: Case, holder: int | None) -> None:
+        self._tell(case, f"waiting for {'another run' if holder is None else f'process {holder}'}")
 
     def _dismiss(self) -> None:
         if self._team is not None:
@@ -351,9 +371,16 @@ def _ask(worker: Asked, message: Mapping[str, Any], timeout: float = _PATIENCE_S
 
 
 def _ask_together(
-    workers: Sequence[Asked], messages: Sequence[Mapping[str, Any]], timeout: float = _PATIENCE_S
+    workers: Sequence[Asked],
+    messages: Sequence[Mapping[str, Any]],
+    timeout: float = _PATIENCE_S,
+    *,
+    one_first: bool = False,
 ) -> list[dict[str, Any]]:
-    """Ask all workers at once, each its own message."""
+    """Ask all workers at once, each its own message; with `one_first` the others when the first has answered."""
+    if one_first and len(workers) > 1:
+        first = _ask(workers[0], messages[0], timeout)
+        return [first, *_ask_together(workers[1:], messages[1:], timeout)]
     pool = ThreadPoolExecutor(len(workers))
     try:
         return list(pool.map(lambda worker, message: _ask(worker, message, timeout), workers, messages))

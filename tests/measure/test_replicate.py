@@ -99,7 +99,12 @@ def test_requests_are_answered_in_turn(worker):
 def test_what_libraries_print_never_reaches_the_protocol(worker):
     assert worker.request({"do": "print"}, 60) == {"stdin": ""}
     assert worker.request({"do": "echo", "value": 1}, 60)["echo"] == 1
-    assert "banner of a library, printed while importing" in worker.stderr_tail
+
+
+@posix
+def test_what_was_printed_while_importing_is_kept_for_the_last_words(worker):
+    with pytest.raises(WorkerDied, match="its last line: banner of a library, printed while importing"):
+        worker.request({"do": "die"}, 60)
 
 
 def test_the_environment_is_changed_or_cleared(program, monkeypatch):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import random
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -34,6 +37,7 @@ class _Worker:
         self, number: int, clock: _Clock, log: list[tuple[str, Any]], noise: float, faults: Mapping[Any, Any]
     ) -> None:
         self._clock, self._log, self._faults = clock, log, faults
+        self.number = number
         self._bias = 1 + noise * random.Random(number).gauss(0, 1)
         self._case: Case | None = None
 
@@ -96,6 +100,7 @@ class _Teams:
         self.log: list[tuple[str, Any]] = []
         self.started: list[tuple[object, ...]] = []
         self.closed = 0
+        self.other: int | None = None
         self._noise, self._faults = noise, faults or {}
 
     def __call__(self, case: Case, count: int) -> _Team:
@@ -103,6 +108,16 @@ class _Teams:
         return _Team(
             self, [_Worker(number, self.clock, self.log, self._noise, self._faults) for number in range(count)]
         )
+
+    @contextmanager
+    def hold(self, device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
+        if self.other is not None:
+            waiting(self.other)
+        self.log.append(("hold", device))
+        try:
+            yield
+        finally:
+            self.log.append(("give back", device))
 
     def count(self, do: str) -> int:
         return sum(name == do for name, _ in self.log)
@@ -134,7 +149,7 @@ def run(tmp_path: Path, cache: PeaksCache) -> Iterator[Callable[..., Store]]:
         store.progress = seen  # type: ignore[attr-defined]
         Runner(
             plan, store, start=teams, now=teams.clock, progress=seen.append, look=lambda threads: {"threads": threads},
-            cache=cache,
+            cache=cache, hold=teams.hold,
         ).run()  # fmt: skip
         return store
 
@@ -159,6 +174,43 @@ def test_each_case_gets_its_own_processes_and_a_row_for_each_phase(run: Callable
     assert (row.baseline_peak_memory_bytes, row.peak_memory_bytes) == (200, 100)
     assert (rows[0].floor_s, rows[0].peak_memory_bytes) == (None, None)
     assert list(store.header["environments"]) == ["e1"]
+
+
+def test_a_case_is_a_turn_on_its_device_and_waiting_for_it_is_told(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    teams.other = 4711
+    store = run(teams)
+    names = [name for name, _ in teams.log if name in ("hold", "give back", "hello", "utilization")]
+    case = ["hold", *["hello"] * 3, "utilization", "give back"]
+    assert names == 2 * case
+    assert [p.stage for p in store.progress].count("waiting for process 4711") == 2  # type: ignore[attr-defined]
+
+
+class _Slow(_Worker):
+    """A worker that takes its time to import and to set up, and notes when it has answered."""
+
+    answered: ClassVar[list[tuple[str, int]]] = []
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        number = self.number
+        if number == 0 and message["do"] in ("hello", "setup"):
+            time.sleep(0.05)  # the others would overtake it
+        answer = super().request(message, timeout)
+        self.answered.append((message["do"], number))
+        return answer
+
+
+def test_one_process_compiles_and_the_others_find_it(
+    run: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run's first imports, and of each workload's first set-up, one process goes first; later they go together."""
+    monkeypatch.setattr(sys.modules[__name__], "_Worker", _Slow)
+    _Slow.answered.clear()
+    run(_Teams())
+    for do in ("hello", "setup"):
+        numbers = [number for name, number in _Slow.answered if name == do]
+        assert numbers[0] == 0  # the first case
+        assert numbers[-1] == 0  # the second one: all at once, and the slowest is last
 
 
 def test_it_stops_once_the_interval_is_narrow(run: Callable[..., Store]) -> None:
