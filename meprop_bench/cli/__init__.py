@@ -33,6 +33,7 @@ VERBS = {
     "train": "Train one model of a task, with checkpoints.",
     "parity": "Judge whether a method keeps the accuracy of dense training.",
     "gate": "Fail when something got slower, larger or less accurate.",
+    "paper": "Show the papers' tables, and run them.",
     "data": "List, fetch and check the data sets.",
     "doctor": "Examine this machine, its software and the configuration.",
 }

@@ -138,7 +138,7 @@ class Setting:
     def words(self) -> str:
         """What is known, on one line."""
         known = ((spec.name, getattr(self, spec.name)) for spec in fields(self) if spec.name != "method")
-        return ", ".join(f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}" for name, value in known if value)
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known if value)
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,9 @@ def _check_derived(part: Part, where: str) -> None:
                 gain = row.figures[kind] - baseline.figures[kind]
                 if abs(gain - row.figures[f"{kind}_gain"]) > 0.006:
                     raise UserError(f"{where}, {row.name}: the printed {kind} gain is not {gain:+.2f}")
-        time = next((column for column in ("linear_backward_s", "backward_s", "backward_ms") if column in row.figures), None)
+        time = next(
+            (column for column in ("linear_backward_s", "backward_s", "backward_ms") if column in row.figures), None
+        )
         if time is not None and "speedup" in row.figures:
             ratio = baseline.figures[time] / row.figures[time]
             if abs(ratio / row.figures["speedup"] - 1) > 0.04:

@@ -1,0 +1,275 @@
+"""`meprop-bench paper`: every table of both papers, as printed, and measured here.
+
+meprop-bench paper list                        what there is, what can be run, how long it takes, what came of it
+meprop-bench paper show icml:3                 the printed figures, their settings, what contradicts them
+meprop-bench paper run icml:3 --scale short    train, time, and hold the results against the paper
+meprop-bench paper report FOLDER...            the page of stored results anew
+meprop-bench paper report --claims             reports/PAPERS.md anew
+
+Exit codes of run: 0 done, whatever the verdicts (a claim that did not hold is a result, and no error), 5 when nothing
+can be run here, 130 after Ctrl-C: what is done stays, and the same command with --resume goes on.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meprop_bench.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from meprop_bench.paper.experiment import Experiment
+    from meprop_bench.paper.folder import PaperDocument
+    from meprop_bench.results.store import Store
+
+__all__ = ["command"]
+
+_SCALE = click.Choice(["smoke", "short", "full"])
+_LEDGER = "PAPERS.md"
+_ROOT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    default=Path("reports"),
+    help="Where results folders are [default: reports].",
+)
+
+
+@click.group(name="paper", short_help="Every table of both papers: as printed, and measured here.")
+def command() -> None:
+    """Show the papers' tables, run them here, and hold what was measured against what was printed."""
+
+
+@command.command(name="list", short_help="The tables, what can be run, how long, and what came of it.")
+@_ROOT
+@click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
+def list_tables(out: Path, processes: int | None) -> int:
+    """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
+    from meprop_bench.paper.claims import overall
+    from meprop_bench.paper.ledger import best_results
+    from meprop_bench.paper.published import published
+
+    results = best_results(out)
+    lines = [("table", "title", "tasks", "smoke", "short", "full", "result")]
+    notes: list[str] = []
+    for found in published().values():
+        document = results.get(found.table_id)
+        result = "–" if document is None else f"{_scale_of(document)}: {overall(document.claims)}"
+        tasks = ", ".join(dict.fromkeys(part.task for part in found.parts))
+        times, skipped = _times(found.table_id, _workers(processes))
+        lines.append((found.table_id, found.title, tasks, *times, result))
+        notes += [f"{found.table_id}: {line}" for line in skipped]
+    _print_table(lines)
+    if notes:
+        click.echo("\nNot trained at the short scale (what is timed of these tables is measured all the same):")
+        for note in notes:
+            click.echo(f"  {note}")
+    return ExitCode.OK
+
+
+def _scale_of(document: PaperDocument) -> str:
+    return document.evidence.experiment.scale if document.evidence else ""
+
+
+def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]]:
+    from meprop_bench.paper.experiment import SCALES, experiment, reasons
+    from meprop_bench.paper.published import table
+
+    found = {scale: experiment(table(table_id), scale) for scale in SCALES}
+    smoke, short, full = (
+        _duration(found[scale].estimate_s(workers)) if found[scale].runnable else "–" for scale in SCALES
+    )
+    return (smoke, short, full), reasons(found["short"].skipped)
+
+
+@command.command(name="show", short_help="The printed figures of a table, with their settings.")
+@click.argument("table_id", metavar="TABLE")
+def show(table_id: str) -> int:
+    """Print a table as the paper has it: figures, settings, notes, and where the papers disagree."""
+    from meprop_bench.paper.published import COLUMNS, table
+
+    found = table(table_id)
+    click.echo(f"{found.table_id}  {found.title}\n\n“{found.caption}”")
+    if found.best_of:
+        click.echo(f"Best of {found.best_of} runs." if found.best_of > 1 else "One run.")
+    for part in found.parts:
+        click.echo(f"\n{part.name} ({part.task}): {part.rows[0].setting.words}".rstrip(": "))
+        columns = list(dict.fromkeys(column for row in part.rows for column in row.figures))
+        heads = [f"{COLUMNS[column].title}, {COLUMNS[column].unit}" for column in columns]
+        lines: list[Sequence[str]] = [("", *heads)]
+        for row in part.rows:
+            lines.append((row.name, *(_figure(row.figures.get(column)) for column in columns)))
+        _print_table(lines)
+        for note in part.notes:
+            click.echo(f"  {note}")
+    for title, texts in (("Notes", found.notes), ("The papers disagree", found.contradictions)):
+        if texts:
+            click.echo(f"\n{title}:")
+            for text in texts:
+                click.echo(f"- {text}")
+    return ExitCode.OK
+
+
+@command.command(name="run", short_help="Run a table, and hold the result against the paper.")
+@click.argument("table_id", metavar="TABLE")
+@click.option("--scale", type=_SCALE, default="short", show_default=True, help="How much of it.")
+@click.option("--seeds", type=int, metavar="N", help="Seeds of each row [default: the scale's].")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N.")
+@click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
+@_ROOT
+@click.option("--resume", is_flag=True, help="Go on with the latest run of this table that was begun alike.")
+def run_table(
+    table_id: str, scale: str, seeds: int | None, device: str, processes: int | None, out: Path, resume: bool
+) -> int:
+    """Train every row with the same seeds and batches, time what the table times, print the paper beside ours."""
+    from meprop_bench.paper.experiment import check_runnable, experiment, reasons
+    from meprop_bench.paper.published import table
+    from meprop_bench.sweep.feasible import check_feasible
+
+    workers = _workers(processes, device)
+    found = check_runnable(experiment(table(table_id), scale, seeds=seeds, device=device))
+    if found.distinct_cases:
+        check_feasible(found.distinct_cases)
+    for line in reasons(found.skipped):
+        click.echo(f"not trained: {line}", err=True)
+    with _store(found, device, out, resume) as store:
+        click.echo(f"about {_duration(found.estimate_s(workers))} to {store.folder}", err=True)
+        try:
+            _run(found, store, workers, device)
+            code = ExitCode.OK
+        except KeyboardInterrupt:
+            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
+            code = ExitCode.INTERRUPTED
+        _report(store)
+    return code
+
+
+def _store(found: Experiment, device: str, out: Path, resume: bool) -> Store:
+    from meprop_bench.measure.environment import machine_slug
+    from meprop_bench.paper.runner import slug
+    from meprop_bench.results.store import Store
+
+    name, machine, plan = slug(found), machine_slug(device), {**found.to_json(), "device": device}
+    if resume:
+        store = Store.find_resumable(out, name, machine, plan)
+        for note in store.notes if store else ["no earlier run of this table with these settings: starting anew"]:
+            click.echo(note, err=True)
+        if store is not None:
+            return store
+    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
+    return Store.create(out, name, machine, shlex.join(words), plan)
+
+
+def _run(found: Experiment, store: Store, workers: int, device: str) -> None:
+    from meprop_bench.cli.live import showing
+    from meprop_bench.paper.runner import Step, count_data, plan_of, train_all
+    from meprop_bench.paper.trainings import Trainings
+    from meprop_bench.sweep.runner import Runner
+
+    def tell(step: Step) -> None:
+        one = step.trained
+        result = f"test {one.test:.2f}, best in epoch {one.best_epoch:g}" if one.test is not None else f"{one.error}"
+        click.echo(
+            f"[{step.done}/{step.total}] {step.arm.label}, seed {one.seed}: {result} "
+            f"({one.seconds:.0f} s; {_duration(step.left_s)} of trainings left)",
+            err=True,
+        )
+
+    trainings = Trainings(store.folder, write=True)
+    for note in trainings.notes:
+        click.echo(note, err=True)
+    train_all(found, store, trainings, processes=workers, device=device, progress=tell)
+    count_data(found, store)
+    if (plan := plan_of(found)) is not None:
+        with showing(plan) as progress:
+            Runner(plan, store, progress=progress).run()
+
+
+def _report(store: Store) -> None:
+    from meprop_bench.paper.folder import read, write_page
+    from meprop_bench.report import missing_parts
+
+    document = read(store)
+    _print_document(document)
+    write_page(store)
+    click.echo(f"report: {store.folder / 'README.md'}", err=True)
+    if remark := missing_parts():
+        click.echo(remark, err=True)
+
+
+def _print_document(document: PaperDocument) -> None:
+    from meprop_bench.paper.folder import own_sections
+
+    for line in document.summary[:2]:
+        click.echo(line)
+    for section in own_sections(document):
+        click.echo(f"\n{section.title}")
+        lines = [section.columns, *([cell.text for cell in line] for group in section.groups for line in group)]
+        _print_table(lines)
+
+
+@command.command(name="report", short_help="Write the page of stored results, or the ledger of claims, anew.")
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--claims", is_flag=True, help=f"Write {_LEDGER}: one line for each claim, of all stored results.")
+@click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_LEDGER} is out of date.")
+@_ROOT
+def report(folders: tuple[Path, ...], claims: bool, check: bool, out: Path) -> int:
+    """Write README.md, index.html and the plots of results folders anew, or the ledger. Nothing is measured."""
+    from meprop_bench.results.store import Store
+
+    if check and not claims:
+        raise UserError("--check is of the ledger: add --claims")
+    if not folders and not claims:
+        raise UserError("name results folders of `meprop-bench paper run`, or add --claims")
+    for folder in folders:
+        with Store.open(folder) as store:
+            _report(store)
+    return _ledger(out, check) if claims else ExitCode.OK
+
+
+def _ledger(out: Path, check: bool) -> int:
+    from meprop_bench.paper.ledger import as_ledger
+    from meprop_bench.results.store import replace_file
+
+    text, path = as_ledger(out), out / _LEDGER
+    if not check:
+        if not out.is_dir():
+            raise UserError(f"{out} is no folder: run a table first, or name another by --out")
+        replace_file(path, text)
+        click.echo(f"wrote {path}", err=True)
+        return ExitCode.OK
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return ExitCode.OK
+    click.echo(f"{path} is not what the results give: run `meprop-bench paper report --claims`", err=True)
+    return ExitCode.REGRESSION
+
+
+def _workers(processes: int | None, device: str = "cpu") -> int:
+    from meprop_bench.workloads.case import default_threads
+
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes must be at least 1, not {processes}")
+    return processes or (default_threads() if device == "cpu" else 1)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _print_table(lines: Sequence[Sequence[Any]]) -> None:
+    """Print lines with a head in columns as wide as they need to be; the last one may be of any length."""
+    widths = [max(len(str(line[place])) for line in lines) for place in range(len(lines[0]))]
+    for line in lines:
+        cells = [f"{cell!s:<{width}}" for cell, width in zip(line, widths, strict=True)]
+        click.echo("  ".join(cells).rstrip())

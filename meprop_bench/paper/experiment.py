@@ -1,0 +1,381 @@
+"""An experiment: what has to be trained and timed to check one table at one scale.
+
+    published row   method, k, h, p under its part's setting
+      -> arm        one configuration to train, with as many seeds as the scale has; equal arms are trained once
+      -> case       one case of the speed-up sweeps, timed in interleaved pairs; never a stopwatch around a training
+    scale           smoke (embedded digits, a minute), short (real data, 8 minutes on two cores), full (as printed)
+
+A part whose task does not exist here yet, or whose data are not on this machine, is left out with the reason. Whatever
+a scale shrinks is said in words, beside the result. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
+from meprop_bench.paper.subjects import Subject, subject
+from meprop_bench.sweep.plan import plan_axes
+from meprop_bench.workloads.case import Case, one_of
+
+__all__ = [
+    "SCALES",
+    "Arm",
+    "Experiment",
+    "Scale",
+    "check_runnable",
+    "experiment",
+    "experiment_of",
+    "reasons",
+    "scale_of",
+]
+
+SCALES = ("smoke", "short", "full")
+
+_SET_UP_S = 12.0
+"""Seconds that a timed case takes besides its budget: processes that start, check, weigh. Measured on two cores."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of an experiment is run; see `experiments.toml` for what the fields mean."""
+
+    epochs: int = 1
+    seeds: int = 1
+    batch: int | None = None
+    epoch_s: float = 1.0
+    ks: tuple[float, ...] | None = None
+    hidden: int | None = None
+    inputs: int | None = None
+    budget: float = 20.0
+    processes: int = 4
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if value is not None and spec.name != "ks" and not value > 0:
+                raise UserError(f"{spec.name} of a scale must be more than 0, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration to train.
+
+    Attributes:
+        task: what it is trained on.
+        data: where the examples come from: "mnist", "digits", …
+        setting: of the row, with what the scale changed.
+        epochs: how long.
+        watched: whether the change of the parameters is measured at every update, which takes time.
+
+    """
+
+    task: str
+    data: str
+    setting: Setting
+    epochs: int
+    watched: bool = False
+
+    @property
+    def arm_id(self) -> str:
+        """12 hexadecimal digits; the same for the same training."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Arm:
+        """Build from a JSON object."""
+        return cls(**{**record, "setting": Setting(**record["setting"])})
+
+    @property
+    def label(self) -> str:
+        """What tells it from others, on one line."""
+        told = {"h": self.setting.hidden, "k": self.setting.k, "layers": self.setting.layers, "p": self.setting.rate}
+        told |= {"share": self.setting.share, "e": self.setting.masked_after, "B": self.setting.batch}
+        words = [f"{name}={value:g}" for name, value in told.items() if value is not None]
+        return " ".join([self.task, self.setting.method or "", *words, self.setting.optimizer or ""]).strip()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one table takes at one scale.
+
+    Attributes:
+        table: as published.
+        scale: "smoke", "short" or "full".
+        seeds: of each arm.
+        arms: (part, row) -> what is trained for it.
+        cases: (part, row) -> what is timed for it.
+        counted: parts whose data are counted.
+        skipped: (part, reason): what is not run of it.
+        changes: what differs from the paper, one line each.
+        budget: seconds of timing for a case.
+        processes: fresh processes for a timed case.
+        training_s: estimated seconds of all trainings on one thread.
+
+    """
+
+    table: Table
+    scale: str
+    seeds: tuple[int, ...]
+    arms: Mapping[tuple[str, str], Arm]
+    cases: Mapping[tuple[str, str], Case]
+    counted: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    changes: tuple[str, ...]
+    budget: float
+    processes: int
+    training_s: float
+
+    @property
+    def runnable(self) -> bool:
+        """Whether there is anything to run."""
+        return bool(self.arms or self.cases or self.counted)
+
+    @property
+    def distinct_arms(self) -> tuple[Arm, ...]:
+        """The arms, each once, in order."""
+        return tuple({arm.arm_id: arm for arm in self.arms.values()}.values())
+
+    @property
+    def distinct_cases(self) -> tuple[Case, ...]:
+        """The cases, each once, in order."""
+        return tuple(dict.fromkeys(self.cases.values()))
+
+    def estimate_s(self, workers: int) -> float:
+        """Return the seconds that it will take with so many trainings at a time."""
+        timing = len(self.distinct_cases) * (self.budget + _SET_UP_S)
+        return self.training_s / max(1, workers) + timing
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what makes two runs the same run."""
+        return {
+            "table": self.table.table_id,
+            "scale": self.scale,
+            "seeds": list(self.seeds),
+            "arms": [arm.to_json() for arm in self.distinct_arms],
+            "cases": [case.to_json() for case in self.distinct_cases],
+            "counted": list(self.counted),
+            "skipped": [list(each) for each in self.skipped],
+            "budget": self.budget,
+            "processes": self.processes,
+        }
+
+
+@cache
+def _scales() -> Mapping[str, Any]:
+    text = (resources.files("meprop_bench.paper") / "experiments.toml").read_text(encoding="utf-8")
+    record = tomllib.loads(text)
+    known = [spec.name for spec in fields(Scale)]
+    for kind in record:
+        one_of("key in experiments.toml:", kind, ("task", "table"))
+    for entry in (*record["task"].values(), *record["table"].values()):
+        for name, scale in entry.items():
+            one_of("scale in experiments.toml:", name, SCALES)
+            for key in scale:
+                one_of("key in experiments.toml:", key, known)
+    return record
+
+
+def scale_of(table_id: str, task: str, name: str) -> Scale:
+    """Return the scale of a table's part: the task's, with the table's exceptions."""
+    one_of("scale", name, SCALES)
+    rule = _scales()["task"].get(task, {}).get(name, {})
+    exception = _scales()["table"].get(table_id, {}).get(name, {})
+    found = {**rule, **exception}
+    if "ks" in found:
+        found["ks"] = tuple(found["ks"])
+    return Scale(**found)
+
+
+def experiment(
+    about: Table, scale: str = "short", *, seeds: int | None = None, device: str = "cpu", threads: int | None = None
+) -> Experiment:
+    """Return what has to be run of a table.
+
+    Args:
+        about: the table, as published.
+        scale: one of `SCALES`.
+        seeds: in place of the scale's.
+        device: of trainings and timings.
+        threads: of the timings (default: the physical cores).
+
+    Raises:
+        UserError: an unknown scale, or fewer than one seed.
+
+    """
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {seeds}")
+    machine = {"device": device} | ({} if threads is None else {"threads": threads})
+    return _drafted(_Draft(about, scale, machine), seeds)
+
+
+def experiment_of(plan: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a results folder from its plan, wherever it was run and whatever is here.
+
+    What this version would train or time otherwise counts as not run.
+    """
+    machine = {name: plan["cases"][0][name] for name in ("device", "threads", "allocator")} if plan["cases"] else {}
+    draft = _Draft(table(plan["table"]), plan["scale"], machine, everything=True)
+    found = _drafted(draft, len(plan["seeds"]))
+    arms = {Arm.from_json(record).arm_id for record in plan["arms"]}
+    cases = {Case.from_json(record).case_id for record in plan["cases"]}
+    return replace(
+        found,
+        seeds=tuple(plan["seeds"]),
+        arms={place: arm for place, arm in found.arms.items() if arm.arm_id in arms},
+        cases={place: case for place, case in found.cases.items() if case.case_id in cases},
+        counted=tuple(plan["counted"]),
+        skipped=tuple((part, reason) for part, reason in plan["skipped"]),
+    )
+
+
+def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
+    for part in draft.table.parts:
+        draft.add(part)
+    count = seeds or max((found.seeds for found in draft.scales), default=1)
+    # As far as the machine goes, the widest of the parts' scales serves all of them.
+    return Experiment(
+        table=draft.table,
+        scale=draft.scale,
+        seeds=tuple(range(1, count + 1)),
+        arms=draft.arms,
+        cases=draft.cases,
+        counted=tuple(draft.counted),
+        skipped=tuple(draft.skipped),
+        changes=tuple(dict.fromkeys(draft.changes)),
+        budget=max((found.budget for found in draft.scales), default=20.0),
+        processes=max((found.processes for found in draft.scales), default=4),
+        training_s=count * draft.training_s(),
+    )
+
+
+class _Draft:
+    """An experiment in the making."""
+
+    def __init__(self, table: Table, scale: str, machine: Mapping[str, Any], *, everything: bool = False) -> None:
+        self.table, self.scale, self._machine, self._everything = table, scale, machine, everything
+        self.arms: dict[tuple[str, str], Arm] = {}
+        self.cases: dict[tuple[str, str], Case] = {}
+        self.counted: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.changes: list[str] = []
+        self.scales: list[Scale] = []
+        self._epoch_s: dict[str, float] = {}
+
+    def training_s(self) -> float:
+        """Seconds of one seed of every arm."""
+        return sum(self._epoch_s.values())
+
+    def add(self, part: Part) -> None:
+        """Add what can be run of a part."""
+        about, scale = subject(part.task), scale_of(self.table.table_id, part.task, self.scale)
+        sources = {COLUMNS[column].source for row in part.rows for column in row.figures}
+        # Curves have no printed figures: what is claimed of them says that they must be trained.
+        claimed = {claim for row in part.rows for claim in row.claims}
+        trains = "training" in sources or bool(claimed & {"at-least", "better", "smaller-update"})
+        added = False
+        if "timing" in sources:
+            added |= self._time(part, about, scale)
+        if trains and not about.is_layer:
+            if not self._everything and (reason := about.reason_not_trained(self.scale)):
+                self.skipped.append((part.name, reason))
+            else:
+                added |= self._train(part, about, scale)
+        if "data" in sources:
+            if not self._everything and (reason := about.reason_not_counted(self.scale)):
+                self.skipped.append((part.name, reason))
+            else:
+                self.counted.append(part.name)
+                added = True
+        if added:
+            self.scales.append(scale)
+
+    def _train(self, part: Part, about: Subject, scale: Scale) -> bool:
+        data = about.data(self.scale)
+        for row in part.rows:
+            if row.setting.method is None:
+                continue
+            watched = any("smaller-update" in each.claims for each in part.rows)
+            arm = Arm(about.task_name(self.scale), data, self._shrunk(row, scale), scale.epochs, watched)
+            self.arms[part.name, row.name] = arm
+            self._epoch_s[arm.arm_id] = scale.epochs * scale.epoch_s
+        paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
+        self.changes.append(f"{scale.epochs} epochs, {data}; the paper does not say how many epochs were run")
+        if self.table.best_of != scale.seeds:
+            self.changes.append(f"{scale.seeds} seeds in place of {paper}")
+        return True
+
+    def _shrunk(self, row: PublishedRow, scale: Scale) -> Setting:
+        setting = row.setting
+        if scale.batch is not None and scale.batch != setting.batch:
+            self.changes.append(f"trained with batches of {scale.batch} in place of {setting.batch}")
+            setting = replace(setting, batch=scale.batch)
+        if setting.masked_after is not None and scale.epochs < _FULL_EPOCHS:
+            epochs = min(max(1, round(setting.masked_after * scale.epochs / _FULL_EPOCHS)), scale.epochs - 1)
+            self.changes.append(f"meAct's masks are fixed after {epochs} epochs in place of {setting.masked_after}")
+            setting = replace(setting, masked_after=epochs)
+        return setting
+
+    def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
+        for row in part.rows:
+            if row.against is None or not any(COLUMNS[column].source == "timing" for column in row.figures):
+                continue
+            if scale.ks is not None and row.setting.k not in scale.ks:
+                continue
+            self.cases[part.name, row.name] = self._case(row, about, scale)
+        if scale.ks is not None:
+            self.changes.append(f"timed for k = {', '.join(f'{k:g}' for k in scale.ks)} alone")
+        if about.timing_note:
+            self.changes.append(about.timing_note)
+        return bool(self.cases)
+
+    def _case(self, row: PublishedRow, about: Subject, scale: Scale) -> Case:
+        axes: dict[str, list[Any]] = {name: [value] for name, value in about.timing.items()}
+        axes |= {"method": [row.setting.method], "k": [row.setting.k]}
+        axes |= {name: [value] for name, value in self._machine.items()}
+        axes["batch"] = [scale.batch or row.setting.batch]
+        axes["hidden"] = [scale.hidden or row.setting.hidden]
+        if inputs := scale.inputs or row.setting.inputs:
+            axes["in-features"] = [inputs]
+        if about.timing["workload"] == "mlp":
+            axes |= {"layers": [row.setting.layers], "optimizer": [row.setting.optimizer]}
+            axes["data"] = [about.data(self.scale)]
+        for name, ours, theirs in (
+            ("hidden", axes["hidden"][0], row.setting.hidden),
+            ("batch", axes["batch"][0], row.setting.batch),
+        ):
+            if ours != theirs:
+                self.changes.append(f"timed with {name} = {ours} in place of {theirs}")
+        return plan_axes(axes).cases[0]
+
+
+_FULL_EPOCHS = 20
+"""Epochs that the tables' iterations lie within, which meAct's e is a part of."""
+
+
+def check_runnable(found: Experiment) -> Experiment:
+    """Return the experiment, or raise a `UserError` that says why there is nothing to run."""
+    if not found.runnable:
+        reasons = "; ".join(dict.fromkeys(reason for _, reason in found.skipped)) or "it holds no figure to check"
+        raise UserError(f"{found.table.table_id} cannot be run here: {reasons}", ExitCode.NOTHING_MEASURED)
+    return found
+
+
+def reasons(found: Iterable[tuple[str, str]]) -> list[str]:
+    """Return what is skipped, a line each: the parts of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for part, reason in found:
+        by_reason.setdefault(reason, []).append(part)
+    return [f"{', '.join(parts)}: {reason}" for reason, parts in by_reason.items()]

@@ -1,0 +1,206 @@
+"""The results folder of one table's run: how it is read, and the page that shows the paper beside what was measured.
+
+    <root>/<date>_<machine>_paper-icml-3-short/
+        environment.json     command, what was to be run (`plan`), environments          \\ of `results.store`
+        measurements.jsonl   the timed cases' rows                                       /
+        trainings.jsonl      every trained seed
+        counts.json          sizes of the data, for the table about these
+        README.md, index.html, plots
+
+A folder is read with the tables of this version: what it measured stays, how it is judged may get better.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+
+from meprop_bench.errors import UserError
+from meprop_bench.paper.claims import Claim, judge, overall
+from meprop_bench.paper.curves import curves
+from meprop_bench.paper.evidence import Evidence, Line, lines
+from meprop_bench.paper.experiment import experiment_of, reasons
+from meprop_bench.paper.published import COLUMNS
+from meprop_bench.paper.runner import COUNTS
+from meprop_bench.paper.trainings import Trained, Trainings
+from meprop_bench.report import draw, missing_parts
+from meprop_bench.report.cells import ABSENT, Cell, Tone, digits, seconds
+from meprop_bench.report.document import Document
+from meprop_bench.report.html import as_html
+from meprop_bench.report.markdown import as_readme
+from meprop_bench.report.sections import Section
+from meprop_bench.results.store import Store, replace_file
+
+__all__ = ["PaperDocument", "own_sections", "read", "write_page"]
+
+
+@dataclass(frozen=True)
+class PaperDocument(Document):
+    """A results folder of `paper run`, ready to be printed."""
+
+    evidence: Evidence | None = None
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Every claim of the table, judged."""
+        return judge(self.found)
+
+    @property
+    def found(self) -> Evidence:
+        """What was run, and its results."""
+        assert self.evidence is not None
+        return self.evidence
+
+    @property
+    def summary(self) -> list[str]:
+        """What was run, how the claims came out, and what differs from the paper."""
+        run = self.found.experiment
+        told = [
+            f"{run.table.table_id}, {run.table.title}; scale {run.scale}, {len(run.seeds)} seeds.",
+            f"Claims: {overall(self.claims)}.",
+        ]
+        told += [f"Differs from the paper: {change}." for change in run.changes]
+        told += [f"Not trained: {line}." for line in reasons(run.skipped)]
+        told += [f"Of the paper: {note}" for note in run.table.notes]
+        return told + [f"The papers disagree: {text}" for text in run.table.contradictions]
+
+    @property
+    def sections(self) -> list[Section]:
+        """The paper beside ours, the verdicts, then the timed rows in full."""
+        return [*own_sections(self), *super().sections]
+
+    @property
+    def how_to_read(self) -> tuple[str, ...]:
+        """What the words mean."""
+        own = (
+            "Test figures are of the model that was best on the development set, as in the papers: mean ± standard"
+            " deviation over seeds, and the best seed. Differences are paired over seeds (same weights, same batches)"
+            " with their 95% interval.",
+            "Reproduced, not reproduced, inconclusive: `meprop_bench/paper/claims.py` says when, and why. A direction"
+            " (as good, faster) and a printed level (98.01%, 21.4x) are judged apart.",
+            "Printed times are of the paper's machine and unit of work, ours of one iteration: only ratios compare.",
+        )
+        return (*own, *super().how_to_read) if self.rows else own
+
+    @property
+    def again(self) -> str:
+        """The command that writes the page again."""
+        return f"meprop-bench paper report {self.title}"
+
+
+def own_sections(document: PaperDocument) -> list[Section]:
+    """Return the paper beside ours, and the verdicts, without the timed rows."""
+    return [*_side_by_side(document.found), _verdicts(document.claims)]
+
+
+def read(store: Store) -> PaperDocument:
+    """Take what a results folder holds now; `UserError` for one of another kind."""
+    plan = store.header["plan"]
+    if not {"table", "scale", "seeds", "arms"} <= plan.keys():
+        raise UserError(
+            f"{store.folder.name} is no result of `meprop-bench paper run`: show it by `meprop-bench report`"
+        )
+    found = experiment_of(plan)
+    trainings = Trainings(store.folder)
+    trained: dict[str, Sequence[Trained]] = {
+        arm.arm_id: trainings.of(arm.arm_id, found.seeds) for arm in found.distinct_arms
+    }
+    rows = store.rows()
+    timed = {(row.case_id, row.phase): row for row in rows if row.phase is not None}
+    timed |= {(row.case_id, "backward"): row for row in rows if row.phase is None}
+    evidence = Evidence(found, trained, timed, _counts(store.folder))
+    plain = Document.of(store)
+    failed = [f"{one.arm_id}, seed {one.seed}: {one.error}" for one in trainings.all() if one.error]
+    notes = (*plain.notes, *trainings.notes, *(f"a training failed: {line}" for line in failed))
+    return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
+
+
+def write_page(store: Store) -> list[Path]:
+    """Write README.md, index.html and the plots of a folder anew; return their paths."""
+    document = read(store)
+    drawn, remark = draw(document)
+    if find_spec("matplotlib") is not None:
+        drawn = [*curves(document.found), *drawn]
+    contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
+    contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in drawn], remark)
+    if find_spec("jinja2") is not None:
+        contents["index.html"] = as_html(document, drawn, remark or missing_parts())
+    for name, content in contents.items():
+        replace_file(store.folder / name, content)
+    return [store.folder / name for name in contents]
+
+
+def _counts(folder: Path) -> dict[tuple[str, str], int]:
+    path = folder / COUNTS
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {(task, column): int(count) for task, found in record.items() for column, count in found.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{folder.name}/{COUNTS} is damaged: delete it and run again with --resume") from None
+
+
+def _side_by_side(evidence: Evidence) -> list[Section]:
+    columns = ("row", "figure", "paper", "ours, mean ± sd", "best", "seeds")
+    notes = {part.name: part.notes for part in evidence.experiment.table.parts}
+    sections = []
+    for name, found in groupby(lines(evidence), key=lambda line: line.part):
+        group = tuple(tuple(_cells(line)) for line in found)
+        remark = " ".join(notes[name])
+        sections.append(
+            Section(f"{name}: the paper and ours", columns, (group,), "", remark, (), frozenset(columns[:2]))
+        )
+    return sections
+
+
+def _cells(line: Line) -> list[Cell]:
+    spread = "" if line.deviation is None else f" ± {line.deviation:.2f}"
+    return [
+        Cell(line.row),
+        Cell(COLUMNS[line.column].title),
+        Cell(_number(line.paper, line.unit)),
+        Cell(_number(line.mean, line.unit, spread)),
+        Cell(_number(line.best, line.unit)),
+        Cell(str(line.seeds) if line.seeds else ABSENT, "" if line.seeds else "quiet"),
+    ]
+
+
+def _number(value: float | None, unit: str, spread: str = "") -> str:
+    if value is None:
+        return ABSENT
+    if unit in ("%", "BLEU"):
+        return f"{value:.2f}{spread}{'%' if unit == '%' else ' BLEU'}"
+    if unit == "x":
+        return f"{digits(value)}x"
+    if unit in ("s", "ms"):
+        return seconds(value if unit == "s" else value / 1e3) if value < 1000 else f"{value:,.0f} {unit}"
+    return f"{value:,.0f}{spread}" if value == int(value) or unit == "neurons" else f"{value:.1f}{spread}"
+
+
+_TONES: Mapping[str, Tone] = {"reproduced": "good", "not reproduced": "bad", "inconclusive": "quiet"}
+
+
+def _verdicts(claims: Sequence[Claim]) -> Section:
+    columns = ("part", "row", "claim", "paper", "ours", "verdict", "why")
+    groups = tuple(
+        tuple(
+            (
+                Cell(claim.part),
+                Cell(claim.row),
+                Cell(claim.says),
+                Cell(claim.paper),
+                Cell(claim.ours),
+                Cell(claim.verdict, _TONES[claim.verdict]),
+                Cell(claim.why),
+            )
+            for claim in found
+        )
+        for _, found in groupby(claims, key=lambda claim: claim.part)
+    )
+    left = frozenset(columns) - {"paper", "ours"}
+    return Section("Verdicts", columns, groups, "", f"{overall(list(claims)).capitalize()}.", (), left)

@@ -1,0 +1,234 @@
+"""Runs an experiment into its results folder: trainings side by side, then timed cases one by one, each saved at once.
+
+    trainings   in worker processes of one thread each, as many as there are cores: a small model gains less from a
+                second thread than a second model does. Seed by seed through all arms, so that an interrupted run has
+                pairs to compare.
+    cases       by `sweep.runner`, when no training is running: its processes have the machine to themselves.
+
+A training that fails, or whose process dies, costs itself alone; it has a line that says why, and is tried again by the
+next run. What is stored is never done again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from meprop_bench.errors import UserError
+from meprop_bench.measure.allocator import environment_of
+from meprop_bench.measure.replicate import Worker, WorkerDied
+from meprop_bench.paper.experiment import Arm, Experiment
+from meprop_bench.paper.subjects import subject
+from meprop_bench.paper.trainings import Trained, Trainings
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.store import Store, replace_file
+from meprop_bench.sweep.plan import Plan
+from meprop_bench.workloads.case import default_allocator
+
+__all__ = ["COUNTS", "Step", "count_data", "missing", "plan_of", "slug", "start_worker", "train_all"]
+
+COUNTS = "counts.json"
+
+_PATIENCE_S = 24 * 3600.0
+"""Seconds after which a silent training counts as hung: the largest of them at full scale takes hours."""
+
+
+class Asked(Protocol):
+    """What is needed of a worker."""
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Return the answer; raises `WorkerDied` when there is none."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training that is done, of so many, with the seconds that are left for the others."""
+
+    done: int
+    total: int
+    arm: Arm
+    trained: Trained
+    left_s: float
+
+
+def start_worker() -> Asked:
+    """Start a process that trains on one thread."""
+    argv = [sys.executable, "-m", "meprop_bench.paper.worker"]
+    return Worker(argv, environment_of(default_allocator(), 1))
+
+
+def missing(experiment: Experiment, trainings: Trainings) -> list[tuple[Arm, int]]:
+    """Return what has to be trained yet, seed by seed through all arms."""
+    return [
+        (arm, seed)
+        for seed in experiment.seeds
+        for arm in experiment.distinct_arms
+        if not trainings.done(arm.arm_id, seed)
+    ]
+
+
+def train_all(
+    experiment: Experiment,
+    store: Store,
+    trainings: Trainings,
+    *,
+    processes: int,
+    device: str = "cpu",
+    progress: Callable[[Step], None] = lambda _: None,
+    start: Callable[[], Asked] = start_worker,
+    now: Callable[[], float] = time.monotonic,
+) -> None:
+    """Train what is missing. An interrupt passes through; what is done is in the folder."""
+    todo = missing(experiment, trainings)
+    if todo:
+        _Crew(experiment, store, trainings, todo, device, progress, start, now).run(min(processes, len(todo)))
+
+
+class _Crew:
+    """Workers that share one queue, each driven by a thread of its own."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        store: Store,
+        trainings: Trainings,
+        todo: Sequence[tuple[Arm, int]],
+        device: str,
+        progress: Callable[[Step], None],
+        start: Callable[[], Asked],
+        now: Callable[[], float],
+    ) -> None:
+        self._store, self._trainings, self._device = store, trainings, device
+        self._progress, self._start, self._now = progress, start, now
+        self._todo = deque(todo)
+        self._total = len(experiment.distinct_arms) * len(experiment.seeds)
+        self._begun, self._done_now, self._first = now(), 0, len(todo)
+        self._lock = threading.Lock()
+        self._workers: list[Asked] = []
+        self._failure: BaseException | None = None
+        self._stopped = False
+
+    def run(self, count: int) -> None:
+        threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():  # a join without a limit would not be interrupted on every platform
+                    thread.join(0.2)
+        finally:
+            with self._lock:
+                self._stopped = True
+                self._todo.clear()
+                workers = list(self._workers)
+            for worker in workers:
+                worker.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _drive(self) -> None:
+        try:
+            worker: Asked | None = None
+            while (task := self._next()) is not None:
+                worker = worker or self._hired()
+                if self._train(worker, *task):
+                    continue
+                worker.close()
+                worker = None
+            if worker is not None:
+                worker.close()
+        except BaseException as error:  # noqa: BLE001  it is raised again by the thread that waits
+            with self._lock:
+                self._failure = self._failure or error
+                self._todo.clear()
+
+    def _next(self) -> tuple[Arm, int] | None:
+        with self._lock:
+            return self._todo.popleft() if self._todo else None
+
+    def _hired(self) -> Asked:
+        worker = self._start()
+        with self._lock:
+            self._workers.append(worker)
+        try:
+            told = worker.request({"do": "hello", "threads": 1, "device": self._device}, _PATIENCE_S)
+        except WorkerDied as died:
+            raise UserError(f"a training process {died.reason}") from None
+        if "error" in told:
+            raise UserError(one_line(str(told["error"])))
+        with self._lock:
+            self._store.write_environment({told["environment_id"]: told["environment"]})
+        return worker
+
+    def _train(self, worker: Asked, arm: Arm, seed: int) -> bool:
+        """Train, and save what comes of it; False when the worker is dead."""
+        alive = True
+        try:
+            asked = {"do": "train", "arm": arm.to_json(), "seed": seed, "device": self._device}
+            answer = worker.request(asked, _PATIENCE_S)
+        except WorkerDied as died:
+            answer, alive = {"error": f"its process {died.reason}"}, False
+        with self._lock:
+            if not alive and self._stopped:
+                return False  # closed by an interrupt: this training was not tried to its end
+            failed = answer.get("error")
+            trained = (
+                Trained.from_json(answer)
+                if failed is None
+                else Trained(arm_id=arm.arm_id, seed=seed, error=one_line(str(failed)))
+            )
+            self._trainings.append(trained)
+            self._done_now += 1
+            left = self._first - self._done_now
+            left_s = (self._now() - self._begun) / self._done_now * left
+            self._progress(Step(self._total - left, self._total, arm, trained, left_s))
+        return alive
+
+
+def plan_of(experiment: Experiment) -> Plan | None:
+    """Return the sweep of the timed cases, or None without any."""
+    if not experiment.distinct_cases:
+        return None
+    return Plan(
+        name=slug(experiment),
+        cases=experiment.distinct_cases,
+        checks=("gradients",),
+        budget=experiment.budget,
+        processes=experiment.processes,
+        keep_processes=experiment.scale == "smoke",
+        utilization=False,
+    )
+
+
+def count_data(experiment: Experiment, store: Store, *, start: Callable[[], Asked] = start_worker) -> None:
+    """Count the data of the parts that are about their sizes, and store that."""
+    if not experiment.counted or (store.folder / COUNTS).exists():
+        return
+    counts: dict[str, Any] = {}
+    worker = start()
+    try:
+        for part in experiment.table.parts:
+            if part.name in experiment.counted and (source := subject(part.task).source) is not None:
+                answer = worker.request({"do": "count", "source": source}, _PATIENCE_S)
+                if "error" in answer:
+                    raise UserError(one_line(str(answer["error"])))
+                counts[part.task] = answer
+    except WorkerDied as died:
+        raise UserError(f"the process that counts {died.reason}") from None
+    finally:
+        worker.close()
+    replace_file(store.folder / COUNTS, json.dumps(counts, indent=2) + "\n")
+
+
+def slug(experiment: Experiment) -> str:
+    """Return what its folder is called, behind date and machine."""
+    return f"paper-{experiment.table.table_id.replace(':', '-')}-{experiment.scale}"

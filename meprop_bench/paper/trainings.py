@@ -1,0 +1,153 @@
+"""Every trained seed of a run, saved as it comes: one JSON object a line in `trainings.jsonl` of the results folder.
+
+A line is written in one piece and synced, so that a kill costs the trainings in flight and no other. A line that was
+cut off is recognised on opening and removed; that seed is trained again. A training that failed is a line, too, and is
+tried again by the next run. The folder's lock is that of its `results.store.Store`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import UserError
+from meprop_bench.results.redact import one_line
+
+__all__ = ["TRAININGS", "Evaluation", "Trained", "Trainings"]
+
+TRAININGS = "trainings.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The dev metric, in percent, after so many epochs, and the mean loss since the evaluation before."""
+
+    epoch: float
+    loss: float
+    dev: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One arm, trained from one seed.
+
+    Attributes:
+        arm_id: of the arm.
+        seed: of weights, batches and selections.
+        evaluations: over time.
+        best_epoch: of the best dev metric: the papers' "Iter".
+        best_dev: that metric.
+        test: the test metric of that model.
+        final_dev: at the end.
+        sizes: layer -> neurons left, where meSimp removed some; of meAct the average it trains an example through.
+        updates: mean absolute change of a parameter at an update, epoch by epoch, where it was asked for.
+        seconds: that the training took.
+        environment_id: where.
+        error: why it failed, in one line; then there are no figures.
+
+    """
+
+    arm_id: str
+    seed: int
+    evaluations: tuple[Evaluation, ...] = ()
+    best_epoch: float | None = None
+    best_dev: float | None = None
+    test: float | None = None
+    final_dev: float | None = None
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    updates: tuple[float, ...] = ()
+    seconds: float = 0.0
+    environment_id: str = "unknown"
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Trained:
+        """Build from a JSON object; raises KeyError, TypeError or ValueError for one that is not a training."""
+        known = {spec.name for spec in fields(cls)}
+        evaluations = tuple(Evaluation(**each) for each in record.get("evaluations", ()))
+        kept = {key: value for key, value in record.items() if key in known}
+        return cls(**{**kept, "evaluations": evaluations, "updates": tuple(record.get("updates", ()))})
+
+
+class Trainings:
+    """The trainings of one results folder.
+
+    Args:
+        folder: that is there.
+        write: remove a line that was cut off, and allow `append`.
+
+    Raises:
+        UserError: a line that is no training.
+
+    """
+
+    def __init__(self, folder: Path, *, write: bool = False) -> None:
+        self.path = folder / TRAININGS
+        self.notes: list[str] = []
+        self._write = write
+        self._found: dict[tuple[str, int], Trained] = {}
+        if self.path.exists():
+            self._load()
+
+    def get(self, arm_id: str, seed: int) -> Trained | None:
+        """Return what is known of a training, one that failed included."""
+        return self._found.get((arm_id, seed))
+
+    def done(self, arm_id: str, seed: int) -> bool:
+        """Whether it need not be trained again."""
+        found = self.get(arm_id, seed)
+        return found is not None and found.error is None
+
+    def of(self, arm_id: str, seeds: Sequence[int]) -> list[Trained]:
+        """Return the seeds of an arm that were trained without error, in order."""
+        return [self._found[arm_id, seed] for seed in seeds if self.done(arm_id, seed)]
+
+    def all(self) -> list[Trained]:
+        """Return every training, failed ones included."""
+        return list(self._found.values())
+
+    def append(self, trained: Trained) -> None:
+        """Save one training: it is on the disk when this returns, or a `UserError` says why not."""
+        if not self._write:
+            raise ValueError("append: the trainings are not open for writing")
+        data = (json.dumps(trained.to_json(), allow_nan=False) + "\n").encode()
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                size = os.fstat(fd).st_size
+                if os.write(fd, data) != len(data):
+                    os.ftruncate(fd, size)
+                    raise OSError(0, "the disk took only a part of a line")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            reason = error.strerror or "unknown"
+            raise UserError(f"cannot write {TRAININGS}: {reason}; free some space or choose another folder") from None
+        self._found[trained.arm_id, trained.seed] = trained
+
+    def _load(self) -> None:
+        data = self.path.read_bytes()
+        *lines, torn = data.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            try:
+                found = Trained.from_json(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(
+                    f"{self.path.parent.name}/{TRAININGS} line {number} is no training: {one_line(str(error), 120)}; "
+                    "delete the line and run again with --resume"
+                ) from None
+            self._found[found.arm_id, found.seed] = found
+        if torn:
+            self.notes.append("a training had been cut off while it was written; it counts as not done")
+            if self._write:
+                with self.path.open("r+b") as file:
+                    file.truncate(len(data) - len(torn))

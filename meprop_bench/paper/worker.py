@@ -1,0 +1,67 @@
+"""The child side of a run: one process that trains one arm after the other, and counts data.
+
+    hello   {threads, device}     -> the environment and its id
+    train   {arm, seed, device}   -> the training, as `trainings.Trained` has it
+    count   {source}              -> column -> how many examples the data have
+
+It ends with its parent, even amid a training (`measure.serve`). Run as `python -m meprop_bench.paper.worker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from meprop_bench.measure.serve import serve
+
+__all__ = ["Session", "main"]
+
+_Answer = Mapping[str, Any]
+
+
+class Session:
+    """What a worker holds between requests: where it is."""
+
+    def __init__(self) -> None:
+        self._environment_id = "unknown"
+
+    def handle(self, message: Mapping[str, Any]) -> _Answer:
+        """Answer one request."""
+        actions: dict[str, Callable[..., _Answer]] = {"hello": self.hello, "train": self.train, "count": self.count}
+        return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
+
+    def hello(self, threads: int, device: str) -> _Answer:
+        """Import what takes seconds, and say where we are."""
+        import torch
+
+        from meprop_bench.measure.allocator import current
+        from meprop_bench.measure.environment import collect, environment_id
+
+        torch.set_num_threads(threads)
+        environment = collect(device, current())
+        self._environment_id = environment_id(environment)
+        return {"environment": environment, "environment_id": self._environment_id}
+
+    def train(self, arm: Mapping[str, Any], seed: int, device: str) -> _Answer:
+        """Train one arm from one seed."""
+        from meprop_bench.paper.arm import train_arm
+        from meprop_bench.paper.experiment import Arm
+
+        return train_arm(Arm.from_json(arm), seed, device=device, environment_id=self._environment_id).to_json()
+
+    def count(self, source: str) -> _Answer:
+        """Count the examples of a data set of images; each is one classification."""
+        from meprop_bench.data import load_images
+
+        data = load_images(source)
+        parts = {"train": data.train, "dev": data.dev, "test": data.test}
+        return {f"{name}_{what}": len(part) for name, part in parts.items() for what in ("size", "items")}
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    serve(Session().handle)
+
+
+if __name__ == "__main__":
+    main()
