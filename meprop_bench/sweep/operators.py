@@ -17,10 +17,10 @@ from meprop_bench.workloads.prepared import After
 __all__ = ["operators"]
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: int = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -34,6 +34,7 @@ def operators(call: Callable[[], object]) -> int:
     if isinstance(call, After):
         call.before()
         call = call.call
-    with _Count() as count:
+    count = _Count()
+    with count:
         call()
     return count.calls

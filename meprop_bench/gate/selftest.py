@@ -1,0 +1,295 @@
+"""What the gate can promise on this machine: how often it cries wolf, and how small a slowdown it sees.
+
+    measure    the head against itself (A/A), in pairs of processes as always; beside the plain blocks, blocks in which
+               the head's backward pass is really held back by 3, 5 and 10% (`sweep.slowdown`), in turns with them
+    try        one run of the gate, replayed on what was measured: pairs of processes are drawn without replacement, in
+               random order, and looked at as the gate would have looked, until each case has its verdict or would have
+               spent its budget
+    A/A        no case is slowed: each `fail` is a false alarm
+    slowed     one case is slowed and the others are not, since Holm's correction makes it hard just then
+
+What is resampled, and what not. Every value was measured, the slowed ones, too; nothing is scaled or simulated. Tries
+draw from the same pairs of processes, so they are not independent: `distinct` says how many tries the pairs are enough
+for without sharing any. A rate of false alarms over many tries is thus about this machine at this hour. It is honest
+about noise between pairs and set-ups; an hour with another neighbour may be worse.
+
+The least slowdown that is seen nine times of ten is computed from the spread s of the pairs' log ratios: margin plus
+(t(n - 1; confidence) + t(n - 1; 0.9)) s / sqrt(n) for the n pairs that a budget allows.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.decide import judge, undecided
+from meprop_bench.gate.looks import Looks
+from meprop_bench.gate.revisions import Asked, Progress, Record, Rounds, start_worker
+from meprop_bench.gate.series import Series
+from meprop_bench.gate.settings import Settings
+from meprop_bench.gate.worktree import Checkout
+from meprop_bench.stats import median
+from meprop_bench.sweep.plan import Plan
+from meprop_bench.workloads.case import Case
+
+__all__ = ["SLOWDOWNS", "CasePromise", "Promise", "as_text", "check"]
+
+SLOWDOWNS = (0.03, 0.05, 0.10)
+
+_SLICE_S = 1.0
+"""Seconds for each slowdown, and for none, in a round."""
+
+_GOAL = {0.03: 0.90, 0.05: 0.99, 0.10: 0.99}
+_FALSE_ALARMS = 1 / 200
+
+
+@dataclass(frozen=True)
+class CasePromise:
+    """What the tries say of one case.
+
+    Attributes:
+        case: its label.
+        pairs: pairs of processes measured.
+        affordable: pairs of a try at most: what the budget, or the settings, allow.
+        spread: standard deviation of the pairs' log ratios of the backward pass, without a slowdown.
+        detectable: the least slowdown that is seen nine times of ten, relative.
+        tries: for no slowdown (0.0) and for each: tries, of which failed, of which inconclusive.
+        seen: slowdown -> what the medians say it was, relative.
+
+    """
+
+    case: str
+    pairs: int
+    affordable: int
+    spread: float
+    detectable: float
+    tries: Mapping[float, tuple[int, int, int]]
+    seen: Mapping[float, float]
+
+    @property
+    def distinct(self) -> int:
+        """Tries that the pairs are enough for without sharing any."""
+        return self.pairs // self.affordable
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a self-test found.
+
+    Attributes:
+        cases: case by case.
+        margin: of the gate, relative.
+        budget: seconds for a case.
+        seconds: how long it took.
+
+    """
+
+    cases: tuple[CasePromise, ...]
+    margin: float
+    budget: float
+    seconds: float
+
+    def total(self, slowdown: float) -> tuple[int, int, int]:
+        """Return tries, failed and inconclusive of all cases."""
+        found = [case.tries[slowdown] for case in self.cases]
+        return sum(t for t, _, _ in found), sum(f for _, f, _ in found), sum(i for _, _, i in found)
+
+    @property
+    def kept(self) -> bool:
+        """Whether false alarms are at most 1 in 200, 3% is caught in 90% and 5 and 10% in 99% of the tries."""
+        tries, alarms, _ = self.total(0.0)
+        caught = {slowdown: self.total(slowdown) for slowdown in SLOWDOWNS}
+        return alarms <= tries * _FALSE_ALARMS and all(
+            failed >= _GOAL[slowdown] * count for slowdown, (count, failed, _) in caught.items()
+        )
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 when the targets are met here, else 4: the noise hides what the gate should see."""
+        return ExitCode.OK if self.kept else ExitCode.INCONCLUSIVE
+
+
+def check(
+    plan: Plan,
+    first: Checkout,
+    second: Checkout,
+    settings: Settings,
+    *,
+    seconds: float = 540.0,
+    tries: int = 60,
+    progress: Callable[[Progress], None] = lambda _: None,
+    start: Callable[[Checkout, Case], Asked] = start_worker,
+    now: Callable[[], float] = time.monotonic,
+) -> Promise:
+    """Measure A/A and slowed blocks for some time, then replay the gate on them.
+
+    Args:
+        plan: cases, each with a phase "backward".
+        first: the head.
+        second: the head again, in a folder of its own.
+        settings: those of the gate.
+        seconds: for measuring; at least two rounds are made. Replaying takes some more.
+        tries: of the gate, for no slowdown; for each slowdown as many of each case.
+        progress: told of each stage.
+        start: starts a worker.
+        now: wall seconds.
+
+    Raises:
+        UserError: a case failed in A/A.
+
+    """
+    begun = now()
+    # Accuracy and counts have no noise to find out about.
+    plan = replace(plan, checks=("gradients",), budget=seconds / len(plan.cases))
+    rounds = Rounds(
+        plan,
+        first,
+        second,
+        slowdowns=(0.0, *SLOWDOWNS),
+        slice_s=_SLICE_S,
+        progress=progress,
+        start=start,
+        now=now,
+    )
+    rounds.prepare()
+    measuring, made = now(), 0
+    while made < 2 or (now() - measuring) * (1 + 1 / made) <= seconds:
+        rounds.once(plan.cases)
+        made += 1
+        if broken := [tally for tally in rounds.tallies.values() if not tally.open]:
+            reason = broken[0].failure or broken[0].missing
+            raise UserError(f"{broken[0].case.label} cannot be measured: {reason}", ExitCode.NOTHING_MEASURED)
+    replay = _Replay(rounds, settings, random.Random(plan.seed))
+    return Promise(
+        tuple(replay.promise(case, tries) for case in plan.cases), settings.margin, settings.budget, now() - begun
+    )
+
+
+class _Replay:
+    """Runs of the gate on what was measured."""
+
+    def __init__(self, rounds: Rounds, settings: Settings, rng: random.Random) -> None:
+        self._tallies, self._settings, self._rng = rounds.tallies, settings, rng
+        self._affordable = {case: self._afford(case) for case in self._tallies}
+        self._clean: list[dict[Case, str]] = []
+
+    def promise(self, case: Case, tries: int) -> CasePromise:
+        """Say what the tries say of a case."""
+        while len(self._clean) < tries:
+            self._clean.append(self._try({}))
+        found = {0.0: _count([verdicts[case] for verdicts in self._clean])}
+        for slowdown in SLOWDOWNS:
+            found[slowdown] = _count([self._try({case: slowdown})[case] for _ in range(tries)])
+        records = self._tallies[case].records
+        logs = _logs(records[0.0])
+        spread = statistics.stdev(logs)
+        return CasePromise(
+            case=case.label,
+            pairs=len(records[0.0]),
+            affordable=self._affordable[case],
+            spread=spread,
+            detectable=_detectable(spread, self._affordable[case], self._settings),
+            tries=found,
+            seen={slowdown: math.expm1(statistics.fmean(_logs(records[slowdown]))) for slowdown in SLOWDOWNS},
+        )
+
+    def _afford(self, case: Case) -> int:
+        """Return the pairs that the budget of a case allows, at a slice for its plain blocks alone."""
+        tally = self._tallies[case]
+        each_s = tally.spent_s / tally.rounds - len(SLOWDOWNS) * _SLICE_S
+        within = int(self._settings.budget / max(each_s, _SLICE_S))
+        return max(2, min(self._settings.pairs, within, len(tally.records[0.0])))
+
+    def _try(self, slowed: Mapping[Case, float]) -> dict[Case, str]:
+        """Run the gate once, and return each case's verdict."""
+        drawn = {case: self._draw(case, slowed.get(case, 0.0)) for case in self._tallies}
+        counts = dict.fromkeys(drawn, 0)
+        looks = Looks.within(self._settings.pairs)
+        waiting = set(drawn)
+        while waiting:
+            for case in waiting:
+                counts[case] = min((c for c in looks.counts if c > counts[case]), default=self._affordable[case])
+                counts[case] = min(counts[case], self._affordable[case])
+            labels = undecided(self._series(drawn, counts), self._settings, looks)
+            waiting = {case for case in waiting if case.label in labels and counts[case] < self._affordable[case]}
+        found = judge(self._series(drawn, counts), self._settings, looks)
+        return {
+            case: _worst([one.verdict for one in found if one.case == case.label and not one.report_only])
+            for case in drawn
+        }
+
+    def _draw(self, case: Case, slowdown: float) -> list[Record]:
+        return self._rng.sample(self._tallies[case].records[slowdown], self._affordable[case])
+
+    def _series(self, drawn: Mapping[Case, Sequence[Record]], counts: Mapping[Case, int]) -> list[Series]:
+        return [
+            series
+            for case, records in drawn.items()
+            for series in self._tallies[case].series(records[: counts[case]])
+            if series.pairs is not None
+        ]
+
+
+def _worst(verdicts: Sequence[str]) -> str:
+    return next((verdict for verdict in ("fail", "inconclusive") if verdict in verdicts), "pass")
+
+
+def _count(verdicts: Sequence[str]) -> tuple[int, int, int]:
+    return len(verdicts), verdicts.count("fail"), verdicts.count("inconclusive")
+
+
+def _logs(records: Sequence[Record]) -> list[float]:
+    phase = "backward" if "backward" in records[0].pairs else next(iter(records[0].pairs))
+    return [median(math.log(head / base) for base, head in record.pairs[phase]) for record in records]
+
+
+def _detectable(spread: float, pairs: int, settings: Settings) -> float:
+    from scipy.special import stdtrit
+
+    quantiles = float(stdtrit(pairs - 1, 1 - settings.alpha)) + float(stdtrit(pairs - 1, 0.9))
+    return math.expm1(math.log1p(settings.margin) + quantiles * spread / math.sqrt(pairs))
+
+
+def as_text(promise: Promise) -> str:
+    """Return what the gate can promise here, for a terminal and for a log alike."""
+    lines = [
+        f"Self-test: {promise.seconds:.0f} s of measuring and replaying; margin {promise.margin:.1%}, budget "
+        f"{promise.budget:.0f} s for a case.",
+        "",
+    ]
+    for case in promise.cases:
+        lines.append(
+            f"{case.case}: {case.pairs} pairs of processes, at most {case.affordable} in a try (enough for"
+            f" {case.distinct} tries that share none)"
+        )
+        lines.append(
+            f"    pairs spread by {case.spread:.2%}; the least slowdown seen nine times of ten is {case.detectable:.1%}"
+        )
+        for slowdown, (count, failed, unsure) in case.tries.items():
+            what = "false alarms" if slowdown == 0 else f"caught (measured as {case.seen[slowdown]:+.1%})"
+            lines.append(f"    {_name(slowdown)} {failed} of {count} {what}, {unsure} inconclusive")
+    lines += ["", "In all:"]
+    for slowdown in (0.0, *SLOWDOWNS):
+        count, failed, unsure = promise.total(slowdown)
+        goal = "at most 1 in 200" if slowdown == 0 else f"at least {_GOAL[slowdown]:.0%}"
+        what = "false alarms" if slowdown == 0 else "caught"
+        share = f"{failed / count:.1%}; target {goal}"
+        lines.append(f"    {_name(slowdown)} {failed} of {count} {what} ({share}), {unsure} inconclusive")
+    lines += [
+        "",
+        "Every value was measured; tries are drawn from the same pairs of processes without replacement, so they share"
+        " pairs and are not independent.",
+        "The targets are met on this machine."
+        if promise.kept
+        else "The targets are not met on this machine: raise the margin, or the budget and the pairs.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _name(slowdown: float) -> str:
+    return "no slowdown:" if slowdown == 0 else f"+{slowdown:.0%}:"
