@@ -7,6 +7,7 @@ Three things are kept apart: the *kernels* (ways to compute this backward), the 
 brings any shape into the kernels' two dimensions, and the *registrations* with autograd, which all call it:
 
 * `_Linear`, eager. At B = 10 a whole layer takes some 30 microseconds, so what this adds to `F.linear` counts.
+* the same in C++, for the kernel "native", where it is built: see `node`.
 * `_Transformable`, under `torch.func`: made of differentiable operators, since its gradients are themselves traced.
 * the operators `meprop_bench::linear` and `meprop_bench::linear_backward`, opaque, under `torch.compile`. An
   `autograd.Function` would not do there: within `torch.func.grad` Dynamo drops its backward without a word (pytorch
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meprop_bench.ops import kernels
+from meprop_bench.ops import kernels, node
 from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Gradients, Kernel, Request
 from meprop_bench.ops.selection import check_selection, resolve_k
@@ -61,6 +62,10 @@ def linear(
         ValueError: for a k, selection or kernel that does not exist, or a kernel that does not support this case.
 
     """
+    if not torch.compiler.is_compiling():
+        y = _node.ask(x, w, b, k, selection, sparse, kernel)
+        if y is not None:
+            return y
     check_selection(selection)
     n = w.shape[0]
     kept = resolve_k(k, n)
@@ -140,17 +145,64 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, w = ctx.saved_tensors
         request, kernel, plain = ctx.call
-        if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable itself
-            kernel = kernels.get("masked")
-        if plain:
+        if plain and not torch.is_grad_enabled():
             dx, dw, db = kernel.backward(dy, x, w, request)
         else:
-            dx, dw, db = linear_backward(dy, x, w, request, kernel)
+            dx, dw, db = _backward_of_any(dy, x, w, request, kernel)
         return dx, dw, db, None
+
+
+def _backward_of_any(dy: Tensor, x: Tensor, w: Tensor, request: Request, kernel: Kernel) -> Gradients:
+    if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable itself
+        kernel = kernels.get("masked")
+    return linear_backward(dy, x, w, request, kernel)
 
 
 # `Function.apply` serves torch.func as well, whose cases never come here; without it the call takes half the overhead.
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Linear).apply
+
+
+class _Node:
+    """The C++ registration, or nothing; it is looked for when the first case comes that it might take."""
+
+    def __init__(self) -> None:
+        self.ask: Callable[..., Tensor | None] = self._first
+
+    def _first(self, x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor | None:
+        cpu = isinstance(w, Tensor) and w.dtype == torch.float32 and w.device.type == "cpu"
+        if not cpu or what[-1] not in ("auto", "native") or not torch.is_grad_enabled():
+            return None
+        self.ask = node.load(_plan, _backward_beside) or _nothing
+        return self.ask(x, w, b, *what)
+
+
+def _nothing(*_: Any) -> None:
+    """Stand where there is no C++ node."""
+
+
+def _plan(
+    threads: int, x: Tensor, w: Tensor, k: float, selection: str, sparse: bool, name: str
+) -> tuple[int, int, int, bool] | None:
+    """Tell the C++ node what to do with a shape: see `node.load`."""
+    n, m = w.shape
+    kept, kernel = resolve_k(k, n), kernels.get(name)
+    if kept >= n:
+        return None
+    if kernel.name == "auto":
+        kernel = kernel.choose(x, x, w, Request(kept, selection, sparse, True, True, True))
+    if kernel.name != "native":
+        return None
+    from meprop_bench.ops.kernels.native import plan
+
+    return kept, *plan(selection, threads, x.numel() // m, n, m, kept)
+
+
+def _backward_beside(dy: Tensor, x: Tensor, w: Tensor, *request: Any) -> Gradients:
+    """Compute what the C++ node leaves to Python."""
+    return _backward_of_any(dy, x, w, Request(*request), kernels.get("native"))
+
+
+_node = _Node()
 
 
 class _Transformable(torch.autograd.Function):

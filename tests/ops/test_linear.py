@@ -1,4 +1,5 @@
 import copy
+from importlib import import_module
 
 import pytest
 import torch
@@ -7,10 +8,28 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from meprop_bench.ops import SELECTIONS, linear, reference, select
+from meprop_bench.ops import SELECTIONS, linear, node, reference, select
 from meprop_bench.ops.linear import _linear_backward_op, _linear_op
 
 PER_EXAMPLE, UNIFIED = "example", "unified"
+registrations = import_module("meprop_bench.ops.linear")  # the function has the same name
+
+
+def pytest_generate_tests(metafunc):
+    """Run what is eager with the C++ node, where there is one, and without."""
+    if metafunc.cls is None:
+        metafunc.parametrize("registration", ["cxx", "python"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def registration(request, monkeypatch):
+    chosen = getattr(request, "param", None)
+    if chosen is None:
+        return
+    if chosen == "cxx" and (reason := node.unavailable_reason()) is not None:
+        pytest.skip(f"no C++ node: {reason}")
+    monkeypatch.setenv(node.SWITCH, chosen)
+    monkeypatch.setattr(registrations, "_node", registrations._Node())
 
 
 @pytest.fixture
@@ -240,22 +259,23 @@ def test_torch_func(case):
         torch.func.jvp(lambda w: loss(x, w, b, k=3), (w,), (w,))
 
 
-@pytest.mark.parametrize(("selection", "kernel"), [(PER_EXAMPLE, "auto"), (UNIFIED, "gather"), (PER_EXAMPLE, "coo")])
-def test_operators_pass_opcheck(case, selection, kernel):
-    x, w, b = case
-    torch.library.opcheck(_linear_op, (x, w, b, 3, selection, kernel))
-    torch.library.opcheck(_linear_op, (x[0].detach(), w, None, 3, selection, kernel))
-    dy = torch.randn(6, 9)
-    for need in ([True, True, True], [False, True, False]):
-        torch.library.opcheck(_linear_backward_op, (dy, x.detach(), w.detach(), 3, selection, kernel, need))
-
-
 class TestCompile:
     """`aot_eager` does all but generate code, which `inductor` does once, if there is a compiler."""
 
     @pytest.fixture(autouse=True)
     def fresh(self):
         torch._dynamo.reset()
+
+    @pytest.mark.parametrize(
+        ("selection", "kernel"), [(PER_EXAMPLE, "auto"), (UNIFIED, "gather"), (PER_EXAMPLE, "coo")]
+    )
+    def test_operators_pass_opcheck(self, case, selection, kernel):
+        x, w, b = case
+        torch.library.opcheck(_linear_op, (x, w, b, 3, selection, kernel))
+        torch.library.opcheck(_linear_op, (x[0].detach(), w, None, 3, selection, kernel))
+        dy = torch.randn(6, 9)
+        for need in ([True, True, True], [False, True, False]):
+            torch.library.opcheck(_linear_backward_op, (dy, x.detach(), w.detach(), 3, selection, kernel, need))
 
     @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
     def test_whole_graph(self, case, backend):

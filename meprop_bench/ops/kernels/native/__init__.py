@@ -19,7 +19,7 @@ from meprop_bench.ops.kernels.native import example, scratch, unified
 from meprop_bench.ops.kernels.native.compiler import OPENMP
 from meprop_bench.ops.selection import select
 
-__all__ = ["KERNEL", "Native"]
+__all__ = ["KERNEL", "Native", "plan"]
 
 _SERIAL = 32768
 """Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do."""
@@ -45,6 +45,13 @@ class Native:
         if request.selection in ("example", "random"):
             return _example(dy.contiguous(), x.contiguous(), w.contiguous(), request)
         return _unified(dy.contiguous(), x.contiguous(), w.contiguous(), request)
+
+
+def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> tuple[int, int, bool]:
+    """Return how many threads select, the bytes of scratch, and whether results go past the caches, for a selection of
+    the kernel's own ("example" or "unified").
+    """
+    return (_unified_plan if selection == "unified" else _example_plan)(threads, b, n, m, k)
 
 
 @lru_cache(maxsize=256)

@@ -35,7 +35,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "OPENMP", "body", "function", "load_f32", "load_i32", "parallel", "splat", "view"]
+__all__ = ["LANES", "OPENMP", "address", "body", "function", "load_f32", "load_i32", "parallel", "splat", "view"]
 
 LANES = 16 if get_host_cpu_features().get("avx512f") else 8
 """float32 numbers in a vector."""
@@ -93,6 +93,15 @@ def function(signature: Any = None) -> Callable[[Callable[..., Any]], Any]:
             return njit(signature, cache=cache, nogil=True, **options)(f)
 
     return decorate
+
+
+def address(compiled: Any) -> int:
+    """Return where the machine code is of a function that was compiled for one signature, in Numba's own convention.
+
+    That is `int f(result*, exception**, arguments...)`, 0 when nothing was raised.
+    """
+    (overload,) = compiled.overloads.values()
+    return int(overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name))
 
 
 def body(f: Callable[..., Any]) -> int:

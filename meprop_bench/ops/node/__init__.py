@@ -1,0 +1,86 @@
+"""The node of a linear layer in autograd's graph, in C++ where a compiler was there at installation.
+
+    Python   `autograd.Function`: engine -> interpreter -> three tensors by operators -> kernel -> interpreter -> engine
+    C++      engine -> kernel
+
+The kernel of a small layer takes 10 to 30 microseconds, and the way through the interpreter as much again. What is
+saved is that way alone: the node runs the very machine code of the kernel `native`, at its address, so that gradients
+have the same bits with and without it. What is not an ordinary case (other dtypes, devices, layouts and kernels, random
+selections, subclasses, autocast, torch.func, torch.compile, modes that watch the operators, double backward) goes
+through Python.
+
+Nobody needs it, so nothing fails without it: `unavailable_reason()` says why it is not in use. MEPROP_BENCH_NODE=python
+in the environment switches it off. It is compiled by `build`, never on the way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
+from typing import Any
+
+from meprop_bench.ops.node import build
+
+__all__ = ["SWITCH", "load", "unavailable_reason"]
+
+SWITCH = "MEPROP_BENCH_NODE"
+"""The environment variable; its values are "cxx", the default, and "python"."""
+
+Node = Callable[..., Any]
+"""(x, w, b, k, selection, sparse, kernel) -> y, or None where the case is not the node's."""
+
+
+def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | None:
+    """Return the node's function, or None where there is none.
+
+    Args:
+        plan_of: (threads, x, w, k, selection, sparse, kernel) -> (k resolved, threads that select, bytes of scratch,
+            whether results go past the caches), or None for a case that is not the native kernel's. Asked once for
+            each shape.
+        backward: (dy, x, w, k, selection, rows, need_dx, need_dw, need_db) -> gradients; called for what is not
+            ordinary.
+
+    """
+    module, _ = _loaded()
+    if module is None:
+        return None
+    module.setup(_addresses(), plan_of, backward)
+    return module.linear  # type: ignore[no-any-return]
+
+
+def unavailable_reason() -> str | None:
+    """Say in one line why layers run without the C++ node, or None when they use it."""
+    return _loaded()[1]
+
+
+def _loaded() -> tuple[Any, str | None]:
+    """Return the extension and None, or None and the reason."""
+    chosen = os.environ.get(SWITCH, "cxx")
+    if chosen != "cxx":
+        known = "it is switched off" if chosen == "python" else 'its values are "cxx" and "python"'
+        return None, f"{known} ({SWITCH}={chosen})"
+    if importlib.util.find_spec("numba") is None:
+        return None, "it runs the native kernel, which needs Numba (extra `cpu`)"
+    file = build.built()
+    if file is None:
+        return None, build.unbuilt_reason()
+    loader = ExtensionFileLoader(build.MODULE, str(file))
+    spec = importlib.util.spec_from_file_location(build.MODULE, file, loader=loader)
+    try:
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError as error:
+        return None, f"{file} cannot be loaded: {error}".splitlines()[0]
+    return module, None
+
+
+def _addresses() -> tuple[int, ...]:
+    """Return what `Native` in linear.cpp holds."""
+    from meprop_bench.ops.kernels.native import example, unified
+    from meprop_bench.ops.kernels.native.compiler import OPENMP, address
+
+    bodies = unified.SUM, unified.GATHER, unified.MULTIPLY, example.SELECT, example.SORT, example.SUMS
+    return *OPENMP, *bodies, *(address(f) for f in (unified.backward, example.pairs, example.products))

@@ -1,0 +1,355 @@
+// The autograd node of a linear layer whose backward pass is the kernel `native`: see `meprop_bench/ops/node/__init__.py`.
+//
+//     forward     y = x Wᵀ + b, by torch's own operator
+//     backward    the machine code that the Python registration calls, at its address, on fresh tensors made here
+//
+// Nothing is decided here. What a case needs (is it the native kernel's? how many threads, how much scratch?) is asked of
+// Python once for each shape. Where anything is out of the ordinary, forward returns None and backward calls Python.
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/SparseTensorImpl.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <cstring>
+#include <optional>
+#include <unordered_map>
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+using Word = int64_t;
+
+// Numba's own calling convention: a status that is 0 when nothing was raised, the result by address, then the arguments.
+template <typename... Arguments>
+using Compiled = int (*)(Word* result, void** raised, Arguments...);
+
+// In the order in which `setup` gets them.
+struct Native {
+  Word gomp, tid, sum, gather, multiply, select, sort, sums;
+  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
+           Word, Word, Word, Word>
+      backward;
+  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> pairs;
+  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> products;
+};
+constexpr int kWords = sizeof(Native) / sizeof(Word);
+
+Native native{};
+PyObject* plan_of = nullptr;        // what to do with a shape
+PyObject* python_backward = nullptr;  // the backward pass for what is not ordinary
+c10::DispatchKeySet ordinary_keys;
+
+template <typename... Arguments>
+Word call(Compiled<Arguments...> compiled, std::common_type_t<Arguments>... arguments) {
+  Word result = 0;
+  void* raised = nullptr;
+  TORCH_CHECK(compiled(&result, &raised, arguments...) == 0, "the compiled kernel failed: out of memory?");
+  return result;
+}
+
+// A case, as far as its plan depends on it. k is an int, or the bits of a ratio.
+struct Case {
+  Word b, n, m, k, threads;
+  bool ratio, unified, rows, automatic;
+
+  bool operator==(const Case&) const = default;
+};
+
+struct Hash {
+  size_t operator()(const Case& c) const {
+    size_t hash = c.ratio + 2 * c.unified + 4 * c.rows + 8 * c.automatic;
+    for (Word word : {c.b, c.n, c.m, c.k, c.threads}) {
+      hash = (hash ^ static_cast<size_t>(word)) * 0x9E3779B97F4A7C15u;
+      hash ^= hash >> 29;
+    }
+    return hash;
+  }
+};
+
+struct Plan {
+  bool ours = false;
+  Word k = 0, few = 0, bytes = 0, streaming = 0;
+};
+
+constexpr size_t kMostPlans = 1024;
+std::unordered_map<Case, Plan, Hash> plans;  // under the interpreter's lock
+
+// A float32 tensor in the memory of this process, without anything that changes what operators mean: a subclass,
+// a wrapper of torch.func, a lazy conjugation, another layout.
+bool ordinary(const Tensor& t) {
+  return t.key_set() == ordinary_keys && t.scalar_type() == at::kFloat;
+}
+
+// No autocast, tracer, mode or transformation that wants to see each operator.
+bool unwatched() {
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  return local.included_ == c10::default_included_set && local.excluded_ == c10::default_excluded_set &&
+         !at::impl::torch_function_mode_enabled();
+}
+
+Word address(const Tensor& t) {
+  return t.defined() ? reinterpret_cast<Word>(t.const_data_ptr()) : 0;
+}
+
+Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {
+  return at::detail::empty_cpu(sizes, dtype);
+}
+
+// Memory to work in, kept from call to call, one block for each thread that calls.
+Word scratch(Word bytes) {
+  thread_local Tensor block;
+  if (!block.defined() || block.numel() < bytes) block = fresh({bytes}, at::kByte);
+  return address(block);
+}
+
+// `hybrid_rows` without the operators' checks and dispatch: the first `count` rows.
+Tensor hybrid_rows(Tensor hits, Tensor values, Word count, Word n) {
+  if (values.size(0) != count) {
+    hits = hits.narrow(1, 0, count);
+    values = values.narrow(0, 0, count);
+  }
+  auto result = at::detail::make_tensor<at::SparseTensorImpl>(
+      c10::DispatchKeySet(c10::DispatchKey::SparseCPU), caffe2::TypeMeta::Make<float>());
+  auto* sparse = static_cast<at::SparseTensorImpl*>(result.unsafeGetTensorImpl());
+  const Word sizes[] = {n, values.size(1)};
+  sparse->resize_(1, 1, at::IntArrayRef(sizes, 2));
+  sparse->set_indices_and_values_unsafe(hits, values);
+  sparse->set_coalesced(true);
+  return result;
+}
+
+class MePropLinearBackward : public torch::autograd::Node {
+ public:
+  std::string name() const override { return "MePropLinearBackward"; }
+
+  void set(const Tensor& x, const Tensor& w, const Plan& plan, const Case& c) {
+    plan_ = plan;
+    case_ = c;
+    x_ = SavedVariable(x, false);
+    w_ = SavedVariable(w, false);
+  }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    x_.reset_data();
+    w_.reset_data();
+  }
+
+ protected:
+  variable_list apply(variable_list&& incoming) override {
+    Tensor x, w;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      x = x_.unpack();
+      w = w_.unpack();
+    }
+    Tensor dy = std::move(incoming[0]);
+    if (!dy.defined()) {
+      auto sizes = x.sizes().vec();
+      sizes.back() = case_.n;
+      dy = at::zeros(sizes, x.options());
+    }
+    if (at::GradMode::is_enabled() || !unwatched() || !ordinary(dy) || !as_it_was(x, case_.b * case_.m) ||
+        !as_it_was(w, case_.n * case_.m) || (native.gomp != 0 && at::get_num_threads() != case_.threads)) {
+      return in_python(dy, x, w);
+    }
+    dy = dy.contiguous();
+    return case_.unified ? unified(dy, x, w) : example(dy, x, w);
+  }
+
+ private:
+  SavedVariable x_, w_;
+  Plan plan_;
+  Case case_{};
+
+  static bool as_it_was(const Tensor& t, Word numel) {
+    return ordinary(t) && t.numel() == numel && t.is_contiguous();
+  }
+
+  variable_list unified(const Tensor& dy, const Tensor& x, const Tensor& w) {
+    const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = case_;
+    const Word k = plan_.k;
+    const bool need_dw = task_should_compute_output(1);
+    Tensor hits = fresh({1, k}, at::kLong), dx, dw, db;
+    if (task_should_compute_output(0)) dx = fresh(x.sizes());
+    if (need_dw) dw = fresh({rows ? k : n, m});
+    if (task_should_compute_output(2)) db = fresh({n});
+    const Word kept = call(
+        native.backward, native.gomp, native.tid, native.sum, native.gather, native.multiply, plan_.few, threads,
+        address(dy), address(x), address(w), address(dx), address(dw), address(db), b, n, m, k, address(hits), 0, rows,
+        plan_.streaming, scratch(plan_.bytes));
+    if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), kept, n);
+    return {dx, dw, db};
+  }
+
+  variable_list example(const Tensor& dy, const Tensor& x, const Tensor& w) {
+    const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = case_;
+    const Word k = plan_.k, working = scratch(plan_.bytes);
+    const bool need_dx = task_should_compute_output(0), need_dw = task_should_compute_output(1);
+    Tensor hits, dx, dw, db;
+    if (task_should_compute_output(2)) db = fresh({n});
+    const Word count = call(
+        native.pairs, native.gomp, native.tid, native.select, native.sort, plan_.few, address(dy), 0, b, n, k,
+        address(db), working);
+    if (need_dx) dx = fresh(x.sizes());
+    if (need_dw) dw = fresh({rows ? count : n, m});
+    if (rows) hits = fresh({1, count}, at::kLong);
+    if (need_dx || need_dw) {
+      // A list without rows has no address, and no address means that dw holds all rows.
+      Word nothing;
+      const Word listed = rows ? (count ? address(hits) : reinterpret_cast<Word>(&nothing)) : 0;
+      call(native.products, native.gomp, native.tid, native.sums, threads, address(x), address(w), address(dx),
+           address(dw), b, n, k, m, count, listed, working, plan_.streaming);
+    }
+    if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), count, n);
+    return {dx, dw, db};
+  }
+
+  variable_list in_python(const Tensor& dy, const Tensor& x, const Tensor& w) {
+    pybind11::gil_scoped_acquire lock;
+    auto wrapped = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
+    const auto arguments = pybind11::make_tuple(
+        wrapped(dy), wrapped(x), wrapped(w), plan_.k, case_.unified ? "unified" : "example", case_.rows,
+        task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2));
+    const auto result =
+        pybind11::reinterpret_steal<pybind11::object>(PyObject_CallObject(python_backward, arguments.ptr()));
+    if (!result) throw python_error();
+    variable_list gradients;
+    for (const auto& gradient : pybind11::cast<pybind11::tuple>(result)) {
+      gradients.push_back(gradient.is_none() ? Tensor() : THPVariable_Unpack(gradient.ptr()));
+    }
+    return gradients;
+  }
+};
+
+// Whether this is a string of two, and which.
+std::optional<bool> is_first(PyObject* name, const char* first, const char* second) {
+  if (!PyUnicode_CheckExact(name)) return std::nullopt;
+  if (PyUnicode_CompareWithASCIIString(name, first) == 0) return true;
+  if (PyUnicode_CompareWithASCIIString(name, second) == 0) return false;
+  return std::nullopt;
+}
+
+bool set_k(PyObject* k, Case& c) {
+  if (PyLong_CheckExact(k)) {
+    int overflow = 0;
+    c.k = PyLong_AsLongLongAndOverflow(k, &overflow);
+    return overflow == 0;
+  }
+  if (!PyFloat_CheckExact(k)) return false;
+  const double ratio = PyFloat_AS_DOUBLE(k);
+  c.ratio = true;
+  std::memcpy(&c.k, &ratio, sizeof ratio);
+  return true;
+}
+
+Plan ask(PyObject* const* arguments, const Case& c) {
+  const auto answer = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
+      plan_of, "LOOOOOO", static_cast<long long>(c.threads), arguments[0], arguments[1], arguments[3], arguments[4],
+      arguments[5], arguments[6]));
+  if (!answer) throw python_error();
+  if (answer.is_none()) return {};
+  long long k, few, bytes;
+  int streaming;
+  if (!PyArg_ParseTuple(answer.ptr(), "LLLp", &k, &few, &bytes, &streaming)) throw python_error();
+  return {true, k, few, bytes, streaming};
+}
+
+// linear(x, w, b, k, selection, sparse, kernel) -> y, or None: not for this node.
+PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 7, "linear takes 7 arguments, not ", count);
+  if (!THPVariable_CheckExact(a[0]) || !THPVariable_CheckExact(a[1]) ||
+      !(a[2] == Py_None || THPVariable_CheckExact(a[2])) || !PyBool_Check(a[5])) {
+    Py_RETURN_NONE;
+  }
+  const Tensor &x = THPVariable_Unpack(a[0]), &w = THPVariable_Unpack(a[1]);
+  const Tensor b = a[2] == Py_None ? Tensor() : THPVariable_Unpack(a[2]);
+  const auto unified = is_first(a[4], "unified", "example");
+  const auto automatic = is_first(a[6], "auto", "native");
+  Case c{};
+  if (!unified || !automatic || !set_k(a[3], c) || !at::GradMode::is_enabled() || !unwatched() || !ordinary(x) ||
+      !ordinary(w) || x.numel() == 0 || w.dim() != 2 || x.dim() < 1 || x.size(-1) != w.size(1) ||
+      !x.is_contiguous() || !w.is_contiguous()) {
+    Py_RETURN_NONE;
+  }
+  if (b.defined() && !(ordinary(b) && b.dim() == 1 && b.size(0) == w.size(0))) Py_RETURN_NONE;
+  using torch::autograd::isFwGradDefined;
+  if (isFwGradDefined(x) || isFwGradDefined(w) || isFwGradDefined(b)) Py_RETURN_NONE;
+  c.n = w.size(0);
+  c.m = w.size(1);
+  c.b = x.numel() / c.m;
+  c.threads = native.gomp ? at::get_num_threads() : 1;
+  c.unified = *unified;
+  c.automatic = *automatic;
+  c.rows = a[5] == Py_True;
+  auto found = plans.find(c);
+  if (found == plans.end()) {
+    if (plans.size() >= kMostPlans) plans.clear();
+    found = plans.emplace(c, ask(a, c)).first;
+  }
+  const Plan plan = found->second;
+  if (!plan.ours) Py_RETURN_NONE;
+
+  c10::intrusive_ptr<MePropLinearBackward> node;
+  if (torch::autograd::compute_requires_grad(x, w, b)) {
+    node = c10::make_intrusive<MePropLinearBackward>();
+    node->set_next_edges(torch::autograd::collect_next_edges(x, w, b));
+  }
+  Tensor y;
+  {
+    pybind11::gil_scoped_release unlocked;
+    at::AutoDispatchBelowADInplaceOrView below;
+    y = at::linear(x, w, b.defined() ? std::optional<Tensor>(b) : std::nullopt);
+  }
+  if (node) {
+    node->set(x, w, plan, c);
+    torch::autograd::set_history(y, node);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// setup(addresses, plan_of, backward): see `Native`.
+PyObject* setup(PyObject*, PyObject* arguments) {
+  HANDLE_TH_ERRORS
+  PyObject *addresses, *plan, *backward;
+  if (!PyArg_ParseTuple(arguments, "O!OO", &PyTuple_Type, &addresses, &plan, &backward)) return nullptr;
+  TORCH_CHECK(PyTuple_GET_SIZE(addresses) == kWords, "setup takes ", kWords, " addresses");
+  Word words[kWords];
+  for (int i = 0; i < kWords; ++i) {
+    words[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(addresses, i));
+    if (PyErr_Occurred()) return nullptr;
+  }
+  std::memcpy(&native, words, sizeof native);
+  Py_INCREF(plan);
+  Py_INCREF(backward);
+  Py_XSETREF(plan_of, plan);
+  Py_XSETREF(python_backward, backward);
+  plans.clear();
+  ordinary_keys = at::zeros({1}).key_set();
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef methods[] = {
+    {"linear", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(linear)), METH_FASTCALL, nullptr},
+    {"setup", setup, METH_VARARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "meprop_bench_node", nullptr, -1, methods};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_meprop_bench_node() {
+  return PyModule_Create(&definition);
+}
