@@ -1,0 +1,249 @@
+"""The steps of action.yml, run by bash with the variables that a runner would give them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml", reason="not installed: pip install 'meprop-bench[dev]'")
+BASH = shutil.which("bash")
+pytestmark = pytest.mark.skipif(BASH is None, reason="there is no bash")
+
+ROOT = Path(__file__).parents[2]
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
+STEPS: Mapping[str, Mapping[str, Any]] = {step["id"]: step for step in ACTION["runs"]["steps"]}
+
+Run = Callable[..., "tuple[subprocess.CompletedProcess[str], dict[str, str]]"]
+
+
+def evaluated(text: str, context: Mapping[str, Any]) -> str:
+    """Replace `${{ a.b.c }}` by what the context has there; nothing where it has none, as the runner does."""
+
+    def find(match: re.Match[str]) -> str:
+        value: Any = context
+        for part in match[1].split("."):
+            value = value.get(part, "") if isinstance(value, Mapping) else ""
+        return str(value)
+
+    return re.sub(r"\$\{\{\s*([\w.-]+)\s*\}\}", find, text)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Return what runs one step and gives its process and its outputs."""
+
+    def go(step: str, *, inputs: Mapping[str, str] | None = None, cwd: Path = tmp_path, **context: Any) -> Any:
+        given = {name: spec["default"] for name, spec in ACTION["inputs"].items()} | dict(inputs or {})
+        outputs = tmp_path / "output.txt"
+        outputs.write_text("")
+        (tmp_path / "temp").mkdir(exist_ok=True)
+        known = {"github": {"action_path": str(ROOT)}, **context, "inputs": given}
+        variables = {name: evaluated(value, known) for name, value in STEPS[step]["env"].items()}
+        path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        own = {
+            "GITHUB_OUTPUT": str(outputs),
+            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+            "RUNNER_TEMP": str(tmp_path / "temp"),
+            "PATH": path,
+            **variables,
+        }
+        (script := tmp_path / "step.sh").write_text(STEPS[step]["run"])
+        found = subprocess.run(
+            [BASH, "--noprofile", "--norc", "-eo", "pipefail", script],
+            cwd=cwd,
+            env={**os.environ, **own},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return found, dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+
+    return go
+
+
+def program(tmp_path: Path, name: str, body: str) -> None:
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (path := tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = {f"GIT_{role}_{what}": "test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, env={**os.environ, **who}, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> tuple[Path, list[str]]:
+    """Return a repository of three commits, whose path has a space, and the commits."""
+    (folder := tmp_path / "the origin").mkdir()
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "config", "uploadpack.allowAnySHA1InWant", "true")
+    for number in range(3):
+        git(folder, "commit", "--quiet", "--allow-empty", "--message", str(number))
+    return folder, git(folder, "rev-list", "--reverse", "HEAD").split()
+
+
+@pytest.fixture
+def shallow(tmp_path: Path, origin: tuple[Path, list[str]]) -> Path:
+    """Return a checkout of depth 1 with a detached head, as runners make it."""
+    folder = tmp_path / "a checkout"
+    git(tmp_path, "clone", "--quiet", "--depth=1", origin[0].as_uri(), str(folder))
+    git(folder, "checkout", "--quiet", "--detach")
+    return folder
+
+
+def test_the_action_is_one_that_a_runner_accepts() -> None:
+    assert ACTION["runs"]["using"] == "composite"
+    assert list(STEPS) == ["python", "install", "base", "gate", "comment", "verdict"]
+    for step in STEPS.values():
+        if "run" in step:
+            assert step["shell"] == "bash"
+            assert step["run"].startswith("set -euo pipefail\n")
+            # What a pull request's author can choose comes in by variables: in the script it would be code.
+            assert "${{" not in step["run"]
+            subprocess.run([str(BASH), "-n"], input=step["run"], text=True, check=True)
+    for spec in ACTION["inputs"].values():
+        assert isinstance(spec["default"], str)
+        assert spec["description"]
+    named = set(re.findall(r"inputs\.([\w-]+)", (ROOT / "action.yml").read_text("utf-8")))
+    assert named == set(ACTION["inputs"])
+
+
+def test_the_command_that_installs_is_an_input_and_stops_at_its_first_fault(run: Run, tmp_path: Path) -> None:
+    found, _ = run("install", inputs={"install": 'touch "one file"\nfalse\ntouch other'})
+    assert found.returncode != 0
+    assert (tmp_path / "one file").exists()
+    assert not (tmp_path / "other").exists()
+
+
+def test_by_default_the_actions_own_package_is_installed_with_its_constraints(run: Run, tmp_path: Path) -> None:
+    program(tmp_path, "python", 'printf "%s\\n" "$@" > called.txt')
+    found, _ = run("install")
+    assert found.returncode == 0, found.stderr
+    called = (tmp_path / "called.txt").read_text().splitlines()
+    assert called == [
+        *("-m", "pip", "install", "--quiet", "--constraint"),
+        str(ROOT / "constraints.txt"),
+        f"{ROOT}[cpu,digits]",
+    ]
+
+
+@pytest.mark.parametrize("how", ["pull request", "push", "branch", "commit", "short", "head"])
+def test_a_base_that_the_shallow_checkout_lacks_is_fetched(
+    run: Run, shallow: Path, origin: tuple[Path, list[str]], how: str
+) -> None:
+    commits = origin[1]
+    git(origin[0], "branch", "old", commits[0])
+    event = {"pull_request": {"base": {"sha": commits[1]}}} if how == "pull request" else {"before": commits[0]}
+    inputs = {"branch": {"base": "old"}, "commit": {"base": commits[1]}, "short": {"base": "HEAD"}}.get(how, {})
+    expected = {"pull request": 1, "push": 0, "branch": 0, "commit": 1, "short": 2, "head": 0}[how]
+    if how == "head":
+        inputs = {"head": "old"}
+    found, outputs = run("base", inputs=inputs, cwd=shallow, github={"event": event})
+    assert found.returncode == 0, found.stderr
+    assert outputs["base"] == commits[expected]
+    assert outputs.get("head") == (commits[0] if how == "head" else None)
+    assert git(shallow, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    ("base", "before", "message"),
+    [
+        ("", "", "nothing to compare with"),
+        ("", "0" * 40, "nothing to compare with"),  # the first push of a branch
+        ("no-such-branch", "", "no-such-branch is neither here nor on origin"),
+        ("--upload-pack=touch pwned", "", "neither here nor on origin"),
+        ("$(touch pwned); `touch pwned`", "", "neither here nor on origin"),
+    ],
+)
+def test_a_base_that_is_nowhere_is_told(run: Run, shallow: Path, base: str, before: str, message: str) -> None:
+    found, outputs = run("base", inputs={"base": base}, cwd=shallow, github={"event": {"before": before}})
+    assert found.returncode == 2
+    assert message in found.stdout + found.stderr
+    assert outputs == {}
+    assert not list(shallow.rglob("pwned"))
+
+
+def test_options_are_passed_on_as_they_are_and_only_where_given(run: Run, tmp_path: Path) -> None:
+    program(tmp_path, "meprop-bench", 'printf "%s\\n" "$@" > called.txt; echo "${GITHUB_STEP_SUMMARY-none}"; exit 4')
+    found, outputs = run("gate", steps={"base": {"outputs": {"base": "abc", "head": ""}}})
+    assert found.returncode == 0, found.stderr
+    assert outputs["exit-code"] == "4"
+    assert (tmp_path / "called.txt").read_text().splitlines()[-1] == "--base=abc"
+    assert found.stdout.strip() == str(tmp_path / "summary.md")
+    inputs = {"baseline": "a b.json", "candidate": "-c.json", "margin": "0.02", "budget": "9", "preset": "x y.toml"}
+    inputs |= {"ratios-only": "true", "summary": "false"}
+    found, outputs = run("gate", inputs=inputs)
+    report = outputs["report"]
+    assert (tmp_path / "called.txt").read_text().splitlines() == [
+        *("gate", "--output", f"{report}/gate.md", "--output", f"{report}/gate.json", "--output", f"{report}/gate.xml"),
+        *("--baseline=a b.json", "--candidate=-c.json", "--preset=x y.toml", "--budget=9", "--margin=0.02"),
+        "--ratios-only",
+    ]
+    assert found.stdout.strip() == "none"
+
+
+def test_files_are_judged_end_to_end(run: Run, tmp_path: Path) -> None:
+    def write(name: str, factor: float) -> str:
+        stats = {"median": factor, "data": [factor * (1 + 0.001 * n) for n in range(9)]}
+        record = {"machine_info": {"machine": "x86_64"}, "benchmarks": [{"fullname": "test_a", "stats": stats}]}
+        (tmp_path / name).write_text(json.dumps(record))
+        return name
+
+    inputs = {"baseline": write("the base.json", 1e-3), "candidate": write("head.json", 2e-3)}
+    found, outputs = run("gate", inputs=inputs)
+    assert outputs["exit-code"] == "1", found.stderr
+    report = Path(outputs["report"])
+    assert {path.name for path in report.iterdir()} == {"gate.md", "gate.json", "gate.xml"}
+    assert "test_a" in (report / "gate.md").read_text("utf-8")
+    assert "test_a" in (tmp_path / "summary.md").read_text("utf-8")
+    found, outputs = run("gate", inputs={"baseline": "none.json", "candidate": "head.json"})
+    assert outputs["exit-code"] == "2"
+    assert "none.json does not exist" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "strict", "expected", "said"),
+    [
+        ("0", "true", 0, ""),
+        ("1", "true", 1, "::error title=meprop-bench gate::something got worse"),
+        ("1", "false", 1, "::error"),
+        ("3", "true", 3, "::error title=meprop-bench gate::not comparable"),
+        ("4", "true", 4, "::error title=meprop-bench gate::inconclusive"),
+        ("4", "false", 0, "::warning title=meprop-bench gate::inconclusive"),
+        ("5", "false", 5, "nothing was judged"),
+        ("137", "false", 137, "ended with code 137"),
+    ],
+)
+def test_the_verdict_is_the_gates_exit_code(run: Run, code: str, strict: str, expected: int, said: str) -> None:
+    inputs = {"fail-on-inconclusive": strict}
+    found, _ = run("verdict", inputs=inputs, steps={"gate": {"outputs": {"exit-code": code}}})
+    assert found.returncode == expected
+    assert said in found.stdout
+
+
+@pytest.mark.parametrize("works", ["edit", "new", "never"])
+def test_a_comment_that_cannot_be_made_is_a_warning(run: Run, tmp_path: Path, works: str) -> None:
+    fails = {"edit": "exit 0", "new": '[[ "$*" != *--edit-last* ]]', "never": "exit 1"}[works]
+    program(tmp_path, "gh", f'echo "$*" >> called.txt\n{fails}')
+    (tmp_path / "gate.md").write_text("verdicts")
+    event = {"github": {"event": {"pull_request": {"number": 7}}}}
+    found, _ = run("comment", steps={"gate": {"outputs": {"report": str(tmp_path)}}}, **event)
+    assert found.returncode == 0
+    called = (tmp_path / "called.txt").read_text().splitlines()
+    assert called[0] == f"pr comment 7 --edit-last --body-file {tmp_path}/gate.md"
+    assert len(called) == (1 if works == "edit" else 2)
+    assert ("::warning" in found.stdout) == (works == "never")
+    found, _ = run("comment", steps={"gate": {"outputs": {"report": "nowhere"}}}, **event)
+    assert found.returncode == 0
+    assert "no verdicts" in found.stdout
