@@ -54,6 +54,7 @@ AXIS_HELPS = {
     "rate": "meSimp's p: neurons active in fewer examples are removed.",
     "share": "meAct's p: share of the gradient from which a neuron is trained.",
     "slowdown": "Of the method dense: share by which its second side is held back.",
+    "launch": "On a GPU: eager, or graph (a layer's calls replayed as CUDA graphs).",
     "caches": "What a timed call may find in them: warm, cold (emptied before each).",
 }
 

@@ -26,7 +26,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import Any, Protocol
 
-__all__ = ["CACHES", "Clock", "CudaEventClock", "WallClock", "clock_for", "overhead"]
+__all__ = ["CACHES", "LAUNCHES", "Clock", "CudaEventClock", "WallClock", "clock_for", "overhead"]
+
+LAUNCHES = ("eager", "graph")
+"""How calls reach a GPU: launch by launch, or recorded once and replayed as one CUDA graph."""
 
 CACHES = ("warm", "cold")
 """What a timed call may find in the caches: what the last one left there, or nothing."""

@@ -12,23 +12,51 @@ copy to the host, a sparse gradient whose number of rows depends on the data). S
 silent measurement of something else. A graph replays the work on the inputs that were captured; the optimizer's
 state moves on with each replay, as it should.
 
+Autograd runs a backward pass on the stream of its forward pass, and a capture sees its own stream alone. So whoever
+wants a backward pass captured sets its graph up on that stream (`on_capture_stream`).
+
 A function is captured once and known again by equality: hand over the same functions each time (bound methods are
 equal to themselves), or every value pays for a capture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from meprop_bench.measure.clock import CudaEventClock
 
-__all__ = ["CudaGraphClock"]
+__all__ = ["CudaGraphClock", "on_capture_stream"]
 
 _Call = Callable[[], object]
 
 _WARM_ROUNDS = 3
 """As torch's own documentation of whole-network capture has it."""
+
+
+_streams: dict[str, Any] = {}
+"""Device -> the stream of all captures."""
+
+
+@contextmanager
+def on_capture_stream(device: str) -> Iterator[None]:
+    """Issue what is done in the block on the stream that captures use; the device has finished it at the end."""
+    import torch
+
+    with torch.cuda.device(device), torch.cuda.stream(_capture_stream(device)):
+        yield
+    torch.cuda.synchronize(device)
+
+
+def _capture_stream(device: str) -> Any:
+    import torch
+
+    if device not in _streams:
+        new_stream: Any = torch.cuda.Stream
+        with torch.cuda.device(device):
+            _streams[device] = new_stream()
+    return _streams[device]
 
 
 class CudaGraphClock(CudaEventClock):
@@ -41,6 +69,7 @@ class CudaGraphClock(CudaEventClock):
 
     def __init__(self, device: str) -> None:
         super().__init__(device)
+        self._name = device
         self._replays: dict[tuple[_Call, ...], tuple[_Call, ...]] = {}
 
     def time(self, fn: _Call, loops: int) -> float:
@@ -61,9 +90,8 @@ class CudaGraphClock(CudaEventClock):
     def _capture(self, calls: tuple[_Call, ...]) -> tuple[_Call, ...]:
         import torch
 
-        new_stream: Any = torch.cuda.Stream
         with torch.cuda.device(self._device):
-            side, current = new_stream(), torch.cuda.current_stream()
+            side, current = _capture_stream(self._name), torch.cuda.current_stream()
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 for _ in range(_WARM_ROUNDS):
@@ -74,7 +102,7 @@ class CudaGraphClock(CudaEventClock):
             graphs = [torch.cuda.CUDAGraph() for _ in calls]
             try:
                 for graph, call in zip(graphs, calls, strict=True):
-                    with torch.cuda.graph(graph, pool=pool):
+                    with torch.cuda.graph(graph, pool=pool, stream=side):
                         call()
             except RuntimeError as error:
                 reason = str(error).strip().partition("\n")[0]

@@ -74,10 +74,11 @@ AXES: dict[str, Callable[[Row], str]] = {
     "share": lambda row: ABSENT if row.share is None else f"{row.share:g}",
     "slowdown": lambda row: ABSENT if row.slowdown is None else f"{100 * row.slowdown:g}%",
     "caches": lambda row: row.caches,
+    "launch": lambda row: row.launch,
     "seed": lambda row: ABSENT if row.seed is None else str(row.seed),
     "environment": lambda row: row.environment_id,
 }
-_USUAL = {"caches": "warm"}
+_USUAL = {"caches": "warm", "launch": "eager"}
 """What needs no word where it is the same for all rows."""
 
 _FIGURES: dict[str, Callable[[Row], Cell]] = {

@@ -164,6 +164,7 @@ class Row:
     them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
 
     `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
+    `launch` says how calls reached a GPU ("graph": recorded once and replayed); rows without it are "eager".
 
     `elapsed_s` is the wall time of the whole case: the start of its processes and all besides the timing, too.
 
@@ -197,6 +198,7 @@ class Row:
     share: float | None = None
     slowdown: float | None = None
     caches: str = "warm"
+    launch: str = "eager"
     median_s: float | None = None
     values_s: tuple[float, ...] | None = None
     baseline_median_s: float | None = None

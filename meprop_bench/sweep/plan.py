@@ -58,6 +58,7 @@ AXES = {
     "share": "share",
     "slowdown": "slowdown",
     "caches": "caches",
+    "launch": "launch",
     "seed": "seed",
 }
 """Axis, as options and presets spell it -> the field of a case."""

@@ -152,6 +152,7 @@ def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
         "allocator": case.allocator,
         "data": case.data,
         "caches": case.caches,
+        "launch": case.launch,
         "seed": case.seed,
         **{name: getattr(case, name) for name in _OF_SOME if name in has},
     }

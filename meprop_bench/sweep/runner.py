@@ -282,6 +282,8 @@ class Runner:
             return "not asked for (utilization is off)"
         if case.caches == "cold":
             return "a steady loop has warm caches"
+        if case.launch == "graph":
+            return "a steady loop launches call by call"
         self._tell(case, "watching")
         try:
             return _ask(worker, {"do": "utilization", "device": case.device, "seconds": _STEADY_S})

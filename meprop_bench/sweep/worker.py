@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,7 @@ class Session:
         self._close_blocks()
         self._prepared = self._checked = None  # the last case's memory, before the next one's is taken
         self._case = workloads.Case.from_json(case)
-        with _one_thread():
+        with _one_thread(), _stream(self._case):
             self._prepared = prepared = workloads.setup(self._case)
         return {
             "kernel": prepared.kernel,
@@ -133,7 +133,7 @@ class Session:
         found = self._prepared.check()
         if found != PASSED:
             return {"check": found, "loops": 1, "side_loops": [1, 1]}
-        clock = clock_for(self._case.device, caches=self._case.caches)
+        clock = clock_for(self._case.device, caches=self._case.caches, graphs=self._case.launch == "graph")
         self._checked = self._prepared, clock
         sides = (self._prepared.baseline, self._prepared.method)
         for side in sides:
@@ -200,7 +200,7 @@ class Session:
         blocks.release()
         rng = random.Random(seed)
         self._ballast = [torch.empty(rng.randrange(1, most), dtype=torch.uint8) for most in _BALLAST]
-        with _one_thread():
+        with _one_thread(), _stream(self._case):
             self._prepared = prepared = workloads.setup(self._case)
         self._checked = prepared, blocks.clock
         blocks.use(prepared)
@@ -322,6 +322,15 @@ class _Blocks:
             self._usual_s.append(self._prepared.method(loops, self.clock)[self._phase])
         self._slowed.wait(share * median(self._usual_s))
         return self._slowed
+
+
+def _stream(case: Case) -> AbstractContextManager[None]:
+    """Return what a case is set up in: a backward pass can be captured only where its forward pass was issued."""
+    if case.launch == "eager":
+        return nullcontext()
+    from meprop_bench.measure.graph import on_capture_stream
+
+    return on_capture_stream(case.device)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
-from meprop_bench.measure.clock import CACHES
+from meprop_bench.measure.clock import CACHES, LAUNCHES
 
 __all__ = ["METHODS", "OPTIMIZERS", "WORKLOADS", "Case", "Workload", "default_allocator", "default_threads", "one_of"]
 
@@ -150,6 +150,7 @@ class Case:
         share: meAct's p: an example trains the neurons with at least this share of its gradient.
         slowdown: of the method dense: its second side waits for this share of its own time in each call.
         caches: "warm", as the last call left them, or "cold", emptied before each iteration.
+        launch: "eager", call by call, or "graph": recorded once and replayed as a CUDA graph; a layer on a GPU.
         seed: of weights, data and selections.
 
     Raises:
@@ -179,6 +180,7 @@ class Case:
     share: float | None = None
     slowdown: float | None = None
     caches: str = "warm"
+    launch: str = "eager"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -197,6 +199,7 @@ class Case:
         _check_k(self.k)
         self._check_dense()
         object.__setattr__(self, "device", _device(self.device))
+        self._check_launch()
         _check_kernel(self.workload, self.kernel)
         if "data" in self._has.fields:
             self._check_data()
@@ -242,6 +245,17 @@ class Case:
         for name, usual in (("gradient", "dense"), ("kernel", "auto")):
             if getattr(self, name) != usual:
                 raise UserError(f"{name} {getattr(self, name)!r} does nothing with --method dense: leave it out")
+
+    def _check_launch(self) -> None:
+        if self.launch == "eager":
+            return
+        if self.device == "cpu":
+            raise UserError("launch 'graph' replays CUDA graphs: use --device cuda, or leave it out")
+        if self._has.trains:
+            # The next batch and the optimizer's count of steps are Python's, and would stand still in a replay.
+            raise UserError(
+                f"launch 'graph' is for layers: the workload {self.workload} decides in Python what comes next"
+            )
 
     def _check_maps(self, size: int, filter: int) -> None:
         if filter > size:
@@ -293,6 +307,8 @@ class Case:
             extras.append(f"{self.allocator} allocator")
         if self.caches != "warm":
             extras.append(f"{self.caches} caches")
+        if self.launch != "eager":
+            extras.append(f"{self.launch} launch")
         if self.seed:
             extras.append(f"seed {self.seed}")
         return " ".join([self.workload, self._shape, f"B={self.batch}", self.method, *self._amount, *extras])
@@ -335,6 +351,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "allocator": tuple(ALLOCATORS),
     "optimizer": OPTIMIZERS,
     "caches": CACHES,
+    "launch": LAUNCHES,
 }
 _SLOWEST = 100
 

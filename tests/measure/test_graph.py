@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from meprop_bench.measure import graph
 from meprop_bench.measure.clock import clock_for
 
 
@@ -18,6 +19,7 @@ class Device:
         self.recording: Graph | None = None
         self.captures = 0
         self.launches = 0
+        self.streams = []
 
     def launch(self, seconds):
         def run():
@@ -66,15 +68,21 @@ def device(monkeypatch):
     device = Graph.device = Event.device = Device()
 
     @contextmanager
-    def capture(graph, pool):
+    def capture(into, pool, stream):
         assert pool == "pool"
+        device.streams.append(stream)
         device.captures += 1
-        device.recording = graph
+        device.recording = into
         try:
             yield
         finally:
             device.recording = None
 
+    def issued_on(stream):
+        device.streams.append(stream)
+        return nullcontext()
+
+    monkeypatch.setattr(graph, "_streams", {})
     replacements = {
         "Event": Event,
         "Stream": Stream,
@@ -82,7 +90,7 @@ def device(monkeypatch):
         "graph": capture,
         "graph_pool_handle": lambda: "pool",
         "current_stream": lambda *_: Stream(),
-        "stream": lambda _: nullcontext(),
+        "stream": issued_on,
         "device": lambda _: nullcontext(),
         "synchronize": lambda _: None,
     }
@@ -110,6 +118,14 @@ def test_phases_are_graphs_of_their_own_in_order(device):
     assert device.captures == 2
 
 
+def test_what_is_set_up_for_a_capture_is_issued_on_its_stream(device):
+    with graph.on_capture_stream("cuda:0"):
+        pass
+    clock_for("cuda:0", graphs=True).time(device.launch(0.5), 2)
+    assert len(device.streams) == 3  # the set-up, the warm rounds, the capture
+    assert len(set(map(id, device.streams))) == 1
+
+
 def test_cold_replays(device):
     clock = clock_for_cold(device)
     assert clock.time(device.launch(0.5), 3) == pytest.approx(0.5)
@@ -128,6 +144,22 @@ def test_what_cannot_be_captured_is_one_line(device):
 
     with pytest.raises(ValueError, match=r"captured as a CUDA graph: operation not permitted .* capturing$"):
         clock_for("cuda:0", graphs=True).time(waits, 1)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_backward_pass_is_captured_with_all_that_it_does():
+    with graph.on_capture_stream("cuda:0"):
+        x, w = (torch.randn(2048, 2048, device="cuda:0", requires_grad=True) for _ in range(2))
+        y = x @ w.t()
+        dy = torch.randn_like(y)
+
+    def backward():
+        return torch.autograd.grad(y, (x, w), dy, retain_graph=True)
+
+    eager, replayed = clock_for("cuda:0"), clock_for("cuda:0", graphs=True)
+    eager.time(backward, 3)
+    assert replayed.time(backward, 20) == pytest.approx(eager.time(backward, 20), rel=0.5)
 
 
 @pytest.mark.cuda

@@ -250,6 +250,13 @@ def test_rows_name_the_caches_and_cold_ones_are_not_watched(run: Callable[..., S
     assert cold.unavailable["power_w"] == "a steady loop has warm caches"
 
 
+def test_rows_name_the_launch_and_replays_are_not_watched(run: Callable[..., Store]) -> None:
+    cases = [Case(k=3, threads=1, device="cuda"), Case(k=3, threads=1, device="cuda", launch="graph")]
+    eager, _, replayed, _ = run(_Teams(), cases).rows()
+    assert (eager.launch, replayed.launch) == ("eager", "graph")
+    assert replayed.unavailable["power_w"] == "a steady loop launches call by call"
+
+
 def test_processes_that_are_kept_serve_a_group_and_the_rows_say_so(run: Callable[..., Store]) -> None:
     teams = _Teams()
     cases = [_CASES[0], Case(k=3, threads=1, allocator="default"), _CASES[1]]

@@ -58,6 +58,8 @@ def test_no_k_means_no_gradient(k: object) -> None:
         ("seed", -1, "seed must be"),
         ("data", "mnist", "workload mlp"),
         ("caches", "hot", "choose from warm, cold"),
+        ("launch", "later", "choose from eager, graph"),
+        ("launch", "graph", "launch 'graph' replays CUDA graphs: use --device cuda"),
         ("length", 3, "does nothing in the workload linear: it is for the workload lstm, gru, seq2seq"),
         ("method", "mesimp", "choose from meprop, unified, random, random-unified"),
     ],
@@ -112,3 +114,11 @@ def test_what_a_workload_has_is_filled_in() -> None:
     assert Case(workload="lstm").length == 25
     assert Case(workload="meact", method="meact", data="digits", in_features=64).share == 0.004
     assert Case(workload="mesimp", method="mesimp", data="digits", in_features=64, rate=0.2).label.endswith("p=0.2")
+
+
+def test_replays_are_for_layers_on_a_gpu() -> None:
+    case = Case(device="cuda", launch="graph")
+    assert case.label.endswith("cuda:0 graph launch")
+    assert case.case_id != Case(device="cuda").case_id
+    with pytest.raises(UserError, match="launch 'graph' is for layers"):
+        Case(workload="mlp", data="digits", in_features=64, device="cuda", launch="graph")
