@@ -21,6 +21,7 @@ from torch import nn
 
 from meprop_bench.algorithms.meact import ParameterChange
 from meprop_bench.paper.experiment import Arm
+from meprop_bench.paper.subjects import options_of
 from meprop_bench.paper.trainings import Evaluation, Trained
 from meprop_bench.tasks import load_task
 from meprop_bench.tasks.algorithm import Activation, Algorithm, Running, Simplification
@@ -35,10 +36,10 @@ _STAGE = 5
 
 def task_of(arm: Arm, device: str = "cpu") -> Task:
     """Load the task of an arm with what its setting says of the model and the batch."""
-    names = ("batch", "hidden", "layers")
-    options: dict[str, Any] = {name: value for name in names if (value := getattr(arm.setting, name)) is not None}
-    if arm.setting.dropout:
-        options["dropout"] = arm.setting.dropout
+    names = [name for name in options_of(arm.task) if getattr(arm.setting, name)]
+    options: dict[str, Any] = {name: getattr(arm.setting, name) for name in names}
+    if arm.examples is not None:
+        options["examples"] = arm.examples
     return load_task(arm.task, **options, device=device)
 
 

@@ -48,9 +48,10 @@ _SET_UP_S = 12.0
 class Scale:
     """How much of an experiment is run; see `experiments.toml` for what the fields mean."""
 
-    epochs: int = 1
+    epochs: int | None = None
     seeds: int = 1
     batch: int | None = None
+    examples: int | None = None
     epoch_s: float = 1.0
     ks: tuple[float, ...] | None = None
     hidden: int | None = None
@@ -74,6 +75,7 @@ class Arm:
         data: where the examples come from: "mnist", "digits", …
         setting: of the row, with what the scale changed.
         epochs: how long.
+        examples: how many of the training examples; None for all.
         watched: whether the change of the parameters is measured at every update, which takes time.
 
     """
@@ -82,6 +84,7 @@ class Arm:
     data: str
     setting: Setting
     epochs: int
+    examples: int | None = None
     watched: bool = False
 
     @property
@@ -90,8 +93,8 @@ class Arm:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return asdict(self)
+        """Return the JSON object, without what is not said: a field that is added later leaves stored ids alone."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Arm:
@@ -281,6 +284,7 @@ class _Draft:
     def add(self, part: Part) -> None:
         """Add what can be run of a part."""
         about, scale = subject(part.task), scale_of(self.table.table_id, part.task, self.scale)
+        watched = any("smaller-update" in row.claims for each in self.table.parts for row in each.rows)
         sources = {COLUMNS[column].source for row in part.rows for column in row.figures}
         # Curves have no printed figures: what is claimed of them says that they must be trained.
         claimed = {claim for row in part.rows for claim in row.claims}
@@ -289,10 +293,10 @@ class _Draft:
         if "timing" in sources:
             added |= self._time(part, about, scale)
         if trains and not about.is_layer:
-            if not self._everything and (reason := about.reason_not_trained(self.scale)):
+            if reason := self._reason_not_trained(part, about, scale):
                 self.skipped.append((part.name, reason))
             else:
-                added |= self._train(part, about, scale)
+                added |= self._train(part, about, scale, watched)
         if "data" in sources:
             if not self._everything and (reason := about.reason_not_counted(self.scale)):
                 self.skipped.append((part.name, reason))
@@ -302,30 +306,47 @@ class _Draft:
         if added:
             self.scales.append(scale)
 
-    def _train(self, part: Part, about: Subject, scale: Scale) -> bool:
-        data = about.data(self.scale)
+    def _reason_not_trained(self, part: Part, about: Subject, scale: Scale) -> str | None:
+        if not self._everything and (reason := about.reason_not_trained(self.scale)):
+            return reason
+        if scale.epochs is None:
+            return f"experiments.toml has no {self.scale} scale for trainings of {part.task} yet"
+        settings = [row.setting for row in part.rows]
+        if "dropout" not in about.options and any(setting.dropout for setting in settings):
+            return f"the task {part.task} has no dropout yet"
+        if any(setting.learning_rate not in (None, _RATES.get(setting.optimizer or "")) for setting in settings):
+            return (
+                f"AdaGrad's rate here is that of MNIST, {_RATES['adagrad']:g}; the paper's for {part.task} is another"
+            )
+        return None
+
+    def _train(self, part: Part, about: Subject, scale: Scale, watched: bool) -> bool:
+        data, epochs = about.data(self.scale), scale.epochs
+        assert epochs is not None
         for row in part.rows:
             if row.setting.method is None:
                 continue
-            watched = any("smaller-update" in each.claims for each in part.rows)
-            arm = Arm(about.task_name(self.scale), data, self._shrunk(row, scale), scale.epochs, watched)
+            task, setting = about.task_name(self.scale), self._shrunk(row, scale, epochs)
+            arm = Arm(task, data, setting, epochs, scale.examples, watched)
             self.arms[part.name, row.name] = arm
-            self._epoch_s[arm.arm_id] = scale.epochs * scale.epoch_s
+            self._epoch_s[arm.arm_id] = epochs * scale.epoch_s
         paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
-        self.changes.append(f"{scale.epochs} epochs, {data}; the paper does not say how many epochs were run")
+        self.changes.append(f"{epochs} epochs, {data}; the paper does not say how many epochs were run")
+        if scale.examples is not None:
+            self.changes.append(f"{scale.examples} training examples in place of all")
         if self.table.best_of != scale.seeds:
             self.changes.append(f"{scale.seeds} seeds in place of {paper}")
         return True
 
-    def _shrunk(self, row: PublishedRow, scale: Scale) -> Setting:
+    def _shrunk(self, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
         setting = row.setting
         if scale.batch is not None and scale.batch != setting.batch:
             self.changes.append(f"trained with batches of {scale.batch} in place of {setting.batch}")
             setting = replace(setting, batch=scale.batch)
-        if setting.masked_after is not None and scale.epochs < _FULL_EPOCHS:
-            epochs = min(max(1, round(setting.masked_after * scale.epochs / _FULL_EPOCHS)), scale.epochs - 1)
-            self.changes.append(f"meAct's masks are fixed after {epochs} epochs in place of {setting.masked_after}")
-            setting = replace(setting, masked_after=epochs)
+        if setting.masked_after is not None and epochs < _FULL_EPOCHS:
+            fixed = min(max(1, round(setting.masked_after * epochs / _FULL_EPOCHS)), epochs - 1)
+            self.changes.append(f"meAct's masks are fixed after {fixed} epochs in place of {setting.masked_after}")
+            setting = replace(setting, masked_after=fixed)
         return setting
 
     def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
@@ -360,6 +381,9 @@ class _Draft:
                 self.changes.append(f"timed with {name} = {ours} in place of {theirs}")
         return plan_axes(axes).cases[0]
 
+
+_RATES = {"adam": 0.001, "adagrad": 0.1}
+"""Learning rates of `training.OPTIMIZERS`, which a training cannot change."""
 
 _FULL_EPOCHS = 20
 """Epochs that the tables' iterations lie within, which meAct's e is a part of."""

@@ -16,7 +16,7 @@ from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 from meprop_bench.tasks import TASKS
 
-__all__ = ["SUBJECTS", "Subject", "subject"]
+__all__ = ["SUBJECTS", "Subject", "options_of", "subject"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Subject:
         task: of `tasks.TASKS`, on real data; None for what is not trained.
         smoke: the task of the smoke scale, on embedded data or a slice.
         source: of the real data, in `data.sources`.
+        options: of a row's setting, what the task takes; what it does not take is what it is made for.
         timing: axes of the sweeps that time its steps; empty where nothing is timed.
         timing_note: what differs from the paper's steps.
         counted: whether its data are the paper's own, so that their sizes can be held against the paper's.
@@ -38,6 +39,7 @@ class Subject:
     task: str | None
     smoke: str | None
     source: str | None
+    options: tuple[str, ...] = ()
     timing: Mapping[str, Any] = field(default_factory=dict)
     timing_note: str = ""
     counted: bool = False
@@ -85,19 +87,21 @@ class Subject:
         return f"the data are not here: set MEPROP_BENCH_DATA, or run `meprop-bench data fetch {self.source}`"
 
 
+_SIZES = ("batch", "hidden")
 _PERCEPTRON = {"workload": "mlp"}
 _ALONE = "timed is {} alone, on random numbers, in place of the whole model"
 
 SUBJECTS: Mapping[str, Subject] = {
     subject.name: subject
     for subject in (
-        Subject("mnist", "mnist", "digits", "mnist", _PERCEPTRON, counted=True),
-        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist"),
+        Subject("mnist", "mnist", "digits", "mnist", (*_SIZES, "layers", "dropout"), _PERCEPTRON, counted=True),
+        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist", ("batch",)),
         Subject(
             "pos",
             "pos",
             "pos",
             "ud-ewt",
+            _SIZES,
             {"workload": "lstm", "in-features": 190, "length": 25},
             _ALONE.format("one direction of the tagger's LSTM over 25 words"),
         ),
@@ -106,11 +110,12 @@ SUBJECTS: Mapping[str, Subject] = {
             "parsing",
             "parsing",
             "ud-ewt",
+            _SIZES,
             {"workload": "linear", "in-features": 2400},
             _ALONE.format("the parser's hidden layer, 2400 → 500,"),
         ),
-        Subject("translation", "translation", "translation", "multi30k"),
-        Subject("layer", None, None, None, {"workload": "linear"}),
+        Subject("translation", "translation", "translation", "multi30k", ("batch",)),
+        Subject("layer", None, None, None, (), {"workload": "linear"}),
     )
 }
 """Name -> what it is. A task that is added to `tasks.TASKS` under the name here makes its tables runnable."""
@@ -121,3 +126,8 @@ def subject(name: str) -> Subject:
     if name not in SUBJECTS:
         raise UserError(f"there is no subject {name!r}: choose from {', '.join(SUBJECTS)}")
     return SUBJECTS[name]
+
+
+def options_of(task: str) -> tuple[str, ...]:
+    """Return what a task of `tasks.TASKS` takes of a row's setting."""
+    return next(about.options for about in SUBJECTS.values() if task in (about.task, about.smoke))
