@@ -1,4 +1,9 @@
 import json
+import os
+import resource
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -189,3 +194,17 @@ def test_20_000_rows_are_judged(many):
     found = judge(read(base, head), Settings(margin=0.5))
     assert len(found) == 20_000
     assert {one.verdict for one in found} == {"pass"}
+
+
+@pytest.mark.skipif("MEPROP_BENCH_MILLION" not in os.environ, reason="takes a minute, 2 GiB and a quiet machine")
+def test_a_million_rows_are_judged_in_20_s_and_2_gib(many, tmp_path):
+    """By hand: MEPROP_BENCH_MILLION=1 pytest tests/gate/files -k million. The only test that looks at a clock."""
+    base, head = many("base.json", 1_000_000), many("head.json", 1_000_000, factor=1.0)
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "meprop_bench", "gate", "--baseline", base, "--candidate", head, "--margin", "0.5"]
+    found = subprocess.run([*command, "--output", tmp_path / "gate.md"], capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - begun
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert found.returncode == 0, found.stderr
+    assert seconds < 20
+    assert peak < 2 << 30
