@@ -1,0 +1,311 @@
+"""Two revisions measured in turns: what is asked of whom, when it stops, and what faults cost. The workers answer as
+real ones would, and time passes on a fake clock only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.revisions import Measured, Progress, Record, Rounds, Tally, measure
+from meprop_bench.gate.series import Series
+from meprop_bench.gate.worktree import Checkout
+from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.stats import paired_ratio
+from meprop_bench.sweep.plan import Plan, plan_axes
+from meprop_bench.sweep.worker import PROTOCOL
+from meprop_bench.workloads.case import Case
+
+_BLOCK_S = 0.01
+
+
+class _Fakes:
+    """Workers on one fake clock: `head_times` slower in the head; `wrong` says what goes wrong."""
+
+    def __init__(self, head_times: float = 1.0, wrong: Callable[[str, str, int, Case], Any] | None = None) -> None:
+        self.time = 0.0
+        self.head_times = head_times
+        self.wrong = wrong or (lambda side, do, worker, case: None)
+        self.started: list[str] = []
+        self.open = 0
+        self.log: list[tuple[str, str]] = []
+
+    def now(self) -> float:
+        return self.time
+
+    def start(self, checkout: Checkout, case: Case) -> _Fake:
+        self.started.append(checkout.side)
+        self.open += 1
+        return _Fake(self, checkout, len(self.started))
+
+
+class _Fake:
+    def __init__(self, fakes: _Fakes, checkout: Checkout, number: int) -> None:
+        self._fakes, self._checkout, self._number = fakes, checkout, number
+        self._case = Case()
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        fakes, side, do = self._fakes, self._checkout.side, message["do"]
+        fakes.log.append((side, do))
+        if do == "setup":
+            self._case = Case.from_json(message["case"])
+        if (fault := fakes.wrong(side, do, self._number, self._case)) is not None:
+            if isinstance(fault, BaseException):
+                raise fault
+            return dict(fault)
+        answer: dict[str, Any] = getattr(self, f"_{do}")(message)
+        return answer
+
+    def _hello(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        self._fakes.time += 1.0
+        package = str(self._checkout.folder / "meprop_bench")
+        return {"environment": {"of": self._checkout.side}, "protocol": PROTOCOL, "package": package}
+
+    def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        costs = {"backward": [[10, 20], [4, 8]]}
+        return {"phases": ["forward", "backward", "linear-backward"], "costs": costs}
+
+    def _check(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {"check": "passed", "loops": 3, "side_loops": [2, 3]}
+
+    def _again(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def _block(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        self._fakes.time += _BLOCK_S
+        head = self._checkout.side == "head"
+        usual = 4e-3 if message["side"] == "baseline" else 1e-3
+        assert message["loops"] == (2 if message["side"] == "baseline" else 3)
+        times = self._fakes.head_times if head and message["side"] == "method" else 1.0
+        noise = 1 + 1e-6 * (self._number % 7)
+        backward = usual * times * noise * (1 + message.get("slowdown", 0.0))
+        return {"values": {"forward": usual, "backward": backward, "linear-backward": 1.0}, "disturbed": False}
+
+    def _count(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {"operators": {"backward": 5 if self._checkout.side == "head" else 4}}
+
+    def _memory(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {"weights": {"backward": [{"tensor_bytes": 100}, {"tensor_bytes": 64}]}}
+
+    def _accuracy(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        assert message["sparsified"] is True
+        return {"accuracies": [[seed, 90.0 + seed] for seed in message["seeds"]]}
+
+    def close(self) -> None:
+        self._fakes.open -= 1
+
+
+_BASE = Checkout("base", "main (111111111111)", "1" * 40, Path("/somewhere/base"))
+_HEAD = Checkout("head", "the work tree", None, Path("/somewhere/head"), ("the head is a snapshot",))
+
+
+def _plan(k: Sequence[int] = (2,), **settings: Any) -> Plan:
+    axes = {"method": ("unified",), "k": k, "hidden": (8,), "batch": (4,)}
+    return plan_axes(axes, **{"budget": 60.0, "processes": 2, **settings})
+
+
+def _measure(fakes: _Fakes, plan: Plan, undecided: Callable[[Sequence[Series]], list[str]] = lambda _: []) -> Measured:
+    found = measure(plan, _BASE, _HEAD, undecided=undecided, start=fakes.start, now=fakes.now)
+    assert fakes.open == 0
+    return found
+
+
+def _by_figure(found: Measured) -> dict[str, Series]:
+    return {series.figure: series for series in found.series}
+
+
+def test_the_figures_of_a_case() -> None:
+    found = _measure(_Fakes(head_times=1.25), _plan())
+    figures = _by_figure(found)
+    assert list(figures) == [
+        "forward",
+        "backward",
+        "sparse/dense backward",
+        "flops backward",
+        "bytes backward",
+        "operators backward",
+        "peak memory backward",
+    ]
+    backward = figures["backward"]
+    assert backward.pairs is not None
+    assert (backward.quantity, backward.unit, len(backward.pairs)) == ("time", "s", 2)
+    assert 1 / paired_ratio(backward.pairs).estimate == pytest.approx(1.25, rel=1e-4)
+    ratio = figures["sparse/dense backward"]
+    assert ratio.pairs is not None
+    assert ratio.pairs[0][0] == (pytest.approx(0.25, rel=1e-4), pytest.approx(0.3125, rel=1e-4))
+    operators, memory = figures["operators backward"], figures["peak memory backward"]
+    assert (operators.quantity, operators.base, operators.head) == ("count", (4,), (5,))
+    assert (memory.quantity, memory.unit, memory.base, memory.head) == ("memory", "B", (64,), (64,))
+    assert found.notes == ("the head is a snapshot",)
+    assert found.environment == {"of": "head"}
+
+
+def test_the_accuracy_of_the_sparsified_side_is_compared_for_each_seed_once() -> None:
+    fakes = _Fakes()
+    axes = {"workload": ("mlp",), "method": ("unified",), "k": (4,), "data": ("digits",)}
+    plan = plan_axes(axes, budget=60.0, processes=3, accuracy_seeds=2)
+    accuracy = _by_figure(_measure(fakes, plan))["accuracy"]
+    assert (accuracy.quantity, accuracy.base, accuracy.head) == ("accuracy", (91.0, 92.0), (91.0, 92.0))
+    assert accuracy.own_processes
+    assert Counter(fakes.log)["head", "accuracy"] == 1
+
+
+def test_each_round_has_fresh_processes_and_blocks_alternate() -> None:
+    fakes = _Fakes()
+    found = _measure(fakes, _plan(processes=3))
+    assert found.rounds == 3
+    assert fakes.started == ["base", "head"] * 4  # the first pair is there for what is compiled and kept
+    blocks = [side for side, do in fakes.log if do == "block"]
+    assert all({first, second} == {"base", "head"} for first, second in zip(blocks[::2], blocks[1::2], strict=True))
+    assert 0.2 < blocks[::2].count("base") / (len(blocks) / 2) < 0.8
+
+
+def test_it_goes_on_for_what_is_undecided_until_that_is_decided() -> None:
+    plan = _plan(k=(2, 3))
+    first, second = (case.label for case in plan.cases)
+
+    def undecided(series: Sequence[Series]) -> list[str]:
+        pairs = [len(one.pairs or ()) for one in series if one.case == second and one.figure == "backward"]
+        return [second] if pairs[0] < 5 else []
+
+    found = _measure(_Fakes(), plan, undecided)
+    counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
+    assert counts == {first: 2, second: 5}
+
+
+def test_it_ends_when_the_budget_is_spent() -> None:
+    plan = _plan(k=(2, 3), budget=40.0)
+    fakes = _Fakes()
+    found = _measure(fakes, plan, lambda series: [one.case for one in series])
+    assert found.rounds > 5
+    assert fakes.time <= 2 * 40.0 + 2.0  # the cases' budgets, and the first start
+
+
+def test_progress_says_where_it_is() -> None:
+    told: list[Progress] = []
+    fakes = _Fakes()
+    measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], progress=told.append, start=fakes.start, now=fakes.now)
+    assert [(one.stage, one.round) for one in told] == [
+        ("preparing", 0),
+        *((stage, number) for number in (1, 2) for stage in ("starting", "checking", "measuring")),
+    ]
+    assert (told[-1].left, told[-1].total, told[-1].budget_s) == (1, 1, 60.0)
+
+
+# Faults.
+
+
+def _when(side: str, do: str, fault: Any, *, k: int | None = None, workers: Sequence[int] = ()) -> Any:
+    def wrong(where: str, what: str, worker: int, case: Case) -> Any:
+        hit = (where, what) == (side, do) and k in (None, case.k) and (not workers or worker in workers)
+        return fault if hit else None
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("do", "fault", "reason"),
+    [
+        ("check", {"check": "dx is off by 1e-1"}, "its gradients are wrong: dx is off by 1e-1"),
+        ("setup", {"error": "ValueError: no", "kind": "error"}, "ValueError: no"),
+        ("block", {"error": "can't", "kind": "out-of-memory"}, "out of memory: can't"),
+        ("block", WorkerDied("killed by signal 11"), "killed by signal 11"),
+    ],
+)
+def test_what_only_the_head_cannot_do_fails(do: str, fault: Any, reason: str) -> None:
+    plan = _plan(k=(2, 3))
+    found = _measure(_Fakes(wrong=_when("head", do, fault, k=3)), plan)
+    failed = [one for one in found.series if one.failure]
+    assert [(one.case, one.failure) for one in failed] == [(plan.cases[1].label, reason)]
+    assert {one.case for one in found.series if one.pairs} == {plan.cases[0].label}
+
+
+def test_what_the_base_cannot_do_is_noted_and_not_compared() -> None:
+    plan = _plan(k=(2, 3))
+    error = {"error": "unknown field of a case 'share'", "kind": "user"}
+    found = _measure(_Fakes(wrong=_when("base", "setup", error, k=3)), plan)
+    assert {one.case for one in found.series} == {plan.cases[0].label}
+    assert found.notes[1] == (
+        f"{plan.cases[1].label}: not comparable, the base cannot do it: unknown field of a case 'share'"
+    )
+
+
+def test_a_base_that_can_do_nothing_is_not_comparable() -> None:
+    with pytest.raises(UserError, match=r"can do none of the cases; linear .*: no") as caught:
+        _measure(_Fakes(wrong=_when("base", "setup", {"error": "no", "kind": "error"})), _plan())
+    assert caught.value.exit_code == ExitCode.NOT_COMPARABLE
+
+
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_process_that_dies_once_costs_its_round_of_the_case_and_a_line(side: str) -> None:
+    plan = _plan(k=(2, 3), processes=3)
+    died = _when(side, "block", WorkerDied("killed by signal 9"), k=3, workers=(3, 4))
+    found = _measure(_Fakes(wrong=died), plan)
+    counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
+    assert counts == {plan.cases[0].label: 3, plan.cases[1].label: 2}
+    assert found.notes[1] == (
+        f"{plan.cases[1].label}: a process of the {side} killed by signal 9; another pair took its place"
+    )
+
+
+@pytest.mark.parametrize(("side", "code"), [("base", ExitCode.NOT_COMPARABLE), ("head", ExitCode.USAGE)])
+def test_a_revision_that_does_not_start(side: str, code: ExitCode) -> None:
+    died = WorkerDied("exited with status 1; its last line: SyntaxError: invalid syntax")
+    fakes = _Fakes(wrong=_when(side, "hello", died))
+    with pytest.raises(UserError, match=rf"the {side}, .*does not start: .*SyntaxError") as caught:
+        _measure(fakes, _plan())
+    assert (caught.value.exit_code, fakes.open) == (code, 0)
+
+
+@pytest.mark.parametrize(("spoken", "knows"), [({}, "no protocol"), ({"protocol": 99}, "protocol 99, not")])
+def test_a_revision_of_another_protocol(spoken: dict[str, Any], knows: str) -> None:
+    answer = {"environment": {}, "environment_id": "e", "package": "/somewhere/base/meprop_bench", **spoken}
+    with pytest.raises(UserError, match=f"its worker knows {knows}") as caught:
+        _measure(_Fakes(wrong=_when("base", "hello", answer)), _plan())
+    assert caught.value.exit_code == ExitCode.NOT_COMPARABLE
+
+
+def test_a_revision_that_ran_other_code_is_refused() -> None:
+    answer = {"environment": {}, "protocol": PROTOCOL, "package": "/installed/meprop_bench"}
+    with pytest.raises(UserError, match="ran the package in /installed/meprop_bench instead of its own"):
+        _measure(_Fakes(wrong=_when("head", "hello", answer)), _plan())
+
+
+def test_an_interrupt_ends_the_processes() -> None:
+    fakes = _Fakes(wrong=_when("head", "block", KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], start=fakes.start, now=fakes.now)
+    assert fakes.open == 0
+
+
+# Records.
+
+
+def test_set_ups_that_were_disturbed_are_left_out_unless_most_were() -> None:
+    (case,) = _plan().cases
+    pairs = {"backward": ((1.0, 1.0), (1.0, 9.0), (1.0, 1.0))}
+    tally = Tally(case, records={0.0: [Record(pairs, (False, True, False), {})]})
+    assert tally.series()[0].pairs == (((1.0, 1.0), (1.0, 1.0)),)
+    tally = Tally(case, records={0.0: [Record(pairs, None, {})]})
+    assert tally.series()[0].pairs == (pairs["backward"],)
+
+
+def test_slowdowns_are_asked_of_the_head_alone_and_kept_apart() -> None:
+    fakes = _Fakes()
+    plan = _plan()
+    rounds = Rounds(plan, _BASE, _HEAD, slowdowns=(0.0, 0.1), start=fakes.start, now=fakes.now)
+    for _ in range(2):
+        rounds.once(plan.cases)
+    tally = rounds.tallies[plan.cases[0]]
+
+    def seen(slowdown: float) -> float:
+        series = {one.figure: one for one in tally.series(tally.records[slowdown])}["backward"]
+        assert series.pairs is not None
+        return 1 / paired_ratio(series.pairs).estimate
+
+    assert seen(0.0) == pytest.approx(1.0, rel=1e-4)
+    assert seen(0.1) == pytest.approx(1.1, rel=1e-4)
