@@ -3,6 +3,7 @@
 meprop-bench gate --base main                                  # the work tree, changes and all, against main
 meprop-bench gate --base v1.2 --head topic --output gate.md --output gate.xml
 meprop-bench gate --baseline before.json --candidate after.json
+meprop-bench gate --self-test                                  # what it can promise on this machine, in ten minutes
 
 Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
 appended to $GITHUB_STEP_SUMMARY as well.
@@ -45,6 +46,9 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
 @click.option("--head", metavar="REV", help="What is judged [default: the work tree, uncommitted changes included].")
 @click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Compare with stored results.")
 @click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
+@click.option(
+    "--self-test", is_flag=True, help="Measure the head against itself, and slowed: what can be promised here."
+)
 @click.option("--ratios-only", is_flag=True, help="Of files, compare sparse/dense ratios alone: of any environments.")
 @click.option("--preset", metavar="NAME", help="Cases to measure: a preset, or a TOML file [default: gate].")
 @click.option("--cases", multiple=True, metavar="GLOB", help="Judge only these; repeatable.")
@@ -76,6 +80,7 @@ def command(
     head: str | None,
     baseline: Path | None,
     candidate: Path | None,
+    self_test: bool,
     ratios_only: bool,
     form: str,
     outputs: tuple[Path, ...],
@@ -89,10 +94,16 @@ def command(
     """
     from meprop_bench.gate.settings import load_settings
 
-    _check_mode(base=base, head=head, baseline=baseline, candidate=candidate, ratios_only=ratios_only)
+    _check_mode(
+        base=base, head=head, baseline=baseline, candidate=candidate, self_test=self_test, ratios_only=ratios_only
+    )
+    if self_test and (outputs or form != "table"):
+        raise UserError("--self-test prints text alone: leave out --output and --format")
     _check_outputs(outputs)
     told = {name: value if value != () else None for name, value in options.items()}
     settings = load_settings(Path.cwd(), **told)
+    if self_test:
+        return _self_test(head, settings)
     if baseline is not None:
         outcome = _of_files(baseline, candidate, ratios_only, settings)
     else:
@@ -108,18 +119,19 @@ def _check_mode(
     head: str | None,
     baseline: Path | None,
     candidate: Path | None,
+    self_test: bool,
     ratios_only: bool,
 ) -> None:
     """See that exactly one thing is asked for, and nothing that does not belong to it."""
-    modes = {"--base": base is not None, "--baseline": baseline is not None}
+    modes = {"--base": base is not None, "--baseline": baseline is not None, "--self-test": self_test}
     asked = [name for name, given in modes.items() if given]
     if len(asked) != 1:
         given = f"{' and '.join(asked)} exclude each other" if asked else "there is nothing to compare"
-        raise UserError(f"{given}: give --base REV or --baseline FILE")
-    belongs = {"--head": (head, "--base"), "--candidate": (candidate, "--baseline")}
-    for name, (value, owner) in belongs.items():
-        if value is not None and asked != [owner]:
-            raise UserError(f"{name} goes with {owner}, not with {asked[0]}")
+        raise UserError(f"{given}: give --base REV, --baseline FILE or --self-test")
+    belongs = {"--head": (head, ("--base", "--self-test")), "--candidate": (candidate, ("--baseline",))}
+    for name, (value, owners) in belongs.items():
+        if value is not None and asked[0] not in owners:
+            raise UserError(f"{name} goes with {' or '.join(owners)}, not with {asked[0]}")
     if ratios_only and asked != ["--baseline"]:
         raise UserError(f"--ratios-only goes with --baseline, not with {asked[0]}: revisions share one machine")
 
@@ -161,6 +173,19 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
         found = measure(plan, first, second, undecided=waiting, progress=progress)
     judgements = judge(found.series, settings, looks)
     return _outcome(first.name, second.name, judgements, found.notes, found.environment, begun, settings)
+
+
+def _self_test(head: str | None, settings: Settings) -> int:
+    from meprop_bench.gate.selftest import as_text, check
+    from meprop_bench.gate.worktree import repository_of, work_trees
+
+    plan = _plan(settings)
+    # Two trees of one revision; of uncommitted changes, HEAD stands for both.
+    revision = head or "HEAD"
+    with work_trees(repository_of(Path.cwd()), revision, revision) as (first, second), _showing() as progress:
+        promise = check(plan, first, second, settings, progress=progress)
+    sys.stdout.write(as_text(promise))
+    return promise.exit_code
 
 
 def _plan(settings: Settings) -> Plan:
