@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("door", choices=["asv", "pytest"])
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--factor", default="1.05", help="of asv continuous")
-    parser.add_argument("--margin", default="0.05", help="of the gate")
+    parser.add_argument("--margin", default="0.03", help="of the gate")
     arguments = parser.parse_args()
     right = 0
     with tempfile.TemporaryDirectory(prefix="meprop-bench-tries-") as temporary:
