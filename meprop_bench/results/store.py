@@ -27,7 +27,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
 
-__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "replace_file"]
+__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "lock", "replace_file"]
 
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
@@ -67,7 +67,7 @@ class Store:
         self.header = _read_header(folder)
         try:
             if write:
-                self._fd = _open_locked(folder / MEASUREMENTS)
+                self._fd = lock(folder / MEASUREMENTS)
             self._rows = self._load()
         except BaseException:
             self.close()
@@ -246,8 +246,13 @@ def _read_header(folder: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def _open_locked(path: Path) -> int:
-    """Open for appending under an exclusive lock that ends with the process (POSIX; elsewhere there is no lock)."""
+def lock(path: Path) -> int:
+    """Open for appending under an exclusive lock that ends with the process (POSIX; elsewhere there is no lock).
+
+    Raises:
+        UserError: the file cannot be opened, or another process holds it.
+
+    """
     with _or_user_error(path):
         fd = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
     if sys.platform != "win32":
@@ -260,7 +265,7 @@ def _open_locked(path: Path) -> int:
             busy = isinstance(error, BlockingIOError)
             reason = "another run is writing to it" if busy else f"its file system has no locks ({error.strerror})"
             raise UserError(
-                f"results folder {path.parent.name} cannot be locked: {reason}; wait, or use --out"
+                f"the folder {path.parent.name} cannot be locked: {reason}; wait, or use --out"
             ) from None
     return fd
 

@@ -1,0 +1,181 @@
+"""`meprop-bench parity`: does a method keep the accuracy of dense training?
+
+meprop-bench parity --task mnist --method meprop --k 80 --epochs 10
+meprop-bench parity --task mnist --method unified --k 30 --batch 50 --margin 0.3 --seeds 8 --resume
+
+Both sides are trained from the same seeds on the same batches, side by side; the difference of each pair in the test
+metric, at the best development score, gives the mean difference with its 95% interval. It holds when the whole
+interval lies above minus the margin. Pairs are stored as they come, in FOLDER/<date>_<machine>_parity-<what>/.
+
+Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may tell), 2 for a wrong wish, 130 after Ctrl-C; the
+same command with --resume goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meprop_bench.cli.train import recipe_of, with_recipe
+from meprop_bench.errors import ExitCode
+
+if TYPE_CHECKING:
+    from meprop_bench.results.schema import Parity
+    from meprop_bench.results.store import Store
+    from meprop_bench.sweep.parity import Comparison, Progress
+
+__all__ = ["command"]
+
+_CODES = {"pass": ExitCode.OK, "fail": ExitCode.REGRESSION, "inconclusive": ExitCode.INCONCLUSIVE}
+_WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "inconclusive"}
+
+
+@click.command(name="parity", short_help="Judge whether a method keeps the accuracy of dense training.")
+@with_recipe
+@click.option("--margin", type=float, default=0.5, show_default=True, metavar="POINTS", help="That may be lost.")
+@click.option("--seeds", type=int, default=5, show_default=True, metavar="N", help="Trainings of each side.")
+@click.option(
+    "--processes", type=click.IntRange(1), metavar="N", help="Trainings side by side [default: the physical cores]."
+)
+@click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="Of each training.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    default=Path("reports"),
+    help="Where results folders go [default: reports].",
+)
+@click.option("--resume", is_flag=True, help="Go on with the latest run of this comparison.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "md"]),
+    default="table",
+    show_default=True,
+    help="What standard output gets.",
+)
+def command(
+    form: str, resume: bool, out: Path, threads: int, processes: int | None, seeds: int, margin: float, **wishes: Any
+) -> int:
+    """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
+    from meprop_bench.sweep.parity import Comparison, compare
+    from meprop_bench.workloads.case import default_threads
+
+    comparison = Comparison(recipe_of(wishes), seeds, margin, threads)
+    comparison.recipe.settings(1)  # what is wrong with the wish is found before a process is started
+    if processes is None:
+        on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
+        processes = max(1, default_threads() // threads) if on_cpu else 1
+    with _store(comparison, out, resume) as store:
+        click.echo(f"{2 * seeds} trainings to {store.folder}", err=True)
+        try:
+            with _showing(comparison) as show:
+                found = compare(comparison, store, processes=processes, progress=show)
+        except KeyboardInterrupt:
+            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
+            return ExitCode.INTERRUPTED
+        _print(form, comparison, store, found)
+    return _CODES[found.verdict]
+
+
+def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
+    from meprop_bench.measure.environment import machine_slug
+    from meprop_bench.results.store import Store
+
+    device = comparison.recipe.options.get("device", "cpu")
+    machine = machine_slug("cuda:0" if device == "cuda" else device)
+    name = "parity-" + re.sub(r"[^A-Za-z0-9.]+", "-", comparison.recipe.label).strip("-")
+    if resume:
+        found = Store.find_resumable(out, name, machine, comparison.to_json())
+        for note in found.notes if found else ["no earlier run of this comparison: starting anew"]:
+            click.echo(note, err=True)
+        if found is not None:
+            return found
+    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
+    return Store.create(out, name, machine, shlex.join(words), comparison.to_json())
+
+
+@contextmanager
+def _showing(comparison: Comparison) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows where a comparison is: a live line on a terminal, a line for each pair anywhere."""
+    from rich import progress as bar
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    label = comparison.recipe.label
+
+    def line(found: Progress) -> None:
+        if found.seed is None or found.pair is None:
+            return
+        dense, sparse = found.pair
+        left = "" if found.left_s is None else f" ({found.left_s:.0f} s left)"
+        console.print(
+            f"seed {found.seed}: dense {dense:.2f}, {label} {sparse:.2f}, {sparse - dense:+.2f}{left}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    if not console.is_terminal:
+        yield line
+        return
+    columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.TaskProgressColumn())
+    with bar.Progress(*columns, console=console, transient=True) as bars:
+        one = bars.add_task(label, total=1.0)
+
+        def show(found: Progress) -> None:
+            left = "" if found.left_s is None else f" · {found.left_s:.0f} s left"
+            bars.update(one, completed=found.share, description=label + left)
+            line(found)
+
+        yield show
+
+
+def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> None:
+    if form == "json":
+        from meprop_bench.results.schema import SCHEMA
+
+        record = {
+            "schema": SCHEMA,
+            "command": store.header["command"],
+            "environment": store.header["environments"],
+            "rows": [row.to_json() for row in store.rows()],
+        }
+        click.echo(json.dumps(record, indent=1, allow_nan=False))
+        return
+    head = ("seed", "dense", comparison.recipe.label, "difference")
+    pairs = zip(found.seeds, found.baseline, found.method, strict=True)
+    rows = [(str(seed), f"{dense:.2f}", f"{sparse:.2f}", f"{sparse - dense:+.2f}") for seed, dense, sparse in pairs]
+    if form == "md":
+        lines = [head, ("---",) * len(head), *rows]
+        click.echo("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_verdict(found)}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, title=f"{comparison.recipe.task}: {found.metric}")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(_verdict(found), markup=False, soft_wrap=True)
+
+
+def _verdict(found: Parity) -> str:
+    """Return the verdict in a sentence."""
+    bounds = (
+        "no interval from one seed"
+        if found.low is None or found.high is None
+        else f"95% interval [{found.low:+.2f}, {found.high:+.2f}]"
+    )
+    return (
+        f"{_WORDS[found.verdict]}: {found.difference:+.2f} points, {bounds}, {len(found.seeds)} seeds, "
+        f"margin {found.margin:g}"
+    )

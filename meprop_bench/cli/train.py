@@ -1,0 +1,307 @@
+"""`meprop-bench train`: train one model of a task, and go on after whatever ended it.
+
+meprop-bench train --task mnist --method meprop --k 30
+meprop-bench train --task mnist --method meprop --k 160 --algorithm mesimp --rate 0.1 --best-after 5 --out simplified
+meprop-bench train --task mnist --method meprop --k 30 --resume
+
+The folder holds settings.json, history.jsonl (one evaluation a line), checkpoint.pt (`torch.load(path,
+weights_only=True)`: "model" and "best_model" are state dicts) and curve.svg. The same command with --resume goes on,
+after kill -9 too, and ends as if nothing had been: on the CPU with the same parameters, to the bit.
+
+Exit codes: 2 for a wrong wish, for a folder that holds a training already (without --resume) or another one (with it),
+130 after Ctrl-C, which saves where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.tasks import TASKS
+
+if TYPE_CHECKING:
+    from meprop_bench.tasks.recipe import Recipe
+    from meprop_bench.tasks.run import Evaluation, Progress, Result
+
+__all__ = ["command", "recipe_of", "with_recipe"]
+
+CHECKPOINT, HISTORY, SETTINGS, CURVE = "checkpoint.pt", "history.jsonl", "settings.json", "curve.svg"
+
+_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("batch", int, "Examples in a mini-batch [default: the papers', 10]."),
+    ("hidden", int, "Neurons of a hidden layer [default: 500]."),
+    ("layers", int, "Hidden layers [default: 2]."),
+    ("dropout", float, "Share of the hidden activations that is dropped [default: 0]."),
+    ("examples", int, "Training examples, the first ones [default: all]."),
+    ("device", str, "cpu, cuda, cuda:N [default: cpu]."),
+)
+"""Of tasks; each task says which it has."""
+
+_DETAILS: tuple[tuple[str, Any, str], ...] = (
+    ("rate", float, "meSimp's p: neurons active in fewer examples are removed [default: 0.1]."),
+    ("prunes", int, "meSimp: removals in an epoch [default: 8]."),
+    ("simplify", int, "meSimp: epochs with simplification in a stage [default: 5]."),
+    ("normal", int, "meSimp: epochs without [default: 5]."),
+    ("share", float, "meAct's p: share of the gradient from which a neuron is trained [default: 0.004]."),
+    ("pretrain", int, "meAct's e: epochs before the neurons are fixed [default: 10]."),
+    ("end", str, "schedule: k at the end."),
+    ("shape", str, "schedule: linear or cosine [default: linear]."),
+)
+"""Of algorithms; each says which it has."""
+
+
+def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what to train and how; `recipe_of` takes them."""
+    options = [
+        click.option("--task", required=True, metavar="NAME", help=f"{', '.join(TASKS)}."),
+        click.option("--method", metavar="NAME", help="dense, meprop, unified, random, random-unified."),
+        click.option("--k", metavar="K", help="Neurons kept: an integer, or a ratio in (0, 1]."),
+        click.option("--gradient", metavar="LAYOUT", help="Weight gradients: dense or rows [default: dense]."),
+        click.option("--kernel", metavar="NAME", help="How the method is computed [default: auto]."),
+        click.option("--optimizer", metavar="NAME", help="adam, adagrad, sgd, rowadam, rowadamw [default: adam]."),
+        click.option("--epochs", type=int, metavar="N", help="Passes over the training examples [default: 20]."),
+        click.option("--evaluations", type=int, metavar="N", help="On the dev set, in an epoch [default: 1]."),
+        click.option("--best-after", type=int, metavar="N", help="Epochs before one may be the best [default: 0]."),
+        click.option("--algorithm", metavar="NAME", help="mesimp, meact, schedule."),
+        *(
+            click.option(f"--{name}", type=kind, metavar="VALUE", help=text)
+            for name, kind, text in (*_OPTIONS, *_DETAILS)
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def recipe_of(wishes: dict[str, Any]) -> Recipe:
+    """Take what `with_recipe` gave out of the wishes.
+
+    Raises:
+        UserError: a k that is no number, or an unknown task.
+
+    """
+    from meprop_bench.sweep.plan import parse_axis
+    from meprop_bench.tasks.recipe import Recipe
+    from meprop_bench.workloads.case import one_of
+
+    one_of("task", wishes["task"], tuple(TASKS))
+    given = {name: value for name, value in wishes.items() if value is not None}
+    for name in ("k", "end"):
+        if name in given:
+            (given[name], *more) = parse_axis("k", [given[name]])
+            if more:
+                raise UserError(f"a training has one {name}: give --{name} one value")
+    options = {name: given.pop(name) for name, _, _ in _OPTIONS if name in given}
+    details = {name: given.pop(name) for name, _, _ in _DETAILS if name in given}
+    given.setdefault("method", "meprop" if "k" in given else "dense")
+    return Recipe(**given, options=options, details=details)
+
+
+@click.command(name="train", short_help="Train one model of a task.")
+@with_recipe
+@click.option("--seed", type=int, default=1, show_default=True, metavar="N", help="Of weights, batches, dropout.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of torch [default: the physical cores].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where it goes [default: training/<what it is>]."
+)
+@click.option("--resume", is_flag=True, help="Go on with the training in the folder.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What standard output gets.",
+)
+def command(form: str, resume: bool, out: Path | None, threads: int | None, seed: int, **wishes: Any) -> int:
+    """Train one model of a task, dense or by a method, with checkpoints, a history and a learning curve."""
+    import torch
+
+    from meprop_bench.tasks.run import describe, run
+    from meprop_bench.workloads.case import default_threads
+
+    recipe = recipe_of(wishes)
+    settings = recipe.settings(seed)
+    threads = threads or default_threads()
+    torch.set_num_threads(threads)
+    task = recipe.load()
+    told = {**describe(task, settings), "threads": threads}
+    folder = out or Path("training") / f"{recipe.label} seed={seed}".replace(" ", "-").replace("=", "")
+    with _folder(folder, told, resume) as fresh, _showing(recipe.label, told["epochs"]) as show, _interruptible() as at:
+        click.echo(f"{'training' if fresh else 'going on'} in {folder}", err=True)
+
+        def progress(found: Progress) -> None:
+            _write_history(folder, found.history)
+            show(found)
+
+        try:
+            result = run(task, settings, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
+        except KeyboardInterrupt:
+            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
+            return ExitCode.INTERRUPTED
+        _write_history(folder, result.history)
+        _draw(folder, result, f"{recipe.label}, seed {seed}", task.metric)
+    _print(form, told, result, task.metric)
+    return ExitCode.OK
+
+
+@contextmanager
+def _folder(folder: Path, told: Mapping[str, Any], resume: bool) -> Iterator[bool]:
+    """Hold the folder of one training; give whether it is new.
+
+    Raises:
+        UserError: it holds a training and nobody wants to go on, another one, something else; or another process trains
+            in it.
+
+    """
+    from meprop_bench.results.store import lock, replace_file
+
+    told = json.loads(json.dumps(told))
+    path = folder / SETTINGS
+    fresh = not path.exists()
+    if fresh:
+        with suppress(FileNotFoundError):
+            if any(not name.startswith(".") for name in os.listdir(folder)):
+                raise UserError(f"{folder} holds something else than a training: choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")])
+        record = {"command": command, "settings": told, "environment": _environment(told["device"])}
+        replace_file(path, json.dumps(record, indent=1) + "\n")
+    held = lock(path)
+    try:
+        try:
+            found = json.loads(path.read_text())["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is damaged: choose another --out, or delete the folder") from None
+        for name in (*told, *found):
+            if found.get(name) != told.get(name):
+                raise UserError(
+                    f"{folder} holds another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
+                    f"{told.get(name)!r}: choose another --out"
+                )
+        if not fresh and not resume:
+            raise UserError(f"{folder} holds this training already: add --resume to go on, or choose another --out")
+        yield fresh
+    finally:
+        os.close(held)
+
+
+def _environment(device: str) -> dict[str, Any]:
+    from meprop_bench.measure.allocator import current
+    from meprop_bench.measure.environment import collect
+
+    return collect(device, current())
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[int], None]]:
+    """Give a function to call between steps, which raises `KeyboardInterrupt` if Ctrl-C was pressed during the last.
+
+    Between steps, so that the checkpoint that `run` then writes is of a whole step. A second Ctrl-C does not wait.
+    """
+    pressed = False
+
+    def note(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(step: int) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _showing(label: str, epochs: int) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows where a training is: a live line on a terminal, a line an evaluation elsewhere."""
+    from rich import progress as bar
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    shown = 0
+
+    def lines(found: Progress) -> None:
+        nonlocal shown
+        for evaluation in found.history[shown:] if shown else found.history[-1:]:
+            console.print(_line(evaluation, epochs, found.left_s), markup=False, soft_wrap=True)
+        shown = len(found.history)
+
+    if not console.is_terminal:
+        yield lines
+        return
+    columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.MofNCompleteColumn())
+    with bar.Progress(*columns, console=console, transient=True) as bars:
+        one = bars.add_task(label, total=None)
+
+        def show(found: Progress) -> None:
+            text = f"{label} · {found.left_s:.0f} s left"
+            bars.update(one, completed=found.step, total=found.steps, description=text)
+            lines(found)
+
+        yield show
+
+
+def _line(found: Evaluation, epochs: int, left_s: float) -> str:
+    test = "" if found.test is None else f", best so far: test {found.test:.2f}"
+    figures = "".join(f", {name} {value:g}" for name, value in found.figures.items() if name == "size")
+    return (
+        f"epoch {found.epoch:.3g}/{epochs}: loss {found.loss:.4f}, dev {found.dev:.2f}{test}{figures}"
+        f" ({left_s:.0f} s left)"
+    )
+
+
+def _write_history(folder: Path, history: tuple[Evaluation, ...]) -> None:
+    """Write the whole history: it is short, and so always that of the checkpoint or newer."""
+    from meprop_bench.results.store import replace_file
+
+    lines = (json.dumps(found.to_json(), allow_nan=False) + "\n" for found in history)
+    replace_file(folder / HISTORY, "".join(lines))
+
+
+def _draw(folder: Path, result: Result, title: str, metric: str) -> None:
+    from meprop_bench.report.curve import curve
+    from meprop_bench.results.store import replace_file
+
+    try:
+        picture = curve([found.to_json() for found in result.history], title, metric)
+    except ImportError:
+        click.echo("no learning curve: matplotlib is not installed (pip install 'meprop-bench[report]')", err=True)
+        return
+    replace_file(folder / CURVE, picture)
+
+
+def _print(form: str, told: Mapping[str, Any], result: Result, metric: str) -> None:
+    found = {
+        "metric": metric,
+        "iterations": result.iterations,
+        "best_dev": result.best_dev,
+        "test_at_best": result.test_at_best,
+        "final_dev": result.final_dev,
+        "seconds": result.seconds,
+        "figures": dict(result.figures),
+    }
+    if form == "json":
+        record = {"settings": dict(told), **found, "history": [one.to_json() for one in result.history]}
+        click.echo(json.dumps(record, indent=1, allow_nan=False))
+        return
+    click.echo(f"{metric}: test {result.test_at_best:.2f} at the best dev {result.best_dev:.2f}, after "
+               f"{result.iterations:.3g} epochs; dev at the end {result.final_dev:.2f}; "
+               f"{result.seconds:.1f} s in steps")  # fmt: skip
+    for name, value in result.figures.items():
+        click.echo(f"  {name}: {value:g}")

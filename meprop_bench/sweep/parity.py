@@ -1,0 +1,355 @@
+"""Dense against a method over several seeds: trained side by side, each on one thread, judged against a margin.
+
+    parent                                     worker: `python -m meprop_bench.sweep.parity`
+    hello    {threads, device}             ->  the environment and its id
+    train    {recipe, seed, checkpoint}    ->  the test metric at the best development score, and what was trained
+
+A small model gains less from a second thread than two models do from a core each. Both sides of a seed have the same
+initial weights and batches, so that their difference is the method's. When both are trained, the row of the comparison
+is stored again with this seed in it, and the later row replaces the earlier one: a kill costs no pair that is done.
+Each training has a checkpoint of its own in the folder until its pair is stored, so it costs seconds of the others.
+
+The figure is the papers': the metric on the test set where the development set's was best.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from meprop_bench.errors import UserError
+from meprop_bench.measure.replicate import Worker, WorkerDied
+from meprop_bench.measure.serve import serve
+from meprop_bench.results.schema import Parity, Row
+from meprop_bench.results.store import Store
+from meprop_bench.stats import mean_difference, non_inferiority
+from meprop_bench.tasks.recipe import Recipe
+
+__all__ = ["Comparison", "Progress", "Session", "case_id", "compare", "start_worker"]
+
+_SIDES = ("dense", "sparse")
+_LONGEST_S = 7 * 24 * 3600.0
+"""Seconds after which a silent training counts as hung: a week, since only its owner knows how long it may take."""
+_POLL_S = 0.5
+
+
+class Asked(Protocol):
+    """What is needed of a worker."""
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Return the answer; raises `WorkerDied` when there is none."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare.
+
+    Attributes:
+        recipe: of the method's side; the other one is dense, and otherwise the same.
+        seeds: one training of each side for each.
+        margin: points that may be lost.
+        threads: of each training.
+
+    Raises:
+        UserError: a value that is not allowed, or nothing that differs from dense.
+
+    """
+
+    recipe: Recipe
+    seeds: int = 5
+    margin: float = 0.5
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.recipe == self.recipe.dense():
+            raise UserError("there is nothing to compare with dense training: add --k, --method or --algorithm")
+        for name in ("seeds", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.margin < 100:
+            raise UserError(f"margin must be at least 0 and below 100 points, not {self.margin:g}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan that a results folder keeps."""
+        return {
+            "name": "parity", "recipe": self.recipe.to_json(), "seeds": self.seeds, "margin": self.margin,
+            "threads": self.threads,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a comparison is.
+
+    Attributes:
+        share: of all steps of all trainings that is done, 0 to 1.
+        left_s: seconds left, or None where nothing has been done yet.
+        seed: that has just been finished, with its two figures; None in between.
+        pair: dense and sparse.
+
+    """
+
+    share: float
+    left_s: float | None
+    seed: int | None = None
+    pair: tuple[float, float] | None = None
+
+
+def case_id(comparison: Comparison) -> str:
+    """Return 12 hexadecimal digits that are the same for the same comparison, whatever the number of seeds."""
+    told = {name: value for name, value in comparison.to_json().items() if name != "seeds"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def start_worker() -> Asked:
+    """Start a process that trains."""
+    return Worker([sys.executable, "-m", "meprop_bench.sweep.parity"])
+
+
+def compare(
+    comparison: Comparison,
+    store: Store,
+    *,
+    processes: int,
+    progress: Callable[[Progress], None] = lambda _: None,
+    start: Callable[[], Asked] = start_worker,
+    now: Callable[[], float] = time.monotonic,
+) -> Parity:
+    """Train what is missing in the store, pair by pair, and return the comparison over all seeds.
+
+    Raises:
+        UserError: a training failed, in one line; the pairs that are done are stored.
+
+    """
+    crew = _Crew(comparison, store, progress, start, now)
+    if crew.todo:
+        crew.run(min(processes, len(crew.todo)))
+    found = crew.parity()
+    assert found is not None
+    return found
+
+
+class _Crew:
+    """Workers that share one queue of trainings, each driven by a thread; only the caller's thread stores."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        store: Store,
+        progress: Callable[[Progress], None],
+        start: Callable[[], Asked],
+        now: Callable[[], float],
+    ) -> None:
+        self._comparison, self._store, self._progress, self._start, self._now = comparison, store, progress, start, now
+        self._id = case_id(comparison)
+        self._folder = store.folder / "checkpoints"
+        self.pairs: dict[int, tuple[float, float]] = {}
+        for row in store.rows():
+            if row.case_id == self._id and row.parity is not None:
+                figures = zip(row.parity.baseline, row.parity.method, strict=True)
+                self.pairs |= dict(zip(row.parity.seeds, figures, strict=True))
+        seeds = [seed for seed in range(1, comparison.seeds + 1) if seed not in self.pairs]
+        self.todo = [(seed, side) for seed in seeds for side in _SIDES]
+        self._steps = 0
+        self._answers: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
+        self._found: dict[tuple[int, str], dict[str, Any]] = {}
+        self._workers: list[Asked] = []
+        self._begun = now()
+        self._before = 0.0
+
+    def parity(self) -> Parity | None:
+        """Return the comparison over the pairs so far."""
+        comparison = self._comparison
+        chosen = {seed: self.pairs[seed] for seed in sorted(self.pairs) if seed <= comparison.seeds}
+        if not chosen:
+            return None
+        difference = mean_difference(list(chosen.values()))
+        return Parity(
+            task=comparison.recipe.task,
+            metric="test metric at the best development score",
+            seeds=tuple(chosen),
+            steps=self._steps or self._stored_steps(),
+            baseline=tuple(dense for dense, _ in chosen.values()),
+            method=tuple(sparse for _, sparse in chosen.values()),
+            difference=difference.estimate,
+            low=difference.low,
+            high=difference.high,
+            margin=comparison.margin,
+            verdict=non_inferiority(difference, comparison.margin),
+        )
+
+    def _stored_steps(self) -> int:
+        return next(row.parity.steps for row in self._store.rows() if row.case_id == self._id and row.parity)
+
+    def run(self, count: int) -> None:
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self._folder}: {error.strerror}; choose another --out") from None
+        self._before = self._share()
+        self._workers = [self._start() for _ in range(count)]
+        todo: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        for each in self.todo:
+            todo.put(each)
+        threads = [threading.Thread(target=self._drive, args=(worker, todo), daemon=True) for worker in self._workers]
+        try:
+            for thread in threads:
+                thread.start()
+            expected = len(self.todo)
+            while expected:
+                try:
+                    seed, side, answer = self._answers.get(timeout=_POLL_S)
+                except queue.Empty:
+                    self._tell()
+                    continue
+                if "error" in answer:
+                    raise UserError(f"training {side} from seed {seed} failed: {answer['error']}")
+                expected -= 1
+                self._take(seed, side, answer)
+        finally:
+            for worker in self._workers:
+                worker.close()
+        with suppress(OSError):
+            self._folder.rmdir()
+
+    def _drive(self, worker: Asked, todo: queue.SimpleQueue[tuple[int, str]]) -> None:
+        """Have one worker train what is left; every way to fail is an answer, since the other thread waits for one."""
+        comparison, seed, side = self._comparison, 0, "both sides"
+        try:
+            device = str(comparison.recipe.options.get("device", "cpu"))
+            hello = worker.request({"do": "hello", "threads": comparison.threads, "device": device}, _LONGEST_S)
+            while "error" not in hello:
+                seed, side = todo.get_nowait()
+                recipe = comparison.recipe if side == "sparse" else comparison.recipe.dense()
+                asked = {"do": "train", "recipe": recipe.to_json(), "seed": seed}
+                answer = worker.request({**asked, "checkpoint": str(self._checkpoint(seed, side))}, _LONGEST_S)
+                self._answers.put((seed, side, {**hello, **answer}))
+            self._answers.put((seed, side, hello))
+        except queue.Empty:
+            return
+        except WorkerDied as died:
+            self._answers.put((seed, side, {"error": f"its process {died.reason}"}))
+
+    def _take(self, seed: int, side: str, answer: dict[str, Any]) -> None:
+        self._found[seed, side] = answer
+        self._steps = answer["steps"]
+        if any((seed, each) not in self._found for each in _SIDES):
+            return
+        dense, sparse = (self._found[seed, each]["figure"] for each in _SIDES)
+        self.pairs[seed] = (dense, sparse)
+        self._store.write_environment({answer["environment_id"]: answer["environment"]})
+        self._store.append([self._row(answer)])
+        for each in _SIDES:
+            for path in (self._checkpoint(seed, each), self._progress_file(seed, each)):
+                path.unlink(missing_ok=True)
+        self._tell(seed)
+
+    def _row(self, answer: Mapping[str, Any]) -> Row:
+        recipe, options = self._comparison.recipe, answer["options"]
+        device = options.get("device", "cpu")
+        return Row(
+            case_id=self._id,
+            workload=recipe.task,
+            method=recipe.algorithm or recipe.method,
+            kernel=None,
+            kernel_requested=recipe.kernel,
+            k=1.0 if recipe.k is None else recipe.k,
+            batch=options["batch"],
+            in_features=None,
+            out_features=options.get("hidden"),
+            device="cuda:0" if device == "cuda" else device,
+            threads=self._comparison.threads,
+            dtype="float32",
+            gradient=recipe.gradient,
+            allocator=answer["environment"]["allocator"],
+            phase=None,
+            layers=options.get("layers"),
+            optimizer=recipe.optimizer,
+            rate=recipe.details.get("rate"),
+            share=recipe.details.get("share"),
+            parity=self.parity(),
+            environment_id=answer["environment_id"],
+            notes=(f"{recipe.label}: trained for {recipe.epochs} epochs",),
+        )
+
+    def _tell(self, seed: int | None = None) -> None:
+        share = self._share()
+        gone = share - self._before
+        left = (self._now() - self._begun) / gone * (1 - share) if gone > 0 else None
+        self._progress(Progress(share, left, seed, None if seed is None else self.pairs[seed]))
+
+    def _share(self) -> float:
+        """Return how much is done, by what the workers left in their files: no number is ever waited for."""
+        total = 2 * self._comparison.seeds
+        done = float(2 * len([seed for seed in self.pairs if seed <= self._comparison.seeds]))
+        for seed, side in self.todo:
+            if seed not in self.pairs:
+                with suppress(OSError, ValueError):
+                    done += float(self._progress_file(seed, side).read_text())
+        return min(1.0, done / total)
+
+    def _checkpoint(self, seed: int, side: str) -> Path:
+        return self._folder / f"{side}-{seed}.pt"
+
+    def _progress_file(self, seed: int, side: str) -> Path:
+        return self._checkpoint(seed, side).with_suffix(".progress")
+
+
+class Session:
+    """What a worker holds between requests: the tasks it has loaded."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Any] = {}
+
+    def handle(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer one request."""
+        actions: dict[str, Callable[..., Mapping[str, Any]]] = {"hello": self.hello, "train": self.train}
+        return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
+
+    def hello(self, threads: int, device: str) -> Mapping[str, Any]:
+        """Import what takes seconds, and say where we are."""
+        import torch
+
+        from meprop_bench.measure.allocator import current
+        from meprop_bench.measure.environment import collect, environment_id
+
+        torch.set_num_threads(threads)
+        environment = collect("cuda:0" if device == "cuda" else device, current())
+        return {"environment": environment, "environment_id": environment_id(environment)}
+
+    def train(self, recipe: Mapping[str, Any], seed: int, checkpoint: str) -> Mapping[str, Any]:
+        """Train one side from one seed, or go on where its checkpoint is."""
+        from meprop_bench.tasks.run import run
+
+        wanted = Recipe(**recipe)
+        key = json.dumps([wanted.task, dict(wanted.options)])
+        if key not in self._tasks:
+            self._tasks = {key: wanted.load()}  # one at a time: data are large
+        task, path = self._tasks[key], Path(checkpoint)
+
+        def tell(found: Any) -> None:
+            path.with_suffix(".progress").write_text(f"{found.step / found.steps:.4f}")
+
+        found = run(task, wanted.settings(seed), checkpoint=path, progress=tell)
+        return {"figure": found.test_at_best, "steps": found.steps, "options": dict(task.options)}
+
+
+def main() -> None:
+    """Serve until the parent is done."""
+    serve(Session().handle)
+
+
+if __name__ == "__main__":
+    main()
