@@ -50,9 +50,9 @@ from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Measured", "Progress", "Record", "Rounds", "Tally", "measure", "start_worker"]
+__all__ = ["SLICE_S", "Measured", "Progress", "Record", "Rounds", "Tally", "measure", "start_worker"]
 
-_SLICE_S = 2.5
+SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
 
 _LEAST_SETUPS = 3
@@ -330,7 +330,7 @@ class Rounds:
         head: Checkout,
         *,
         slowdowns: Sequence[float] = (0.0,),
-        slice_s: float = _SLICE_S,
+        slice_s: float = SLICE_S,
         progress: Callable[[Progress], None] = lambda _: None,
         start: Callable[[Checkout, Case], Asked] = start_worker,
         now: Callable[[], float] = time.monotonic,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -58,8 +59,49 @@ def test_cold_caches_are_emptied_before_each_call() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [{"do": "memory", "device": "cpu"}, {"do": "utilization", "device": "cpu", "seconds": 1}]
+    "message",
+    [
+        {"do": "memory", "device": "cpu"},
+        {"do": "utilization", "device": "cpu", "seconds": 1},
+        {"do": "block", "side": "method", "loops": 1, "lead_s": 0.0},
+        {"do": "again", "seed": 0},
+        {"do": "count"},
+    ],
 )
 def test_what_was_not_checked_is_neither_weighed_nor_watched(message: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no case whose check passed"):
         Session().handle(message)
+
+
+def test_a_block_times_one_side_of_a_case_that_is_set_up_again_and_again(session: Session) -> None:
+    for seed in range(2):
+        assert _ask(session, do="again", seed=seed) == {}
+        for side in ("baseline", "method"):
+            answer = _ask(session, do="block", side=side, loops=2, lead_s=0.0)
+            assert list(answer["values"]) == ["forward", "backward"]
+            assert min(answer["values"].values()) > 0
+            assert answer["disturbed"] in (None, False, True)
+    slowed = _ask(session, do="block", side="method", loops=2, lead_s=0.0, slowdown=50.0)["values"]["backward"]
+    assert slowed > 5 * answer["values"]["backward"]
+    assert _ask(session, do="memory", device="cpu")["weights"]  # it is whole, and passed its check
+
+
+def test_the_collector_works_again_with_the_next_case(session: Session) -> None:
+    _ask(session, do="block", side="method", loops=1, lead_s=0.0)
+    assert not gc.isenabled()
+    _ask(session, do="setup", case=_CASE.to_json())
+    assert gc.isenabled()
+
+
+def test_the_operators_of_a_phase_are_counted() -> None:
+    session = Session()
+    found = []
+    for kernel in ("masked", "gather"):
+        _ask(session, do="setup", case={**_CASE.to_json(), "kernel": kernel})
+        _ask(session, do="check", warm_s=0.0)
+        counts = [_ask(session, do="count")["operators"] for _ in range(2)]
+        assert counts[0] == counts[1]
+        assert list(counts[0]) == ["forward", "backward"]
+        found.append(counts[0]["backward"])
+    assert found[0] > 0
+    assert found[0] != found[1]

@@ -1,0 +1,112 @@
+"""The self-test: what it says of a quiet machine and of a noisy one, on a fake clock, with noise that is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.selftest import SLOWDOWNS, Promise, as_text, check
+from meprop_bench.gate.settings import Settings
+from meprop_bench.gate.worktree import Checkout
+from meprop_bench.sweep.plan import plan_axes
+from meprop_bench.sweep.worker import PROTOCOL
+from meprop_bench.workloads.case import Case
+
+_FIRST = Checkout("base", "HEAD (1)", "1", Path("/somewhere/base"))
+_SECOND = Checkout("head", "HEAD (1)", "1", Path("/somewhere/head"))
+
+
+class _Machine:
+    """Workers whose backward pass differs from process to process by `spread`, and on a clock of their own."""
+
+    def __init__(self, spread: float, check: str = "passed") -> None:
+        self.spread, self.found = spread, check
+        self.rng = random.Random(1)
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def start(self, checkout: Checkout, case: Case) -> _Worker:
+        return _Worker(self, checkout)
+
+
+class _Worker:
+    def __init__(self, machine: _Machine, checkout: Checkout) -> None:
+        self._machine = machine
+        self._own = machine.rng.lognormvariate(0, machine.spread)
+        self._package = str(checkout.folder / "meprop_bench")
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        machine = self._machine
+        if message["do"] == "hello":
+            machine.time += 2.0
+        if message["do"] == "block":
+            machine.time += 0.05
+            own = self._own if message["side"] == "method" else 1.0  # or the dense side would tell it
+            value = 1e-3 * own * (1 + message.get("slowdown", 0.0)) * machine.rng.lognormvariate(0, 1e-4)
+            return {"values": {"backward": value}, "disturbed": False}
+        answers: dict[str, dict[str, Any]] = {
+            "hello": {"environment": {}, "protocol": PROTOCOL, "package": self._package},
+            "setup": {"phases": ["backward"], "costs": {}},
+            "check": {"check": machine.found, "loops": 1, "side_loops": [1, 1]},
+            "again": {},
+            "count": {"operators": {}},
+            "memory": {"weights": {}},
+        }
+        return answers[message["do"]]
+
+    def close(self) -> None:
+        pass
+
+
+def _promise(spread: float, tries: int = 20) -> Promise:
+    machine = _Machine(spread)
+    plan = plan_axes({"method": ("unified",), "k": (2,), "hidden": (8,), "batch": (4, 5)}, budget=60.0)
+    return check(plan, _FIRST, _SECOND, Settings(), seconds=600.0, tries=tries, start=machine.start, now=machine.now)
+
+
+def test_a_quiet_machine_can_promise_everything() -> None:
+    promise = _promise(0.002)
+    assert promise.kept
+    assert promise.exit_code == ExitCode.OK
+    assert promise.total(0.0) == (40, 0, 0)
+    assert [promise.total(slowdown)[1] for slowdown in SLOWDOWNS] == [40, 40, 40]
+    for case in promise.cases:
+        assert case.pairs >= case.affordable >= 4
+        assert 0.001 < case.spread < 0.006
+        assert 0.01 < case.detectable < 0.03
+        assert case.seen[0.05] == pytest.approx(0.05, abs=0.005)
+    text = as_text(promise)
+    assert "0 of 40 false alarms (0.0%; target at most 1 in 200)" in text
+    assert "The targets are met on this machine." in text
+
+
+def test_a_noisy_machine_cannot_and_says_so_instead_of_crying_wolf() -> None:
+    promise = _promise(0.05)
+    assert promise.total(0.0)[1] <= 2
+    assert promise.total(0.03)[2] > 0  # inconclusive
+    assert not promise.kept
+    assert promise.exit_code == ExitCode.INCONCLUSIVE
+    assert all(case.detectable > 0.03 for case in promise.cases)
+    assert "not met on this machine: raise the margin" in as_text(promise)
+
+
+def test_it_measures_for_the_time_that_it_is_given() -> None:
+    machine = _Machine(0.01)
+    plan = plan_axes({"method": ("unified",), "k": (2,), "hidden": (8,), "batch": (4,)})
+    promise = check(plan, _FIRST, _SECOND, Settings(), seconds=1.0, tries=1, start=machine.start, now=machine.now)
+    assert promise.cases[0].pairs == 2  # the least
+
+
+def test_a_case_that_fails_against_itself_ends_it() -> None:
+    machine = _Machine(0.01, check="dx is off")
+    plan = plan_axes({"method": ("unified",), "k": (2,), "hidden": (8,), "batch": (4,)})
+    with pytest.raises(UserError, match="cannot be measured: its gradients are wrong: dx is off") as caught:
+        check(plan, _FIRST, _SECOND, Settings(), seconds=1.0, start=machine.start, now=machine.now)
+    assert caught.value.exit_code == ExitCode.NOTHING_MEASURED
