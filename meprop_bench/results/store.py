@@ -265,7 +265,7 @@ def lock(path: Path) -> int:
             busy = isinstance(error, BlockingIOError)
             reason = "another run is writing to it" if busy else f"its file system has no locks ({error.strerror})"
             raise UserError(
-                f"the folder {path.parent.name} cannot be locked: {reason}; wait, or use --out"
+                f"results folder {path.parent.name} cannot be locked: {reason}; wait, or use --out"
             ) from None
     return fd
 
