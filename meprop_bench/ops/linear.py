@@ -28,6 +28,7 @@ from torch import Tensor
 from meprop_bench.ops import kernels, node
 from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Gradients, Kernel, Request
+from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.ops.selection import check_selection, resolve_k
 
 __all__ = ["linear", "linear_backward"]
@@ -188,7 +189,7 @@ def _plan(
     kept, kernel = resolve_k(k, n), kernels.get(name)
     if kept >= n:
         return None
-    if kernel.name == "auto":
+    if isinstance(kernel, Auto):
         kernel = kernel.choose(x, x, w, Request(kept, selection, sparse, True, True, True))
     if kernel.name != "native":
         return None

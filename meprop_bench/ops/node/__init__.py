@@ -9,6 +9,9 @@ have the same bits with and without it. What is not an ordinary case (other dtyp
 selections, subclasses, autocast, torch.func, torch.compile, modes that watch the operators, double backward) goes
 through Python.
 
+Compiled autograd (`torch._dynamo.compiled_autograd`) traces the nodes of a graph, which this one refuses with a
+NotImplementedError that names it: switch it off there.
+
 Nobody needs it, so nothing fails without it: `unavailable_reason()` says why it is not in use. MEPROP_BENCH_NODE=python
 in the environment switches it off. It is compiled by `build`, never on the way.
 """
