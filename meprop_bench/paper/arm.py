@@ -58,6 +58,8 @@ def settings_of(arm: Arm, seed: int) -> RunSettings:
         assert setting.masked_after is not None
         algorithm, best_after = Activation(setting.share, setting.masked_after), setting.masked_after
         name = "dense"
+    if arm.watched and setting.method == "mesimp":
+        raise ValueError("parameters that meSimp removes cannot be watched")
     if arm.watched:
         algorithm = Watched(algorithm)
     return RunSettings(

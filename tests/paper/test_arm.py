@@ -1,0 +1,58 @@
+import pytest
+
+from meprop_bench.paper.arm import settings_of, task_of, train_arm
+from meprop_bench.paper.experiment import Arm
+from meprop_bench.paper.published import Setting
+from meprop_bench.tasks.algorithm import Activation, Simplification
+
+SMALL = {"hidden": 16, "layers": 2, "batch": 50, "optimizer": "adam"}
+
+
+def arm(epochs=1, watched=False, **setting):
+    return Arm("digits", "digits", Setting(**{**SMALL, **setting}), epochs, examples=200, watched=watched)
+
+
+def test_a_setting_becomes_a_task_and_the_settings_of_a_run():
+    task = task_of(arm(method="dense", dropout=0.1))
+    assert (task.batch, task.options["hidden"], task.options["dropout"]) == (50, 16, 0.1)
+    found = settings_of(arm(method="unified", k=4, epochs=3), 7)
+    assert (found.method.name, found.method.k, found.seed, found.epochs) == ("unified", 4, 7, 3)
+    simp = settings_of(arm(method="mesimp", k=4, rate=0.1, epochs=10), 1)
+    assert (simp.algorithm, simp.best_after) == (Simplification(rate=0.1, simplify=5, normal=5), 5)
+    act = settings_of(arm(method="meact", share=0.004, masked_after=2, epochs=3), 1)
+    assert (act.algorithm, act.best_after, act.method.name) == (Activation(0.004, 2), 2, "dense")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"method": "dense"},
+        {"method": "random", "k": 4},
+        {"method": "mesimp", "k": 4, "rate": 0.1},
+        {"method": "meact", "share": 0.004, "masked_after": 1},
+    ],
+    ids=lambda setting: setting["method"],
+)
+def test_an_arm_is_trained_the_same_for_the_same_seed(setting):
+    watched = setting["method"] != "mesimp"  # whose parameters change their number
+    one, again = (train_arm(arm(epochs=2, watched=watched, **setting), 1) for _ in range(2))
+    assert (one.test, one.best_dev, one.evaluations, one.updates) == (
+        again.test,
+        again.best_dev,
+        again.evaluations,
+        again.updates,
+    )
+    assert len(one.updates) == 2 * watched
+    assert all(update > 0 for update in one.updates)
+    assert ("size" in one.sizes) == (setting["method"] in ("mesimp", "meact"))
+
+
+def test_watching_changes_nothing():
+    plain, watched = (train_arm(arm(watched=watched, method="dense"), 1) for watched in (False, True))
+    assert plain.evaluations == watched.evaluations
+    assert plain.arm_id != watched.arm_id
+
+
+def test_parameters_that_mesimp_removes_cannot_be_watched():
+    with pytest.raises(ValueError, match="cannot be watched"):
+        settings_of(arm(method="mesimp", k=4, rate=0.1, watched=True), 1)

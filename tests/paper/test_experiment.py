@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.paper.experiment import SCALES, check_runnable, experiment, experiment_of
+from meprop_bench.paper.published import published, table
+from meprop_bench.paper.subjects import Subject
+
+
+@pytest.mark.parametrize("table_id", published())
+def test_every_scale_of_every_table_is_planned_or_says_why_not(table_id, on_mnist):
+    for scale in SCALES:
+        found = on_mnist(table_id, scale)
+        assert found.runnable or found.skipped
+        assert found.estimate_s(2) >= 0
+        if scale == "smoke":
+            assert found.estimate_s(2) <= 60
+
+
+def test_short_tables_take_about_eight_minutes_on_two_cores(on_mnist):
+    times = {table_id: on_mnist(table_id).estimate_s(2) / 60 for table_id in published()}
+    assert max(times.values()) <= 12, times
+
+
+def test_what_is_run_follows_from_the_published_rows(on_mnist):
+    found = on_mnist("icml:1")
+    dense, sparse = (found.arms["MNIST (AdaGrad)", name].setting for name in ("MLP (h=500)", "meProp (k=10)"))
+    assert (dense.method, sparse.method, sparse.k, sparse.optimizer) == ("dense", "meprop", 10, "adagrad")
+    case = found.cases["MNIST (Adam)", "meProp (k=20)"]
+    assert (case.workload, case.k, case.batch, case.out_features) == ("mlp", 20, 10, 500)
+    assert found.cases["POS-Tag (Adam)", "meProp (k=5)"].workload == "lstm"
+    large = on_mnist("icml:7").cases["Synthetic", "meProp (k=8)"]
+    assert (large.in_features, large.out_features, large.batch) == (8192, 8192, 1024)
+
+
+def test_equal_arms_are_trained_once(on_mnist):
+    found = on_mnist("icml:fig4")
+    assert len(found.arms) == 12
+    assert len(found.distinct_arms) == 8
+
+
+def test_what_a_scale_shrinks_is_said(on_mnist):
+    changes = " ".join(on_mnist("tkde:13").changes)
+    assert "masks are fixed after 5 epochs in place of 10" in changes
+    assert "batches of 50 in place of 10" in " ".join(on_mnist("icml:5").changes)
+    assert "k = 8, 32, 128, 512 alone" in " ".join(on_mnist("icml:8").changes)
+
+
+def test_without_data_a_part_is_left_out_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    found = experiment(table("icml:4"), "short")
+    assert not found.runnable
+    assert any("meprop-bench data fetch mnist" in reason for _, reason in found.skipped)
+    with pytest.raises(UserError, match="icml:4 cannot be run here") as error:
+        check_runnable(found)
+    assert error.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
+def test_seeds_can_be_chosen_and_must_be_some(on_mnist):
+    assert on_mnist("icml:3", seeds=7).seeds == tuple(range(1, 8))
+    with pytest.raises(UserError, match="--seeds must be at least 1"):
+        on_mnist("icml:3", seeds=0)
+
+
+def test_an_experiment_is_read_back_where_nothing_is_there(on_mnist, monkeypatch):
+    for table_id in published():
+        wanted = on_mnist(table_id)
+        plan = json.loads(json.dumps(wanted.to_json()))
+        monkeypatch.setattr(Subject, "reason_not_trained", lambda self, scale: "no data here")
+        found = experiment_of(plan)
+        monkeypatch.undo()
+        monkeypatch.setattr(Subject, "_data_missing", lambda self: None)
+        assert (found.arms, found.cases, found.seeds) == (wanted.arms, wanted.cases, wanted.seeds)
+        assert (found.skipped, found.counted) == (wanted.skipped, wanted.counted)

@@ -1,0 +1,112 @@
+import threading
+
+import pytest
+
+from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.paper.experiment import experiment
+from meprop_bench.paper.folder import read, write_page
+from meprop_bench.paper.ledger import as_ledger, best_results
+from meprop_bench.paper.published import table
+from meprop_bench.paper.runner import missing, slug, train_all
+from meprop_bench.paper.trainings import Trained, Trainings
+from meprop_bench.results.store import Store
+
+
+class Worker:
+    """Answers as a worker does; `faults` are (seed, method) whose training ends it or fails."""
+
+    def __init__(self, asked, faults):
+        self.asked, self.faults = asked, faults
+
+    def request(self, message, timeout):
+        if message["do"] == "hello":
+            return {"environment": {"cpu": "x"}, "environment_id": "e1"}
+        arm, seed = message["arm"], message["seed"]
+        self.asked.append((arm["setting"]["method"], seed))
+        if fault := self.faults.pop((arm["setting"]["method"], seed), None):
+            raise fault
+        from meprop_bench.paper.experiment import Arm
+
+        test = 90.0 + seed / 10 + (arm["setting"]["method"] != "dense")
+        return Trained(arm_id=Arm.from_json(arm).arm_id, seed=seed, best_epoch=1.0, best_dev=90.0, test=test).to_json()
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def run(tmp_path):
+    found = experiment(table("icml:3"), "smoke", seeds=3)
+
+    def go(faults=None, processes=2, resume=False):
+        asked: list[tuple[str, int]] = []
+        plan = found.to_json()
+        store = (
+            Store.find_resumable(tmp_path, slug(found), "cpu", plan)
+            if resume
+            else Store.create(tmp_path, slug(found), "cpu", "meprop-bench paper run icml:3", plan)
+        )
+        steps = []
+        with store:
+            trainings = Trainings(store.folder, write=True)
+            try:
+                train_all(
+                    found,
+                    store,
+                    trainings,
+                    processes=processes,
+                    progress=steps.append,
+                    start=lambda: Worker(asked, faults if faults is not None else {}),
+                )
+            finally:
+                left = missing(found, trainings)
+        return asked, left, steps, store.folder
+
+    return go
+
+
+def test_every_arm_is_trained_from_every_seed_and_saved(run):
+    asked, left, steps, folder = run()
+    assert sorted(asked) == [(method, seed) for method in ("dense", "meprop") for seed in (1, 2, 3)]
+    assert not left
+    assert [step.done for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[-1].left_s == 0
+    assert len(Trainings(folder).all()) == 6
+
+
+def test_a_worker_that_dies_costs_its_training_alone_which_is_tried_again(run):
+    _, left, steps, _ = run({("meprop", 2): WorkerDied("was killed")}, processes=1)
+    assert [(arm.setting.method, seed) for arm, seed in left] == [("meprop", 2)]
+    assert [step.trained.error for step in steps if step.trained.error] == ["its process was killed"]
+    asked, left, steps, _ = run(resume=True)
+    assert asked == [("meprop", 2)]
+    assert not left
+    assert steps[-1].done == 6
+
+
+def test_what_breaks_the_run_passes_through_and_keeps_what_is_done(run):
+    with pytest.raises(KeyboardInterrupt):
+        run({("meprop", 2): KeyboardInterrupt()}, processes=1)
+    asked, left, _, _ = run(resume=True)
+    assert ("dense", 1) not in asked
+    assert not left
+    assert threading.active_count() < 20
+
+
+def test_the_page_and_the_ledger_show_the_paper_beside_ours(run, tmp_path):
+    *_, folder = run()
+    with Store.open(folder) as store:
+        names = {path.name for path in write_page(store)}
+        document = read(store)
+    assert {"README.md", "index.html"} <= names
+    page = (folder / "README.md").read_text()
+    assert "91.20 ± 0.10%" in page
+    assert "inconclusive" in page
+    assert "meprop-bench paper report" in page
+    assert "there is no task" in page or "experiments.toml" in page or "data are not here" in page
+    assert best_results(tmp_path)["icml:3"].title == document.title
+    ledger = as_ledger(tmp_path)
+    assert f"| icml:3 | [smoke]({folder.name}/README.md) |" in ledger
+    assert "| icml:4 | not run | |" in ledger
+    assert "better than MLP (h=20)" in ledger
+    assert "+1.00 \\[+1.00, +1.00\\] points | reproduced" in ledger

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from meprop_bench.errors import UserError
+from meprop_bench.paper.trainings import TRAININGS, Evaluation, Trained, Trainings
+
+
+def trained(arm_id, seed, test, **more):
+    evaluations = (Evaluation(1.0, 0.5, 97.0), Evaluation(2.0, 0.4, 98.0))
+    return Trained(arm_id=arm_id, seed=seed, evaluations=evaluations, best_epoch=2.0, test=test, **more)
+
+
+def test_a_training_survives_the_file(tmp_path):
+    one = trained("a", 1, 98.0, sizes={"size": 12.5}, updates=(0.1, 0.2))
+    Trainings(tmp_path, write=True).append(one)
+    found = Trainings(tmp_path)
+    assert found.get("a", 1) == one
+    assert found.done("a", 1)
+    assert not found.done("a", 2)
+
+
+def test_one_that_failed_is_kept_and_tried_again(tmp_path):
+    store = Trainings(tmp_path, write=True)
+    store.append(Trained(arm_id="a", seed=1, error="killed"))
+    assert not store.done("a", 1)
+    store.append(trained("a", 1, 98.0))
+    assert Trainings(tmp_path).of("a", [1, 2]) == [trained("a", 1, 98.0)]
+
+
+def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
+    store = Trainings(tmp_path, write=True)
+    store.append(trained("a", 1, 98.0))
+    whole = (tmp_path / TRAININGS).read_bytes()
+    (tmp_path / TRAININGS).write_bytes(whole + whole[: len(whole) // 2])
+    assert Trainings(tmp_path).notes
+    again = Trainings(tmp_path, write=True)
+    assert again.done("a", 1)
+    again.append(trained("a", 2, 98.0))
+    assert [json.loads(line)["seed"] for line in (tmp_path / TRAININGS).read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "no json", '{"arm_id": "a", "seed": 1, "evaluations": [{"no": 1}]}'])
+def test_a_line_that_is_no_training_is_a_clear_error(tmp_path, line):
+    (tmp_path / TRAININGS).write_text(line + "\n")
+    with pytest.raises(UserError, match=f"{TRAININGS} line 1 is no training"):
+        Trainings(tmp_path)
+
+
+def test_reading_alone_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="not open for writing"):
+        Trainings(tmp_path).append(trained("a", 1, 98.0))
