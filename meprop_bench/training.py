@@ -42,7 +42,12 @@ _TAKES_ROWS = ("adagrad", "sgd", "rowadam", "rowadamw")
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, gradient: str = "dense", fused: bool = False
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    gradient: str = "dense",
+    fused: bool = False,
+    rate: float | None = None,
 ) -> torch.optim.Optimizer:
     """Return an unmodified optimizer of torch, or one of this package for rows, with the papers' settings.
 
@@ -52,6 +57,7 @@ def make_optimizer(
         gradient: "dense", or "rows" when some weights get a row-sparse gradient.
         fused: take torch's fused step where there is one: the same mathematics, rounded otherwise, in one pass over the
             parameters, which is several times as fast. Those for rows have none.
+        rate: learning rate, for a task whose rate is another one than that of MNIST.
 
     Raises:
         UserError: an unknown name, or an optimizer that cannot take row gradients.
@@ -69,6 +75,8 @@ def make_optimizer(
     kind: Any
     kind, settings = OPTIMIZERS[name]
     parameters = list(parameters)
+    if rate is not None:
+        settings = {**settings, "lr": rate}
     if fused and gradient == "dense" and all(p.device.type in _FUSED.get(name, ()) for p in parameters):
         settings = {**settings, "fused": True}
     optimizer: torch.optim.Optimizer = kind(parameters, **settings)

@@ -38,11 +38,13 @@ __all__ = ["command", "recipe_of", "with_recipe"]
 CHECKPOINT, HISTORY, SETTINGS, CURVE = "checkpoint.pt", "history.jsonl", "settings.json", "curve.svg"
 
 _OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("batch", int, "Examples in a mini-batch [default: the papers', 10]."),
+    ("batch", int, "Examples in a mini-batch [default: the papers'; 10 images, 1 sentence, 10,000 transitions]."),
     ("hidden", int, "Neurons of a hidden layer [default: 500]."),
     ("layers", int, "Hidden layers [default: 2]."),
     ("dropout", float, "Share of the hidden activations that is dropped [default: 0]."),
-    ("examples", int, "Training examples, the first ones [default: all]."),
+    ("examples", int, "Training examples (sentences of a treebank), the first ones [default: all]."),
+    ("tags", str, "pos: universal or language [default: universal]."),
+    ("files", str, "pos, parsing: a treebank of your own, TRAIN,DEV,TEST in CoNLL-U [default: UD English EWT]."),
     ("device", str, "cpu, cuda, cuda:N [default: cpu]."),
 )
 """Of tasks; each task says which it has."""

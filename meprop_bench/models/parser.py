@@ -26,9 +26,29 @@ from torch import Tensor, nn
 
 from meprop_bench.models.transitions import LABELLED, NONE, PLACES, Ints, States
 
-__all__ = ["FEATURES", "Cube", "Parser"]
+__all__ = ["FEATURES", "Cube", "Parser", "features"]
 
 FEATURES = 2 * PLACES + LABELLED
+
+
+def features(words: Ints, tags: Ints, rows: Ints, places: Ints, below: Ints, sizes: tuple[int, int, int]) -> Ints:
+    """Return the 48 features of some states, `(rows, 48)`.
+
+    Args:
+        words: numbers of the sentences' words, `(N, 1 + longest)`, the root's first.
+        tags: likewise.
+        rows: which sentences.
+        places: from `States.look`, `(rows, 18)`.
+        below: labels from there, `(rows, 12)`.
+        sizes: how many words, tags and labels there are; these numbers stand for "none".
+
+    """
+    found = []
+    for numbers, none in ((words, sizes[0]), (tags, sizes[1])):
+        there = numbers[rows[:, None], places]  # of NONE, the last word: replaced
+        found.append(np.where(places == NONE, none, there))
+    found.append(np.where(below == NONE, sizes[2], below))
+    return np.concatenate(found, axis=1).astype(np.int32)
 
 
 class Cube(nn.Module):
@@ -61,7 +81,7 @@ class Parser(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         super().__init__()
-        self.labels = labels
+        self.sizes = (words, tags, labels)
         with torch.device("meta"):  # torch's own initial weights would use up its global random state
             self.word, self.tag, self.label = (nn.Embedding(count + 1, size) for count in (words, tags, labels))
             self.hidden = nn.Linear(FEATURES * size, hidden)
@@ -85,7 +105,7 @@ class Parser(nn.Module):
         """Return logits `(B, 1 + 2 L)`.
 
         Args:
-            features: int64 `(B, 48)`, as `features` gives them.
+            features: int64 `(B, 48)`, as the function `features` gives them.
 
         """
         parts = torch.split(features, [PLACES, PLACES, LABELLED], dim=1)
@@ -93,30 +113,12 @@ class Parser(nn.Module):
         e = torch.cat([table(part).flatten(1) for table, part in zip(tables, parts, strict=True)], dim=1)
         return cast(Tensor, self.output(self.activation(self.hidden(e))))
 
-    def features(self, words: Ints, tags: Ints, rows: Ints, places: Ints, below: Ints) -> Tensor:
-        """Return the 48 features of some states, int64 `(rows, 48)`.
-
-        Args:
-            words: numbers of the sentences' words, `(N, 1 + longest)`, the root's first.
-            tags: likewise.
-            rows: which sentences.
-            places: from `States.look`, `(rows, 18)`.
-            below: labels from there, `(rows, 12)`.
-
-        """
-        found = []
-        for numbers, table in ((words, self.word), (tags, self.tag)):
-            there = numbers[rows[:, None], places]  # of NONE, the last word: replaced
-            found.append(np.where(places == NONE, table.num_embeddings - 1, there))
-        found.append(np.where(below == NONE, self.labels, below))
-        return torch.from_numpy(np.concatenate(found, axis=1).astype(np.int64))
-
     @torch.no_grad()
     def parse(self, words: Ints, tags: Ints, lengths: Ints) -> tuple[Ints, Ints]:
         """Parse sentences greedily.
 
         Args:
-            words: as for `features`.
+            words: as for the function `features`.
             tags: likewise.
             lengths: words of each sentence, without the root, `(N,)`.
 
@@ -124,10 +126,11 @@ class Parser(nn.Module):
             Heads and labels, `(N, 1 + longest)` each; NONE for the root and after a sentence.
 
         """
-        states = States(lengths, self.labels)
+        states = States(lengths, self.sizes[2])
         device = self.output.weight.device
         while len(rows := states.live):
-            logits = self(self.features(words, tags, rows, *states.look(rows)).to(device)).float().cpu().numpy()
+            seen = torch.from_numpy(features(words, tags, rows, *states.look(rows), self.sizes)).long()
+            logits = self(seen.to(device)).float().cpu().numpy()
             legal = np.where(states.legal(rows), logits, -np.inf)
             states.take(rows, legal.argmax(axis=1).astype(np.int32))
         return states.heads, states.arc_labels

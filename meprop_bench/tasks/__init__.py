@@ -37,6 +37,8 @@ TASKS: Mapping[str, Entry] = {
     "digits": Entry("mnist", "Digits", "the digits of scikit-learn, the same perceptron"),
     "mnist-cnn": Entry("mnist", "MNISTConvolutions", "MNIST, the convolutional network"),
     "digits-cnn": Entry("mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network"),
+    "pos": Entry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM"),
+    "parsing": Entry("parsing", "Parsing", "dependencies in UD English EWT, transitions chosen by a perceptron"),
 }
 """Name -> where it is."""
 

@@ -237,7 +237,11 @@ class _Training:
         self.model = task.build(settings.seed)
         task.sparsify(self.model, settings.method)
         optimizer = make_optimizer(
-            settings.optimizer, self.model.parameters(), gradient=settings.method.gradient, fused=True
+            settings.optimizer,
+            self.model.parameters(),
+            gradient=settings.method.gradient,
+            fused=True,
+            rate=task.rates.get(settings.optimizer),
         )
         self.take = _TaskStep(self.model, optimizer, task)
         self.optimizer = optimizer

@@ -117,13 +117,17 @@ class Task(ABC):
         metric: "accuracy", "UAS" or "BLEU".
         batch: B, examples in a mini-batch.
         examples: how many there are to train on.
+        rates: optimizer -> learning rate, where it is not that of `training.OPTIMIZERS`.
+        notes: what a reader of a result should know of the data.
 
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
+    rates: ClassVar[Mapping[str, float]] = {}
     batch: int
     examples: int
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod

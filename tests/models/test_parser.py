@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from meprop_bench.models.parser import FEATURES, Parser
+from meprop_bench.models.parser import FEATURES, Parser, features
 from meprop_bench.models.transitions import NONE, States, derivations
 from meprop_bench.nn import MePropLinear, convert
 
@@ -38,11 +38,10 @@ def test_sizes(wrong):
 
 
 def test_features_name_what_stands_at_the_places():
-    parser = Parser(words=10, tags=5, labels=2, hidden=4, size=2)
     states = States(np.array([2], np.int32), 2)
     rows = np.zeros(1, np.int32)
     states.take(rows, np.zeros(1, np.int32))
-    found = parser.features(ints([7, 8, 9]), ints([2, 3, 4]), rows, *states.look(rows))[0].tolist()
+    found = features(ints([7, 8, 9]), ints([2, 3, 4]), rows, *states.look(rows), (10, 5, 2))[0].tolist()
     none = [10] * 12
     assert found[:18] == [8, 7, 10, 9, 10, 10, *none]  # s1, the root, none; b1, none, none
     assert found[18:36] == [3, 2, 5, 4, 5, 5, *[5] * 12]
@@ -60,12 +59,13 @@ def test_it_learns_and_parses_a_small_grammar():
     assert isinstance(parser.hidden, MePropLinear)
     assert not isinstance(parser.output, MePropLinear)
     steps = list(derivations(lengths, heads, labels, 3))
-    features = torch.cat([parser.features(words, words, rows, *look) for rows, *look, _ in steps])
+    seen = np.concatenate([features(words, words, rows, *look, parser.sizes) for rows, *look, _ in steps])
+    states = torch.from_numpy(seen).long()
     moves = torch.from_numpy(np.concatenate([moves for *_, moves in steps])).long()
     optimizer = torch.optim.Adam(parser.parameters(), lr=0.02)
     for _ in range(150):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(parser(features), moves).backward()
+        nn.functional.cross_entropy(parser(states), moves).backward()
         optimizer.step()
     found = parser.parse(words, words, lengths)
     assert (found[0] == heads).all()

@@ -1,0 +1,99 @@
+"""Tagging: features, batches, the measure, and that it learns, dense and sparsified."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from meprop_bench.errors import UserError
+from meprop_bench.nn import MePropLSTM
+from meprop_bench.tasks.pos import POS, features, shape
+from meprop_bench.tasks.run import RunSettings, run
+from meprop_bench.tasks.task import Method
+
+
+@pytest.fixture
+def task(treebank_files):
+    return POS(batch=4, hidden=16, files=treebank_files)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("dog", "x"), ("Dog", "Xx"), ("DNA", "X"), ("I", "Xx"), ("a-b", "x-"), ("-", "-"), ("42", "-0"), ("B-52", "X0-")],
+)
+def test_shape(word, expected):
+    assert shape(word) == expected
+
+
+def test_seven_features():
+    assert features("Houses") == ("s", "es", "ses", "uses", "ho", "hou", "Xx")
+    assert features("I") == ("i", "i", "i", "i", "i", "i", "Xx")
+
+
+def test_batches_hold_every_sentence_and_pad(task):
+    ids, lengths, tags = next(iter(task.epoch(1, 0)))
+    assert ids.shape[2] == 8
+    assert ids.min() >= 0
+    for row, length in enumerate(lengths):
+        assert (tags[row, :length] > 0).all()
+        assert (tags[row, length:] == -100).all()
+    batches = list(task.epoch(1, 0))
+    assert len(batches) == task.steps_per_epoch == 15
+    assert sum(task.size(batch) for batch in batches) == task.examples == 60
+
+
+def test_the_lstm_is_sparsified_and_the_output_is_not(task):
+    model = task.build(1)
+    task.sparsify(model, Method("meprop", 4))
+    assert isinstance(model.lstm, MePropLSTM)
+    assert type(model.output) is nn.Linear
+
+
+def test_padding_changes_no_loss(task):
+    model = task.build(1).double()
+    ids, lengths, tags = next(batch for batch in task.epoch(1, 0) if len(set(batch[1].tolist())) > 1)
+    together = task.loss(model, (ids, lengths, tags)) * lengths.sum()
+    alone = sum(
+        task.loss(model, (ids[i : i + 1, :n], lengths[i : i + 1], tags[i : i + 1, :n])) * n
+        for i, n in enumerate(lengths.tolist())
+    )
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("method", [Method(), Method("meprop", 4), Method("unified", 4)], ids=lambda m: m.label)
+def test_it_learns(task, method):
+    result = run(task, RunSettings(method=method, epochs=6))
+    assert result.test_at_best > 95
+
+
+def test_tags_of_the_language(treebank_files):
+    task = POS(batch=4, hidden=4, tags="language", files=treebank_files)
+    assert set(task.labels.words[1:]) == {"DE", "NO", "VE", "PU"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tags": "penn"}, "tags must be"),
+        ({"batch": 0}, "batch must be an integer of at least 1"),
+        ({"hidden": 1.5}, "hidden must be"),
+        ({"files": "one.conllu"}, "files must be 3 paths"),
+        ({"files": "a,,c"}, "files must be 3 paths"),
+        ({"examples": 61}, "examples 61 are more than the 60"),
+        ({"device": "cuda:99"}, "the device cuda:99 cannot be used"),
+        ({"device": "gpu"}, "the device gpu cannot be used"),
+    ],
+)
+def test_options(treebank_files, wrong, message):
+    with pytest.raises(UserError, match=message):
+        POS(**({"files": treebank_files} | wrong))
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("MEPROP_BENCH_DATA" not in os.environ, reason="needs MEPROP_BENCH_DATA")
+def test_real_treebank():
+    task = POS(examples=100)
+    assert len(task.build(0).features) == 7
+    assert task.build(0).lstm.input_size == 190
+    assert task.steps_per_epoch == 100
