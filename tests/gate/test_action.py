@@ -196,7 +196,7 @@ def test_options_are_passed_on_as_they_are_and_only_where_given(run: Run, tmp_pa
 def test_files_are_judged_end_to_end(run: Run, tmp_path: Path) -> None:
     def write(name: str, factor: float) -> str:
         stats = {"median": factor, "data": [factor * (1 + 0.001 * n) for n in range(9)]}
-        record = {"machine_info": {"machine": "x86_64"}, "benchmarks": [{"fullname": "test_a", "stats": stats}]}
+        record = {"machine_info": {"machine": "x86_64"}, "benchmarks": [{"fullname": "case7", "stats": stats}]}
         (tmp_path / name).write_text(json.dumps(record))
         return name
 
@@ -205,8 +205,8 @@ def test_files_are_judged_end_to_end(run: Run, tmp_path: Path) -> None:
     assert outputs["exit-code"] == "1", found.stderr
     report = Path(outputs["report"])
     assert {path.name for path in report.iterdir()} == {"gate.md", "gate.json", "gate.xml"}
-    assert "test_a" in (report / "gate.md").read_text("utf-8")
-    assert "test_a" in (tmp_path / "summary.md").read_text("utf-8")
+    assert "case7" in (report / "gate.md").read_text("utf-8")
+    assert "case7" in (tmp_path / "summary.md").read_text("utf-8")
     found, outputs = run("gate", inputs={"baseline": "none.json", "candidate": "head.json"})
     assert outputs["exit-code"] == "2"
     assert "none.json does not exist" in found.stderr

@@ -60,7 +60,11 @@ def of_lines(path: Path) -> Figures:
     if path.name == MEASUREMENTS and (path.parent / ENVIRONMENT).is_file():
         return of_folder(path.parent)
     rows = {}
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path.name} is not a text in UTF-8; measure again, or convert it") from None
+    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         where = f"line {number} of {path.name}"
         try:
             row = _row(json.loads(line), where)
@@ -122,6 +126,8 @@ def add_row(found: Figures, row: Row) -> None:
 def add_accuracy(found: Figures, case: str, parity: Parity, environment: str) -> None:
     """Add the accuracy of the method, one value for each seed; what it is compared with ran the same seeds."""
     figures = dict(sorted(zip(parity.seeds, parity.method, strict=True)))
+    if not figures:
+        return
     basis = f"{parity.task}, {parity.steps} steps, seeds {', '.join(map(str, figures))}"
     kind = Kind("accuracy", "accuracy", "points", basis)
     found.add(case, kind, tuple(figures.values()), environment, own_processes=True)

@@ -160,6 +160,13 @@ def test_bad_lines_are_told_by_their_number(tmp_path, line, message):
     assert caught.value.exit_code == ExitCode.USAGE
 
 
+def test_a_line_that_is_not_utf_8_far_into_a_long_file_is_told(tmp_path):
+    good = json.dumps(row().to_json()).encode() + b"\n"
+    (path := tmp_path / "rows.txt").write_bytes(good * (3 * (1 << 20) // len(good)) + b"\xff")
+    with pytest.raises(UserError, match="not a text in UTF-8"):
+        read_file(path)
+
+
 def test_a_document_with_a_case_twice_or_a_bad_row_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"twice"):
         read_file(document(tmp_path / "twice.json", [row(), row()]))
