@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from meprop_bench.data import batches
+from meprop_bench.errors import UserError
+from meprop_bench.nn import MePropConv2d, MePropLinear
+from meprop_bench.tasks import TASKS, load_task
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.run import RunSettings, run
+from meprop_bench.tasks.task import Method
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_task("digits", batch=50, hidden=32)
+
+
+def test_epochs_are_one_endless_sequence_of_batches(digits):
+    steps = digits.steps_per_epoch
+    assert steps == 1297 // 50
+    endless = list(batches(digits.data.train, 50, seed=4, steps=2 * steps))
+    epochs = [batch for epoch in (0, 1) for batch in digits.epoch(4, epoch)]
+    for (images, labels), (got, gold, numbers) in zip(endless, epochs, strict=True):
+        assert torch.equal(images, got)
+        assert torch.equal(labels, gold)
+        assert torch.equal(digits.data.train.images[numbers], got)
+    assert torch.equal(digits.numbers(epochs[3]), epochs[3][2])
+
+
+def test_a_batch_may_exceed_the_data():
+    task = load_task("digits", batch=50, examples=20)
+    assert task.steps_per_epoch == 1
+    ((_, _, numbers),) = task.epoch(1, 0)
+    assert len(numbers) == 50
+    assert set(numbers.tolist()) == set(range(20))
+
+
+def test_the_perceptron_of_the_papers(digits):
+    model = digits.build(3)
+    sizes = [(m.in_features, m.out_features) for m in model if isinstance(m, nn.Linear)]
+    assert sizes == [(64, 32), (32, 32), (32, 10)]
+    assert torch.equal(model.linear0.weight, digits.build(3).linear0.weight)
+    digits.sparsify(model, Method("unified", 4, "rows"))
+    assert [isinstance(m, MePropLinear) for m in model if isinstance(m, nn.Linear)] == [True, True, False]
+    assert model.linear0.selection == "unified"
+    assert model.linear0.sparse
+    dropping = load_task("digits", dropout=0.2, layers=3).build(1)
+    assert [m.p for m in dropping if isinstance(m, nn.Dropout)] == [0.2] * 3
+
+
+def test_the_convolutional_network():
+    task = load_task("digits-cnn", batch=50)
+    model = task.build(1)
+    task.sparsify(model, Method("meprop", 0.5))
+    turned = [type(m) for m in model if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert turned == [MePropConv2d, MePropConv2d, MePropLinear, nn.Linear]
+    assert run(task, RunSettings(steps=100)).final_dev > 50
+    with pytest.raises(UserError, match="the method unified does not fit this task's layers"):
+        task.sparsify(task.build(1), Method("unified", 0.5))
+
+
+def test_options_are_those_of_the_constructor(digits):
+    assert digits.options == {
+        "batch": 50, "examples": 1297, "device": "cpu", "hidden": 32, "layers": 2, "dropout": 0.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mnst", {}, "there is no task 'mnst'"),
+        ("digits", {"depth": 3}, "the task digits has no depth: it has batch, hidden"),
+        ("digits-cnn", {"hidden": 3}, "the task digits-cnn has no hidden"),
+        ("digits", {"batch": 0}, "batch must be an integer of at least 1, not 0"),
+        ("digits", {"hidden": True}, "hidden must be"),
+        ("digits", {"layers": 0}, "layers must be"),
+        ("digits", {"dropout": 1.0}, "dropout must lie"),
+        ("digits", {"examples": 1298}, "examples 1298 are more than the 1297"),
+        ("digits", {"device": "tpu"}, "the device tpu cannot be used"),
+    ],
+)
+def test_what_a_task_cannot_have(name, options, words):
+    with pytest.raises(UserError, match=words):
+        load_task(name, **options)
+
+
+def test_every_entry_names_a_class_of_that_name():
+    from importlib import import_module
+
+    for name, entry in TASKS.items():
+        assert getattr(import_module(f"meprop_bench.tasks.{entry.module}"), entry.kind).name == name
+
+
+def test_a_recipe_is_its_own_json():
+    recipe = Recipe("digits", {"batch": 5}, "meprop", 3, algorithm="mesimp", details={"rate": 0.2})
+    assert Recipe(**recipe.to_json()) == recipe
+    assert recipe.settings(7).algorithm.rate == 0.2
+    assert recipe.dense().settings(7) == RunSettings(seed=7)
+    assert recipe.label == "digits meprop k=3 mesimp"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (Recipe("digits", algorithm="meslim"), "there is no algorithm 'meslim'"),
+        (Recipe("digits", algorithm="meact", details={"rate": 0.2}), "meact has no rate: it has share, pretrain"),
+        (Recipe("digits", algorithm="schedule"), "the algorithm schedule needs end"),
+        (Recipe("digits", details={"rate": 0.2}), "rate needs an algorithm"),
+    ],
+)
+def test_recipes_that_make_no_sense(recipe, words):
+    with pytest.raises(UserError, match=words):
+        recipe.settings(1)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("MEPROP_BENCH_DATA" not in os.environ, reason="MEPROP_BENCH_DATA is not set")
+def test_the_papers_mlp_learns_mnist_in_a_few_hundred_steps():
+    task = load_task("mnist", batch=50, hidden=100)
+    assert (task.examples, len(task.data.dev.labels), len(task.data.test.labels)) == (55_000, 5_000, 10_000)
+    assert run(task, RunSettings(steps=300, seed=0)).final_dev > 90
