@@ -174,7 +174,8 @@ class Comparison:
         lines += [f"Different environments, {line}" for line in self.environments]
         for (workload, phase), changes in self._kinds().items():
             told = []
-            for figure, words in (("time", "time"), ("speedup", "speed-up over dense")):
+            for figure in _FIGURES:
+                words = {"time": "time", "speedup": "speed-up over dense"}[figure]
                 mean = self.mean(changes, figure)
                 told.append(f"{words} {_precise(mean)}{self._count(changes, figure)}")
             lines.append(f"{workload} {phase}, {_cases(len(changes))}: {'; '.join(told)}.")
