@@ -43,7 +43,7 @@ def write_job_summary(outcome: Outcome, environment: Mapping[str, str] = os.envi
         return None
     path = Path(name)
     try:
-        with path.open("a", encoding="utf-8") as target:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as target:
             target.write(as_comment(outcome) + "\n")
     except OSError as error:
         raise UserError(f"cannot write ${_SUMMARY}: {error.strerror}") from None

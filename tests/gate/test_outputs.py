@@ -1,0 +1,123 @@
+import json
+import math
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from meprop_bench.errors import ExitCode
+from meprop_bench.gate.document import OutcomeDocument, change, margin, worst_first
+from meprop_bench.gate.judgement import Judgement, Outcome
+from meprop_bench.gate.junit import as_junit
+from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
+from meprop_bench.gate.record import SCHEMA, as_json, schema
+from meprop_bench.report.table import as_table
+from meprop_bench.stats import Interval
+
+
+def judgement(verdict="pass", estimate=1.0, **changes):
+    base = {"case": "linear k=8", "figure": "backward", "quantity": "time", "unit": "s", "base": 1e-3, "head": 1.03e-3}
+    base |= {"change": Interval(estimate, estimate - 0.01, estimate + 0.01), "margin": 0.01, "least": 0.0, "pairs": 8}
+    return Judgement(**{**base, "report_only": False, "verdict": verdict, **changes})
+
+
+def outcome(*judgements, notes=()):
+    return Outcome("main (1a2b)", "the work tree", judgements, notes, "meprop-bench gate --base main", None, 12.0)
+
+
+MIXED = outcome(
+    judgement(),
+    judgement("inconclusive", 1.01),
+    judgement("fail", 1.03, case="a|b <c>\x1b & \ud800"),
+    judgement("fail", 1.3, case="worst"),
+    judgement("fail", 2.0, report_only=True, case="shown"),
+    judgement("fail", change=None, base=None, head=None, reason="its gradients are wrong", case="broken"),
+    judgement(quantity="accuracy", unit="points", change=Interval(0.2, -0.1, 0.5), base=97.0, head=96.8, margin=0.5),
+    judgement(quantity="count", unit="1", change=Interval(1.0, 1.0, 1.0), base=3.0, head=3.0),
+    judgement("inconclusive", change=Interval(1.0, math.nan, math.nan), reason="one value"),
+    notes=("a note",),
+)
+
+
+def test_the_worst_comes_first_and_what_is_only_reported_last():
+    assert [one.case for one in worst_first(MIXED.judgements)][:3] == ["worst", "a|b <c>\x1b & \ud800", "broken"]
+    assert worst_first(MIXED.judgements)[-1].case == "shown"
+
+
+def test_each_figure_shows_ratio_interval_and_margin():
+    assert change(judgement(estimate=1.03)) == "1.030 [1.020, 1.040]"
+    assert change(MIXED.judgements[6]) == "+0.20 [-0.10, +0.50] points"
+    assert change(MIXED.judgements[7]) == "1.000"
+    assert change(MIXED.judgements[8]) == "1.000, no interval"
+    assert margin(judgement(least=1e-6)) == "1%, 1.00 µs"
+    assert margin(MIXED.judgements[6]) == "0.5 points"
+
+
+def test_the_table_says_all_and_has_colour_on_a_terminal_alone():
+    clean = outcome(judgement("fail", 1.03))
+    text = as_table(OutcomeDocument(clean))
+    for word in ("FAIL", "1.030 [1.020, 1.040]", "1%", "±0.97%", "1 failed, in 12 s.", "Failed: something got worse"):
+        assert word in text
+    assert "\x1b" not in text
+    assert "\x1b[" in as_table(OutcomeDocument(clean), terminal=True, width=200)
+
+
+@pytest.mark.parametrize("count", [0, 3, 3000])
+def test_a_comment_fits_and_counts_what_it_leaves_out(count):
+    many = outcome(*(judgement(case=f"case {i} " + "x" * 100) for i in range(count)), judgement("fail", case="worst"))
+    text = as_comment(many)
+    assert len(text) <= LIMIT
+    assert "worst" in text
+    assert ("more are not shown" in text) == (count == 3000)
+    assert f"1 failed, {count} passed" in text or count == 0
+
+
+def test_a_comment_fits_whatever_the_notes_are():
+    text = as_comment(outcome(judgement(), notes=tuple("n" * 10_000 for _ in range(500))))
+    assert len(text) <= LIMIT
+    assert "480 more notes" in text
+
+
+def test_the_summary_of_a_job_is_appended_to(tmp_path):
+    path = tmp_path / "summary.md"
+    path.write_text("before\n")
+    assert write_job_summary(MIXED, {"GITHUB_STEP_SUMMARY": str(path)}) == path
+    assert path.read_text(encoding="utf-8", errors="replace").startswith("before\n")
+    assert write_job_summary(MIXED, {}) is None
+
+
+def test_json_follows_its_schema():
+    found = json.loads(as_json(MIXED))
+    assert found["schema"] == SCHEMA == schema()["properties"]["schema"]["const"]
+    assert set(found) == set(schema()["required"])
+    wanted = schema()["$defs"]["judgement"]["required"]
+    assert all(list(one) == wanted for one in found["judgements"])
+    assert found["counts"] == {"pass": 3, "fail": 3, "inconclusive": 2, "report_only": 1}
+    assert found["judgements"][8]["change_low"] is None
+
+
+def test_junit_is_xml_whatever_the_names_are():
+    root = Xml.fromstring(as_junit(MIXED).encode())
+    (suite,) = root
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped"), suite.get("errors")) == (
+        "9",
+        "3",
+        "2",
+        "0",
+    )
+    assert len(suite.findall("testcase")) == 9
+    assert len(suite.findall("testcase/failure")) == 3
+    assert len(suite.findall("testcase/skipped")) == 2
+
+
+@pytest.mark.parametrize(
+    ("judgements", "code"),
+    [
+        ([judgement()], ExitCode.OK),
+        ([judgement(), judgement("inconclusive")], ExitCode.INCONCLUSIVE),
+        ([judgement("fail"), judgement("inconclusive")], ExitCode.REGRESSION),
+        ([judgement("fail", report_only=True)], ExitCode.OK),
+        ([], ExitCode.NOTHING_MEASURED),
+    ],
+)
+def test_exit_codes(judgements, code):
+    assert outcome(*judgements).exit_code == code
