@@ -1,0 +1,182 @@
+"""The verb as a user runs it, and its crew with workers that answer at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from meprop_bench import cli
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.results.store import Store
+from meprop_bench.sweep.parity import Comparison, case_id, compare
+from meprop_bench.tasks.recipe import Recipe
+
+_RECIPE = Recipe("digits", {"batch": 50}, "meprop", 4, epochs=3)
+
+
+class Told:
+    """A worker with figures for each side and seed."""
+
+    def __init__(self, figures, log):
+        self.figures, self.log, self.closed = figures, log, False
+
+    def request(self, message, timeout):
+        if message["do"] == "hello":
+            return {"environment": {"allocator": "kept"}, "environment_id": "e" * 12}
+        side = "dense" if message["recipe"]["method"] == "dense" else "sparse"
+        self.log.append((message["seed"], side))
+        figure = self.figures[side][message["seed"] - 1]
+        if isinstance(figure, BaseException):
+            raise figure
+        if isinstance(figure, str):
+            return {"error": figure, "kind": "error"}
+        return {"figure": figure, "steps": 75, "options": {"batch": 50, "device": "cpu", "hidden": 500, "layers": 2}}
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """Compare figures; give the parity, what was trained, and the store's root."""
+
+    def run(dense, sparse, *, seeds=None, margin=0.5, processes=2, store=None, progress=lambda _: None):
+        log, workers = [], []
+
+        def start():
+            workers.append(Told({"dense": dense, "sparse": sparse}, log))
+            return workers[-1]
+
+        comparison = Comparison(_RECIPE, seeds or len(dense), margin)
+        opened = store or Store.create(tmp_path, "parity", "m", "c", comparison.to_json())
+        with opened:
+            try:
+                found = compare(comparison, opened, processes=processes, progress=progress, start=start)
+            finally:
+                assert all(worker.closed for worker in workers)
+        return found, sorted(log), opened.folder
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("sparse", "verdict"),
+    [
+        ([96.1, 95.9, 96.0], "pass"),
+        ([94.1, 93.9, 94.0], "fail"),
+        ([97.1, 93.9, 95.0], "inconclusive"),
+    ],
+)
+def test_the_verdict_is_of_the_paired_difference(judge, sparse, verdict):
+    found, log, folder = judge([96.0, 96.0, 96.0], sparse)
+    assert found.verdict == verdict
+    assert found.seeds == (1, 2, 3)
+    assert found.method == tuple(sparse)
+    assert log == [(seed, side) for seed in (1, 2, 3) for side in ("dense", "sparse")]
+    (row,) = Store.open(folder).rows()
+    assert row.parity == found
+    assert row.environment_id == "e" * 12
+    assert (row.batch, row.out_features, row.k) == (50, 500, 4)
+    assert not (folder / "checkpoints").exists()
+
+
+def test_one_seed_decides_nothing(judge):
+    found, _, _ = judge([96.0], [96.0])
+    assert found.verdict == "inconclusive"
+    assert found.low is None
+
+
+def test_pairs_that_are_stored_are_not_trained_again(judge, tmp_path):
+    with pytest.raises(UserError, match="training sparse from seed 2 failed: out of luck"):
+        judge([90.0, 90.0, 90.0], [90.0, "out of luck", 90.0], processes=1)
+    (root,) = tmp_path.iterdir()
+    with Store.open(root) as before:
+        assert before.rows()[0].parity.seeds == (1,)
+    found, log, _ = judge([0.0, 90.0, 90.0], [0.0, 90.0, 90.0], store=Store.open(root, write=True))
+    assert found.baseline == (90.0, 90.0, 90.0)
+    assert {seed for seed, _ in log} == {2, 3}
+
+
+def test_a_worker_that_dies_is_one_line(judge):
+    with pytest.raises(UserError, match=r"training dense from seed 1 failed: its process killed by signal 9"):
+        judge([WorkerDied("killed by signal 9"), 1.0], [1.0, 1.0], processes=1)
+
+
+def test_progress_tells_pairs_and_what_is_left(judge):
+    told = []
+    judge([96.0, 95.0], [95.0, 95.5], progress=told.append, processes=1)
+    assert [(found.seed, found.pair) for found in told if found.seed] == [(1, (96.0, 95.0)), (2, (95.0, 95.5))]
+    assert told[-1].share == 1.0
+    assert told[-1].left_s == 0.0
+
+
+def test_a_comparison_is_of_something():
+    for recipe, settings, words in (
+        (_RECIPE.dense(), {}, "nothing to compare"),
+        (_RECIPE, {"seeds": 0}, "seeds must be at least 1"),
+        (_RECIPE, {"margin": -1.0}, "margin must be"),
+        (_RECIPE, {"margin": float("nan")}, "margin must be"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Comparison(recipe, **settings)
+    assert case_id(Comparison(_RECIPE, 3)) == case_id(Comparison(_RECIPE, 9))
+    assert case_id(Comparison(_RECIPE)) != case_id(Comparison(_RECIPE, margin=1.0))
+
+
+def test_for_real(tmp_path):
+    """k of all neurons is dense training: no difference at all, in real processes, stored, reported and resumed."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    arguments = [
+        *("parity", "--task", "digits", "--hidden", "16", "--batch", "50", "--k", "16", "--epochs", "1"),
+        *("--seeds", "2", "--out", str(tmp_path), "--processes", "1"),
+    ]
+    command = [sys.executable, "-m", "meprop_bench", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert found.returncode == ExitCode.OK, found.stderr
+    assert "parity holds: +0.00 points" in found.stdout
+    assert "seed 2: dense" in found.stderr
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.endswith("parity-digits-meprop-k-16")
+    assert cli.run(["report", str(folder)]) == ExitCode.OK
+
+
+def test_formats_and_codes(tmp_path, capsys, monkeypatch):
+    from meprop_bench.sweep import parity
+
+    figures = {"dense": [96.0, 96.0], "sparse": [90.0, 90.1]}
+    defaults = {**parity.compare.__kwdefaults__, "start": lambda: Told(figures, [])}
+    monkeypatch.setattr(parity.compare, "__kwdefaults__", defaults)
+    wanted = ["parity", "--task", "digits", "--k", "4", "--seeds", "2", "--out", str(tmp_path), "--processes", "1"]
+    assert cli.run([*wanted, "--format", "md"]) == ExitCode.REGRESSION
+    assert "| 2 | 96.00 | 90.10 | -5.90 |" in capsys.readouterr().out
+    assert cli.run([*wanted, "--resume", "--format", "json"]) == ExitCode.REGRESSION
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["rows"][0]["parity"]["verdict"] == "fail"
+    assert len(list(tmp_path.iterdir())) == 1
+    figures["sparse"] = [97.0, 90.0]
+    assert cli.run([*wanted]) == ExitCode.INCONCLUSIVE
+    assert "inconclusive: -2.50 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to compare"),
+        (["--k", "3", "--seeds", "0"], "seeds must be"),
+        (["--k", "3", "--margin", "-1"], "margin must be"),
+        (["--k", "3", "--optimizer", "adm"], "there is no optimizer"),
+        (["--k", "3", "--threads", "0"], "threads must be"),
+    ],
+)
+def test_wrong_wishes_are_one_line(tmp_path, capsys, arguments, words):
+    assert cli.run(["parity", "--task", "digits", "--out", str(tmp_path), *arguments]) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert words in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
