@@ -30,10 +30,10 @@ VERBS = {
     "report": "Print or write the report of a results folder.",
     "export": "Write stored results as those of other tools.",
     "compare": "Compare two stored results of the same cases.",
-    "train": "Train one model of a task, with checkpoints.",
+    "train": "Train one model of a task.",
     "parity": "Judge whether a method keeps the accuracy of dense training.",
     "gate": "Fail when something got slower, larger or less accurate.",
-    "paper": "Show the papers' tables, and run them.",
+    "paper": "Every table of both papers: as printed, and measured here.",
     "data": "List, fetch and check the data sets.",
     "doctor": "Examine this machine, its software and the configuration.",
 }
