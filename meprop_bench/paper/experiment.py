@@ -22,7 +22,7 @@ from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
-from meprop_bench.paper.subjects import Subject, subject
+from meprop_bench.paper.subjects import SUBJECTS, Subject, subject
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads.case import Case, one_of
 
@@ -183,11 +183,13 @@ def _scales() -> Mapping[str, Any]:
     known = [spec.name for spec in fields(Scale)]
     for kind in record:
         one_of("key in experiments.toml:", kind, ("task", "table"))
-    for entry in (*record["task"].values(), *record["table"].values()):
-        for name, scale in entry.items():
-            one_of("scale in experiments.toml:", name, SCALES)
-            for key in scale:
-                one_of("key in experiments.toml:", key, known)
+    for tasks in (record["task"], *record["table"].values()):
+        for task, scales in tasks.items():
+            one_of("task in experiments.toml:", task, tuple(SUBJECTS))
+            for name, scale in scales.items():
+                one_of("scale in experiments.toml:", name, SCALES)
+                for key in scale:
+                    one_of("key in experiments.toml:", key, known)
     return record
 
 
@@ -195,7 +197,7 @@ def scale_of(table_id: str, task: str, name: str) -> Scale:
     """Return the scale of a table's part: the task's, with the table's exceptions."""
     one_of("scale", name, SCALES)
     rule = _scales()["task"].get(task, {}).get(name, {})
-    exception = _scales()["table"].get(table_id, {}).get(name, {})
+    exception = _scales()["table"].get(table_id, {}).get(task, {}).get(name, {})
     found = {**rule, **exception}
     if "ks" in found:
         found["ks"] = tuple(found["ks"])

@@ -14,6 +14,12 @@ def trained(arm_id, seed, test, *, best_epoch=5, epochs=10, **more):
     )
 
 
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch, tmp_path_factory):
+    # What is planned must not depend on which data the machine has.
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path_factory.mktemp("no-data")))
+
+
 @pytest.fixture
 def on_mnist(monkeypatch, tmp_path):
     """The experiment of a table at the short scale, as if MNIST were here: its arms name it and no data are read."""
