@@ -1,0 +1,125 @@
+"""Parallel text: two files of sentences, plain or gzip, where each line of the one translates that line of the other.
+
+    train.de   Ein Hund rennt .          train.en   A dog runs .
+               Zwei Kinder lachen .                 Two children laugh .
+
+The number of a line is all that holds a pair together, so whatever could shift it is an error, with file and line: a
+side that is empty, a file that ends before the other, a line that is not UTF-8. Spaces around a sentence are no part of
+it; what is within is left as it is.
+
+Multi30k, German to English, stands in for the papers' NIST Chinese-English and IWSLT English-Vietnamese.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from meprop_bench.data.lines import Malformed, numbered_lines
+from meprop_bench.data.location import data_folder, locate
+from meprop_bench.data.sources import SOURCES
+from meprop_bench.errors import UserError
+
+__all__ = ["Corpus", "Pair", "load_multi30k", "read_corpus", "read_parallel"]
+
+_REMEDY = "run `meprop-bench data fetch multi30k`"
+
+
+class Pair(NamedTuple):
+    """A sentence and its translation, neither of them empty."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Pairs in three parts.
+
+    Attributes:
+        name: of the data set.
+        train: to learn from.
+        dev: to choose by.
+        test: to report.
+
+    """
+
+    name: str
+    train: tuple[Pair, ...]
+    dev: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+
+
+def read_parallel(source: Path, target: Path) -> Iterator[Pair]:
+    """Yield the pairs of two files, in their order.
+
+    Args:
+        source: sentences to translate, one a line.
+        target: their translations.
+
+    Raises:
+        UserError: a file cannot be read, or a line has no partner, no text, or is not UTF-8; the message has its
+            number.
+
+    """
+    number = 0
+    for left, right in zip_longest(numbered_lines(source), numbered_lines(target)):
+        if left is None or right is None:
+            short, long = (source, target) if left is None else (target, source)
+            raise Malformed(long, number + 1, f"it has no partner: {short} ends after line {number}")
+        number = left[0]
+        pair = Pair(left[1].strip(), right[1].strip())
+        for path, text in zip((source, target), pair, strict=True):
+            if not text:
+                raise Malformed(path, number, "it is empty: delete the line from both files")
+        yield pair
+
+
+def load_multi30k() -> Corpus:
+    """Load Multi30k, German to English: 29,000 captions to train on, "val" as dev, and the test set of 2016.
+
+    Raises:
+        UserError: a file is missing or damaged.
+
+    """
+    return read_corpus("multi30k", *(_path(f"{part}.{side}") for part in _PARTS for side in ("de", "en")))
+
+
+_PARTS = ("train", "val", "test_2016_flickr")
+
+
+def read_corpus(
+    name: str,
+    train_source: Path,
+    train_target: Path,
+    dev_source: Path,
+    dev_target: Path,
+    test_source: Path,
+    test_target: Path,
+) -> Corpus:
+    """Read a user's own parallel text: six files, a source and a target for each part.
+
+    Raises:
+        UserError: as for `read_parallel`, or a part has no line.
+
+    """
+    return Corpus(
+        name, _part(train_source, train_target), _part(dev_source, dev_target), _part(test_source, test_target)
+    )
+
+
+def _part(source: Path, target: Path) -> tuple[Pair, ...]:
+    if not (pairs := tuple(read_parallel(source, target))):
+        raise UserError(f"{source} has no sentence: name a file with at least one, a line each")
+    return pairs
+
+
+def _path(name: str) -> Path:
+    found = SOURCES["multi30k"]
+    path = locate(data_folder(), found, found.file(name))
+    if path is None:
+        raise UserError(f"Multi30k is not complete: no {name}.gz in {data_folder() / 'multi30k'}; {_REMEDY}")
+    return path
