@@ -74,6 +74,9 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--target", type=float, metavar="WIDTH", help="Half-width of the interval to reach [default: 0.02, ±2%].")
 @click.option("--budget", type=float, metavar="SECONDS", help="Timing for a case at most [default: 20].")
 @click.option("--processes", type=int, metavar="N", help="Fresh processes for a case [default: 5].")
+@click.option(
+    "--pin/--no-pin", default=None, help="Bind each process to as many cores as it has threads [default: no]."
+)
 @click.option("--parity/--no-parity", default=None, help="Compare the accuracy of the mlp, too [default: yes].")
 @click.option(
     "--utilization/--no-utilization",
@@ -108,7 +111,7 @@ def command(form: str, out: Path, resume: bool, preset: str | None, **wishes: An
     from meprop_bench.sweep.feasible import check_feasible
 
     plan = _plan(preset, wishes)
-    check_feasible(plan.cases)
+    check_feasible(plan.cases, pin=plan.pin)
     store = _store(plan, out, resume)
     with store:
         code = _measure(plan, store)

@@ -115,7 +115,7 @@ def preset(name: str) -> list[Finding]:
     cases = "1 case" if len(plan.cases) == 1 else f"{len(plan.cases)} cases"
     text = f"{plan.name}: {cases}, about {len(plan.cases) * plan.budget / 60:.0f} minutes of timing at most"
     try:
-        check_feasible(plan.cases)
+        check_feasible(plan.cases, pin=plan.pin)
     except UserError as error:
         return [Finding(_SECTION, check, "warning", f"{text}; not here: {error}")]
     return [Finding(_SECTION, check, "ok", text)]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import meprop_bench
-from meprop_bench.measure import procfs
+from meprop_bench.measure import affinity, procfs
 from meprop_bench.measure.allocator import preloaded
 from meprop_bench.measure.clock import clock_for, overhead
 from meprop_bench.measure.procfs import Unavailable
@@ -57,7 +57,8 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
         "cpu_model": cpu_model,
         "cpu_physical_cores": _physical_cores,
         "cpu_logical_cores": _logical_cores,
-        "cpu_usable_cores": procfs.usable_cores,
+        "cpu_usable_cores": lambda: len(affinity.allowed()),
+        "pinned_cores": affinity.bound,
         "cpu_limit": procfs.cpu_limit,
         "cpu_governor": procfs.governor,
         "cpu_boost": procfs.boost,

@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterable
 
 from meprop_bench.errors import UserError
+from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.workloads.case import Case
 
 __all__ = ["check_feasible"]
 
 
-def check_feasible(cases: Iterable[Case]) -> None:
-    """Check devices, threads, allocators and data.
+def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
+    """Check devices, threads, allocators and data; with `pin`, whether processes can be bound to cores.
 
     Raises:
         UserError: what is missing, in one line.
@@ -28,6 +29,8 @@ def check_feasible(cases: Iterable[Case]) -> None:
             raise UserError(
                 f"{threads} threads on {cores} cores would wait for each other: use --threads {cores}, or less"
             )
+        if pin:
+            chosen(threads)
         environment_of(allocator, threads)
     for data in dict.fromkeys(case.data for case in cases if case.data is not None):
         _check_data(data)

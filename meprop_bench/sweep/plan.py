@@ -108,6 +108,7 @@ class Plan:
         keep_processes: let the processes serve all cases that share device, threads and allocator; otherwise each
             case gets
             its own. Loading torch five times costs as much as measuring a small case.
+        pin: bind each process to as many physical cores as it has threads.
         utilization: watch utilisation, power and energy after the timing, for 2 s of each side.
         accuracy_seeds: training runs of each side in the accuracy comparison.
         accuracy_steps: training steps of each of those.
@@ -124,6 +125,7 @@ class Plan:
     budget: float = 20.0
     processes: int = 5
     keep_processes: bool = False
+    pin: bool = False
     utilization: bool = True
     accuracy_seeds: int = 5
     accuracy_steps: int = 400
@@ -141,13 +143,16 @@ class Plan:
             _check_number(
                 name.replace("_", "-"), value, lambda v: isinstance(v, int) and 1 <= v <= 10_000, "an integer from 1"
             )
-        for name in ("keep_processes", "utilization"):
+        for name in ("keep_processes", "pin", "utilization"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UserError(f"{name.replace('_', '-')} must be true or false, not {value!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; two plans with the same one measure the same."""
-        return asdict(self)
+        """Return the JSON object; two plans with the same one measure the same.
+
+        What is not pinned does not say so: runs that were begun when there was no such choice can still be resumed.
+        """
+        return {name: value for name, value in asdict(self).items() if name != "pin" or value}
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,7 @@ _SETTINGS = {
     "budget": float,
     "processes": int,
     "keep-processes": bool,
+    "pin": bool,
     "utilization": bool,
     "accuracy-seeds": int,
     "accuracy-steps": int,

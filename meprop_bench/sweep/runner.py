@@ -299,7 +299,7 @@ class Runner:
         if self._team is None or self._team_of != _group(case):
             self._dismiss()
             self._team, self._team_of = self._start(case, self._plan.processes), _group(case)
-            hello = {"do": "hello", "threads": case.threads, "device": case.device}
+            hello = {"do": "hello", "threads": case.threads, "device": case.device, "pin": self._plan.pin}
             told = _ask_together(self._team.workers, [hello] * self._plan.processes, one_first=self._is_new("imports"))
             self._environment_id = told[0]["environment_id"]
             self._store.write_environment({self._environment_id: told[0]["environment"]})

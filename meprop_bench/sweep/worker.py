@@ -1,7 +1,7 @@
 """The child side of a measurement: one fresh process that sets a case up, checks it, and takes pairs when it is asked
 to.
 
-    hello        {threads, device}           -> the environment, when torch is imported; protocol, package (its folder)
+    hello        {threads, device, pin}      -> the environment, when torch is imported; protocol, package (its folder)
     setup        {case}                      -> kernel, k, phases, costs, notes
     check        {warm_s}                    -> check, and if it passed, loops (and those of each side)
     measure      {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...], which of them the
@@ -85,8 +85,12 @@ class Session:
         }
         return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
 
-    def hello(self, threads: int, device: str) -> _Answer:
+    def hello(self, threads: int, device: str, pin: bool = False) -> _Answer:
         """Import what takes seconds; the answer says that none of it will fall into another worker's timing."""
+        if pin:
+            from meprop_bench.measure.affinity import bind
+
+            bind(threads)
         import torch
 
         import meprop_bench
@@ -236,10 +240,11 @@ class Session:
 
     def accuracy(self, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
         """Train one side from these seeds."""
+        from meprop_bench.measure.affinity import free
         from meprop_bench.workloads import Case
         from meprop_bench.workloads.accuracy import accuracies
 
-        with _one_thread():
+        with _one_thread(), free():  # the other workers train meanwhile, and nothing is timed
             found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
         return {"accuracies": list(zip(seeds, found, strict=True))}
 

@@ -20,7 +20,7 @@ from meprop_bench import cli
 from meprop_bench.cli.live import outcome
 from meprop_bench.cli.speedup import _judge, _look
 from meprop_bench.errors import ExitCode
-from meprop_bench.measure import machine
+from meprop_bench.measure import machine, procfs
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
 
@@ -72,6 +72,27 @@ def _preset(folder: Path, sweeps: str, utilization: str = "false", **settings: o
     head = ['name = "own"', 'analysis = "a test"', 'checks = ["gradients"]', "processes = 1", "keep-processes = true"]
     path.write_text("\n".join([*head, *lines, sweeps]))
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("threads", "reason"), [("1", "the kernel does not show which cores"), ("2", "physical cores")]
+)
+def test_a_process_that_cannot_be_bound_is_one_line_before_anything_is_measured(
+    threads: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(procfs, "SYS", tmp_path / "sys")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    if threads == "2":  # two halves of one core
+        for core in (0, 1):
+            (tmp_path / f"sys/devices/system/cpu/cpu{core}/topology").mkdir(parents=True)
+            (tmp_path / f"sys/devices/system/cpu/cpu{core}/topology/core_cpus_list").write_text("0-1")
+    assert cli.run(["speedup", "--pin", "--threads", threads]) == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert told.startswith("meprop-bench: error: --pin: ")
+    assert reason in told
+    assert not (tmp_path / "reports").exists()
 
 
 _TINY = "batch = 4\nhidden = 8\nthreads = 1"

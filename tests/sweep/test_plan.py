@@ -100,6 +100,7 @@ def test_typed_axes_are_lists_of_numbers_and_words() -> None:
         ({"processes": 0}, "processes must be an integer from 1"),
         ({"checks": ("gradient",)}, "did you mean 'gradients'"),
         ({"utilization": 1}, "utilization must be true or false, not 1"),
+        ({"pin": "yes"}, "pin must be true or false, not 'yes'"),
     ],
 )
 def test_settings_are_checked(setting: dict[str, object], words: str) -> None:
@@ -142,6 +143,13 @@ def test_options_take_the_place_of_the_presets_own() -> None:
     quick = load_preset("quick")
     assert not plan_preset(quick).utilization
     assert plan_preset(quick, utilization=True).utilization
+
+
+def test_only_a_plan_that_pins_says_so() -> None:
+    """Runs that were begun when nothing could be pinned are resumed by what they are: not pinned."""
+    free, bound = (Plan(name="x", cases=(Case(),), pin=pin).to_json() for pin in (False, True))
+    assert "pin" not in free
+    assert bound == {**free, "pin": True}
 
 
 _SOUND = 'name = "mine"\nanalysis = "why"\nchecks = ["gradients"]\n[[sweep]]\nk = 3\n'

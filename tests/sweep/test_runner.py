@@ -186,6 +186,13 @@ def test_a_case_is_a_turn_on_its_device_and_waiting_for_it_is_told(run: Callable
     assert [p.stage for p in store.progress].count("waiting for process 4711") == 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("pin", [True, False])
+def test_each_process_is_told_whether_to_bind_itself_to_cores(run: Callable[..., Store], pin: bool) -> None:
+    teams = _Teams()
+    run(teams, _CASES[:1], pin=pin)
+    assert [message["pin"] for do, message in teams.log if do == "hello"] == [pin] * 3
+
+
 class _Slow(_Worker):
     """A worker that takes its time to import and to set up, and notes when it has answered."""
 

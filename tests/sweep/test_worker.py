@@ -7,7 +7,9 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
+from meprop_bench.measure import affinity
 from meprop_bench.measure.cold import ColdClock
 from meprop_bench.results.schema import Utilization
 from meprop_bench.sweep.worker import Session
@@ -27,6 +29,19 @@ def session() -> Session:
 def _ask(session: Session, **message: Any) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(json.dumps(session.handle(message), allow_nan=False))
     return answer
+
+
+def test_it_binds_itself_to_cores_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[int] = []
+    monkeypatch.setattr(affinity, "bind", bound.append)
+    threads = torch.get_num_threads()
+    try:
+        _ask(Session(), do="hello", threads=1, device="cpu")
+        assert bound == []
+        _ask(Session(), do="hello", threads=1, device="cpu", pin=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert bound == [1]
 
 
 def test_each_phase_is_weighed_on_both_sides(session: Session) -> None:
