@@ -78,6 +78,7 @@ def examine(
         environment = collect("cpu", current())
         rest = [
             *software.software(environment),
+            *software.node(),
             *software.devices(),
             *data.data_sets(thorough=not fast),
             *_configured(presets, folder or Path.cwd()),

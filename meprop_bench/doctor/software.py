@@ -4,6 +4,7 @@ Versions come from the installed distributions and extras from this package's ow
 disagree with pyproject.toml. Devices are asked as a measurement asks them (`measure.sampler`), for a tenth of a second:
 what is not there has its reason, and none of it is needed.
 
+    C++ node         of a linear layer in autograd's graph: built once by a compiler, else Python's slower one is used
     kernels' cache   Numba compiles for half a minute once; every later process loads the code from the cache. A
                      measuring process that had to write files into it found it cold.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -24,7 +26,7 @@ from meprop_bench.measure.nvml import Nvml
 from meprop_bench.measure.rapl import Rapl
 from meprop_bench.measure.sampler import Sampler, Source, Summary
 
-__all__ = ["compiled", "devices", "kernels", "software"]
+__all__ = ["compiled", "devices", "kernels", "node", "software"]
 
 _OPTIONAL = {
     "kernels": ("numba",),
@@ -35,6 +37,9 @@ _OPTIONAL = {
     "export": ("onnx",),
 }
 """What is optional, by what it is for -> the distributions."""
+
+_ANSWER_S = 10.0
+"""Seconds for a compiler to say which one it is."""
 
 _COMPILE = "run `python -m meprop_bench.ops.kernels.native` once (about half a minute)"
 
@@ -55,6 +60,35 @@ def software(environment: Mapping[str, Any]) -> list[Finding]:
         parts.append(f"OpenMP {openmp}" if openmp else "no OpenMP")
         found = [Finding("software", "torch", "ok", ", ".join(parts))]
     return found + [_optional(check, names) for check, names in _OPTIONAL.items()]
+
+
+def node() -> list[Finding]:
+    """Say whether layers use autograd's node in C++, or why not, and which compiler could build it."""
+    try:
+        from meprop_bench.ops import node as room
+        from meprop_bench.ops.node.build import compiler_command
+    except ImportError:  # torch; `software` says so
+        return []
+    reason = room.unavailable_reason()
+    if reason is None:
+        found = [Finding("software", "C++ node", "ok", "in use: a linear layer's backward pass does without Python")]
+    else:
+        found = [Finding("software", "C++ node", "note", f"not in use, Python's is: {' '.join(reason.split())}")]
+    return [*found, _compiler(compiler_command())]
+
+
+def _compiler(command: Sequence[str]) -> Finding:
+    check = "compiler"
+    if not command:
+        return Finding("software", check, "note", "no C++ compiler: it is needed for the C++ node, and only once")
+    name = " ".join(command)
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", None) or "it does not answer"
+        return Finding("software", check, "warning", f"{name} cannot be run: {reason}", "set CXX, or unset it")
+    said = next((line.strip() for line in done.stdout.splitlines() if line.strip()), f"exit code {done.returncode}")
+    return Finding("software", check, "ok" if done.returncode == 0 else "warning", f"{name}: {said}")
 
 
 def compiled() -> frozenset[str]:

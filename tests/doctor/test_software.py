@@ -10,6 +10,7 @@ import pytest
 from meprop_bench.doctor import software
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.sampler import Summary
+from meprop_bench.ops.node import SWITCH
 
 _TORCH = {"torch": "2.13.0+cpu", "blas": "mkl", "cpu_capability": "AVX2", "openmp": "4.5", "unavailable": {}}
 
@@ -134,3 +135,50 @@ def test_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software.Sampler, "summary", property(lambda _: Summary(found), lambda *_: None), raising=False)
     assert [finding.state for finding in software.devices()] == ["ok"] * 4
     assert software.devices()[0].text == "CUDA 12.9: A GPU, A GPU"
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that is a script, and Numba, so that nothing but the build decides about the node."""
+    pytest.importorskip("numba")
+    script = tmp_path / "c++"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.delenv(SWITCH, raising=False)
+    return script
+
+
+def _says(script: Path, text: str) -> None:
+    script.write_text(f"#!/bin/sh\n{text}\n")
+    script.chmod(0o755)
+
+
+def test_a_node_that_is_not_built_says_how_and_by_which_compiler(compiler: Path) -> None:
+    _says(compiler, "echo; echo 'a compiler 12.2'; echo more")
+    found = by_check(software.node())
+    assert found["C++ node"].state == "note"
+    assert "not in use, Python's is: it is not built yet: `python -m meprop_bench.ops" in found["C++ node"].text
+    assert (found["compiler"].state, found["compiler"].text) == ("ok", f"{compiler}: a compiler 12.2")
+
+
+@pytest.mark.parametrize(("script", "words"), [(None, "cannot be run: No such file"), ("exit 3", "exit code 3")])
+def test_a_compiler_that_does_not_work_is_a_warning(compiler: Path, script: str | None, words: str) -> None:
+    if script is not None:
+        _says(compiler, script)
+    found = by_check(software.node())["compiler"]
+    assert (found.state, words in found.text) == ("warning", True)
+
+
+def test_no_compiler_and_a_node_that_is_switched_off_are_notes(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(compiler.parent / "empty"))
+    monkeypatch.setenv(SWITCH, "python")
+    found = by_check(software.node())
+    assert {finding.state for finding in found.values()} == {"note"}
+    assert "it is switched off" in found["C++ node"].text
+    assert "no C++ compiler" in found["compiler"].text
+
+
+def test_a_node_in_use_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meprop_bench.ops.node.unavailable_reason", lambda: None)
+    assert by_check(software.node())["C++ node"].state == "ok"

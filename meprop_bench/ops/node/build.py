@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["MODULE", "build", "built", "unbuilt_reason"]
+__all__ = ["MODULE", "build", "built", "compiler_command", "unbuilt_reason"]
 
 MODULE = "meprop_bench_node"
 _SOURCE = Path(__file__).with_name("linear.cpp")
@@ -49,6 +49,12 @@ def unbuilt_reason() -> str | None:
         return f"{(_folder() / 'failure.txt').read_text()}; {_HOW}"
     except OSError:
         return f"it is not built yet: {_HOW}"
+
+
+def compiler_command() -> list[str]:
+    """Return the words that start the C++ compiler: CXX of the environment, or one that is installed, or none."""
+    wanted = os.environ.get("CXX")
+    return shlex.split(wanted) if wanted else [name for name in _COMPILERS if shutil.which(name)][:1]
 
 
 def build() -> str | None:
@@ -93,8 +99,7 @@ def _obstacle(compiler: list[str], headers: Path) -> str | None:
 
 def _compile(target: Path) -> str | None:
     """Compile to `target`; return why that failed, or None."""
-    wanted = os.environ.get("CXX")
-    compiler = shlex.split(wanted) if wanted else [name for name in _COMPILERS if shutil.which(name)][:1]
+    compiler = compiler_command()
     torch_root, headers = Path(torch.__file__).parent, Path(sysconfig.get_path("include"))
     if (reason := _obstacle(compiler, headers)) is not None:
         return reason
