@@ -18,6 +18,7 @@ from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from meprop_bench.report.document import Document
+    from meprop_bench.results.store import Store
 
 __all__ = ["command"]
 
@@ -36,7 +37,8 @@ __all__ = ["command"]
 def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> int:
     """Print the report of results folders. Nothing is measured: stored results are read.
 
-    A FOLDER may be a JSON file of the pytest-benchmark suite, too; of that, nothing is written anew.
+    A FOLDER may be a JSON file of the pytest-benchmark suite, too; of that, nothing is written anew. That of a paper's
+    table keeps its own page, the paper beside what was measured.
 
     Results of different environments are not comparable; showing several folders whose environments differ needs
     --mixed-environments.
@@ -44,13 +46,13 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
 
-    documents = [Document.load(folder) for folder in dict.fromkeys(folders)]
+    documents = [_load(folder) for folder in dict.fromkeys(folders)]
     if not mixed_environments:
         _check_comparable(documents)
     for document in documents:
         for note in document.notes:
             click.echo(f"{document.title}: {note}", err=True)
-    if not any(document.rows for document in documents):
+    if not any(document.rows or document.sections for document in documents):
         raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
     if form == "table":
         _write_all([folder for folder in folders if folder.is_dir()])
@@ -61,11 +63,40 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     return ExitCode.OK
 
 
+def _load(folder: Path) -> Document:
+    """Read a folder as what it is: of a paper's table there is more than rows."""
+    from meprop_bench.report.document import Document
+    from meprop_bench.results.store import Store
+
+    if folder.is_file() or not _is_of_a_table(store := Store.open(folder)):
+        return Document.load(folder)
+    from meprop_bench.paper.folder import read
+
+    return read(store)
+
+
+def _is_of_a_table(store: Store) -> bool:
+    from meprop_bench.paper import PLAN_KEYS
+
+    return store.header["plan"].keys() >= PLAN_KEYS
+
+
+def _write(folder: Path) -> list[Path]:
+    from meprop_bench.report import write_report
+    from meprop_bench.results.store import Store
+
+    if not _is_of_a_table(store := Store.open(folder)):
+        return write_report(folder)
+    from meprop_bench.paper.folder import write_page
+
+    return write_page(store)
+
+
 def _write_all(folders: Sequence[Path]) -> None:
-    from meprop_bench.report import missing_parts, write_report
+    from meprop_bench.report import missing_parts
 
     for folder in dict.fromkeys(folders):
-        names = ", ".join(path.name for path in write_report(folder))
+        names = ", ".join(path.name for path in _write(folder))
         click.echo(f"wrote {names} in {folder}", err=True)
     if folders and (remark := missing_parts()):
         click.echo(remark, err=True)

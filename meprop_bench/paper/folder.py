@@ -20,6 +20,7 @@ from itertools import groupby
 from pathlib import Path
 
 from meprop_bench.errors import UserError
+from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
 from meprop_bench.paper.curves import curves
 from meprop_bench.paper.evidence import Evidence, Line, lines
@@ -100,7 +101,7 @@ def own_sections(document: PaperDocument) -> list[Section]:
 def read(store: Store) -> PaperDocument:
     """Take what a results folder holds now; `UserError` for one of another kind."""
     plan = store.header["plan"]
-    if not {"table", "scale", "seeds", "arms"} <= plan.keys():
+    if not PLAN_KEYS <= plan.keys():
         raise UserError(
             f"{store.folder.name} is no result of `meprop-bench paper run`: show it by `meprop-bench report`"
         )

@@ -9,6 +9,8 @@ from click.testing import CliRunner
 
 from meprop_bench.cli.report import command
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.paper.experiment import experiment
+from meprop_bench.paper.published import table
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 
@@ -114,3 +116,18 @@ command.main([{str(make(row()))!r}, "--format", "json"], standalone_mode=False)
 assert not {{"torch", "scipy", "matplotlib"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_folder_of_a_paper_s_table_keeps_the_page_of_the_table(tmp_path):
+    """The paper beside ours, and the verdicts: also where nothing was timed, and beside a folder of the usual kind."""
+    plan = experiment(table("icml:3"), "smoke").to_json()
+    with Store.create(tmp_path, "paper-icml-3-smoke", "amd-2c", "meprop-bench paper run icml:3", plan) as store:
+        folder = store.folder
+    result = call(folder)
+    assert result.exception is None
+    assert (result.return_value, "Verdicts" in result.stdout) == (ExitCode.OK, True)
+    page = (folder / "README.md").read_text()
+    assert "## MNIST (Adam): the paper and ours" in page
+    assert "by `meprop-bench paper report" in page
+    assert call(folder, "--format", "md").stdout.count("the paper and ours") == 3
+    assert (folder / "README.md").read_text() == page
