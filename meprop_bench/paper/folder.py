@@ -101,7 +101,7 @@ def own_sections(document: PaperDocument) -> list[Section]:
 def read(store: Store) -> PaperDocument:
     """Take what a results folder holds now; `UserError` for one of another kind."""
     plan = store.header["plan"]
-    if not PLAN_KEYS <= plan.keys():
+    if not plan.keys() >= PLAN_KEYS:
         raise UserError(
             f"{store.folder.name} is no result of `meprop-bench paper run`: show it by `meprop-bench report`"
         )

@@ -117,7 +117,7 @@ def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: b
                 raise UserError(
                     f"{folder.name} does not say what environment {row.environment_id} is: restore its environment.json"
                 )
-            commit = commits.of(environment.get("git_revision"), folder.name, dirty)
+            commit = commits.of(row.git_revision or environment.get("git_revision"), folder.name, dirty)
             key = (commit, machine_of(environment), _apart(environment))
             if key not in files:
                 started_ms = round(1000 * datetime.fromisoformat(store.header["started"]).timestamp())
@@ -139,7 +139,7 @@ class _Commits:
         self._known: dict[str, str] = {}
 
     def of(self, revision: str | None, where: str, dirty: bool) -> str:
-        """Return the whole hash of an environment's `git_revision`."""
+        """Return the whole hash of a row's `git_revision`."""
         if revision is None:
             raise UserError(f"{where} was not measured in a checkout, so asv has no commit to show it at: leave it out")
         if revision.endswith("-dirty") and not dirty:

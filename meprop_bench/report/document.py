@@ -94,7 +94,7 @@ class Document:
             rows=store.rows(),
             environments=head["environments"],
             peaks=head["peaks"],
-            notes=tuple(store.notes),
+            notes=(*store.notes, *_revisions(store.rows(), head["environments"])),
         )
 
     @classmethod
@@ -170,6 +170,16 @@ class Document:
             "environment": dict(self.environments),
             "rows": [row.to_json() for row in self.rows],
         }
+
+
+def _revisions(rows: Sequence[Row], environments: Mapping[str, Any]) -> list[str]:
+    """Say when the rows are of more than one revision of the code: a run that was resumed, or told of new commits."""
+    of = {key: environment.get("git_revision") for key, environment in environments.items()}
+    found = dict.fromkeys(row.git_revision or of.get(row.environment_id) for row in rows)
+    revisions = [revision for revision in found if revision is not None]
+    if len(revisions) < 2:
+        return []
+    return [f"the rows were measured at {len(revisions)} revisions of the code: {', '.join(revisions)}"]
 
 
 def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:

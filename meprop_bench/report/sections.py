@@ -177,8 +177,13 @@ def _memory_pair(row: Row) -> str:
     return pair(memory(row.baseline_peak_memory_bytes), memory(row.peak_memory_bytes))
 
 
+_METRICS = {"accuracy_percent": "development-set accuracy"}
+"""`Parity.metric` in words, where it is not words already."""
+
+
 def parity_section(rows: Iterable[Row]) -> Section | None:
     """Return the accuracy against dense, one line per case that was trained on both sides; None if none was."""
+    rows = list(rows)
     lines = []
     for row in rows:
         if (found := row.parity) is None:
@@ -213,10 +218,12 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
         "margin",
         "verdict",
     )
+    metrics = dict.fromkeys(_METRICS.get(row.parity.metric, row.parity.metric) for row in rows if row.parity)
     remark = (
         "Dense and sparse were trained from the same seeds on the same batches; the difference is sparse minus dense in"
-        " points of development-set accuracy, with its 95% interval over the seeds. It is a short run, not a paper's"
-        " table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it holds it."
+        f" points of {' or '.join(metrics)}, with its 95% interval over the seeds. Trainings of a sweep are short ones,"
+        " not a paper's table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it holds"
+        " it."
     )
     return Section("Accuracy against dense", heads, (tuple(lines),), remark=remark, left=WORDS)
 

@@ -168,6 +168,9 @@ class Row:
 
     `elapsed_s` is the wall time of the whole case: the start of its processes and all besides the timing, too.
 
+    `git_revision` is that of the code which was measured; of rows without it, that of their environment. A run may be
+    resumed at another one, and an environment's id does not tell them apart.
+
     Memory is what the phase takes on top of what it starts with: `peak_memory_bytes` of tensors, `peak_reserved_bytes`
     of CUDA's caching allocator, `process_growth_bytes` of the process's resident set, which was at most
     `process_peak_bytes`.
@@ -237,6 +240,7 @@ class Row:
     parity: Parity | None = None
     seed: int | None = None
     elapsed_s: float | None = None
+    git_revision: str | None = None
     environment_id: str
     error: str | None = None
     notes: tuple[str, ...] = ()

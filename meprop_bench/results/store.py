@@ -167,8 +167,11 @@ class Store:
     def write_environment(
         self, environments: Mapping[str, Mapping[str, Any]], peaks: Mapping[str, Any] | None = None
     ) -> None:
-        """Add environments (by their id) and peaks to `environment.json`; those already there stay."""
-        self.header["environments"] |= _plain(environments)
+        """Add environments (by their id) and peaks to `environment.json`.
+
+        An environment that is there already stays as it is: rows that do not say their revision have the one of it.
+        """
+        self.header["environments"] = {**_plain(environments), **self.header["environments"]}
         self.header["peaks"] |= _plain(peaks or {})
         replace_file(self.folder / ENVIRONMENT, _dump(self.header))
 

@@ -152,6 +152,7 @@ class Runner:
         self._team: Team | None = None
         self._team_of: tuple[object, ...] = ()
         self._environment_id = "unknown"
+        self._revision: str | None = None
         self._spent: list[float] = []
         self._done = 0
 
@@ -169,7 +170,9 @@ class Runner:
             for case in todo:
                 with self._hold(case.device, partial(self._wait, case)):
                     started = self._now()
-                    rows = [replace(row, elapsed_s=self._now() - started) for row in self._measured(case)]
+                    found = self._measured(case)
+                    told = {"elapsed_s": self._now() - started, "git_revision": self._revision}
+                    rows = [replace(row, **told) for row in found]
                 self._store.append(rows)
                 self._spent.append(self._now() - started)
                 self._done += 1
@@ -302,6 +305,7 @@ class Runner:
             hello = {"do": "hello", "threads": case.threads, "device": case.device, "pin": self._plan.pin}
             told = _ask_together(self._team.workers, [hello] * self._plan.processes, one_first=self._is_new("imports"))
             self._environment_id = told[0]["environment_id"]
+            self._revision = told[0]["environment"].get("git_revision")
             self._store.write_environment({self._environment_id: told[0]["environment"]})
         return self._team.workers
 

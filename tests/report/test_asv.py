@@ -191,6 +191,13 @@ def test_what_has_no_commit_is_refused(
     assert not (tmp_path / "results").exists()
 
 
+def test_a_row_is_of_the_commit_that_it_names(tmp_path: Path, repository: Path, commit: str) -> None:
+    """A run that was resumed at another commit has rows of both in one environment."""
+    folder = stored(tmp_path, commit[:12], a_row(), a_row(case_id="later", k=8, git_revision="0" * 12))
+    with pytest.raises(UserError, match="was measured at commit 000000000000, which"):
+        export([folder], tmp_path / "results", repository=repository)
+
+
 def test_a_dirty_tree_is_exported_when_that_is_asked_for(tmp_path: Path, repository: Path, commit: str) -> None:
     folder = stored(tmp_path, f"{commit[:12]}-dirty")
     found = export([folder], tmp_path / "results", repository=repository, dirty=True)

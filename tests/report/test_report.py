@@ -58,3 +58,12 @@ write_report(Path({str(folder)!r}))
 assert not {{"torch", "scipy.stats", "numba", "sklearn"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_of_several_revisions_are_said_to_be(make_folder, make_row):
+    folder = make_folder([make_row("a", git_revision="one"), make_row("b", k=9, git_revision="two")])
+    report.write_report(folder)
+    assert "the rows were measured at 2 revisions of the code: one, two" in (folder / "README.md").read_text()
+    alone = make_folder([make_row("a", git_revision="one"), make_row("b", k=9, git_revision="one")], name="alone")
+    report.write_report(alone)
+    assert "revisions of the code" not in (alone / "README.md").read_text()

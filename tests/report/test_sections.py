@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from meprop_bench.report.sections import parity_section, sections, summary
 
 
@@ -51,6 +53,14 @@ def test_accuracy_has_a_section_of_its_own(rows):
     assert column(section, "verdict") == ["pass", "inconclusive", "fail"]
     assert column(section, "difference")[0] == "+0.04 [-0.26, +0.34]"
     assert parity_section([row for row in rows if row.workload == "linear"]) is None
+
+
+def test_accuracies_are_of_what_their_metric_says(rows):
+    section = parity_section(rows)
+    assert "in points of development-set accuracy, with" in section.remark
+    other = [replace(row, parity=replace(row.parity, metric="test UAS")) for row in rows if row.parity]
+    assert "in points of test UAS, with" in parity_section(other).remark
+    assert "in points of development-set accuracy or test UAS, with" in parity_section([*rows, *other]).remark
 
 
 def test_the_summary_counts_what_failed(rows):

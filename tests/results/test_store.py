@@ -47,6 +47,19 @@ def test_a_folder_is_made_and_read_again(store, tmp_path):
     assert sorted(path.name for path in store.folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
 
 
+def test_an_environment_stays_what_the_first_rows_were_measured_in(store):
+    """Those that do not name their revision have the environment's; a run goes on at a later one."""
+    store.write_environment({"e0": {"git_revision": "one"}}, {"e0": {"bandwidth": 1}})
+    store.close()
+    with Store.open(store.folder, write=True) as again:
+        again.write_environment({"e0": {"git_revision": "two"}, "e1": {}}, {"e0": {"bandwidth": 2}})
+        again.append([row("b", git_revision="two")])
+    read = Store.open(store.folder)
+    assert read.header["environments"] == {"e0": {"git_revision": "one"}, "e1": {}}
+    assert read.header["peaks"] == {"e0": {"bandwidth": 2}}  # settled again
+    assert read.rows()[-1].git_revision == "two"
+
+
 def test_the_users_folders_are_not_stored(store):
     assert "/home" not in (store.folder / ENVIRONMENT).read_text()
     assert store.header["command"] == "meprop-bench speedup --out …/reports"

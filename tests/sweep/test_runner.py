@@ -294,6 +294,20 @@ def test_the_machine_s_state_is_recorded_before_anything_is_measured(run: Callab
     assert [state["threads"] for state in Store.open(store.folder).header["states"]] == [1, 1]
 
 
+def test_each_row_names_the_revision_that_it_was_measured_at(
+    run: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on at a later commit: its environment has the same id."""
+    told = {"git_revision": "one"}
+    answer = {"environment": told, "environment_id": "e1"}
+    monkeypatch.setattr(_Worker, "_hello", lambda *_: {**answer, "environment": dict(told)})
+    store = run(_Teams(), _CASES[:1])
+    told["git_revision"] = "two"
+    run(_Teams(), _CASES, again=store)
+    assert [row.git_revision for row in store.rows()] == ["one", "one", "two", "two"]
+    assert Store.open(store.folder).header["environments"] == {"e1": {"git_revision": "one"}}
+
+
 def test_peaks_are_measured_once_for_a_kind_of_arithmetic(run: Callable[..., Store]) -> None:
     teams = _Teams()
     store = run(teams, [*_CASES, Case(k=3, threads=1, dtype="float64")])
