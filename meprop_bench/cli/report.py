@@ -78,7 +78,7 @@ def _load(folder: Path) -> Document:
 def _is_of_a_table(store: Store) -> bool:
     from meprop_bench.paper import PLAN_KEYS
 
-    return store.header["plan"].keys() >= PLAN_KEYS
+    return bool(store.header["plan"].keys() >= PLAN_KEYS)
 
 
 def _write(folder: Path) -> list[Path]:
