@@ -3,6 +3,7 @@
 meprop-bench train --task mnist --method meprop --k 30
 meprop-bench train --task mnist --method meprop --k 160 --algorithm mesimp --rate 0.1 --best-after 5 --out simplified
 meprop-bench train --task mnist --method meprop --k 30 --resume
+meprop-bench train --task translation --method meprop --k 0.0625 --algorithm alternating
 
 The folder holds settings.json, history.jsonl (one evaluation a line), checkpoint.pt (`torch.load(path,
 weights_only=True)`: "model" and "best_model" are state dicts) and curve.svg. The same command with --resume goes on,
@@ -38,13 +39,26 @@ __all__ = ["command", "recipe_of", "with_recipe"]
 CHECKPOINT, HISTORY, SETTINGS, CURVE = "checkpoint.pt", "history.jsonl", "settings.json", "curve.svg"
 
 _OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("batch", int, "Examples in a mini-batch [default: the papers'; 10 images, 1 sentence, 10,000 transitions]."),
-    ("hidden", int, "Neurons of a hidden layer [default: 500]."),
-    ("layers", int, "Hidden layers [default: 2]."),
+    (
+        "batch",
+        int,
+        "Examples in a mini-batch [default: the papers', 10 images, 1 sentence, 10,000 transitions, 64 pairs].",
+    ),
+    ("hidden", int, "Neurons of a hidden layer [default: 500; translation 512]."),
+    ("layers", int, "Hidden layers [default: 2; translation 3 in encoder and decoder]."),
     ("dropout", float, "Share of the hidden activations that is dropped [default: 0]."),
+    ("embedding", int, "translation: entries of a piece's vector [default: 512]."),
+    ("vocabulary", int, "translation: pieces of words of each language, at most [default: 4000]."),
+    ("beam", int, "translation: hypotheses of the beam search [default: 5]."),
+    ("length_penalty", float, "translation: α of its length normalisation [default: 0, none]."),
     ("examples", int, "Training examples (sentences of a treebank), the first ones [default: all]."),
     ("tags", str, "pos: universal or language [default: universal]."),
-    ("files", str, "pos, parsing: a treebank of your own, TRAIN,DEV,TEST in CoNLL-U [default: UD English EWT]."),
+    (
+        "files",
+        str,
+        "pos, parsing: a treebank of your own, TRAIN,DEV,TEST in CoNLL-U [default: UD English EWT]. translation: "
+        "parallel text, a source and a target file for each of the three [default: Multi30k, German to English].",
+    ),
     ("device", str, "cpu, cuda, cuda:N [default: cpu]."),
 )
 """Of tasks; each task says which it has."""
@@ -74,9 +88,9 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--epochs", type=int, metavar="N", help="Passes over the training examples [default: 20]."),
         click.option("--evaluations", type=int, metavar="N", help="On the dev set, in an epoch [default: 1]."),
         click.option("--best-after", type=int, metavar="N", help="Epochs before one may be the best [default: 0]."),
-        click.option("--algorithm", metavar="NAME", help="mesimp, meact, schedule."),
+        click.option("--algorithm", metavar="NAME", help="mesimp, meact, schedule, alternating."),
         *(
-            click.option(f"--{name}", type=kind, metavar="VALUE", help=text)
+            click.option(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
             for name, kind, text in (*_OPTIONS, *_DETAILS)
         ),
     ]

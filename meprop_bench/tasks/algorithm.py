@@ -1,4 +1,4 @@
-"""What goes along with training: meSimp, meAct and schedules of k, each behind the same few calls of the one loop.
+"""What goes along with training: meSimp, meAct, schedules of k, turns: each behind the same few calls of the one loop.
 
     running = algorithm.start(task, model, optimizer, steps)      before the first step
     running.before_step(t)                                 t = 0, 1, …
@@ -22,13 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from meprop_bench.algorithms.alternating import Alternating
 from meprop_bench.algorithms.meact import MeAct
 from meprop_bench.algorithms.mesimp import Cycle, MeSimp
-from meprop_bench.algorithms.schedule import Cosine, KScheduler, Linear, sparsified_layers
+from meprop_bench.algorithms.schedule import Constant, Cosine, KScheduler, Linear, sparsified_layers
 from meprop_bench.errors import UserError
 from meprop_bench.tasks.task import Task
 
-__all__ = ["Activation", "Algorithm", "Running", "ScheduledK", "Simplification"]
+__all__ = ["Activation", "Algorithm", "Alternation", "Running", "ScheduledK", "Simplification"]
 
 
 class Running:
@@ -241,3 +242,41 @@ class _Scheduling(Running):
     def figures(self) -> dict[str, float]:
         """Return k of each layer."""
         return {f"k {name}": layer.k for name, layer in self.scheduler.layers.items()}
+
+
+@dataclass(frozen=True)
+class Alternation(Algorithm):
+    """The task's parts are sparsified by turns, an epoch each: encoder and decoder of a translator (TKDE, 3.3.3)."""
+
+    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        """Find the layers of each part."""
+        if not task.turns:
+            raise UserError(f"the task {task.name} has no parts that could take turns: alternating is for translation")
+        try:
+            return _Alternating(task, model)
+        except ValueError as error:
+            raise UserError(f"taking turns does not fit: {error}") from None
+
+
+class _Alternating(Running):
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        parts = {name: model.get_submodule(name) for name in task.turns}
+        layers = {name: sparsified_layers(part) for name, part in parts.items()}
+        self.alternating = Alternating(
+            {
+                name: KScheduler(part, {layer: Constant(found.k) for layer, found in layers[name].items()})
+                for name, part in parts.items()
+            }
+        )
+        self.per_epoch = task.steps_per_epoch
+        self.epoch: int | None = None
+
+    def before_step(self, step: int) -> None:
+        if (epoch := step // self.per_epoch) != self.epoch:
+            self.epoch = epoch
+            self.alternating.start_epoch(epoch)
+
+    def figures(self) -> dict[str, float]:
+        """Return k of each layer, 1 where it is dense."""
+        schedulers = self.alternating.parts.items()
+        return {f"k {part}.{name}": layer.k for part, found in schedulers for name, layer in found.layers.items()}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHMS", "Recipe"]
 
-ALGORITHMS = {"mesimp": "Simplification", "meact": "Activation", "schedule": "ScheduledK"}
+ALGORITHMS = {"mesimp": "Simplification", "meact": "Activation", "schedule": "ScheduledK", "alternating": "Alternation"}
 """Name -> class in `tasks.algorithm`."""
 
 
@@ -93,9 +93,8 @@ class Recipe:
         known = [spec.name for spec in fields(kind)]
         for name in self.details:
             if name not in known:
-                raise UserError(
-                    f"the algorithm {self.algorithm} has no {name.replace('_', '-')}: it has {', '.join(known)}"
-                )
+                told = ", ".join(known) or "no options"
+                raise UserError(f"the algorithm {self.algorithm} has no {name.replace('_', '-')}: it has {told}")
         try:
             return kind(**self.details)
         except TypeError:

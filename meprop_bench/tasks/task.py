@@ -118,6 +118,7 @@ class Task(ABC):
         batch: B, examples in a mini-batch.
         examples: how many there are to train on.
         rates: optimizer -> learning rate, where it is not that of `training.OPTIMIZERS`.
+        turns: parts of the model, by name, that `algorithm.Alternation` sparsifies by turns; none where there are not.
         notes: what a reader of a result should know of the data.
 
     """
@@ -125,6 +126,7 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]
     rates: ClassVar[Mapping[str, float]] = {}
+    turns: ClassVar[tuple[str, ...]] = ()
     batch: int
     examples: int
     notes: tuple[str, ...] = ()

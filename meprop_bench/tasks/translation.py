@@ -1,0 +1,214 @@
+"""Translation: the papers' sequence-to-sequence model, Multi30k German to English in place of NIST and IWSLT.
+
+    example    a sentence and its translation as pieces of words, 4,000 for each language (`tasks.pieces`)
+    training   teacher forcing: the mean negative log-likelihood of the target's pieces, given those before
+    metric     BLEU (Papineni et al., 2002) by sacrebleu at its defaults: plain text with case, "13a" tokens; of the
+               translations that beam search finds, 5 wide, of at most 10 pieces and 2 for each of the longest of the 64
+               sentences, of like lengths, that are translated together
+
+TKDE, section 3.3.3: three layers in encoder and decoder, the encoder bidirectional, Luong's attention, B = 64; every
+LSTM is sparsified, embeddings, attention and output are not. The paper does not say how large the layers are, only that
+k is 6.25% of them: 512 here, k = 32. Its dropout is not said either and is 0 here; its optimizer is taken to be Adam.
+
+The paper sparsifies encoder and decoder by turns, an epoch each: `tasks.algorithm.Alternation`, which goes along with a
+method; without it both are sparsified all the time. Its table is without length normalisation, as is the default here;
+`length_penalty` is the α of Wu et al. (see `models.beam`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from meprop_bench.data.parallel import Corpus, Pair, load_multi30k, read_corpus
+from meprop_bench.errors import UserError
+from meprop_bench.models.translator import Translator
+from meprop_bench.tasks.buckets import bucketed, in_order_of_length
+from meprop_bench.tasks.pieces import BOS, EOS, PAD, Pieces
+from meprop_bench.tasks.task import Method, Split, Task
+from meprop_bench.tasks.text import check_count, on_device, paths
+
+__all__ = ["Translation"]
+
+_EVALUATED = 64  # sentences at a time, `beam` rows each
+_FILES = ("train source", "train target", "dev source", "dev target", "test source", "test target")
+
+_Batch = tuple[Tensor, Tensor, Tensor]
+"""Source pieces (B, S), their lengths (B,) on the CPU, target pieces (B, T) from BOS to EOS."""
+
+
+class Translation(Task):
+    """Translation.
+
+    Args:
+        batch: B, pairs.
+        hidden: h, of the decoder and of both directions of the encoder together; even.
+        embedding: entries of a piece's vector.
+        layers: of the encoder and of the decoder.
+        dropout: of embeddings, between layers and before the output.
+        vocabulary: pieces of each language at most.
+        beam: hypotheses of the beam search; 1 is greedy.
+        length_penalty: α of its length normalisation, 0 for none.
+        examples: how many of the training pairs to use, the first ones; None for all.
+        files: parallel text of your own, six paths with commas between them: source and target of the training, the
+            dev and the test part; None for Multi30k.
+        device: where to train.
+
+    Raises:
+        UserError: a value that is not allowed, a device that is not there, data that are missing or damaged, or
+            sentencepiece or sacrebleu is not installed.
+
+    """
+
+    name: ClassVar[str] = "translation"
+    metric: ClassVar[str] = "BLEU"
+    rates: ClassVar[Mapping[str, float]] = {"adam": 0.002}
+    turns: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+
+    def __init__(
+        self,
+        *,
+        batch: int = 64,
+        hidden: int = 512,
+        embedding: int = 512,
+        layers: int = 3,
+        dropout: float = 0.0,
+        vocabulary: int = 4000,
+        beam: int = 5,
+        length_penalty: float = 0.0,
+        examples: int | None = None,
+        files: str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        counts = {"batch": batch, "hidden": hidden, "embedding": embedding, "layers": layers}
+        for what, count in {**counts, "vocabulary": vocabulary, "beam": beam}.items():
+            check_count(what, count)
+        if hidden % 2:
+            raise UserError(f"hidden must be even, half of it for each direction of the encoder, not {hidden}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout must lie in [0, 1), not {dropout}")
+        if not (length_penalty >= 0 and math.isfinite(length_penalty)):
+            raise UserError(f"length-penalty must be a number of at least 0, not {length_penalty}")
+        self._device = on_device(device)
+        self._bleu = _bleu()
+        corpus = _corpus(files, examples)
+        self.batch, self.hidden, self.embedding, self.layers, self.dropout = batch, hidden, embedding, layers, dropout
+        self.vocabulary, self.beam, self.length_penalty = vocabulary, beam, length_penalty
+        self.examples, self._files = len(corpus.train), files
+        self.source = Pieces("source", (pair.source for pair in corpus.train), vocabulary)
+        self.target = Pieces("target", (pair.target for pair in corpus.train), vocabulary)
+        self._train = [self._encode(pair) for pair in corpus.train]
+        self._lengths = [len(source) + len(target) for source, target in self._train]
+        self._parts: Mapping[Split, tuple[Pair, ...]] = {"dev": corpus.dev, "test": corpus.test}
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The constructor's keywords."""
+        sizes = {"batch": self.batch, "hidden": self.hidden, "embedding": self.embedding, "layers": self.layers}
+        search = {"vocabulary": self.vocabulary, "beam": self.beam, "length_penalty": self.length_penalty}
+        data = {"examples": self.examples, "files": self._files, "device": str(self._device)}
+        return {**sizes, "dropout": self.dropout, **search, **data}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches, the last one perhaps smaller."""
+        return -(-self.examples // self.batch)
+
+    def build(self, seed: int) -> nn.Module:
+        """Return the translator."""
+        return Translator(
+            len(self.source),
+            len(self.target),
+            embedding=self.embedding,
+            hidden=self.hidden,
+            layers=self.layers,
+            dropout=self.dropout,
+            pad=PAD,
+            bos=BOS,
+            eos=EOS,
+            seed=seed,
+        ).to(self._device)
+
+    def sparsify(self, model: nn.Module, method: Method) -> None:
+        """Turn the LSTMs of encoder and decoder."""
+        method.turn(model, kinds=(nn.LSTM,))
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[_Batch]:
+        """Yield the batches of one epoch, the pairs of each of like lengths."""
+        for places in bucketed(self._lengths, self.batch, seed=seed, epoch=epoch):
+            targets = [self._train[place][1] for place in places]
+            rows = pad_sequence(targets, batch_first=True, padding_value=PAD).to(self._device)
+            yield (*self._pad([self._train[place][0] for place in places]), rows)
+
+    def loss(self, model: nn.Module, batch: _Batch) -> Tensor:
+        """Return the mean negative log-likelihood of a target's piece, EOS included."""
+        assert isinstance(model, Translator)
+        return model.loss(*batch)
+
+    def evaluate(self, model: nn.Module, split: Split) -> float:
+        """Return BLEU."""
+        pairs = self._parts[split]
+        found = self.translate(model, [pair.source for pair in pairs])
+        return float(self._bleu.corpus_score(found, [[pair.target for pair in pairs]]).score)
+
+    def translate(self, model: nn.Module, sentences: Sequence[str]) -> list[str]:
+        """Return the translations that beam search finds; the model is put into evaluation mode and back."""
+        assert isinstance(model, Translator)
+        sources = [torch.tensor(self.source.encode(sentence)) for sentence in sentences]
+        found = [""] * len(sentences)
+        for places in in_order_of_length([len(source) for source in sources], _EVALUATED):
+            rows, lengths = self._pad([sources[place] for place in places])
+            hypotheses = model.translate(
+                rows,
+                lengths,
+                beam=self.beam,
+                max_length=2 * int(lengths.max()) + 10,
+                length_penalty=self.length_penalty,
+            )
+            for place, hypothesis in zip(places, hypotheses, strict=True):
+                found[place] = self.target.decode(hypothesis.tokens)
+        return found
+
+    def size(self, batch: _Batch) -> int:
+        """Return the pairs of a batch."""
+        return len(batch[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self._device
+
+    def _encode(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        target = [BOS, *self.target.encode(pair.target), EOS]
+        return torch.tensor(self.source.encode(pair.source)), torch.tensor(target)
+
+    def _pad(self, sources: list[Tensor]) -> tuple[Tensor, Tensor]:
+        rows = pad_sequence(sources, batch_first=True, padding_value=PAD).to(self._device)
+        return rows, torch.tensor([len(source) for source in sources])
+
+
+def _corpus(files: str | None, examples: int | None) -> Corpus:
+    """Return the user's parallel text or Multi30k, with the first so many training pairs."""
+    corpus = load_multi30k() if files is None else read_corpus(files, *paths(files, _FILES))
+    if examples is None:
+        return corpus
+    check_count("examples", examples)
+    if examples > len(corpus.train):
+        raise UserError(f"examples {examples} are more than the {len(corpus.train)} training pairs of {corpus.name}")
+    return Corpus(corpus.name, corpus.train[:examples], corpus.dev, corpus.test)
+
+
+def _bleu() -> Any:
+    """Return sacrebleu's BLEU at its defaults."""
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError:
+        raise UserError(
+            "translation needs sacrebleu, which is not installed: pip install 'meprop-bench[translation]'"
+        ) from None
+    return BLEU()
