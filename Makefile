@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine: `make report` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that run the tests.
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -9,8 +11,9 @@ STAMP := $(VENV)/.installed
 report: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset quick
 
+# Threads of a parallel region sleep at its end instead of spinning, which would take the cores from the other process.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

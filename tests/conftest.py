@@ -1,0 +1,32 @@
+"""The whole suite may run in several processes at once (pytest-xdist): each has the machine's turns to itself.
+
+A run of ours waits for its turn on a device, which is a lock in the temporary folder. Tests assert no timing, so nothing is
+gained by waiting for the run of another test, or for that of somebody else on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+_ROOT = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this process a temporary folder of its own; pytest's own stay where they are looked for."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    config.stash[_ROOT] = tempfile.mkdtemp(prefix="meprop-bench-tests-")
+    os.environ["TMPDIR"] = tempfile.tempdir = config.stash[_ROOT]
+
+
+def pytest_sessionstart() -> None:
+    """Processes that a test starts are no workers of xdist: pytest-benchmark would refuse to time in one."""
+    os.environ.pop("PYTEST_XDIST_WORKER", None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the folder."""
+    shutil.rmtree(config.stash[_ROOT], ignore_errors=True)
