@@ -282,13 +282,7 @@ class Case:
     @property
     def case_id(self) -> str:
         """12 hexadecimal digits that stay the same for the same case."""
-        defaults = {spec.name: spec.default for spec in fields(self)}
-        told = {
-            name: value
-            for name, value in self.to_json().items()
-            if defaults[name] is MISSING or value != defaults[name] or isinstance(value, float)
-        }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.told(), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
@@ -333,6 +327,18 @@ class Case:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         return asdict(self)
+
+    def told(self) -> dict[str, Any]:
+        """Return what differs from the defaults, and the threads and the allocator, whose defaults are the machine's.
+
+        `from_json` makes the same case of it, in an older revision too unless it has a field that is new.
+        """
+        defaults = {spec.name: spec.default for spec in fields(self)}
+        return {
+            name: value
+            for name, value in self.to_json().items()
+            if defaults[name] is MISSING or value != defaults[name] or isinstance(value, float)
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
