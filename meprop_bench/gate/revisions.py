@@ -15,6 +15,12 @@ within a process, a few blocks each, which narrows the interval as new processes
 The pair of processes stays the unit of replication (its median log ratio over the set-ups is one value), since nothing
 proves that a process has no part of its own.
 
+A revision is told of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
+figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
+
+The device is held while a case is measured (`measure.turn`), so that two runs do not measure each other. Against what
+else the machine does there are turns, marks (`tally`) and, where all that is not enough, a note.
+
 Nothing of a revision is imported here: a worker is `python -P -m meprop_bench.sweep.worker` with the revision's folder
 before everything else on Python's path, and says which folder its package came from. Both use this interpreter with
 its torch, so what differs is the project's own code. Blocks of both processes alternate; torch's idle threads spin for
@@ -33,24 +39,24 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.series import Series
+from meprop_bench.gate.tally import SIDES, Blocks, Fact, Record, Side, Tally, record_of
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.replicate import Worker, WorkerDied
+from meprop_bench.measure.turn import turn
 from meprop_bench.results.schema import PASSED
-from meprop_bench.stats import median
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SLICE_S", "Measured", "Progress", "Record", "Rounds", "Tally", "measure", "start_worker"]
+__all__ = ["SLICE_S", "Hold", "Measured", "Progress", "Rounds", "measure", "start_worker"]
 
 SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
@@ -68,12 +74,9 @@ _MOST_FAULTS = 2
 _PATIENCE_S = 600.0
 
 _TIMED = ("forward", "backward", "update", "step")
-_RATIOS = ("backward", "step")
 
-Side: TypeAlias = Literal["base", "head"]
-_SIDES: tuple[Side, Side] = ("base", "head")
-_Pair: TypeAlias = Mapping[Side, Mapping[str, Any]]
-"""A block of each side, as the workers answered."""
+Hold: TypeAlias = Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]]
+"""Keeps other runs from measuring on a device; told what to call before it waits, as `measure.turn.turn` is."""
 
 
 class Asked(Protocol):
@@ -103,7 +106,8 @@ class Progress:
     """Where a comparison is.
 
     Attributes:
-        stage: "preparing", "starting", "checking", "measuring" or "training".
+        stage: "waiting" (for another run to give the device back), "preparing", "starting", "checking", "measuring" or
+            "training".
         round: from 1; 0 while preparing.
         case: the one in hand, or None.
         left: cases that are not decided yet.
@@ -120,108 +124,6 @@ class Progress:
     total: int
     spent_s: float
     budget_s: float
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one pair of processes gave for one case, under one injected slowdown (usually none).
-
-    Attributes:
-        pairs: phase -> for each set-up the medians (base, head) of the sparsified side, seconds.
-        disturbed: after which set-ups the machine disturbed all blocks; None where nobody could tell. Where it
-            disturbed some of them, the median is over the others.
-        dense: phase -> the medians (base, head) of the dense side, seconds.
-
-    """
-
-    pairs: Mapping[str, tuple[tuple[float, float], ...]]
-    disturbed: tuple[bool, ...] | None
-    dense: Mapping[str, tuple[float, float]]
-
-
-@dataclass
-class Tally:
-    """All that is known of one case.
-
-    Attributes:
-        records: slowdown -> its records, one for each pair of processes.
-        loops: iterations behind a value.
-        facts: figures without noise: (name, unit) -> (base, head).
-        accuracy: one value for each seed, (base, head); None where nothing was trained.
-        faults: side -> why its process died, each time.
-        failure: why the head cannot do what the base does; empty if it can.
-        missing: why the base cannot be compared with; empty if it can.
-        spent_s: seconds spent on the case, its share of starting processes included.
-        rounds: pairs of processes that were started for it.
-
-    """
-
-    case: Case
-    records: dict[float, list[Record]] = field(default_factory=dict)
-    loops: int = 1
-    facts: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})
-    failure: str = ""
-    missing: str = ""
-    spent_s: float = 0.0
-    rounds: int = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether it can be measured on."""
-        return not (self.failure or self.missing)
-
-    def series(self, records: Sequence[Record] | None = None) -> list[Series]:
-        """Return its figures.
-
-        Args:
-            records: others than those without a slowdown, for the self-test.
-
-        """
-        label = self.case.label
-        if self.missing:
-            return []
-        if self.failure:
-            return [
-                Series(case=label, figure="correctness check", quantity="count", unit="1", failure=self.failure),
-            ]
-        records = self.records.get(0.0, []) if records is None else records
-        found = _timed(label, records, self.loops) if records else []
-        for (name, unit), (base, head) in self.facts.items():
-            quantity: Any = "memory" if name.startswith("peak memory") else "count"
-            found.append(Series(case=label, figure=name, quantity=quantity, unit=unit, base=(base,), head=(head,)))
-        if self.accuracy is not None:
-            base_values, head_values = self.accuracy
-            found.append(
-                Series(
-                    case=label,
-                    figure="accuracy",
-                    quantity="accuracy",
-                    unit="points",
-                    base=base_values,
-                    head=head_values,
-                    own_processes=True,
-                )
-            )
-        return found
-
-
-def _timed(label: str, records: Sequence[Record], loops: int) -> list[Series]:
-    found = []
-    marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
-    for phase in records[0].pairs:
-        runs = tuple(record.pairs[phase] for record in records)
-        judged = Measurement(phase, runs, loops, marks).judged_runs
-        found.append(Series(case=label, figure=phase, quantity="time", unit="s", pairs=judged))
-        if phase in _RATIOS and all(phase in record.dense for record in records):
-            medians = [(median(b for b, _ in run), median(h for _, h in run)) for run in judged]
-            ratios = tuple(
-                ((base / record.dense[phase][0], head / record.dense[phase][1]),)
-                for (base, head), record in zip(medians, records, strict=True)
-            )
-            found.append(Series(case=label, figure=f"sparse/dense {phase}", quantity="ratio", unit="1", pairs=ratios))
-    return found
 
 
 @dataclass(frozen=True)
@@ -252,6 +154,7 @@ def measure(
     undecided: Callable[[Sequence[Series]], Collection[str]],
     progress: Callable[[Progress], None] = lambda _: None,
     start: Callable[[Checkout, Case], Asked] = start_worker,
+    hold: Hold = turn,
     now: Callable[[], float] = time.monotonic,
 ) -> Measured:
     """Measure the cases of a plan until each is decided or has spent its budget.
@@ -264,6 +167,7 @@ def measure(
         undecided: given all figures so far, the labels of the cases that more rounds could still decide.
         progress: told of each stage.
         start: starts a worker.
+        hold: keeps other runs from measuring on a device.
         now: wall seconds.
 
     Raises:
@@ -272,7 +176,7 @@ def measure(
 
     """
     begun = now()
-    rounds = Rounds(plan, base, head, progress=progress, start=start, now=now)
+    rounds = Rounds(plan, base, head, progress=progress, start=start, hold=hold, now=now)
     rounds.prepare()
     todo = list(plan.cases)
     while todo:
@@ -319,6 +223,7 @@ class Rounds:
         slice_s: seconds of pairs for a case in a round, for each slowdown.
         progress: told of each stage.
         start: starts a worker.
+        hold: keeps other runs from measuring on a device.
         now: wall seconds.
 
     """
@@ -333,11 +238,12 @@ class Rounds:
         slice_s: float = SLICE_S,
         progress: Callable[[Progress], None] = lambda _: None,
         start: Callable[[Checkout, Case], Asked] = start_worker,
+        hold: Hold = turn,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan, self._checkouts = plan, {"base": base, "head": head}
         self._slowdowns, self._slice_s = tuple(slowdowns), slice_s
-        self._progress, self._start, self._now = progress, start, now
+        self._progress, self._start, self._hold, self._now = progress, start, hold, now
         self._rng = random.Random(plan.seed)
         self._begun = now()
         self._round = 0
@@ -348,9 +254,10 @@ class Rounds:
     def prepare(self) -> None:
         """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
         first = self._plan.cases[0]
-        self._tell("preparing", None)
-        with self._workers(first) as workers:
-            self._greet(workers, first)
+        with self._turn(first):
+            self._tell("preparing", None)
+            with self._workers(first) as workers:
+                self._greet(workers, first)
 
     def once(self, cases: Iterable[Case]) -> None:
         """Measure each of the cases in one more pair of fresh processes."""
@@ -371,44 +278,50 @@ class Rounds:
     def notes(self) -> list[str]:
         """Return what a reader should know."""
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
-        for tally in self.tallies.values():
-            if tally.missing:
-                lines.append(f"{tally.case.label}: not comparable, the base cannot do it: {tally.missing}")
-            elif tally.open:
-                lines += [
-                    f"{tally.case.label}: a process of the {side} {reason}; another pair took its place"
-                    for side, reasons in tally.faults.items()
-                    for reason in reasons
-                ]
-        return lines
+        return lines + [line for tally in self.tallies.values() for line in tally.remarks()]
+
+    @contextmanager
+    def _turn(self, case: Case) -> Iterator[None]:
+        """Have the device to ourselves: two runs side by side would each measure the other."""
+        with self._hold(case.device, lambda _: self._tell("waiting", case)):
+            yield
 
     def _serve(self, group: list[Case]) -> list[Case]:
         """Measure the cases in one pair of processes; return those that are left over because one of the two died."""
-        begun = self._now()
-        self._tell("starting", None)
-        with self._workers(group[0]) as workers:
-            self._greet(workers, group[0])
-            started = (self._now() - begun) / len(group)
+        with ExitStack() as stack:
+            with self._turn(group[0]):
+                begun = self._now()
+                self._tell("starting", None)
+                workers = stack.enter_context(self._workers(group[0]))
+                self._greet(workers, group[0])
+                started = (self._now() - begun) / len(group)
             for index, case in enumerate(group):
-                tally, before = self.tallies[case], self._now()
-                try:
-                    self._take(tally, workers)
-                    tally.rounds += 1
-                except _Fault as fault:
-                    tally.rounds += 1
-                    _settle(tally, fault)
-                    if fault.fatal:
+                with self._turn(case):
+                    if self._lost(self.tallies[case], workers, started):
                         return group[index + 1 :]
-                finally:
-                    tally.spent_s += started + self._now() - before
         return []
+
+    def _lost(self, tally: Tally, workers: Mapping[Side, Asked], started: float) -> bool:
+        """Measure a case; return whether that cost one of the processes. What it waited for its turn is not its own."""
+        before = self._now()
+        try:
+            self._take(tally, workers)
+        except _Fault as fault:
+            _settle(tally, fault)
+            return fault.fatal
+        else:
+            return False
+        finally:
+            tally.rounds += 1
+            tally.spent_s += started + self._now() - before
 
     @contextmanager
     def _workers(self, case: Case) -> Iterator[Mapping[Side, Asked]]:
         """Start a fresh process for each side, and end them whatever happens."""
         workers: dict[Side, Asked] = {}
         try:
-            for side in _SIDES:
+            # Who comes first finds another machine: more free memory in large pages, for one.
+            for side in self._rng.sample(SIDES, 2):
                 workers[side] = self._start(self._checkouts[side], case)
             yield workers
         finally:
@@ -425,7 +338,7 @@ class Rounds:
                 f"the {fault.side}, {name}, does not start: {fault.reason}",
                 ExitCode.NOT_COMPARABLE if fault.side == "base" else ExitCode.USAGE,
             ) from None
-        for side in _SIDES:
+        for side in SIDES:
             answer, checkout = answers[side], self._checkouts[side]
             if (spoken := answer.get("protocol")) != PROTOCOL:
                 knows = "no protocol of the gate" if spoken is None else f"protocol {spoken}, not {PROTOCOL}"
@@ -447,20 +360,21 @@ class Rounds:
         """Take one slice of a case, and at the first time the figures that have no noise."""
         case = tally.case
         self._tell("checking", case)
-        setup = _ask_both(workers, {"do": "setup", "case": case.to_json()})
+        setup = _ask_both(workers, {"do": "setup", "case": case.told()})
         checks = {}
-        for side in _SIDES:  # one after the other: loops are calibrated
+        for side in self._rng.sample(SIDES, 2):  # one after the other: loops are calibrated
             checks[side] = _ask(side, workers[side], {"do": "check", "warm_s": _WARM_S})
             if (found := checks[side]["check"]) != PASSED:
                 raise _Fault(side, f"its gradients are wrong: {found}", fatal=False)
-        phases = [
-            phase for phase in setup["head"]["phases"] if phase in _TIMED and phase in setup["base"]["phases"]
-        ] or [phase for phase in setup["head"]["phases"] if phase in setup["base"]["phases"]]
-        dense_loops, tally.loops = (max(checks[side]["side_loops"][index] for side in _SIDES) for index in (0, 1))
+        phases, alone = _phases(setup)
+        dense_loops, tally.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
         self._tell("measuring", case)
         taken = self._slice(workers, phases, tally.loops, dense_loops)
         if not tally.facts:
-            tally.facts = self._facts(case, workers, setup)
+            tally.facts = self._facts(case, workers, setup) | self._alone(workers, alone, tally.loops)
+            kernels = [setup[side].get("kernel") for side in SIDES]
+            if kernels[0] != kernels[1]:
+                tally.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
             if case.workload == "mlp" and "accuracy" in self._plan.checks:
                 tally.accuracy = self._accuracy(case, workers)
         for slowdown, record in taken.items():
@@ -470,13 +384,13 @@ class Rounds:
         self, workers: Mapping[Side, Asked], phases: Sequence[str], loops: int, dense_loops: int
     ) -> dict[float, Record]:
         """Set the case up again and again for a slice of time, and take blocks with each slowdown, in turns."""
-        taken: dict[float, list[list[_Pair]]] = {slowdown: [] for slowdown in self._slowdowns}
-        dense: list[_Pair] = []
+        taken: dict[float, list[list[Blocks]]] = {slowdown: [] for slowdown in self._slowdowns}
+        dense: list[Blocks] = []
         begun, dense_s, setups = self._now(), 0.0, 0
         while (spent := self._now() - begun) < self._slice_s * len(self._slowdowns) or setups < _LEAST_SETUPS:
-            _ask_both(workers, *({"do": "again", "seed": self._rng.getrandbits(32)} for _ in _SIDES))
+            _ask_both(workers, *({"do": "again", "seed": self._rng.getrandbits(32)} for _ in SIDES))
             setups += 1
-            blocks: dict[float, list[_Pair]] = {slowdown: [] for slowdown in self._slowdowns}
+            blocks: dict[float, list[Blocks]] = {slowdown: [] for slowdown in self._slowdowns}
             for slowdown in self._rng.sample(self._slowdowns * _BLOCKS, _BLOCKS * len(self._slowdowns)):
                 blocks[slowdown].append(self._pair(workers, "method", loops, slowdown))
             for slowdown, pairs in blocks.items():
@@ -485,11 +399,11 @@ class Rounds:
                 before = self._now()
                 dense.append(self._pair(workers, "baseline", dense_loops, 0.0))
                 dense_s += self._now() - before
-        return {slowdown: _record(setups, dense, phases) for slowdown, setups in taken.items()}
+        return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
 
-    def _pair(self, workers: Mapping[Side, Asked], which: str, loops: int, slowdown: float) -> _Pair:
+    def _pair(self, workers: Mapping[Side, Asked], which: str, loops: int, slowdown: float) -> Blocks:
         found: dict[Side, dict[str, Any]] = {}
-        for side in self._rng.sample(_SIDES, 2):
+        for side in self._rng.sample(SIDES, 2):
             message: dict[str, Any] = {"do": "block", "side": which, "loops": loops, "lead_s": _LEAD_S}
             if slowdown and side == "head":
                 message["slowdown"] = slowdown
@@ -498,21 +412,34 @@ class Rounds:
 
     def _facts(
         self, case: Case, workers: Mapping[Side, Asked], setup: Mapping[Side, Mapping[str, Any]]
-    ) -> dict[tuple[str, str], tuple[float, float]]:
-        """Return the figures without noise that both sides have."""
-        each: dict[Side, dict[tuple[str, str], float]] = {}
-        for side in _SIDES:
+    ) -> dict[Fact, tuple[float | None, float | None]]:
+        """Return the figures without noise."""
+        each: dict[Side, dict[Fact, float]] = {}
+        for side in SIDES:
             each[side] = found = {}
             for phase, (_, (flops, moved)) in setup[side]["costs"].items():
-                found[f"flops {phase}", "1"] = flops
-                found[f"bytes {phase}", "B"] = moved
+                found[f"flops {phase}", "count", "1"] = flops
+                found[f"bytes {phase}", "count", "B"] = moved
             for phase, count in _ask(side, workers[side], {"do": "count"})["operators"].items():
-                found[f"operators {phase}", "1"] = count
+                found[f"operators {phase}", "count", "1"] = count
             for phase, (_, weight) in _ask(side, workers[side], {"do": "memory", "device": case.device})[
                 "weights"
             ].items():
-                found[f"peak memory {phase}", "B"] = weight["tensor_bytes"]
-        return {key: (each["base"][key], value) for key, value in each["head"].items() if key in each["base"]}
+                found[f"peak memory {phase}", "memory", "B"] = weight["tensor_bytes"]
+        return {key: (each["base"].get(key), each["head"].get(key)) for key in each["base"] | each["head"]}
+
+    def _alone(
+        self, workers: Mapping[Side, Asked], alone: Mapping[Side, Sequence[str]], loops: int
+    ) -> dict[Fact, tuple[float | None, float | None]]:
+        """Return the phases that one side alone has, with a time that says what there was and is judged by nobody."""
+        found: dict[Fact, tuple[float | None, float | None]] = {}
+        for side in SIDES:
+            if alone[side]:
+                block = {"do": "block", "side": "method", "loops": loops, "lead_s": _LEAD_S}
+                values = _ask(side, workers[side], block)["values"]
+                for phase in alone[side]:
+                    found[phase, "time", "s"] = (values[phase], None) if side == "base" else (None, values[phase])
+        return found
 
     def _accuracy(self, case: Case, workers: Mapping[Side, Asked]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
@@ -520,13 +447,13 @@ class Rounds:
         seeds = list(range(1, self._plan.accuracy_seeds + 1))
         message = {
             "do": "accuracy",
-            "case": case.to_json(),
+            "case": case.told(),
             "sparsified": True,
             "seeds": seeds,
             "steps": self._plan.accuracy_steps,
         }
         answers = _ask_both(workers, message)
-        base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in _SIDES)
+        base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
         return base, head
 
     def _tell(self, stage: str, case: Case | None) -> None:
@@ -534,6 +461,14 @@ class Rounds:
         self._progress(
             Progress(stage, self._round, case, self._left, total, self._now() - self._begun, self._plan.budget * total)
         )
+
+
+def _phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], dict[Side, list[str]]]:
+    """Return the phases that are timed, and those of one side alone; others than `_TIMED` where it has none of them."""
+    told = {side: list(setup[side]["phases"]) for side in SIDES}
+    named = {side: [phase for phase in told[side] if phase in _TIMED] or told[side] for side in SIDES}
+    phases = [phase for phase in named["head"] if phase in told["base"]]
+    return phases, {side: [phase for phase in named[side] if phase not in phases] for side in SIDES}
 
 
 def _settle(tally: Tally, fault: _Fault) -> None:
@@ -546,30 +481,6 @@ def _settle(tally: Tally, fault: _Fault) -> None:
         tally.missing = fault.reason
     else:
         tally.failure = fault.reason
-
-
-def _record(setups: Sequence[Sequence[_Pair]], dense: Sequence[_Pair], phases: Sequence[str]) -> Record:
-    marks = [[_disturbed(pair) for pair in pairs] for pairs in setups]
-    known = not any(mark is None for of_one in marks for mark in of_one)
-    kept = [
-        [pair for pair, mark in zip(pairs, of_one, strict=True) if not mark] or pairs
-        for pairs, of_one in zip(setups, marks, strict=True)
-    ]
-    return Record(
-        {phase: tuple(_medians(pairs, phase) for pairs in kept) for phase in phases},
-        tuple(all(of_one) for of_one in marks) if known else None,
-        {phase: _medians(dense, phase) for phase in phases},
-    )
-
-
-def _disturbed(pair: _Pair) -> bool | None:
-    marks = [pair[side]["disturbed"] for side in _SIDES]
-    return None if None in marks else any(marks)
-
-
-def _medians(pairs: Sequence[_Pair], phase: str) -> tuple[float, float]:
-    base, head = (median(pair[side]["values"][phase] for pair in pairs) for side in _SIDES)
-    return base, head
 
 
 def _ask(side: Side, worker: Asked, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -585,13 +496,13 @@ def _ask(side: Side, worker: Asked, message: Mapping[str, Any]) -> dict[str, Any
 
 def _ask_both(workers: Mapping[Side, Asked], *messages: Mapping[str, Any]) -> dict[Side, dict[str, Any]]:
     """Ask both at once, the same or each its own; of two faults the base's counts."""
-    pool = ThreadPoolExecutor(len(_SIDES))
+    pool = ThreadPoolExecutor(len(SIDES))
     try:
         asked = {
             side: pool.submit(_ask, side, workers[side], messages[index % len(messages)])
-            for index, side in enumerate(_SIDES)
+            for index, side in enumerate(SIDES)
         }
-        return {side: asked[side].result() for side in _SIDES}
+        return {side: asked[side].result() for side in SIDES}
     finally:
         # Not waiting: after an interrupt the workers are closed next, and that is what ends the other request.
         pool.shutdown(wait=False, cancel_futures=True)

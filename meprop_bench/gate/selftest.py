@@ -30,9 +30,10 @@ from dataclasses import dataclass, replace
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.revisions import SLICE_S, Asked, Progress, Record, Rounds, start_worker
+from meprop_bench.gate.revisions import SLICE_S, Asked, Progress, Rounds, start_worker
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
+from meprop_bench.gate.tally import Record
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.stats import median
 from meprop_bench.sweep.plan import Plan

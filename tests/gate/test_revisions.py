@@ -3,19 +3,24 @@ real ones would, and time passes on a fake clock only."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.revisions import Measured, Progress, Record, Rounds, Tally, measure
+from meprop_bench.gate.decide import judge
+from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure
 from meprop_bench.gate.series import Series
+from meprop_bench.gate.settings import Settings
+from meprop_bench.gate.tally import Record, Tally
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.replicate import WorkerDied
-from meprop_bench.stats import paired_ratio
+from meprop_bench.stats import median, paired_ratio
 from meprop_bench.sweep.plan import Plan, plan_axes
 from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
@@ -26,21 +31,36 @@ _BLOCK_S = 0.01
 class _Fakes:
     """Workers on one fake clock: `head_times` slower in the head; `wrong` says what goes wrong."""
 
-    def __init__(self, head_times: float = 1.0, wrong: Callable[[str, str, int, Case], Any] | None = None) -> None:
+    def __init__(
+        self,
+        head_times: float = 1.0,
+        wrong: Callable[[str, str, int, Case], Any] | None = None,
+        worker: type[_Fake] | None = None,
+    ) -> None:
         self.time = 0.0
+        self.worker = worker or _Fake
         self.head_times = head_times
         self.wrong = wrong or (lambda side, do, worker, case: None)
         self.started: list[str] = []
+        self.held: list[str] = []
         self.open = 0
         self.log: list[tuple[str, str]] = []
+        self.asked: list[Mapping[str, Any]] = []
 
     def now(self) -> float:
         return self.time
 
+    @contextmanager
+    def hold(self, device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
+        self.held.append(device)
+        yield
+        self.held.pop()
+
     def start(self, checkout: Checkout, case: Case) -> _Fake:
+        assert self.held == ["cpu"]
         self.started.append(checkout.side)
         self.open += 1
-        return _Fake(self, checkout, len(self.started))
+        return self.worker(self, checkout, len(self.started))
 
 
 class _Fake:
@@ -50,7 +70,9 @@ class _Fake:
 
     def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         fakes, side, do = self._fakes, self._checkout.side, message["do"]
+        assert fakes.held == ["cpu"]
         fakes.log.append((side, do))
+        fakes.asked.append(message)
         if do == "setup":
             self._case = Case.from_json(message["case"])
         if (fault := fakes.wrong(side, do, self._number, self._case)) is not None:
@@ -109,7 +131,7 @@ def _plan(k: Sequence[int] = (2,), **settings: Any) -> Plan:
 
 
 def _measure(fakes: _Fakes, plan: Plan, undecided: Callable[[Sequence[Series]], list[str]] = lambda _: []) -> Measured:
-    found = measure(plan, _BASE, _HEAD, undecided=undecided, start=fakes.start, now=fakes.now)
+    found = measure(plan, _BASE, _HEAD, undecided=undecided, start=fakes.start, hold=fakes.hold, now=fakes.now)
     assert fakes.open == 0
     return found
 
@@ -156,9 +178,11 @@ def test_the_accuracy_of_the_sparsified_side_is_compared_for_each_seed_once() ->
 
 def test_each_round_has_fresh_processes_and_blocks_alternate() -> None:
     fakes = _Fakes()
-    found = _measure(fakes, _plan(processes=3))
-    assert found.rounds == 3
-    assert fakes.started == ["base", "head"] * 4  # the first pair is there for what is compiled and kept
+    found = _measure(fakes, _plan(processes=7))
+    assert found.rounds == 7
+    pairs = list(zip(fakes.started[::2], fakes.started[1::2], strict=True))
+    assert len(pairs) == 8  # the first pair is there for what is compiled and kept
+    assert set(pairs) == {("base", "head"), ("head", "base")}  # in random order, at this seed in both
     blocks = [side for side, do in fakes.log if do == "block"]
     assert all({first, second} == {"base", "head"} for first, second in zip(blocks[::2], blocks[1::2], strict=True))
     assert 0.2 < blocks[::2].count("base") / (len(blocks) / 2) < 0.8
@@ -188,12 +212,96 @@ def test_it_ends_when_the_budget_is_spent() -> None:
 def test_progress_says_where_it_is() -> None:
     told: list[Progress] = []
     fakes = _Fakes()
-    measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], progress=told.append, start=fakes.start, now=fakes.now)
+    rest: dict[str, Any] = {"start": fakes.start, "hold": fakes.hold, "now": fakes.now}
+    measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], progress=told.append, **rest)
     assert [(one.stage, one.round) for one in told] == [
         ("preparing", 0),
         *((stage, number) for number in (1, 2) for stage in ("starting", "checking", "measuring")),
     ]
     assert (told[-1].left, told[-1].total, told[-1].budget_s) == (1, 1, 60.0)
+
+
+def test_identical_code_is_not_fifty_times_slower_on_a_machine_that_is_busy() -> None:
+    """Where threads wait for a core that another program has, a block takes 20 ms instead of 0.25, or does not."""
+    rng = random.Random(3)
+
+    class Busy(_Fake):
+        def _block(self, message: Mapping[str, Any]) -> dict[str, Any]:
+            self._fakes.time += 0.5  # so slow that there is time for three set-ups
+            found = super()._block(message)
+            times = 80.0 if rng.random() < 0.5 else 1.0
+            return {"values": {phase: times * value for phase, value in found["values"].items()}, "disturbed": True}
+
+    found = _measure(_Fakes(worker=Busy), _plan(processes=40, budget=6000.0))
+    backward = _by_figure(found)["backward"]
+    assert backward.pairs is not None
+    # Of 40 processes the medians of three blocks would put twelve or so off, the fastest blocks three.
+    off = [run for run in backward.pairs if not 0.1 < median(head / base for base, head in run) < 10]
+    assert len(off) <= 5
+    assert not [one.name for one in judge([backward], Settings()) if one.verdict == "fail"]
+    (busy,) = [note for note in found.notes if "the machine was busy with something else during" in note]
+    assert "120 of 120 set-ups" in busy
+
+
+def test_a_run_waits_for_its_turn_and_does_not_pay_for_that() -> None:
+    fakes = _Fakes()
+    told: list[Progress] = []
+
+    @contextmanager
+    def hold(device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
+        waiting(123)
+        fakes.time += 1000.0  # another run's case
+        with fakes.hold(device, waiting):
+            yield
+
+    plan = _plan(k=(2, 3), processes=3)
+    found = measure(
+        plan, _BASE, _HEAD, undecided=lambda _: [], progress=told.append, start=fakes.start, hold=hold, now=fakes.now
+    )
+    assert found.rounds == 3
+    assert {one.stage for one in told} >= {"waiting", "preparing", "measuring"}
+
+
+def test_a_revision_is_told_of_a_case_what_differs_from_the_defaults() -> None:
+    fakes = _Fakes()
+    plan = _plan()
+    _measure(fakes, plan)
+    cases = [message["case"] for message in fakes.asked if message["do"] == "setup"]
+    fields = {"method", "k", "batch", "in_features", "out_features", "threads", "allocator"}
+    assert all(set(case) == fields for case in cases)
+    assert Case.from_json(cases[0]) == plan.cases[0]
+
+
+def test_what_the_head_has_lost_is_not_passed_and_what_is_new_is_only_shown() -> None:
+    class Changed(_Fake):
+        def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
+            head = self._checkout.side == "head"
+            return {
+                "phases": ["backward", "step"] if head else ["forward", "backward"],
+                "costs": {"step" if head else "forward": [[10, 20], [4, 8]]},
+            }
+
+        def _block(self, message: Mapping[str, Any]) -> dict[str, Any]:
+            found = super()._block(message)
+            return {**found, "values": {**found["values"], "step": 1.0}}
+
+    found = _measure(_Fakes(worker=Changed), _plan())
+    verdicts = {one.figure: one for one in judge(found.series, Settings(margin=0.5))}
+    for lost in ("forward", "flops forward", "bytes forward"):
+        assert (verdicts[lost].verdict, verdicts[lost].reason) == ("inconclusive", "gone: the head has none")
+        assert not verdicts[lost].report_only
+    for new in ("step", "flops step"):
+        assert (verdicts[new].reason, verdicts[new].report_only) == ("new: the base has none", True)
+    assert verdicts["backward"].verdict == "pass"
+
+
+def test_a_case_that_runs_another_kernel_says_so() -> None:
+    class Otherwise(_Fake):
+        def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
+            return {**super()._setup(message), "kernel": f"the {self._checkout.side}'s"}
+
+    (note,) = [note for note in _measure(_Fakes(worker=Otherwise), _plan()).notes if "kernel" in note]
+    assert note.endswith("the base runs the kernel the base's, the head the head's")
 
 
 # Faults.
@@ -278,7 +386,7 @@ def test_a_revision_that_ran_other_code_is_refused() -> None:
 def test_an_interrupt_ends_the_processes() -> None:
     fakes = _Fakes(wrong=_when("head", "block", KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], start=fakes.start, now=fakes.now)
+        measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], start=fakes.start, hold=fakes.hold, now=fakes.now)
     assert fakes.open == 0
 
 
@@ -297,7 +405,7 @@ def test_set_ups_that_were_disturbed_are_left_out_unless_most_were() -> None:
 def test_slowdowns_are_asked_of_the_head_alone_and_kept_apart() -> None:
     fakes = _Fakes()
     plan = _plan()
-    rounds = Rounds(plan, _BASE, _HEAD, slowdowns=(0.0, 0.1), start=fakes.start, now=fakes.now)
+    rounds = Rounds(plan, _BASE, _HEAD, slowdowns=(0.0, 0.1), start=fakes.start, hold=fakes.hold, now=fakes.now)
     for _ in range(2):
         rounds.once(plan.cases)
     tally = rounds.tallies[plan.cases[0]]

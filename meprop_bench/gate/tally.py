@@ -1,0 +1,203 @@
+"""What is known of one case in two revisions, pair of processes by pair of processes, and the figures that it makes.
+
+    block     phase -> seconds of each side, and whether the machine disturbed it
+    set-up    some blocks -> one pair of values (base, head) for each phase
+    record    the set-ups of one pair of processes
+    tally     the records of a case, its figures without noise, and what went wrong
+
+A set-up's values are medians over the blocks that nothing disturbed. On a machine that is busy with other work there
+may be none, and then a median is no longer a figure of the code. Two threads that meet at the end of each parallel
+region wait for whichever of them has no core: one and the same backward pass took 0.25 ms in one block and 20 ms in the
+next (two threads, two cores, seven processes that wanted them), so that the medians of three blocks, 0.3 ms for
+base and 16 for head, said that identical code was 50 times slower. The fastest block of each side is the one that the
+neighbours held up least, and is chosen in the same way for both. What is left of the noise is in the interval, and a
+note says that the machine was busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.series import Series
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.stats import median
+from meprop_bench.workloads.case import Case
+
+__all__ = ["SIDES", "Blocks", "Fact", "Record", "Side", "Tally", "record_of"]
+
+Side: TypeAlias = Literal["base", "head"]
+SIDES: tuple[Side, Side] = ("base", "head")
+
+Blocks: TypeAlias = Mapping[Side, Mapping[str, Any]]
+"""A block of each side, as the workers answered."""
+
+Fact: TypeAlias = tuple[str, Quantity, str]
+"""A figure's name, quantity and unit."""
+
+_RATIOS = ("backward", "step")
+_BUSY = 0.5
+"""Share of disturbed set-ups from which a note says that the machine was busy."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one pair of processes gave for one case, under one injected slowdown (usually none).
+
+    Attributes:
+        pairs: phase -> for each set-up a pair of values (base, head) of the sparsified side, seconds.
+        disturbed: after which set-ups the machine disturbed all blocks; None where nobody could tell.
+        dense: phase -> the values (base, head) of the dense side over all set-ups, seconds.
+
+    """
+
+    pairs: Mapping[str, tuple[tuple[float, float], ...]]
+    disturbed: tuple[bool, ...] | None
+    dense: Mapping[str, tuple[float, float]]
+
+
+@dataclass
+class Tally:
+    """All that is known of one case.
+
+    Attributes:
+        records: slowdown -> its records, one for each pair of processes.
+        loops: iterations behind a value.
+        facts: figures without noise, and those that one side alone has -> (base, head), None where that side has none.
+        notes: what a reader should know besides, one line each.
+        accuracy: one value for each seed, (base, head); None where nothing was trained.
+        faults: side -> why its process died, each time.
+        failure: why the head cannot do what the base does; empty if it can.
+        missing: why the base cannot be compared with; empty if it can.
+        spent_s: seconds spent on the case, its share of starting processes included.
+        rounds: pairs of processes that were started for it.
+
+    """
+
+    case: Case
+    records: dict[float, list[Record]] = field(default_factory=dict)
+    loops: int = 1
+    facts: dict[Fact, tuple[float | None, float | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})
+    failure: str = ""
+    missing: str = ""
+    spent_s: float = 0.0
+    rounds: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether it can be measured on."""
+        return not (self.failure or self.missing)
+
+    @property
+    def busy(self) -> tuple[int, int]:
+        """How many set-ups the machine disturbed from beginning to end, and how many there were."""
+        marks = [mark for record in self.records.get(0.0, []) for mark in record.disturbed or ()]
+        return sum(marks), len(marks)
+
+    def remarks(self) -> list[str]:
+        """Return what a reader should know of the case, one line each."""
+        label = self.case.label
+        if self.missing:
+            return [f"{label}: not comparable, the base cannot do it: {self.missing}"]
+        if self.failure:
+            return []
+        lines = [f"{label}: {note}" for note in self.notes]
+        lines += [
+            f"{label}: a process of the {side} {reason}; another pair took its place"
+            for side, reasons in self.faults.items()
+            for reason in reasons
+        ]
+        disturbed, setups = self.busy
+        if disturbed > _BUSY * setups:
+            lines.append(
+                f"{label}: the machine was busy with something else during {disturbed} of {setups} set-ups, so the"
+                " times say little: let the gate run alone"
+            )
+        return lines
+
+    def series(self, records: Sequence[Record] | None = None) -> list[Series]:
+        """Return its figures.
+
+        Args:
+            records: others than those without a slowdown, for the self-test.
+
+        """
+        label = self.case.label
+        if self.missing:
+            return []
+        if self.failure:
+            return [
+                Series(case=label, figure="correctness check", quantity="count", unit="1", failure=self.failure),
+            ]
+        records = self.records.get(0.0, []) if records is None else records
+        found = _timed(label, records, self.loops) if records else []
+        for (name, quantity, unit), sides in self.facts.items():
+            base, head = (() if value is None else (value,) for value in sides)
+            found.append(Series(case=label, figure=name, quantity=quantity, unit=unit, base=base, head=head))
+        if self.accuracy is not None:
+            base_values, head_values = self.accuracy
+            found.append(
+                Series(
+                    case=label,
+                    figure="accuracy",
+                    quantity="accuracy",
+                    unit="points",
+                    base=base_values,
+                    head=head_values,
+                    own_processes=True,
+                )
+            )
+        return found
+
+
+def _timed(label: str, records: Sequence[Record], loops: int) -> list[Series]:
+    found = []
+    marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
+    for phase in records[0].pairs:
+        runs = tuple(record.pairs[phase] for record in records)
+        judged = Measurement(phase, runs, loops, marks).judged_runs
+        found.append(Series(case=label, figure=phase, quantity="time", unit="s", pairs=judged))
+        if phase in _RATIOS and all(phase in record.dense for record in records):
+            medians = [(median(b for b, _ in run), median(h for _, h in run)) for run in judged]
+            ratios = tuple(
+                ((base / record.dense[phase][0], head / record.dense[phase][1]),)
+                for (base, head), record in zip(medians, records, strict=True)
+            )
+            found.append(Series(case=label, figure=f"sparse/dense {phase}", quantity="ratio", unit="1", pairs=ratios))
+    return found
+
+
+def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phases: Sequence[str]) -> Record:
+    """Return what a pair of processes gave.
+
+    Args:
+        setups: for each set-up its blocks of the sparsified side.
+        dense: blocks of the dense side.
+        phases: those that are timed.
+
+    """
+    marks = [[_disturbed(blocks) for blocks in of_one] for of_one in setups]
+    known = not any(mark is None for of_one in marks for mark in of_one)
+    return Record(
+        {phase: tuple(_values(of_one, phase) for of_one in setups) for phase in phases},
+        tuple(all(of_one) for of_one in marks) if known else None,
+        {phase: _values(dense, phase) for phase in phases},
+    )
+
+
+def _disturbed(blocks: Blocks) -> bool | None:
+    marks = [blocks[side]["disturbed"] for side in SIDES]
+    return None if None in marks else any(marks)
+
+
+def _values(setup: Sequence[Blocks], phase: str) -> tuple[float, float]:
+    """Return (base, head): medians of what was not disturbed, or the fastest where all was."""
+    calm = [blocks for blocks in setup if not _disturbed(blocks)]
+    middle = median if calm else min
+    base, head = (middle([blocks[side]["values"][phase] for blocks in calm or setup]) for side in SIDES)
+    return base, head
