@@ -23,8 +23,18 @@ else the machine does there are turns, marks (`tally`) and, where all that is no
 
 Nothing of a revision is imported here: a worker is `python -P -m meprop_bench.sweep.worker` with the revision's folder
 before everything else on Python's path, and says which folder its package came from. Both use this interpreter with
-its torch, so what differs is the project's own code. Blocks of both processes alternate; torch's idle threads spin for
-about a millisecond after a block, so the next one begins with a lead-in of more than that.
+its torch, so what differs is the project's own code.
+
+Threads that wait in OpenMP sleep here, where torch lets them spin (unless the environment says how they are to wait).
+Spinning burns a thread's share of the cores, so that on a machine with other work it is left waiting for its next turn,
+and all threads of its region with it, for 10 ms and more: identical code, a layer of 784 x 500 at B = 50 on two
+threads, two cores, four to six other processes, medians of the backward pass (base, head) in pairs of processes:
+
+    spinning    2.2, 13 ms    0.30, 12 ms (39 times)    11, 0.26 ms
+    sleeping    0.36, 0.34 ms    0.37, 0.38 ms
+
+So the times here are not those of `speedup`: waking a thread is part of them, for base and head alike. A block begins
+with a lead-in that is longer than threads that were told to spin do so after the other process's block.
 
 Faults cost their case alone. A worker that dies takes its round of the case along, and the others go on with a fresh
 pair of processes; the second time, the case is given up. A case that base can do and head cannot (its check fails, it
@@ -73,6 +83,9 @@ _DENSE_SHARE = 0.2
 _MOST_FAULTS = 2
 _PATIENCE_S = 600.0
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables that say how OpenMP's threads wait: who sets one has a reason."""
+
 _TIMED = ("forward", "backward", "update", "step")
 
 Hold: TypeAlias = Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]]
@@ -91,9 +104,11 @@ class Asked(Protocol):
 
 def start_worker(checkout: Checkout, case: Case) -> Asked:
     """Start a fresh process that runs the checkout's code, with a case's threads and allocator."""
+    waits = {} if any(os.environ.get(name) for name in _WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
     path = os.pathsep.join(filter(None, (str(checkout.folder), os.environ.get("PYTHONPATH"))))
     env = {
         **environment_of(case.allocator, case.threads),
+        **waits,
         "PYTHONPATH": path,
         # It keeps bytecode by path and time of change, which are the same for every revision in a slot.
         "PYTHONPYCACHEPREFIX": None,

@@ -14,7 +14,7 @@ import pytest
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.decide import judge
-from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure
+from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure, start_worker
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.tally import Record, Tally
@@ -241,6 +241,25 @@ def test_identical_code_is_not_fifty_times_slower_on_a_machine_that_is_busy() ->
     assert not [one.name for one in judge([backward], Settings()) if one.verdict == "fail"]
     (busy,) = [note for note in found.notes if "the machine was busy with something else during" in note]
     assert "120 of 120 set-ups" in busy
+
+
+@pytest.mark.parametrize(
+    ("told", "policy"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "1000"}, None)],
+)
+def test_threads_of_a_worker_sleep_while_they_wait_unless_the_user_says_otherwise(
+    told: Mapping[str, str], policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spinning ones lose their core to the neighbours, for 40 times as long as a small backward pass takes."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    started: list[dict[str, str | None]] = []
+    monkeypatch.setattr("meprop_bench.gate.revisions.Worker", lambda argv, env: started.append(env))
+    start_worker(_BASE, _plan().cases[0])
+    assert started[0].get("OMP_WAIT_POLICY") == policy
+    assert str(started[0]["PYTHONPATH"]).startswith(str(_BASE.folder))
 
 
 def test_a_run_waits_for_its_turn_and_does_not_pay_for_that() -> None:
