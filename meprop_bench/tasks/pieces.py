@@ -74,8 +74,8 @@ class Pieces:
         return len(self._processor)
 
     def encode(self, sentence: str) -> list[int]:
-        """Return the numbers of a sentence's pieces, without begin and end."""
-        return list(self._processor.encode(sentence))
+        """Return the numbers of a sentence's pieces, without begin and end; of nothing, that of an unknown character."""
+        return list(self._processor.encode(sentence)) or [_UNKNOWN]
 
     def decode(self, numbers: Sequence[int]) -> str:
         """Return the sentence; an unknown character becomes ⁇, special pieces nothing."""

@@ -17,7 +17,7 @@ def pieces():
     return Pieces("source", TEXT, 60)
 
 
-@pytest.mark.parametrize("sentence", [*TEXT[:2], "Die Hunde .", "KuchenHund(Hund", "den", ""])
+@pytest.mark.parametrize("sentence", [*TEXT[:2], "Die Hunde .", "KuchenHund(Hund", "den"])
 def test_what_is_spelt_is_joined_again(pieces, sentence):
     known = "".join(c for c in sentence if c in "".join(TEXT))
     numbers = pieces.encode(known)
@@ -38,6 +38,11 @@ def test_runs_of_spaces_count_as_one(pieces):
 
 def test_a_character_that_the_text_has_not(pieces):
     assert pieces.decode(pieces.encode("Der ☃")).split() == ["Der", "⁇"]
+
+
+@pytest.mark.parametrize("sentence", ["", " ", "\u2581"])
+def test_a_model_always_gets_something_to_read(pieces, sentence):
+    assert len(pieces.encode(sentence)) == 1
 
 
 def test_special_pieces_say_nothing(pieces):
