@@ -176,15 +176,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6
     (1979).
     """
-    if wrong := [p for p in p_values if not (math.isnan(p) or 0 <= p <= 1)]:
-        raise ValueError(f"a p-value lies between 0 and 1, got {wrong[0]!r}")
-    judged = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    adjusted = [math.nan] * len(p_values)
-    highest = 0.0
-    for rank, (p, index) in enumerate(judged):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p))
-        adjusted[index] = highest
-    return adjusted
+    import numpy as np
+
+    every = np.asarray(p_values, np.float64)
+    unknown = np.isnan(every)
+    if (wrong := every[~(unknown | ((every >= 0) & (every <= 1)))]).size:
+        raise ValueError(f"a p-value lies between 0 and 1, got {float(wrong[0])!r}")
+    order = np.argsort(every)[: every.size - int(unknown.sum())]  # NaN comes last
+    steps = np.minimum(1.0, (every.size - np.arange(order.size)) * every[order])
+    adjusted = np.full(every.size, math.nan)
+    adjusted[order] = np.maximum.accumulate(steps)
+    found: list[float] = adjusted.tolist()
+    return found
 
 
 def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, same_processes: bool = False) -> Interval:

@@ -29,7 +29,7 @@ import click
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from meprop_bench.gate.judgement import Judgement, Outcome
+    from meprop_bench.gate.judgement import Judgements, Outcome
     from meprop_bench.gate.revisions import Progress
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
@@ -153,7 +153,7 @@ def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, setting
 
     begun = time.monotonic()
     compared = read(baseline, candidate, ratios_only=ratios_only)
-    judgements = judge(compared, settings)
+    judgements = judge(compared.rest, settings, blocks=compared.blocks)
     return _outcome(compared.base, compared.head, judgements, compared.notes, None, begun, settings)
 
 
@@ -207,7 +207,7 @@ def _plan(settings: Settings) -> Plan:
 def _outcome(
     base: str,
     head: str,
-    judgements: list[Judgement],
+    judgements: Judgements,
     notes: Iterable[str],
     environment: Mapping[str, Any] | None,
     begun: float,
@@ -215,12 +215,11 @@ def _outcome(
 ) -> Outcome:
     from meprop_bench.gate.judgement import Outcome
 
-    names = {(one.case, one.figure): None for one in judgements}
     return Outcome(
         base=base,
         head=head,
-        judgements=tuple(judgements),
-        notes=(*notes, *settings.idle_globs(names)),
+        judgements=judgements,
+        notes=(*notes, *settings.idle_globs(judgements.names)),
         command=_typed(),
         environment=None if environment is None else dict(environment),
         seconds=time.monotonic() - begun,
@@ -271,26 +270,26 @@ def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
     for path in outputs:
         replace_file(path, _as(_FORMATS[path.suffix], outcome))
     write_job_summary(outcome)
-    text = _as(form, outcome, terminal=sys.stdout.isatty())
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    for piece in _as(form, outcome, terminal=sys.stdout.isatty()):
+        sys.stdout.write(piece.encode(encoding, "replace").decode(encoding))
 
 
-def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> str:
-    """Return the outcome in a format."""
+def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:
+    """Return the outcome in a format, in pieces."""
     if form == "json":
-        from meprop_bench.gate.record import as_json
+        from meprop_bench.gate.record import json_pieces
 
-        return as_json(outcome)
+        return json_pieces(outcome)
     if form == "junit":
         from meprop_bench.gate.junit import as_junit
 
-        return as_junit(outcome)
+        return (as_junit(outcome),)
     if form == "md":
         from meprop_bench.gate.markdown import as_comment
 
-        return as_comment(outcome)
+        return (as_comment(outcome),)
     from meprop_bench.gate.document import OutcomeDocument
     from meprop_bench.report.table import as_table
 
-    return as_table(OutcomeDocument(outcome), terminal=terminal)
+    return (as_table(OutcomeDocument(outcome), terminal=terminal),)

@@ -27,40 +27,47 @@ from itertools import chain
 
 import numpy as np
 
-from meprop_bench.gate.evidence import Array, Evidence, log_ratios, of_medians, of_processes, of_values
-from meprop_bench.gate.judgement import Judgement
+from meprop_bench.gate.block import Block, Floats, Integers, Sides
+from meprop_bench.gate.evidence import Evidence, log_ratios, of_values
+from meprop_bench.gate.judgement import Judgement, Judgements
 from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.series import Series, Side, Summary
 from meprop_bench.gate.settings import Settings
+from meprop_bench.gate.weighed import BEYOND_ALONE, NO_INTERVAL, ROUNDING, Weighed, evidence_of
 from meprop_bench.stats import Interval, Verdict, holm, median
 
 __all__ = ["judge", "undecided"]
 
-_MEMORY_NOISE = 0.005
-"""Standard deviation that a single size is taken to have, relative: what a few pages or an arena more amount to."""
-_ROUNDING = 1e-12
-"""A loss that is the margin exactly is within it, whatever the logarithm's last digit."""
-
 
 def judge(
-    series: Iterable[Series], settings: Settings, looks: Looks | None = None, *, last: bool = True
-) -> list[Judgement]:
-    """Return the verdicts, in the order of the series; those outside `settings.cases` are left out,
-    unless the head failed.
+    series: Iterable[Series],
+    settings: Settings,
+    looks: Looks | None = None,
+    *,
+    last: bool = True,
+    blocks: Sequence[Block] = (),
+) -> Judgements:
+    """Return the verdicts, in the order of the blocks and then of the series; those outside `settings.cases` are left
+    out, unless the head failed.
 
     Args:
         series: figures with their values.
         settings: margins, confidence and so on.
         looks: the plan by which pairs of processes were added; None: nobody looked before.
         last: no more pairs will come. Otherwise only what was planned is looked at.
+        blocks: figures by the thousand.
 
     """
+    wanted = (block.only(np.array(settings.matched(settings.cases, block.cases, block.figure))) for block in blocks)
+    weighed = [Weighed.of(block, settings) for block in wanted if len(block)]
     own = [one for one in series if one.failure or settings.judged(one.case, one.figure)]
     troubles = {place: trouble for place, one in enumerate(own) if (trouble := _trouble(one, settings)) is not None}
     sound = [(place, one) for place, one in enumerate(own) if place not in troubles]
-    verdicts = _verdicts([one for _, one in sound], settings, looks, last)
+    verdicts, adjusted = _verdicts([one for _, one in sound], settings, looks, last, weighed)
     judged = dict(zip((place for place, _ in sound), verdicts, strict=True))
-    return [_judgement(one, troubles.get(place) or judged[place], settings) for place, one in enumerate(own)]
+    rest = (_judgement(one, troubles.get(place) or judged[place], settings) for place, one in enumerate(own))
+    many = [block.judgements(p_values, settings.alpha) for block, p_values in zip(weighed, adjusted, strict=True)]
+    return Judgements.joined([*many, Judgements.of(rest)])
 
 
 def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> frozenset[str]:
@@ -194,10 +201,10 @@ def _with_zeros(one: Series, base: Sequence[float], head: Sequence[float], setti
 # What an interval judges.
 
 
-def _verdicts(sound: Sequence[Series], settings: Settings, looks: Looks | None, last: bool) -> list[_Found]:
-    """Judge figures with sound values, all at once."""
-    if not sound:
-        return []
+def _verdicts(
+    sound: Sequence[Series], settings: Settings, looks: Looks | None, last: bool, weighed: Sequence[Weighed]
+) -> tuple[list[_Found], list[Floats]]:
+    """Judge figures with sound values, all at once; return the blocks' p-values as well, corrected for all."""
     views = _views(sound, settings, looks, last)
     bounds = np.array([_bound(one, settings) for one in sound])
     half = views.evidence.half_width(settings.alpha * views.weights)
@@ -207,7 +214,7 @@ def _verdicts(sound: Sequence[Series], settings: Settings, looks: Looks | None, 
     with np.errstate(invalid="ignore"):
         p_values = np.minimum(views.evidence.above(of) / views.weights, 1.0)
         within = (high < of) | ((views.evidence.error == 0) & (estimate <= of))
-    adjusted = _adjusted(sound, settings, views, p_values)
+    adjusted, of_blocks = _adjusted(sound, settings, views, p_values, weighed)
     found = []
     starts = np.searchsorted(views.owners, np.arange(len(sound) + 1)).tolist()
     table = list(zip(estimate.tolist(), low.tolist(), high.tolist(), within.tolist(), views.counts, strict=True))
@@ -224,7 +231,7 @@ def _verdicts(sound: Sequence[Series], settings: Settings, looks: Looks | None, 
         else:
             change = Interval(_exp(middle), _exp(lowest), _exp(highest))
         found.append(_Found(verdict, reason, change, pairs))
-    return found
+    return found, of_blocks
 
 
 def _pick(
@@ -241,9 +248,9 @@ def _pick(
         if within:
             return "pass", place, ""
         if low > bound:
-            return "inconclusive", place, "beyond the margin alone, not among all that are judged (Holm)"
+            return "inconclusive", place, BEYOND_ALONE
     low = views[-1][1]
-    return "inconclusive", len(views) - 1, "one value on a side: no interval" if math.isnan(low) else ""
+    return "inconclusive", len(views) - 1, NO_INTERVAL if math.isnan(low) else ""
 
 
 @dataclass(frozen=True)
@@ -251,8 +258,8 @@ class _Views:
     """All looks at all figures, those of one figure together: evidence, share of alpha, whose it is, pairs."""
 
     evidence: Evidence
-    weights: Array
-    owners: np.ndarray[tuple[int], np.dtype[np.int64]]
+    weights: Floats
+    owners: Integers
     counts: list[int]
 
 
@@ -299,47 +306,43 @@ def _exact(one: Series) -> tuple[float, float, float, float, int]:
 def _unpaired(
     own: Sequence[Series], places: Sequence[int], processes: bool, settings: Settings
 ) -> dict[int, list[tuple[float, float, float, float, int]]]:
-    base, head = [one.base for one in own], [one.head for one in own]
-    found = of_processes(base, head) if processes else of_medians(base, head, settings.process_noise)
-    sizes = [min(_size(one.base), _size(one.head)) for one in own]
+    base, head = Sides.of([one.base for one in own]), Sides.of([one.head for one in own])
     memory = np.array([one.quantity == "memory" for one in own])
-    # Sizes do not differ from process to process as times do, and a file has but one of each.
-    single = memory & np.isnan(found.error)
-    error = np.where(single, _MEMORY_NOISE, found.error)
-    degrees = np.where(single, np.inf, found.degrees)
-    columns = (found.estimate.tolist(), error.tolist(), degrees.tolist(), sizes)
+    found, first, second = evidence_of(base, head, processes=processes, memory=memory, settings=settings)
+    sizes = np.minimum(first.size, second.size).tolist()
+    columns = (found.estimate.tolist(), found.error.tolist(), found.degrees.tolist(), sizes)
     return {
         place: [(estimate, err, free, 1.0, size)]
         for place, estimate, err, free, size in zip(places, *columns, strict=True)
     }
 
 
-def _size(side: Side) -> int:
-    return side.count if isinstance(side, Summary) else len(side)
-
-
 def _bound(one: Series, settings: Settings) -> float:
     """Return how far the estimate may go, on its scale."""
     margin = settings.margin_of(one.case, one.figure, one.quantity)
     if one.quantity == "accuracy":
-        return margin + _ROUNDING
+        return margin + ROUNDING
     least = settings.least_of(one.quantity)
-    return math.log1p(max(margin, least / (_middle(_side(one, 0)) or math.inf) if least else 0.0)) + _ROUNDING
+    return math.log1p(max(margin, least / (_middle(_side(one, 0)) or math.inf) if least else 0.0)) + ROUNDING
 
 
-def _adjusted(sound: Sequence[Series], settings: Settings, views: _Views, p_values: Array) -> list[float]:
-    """Return the p-value of each figure's slowdown over all its looks, those that decide corrected for each other."""
+def _adjusted(
+    sound: Sequence[Series], settings: Settings, views: _Views, p_values: Floats, weighed: Sequence[Weighed]
+) -> tuple[list[float], list[Floats]]:
+    """Return the p-value of each figure's slowdown over all its looks, those that decide corrected for each other:
+    of the series, and of each block.
+    """
     least = np.full(len(sound), np.nan)
     np.fmin.at(least, views.owners, p_values)
-    every: list[float] = least.tolist()
-    family = [
-        place
-        for place, one in enumerate(sound)
-        if one.quantity != "count" and not settings.only_reported(one.case, one.figure)
-    ]
-    for place, p in zip(family, holm([every[place] for place in family]), strict=True):
-        every[place] = p
-    return every
+    decides = [one.quantity != "count" and not settings.only_reported(one.case, one.figure) for one in sound]
+    parts = [(least, np.array(decides, np.bool_)), *((one.p_values.copy(), ~one.report_only) for one in weighed)]
+    family = np.array(holm(np.concatenate([values[mask] for values, mask in parts]).tolist()))
+    begin = 0
+    for values, mask in parts:
+        end = begin + int(mask.sum())
+        values[mask] = family[begin:end]
+        begin = end
+    return parts[0][0].tolist(), [values for values, _ in parts[1:]]
 
 
 def _exp(value: float) -> float:

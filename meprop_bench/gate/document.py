@@ -8,7 +8,7 @@ JSON has them all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meprop_bench.errors import ExitCode
@@ -16,10 +16,9 @@ from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.report.cells import ABSENT, Cell, memory, quantity, seconds
 from meprop_bench.report.sections import Section
 
-__all__ = ["OutcomeDocument", "change", "count", "margin", "worst_first"]
+__all__ = ["OutcomeDocument", "change", "margin", "told"]
 
 _COLUMNS = ("verdict", "case", "figure", "base", "head", "head / base", "margin", "pairs", "noise", "why")
-_ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
 _TONES = {"fail": "bad", "inconclusive": "quiet", "pass": "good"}
 _RESULT = {
     ExitCode.OK: "Passed: nothing got worse by more than its margin.",
@@ -27,16 +26,6 @@ _RESULT = {
     ExitCode.INCONCLUSIVE: "Inconclusive: nothing failed, but the noise hides whether all is within its margin.",
     ExitCode.NOTHING_MEASURED: "Nothing was judged.",
 }
-
-
-def worst_first(judgements: Iterable[Judgement]) -> list[Judgement]:
-    """Return the judgements in the order in which a reader wants them."""
-
-    def key(one: Judgement) -> tuple[bool, int, float]:
-        lost = -math.inf if one.change is None or math.isnan(one.change.estimate) else one.change.estimate
-        return (one.report_only, _ORDER[one.verdict], -lost)
-
-    return sorted(judgements, key=key)
 
 
 @dataclass(frozen=True)
@@ -65,14 +54,18 @@ class OutcomeDocument:
     @property
     def summary(self) -> list[str]:
         """The result in two sentences."""
-        return [_RESULT[self.outcome.exit_code], f"{count(self.outcome.judgements)}, in {self.outcome.seconds:.0f} s."]
+        return [
+            _RESULT[self.outcome.exit_code],
+            f"{told(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
+        ]
 
     @property
     def sections(self) -> list[Section]:
         """The table."""
-        every = worst_first(self.outcome.judgements)
-        shown, rest = every[: self.most], every[self.most :]
-        more = f"{len(rest)} more are not shown: {count(rest)}." if rest else ""
+        every = self.outcome.judgements
+        places, rest = every.worst_first[: self.most], every.worst_first[self.most :]
+        shown = [every[place] for place in places.tolist()]
+        more = f"{len(rest)} more are not shown: {told(every.counts(rest))}." if len(rest) else ""
         return [
             Section(
                 title=self.title,
@@ -98,14 +91,10 @@ class OutcomeDocument:
         )
 
 
-def count(judgements: Sequence[Judgement]) -> str:
+def told(counts: Mapping[str, int]) -> str:
     """Return how many failed, passed and so on: `1 failed, 2 inconclusive, 9 passed, 3 only reported`."""
-    deciding = [one.verdict for one in judgements if not one.report_only]
-    words = {"fail": "failed", "inconclusive": "inconclusive", "pass": "passed"}
-    parts = [f"{deciding.count(verdict)} {word}" for verdict, word in words.items() if verdict in deciding]
-    if only := len(judgements) - len(deciding):
-        parts.append(f"{only} only reported")
-    return ", ".join(parts) or "none"
+    words = {"fail": "failed", "inconclusive": "inconclusive", "pass": "passed", "report_only": "only reported"}
+    return ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key]) or "none"
 
 
 def _groups(judgements: Sequence[Judgement]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:

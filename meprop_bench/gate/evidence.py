@@ -24,20 +24,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from meprop_bench.gate.series import Side, Summary
+from meprop_bench.gate.block import Floats, Sides
 from meprop_bench.stats import Runs, median
 
-__all__ = ["Evidence", "log_ratios", "of_medians", "of_processes", "of_values"]
-
-Array: TypeAlias = npt.NDArray[np.float64]
+__all__ = ["Evidence", "Moments", "log_ratios", "of_values", "ratios"]
 
 
 @dataclass(frozen=True)
@@ -51,19 +46,19 @@ class Evidence:
 
     """
 
-    estimate: Array
-    error: Array
-    degrees: Array
+    estimate: Floats
+    error: Floats
+    degrees: Floats
 
-    def half_width(self, level: float | Array) -> Array:
+    def half_width(self, level: float | Floats) -> Floats:
         """Return the one-sided half of the interval at an error of `level` on a side."""
         from scipy.special import stdtrit
 
         with np.errstate(invalid="ignore"):
-            half: Array = -stdtrit(self.degrees, np.broadcast_to(level, self.degrees.shape)) * self.error
+            half: Floats = -stdtrit(self.degrees, np.broadcast_to(level, self.degrees.shape)) * self.error
         return np.where(self.error == 0, 0.0, half)
 
-    def above(self, bound: Array) -> Array:
+    def above(self, bound: Floats) -> Floats:
         """Return the p-values of "the change is at most `bound`"; NaN without an error."""
         from scipy.special import stdtr
 
@@ -71,7 +66,7 @@ class Evidence:
             t = (self.estimate - bound) / self.error
         # Without any spread there is no doubt, as on a fake clock or of equal sizes.
         t = np.where(self.error == 0, np.where(self.estimate > bound, np.inf, -np.inf), t)
-        found: Array = stdtr(self.degrees, -t)
+        found: Floats = stdtr(self.degrees, -t)
         return found
 
 
@@ -88,66 +83,78 @@ def of_values(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, statistics.stdev(values, mean) / math.sqrt(len(values)), len(values) - 1.0
 
 
-def of_processes(base: Sequence[Side], head: Sequence[Side]) -> Evidence:
-    """Return the ratios of sides whose values come from a process each."""
-    return _difference(_log_means(base), _log_means(head), 0.0)
+@dataclass(frozen=True)
+class Moments:
+    """What is known of one side of many figures.
+
+    Attributes:
+        middle: the median, in the figure's unit.
+        location: where it is on the log scale: the mean of the logs, or their median.
+        variance: of the location; NaN where nothing tells it.
+        size: values that it is over.
+
+    """
+
+    middle: Floats
+    location: Floats
+    variance: Floats
+    size: Floats
+
+    @classmethod
+    def of_processes(cls, sides: Sides) -> Moments:
+        """Return them of sides whose values come from a process each."""
+        found = cls._of_singles(sides)
+        for places, values in sides.matrices():
+            count = values.shape[1]
+            found.middle[places] = _middle(np.sort(values, axis=1))
+            logs = np.log(values)
+            found.location[places] = mean = logs.sum(axis=1) / count
+            if count > 1:
+                found.variance[places] = ((logs - mean[:, None]) ** 2).sum(axis=1) / (count - 1) / count
+        return found
+
+    @classmethod
+    def of_medians(cls, sides: Sides) -> Moments:
+        """Return them of sides whose values come from one process each."""
+        from scipy.special import bdtr, ndtri
+
+        found = cls._of_singles(sides)
+        for places, values in sides.matrices():
+            count = values.shape[1]
+            values.sort(axis=1)
+            found.middle[places] = _middle(values)
+            found.location[places] = (np.log(values[:, (count - 1) // 2]) + np.log(values[:, count // 2])) / 2
+            if count > 1:
+                # Price and Bonett: between the c-th value from below and that from above lie 2 z standard errors.
+                rank = max(1, round((count + 1) / 2 - math.sqrt(count)))
+                z = float(ndtri(1 - bdtr(rank - 1, count, 0.5)))
+                width = np.log(values[:, count - rank]) - np.log(values[:, rank - 1])
+                found.variance[places] = (width / (2 * z)) ** 2
+        return found
+
+    @classmethod
+    def _of_singles(cls, sides: Sides) -> Moments:
+        """Return them as they are where each side is a single value or a summary."""
+        middle = sides.firsts
+        variance = np.full(len(sides), np.nan)
+        summaries = np.flatnonzero(sides.summarised)
+        with np.errstate(over="ignore"):
+            variance[summaries] = (sides.values[sides.starts[summaries] + 1] / middle[summaries]) ** 2
+        return cls(middle, np.log(middle), variance, sides.sizes)
 
 
-def of_medians(base: Sequence[Side], head: Sequence[Side], noise: float) -> Evidence:
-    """Return the ratios of sides whose values come from one process each; `noise` is that between processes."""
-    return _difference(_log_medians(base), _log_medians(head), noise)
-
-
-_Moments: TypeAlias = tuple[Array, Array, Array]
-"""Location on the log scale, the variance of it, and how many values."""
-
-
-def _difference(base: _Moments, head: _Moments, noise: float) -> Evidence:
-    variance = base[1] + head[1] + noise**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        degrees = variance**2 / (base[1] ** 2 / (base[2] - 1) + head[1] ** 2 / (head[2] - 1))
+def ratios(base: Moments, head: Moments, noise: float = 0.0) -> Evidence:
+    """Return the ratios head / base (Welch, Satterthwaite); `noise` is what a process has, where each side has one."""
+    variance = base.variance + head.variance + noise**2
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        degrees = variance**2 / (base.variance**2 / (base.size - 1) + head.variance**2 / (head.size - 1))
     degrees = np.where(np.isnan(degrees) & ~np.isnan(variance), np.inf, degrees)  # no variance but the known one
-    return Evidence(head[0] - base[0], np.sqrt(variance), degrees)
+    return Evidence(head.location - base.location, np.sqrt(variance), degrees)
 
 
-def _log_means(sides: Sequence[Side]) -> _Moments:
-    logs, starts, counts = _flat(sides)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.add.reduceat(logs, starts) / counts
-        spread = np.add.reduceat((logs - np.repeat(mean, counts)) ** 2, starts)
-        variance = np.where(counts > 1, spread / (counts - 1) / counts, np.nan)
-    return _with_summaries(sides, mean, variance, counts)
-
-
-def _log_medians(sides: Sequence[Side]) -> _Moments:
-    logs, starts, counts = _flat(sides)
-    logs = logs[np.lexsort((logs, np.repeat(np.arange(len(counts)), counts)))]
-    middle = (logs[starts + (counts - 1) // 2] + logs[starts + counts // 2]) / 2
-    # Price and Bonett: between the c-th value from below and that from above lie 2 z standard errors of the median.
-    from scipy.special import bdtr, ndtri
-
-    sizes, place = np.unique(counts, return_inverse=True)
-    rank = np.maximum(1, np.round((sizes + 1) / 2 - np.sqrt(sizes))).astype(int)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = ndtri(1 - bdtr(rank - 1, sizes, 0.5))
-        width = logs[starts + counts - rank[place]] - logs[starts + rank[place] - 1]
-        variance = np.where(counts > 1, (width / (2 * z[place])) ** 2, np.nan)
-    return _with_summaries(sides, middle, variance, counts)
-
-
-def _flat(sides: Sequence[Side]) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the logs of all values in one array, and where each side begins and how many it has."""
-    tuples = [(side.median,) if isinstance(side, Summary) else side for side in sides]
-    counts = np.fromiter(map(len, tuples), np.int64, len(tuples))
-    values: Iterable[float] = chain.from_iterable(tuples)
-    logs = np.log(np.fromiter(values, np.float64, int(counts.sum())))
-    return logs, np.cumsum(counts) - counts, counts
-
-
-def _with_summaries(sides: Sequence[Side], location: Array, variance: Array, counts: npt.NDArray[Any]) -> _Moments:
-    sizes = counts.astype(np.float64)
-    for place, side in enumerate(sides):
-        if isinstance(side, Summary):
-            variance[place] = (side.error / side.median) ** 2
-            sizes[place] = side.count
-    return location, variance, sizes
+def _middle(ordered: Floats) -> Floats:
+    """Return the median of each line, whose values rise."""
+    count = ordered.shape[1]
+    with np.errstate(over="ignore"):
+        found: Floats = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
+    return found

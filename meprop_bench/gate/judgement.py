@@ -13,15 +13,35 @@ its interval is a point. What a figure is worth, `noise` says: the half-width of
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from meprop_bench.errors import ExitCode
 from meprop_bench.stats import Interval, Verdict
 
-__all__ = ["Judgement", "Outcome", "Quantity"]
+__all__ = ["ROW", "VERDICTS", "Judgement", "Judgements", "Outcome", "Quantity"]
 
 Quantity = Literal["time", "ratio", "memory", "count", "accuracy"]
+_Kind: TypeAlias = tuple[str, Quantity, str]
+"""Figure, quantity and unit."""
+
+VERDICTS: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+"""In the order in which a reader wants them: the worst first."""
+ROW = np.dtype(
+    [
+        *((name, np.float64) for name in ("base", "head", "estimate", "low", "high", "margin", "least")),
+        *((name, np.int64) for name in ("pairs", "kind", "reason")),
+        ("verdict", np.int8),
+        ("report_only", np.bool_),
+    ]
+)
+"""What is kept of a judgement besides its case. NaN stands for None; kind, reason and verdict are places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,131 @@ class Judgement:
         return self.change.half_width if self.quantity != "accuracy" else (self.change.high - self.change.low) / 2
 
 
+class Judgements(Sequence[Judgement]):
+    """Judgements as columns, 100 bytes each besides the case's name: a million of them as objects take a GB.
+
+    Args:
+        cases: of each.
+        rows: the rest of each, of the type `ROW`.
+        kinds: what the column `kind` points into.
+        reasons: what the column `reason` points into.
+
+    """
+
+    def __init__(
+        self, cases: Sequence[str], rows: npt.NDArray[np.void], kinds: Sequence[_Kind], reasons: Sequence[str]
+    ) -> None:
+        if len(cases) != len(rows):
+            raise ValueError(f"{len(cases)} cases and {len(rows)} rows")
+        self.cases, self.rows, self.kinds, self.reasons = cases, rows, tuple(kinds), tuple(reasons)
+
+    @classmethod
+    def of(cls, judgements: Iterable[Judgement]) -> Judgements:
+        """Return some judgements as columns."""
+        every = list(judgements)
+        kinds: dict[_Kind, int] = {}
+        reasons: dict[str, int] = {}
+        nothing = Interval(math.nan, math.nan, math.nan)
+        rows = [
+            (
+                *(math.nan if value is None else value for value in (one.base, one.head)),
+                *((one.change or nothing).estimate, (one.change or nothing).low, (one.change or nothing).high),
+                *(one.margin, one.least, one.pairs),
+                kinds.setdefault((one.figure, one.quantity, one.unit), len(kinds)),
+                reasons.setdefault(one.reason, len(reasons)),
+                VERDICTS.index(one.verdict),
+                one.report_only,
+            )
+            for one in every
+        ]
+        return cls([one.case for one in every], np.array(rows, ROW), tuple(kinds), tuple(reasons))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Judgements]) -> Judgements:
+        """Return the judgements of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        cases: list[str] = []
+        kinds: list[_Kind] = []
+        reasons: list[str] = []
+        rows = []
+        for part in parts:
+            moved = part.rows.copy()
+            moved["kind"] += len(kinds)
+            moved["reason"] += len(reasons)
+            rows.append(moved)
+            cases.extend(part.cases)
+            kinds.extend(part.kinds)
+            reasons.extend(part.reasons)
+        return cls(cases, np.concatenate(rows) if rows else np.empty(0, ROW), kinds, reasons)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Judgement]:
+        for case, row in zip(self.cases, self.rows, strict=True):
+            yield self._judgement(case, row.item())
+
+    @overload
+    def __getitem__(self, place: int) -> Judgement: ...
+    @overload
+    def __getitem__(self, place: slice) -> Judgements: ...
+    def __getitem__(self, place: int | slice) -> Judgement | Judgements:
+        if isinstance(place, slice):
+            return Judgements(self.cases[place], self.rows[place], self.kinds, self.reasons)
+        return self._judgement(self.cases[place], self.rows[place].item())
+
+    def _judgement(self, case: str, row: tuple[Any, ...]) -> Judgement:
+        base, head, estimate, low, high, margin, least, pairs, kind, reason, verdict, report_only = row
+        figure, quantity, unit = self.kinds[kind]
+        return Judgement(
+            case=case,
+            figure=figure,
+            quantity=quantity,
+            unit=unit,
+            base=None if math.isnan(base) else base,
+            head=None if math.isnan(head) else head,
+            change=None if math.isnan(estimate) else Interval(estimate, low, high),
+            margin=margin,
+            least=least,
+            pairs=pairs,
+            report_only=report_only,
+            verdict=VERDICTS[verdict],
+            reason=self.reasons[reason],
+        )
+
+    @property
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Case and figure of each."""
+        figures = [figure for figure, _, _ in self.kinds]
+        return zip(self.cases, (figures[kind] for kind in self.rows["kind"].tolist()), strict=True)
+
+    @property
+    def noise(self) -> npt.NDArray[np.float64]:
+        """`Judgement.noise` of each; NaN where it has none."""
+        rows = self.rows
+        half, middle = (rows["high"] - rows["low"]) / 2, np.abs(rows["estimate"])
+        points = np.array([quantity == "accuracy" for _, quantity, _ in self.kinds], np.bool_)[rows["kind"]]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: npt.NDArray[np.float64] = np.where(points | (half == 0), half, half / middle)
+        return found
+
+    @cached_property
+    def worst_first(self) -> npt.NDArray[np.int64]:
+        """The places as a reader wants them: what failed first, what is only reported last, the largest change first.
+
+        What has no change is the last of its verdict.
+        """
+        lost = np.where(np.isnan(self.rows["estimate"]), -np.inf, self.rows["estimate"])
+        return np.lexsort((-lost, self.rows["verdict"], self.rows["report_only"]))
+
+    def counts(self, places: npt.NDArray[np.int64] | slice = slice(None)) -> dict[str, int]:
+        """Return how many have each verdict, and how many are only reported, in all or at some places."""
+        rows = self.rows[places]
+        found = np.bincount(rows["verdict"][~rows["report_only"]], minlength=len(VERDICTS)).tolist()
+        return dict(zip(VERDICTS, found, strict=True)) | {"report_only": len(rows) - sum(found)}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """All that one call of the gate found.
@@ -89,7 +234,7 @@ class Outcome:
 
     base: str
     head: str
-    judgements: tuple[Judgement, ...]
+    judgements: Judgements
     notes: tuple[str, ...]
     command: str
     environment: dict[str, Any] | None
@@ -98,9 +243,9 @@ class Outcome:
     @property
     def exit_code(self) -> ExitCode:
         """1 when a figure failed, else 4 when one is inconclusive, 5 when nothing was judged, else 0."""
-        deciding = {judgement.verdict for judgement in self.judgements if not judgement.report_only}
         if not self.judgements:
             return ExitCode.NOTHING_MEASURED
-        if "fail" in deciding:
+        counts = self.judgements.counts()
+        if counts["fail"]:
             return ExitCode.REGRESSION
-        return ExitCode.INCONCLUSIVE if "inconclusive" in deciding else ExitCode.OK
+        return ExitCode.INCONCLUSIVE if counts["inconclusive"] else ExitCode.OK

@@ -2,21 +2,26 @@
 
 Numbers that do not exist are null. A change has three: head / base and its interval, or points of accuracy lost. A
 field may be added within version 1; one that is renamed or means something else makes version 2.
+
+All judgements are in it, one on a line. A million of them are 350 MB, so they are written in pieces.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
-from meprop_bench.gate.judgement import Judgement, Outcome
-from meprop_bench.stats import Interval
+import msgspec
 
-__all__ = ["SCHEMA", "as_json", "schema", "to_json"]
+from meprop_bench.gate.judgement import VERDICTS, Judgements, Outcome
+
+__all__ = ["SCHEMA", "as_json", "json_pieces", "schema"]
 
 SCHEMA = "meprop-bench-gate/1"
+_AT_ONCE = 10_000
 
 
 def schema() -> dict[str, Any]:
@@ -29,50 +34,67 @@ def schema() -> dict[str, Any]:
 
 def as_json(outcome: Outcome) -> str:
     """Return the outcome as one JSON object."""
-    return json.dumps(to_json(outcome), indent=1, allow_nan=False) + "\n"
+    return "".join(json_pieces(outcome))
 
 
-def to_json(outcome: Outcome) -> dict[str, Any]:
-    """Return the JSON object."""
-    verdicts = [one.verdict for one in outcome.judgements if not one.report_only]
-    return {
+def json_pieces(outcome: Outcome) -> Iterator[str]:
+    """Yield the JSON object, which is ASCII, in pieces."""
+    every = outcome.judgements
+    head = {
         "schema": SCHEMA,
         "command": outcome.command,
         "base": outcome.base,
         "head": outcome.head,
         "exit_code": int(outcome.exit_code),
-        "counts": {
-            **{verdict: verdicts.count(verdict) for verdict in ("pass", "fail", "inconclusive")},
-            "report_only": len(outcome.judgements) - len(verdicts),
-        },
+        "counts": {key: every.counts()[key] for key in ("pass", "fail", "inconclusive", "report_only")},
         "seconds": outcome.seconds,
         "environment": outcome.environment,
         "notes": list(outcome.notes),
-        "judgements": [_judgement(one) for one in outcome.judgements],
+        "judgements": [],
     }
+    yield json.dumps(head, indent=1, allow_nan=False).removesuffix("]\n}")
+    for first in range(0, len(every), _AT_ONCE):
+        yield ("," if first else "") + "\n  " + ",\n  ".join(_lines(every[first : first + _AT_ONCE]))
+    yield "\n ]\n}\n"
 
 
-def _judgement(one: Judgement) -> dict[str, Any]:
-    change = one.change or Interval(math.nan, math.nan, math.nan)
-    return {
-        "case": one.case,
-        "figure": one.figure,
-        "quantity": one.quantity,
-        "unit": one.unit,
-        "base": one.base,
-        "head": one.head,
-        "change": _number(change.estimate),
-        "change_low": _number(change.low),
-        "change_high": _number(change.high),
-        "margin": one.margin,
-        "least": one.least,
-        "pairs": one.pairs,
-        "noise": _number(one.noise),
-        "report_only": one.report_only,
-        "verdict": one.verdict,
-        "reason": one.reason,
-    }
+class _Line(msgspec.Struct, gc=False):
+    """What is told of a judgement; msgspec writes null for what is no finite number."""
+
+    case: str
+    figure: str
+    quantity: str
+    unit: str
+    base: float
+    head: float
+    change: float
+    change_low: float
+    change_high: float
+    margin: float
+    least: float
+    pairs: int
+    noise: float
+    report_only: bool
+    verdict: str
+    reason: str
 
 
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _lines(judgements: Judgements) -> list[str]:
+    kinds, reasons = judgements.kinds, judgements.reasons
+    lines = []
+    for case, row, noise in zip(judgements.cases, judgements.rows.tolist(), judgements.noise.tolist(), strict=True):
+        base, head, change, low, high, margin, least, pairs, kind, reason, verdict, only = row
+        figure, quantity, unit = kinds[kind]
+        numbers = (base, head, change, low, high, margin, least, pairs, noise)
+        lines.append(_Line(case, figure, quantity, unit, *numbers, only, VERDICTS[verdict], reasons[reason]))
+    try:
+        text = msgspec.json.Encoder().encode_lines(lines)
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
+        text = b"\xff"
+    return text.decode().splitlines() if text.isascii() else [_escaped(line) for line in lines]
+
+
+def _escaped(line: _Line) -> str:
+    told = msgspec.structs.asdict(line)
+    numbers = {key: None for key, value in told.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps(told | numbers)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import translate
 from functools import lru_cache
@@ -131,19 +131,34 @@ class Settings:
         """Whether the figure is shown and does not decide."""
         return any(matches(glob, case, figure) for glob in self.report_only)
 
-    def idle_globs(self, names: Mapping[tuple[str, str], object]) -> list[str]:
+    @staticmethod
+    def matched(globs: Iterable[str], cases: Sequence[str], figure: str) -> list[bool]:
+        """Return of which cases one of the globs is about a figure: `matches` of each, for many."""
+        found = [False] * len(cases)
+        for glob in globs:
+            if glob == figure or _compiled(glob).match(figure):  # "*" as well
+                return [True] * len(cases)
+            match, tail = _compiled(glob).match, f"/{figure}"
+            found = [
+                one or case == glob or match(case) is not None or case + tail == glob or match(case + tail) is not None
+                for one, case in zip(found, cases, strict=True)
+            ]
+        return found
+
+    def idle_globs(self, names: Iterable[tuple[str, str]]) -> list[str]:
         """Return a line for each glob that matches none of the (case, figure) in `names`: probably a typo."""
         keys = {
             "margins": self.margins,
             "accuracy-margins": self.accuracy_margins,
             "report-only": self.report_only,
         }
-        return [
-            f"{glob!r} of {key} matches no figure"
-            for key, globs in keys.items()
-            for glob in globs
-            if not any(matches(glob, *name) for name in names)
-        ]
+        idle = {(key, glob): None for key, globs in keys.items() for glob in globs}
+        for name in names:
+            if not idle:
+                break
+            for key, glob in [each for each in idle if matches(each[1], *name)]:
+                del idle[key, glob]
+        return [f"{glob!r} of {key} matches no figure" for key, glob in idle]
 
 
 def matches(glob: str, case: str, figure: str) -> bool:

@@ -33,14 +33,18 @@ MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write `path` as a whole or not at all (temporary file, sync, rename); raises `UserError` if it cannot."""
-    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
+    """Write `path` as a whole or not at all (temporary file, sync, rename); raises `UserError` if it cannot.
+
+    What is too long to be held at once may come in pieces.
+    """
+    pieces: Iterable[str | bytes] = (content,) if isinstance(content, str | bytes) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _or_user_error(path):
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                for piece in pieces:
+                    file.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -221,7 +221,7 @@ def test_many_figures_are_judged_at_once():
     found = judge(iter(series), Settings(margin=0.5))
     assert {f.verdict for f in found} == {"pass"}
     assert [f.case for f in found] == [s.case for s in series]
-    assert judge([], Settings()) == []
+    assert list(judge([], Settings())) == []
 
 
 # The measuring loop, on simulated noise.

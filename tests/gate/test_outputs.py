@@ -5,8 +5,8 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from meprop_bench.errors import ExitCode
-from meprop_bench.gate.document import OutcomeDocument, change, margin, worst_first
-from meprop_bench.gate.judgement import Judgement, Outcome
+from meprop_bench.gate.document import OutcomeDocument, change, margin
+from meprop_bench.gate.judgement import Judgement, Judgements, Outcome
 from meprop_bench.gate.junit import as_junit
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
 from meprop_bench.gate.record import SCHEMA, as_json, schema
@@ -21,7 +21,9 @@ def judgement(verdict="pass", estimate=1.0, **changes):
 
 
 def outcome(*judgements, notes=()):
-    return Outcome("main (1a2b)", "the work tree", judgements, notes, "meprop-bench gate --base main", None, 12.0)
+    return Outcome(
+        "main (1a2b)", "the work tree", Judgements.of(judgements), notes, "meprop-bench gate --base main", None, 12.0
+    )
 
 
 MIXED = outcome(
@@ -39,8 +41,9 @@ MIXED = outcome(
 
 
 def test_the_worst_comes_first_and_what_is_only_reported_last():
-    assert [one.case for one in worst_first(MIXED.judgements)][:3] == ["worst", "a|b <c>\x1b & \ud800", "broken"]
-    assert worst_first(MIXED.judgements)[-1].case == "shown"
+    found = [MIXED.judgements[place].case for place in MIXED.judgements.worst_first]
+    assert found[:3] == ["worst", "a|b <c>\x1b & \ud800", "broken"]
+    assert found[-1] == "shown"
 
 
 def test_each_figure_shows_ratio_interval_and_margin():

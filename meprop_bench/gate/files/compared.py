@@ -6,10 +6,16 @@ comparison is refused with what differs, unless it is about ratios sparse / dens
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.block import Block
 from meprop_bench.gate.files.figures import Figures, Kind
 from meprop_bench.gate.series import Series
 from meprop_bench.results.redact import one_line
@@ -17,6 +23,7 @@ from meprop_bench.results.redact import one_line
 __all__ = ["Compared"]
 
 _ABSOLUTE = ("time", "memory")
+_IN_BLOCKS = ("time", "ratio", "memory")
 _SHOWN = 3
 """Names, or differences, that one line shows."""
 
@@ -72,25 +79,73 @@ class Compared:
         return self._count
 
     def __iter__(self) -> Iterator[Series]:
-        """Yield the series; a million of them, held at once, would take a GB."""
-        base, head = self._base, self._head
+        """Yield every figure as a series; a million of them, held at once, would take a GB."""
         for kind in self._kinds:
-            theirs = head.places(kind)
-            for case, place in base.places(kind).items():
-                other = theirs.get(case)
-                failure = "" if other is not None else self._failure(case)
-                if other is None and not failure:
-                    continue
-                yield Series(
-                    case=case,
-                    figure=kind.figure,
-                    quantity=kind.quantity,
-                    unit=kind.unit,
-                    base=base.side(place),
-                    head=() if other is None else head.side(other),
-                    own_processes=base.own_processes(place) and (other is None or head.own_processes(other)),
-                    failure=failure,
-                )
+            yield from self._series(kind, self._base.places(kind))
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The figures that are judged by their ratio, as columns."""
+        return self._split[0]
+
+    @property
+    def rest(self) -> Iterator[Series]:
+        """What is in no block: counts, accuracy, sizes of 0, and what failed in the head."""
+        for kind, cases in self._split[1]:
+            yield from self._series(kind, cases)
+
+    @cached_property
+    def _split(self) -> tuple[tuple[Block, ...], list[tuple[Kind, list[str]]]]:
+        blocks: list[Block] = []
+        rest: list[tuple[Kind, list[str]]] = []
+        for kind in self._kinds:
+            ours = self._base.places(kind)
+            own = self._blocks(kind) if kind.quantity in _IN_BLOCKS else []
+            if sum(map(len, own)) < len(ours):
+                held = set(itertools.chain.from_iterable(block.cases for block in own))
+                rest.append((kind, [case for case in ours if case not in held]))
+            blocks += own
+        return tuple(blocks), rest
+
+    def _blocks(self, kind: Kind) -> list[Block]:
+        """Return the figures of a kind that both have, apart by whether each value has a process of its own."""
+        base, head = self._base, self._head
+        ours, theirs = base.places(kind), head.places(kind)
+        cases = [case for case in ours if case in theirs]
+        first, second = (np.fromiter(map(of.__getitem__, cases), np.int64, len(cases)) for of in (ours, theirs))
+        whole = Block(
+            figure=kind.figure,
+            quantity=kind.quantity,
+            unit=kind.unit,
+            cases=cases,
+            base=base.sides(first),
+            head=head.sides(second),
+        )
+        own = base.of_own_processes(first) & head.of_own_processes(second)
+        sound = np.full(len(cases), True)
+        if kind.quantity == "memory":  # a size may be 0
+            sound = whole.base.positive & whole.head.positive
+        apart = [replace(whole.only(sound & (own == each)), own_processes=each) for each in (True, False)]
+        return [block for block in apart if len(block)]
+
+    def _series(self, kind: Kind, cases: Iterable[str]) -> Iterator[Series]:
+        base, head = self._base, self._head
+        ours, theirs = base.places(kind), head.places(kind)
+        for case in cases:
+            place, other = ours[case], theirs.get(case)
+            failure = "" if other is not None else self._failure(case)
+            if other is None and not failure:
+                continue
+            yield Series(
+                case=case,
+                figure=kind.figure,
+                quantity=kind.quantity,
+                unit=kind.unit,
+                base=base.side(place),
+                head=() if other is None else head.side(other),
+                own_processes=base.own_processes(place) and (other is None or head.own_processes(other)),
+                failure=failure,
+            )
 
     def _failure(self, case: str) -> str:
         """Return why the head has nothing of a case although it was asked for."""
@@ -104,17 +159,24 @@ class Compared:
         for kind in self._kinds:
             theirs = head.places(kind)
             similar = [head.places(each) for each in head_kinds if each != kind and _alike(each, kind)]
-            for case in base.places(kind):
-                if case in theirs or self._failure(case):
+            ours = base.places(kind)
+            shared = sum(map(theirs.__contains__, ours))
+            self._count += shared
+            for case in ours if shared < len(ours) else ():
+                if case in theirs:
+                    continue
+                if self._failure(case):
                     self._count += 1
                 elif any(case in places for places in similar):
                     other.add(case, kind)
                 else:
                     gone.add(case, kind)
         for kind in head_kinds:
-            ours = base.places(kind)
+            ours, theirs = base.places(kind), head.places(kind)
+            if theirs.keys() <= ours.keys():
+                continue
             similar = [base.places(each) for each in self._kinds if each != kind and _alike(each, kind)]
-            for case in head.places(kind):
+            for case in theirs:
                 if case not in ours and not any(case in places for places in similar):
                     new.add(case, kind)
         remarks = [

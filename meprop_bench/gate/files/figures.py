@@ -14,12 +14,12 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from meprop_bench.errors import UserError
+from meprop_bench.gate.block import Flags, Floats, Integers, Sides
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.series import Side, Summary
 from meprop_bench.results.redact import one_line
@@ -28,9 +28,6 @@ __all__ = ["MOST_VALUES", "Figures", "Kind", "flat"]
 
 MOST_VALUES = 1000
 """Values of a figure that are kept, evenly spaced ones if there are more: what they leave unknown is the processes."""
-
-Floats: TypeAlias = npt.NDArray[np.float64]
-Integers: TypeAlias = npt.NDArray[np.int64]
 
 _SUMMARY, _OWN_PROCESSES = 1, 2
 
@@ -184,6 +181,19 @@ class Figures:
         if self._flags[place] & _SUMMARY:
             return Summary(values[0], values[1], int(values[2]))
         return tuple(values)
+
+    def sides(self, places: Integers) -> Sides:
+        """Return what was added at some places, as columns over this object's own values."""
+        values, ends = np.frombuffer(self._values), np.frombuffer(self._ends, np.int64)
+        flags = np.frombuffer(self._flags, np.uint8)[places]
+        summarised = (flags & _SUMMARY) != 0
+        starts = ends[places]
+        return Sides(values, starts, np.where(summarised, 1, ends[places + 1] - starts), summarised)
+
+    def of_own_processes(self, places: Integers) -> Flags:
+        """Return what was said of what was added at some places."""
+        found: Flags = (np.frombuffer(self._flags, np.uint8)[places] & _OWN_PROCESSES) != 0
+        return found
 
     def own_processes(self, place: int) -> bool:
         """Return what was said of what was added."""
