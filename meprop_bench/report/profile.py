@@ -6,7 +6,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, ratio, seconds
-from meprop_bench.report.why import STAGE_NAMES, answers
+from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ _NAME = 34
 _STAGES_REMARK = (
     "Each stage was timed by itself, with warm caches, as the difference between calls that ask for more and for less;"
     " so they need not add up, and the rest is what the whole phase takes besides."
+)
+_FUSED_REMARK = (
+    "Gather and product are one figure: the kernel {} reads the rows that were selected while it multiplies, and a mark"
+    " between the two would cost what it measures. With --kernel gather, of a unified selection, they are told apart."
 )
 
 
@@ -54,7 +58,7 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
     if profile.stages_of is not None:
         say("bold", f"Stages of the {profile.stages_of}")
         console.print(_stages(profile))
-        say("dim", _STAGES_REMARK)
+        say("dim", _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else ""))
         console.print()
     say("bold", "Operators")
     _print_trees(console, profile)
@@ -84,7 +88,7 @@ def _phases(profile: Profile) -> Table:
     table = _new_table("phase", "dense", "sparse", "speed-up", "floor, dense", "floor, sparse", "efficiency")
     for row in profile.rows:
         table.add_row(
-            row.phase,
+            phase_name(row.phase or ""),
             seconds(row.baseline_median_s),
             seconds(row.median_s),
             ABSENT if row.speedup is None else ratio(row.speedup),
@@ -97,11 +101,12 @@ def _phases(profile: Profile) -> Table:
 
 def _stages(profile: Profile) -> Table:
     table = _new_table("stage", "dense", "floor", "x", "sparse", "floor", "x", "bound by")
-    names = [name for name in STAGE_NAMES if any(profile.stage(side, name) for side in SIDES)]
-    for name in names:
+    for name, words in stage_names(profile).items():
+        if not any(profile.stage(side, name) for side in SIDES):
+            continue
         found = [profile.stage(side, name) for side in SIDES]
         cells = [cell for stage in found for cell in _stage_cells(stage)]
-        table.add_row(STAGE_NAMES[name], *cells, (found[1] and found[1].bound) or "")
+        table.add_row(words, *cells, (found[1] and found[1].bound) or "")
     return table
 
 

@@ -14,7 +14,7 @@ from meprop_bench.report.cells import digits, ratio, seconds
 from meprop_bench.results.profile import BreakEven, Profile, Stage
 from meprop_bench.results.schema import Row
 
-__all__ = ["STAGE_NAMES", "Answer", "amdahl", "answers"]
+__all__ = ["Answer", "amdahl", "answers", "phase_name", "stage_names"]
 
 AT_FLOOR = 1.25
 """A part that takes at most this many times its floor is at it: the peaks themselves scatter by some percent."""
@@ -22,15 +22,30 @@ AT_FLOOR = 1.25
 _WORTH_SPARING = 0.1
 """Share of the linear backward from which the zeros of a dense gradient are worth a hint."""
 
-STAGE_NAMES = {
+_STAGES = {
     "selection": "selection and db",
+    "gather": "gather of dy and W",
     "dx": "product dx",
     "dW": "product dW",
-    "zeros": "zeros of dense dW",
-    "rows": "tensor of rows",
+    "scatter": "scatter into dense dW",
     "dense layers": "layers left dense",
     "rest": "rest (autograd, Python)",
 }
+_FUSED = {"dx": "gather and product dx", "dW": "gather and product dW"}
+_PHASES = {"update": "update (optimizer)"}
+
+
+def stage_names(profile: Profile) -> dict[str, str]:
+    """Return the stages in their order, and what each is called in this profile."""
+    names = {**_STAGES, **(_FUSED if profile.fused else {})}
+    if any(row.gradient == "rows" for row in profile.rows):
+        names["scatter"] = "scatter: tensor of rows"
+    return names
+
+
+def phase_name(phase: str) -> str:
+    """Return what a phase is called."""
+    return _PHASES.get(phase, phase)
 
 
 @dataclass(frozen=True)
@@ -73,31 +88,33 @@ def _where(profile: Profile) -> Answer | None:
     dense_s, sparse_s = _step_s(profile, "dense"), _step_s(profile, "sparse")
     if not parts or not sparse_s:
         return None
-    told = ", ".join(f"{phase} {seconds(found)} ({found / total:.0%})" for phase, found in parts.items())
+    told = ", ".join(f"{phase_name(phase)} {seconds(found)} ({found / total:.0%})" for phase, found in parts.items())
     largest = max(parts, key=lambda phase: parts[phase])
     text = f"Together {seconds(sparse_s)}, {ratio(dense_s / sparse_s)} the speed of dense: {told}."
     if largest != "backward":
-        text += f" Most of it is the {largest}, which the method leaves as it is."
+        text += f" Most of it is the {phase_name(largest)}, which the method leaves as it is."
     stages = [stage for stage in profile.stages.get("sparse", ()) if stage.seconds > 0]
     whole_s = profile.seconds("sparse", profile.stages_of) if profile.stages_of else None
     if stages and whole_s:
         longest = max(stages, key=lambda stage: stage.seconds)
         text += (
-            f" The longest stage of the sparse {profile.stages_of} is {STAGE_NAMES[longest.name]},"
+            f" The longest stage of the sparse {profile.stages_of} is {stage_names(profile)[longest.name]},"
             f" {seconds(longest.seconds)} or {longest.seconds / whole_s:.0%}."
         )
-        zeros = profile.stage("sparse", "zeros")
-        if zeros is not None and zeros.seconds >= _WORTH_SPARING * whole_s:
-            text += f" The zeros of a dense dW, {zeros.seconds / whole_s:.0%}, are spared by --gradient rows."
+        scatter = profile.stage("sparse", "scatter")
+        dense = not any(row.gradient == "rows" for row in profile.rows)
+        if dense and scatter is not None and scatter.seconds >= _WORTH_SPARING * whole_s:
+            share = f"{scatter.seconds / whole_s:.0%}"
+            text += f" The scatter into a dense dW, {share}, most of it zeros, is spared by --gradient rows."
     return Answer("Where does the time go?", text, "phases timed in interleaved pairs, without a profiler")
 
 
 def _floors(profile: Profile) -> Answer | None:
-    parts = [(STAGE_NAMES[stage.name], stage) for stage in profile.stages.get("sparse", ())]
+    parts = [(stage_names(profile)[stage.name], stage) for stage in profile.stages.get("sparse", ())]
     for phase in ("forward", "update") if parts else ("forward", "backward", "update"):
         row = profile.row(phase)
         if row is not None and row.median_s is not None and row.floor_s is not None:
-            parts.append((phase, Stage(name=phase, seconds=row.median_s, floor_s=row.floor_s)))
+            parts.append((phase_name(phase), Stage(name=phase, seconds=row.median_s, floor_s=row.floor_s)))
     known = [(name, stage.seconds / stage.floor_s, stage) for name, stage in parts if stage.floor_s and stage.seconds]
     if not known:
         return None
@@ -132,6 +149,8 @@ def _ceiling(profile: Profile) -> Answer | None:
         f" whole would be {most} as fast; it is"
         f" {ratio(step_s / _step_s(profile, 'sparse'))}."
     )
+    if share < 0.999 and _step_s(profile, "sparse") < step_s - spared_s:
+        text += " It is more than that, since the products, timed alone, take less than within the whole."
     if not profile.row("update"):
         text += " An optimizer would lower the ceiling: this workload has none."
     how = "the dense stages timed apart" if profile.stages_of else "the dense phases, a generous bound"

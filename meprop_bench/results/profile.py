@@ -23,7 +23,8 @@ class Stage:
     """A part of the linear layers' backward pass, run by itself.
 
     Attributes:
-        name: "selection", "dx", "dW", "zeros", "rows", "dense layers" or "rest".
+        name: "selection", "gather" (where it can be told from the products), "dx", "dW", "scatter", "dense layers" or
+            "rest".
         seconds: median.
         flops: floating-point operations that it needs; None where nobody counts (the rest).
         bytes: bytes that it must move at least; likewise.
@@ -107,6 +108,17 @@ class Profile:
     def stage(self, side: str, name: str) -> Stage | None:
         """Return a stage."""
         return next((stage for stage in self.stages.get(side, ()) if stage.name == name), None)
+
+    @property
+    def kernel(self) -> str:
+        """The kernel of the sparse side; several with a plus between them."""
+        return next((row.kernel for row in self.rows if row.kernel is not None), "dense")
+
+    @property
+    def fused(self) -> bool:
+        """Whether what is selected is gathered within the products, so that both are one figure."""
+        names = {stage.name for stage in self.stages.get("sparse", ())}
+        return "dW" in names and "gather" not in names and self.kernel != "masked"
 
     def seconds(self, side: str, phase: str) -> float | None:
         """Return the median of a phase, measured without a profiler."""

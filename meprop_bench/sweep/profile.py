@@ -115,6 +115,7 @@ class ProfileSession(Session):
         return {"trees": trees}
 
 
+_NO_SEARCH = "Where sparse breaks even is searched for a layer, and for the sparsified layers of the mlp: not for this."
 _SUMS = ("step", "linear-backward")
 """Phases that hold others, or parts of them: shown once."""
 
@@ -204,6 +205,7 @@ class _Parent:
             overhead={phase: (dense_s, sparse_s) for phase, (dense_s, sparse_s) in overhead.items()},
             trees={side: tuple(map(Node.from_json, found)) for side, found in trees.items()},
             break_even=break_even,
+            notes=() if break_even or search_s <= 0 else (_NO_SEARCH,),
         )
         return profile, {environment_id: hello["environment"]}
 

@@ -4,11 +4,15 @@ A compiled kernel is one opaque call, and marks inside it would cost what they m
 what it spares is what the missing part costs (T: median seconds of a call):
 
     selection   T(db)                        selecting needs dy alone, and the bias gradient comes with it
-    dx          T(db, dx) - T(db)            with the gathering that dx needs
-    dW          T(db, dW as rows) - T(db)    likewise
-    zeros       T(db, dW) - T(db, dW as rows)    what it costs to scatter rows into a dense gradient
-    rows        T(sparse tensor of given rows), where the case has its gradient as rows
+    dx          T(db, dx) - T(db)            gather and product: the chosen rows of W are read while they are multiplied
+    dW          T(db, dW as rows) - T(db)    likewise, of x
+    scatter     T(db, dW) - T(db, dW as rows)    putting the rows into a dense gradient, and zeros around them; or
+                T(sparse tensor of given rows), where the case has its gradient as rows
     rest        the backward pass by autograd, less all of these: dispatch, Python, fresh memory
+
+The kernel `gather` copies what it chose before it multiplies, by operators of torch. Of that one gather and product are
+timed apart: a stage `gather`, the copies of columns of dy and of rows of W, is taken out of selection and dx, which are
+then what their names say. The other kernels have no such copy, so for them gather and product are one figure.
 
 The dense side has its two products and its sum, by the operators that autograd calls. Stages are timed one by one with
 warm caches, so that they need not add up: a negative rest says that together they share what each paid alone.
@@ -46,6 +50,9 @@ from meprop_bench.workloads.prepared import Call, Layer
 __all__ = ["break_even_k", "break_even_size", "overhead", "stages"]
 
 _Sides = tuple[Call, Call]
+
+_GATHERS = "gather"
+"""The kernel that copies what it chose before it multiplies."""
 
 _SCATTERS = ("native", "gather", "embedding_bag")
 """Kernels that compute the selected rows of dW first: the others make all of it in one product."""
@@ -269,6 +276,18 @@ def _sparse_calls(layers: Sequence[Layer]) -> dict[str, Call | None]:
         "db+dW": _together([_asking(layer, dw=True) for layer in layers]),
         "db+rows": _together([_asking(layer, dw=True, rows=True) for layer in layers]) if all(scatter) else None,
         "rows": _together([_tensor_of_rows(layer) for layer in as_rows]),
+        **_gathers(layers),
+    }
+
+
+def _gathers(layers: Sequence[Layer]) -> dict[str, Call | None]:
+    """Return the copies that the kernel `gather` makes of dy and of w; none where another kernel runs, too."""
+    if any(layer.kernel != _GATHERS for layer in layers):
+        return {}
+    chosen = [(layer, select(layer.dy, layer.request.k, layer.request.selection)) for layer in layers if layer.request]
+    return {
+        "gather dy": _together([partial(layer.dy.index_select, 1, t) for layer, t in chosen]),
+        "gather w": _together([partial(layer.w.index_select, 0, t) for layer, t in chosen if layer.need_dx]),
     }
 
 
@@ -290,15 +309,16 @@ def _differences(taken: Mapping[str, float]) -> dict[str, float]:
     start = taken["selection"]
     rows = taken.get("rows")
     made = taken.get("db+rows", taken["db+dW"])
-    found = {
-        "selection": start,
-        "dx": max(0.0, taken["db+dx"] - start),
-        "dW": max(0.0, made - start - (rows or 0.0)),
-    }
+    gather_w = taken.get("gather w", 0.0)
+    found = {"selection": max(0.0, start - taken.get("gather dy", 0.0))}
+    if "gather dy" in taken:
+        found["gather"] = taken["gather dy"] + gather_w
+    found["dx"] = max(0.0, taken["db+dx"] - start - gather_w)
+    found["dW"] = max(0.0, made - start - (rows or 0.0))
     if "db+rows" in taken:
-        found["zeros"] = max(0.0, taken["db+dW"] - made)
+        found["scatter"] = max(0.0, taken["db+dW"] - made)
     if rows is not None:
-        found["rows"] = rows
+        found["scatter"] = rows
     return found
 
 
@@ -316,6 +336,11 @@ def _costs(layers: Iterable[Layer], side: str) -> dict[str, Cost]:
             counted = torch.unique(chosen).numel()
             method, gradient = "unified" if unified else "meprop", "rows" if request.rows else "dense"
             found = linear_stages(*shape, method, request.k, gradient, counted)
+            if "zeros" in found:
+                found["scatter"] = found.pop("zeros")
+            if layer.kernel == _GATHERS:
+                copied = request.k * (batch + (m if layer.need_dx else 0))
+                found["gather"] = Cost(0, 2 * layer.w.element_size() * copied)
         if not layer.need_dx:
             del found["dx"]
         for name, cost in found.items():

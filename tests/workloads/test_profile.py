@@ -21,12 +21,13 @@ def _case(**changes: object) -> Case:
 @pytest.mark.parametrize(
     ("changes", "sparse"),
     [
-        ({}, ["selection", "dx", "dW", "zeros"]),
-        ({"gradient": "rows"}, ["selection", "dx", "dW", "rows"]),
-        ({"kernel": "gather"}, ["selection", "dx", "dW", "zeros"]),
+        ({}, ["selection", "dx", "dW", "scatter"]),
+        ({"gradient": "rows"}, ["selection", "dx", "dW", "scatter"]),
+        ({"kernel": "gather"}, ["selection", "gather", "dx", "dW", "scatter"]),
+        ({"kernel": "gather", "gradient": "rows"}, ["selection", "gather", "dx", "dW", "scatter"]),
         ({"kernel": "masked"}, ["selection", "dx", "dW"]),
-        ({"method": "meprop"}, ["selection", "dx", "dW", "zeros"]),
-        ({"method": "random", "kernel": "embedding_bag", "gradient": "rows"}, ["selection", "dx", "dW", "rows"]),
+        ({"method": "meprop"}, ["selection", "dx", "dW", "scatter"]),
+        ({"method": "random", "kernel": "embedding_bag", "gradient": "rows"}, ["selection", "dx", "dW", "scatter"]),
         ({"k": 11}, ["dense layers"]),
     ],
 )
@@ -38,7 +39,8 @@ def test_stages_of_a_layer(changes: dict[str, object], sparse: list[str]) -> Non
         ["dense layers"] if sparse == ["dense layers"] else ["selection", "dx", "dW"]
     )
     assert all(stage.seconds >= 0 for side in found.values() for stage in side)
-    assert all(stage.flops is not None for side in found.values() for stage in side if stage.name != "rows")
+    counted = {stage.name for side in found.values() for stage in side if stage.flops is not None}
+    assert counted >= {*sparse} - ({"scatter"} if changes.get("gradient") == "rows" else set())
 
 
 def test_stages_have_their_costs() -> None:
@@ -46,6 +48,7 @@ def test_stages_have_their_costs() -> None:
     found = {stage.name: stage for stage in stages(layers, CLOCK, seconds=0)["sparse"]}
     rows = layers[0].dy.abs().topk(3, dim=1).indices.unique().numel()  # type: ignore[no-untyped-call]
     expected = linear_stages(5, 7, 11, 4, "meprop", 3, "dense", rows)
+    expected["scatter"] = expected.pop("zeros")
     assert {name: (stage.flops, stage.bytes) for name, stage in found.items()} == expected
 
 
@@ -53,7 +56,7 @@ def test_stages_of_a_model_leave_the_output_layer_dense_and_the_first_without_dx
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     case = _case(workload="mlp", data="digits", in_features=64, out_features=16, batch=8, k=4)
     found = {side: {stage.name: stage for stage in parts} for side, parts in _of(case).items()}
-    assert list(found["sparse"]) == ["selection", "dx", "dW", "zeros", "dense layers"]
+    assert list(found["sparse"]) == ["selection", "dx", "dW", "scatter", "dense layers"]
     assert found["dense"]["dx"].flops == 2 * 8 * 16 * 16  # of the second layer alone
     assert found["dense"]["dW"].flops == 2 * 8 * 16 * (64 + 16)
     assert found["sparse"]["dense layers"] == found["dense"]["dense layers"]
@@ -65,9 +68,19 @@ def _of(case: Case) -> dict[str, list[profile_module.Stage]]:
 
 def test_stages_are_differences_of_calls_that_ask_for_more_and_less() -> None:
     taken = {"selection": 2.0, "db+dx": 5.0, "db+dW": 9.0, "db+rows": 6.0}
-    assert profile_module._differences(taken) == {"selection": 2.0, "dx": 3.0, "dW": 4.0, "zeros": 3.0}
+    assert profile_module._differences(taken) == {"selection": 2.0, "dx": 3.0, "dW": 4.0, "scatter": 3.0}
     taken = {"selection": 2.0, "db+dx": 1.9, "db+dW": 9.0, "rows": 1.0}
-    assert profile_module._differences(taken) == {"selection": 2.0, "dx": 0.0, "dW": 6.0, "rows": 1.0}
+    assert profile_module._differences(taken) == {"selection": 2.0, "dx": 0.0, "dW": 6.0, "scatter": 1.0}
+
+
+def test_the_gather_is_told_from_selection_and_product_where_it_is_a_copy() -> None:
+    taken = {"selection": 2.0, "db+dx": 5.0, "db+dW": 9.0, "db+rows": 6.0, "gather dy": 0.5, "gather w": 1.0}
+    found = profile_module._differences(taken)
+    assert found == {"selection": 1.5, "gather": 1.5, "dx": 2.0, "dW": 4.0, "scatter": 3.0}
+    first_layer = {name: value for name, value in taken.items() if name != "gather w"}  # nobody wants its dx
+    assert profile_module._differences({**first_layer, "db+dx": 2.0})["gather"] == 0.5
+    gather = next(stage for stage in _of(_case(kernel="gather"))["sparse"] if stage.name == "gather")
+    assert (gather.flops, gather.bytes) == (0, 2 * 4 * 3 * (5 + 7))  # k columns of dy, k rows of W: read and written
 
 
 def test_the_price_of_a_call() -> None:
