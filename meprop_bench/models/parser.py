@@ -5,7 +5,8 @@
     logits = h W_outᵀ + b_out                                      (B, 1 + 2 L)
 
 "For Parsing, the input dimension is 48 (features) × 50 (dim per feature) = 2400" (ICML paper, section 4.1); "an MLP
-with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3).
+with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3); one
+table adds it, and does not say of what: here of h, as Chen and Manning do.
 The cube is Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other. `States.look`
 gives the places, this module the numbers of what stands there.
 
@@ -68,6 +69,7 @@ class Parser(nn.Module):
         labels: L, labels of arcs.
         hidden: h.
         size: of a feature's vector.
+        dropout: share of the hidden activations that is dropped in training.
         seed: of the initial weights, which depend on nothing else.
 
     Raises:
@@ -75,7 +77,17 @@ class Parser(nn.Module):
 
     """
 
-    def __init__(self, words: int, tags: int, labels: int, *, hidden: int = 500, size: int = 50, seed: int = 0) -> None:
+    def __init__(
+        self,
+        words: int,
+        tags: int,
+        labels: int,
+        *,
+        hidden: int = 500,
+        size: int = 50,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         sizes = {"words": words, "tags": tags, "labels": labels, "hidden": hidden, "size": size}
         for name, value in sizes.items():
             if value < 1:
@@ -86,6 +98,7 @@ class Parser(nn.Module):
             self.word, self.tag, self.label = (nn.Embedding(count + 1, size) for count in (words, tags, labels))
             self.hidden = nn.Linear(FEATURES * size, hidden)
             self.activation = Cube()
+            self.dropout = nn.Dropout(dropout)
             self.output = nn.Linear(hidden, 1 + 2 * labels)
         self.to_empty(device="cpu")
         self.reset_parameters(seed)
@@ -111,7 +124,7 @@ class Parser(nn.Module):
         parts = torch.split(features, [PLACES, PLACES, LABELLED], dim=1)
         tables = (self.word, self.tag, self.label)
         e = torch.cat([table(part).flatten(1) for table, part in zip(tables, parts, strict=True)], dim=1)
-        return cast(Tensor, self.output(self.activation(self.hidden(e))))
+        return cast(Tensor, self.output(self.dropout(self.activation(self.hidden(e)))))
 
     @torch.no_grad()
     def parse(self, words: Ints, tags: Ints, lengths: Ints) -> tuple[Ints, Ints]:

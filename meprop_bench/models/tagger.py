@@ -6,9 +6,10 @@
 
 "For POS-Tag, the input dimension is 1 (word) × 50 (dim per word) + 7 (features) × 20 (dim per feature) = 190, and the
 output dimension is 45" (ICML paper, section 4.1); "the hidden size is 500 for each direction" (TKDE, section 3), one
-hidden layer, no dropout, a mini-batch of one sentence. Neither says what the features are: any small sets of numbers
-that say something of a word do (how it ends, whether it has a capital, a digit, a hyphen). The output layer stays
-dense, as it costs next to nothing beside the rest (ICML paper, section 4.1), which is what
+hidden layer, a mini-batch of one sentence, no dropout but for one table, which does not say of what: here of h_t.
+Neither says what the features are: any small sets of numbers that say something of a word do (how it ends, whether it
+has a capital, a digit, a hyphen). The output layer stays dense, as it costs next to nothing beside the rest (ICML
+paper, section 4.1), which is what
 
     convert(model, k=10, kinds=(nn.LSTM,))
 
@@ -42,6 +43,7 @@ class Tagger(nn.Module):
         layers: LSTM layers.
         word_size: of a word's vector.
         feature_size: of a feature's vector.
+        dropout: share of the LSTM's outputs that is dropped in training.
         seed: of the initial weights, which depend on nothing else.
 
     Raises:
@@ -59,6 +61,7 @@ class Tagger(nn.Module):
         layers: int = 1,
         word_size: int = 50,
         feature_size: int = 20,
+        dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         sizes = {"words": words, "tags": tags, "hidden": hidden, "layers": layers}
@@ -72,6 +75,7 @@ class Tagger(nn.Module):
             self.features = nn.ModuleList(nn.Embedding(n, feature_size) for n in features)
             width = word_size + len(features) * feature_size
             self.lstm = nn.LSTM(width, hidden, layers, batch_first=True, bidirectional=True)
+            self.dropout = nn.Dropout(dropout)
             self.output = nn.Linear(2 * hidden, tags)
         self.to_empty(device="cpu")
         self.reset_parameters(seed)
@@ -103,7 +107,7 @@ class Tagger(nn.Module):
         parts += [table(ids[..., 1 + i]) for i, table in enumerate(self.features)]
         embedded = torch.cat(parts, -1)
         if lengths is None:
-            return cast(Tensor, self.output(self.lstm(embedded)[0]))
+            return cast(Tensor, self.output(self.dropout(self.lstm(embedded)[0])))
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=ids.shape[1])
-        return cast(Tensor, self.output(hidden))
+        return cast(Tensor, self.output(self.dropout(hidden)))

@@ -3,6 +3,7 @@
     meprop, unified, random   the task's hidden layers, turned
     mesimp                    top k, and `tasks.algorithm.Simplification`: 5 epochs with, 5 without, as in the paper
     meact                     `tasks.algorithm.Activation`
+    by turns                  parts of a subject that is trained so, `tasks.algorithm.Alternation`
 
 The best model of meSimp is chosen after its first simplification, that of meAct after its masks are fixed: before that
 there is nothing of either in the model. Of a run too short for a stage of ten epochs half simplifies.
@@ -21,10 +22,10 @@ from torch import nn
 
 from meprop_bench.algorithms.meact import ParameterChange
 from meprop_bench.paper.experiment import Arm
-from meprop_bench.paper.subjects import options_of
+from meprop_bench.paper.subjects import subject_of
 from meprop_bench.paper.trainings import Evaluation, Trained
 from meprop_bench.tasks import load_task
-from meprop_bench.tasks.algorithm import Activation, Algorithm, Running, Simplification
+from meprop_bench.tasks.algorithm import Activation, Algorithm, Alternation, Running, Simplification
 from meprop_bench.tasks.run import Progress, Result, RunSettings, run
 from meprop_bench.tasks.task import Method, Task
 
@@ -36,7 +37,7 @@ _STAGE = 5
 
 def task_of(arm: Arm, device: str = "cpu") -> Task:
     """Load the task of an arm with what its setting says of the model and the batch."""
-    names = [name for name in options_of(arm.task) if getattr(arm.setting, name)]
+    names = [name for name in subject_of(arm.task).options if getattr(arm.setting, name)]
     options: dict[str, Any] = {name: getattr(arm.setting, name) for name in names}
     if arm.examples is not None:
         options["examples"] = arm.examples
@@ -58,6 +59,8 @@ def settings_of(arm: Arm, seed: int) -> RunSettings:
         assert setting.masked_after is not None
         algorithm, best_after = Activation(setting.share, setting.masked_after), setting.masked_after
         name = "dense"
+    elif name != "dense" and subject_of(arm.task).by_turns:
+        algorithm = Alternation()
     if arm.watched and setting.method == "mesimp":
         raise ValueError("parameters that meSimp removes cannot be watched")
     if arm.watched:

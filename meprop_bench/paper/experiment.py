@@ -51,18 +51,21 @@ class Scale:
     epochs: int | None = None
     seeds: int = 1
     batch: int | None = None
+    hidden: int | None = None
+    layers: int | None = None
     examples: int | None = None
     epoch_s: float = 1.0
-    ks: tuple[float, ...] | None = None
-    hidden: int | None = None
-    inputs: int | None = None
+    timed_ks: tuple[float, ...] | None = None
+    timed_batch: int | None = None
+    timed_hidden: int | None = None
+    timed_inputs: int | None = None
     budget: float = 20.0
     processes: int = 4
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
-            if value is not None and spec.name != "ks" and not value > 0:
+            if value is not None and spec.name != "timed_ks" and not value > 0:
                 raise UserError(f"{spec.name} of a scale must be more than 0, not {value!r}")
 
 
@@ -122,7 +125,7 @@ class Experiment:
         cases: (part, row) -> what is timed for it.
         counted: parts whose data are counted.
         skipped: (part, reason): what is not run of it.
-        changes: what differs from the paper, one line each.
+        changes: (part, words): what differs from the paper.
         budget: seconds of timing for a case.
         processes: fresh processes for a timed case.
         training_s: estimated seconds of all trainings on one thread.
@@ -136,7 +139,7 @@ class Experiment:
     cases: Mapping[tuple[str, str], Case]
     counted: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
-    changes: tuple[str, ...]
+    changes: tuple[tuple[str, str], ...]
     budget: float
     processes: int
     training_s: float
@@ -199,8 +202,8 @@ def scale_of(table_id: str, task: str, name: str) -> Scale:
     rule = _scales()["task"].get(task, {}).get(name, {})
     exception = _scales()["table"].get(table_id, {}).get(task, {}).get(name, {})
     found = {**rule, **exception}
-    if "ks" in found:
-        found["ks"] = tuple(found["ks"])
+    if "timed_ks" in found:
+        found["timed_ks"] = tuple(found["timed_ks"])
     return Scale(**found)
 
 
@@ -232,7 +235,7 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     What this version would train or time otherwise counts as not run.
     """
     machine = {name: plan["cases"][0][name] for name in ("device", "threads", "allocator")} if plan["cases"] else {}
-    draft = _Draft(table(plan["table"]), plan["scale"], machine, everything=True)
+    draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]))
     found = _drafted(draft, len(plan["seeds"]))
     arms = {Arm.from_json(record).arm_id for record in plan["arms"]}
     cases = {Case.from_json(record).case_id for record in plan["cases"]}
@@ -269,13 +272,16 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
 class _Draft:
     """An experiment in the making."""
 
-    def __init__(self, table: Table, scale: str, machine: Mapping[str, Any], *, everything: bool = False) -> None:
-        self.table, self.scale, self._machine, self._everything = table, scale, machine, everything
+    def __init__(
+        self, table: Table, scale: str, machine: Mapping[str, Any], *, left_out: Mapping[str, str] | None = None
+    ) -> None:
+        """Begin; `left_out`: the parts that are not run, and why, where this machine is not asked."""
+        self.table, self.scale, self._machine, self._left_out = table, scale, machine, left_out
         self.arms: dict[tuple[str, str], Arm] = {}
         self.cases: dict[tuple[str, str], Case] = {}
         self.counted: list[str] = []
         self.skipped: list[tuple[str, str]] = []
-        self.changes: list[str] = []
+        self.changes: list[tuple[str, str]] = []
         self.scales: list[Scale] = []
         self._epoch_s: dict[str, float] = {}
 
@@ -300,7 +306,7 @@ class _Draft:
             else:
                 added |= self._train(part, about, scale, watched)
         if "data" in sources:
-            if not self._everything and (reason := about.reason_not_counted(self.scale)):
+            if reason := self._reason_not_counted(part, about):
                 self.skipped.append((part.name, reason))
             else:
                 self.counted.append(part.name)
@@ -309,45 +315,61 @@ class _Draft:
             self.scales.append(scale)
 
     def _reason_not_trained(self, part: Part, about: Subject, scale: Scale) -> str | None:
-        if not self._everything and (reason := about.reason_not_trained(self.scale)):
+        if self._left_out is not None:
+            return self._left_out.get(part.name)
+        if reason := about.reason_not_trained(self.scale):
             return reason
         if scale.epochs is None:
             return f"experiments.toml has no {self.scale} scale for trainings of {part.task} yet"
         settings = [row.setting for row in part.rows]
         if "dropout" not in about.options and any(setting.dropout for setting in settings):
             return f"the task {part.task} has no dropout yet"
-        if any(setting.learning_rate not in (None, _RATES.get(setting.optimizer or "")) for setting in settings):
-            return (
-                f"AdaGrad's rate here is that of MNIST, {_RATES['adagrad']:g}; the paper's for {part.task} is another"
-            )
+        if any(setting.learning_rate not in (None, about.rate(setting.optimizer)) for setting in settings):
+            return f"the learning rate of the task {part.task} is not the paper's"
         return None
+
+    def _reason_not_counted(self, part: Part, about: Subject) -> str | None:
+        return about.reason_not_counted(self.scale) if self._left_out is None else self._left_out.get(part.name)
+
+    def _differs(self, part: Part, words: str) -> None:
+        self.changes.append((part.name, words))
 
     def _train(self, part: Part, about: Subject, scale: Scale, watched: bool) -> bool:
         data, epochs = about.data(self.scale), scale.epochs
-        assert epochs is not None
+        if epochs is None:
+            return False
         for row in part.rows:
             if row.setting.method is None:
                 continue
-            task, setting = about.task_name(self.scale), self._shrunk(row, scale, epochs)
+            task, setting = about.task_name(self.scale), self._shrunk(part, row, scale, epochs)
             arm = Arm(task, data, setting, epochs, scale.examples, watched)
             self.arms[part.name, row.name] = arm
             self._epoch_s[arm.arm_id] = epochs * scale.epoch_s
         paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
-        self.changes.append(f"{epochs} epochs, {data}; the paper does not say how many epochs were run")
+        self._differs(part, f"{epochs} epochs, {data}; the paper does not say how many epochs were run")
         if scale.examples is not None:
-            self.changes.append(f"{scale.examples} training examples in place of all")
+            self._differs(part, f"{scale.examples} training examples in place of all")
         if self.table.best_of != scale.seeds:
-            self.changes.append(f"{scale.seeds} seeds in place of {paper}")
+            self._differs(part, f"{scale.seeds} seeds in place of {paper}")
         return True
 
-    def _shrunk(self, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
+    def _shrunk(self, part: Part, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
         setting = row.setting
         if scale.batch is not None and scale.batch != setting.batch:
-            self.changes.append(f"trained with batches of {scale.batch} in place of {setting.batch}")
+            self._differs(part, f"trained with batches of {scale.batch} in place of {setting.batch}")
             setting = replace(setting, batch=scale.batch)
+        if scale.hidden is not None and scale.hidden < (setting.hidden or 0):
+            self._differs(part, f"trained with hidden = {scale.hidden} in place of {setting.hidden}, k as it is")
+            setting = replace(setting, hidden=scale.hidden)
+        if scale.hidden is not None and setting.hidden is None:
+            self._differs(part, f"trained with hidden = {scale.hidden}; the paper does not say how many it has")
+            setting = replace(setting, hidden=scale.hidden)
+        if scale.layers is not None and scale.layers < (setting.layers or 0):
+            self._differs(part, f"trained with layers = {scale.layers} in place of {setting.layers}")
+            setting = replace(setting, layers=scale.layers)
         if setting.masked_after is not None and epochs < _FULL_EPOCHS:
             fixed = min(max(1, round(setting.masked_after * epochs / _FULL_EPOCHS)), epochs - 1)
-            self.changes.append(f"meAct's masks are fixed after {fixed} epochs in place of {setting.masked_after}")
+            self._differs(part, f"meAct's masks are fixed after {fixed} epochs in place of {setting.masked_after}")
             setting = replace(setting, masked_after=fixed)
         return setting
 
@@ -355,22 +377,22 @@ class _Draft:
         for row in part.rows:
             if row.against is None or not any(COLUMNS[column].source == "timing" for column in row.figures):
                 continue
-            if scale.ks is not None and row.setting.k not in scale.ks:
+            if scale.timed_ks is not None and row.setting.k not in scale.timed_ks:
                 continue
-            self.cases[part.name, row.name] = self._case(row, about, scale)
-        if scale.ks is not None:
-            self.changes.append(f"timed for k = {', '.join(f'{k:g}' for k in scale.ks)} alone")
+            self.cases[part.name, row.name] = self._case(part, row, about, scale)
+        if scale.timed_ks is not None:
+            self._differs(part, f"timed for k = {', '.join(f'{k:g}' for k in scale.timed_ks)} alone")
         if about.timing_note:
-            self.changes.append(about.timing_note)
+            self._differs(part, about.timing_note)
         return bool(self.cases)
 
-    def _case(self, row: PublishedRow, about: Subject, scale: Scale) -> Case:
+    def _case(self, part: Part, row: PublishedRow, about: Subject, scale: Scale) -> Case:
         axes: dict[str, list[Any]] = {name: [value] for name, value in about.timing.items()}
         axes |= {"method": [row.setting.method], "k": [row.setting.k]}
         axes |= {name: [value] for name, value in self._machine.items()}
-        axes["batch"] = [scale.batch or row.setting.batch]
-        axes["hidden"] = [scale.hidden or row.setting.hidden]
-        if inputs := scale.inputs or row.setting.inputs:
+        axes["batch"] = [scale.timed_batch or row.setting.batch]
+        axes["hidden"] = [scale.timed_hidden or row.setting.hidden]
+        if inputs := scale.timed_inputs or row.setting.inputs:
             axes["in-features"] = [inputs]
         if about.timing["workload"] == "mlp":
             axes |= {"layers": [row.setting.layers], "optimizer": [row.setting.optimizer]}
@@ -380,12 +402,9 @@ class _Draft:
             ("batch", axes["batch"][0], row.setting.batch),
         ):
             if ours != theirs:
-                self.changes.append(f"timed with {name} = {ours} in place of {theirs}")
+                self._differs(part, f"timed with {name} = {ours} in place of {theirs}")
         return plan_axes(axes).cases[0]
 
-
-_RATES = {"adam": 0.001, "adagrad": 0.1}
-"""Learning rates of `training.OPTIMIZERS`, which a training cannot change."""
 
 _FULL_EPOCHS = 20
 """Epochs that the tables' iterations lie within, which meAct's e is a part of."""
@@ -400,8 +419,8 @@ def check_runnable(found: Experiment) -> Experiment:
 
 
 def reasons(found: Iterable[tuple[str, str]]) -> list[str]:
-    """Return what is skipped, a line each: the parts of one reason together."""
-    by_reason: dict[str, list[str]] = {}
+    """Return what is skipped, or changed, a line each: the parts of one reason together."""
+    by_reason: dict[str, dict[str, None]] = {}
     for part, reason in found:
-        by_reason.setdefault(reason, []).append(part)
+        by_reason.setdefault(reason, {})[part] = None
     return [f"{', '.join(parts)}: {reason}" for reason, parts in by_reason.items()]

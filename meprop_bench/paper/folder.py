@@ -64,7 +64,7 @@ class PaperDocument(Document):
             f"{run.table.table_id}, {run.table.title}; scale {run.scale}, {len(run.seeds)} seeds.",
             f"Claims: {overall(self.claims)}.",
         ]
-        told += [f"Differs from the paper: {change}." for change in run.changes]
+        told += [f"Differs from the paper: {change}." for change in reasons(run.changes)]
         told += [f"Not trained: {line}." for line in reasons(run.skipped)]
         told += [f"Of the paper: {note}" for note in run.table.notes]
         return told + [f"The papers disagree: {text}" for text in run.table.contradictions]

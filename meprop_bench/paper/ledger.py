@@ -11,7 +11,7 @@ from pathlib import Path
 
 from meprop_bench.errors import UserError
 from meprop_bench.paper.claims import overall
-from meprop_bench.paper.experiment import SCALES
+from meprop_bench.paper.experiment import SCALES, reasons
 from meprop_bench.paper.folder import PaperDocument, read
 from meprop_bench.paper.published import published
 from meprop_bench.report.markdown import escaped
@@ -82,6 +82,6 @@ def _section(table_id: str, document: PaperDocument) -> str:
         for claim in document.claims
     ]
     head = "| part | claim | paper | ours | verdict | why |\n| --- | --- | --- | --- | --- | --- |"
-    changes = "".join(f"\n- {escaped(change)}" for change in run.changes)
+    changes = "".join(f"\n- {escaped(change)}" for change in reasons(run.changes))
     parts = [f"## {table_id}: {escaped(run.table.title)}", f"`{document.command}` ([page]({document.title}/README.md))"]
     return "\n\n".join([*parts, *([changes.strip()] if changes else []), "\n".join([head, *lines])])

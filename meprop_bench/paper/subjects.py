@@ -16,7 +16,7 @@ from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 from meprop_bench.tasks import TASKS
 
-__all__ = ["SUBJECTS", "Subject", "options_of", "subject"]
+__all__ = ["SUBJECTS", "Subject", "subject", "subject_of"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,11 @@ class Subject:
     Attributes:
         name: as the tables call it.
         task: of `tasks.TASKS`, on real data; None for what is not trained.
-        smoke: the task of the smoke scale, on embedded data or a slice.
+        smoke: the task of the smoke scale.
         source: of the real data, in `data.sources`.
+        embedded: what the package has in their place, for the smoke scale; empty: that needs the real data, too.
+        rates: optimizer -> learning rate, where the task has one of its own (`Task.rates`; to ask it would load torch).
+        by_turns: whether a method sparsifies parts of the model by turns, an epoch each (TKDE, section 3.3.3).
         options: of a row's setting, what the task takes; what it does not take is what it is made for.
         timing: axes of the sweeps that time its steps; empty where nothing is timed.
         timing_note: what differs from the paper's steps.
@@ -39,10 +42,13 @@ class Subject:
     task: str | None
     smoke: str | None
     source: str | None
+    embedded: str = ""
     options: tuple[str, ...] = ()
     timing: Mapping[str, Any] = field(default_factory=dict)
     timing_note: str = ""
     counted: bool = False
+    rates: Mapping[str, float] = field(default_factory=dict)
+    by_turns: bool = False
 
     @property
     def is_layer(self) -> bool:
@@ -57,14 +63,18 @@ class Subject:
 
     def data(self, scale: str) -> str:
         """Return what the examples are called."""
-        return "digits" if scale == "smoke" and self.source == "mnist" else self.source or "random numbers"
+        return (self.embedded if scale == "smoke" else "") or self.source or "random numbers"
 
     def reason_not_trained(self, scale: str) -> str | None:
         """Return why it cannot be trained here, or None."""
         name = self.task_name(scale)
         if name not in TASKS:
             return f"there is no task {name!r} yet"
-        return None if scale == "smoke" and self.source == "mnist" else self._data_missing()
+        return None if scale == "smoke" and self.embedded else self._data_missing()
+
+    def rate(self, optimizer: str | None) -> float | None:
+        """Return the learning rate that a training has by default, None without an optimizer."""
+        return self.rates.get(optimizer or "", _RATES.get(optimizer or ""))
 
     def reason_not_counted(self, scale: str) -> str | None:
         """Return why its data cannot be counted, or None."""
@@ -88,34 +98,62 @@ class Subject:
 
 
 _SIZES = ("batch", "hidden")
-_PERCEPTRON = {"workload": "mlp"}
+_TEXT = "made-up sentences"
+_RATES = {"adam": 0.001, "adagrad": 0.1}
+"""Learning rates of `training.OPTIMIZERS`."""
 _ALONE = "timed is {} alone, on random numbers, in place of the whole model"
+
+_MNIST = Subject(
+    "mnist",
+    "mnist",
+    "digits",
+    "mnist",
+    "digits",
+    (*_SIZES, "layers", "dropout"),
+    {"workload": "mlp"},
+    counted=True,
+)
+_POS = Subject(
+    "pos",
+    "pos",
+    "toy-pos",
+    "ud-ewt",
+    _TEXT,
+    (*_SIZES, "dropout"),
+    {"workload": "lstm", "in-features": 190, "length": 25},
+    _ALONE.format("one direction of the tagger's LSTM over 25 words"),
+    rates={"adagrad": 0.01},
+)
+_PARSING = Subject(
+    "parsing",
+    "parsing",
+    "toy-parsing",
+    "ud-ewt",
+    _TEXT,
+    (*_SIZES, "dropout"),
+    {"workload": "linear", "in-features": 2400},
+    _ALONE.format("the parser's hidden layer, 2400 → 500,"),
+    rates={"adagrad": 0.01},
+)
 
 SUBJECTS: Mapping[str, Subject] = {
     subject.name: subject
     for subject in (
-        Subject("mnist", "mnist", "digits", "mnist", (*_SIZES, "layers", "dropout"), _PERCEPTRON, counted=True),
-        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist", ("batch",)),
+        _MNIST,
+        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist", "digits", ("batch",)),
+        _POS,
+        _PARSING,
         Subject(
-            "pos",
-            "pos",
-            "pos",
-            "ud-ewt",
-            _SIZES,
-            {"workload": "lstm", "in-features": 190, "length": 25},
-            _ALONE.format("one direction of the tagger's LSTM over 25 words"),
+            "translation",
+            "translation",
+            "toy-translation",
+            "multi30k",
+            _TEXT,
+            (*_SIZES, "layers", "dropout"),
+            rates={"adam": 0.002},
+            by_turns=True,
         ),
-        Subject(
-            "parsing",
-            "parsing",
-            "parsing",
-            "ud-ewt",
-            _SIZES,
-            {"workload": "linear", "in-features": 2400},
-            _ALONE.format("the parser's hidden layer, 2400 → 500,"),
-        ),
-        Subject("translation", "translation", "translation", "multi30k", ("batch",)),
-        Subject("layer", None, None, None, (), {"workload": "linear"}),
+        Subject("layer", None, None, None, "", (), {"workload": "linear"}),
     )
 }
 """Name -> what it is. A task that is added to `tasks.TASKS` under the name here makes its tables runnable."""
@@ -128,6 +166,6 @@ def subject(name: str) -> Subject:
     return SUBJECTS[name]
 
 
-def options_of(task: str) -> tuple[str, ...]:
-    """Return what a task of `tasks.TASKS` takes of a row's setting."""
-    return next(about.options for about in SUBJECTS.values() if task in (about.task, about.smoke))
+def subject_of(task: str) -> Subject:
+    """Return the subject that a task of `tasks.TASKS` stands for."""
+    return next(about for about in SUBJECTS.values() if task in (about.task, about.smoke))

@@ -39,6 +39,8 @@ TASKS: Mapping[str, Entry] = {
     "digits-cnn": Entry("mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network"),
     "pos": Entry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM"),
     "parsing": Entry("parsing", "Parsing", "dependencies in UD English EWT, transitions chosen by a perceptron"),
+    "toy-pos": Entry("pos", "ToyPOS", "parts of speech of made-up sentences, the same tagger"),
+    "toy-parsing": Entry("parsing", "ToyParsing", "dependencies of made-up sentences, the same parser"),
     "translation": Entry("translation", "Translation", "Multi30k, German to English, LSTMs with attention"),
 }
 """Name -> where it is."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from meprop_bench.data.grammar import made_up_treebank
 from meprop_bench.data.treebank import Treebank, load_treebank, read_treebank
 from meprop_bench.errors import UserError
 
-__all__ = ["PAD", "Part", "check_count", "on_device", "paths", "treebank"]
+__all__ = ["PAD", "Part", "check_count", "check_dropout", "on_device", "paths", "treebank"]
 
 PAD = -1
 
@@ -31,14 +32,17 @@ class Part:
         return padded, torch.tensor([len(sentence) for sentence in chosen])
 
 
-def treebank(files: str | None, examples: int | None) -> Treebank:
-    """Return the user's treebank or UD English EWT, with the first so many training sentences.
+def treebank(files: str | None, examples: int | None, *, made_up: bool = False) -> Treebank:
+    """Return the user's treebank, else UD English EWT or the made-up one, with the first so many training sentences.
 
     Raises:
         UserError: `files` is not three paths, a file is missing or damaged, or there are fewer sentences.
 
     """
-    bank = load_treebank() if files is None else read_treebank(files, *paths(files, ("train", "dev", "test")))
+    if files is None:
+        bank = made_up_treebank() if made_up else load_treebank()
+    else:
+        bank = read_treebank(files, *paths(files, ("train", "dev", "test")))
     if examples is None:
         return bank
     check_count("examples", examples)
@@ -69,3 +73,9 @@ def check_count(what: str, value: object) -> None:
     """Raise UserError unless the value is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{what} must be an integer of at least 1, not {value!r}")
+
+
+def check_dropout(value: float) -> None:
+    """Raise UserError unless the value lies in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UserError(f"dropout must lie in [0, 1), not {value}")

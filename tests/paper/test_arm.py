@@ -1,9 +1,9 @@
 import pytest
 
 from meprop_bench.paper.arm import settings_of, task_of, train_arm
-from meprop_bench.paper.experiment import Arm
-from meprop_bench.paper.published import Setting
-from meprop_bench.tasks.algorithm import Activation, Simplification
+from meprop_bench.paper.experiment import Arm, experiment
+from meprop_bench.paper.published import Setting, table
+from meprop_bench.tasks.algorithm import Activation, Alternation, Simplification
 
 SMALL = {"hidden": 16, "layers": 2, "batch": 50, "optimizer": "adam"}
 
@@ -56,3 +56,34 @@ def test_watching_changes_nothing():
 def test_parameters_that_mesimp_removes_cannot_be_watched():
     with pytest.raises(ValueError, match="cannot be watched"):
         settings_of(arm(method="mesimp", k=4, rate=0.1, watched=True), 1)
+
+
+def test_a_translator_is_sparsified_by_turns_and_the_others_are_not():
+    def algorithm(task, method, k=None):
+        return settings_of(Arm(task, "text", Setting(method=method, k=k, batch=64), 3), 1).algorithm
+
+    assert algorithm("translation", "meprop", 0.0625) == algorithm("toy-translation", "meprop", 0.0625) == Alternation()
+    assert algorithm("translation", "dense") is None
+    assert algorithm("pos", "meprop", 20) is None
+
+
+def test_the_table_of_translation_at_the_smoke_scale(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    found = experiment(table("tkde:9"), "smoke")
+    assert not found.skipped
+    # Both of the paper's data sets have one stand-in, so that the parts share their arms.
+    dense, sparse = found.distinct_arms
+    assert (dense.setting.method, sparse.setting.k) == ("dense", 0.0625)
+    said = " ".join(words for _, words in found.changes)
+    assert "layers = 1 in place of 3" in said
+    assert "hidden = 32; the paper does not say how many it has" in said
+    pytest.importorskip("sentencepiece")
+    pytest.importorskip("sacrebleu")
+    assert task_of(sparse).options.items() >= {"hidden": 32, "layers": 1, "batch": 8}.items()
+
+
+def test_translation_without_data_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    found = experiment(table("tkde:9"), "short")
+    assert not found.runnable
+    assert "meprop-bench data fetch multi30k" in found.skipped[0][1]

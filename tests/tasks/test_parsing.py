@@ -7,7 +7,7 @@ from torch import nn
 from meprop_bench.errors import UserError
 from meprop_bench.models.transitions import NONE
 from meprop_bench.nn import MePropLinear
-from meprop_bench.tasks.parsing import Parsing, Scores
+from meprop_bench.tasks.parsing import Parsing, Scores, ToyParsing
 from meprop_bench.tasks.run import RunSettings, run
 from meprop_bench.tasks.task import Method
 
@@ -17,12 +17,13 @@ CROSSED = (
 )
 
 
-@pytest.fixture
-def task(treebank_files):
-    return Parsing(batch=64, hidden=32, files=treebank_files)
+@pytest.fixture(scope="module")
+def task():
+    return ToyParsing(batch=64, hidden=32, examples=60)
 
 
-def test_two_transitions_for_each_word_and_all_in_an_epoch(task, treebank_files):
+def test_two_transitions_for_each_word_and_all_in_an_epoch(treebank_files):
+    task = Parsing(batch=64, hidden=4, files=treebank_files)
     train = treebank_files.split(",")[0]
     with open(train) as file:
         words = sum(line[0].isdigit() for line in file if line.strip())
@@ -53,12 +54,22 @@ def test_the_hidden_layer_is_sparsified_and_the_output_is_not(task):
 
 
 @pytest.mark.parametrize("method", [Method(), Method("meprop", 8), Method("unified", 8)], ids=lambda m: m.label)
-def test_it_learns(task, method):
-    result = run(task, RunSettings(method=method, epochs=15))
+def test_it_learns(method):
+    task = ToyParsing(batch=64, hidden=32)
+    result = run(task, RunSettings(method=method, epochs=2))
     assert result.test_at_best > 90
     scores = task.scores(result.model, "test")
     assert isinstance(scores, Scores)
     assert scores.las <= scores.uas
+
+
+def test_dropout_is_of_training_alone():
+    task = ToyParsing(batch=64, hidden=4, dropout=0.5, examples=8)
+    assert task.options["dropout"] == 0.5
+    model, batch = task.build(1), next(iter(task.epoch(1, 0)))
+    nn.init.normal_(model.hidden.bias)  # at first the cubes are next to nothing
+    assert task.loss(model, batch) != task.loss(model, batch)
+    assert task.evaluate(model, "dev") == task.evaluate(model, "dev")
 
 
 def test_the_measure_leaves_punctuation_out(task, monkeypatch):
@@ -76,7 +87,12 @@ def test_the_measure_leaves_punctuation_out(task, monkeypatch):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"batch": True}, "batch must be"), ({"files": "a,b"}, "files must be 3"), ({"examples": 0}, "examples must be")],
+    [
+        ({"dropout": -0.1}, "dropout must lie"),
+        ({"batch": True}, "batch must be"),
+        ({"files": "a,b"}, "files must be 3"),
+        ({"examples": 0}, "examples must be"),
+    ],
 )
 def test_options(treebank_files, wrong, message):
     with pytest.raises(UserError, match=message):

@@ -8,14 +8,14 @@ from torch import nn
 
 from meprop_bench.errors import UserError
 from meprop_bench.nn import MePropLSTM
-from meprop_bench.tasks.pos import POS, features, shape
+from meprop_bench.tasks.pos import POS, ToyPOS, features, shape
 from meprop_bench.tasks.run import RunSettings, run
 from meprop_bench.tasks.task import Method
 
 
-@pytest.fixture
-def task(treebank_files):
-    return POS(batch=4, hidden=16, files=treebank_files)
+@pytest.fixture(scope="module")
+def task():
+    return ToyPOS(batch=4, hidden=16, examples=60)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,17 @@ def test_padding_changes_no_loss(task):
 
 
 @pytest.mark.parametrize("method", [Method(), Method("meprop", 4), Method("unified", 4)], ids=lambda m: m.label)
-def test_it_learns(task, method):
-    result = run(task, RunSettings(method=method, epochs=6))
-    assert result.test_at_best > 95
+def test_it_learns(method):
+    result = run(ToyPOS(batch=8, hidden=32), RunSettings(method=method, epochs=2))
+    assert result.test_at_best > 85
+
+
+def test_dropout_is_of_training_alone():
+    task = ToyPOS(batch=4, hidden=4, dropout=0.5, examples=8)
+    assert task.options["dropout"] == 0.5
+    model, batch = task.build(1), next(iter(task.epoch(1, 0)))
+    assert task.loss(model, batch) != task.loss(model, batch)
+    assert task.evaluate(model, "dev") == task.evaluate(model, "dev")
 
 
 def test_tags_of_the_language(treebank_files):
@@ -78,6 +86,7 @@ def test_tags_of_the_language(treebank_files):
         ({"tags": "penn"}, "tags must be"),
         ({"batch": 0}, "batch must be an integer of at least 1"),
         ({"hidden": 1.5}, "hidden must be"),
+        ({"dropout": 1}, "dropout must lie in"),
         ({"files": "one.conllu"}, "files must be 3 paths"),
         ({"files": "a,,c"}, "files must be 3 paths"),
         ({"examples": 61}, "examples 61 are more than the 60"),
