@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from meprop_bench.cli.output import write
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]
@@ -52,6 +53,5 @@ def command(base: Path, head: Path, form: str, across_environments: bool) -> int
         text = found.to_csv()
     else:
         text = as_markdown(found) if form == "md" else as_table(found, terminal=sys.stdout.isatty())
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    write(text)
     return ExitCode.OK

@@ -14,13 +14,12 @@ noise leaves ±2% out of reach. What is optional and absent changes nothing.
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.cli.output import as_record, write
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -65,25 +64,14 @@ def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
 
     found = examine(tuple(dict.fromkeys(presets)), fast=fast, progress=progress)
     if form == "json":
-        click.echo(_as_json(found))
+        from meprop_bench.measure.environment import environment_id
+
+        findings = [finding.to_json() for finding in found.findings]
+        environments = {environment_id(found.environment): found.environment}
+        write(as_record(environments, findings=findings, exit_code=int(found.exit_code)))
     else:
         _print(found)
     return found.exit_code
-
-
-def _as_json(found: Examination) -> str:
-    from meprop_bench.measure.environment import environment_id
-    from meprop_bench.results.schema import SCHEMA
-
-    record = {
-        "schema": SCHEMA,
-        "command": shlex.join(["meprop-bench", *sys.argv[1:]]),
-        "environment": {environment_id(found.environment): found.environment},
-        "rows": [],
-        "findings": [finding.to_json() for finding in found.findings],
-        "exit_code": int(found.exit_code),
-    }
-    return json.dumps(record, indent=1, allow_nan=False)
 
 
 def _print(found: Examination) -> None:

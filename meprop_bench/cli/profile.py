@@ -12,9 +12,7 @@ Exit codes: 1 when the gradients are wrong, 2 for a wrong wish, 5 when nothing c
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.output import as_record, write
 from meprop_bench.cli.speedup import AXIS_HELPS
 from meprop_bench.errors import ExitCode, UserError
 
@@ -114,25 +113,11 @@ def _check_trace(trace: Path | None) -> None:
 
 def _print(form: str, profile: Profile, environment: dict[str, Any]) -> None:
     if form == "json":
-        text = _as_json(profile, environment)
-    else:
-        from meprop_bench.report.profile import as_text
+        from meprop_bench.report.why import answers
 
-        text = as_text(profile, terminal=sys.stdout.isatty())
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        told = [{"question": found.question, "answer": found.text, "how": found.how} for found in answers(profile)]
+        write(as_record(environment, profile.rows, profile={**profile.to_json(), "answers": told}))
+        return
+    from meprop_bench.report.profile import as_text
 
-
-def _as_json(profile: Profile, environment: dict[str, Any]) -> str:
-    from meprop_bench.report.why import answers
-    from meprop_bench.results.schema import SCHEMA
-
-    told = [{"question": found.question, "answer": found.text, "how": found.how} for found in answers(profile)]
-    record = {
-        "schema": SCHEMA,
-        "command": shlex.join(["meprop-bench", *sys.argv[1:]]),
-        "environment": environment,
-        "rows": [row.to_json() for row in profile.rows],
-        "profile": {**profile.to_json(), "answers": told},
-    }
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write(as_text(profile, terminal=sys.stdout.isatty()))

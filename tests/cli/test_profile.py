@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +15,11 @@ from meprop_bench import cli
 from meprop_bench.cli.profile import _case
 from meprop_bench.cli.speedup import AXIS_HELPS
 from meprop_bench.errors import ExitCode
+from meprop_bench.measure.peaks import Peaks
 from meprop_bench.results.schema import Row
 from meprop_bench.sweep import profile as profile_module
 
 _TINY = ["--batch", "4", "--hidden", "8", "--k", "2", "--threads", "1"]
-
-
-def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meprop_bench", "profile", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 @pytest.fixture
@@ -46,7 +42,7 @@ def test_a_layer_as_json_with_a_trace(
     assert list(printed["environment"]) == [rows[0].environment_id]
     found = printed["profile"]
     names = [stage["name"] for stage in found["stages"]["sparse"]]
-    assert names == ["selection", "dx", "dW", "rows", "rest"]
+    assert names == ["selection", "dx", "dW", "scatter", "rest"]
     assert [node["name"] for node in found["trees"]["sparse"]] == ["forward", "backward"]
     assert [search["axis"] for search in found["break_even"]] == ["k", "hidden"]
     assert len(found["answers"]) == 7
@@ -55,14 +51,39 @@ def test_a_layer_as_json_with_a_trace(
     assert "profiling" in err
 
 
-def test_a_model_as_a_table(tmp_path: Path) -> None:
+def test_a_model_as_a_table(
+    tmp_path: Path, in_a_hurry: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    found = _run("--workload", "mlp", "--data", "digits", *_TINY, "--search", "0", cwd=tmp_path)
-    assert found.returncode == ExitCode.OK, found.stderr
-    for words in ("Stages of the linear-backward", "layers left dense", "Adam.step", "What is the ceiling"):
-        assert words in found.stdout
-    assert "break even" not in found.stdout
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--workload", "mlp", "--data", "digits", *_TINY, "--search", "0"]
+    assert cli.run(["profile", *arguments]) == ExitCode.OK
+    out, _ = capsys.readouterr()
+    for words in ("Stages of the linear-backward", "layers left dense", "update (optimizer)", "Adam.step", "ceiling"):
+        assert words in out
+    assert "break even" not in out
     assert not list(tmp_path.iterdir())
+
+
+class _Unable:
+    """A measuring process that cannot set the case up."""
+
+    def __init__(self, *_: object) -> None:
+        self.closed = False
+
+    def __enter__(self) -> _Unable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def request(self, message: Mapping[str, Any], _: float) -> dict[str, Any]:
+        answers: dict[str, dict[str, Any]] = {
+            "hello": {"environment": {}, "environment_id": "e"},
+            "peaks": {"peaks": Peaks({"float32": 1e11}, ((1 << 20, 1e10),)).to_json()},
+            "setup": {"error": "ValueError: the kernel gather: it needs a unified selection", "kind": "error"},
+        }
+        return answers[message["do"]]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +121,11 @@ def test_a_wrong_wish_is_one_line_and_exit_2(
     assert err.count("\n") == 1
 
 
-def test_a_kernel_that_cannot_do_the_case_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kernel_that_cannot_do_the_case_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(profile_module, "Worker", _Unable)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = cli.run(["profile", *_TINY, "--method", "meprop", "--kernel", "gather", "--search", "0"])
     assert code == ExitCode.NOTHING_MEASURED
     *_, last = capsys.readouterr().err.strip().splitlines()

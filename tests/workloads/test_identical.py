@@ -78,7 +78,7 @@ def test_a_share_of_a_long_call_is_found_from_a_few() -> None:
         next(calls)
         time.ns += 10**9
 
-    Slowed(long, 0.5, time.now)()
+    Slowed(long, 1e-4, time.now)()  # a clock of 10 ns a look: a long wait would take as long here
     assert next(calls) == 5 + 1
 
 

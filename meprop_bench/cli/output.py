@@ -1,0 +1,44 @@
+"""What verbs put on standard output: text that any terminal takes, and the one JSON object of `--format json`.
+
+{"schema", "command", "environment", "rows", ...}    and what else a verb has to tell, after these
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meprop_bench.results.schema import Row
+
+__all__ = ["as_record", "write"]
+
+
+def write(text: str) -> None:
+    """Print text as it is; what the stream's encoding does not have becomes `?`."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def as_record(environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> str:
+    """Return the JSON object of the command that runs now.
+
+    Args:
+        environments: what each environment id stands for.
+        rows: what was measured.
+        more: of this verb.
+
+    """
+    from meprop_bench.results.schema import SCHEMA
+
+    record = {
+        "schema": SCHEMA,
+        "command": shlex.join(["meprop-bench", *sys.argv[1:]]),
+        "environment": environments,
+        "rows": [row.to_json() for row in rows],
+        **more,
+    }
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"
