@@ -18,12 +18,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from meprop_bench.data.conllu import Sentence
+from meprop_bench.data.grammar import made_up_treebank
 from meprop_bench.data.lines import Malformed, numbered_lines
 from meprop_bench.data.location import data_folder, locate
 from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 
-__all__ = ["Corpus", "Pair", "load_multi30k", "read_corpus", "read_parallel"]
+__all__ = ["Corpus", "Pair", "load_multi30k", "made_up_corpus", "read_corpus", "read_parallel"]
 
 _REMEDY = "run `meprop-bench data fetch multi30k`"
 
@@ -89,6 +91,22 @@ def load_multi30k() -> Corpus:
 
 
 _PARTS = ("train", "val", "test_2016_flickr")
+
+
+def made_up_corpus() -> Corpus:
+    """Return the sentences of `data.grammar`, translated from a language that spells backwards and ends on the verb.
+
+    "the dog hears a red cat ." is "eht god a der tac sraeh .": for smoke runs and tests, which say nothing of German.
+    """
+    bank = made_up_treebank()
+    return Corpus("made-up", *(tuple(map(_made_up, part)) for part in (bank.train, bank.dev, bank.test)))
+
+
+def _made_up(sentence: Sentence) -> Pair:
+    words = [word.form for word in sentence.words]
+    verb = next(place for place, word in enumerate(sentence.words) if word.head == 0)
+    source = [*words[:verb], *words[verb + 1 : -1], words[verb]]
+    return Pair(" ".join([*(word[::-1] for word in source), words[-1]]), " ".join(words))
 
 
 def read_corpus(

@@ -42,6 +42,7 @@ TASKS: Mapping[str, Entry] = {
     "toy-pos": Entry("pos", "ToyPOS", "parts of speech of made-up sentences, the same tagger"),
     "toy-parsing": Entry("parsing", "ToyParsing", "dependencies of made-up sentences, the same parser"),
     "translation": Entry("translation", "Translation", "Multi30k, German to English, LSTMs with attention"),
+    "toy-translation": Entry("translation", "ToyTranslation", "translation of made-up sentences, the same model"),
 }
 """Name -> where it is."""
 

@@ -74,7 +74,7 @@ class Pieces:
         return len(self._processor)
 
     def encode(self, sentence: str) -> list[int]:
-        """Return the numbers of a sentence's pieces, without begin and end; of nothing, that of an unknown character."""
+        """Return the numbers of a sentence's pieces, without begin and end; of nothing, an unknown character's."""
         return list(self._processor.encode(sentence)) or [_UNKNOWN]
 
     def decode(self, numbers: Sequence[int]) -> str:

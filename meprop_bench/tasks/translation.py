@@ -1,6 +1,6 @@
 """Translation: the papers' sequence-to-sequence model, Multi30k German to English in place of NIST and IWSLT.
 
-    example    a sentence and its translation as pieces of words, 4,000 for each language (`tasks.pieces`)
+    example    a sentence and its translation as pieces of words, 3,000 for each language (`tasks.pieces`)
     training   teacher forcing: the mean negative log-likelihood of the target's pieces, given those before
     metric     BLEU (Papineni et al., 2002) by sacrebleu at its defaults: plain text with case, "13a" tokens; of the
                translations that beam search finds, 5 wide, of at most 10 pieces and 2 for each of the longest of the 64
@@ -13,19 +13,22 @@ k is 6.25% of them: 512 here, k = 32. Its dropout is not said either and is 0 he
 The paper sparsifies encoder and decoder by turns, an epoch each: `tasks.algorithm.Alternation`, which goes along with a
 method; without it both are sparsified all the time. Its table is without length normalisation, as is the default here;
 `length_penalty` is the α of Wu et al. (see `models.beam`).
+
+`toy-translation` is the same on sentences that a grammar makes up (`data.parallel`), for machines without Multi30k.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from meprop_bench.data.parallel import Corpus, Pair, load_multi30k, read_corpus
+from meprop_bench.data.parallel import Corpus, Pair, load_multi30k, made_up_corpus, read_corpus
 from meprop_bench.errors import UserError
 from meprop_bench.models.translator import Translator
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
@@ -33,7 +36,7 @@ from meprop_bench.tasks.pieces import BOS, EOS, PAD, Pieces
 from meprop_bench.tasks.task import Method, Split, Task
 from meprop_bench.tasks.text import check_count, on_device, paths
 
-__all__ = ["Translation"]
+__all__ = ["ToyTranslation", "Translation"]
 
 _EVALUATED = 64  # sentences at a time, `beam` rows each
 _FILES = ("train source", "train target", "dev source", "dev target", "test source", "test target")
@@ -48,7 +51,7 @@ class Translation(Task):
     Args:
         batch: B, pairs.
         hidden: h, of the decoder and of both directions of the encoder together; even.
-        embedding: entries of a piece's vector.
+        embedding: entries of a piece's vector; None for as many as hidden.
         layers: of the encoder and of the decoder.
         dropout: of embeddings, between layers and before the output.
         vocabulary: pieces of each language at most.
@@ -69,22 +72,25 @@ class Translation(Task):
     metric: ClassVar[str] = "BLEU"
     rates: ClassVar[Mapping[str, float]] = {"adam": 0.002}
     turns: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    made_up: ClassVar[bool] = False
+    """Whether its own sentences are those of `data.grammar`."""
 
     def __init__(
         self,
         *,
         batch: int = 64,
         hidden: int = 512,
-        embedding: int = 512,
+        embedding: int | None = None,
         layers: int = 3,
         dropout: float = 0.0,
-        vocabulary: int = 4000,
+        vocabulary: int = 3000,
         beam: int = 5,
         length_penalty: float = 0.0,
         examples: int | None = None,
         files: str | None = None,
         device: str = "cpu",
     ) -> None:
+        embedding = hidden if embedding is None else embedding
         counts = {"batch": batch, "hidden": hidden, "embedding": embedding, "layers": layers}
         for what, count in {**counts, "vocabulary": vocabulary, "beam": beam}.items():
             check_count(what, count)
@@ -96,10 +102,11 @@ class Translation(Task):
             raise UserError(f"length-penalty must be a number of at least 0, not {length_penalty}")
         self._device = on_device(device)
         self._bleu = _bleu()
-        corpus = _corpus(files, examples)
+        corpus = _corpus(files, examples, made_up=self.made_up)
         self.batch, self.hidden, self.embedding, self.layers, self.dropout = batch, hidden, embedding, layers, dropout
         self.vocabulary, self.beam, self.length_penalty = vocabulary, beam, length_penalty
         self.examples, self._files = len(corpus.train), files
+        self.notes = (f"BLEU by sacrebleu {version('sacrebleu')}: case:mixed, tok:13a, smooth:exp",)
         self.source = Pieces("source", (pair.source for pair in corpus.train), vocabulary)
         self.target = Pieces("target", (pair.target for pair in corpus.train), vocabulary)
         self._train = [self._encode(pair) for pair in corpus.train]
@@ -192,9 +199,19 @@ class Translation(Task):
         return rows, torch.tensor([len(source) for source in sources])
 
 
-def _corpus(files: str | None, examples: int | None) -> Corpus:
-    """Return the user's parallel text or Multi30k, with the first so many training pairs."""
-    corpus = load_multi30k() if files is None else read_corpus(files, *paths(files, _FILES))
+class ToyTranslation(Translation):
+    """Translation of sentences that a small grammar makes up."""
+
+    name: ClassVar[str] = "toy-translation"
+    made_up: ClassVar[bool] = True
+
+
+def _corpus(files: str | None, examples: int | None, *, made_up: bool) -> Corpus:
+    """Return the user's parallel text, else Multi30k or the made-up one, with the first so many training pairs."""
+    if files is None:
+        corpus = made_up_corpus() if made_up else load_multi30k()
+    else:
+        corpus = read_corpus(files, *paths(files, _FILES))
     if examples is None:
         return corpus
     check_count("examples", examples)

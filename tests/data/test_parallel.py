@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from meprop_bench.data.parallel import Pair, load_multi30k, read_corpus, read_parallel
+from meprop_bench.data.parallel import Pair, load_multi30k, made_up_corpus, read_corpus, read_parallel
 from meprop_bench.errors import UserError
 
 
@@ -80,6 +80,16 @@ def test_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
     with pytest.raises(UserError, match=r"no train\.de\.gz in .*data fetch multi30k"):
         load_multi30k()
+
+
+def test_made_up_sentences_end_on_the_verb_and_are_spelt_backwards():
+    corpus = made_up_corpus()
+    assert made_up_corpus().train == corpus.train
+    for source, target in corpus.test:
+        *words, verb, stop = source.split()
+        back = [word[::-1] for word in words]
+        assert stop == "."
+        assert any([*back[:i], verb[::-1], *back[i:], stop] == target.split() for i in range(len(words) + 1))
 
 
 @pytest.mark.real_data

@@ -18,7 +18,7 @@ from meprop_bench.tasks.pieces import BOS, EOS, PAD
 from meprop_bench.tasks.pos import POS
 from meprop_bench.tasks.run import RunSettings, run
 from meprop_bench.tasks.task import Method
-from meprop_bench.tasks.translation import Translation
+from meprop_bench.tasks.translation import ToyTranslation, Translation
 
 pytest.importorskip("sentencepiece")
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -209,6 +209,13 @@ def test_options(options, wrong, message):
 def test_fewer_examples(options):
     task = Translation(**options, examples=20)
     assert (task.examples, task.steps_per_epoch, task.options["examples"]) == (20, 3, 20)
+
+
+def test_made_up_sentences(options):
+    task = ToyTranslation(hidden=8, layers=1)
+    assert (task.examples, task.embedding, task.name) == (400, 8, "toy-translation")
+    assert 0 <= task.evaluate(task.build(1), "dev") < 20
+    assert ToyTranslation(**options).examples == 88
 
 
 def _train(options, *more):
