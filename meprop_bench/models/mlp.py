@@ -1,10 +1,13 @@
-"""The papers' multilayer perceptron: in - h - ... - h - out, ReLU between the layers (784-500-500-10 on MNIST).
+"""The papers' multilayer perceptron: in - h - ... - h - out, ReLU behind the hidden layers (784-500-500-10 on MNIST).
 
     y_0 = x                                   # (B, in)
     y_l = relu(y_{l-1} W_lᵀ + b_l)            # (B, h), l = 1 ... layers
     logits = y_L W_outᵀ + b_out               # (B, out)
 
 `layers` counts the hidden layers, as the papers' tables do (the authors' PyTorch code counts the output layer, too).
+ReLU is what the journal paper and both of the authors' programs have; the ICML paper names no activation, and its
+figures for small k are out of ReLU's reach but not of the logistic function's (reports/LOG.md), so there is a choice.
+
 The layers are ordinary `nn.Linear`s: a method replaces some of them afterwards and shares their parameters, so the
 dense baseline and the method start from the same weights.
 
@@ -18,11 +21,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-__all__ = ["MLP"]
+__all__ = ["ACTIVATIONS", "MLP"]
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+"""Name -> what is behind each hidden layer."""
 
 
 class MLP(nn.Sequential):
@@ -34,15 +41,24 @@ class MLP(nn.Sequential):
         out_features: classes.
         layers: number of hidden layers.
         dropout: probability that a hidden activation is dropped in training.
+        activation: a name in `ACTIVATIONS`.
         seed: of the initial weights, which depend on nothing else.
 
     Raises:
-        ValueError: a size below 1, or a dropout outside [0, 1).
+        ValueError: a size below 1, a dropout outside [0, 1), or an unknown activation.
 
     """
 
     def __init__(
-        self, in_features: int, hidden: int, out_features: int, *, layers: int = 2, dropout: float = 0.0, seed: int = 0
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        *,
+        layers: int = 2,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        seed: int = 0,
     ) -> None:
         sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features, "layers": layers}
         for name, size in sizes.items():
@@ -50,11 +66,13 @@ class MLP(nn.Sequential):
                 raise ValueError(f"{name} must be at least 1, not {size}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"there is no activation {activation!r}: choose from {', '.join(ACTIVATIONS)}")
         widths = [in_features, *[hidden] * layers]
         modules: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(layers):
             modules[f"linear{i}"] = _linear(widths[i], hidden)
-            modules[f"relu{i}"] = nn.ReLU()
+            modules[f"{activation}{i}"] = ACTIVATIONS[activation]()
             if dropout:
                 modules[f"dropout{i}"] = nn.Dropout(dropout)
         modules["output"] = _linear(hidden, out_features)

@@ -97,7 +97,8 @@ class Arm:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without what is not said: a field that is added later leaves stored ids alone."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**found, "setting": {name: value for name, value in found["setting"].items() if value is not None}}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Arm:
@@ -185,7 +186,7 @@ def _scales() -> Mapping[str, Any]:
     record = tomllib.loads(text)
     known = [spec.name for spec in fields(Scale)]
     for kind in record:
-        one_of("key in experiments.toml:", kind, ("task", "table"))
+        one_of("key in experiments.toml:", kind, ("task", "table", "reading"))
     for tasks in (record["task"], *record["table"].values()):
         for task, scales in tasks.items():
             one_of("task in experiments.toml:", task, tuple(SUBJECTS))
@@ -193,6 +194,11 @@ def _scales() -> Mapping[str, Any]:
                 one_of("scale in experiments.toml:", name, SCALES)
                 for key in scale:
                     one_of("key in experiments.toml:", key, known)
+    for readings in record["reading"].values():
+        for task, reading in readings.items():
+            one_of("task in experiments.toml:", task, tuple(SUBJECTS))
+            for key in reading:
+                one_of("key in experiments.toml:", key, [spec.name for spec in fields(Setting)])
     return record
 
 
@@ -355,6 +361,10 @@ class _Draft:
 
     def _shrunk(self, part: Part, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
         setting = row.setting
+        reading = _scales()["reading"].get(self.table.table_id, {}).get(part.task, {})
+        for name, value in reading.items():
+            self._differs(part, f"{name} {value}, which the paper that first printed these figures does not say")
+        setting = replace(setting, **reading)
         if scale.batch is not None and scale.batch != setting.batch:
             self._differs(part, f"trained with batches of {scale.batch} in place of {setting.batch}")
             setting = replace(setting, batch=scale.batch)

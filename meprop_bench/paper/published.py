@@ -106,6 +106,7 @@ class Setting:
         inputs: of a single layer.
         batch: B.
         dropout: probability.
+        activation: behind the hidden layers; a task's own if nothing is said.
         optimizer: "adam" or "adagrad".
         learning_rate: of it.
         rate: meSimp's p.
@@ -121,6 +122,7 @@ class Setting:
     inputs: int | None = None
     batch: int | None = None
     dropout: float = 0.0
+    activation: str | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
     rate: float | None = None

@@ -109,7 +109,7 @@ _MNIST = Subject(
     "digits",
     "mnist",
     "digits",
-    (*_SIZES, "layers", "dropout"),
+    (*_SIZES, "layers", "dropout", "activation"),
     {"workload": "mlp"},
     counted=True,
 )

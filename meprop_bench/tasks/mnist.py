@@ -7,7 +7,7 @@
 
 The development set is the first 5,000 training images. Dropout is 0 in the papers but for the tables that add it: 0.2
 (ICML 4, TKDE 4) and 0.1 (layers: ICML 5, TKDE 5; and, says the text, "for most cases" of deep models). Unified
-selection is reported at B = 50.
+selection is reported at B = 50. The activation is ReLU where a paper names one; the ICML paper does not (`models.mlp`).
 
 An epoch is N // B batches of one endless sequence of permutations (`data.numbered_batches`): all are full, and the few
 examples that do not fill another one begin the next epoch.
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from meprop_bench.data import ImageData, Part, load_images, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.cnn import CNN
-from meprop_bench.models.mlp import MLP
+from meprop_bench.models.mlp import ACTIVATIONS, MLP
 from meprop_bench.tasks.task import Method, Split, Task
 from meprop_bench.training import evaluate
 
@@ -129,6 +129,7 @@ class MNIST(Images):
         hidden: h, neurons of a hidden layer.
         layers: hidden layers.
         dropout: of each hidden layer's activations.
+        activation: "relu", "sigmoid" or "tanh".
         examples: as for `Images`.
         device: as for `Images`.
 
@@ -144,6 +145,7 @@ class MNIST(Images):
         hidden: int = 500,
         layers: int = 2,
         dropout: float = 0.0,
+        activation: str = "relu",
         examples: int | None = None,
         device: str = "cpu",
     ) -> None:
@@ -151,18 +153,28 @@ class MNIST(Images):
         _check_count("layers", layers)
         if not 0 <= dropout < 1:
             raise UserError(f"dropout must lie in [0, 1), not {dropout}")
+        if activation not in ACTIVATIONS:
+            raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         super().__init__(batch=batch, examples=examples, device=device)
-        self.hidden, self.layers, self.dropout = hidden, layers, dropout
+        self.hidden, self.layers, self.dropout, self.activation = hidden, layers, dropout, activation
 
     @property
     def options(self) -> Mapping[str, Any]:
         """The model's sizes, too."""
-        return {**super().options, "hidden": self.hidden, "layers": self.layers, "dropout": self.dropout}
+        sizes = {"hidden": self.hidden, "layers": self.layers}
+        return {**super().options, **sizes, "dropout": self.dropout, "activation": self.activation}
 
     def make(self, seed: int) -> nn.Module:
         """Return the perceptron."""
-        data = self.data
-        return MLP(data.features, self.hidden, data.classes, layers=self.layers, dropout=self.dropout, seed=seed)
+        return MLP(
+            self.data.features,
+            self.hidden,
+            self.data.classes,
+            layers=self.layers,
+            dropout=self.dropout,
+            activation=self.activation,
+            seed=seed,
+        )
 
 
 class Digits(MNIST):

@@ -83,6 +83,15 @@ def test_a_smaller_model_keeps_what_is_smaller_still(on_mnist):
     assert (small.hidden, sparse.hidden, sparse.k) == (5, 128, 5)
 
 
+def test_what_a_paper_leaves_open_is_read_and_said(on_mnist):
+    found = on_mnist("icml:3")
+    arms = {place: arm.setting.activation for place, arm in found.arms.items()}
+    assert arms["MNIST (Adam)", "meProp (k=20)"] == arms["MNIST (Adam)", "MLP (h=20)"] == "sigmoid"
+    assert arms["Parsing (Adam)", "meProp (k=20)"] is None
+    assert "MNIST (Adam): activation sigmoid, which the paper" in " ".join(reasons(found.changes))
+    assert not any(arm.setting.activation for arm in on_mnist("tkde:2").distinct_arms)
+
+
 def test_seeds_can_be_chosen_and_must_be_some(on_mnist):
     assert on_mnist("icml:3", seeds=7).seeds == tuple(range(1, 8))
     with pytest.raises(UserError, match="--seeds must be at least 1"):

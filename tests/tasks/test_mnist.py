@@ -52,6 +52,7 @@ def test_the_perceptron_of_the_papers(digits):
     assert model.linear0.selection == "unified"
     assert model.linear0.sparse
     dropping = load_task("digits", dropout=0.2, layers=3).build(1)
+    assert [type(m) for m in load_task("digits", activation="sigmoid").build(1)][1::2] == [nn.Sigmoid] * 2
     assert [m.p for m in dropping if isinstance(m, nn.Dropout)] == [0.2] * 3
 
 
@@ -68,7 +69,8 @@ def test_the_convolutional_network():
 
 def test_options_are_those_of_the_constructor(digits):
     assert digits.options == {
-        "batch": 50, "examples": 1297, "device": "cpu", "hidden": 32, "layers": 2, "dropout": 0.0
+        "batch": 50, "examples": 1297, "device": "cpu", "hidden": 32, "layers": 2, "dropout": 0.0,
+        "activation": "relu",
     }  # fmt: skip
 
 
@@ -82,6 +84,7 @@ def test_options_are_those_of_the_constructor(digits):
         ("digits", {"hidden": True}, "hidden must be"),
         ("digits", {"layers": 0}, "layers must be"),
         ("digits", {"dropout": 1.0}, "dropout must lie"),
+        ("digits", {"activation": "sigmoidal"}, "activation must be one of relu, sigmoid, tanh"),
         ("digits", {"examples": 1298}, "examples 1298 are more than the 1297"),
         ("digits", {"device": "tpu"}, "the device tpu cannot be used"),
     ],
