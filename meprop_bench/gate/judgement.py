@@ -134,6 +134,7 @@ class Judgements(Sequence[Judgement]):
     @classmethod
     def joined(cls, parts: Sequence[Judgements]) -> Judgements:
         """Return the judgements of all parts, one after the other."""
+        parts = [part for part in parts if len(part)]
         if len(parts) == 1:
             return parts[0]
         cases: list[str] = []
@@ -212,9 +213,9 @@ class Judgements(Sequence[Judgement]):
 
     def counts(self, places: npt.NDArray[np.int64] | slice = slice(None)) -> dict[str, int]:
         """Return how many have each verdict, and how many are only reported, in all or at some places."""
-        rows = self.rows[places]
-        found = np.bincount(rows["verdict"][~rows["report_only"]], minlength=len(VERDICTS)).tolist()
-        return dict(zip(VERDICTS, found, strict=True)) | {"report_only": len(rows) - sum(found)}
+        verdicts, only = self.rows["verdict"][places], self.rows["report_only"][places]
+        found = np.bincount(verdicts[~only], minlength=len(VERDICTS)).tolist()
+        return dict(zip(VERDICTS, found, strict=True)) | {"report_only": len(only) - sum(found)}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ comparison is refused with what differs, unless it is about ratios sparse / dens
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.block import Block
+from meprop_bench.gate.block import Block, Integers
 from meprop_bench.gate.files.figures import Figures, Kind
 from meprop_bench.gate.series import Series
 from meprop_bench.results.redact import one_line
@@ -112,7 +113,7 @@ class Compared:
         base, head = self._base, self._head
         ours, theirs = base.places(kind), head.places(kind)
         cases = [case for case in ours if case in theirs]
-        first, second = (np.fromiter(map(of.__getitem__, cases), np.int64, len(cases)) for of in (ours, theirs))
+        first, second = _places(ours, cases), _places(theirs, cases)
         whole = Block(
             figure=kind.figure,
             quantity=kind.quantity,
@@ -156,13 +157,14 @@ class Compared:
         """Count what both have; return what is to be said of the rest."""
         base, head = self._base, self._head
         gone, new, other = _Names(), _Names(), _Names()
+        shared = dict.fromkeys(head_kinds, 0)
         for kind in self._kinds:
             theirs = head.places(kind)
             similar = [head.places(each) for each in head_kinds if each != kind and _alike(each, kind)]
             ours = base.places(kind)
-            shared = sum(map(theirs.__contains__, ours))
-            self._count += shared
-            for case in ours if shared < len(ours) else ():
+            shared[kind] = sum(map(theirs.__contains__, ours))
+            self._count += shared[kind]
+            for case in ours if shared[kind] < len(ours) else ():
                 if case in theirs:
                     continue
                 if self._failure(case):
@@ -173,7 +175,7 @@ class Compared:
                     gone.add(case, kind)
         for kind in head_kinds:
             ours, theirs = base.places(kind), head.places(kind)
-            if theirs.keys() <= ours.keys():
+            if shared[kind] == len(theirs):
                 continue
             similar = [base.places(each) for each in self._kinds if each != kind and _alike(each, kind)]
             for case in theirs:
@@ -209,6 +211,12 @@ class Compared:
                     " environment, or compare the ratios sparse / dense alone (--ratios-only)",
                     ExitCode.NOT_COMPARABLE,
                 )
+
+
+def _places(of: Mapping[str, int], cases: list[str]) -> Integers:
+    """Return the place of each case; two files of one suite mostly have the same cases in the same order."""
+    same = len(of) == len(cases) and all(map(operator.eq, of, cases))
+    return np.fromiter(of.values() if same else map(of.__getitem__, cases), np.int64, len(cases))
 
 
 class _Names:

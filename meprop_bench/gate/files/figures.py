@@ -138,12 +138,12 @@ class Figures:
             return
         self._append(cases, kind, every, lengths, 0)
 
-    def add_many_summaries(self, cases: Sequence[str], kind: Kind, known: Sequence[tuple[float, float, float]]) -> None:
+    def add_many_summaries(self, cases: Sequence[str], kind: Kind, known: Sequence[tuple[float, float, int]]) -> None:
         """Likewise, of cases of which median, standard error and count are known."""
         every = np.array(known, np.float64).reshape(-1, 3)
         if not self._all_new_and_usable(cases, kind, every[:, 0]):
             for case, (median, error, count) in zip(cases, known, strict=True):
-                self.add(case, kind, Summary(median, error, int(count)))
+                self.add(case, kind, Summary(median, error, count))
             return
         self._append(cases, kind, every.ravel(), np.full(len(known), 3, np.int64), _SUMMARY)
 

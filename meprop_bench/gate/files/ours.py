@@ -17,14 +17,15 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.files.figures import Figures, Kind, flat
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.measure.environment import NOT_IN_ID
-from meprop_bench.report.cells import ABSENT, failure, kept
+from meprop_bench.report.cells import failure
 from meprop_bench.results.costs import judged_pairs
+from meprop_bench.results.naming import case_name
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.stats import median
 
-__all__ = ["add_row", "case_name", "comparable", "newest", "of_document", "of_folder", "of_lines"]
+__all__ = ["add_row", "comparable", "newest", "of_document", "of_folder", "of_lines"]
 
 _SIZES: Mapping[str, tuple[str, Quantity, str]] = {
     "peak_memory_bytes": ("peak memory", "memory", "B"),
@@ -104,7 +105,7 @@ def newest(root: Path, baseline: Path) -> Path:
 
 def add_row(found: Figures, row: Row) -> None:
     """Add what a row tells of its case, or why it tells nothing."""
-    case = case_name(row)
+    case = case_name(row, in_features=row.in_features, kernel=row.kernel_requested)
     if not row.passed:
         found.failures[row.case_id] = failure(row) or "its check was not run"
         return
@@ -131,43 +132,6 @@ def add_accuracy(found: Figures, case: str, parity: Parity, environment: str) ->
     basis = f"{parity.task}, {parity.steps} steps, seeds {', '.join(map(str, figures))}"
     kind = Kind("accuracy", "accuracy", "points", basis)
     found.add(case, kind, tuple(figures.values()), environment, own_processes=True)
-
-
-def case_name(row: Row) -> str:
-    """Name a row's case by all that tells it apart, the same in every file: `linear 784→500 B=50 unified k=30 cpu:2`.
-
-    What most cases have (kernel "auto", a dense gradient, float32, ...) is left out.
-    """
-    whole = row.data is not None or row.in_features is None
-    shape = f"h={row.out_features}" if whole else f"{row.in_features}→{row.out_features}"
-    numbers = (
-        ("filter", row.filter),
-        ("T", row.length),
-        ("layers", None if row.layers == 2 else row.layers),
-        ("B", row.batch),
-    )
-    amounts = (("k", None if kept(row) == ABSENT else row.k), ("p", row.rate), ("p", row.share), ("+", row.slowdown))
-    usual = (
-        (row.optimizer, "adam", ""),
-        (row.kernel_requested, "auto", " kernel"),
-        (row.gradient, "dense", " gradient"),
-        (row.dtype, "float32", ""),
-        (row.allocator, "kept", " allocator"),
-        (row.caches, "warm", " caches"),
-    )
-    words = [
-        row.workload,
-        row.data,
-        shape,
-        None if row.size is None else f"{row.size}x{row.size}",
-        *(f"{name}={value:g}" for name, value in numbers if value is not None),
-        row.method,
-        *(f"{name}={value:g}" for name, value in amounts if value is not None),
-        *(f"{value}{what}" for value, common, what in usual if value not in (None, common)),
-        f"cpu:{row.threads}" if row.device == "cpu" and row.threads else row.device,
-        f"seed={row.seed}" if row.seed else None,
-    ]
-    return " ".join(word for word in words if word)
 
 
 def comparable(environment: Mapping[str, Any]) -> dict[str, Any]:

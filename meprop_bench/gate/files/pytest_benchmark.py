@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Annotated, Any
 
 import msgspec
 
@@ -55,7 +56,7 @@ class _Stats(msgspec.Struct, gc=False):
     iqr: float | None = None
     mean: float | None = None
     stddev: float | None = None
-    rounds: int | None = None
+    rounds: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None = None
     data: list[float] | None = None
 
 
@@ -85,7 +86,7 @@ class Reader:
         cases: list[str] = []
         values: list[list[float]] = []
         summarised: list[str] = []
-        known: list[tuple[float, float, float]] = []
+        known: list[tuple[float, float, int]] = []
         for found in benchmarks:
             case, stats = found.fullname or found.name, found.stats
             if not case or stats is None:
@@ -126,20 +127,31 @@ class Reader:
             )
         return found
 
-    def _known(self, case: str, stats: _Stats) -> tuple[float, float, float]:
+    def _known(self, case: str, stats: _Stats) -> tuple[float, float, int]:
         """Return median, standard error and count."""
         count = stats.rounds or 1
         median = stats.mean if stats.median is None else stats.median
         if median is None:
-            raise UserError(f"{self.figures.name}: {case!r} has neither values nor a median; measure again")
-        spread = stats.q3 - stats.q1 if stats.q1 is not None and stats.q3 is not None else stats.iqr
-        if spread is not None:
-            found = Summary.of_quartiles(median, 0.0, spread, count)
-        elif stats.stddev is not None:
-            found = Summary.of_deviation(median, stats.stddev, count)
-        else:
-            found = Summary(median, math.nan, count)
-        return found.median, found.error, count
+            raise UserError(f"{self.figures.name}: {one_line(case, 120)!r} has neither values nor a median")
+        if stats.q1 is not None and stats.q3 is not None:
+            return median, (stats.q3 - stats.q1) * _of_quartiles(count), count
+        if stats.iqr is not None:
+            return median, stats.iqr * _of_quartiles(count), count
+        if stats.stddev is not None:
+            return median, stats.stddev * _of_deviation(count), count
+        return median, math.nan, count
+
+
+@lru_cache(maxsize=1 << 12)
+def _of_quartiles(count: int) -> float:
+    """Return the standard error of the median of `count` values whose quartiles lie 1 apart."""
+    return Summary.of_quartiles(0.0, 0.0, 1.0, count).error
+
+
+@lru_cache(maxsize=1 << 12)
+def _of_deviation(count: int) -> float:
+    """Return the standard error of the median of `count` values whose standard deviation is 1."""
+    return Summary.of_deviation(0.0, 1.0, count).error
 
 
 def _own_row(extra: Any) -> Row | None:
