@@ -173,9 +173,10 @@ def _iterations(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[C
         yield _open(evidence, part, row, "iterations", says, paper)
         return
     interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than the baseline
-    verdict, why = _above(interval, -LATER, f"{LATER:g} epochs later")
+    verdict, why = _above(interval, -LATER, f"{LATER:g} epochs", within=True)
+    later = _negated(interval)
     means = [statistics.fmean(side) for side in zip(*pairs, strict=True)]
-    ours = f"{means[1]:.1f} against {means[0]:.1f}, {-interval.estimate:+.1f}{_brackets(_negated(interval), '+.1f')}"
+    ours = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
     yield Claim(part.name, row.name, "iterations", says, paper, ours, verdict, f"{why}, {len(pairs)} seeds")
 
 
@@ -308,7 +309,7 @@ def _test(trained: Trained) -> float | None:
 
 
 def _negated(interval: Interval) -> Interval:
-    return Interval(-interval.estimate, -interval.high, -interval.low)
+    return Interval(0.0 - interval.estimate, 0.0 - interval.high, 0.0 - interval.low)  # without a zero that is negative
 
 
 def _brackets(interval: Interval, form: str) -> str:

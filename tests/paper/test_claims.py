@@ -61,6 +61,8 @@ def test_iterations_may_come_a_little_later(evidence):
         verdicts(evidence("icml:1", {DENSE: at(5, 5, 5), SPARSE: at(*later)})) for later in ((5, 6, 5), (9, 10, 9))
     ]
     assert [one["iterations"].verdict for one in found] == ["reproduced", "not reproduced"]
+    same = verdicts(evidence("icml:1", {DENSE: at(5, 5), SPARSE: at(5, 5)}))["iterations"]
+    assert same.ours == "5.0 against 5.0, +0.0 [+0.0, +0.0]"
 
 
 def row(speedup, low, high, phase="linear-backward", **changes):
