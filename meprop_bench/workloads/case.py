@@ -26,6 +26,7 @@ from typing import Any, Self
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.clock import CACHES, LAUNCHES
+from meprop_bench.results.naming import case_name
 
 __all__ = ["METHODS", "OPTIMIZERS", "WORKLOADS", "Case", "Workload", "default_allocator", "default_threads", "one_of"]
 
@@ -286,43 +287,9 @@ class Case:
 
     @property
     def label(self) -> str:
-        """What tells the case apart on one line, for progress and errors."""
-        extras = [
-            name
-            for name, usual in (
-                (self.kernel, "auto"),
-                (self.gradient, "dense"),
-                (self.dtype, "float32"),
-                (self.device, "cpu"),
-            )
-            if name != usual
-        ]
-        if self.allocator != default_allocator():
-            extras.append(f"{self.allocator} allocator")
-        if self.caches != "warm":
-            extras.append(f"{self.caches} caches")
-        if self.launch != "eager":
-            extras.append(f"{self.launch} launch")
-        if self.seed:
-            extras.append(f"seed {self.seed}")
-        return " ".join([self.workload, self._shape, f"B={self.batch}", self.method, *self._amount, *extras])
-
-    @property
-    def _shape(self) -> str:
-        if self.data is not None:
-            return f"{self.data} h={self.out_features}"
-        if self.size is not None:
-            return f"{self.in_features}→{self.out_features} {self.size}x{self.size}"
-        shape = f"h={self.out_features}" if self._has.trains else f"{self.in_features}→{self.out_features}"
-        return shape if self.length is None else f"{shape} T={self.length}"
-
-    @property
-    def _amount(self) -> list[str]:
-        if self.share is not None:
-            return [f"p={self.share}"]
-        if self.slowdown is not None:
-            return [f"+{100 * self.slowdown:g}%"] if self.slowdown else []
-        return [f"k={self.k}"] if self.rate is None else [f"k={self.k}", f"p={self.rate}"]
+        """Its name, which tells it apart on one line (`results.naming`)."""
+        layer = "in_features" in self._has.fields and self.data is None
+        return case_name(self, in_features=self.in_features if layer else None, kernel=self.kernel)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""

@@ -113,12 +113,14 @@ def test_what_a_workload_has_is_filled_in() -> None:
     assert (case.size, case.filter, case.length) == (12, 5, None)
     assert Case(workload="lstm").length == 25
     assert Case(workload="meact", method="meact", data="digits", in_features=64).share == 0.004
-    assert Case(workload="mesimp", method="mesimp", data="digits", in_features=64, rate=0.2).label.endswith("p=0.2")
+    assert Case(workload="mesimp", method="mesimp", data="digits", in_features=64, rate=0.2, threads=1).label.endswith(
+        "p=0.2 cpu:1"
+    )
 
 
 def test_replays_are_for_layers_on_a_gpu() -> None:
     case = Case(device="cuda", launch="graph")
-    assert case.label.endswith("cuda:0 graph launch")
+    assert case.label.endswith("graph launch cuda:0")
     assert case.case_id != Case(device="cuda").case_id
     with pytest.raises(UserError, match="launch 'graph' is for layers"):
         Case(workload="mlp", data="digits", in_features=64, device="cuda", launch="graph")

@@ -6,7 +6,6 @@ import pytest
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.files import read, read_file
-from meprop_bench.gate.files.ours import case_name
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import MEASUREMENTS, Store
 
@@ -174,33 +173,6 @@ def test_a_document_with_a_case_twice_or_a_bad_row_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"loops": 5', '"loops": -1.5'))
     with pytest.raises(UserError, match=r"row 1 of bad.json is not a row: loops"):
         read_file(path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, CASE),
-        (
-            {"threads": 1, "gradient": "rows", "kernel_requested": "coo"},
-            "linear 784→500 B=10 unified k=8 coo kernel rows gradient cpu:1",
-        ),
-        ({"device": "cuda:0", "threads": None, "dtype": "bfloat16"}, "linear 784→500 B=10 unified k=8 bfloat16 cuda:0"),
-        (
-            {"workload": "mlp", "data": "mnist", "layers": 5, "optimizer": "adagrad", "in_features": 784},
-            "mlp mnist h=500 layers=5 B=10 unified k=8 adagrad cpu:2",
-        ),
-        (
-            {"workload": "conv", "size": 12, "filter": 5, "caches": "cold", "seed": 3},
-            "conv 784→500 12x12 filter=5 B=10 unified k=8 cold caches cpu:2 seed=3",
-        ),
-        (
-            {"workload": "meact", "method": "meact", "share": 0.004, "allocator": "default"},
-            "meact 784→500 B=10 meact p=0.004 default allocator cpu:2",
-        ),
-    ],
-)
-def test_a_case_is_named_by_all_that_tells_it_apart(changes, name):
-    assert case_name(row(**changes)) == name
 
 
 def test_the_suites_own_file_is_read_as_a_results_folder_is(tmp_path, write, bench):

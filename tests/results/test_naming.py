@@ -1,0 +1,49 @@
+"""A case has one name, whether a plan or a row holds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meprop_bench.results.naming import case_name
+from meprop_bench.sweep.rows import failed_row
+from meprop_bench.workloads.case import Case
+
+_CASES: list[tuple[dict[str, Any], str]] = [
+    ({"in_features": 784}, "linear 784→500 B=50 meprop k=30 cpu:2"),
+    (
+        {"threads": 1, "gradient": "rows", "kernel": "coo"},
+        "linear 500→500 B=50 meprop k=30 coo kernel rows gradient cpu:1",
+    ),
+    ({"device": "cuda", "dtype": "bfloat16", "k": 0.1}, "linear 500→500 B=50 meprop k=0.1 bfloat16 cuda:0"),
+    ({"device": "cuda", "launch": "graph"}, "linear 500→500 B=50 meprop k=30 graph launch cuda:0"),
+    (
+        {"workload": "mlp", "data": "mnist", "in_features": 784, "layers": 5, "optimizer": "adagrad"},
+        "mlp mnist h=500 layers=5 B=50 meprop k=30 adagrad cpu:2",
+    ),
+    ({"workload": "seq2seq", "batch": 20}, "seq2seq h=500 T=20 B=20 meprop k=30 cpu:2"),
+    (
+        {"workload": "conv", "k": 6, "in_features": 16, "out_features": 32, "caches": "cold", "seed": 3},
+        "conv 16→32 12x12 filter=5 B=50 meprop k=6 cold caches cpu:2 seed=3",
+    ),
+    ({"workload": "gru", "method": "unified"}, "gru 500→500 T=25 B=50 unified k=30 cpu:2"),
+    (
+        {"workload": "meact", "method": "meact", "data": "digits", "in_features": 64, "allocator": "default"},
+        "meact digits h=500 B=50 meact p=0.004 default allocator cpu:2",
+    ),
+    (
+        {"workload": "mesimp", "method": "mesimp", "data": "digits", "in_features": 64},
+        "mesimp digits h=500 B=50 mesimp k=30 p=0.1 cpu:2",
+    ),
+    ({"method": "dense"}, "linear 500→500 B=50 dense cpu:2"),
+    ({"method": "dense", "slowdown": 0.03}, "linear 500→500 B=50 dense +3% cpu:2"),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), _CASES, ids=[name for _, name in _CASES])
+def test_a_case_and_its_row_are_named_by_all_that_tells_them_apart(changes: dict[str, Any], name: str) -> None:
+    case = Case(**{"threads": 2, "allocator": "kept", **changes})
+    row = failed_row(case, "it was not measured", "e0")
+    assert case.label == name
+    assert case_name(row, in_features=row.in_features, kernel=row.kernel_requested) == name
