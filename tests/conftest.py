@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -30,3 +31,14 @@ def pytest_sessionstart() -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the folder."""
     shutil.rmtree(config.stash[_ROOT], ignore_errors=True)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small models on several threads wait more than they compute, above all while the machine is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

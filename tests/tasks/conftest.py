@@ -3,16 +3,11 @@
 import random
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    # These models are small: threads would only wait for each other.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _small_models(one_thread):
+    """All that is trained here is small."""
 
 
 @pytest.fixture
