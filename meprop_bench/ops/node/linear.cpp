@@ -127,6 +127,10 @@ Tensor hybrid_rows(Tensor hits, Tensor values, Word count, Word n) {
   return result;
 }
 
+pybind11::object wrapped(const Tensor& t) {
+  return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t));
+}
+
 class MePropLinearBackward : public torch::autograd::Node {
  public:
   std::string name() const override { return "MePropLinearBackward"; }
@@ -159,11 +163,18 @@ class MePropLinearBackward : public torch::autograd::Node {
       dy = at::zeros(sizes, x.options());
     }
     if (at::GradMode::is_enabled() || !unwatched() || !ordinary(dy) || !as_it_was(x, case_.b * case_.m) ||
-        !as_it_was(w, case_.n * case_.m) || (native.gomp != 0 && at::get_num_threads() != case_.threads)) {
+        !as_it_was(w, case_.n * case_.m)) {
       return in_python(dy, x, w);
     }
     dy = dy.contiguous();
-    return case_.unified ? unified(dy, x, w) : example(dy, x, w);
+    Case c = case_;
+    Plan plan = plan_;
+    if (native.gomp != 0 && at::get_num_threads() != c.threads) {
+      c.threads = at::get_num_threads();
+      plan = planned_anew(c, x, w);
+      if (!plan.ours) return in_python(dy, x, w);
+    }
+    return c.unified ? unified(dy, x, w, c, plan) : example(dy, x, w, c, plan);
   }
 
  private:
@@ -175,30 +186,33 @@ class MePropLinearBackward : public torch::autograd::Node {
     return ordinary(t) && t.numel() == numel && t.is_contiguous();
   }
 
-  variable_list unified(const Tensor& dy, const Tensor& x, const Tensor& w) {
-    const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = case_;
-    const Word k = plan_.k;
+  // The number of threads is another than in the forward pass, and with it the memory to work in.
+  Plan planned_anew(Case& c, const Tensor& x, const Tensor& w) const;
+
+  variable_list unified(const Tensor& dy, const Tensor& x, const Tensor& w, const Case& c, const Plan& plan) {
+    const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = c;
+    const Word k = plan.k;
     const bool need_dw = task_should_compute_output(1);
     Tensor hits = fresh({1, k}, at::kLong), dx, dw, db;
     if (task_should_compute_output(0)) dx = fresh(x.sizes());
     if (need_dw) dw = fresh({rows ? k : n, m});
     if (task_should_compute_output(2)) db = fresh({n});
     const Word kept = call(
-        native.backward, native.gomp, native.tid, native.sum, native.gather, native.multiply, plan_.few, threads,
+        native.backward, native.gomp, native.tid, native.sum, native.gather, native.multiply, plan.few, threads,
         address(dy), address(x), address(w), address(dx), address(dw), address(db), b, n, m, k, address(hits), 0, rows,
-        plan_.streaming, scratch(plan_.bytes));
+        plan.streaming, scratch(plan.bytes));
     if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), kept, n);
     return {dx, dw, db};
   }
 
-  variable_list example(const Tensor& dy, const Tensor& x, const Tensor& w) {
-    const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = case_;
-    const Word k = plan_.k, working = scratch(plan_.bytes);
+  variable_list example(const Tensor& dy, const Tensor& x, const Tensor& w, const Case& c, const Plan& plan) {
+    const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = c;
+    const Word k = plan.k, working = scratch(plan.bytes);
     const bool need_dx = task_should_compute_output(0), need_dw = task_should_compute_output(1);
     Tensor hits, dx, dw, db;
     if (task_should_compute_output(2)) db = fresh({n});
     const Word count = call(
-        native.pairs, native.gomp, native.tid, native.select, native.sort, plan_.few, address(dy), 0, b, n, k,
+        native.pairs, native.gomp, native.tid, native.select, native.sort, plan.few, address(dy), 0, b, n, k,
         address(db), working);
     if (need_dx) dx = fresh(x.sizes());
     if (need_dw) dw = fresh({rows ? count : n, m});
@@ -208,7 +222,7 @@ class MePropLinearBackward : public torch::autograd::Node {
       Word nothing;
       const Word listed = rows ? (count ? address(hits) : reinterpret_cast<Word>(&nothing)) : 0;
       call(native.products, native.gomp, native.tid, native.sums, threads, address(x), address(w), address(dx),
-           address(dw), b, n, k, m, count, listed, working, plan_.streaming);
+           address(dw), b, n, k, m, count, listed, working, plan.streaming);
     }
     if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), count, n);
     return {dx, dw, db};
@@ -216,7 +230,6 @@ class MePropLinearBackward : public torch::autograd::Node {
 
   variable_list in_python(const Tensor& dy, const Tensor& x, const Tensor& w) {
     pybind11::gil_scoped_acquire lock;
-    auto wrapped = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
     const auto arguments = pybind11::make_tuple(
         wrapped(dy), wrapped(x), wrapped(w), plan_.k, case_.unified ? "unified" : "example", case_.rows,
         task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2));
@@ -264,6 +277,28 @@ Plan ask(PyObject* const* arguments, const Case& c) {
   return {true, k, few, bytes, streaming};
 }
 
+// What is known of a case, else asked for with the arguments of `linear`.
+Plan plan_for(const Case& c, PyObject* const* arguments) {
+  auto found = plans.find(c);
+  if (found == plans.end()) {
+    if (plans.size() >= kMostPlans) plans.clear();
+    found = plans.emplace(c, ask(arguments, c)).first;
+  }
+  return found->second;
+}
+
+Plan MePropLinearBackward::planned_anew(Case& c, const Tensor& x, const Tensor& w) const {
+  pybind11::gil_scoped_acquire lock;
+  // The kernel was chosen in the forward pass, and k is known.
+  c.automatic = c.ratio = false;
+  c.k = plan_.k;
+  const auto a = pybind11::make_tuple(
+      wrapped(x), wrapped(w), pybind11::none(), c.k, c.unified ? "unified" : "example", c.rows, "native");
+  PyObject* arguments[7];
+  for (int i = 0; i < 7; ++i) arguments[i] = PyTuple_GET_ITEM(a.ptr(), i);
+  return plan_for(c, arguments);
+}
+
 // linear(x, w, b, k, selection, sparse, kernel) -> y, or None: not for this node.
 PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -292,12 +327,7 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   c.unified = *unified;
   c.automatic = *automatic;
   c.rows = a[5] == Py_True;
-  auto found = plans.find(c);
-  if (found == plans.end()) {
-    if (plans.size() >= kMostPlans) plans.clear();
-    found = plans.emplace(c, ask(a, c)).first;
-  }
-  const Plan plan = found->second;
+  const Plan plan = plan_for(c, a);
   if (!plan.ours) Py_RETURN_NONE;
 
   c10::intrusive_ptr<MePropLinearBackward> node;
