@@ -98,6 +98,22 @@ def test_json_follows_its_schema():
     assert found["judgements"][8]["change_low"] is None
 
 
+def test_many_are_all_in_the_json_and_the_worst_of_them_in_the_rest(monkeypatch):
+    monkeypatch.setattr("meprop_bench.gate.junit.MOST", 10)
+    monkeypatch.setattr("meprop_bench.gate.record._AT_ONCE", 7)
+    many = [
+        judgement("fail" if i % 40 == 39 else "pass", case=f"case {i} é" if i > 90 else f"case {i}") for i in range(100)
+    ]
+    found = outcome(*many, judgement("inconclusive", 1.01), judgement("fail", report_only=True))
+    assert [one["case"] for one in json.loads(as_json(found))["judgements"]] == [one.case for one in found.judgements]
+    (suite,) = Xml.fromstring(as_junit(found).encode())
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("10", "2", "1")
+    assert len(suite.findall("testcase")) == 10
+    assert suite.find("system-out").text == "92 more are not in this file: 91 passed, 1 only reported"
+    assert "99 more are not shown: 1 inconclusive" not in as_table(OutcomeDocument(found, most=3))
+    assert "99 more are not shown: 98 passed, 1 only reported." in as_table(OutcomeDocument(found, most=3))
+
+
 def test_junit_is_xml_whatever_the_names_are():
     root = Xml.fromstring(as_junit(MIXED).encode())
     (suite,) = root

@@ -59,12 +59,19 @@ def read(
 
 def read_file(path: Path) -> Figures:
     """Return the figures of a file, or of a results folder; raises `UserError` if it is neither."""
-    if path.is_dir():
-        if not (path / MEASUREMENTS).is_file():
-            raise UserError(f"{path} is a folder without {MEASUREMENTS}: name a results folder, or a file of {_KINDS}")
-        return ours.of_folder(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name {_KINDS}")
+    try:
+        if path.is_dir():
+            if not (path / MEASUREMENTS).is_file():
+                raise UserError(
+                    f"{path} is a folder without {MEASUREMENTS}: name that of a result, or a file of {_KINDS}"
+                )
+            return ours.of_folder(path)
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name {_KINDS}")
+        if not path.is_file():  # a pipe could be read once, and a reader may have to begin again
+            raise UserError(f"{path} is a pipe or a device: write {_KINDS} to a file, and name that")
+    except OSError as error:  # a folder on the way that may not be searched, a name that is too long
+        raise UserError(f"cannot read {one_line(str(path), 120)}: {error.strerror or type(error).__name__}") from None
     reader = pytest_benchmark.Reader(path.name)
     document, goes_on = read_object(path, pytest_benchmark.LISTED, pytest_benchmark.Benchmark, reader.take)
     if "schema" in document and ("case_id" in document or "rows" in document):

@@ -59,7 +59,8 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
         version = one_line(repr(document.get("version")), 20)
         raise UserError(f"{name} is an asv result of version {version}, and this reads {_VERSION}: asv update")
     columns, results = document.get("result_columns"), document.get("results")
-    if not isinstance(columns, list) or not isinstance(results, Mapping) or "result" not in columns:
+    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
+    if not (named and "result" in columns and isinstance(results, Mapping)):
         raise UserError(f"{name} is an asv result without usable columns; measure again")
     commit = one_line(str(document.get("commit_hash")), 60)[:8]
     found = Figures(name, f"{name} (asv, commit {commit})")

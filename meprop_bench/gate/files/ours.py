@@ -69,7 +69,7 @@ def of_lines(path: Path) -> Figures:
         where = f"line {number} of {path.name}"
         try:
             row = _row(json.loads(line), where)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # no JSON, or an integer of thousands of digits
             raise UserError(f"{where} is not a row, or was cut off; delete it, or measure again") from None
         rows[row.case_id, row.phase] = row  # a later row of a case and phase replaces an earlier one
     return _filled(Figures(path.name, f"{path.name} (meprop-bench)"), rows.values(), {})
@@ -112,7 +112,11 @@ def add_row(found: Figures, row: Row) -> None:
     found.ids[case] = row.case_id
     phase, where = row.phase or "step", row.environment_id
     if row.values_s and row.baseline_values_s and row.run_lengths:
-        runs = judged_pairs(row)
+        try:
+            runs = judged_pairs(row)
+        except ValueError as error:
+            what = f"the times of {one_line(case, 120)!r} cannot be: {one_line(str(error), 120)}"
+            raise UserError(f"{found.name}: {what}; measure again") from None
         times = tuple(median(method_s for _, method_s in run) for run in runs)
         ratios = tuple(median(method_s / baseline_s for baseline_s, method_s in run) for run in runs)
         found.add(case, Kind(phase, "time", "s"), times, where, own_processes=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -36,6 +37,9 @@ _CUTS = 3
 """Cuts that are tried before a row is read by itself."""
 _LITERAL = 16
 """No literal is longer (`-Infinity`, an escape): an error further from the end of what was read is one of the file."""
+
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"PK": "unzip", b"(\xb5": "unzstd"}
+"""How a compressed file begins, and what unpacks it."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BETWEEN = re.compile(r"\}(?=[ \t\r\n]*,[ \t\r\n]*\{)")
@@ -63,11 +67,18 @@ def read_object(
             members = _members(text, listed, row, take)
             return members, text.peek() != ""
     except UnicodeDecodeError:
-        raise UserError(f"{path.name} is not a text in UTF-8; measure again, or convert it") from None
+        raise UserError(f"{path.name} {_not_text(path)}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or type(error).__name__}") from None
     except RecursionError:
         raise UserError(f"{path.name} is nested too deeply to be a result") from None
+
+
+def _not_text(path: Path) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        if name := _COMPRESSED.get(file.read(2)):
+            return f"is compressed: unpack it first ({name})"
+    return "is not a text in UTF-8; measure again, or convert it"
 
 
 class _Text:

@@ -146,6 +146,12 @@ def test_results_that_cannot_be_are_refused_with_their_name(write_asv, changes, 
     assert "time_x" in str(caught.value)
 
 
+@pytest.mark.parametrize("columns", [["result", ["params"]], ["result", None], [], "result", {"result": 1}])
+def test_columns_that_are_no_names_are_refused(write_asv, columns):
+    with pytest.raises(UserError, match="without usable columns"):
+        read_file(write_asv("a.json", {"time_x": TIMED}, result_columns=columns))
+
+
 def test_a_broken_benchmarks_json_beside_it_is_not_needed(write_asv):
     path = write_asv("a.json", {"time_x": TIMED}, units={})
     (path.parent.parent / "benchmarks.json").write_text("{")

@@ -187,3 +187,20 @@ def test_the_suites_own_file_is_read_as_a_results_folder_is(tmp_path, write, ben
         "sparse/dense backward",
         "sparse/dense forward",
     }
+
+
+@pytest.mark.parametrize("field", ["values_s", "baseline_values_s"])
+def test_times_of_0_in_pairs_are_refused_with_their_case(tmp_path, field):
+    record = row().to_json()
+    record[field][0] = 0.0
+    (path := tmp_path / "rows.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=r"the times of 'linear 784.* cannot be: ") as caught:
+        read_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_integer_of_thousands_of_digits_is_a_line_that_is_no_row(tmp_path):
+    line = json.dumps(row().to_json())
+    (path := tmp_path / "rows.jsonl").write_text(f"{line}\n{line.replace('784', '7' * 5000)}\n")
+    with pytest.raises(UserError, match=r"line 2 of rows.jsonl is not a row"):
+        read_file(path)

@@ -8,9 +8,11 @@ import time
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.decide import judge
 from meprop_bench.gate.files import read, read_file
 from meprop_bench.gate.files.figures import MOST_VALUES
 from meprop_bench.gate.series import Summary
+from meprop_bench.gate.settings import Settings
 
 
 def series(*paths, **options):
@@ -177,6 +179,11 @@ def test_a_name_that_appears_twice_is_refused(write, bench):
         ({"stats": {"median": 1.0}}, "without 'name'"),
         ({"fullname": "x", "stats": {}}, "'x' has neither values nor a median"),
         ({"fullname": "x", "stats": {"median": "fast"}}, r"row 1 is not one of a result: Expected `float"),
+        ({"fullname": "x", "stats": {"median": 1.0, "rounds": 10**30}}, "row 1 is not one of a result: Expected `int`"),
+        (
+            {"fullname": "x", "stats": {"median": 1.0, "rounds": -1}},
+            "row 1 is not one of a result: Expected `int` >= 0",
+        ),
         ("text", "row 1 is not one of a result"),
     ],
 )
@@ -187,13 +194,26 @@ def test_rows_of_another_shape_are_one_line(write, row, message):
 
 
 def test_20_000_rows_are_judged(many):
-    from meprop_bench.gate.decide import judge
-    from meprop_bench.gate.settings import Settings
+    base, head = many("base.json", 20_000), many("head.json", 20_000, factor=1.01)
+    compared = read(base, head)
+    found = judge(compared.rest, Settings(margin=0.5), blocks=compared.blocks)
+    assert found.counts() == {"pass": 20_000, "fail": 0, "inconclusive": 0, "report_only": 0}
+    assert found.cases == [f"tests/test_it.py::test_case[{number}]" for number in range(20_000)]
 
-    base, head = many("base.json", 20_000), many("head.json", 20_000, factor=1.0)
-    found = judge(read(base, head), Settings(margin=0.5))
-    assert len(found) == 20_000
-    assert {one.verdict for one in found} == {"pass"}
+
+def test_blocks_and_the_rest_are_all_that_both_files_have(write, bench):
+    base = write("base.json", *(bench(f"test_{i}", data=bool(i % 3)) for i in range(12)))
+    head = write(
+        "head.json", *(bench(f"test_{i}", data=bool(i % 2), factor=1 + i / 10) for i in reversed(range(2, 14)))
+    )
+    compared = read(base, head)
+    (block,) = compared.blocks
+    assert list(block.cases) == [one.case for one in compared]
+    assert set(block.cases) == {f"tests/test_it.py::test_{i}" for i in range(2, 12)}
+    assert list(compared.rest) == []
+    together, apart = judge([], Settings(), blocks=compared.blocks), judge(compared, Settings())
+    assert [(one.verdict, one.pairs) for one in together] == [(one.verdict, one.pairs) for one in apart]
+    assert [one.head for one in together] == [one.head for one in apart]
 
 
 @pytest.mark.skipif("MEPROP_BENCH_MILLION" not in os.environ, reason="takes a minute, 2 GiB and a quiet machine")

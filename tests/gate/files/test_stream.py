@@ -1,3 +1,9 @@
+import bz2
+import gzip
+import lzma
+import os
+from pathlib import Path
+
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
@@ -66,10 +72,48 @@ def test_a_byte_order_mark_is_passed_over(write, bench):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
     for path, message in (
         (tmp_path / "none.json", "does not exist"),
         (tmp_path, "a folder without measurements.jsonl"),
+        (tmp_path / "pipe.json", "is a pipe or a device"),  # and nobody waits for a writer
+        (Path("/dev/zero"), "is a pipe or a device"),
+        (tmp_path / ("x" * 300), "cannot read .*: File name too long"),
+        (tmp_path / "pipe.json" / "below.json", "does not exist"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             read_file(path)
         assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_one_line(tmp_path):
+    (path := tmp_path / "secret.json").write_text("{}")
+    path.chmod(0)
+    with pytest.raises(UserError, match=r"cannot read .*: Permission denied"):
+        read_file(path)
+
+
+def test_a_folder_on_the_way_that_may_not_be_searched_is_one_line(tmp_path, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    with pytest.raises(UserError, match=r"cannot read .*: Permission denied"):
+        read_file(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("pack", "hint"), [(gzip.compress, "gunzip"), (bz2.compress, "bunzip2"), (lzma.compress, "unxz")]
+)
+def test_a_compressed_file_is_told_how_to_be_unpacked(tmp_path, pack, hint):
+    (path := tmp_path / "results.json.gz").write_bytes(pack(b'{"benchmarks": []}' * 20))
+    with pytest.raises(UserError, match=rf"is compressed: unpack it first \({hint}\)"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("newline", [b"\r\n", b"\r"])
+def test_other_ends_of_lines_are_read(write, bench, newline):
+    path = write("windows.json", bench("test_a"), bench("test_b"))
+    path.write_bytes(path.read_bytes().replace(b"\n", newline))
+    assert len(read_file(path)) == 2
