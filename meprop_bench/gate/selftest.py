@@ -30,11 +30,12 @@ from dataclasses import dataclass, replace
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.revisions import SLICE_S, Asked, Progress, Rounds, start_worker
+from meprop_bench.gate.revisions import SLICE_S, Asked, Hold, Progress, Rounds, start_worker
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.tally import Record
 from meprop_bench.gate.worktree import Checkout
+from meprop_bench.measure.turn import turn
 from meprop_bench.stats import median
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
@@ -46,6 +47,8 @@ SLOWDOWNS = (0.03, 0.05, 0.10)
 _SLICE_S = 0.4
 """Seconds for each slowdown, and for none, in a round: a sixth of what the gate takes, for more rounds. Its pairs of
 processes are sharper than these."""
+
+_BUDGETS = 9
 
 _GOAL = {0.03: 0.90, 0.05: 0.99, 0.10: 0.99}
 _FALSE_ALARMS = 1 / 200
@@ -123,10 +126,11 @@ def check(
     second: Checkout,
     settings: Settings,
     *,
-    seconds: float = 540.0,
+    seconds: float | None = None,
     tries: int = 60,
     progress: Callable[[Progress], None] = lambda _: None,
     start: Callable[[Checkout, Case], Asked] = start_worker,
+    hold: Hold = turn,
     now: Callable[[], float] = time.monotonic,
 ) -> Promise:
     """Measure A/A and slowed blocks for some time, then replay the gate on them.
@@ -136,10 +140,12 @@ def check(
         first: the head.
         second: the head again, in a folder of its own.
         settings: those of the gate.
-        seconds: for measuring; at least two rounds are made. Replaying takes some more.
+        seconds: for measuring; nine budgets of a case if None, 540 s by default. At least two rounds are made.
+            Replaying takes some more.
         tries: of the gate, for no slowdown; for each slowdown as many of each case.
         progress: told of each stage.
         start: starts a worker.
+        hold: keeps other runs from measuring on a device.
         now: wall seconds.
 
     Raises:
@@ -147,6 +153,7 @@ def check(
 
     """
     begun = now()
+    seconds = _BUDGETS * settings.budget if seconds is None else seconds
     # Accuracy and counts have no noise to find out about.
     plan = replace(plan, checks=("gradients",), budget=seconds / len(plan.cases))
     rounds = Rounds(
@@ -157,6 +164,7 @@ def check(
         slice_s=_SLICE_S,
         progress=progress,
         start=start,
+        hold=hold,
         now=now,
     )
     rounds.prepare()

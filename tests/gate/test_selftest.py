@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ _FIRST = Checkout("base", "HEAD (1)", "1", Path("/somewhere/base"))
 _SECOND = Checkout("head", "HEAD (1)", "1", Path("/somewhere/head"))
 
 
+def _alone(device: str, waiting: object) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class _Machine:
     """Workers whose backward pass differs from process to process by `spread`, and on a clock of their own."""
 
@@ -31,6 +36,11 @@ class _Machine:
 
     def now(self) -> float:
         return self.time
+
+    @property
+    def ways(self) -> dict[str, Any]:
+        """Return how it is started, held and timed."""
+        return {"start": self.start, "hold": _alone, "now": self.now}
 
     def start(self, checkout: Checkout, case: Case) -> _Worker:
         return _Worker(self, checkout)
@@ -68,7 +78,7 @@ class _Worker:
 def _promise(spread: float, tries: int = 20) -> Promise:
     machine = _Machine(spread)
     plan = plan_axes({"method": ("unified",), "k": (2,), "hidden": (8,), "batch": (4, 5)}, budget=60.0)
-    return check(plan, _FIRST, _SECOND, Settings(), seconds=600.0, tries=tries, start=machine.start, now=machine.now)
+    return check(plan, _FIRST, _SECOND, Settings(), seconds=600.0, tries=tries, **machine.ways)
 
 
 def test_a_quiet_machine_can_promise_everything() -> None:
@@ -100,7 +110,7 @@ def test_a_noisy_machine_cannot_and_says_so_instead_of_crying_wolf() -> None:
 def test_it_measures_for_the_time_that_it_is_given() -> None:
     machine = _Machine(0.01)
     plan = plan_axes({"method": ("unified",), "k": (2,), "hidden": (8,), "batch": (4,)})
-    promise = check(plan, _FIRST, _SECOND, Settings(), seconds=1.0, tries=1, start=machine.start, now=machine.now)
+    promise = check(plan, _FIRST, _SECOND, Settings(), seconds=1.0, tries=1, **machine.ways)
     assert promise.cases[0].pairs == 2  # the least
 
 
@@ -108,5 +118,5 @@ def test_a_case_that_fails_against_itself_ends_it() -> None:
     machine = _Machine(0.01, check="dx is off")
     plan = plan_axes({"method": ("unified",), "k": (2,), "hidden": (8,), "batch": (4,)})
     with pytest.raises(UserError, match="cannot be measured: its gradients are wrong: dx is off") as caught:
-        check(plan, _FIRST, _SECOND, Settings(), seconds=1.0, start=machine.start, now=machine.now)
+        check(plan, _FIRST, _SECOND, Settings(), seconds=1.0, **machine.ways)
     assert caught.value.exit_code == ExitCode.NOTHING_MEASURED
