@@ -1,9 +1,10 @@
 """A JSON object of which one member is too long a list to be held as Python objects.
 
-A pytest-benchmark file of a million rows is 0.8 to 1.6 GB. `json.load` makes 35 objects of each row: it takes 28 s and
-more than 3 GB, and `ijson`, which does not hold them, takes 19 s. Rows that are decoded straight into the five fields
-that are wanted (`msgspec`) take 4 to 6.5 s (2 cores of an AMD EPYC, Python 3.11). msgspec decodes whole documents only,
-so the list is cut:
+A pytest-benchmark file of a million rows is 0.7 GB, 1.6 GB with the values. `json.load` makes 35 objects of each row:
+of 100,000 rows without values (68 MB) it takes 1.9 s and 0.24 GiB. Rows that are decoded straight into the five fields
+that are wanted (`msgspec`) take 0.6 s and 0.06 GiB; a million of them took 5.2 to 5.6 s and 0.24 GiB, 100,000 with 20
+values each 1.2 s and 0.08 GiB (seconds of a processor that others used as well, AMD EPYC, Python 3.11). msgspec decodes
+whole documents only, so the list is cut:
 
     ... {row}, {row}, {row}, {r|ow}, ...      what is in memory, about 1 MiB
              `[` {row}, {row} `]`             up to a `}, {` near its end, decoded as a list of its own
