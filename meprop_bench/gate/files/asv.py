@@ -59,8 +59,7 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
         version = one_line(repr(document.get("version")), 20)
         raise UserError(f"{name} is an asv result of version {version}, and this reads {_VERSION}: asv update")
     columns, results = document.get("result_columns"), document.get("results")
-    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
-    if not (named and "result" in columns and isinstance(results, Mapping)):
+    if not (_is_names(columns) and "result" in columns and isinstance(results, Mapping)):
         raise UserError(f"{name} is an asv result without usable columns; measure again")
     commit = one_line(str(document.get("commit_hash")), 60)[:8]
     found = Figures(name, f"{name} (asv, commit {commit})")
@@ -141,6 +140,10 @@ def _summary(value: float, point: Mapping[str, Any], count: int) -> Summary:
                 return Summary.of_interval(value, low, high, 0.99, count)
             return Summary.of_quartiles(value, low, high, count)
     return Summary(value, math.nan, count)
+
+
+def _is_names(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
