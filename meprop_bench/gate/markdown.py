@@ -52,9 +52,9 @@ def write_job_summary(outcome: Outcome, environment: Mapping[str, str] = os.envi
 
 def _text(outcome: Outcome, most: int) -> str:
     document = OutcomeDocument(outcome, most)
-    notes = [one_line(note, _LONGEST) for note in outcome.notes]
-    if len(notes) > _MOST_NOTES:
-        notes = [*notes[:_MOST_NOTES], f"and {len(notes) - _MOST_NOTES} more notes"]
+    notes = [one_line(note, _LONGEST) for note in outcome.notes[:_MOST_NOTES]]
+    if more := len(outcome.notes) - len(notes):
+        notes.append(f"and {more} more notes")
     shown = _Comment(document, notes)
     return as_markdown(shown)
 
