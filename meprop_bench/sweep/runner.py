@@ -171,8 +171,8 @@ class Runner:
                 with self._hold(case.device, partial(self._wait, case)):
                     started = self._now()
                     found = self._measured(case)
-                    told = {"elapsed_s": self._now() - started, "git_revision": self._revision}
-                    rows = [replace(row, **told) for row in found]
+                    taken_s = self._now() - started
+                    rows = [replace(row, elapsed_s=taken_s, git_revision=self._revision) for row in found]
                 self._store.append(rows)
                 self._spent.append(self._now() - started)
                 self._done += 1
