@@ -1,7 +1,7 @@
 """The whole suite may run in several processes at once (pytest-xdist): each has the machine's turns to itself.
 
-A run of ours waits for its turn on a device, which is a lock in the temporary folder. Tests assert no timing, so nothing is
-gained by waiting for the run of another test, or for that of somebody else on this machine.
+A run of ours waits for its turn on a device, which is a lock in the temporary folder. Tests assert no timing, so that
+nothing is gained by waiting for the run of another test, or for that of somebody else on this machine.
 """
 
 from __future__ import annotations
