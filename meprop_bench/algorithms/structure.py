@@ -43,7 +43,9 @@ _FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 _METHODS = frozenset(
     ("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_", "contiguous", "float", "double", "clone")
 )
-_SCALED = frozenset((operator.mul, operator.truediv, operator.add, operator.sub, torch.mul, torch.add))
+_SCALED = frozenset(
+    (operator.mul, operator.truediv, operator.add, operator.sub, operator.pow, torch.mul, torch.add, torch.pow)
+)
 """Functions that pass features on one by one if the other operand is a number."""
 
 

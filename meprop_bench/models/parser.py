@@ -57,7 +57,7 @@ class Cube(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x³`, of any shape."""
-        return x * x * x
+        return x**3
 
 
 class Parser(nn.Module):
@@ -121,9 +121,10 @@ class Parser(nn.Module):
             features: int64 `(B, 48)`, as the function `features` gives them.
 
         """
-        parts = torch.split(features, [PLACES, PLACES, LABELLED], dim=1)
-        tables = (self.word, self.tag, self.label)
-        e = torch.cat([table(part).flatten(1) for table, part in zip(tables, parts, strict=True)], dim=1)
+        # Slices, not torch.split: what traces the model, as meSimp does, cannot iterate over the parts of a tensor.
+        words, tags, labels = (features[:, :PLACES], features[:, PLACES : 2 * PLACES], features[:, 2 * PLACES :])
+        tables = ((self.word, words), (self.tag, tags), (self.label, labels))
+        e = torch.cat([table(part).flatten(1) for table, part in tables], dim=1)
         return cast(Tensor, self.output(self.dropout(self.activation(self.hidden(e)))))
 
     @torch.no_grad()

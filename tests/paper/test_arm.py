@@ -47,6 +47,14 @@ def test_an_arm_is_trained_the_same_for_the_same_seed(setting):
     assert ("size" in one.sizes) == (setting["method"] in ("mesimp", "meact"))
 
 
+@pytest.mark.parametrize("task", ["toy-pos", "toy-parsing"])
+def test_tagger_and_parser_are_simplified(task):
+    setting = Setting(method="mesimp", k=4, rate=0.5, hidden=16, batch=32, optimizer="adam")
+    found = train_arm(Arm(task, "text", setting, 2, examples=100), 1)
+    assert found.sizes["size"] < 16
+    assert found.test is not None
+
+
 def test_watching_changes_nothing():
     plain, watched = (train_arm(arm(watched=watched, method="dense"), 1) for watched in (False, True))
     assert plain.evaluations == watched.evaluations
