@@ -33,6 +33,7 @@ from meprop_bench.tasks import TASKS
 if TYPE_CHECKING:
     from meprop_bench.tasks.recipe import Recipe
     from meprop_bench.tasks.run import Evaluation, Progress, Result
+    from meprop_bench.tasks.task import Task
 
 __all__ = ["command", "recipe_of", "with_recipe"]
 
@@ -156,6 +157,8 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     folder = out or Path("training") / f"{recipe.label} seed={seed}".replace(" ", "-").replace("=", "")
     with _folder(folder, told, resume) as fresh, _showing(recipe.label, told["epochs"]) as show, _interruptible() as at:
         click.echo(f"{'training' if fresh else 'going on'} in {folder}", err=True)
+        for note in task.notes:
+            click.echo(note, err=True)
 
         def progress(found: Progress) -> None:
             _write_history(folder, found.history)
@@ -168,7 +171,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
             return ExitCode.INTERRUPTED
         _write_history(folder, result.history)
         _draw(folder, result, f"{recipe.label}, seed {seed}", task.metric)
-    _print(form, told, result, task.metric)
+    _print(form, told, result, task)
     return ExitCode.OK
 
 
@@ -303,9 +306,11 @@ def _draw(folder: Path, result: Result, title: str, metric: str) -> None:
     replace_file(folder / CURVE, picture)
 
 
-def _print(form: str, told: Mapping[str, Any], result: Result, metric: str) -> None:
+def _print(form: str, told: Mapping[str, Any], result: Result, task: Task) -> None:
+    metric = task.metric
     found = {
         "metric": metric,
+        "notes": list(task.notes),
         "iterations": result.iterations,
         "best_dev": result.best_dev,
         "test_at_best": result.test_at_best,

@@ -68,7 +68,7 @@ class OutcomeDocument:
         more = f"{len(rest)} more are not shown: {told(every.counts(rest))}." if len(rest) else ""
         return [
             Section(
-                title=self.title,
+                title="Verdicts",
                 columns=_COLUMNS,
                 groups=_groups(shown),
                 footnotes=tuple(filter(None, (more,))),

@@ -2,7 +2,8 @@
 
     parent                                     worker: `python -m meprop_bench.sweep.parity`
     hello    {threads, device}             ->  the environment and its id
-    train    {recipe, seed, checkpoint}    ->  the test metric at the best development score, and what was trained
+    train    {recipe, seed, checkpoint}    ->  the test metric at the best development score, what was trained, and what
+                                               a reader should know of the data
 
 A small model gains less from a second thread than two models do from a core each. Both sides of a seed have the same
 initial weights and batches, so that their difference is the method's. When both are trained, the row of the comparison
@@ -162,7 +163,7 @@ class _Crew:
                 self.pairs |= dict(zip(row.parity.seeds, figures, strict=True))
         seeds = [seed for seed in range(1, comparison.seeds + 1) if seed not in self.pairs]
         self.todo = [(seed, side) for seed in seeds for side in _SIDES]
-        self._steps = 0
+        self._answer: Mapping[str, Any] = {}
         self._answers: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
         self._found: dict[tuple[int, str], dict[str, Any]] = {}
         self._workers: list[Asked] = []
@@ -176,11 +177,12 @@ class _Crew:
         if not chosen:
             return None
         difference = mean_difference(list(chosen.values()))
+        steps, metric = self._trained()
         return Parity(
             task=comparison.recipe.task,
-            metric="test metric at the best development score",
+            metric=metric,
             seeds=tuple(chosen),
-            steps=self._steps or self._stored_steps(),
+            steps=steps,
             baseline=tuple(dense for dense, _ in chosen.values()),
             method=tuple(sparse for _, sparse in chosen.values()),
             difference=difference.estimate,
@@ -190,8 +192,13 @@ class _Crew:
             verdict=non_inferiority(difference, comparison.margin),
         )
 
-    def _stored_steps(self) -> int:
-        return next(row.parity.steps for row in self._store.rows() if row.case_id == self._id and row.parity)
+    def _trained(self) -> tuple[int, str]:
+        """Return how many steps a training has and what its figure is, from the workers or from an earlier run."""
+        if self._answer:
+            metric = f"{self._answer['metric']} on the test set, at the best development score"
+            return self._answer["steps"], metric
+        stored = next(row.parity for row in self._store.rows() if row.case_id == self._id and row.parity)
+        return stored.steps, stored.metric
 
     def run(self, count: int) -> None:
         try:
@@ -244,7 +251,7 @@ class _Crew:
 
     def _take(self, seed: int, side: str, answer: dict[str, Any]) -> None:
         self._found[seed, side] = answer
-        self._steps = answer["steps"]
+        self._answer = answer
         if any((seed, each) not in self._found for each in _SIDES):
             return
         dense, sparse = (self._found[seed, each]["figure"] for each in _SIDES)
@@ -281,7 +288,7 @@ class _Crew:
             share=recipe.details.get("share"),
             parity=self.parity(),
             environment_id=answer["environment_id"],
-            notes=(f"{recipe.label}: trained for {recipe.epochs} epochs",),
+            notes=(f"{recipe.label}: trained for {recipe.epochs} epochs", *answer["notes"]),
         )
 
     def _tell(self, seed: int | None = None) -> None:
@@ -343,7 +350,13 @@ class Session:
             path.with_suffix(".progress").write_text(f"{found.step / found.steps:.4f}")
 
         found = run(task, wanted.settings(seed), checkpoint=path, progress=tell)
-        return {"figure": found.test_at_best, "steps": found.steps, "options": dict(task.options)}
+        return {
+            "figure": found.test_at_best,
+            "metric": task.metric,
+            "steps": found.steps,
+            "options": dict(task.options),
+            "notes": list(task.notes),
+        }
 
 
 def main() -> None:

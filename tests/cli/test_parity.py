@@ -35,7 +35,8 @@ class Told:
             raise figure
         if isinstance(figure, str):
             return {"error": figure, "kind": "error"}
-        return {"figure": figure, "steps": 75, "options": {"batch": 50, "device": "cpu", "hidden": 500, "layers": 2}}
+        options = {"batch": 50, "device": "cpu", "hidden": 500, "layers": 2}
+        return {"figure": figure, "metric": "accuracy", "steps": 75, "options": options, "notes": ["all of it"]}
 
     def close(self):
         self.closed = True
@@ -81,6 +82,8 @@ def test_the_verdict_is_of_the_paired_difference(judge, sparse, verdict):
     (row,) = Store.open(folder).rows()
     assert row.parity == found
     assert row.environment_id == "e" * 12
+    assert found.metric == "accuracy on the test set, at the best development score"
+    assert row.notes[-1] == "all of it"
     assert (row.batch, row.out_features, row.k) == (50, 500, 4)
     assert not (folder / "checkpoints").exists()
 
@@ -100,6 +103,8 @@ def test_pairs_that_are_stored_are_not_trained_again(judge, tmp_path):
     found, log, _ = judge([0.0, 90.0, 90.0], [0.0, 90.0, 90.0], store=Store.open(root, write=True))
     assert found.baseline == (90.0, 90.0, 90.0)
     assert {seed for seed, _ in log} == {2, 3}
+    again, log, _ = judge([0.0] * 3, [0.0] * 3, store=Store.open(root, write=True))
+    assert (again, log) == (found, [])
 
 
 def test_a_worker_that_dies_is_one_line(judge):
