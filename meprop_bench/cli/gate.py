@@ -264,15 +264,15 @@ def _where(progress: Progress, *, short: bool = False) -> str:
 
 def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
     """Print the outcome, write the files that were asked for, and the summary of a GitHub job."""
+    from meprop_bench.cli.output import write
     from meprop_bench.gate.markdown import write_job_summary
     from meprop_bench.results.store import replace_file
 
     for path in outputs:
         replace_file(path, _as(_FORMATS[path.suffix], outcome))
     write_job_summary(outcome)
-    encoding = sys.stdout.encoding or "utf-8"
     for piece in _as(form, outcome, terminal=sys.stdout.isatty()):
-        sys.stdout.write(piece.encode(encoding, "replace").decode(encoding))
+        write(piece)
 
 
 def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:

@@ -29,7 +29,6 @@ def run(tmp_path: Path) -> Run:
             SWITCH: "all",
             "OMP_NUM_THREADS": "1",
         }
-        variables.pop("PYTEST_XDIST_WORKER", None)  # it would switch pytest-benchmark off: this process is no worker
         command = [sys.executable, "-m", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
 
