@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from meprop_bench.cli.output import write
+from meprop_bench.cli.output import with_format, write
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]
@@ -24,14 +24,7 @@ __all__ = ["command"]
 @click.command(name="compare", short_help="Compare two stored results of the same cases.")
 @click.argument("base", metavar="BASE", type=click.Path(path_type=Path))
 @click.argument("head", metavar="HEAD", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "md", "csv"]),
-    default="table",
-    show_default=True,
-    help="What standard output gets.",
-)
+@with_format("table", "json", "md", "csv")
 @click.option(
     "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say how."
 )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.output import as_record, write
+from meprop_bench.cli.output import as_record, with_format, write
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -42,14 +42,7 @@ _WIDE = 160
 @click.command(name="doctor", short_help="Examine this machine, its software and the configuration.")
 @click.argument("presets", metavar="[PRESET]...", nargs=-1)
 @click.option("--fast", is_flag=True, help="Leave the noise and the contents of the data out: 3 seconds instead of 7.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What standard output gets.",
-)
+@with_format("table", "json")
 def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
     """Say whether this machine can be trusted to measure, what is missing, and what is wrong in the configuration.
 

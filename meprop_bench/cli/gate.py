@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.output import with_format, write
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,14 +60,7 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
 @click.option("--confidence", type=float, metavar="SHARE", help="Of the intervals [default: 0.95].")
 @click.option("--budget", type=float, metavar="SECONDS", help="Measuring for a case at most [default: 60].")
 @click.option("--pairs", type=int, metavar="N", help="Pairs of processes for a case at most [default: 16].")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "md", "junit"]),
-    default="table",
-    show_default=True,
-    help="What standard output gets.",
-)
+@with_format("table", "json", "md", "junit")
 @click.option(
     "--output",
     "outputs",
@@ -264,7 +258,6 @@ def _where(progress: Progress, *, short: bool = False) -> str:
 
 def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
     """Print the outcome, write the files that were asked for, and the summary of a GitHub job."""
-    from meprop_bench.cli.output import write
     from meprop_bench.gate.markdown import write_job_summary
     from meprop_bench.results.store import replace_file
 

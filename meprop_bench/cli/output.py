@@ -8,13 +8,27 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
 
-__all__ = ["as_record", "write"]
+__all__ = ["as_record", "with_format", "write"]
+
+
+def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb `--format`, as `form`: one of these, the first by default."""
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(forms),
+        default=forms[0],
+        show_default=True,
+        help="What standard output gets.",
+    )
 
 
 def write(text: str) -> None:

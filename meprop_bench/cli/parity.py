@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.output import with_format
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 
@@ -54,14 +55,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     help="Where results folders go [default: reports].",
 )
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this comparison.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "md"]),
-    default="table",
-    show_default=True,
-    help="What standard output gets.",
-)
+@with_format("table", "json", "md")
 def command(
     form: str, resume: bool, out: Path, threads: int, processes: int | None, seeds: int, margin: float, **wishes: Any
 ) -> int:

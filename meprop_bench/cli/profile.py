@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import as_record, write
+from meprop_bench.cli.output import as_record, with_format, write
 from meprop_bench.cli.speedup import AXIS_HELPS
 from meprop_bench.errors import ExitCode, UserError
 
@@ -53,14 +53,7 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a trace, .json or .json.gz (Perfetto)."
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What standard output gets.",
-)
+@with_format("table", "json")
 def command(form: str, trace: Path | None, search: float, seed: int, **wishes: str | None) -> int:
     """Show where the time of one step goes: phases, stages of the backward pass, operators; and why it is not less.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.output import with_format
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -94,14 +95,7 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Where results folders go [default: reports].",
 )
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this sweep that is not complete.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "md", "csv"]),
-    default="table",
-    show_default=True,
-    help="What standard output gets.",
-)
+@with_format("table", "json", "md", "csv")
 def command(form: str, out: Path, resume: bool, preset: str | None, **wishes: Any) -> int:
     """Measure sparsified back propagation against dense, in interleaved pairs and fresh processes.
 

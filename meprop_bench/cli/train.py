@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.output import with_format
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.tasks import TASKS
 
@@ -133,14 +134,7 @@ def recipe_of(wishes: dict[str, Any]) -> Recipe:
     "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where it goes [default: training/<what it is>]."
 )
 @click.option("--resume", is_flag=True, help="Go on with the training in the folder.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="What standard output gets.",
-)
+@with_format("table", "json")
 def command(form: str, resume: bool, out: Path | None, threads: int | None, seed: int, **wishes: Any) -> int:
     """Train one model of a task, dense or by a method, with checkpoints, a history and a learning curve."""
     import torch

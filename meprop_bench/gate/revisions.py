@@ -21,21 +21,6 @@ figure that base has and head has no longer is shown without the head's, and `de
 The device is held while a case is measured (`measure.turn`), so that two runs do not measure each other. Against what
 else the machine does there are turns, marks (`tally`) and, where all that is not enough, a note.
 
-Nothing of a revision is imported here: a worker is `python -P -m meprop_bench.sweep.worker` with the revision's folder
-before everything else on Python's path, and says which folder its package came from. Both use this interpreter with
-its torch, so what differs is the project's own code.
-
-Threads that wait in OpenMP sleep here, where torch lets them spin (unless the environment says how they are to wait).
-Spinning burns a thread's share of the cores, so that on a machine with other work it is left waiting for its next turn,
-and all threads of its region with it, for 10 ms and more: identical code, a layer of 784 x 500 at B = 50 on two
-threads, two cores, four to six other processes, medians of the backward pass (base, head) in pairs of processes:
-
-    spinning    2.2, 13 ms    0.30, 12 ms (39 times)    11, 0.26 ms
-    sleeping    0.36, 0.34 ms    0.37, 0.38 ms
-
-So the times here are not those of `speedup`: waking a thread is part of them, for base and head alike. A block begins
-with a lead-in that is longer than threads that were told to spin do so after the other process's block.
-
 Faults cost their case alone. A worker that dies takes its round of the case along, and the others go on with a fresh
 pair of processes; the second time, the case is given up. A case that base can do and head cannot (its check fails, it
 raises, it dies) has failed; one that base cannot do is not comparable, and only noted.
@@ -43,30 +28,27 @@ raises, it dies) has failed; one that base cannot do is not comparable, and only
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.asking import Fault, ask, ask_both, start_worker
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.tally import SIDES, Blocks, Fact, Record, Side, Tally, record_of
 from meprop_bench.gate.worktree import PACKAGE, Checkout
-from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.replicate import Worker, WorkerDied
+from meprop_bench.measure.replicate import Asked
 from meprop_bench.measure.turn import turn
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SLICE_S", "Hold", "Measured", "Progress", "Rounds", "measure", "start_worker"]
+__all__ = ["SLICE_S", "Hold", "Measured", "Progress", "Rounds", "measure"]
 
 SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
@@ -81,39 +63,10 @@ _DENSE_SHARE = 0.2
 """Of the time, for blocks of the dense side, of which the ratio sparse/dense needs a rough median only."""
 
 _MOST_FAULTS = 2
-_PATIENCE_S = 600.0
-
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Variables that say how OpenMP's threads wait: who sets one has a reason."""
-
 _TIMED = ("forward", "backward", "update", "step")
 
 Hold: TypeAlias = Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]]
 """Keeps other runs from measuring on a device; told what to call before it waits, as `measure.turn.turn` is."""
-
-
-class Asked(Protocol):
-    """What is needed of a worker."""
-
-    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Return the answer; raises `WorkerDied` when there is none."""
-
-    def close(self) -> None:
-        """End it."""
-
-
-def start_worker(checkout: Checkout, case: Case) -> Asked:
-    """Start a fresh process that runs the checkout's code, with a case's threads and allocator."""
-    waits = {} if any(os.environ.get(name) for name in _WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
-    path = os.pathsep.join(filter(None, (str(checkout.folder), os.environ.get("PYTHONPATH"))))
-    env = {
-        **environment_of(case.allocator, case.threads),
-        **waits,
-        "PYTHONPATH": path,
-        # It keeps bytecode by path and time of change, which are the same for every revision in a slot.
-        "PYTHONPYCACHEPREFIX": None,
-    }
-    return Worker([sys.executable, "-P", "-m", f"{PACKAGE}.sweep.worker"], env)
 
 
 @dataclass(frozen=True)
@@ -219,14 +172,6 @@ def measure(
     )
 
 
-class _Fault(Exception):
-    """One side could not do what it was asked; `fatal` says that its process is gone."""
-
-    def __init__(self, side: Side, reason: str, *, fatal: bool) -> None:
-        super().__init__(reason)
-        self.side, self.reason, self.fatal = side, reason, fatal
-
-
 class Rounds:
     """Rounds of process pairs, and what they gave.
 
@@ -321,7 +266,7 @@ class Rounds:
         before = self._now()
         try:
             self._take(tally, workers)
-        except _Fault as fault:
+        except Fault as fault:
             _settle(tally, fault)
             return fault.fatal
         else:
@@ -346,8 +291,8 @@ class Rounds:
     def _greet(self, workers: Mapping[Side, Asked], case: Case) -> None:
         """Have both import what takes seconds, and see that each runs its own code and speaks our protocol."""
         try:
-            answers = _ask_both(workers, {"do": "hello", "threads": case.threads, "device": case.device})
-        except _Fault as fault:
+            answers = ask_both(workers, {"do": "hello", "threads": case.threads, "device": case.device})
+        except Fault as fault:
             name = self._checkouts[fault.side].name
             raise UserError(
                 f"the {fault.side}, {name}, does not start: {fault.reason}",
@@ -375,12 +320,12 @@ class Rounds:
         """Take one slice of a case, and at the first time the figures that have no noise."""
         case = tally.case
         self._tell("checking", case)
-        setup = _ask_both(workers, {"do": "setup", "case": case.told()})
+        setup = ask_both(workers, {"do": "setup", "case": case.told()})
         checks = {}
         for side in self._rng.sample(SIDES, 2):  # one after the other: loops are calibrated
-            checks[side] = _ask(side, workers[side], {"do": "check", "warm_s": _WARM_S})
+            checks[side] = ask(side, workers[side], {"do": "check", "warm_s": _WARM_S})
             if (found := checks[side]["check"]) != PASSED:
-                raise _Fault(side, f"its gradients are wrong: {found}", fatal=False)
+                raise Fault(side, f"its gradients are wrong: {found}", fatal=False)
         phases, alone = _phases(setup)
         dense_loops, tally.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
         self._tell("measuring", case)
@@ -403,7 +348,7 @@ class Rounds:
         dense: list[Blocks] = []
         begun, dense_s, setups = self._now(), 0.0, 0
         while (spent := self._now() - begun) < self._slice_s * len(self._slowdowns) or setups < _LEAST_SETUPS:
-            _ask_both(workers, *({"do": "again", "seed": self._rng.getrandbits(32)} for _ in SIDES))
+            ask_both(workers, *({"do": "again", "seed": self._rng.getrandbits(32)} for _ in SIDES))
             setups += 1
             blocks: dict[float, list[Blocks]] = {slowdown: [] for slowdown in self._slowdowns}
             for slowdown in self._rng.sample(self._slowdowns * _BLOCKS, _BLOCKS * len(self._slowdowns)):
@@ -422,7 +367,7 @@ class Rounds:
             message: dict[str, Any] = {"do": "block", "side": which, "loops": loops, "lead_s": _LEAD_S}
             if slowdown and side == "head":
                 message["slowdown"] = slowdown
-            found[side] = _ask(side, workers[side], message)
+            found[side] = ask(side, workers[side], message)
         return found
 
     def _facts(
@@ -435,9 +380,9 @@ class Rounds:
             for phase, (_, (flops, moved)) in setup[side]["costs"].items():
                 found[f"flops {phase}", "count", "1"] = flops
                 found[f"bytes {phase}", "count", "B"] = moved
-            for phase, count in _ask(side, workers[side], {"do": "count"})["operators"].items():
+            for phase, count in ask(side, workers[side], {"do": "count"})["operators"].items():
                 found[f"operators {phase}", "count", "1"] = count
-            for phase, (_, weight) in _ask(side, workers[side], {"do": "memory", "device": case.device})[
+            for phase, (_, weight) in ask(side, workers[side], {"do": "memory", "device": case.device})[
                 "weights"
             ].items():
                 found[f"peak memory {phase}", "memory", "B"] = weight["tensor_bytes"]
@@ -451,7 +396,7 @@ class Rounds:
         for side in SIDES:
             if alone[side]:
                 block = {"do": "block", "side": "method", "loops": loops, "lead_s": _LEAD_S}
-                values = _ask(side, workers[side], block)["values"]
+                values = ask(side, workers[side], block)["values"]
                 for phase in alone[side]:
                     found[phase, "time", "s"] = (values[phase], None) if side == "base" else (None, values[phase])
         return found
@@ -467,7 +412,7 @@ class Rounds:
             "seeds": seeds,
             "steps": self._plan.accuracy_steps,
         }
-        answers = _ask_both(workers, message)
+        answers = ask_both(workers, message)
         base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
         return base, head
 
@@ -486,7 +431,7 @@ def _phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], dict[Si
     return phases, {side: [phase for phase in named[side] if phase not in phases] for side in SIDES}
 
 
-def _settle(tally: Tally, fault: _Fault) -> None:
+def _settle(tally: Tally, fault: Fault) -> None:
     """Decide what a fault means for its case."""
     if fault.fatal:
         tally.faults[fault.side].append(fault.reason)
@@ -496,28 +441,3 @@ def _settle(tally: Tally, fault: _Fault) -> None:
         tally.missing = fault.reason
     else:
         tally.failure = fault.reason
-
-
-def _ask(side: Side, worker: Asked, message: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        answer = worker.request(message, _PATIENCE_S)
-    except WorkerDied as died:
-        raise _Fault(side, died.reason, fatal=True) from None
-    if "error" in answer:
-        kind = "out of memory: " if answer.get("kind") == "out-of-memory" else ""
-        raise _Fault(side, f"{kind}{answer['error']}", fatal=False)
-    return answer
-
-
-def _ask_both(workers: Mapping[Side, Asked], *messages: Mapping[str, Any]) -> dict[Side, dict[str, Any]]:
-    """Ask both at once, the same or each its own; of two faults the base's counts."""
-    pool = ThreadPoolExecutor(len(SIDES))
-    try:
-        asked = {
-            side: pool.submit(_ask, side, workers[side], messages[index % len(messages)])
-            for index, side in enumerate(SIDES)
-        }
-        return {side: asked[side].result() for side in SIDES}
-    finally:
-        # Not waiting: after an interrupt the workers are closed next, and that is what ends the other request.
-        pool.shutdown(wait=False, cancel_futures=True)

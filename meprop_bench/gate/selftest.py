@@ -28,13 +28,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.asking import start_worker
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.revisions import SLICE_S, Asked, Hold, Progress, Rounds, start_worker
+from meprop_bench.gate.revisions import SLICE_S, Hold, Progress, Rounds
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.tally import Record
 from meprop_bench.gate.worktree import Checkout
+from meprop_bench.measure.replicate import Asked
 from meprop_bench.measure.turn import turn
 from meprop_bench.stats import median
 from meprop_bench.sweep.plan import Plan

@@ -33,11 +33,11 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from meprop_bench.measure.serve import Message, one_line
 
-__all__ = ["Replicates", "Worker", "WorkerDied"]
+__all__ = ["Asked", "Replicates", "Worker", "WorkerDied"]
 
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes of one answer; raw values of the longest run are far below
 _POLL_S = 0.2
@@ -50,6 +50,16 @@ class WorkerDied(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Asked(Protocol):
+    """What is asked of a `Worker`, for whoever takes it or something that stands for it."""
+
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Return the answer; raises `WorkerDied` when there is none."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Worker:

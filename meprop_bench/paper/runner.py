@@ -16,13 +16,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.replicate import Worker, WorkerDied
+from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
 from meprop_bench.paper.experiment import Arm, Experiment
 from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained, Trainings
@@ -37,16 +37,6 @@ COUNTS = "counts.json"
 
 _PATIENCE_S = 24 * 3600.0
 """Seconds after which a silent training counts as hung: the largest of them at full scale takes hours."""
-
-
-class Asked(Protocol):
-    """What is needed of a worker."""
-
-    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Return the answer; raises `WorkerDied` when there is none."""
-
-    def close(self) -> None:
-        """End it."""
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from meprop_bench.errors import UserError
-from meprop_bench.measure.replicate import Worker, WorkerDied
+from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
 from meprop_bench.measure.serve import serve
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
@@ -41,16 +41,6 @@ _SIDES = ("dense", "sparse")
 _LONGEST_S = 7 * 24 * 3600.0
 """Seconds after which a silent training counts as hung: a week, since only its owner knows how long it may take."""
 _POLL_S = 0.5
-
-
-class Asked(Protocol):
-    """What is needed of a worker."""
-
-    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Return the answer; raises `WorkerDied` when there is none."""
-
-    def close(self) -> None:
-        """End it."""
 
 
 @dataclass(frozen=True)

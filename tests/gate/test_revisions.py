@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.asking import start_worker
 from meprop_bench.gate.decide import judge
-from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure, start_worker
+from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.tally import Record, Tally
@@ -256,7 +257,7 @@ def test_threads_of_a_worker_sleep_while_they_wait_unless_the_user_says_otherwis
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     started: list[dict[str, str | None]] = []
-    monkeypatch.setattr("meprop_bench.gate.revisions.Worker", lambda argv, env: started.append(env))
+    monkeypatch.setattr("meprop_bench.gate.asking.Worker", lambda argv, env: started.append(env))
     start_worker(_BASE, _plan().cases[0])
     assert started[0].get("OMP_WAIT_POLICY") == policy
     assert str(started[0]["PYTHONPATH"]).startswith(str(_BASE.folder))
