@@ -77,8 +77,9 @@ def _scale_of(document: PaperDocument) -> str:
 
 
 def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]]:
-    from meprop_bench.paper.experiment import SCALES, experiment, reasons
+    from meprop_bench.paper.experiment import experiment, reasons
     from meprop_bench.paper.published import table
+    from meprop_bench.paper.scale import SCALES
 
     found = {scale: experiment(table(table_id), scale) for scale in SCALES}
     smoke, short, full = (

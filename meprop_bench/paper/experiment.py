@@ -13,60 +13,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
-from importlib import resources
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
-from meprop_bench.paper.subjects import SUBJECTS, Subject, subject
+from meprop_bench.paper.scale import Scale, reading_of, scale_of
+from meprop_bench.paper.subjects import Subject, subject
 from meprop_bench.sweep.plan import plan_axes
-from meprop_bench.workloads.case import Case, one_of
+from meprop_bench.workloads.case import Case
 
 __all__ = [
-    "SCALES",
     "Arm",
     "Experiment",
-    "Scale",
     "check_runnable",
     "experiment",
     "experiment_of",
     "reasons",
-    "scale_of",
 ]
-
-SCALES = ("smoke", "short", "full")
 
 _SET_UP_S = 12.0
 """Seconds that a timed case takes besides its budget: processes that start, check, weigh. Measured on two cores."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of an experiment is run; see `experiments.toml` for what the fields mean."""
-
-    epochs: int | None = None
-    seeds: int = 1
-    batch: int | None = None
-    hidden: int | None = None
-    layers: int | None = None
-    examples: int | None = None
-    epoch_s: float = 1.0
-    timed_ks: tuple[float, ...] | None = None
-    timed_batch: int | None = None
-    timed_hidden: int | None = None
-    timed_inputs: int | None = None
-    budget: float = 20.0
-    processes: int = 4
-
-    def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if value is not None and spec.name != "timed_ks" and not value > 0:
-                raise UserError(f"{spec.name} of a scale must be more than 0, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -178,39 +146,6 @@ class Experiment:
             "budget": self.budget,
             "processes": self.processes,
         }
-
-
-@cache
-def _scales() -> Mapping[str, Any]:
-    text = (resources.files("meprop_bench.paper") / "experiments.toml").read_text(encoding="utf-8")
-    record = tomllib.loads(text)
-    known = [spec.name for spec in fields(Scale)]
-    for kind in record:
-        one_of("key in experiments.toml:", kind, ("task", "table", "reading"))
-    for tasks in (record["task"], *record["table"].values()):
-        for task, scales in tasks.items():
-            one_of("task in experiments.toml:", task, tuple(SUBJECTS))
-            for name, scale in scales.items():
-                one_of("scale in experiments.toml:", name, SCALES)
-                for key in scale:
-                    one_of("key in experiments.toml:", key, known)
-    for readings in record["reading"].values():
-        for task, reading in readings.items():
-            one_of("task in experiments.toml:", task, tuple(SUBJECTS))
-            for key in reading:
-                one_of("key in experiments.toml:", key, [spec.name for spec in fields(Setting)])
-    return record
-
-
-def scale_of(table_id: str, task: str, name: str) -> Scale:
-    """Return the scale of a table's part: the task's, with the table's exceptions."""
-    one_of("scale", name, SCALES)
-    rule = _scales()["task"].get(task, {}).get(name, {})
-    exception = _scales()["table"].get(table_id, {}).get(task, {}).get(name, {})
-    found = {**rule, **exception}
-    if "timed_ks" in found:
-        found["timed_ks"] = tuple(found["timed_ks"])
-    return Scale(**found)
 
 
 def experiment(
@@ -361,7 +296,7 @@ class _Draft:
 
     def _shrunk(self, part: Part, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
         setting = row.setting
-        reading = _scales()["reading"].get(self.table.table_id, {}).get(part.task, {})
+        reading = reading_of(self.table.table_id, part.task)
         for name, value in reading.items():
             self._differs(part, f"{name} {value}, which the paper that first printed these figures does not say")
         setting = replace(setting, **reading)

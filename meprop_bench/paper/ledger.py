@@ -11,9 +11,10 @@ from pathlib import Path
 
 from meprop_bench.errors import UserError
 from meprop_bench.paper.claims import overall
-from meprop_bench.paper.experiment import SCALES, reasons
+from meprop_bench.paper.experiment import reasons
 from meprop_bench.paper.folder import PaperDocument, read
 from meprop_bench.paper.published import published
+from meprop_bench.paper.scale import SCALES
 from meprop_bench.report.markdown import escaped
 from meprop_bench.results.store import Store
 

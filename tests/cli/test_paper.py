@@ -2,7 +2,7 @@ import pytest
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode
-from meprop_bench.paper.experiment import Scale
+from meprop_bench.paper.scale import Scale
 from meprop_bench.paper.subjects import Subject
 from meprop_bench.results.store import Store
 
