@@ -42,7 +42,7 @@ AXIS_HELPS = {
     "batch": "Examples in a batch.",
     "device": "cpu, cuda, cuda:N.",
     "threads": "Threads of torch [default: the physical cores].",
-    "dtype": "float32, float64, bfloat16, float16.",
+    "dtype": "float32, float64, bfloat16, float16; on a GPU tf32: float32, its products rounded.",
     "kernel": "How the method is computed [default: auto].",
     "gradient": "Weight gradient: dense, or rows (sparse).",
     "allocator": "kept, huge-pages, default: what fresh memory costs.",

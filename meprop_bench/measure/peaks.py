@@ -41,6 +41,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from meprop_bench.measure.arithmetic import adopted, tensor_type
 from meprop_bench.measure.clock import Clock, clock_for
 
 __all__ = ["Bound", "Peaks", "PeaksCache", "measure_peaks", "peaks_key"]
@@ -223,14 +224,14 @@ def measure_peaks(device: str, dtype: str, threads: int) -> Peaks:
 
     Args:
         device: "cpu" or "cuda:N".
-        dtype: torch's name of a floating-point type, such as "float32"; the bandwidth does not depend on it.
+        dtype: torch's name of a floating-point type, such as "float32", or "tf32" (`measure.arithmetic`); the bandwidth
+            does not depend on it.
         threads: CPU threads; set for the duration, then set back.
 
     """
     import torch
 
-    if not isinstance(kind := getattr(torch, dtype, None), torch.dtype) or not kind.is_floating_point:
-        raise ValueError(f"dtype is a floating-point type of torch, got {dtype!r}")
+    kind = tensor_type(dtype)
     clock = clock_for(device)
     counts = sorted({threads, 1} if device == "cpu" else {threads}, reverse=True)
     before = torch.get_num_threads()
@@ -238,7 +239,8 @@ def measure_peaks(device: str, dtype: str, threads: int) -> Peaks:
     try:
         for count in counts:
             torch.set_num_threads(count)
-            flops = _arithmetic(device, kind, clock, _ARITHMETIC_S / len(counts))
+            with adopted(dtype):
+                flops = _arithmetic(device, kind, clock, _ARITHMETIC_S / len(counts))
             # One thread among several: only the caches, main memory would take too long.
             sets = (_SETS if device == "cpu" else _CUDA_SETS) if count == threads else _SETS[:5]
             found.append(Peaks({dtype: flops}, _bandwidth(device, sets, count, clock, _BANDWIDTH_S / len(counts))))
@@ -254,7 +256,10 @@ def _arithmetic(device: str, dtype: Any, clock: Clock, seconds: float) -> float:
     best, size = 0.0, 256
     deadline = clock.now() + seconds
     while True:
-        a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
+        if device == "cpu":
+            a, b = (torch.full((size, size), 0.5, dtype=dtype) for _ in range(2))
+        else:  # equal numbers cost a GPU less power, and let it run faster than the numbers of a layer do
+            a, b = (torch.randn((size, size), device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         product_s = _best_s(partial(torch.mm, a, b, out=out), clock, seconds / 6)
         best = max(best, 2 * size**3 / product_s)

@@ -17,12 +17,15 @@ _MODULES = {"lstm": "recurrent", "gru": "recurrent"}
 
 
 def setup(case: Case) -> Prepared:
-    """Set a case up in this process; its module (and torch with it) is loaded here.
+    """Set a case up in this process; its module (and torch with it) is loaded here, and torch told its arithmetic.
 
     Raises:
         ValueError: the kernel asked for cannot do the case.
 
     """
+    from meprop_bench.measure.arithmetic import adopt
+
+    adopt(case.dtype)
     module = _MODULES.get(case.workload, case.workload)
     prepared: Prepared = import_module(f"{__name__}.{module}").setup(case)
     return prepared

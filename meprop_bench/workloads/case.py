@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
+from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clock import CACHES, LAUNCHES
 from meprop_bench.results.naming import case_name
 
@@ -42,7 +43,7 @@ METHODS = {
 """The papers' name of a method -> the selection that it is made of, if of any. "dense" is the baseline once more: with
 it the instrument is measured, not the papers."""
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16", "float16", TF32)
 GRADIENTS = ("dense", "rows")
 DATA = {"mnist": 784, "digits": 64}
 """Data of the mlp -> entries of one example."""
@@ -139,7 +140,7 @@ class Case:
         gradient: "dense", or "rows": the weight gradient as sparse rows.
         device: "cpu" or "cuda:N" ("cuda" becomes "cuda:0").
         threads: of torch, for both sides.
-        dtype: of parameters and data.
+        dtype: of parameters and data; "tf32" is float32 whose products a GPU rounds (`measure.arithmetic`).
         allocator: what a fresh large tensor costs: see `meprop_bench.measure.allocator`.
         data: "mnist" or "digits" for a perceptron, None for what is fed random numbers.
         layers: hidden layers of a perceptron, layers of the encoder and of the decoder.
@@ -200,6 +201,8 @@ class Case:
         _check_k(self.k)
         self._check_dense()
         object.__setattr__(self, "device", _device(self.device))
+        if self.dtype == TF32 and self.device == "cpu":
+            raise UserError("dtype 'tf32' is the rounding of a GPU's products: use --device cuda, or --dtype float32")
         self._check_launch()
         _check_kernel(self.workload, self.kernel)
         if "data" in self._has.fields:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meprop_bench.measure.arithmetic import is_tf32
 from meprop_bench.ops import linear
 from meprop_bench.ops.conv import conv2d
 from meprop_bench.ops.kernels import hybrid_rows
@@ -35,6 +36,9 @@ __all__ = ["TOLERANCES", "check_conv", "check_linear", "check_recurrent", "compa
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest |got - oracle| / |oracle|, in Euclidean norm over a whole gradient; both are computed in the dtype itself."""
+
+_TF32 = 2e-3
+"""The same where float32 products are rounded to TF32: its mantissa is float16's."""
 
 _NAMES = ("dx", "dw", "db")
 
@@ -148,7 +152,7 @@ def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> s
     exact.kernel = "masked"
     got = gradients(layer, x.dtype, dy)
     wanted = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
-    if reason := compare(got, wanted, names, max(_EXCHANGED, TOLERANCES[x.dtype])):
+    if reason := compare(got, wanted, names, max(_EXCHANGED, _tolerance(x))):
         return reason
     whole, plain = copy.deepcopy(layer), copy.deepcopy(layer)
     whole.k = layer.hidden_size
@@ -188,14 +192,18 @@ def compare(
         got: the gradients.
         true: what they should be; overwritten, as another 256 MB would cost more than comparing.
         names: of the gradients.
-        tolerance: another one than `TOLERANCES`.
+        tolerance: another one than that of their arithmetic.
 
     """
     for name, mine, wanted in zip(names, got, true, strict=True):
-        error, most = _relative_error(mine, wanted), tolerance or TOLERANCES[mine.dtype]
+        error, most = _relative_error(mine, wanted), tolerance or _tolerance(mine)
         if not error <= most:  # NaN is wrong, too
             return f"{name} is off by {error:.1e}, relative; at most {most:.0e} is rounding"
     return None
+
+
+def _tolerance(of: Tensor) -> float:
+    return _TF32 if of.dtype == torch.float32 and is_tf32() else TOLERANCES[of.dtype]
 
 
 def _relative_error(got: Tensor, true: Tensor) -> float:

@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from meprop_bench.measure.arithmetic import tensor_type
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.paired import Subject
 from meprop_bench.workloads.case import Case
@@ -68,7 +69,7 @@ def draw(case: Case) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(case.seed)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(*shape, generator=generator).mul_(scale).to(case.device, getattr(torch, case.dtype))
+        return torch.randn(*shape, generator=generator).mul_(scale).to(case.device, tensor_type(case.dtype))
 
     return normal
 

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from meprop_bench.measure.arithmetic import tensor_type
 from meprop_bench.nn import MePropGRU, MePropLSTM
 from meprop_bench.ops import resolve_k
 from meprop_bench.ops.cost import recurrent_backward, recurrent_forward
@@ -35,7 +36,7 @@ def setup(case: Case) -> Prepared:
     plain, sparsified, gates = _LAYERS[case.workload]
     shape = (case.in_features, case.out_features)
     k = resolve_k(case.k, case.out_features)
-    kind = {"device": case.device, "dtype": getattr(torch, case.dtype)}
+    kind = {"device": case.device, "dtype": tensor_type(case.dtype)}
     layer = plain(*shape, **kind)
     turned = sparsified(*shape, **kind, k=k, selection=case.selection, kernel=case.kernel)
     normal = draw(case)

@@ -33,6 +33,9 @@ def test_the_id_is_the_same_for_the_same_case_only() -> None:
 def test_the_id_does_not_change_from_version_to_version() -> None:
     """Stored rows are found again by it: if this fails, old folders cannot be resumed or compared."""
     assert Case(method="unified", k=8, batch=1024, threads=2, allocator="kept").case_id == "de3f925ee4ec"
+    whole = Case(method="unified", k=8, batch=1024, threads=2, allocator="kept", device="cuda")
+    assert whole.case_id == "02642968ab86"
+    assert Case(**{**whole.to_json(), "dtype": "tf32"}).label == f"{whole.label.removesuffix(' cuda:0')} tf32 cuda:0"
 
 
 @pytest.mark.parametrize("k", [0, -3, True, math.nan, math.inf, 1.5, 0.0, "8", None])
@@ -48,7 +51,8 @@ def test_no_k_means_no_gradient(k: object) -> None:
         ("method", "meporp", "did you mean 'meprop'"),
         ("workload", "liner", "did you mean 'linear'"),
         ("gradient", "sparse", "dense, rows"),
-        ("dtype", "fp32", "float32, float64, bfloat16, float16"),
+        ("dtype", "fp32", "float32, float64, bfloat16, float16, tf32"),
+        ("dtype", "tf32", "the rounding of a GPU's products: use --device cuda, or --dtype float32"),
         ("allocator", "keep", "did you mean 'kept'"),
         ("device", "gpu", "cpu, cuda"),
         ("device", "cuda:x", "cpu, cuda"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from meprop_bench.measure.arithmetic import adopted
 from meprop_bench.ops import SELECTIONS
 from meprop_bench.ops.kernels import KERNELS, Gradients, Request, masked
 from meprop_bench.workloads import check
@@ -71,6 +72,8 @@ class _Wrong:
         assert db is not None
         if self.fault == "bias":
             db = db * 1.01
+        if self.fault == "rounded":  # as TF32 rounds a factor
+            return dx, dw * (1 + 2.0**-11), db
         if self.fault == "nothing":
             return torch.zeros_like(x), torch.zeros_like(w), db
         return dx, dw, db
@@ -89,3 +92,14 @@ def test_a_wrong_kernel_is_found(fault: str, found: str, monkeypatch: pytest.Mon
     KERNELS["masked"]
     monkeypatch.setitem(KERNELS._loaded, "masked", _Wrong(fault))  # type: ignore[attr-defined]
     assert _check().startswith(found)
+
+
+def test_what_tf32_rounds_is_right_where_products_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    KERNELS["masked"]
+    monkeypatch.setitem(KERNELS._loaded, "masked", _Wrong("rounded"))  # type: ignore[attr-defined]
+    assert _check() == "dw is off by 4.9e-04, relative; at most 1e-05 is rounding"
+    with adopted("tf32"):
+        assert _check() == "passed"
+        assert _check(dtype=torch.float64).endswith("at most 1e-12 is rounding")
+        monkeypatch.setitem(KERNELS._loaded, "masked", _Wrong("bias"))  # type: ignore[attr-defined]
+        assert _check() == "db is off by 1.0e-02, relative; at most 2e-03 is rounding"
