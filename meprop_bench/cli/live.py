@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.sweep.plan import Plan
     from meprop_bench.sweep.runner import Progress
+    from meprop_bench.workloads.case import Case
 
-__all__ = ["outcome", "showing"]
+__all__ = ["outcome", "showing", "tell_left_out"]
 
 
 @contextmanager
@@ -72,6 +73,15 @@ def outcome(rows: tuple[Row, ...]) -> str:
         f"accuracy {row.parity.difference:+.2f} points, {row.parity.verdict}" for row in main if row.parity is not None
     ]
     return ", ".join(parts)
+
+
+def tell_left_out(cases: Sequence[Case]) -> None:
+    """Name the cases that a deadline left no time for, one a line."""
+    if cases:
+        count = "one case" if len(cases) == 1 else f"{len(cases)} cases"
+        click.echo(f"the deadline left no time for {count}; the same command with --resume goes on", err=True)
+    for case in cases:
+        click.echo(f"left out: {case.label}", err=True)
 
 
 def _duration(seconds: float) -> str:

@@ -9,8 +9,9 @@ that cannot be written) is found before anything is measured. A case that fails 
 so.
 
 Exit codes: 1 when a check or an accuracy failed, 5 when no case could be measured, 130 after Ctrl-C (what is done
-stays, and is reported; the same command with --resume goes on). An interval wider than the target, or an inconclusive
-accuracy comparison, is a result and no error here; deciding on results is another verb's task.
+stays, and is reported; the same command with --resume goes on). A deadline is no error: what it left out is named. An
+interval wider than the target, or an inconclusive accuracy comparison, is a result and no error here; deciding on
+results is another verb's task.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from meprop_bench.errors import ExitCode
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
+    from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.plan import Plan
 
 __all__ = ["AXIS_HELPS", "command"]
@@ -95,20 +97,22 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Where results folders go [default: reports].",
 )
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this sweep that is not complete.")
+@click.option("--deadline", type=float, metavar="SECONDS", help="Begin no case that would not be done by then.")
 @with_format("table", "json", "md", "csv")
-def command(form: str, out: Path, resume: bool, preset: str | None, **wishes: Any) -> int:
+def command(form: str, out: Path, resume: bool, deadline: float | None, preset: str | None, **wishes: Any) -> int:
     """Measure sparsified back propagation against dense, in interleaved pairs and fresh processes.
 
     Axes take lists (--k 8,32 or --k 8 --k 32) and are multiplied out. Without any: a hidden layer of the papers' MNIST
     model. Results go to FOLDER/<date>_<machine>_<name>/.
     """
+    from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
 
-    plan = _plan(preset, wishes)
+    until, plan = Deadline(deadline), _plan(preset, wishes)
     check_feasible(plan.cases, pin=plan.pin)
     store = _store(plan, out, resume)
     with store:
-        code = _measure(plan, store)
+        code = _measure(plan, store, until)
         _report(store, form)
     return code
 
@@ -144,19 +148,21 @@ def _store(plan: Plan, out: Path, resume: bool) -> Store:
     return Store.create(out, plan.name, machine, shlex.join(words), plan.to_json())
 
 
-def _measure(plan: Plan, store: Store) -> int:
+def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
     """Run what is missing and return the exit code; an interrupt ends the run, not the report."""
-    from meprop_bench.cli.live import showing
+    from meprop_bench.cli.live import showing, tell_left_out
     from meprop_bench.sweep.runner import Runner
 
     click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
     try:
         with showing(plan) as progress:
-            Runner(plan, store, progress=progress, look=_look).run()
+            runner = Runner(plan, store, progress=progress, look=_look, deadline=deadline)
+            runner.run()
     except KeyboardInterrupt:
         done = f"{len(store.done_case_ids())} of {len(plan.cases)} cases"
         click.echo(f"meprop-bench: interrupted after {done}; the same command with --resume goes on", err=True)
         return ExitCode.INTERRUPTED
+    tell_left_out(runner.left_out)
     return _judge(store.rows())
 
 

@@ -94,7 +94,11 @@ class Document:
             rows=store.rows(),
             environments=head["environments"],
             peaks=head["peaks"],
-            notes=(*store.notes, *_revisions(store.rows(), head["environments"])),
+            notes=(
+                *store.notes,
+                *_missing(store.rows(), head["plan"]),
+                *_revisions(store.rows(), head["environments"]),
+            ),
         )
 
     @classmethod
@@ -170,6 +174,14 @@ class Document:
             "environment": dict(self.environments),
             "rows": [row.to_json() for row in self.rows],
         }
+
+
+def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:
+    """Say when cases of the plan have no row, as after an interrupt or a deadline."""
+    planned, found = len(plan.get("cases", ())), len({row.case_id for row in rows})
+    return (
+        [f"{planned - found} of {planned} cases are not measured: the run ended before them"] if found < planned else []
+    )
 
 
 def _revisions(rows: Sequence[Row], environments: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,8 @@ With `keep_processes` the processes serve every case that shares device, threads
 them takes ten seconds on two cores. They are still fresh for the sweep; what an earlier case left in their heaps is
 the same for both sides.
 
-A worker that dies or runs out of memory costs its case alone, which gets a row that says so.
+A worker that dies or runs out of memory costs its case alone, which gets a row that says so. Cases that a deadline
+leaves out have no row, so that a resumed run measures them.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from meprop_bench.measure.turn import turn
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies
+from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import case_rows, failed_row
@@ -98,7 +100,7 @@ class Progress:
         stage: what it is in: "waiting for process 123" (which is another run), "starting", "checking", "measuring",
             "training", "watching", "done".
         half_widths: phase -> relative half-width of its interval so far; empty before the first round.
-        left_s: seconds until the plan is done, estimated.
+        left_s: seconds until the plan is done, estimated, or until the deadline.
         rows: of the case, once it is done.
 
     """
@@ -128,6 +130,10 @@ class Runner:
         look: describes the machine's state, for a number of threads.
         hold: keeps other runs from measuring on a device.
         cache: the machine's peaks from earlier runs.
+        deadline: by when it has to end.
+
+    Attributes:
+        left_out: the cases that the deadline left no time for.
 
     """
 
@@ -142,9 +148,11 @@ class Runner:
         look: Callable[[int], Mapping[str, Any]] = state,
         hold: Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]] = turn,
         cache: PeaksCache | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
-        self._look, self._hold = look, hold
+        self._look, self._hold, self._deadline = look, hold, deadline or Deadline()
+        self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
         self._machine = MachinePeaks(cache)
         self._rng = random.Random(plan.seed)
@@ -167,14 +175,18 @@ class Runner:
         if todo:
             self._store.write_state(self._look(max(case.threads for case in todo)))
         try:
-            for case in todo:
+            for place, case in enumerate(todo):
                 with self._hold(case.device, partial(self._wait, case)):
+                    if not self._deadline.allows():
+                        self.left_out = tuple(todo[place:])
+                        return
                     started = self._now()
                     found = self._measured(case)
                     taken_s = self._now() - started
                     rows = [replace(row, elapsed_s=taken_s, git_revision=self._revision) for row in found]
                 self._store.append(rows)
                 self._spent.append(self._now() - started)
+                self._deadline.took(self._spent[-1])
                 self._done += 1
                 self._tell(case, "done", rows=tuple(rows))
         finally:
@@ -359,9 +371,8 @@ class Runner:
             + (2 * _STEADY_S if self._plan.utilization else 0)
         )
         own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
-        self._progress(
-            Progress(self._done, len(self._plan.cases), case, stage, half_widths or {}, after * usual + own, rows)
-        )
+        left_s = max(0.0, min(after * usual + own, self._deadline.left_s))
+        self._progress(Progress(self._done, len(self._plan.cases), case, stage, half_widths or {}, left_s, rows))
 
 
 def _group(case: Case) -> tuple[object, ...]:

@@ -178,6 +178,9 @@ kernel = "gather"
         (["--preset", "quik"], "did you mean 'quick'"),
         (["--target", "2"], "target must be between 0 and 1"),
         (["--budget", "0"], "budget must be more than 0"),
+        (["--deadline", "0"], "a deadline must be more than 0 seconds, and finite, not 0"),
+        (["--deadline", "nan"], "a deadline must be more than 0 seconds, and finite, not nan"),
+        (["--dtype", "tf32"], "use --device cuda, or --dtype float32"),
         (["--processes", "0"], "processes must be an integer from 1"),
         (["--seed", "-1"], "seed must be"),
         (["--seed", "1,x"], "seed must be an integer of at least 0, not 'x'"),
@@ -227,6 +230,19 @@ def test_damaged_data_are_found_before_anything_is_measured(
     assert "meprop-bench data fetch mnist" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_deadline_leaves_out_is_named_and_nothing_measured_is_exit_5(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--method", "unified", "--k", "2,3", "--batch", "4", "--hidden", "8", "--threads", "1"]
+    arguments = ["speedup", *tiny, "--deadline", "0.000001", "--out", str(tmp_path)]
+    assert cli.run(arguments) == ExitCode.NOTHING_MEASURED
+    err = capsys.readouterr().err
+    assert "the deadline left no time for 2 cases; the same command with --resume goes on" in err
+    assert "left out: linear 8→8 B=4 unified k=2 cpu:1\nleft out: linear 8→8 B=4 unified k=3 cpu:1\n" in err
+    with Store.open(_only_folder(tmp_path)) as store:
+        assert not store.rows()
 
 
 def _row(**changes: Any) -> Row:

@@ -7,6 +7,7 @@ import pytest
 
 from meprop_bench import report
 from meprop_bench.errors import UserError
+from meprop_bench.results.store import Store
 
 PAGES = ["README.md", "index.html"]
 
@@ -67,3 +68,12 @@ def test_rows_of_several_revisions_are_said_to_be(make_folder, make_row):
     alone = make_folder([make_row("a", git_revision="one"), make_row("b", k=9, git_revision="one")], name="alone")
     report.write_report(alone)
     assert "revisions of the code" not in (alone / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("planned", "said"), [(2, True), (1, False)])
+def test_cases_of_the_plan_without_a_row_are_counted(tmp_path, make_row, planned, said):
+    plan = {"cases": [{"k": k} for k in range(planned)]}
+    with Store.create(tmp_path, "quick", "amd-epyc-2c", "meprop-bench speedup", plan) as store:
+        store.append([make_row("a", phase="forward"), make_row("a")])
+    report.write_report(store.folder)
+    assert ("1 of 2 cases are not measured: the run ended" in (store.folder / "README.md").read_text()) is said

@@ -13,6 +13,7 @@ import pytest
 from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.replicate import WorkerDied
 from meprop_bench.results.store import Store
+from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Progress, Runner
 from meprop_bench.workloads.case import Case
@@ -140,17 +141,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> PeaksCache:
 def run(tmp_path: Path, cache: PeaksCache) -> Iterator[Callable[..., Store]]:
     stores: list[Store] = []
 
-    def go(teams: _Teams, cases: Sequence[Case] = _CASES, again: Store | None = None, **settings: Any) -> Store:
+    def go(
+        teams: _Teams,
+        cases: Sequence[Case] = _CASES,
+        again: Store | None = None,
+        deadline: float | None = None,
+        **settings: Any,
+    ) -> Store:
         plan = Plan(name="t", cases=tuple(cases), **{"budget": 100.0, "processes": 3, **settings})
         if again is None:
             stores.append(Store.create(tmp_path, "t", "m", "command", plan.to_json()))
         store = again or stores[-1]
         seen: list[Progress] = []
         store.progress = seen  # type: ignore[attr-defined]
-        Runner(
+        runner = Runner(
             plan, store, start=teams, now=teams.clock, progress=seen.append, look=lambda threads: {"threads": threads},
-            cache=cache, hold=teams.hold,
-        ).run()  # fmt: skip
+            cache=cache, hold=teams.hold, deadline=Deadline(deadline, teams.clock),
+        )  # fmt: skip
+        runner.run()
+        store.left_out = runner.left_out  # type: ignore[attr-defined]
         return store
 
     yield go
@@ -485,3 +494,47 @@ def test_trusted_peaks_of_earlier_runs_are_not_measured_again(run: Callable[...,
     store = run(teams)
     assert teams.count("peaks") == 0
     assert store.header["peaks"]["cpu float32, 1 thread"]["flops_per_s"] == {"float32": 7e11}
+
+
+def test_no_case_is_begun_that_would_not_be_done_by_the_deadline(run: Callable[..., Store]) -> None:
+    cases = [Case(k=k, threads=1) for k in (3, 4, 5, 6)]
+    store = run(_Teams(), cases, keep_processes=True)
+    first_s, usual_s = (store.rows()[place].elapsed_s for place in (0, 2))
+    assert first_s is not None
+    assert usual_s is not None
+    assert first_s > usual_s  # it starts the processes and measures the peaks
+
+    teams = _Teams()
+    within_s = 2 * first_s + 0.5  # of the second case no more is known than what the first one took
+    assert within_s - first_s - usual_s < (first_s + usual_s) / 2
+    store = run(teams, cases, keep_processes=True, deadline=within_s)
+    assert {row.k for row in store.rows()} == {3, 4}
+    assert store.left_out == tuple(cases[2:])  # type: ignore[attr-defined]
+    assert teams.closed == 1
+    assert all(p.left_s <= within_s for p in store.progress)  # type: ignore[attr-defined]
+    run(_Teams(), cases, again=store, keep_processes=True)
+    assert {row.k for row in store.rows()} == {3, 4, 5, 6}
+    assert store.left_out == ()  # type: ignore[attr-defined]
+
+
+def test_the_first_case_is_begun_however_short_the_deadline_and_one_case_may_overrun_it(
+    run: Callable[..., Store],
+) -> None:
+    store = run(_Teams(), deadline=0.5)
+    assert {row.k for row in store.rows()} == {3}
+    assert store.left_out == _CASES[1:]  # type: ignore[attr-defined]
+
+
+def test_waiting_for_another_run_counts_towards_the_deadline(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+
+    @contextmanager
+    def hold(device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
+        teams.clock.seconds += 100
+        yield
+
+    teams.hold = hold  # type: ignore[method-assign]
+    store = run(teams, deadline=50.0)
+    assert not store.rows()
+    assert teams.started == []
+    assert store.left_out == _CASES  # type: ignore[attr-defined]
