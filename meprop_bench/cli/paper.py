@@ -3,6 +3,7 @@
 meprop-bench paper list                        what there is, what can be run, how long it takes, what came of it
 meprop-bench paper show icml:3                 the printed figures, their settings, what contradicts them
 meprop-bench paper run icml:3 --scale short    train, time, and hold the results against the paper
+meprop-bench paper run tkde:7a --reuse FOLDER  with the timed cases that another folder has already, of icml:7 for one
 meprop-bench paper report FOLDER...            the page of stored results anew
 meprop-bench paper report --claims             reports/PAPERS.md anew
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from meprop_bench.paper.experiment import Experiment
     from meprop_bench.paper.folder import PaperDocument
     from meprop_bench.results.store import Store
+    from meprop_bench.sweep.deadline import Deadline
 
 __all__ = ["command"]
 
@@ -124,14 +126,31 @@ def show(table_id: str) -> int:
 @click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
 @_ROOT
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this table that was begun alike.")
+@click.option("--deadline", type=float, metavar="SECONDS", help="Begin nothing that would not be done by then.")
+@click.option(
+    "--reuse",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Take the timed cases that these results have, instead of timing them again.",
+)
 def run_table(
-    table_id: str, scale: str, seeds: int | None, device: str, processes: int | None, out: Path, resume: bool
+    table_id: str,
+    scale: str,
+    seeds: int | None,
+    device: str,
+    processes: int | None,
+    out: Path,
+    resume: bool,
+    deadline: float | None,
+    reuse: Path | None,
 ) -> int:
     """Train every row with the same seeds and batches, time what the table times, print the paper beside ours."""
     from meprop_bench.paper.experiment import check_runnable, experiment, reasons
     from meprop_bench.paper.published import table
+    from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
 
+    until = Deadline(deadline)
     workers = _workers(processes, device)
     found = check_runnable(experiment(table(table_id), scale, seeds=seeds, device=device))
     if found.distinct_cases:
@@ -141,7 +160,9 @@ def run_table(
     with _store(found, device, out, resume) as store:
         click.echo(f"about {_duration(found.estimate_s(workers))} to {store.folder}", err=True)
         try:
-            _run(found, store, workers, device)
+            if reuse is not None:
+                _reuse(found, store, reuse)
+            _run(found, store, workers, device, until)
             code = ExitCode.OK
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
@@ -166,8 +187,8 @@ def _store(found: Experiment, device: str, out: Path, resume: bool) -> Store:
     return Store.create(out, name, machine, shlex.join(words), plan)
 
 
-def _run(found: Experiment, store: Store, workers: int, device: str) -> None:
-    from meprop_bench.cli.live import showing
+def _run(found: Experiment, store: Store, workers: int, device: str, deadline: Deadline) -> None:
+    from meprop_bench.cli.live import showing, tell_left_out
     from meprop_bench.paper.runner import Step, count_data, plan_of, train_all
     from meprop_bench.paper.trainings import Trainings
     from meprop_bench.sweep.runner import Runner
@@ -184,11 +205,22 @@ def _run(found: Experiment, store: Store, workers: int, device: str) -> None:
     trainings = Trainings(store.folder, write=True)
     for note in trainings.notes:
         click.echo(note, err=True)
-    train_all(found, store, trainings, processes=workers, device=device, progress=tell)
+    if late := train_all(found, store, trainings, processes=workers, device=device, progress=tell, deadline=deadline):
+        click.echo(f"the deadline left no time for {late} trainings; the same command with --resume goes on", err=True)
     count_data(found, store)
     if (plan := plan_of(found)) is not None:
         with showing(plan) as progress:
-            Runner(plan, store, progress=progress).run()
+            runner = Runner(plan, store, progress=progress, deadline=deadline)
+            runner.run()
+        tell_left_out(runner.left_out)
+
+
+def _reuse(found: Experiment, store: Store, folder: Path) -> None:
+    from meprop_bench.results.store import Store
+
+    with Store.open(folder) as other:
+        taken = store.take(other, [case.case_id for case in found.distinct_cases])
+    click.echo(f"{taken} of {len(found.distinct_cases)} timed cases are those of {folder.name}", err=True)
 
 
 def _report(store: Store) -> None:

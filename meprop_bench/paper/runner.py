@@ -28,6 +28,7 @@ from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained, Trainings
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import Store, replace_file
+from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import default_allocator
 
@@ -76,11 +77,18 @@ def train_all(
     progress: Callable[[Step], None] = lambda _: None,
     start: Callable[[], Asked] = start_worker,
     now: Callable[[], float] = time.monotonic,
-) -> None:
-    """Train what is missing. An interrupt passes through; what is done is in the folder."""
+    deadline: Deadline | None = None,
+) -> int:
+    """Train what is missing, as far as a deadline lets it, and return how many trainings that left out.
+
+    An interrupt passes through; what is done is in the folder.
+    """
     todo = missing(experiment, trainings)
-    if todo:
-        _Crew(experiment, store, trainings, todo, device, progress, start, now).run(min(processes, len(todo)))
+    if not todo:
+        return 0
+    crew = _Crew(experiment, store, trainings, todo, device, progress, start, now, deadline or Deadline())
+    crew.run(min(processes, len(todo)))
+    return crew.left_out
 
 
 class _Crew:
@@ -96,8 +104,10 @@ class _Crew:
         progress: Callable[[Step], None],
         start: Callable[[], Asked],
         now: Callable[[], float],
+        deadline: Deadline,
     ) -> None:
-        self._store, self._trainings, self._device = store, trainings, device
+        self._store, self._trainings, self._device, self._deadline = store, trainings, device, deadline
+        self.left_out = 0
         self._progress, self._start, self._now = progress, start, now
         self._todo = deque(todo)
         self._total = len(experiment.distinct_arms) * len(experiment.seeds)
@@ -143,6 +153,9 @@ class _Crew:
 
     def _next(self) -> tuple[Arm, int] | None:
         with self._lock:
+            if self._todo and not self._deadline.allows():
+                self.left_out += len(self._todo)
+                self._todo.clear()
             return self._todo.popleft() if self._todo else None
 
     def _hired(self) -> Asked:
@@ -161,7 +174,7 @@ class _Crew:
 
     def _train(self, worker: Asked, arm: Arm, seed: int) -> bool:
         """Train, and save what comes of it; False when the worker is dead."""
-        alive = True
+        alive, begun = True, self._now()
         try:
             asked = {"do": "train", "arm": arm.to_json(), "seed": seed, "device": self._device}
             answer = worker.request(asked, _PATIENCE_S)
@@ -177,6 +190,7 @@ class _Crew:
                 else Trained(arm_id=arm.arm_id, seed=seed, error=one_line(str(failed)))
             )
             self._trainings.append(trained)
+            self._deadline.took(self._now() - begun)
             self._done_now += 1
             left = self._first - self._done_now
             left_s = (self._now() - self._begun) / self._done_now * left

@@ -16,8 +16,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -159,6 +160,22 @@ class Store:
                     os.ftruncate(self._fd, size)
                 raise
         self._rows.extend(rows)
+
+    def take(self, other: Store, case_ids: Collection[str]) -> int:
+        """Add the rows that another folder has of these cases, and where they were measured; return of how many cases.
+
+        Cases that are here already stay as they are, and what failed there is left to be measured. A note in each row
+        says where it is from.
+        """
+        wanted = {row.case_id for row in other.rows() if row.passed} & set(case_ids) - self.done_case_ids()
+        environments = {row.environment_id for row in other.rows() if row.case_id in wanted}
+        if wanted:
+            of_rows = {key: found for key, found in other.header["environments"].items() if key in environments}
+            self.write_environment(of_rows, other.header["peaks"])
+        for case_id in (case_id for case_id in case_ids if case_id in wanted):
+            rows = [row for row in other.rows() if row.case_id == case_id]
+            self.append([replace(row, notes=(*row.notes, f"measured for {other.folder.name}")) for row in rows])
+        return len(wanted)
 
     def rows(self) -> list[Row]:
         """Return the rows in the order of their first appearance, the latest of each case and phase."""

@@ -2,8 +2,11 @@ import pytest
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode
+from meprop_bench.paper.experiment import experiment
+from meprop_bench.paper.published import table
 from meprop_bench.paper.scale import Scale
 from meprop_bench.paper.subjects import Subject
+from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 
 
@@ -72,3 +75,39 @@ def test_a_smoke_run_ends_with_the_paper_beside_ours_and_resumes_to_nothing(tmp_
     assert run([*arguments, "--resume"]) == ExitCode.OK
     assert "[2/2]" not in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_table_is_made_of_the_cases_that_another_folder_has_as_far_as_the_deadline_lets_it(tmp_path, capsys):
+    """Nothing is measured here: two cases are there already, and for the third there is no time."""
+    *known, unknown = experiment(table("icml:7"), "smoke").distinct_cases
+    with Store.create(tmp_path / "elsewhere", "sweep", "cpu", "meprop-bench speedup", {}) as other:
+        for case in known:
+            other.append([_timed(case, phase) for phase in ("forward", "backward")])
+        other.write_environment({"e": {"cpu_model": "x"}})
+    arguments = ["run", "icml:7", "--scale", "smoke", "--reuse", str(other.folder), "--deadline", "0.000001"]
+    assert run(["paper", *arguments, "--out", str(tmp_path)]) == ExitCode.OK
+    printed = capsys.readouterr()
+    assert f"{len(known)} of {len(known) + 1} timed cases are those of {other.folder.name}" in printed.err
+    assert f"left out: {unknown.label}" in printed.err
+    (folder,) = (path for path in tmp_path.iterdir() if path.name.endswith("paper-icml-7-smoke"))
+    page = (folder / "README.md").read_text()
+    assert "4.00x" in page
+    assert f"All rows: measured for {other.folder.name.replace('_', chr(92) + '_')}" in page
+    assert "1 of 3 cases are not measured" in page
+
+
+def _timed(case, phase):
+    return Row(
+        case_id=case.case_id, workload=case.workload, method=case.method, kernel="gather", kernel_requested="auto",
+        k=case.k, batch=case.batch, in_features=case.in_features, out_features=case.out_features, device=case.device,
+        threads=case.threads, dtype=case.dtype, gradient=case.gradient, allocator=case.allocator, phase=phase,
+        median_s=1e-3, values_s=(1e-3,) * 4, baseline_median_s=4e-3, baseline_values_s=(4e-3,) * 4,
+        run_lengths=(2, 2), loops=1, speedup=4.0, speedup_low=3.9, speedup_high=4.1, processes=2, converged=True,
+        check="passed", environment_id="e",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("deadline", ["0", "-3", "nan"])
+def test_a_deadline_is_a_time(deadline, capsys):
+    assert run(["paper", "run", "icml:7", "--deadline", deadline]) == ExitCode.USAGE
+    assert "a deadline must be more than 0 seconds" in capsys.readouterr().err

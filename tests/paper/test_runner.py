@@ -11,6 +11,7 @@ from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
 from meprop_bench.paper.trainings import Trained, Trainings
 from meprop_bench.results.store import Store
+from meprop_bench.sweep.deadline import Deadline
 
 
 class Worker:
@@ -42,7 +43,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(Subject, "reason_not_trained", lambda self, scale: None if self.name == "mnist" else absent)
     found = experiment(table("icml:3"), "smoke", seeds=3)
 
-    def go(faults=None, processes=2, resume=False):
+    def go(faults=None, processes=2, resume=False, deadline=None):
         asked: list[tuple[str, int]] = []
         plan = found.to_json()
         store = (
@@ -54,14 +55,16 @@ def run(tmp_path, monkeypatch):
         with store:
             trainings = Trainings(store.folder, write=True)
             try:
-                train_all(
+                late = train_all(
                     found,
                     store,
                     trainings,
                     processes=processes,
                     progress=steps.append,
                     start=lambda: Worker(asked, faults if faults is not None else {}),
+                    deadline=deadline,
                 )
+                assert late == (len(missing(found, trainings)) if deadline else 0)
             finally:
                 left = missing(found, trainings)
         return asked, left, steps, store.folder
@@ -86,6 +89,19 @@ def test_a_worker_that_dies_costs_its_training_alone_which_is_tried_again(run):
     assert asked == [("meprop", 2)]
     assert not left
     assert steps[-1].done == 6
+
+
+def test_no_training_is_begun_after_the_deadline_and_a_resumed_run_goes_on(run):
+    now = [0.0]
+    deadline = Deadline(10.0, lambda: now[0])
+    deadline.took = lambda _: now.__setitem__(0, now[0] + 6.0)
+    asked, left, steps, _ = run(processes=1, deadline=deadline)
+    assert asked == [("dense", 1), ("meprop", 1)]
+    assert len(left) == 4
+    assert [step.done for step in steps] == [1, 2]
+    asked, left, _, _ = run(processes=1, resume=True)
+    assert len(asked) == 4
+    assert not left
 
 
 def test_what_breaks_the_run_passes_through_and_keeps_what_is_done(run):

@@ -47,6 +47,26 @@ def test_a_folder_is_made_and_read_again(store, tmp_path):
     assert sorted(path.name for path in store.folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
 
 
+def test_cases_are_taken_from_another_folder_with_where_they_were_measured(store, tmp_path):
+    with create(tmp_path, "sweep") as other:
+        other.append([row("a", phase="forward"), row("a")])
+        other.append([row("failed", phase=None, check=None, error="died")])
+        other.append([row("unwanted", environment_id="e7")])
+        other.append([row("b", environment_id="e1"), row("there")])
+        other.write_environment({"e0": {"cpu": "x"}, "e1": {"cpu": "y"}, "e7": {}}, {"cpu float32": {"bandwidth": 1}})
+    store.append([row("there", notes=("own",))])
+    assert store.take(other, ["b", "a", "failed", "there", "absent"]) == 2
+    read = Store.open(store.folder)
+    assert read.done_case_ids() == {"there", "a", "b"}
+    assert [(found.case_id, found.phase) for found in read.rows()] == [
+        ("there", "backward"), ("b", "backward"), ("a", "forward"), ("a", "backward")
+    ]  # fmt: skip
+    assert [found.notes for found in read.rows()] == [("own",), *[("measured for 2026-03-04_amd-2c_sweep",)] * 3]
+    assert read.header["environments"] == {"e0": {"cpu": "x"}, "e1": {"cpu": "y"}}
+    assert read.header["peaks"] == {"cpu float32": {"bandwidth": 1}}
+    assert store.take(other, ["b", "a"]) == 0
+
+
 def test_an_environment_stays_what_the_first_rows_were_measured_in(store):
     """Those that do not name their revision have the environment's; a run goes on at a later one."""
     store.write_environment({"e0": {"git_revision": "one"}}, {"e0": {"bandwidth": 1}})
