@@ -72,10 +72,14 @@ class CudaGraphClock(CudaEventClock):
         self._name = device
         self._replays: dict[tuple[_Call, ...], tuple[_Call, ...]] = {}
 
+    def replay(self, fn: _Call) -> _Call:
+        """Return the call that replays `fn`; ValueError when it cannot be captured."""
+        (replay,) = self._captured((fn,))
+        return replay
+
     def time(self, fn: _Call, loops: int) -> float:
         """Return the device seconds of one replay of `fn`; ValueError when it cannot be captured."""
-        (replay,) = self._captured((fn,))
-        return super().time(replay, loops)
+        return super().time(self.replay(fn), loops)
 
     def time_phases(self, phases: Mapping[str, _Call], loops: int) -> dict[str, float]:
         """Return the device seconds of each phase's replay, from one event at each boundary."""

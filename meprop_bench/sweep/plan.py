@@ -110,6 +110,7 @@ class Plan:
             its own. Loading torch five times costs as much as measuring a small case.
         pin: bind each process to as many physical cores as it has threads.
         utilization: watch utilisation, power and energy after the timing, for 2 s of each side.
+        watched: ids of cases for which that is done although it is not for all.
         accuracy_seeds: training runs of each side in the accuracy comparison.
         accuracy_steps: training steps of each of those.
         seed: of the order within pairs and the order of the processes. That of weights, data and selections is an
@@ -127,6 +128,7 @@ class Plan:
     keep_processes: bool = False
     pin: bool = False
     utilization: bool = True
+    watched: tuple[str, ...] = ()
     accuracy_seeds: int = 5
     accuracy_steps: int = 400
     seed: int = 0
@@ -150,17 +152,21 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; two plans with the same one measure the same.
 
-        What is not pinned does not say so: runs that were begun when there was no such choice can still be resumed.
+        What is not pinned or watched does not say so: runs that were begun when there was no such choice can still be
+        resumed.
         """
-        return {name: value for name, value in asdict(self).items() if name != "pin" or value}
+        return {name: value for name, value in asdict(self).items() if name not in ("pin", "watched") or value}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset as read: its settings (fields of `Plan`) and the axes of each of its sweeps."""
+    """A preset as read: its settings (fields of `Plan`), the axes of each of its sweeps, and which have their cases
+    watched whatever is done with the others.
+    """
 
     settings: Mapping[str, Any]
     sweeps: tuple[_Axes, ...]
+    watched: tuple[bool, ...]
 
 
 _SETTINGS = {
@@ -176,6 +182,10 @@ _SETTINGS = {
     "accuracy-seeds": int,
     "accuracy-steps": int,
 }
+
+
+_WATCHED = "utilization"
+"""What a sweep of a preset may say for its own cases, too."""
 
 
 def preset_names() -> list[str]:
@@ -222,7 +232,8 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
     sweeps = record.get("sweep")
     if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps) or not sweeps:
         raise UserError(f"the {where} has no sweep: write its axes under [[sweep]]")
-    return Preset(settings, tuple(_axes_of(sweep, where) for sweep in sweeps))
+    watched = tuple(_setting(_WATCHED, sweep.pop(_WATCHED, False), where) for sweep in sweeps)
+    return Preset(settings, tuple(_axes_of(sweep, where) for sweep in sweeps), watched)
 
 
 def _setting(key: str, value: Any, where: str) -> Any:
@@ -284,8 +295,11 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
 
     """
     seed = settings.get("seed", 0)
-    cases = _distinct(case for sweep in preset.sweeps for case in _cases({**sweep, **(overrides or {})}, seed))
-    return Plan(**{**preset.settings, **settings, "cases": cases})
+    found = [tuple(_cases({**sweep, **(overrides or {})}, seed)) for sweep in preset.sweeps]
+    if _WATCHED not in settings:  # a case of several sweeps is watched if one of them says so
+        chosen = _distinct(case for cases, watch in zip(found, preset.watched, strict=True) if watch for case in cases)
+        settings["watched"] = tuple(case.case_id for case in chosen)
+    return Plan(**{**preset.settings, **settings, "cases": _distinct(itertools.chain(*found))})
 
 
 def _cases(axes: _Axes, seed: int) -> Iterable[Case]:

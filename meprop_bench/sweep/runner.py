@@ -293,12 +293,10 @@ class Runner:
 
     def _utilization(self, case: Case, worker: Asked) -> Mapping[str, Any] | str:
         """Watch the machine under a steady load; what goes wrong costs these figures alone, and is returned instead."""
-        if not self._plan.utilization:
+        if not self._plan.utilization and case.case_id not in self._plan.watched:
             return "not asked for (utilization is off)"
         if case.caches == "cold":
             return "a steady loop has warm caches"
-        if case.launch == "graph":
-            return "a steady loop launches call by call"
         self._tell(case, "watching")
         try:
             return _ask(worker, {"do": "utilization", "device": case.device, "seconds": _STEADY_S})

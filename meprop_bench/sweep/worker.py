@@ -117,6 +117,8 @@ class Session:
         self._close_blocks()
         self._prepared = self._checked = None  # the last case's memory, before the next one's is taken
         self._case = workloads.Case.from_json(case)
+        if self._case.device != "cpu":
+            _give_back()
         with _one_thread(), _stream(self._case):
             self._prepared = prepared = workloads.setup(self._case)
         return {
@@ -224,12 +226,15 @@ class Session:
 
     def utilization(self, device: str, seconds: float) -> _Answer:
         """Watch the machine while each side runs its main phase steadily, in a pass of its own: watching costs time."""
+        from meprop_bench.measure.graph import CudaGraphClock
         from meprop_bench.measure.utilization import watch
 
         prepared, clock = self._passed()
         if prepared.main is None:
             raise ValueError("no call of this workload can be repeated")
         phase, calls = prepared.main
+        if isinstance(clock, CudaGraphClock):
+            calls = clock.replay(calls[0]), clock.replay(calls[1])
         return {"phase": phase, "sides": [watch(call, device, clock, seconds=seconds) for call in calls]}
 
     def peaks(self, device: str, dtype: str, threads: int) -> _Answer:
@@ -327,6 +332,16 @@ class _Blocks:
             self._usual_s.append(self._prepared.method(loops, self.clock)[self._phase])
         self._slowed.wait(share * median(self._usual_s))
         return self._slowed
+
+
+def _give_back() -> None:
+    """Give the GPU's memory of the last case back, which torch would keep from the processes beside it."""
+    import gc
+
+    import torch
+
+    gc.collect()  # a captured graph and its clock know each other
+    torch.cuda.empty_cache()
 
 
 def _stream(case: Case) -> AbstractContextManager[None]:

@@ -108,6 +108,16 @@ def test_replays_are_timed_and_a_function_is_captured_once(device):
     assert (device.captures, device.launches) == (1, launches)  # no Python runs between replays
 
 
+def test_a_replay_can_be_called_by_others_and_is_the_one_that_was_timed(device):
+    clock = clock_for("cuda:0", graphs=True)
+    step = device.launch(0.5)
+    clock.time(step, 1)
+    queued = device.queued
+    clock.replay(step)()
+    assert device.queued == queued + 0.5
+    assert device.captures == 1
+
+
 def test_phases_are_graphs_of_their_own_in_order(device):
     clock = clock_for("cuda:0", graphs=True)
     phases = {"forward": device.launch(0.5), "backward": device.launch(1.5)}

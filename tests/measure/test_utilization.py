@@ -79,6 +79,14 @@ def test_a_gpu_is_led_in_for_a_second_and_waited_for_within_the_loop(clock):
     assert "gpu_energy_source" not in found
 
 
+def test_a_queue_of_launches_does_not_grow_without_bound(clock):
+    waits = []
+    clock.synchronize = lambda: waits.append(clock.now())
+    found = watch(lambda: clock.advance(1 / 256), "cuda:0", clock, seconds=2.0, sources=[])
+    assert found["iterations"] == 512
+    assert waits == [100 / 256, 200 / 256, 1.0, *(1 + calls / 256 for calls in (100, 200, 300, 400, 500)), 3.0]
+
+
 def test_on_the_cpu_energy_is_the_packages(clock):
     found = watch(lambda: clock.advance(0.25), "cpu", clock, seconds=2.0, sources=[Meter({"cpu_energy_j": 100.0})])
     assert (found["power_w"], found["energy_per_step_j"], found["energy_source"]) == (50.0, 12.5, "RAPL")

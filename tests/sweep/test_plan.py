@@ -145,11 +145,31 @@ def test_options_take_the_place_of_the_presets_own() -> None:
     assert plan_preset(quick, utilization=True).utilization
 
 
-def test_only_a_plan_that_pins_says_so() -> None:
+def test_only_a_plan_that_pins_or_watches_some_says_so() -> None:
     """Runs that were begun when nothing could be pinned are resumed by what they are: not pinned."""
     free, bound = (Plan(name="x", cases=(Case(),), pin=pin).to_json() for pin in (False, True))
-    assert "pin" not in free
+    assert not {"pin", "watched"} & set(free)
     assert bound == {**free, "pin": True}
+    assert Plan(name="x", cases=(Case(),), watched=("a",)).to_json() == {**free, "watched": ("a",)}
+
+
+def test_a_sweep_of_a_preset_may_have_its_cases_watched(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    sweeps = "[[sweep]]\nmethod = 'unified'\nk = [3, 4, 5]\n[[sweep]]\nmethod = 'unified'\nk = 4\nutilization = true\n"
+    path.write_text(_SOUND.replace("[[sweep]]\nk = 3\n", "utilization = false\n" + sweeps))
+    preset = load_preset(str(path))
+    plan = plan_preset(preset)
+    assert [case.k for case in plan.cases] == [3, 4, 5]  # in the order of their first sweep
+    assert plan.watched == (plan.cases[1].case_id,)
+    assert not plan.utilization
+    for told in (True, False):  # an option is about all of them
+        assert (plan_preset(preset, utilization=told).watched, plan_preset(preset, utilization=told).utilization) == (
+            (),
+            told,
+        )
+    path.write_text(path.read_text().replace("utilization = true", "utilization = 1"))
+    with pytest.raises(UserError, match=r"utilization in the preset .* must be of type bool, not 1"):
+        load_preset(str(path))
 
 
 _SOUND = 'name = "mine"\nanalysis = "why"\nchecks = ["gradients"]\n[[sweep]]\nk = 3\n'

@@ -266,11 +266,11 @@ def test_rows_name_the_caches_and_cold_ones_are_not_watched(run: Callable[..., S
     assert cold.unavailable["power_w"] == "a steady loop has warm caches"
 
 
-def test_rows_name_the_launch_and_replays_are_not_watched(run: Callable[..., Store]) -> None:
+def test_rows_name_the_launch_and_replays_are_watched_too(run: Callable[..., Store]) -> None:
     cases = [Case(k=3, threads=1, device="cuda"), Case(k=3, threads=1, device="cuda", launch="graph")]
-    eager, _, replayed, _ = run(_Teams(), cases).rows()
+    _, eager, _, replayed = run(_Teams(), cases).rows()
     assert (eager.launch, replayed.launch) == ("eager", "graph")
-    assert replayed.unavailable["power_w"] == "a steady loop launches call by call"
+    assert (eager.power_w, replayed.power_w) == (50.0, 50.0)
 
 
 def test_processes_that_are_kept_serve_a_group_and_the_rows_say_so(run: Callable[..., Store]) -> None:
@@ -425,6 +425,13 @@ def test_nothing_is_watched_where_the_plan_does_not_ask_for_it(run: Callable[...
     assert teams.count("utilization") == 0
     assert row.utilization is None
     assert row.unavailable["gpu_utilization"] == "not asked for (utilization is off)"
+
+
+def test_cases_that_the_plan_names_are_watched_where_the_others_are_not(run: Callable[..., Store]) -> None:
+    teams = _Teams()
+    rows = run(teams, utilization=False, watched=(_CASES[1].case_id,)).rows()
+    assert teams.count("utilization") == 1
+    assert [(row.k, row.power_w) for row in rows if row.phase == "backward"] == [(3, None), (4, 50.0)]
 
 
 @pytest.mark.parametrize(

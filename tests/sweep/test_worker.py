@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from meprop_bench import workloads
 from meprop_bench.measure import affinity
 from meprop_bench.measure.cold import ColdClock
+from meprop_bench.measure.graph import CudaGraphClock
 from meprop_bench.results.schema import Utilization
 from meprop_bench.sweep.worker import Session
 from meprop_bench.workloads.case import Case
@@ -64,6 +68,40 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
         assert told.unavailable["gpu_utilization"] == "the device is the CPU"
         nulls = {name for name in vars(told) if getattr(told, name) is None}
         assert nulls == set(told.unavailable)
+
+
+class _Replays(CudaGraphClock):
+    """What stands for a GPU: a replay is the call, and is counted."""
+
+    def __init__(self) -> None:
+        self.replayed: list[Callable[[], object]] = []
+
+    def replay(self, fn: Callable[[], object]) -> Callable[[], object]:
+        self.replayed.append(fn)
+        return fn
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_of_a_captured_case_the_replays_are_watched(session: Session) -> None:
+    prepared, _ = session._passed()
+    clock = _Replays()
+    session._checked = prepared, clock
+    assert _ask(session, do="utilization", device="cpu", seconds=0.02)["phase"] == "backward"
+    assert tuple(clock.replayed) == prepared.memory["backward"]
+
+
+def test_the_memory_of_the_last_case_is_given_back_to_the_gpu(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
+    kept = weakref.ref(session._passed()[0])
+    monkeypatch.setattr(workloads, "setup", lambda case: done.append(str(kept())) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _ask(session, do="setup", case={**_CASE.to_json(), "device": "cuda:0"})
+    assert done == ["given back", "None"]
 
 
 def test_cold_caches_are_emptied_before_each_call() -> None:
