@@ -18,7 +18,8 @@ With `keep_processes` the processes serve every case that shares device, threads
 them takes ten seconds on two cores. They are still fresh for the sweep; what an earlier case left in their heaps is
 the same for both sides.
 
-A worker that dies or runs out of memory costs its case alone, which gets a row that says so. Cases that a deadline
+A worker that dies or runs out of memory costs its case alone, which gets a row that says so; so does a case that its
+kernel refuses, and the processes go on with the next one. Cases that a deadline
 leaves out have no row, so that a resumed run measures them.
 """
 
@@ -118,6 +119,10 @@ class _CaseFailed(Exception):
     """A case cannot be measured; the message is one line. The processes are not to be used again."""
 
 
+class _CaseRefused(_CaseFailed):
+    """It cannot be measured by anybody, as was found before anything happened: the processes are as they were."""
+
+
 class Runner:
     """One run of a plan into a results folder.
 
@@ -197,6 +202,8 @@ class Runner:
             return self._measure(case)
         except WorkerDied as died:
             reason = f"a measuring process {died.reason}"
+        except _CaseRefused as refused:
+            return [failed_row(case, str(refused), self._environment_id)]
         except _CaseFailed as failed:
             reason = str(failed)
         finally:
@@ -378,9 +385,14 @@ def _group(case: Case) -> tuple[object, ...]:
 
 
 def _ask(worker: Asked, message: Mapping[str, Any], timeout: float = _PATIENCE_S) -> dict[str, Any]:
-    answer = worker.request(message, timeout)
+    return _sound(worker.request(message, timeout))
+
+
+def _sound(answer: dict[str, Any]) -> dict[str, Any]:
     if "error" in answer:
         kind, reason = answer.get("kind"), answer["error"]
+        if kind == "user":
+            raise _CaseRefused(str(reason))
         raise _CaseFailed(f"out of memory: {reason}" if kind == "out-of-memory" else str(reason))
     return answer
 
@@ -398,7 +410,9 @@ def _ask_together(
         return [first, *_ask_together(workers[1:], messages[1:], timeout)]
     pool = ThreadPoolExecutor(len(workers))
     try:
-        return list(pool.map(lambda worker, message: _ask(worker, message, timeout), workers, messages))
+        # All have answered when one of them is found to have refused: they may be asked again.
+        answers = list(pool.map(lambda worker, message: worker.request(message, timeout), workers, messages))
+        return [_sound(answer) for answer in answers]
     finally:
         # Not waiting: after an interrupt or a fault the team is closed next, and that is what ends the other requests.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -32,6 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench.errors import UserError
 from meprop_bench.measure.paired import calibrate, warm_up
 from meprop_bench.measure.serve import serve
 from meprop_bench.stats import median
@@ -119,8 +120,11 @@ class Session:
         self._case = workloads.Case.from_json(case)
         if self._case.device != "cpu":
             _give_back()
-        with _one_thread(), _stream(self._case):
-            self._prepared = prepared = workloads.setup(self._case)
+        try:
+            with _one_thread(), _stream(self._case):
+                self._prepared = prepared = workloads.setup(self._case)
+        except ValueError as error:  # the kernel that was asked for cannot do the case; nothing has happened
+            raise UserError(str(error)) from error
         return {
             "kernel": prepared.kernel,
             "k": prepared.k,

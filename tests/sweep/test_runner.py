@@ -351,6 +351,18 @@ def test_a_fault_costs_its_case_alone(
     assert len(teams.started) == 2  # whoever met the fault is not asked again
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_case_that_is_refused_leaves_the_processes_as_they_were(run: Callable[..., Store], keep: bool) -> None:
+    reason = "kernel 'triton' does not support this case: Triton is not installed"
+    teams = _Teams(faults={("setup", k): {"error": reason, "kind": "user"} for k in (3, 5)})
+    cases = [Case(k=k, threads=1) for k in (3, 4, 5, 6)]
+    rows = run(teams, cases, keep_processes=keep).rows()
+    assert [(row.k, row.error) for row in rows if row.error] == [(3, reason), (5, reason)]
+    assert {row.k for row in rows if row.speedup} == {4, 6}
+    assert len(teams.started) == teams.closed == (1 if keep else 4)
+    assert teams.count("setup") == 1 + 3 * 3  # of the first case of a workload one process goes first, and is refused
+
+
 def test_a_case_that_computes_something_else_is_not_timed(run: Callable[..., Store]) -> None:
     teams = _Teams(faults={("check", 3): {"check": "dw is off by 1e+00", "loops": 1}})
     row, *others = run(teams).rows()

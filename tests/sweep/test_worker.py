@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from meprop_bench import workloads
+from meprop_bench.errors import UserError
 from meprop_bench.measure import affinity
 from meprop_bench.measure.cold import ColdClock
 from meprop_bench.measure.graph import CudaGraphClock
@@ -68,6 +69,15 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
         assert told.unavailable["gpu_utilization"] == "the device is the CPU"
         nulls = {name for name in vars(told) if getattr(told, name) is None}
         assert nulls == set(told.unavailable)
+
+
+def test_a_case_that_its_kernel_cannot_do_is_the_user_s_wish_and_the_next_one_is_measured(session: Session) -> None:
+    with pytest.raises(UserError, match="kernel 'gather' does not support this case: it needs a unified selection"):
+        _ask(session, do="setup", case={**_CASE.to_json(), "method": "meprop", "kernel": "gather"})
+    with pytest.raises(ValueError, match="no case is set up"):
+        _ask(session, do="check", warm_s=0.0)
+    _ask(session, do="setup", case=_CASE.to_json())
+    assert _ask(session, do="check", warm_s=0.0)["check"] == "passed"
 
 
 class _Replays(CudaGraphClock):
