@@ -6,7 +6,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test lint targets asv bench clean
+.PHONY: report test lint targets asv bench gpu-report clean
 
 report: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset quick
@@ -35,6 +35,16 @@ asv: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/pytest_suite $(BENCH)
+
+# What there is to know of a GPU within SECONDS, into one folder, and with ARCHIVE=file.tar.gz into one file besides. Nothing is
+# installed: PYTHON is an interpreter whose torch finds the GPU (.venv's, where there is one). OUT counts when it is given here; the
+# environment of a machine that is lent may have one of its own.
+SECONDS ?= 480
+DEVICE ?= cuda
+GPU_PYTHON := $(if $(and $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(BIN)/python,$(PYTHON))
+gpu-report:
+	$(GPU_PYTHON) -m benchmarks.gpu_report --seconds $(SECONDS) --device $(DEVICE) $(if $(PRESET),--preset "$(PRESET)") \
+	  $(if $(filter command,$(firstword $(origin OUT))),--out "$(OUT)") $(if $(ARCHIVE),--archive "$(ARCHIVE)")
 
 # Installed again when what it is made from changes; pip upgrades in place.
 $(STAMP): pyproject.toml constraints.txt
