@@ -2,6 +2,9 @@
 
 A run of ours waits for its turn on a device, which is a lock in the temporary folder. Tests assert no timing, so that
 nothing is gained by waiting for the run of another test, or for that of somebody else on this machine.
+
+Where there is no GPU, Triton interprets its kernels. That has to be said before it is imported, which torch.compile
+does, too; nothing else that runs on a CPU asks it for anything.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     config.stash[_ROOT] = tempfile.mkdtemp(prefix="meprop-bench-tests-")
     os.environ["TMPDIR"] = tempfile.tempdir = config.stash[_ROOT]
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_sessionstart() -> None:

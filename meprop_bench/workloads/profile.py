@@ -51,10 +51,10 @@ __all__ = ["break_even_k", "break_even_size", "overhead", "stages"]
 
 _Sides = tuple[Call, Call]
 
-_GATHERS = "gather"
-"""The kernel that copies what it chose before it multiplies."""
+_GATHERS = ("gather", "triton_gather")
+"""Kernels that copy what they chose before they multiply."""
 
-_SCATTERS = ("native", "gather", "embedding_bag")
+_SCATTERS = ("native", "gather", "embedding_bag", "triton", "triton_gather")
 """Kernels that compute the selected rows of dW first: the others make all of it in one product."""
 
 _LARGEST = 1 << 27
@@ -281,8 +281,8 @@ def _sparse_calls(layers: Sequence[Layer]) -> dict[str, Call | None]:
 
 
 def _gathers(layers: Sequence[Layer]) -> dict[str, Call | None]:
-    """Return the copies that the kernel `gather` makes of dy and of w; none where another kernel runs, too."""
-    if any(layer.kernel != _GATHERS for layer in layers):
+    """Return the copies that such kernels make of dy and of w; none where another kernel runs, too."""
+    if any(layer.kernel not in _GATHERS for layer in layers):
         return {}
     chosen = [(layer, select(layer.dy, layer.request.k, layer.request.selection)) for layer in layers if layer.request]
     return {
@@ -338,7 +338,7 @@ def _costs(layers: Iterable[Layer], side: str) -> dict[str, Cost]:
             found = linear_stages(*shape, method, request.k, gradient, counted)
             if "zeros" in found:
                 found["scatter"] = found.pop("zeros")
-            if layer.kernel == _GATHERS:
+            if layer.kernel in _GATHERS:
                 copied = request.k * (batch + (m if layer.need_dx else 0))
                 found["gather"] = Cost(0, 2 * layer.w.element_size() * copied)
         if not layer.need_dx:

@@ -58,7 +58,7 @@ class Kernel(Protocol):
 class _Registry(Mapping[str, Kernel]):
     """All names are known; a kernel's module is imported when the kernel is first asked for (Numba costs seconds)."""
 
-    _names = ("masked", "coo", "embedding_bag", "gather", "native", "auto")
+    _names = ("masked", "coo", "embedding_bag", "gather", "native", "triton", "triton_gather", "auto")
 
     def __init__(self) -> None:
         self._loaded: dict[str, Kernel] = {}

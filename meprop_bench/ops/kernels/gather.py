@@ -16,7 +16,7 @@ from torch import Tensor
 from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
 from meprop_bench.ops.selection import column_statistics, select
 
-__all__ = ["KERNEL", "Gather"]
+__all__ = ["KERNEL", "Gather", "products"]
 
 
 class Gather:
@@ -32,22 +32,27 @@ class Gather:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
-        k, selection, as_rows, need_dx, need_dw, need_db = request
+        k, selection, as_rows, _, _, need_db = request
         if selection == "unified":
             magnitudes, db = column_statistics(dy, sums=need_db)
             t = magnitudes.topk(k, sorted=False).indices
         else:
             t = select(dy, k, selection)
             db = dy.sum(0) if need_db else None
-        if as_rows:
-            t = t.sort().values
-        g = dy.index_select(1, t)
-        dx = g @ w.index_select(0, t) if need_dx else None
-        dw = None
-        if need_dw:
-            values = g.t() @ x  # (k, m)
-            dw = hybrid_rows(t, values, w.shape[0]) if as_rows else values.new_zeros(w.shape).index_copy_(0, t, values)
+        dx, dw = products(t.sort().values if as_rows else t, dy, x, w, request)
         return dx, dw, db
+
+
+def products(t: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> tuple[Tensor | None, Tensor | None]:
+    """Return dx and dW through neurons selected before: t, (k,), ascending if rows are wanted."""
+    g = dy.index_select(1, t)
+    dx = g @ w.index_select(0, t) if request.need_dx else None
+    dw = None
+    if request.need_dw:
+        values = g.t() @ x  # (k, m)
+        n = w.shape[0]
+        dw = hybrid_rows(t, values, n) if request.rows else values.new_zeros(w.shape).index_copy_(0, t, values)
+    return dx, dw
 
 
 KERNEL = Gather()

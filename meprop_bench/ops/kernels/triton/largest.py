@@ -1,0 +1,162 @@
+"""Which entries survive, on a GPU: the k largest magnitudes of a row that lies in the registers of one program.
+
+The bit pattern of a float32 without its sign, read as an integer, is ordered as its magnitude is, NaN above infinity.
+So the k-th largest of n is found bit by bit, from the top: with the next bit set, do k entries still reach the bound?
+Then it stays. Each of at most 31 steps compares the registers and adds the results up within the program; memory is
+read once, where `torch.topk` reads it again for every two bits. A step that exactly k entries reach ends the search,
+which for numbers without ties is after some 15.
+
+Ties go to the lower index, and places are ascending: a running count gives each entry that is kept its place, so that
+nothing has to be sorted, and the same input gives the same indices. For more than `LIMIT` entries torch's own top-k is
+called, which then has several programs for a row.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from meprop_bench.ops.selection import select
+
+__all__ = ["LIMIT", "columns", "rows"]
+
+LIMIT = 16384
+"""Entries that one program holds: 16 of them in each of 1024 threads, or 32 in each of 512."""
+
+_TILE = 1024
+"""Entries of a program that takes several short rows: 8 in each thread of four warps."""
+
+_PART = 1024
+"""Entries of a row whose places are found at once: with 8192 of a row that takes 64 registers of a thread, 252 all at
+once (Triton 3.7, sm_90), and so four programs fit on a multiprocessor instead of one."""
+
+_PROGRAMS = 132
+"""Multiprocessors of an H100 or H200: rows are shared out to so many programs before one takes several."""
+
+
+@triton.jit
+def _keys(values):
+    """Integers in the order of the magnitudes; all NaN are the same, and 0x7FFFFFFF remains above them."""
+    return tl.minimum(values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7FFFFFFE)
+
+
+@triton.jit
+def _bounds(keys, k, ROWS: tl.constexpr):
+    """Find, for each row of keys, (ROWS, N) and -1 for padding, what the k largest reach.
+
+    At least k keys reach the bound, and less than k reach the ceiling. Those in between are all needed, or they are
+    equal and only so many find room as is returned last.
+    """
+    bound = tl.zeros((ROWS,), tl.int32)
+    ceiling = tl.full((ROWS,), 0x7FFFFFFF, tl.int32)
+    over = tl.zeros((ROWS,), tl.int32)
+    bit = 30
+    unsettled = 1
+    while (bit >= 0) & (unsettled > 0):
+        middle = bound | (1 << bit)
+        reached = tl.sum((keys >= middle[:, None]).to(tl.int32), axis=1)
+        ceiling = tl.where(reached < k, middle, ceiling)
+        over = tl.where(reached < k, reached, over)
+        bound = tl.where(reached < k, bound, middle)
+        unsettled = tl.max((reached != k).to(tl.int32), axis=0)
+        bit -= 1
+    return bound[:, None], ceiling[:, None], (k - over)[:, None]
+
+
+@triton.jit
+def _places(keys, bound, ceiling, room, above_before, between_before):
+    """Say which keys are kept, and their places in order, of which the first depends on what stood before them."""
+    above = (keys >= ceiling).to(tl.int32)
+    between = (keys >= bound).to(tl.int32) - above
+    running = tl.cumsum(above + (between << 16), axis=1)  # two counts in one, each below 1 << 15
+    between_so_far = between_before + (running >> 16)
+    kept = (above > 0) | ((between > 0) & (between_so_far <= room))
+    return kept, above_before + (running & 0xFFFF) + tl.minimum(between_so_far, room) - 1, above, between
+
+
+@triton.jit
+def _select_columns(parts, totals, t, db, chunks, n, k, N: tl.constexpr, SUMS: tl.constexpr):
+    column = tl.arange(0, N)
+    inside = column < n
+    magnitude = tl.zeros((N,), tl.float32)
+    for chunk in range(chunks):
+        magnitude += tl.load(parts + chunk * n + column, mask=inside, other=0.0)
+    if SUMS:
+        total = tl.zeros((N,), tl.float32)
+        for chunk in range(chunks):
+            total += tl.load(totals + chunk * n + column, mask=inside, other=0.0)
+        tl.store(db + column, total, mask=inside)
+    keys = tl.where(inside, _keys(magnitude), -1)[None, :]
+    bound, ceiling, room = _bounds(keys, k, 1)
+    kept, place, _, _ = _places(keys, bound, ceiling, room, 0, 0)
+    tl.store(t + place, tl.broadcast_to(column[None, :], place.shape), mask=kept)
+
+
+@triton.jit
+def _load_keys(dy, row, column, batch, n, dy_b, dy_n):
+    inside = (row < batch) & (column < n)
+    values = tl.load(dy + row * dy_b + column.to(tl.int64) * dy_n, mask=inside, other=0.0)
+    return values, tl.where(inside, _keys(values), -1)
+
+
+@triton.jit
+def _select_rows(dy, t, v, batch, n, k, dy_b, dy_n, ROWS: tl.constexpr, N: tl.constexpr, PART: tl.constexpr):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    _, all_keys = _load_keys(dy, row, tl.arange(0, N)[None, :], batch, n, dy_b, dy_n)
+    bound, ceiling, room = _bounds(all_keys, k, ROWS)
+    above_before = tl.zeros((ROWS, 1), tl.int32)
+    between_before = tl.zeros((ROWS, 1), tl.int32)
+    for first in range(0, N, PART):  # again, out of the cache, in parts: all places at once would take all registers
+        column = first + tl.arange(0, PART)[None, :]
+        values, keys = _load_keys(dy, row, column, batch, n, dy_b, dy_n)
+        kept, place, above, between = _places(keys, bound, ceiling, room, above_before, between_before)
+        place = row * k + place
+        tl.store(t + place, tl.broadcast_to(column, place.shape), mask=kept)
+        tl.store(v + place, values, mask=kept)
+        above_before += tl.sum(above, axis=1)[:, None]
+        between_before += tl.sum(between, axis=1)[:, None]
+
+
+def columns(parts: Tensor, totals: Tensor | None, db: Tensor | None, k: int) -> Tensor:
+    """Return the k columns with the greatest sums, ascending: int64 `(k,)`.
+
+    Args:
+        parts: Σ|dy| over each chunk of the batch, float32 `(chunks, n)`, contiguous.
+        totals: Σ dy likewise, where db is still to be written; else None.
+        db: `(n,)`, written from totals.
+        k: columns to keep, 1 <= k < n.
+
+    """
+    chunks, n = parts.shape
+    if n > LIMIT:
+        if db is not None and totals is not None:
+            db.copy_(totals.sum(0))
+        return parts.sum(0).topk(k, sorted=False).indices.sort().values
+    t = torch.empty(k, dtype=torch.int64, device=parts.device)
+    width = triton.next_power_of_2(n)
+    _select_columns[(1,)](
+        parts, parts if totals is None else totals, t, t if db is None else db, chunks, n, k,
+        N=width, SUMS=totals is not None, num_warps=max(4, min(32, width // 256)),
+    )  # fmt: skip
+    return t
+
+
+def rows(dy: Tensor, k: int, selection: str) -> tuple[Tensor, Tensor]:
+    """Return, for each row of dy `(B, n)`, the neurons kept and their values: both `(B, k)`.
+
+    Neurons come in the narrowest type that holds n: sorting them costs a pass for each byte.
+    """
+    batch, n = dy.shape
+    narrow = torch.int16 if n < 1 << 15 else torch.int32
+    if selection != "example" or n > LIMIT:
+        chosen = select(dy, k, selection)
+        return chosen.to(narrow), dy.gather(1, chosen)
+    t = torch.empty(batch, k, dtype=narrow, device=dy.device)
+    v = torch.empty(batch, k, dtype=dy.dtype, device=dy.device)
+    width = triton.next_power_of_2(n)
+    several = max(1, min(_TILE // width, triton.next_power_of_2(batch // _PROGRAMS)))
+    _select_rows[(triton.cdiv(batch, several),)](
+        dy, t, v, batch, n, k, dy.stride(0), dy.stride(1),
+        ROWS=several, N=width, PART=min(width, _PART), num_warps=max(4, min(16, width // 1024)),
+    )  # fmt: skip
+    return t, v
