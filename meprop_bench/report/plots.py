@@ -43,6 +43,8 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 _MOST_BARS = 12
+_MANY_SETTINGS = 8
+"""From here on a setting with one case alone, as a sweep over sizes has many, gets no picture of its phases."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
             lines = [{row.k for row in series} for series in grouped(timed, _line)]
             if found[0].phase in ("backward", "linear-backward", "step") and any(len(ks) > 1 for ks in lines):
                 drawn.append(_over_k(timed, len(drawn)))
-        for found in grouped(rows, lambda row: (row.workload, *_setting(row))):
+        settings = grouped(rows, lambda row: (row.workload, *_setting(row)))
+        for found in settings:
             ordered = sorted(found, key=lambda row: (row.method, row.gradient, row.k))
             cases = [case for case in grouped(ordered, lambda row: (row.case_id,)) if _phases(case)]
-            if cases:
+            if len(cases) > (len(settings) > _MANY_SETTINGS):
                 drawn.append(_stacked(cases[:_MOST_BARS], len(drawn)))
     return drawn
 
@@ -139,8 +142,13 @@ def _scales(axes: Axes, ks: Sequence[float]) -> None:
 
 def _line(row: Row) -> tuple[str, ...]:
     """What makes a line of its own."""
-    kernel = (row.kernel_requested,) if row.kernel_requested != "auto" else ()
-    return (row.method, f"{row.gradient} gradient", *kernel)
+    return (row.method, f"{row.gradient} gradient", *_way(row))
+
+
+def _way(row: Row) -> tuple[str, ...]:
+    """How it was computed, launched and found in the caches, as far as that is not the usual way."""
+    ways = ((row.kernel_requested, "auto"), (row.launch, "eager"), (row.caches, "warm"))
+    return tuple(way for way, usual in ways if way != usual)
 
 
 def _series(axes: Axes, rows: list[Row], index: int) -> None:
@@ -194,7 +202,8 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
     ticks: list[tuple[float, str]] = []
     for index, case in enumerate(cases):
         first = case[0]
-        named = f"{first.method} k={first.k:g}" + (" (rows)" if first.gradient == "rows" else "")
+        words = [word for word in (first.gradient, *_way(first)) if word != "dense"]
+        named = f"{first.method} k={first.k:g}" + (f" ({', '.join(words)})" if words else "")
         for offset, side in ((-0.2, "dense"), (0.2, named)):
             start = 0.0
             for row in _phases(case):

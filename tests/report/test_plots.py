@@ -57,3 +57,31 @@ def test_odd_rows_are_drawn(make_row, failed_row):
     ]
     (plot,) = plots(odd)
     ElementTree.fromstring(plot.svg)
+
+
+def test_replays_and_launches_are_lines_and_bars_of_their_own(make_row):
+    changes = {"device": "cuda:0", "gradient": "rows", "kernel_requested": "triton"}
+    rows = [
+        make_row(f"{launch}{k}", k=k, phase=phase, launch=launch, speedup=100 / k, **changes)
+        for launch in ("eager", "graph")
+        for k in (8, 32)
+        for phase in ("forward", "backward")
+    ]
+    over_k, phases = (plot.svg.decode() for plot in plots(rows))
+    for words in ("unified, rows gradient, triton<", "unified, rows gradient, triton, graph<"):
+        assert words in over_k.replace(" --", "<")
+    for words in ("unified k=8 (rows, triton)", "unified k=8 (rows, triton, graph)"):
+        assert words in phases
+
+
+def test_a_sweep_over_many_sizes_has_no_picture_for_each(make_row):
+    def sizes(count):
+        return [
+            make_row(f"{batch}", batch=batch, phase=phase)
+            for batch in range(10, 10 + count)
+            for phase in ("forward", "backward")
+        ]
+
+    assert len(plots(sizes(8))) == 8
+    assert plots(sizes(9)) == []
+    assert len(plots([*sizes(9), make_row("b", batch=10, phase="forward", k=9), make_row("b", batch=10, k=9)])) == 2
