@@ -27,7 +27,18 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.gpu_report.parts import ROOT, SWEEP, TABLES, TESTS, Outcome, Run, parts_of, run_all, run_process
+from benchmarks.gpu_report.parts import (
+    KERNELS,
+    ROOT,
+    SWEEP,
+    TABLES,
+    TESTS,
+    Outcome,
+    Run,
+    parts_of,
+    run_all,
+    run_process,
+)
 
 _NEEDED = ("torch", "numpy", "scipy", "psutil", "rich", "click")
 _WANTED = {
@@ -106,7 +117,7 @@ def _report(wish: argparse.Namespace, run: Run) -> int:
         return ExitCode.INTERRUPTED
     if codes.get(SWEEP) not in (ExitCode.OK, ExitCode.REGRESSION, ExitCode.INTERRUPTED):
         raise UserError(f"the sweep measured nothing: {folder / SWEEP}.log says why", ExitCode.NOTHING_MEASURED)
-    return ExitCode.REGRESSION if 1 in (codes[SWEEP], codes.get(TESTS)) else ExitCode.OK
+    return ExitCode.REGRESSION if 1 in (codes.get(name) for name in (TESTS, KERNELS, SWEEP)) else ExitCode.OK
 
 
 def _found(device: str) -> str:

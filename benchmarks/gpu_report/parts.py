@@ -1,6 +1,6 @@
 """The parts of a GPU's report, one after the other, each within its share of the time that is left.
 
-    tests     `pytest -m cuda`: what only a GPU can show
+    tests     `pytest -m cuda`: what only a GPU can show; then the Triton kernels against the oracle, compiled
     sweep     `meprop-bench speedup --preset gpu`: its cases stand in the order of their importance
     tables    `meprop-bench paper run`, for each of the papers' GPU tables: made of the sweep's rows, as far as it came
 
@@ -20,21 +20,39 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Protocol
 
 from meprop_bench.errors import ExitCode
 from meprop_bench.results.redact import without_paths
 from meprop_bench.sweep.deadline import Deadline
+from meprop_bench.workloads.case import default_threads
 
-__all__ = ["ROOT", "SWEEP", "TABLES", "TESTS", "Ended", "Outcome", "Part", "parts_of", "run_all", "run_process"]
+__all__ = [
+    "KERNELS",
+    "ROOT",
+    "SWEEP",
+    "TABLES",
+    "TESTS",
+    "Ended",
+    "Outcome",
+    "Part",
+    "parts_of",
+    "run_all",
+    "run_process",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("icml:7", "icml:8", "tkde:7a", "tkde:7b")
-TESTS, SWEEP = "tests", "sweep"
+TESTS, KERNELS, SWEEP = "tests", "kernel-tests", "sweep"
 
 _TESTED = ("tests/ops", "tests/nn", "tests/measure", "tests/workloads")
 """Where tests are that need a GPU. Others would be collected in vain, and import what such a machine may not have."""
+
+_KERNELS = ("tests/ops/test_triton.py",)
+
+_PYTEST = (sys.executable, "-m", "pytest", "-q", "--color", "no", "-p", "no:cacheprovider")
 
 _GRACE_S = 10.0
 """Seconds after its share at which a part is interrupted."""
@@ -127,12 +145,18 @@ def parts_of(
         return command
 
     def tests(_: float) -> list[str]:
-        return [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "--color", "no", "-p", "no:cacheprovider", *_TESTED]
+        return [*_PYTEST, "-m", "cuda", *_TESTED]
+
+    def kernels(_: float) -> list[str]:
+        # Most of it is compiling, which has the cores of the processor.
+        together = ["--numprocesses", f"{default_threads()}"] if find_spec("xdist") else []
+        return [*_PYTEST, "-m", "not cuda", *together, *_KERNELS]
 
     on_cpu = "the tests of the CPU are those of `make test`" if device == "cpu" else ""
     return [
-        Part(TESTS, 15, None if on_cpu else tests, 0.0, on_cpu),
-        Part(SWEEP, 73, sweep, _PAGE_S),
+        Part(TESTS, 8, None if on_cpu else tests, 0.0, on_cpu),
+        Part(KERNELS, 10, None if on_cpu else kernels, 0.0, on_cpu),
+        Part(SWEEP, 70, sweep, _PAGE_S),
         *(Part(table.replace(":", "-"), 12 / len(tables), one(table), _PAGE_S / 2) for table in tables),
     ]
 
@@ -213,9 +237,9 @@ def run_process(command: Sequence[str], log: Path, limit_s: float, *, echo: IO[s
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Let every part find the package where it is, installed or not."""
+    """Let every part find the package where it is, installed or not, and compile for the GPU what is Triton's."""
     path = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-    return {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0"}
 
 
 def _copy(lines: IO[str] | None, file: IO[str], echo: IO[str]) -> None:
