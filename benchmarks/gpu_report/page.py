@@ -98,11 +98,11 @@ def _part(outcome: Outcome, folder: Path) -> tuple[str, ...]:
     if outcome.code is None:
         return outcome.part.name, f"not run: {outcome.why}", ABSENT, times[1], ABSENT
     came_to = _CODES.get(outcome.code, f"ended with {outcome.code}")
-    if (
-        outcome.part.name in (TESTS, KERNELS)
-        and (said := (folder / log).read_text(encoding="utf-8").split("\n"))[-2:-1]
-    ):
-        came_to = said[-2].strip("= ")  # "12 passed, 3 skipped in 20 s"
+    if said := [line for line in (folder / log).read_text(encoding="utf-8").splitlines() if line.strip()]:
+        if outcome.part.name in (TESTS, KERNELS):
+            came_to = said[-1].strip("= ")  # "12 passed, 3 skipped in 20 s"
+        elif outcome.code not in (ExitCode.OK, ExitCode.REGRESSION):
+            came_to += f": {said[-1]}"
     return outcome.part.name, "; ".join(filter(None, (came_to, outcome.why))), *times, log
 
 

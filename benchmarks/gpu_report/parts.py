@@ -148,15 +148,15 @@ def parts_of(
         return [*_PYTEST, "-m", "cuda", *_TESTED]
 
     def kernels(_: float) -> list[str]:
-        # Most of it is compiling, which has the cores of the processor.
-        together = ["--numprocesses", f"{default_threads()}"] if find_spec("xdist") else []
+        # Most of it is compiling, which the processor's cores do; each process takes some of the GPU's memory, too.
+        together = ["--numprocesses", f"{min(8, default_threads())}"] if find_spec("xdist") else []
         return [*_PYTEST, "-m", "not cuda", *together, *_KERNELS]
 
     on_cpu = "the tests of the CPU are those of `make test`" if device == "cpu" else ""
     return [
-        Part(TESTS, 8, None if on_cpu else tests, 0.0, on_cpu),
-        Part(KERNELS, 10, None if on_cpu else kernels, 0.0, on_cpu),
-        Part(SWEEP, 70, sweep, _PAGE_S),
+        Part(TESTS, 10, None if on_cpu else tests, 0.0, on_cpu),
+        Part(KERNELS, 12, None if on_cpu else kernels, 0.0, on_cpu),
+        Part(SWEEP, 66, sweep, _PAGE_S),
         *(Part(table.replace(":", "-"), 12 / len(tables), one(table), _PAGE_S / 2) for table in tables),
     ]
 

@@ -147,10 +147,11 @@ def run_table(
     """Train every row with the same seeds and batches, time what the table times, print the paper beside ours."""
     from meprop_bench.paper.experiment import check_runnable, experiment, reasons
     from meprop_bench.paper.published import table
+    from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
 
-    until = Deadline(deadline)
+    until, known = Deadline(deadline), None if reuse is None else Store.open(reuse)
     workers = _workers(processes, device)
     found = check_runnable(experiment(table(table_id), scale, seeds=seeds, device=device))
     if found.distinct_cases:
@@ -160,8 +161,9 @@ def run_table(
     with _store(found, device, out, resume) as store:
         click.echo(f"about {_duration(found.estimate_s(workers))} to {store.folder}", err=True)
         try:
-            if reuse is not None:
-                _reuse(found, store, reuse)
+            if known is not None:
+                taken = store.take(known, [case.case_id for case in found.distinct_cases])
+                click.echo(f"{taken} of {len(found.distinct_cases)} timed cases are those of {known.folder}", err=True)
             _run(found, store, workers, device, until)
             code = ExitCode.OK
         except KeyboardInterrupt:
@@ -213,14 +215,6 @@ def _run(found: Experiment, store: Store, workers: int, device: str, deadline: D
             runner = Runner(plan, store, progress=progress, deadline=deadline)
             runner.run()
         tell_left_out(runner.left_out)
-
-
-def _reuse(found: Experiment, store: Store, folder: Path) -> None:
-    from meprop_bench.results.store import Store
-
-    with Store.open(folder) as other:
-        taken = store.take(other, [case.case_id for case in found.distinct_cases])
-    click.echo(f"{taken} of {len(found.distinct_cases)} timed cases are those of {folder.name}", err=True)
 
 
 def _report(store: Store) -> None:

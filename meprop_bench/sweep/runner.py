@@ -19,7 +19,7 @@ them takes ten seconds on two cores. They are still fresh for the sweep; what an
 the same for both sides.
 
 A worker that dies or runs out of memory costs its case alone, which gets a row that says so; so does a case that its
-kernel refuses, and the processes go on with the next one. Cases that a deadline
+kernel refuses or that a GPU has no room for, and the processes go on with the next one. Cases that a deadline
 leaves out have no row, so that a resumed run measures them.
 """
 
@@ -123,6 +123,10 @@ class _CaseRefused(_CaseFailed):
     """It cannot be measured by anybody, as was found before anything happened: the processes are as they were."""
 
 
+class _NoRoom(_CaseFailed):
+    """Memory ran out. A GPU's is whole again before the next case; of the processor's one cannot be sure."""
+
+
 class Runner:
     """One run of a plan into a results folder.
 
@@ -205,6 +209,8 @@ class Runner:
         except _CaseRefused as refused:
             return [failed_row(case, str(refused), self._environment_id)]
         except _CaseFailed as failed:
+            if isinstance(failed, _NoRoom) and case.device != "cpu":
+                return [failed_row(case, str(failed), self._environment_id)]
             reason = str(failed)
         finally:
             if not self._plan.keep_processes:
@@ -393,7 +399,9 @@ def _sound(answer: dict[str, Any]) -> dict[str, Any]:
         kind, reason = answer.get("kind"), answer["error"]
         if kind == "user":
             raise _CaseRefused(str(reason))
-        raise _CaseFailed(f"out of memory: {reason}" if kind == "out-of-memory" else str(reason))
+        if kind == "out-of-memory":
+            raise _NoRoom(f"out of memory: {reason}")
+        raise _CaseFailed(str(reason))
     return answer
 
 

@@ -33,6 +33,7 @@ def test_show_prints_figures_settings_and_contradictions(capsys):
         (["run", "icml:3", "--processes", "0"], 2, "--processes must be at least 1"),
         (["run", "icml:3", "--scale", "huge"], 2, "huge"),
         (["run", "icml:4", "--scale", "short"], 5, "icml:4 cannot be run here"),
+        (["run", "icml:7", "--reuse", "nowhere"], 2, "nowhere does not exist"),
         (["report"], 2, "name results folders"),
         (["report", "--check"], 2, "add --claims"),
         (["report", "nowhere"], 2, "does not exist"),
@@ -87,7 +88,7 @@ def test_a_table_is_made_of_the_cases_that_another_folder_has_as_far_as_the_dead
     arguments = ["run", "icml:7", "--scale", "smoke", "--reuse", str(other.folder), "--deadline", "0.000001"]
     assert run(["paper", *arguments, "--out", str(tmp_path)]) == ExitCode.OK
     printed = capsys.readouterr()
-    assert f"{len(known)} of {len(known) + 1} timed cases are those of {other.folder.name}" in printed.err
+    assert f"{len(known)} of {len(known) + 1} timed cases are those of {other.folder}" in printed.err
     assert f"left out: {unknown.label}" in printed.err
     (folder,) = (path for path in tmp_path.iterdir() if path.name.endswith("paper-icml-7-smoke"))
     page = (folder / "README.md").read_text()

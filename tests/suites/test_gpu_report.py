@@ -209,11 +209,14 @@ def test_the_page_tells_the_targets_what_was_left_out_and_what_is_not_installed(
         Outcome(_part("icml-8", 1), None, 2.0, 0.0, "its share of the time was 2 s, too little"),
     ]
     (tmp_path / "tests.log").write_text("...\n==== 1 failed, 12 passed in 31 s ====\n")
+    (tmp_path / "sweep.log").write_text("[1/4] a case\nreport: x\n")
+    (tmp_path / "icml-7.log").write_text("meprop-bench: error: there are no data\n\n")
     page.write_page(tmp_path, {"device": "/home/me/x, a GPU"}, outcomes, ["triton: no kernels"])
     text = (tmp_path / "README.md").read_text().replace("\\", "")
     assert "| device | …/x, a GPU |" in text
     assert "| tests | 1 failed, 12 passed in 31 s | 31 s | 70 s | tests.log |" in text
-    assert "| icml-7 | could not be run | 3 s | 12 s | icml-7.log |" in text
+    assert "| sweep | done | 379 s | 380 s | sweep.log |" in text
+    assert "| icml-7 | could not be run: meprop-bench: error: there are no data | 3 s | 12 s | icml-7.log |" in text
     assert f"[{sweep.name}]({sweep.name}/README.md)" in text
     assert "| 5.50 ms | 50.0 µs | 110x [108, 112] | 100x | met | 220x | 50% |" in text
     assert "| 9.00x [8.90, 9.10] ~ | 12x | missed | 220x | 50% |" in text

@@ -363,6 +363,18 @@ def test_a_case_that_is_refused_leaves_the_processes_as_they_were(run: Callable[
     assert teams.count("setup") == 1 + 3 * 3  # of the first case of a workload one process goes first, and is refused
 
 
+@pytest.mark.parametrize("do", ["setup", "check", "measure"])
+def test_a_case_that_a_gpu_has_no_room_for_leaves_the_processes_to_the_next_one(
+    run: Callable[..., Store], do: str
+) -> None:
+    teams = _Teams(faults={(do, 3): {"error": "OutOfMemoryError: CUDA out of memory.", "kind": "out-of-memory"}})
+    cases = [Case(k=k, threads=1, device="cuda") for k in (3, 4)]
+    failed, *others = run(teams, cases, keep_processes=True).rows()
+    assert failed.error == "out of memory: OutOfMemoryError: CUDA out of memory."
+    assert [(row.k, row.passed) for row in others] == [(4, True)] * 2
+    assert len(teams.started) == 1
+
+
 def test_a_case_that_computes_something_else_is_not_timed(run: Callable[..., Store]) -> None:
     teams = _Teams(faults={("check", 3): {"check": "dw is off by 1e+00", "loops": 1}})
     row, *others = run(teams).rows()
