@@ -5,7 +5,8 @@ Every kernel must return exactly
     dx = S(dy) W        dW = S(dy)ᵀ x        db = Σ dy
 
 and here it is computed in the obvious way, by dense products of the masked dy: the oracle of the tests
-(`ops.reference`) goes entry by entry, which takes hours at the papers' sizes; this costs one dense backward pass. Two
+(`ops.reference`) goes entry by entry, which takes hours at the papers' sizes; this costs one dense backward pass, in
+float32 where the layer's own arithmetic is coarser: a library may add up long sums of 16-bit numbers in 16 bits. Two
 correct kernels may still differ, in rounding (hence tolerances) and in S where two entries tie (hence a *gap*: before
 the comparison the entries that the oracle keeps are doubled, so that whoever selects otherwise is wrong and not
 unlucky).
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.measure.arithmetic import is_tf32
+from meprop_bench.measure.arithmetic import adopted, is_tf32
 from meprop_bench.ops import linear
 from meprop_bench.ops.conv import conv2d
 from meprop_bench.ops.kernels import hybrid_rows
@@ -35,7 +36,7 @@ from meprop_bench.results.schema import PASSED
 __all__ = ["TOLERANCES", "check_conv", "check_linear", "check_recurrent", "compare", "with_gap"]
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""Largest |got - oracle| / |oracle|, in Euclidean norm over a whole gradient; both are computed in the dtype itself."""
+"""Largest |got - oracle| / |oracle|, in Euclidean norm over a whole gradient; the oracle is rounded to the dtype."""
 
 _TF32 = 2e-3
 """The same where float32 products are rounded to TF32: its mantissa is float16's."""
@@ -171,12 +172,14 @@ def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> s
 
 @torch.no_grad()
 def _by_definition(x: Tensor, w: Tensor, dy: Tensor, idx: Tensor, sparse: bool) -> list[Tensor]:
+    dtype, wide = dy.dtype, torch.float64 if dy.dtype == torch.float64 else torch.float32
+    x, w, dy = (tensor.to(wide) for tensor in (x, w, dy))
     each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)  # (B, k)
     kept = torch.zeros_like(dy).scatter_(1, each, dy.gather(1, each))  # S(dy), (B, n)
-    if not sparse:
-        return [kept @ w, kept.t() @ x, dy.sum(0)]
-    rows = torch.unique(idx)
-    return [kept @ w, hybrid_rows(rows, kept[:, rows].t() @ x, w.shape[0]), dy.sum(0)]
+    rows = torch.unique(idx) if sparse else slice(None)
+    with adopted("float32"):
+        dx, dw, db = ((kept @ w).to(dtype), (kept[:, rows].t() @ x).to(dtype), dy.sum(0).to(dtype))
+    return [dx, hybrid_rows(rows, dw, w.shape[0]) if isinstance(rows, Tensor) else dw, db]
 
 
 def _dense(x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meprop_bench.measure.arithmetic import adopted
+from meprop_bench.measure.arithmetic import adopted, is_tf32, tensor_type
 from meprop_bench.ops import SELECTIONS
 from meprop_bench.ops.kernels import KERNELS, Gradients, Request, masked
 from meprop_bench.workloads import check
@@ -103,3 +103,24 @@ def test_what_tf32_rounds_is_right_where_products_are_rounded(monkeypatch: pytes
         assert _check(dtype=torch.float64).endswith("at most 1e-12 is rounding")
         monkeypatch.setitem(KERNELS._loaded, "masked", _Wrong("bias"))  # type: ignore[attr-defined]
         assert _check() == "db is off by 1.0e-02, relative; at most 2e-03 is rounding"
+
+
+@pytest.mark.parametrize("arithmetic", ["bfloat16", "float16", "tf32"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_oracle_of_coarse_arithmetic_is_not_as_coarse(
+    sparse: bool, arithmetic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.dtype, bool]] = []
+    product = Tensor.__matmul__
+
+    def noted(self: Tensor, other: Tensor) -> Tensor:
+        seen.append((self.dtype, is_tf32()))
+        return product(self, other)
+
+    x, w, dy = (torch.ones(shape, dtype=tensor_type(arithmetic)) for shape in ((2, 3), (4, 3), (2, 4)))
+    monkeypatch.setattr(Tensor, "__matmul__", noted)
+    with adopted(arithmetic):
+        found = check._by_definition(x, w, dy, torch.tensor([1, 2]), sparse)
+    assert seen == [(torch.float32, False)] * 2
+    assert [gradient.dtype for gradient in found] == [x.dtype] * 3
+    assert torch.equal(found[1].to_dense().float(), torch.tensor([0.0, 2, 2, 0])[:, None].expand(4, 3))
