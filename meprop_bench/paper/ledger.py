@@ -1,7 +1,8 @@
 """The ledger of claims, `reports/PAPERS.md`: what the papers claim, what stored results say about it, and why.
 
 It is made from results folders alone, so that anybody can make it again, and CI can see whether it is what the folders
-give. Of several folders of a table the widest scale counts, and of equal ones the latest.
+give. Of several folders of a table the widest scale counts, and of equal ones the latest. A report of several runs, as
+`make gpu-report` writes one, is a folder with results folders in it: they count, too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ def best_results(root: Path) -> Mapping[str, PaperDocument]:
 
     A folder that is no result of `paper run` is passed by; one that is damaged is an error, as its claims would vanish.
     """
-    found: dict[str, tuple[tuple[int, str, str], PaperDocument]] = {}
-    for folder in sorted(root.glob("*_paper-*")) if root.is_dir() else ():
+    return {table_id: document for table_id, (_, document) in _best(root).items()}
+
+
+def _best(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
+    """Return the folder of each table's result, with what it holds."""
+    found: dict[str, tuple[tuple[int, str, str], Path, PaperDocument]] = {}
+    for folder in sorted([*root.glob("*_paper-*"), *root.glob("*/*_paper-*")]) if root.is_dir() else ():
         if not (folder / "environment.json").is_file():
             continue
         document = read(Store.open(folder))
@@ -35,8 +41,8 @@ def best_results(root: Path) -> Mapping[str, PaperDocument]:
         run = document.evidence.experiment
         rank = (SCALES.index(run.scale), document.started, folder.name)
         if run.table.table_id not in found or found[run.table.table_id][0] < rank:
-            found[run.table.table_id] = (rank, document)
-    return {table_id: document for table_id, (_, document) in found.items()}
+            found[run.table.table_id] = (rank, folder, document)
+    return {table_id: (folder, document) for table_id, (_, folder, document) in found.items()}
 
 
 def as_ledger(root: Path, tables: Iterable[str] | None = None) -> str:
@@ -50,7 +56,7 @@ def as_ledger(root: Path, tables: Iterable[str] | None = None) -> str:
         UserError: a folder is damaged.
 
     """
-    results = best_results(root)
+    results = {table_id: (folder.relative_to(root), found) for table_id, (folder, found) in _best(root).items()}
     parts = [
         "# The papers' claims, and what was measured",
         "Made by `meprop-bench paper report --claims` from the results folders beside it. A direction and a printed"
@@ -61,19 +67,20 @@ def as_ledger(root: Path, tables: Iterable[str] | None = None) -> str:
     ]
     for table_id in tables or published():
         if table_id in results:
-            parts.append(_section(table_id, results[table_id]))
+            parts.append(_section(table_id, *results[table_id]))
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(table_id: str, document: PaperDocument | None) -> str:
-    if document is None:
+def _summary(table_id: str, result: tuple[Path, PaperDocument] | None) -> str:
+    if result is None:
         return f"| {table_id} | not run | |"
+    place, document = result
     assert document.evidence is not None
     scale = document.evidence.experiment.scale
-    return f"| {table_id} | [{scale}]({document.title}/README.md) | {overall(document.claims)} |"
+    return f"| {table_id} | [{scale}]({place.as_posix()}/README.md) | {overall(document.claims)} |"
 
 
-def _section(table_id: str, document: PaperDocument) -> str:
+def _section(table_id: str, place: Path, document: PaperDocument) -> str:
     if document.evidence is None:
         raise UserError(f"{document.title} holds no evidence")
     run = document.evidence.experiment
@@ -84,5 +91,8 @@ def _section(table_id: str, document: PaperDocument) -> str:
     ]
     head = "| part | claim | paper | ours | verdict | why |\n| --- | --- | --- | --- | --- | --- |"
     changes = "".join(f"\n- {escaped(change)}" for change in reasons(run.changes))
-    parts = [f"## {table_id}: {escaped(run.table.title)}", f"`{document.command}` ([page]({document.title}/README.md))"]
+    parts = [
+        f"## {table_id}: {escaped(run.table.title)}",
+        f"`{document.command}` ([page]({place.as_posix()}/README.md))",
+    ]
     return "\n\n".join([*parts, *([changes.strip()] if changes else []), "\n".join([head, *lines])])

@@ -130,3 +130,15 @@ def test_the_page_and_the_ledger_show_the_paper_beside_ours(run, tmp_path):
     assert "| icml:4 | not run | |" in ledger
     assert "better than MLP (h=20)" in ledger
     assert "+1.00 \\[+1.00, +1.00\\] points | reproduced" in ledger
+
+
+def test_a_result_within_a_report_of_several_runs_counts_and_is_linked_where_it_is(run, tmp_path):
+    *_, folder = run()
+    root = tmp_path / "reports"
+    (root / "2026-03-04_nvidia-h200_gpu").mkdir(parents=True)
+    moved = folder.rename(root / "2026-03-04_nvidia-h200_gpu" / folder.name)
+    assert list(best_results(root)) == ["icml:3"]
+    ledger = as_ledger(root)
+    place = moved.relative_to(root).as_posix()
+    assert f"| icml:3 | [smoke]({place}/README.md) |" in ledger
+    assert f"([page]({place}/README.md))" in ledger
