@@ -10,11 +10,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from meprop_bench.ops import SELECTIONS, kernels, linear, reference, select
@@ -24,7 +24,11 @@ from meprop_bench.ops.kernels.triton import launch
 pytest.importorskip("triton", reason="needs Triton (extra `gpu`)")
 if not launch.interpreting() and not torch.cuda.is_available():
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
-if launch.interpreting() and version("triton") < "3.7" and np.__version__ >= "2.4":
+if (
+    launch.interpreting()
+    and Version(version("triton")) < Version("3.7")
+    and Version(version("numpy")) >= Version("2.4")
+):
     pytest.skip("the interpreter of Triton before 3.7 wants NumPy before 2.4", allow_module_level=True)
 
 from meprop_bench.ops.kernels.triton import example, largest, statistics, unified
