@@ -39,7 +39,7 @@ bench: $(STAMP)
 # What there is to know of a GPU within SECONDS, into one folder, and with ARCHIVE=file.tar.gz into one file besides. Nothing is
 # installed: PYTHON is an interpreter whose torch finds the GPU (.venv's, where there is one). OUT counts when it is given here; the
 # environment of a machine that is lent may have one of its own.
-SECONDS ?= 480
+SECONDS ?= 450
 DEVICE ?= cuda
 GPU_PYTHON := $(if $(and $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(BIN)/python,$(PYTHON))
 gpu-report:

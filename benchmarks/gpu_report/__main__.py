@@ -1,7 +1,8 @@
 """The report of a GPU within minutes: `make gpu-report`, or `python -m benchmarks.gpu_report` in the project's folder.
 
     --out FOLDER       where everything goes [default: reports/<date>_<machine>_gpu]; it must be new, or empty
-    --seconds N        for all of it [default: 480]; what does not fit is left out, and named
+    --seconds N        for all of it [default: 450]; what does not fit is left out, and named. The last part may end half a
+                       minute later, if it has to be interrupted: 450 fit into eight minutes
     --archive FILE     the folder once more as one .tar.gz, written anew after each part
     --device D         cuda, cuda:N, or cpu: the same report of a processor, of the preset "targets"
     --preset P, --tables T,T, --scale S    of the sweep and of the papers' tables
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tarfile
 import time
@@ -40,6 +42,7 @@ from benchmarks.gpu_report.parts import (
     run_process,
 )
 
+_SECONDS = 450.0
 _NEEDED = ("torch", "numpy", "scipy", "psutil", "rich", "click")
 _WANTED = {
     "triton": "the kernels triton and triton_gather cannot run",
@@ -63,12 +66,15 @@ def main(arguments: Sequence[str], *, run: Run = run_process) -> int:
     except UserError as error:
         _say(str(error))
         return int(error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make gpu-report", description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--seconds", type=float, default=480.0)
+    parser.add_argument("--seconds", type=float, default=_SECONDS)
     parser.add_argument("--archive", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--preset")
@@ -78,7 +84,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _report(wish: argparse.Namespace, run: Run) -> int:
-    from benchmarks.gpu_report.page import results_of, write_page
+    from benchmarks.gpu_report.page import any_measured, results_of, write_page
     from meprop_bench.errors import ExitCode, UserError
     from meprop_bench.paper.published import table
     from meprop_bench.paper.scale import SCALES
@@ -115,8 +121,8 @@ def _report(wish: argparse.Namespace, run: Run) -> int:
     codes = {outcome.part.name: outcome.code for outcome in outcomes}
     if ExitCode.INTERRUPTED in [outcome.code for outcome in outcomes if not outcome.why]:
         return ExitCode.INTERRUPTED
-    if codes.get(SWEEP) not in (ExitCode.OK, ExitCode.REGRESSION, ExitCode.INTERRUPTED):
-        raise UserError(f"the sweep measured nothing: {folder / SWEEP}.log says why", ExitCode.NOTHING_MEASURED)
+    if not any_measured(folder):
+        raise UserError(f"nothing was measured: {folder / SWEEP}.log says why", ExitCode.NOTHING_MEASURED)
     return ExitCode.REGRESSION if 1 in (codes.get(name) for name in (TESTS, KERNELS, SWEEP)) else ExitCode.OK
 
 
@@ -148,7 +154,7 @@ def _folder(wanted: Path | None, device: str) -> Path:
         if wanted.is_dir() and any(wanted.iterdir()):
             raise UserError(f"{wanted} is not empty: a report is never written over another; choose another OUT")
         wanted.mkdir(parents=True, exist_ok=True)
-        return wanted
+        return wanted.resolve()  # the parts run in the project's folder
     stem = f"{datetime.now(UTC):%Y-%m-%d}_{machine_slug(device)}_gpu"
     count = 1
     while True:
@@ -165,7 +171,7 @@ def _missing() -> list[str]:
 
 def _command(wish: argparse.Namespace) -> str:
     told = {"DEVICE": wish.device, "SECONDS": f"{wish.seconds:g}", "PRESET": wish.preset}
-    usual = {"DEVICE": "cuda", "SECONDS": "480"}
+    usual = {"DEVICE": "cuda", "SECONDS": f"{_SECONDS:g}"}
     words = [f"{name}={value}" for name, value in told.items() if value is not None and value != usual.get(name)]
     return " ".join(["make gpu-report", *words])
 
@@ -183,4 +189,5 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends the part that is running, too
     sys.exit(main(sys.argv[1:]))

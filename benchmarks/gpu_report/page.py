@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from benchmarks.gpu_report.parts import KERNELS, SWEEP, TESTS, Outcome
 from meprop_bench.errors import ExitCode
+from meprop_bench.report import write_report
 from meprop_bench.report.cells import ABSENT, ratio, seconds, speedup
 from meprop_bench.report.markdown import escaped
 from meprop_bench.results.redact import without_paths
@@ -15,7 +16,7 @@ from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store, replace_file
 from meprop_bench.workloads.case import Case
 
-__all__ = ["TARGETS", "Target", "left_out", "results_of", "write_page"]
+__all__ = ["TARGETS", "Target", "any_measured", "left_out", "results_of", "write_page"]
 
 _CODES: Mapping[int, str] = {
     ExitCode.OK: "done",
@@ -53,6 +54,11 @@ def results_of(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (Store.open(path).header["started"], path.name))
 
 
+def any_measured(folder: Path) -> bool:
+    """Whether any case of a report has figures."""
+    return any(row.passed for path in results_of(folder) for row in Store.open(path).rows())
+
+
 def left_out(folder: Path) -> dict[str, list[str]]:
     """Return why cases of a results folder have no figures: reason -> their names."""
     store = Store.open(folder)
@@ -78,6 +84,9 @@ def write_page(folder: Path, facts: Mapping[str, str], outcomes: Sequence[Outcom
 
     """
     results = results_of(folder)
+    for path in results:
+        if not (path / "README.md").is_file():  # whoever measured it was killed
+            write_report(path)
     parts = [
         f"# {escaped(folder.resolve().name)}",
         _table(("what", "value"), [(name, without_paths(value)) for name, value in facts.items()]),

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,6 +168,26 @@ def test_a_command_that_takes_too_long_is_interrupted_and_in_the_end_killed(
     assert log.read_text() in ("page\n", "deaf\n")
 
 
+def test_an_interrupt_reaches_the_command_and_no_other_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, calls = subprocess.Popen.wait, []
+
+    def interrupted(self: Any, timeout: float | None = None) -> int:
+        calls.append(timeout)
+        if len(calls) > 1:
+            return wait(self, timeout)
+        while "ready" not in (tmp_path / "log").read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    code = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit('page'))\n"
+    code += "print('ready', flush=True); time.sleep(60)"
+    assert run_process([sys.executable, "-c", code], tmp_path / "log", 60.0, echo=io.StringIO()) == Ended(130)
+    assert (tmp_path / "log").read_text() == "ready\npage\n"
+
+
 def _row(case: Case, **changes: Any) -> Row:
     figures = {
         "phase": "backward", "kernel": "triton", "check": "passed", "median_s": 5e-5, "baseline_median_s": 5.5e-3,
@@ -190,12 +211,14 @@ _DIED = {"phase": None, "kernel": None, "check": None, "error": "out of memory: 
 _DIED |= dict.fromkeys(("median_s", "baseline_median_s", "speedup_low", "speedup_high", "floor_s", "efficiency"))
 
 
-def _sweep(root: Path, *, codes: Sequence[dict[str, Any]] = ({}, {}, _DIED)) -> Path:
+def _sweep(root: Path, *, codes: Sequence[dict[str, Any]] = ({}, {}, _DIED), page: bool = True) -> Path:
     cases = [_layer(k=8), _layer(k=512), _layer(k=32), _layer(k=128)]
     plan = {"cases": [case.to_json() for case in cases]}
     with Store.create(root, "gpu", "nvidia-h200", "meprop-bench speedup --preset gpu", plan) as store:
         for case, changes in zip(cases, codes, strict=False):
             store.append([_row(case, **changes)])
+        if page:
+            (store.folder / "README.md").touch()
         return store.folder
 
 
@@ -241,11 +264,11 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Main:
     """The report with a GPU that is only said to be there, and commands that leave a result and an exit code."""
     monkeypatch.setattr(gpu_report, "_found", lambda device: f"{device}, a GPU of paper")
 
-    def go(*arguments: str, sweep: int = 0, tests: int = 0, found: bool = True) -> int:
+    def go(*arguments: str, sweep: int = 0, tests: int = 0, found: bool = True, page: bool = True) -> int:
         def run(command: Sequence[str], log: Path, limit_s: float) -> Ended:
             log.write_text("3 passed\n")
             if log.stem == "sweep" and found:
-                _sweep(log.parent)
+                _sweep(log.parent, page=page)
             return Ended({"sweep": sweep, "tests": tests}.get(log.stem, 0))
 
         return gpu_report.main(["--out", str(tmp_path / "out"), *arguments], run=run)
@@ -254,7 +277,8 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Main:
 
 
 def test_one_folder_and_one_file_hold_it_all(main: _Main, tmp_path: Path) -> None:
-    assert main("--archive", str(tmp_path / "all.tar.gz"), "--tables", "icml:7") == 0
+    assert main("--archive", str(tmp_path / "all.tar.gz"), "--tables", "icml:7", page=False) == 0
+    assert "linear, kept allocator" in next((tmp_path / "out").glob("*/README.md")).read_text()  # of whoever left none
     with tarfile.open(tmp_path / "all.tar.gz") as packed:
         names = packed.getnames()
     day = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -272,6 +296,7 @@ def test_one_folder_and_one_file_hold_it_all(main: _Main, tmp_path: Path) -> Non
         ({"sweep": 5, "found": False}, 5),
         ({"sweep": 2, "found": False}, 5),
         ({"sweep": 130}, 130),
+        ({"sweep": -9}, 0),  # killed, after it had measured something
     ],
 )
 def test_exit_codes(main: _Main, how: dict[str, Any], code: int, tmp_path: Path) -> None:
