@@ -1,8 +1,8 @@
 """The report of a GPU within minutes: `make gpu-report`, or `python -m benchmarks.gpu_report` in the project's folder.
 
     --out FOLDER       where everything goes [default: reports/<date>_<machine>_gpu]; it must be new, or empty
-    --seconds N        for all of it [default: 450]; what does not fit is left out, and named. The last part may end half a
-                       minute later, if it has to be interrupted: 450 fit into eight minutes
+    --seconds N        for all of it [default: 450]; what does not fit is left out, and named. A last part that has
+                       to be interrupted ends half a minute later: 450 fit into eight minutes
     --archive FILE     the folder once more as one .tar.gz, written anew after each part
     --device D         cuda, cuda:N, or cpu: the same report of a processor, of the preset "targets"
     --preset P, --tables T,T, --scale S    of the sweep and of the papers' tables
