@@ -5,16 +5,15 @@ The least bytes of a unified backward pass with rows are dy, x and dx once and k
 8192 -> 8192, k = 8, float32: some 21 microseconds at an H200's 4.8 TB/s, and a launch costs one or two even in a graph.
 A dense dW adds 268 MB of zeros, 56 microseconds, which nothing can avoid that returns fresh memory.
 
-| pass | launches | bytes, beside what is small |
+| unified | launches | bytes, beside what is small |
 | --- | --- | --- |
 | `statistics` | 1 | dy: magnitudes and bias gradient |
 | `largest.columns` | 1 | n numbers, one program |
 | columns of dy, from k = 16 on | 1 | B k numbers, 32 bytes for each |
-| `unified.input_gradient` | 1 | k rows of W, dx |
 | zeros (dense dW) | 1 | dW |
-| `unified.weight_rows` | 1, or 2 for few inputs and a long batch | x, k rows of dW |
+| `unified.products` | 1, or 2 for few inputs and a long batch | k rows of W, dx; x, k rows of dW |
 
-| pass | launches | bytes, beside what is small |
+| each example's own | launches | bytes, beside what is small |
 | --- | --- | --- |
 | `largest.rows` | 1 | dy: neurons and values |
 | `example.input_gradient` | 1 | B k rows of W, which the caches hold in part; dx |
@@ -80,17 +79,13 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-    from meprop_bench.ops.kernels.triton.unified import gather, input_gradient, weight_rows
+    from meprop_bench.ops.kernels.triton.unified import products
 
-    n = w.shape[0]
     t, db = select_unified(dy, request)
-    g, columns = gather(dy, t)
-    dx = input_gradient(g, columns, t, w) if request.need_dx else None
-    dw = None
-    if request.need_dw:
-        dw = weight_rows(g, columns, t, x, None if request.rows else n)
-        dw = hybrid_rows(t, dw, n) if request.rows else dw
-    return dx, dw, db
+    if not (request.need_dx or request.need_dw):
+        return None, None, db
+    dx, dw = products(dy, t, x, w, request.need_dx, request.need_dw, request.rows)
+    return dx, dw if dw is None or not request.rows else hybrid_rows(t, dw, w.shape[0]), db
 
 
 def select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,9 @@ float32 on an H200, hundreds on its tensor cores), and so does reading x for dW.
 copied on the way. The columns of dy are another matter: memory moves 32 bytes for each number of a column. Every
 program of a product would fetch them again, so from `_GATHER_FROM` columns on they are gathered once, to `(B, k)`.
 
+Both are one launch, since neither waits for the other: the one mostly writes and the other mostly reads. The two tiles
+share nothing but the registers that a program gets, which are the larger number of both.
+
 Where dW has few tiles and a long batch, the batch is cut into chunks, whose sums another kernel adds up in a fixed
 order, as no atomic addition would: the same input gives the same bits. Factors of float32 are exact or rounded to TF32
 as torch's own products are; sums are float32 in all types.
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from meprop_bench.ops.kernels.triton.launch import precision, widened
 
-__all__ = ["input_gradient", "weight_rows"]
+__all__ = ["products"]
 
 _GATHER_FROM = 16
 """Columns of dy from which on they are gathered before both products. Not measured yet."""
@@ -33,6 +36,9 @@ _PROGRAMS = 264
 _CHUNK = 512
 """Examples that a program of dW takes at least."""
 
+_WARPS, _STAGES = 4, 3
+"""Of each program; stages of the loop that are under way at once. Not measured yet."""
+
 
 class _Tiles(NamedTuple):
     """What one program computes: an output of so many rows and columns, so many terms of the sums at once."""
@@ -40,29 +46,31 @@ class _Tiles(NamedTuple):
     rows: int
     columns: int
     terms: int
-    warps: int
-    stages: int
 
 
 def _dx_tiles(k: int) -> _Tiles:
-    """Return the tiles of dx; k = 8 fills half of the 16 terms that a product of tiles has at least."""
-    return _Tiles(64, 128, 16 if k <= 16 else 32, 4, 3)
+    """Return the tiles of dx; a product of tiles has at least 16 terms, of which k = 8 fills a half.
+
+    Compiled for an H200 in strict float32, with those of dW, a thread takes 168 registers for 64 x 128 and 32 terms (12
+    multiply-adds for each 16 bytes from shared memory), and 255 with 16 terms, where 32 x 128 takes 96 (Triton 3.7).
+    """
+    return _Tiles(32, 128, 16) if k <= 16 else _Tiles(64, 128, 32)
 
 
 def _dw_tiles(k: int) -> _Tiles:
     """Return the tiles of dW's rows; x is read once for each `rows` neurons."""
-    return _Tiles(16 if k <= 16 else 32 if k <= 32 else 64, 64, 64 if k <= 32 else 32, 4, 3)
+    return _Tiles(16 if k <= 16 else 32 if k <= 32 else 64, 64, 64 if k <= 32 else 32)
 
 
 @triton.jit
-def _input_gradient(
-    g, t, w, dx, batch, m, k, g_b, g_k, w_n, w_m,
+def _dx_tile(
+    tile, g, t, w, dx, batch, m, k, g_b, g_k, w_n, w_m,
     GATHER: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(batch, ROWS)
-    row = ((tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    column = ((tl.program_id(0) // blocks) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    row = ((tile % blocks) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    column = ((tile // blocks) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, k, TERMS):
         term = first + tl.arange(0, TERMS)
@@ -77,15 +85,14 @@ def _input_gradient(
 
 
 @triton.jit
-def _weight_rows(
-    g, t, x, dw, batch, m, k, g_b, g_k, x_b, x_m, share,
+def _dw_tile(
+    tile, chunk, g, t, x, dw, batch, m, k, g_b, g_k, x_b, x_m, share,
     GATHER: tl.constexpr, SCATTER: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(k, ROWS)
-    term = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
-    column = ((tl.program_id(0) // blocks) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
-    chunk = tl.program_id(1)
+    term = (tile % blocks) * ROWS + tl.arange(0, ROWS)
+    column = ((tile // blocks) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     neuron = tl.load(t + term, mask=term < k, other=0)
     source = neuron if GATHER else term.to(tl.int64)
     last = tl.minimum((chunk + 1) * share, batch)
@@ -106,6 +113,27 @@ def _weight_rows(
 
 
 @triton.jit
+def _products(
+    g, t, x, w, dx, dw, dx_tiles, dw_tiles, batch, m, k, g_b, g_k, x_b, x_m, w_n, w_m, share,
+    GATHER: tl.constexpr, SCATTER: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    DX_ROWS: tl.constexpr, DX_COLUMNS: tl.constexpr, DX_TERMS: tl.constexpr,
+    DW_ROWS: tl.constexpr, DW_COLUMNS: tl.constexpr, DW_TERMS: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    if tile < dx_tiles:
+        _dx_tile(
+            tile, g, t, w, dx, batch, m, k, g_b, g_k, w_n, w_m,
+            GATHER, PRECISION, WIDEN, DX_ROWS, DX_COLUMNS, DX_TERMS,
+        )  # fmt: skip
+    else:
+        rest = tile - dx_tiles
+        _dw_tile(
+            rest % dw_tiles, rest // dw_tiles, g, t, x, dw, batch, m, k, g_b, g_k, x_b, x_m, share,
+            GATHER, SCATTER, PRECISION, WIDEN, DW_ROWS, DW_COLUMNS, DW_TERMS,
+        )  # fmt: skip
+
+
+@triton.jit
 def _add_chunks(parts, t, dw, chunks, k, m, SCATTER: tl.constexpr, COLUMNS: tl.constexpr):
     term = tl.program_id(1).to(tl.int64)
     column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
@@ -116,53 +144,38 @@ def _add_chunks(parts, t, dw, chunks, k, m, SCATTER: tl.constexpr, COLUMNS: tl.c
     tl.store(dw + target * m + column, total, mask=column < m)
 
 
-def gather(dy: Tensor, t: Tensor) -> tuple[Tensor, bool]:
-    """Return what the products read the kept columns of dy from, and whether they lie there as in dy."""
-    return (dy, True) if len(t) < _GATHER_FROM else (dy.index_select(1, t), False)
-
-
-def input_gradient(g: Tensor, gathered: bool, t: Tensor, w: Tensor) -> Tensor:
-    """Return dx `(B, m)`.
+def products(
+    dy: Tensor, t: Tensor, x: Tensor, w: Tensor, need_dx: bool, need_dw: bool, as_rows: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return dx `(B, m)` and dW, each if it is needed.
 
     Args:
-        g: dy `(B, n)`, or its kept columns `(B, k)`.
-        gathered: whether it is dy, whose columns the kernel gathers.
-        t: the neurons, int64 `(k,)`.
-        w: weight, `(n, m)`.
-
-    """
-    batch, k, m = g.shape[0], len(t), w.shape[1]
-    tiles = _dx_tiles(k)
-    dx = torch.empty(batch, m, dtype=g.dtype, device=g.device)
-    _input_gradient[(triton.cdiv(batch, tiles.rows) * triton.cdiv(m, tiles.columns),)](
-        g, t, w, dx, batch, m, k, g.stride(0), g.stride(1), w.stride(0), w.stride(1),
-        GATHER=gathered, PRECISION=precision(g.dtype), WIDEN=widened(g.dtype),
-        ROWS=tiles.rows, COLUMNS=tiles.columns, TERMS=tiles.terms, num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
-    return dx
-
-
-def weight_rows(g: Tensor, gathered: bool, t: Tensor, x: Tensor, n: int | None) -> Tensor:
-    """Return dW: its rows t, `(k, m)`, or the whole of it, `(n, m)`, which is cleared first.
-
-    Args:
-        g, gathered, t: as for `input_gradient`.
+        dy: incoming gradient, `(B, n)`.
+        t: the neurons kept, int64 `(k,)`.
         x: input, `(B, m)`.
-        n: rows of the whole; None for the rows t alone.
+        w: weight, `(n, m)`.
+        need_dx, need_dw: what is wanted; at least one.
+        as_rows: whether dW is its rows t alone, `(k, m)`, or the whole of it, `(n, m)`, which is cleared first.
 
     """
-    batch, m = x.shape
-    k = len(t)
-    tiles = _dw_tiles(k)
-    blocks = triton.cdiv(k, tiles.rows) * triton.cdiv(m, tiles.columns)
-    chunks = max(1, min(_PROGRAMS // blocks, batch // _CHUNK))
-    dw = x.new_empty(k, m) if n is None else x.new_zeros(n, m)
-    parts = dw if chunks == 1 else torch.empty(chunks, k, m, dtype=torch.float32, device=x.device)
-    _weight_rows[(blocks, chunks)](
-        g, t, x, parts, batch, m, k, g.stride(0), g.stride(1), x.stride(0), x.stride(1), triton.cdiv(batch, chunks),
-        GATHER=gathered, SCATTER=n is not None and chunks == 1, PRECISION=precision(g.dtype), WIDEN=widened(g.dtype),
-        ROWS=tiles.rows, COLUMNS=tiles.columns, TERMS=tiles.terms, num_warps=tiles.warps, num_stages=tiles.stages,
+    (batch, m), k = x.shape, len(t)
+    gathered = k < _GATHER_FROM
+    g = dy if gathered else dy.index_select(1, t)
+    left, right = _dx_tiles(k), _dw_tiles(k)
+    dx_tiles = triton.cdiv(batch, left.rows) * triton.cdiv(m, left.columns) if need_dx else 0
+    dw_tiles = triton.cdiv(k, right.rows) * triton.cdiv(m, right.columns)
+    chunks = max(1, min(_PROGRAMS // dw_tiles, batch // _CHUNK)) if need_dw else 0
+    dx = torch.empty(batch, m, dtype=x.dtype, device=x.device) if need_dx else None
+    dw = None if not need_dw else x.new_empty(k, m) if as_rows else x.new_zeros(w.shape)
+    share = triton.cdiv(batch, max(1, chunks))
+    parts = torch.empty(chunks, k, m, dtype=torch.float32, device=x.device) if chunks > 1 else dw
+    _products[(dx_tiles + dw_tiles * chunks,)](
+        g, t, x, w, g if dx is None else dx, g if parts is None else parts, dx_tiles, dw_tiles, batch, m, k,
+        g.stride(0), g.stride(1), x.stride(0), x.stride(1), w.stride(0), w.stride(1), share,
+        GATHER=gathered, SCATTER=not as_rows and chunks == 1, PRECISION=precision(x.dtype), WIDEN=widened(x.dtype),
+        DX_ROWS=left.rows, DX_COLUMNS=left.columns, DX_TERMS=left.terms,
+        DW_ROWS=right.rows, DW_COLUMNS=right.columns, DW_TERMS=right.terms, num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
     if chunks > 1:
-        _add_chunks[(triton.cdiv(m, 1024), k)](parts, t, dw, chunks, k, m, SCATTER=n is not None, COLUMNS=1024)
-    return dw
+        _add_chunks[(triton.cdiv(m, 1024), k)](parts, t, dw, chunks, k, m, SCATTER=not as_rows, COLUMNS=1024)
+    return dx, dw
