@@ -246,6 +246,21 @@ def test_statistics_of_half_precision_do_not_overflow(name):
     assert db.tolist() == [0, 0, 0, 11200, 0, 0]
 
 
+@pytest.mark.parametrize("few", [0, 2048])
+def test_every_number_is_written_also_where_deterministic_algorithms_are_asked_for(few, monkeypatch):
+    monkeypatch.setattr(example, "_FEW", few)
+    monkeypatch.setattr(unified, "_CHUNK", 5)  # two chunks, of which one is the shorter
+    dy, x, w = draw(11, 12, 7)
+    torch.use_deterministic_algorithms(True)  # fills what is not initialised with NaN
+    try:
+        for selection in ("unified", "example"):
+            for rows in (False, True):
+                grads = KERNELS["triton"].backward(dy, x, w, request_of(3, selection, rows))
+                check(grads, dy, x, w, reference.select(dy, 3, selection))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 class NothingIsWaitedFor(TorchDispatchMode):
     """Fail on operators that bring a value or a size from the device to the host."""
 
