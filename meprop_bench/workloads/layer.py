@@ -23,7 +23,7 @@ from meprop_bench.measure.paired import Subject
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.prepared import Call
 
-__all__ = ["draw", "sides", "timed_backward"]
+__all__ = ["draw", "draw_on_host", "sides", "timed_backward"]
 
 
 class _Sides(TypedDict):
@@ -66,10 +66,20 @@ def timed_backward(y: Tensor, inputs: tuple[Tensor, ...], dy: Tensor) -> Callabl
 
 def draw(case: Case) -> Callable[..., Tensor]:
     """Return what draws normal numbers of a shape, times a scale: seeded, the same on every device."""
-    generator = torch.Generator().manual_seed(case.seed)
+    on_host = draw_on_host(case.seed)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(*shape, generator=generator).mul_(scale).to(case.device, tensor_type(case.dtype))
+        return on_host(*shape, scale=scale).to(case.device, tensor_type(case.dtype))
+
+    return normal
+
+
+def draw_on_host(seed: int) -> Callable[..., Tensor]:
+    """Return what draws these numbers, in float32, before they go to a device."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=generator).mul_(scale)
 
     return normal
 

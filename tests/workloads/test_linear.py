@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from meprop_bench.measure.arithmetic import tensor_type
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.ops.cost import linear_backward
 from meprop_bench.ops.kernels import Request
-from meprop_bench.workloads import setup
+from meprop_bench.workloads import linear, setup
 from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.linear import kernel_that_runs
 
@@ -50,6 +52,30 @@ def test_the_seed_decides_the_numbers() -> None:
     first, again, other = (setup(Case(seed=seed, **_SMALL)).memory["forward"][0]() for seed in (1, 1, 2))  # type: ignore[arg-type]
     assert torch.equal(first, again)  # type: ignore[arg-type]
     assert not torch.equal(first, other)  # type: ignore[arg-type]
+
+
+def test_a_gpu_s_cases_of_one_shape_have_numbers_that_were_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    draw = linear.draw_on_host
+    monkeypatch.setattr(linear, "draw_on_host", lambda seed: drawn.append(seed) or draw(seed))
+    linear._kept_on_host.cache_clear()
+    shape = {"batch": 4, "in_features": 6, "out_features": 10}
+
+    def numbers(device: str, seed: int = 7, dtype: str = "float32") -> tuple[torch.Tensor, ...]:
+        return linear._numbers(SimpleNamespace(device=device, seed=seed, dtype=dtype, **shape))  # type: ignore[arg-type]
+
+    for dtype in ("float32", "tf32", "bfloat16"):
+        x, _, _, dy = numbers("meta", dtype=dtype)  # what stands for a GPU
+        assert (x.device.type, x.is_leaf, x.requires_grad, dy.dtype) == ("meta", True, True, tensor_type(dtype))
+    assert drawn == [7]
+    kept = linear._kept_on_host(7, 4, 6, 10)
+    for _ in range(2):  # the processor's are fresh, as they may be written into
+        for mine, theirs in zip(numbers("cpu"), kept, strict=True):
+            assert torch.equal(mine, theirs)
+            assert mine is not theirs
+    numbers("meta", seed=8)
+    assert drawn == [7, 7, 7, 8]
+    assert not any(tensor.requires_grad for tensor in kept)
 
 
 def test_k_is_resolved_and_k_of_all_is_dense() -> None:
