@@ -3,7 +3,7 @@
 meprop-bench gate --base main                                  # the work tree, changes and all, against main
 meprop-bench gate --base v1.2 --head topic --output gate.md --output gate.xml
 meprop-bench gate --baseline before.json --candidate after.json
-meprop-bench gate --self-test                                  # what it can promise on this machine, in ten minutes
+meprop-bench gate --self-test                                  # what it can promise on this machine, in 20 minutes
 
 Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
 appended to $GITHUB_STEP_SUMMARY as well.

@@ -1,19 +1,17 @@
 """Two revisions, measured against each other: pairs of fresh processes, each of which runs its own revision's code.
 
     round     a fresh process for base and one for head; in each, case by case: set up, check, then set-ups again
-    set-up    both draw the case's memory anew, then some blocks of base and head, in turns and in random order; the two
-              medians are one pair of values
-    block     a few milliseconds of one case in one process: iterations that are not timed, then one value a phase
+    set-up    both draw the case's memory anew, then take some blocks in turns and in random order (`turns`); a block of
+              base and the head's next to it are one pair of values
+    block     a few milliseconds of one case in one process: one value a phase
     again     rounds with the cases that are not decided yet, until there are none or their budgets are spent
 
-What the machine does (frequency, neighbours) changes in seconds and cancels between two neighbouring blocks. Where the
-memory lies does not: two processes with the same code differ by some percent, however often they are asked. Most of
-that is not the process's, though. Six processes with three set-ups each, a layer of 784 x 500 at B = 50, two threads,
-blocks in turns: medians of the backward pass spread by 4.4% (dense: 8.8%) between the set-ups of one process, and the
-processes' means by 1.9% (dense: 5.2%), which is what three set-ups leave of 4.4%. So a case is set up anew many times
-within a process, a few blocks each, which narrows the interval as new processes would, at a thirtieth of their price.
-The pair of processes stays the unit of replication (its median log ratio over the set-ups is one value), since nothing
-proves that a process has no part of its own.
+What the machine does (frequency, neighbours) cancels between two blocks next to each other, as far as it lasts longer
+than they do. Where the memory lies, and on which core a thread runs, does not. So both processes are bound to the same
+cores, thread by thread (`asking`), and a case is set up anew many times within a process. The pair of processes
+stays the unit of replication: its median log ratio over all neighbours is one value. Some of what differs is the
+process's own: medians over some 700 neighbours of the backward pass of a small layer spread by 2 to 4% between pairs of
+processes, where the neighbours alone would leave 1 to 1.6%; those of the forward pass by 0.5%, as the neighbours would.
 
 A revision is told of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
 figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
@@ -37,9 +35,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.asking import Fault, ask, ask_both, start_worker
+from meprop_bench.gate.asking import Fault, ask, ask_both, cores_of, start_worker
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.tally import SIDES, Blocks, Fact, Record, Side, Tally, record_of
+from meprop_bench.gate.turns import Turns
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.replicate import Asked
 from meprop_bench.measure.turn import turn
@@ -54,9 +53,10 @@ SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
 
 _LEAST_SETUPS = 3
-_BLOCKS = 3
-"""Of each side after a set-up: their median is far sharper than set-ups differ."""
-_LEAD_S = 0.003
+_SETUP_S = 0.1
+"""Seconds for the blocks of one set-up; setting a small layer up takes a tenth of it."""
+_FEWEST, _MOST = 3, 64
+"""Neighbours of a set-up."""
 _WARM_S = 0.02
 
 _DENSE_SHARE = 0.2
@@ -180,7 +180,7 @@ class Rounds:
         base: what is compared with.
         head: what is judged.
         slowdowns: shares by which the head's backward pass is held back, in turns; the self-test gives some.
-        slice_s: seconds of pairs for a case in a round, for each slowdown.
+        slice_s: seconds of set-ups for a case in a round.
         progress: told of each stage.
         start: starts a worker.
         hold: keeps other runs from measuring on a device.
@@ -291,7 +291,8 @@ class Rounds:
     def _greet(self, workers: Mapping[Side, Asked], case: Case) -> None:
         """Have both import what takes seconds, and see that each runs its own code and speaks our protocol."""
         try:
-            answers = ask_both(workers, {"do": "hello", "threads": case.threads, "device": case.device})
+            hello = {"do": "hello", "threads": case.threads, "device": case.device, "pin": bool(cores_of(case))}
+            answers = ask_both(workers, hello)
         except Fault as fault:
             name = self._checkouts[fault.side].name
             raise UserError(
@@ -329,9 +330,10 @@ class Rounds:
         phases, alone = _phases(setup)
         dense_loops, tally.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
         self._tell("measuring", case)
-        taken = self._slice(workers, phases, tally.loops, dense_loops)
+        turns = Turns(workers, {"baseline": dense_loops, "method": tally.loops}, self._rng)
+        taken = self._slice(turns, phases)
         if not tally.facts:
-            tally.facts = self._facts(case, workers, setup) | self._alone(workers, alone, tally.loops)
+            tally.facts = self._facts(case, workers, setup) | _alone(turns, alone)
             kernels = [setup[side].get("kernel") for side in SIDES]
             if kernels[0] != kernels[1]:
                 tally.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
@@ -340,35 +342,24 @@ class Rounds:
         for slowdown, record in taken.items():
             tally.records.setdefault(slowdown, []).append(record)
 
-    def _slice(
-        self, workers: Mapping[Side, Asked], phases: Sequence[str], loops: int, dense_loops: int
-    ) -> dict[float, Record]:
-        """Set the case up again and again for a slice of time, and take blocks with each slowdown, in turns."""
+    def _slice(self, turns: Turns, phases: Sequence[str]) -> dict[float, Record]:
+        """Set the case up again and again for a slice of time, and take neighbours with each slowdown."""
         taken: dict[float, list[list[Blocks]]] = {slowdown: [] for slowdown in self._slowdowns}
         dense: list[Blocks] = []
-        begun, dense_s, setups = self._now(), 0.0, 0
-        while (spent := self._now() - begun) < self._slice_s * len(self._slowdowns) or setups < _LEAST_SETUPS:
-            ask_both(workers, *({"do": "again", "seed": self._rng.getrandbits(32)} for _ in SIDES))
+        begun, dense_s, setups, count = self._now(), 0.0, 0, _FEWEST
+        while (spent := self._now() - begun) < self._slice_s or setups < _LEAST_SETUPS:
+            turns.again()
+            before = self._now()
+            for slowdown, blocks in turns.take("method", count, self._slowdowns).items():
+                taken[slowdown].append(blocks)
+            each_s = (self._now() - before) / count
+            count = max(_FEWEST, min(_MOST, int(_SETUP_S / max(each_s, 1e-6))))
             setups += 1
-            blocks: dict[float, list[Blocks]] = {slowdown: [] for slowdown in self._slowdowns}
-            for slowdown in self._rng.sample(self._slowdowns * _BLOCKS, _BLOCKS * len(self._slowdowns)):
-                blocks[slowdown].append(self._pair(workers, "method", loops, slowdown))
-            for slowdown, pairs in blocks.items():
-                taken[slowdown].append(pairs)
             if dense_s <= _DENSE_SHARE * spent:
                 before = self._now()
-                dense.append(self._pair(workers, "baseline", dense_loops, 0.0))
+                dense += turns.take("baseline", 1)[0.0]
                 dense_s += self._now() - before
         return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
-
-    def _pair(self, workers: Mapping[Side, Asked], which: str, loops: int, slowdown: float) -> Blocks:
-        found: dict[Side, dict[str, Any]] = {}
-        for side in self._rng.sample(SIDES, 2):
-            message: dict[str, Any] = {"do": "block", "side": which, "loops": loops, "lead_s": _LEAD_S}
-            if slowdown and side == "head":
-                message["slowdown"] = slowdown
-            found[side] = ask(side, workers[side], message)
-        return found
 
     def _facts(
         self, case: Case, workers: Mapping[Side, Asked], setup: Mapping[Side, Mapping[str, Any]]
@@ -387,19 +378,6 @@ class Rounds:
             ].items():
                 found[f"peak memory {phase}", "memory", "B"] = weight["tensor_bytes"]
         return {key: (each["base"].get(key), each["head"].get(key)) for key in each["base"] | each["head"]}
-
-    def _alone(
-        self, workers: Mapping[Side, Asked], alone: Mapping[Side, Sequence[str]], loops: int
-    ) -> dict[Fact, tuple[float | None, float | None]]:
-        """Return the phases that one side alone has, with a time that says what there was and is judged by nobody."""
-        found: dict[Fact, tuple[float | None, float | None]] = {}
-        for side in SIDES:
-            if alone[side]:
-                block = {"do": "block", "side": "method", "loops": loops, "lead_s": _LEAD_S}
-                values = ask(side, workers[side], block)["values"]
-                for phase in alone[side]:
-                    found[phase, "time", "s"] = (values[phase], None) if side == "base" else (None, values[phase])
-        return found
 
     def _accuracy(self, case: Case, workers: Mapping[Side, Asked]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
@@ -421,6 +399,18 @@ class Rounds:
         self._progress(
             Progress(stage, self._round, case, self._left, total, self._now() - self._begun, self._plan.budget * total)
         )
+
+
+def _alone(turns: Turns, alone: Mapping[Side, Sequence[str]]) -> dict[Fact, tuple[float | None, float | None]]:
+    """Return the phases that one side alone has, with a time that says what there was and is judged by nobody."""
+    found: dict[Fact, tuple[float | None, float | None]] = {}
+    if any(alone.values()):
+        (blocks,) = turns.take("method", 1)[0.0]
+        for side in SIDES:
+            for phase in alone[side]:
+                value = blocks[side]["values"][phase]
+                found[phase, "time", "s"] = (value, None) if side == "base" else (None, value)
+    return found
 
 
 def _phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], dict[Side, list[str]]]:

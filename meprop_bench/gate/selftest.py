@@ -1,7 +1,8 @@
 """What the gate can promise on this machine: how often it cries wolf, and how small a slowdown it sees.
 
-    measure    the head against itself (A/A), in pairs of processes as always; beside the plain blocks, blocks in which
-               the head's backward pass is really held back by 3, 5 and 10% (`sweep.slowdown`), in turns with them
+    measure    the head against itself (A/A), in pairs of processes as always, each with as many neighbours as the gate
+               takes; next to the plain blocks there are some in which the head's backward pass is really held back by
+               3, 5 and 10% (`sweep.slowdown`)
     try        one run of the gate, replayed on what was measured: pairs of processes are drawn without replacement, in
                random order, and looked at as the gate would have looked, until each case has its verdict or would have
                spent its budget
@@ -11,8 +12,7 @@
 What is resampled, and what not. Every value was measured, the slowed ones, too; nothing is scaled or simulated. Tries
 draw from the same pairs of processes, so they are not independent: `distinct` says how many tries the pairs are enough
 for without sharing any. A rate of false alarms over many tries is thus about this machine at this hour. It is honest
-about noise between pairs and set-ups; an hour with another neighbour may be worse. It overstates the noise where it
-measures each pair of processes for a shorter time than the gate would.
+about noise between pairs of processes; an hour with another neighbour may be worse.
 
 The least slowdown that is seen nine times of ten is computed from the spread s of the pairs' log ratios: margin plus
 (t(n - 1; confidence) + t(n - 1; 0.9)) s / sqrt(n) for the n pairs that a budget allows.
@@ -46,11 +46,10 @@ __all__ = ["SLOWDOWNS", "CasePromise", "Promise", "as_text", "check"]
 
 SLOWDOWNS = (0.03, 0.05, 0.10)
 
-_SLICE_S = 0.4
-"""Seconds for each slowdown, and for none, in a round: a sixth of what the gate takes, for more rounds. Its pairs of
-processes are sharper than these."""
+_SLICE_S = SLICE_S * (2 + len(SLOWDOWNS)) / 2
+"""Seconds of set-ups for a case in a round: for as many neighbours as in the gate's slice, of 5 blocks instead of 2."""
 
-_BUDGETS = 9
+_BUDGETS = 20
 
 _GOAL = {0.03: 0.90, 0.05: 0.99, 0.10: 0.99}
 _FALSE_ALARMS = 1 / 200
@@ -142,7 +141,7 @@ def check(
         first: the head.
         second: the head again, in a folder of its own.
         settings: those of the gate.
-        seconds: for measuring; nine budgets of a case if None, 540 s by default. At least two rounds are made.
+        seconds: for measuring; twenty budgets of a case if None, 1200 s by default. At least two rounds are made.
             Replaying takes some more.
         tries: of the gate, for no slowdown; for each slowdown as many of each case.
         progress: told of each stage.
@@ -214,7 +213,7 @@ class _Replay:
     def _afford(self, case: Case) -> int:
         """Return the pairs that the budget of a case allows, at the gate's own slices."""
         tally = self._tallies[case]
-        besides_s = tally.spent_s / tally.rounds - (1 + len(SLOWDOWNS)) * _SLICE_S
+        besides_s = tally.spent_s / tally.rounds - _SLICE_S
         within = int(self._settings.budget / (SLICE_S + max(besides_s, 0.0)))
         return max(2, min(self._settings.pairs, within, len(tally.records[0.0])))
 

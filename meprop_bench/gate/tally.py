@@ -1,17 +1,17 @@
 """What is known of one case in two revisions, pair of processes by pair of processes, and the figures that it makes.
 
-    block     phase -> seconds of each side, and whether the machine disturbed it
-    set-up    some blocks -> one pair of values (base, head) for each phase
-    record    the set-ups of one pair of processes
+    blocks    a block of each side, next to each other: phase -> seconds, and whether the machine disturbed it
+    set-up    some of them -> pairs of values (base, head) for each phase
+    record    the pairs of one pair of processes
     tally     the records of a case, its figures without noise, and what went wrong
 
-A set-up's values are medians over the blocks that nothing disturbed. On a machine that is busy with other work there
-may be none, and then a median is no longer a figure of the code. Two threads that meet at the end of each parallel
+A set-up gives the pairs that nothing disturbed. On a machine that is busy with other work there may be none, and then
+what is next to each other no longer says something of the code. Two threads that meet at the end of each parallel
 region wait for whichever of them has no core: one and the same backward pass took 0.25 ms in one block and 20 ms in the
 next (two threads, two cores, seven processes that wanted them), so that the medians of three blocks, 0.3 ms for
-base and 16 for head, said that identical code was 50 times slower. The fastest block of each side is the one that the
-neighbours held up least, and is chosen in the same way for both. What is left of the noise is in the interval, and a
-note says that the machine was busy.
+base and 16 for head, said that identical code was 50 times slower. Such a set-up gives one pair: the fastest block of
+each side is the one that the neighbours held up least, and is chosen in the same way for both. What is left of the
+noise is in the interval, and a note says that the machine was busy.
 """
 
 from __future__ import annotations
@@ -47,15 +47,18 @@ class Record:
     """What one pair of processes gave for one case, under one injected slowdown (usually none).
 
     Attributes:
-        pairs: phase -> for each set-up a pair of values (base, head) of the sparsified side, seconds.
-        disturbed: after which set-ups the machine disturbed all blocks; None where nobody could tell.
+        pairs: phase -> pairs of values (base, head) of the sparsified side, seconds.
+        disturbed: which of the pairs are of a set-up all of whose blocks the machine disturbed; None where nobody
+            could tell.
         dense: phase -> the values (base, head) of the dense side over all set-ups, seconds.
+        setups: how many there were.
 
     """
 
     pairs: Mapping[str, tuple[tuple[float, float], ...]]
     disturbed: tuple[bool, ...] | None
     dense: Mapping[str, tuple[float, float]]
+    setups: int = 0
 
 
 @dataclass
@@ -96,8 +99,8 @@ class Tally:
     @property
     def busy(self) -> tuple[int, int]:
         """How many set-ups the machine disturbed from beginning to end, and how many there were."""
-        marks = [mark for record in self.records.get(0.0, []) for mark in record.disturbed or ()]
-        return sum(marks), len(marks)
+        told = [record for record in self.records.get(0.0, []) if record.disturbed is not None]
+        return sum(sum(record.disturbed or ()) for record in told), sum(record.setups for record in told)
 
     def remarks(self) -> list[str]:
         """Return what a reader should know of the case, one line each."""
@@ -183,10 +186,19 @@ def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phase
     """
     marks = [[_disturbed(blocks) for blocks in of_one] for of_one in setups]
     known = not any(mark is None for of_one in marks for mark in of_one)
+    told = [_calm(of_one) for of_one in setups]
     return Record(
-        {phase: tuple(_values(of_one, phase) for of_one in setups) for phase in phases},
-        tuple(all(of_one) for of_one in marks) if known else None,
+        {
+            phase: tuple(
+                pair
+                for of_one, calm in zip(setups, told, strict=True)
+                for pair in ([_values([one], phase) for one in calm] or [_values(of_one, phase)])
+            )
+            for phase in phases
+        },
+        tuple(not calm for calm in told for _ in calm or (None,)) if known else None,
         {phase: _values(dense, phase) for phase in phases},
+        len(setups),
     )
 
 
@@ -195,9 +207,13 @@ def _disturbed(blocks: Blocks) -> bool | None:
     return None if None in marks else any(marks)
 
 
+def _calm(setup: Sequence[Blocks]) -> list[Blocks]:
+    return [blocks for blocks in setup if not _disturbed(blocks)]
+
+
 def _values(setup: Sequence[Blocks], phase: str) -> tuple[float, float]:
     """Return (base, head): medians of what was not disturbed, or the fastest where all was."""
-    calm = [blocks for blocks in setup if not _disturbed(blocks)]
+    calm = _calm(setup)
     middle = median if calm else min
     base, head = (middle([blocks[side]["values"][phase] for blocks in calm or setup]) for side in SIDES)
     return base, head

@@ -8,8 +8,11 @@ to.
                                                 machine disturbed (null: it cannot tell), and what others did meanwhile
     memory       {device}                    -> weights: phase -> [baseline, method], what each takes at most
     again        {seed}                      -> nothing; the case that passed is set up once more, elsewhere in memory
-    block        {side, loops, lead_s, slowdown} -> values: phase -> seconds of one side, after a lead-in that is not
-                                                timed; whether the machine disturbed it (null: it cannot tell)
+    meet         {port}                      -> port, at which another worker can meet this one; or nothing, having gone
+                                                to the one that is told
+    turns        {me, plan, loops, lead, number} -> blocks: for each turn of the plan that is mine, phase -> seconds of
+                                                one side, after a lead-in that is not timed, and whether the machine
+                                                disturbed it (null: it cannot tell); stopped: the other worker failed
     count        {}                          -> operators: phase -> how many of torch's operators the method calls
     utilization  {device, seconds}           -> phase, sides: [baseline, method], what a steady loop takes
     peaks        {device, dtype, threads}    -> the machine's arithmetic rate and bandwidth
@@ -17,22 +20,25 @@ to.
 
 A worker is told its threads and allocator by its environment, before torch starts; it reads nothing else from outside.
 
-The runner asks for whole pairs; the gate has base and head in two processes, each with its own code, and asks both in
-turns for blocks of milliseconds. The two may be of different revisions, so `PROTOCOL` counts the changes of what a
-request or an answer means; a request or a key that is new changes nothing for those who do not ask for it.
+The runner asks for whole pairs; the gate has base and head in two processes, each with its own code, and gives both the
+same plan of turns, which they take by themselves (`measure.baton`): blocks of milliseconds. The two may be of different
+revisions, so `PROTOCOL` counts the changes of what a request or an answer means; a request or a key that is new changes
+nothing for those who do not ask for it.
 Run as `python -m meprop_bench.sweep.worker`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import UserError
+from meprop_bench.measure import affinity
+from meprop_bench.measure.baton import Baton
 from meprop_bench.measure.paired import calibrate, warm_up
 from meprop_bench.measure.serve import serve
 from meprop_bench.stats import median
@@ -47,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "Session", "main"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Of the requests and answers above."""
 
 _Answer = Mapping[str, Any]
@@ -67,6 +73,7 @@ class Session:
         self._prepared: Prepared | None = None
         self._checked: tuple[Prepared, Clock] | None = None
         self._blocks: _Blocks | None = None
+        self._baton: Baton | None = None
         self._ballast: list[Tensor] = []
 
     def handle(self, message: Mapping[str, Any]) -> _Answer:
@@ -78,7 +85,8 @@ class Session:
             "measure": self.measure,
             "memory": self.memory,
             "again": self.again,
-            "block": self.block,
+            "meet": self.meet,
+            "turns": self.turns,
             "count": self.count,
             "utilization": self.utilization,
             "peaks": self.peaks,
@@ -89,9 +97,7 @@ class Session:
     def hello(self, threads: int, device: str, pin: bool = False) -> _Answer:
         """Import what takes seconds; the answer says that none of it will fall into another worker's timing."""
         if pin:
-            from meprop_bench.measure.affinity import bind
-
-            bind(threads)
+            affinity.bind(threads)
         import torch
 
         import meprop_bench
@@ -212,14 +218,55 @@ class Session:
         self._ballast = [torch.empty(rng.randrange(1, most), dtype=torch.uint8) for most in _BALLAST]
         with _one_thread(), _stream(self._case):
             self._prepared = prepared = workloads.setup(self._case)
+            warm_up(prepared.method, blocks.clock, seconds=0.0)  # touches the new memory
         self._checked = prepared, blocks.clock
         blocks.use(prepared)
         return {}
 
-    def block(self, side: str, loops: int, lead_s: float, slowdown: float = 0.0) -> _Answer:
-        """Time one side, "baseline" or "method", once: `loops` iterations after at least one that is not timed."""
-        values, disturbed = self._blocks_of_case().take(side, loops, lead_s, slowdown)
-        return {"values": values, "disturbed": disturbed}
+    def meet(self, port: int | None = None) -> _Answer:
+        """Say where another worker can meet this one, or go to where it is."""
+        self._baton = Baton()
+        if port is None:
+            return {"port": self._baton.listen()}
+        self._baton.connect(port)
+        return {}
+
+    def turns(
+        self,
+        me: str,
+        plan: Sequence[tuple[str, str, float]],
+        loops: Mapping[str, int],
+        lead: int,
+        number: int = 0,
+    ) -> _Answer:
+        """Time one side again and again, in turns with another worker that has the same plan.
+
+        Args:
+            me: whose turns are ours.
+            plan: whose turn it is, which side ("baseline" or "method") he times, by how much he slows it.
+            loops: side -> timed iterations of a block.
+            lead: iterations before them that are not timed.
+            number: of the plan.
+
+        """
+        taken: list[_Answer] = []
+        baton = self._baton or Baton()
+        try:
+            blocks = self._blocks_of_case()
+            for index, (who, side, slowdown) in enumerate(plan):
+                if who != me:
+                    continue
+                if index and plan[index - 1][0] != me and not baton.wait(number):
+                    return {"blocks": taken, "stopped": True}
+                values, disturbed = blocks.take(side, loops[side], lead, slowdown)
+                taken.append({"values": values, "disturbed": disturbed})
+                if index + 1 < len(plan) and plan[index + 1][0] != me and not baton.give(number):
+                    return {"blocks": taken, "stopped": True}
+        except BaseException:
+            if self._baton is not None:
+                self._baton.stop(number)
+            raise
+        return {"blocks": taken, "stopped": False}
 
     def count(self) -> _Answer:
         """Count the operators of the method's phases, in a pass of its own: counting slows what it counts."""
@@ -249,11 +296,10 @@ class Session:
 
     def accuracy(self, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
         """Train one side from these seeds."""
-        from meprop_bench.measure.affinity import free
         from meprop_bench.workloads import Case
         from meprop_bench.workloads.accuracy import accuracies
 
-        with _one_thread(), free():  # the other workers train meanwhile, and nothing is timed
+        with _one_thread():  # the other workers train meanwhile, and nothing is timed
             found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
         return {"accuracies": list(zip(seeds, found, strict=True))}
 
@@ -306,7 +352,7 @@ class _Blocks:
         self._prepared = self._slowed = None
         self._collect()
 
-    def take(self, side: str, loops: int, lead_s: float, slowdown: float) -> tuple[dict[str, float], bool | None]:
+    def take(self, side: str, loops: int, lead: int, slowdown: float) -> tuple[dict[str, float], bool | None]:
         """Return the seconds of each phase, and whether the block was disturbed."""
         assert self._prepared is not None
         subject = {"baseline": self._prepared.baseline, "method": self._prepared.method}[side]
@@ -315,7 +361,7 @@ class _Blocks:
         if slowed:
             clock = self._slowed_by(slowdown, loops)
         self._collect()
-        warm_up(subject, clock, seconds=lead_s)
+        warm_up(subject, clock, seconds=0.0, least=lead)
         if self._probe is not None:
             self._probe.begin()
         values = subject(loops, clock)
@@ -359,13 +405,16 @@ def _stream(case: Case) -> AbstractContextManager[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Work on one thread: other workers do the same meanwhile, and threads of several would wait for one another."""
+    """Work on one thread, of any core: other workers do the same meanwhile, and threads of several would wait for one
+    another.
+    """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with affinity.free():
+            yield
     finally:
         torch.set_num_threads(threads)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from meprop_bench.gate.decide import judge
 from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
-from meprop_bench.gate.tally import Record, Tally
+from meprop_bench.gate.tally import SIDES, Record, Tally
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.replicate import WorkerDied
 from meprop_bench.stats import median, paired_ratio
@@ -45,6 +46,7 @@ class _Fakes:
         self.started: list[str] = []
         self.held: list[str] = []
         self.open = 0
+        self.lock = RLock()
         self.log: list[tuple[str, str]] = []
         self.asked: list[Mapping[str, Any]] = []
 
@@ -70,6 +72,10 @@ class _Fake:
         self._case = Case()
 
     def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        with self._fakes.lock:  # both sides are asked at once
+            return self._answer(message)
+
+    def _answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
         fakes, side, do = self._fakes, self._checkout.side, message["do"]
         assert fakes.held == ["cpu"]
         fakes.log.append((side, do))
@@ -98,14 +104,22 @@ class _Fake:
     def _again(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
-    def _block(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _meet(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {} if "port" in message else {"port": 4711}
+
+    def _turns(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        assert message["me"] == self._checkout.side
+        assert (message["loops"], message["lead"]) == ({"baseline": 2, "method": 3}, 1)
+        mine = [(which, slowdown) for who, which, slowdown in message["plan"] if who == message["me"]]
+        return {"blocks": [self._block(which, slowdown) for which, slowdown in mine], "stopped": False}
+
+    def _block(self, which: str, slowdown: float) -> dict[str, Any]:
         self._fakes.time += _BLOCK_S
         head = self._checkout.side == "head"
-        usual = 4e-3 if message["side"] == "baseline" else 1e-3
-        assert message["loops"] == (2 if message["side"] == "baseline" else 3)
-        times = self._fakes.head_times if head and message["side"] == "method" else 1.0
+        usual = 4e-3 if which == "baseline" else 1e-3
+        times = self._fakes.head_times if head and which == "method" else 1.0
         noise = 1 + 1e-6 * (self._number % 7)
-        backward = usual * times * noise * (1 + message.get("slowdown", 0.0))
+        backward = usual * times * noise * (1 + slowdown)
         return {"values": {"forward": usual, "backward": backward, "linear-backward": 1.0}, "disturbed": False}
 
     def _count(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +198,10 @@ def test_each_round_has_fresh_processes_and_blocks_alternate() -> None:
     pairs = list(zip(fakes.started[::2], fakes.started[1::2], strict=True))
     assert len(pairs) == 8  # the first pair is there for what is compiled and kept
     assert set(pairs) == {("base", "head"), ("head", "base")}  # in random order, at this seed in both
-    blocks = [side for side, do in fakes.log if do == "block"]
+    told = {side: [one for one in fakes.asked if one["do"] == "turns" and one["me"] == side] for side in SIDES}
+    assert [one["plan"] for one in told["base"]] == [one["plan"] for one in told["head"]]
+    assert all(one["number"] == other["number"] for one, other in zip(told["base"], told["head"], strict=True))
+    blocks = [side for one in told["base"] for side, _, _ in one["plan"]]
     assert all({first, second} == {"base", "head"} for first, second in zip(blocks[::2], blocks[1::2], strict=True))
     assert 0.2 < blocks[::2].count("base") / (len(blocks) / 2) < 0.8
 
@@ -227,9 +244,9 @@ def test_identical_code_is_not_fifty_times_slower_on_a_machine_that_is_busy() ->
     rng = random.Random(3)
 
     class Busy(_Fake):
-        def _block(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        def _block(self, which: str, slowdown: float) -> dict[str, Any]:
             self._fakes.time += 0.5  # so slow that there is time for three set-ups
-            found = super()._block(message)
+            found = super()._block(which, slowdown)
             times = 80.0 if rng.random() < 0.5 else 1.0
             return {"values": {phase: times * value for phase, value in found["values"].items()}, "disturbed": True}
 
@@ -301,8 +318,8 @@ def test_what_the_head_has_lost_is_not_passed_and_what_is_new_is_only_shown() ->
                 "costs": {"step" if head else "forward": [[10, 20], [4, 8]]},
             }
 
-        def _block(self, message: Mapping[str, Any]) -> dict[str, Any]:
-            found = super()._block(message)
+        def _block(self, which: str, slowdown: float) -> dict[str, Any]:
+            found = super()._block(which, slowdown)
             return {**found, "values": {**found["values"], "step": 1.0}}
 
     found = _measure(_Fakes(worker=Changed), _plan())
@@ -340,8 +357,8 @@ def _when(side: str, do: str, fault: Any, *, k: int | None = None, workers: Sequ
     [
         ("check", {"check": "dx is off by 1e-1"}, "its gradients are wrong: dx is off by 1e-1"),
         ("setup", {"error": "ValueError: no", "kind": "error"}, "ValueError: no"),
-        ("block", {"error": "can't", "kind": "out-of-memory"}, "out of memory: can't"),
-        ("block", WorkerDied("killed by signal 11"), "killed by signal 11"),
+        ("turns", {"error": "can't", "kind": "out-of-memory"}, "out of memory: can't"),
+        ("turns", WorkerDied("killed by signal 11"), "killed by signal 11"),
     ],
 )
 def test_what_only_the_head_cannot_do_fails(do: str, fault: Any, reason: str) -> None:
@@ -371,7 +388,7 @@ def test_a_base_that_can_do_nothing_is_not_comparable() -> None:
 @pytest.mark.parametrize("side", ["base", "head"])
 def test_a_process_that_dies_once_costs_its_round_of_the_case_and_a_line(side: str) -> None:
     plan = _plan(k=(2, 3), processes=3)
-    died = _when(side, "block", WorkerDied("killed by signal 9"), k=3, workers=(3, 4))
+    died = _when(side, "turns", WorkerDied("killed by signal 9"), k=3, workers=(3, 4))
     found = _measure(_Fakes(wrong=died), plan)
     counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
     assert counts == {plan.cases[0].label: 3, plan.cases[1].label: 2}
@@ -404,7 +421,7 @@ def test_a_revision_that_ran_other_code_is_refused() -> None:
 
 
 def test_an_interrupt_ends_the_processes() -> None:
-    fakes = _Fakes(wrong=_when("head", "block", KeyboardInterrupt()))
+    fakes = _Fakes(wrong=_when("head", "turns", KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], start=fakes.start, hold=fakes.hold, now=fakes.now)
     assert fakes.open == 0

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ class _Machine:
         self.spread, self.found = spread, check
         self.rng = random.Random(1)
         self.time = 0.0
+        self.lock = Lock()
 
     def now(self) -> float:
         return self.time
@@ -50,26 +52,33 @@ class _Worker:
     def __init__(self, machine: _Machine, checkout: Checkout) -> None:
         self._machine = machine
         self._own = machine.rng.lognormvariate(0, machine.spread)
+        self._rng = random.Random(machine.rng.random())
         self._package = str(checkout.folder / "meprop_bench")
 
     def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         machine = self._machine
         if message["do"] == "hello":
             machine.time += 2.0
-        if message["do"] == "block":
-            machine.time += 0.05
-            own = self._own if message["side"] == "method" else 1.0  # or the dense side would tell it
-            value = 1e-3 * own * (1 + message.get("slowdown", 0.0)) * machine.rng.lognormvariate(0, 1e-4)
-            return {"values": {"backward": value}, "disturbed": False}
+        if message["do"] == "turns":
+            mine = [(which, slowdown) for who, which, slowdown in message["plan"] if who == message["me"]]
+            with machine.lock:  # both sides are asked at once
+                machine.time += 0.05 * len(mine)
+            return {"blocks": [self._block(*one) for one in mine], "stopped": False}
         answers: dict[str, dict[str, Any]] = {
             "hello": {"environment": {}, "protocol": PROTOCOL, "package": self._package},
             "setup": {"phases": ["backward"], "costs": {}},
             "check": {"check": machine.found, "loops": 1, "side_loops": [1, 1]},
             "again": {},
+            "meet": {"port": 4711},
             "count": {"operators": {}},
             "memory": {"weights": {}},
         }
         return answers[message["do"]]
+
+    def _block(self, which: str, slowdown: float) -> dict[str, Any]:
+        own = self._own if which == "method" else 1.0  # or the dense side would tell it
+        value = 1e-3 * own * (1 + slowdown) * self._rng.lognormvariate(0, 1e-4)
+        return {"values": {"backward": value}, "disturbed": False}
 
     def close(self) -> None:
         pass

@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_cold_caches_are_emptied_before_each_call() -> None:
     [
         {"do": "memory", "device": "cpu"},
         {"do": "utilization", "device": "cpu", "seconds": 1},
-        {"do": "block", "side": "method", "loops": 1, "lead_s": 0.0},
+        {"do": "turns", "me": "head", "plan": [["head", "method", 0.0]], "loops": {"method": 1}, "lead": 0},
         {"do": "again", "seed": 0},
         {"do": "count"},
     ],
@@ -136,21 +137,76 @@ def test_what_was_not_checked_is_neither_weighed_nor_watched(message: dict[str, 
         Session().handle(message)
 
 
-def test_a_block_times_one_side_of_a_case_that_is_set_up_again_and_again(session: Session) -> None:
+def _turns(session: Session, *plan: tuple[str, str, float], **rest: Any) -> dict[str, Any]:
+    return _ask(session, do="turns", me="head", plan=plan, loops={"method": 2, "baseline": 1}, lead=1, **rest)
+
+
+def test_blocks_time_one_side_of_a_case_that_is_set_up_again_and_again(session: Session) -> None:
     for seed in range(2):
         assert _ask(session, do="again", seed=seed) == {}
-        for side in ("baseline", "method"):
-            answer = _ask(session, do="block", side=side, loops=2, lead_s=0.0)
-            assert list(answer["values"]) == ["forward", "backward"]
-            assert min(answer["values"].values()) > 0
-            assert answer["disturbed"] in (None, False, True)
-    slowed = _ask(session, do="block", side="method", loops=2, lead_s=0.0, slowdown=50.0)["values"]["backward"]
-    assert slowed > 5 * answer["values"]["backward"]
+        answer = _turns(session, ("head", "baseline", 0.0), ("head", "method", 0.0))
+        assert not answer["stopped"]
+        for block in answer["blocks"]:
+            assert list(block["values"]) == ["forward", "backward"]
+            assert min(block["values"].values()) > 0
+            assert block["disturbed"] in (None, False, True)
+    usual, slowed = _turns(session, ("head", "method", 0.0), ("head", "method", 50.0))["blocks"]
+    assert slowed["values"]["backward"] > 5 * usual["values"]["backward"]
     assert _ask(session, do="memory", device="cpu")["weights"]  # it is whole, and passed its check
 
 
+class _Timed(Session):
+    """A worker whose blocks only say whose they are."""
+
+    def __init__(self, me: str, log: list[str]) -> None:
+        super().__init__()
+        self.me, self.log = me, log
+        self.fails_at: int | None = None
+
+    def _blocks_of_case(self) -> Any:
+        return self
+
+    def take(self, side: str, loops: int, lead: int, slowdown: float) -> tuple[dict[str, float], bool | None]:
+        self.log.append(self.me)
+        if len(self.log) == self.fails_at:
+            raise ValueError("no")
+        return {"backward": 1.0}, None
+
+
+def test_two_workers_take_turns_by_themselves_and_one_that_fails_does_not_keep_the_other_waiting() -> None:
+    plan = [(who, "method", 0.0) for who in ("base", "head", "head", "base", "base", "head", "base")]
+    log: list[str] = []
+    workers = {side: _Timed(side, log) for side in ("base", "head")}
+    port = _ask(workers["base"], do="meet")["port"]
+    assert _ask(workers["head"], do="meet", port=port) == {}
+
+    def answer(side: str, number: int) -> Any:
+        message = {"do": "turns", "me": side, "plan": plan, "loops": {"method": 1}, "lead": 0, "number": number}
+        try:
+            return _ask(workers[side], **message)
+        except ValueError as error:
+            return str(error)
+
+    def together(number: int) -> dict[str, Any]:
+        log.clear()
+        with ThreadPoolExecutor(2) as pool:
+            asked = {side: pool.submit(answer, side, number) for side in workers}
+            return {side: one.result(timeout=30) for side, one in asked.items()}
+
+    answers = together(1)
+    assert log == [who for who, _, _ in plan]
+    assert [len(answers[side]["blocks"]) for side in ("base", "head")] == [4, 3]
+    workers["head"].fails_at = 3
+    answers = together(2)
+    assert (log, answers["head"]) == (["base", "head", "head"], "no")
+    assert (answers["base"]["stopped"], len(answers["base"]["blocks"])) == (True, 1)
+    workers["head"].fails_at = None
+    together(3)  # what is left of the last exchange does not disturb this one
+    assert len(log) == len(plan)
+
+
 def test_the_collector_works_again_with_the_next_case(session: Session) -> None:
-    _ask(session, do="block", side="method", loops=1, lead_s=0.0)
+    _turns(session, ("head", "method", 0.0))
     assert not gc.isenabled()
     _ask(session, do="setup", case=_CASE.to_json())
     assert gc.isenabled()
