@@ -241,13 +241,16 @@ def test_progress_says_where_it_is() -> None:
 
 def test_identical_code_is_not_fifty_times_slower_on_a_machine_that_is_busy() -> None:
     """Where threads wait for a core that another program has, a block takes 20 ms instead of 0.25, or does not."""
-    rng = random.Random(3)
 
     class Busy(_Fake):
+        def __init__(self, fakes: _Fakes, checkout: Checkout, number: int) -> None:
+            super().__init__(fakes, checkout, number)
+            self._rng = random.Random(number)  # both sides are asked at once, so one for both would be drawn from anyhow
+
         def _block(self, which: str, slowdown: float) -> dict[str, Any]:
             self._fakes.time += 0.5  # so slow that there is time for three set-ups
             found = super()._block(which, slowdown)
-            times = 80.0 if rng.random() < 0.5 else 1.0
+            times = 80.0 if self._rng.random() < 0.5 else 1.0
             return {"values": {phase: times * value for phase, value in found["values"].items()}, "disturbed": True}
 
     found = _measure(_Fakes(worker=Busy), _plan(processes=40, budget=6000.0))
