@@ -149,9 +149,8 @@ def test_a_long_batch_is_cut_into_chunks(rows, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("few", [0, 2048])
-def test_pairs_are_searched_or_sorted(few, dtype, monkeypatch):
-    monkeypatch.setattr(example, "_FEW", few)
+def test_many_pairs_are_sorted(dtype, monkeypatch):
+    monkeypatch.setattr(example, "_FEW", 0)
     dy, x, w = draw(6, 11, 13, dtype)
     grads = KERNELS["triton"].backward(dy, x, w, request_of(4, "example"))
     check(grads, dy, x, w, reference.select(dy, 4, "example"))
@@ -170,7 +169,7 @@ WILD = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1.0, -1.0, mat
 
 @pytest.mark.parametrize("programs", [1, 132])  # several rows for each program, and one
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_the_k_largest_of_each_row_with_ties_to_the_lower_index(programs, data):
     batch, n = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 20))
     k = data.draw(st.integers(1, n - 1))
@@ -183,7 +182,7 @@ def test_the_k_largest_of_each_row_with_ties_to_the_lower_index(programs, data):
 
 
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_the_k_largest_columns_with_ties_to_the_lower_index(data):
     n = data.draw(st.integers(2, 40))
     k = data.draw(st.integers(1, n - 1))
@@ -220,7 +219,7 @@ def test_neurons_come_in_the_narrowest_type(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # by the interpreter
-@pytest.mark.parametrize("wild", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("wild", [math.nan, -math.inf])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_non_finite_gradients_come_through(selection, wild):
     for position in (0, 8) if selection == "unified" else (8,):
@@ -246,17 +245,16 @@ def test_statistics_of_half_precision_do_not_overflow(name):
     assert db.tolist() == [0, 0, 0, 11200, 0, 0]
 
 
-@pytest.mark.parametrize("few", [0, 2048])
-def test_every_number_is_written_also_where_deterministic_algorithms_are_asked_for(few, monkeypatch):
+@pytest.mark.parametrize(("selection", "few"), [("unified", 0), ("example", 0), ("example", 2048)])
+def test_every_number_is_written_also_where_deterministic_algorithms_are_asked_for(selection, few, monkeypatch):
     monkeypatch.setattr(example, "_FEW", few)
     monkeypatch.setattr(unified, "_CHUNK", 5)  # two chunks, of which one is the shorter
     dy, x, w = draw(11, 12, 7)
     torch.use_deterministic_algorithms(True)  # fills what is not initialised with NaN
     try:
-        for selection in ("unified", "example"):
-            for rows in (False, True):
-                grads = KERNELS["triton"].backward(dy, x, w, request_of(3, selection, rows))
-                check(grads, dy, x, w, reference.select(dy, 3, selection))
+        for rows in (False, True):
+            grads = KERNELS["triton"].backward(dy, x, w, request_of(3, selection, rows))
+            check(grads, dy, x, w, reference.select(dy, 3, selection))
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -271,10 +269,16 @@ class NothingIsWaitedFor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("selection", "rows"),
-    [("unified", False), ("unified", True), ("random-unified", True), ("example", False), ("random", False)],
+    ("selection", "rows", "few"),
+    [
+        ("unified", False, 0),
+        ("unified", True, 0),
+        ("random-unified", True, 0),
+        ("example", False, 0),
+        ("example", False, 2048),
+        ("random", False, 0),
+    ],
 )
-@pytest.mark.parametrize("few", [0, 2048])
 def test_the_host_waits_for_nothing(selection, rows, few, monkeypatch):
     monkeypatch.setattr(example, "_FEW", few)
     dy, x, w = draw(4, 40, 6)
@@ -336,6 +340,10 @@ for name in ("triton", "triton_gather"):
     reason = KERNELS[name].unsupported(torch.ones(4, 5), torch.ones(4, 3), w, Request(2, "unified", False, 1, 1, 1))
     assert reason == "Triton is not installed (extra `gpu`)", reason
 assert not [name for name in sys.modules if name.startswith("triton.")]
+print("works without")
+from meprop_bench.ops.kernels.triton import launch
+del sys.modules["triton"]
+launch._installed.cache_clear()
 """
 
 COMPILED = """
@@ -390,23 +398,17 @@ print(*sorted({name for name, *_ in seen}))
 """
 
 
-def run(program, folder):
+def test_without_triton_the_package_works_and_with_it_every_launch_compiles_for_an_h200(tmp_path):
+    """Both in one process, which does not interpret: importing torch takes as long as compiling three kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    program = WITHOUT + COMPILED
     found = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    return found.stdout
-
-
-def test_without_triton_the_package_works(tmp_path):
-    run(WITHOUT, tmp_path)
-
-
-def test_every_launch_compiles_for_an_h200(tmp_path):
     names = "_add_chunks _bags _column_sums _products _search _select_columns _select_rows"
-    assert run(COMPILED, tmp_path).split() == names.split()
+    assert found.stdout.splitlines() == ["works without", names]
 
 
 CASES = [("unified", False), ("unified", True), ("random-unified", False), ("example", False), ("random", False)]
