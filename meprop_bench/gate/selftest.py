@@ -46,8 +46,8 @@ __all__ = ["SLOWDOWNS", "CasePromise", "Promise", "as_text", "check"]
 
 SLOWDOWNS = (0.03, 0.05, 0.10)
 
-_SLICE_S = SLICE_S * (2 + len(SLOWDOWNS)) / 2
-"""Seconds of set-ups for a case in a round: for as many neighbours as in the gate's slice, of 5 blocks instead of 2."""
+_SLICE_S = SLICE_S * (1 + len(SLOWDOWNS))
+"""Seconds of set-ups for a case in a round: for as many neighbours with each slowdown as the gate has without one."""
 
 _BUDGETS = 20
 

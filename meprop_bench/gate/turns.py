@@ -1,6 +1,6 @@
 """Turns: blocks of base and head next to each other, which the two processes take by themselves.
 
-    neighbours   one block of base and one of head (one for each slowdown), in random order: what is compared
+    neighbours   one block of base and one of head, in random order: what is compared
     plan         the neighbours of one set-up, all that the two processes are told
 
 The workers hand a baton to each other (`measure.baton`), so that neither JSON nor this process stands between two
@@ -50,25 +50,29 @@ class Turns:
     def take(self, which: str, count: int, slowdowns: Sequence[float] = (0.0,)) -> dict[float, list[Blocks]]:
         """Return neighbours: for each slowdown a block of base and one of head, `count` times.
 
+        Each block of the head has one of the base for itself. Were there one for all slowdowns, the head would mostly
+        come after itself, and find its own caches: identical code looked 3% faster.
+
         Args:
             which: "method" or "baseline", of the case.
             count: neighbours.
-            slowdowns: of the head's blocks; the base has one block for all.
+            slowdowns: of the head's blocks.
 
         Raises:
             Fault: one side could not.
 
         """
-        turns: list[tuple[Side, float]] = [("base", 0.0), *(("head", slowdown) for slowdown in slowdowns)]
-        plan = [turn for _ in range(count) for turn in self._rng.sample(turns, len(turns))]
-        taken = self._taken([(side, which, slowdown) for side, slowdown in plan])
-        heads: dict[float, list[Any]] = {slowdown: [] for slowdown in slowdowns}
-        for slowdown, block in zip((slow for side, slow in plan if side == "head"), taken["head"], strict=True):
-            heads[slowdown].append(block)
-        return {
-            slowdown: [{"base": base, "head": head} for base, head in zip(taken["base"], blocks, strict=True)]
-            for slowdown, blocks in heads.items()
-        }
+        order = [slowdown for _ in range(count) for slowdown in self._rng.sample(slowdowns, len(slowdowns))]
+        plan = [
+            (side, which, slowdown if side == "head" else 0.0)
+            for slowdown in order
+            for side in self._rng.sample(SIDES, 2)
+        ]
+        taken = self._taken(plan)
+        found: dict[float, list[Blocks]] = {slowdown: [] for slowdown in slowdowns}
+        for slowdown, base, head in zip(order, taken["base"], taken["head"], strict=True):
+            found[slowdown].append({"base": base, "head": head})
+        return found
 
     def _taken(self, plan: Sequence[tuple[Side, str, float]]) -> dict[Side, list[Mapping[str, Any]]]:
         self._number += 1
