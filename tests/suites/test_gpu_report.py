@@ -149,43 +149,47 @@ def test_a_command_s_output_goes_to_its_log_without_paths(tmp_path: Path) -> Non
     assert echo.getvalue() == "at /home/me/secret/file\n"
 
 
-@pytest.mark.parametrize(
-    ("code", "ended"),
-    [
-        # One that writes its page when it is interrupted, and one that does not listen.
-        ("try:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('page'); sys.exit(130)", Ended(130, True)),
-        ("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf')\nwhile 1: pass", Ended(-9, True)),
-    ],
-)
-def test_a_command_that_takes_too_long_is_interrupted_and_in_the_end_killed(
-    code: str, ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parts, "_GOODBYE_S", 2.0)
-    log = tmp_path / "log"
-    # A test run in the background of a shell ignores interrupts, and so would its children.
-    head = "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    assert run_process([sys.executable, "-c", head + code], log, 1.0, echo=io.StringIO()) == ended
-    assert log.read_text() in ("page\n", "deaf\n")
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], tuple[Ended, str]]:
+    """Run code until it says "ready", let the waiting for it end as a test says; how it ended, and its log."""
+    log, wait, calls = tmp_path / "log", subprocess.Popen.wait, []
+
+    def go(code: str, reason: BaseException) -> tuple[Ended, str]:
+        def first_time(self: Any, timeout: float | None = None) -> int:
+            calls.append(timeout)
+            if len(calls) > 1:
+                return wait(self, timeout)
+            while "ready" not in log.read_text():
+                time.sleep(0.01)
+            raise reason
+
+        monkeypatch.setattr(subprocess.Popen, "wait", first_time)
+        monkeypatch.setattr(parts, "_GOODBYE_S", 1.0)
+        code = f"import signal, sys, time\n{code}\nprint('ready', flush=True)\nwhile 1: time.sleep(0.1)"
+        ended = run_process([sys.executable, "-c", code], log, 60.0, echo=io.StringIO())
+        assert calls[0] == 60.0
+        return ended, log.read_text()
+
+    return go
 
 
-def test_an_interrupt_reaches_the_command_and_no_other_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wait, calls = subprocess.Popen.wait, []
+_LATE = subprocess.TimeoutExpired("run", 60.0)
+_OBEYS = "signal.signal(signal.SIGINT, lambda *_: (print('page'), sys.exit(130)))"
+_DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
-    def interrupted(self: Any, timeout: float | None = None) -> int:
-        calls.append(timeout)
-        if len(calls) > 1:
-            return wait(self, timeout)
-        while "ready" not in (tmp_path / "log").read_text():
-            time.sleep(0.01)
-        raise KeyboardInterrupt
+_Stopped = Callable[[str, BaseException], tuple[Ended, str]]
 
-    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
-    code = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit('page'))\n"
-    code += "print('ready', flush=True); time.sleep(60)"
-    assert run_process([sys.executable, "-c", code], tmp_path / "log", 60.0, echo=io.StringIO()) == Ended(130)
-    assert (tmp_path / "log").read_text() == "ready\npage\n"
+
+def test_a_command_that_takes_too_long_is_interrupted_and_writes_its_page(stopped: _Stopped) -> None:
+    assert stopped(_OBEYS, _LATE) == (Ended(130, True), "ready\npage\n")
+
+
+def test_a_command_that_does_not_heed_it_is_killed(stopped: _Stopped) -> None:
+    assert stopped(_DEAF, _LATE) == (Ended(-9, True), "ready\n")
+
+
+def test_an_interrupt_reaches_the_command(stopped: _Stopped) -> None:
+    assert stopped(_OBEYS, KeyboardInterrupt()) == (Ended(130), "ready\npage\n")
 
 
 def _row(case: Case, **changes: Any) -> Row:
