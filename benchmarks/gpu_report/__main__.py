@@ -45,7 +45,7 @@ from benchmarks.gpu_report.parts import (
 _SECONDS = 450.0
 _NEEDED = ("torch", "numpy", "scipy", "psutil", "rich", "click")
 _WANTED = {
-    "triton": "the kernels triton and triton_gather cannot run",
+    "triton": "the kernels triton, triton_gather and triton_atomic cannot run",
     "pynvml": "no utilisation, power or energy (nvidia-ml-py)",
     "pytest": "the tests cannot run",
     "matplotlib": "no plots",

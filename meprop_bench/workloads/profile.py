@@ -54,7 +54,7 @@ _Sides = tuple[Call, Call]
 _GATHERS = ("gather", "triton_gather")
 """Kernels that copy what they chose before they multiply."""
 
-_SCATTERS = ("native", "gather", "embedding_bag", "triton", "triton_gather")
+_SCATTERS = ("native", "gather", "embedding_bag", "triton", "triton_gather", "triton_atomic")
 """Kernels that compute the selected rows of dW first: the others make all of it in one product."""
 
 _LARGEST = 1 << 27

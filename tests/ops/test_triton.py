@@ -31,11 +31,13 @@ if (
 ):
     pytest.skip("the interpreter of Triton before 3.7 wants NumPy before 2.4", allow_module_level=True)
 
-from meprop_bench.ops.kernels.triton import example, largest, statistics, unified
+from meprop_bench.ops.kernels.triton import atomic, example, largest, statistics, unified
 
 DEVICE = "cpu" if launch.interpreting() else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NAMES = ("triton", "triton_gather")
+UNIFIED, EACH = ("unified", "random-unified"), ("example", "random")
+CAN = {"triton": SELECTIONS, "triton_gather": UNIFIED, "triton_atomic": EACH}
+NAMES = tuple(CAN)
 on_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU, without TRITON_INTERPRET")
 
 
@@ -106,7 +108,7 @@ def check_rows(grad):
 def test_kernel_equals_the_oracle(name, data):
     pick = data.draw
     dtype = pick(st.sampled_from(DTYPES))
-    selection = pick(st.sampled_from([s for s in SELECTIONS if name == "triton" or "unified" in s]))
+    selection = pick(st.sampled_from(CAN[name]))
     batch, n, m = pick(st.integers(1, 8)), pick(st.integers(2, 12)), pick(st.integers(1, 9))
     k = pick(st.one_of(st.just(1), st.just(n - 1), st.integers(1, n - 1)))
     rows, seed = pick(st.booleans()), pick(st.integers(0, 2**32 - 1))
@@ -162,6 +164,31 @@ def test_an_example_pass_of_several_panels(monkeypatch):
     for rows in (False, True):
         grads = KERNELS["triton"].backward(dy, x, w, request_of(18, "example", rows))  # more than are read at once
         check(grads, dy, x, w, reference.select(dy, 18, "example"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "rows"), [(torch.float32, 6, True), (torch.bfloat16, 11, False), (torch.float16, 1, True)]
+)
+def test_atomic_additions_of_whole_numbers_are_exact(dtype, k, rows, monkeypatch):
+    """In any order: many ties, several panels, more neurons than at once."""
+    monkeypatch.setattr(atomic, "_COLUMNS", 16)
+    torch.manual_seed(0)
+    dy, x, w = (torch.randint(-3, 4, shape).to(DEVICE, dtype) for shape in ((4, 12), (4, 20), (12, 20)))
+    found = KERNELS["triton_atomic"].backward(dy, x, w, request_of(k, "example", rows))
+    idx = reference.select(dy.cpu(), k, "example")
+    if rows:
+        check_rows(found[1])
+        assert torch.equal(found[1].indices()[0].cpu(), idx.unique())
+    for grad, expected in zip(found, reference.backward(dy.cpu(), x.cpu(), w.cpu(), idx), strict=True):
+        assert grad.dtype == dtype
+        assert torch.equal(grad.to_dense().cpu().double(), expected)
+
+
+def test_sums_by_atomic_additions_are_float32_and_rounded_once():
+    t = torch.zeros(5, 1, dtype=torch.int16, device=DEVICE)
+    v, x = (torch.ones(5, 1, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    v[0] = 256  # to which bfloat16 cannot add 1
+    assert atomic.weight_gradient(t, v, x, 2, False).tolist() == [[260], [0]]
 
 
 WILD = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1.0, -1.0, math.nan, math.inf, -math.inf, 1e-45]))
@@ -226,15 +253,16 @@ def test_non_finite_gradients_come_through(selection, wild):
         dy, x, w = draw(3, 9, 3)
         x, w = x.abs() + 1, w.abs() + 1
         dy[1, position] = wild
-        dx, dw, db = KERNELS["triton"].backward(dy, x, w, request_of(2, selection))
-        for grad in (dx[1], dw[position], db[position]):
-            assert not grad.isfinite().any()
-        if selection in ("example", "random"):
-            assert dx[[0, 2]].isfinite().all()
-        assert dw[torch.arange(9) != position].isfinite().all()
+        for name in [name for name in ("triton", "triton_atomic") if selection in CAN[name]]:
+            dx, dw, db = KERNELS[name].backward(dy, x, w, request_of(2, selection))
+            for grad in (dx[1], dw[position], db[position]):
+                assert not grad.isfinite().any()
+            if selection in EACH:
+                assert dx[[0, 2]].isfinite().all()
+            assert dw[torch.arange(9) != position].isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["triton", "triton_gather"])
 def test_statistics_of_half_precision_do_not_overflow(name):
     dy = torch.full((4, 6), 40000.0, dtype=torch.float16, device=DEVICE)
     dy[0, 3] = 51200.0
@@ -282,15 +310,16 @@ class NothingIsWaitedFor(TorchDispatchMode):
 def test_the_host_waits_for_nothing(selection, rows, few, monkeypatch):
     monkeypatch.setattr(example, "_FEW", few)
     dy, x, w = draw(4, 40, 6)
-    for name in NAMES if "unified" in selection else NAMES[:1]:
+    for name in [name for name in NAMES if selection in CAN[name]]:
         with NothingIsWaitedFor():
             KERNELS[name].backward(dy, x, w, request_of(20, selection, rows))
 
 
 def test_the_number_of_sparse_rows_is_waited_for():
     dy, x, w = draw(4, 9, 6)
-    with NothingIsWaitedFor(), pytest.raises(AssertionError, match="unique_consecutive"):
-        KERNELS["triton"].backward(dy, x, w, request_of(2, "example", rows=True))
+    for name, waits in (("triton", "unique_consecutive"), ("triton_atomic", "nonzero")):
+        with NothingIsWaitedFor(), pytest.raises(AssertionError, match=waits):
+            KERNELS[name].backward(dy, x, w, request_of(2, "example", rows=True))
 
 
 def test_products_are_rounded_as_torchs_are():
@@ -317,6 +346,50 @@ def test_what_it_cannot_do_it_says(monkeypatch):
         linear(torch.ones(4, 3, requires_grad=True), torch.ones(5, 3), k=2, kernel="triton")
 
 
+def test_atomic_additions_need_something_to_add():
+    for selection in UNIFIED:
+        assert reason(selection=selection, name="triton_atomic") == (
+            f"it needs a selection for each example, not {selection!r}, where one program writes a row"
+        )
+    assert "not float64" in reason(torch.float64, selection="example", name="triton_atomic")
+    assert [reason(selection=selection, name="triton_atomic") for selection in EACH] == [None, None]
+
+
+@pytest.fixture
+def deterministic():
+    """Ask for deterministic algorithms, or with `warn_only` for a warning."""
+    yield lambda **how: torch.use_deterministic_algorithms(True, **how)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_atomic_additions_are_refused_where_deterministic_algorithms_are_asked_for(deterministic):
+    x, w = torch.ones(1, 3, device=DEVICE), torch.ones(5, 3, device=DEVICE, requires_grad=True)
+    before = linear(x, w, k=2, kernel="triton_atomic")
+    deterministic()
+    with pytest.raises(ValueError, match="kernel 'triton_atomic' does not support this case: it adds the weight grad"):
+        linear(x, w, k=2, kernel="triton_atomic")
+    with pytest.raises(RuntimeError, match="in no fixed order, and deterministic algorithms are asked for: take 'trit"):
+        before.sum().backward()  # asked for since
+    linear(x, w, k=2, kernel="triton").sum().backward()
+    assert w.grad.tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 3
+
+
+def test_atomic_additions_are_warned_of_where_a_warning_is_asked_for(deterministic):
+    deterministic(warn_only=True)
+    x, w = torch.ones(1, 3, device=DEVICE), torch.ones(5, 3, device=DEVICE, requires_grad=True)
+    y = linear(x, w, k=2, kernel="triton_atomic")
+    with pytest.warns(UserWarning, match="kernel 'triton_atomic': it adds the weight gradient up in no fixed order"):
+        y.sum().backward()
+    assert w.grad.tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 3
+
+
+def test_without_a_weight_gradient_nothing_is_added_atomically(deterministic):
+    deterministic()
+    x, w = torch.ones(1, 3, device=DEVICE, requires_grad=True), torch.ones(5, 3, device=DEVICE)
+    linear(x, w, k=2, kernel="triton_atomic").sum().backward()
+    assert x.grad.tolist() == [[2.0] * 3]
+
+
 def test_on_the_cpu_it_is_interpreted_or_nothing(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert reason(device="cpu") == "it runs on a CUDA device, or on the CPU with TRITON_INTERPRET=1"
@@ -336,7 +409,7 @@ sys.modules["triton"] = None  # whoever imports it gets an ImportError
 import torch
 from meprop_bench.ops.kernels import KERNELS, Request
 w = torch.ones(5, 3)
-for name in ("triton", "triton_gather"):
+for name in ("triton", "triton_gather", "triton_atomic"):
     reason = KERNELS[name].unsupported(torch.ones(4, 5), torch.ones(4, 3), w, Request(2, "unified", False, 1, 1, 1))
     assert reason == "Triton is not installed (extra `gpu`)", reason
 assert not [name for name in sys.modules if name.startswith("triton.")]
@@ -354,9 +427,11 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from meprop_bench.ops.kernels import Request
 from meprop_bench.ops.kernels import triton as room
-from meprop_bench.ops.kernels.triton import example, largest, unified
+from meprop_bench.ops.kernels.triton import atomic, example, largest, unified
 
-NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int16: "*i16", torch.int64: "*i64"}
+NAMES = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
+}
 seen = {}
 
 def compile(self, *args, grid, warmup, num_warps=4, num_stages=3, **kwargs):
@@ -391,8 +466,9 @@ for (dtype, precision), cases in CASES.items():
     dy, x, w = torch.ones(128, 512, dtype=dtype), torch.ones(128, 256, dtype=dtype), torch.ones(512, 256, dtype=dtype)
     for selection, k, rows, few in cases:
         example._FEW = few
-        backward = room._unified if selection == "unified" else room._example
-        backward(dy, x, w, Request(k, selection, rows, True, True, True))
+        room.KERNEL.backward(dy, x, w, Request(k, selection, rows, True, True, True))
+    only_dw = Request(4, "example", dtype == torch.float32, False, True, False)
+    room.each_example(dy, x, w, only_dw, atomic.weight_gradient)
 largest.rows(torch.ones(2, 8192), 8, "example")
 print(*sorted({name for name, *_ in seen}))
 """
@@ -407,7 +483,7 @@ def test_without_triton_the_package_works_and_with_it_every_launch_compiles_for_
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    names = "_add_chunks _bags _column_sums _products _search _select_columns _select_rows"
+    names = "_add_chunks _add_up _bags _column_sums _products _search _select_columns _select_rows"
     assert found.stdout.splitlines() == ["works without", names]
 
 
@@ -419,8 +495,8 @@ CASES = [("unified", False), ("unified", True), ("random-unified", False), ("exa
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("selection", "rows"), CASES)
 def test_a_graph_holds_it(name, selection, rows):
-    if name == "triton_gather" and "unified" not in selection:
-        pytest.skip("it needs a unified selection")
+    if selection not in CAN[name]:
+        pytest.skip("another selection than it is for")
     dy, x, w = draw(64, 300, 200)
     ask = request_of(20, selection, rows)
     KERNELS[name].backward(dy, x, w, ask)  # compiles
@@ -445,8 +521,21 @@ def test_sparse_rows_of_each_example_are_refused_in_a_graph():
     dy, x, w = draw(64, 300, 200)
     ask = request_of(20, "example", rows=True)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
-        assert "cannot wait" in KERNELS["triton"].unsupported(dy, x, w, ask)
+        for name in ("triton", "triton_atomic"):
+            assert "cannot wait" in KERNELS[name].unsupported(dy, x, w, ask)
         dy.zero_()
+
+
+@pytest.mark.cuda
+@on_gpu
+@pytest.mark.parametrize("rows", [False, True])
+def test_atomic_additions_of_many_examples_at_once_lose_none(rows):
+    dy, x, w = draw(1024, 64, 1500)  # each row gets some 500 additions
+    ask = request_of(30, "example", rows)
+    found, expected = (KERNELS[name].backward(dy, x, w, ask) for name in ("triton_atomic", "triton"))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[2], expected[2])
+    torch.testing.assert_close(found[1].to_dense(), expected[1].to_dense(), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.cuda

@@ -47,7 +47,7 @@ class Kernel(Protocol):
     name: str
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Why this kernel cannot do the case, or None. Reads shapes, dtypes and devices alone, never values."""
+        """Why this kernel cannot do the case, or None. Reads shapes, dtypes, devices and settings, never values."""
         ...
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
@@ -58,7 +58,7 @@ class Kernel(Protocol):
 class _Registry(Mapping[str, Kernel]):
     """All names are known; a kernel's module is imported when the kernel is first asked for (Numba costs seconds)."""
 
-    _names = ("masked", "coo", "embedding_bag", "gather", "native", "triton", "triton_gather", "auto")
+    _names = ("masked", "coo", "embedding_bag", "gather", "native", "triton", "triton_gather", "triton_atomic", "auto")
 
     def __init__(self) -> None:
         self._loaded: dict[str, Kernel] = {}

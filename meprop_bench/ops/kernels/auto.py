@@ -5,8 +5,8 @@
 | float32 on the CPU, with Numba | native | native |
 | else | embedding_bag | gather |
 
-On a CUDA device that is "else", too, until somebody has measured `triton` and `triton_gather` there (`make gpu-report`
-does): a rule that nobody measured would be a guess. They are had by name.
+On a CUDA device that is "else", too, until somebody has measured `triton`, `triton_gather` and `triton_atomic` there
+(`make gpu-report` does): a rule that nobody measured would be a guess. They are had by name.
 
 A selection of each example's own streams k rows of W and of x for each example, which a dense product reads once for
 all of them. So from some share k / n on, the product of the masked gradient (`masked`) is faster, although it saves

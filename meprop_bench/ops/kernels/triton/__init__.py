@@ -23,8 +23,9 @@ A dense dW adds 268 MB of zeros, 56 microseconds, which nothing can avoid that r
 
 Shapes are static and the host waits for nothing, so both can be captured in a CUDA graph, but for the sparse rows of a
 selection of each example's own, whose number is known on the device alone. Every sum has a fixed order: the same input
-gives the same bits. Kernels are compiled at their first launch, so a graph wants one pass before it is captured; there
-is no search for the best tiles at run time.
+gives the same bits. Kernel `triton_atomic` gives that up for dW of each example's own, and needs no sort. Kernels are
+compiled at their first launch, so a graph wants one pass before it is captured; there is no search for the best tiles
+at run time.
 
 None of this was measured. `triton_gather` has the same statistics and selection, and torch's products: which one is
 faster, from which k on, and where, is for a machine with a GPU to say. Nothing here is imported before it is needed:
@@ -33,6 +34,7 @@ the package works without Triton.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -42,7 +44,7 @@ from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
 from meprop_bench.ops.kernels.triton.launch import unavailable_reason
 from meprop_bench.ops.selection import select
 
-__all__ = ["KERNEL", "Triton", "on_device_of", "select_unified"]
+__all__ = ["KERNEL", "Triton", "each_example", "on_device_of", "select_unified"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,9 +68,11 @@ class Triton:
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
         with on_device_of(dy):
-            if request.selection in ("example", "random"):
-                return _example(dy, x, w, request)
-            return _unified(dy, x, w, request)
+            if request.selection not in ("example", "random"):
+                return _unified(dy, x, w, request)
+            from meprop_bench.ops.kernels.triton.example import weight_gradient
+
+            return each_example(dy, x, w, request, weight_gradient)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -100,8 +104,15 @@ def select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None]
     return columns(parts, totals, db, request.k), db
 
 
-def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-    from meprop_bench.ops.kernels.triton.example import input_gradient, weight_gradient
+def each_example(
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    request: Request,
+    weight_gradient: Callable[[Tensor, Tensor, Tensor, int, bool], Tensor],
+) -> Gradients:
+    """Gradients for a selection of each example's own; of dW's two ways, `example` and `atomic`, the caller's."""
+    from meprop_bench.ops.kernels.triton.example import input_gradient
     from meprop_bench.ops.kernels.triton.largest import rows
 
     t, v = rows(dy, request.k, request.selection)

@@ -12,9 +12,8 @@ cores.
 For dW the pairs (b, j) are needed neuron by neuron. Up to `_FEW` of them each program looks through all for its own,
 one launch in all; else they are sorted by neuron first, by a stable sort. In both, the examples of a neuron are added
 up in their order, by one program, so the same input gives the same bits, whether or not
-`torch.use_deterministic_algorithms` asks for it: there is nothing to choose. Atomic additions would spare the sort, and
-would pay for it: a float32 gradient to clear and to cast afterwards, and each addition is a read and a write in L2
-where the sorted sum has a read. The dense gradient is written in one pass, zeros included.
+`torch.use_deterministic_algorithms` asks for it. Who would rather spare the sort, and the order with it, takes
+`atomic`: kernel `triton_atomic`. The dense gradient is written in one pass, zeros included.
 """
 
 import torch
