@@ -11,6 +11,8 @@ its id.
     bind(threads)       bound to them, as is every thread that is started later: so before torch is imported
     allowed()           what this process was allowed before
     free()              for a while all of that again: where several processes work at once, and nothing is timed
+    load_openmp()       OpenMP binds the thread that loads it to the first of its places, if it was given any
+                        (`OMP_PLACES`): loaded before torch, it does not keep what is imported then on one core
 
 All processes of a run are bound to the same cores, since one of them runs at any time. The control group's cpuset is in
 the kernel's answer already; its quota is of time, not of cores, and no obstacle (`machine` warns of it).
@@ -18,16 +20,19 @@ the kernel's answer already; its quota is of time, not of cores, and no obstacle
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure import procfs
 from meprop_bench.measure.procfs import Unavailable
 
-__all__ = ["allowed", "bind", "bound", "chosen", "free"]
+__all__ = ["allowed", "bind", "bound", "chosen", "free", "load_openmp"]
 
 _before: set[int] | None = None
 """What this process was allowed before it was bound."""
@@ -95,6 +100,15 @@ def free() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, cores)
+
+
+def load_openmp() -> None:
+    """Load the OpenMP that torch brings with it; nothing happens where it brings none, or has been imported."""
+    found = importlib.util.find_spec("torch")
+    for folder in (found and found.submodule_search_locations) or ():
+        for library in sorted(Path(folder, "lib").glob("libgomp*.so*")):
+            with suppress(OSError):  # torch will say what is wrong with it
+                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 def _siblings(core: int) -> str:

@@ -98,17 +98,19 @@ class Session:
         """Import what takes seconds; the answer says that none of it will fall into another worker's timing."""
         if pin:
             affinity.bind(threads)
-        import torch
+            affinity.load_openmp()
+        with affinity.free():
+            import torch
 
-        import meprop_bench
-        from meprop_bench.measure.allocator import current
-        from meprop_bench.measure.environment import collect, environment_id
-        from meprop_bench.ops.kernels import KERNELS
+            import meprop_bench
+            from meprop_bench.measure.allocator import current
+            from meprop_bench.measure.environment import collect, environment_id
+            from meprop_bench.ops.kernels import KERNELS
 
+            for name in KERNELS:
+                with suppress(ImportError):  # a kernel whose library is not installed says so when it is asked for
+                    KERNELS[name]
         torch.set_num_threads(threads)
-        for name in KERNELS:
-            with suppress(ImportError):  # a kernel whose library is not installed says so when it is asked for
-                KERNELS[name]
         environment = collect(device, current())
         return {
             "environment": environment,

@@ -130,3 +130,23 @@ def test_the_kernel_binds_threads_that_are_started_later():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(core)
+
+
+def test_openmp_is_loaded_before_torch_so_that_what_is_imported_then_may_use_all_cores() -> None:
+    """In a process of its own: OpenMP reads its variables once."""
+    code = (
+        "import os, sys\n"
+        "from meprop_bench.measure import affinity\n"
+        "affinity.bind(1)\n"
+        "affinity.load_openmp()\n"
+        "assert 'torch' not in sys.modules\n"
+        "with affinity.free():\n"
+        "    import torch\n"
+        "    torch.ones(300, 300) @ torch.ones(300, 300)\n"
+        "    free = os.sched_getaffinity(0)\n"
+        "print(len(free), len(os.sched_getaffinity(0)))\n"
+    )
+    (core,) = chosen(1)
+    env = {**os.environ, "OMP_PROC_BIND": "true", "OMP_PLACES": f"{{{core}}}"}
+    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [str(len(os.sched_getaffinity(0))), "1"]
