@@ -245,7 +245,7 @@ def test_identical_code_is_not_fifty_times_slower_on_a_machine_that_is_busy() ->
     class Busy(_Fake):
         def __init__(self, fakes: _Fakes, checkout: Checkout, number: int) -> None:
             super().__init__(fakes, checkout, number)
-            self._rng = random.Random(number)  # both sides are asked at once, so one for both would be drawn from anyhow
+            self._rng = random.Random(number)  # its own: both sides are asked at once
 
         def _block(self, which: str, slowdown: float) -> dict[str, Any]:
             self._fakes.time += 0.5  # so slow that there is time for three set-ups
