@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Processes that a test starts are no workers of xdist: pytest-benchmark would refuse to time in one."""
+    """Processes that a test starts are no workers of xdist: pytest-benchmark would refuse to time in one. And they can
+    be interrupted, also where a shell that started this one in its background had it ignore that.
+    """
     os.environ.pop("PYTEST_XDIST_WORKER", None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
