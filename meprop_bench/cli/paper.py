@@ -3,7 +3,7 @@
 meprop-bench paper list                        what there is, what can be run, how long it takes, what came of it
 meprop-bench paper show icml:3                 the printed figures, their settings, what contradicts them
 meprop-bench paper run icml:3 --scale short    train, time, and hold the results against the paper
-meprop-bench paper run tkde:7a --reuse FOLDER  with the timed cases that another folder has already, of icml:7 for one
+meprop-bench paper run tkde:3 --reuse FOLDER   with what another folder has of it already, as that of icml:3
 meprop-bench paper report FOLDER...            the page of stored results anew
 meprop-bench paper report --claims             reports/PAPERS.md anew
 
@@ -26,6 +26,7 @@ from meprop_bench.errors import ExitCode, UserError
 if TYPE_CHECKING:
     from meprop_bench.paper.experiment import Experiment
     from meprop_bench.paper.folder import PaperDocument
+    from meprop_bench.paper.trainings import Trainings
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
 
@@ -131,7 +132,8 @@ def show(table_id: str) -> int:
     "--reuse",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Take the timed cases that these results have, instead of timing them again.",
+    multiple=True,
+    help="Take the trainings and timed cases that these results have. May be given several times.",
 )
 def run_table(
     table_id: str,
@@ -142,16 +144,17 @@ def run_table(
     out: Path,
     resume: bool,
     deadline: float | None,
-    reuse: Path | None,
+    reuse: tuple[Path, ...],
 ) -> int:
     """Train every row with the same seeds and batches, time what the table times, print the paper beside ours."""
     from meprop_bench.paper.experiment import check_runnable, experiment, reasons
     from meprop_bench.paper.published import table
+    from meprop_bench.paper.trainings import Trainings
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
 
-    until, known = Deadline(deadline), None if reuse is None else Store.open(reuse)
+    until, known = Deadline(deadline), [Store.open(each) for each in reuse]
     workers = _workers(processes, device)
     found = check_runnable(experiment(table(table_id), scale, seeds=seeds, device=device))
     if found.distinct_cases:
@@ -161,10 +164,11 @@ def run_table(
     with _store(found, device, out, resume) as store:
         click.echo(f"about {_duration(found.estimate_s(workers))} to {store.folder}", err=True)
         try:
-            if known is not None:
-                taken = store.take(known, [case.case_id for case in found.distinct_cases])
-                click.echo(f"{taken} of {len(found.distinct_cases)} timed cases are those of {known.folder}", err=True)
-            _run(found, store, workers, device, until)
+            trainings = Trainings(store.folder, write=True)
+            for note in trainings.notes:
+                click.echo(note, err=True)
+            _take(found, store, trainings, known)
+            _run(found, store, trainings, workers, device, until)
             code = ExitCode.OK
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
@@ -189,10 +193,21 @@ def _store(found: Experiment, device: str, out: Path, resume: bool) -> Store:
     return Store.create(out, name, machine, shlex.join(words), plan)
 
 
-def _run(found: Experiment, store: Store, workers: int, device: str, deadline: Deadline) -> None:
+def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence[Store]) -> None:
+    from meprop_bench.paper.runner import take
+
+    for other in known:
+        trained, timed = take(found, store, trainings, other)
+        told = (
+            f"{trained} of {len(found.distinct_arms) * len(found.seeds)} trainings" if found.distinct_arms else "",
+            f"{timed} of {len(found.distinct_cases)} timed cases" if found.distinct_cases else "",
+        )
+        click.echo(f"{' and '.join(filter(None, told))} are those of {other.folder}", err=True)
+
+
+def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
     from meprop_bench.cli.live import showing, tell_left_out
     from meprop_bench.paper.runner import Step, count_data, plan_of, train_all
-    from meprop_bench.paper.trainings import Trainings
     from meprop_bench.sweep.runner import Runner
 
     def tell(step: Step) -> None:
@@ -204,9 +219,6 @@ def _run(found: Experiment, store: Store, workers: int, device: str, deadline: D
             err=True,
         )
 
-    trainings = Trainings(store.folder, write=True)
-    for note in trainings.notes:
-        click.echo(note, err=True)
     if late := train_all(found, store, trainings, processes=workers, device=device, progress=tell, deadline=deadline):
         click.echo(f"the deadline left no time for {late} trainings; the same command with --resume goes on", err=True)
     count_data(found, store)

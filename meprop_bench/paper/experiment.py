@@ -33,9 +33,6 @@ __all__ = [
     "reasons",
 ]
 
-_SET_UP_S = 12.0
-"""Seconds that a timed case takes besides its budget: processes that start, check, weigh. Measured on two cores."""
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -98,6 +95,7 @@ class Experiment:
         budget: seconds of timing for a case.
         processes: fresh processes for a timed case.
         training_s: estimated seconds of all trainings on one thread.
+        set_up_s: estimated seconds of a timed case besides its budget.
 
     """
 
@@ -112,6 +110,7 @@ class Experiment:
     budget: float
     processes: int
     training_s: float
+    set_up_s: float
 
     @property
     def runnable(self) -> bool:
@@ -130,7 +129,7 @@ class Experiment:
 
     def estimate_s(self, workers: int) -> float:
         """Return the seconds that it will take with so many trainings at a time."""
-        timing = len(self.distinct_cases) * (self.budget + _SET_UP_S)
+        timing = len(self.distinct_cases) * (self.budget + self.set_up_s)
         return self.training_s / max(1, workers) + timing
 
     def to_json(self) -> dict[str, Any]:
@@ -207,6 +206,7 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
         budget=max((found.budget for found in draft.scales), default=20.0),
         processes=max((found.processes for found in draft.scales), default=4),
         training_s=count * draft.training_s(),
+        set_up_s=max((found.set_up_s for found in draft.scales), default=0.0),
     )
 
 

@@ -13,6 +13,7 @@ A folder is read with the tables of this version: what it measured stays, how it
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -115,8 +116,10 @@ def read(store: Store) -> PaperDocument:
     timed |= {(row.case_id, "backward"): row for row in rows if row.phase is None}
     evidence = Evidence(found, trained, timed, _counts(store.folder))
     plain = Document.of(store)
+    origins = Counter(one.origin for one in trainings.all() if one.origin)
+    taken = [f"{count} of {len(trainings.all())} trainings were made for {name}" for name, count in origins.items()]
     failed = [f"{one.arm_id}, seed {one.seed}: {one.error}" for one in trainings.all() if one.error]
-    notes = (*plain.notes, *trainings.notes, *(f"a training failed: {line}" for line in failed))
+    notes = (*plain.notes, *trainings.notes, *taken, *(f"a training failed: {line}" for line in failed))
     return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
 
 

@@ -32,7 +32,7 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import default_allocator
 
-__all__ = ["COUNTS", "Step", "count_data", "missing", "plan_of", "slug", "start_worker", "train_all"]
+__all__ = ["COUNTS", "Step", "count_data", "missing", "plan_of", "slug", "start_worker", "take", "train_all"]
 
 COUNTS = "counts.json"
 
@@ -65,6 +65,19 @@ def missing(experiment: Experiment, trainings: Trainings) -> list[tuple[Arm, int
         for arm in experiment.distinct_arms
         if not trainings.done(arm.arm_id, seed)
     ]
+
+
+def take(experiment: Experiment, store: Store, trainings: Trainings, known: Store) -> tuple[int, int]:
+    """Take over what another results folder has of an experiment; return how many trainings, and how many timed cases.
+
+    A training depends on its arm and its seed alone, so that tables which print the same row share it.
+    """
+    wanted = [(arm.arm_id, seed) for arm, seed in missing(experiment, trainings)]
+    taken = trainings.take(Trainings(known.folder), wanted)
+    environments = known.header["environments"]
+    ids = {trained.environment_id for trained in taken} & environments.keys()
+    store.write_environment({each: environments[each] for each in ids})
+    return len(taken), store.take(known, [case.case_id for case in experiment.distinct_cases])
 
 
 def train_all(

@@ -36,6 +36,7 @@ class Scale:
     timed_inputs: int | None = None
     budget: float = 20.0
     processes: int = 4
+    set_up_s: float = 12.0
 
     def __post_init__(self) -> None:
         for spec in fields(self):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Trained:
         updates: mean absolute change of a parameter at an update, epoch by epoch, where it was asked for.
         seconds: that the training took.
         environment_id: where.
+        origin: the results folder that it was trained for, where another one has taken it over.
         error: why it failed, in one line; then there are no figures.
 
     """
@@ -62,6 +63,7 @@ class Trained:
     updates: tuple[float, ...] = ()
     seconds: float = 0.0
     environment_id: str = "unknown"
+    origin: str | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -109,6 +111,18 @@ class Trainings:
     def of(self, arm_id: str, seeds: Sequence[int]) -> list[Trained]:
         """Return the seeds of an arm that were trained without error, in order."""
         return [self._found[arm_id, seed] for seed in seeds if self.done(arm_id, seed)]
+
+    def take(self, other: Trainings, wanted: Sequence[tuple[str, int]]) -> list[Trained]:
+        """Add what another folder has of these arms and seeds, and return it; what is here already stays as it is."""
+        taken = [
+            replace(found, origin=found.origin or other.path.parent.name)
+            for arm_id, seed in wanted
+            if not self.done(arm_id, seed)
+            for found in other.of(arm_id, [seed])
+        ]
+        for trained in taken:
+            self.append(trained)
+        return taken
 
     def all(self) -> list[Trained]:
         """Return every training, failed ones included."""

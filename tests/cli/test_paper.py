@@ -75,7 +75,14 @@ def test_a_smoke_run_ends_with_the_paper_beside_ours_and_resumes_to_nothing(tmp_
     assert "[2/2]" in printed.err
     assert run([*arguments, "--resume"]) == ExitCode.OK
     assert "[2/2]" not in capsys.readouterr().err
-    assert len(list(tmp_path.iterdir())) == 1
+    (folder,) = tmp_path.iterdir()
+    other = ["paper", "run", "tkde:3", *arguments[3:], "--reuse", str(folder)]
+    assert run(other) == ExitCode.OK
+    printed = capsys.readouterr()
+    assert f"2 of 2 trainings are those of {folder}" in printed.err
+    assert "[2/2]" not in printed.err
+    (taken,) = (each for each in tmp_path.iterdir() if each != folder)
+    assert f"2 of 2 trainings were made for {folder.name}" in (taken / "README.md").read_text().replace("\\", "")
 
 
 def test_a_table_is_made_of_the_cases_that_another_folder_has_as_far_as_the_deadline_lets_it(tmp_path, capsys):

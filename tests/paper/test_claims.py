@@ -109,7 +109,7 @@ def test_sizes_may_not_be_larger_than_printed(evidence):
 def test_the_change_of_parameters_is_compared_after_the_masks(evidence):
     part = "right: update"
     places = [(part, "MLP (h=500)"), (part, "meAct (p=0.004, e=10)")]
-    flat, falling = [1.0] * 10, [1.0] * 5 + [0.1] * 5  # of ten epochs, five before the masks
+    flat, falling = [1.0] * 8, [1.0] * 4 + [0.1] * 4  # of eight epochs, four before the masks
     seeds = [[{"test": 98.0, "updates": tuple(curve)}] * 2 for curve in (flat, falling)]
     found = evidence("tkde:fig4", dict(zip(places, seeds, strict=True)))
     claim = next(claim for claim in judge(found) if claim.kind == "smaller-update")

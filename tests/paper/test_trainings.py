@@ -47,6 +47,25 @@ def test_a_line_that_is_no_training_is_a_clear_error(tmp_path, line):
         Trainings(tmp_path)
 
 
+def test_what_another_folder_has_is_taken_over_with_the_folder_it_was_trained_for(tmp_path):
+    """What failed there, what was not asked for, and what is here already, is not taken."""
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for folder in folders:
+        folder.mkdir()
+    first, second, third = (Trainings(folder, write=True) for folder in folders)
+    for one in (trained("a", 1, 98.0), trained("b", 1, 97.0), Trained(arm_id="a", seed=2, error="killed")):
+        first.append(one)
+    second.append(trained("c", 1, 96.0))
+    wanted = [("a", 1), ("a", 2), ("c", 1)]
+    assert second.take(first, wanted) == [trained("a", 1, 98.0, origin="first")]
+    assert second.take(first, wanted) == []
+    third.take(second, wanted)
+    assert Trainings(folders[2]).all() == [
+        trained("a", 1, 98.0, origin="first"),
+        trained("c", 1, 96.0, origin="second"),
+    ]
+
+
 def test_reading_alone_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="not open for writing"):
         Trainings(tmp_path).append(trained("a", 1, 98.0))
