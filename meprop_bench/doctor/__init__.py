@@ -25,8 +25,8 @@ from meprop_bench.errors import ExitCode
 from meprop_bench.measure.allocator import current
 from meprop_bench.measure.environment import collect
 from meprop_bench.measure.machine import state
-from meprop_bench.measure.replicate import WorkerDied
-from meprop_bench.sweep.runner import start_team
+from meprop_bench.measure.replicate import Asked, WorkerDied
+from meprop_bench.sweep.team import start_team
 from meprop_bench.workloads.case import default_threads
 
 __all__ = ["Examination", "Finding", "examine"]
@@ -105,7 +105,7 @@ class _Trial:
     def __init__(self) -> None:
         self._closing = ExitStack()
         self._case = noise.identical()
-        self._worker: noise.Asked | None = None
+        self._worker: Asked | None = None
         self._loops: Any = None
         self._before = software.compiled()
 

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.measure.replicate import Asked, WorkerDied
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
@@ -39,13 +39,6 @@ _PHASE = "step"
 _PART_S = 0.3
 _ANSWER_S = 20.0
 _GAIN = Plan.budget / Plan.processes / _PART_S
-
-
-class Asked(Protocol):
-    """What is needed of a worker of the sweep."""
-
-    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Return the answer; raises `WorkerDied` when there is none."""
 
 
 def identical() -> Case:

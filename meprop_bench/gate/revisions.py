@@ -36,8 +36,9 @@ from typing import Any, TypeAlias
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.asking import Fault, ask, ask_both, cores_of, start_worker
+from meprop_bench.gate.facts import accuracies, timed_phases, times_alone, weighed
 from meprop_bench.gate.series import Series
-from meprop_bench.gate.tally import SIDES, Blocks, Fact, Record, Side, Tally, record_of
+from meprop_bench.gate.tally import SIDES, Blocks, Record, Side, Tally, record_of
 from meprop_bench.gate.turns import Turns
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.replicate import Asked
@@ -63,7 +64,6 @@ _DENSE_SHARE = 0.2
 """Of the time, for blocks of the dense side, of which the ratio sparse/dense needs a rough median only."""
 
 _MOST_FAULTS = 2
-_TIMED = ("forward", "backward", "update", "step")
 
 Hold: TypeAlias = Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]]
 """Keeps other runs from measuring on a device; told what to call before it waits, as `measure.turn.turn` is."""
@@ -327,18 +327,19 @@ class Rounds:
             checks[side] = ask(side, workers[side], {"do": "check", "warm_s": _WARM_S})
             if (found := checks[side]["check"]) != PASSED:
                 raise Fault(side, f"its gradients are wrong: {found}", fatal=False)
-        phases, alone = _phases(setup)
+        phases, alone = timed_phases(setup)
         dense_loops, tally.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
         self._tell("measuring", case)
         turns = Turns(workers, {"baseline": dense_loops, "method": tally.loops}, self._rng)
         taken = self._slice(turns, phases)
         if not tally.facts:
-            tally.facts = self._facts(case, workers, setup) | _alone(turns, alone)
+            tally.facts = weighed(case, workers, setup) | times_alone(turns, alone)
             kernels = [setup[side].get("kernel") for side in SIDES]
             if kernels[0] != kernels[1]:
                 tally.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
             if case.workload == "mlp" and "accuracy" in self._plan.checks:
-                tally.accuracy = self._accuracy(case, workers)
+                self._tell("training", case)
+                tally.accuracy = accuracies(case, workers, self._plan)
         for slowdown, record in taken.items():
             tally.records.setdefault(slowdown, []).append(record)
 
@@ -361,64 +362,11 @@ class Rounds:
                 dense_s += self._now() - before
         return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
 
-    def _facts(
-        self, case: Case, workers: Mapping[Side, Asked], setup: Mapping[Side, Mapping[str, Any]]
-    ) -> dict[Fact, tuple[float | None, float | None]]:
-        """Return the figures without noise."""
-        each: dict[Side, dict[Fact, float]] = {}
-        for side in SIDES:
-            each[side] = found = {}
-            for phase, (_, (flops, moved)) in setup[side]["costs"].items():
-                found[f"flops {phase}", "count", "1"] = flops
-                found[f"bytes {phase}", "count", "B"] = moved
-            for phase, count in ask(side, workers[side], {"do": "count"})["operators"].items():
-                found[f"operators {phase}", "count", "1"] = count
-            for phase, (_, weight) in ask(side, workers[side], {"do": "memory", "device": case.device})[
-                "weights"
-            ].items():
-                found[f"peak memory {phase}", "memory", "B"] = weight["tensor_bytes"]
-        return {key: (each["base"].get(key), each["head"].get(key)) for key in each["base"] | each["head"]}
-
-    def _accuracy(self, case: Case, workers: Mapping[Side, Asked]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
-        self._tell("training", case)
-        seeds = list(range(1, self._plan.accuracy_seeds + 1))
-        message = {
-            "do": "accuracy",
-            "case": case.told(),
-            "sparsified": True,
-            "seeds": seeds,
-            "steps": self._plan.accuracy_steps,
-        }
-        answers = ask_both(workers, message)
-        base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
-        return base, head
-
     def _tell(self, stage: str, case: Case | None) -> None:
         total = len(self._plan.cases)
         self._progress(
             Progress(stage, self._round, case, self._left, total, self._now() - self._begun, self._plan.budget * total)
         )
-
-
-def _alone(turns: Turns, alone: Mapping[Side, Sequence[str]]) -> dict[Fact, tuple[float | None, float | None]]:
-    """Return the phases that one side alone has, with a time that says what there was and is judged by nobody."""
-    found: dict[Fact, tuple[float | None, float | None]] = {}
-    if any(alone.values()):
-        (blocks,) = turns.take("method", 1)[0.0]
-        for side in SIDES:
-            for phase in alone[side]:
-                value = blocks[side]["values"][phase]
-                found[phase, "time", "s"] = (value, None) if side == "base" else (None, value)
-    return found
-
-
-def _phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], dict[Side, list[str]]]:
-    """Return the phases that are timed, and those of one side alone; others than `_TIMED` where it has none of them."""
-    told = {side: list(setup[side]["phases"]) for side in SIDES}
-    named = {side: [phase for phase in told[side] if phase in _TIMED] or told[side] for side in SIDES}
-    phases = [phase for phase in named["head"] if phase in told["base"]]
-    return phases, {side: [phase for phase in named[side] if phase not in phases] for side in SIDES}
 
 
 def _settle(tally: Tally, fault: Fault) -> None:

@@ -26,20 +26,17 @@ leaves out have no row, so that a resumed run measures them.
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
-from meprop_bench.measure.replicate import Replicates, WorkerDied
+from meprop_bench.measure.replicate import Asked, WorkerDied
 from meprop_bench.measure.turn import turn
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
@@ -48,9 +45,10 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import case_rows, failed_row
+from meprop_bench.sweep.team import PATIENCE_S, CaseFailed, CaseRefused, NoRoom, Team, ask, ask_together, start_team
 from meprop_bench.workloads.case import Case, default_threads
 
-__all__ = ["Progress", "Runner", "Team", "start_team"]
+__all__ = ["Progress", "Runner"]
 
 _LEAST_ROUNDS = 2
 _SLICES = 6
@@ -61,33 +59,6 @@ _WARM_S = 0.02
 
 _STEADY_S = 2.0
 """Seconds for which each side is watched: NVML's utilisation looks back up to 1 s."""
-
-_PATIENCE_S = 900.0
-"""Seconds after which a silent worker counts as hung; the largest case takes a tenth of that to set up on two cores."""
-
-
-class Asked(Protocol):
-    """What the runner needs of a worker."""
-
-    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Return the answer; raises `WorkerDied` when there is none."""
-
-
-class Team(Protocol):
-    """The processes of a case."""
-
-    @property
-    def workers(self) -> Sequence[Asked]:
-        """All of them, each fresh when the team started."""
-
-    def close(self) -> None:
-        """End them."""
-
-
-def start_team(case: Case, count: int) -> Team:
-    """Start fresh processes with the case's threads and allocator."""
-    argv = [sys.executable, "-m", "meprop_bench.sweep.worker"]
-    return Replicates(argv, environment_of(case.allocator, case.threads), count)
 
 
 @dataclass(frozen=True)
@@ -113,18 +84,6 @@ class Progress:
     half_widths: Mapping[str, float]
     left_s: float
     rows: tuple[Row, ...] = ()
-
-
-class _CaseFailed(Exception):
-    """A case cannot be measured; the message is one line. The processes are not to be used again."""
-
-
-class _CaseRefused(_CaseFailed):
-    """It cannot be measured by anybody, as was found before anything happened: the processes are as they were."""
-
-
-class _NoRoom(_CaseFailed):
-    """Memory ran out. A GPU's is whole again before the next case; of the processor's one cannot be sure."""
 
 
 class Runner:
@@ -206,10 +165,10 @@ class Runner:
             return self._measure(case)
         except WorkerDied as died:
             reason = f"a measuring process {died.reason}"
-        except _CaseRefused as refused:
+        except CaseRefused as refused:
             return [failed_row(case, str(refused), self._environment_id)]
-        except _CaseFailed as failed:
-            if isinstance(failed, _NoRoom) and case.device != "cpu":
+        except CaseFailed as failed:
+            if isinstance(failed, NoRoom) and case.device != "cpu":
                 return [failed_row(case, str(failed), self._environment_id)]
             reason = str(failed)
         finally:
@@ -224,13 +183,13 @@ class Runner:
         peaks = self._peaks(case, workers[0])
         self._tell(case, "checking")
         message = {"do": "setup", "case": case.to_json()}
-        setup, *_ = _ask_together(workers, [message] * len(workers), one_first=self._is_new(case.workload))
-        checks = [_ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
+        setup, *_ = ask_together(workers, [message] * len(workers), one_first=self._is_new(case.workload))
+        checks = [ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
         measurements, remarks = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
         peaks = self._unbeaten(case, workers[0], peaks, setup["costs"], measurements)
-        memory = _ask(workers[0], {"do": "memory", "device": case.device})["weights"]
+        memory = ask(workers[0], {"do": "memory", "device": case.device})["weights"]
         parity = self._parity(case, workers)
         utilization = self._utilization(case, workers[0])
         notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
@@ -268,7 +227,7 @@ class Runner:
                     "loops": loops,
                     "seed": self._rng.getrandbits(32),
                 }
-                answer = _ask(workers[index], request)
+                answer = ask(workers[index], request)
                 for phase, pairs in answer["pairs"].items():
                     runs[index][phase] += [(baseline_s, method_s) for baseline_s, method_s in pairs]
                 activities.append(Activity(**answer["activity"]))
@@ -297,9 +256,14 @@ class Runner:
         shares = [self._accuracies.seeds[start::count] for start in range(count)]
 
         def train(sparsified: bool) -> dict[int, float]:
-            ask = {"do": "accuracy", "case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
-            messages = [{**ask, "seeds": share} for share in shares if share]
-            answers = _ask_together(workers[: len(messages)], messages, 4 * _PATIENCE_S)
+            request = {
+                "do": "accuracy",
+                "case": case.to_json(),
+                "sparsified": sparsified,
+                "steps": self._accuracies.steps,
+            }
+            messages = [{**request, "seeds": share} for share in shares if share]
+            answers = ask_together(workers[: len(messages)], messages, 4 * PATIENCE_S)
             return {seed: float(value) for answer in answers for seed, value in answer["accuracies"]}
 
         return self._accuracies.compare(case, train)
@@ -312,10 +276,10 @@ class Runner:
             return "a steady loop has warm caches"
         self._tell(case, "watching")
         try:
-            return _ask(worker, {"do": "utilization", "device": case.device, "seconds": _STEADY_S})
+            return ask(worker, {"do": "utilization", "device": case.device, "seconds": _STEADY_S})
         except WorkerDied as died:
             reason = f"the process that was watched {died.reason}"
-        except _CaseFailed as failed:
+        except CaseFailed as failed:
             reason = str(failed)
         self._dismiss()
         return reason
@@ -326,7 +290,7 @@ class Runner:
             self._dismiss()
             self._team, self._team_of = self._start(case, self._plan.processes), _group(case)
             hello = {"do": "hello", "threads": case.threads, "device": case.device, "pin": self._plan.pin}
-            told = _ask_together(self._team.workers, [hello] * self._plan.processes, one_first=self._is_new("imports"))
+            told = ask_together(self._team.workers, [hello] * self._plan.processes, one_first=self._is_new("imports"))
             self._environment_id = told[0]["environment_id"]
             self._revision = told[0]["environment"].get("git_revision")
             self._store.write_environment({self._environment_id: told[0]["environment"]})
@@ -336,7 +300,7 @@ class Runner:
         """Return the machine's peaks, settled once in a run (and found again in its folder when it is resumed)."""
         key = peaks_key(case.device, case.dtype, case.threads)
         if key not in self._store.header["peaks"]:
-            found = self._machine.of(case, self._environment_id, lambda message: _ask(worker, message))
+            found = self._machine.of(case, self._environment_id, lambda message: ask(worker, message))
             self._store.write_environment({}, {key: found.to_json()})
         return Peaks.from_json(self._store.header["peaks"][key])
 
@@ -345,7 +309,7 @@ class Runner:
     ) -> Peaks:
         """Measure the peaks again if this case was faster than its floor; earlier rows keep the floors they have."""
         found = self._machine.unbeaten(
-            peaks, case, self._environment_id, lambda message: _ask(worker, message), costs, measurements
+            peaks, case, self._environment_id, lambda message: ask(worker, message), costs, measurements
         )
         if found is not peaks:
             self._store.write_environment({}, {peaks_key(case.device, case.dtype, case.threads): found.to_json()})
@@ -388,39 +352,3 @@ class Runner:
 
 def _group(case: Case) -> tuple[object, ...]:
     return (case.threads, case.device, case.allocator)
-
-
-def _ask(worker: Asked, message: Mapping[str, Any], timeout: float = _PATIENCE_S) -> dict[str, Any]:
-    return _sound(worker.request(message, timeout))
-
-
-def _sound(answer: dict[str, Any]) -> dict[str, Any]:
-    if "error" in answer:
-        kind, reason = answer.get("kind"), answer["error"]
-        if kind == "user":
-            raise _CaseRefused(str(reason))
-        if kind == "out-of-memory":
-            raise _NoRoom(f"out of memory: {reason}")
-        raise _CaseFailed(str(reason))
-    return answer
-
-
-def _ask_together(
-    workers: Sequence[Asked],
-    messages: Sequence[Mapping[str, Any]],
-    timeout: float = _PATIENCE_S,
-    *,
-    one_first: bool = False,
-) -> list[dict[str, Any]]:
-    """Ask all workers at once, each its own message; with `one_first` the others when the first has answered."""
-    if one_first and len(workers) > 1:
-        first = _ask(workers[0], messages[0], timeout)
-        return [first, *_ask_together(workers[1:], messages[1:], timeout)]
-    pool = ThreadPoolExecutor(len(workers))
-    try:
-        # All have answered when one of them is found to have refused: they may be asked again.
-        answers = list(pool.map(lambda worker, message: worker.request(message, timeout), workers, messages))
-        return [_sound(answer) for answer in answers]
-    finally:
-        # Not waiting: after an interrupt or a fault the team is closed next, and that is what ends the other requests.
-        pool.shutdown(wait=False, cancel_futures=True)

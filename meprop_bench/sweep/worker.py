@@ -41,13 +41,12 @@ from meprop_bench.measure import affinity
 from meprop_bench.measure.baton import Baton
 from meprop_bench.measure.paired import calibrate, warm_up
 from meprop_bench.measure.serve import serve
-from meprop_bench.stats import median
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from meprop_bench.measure.clock import Clock
-    from meprop_bench.sweep.slowdown import SlowedClock
+    from meprop_bench.sweep.blocks import Blocks
     from meprop_bench.workloads.case import Case
     from meprop_bench.workloads.prepared import Prepared
 
@@ -61,9 +60,6 @@ _Answer = Mapping[str, Any]
 _BALLAST = (4 << 10, 64 << 10, 1 << 20)
 """Bytes at most of each tensor that is in the way when a case is set up again."""
 
-_USUAL_VALUES = 21
-"""Values behind the median that a slowdown is a share of."""
-
 
 class Session:
     """What one worker holds between requests: the case that is set up."""
@@ -72,7 +68,7 @@ class Session:
         self._case: Case | None = None
         self._prepared: Prepared | None = None
         self._checked: tuple[Prepared, Clock] | None = None
-        self._blocks: _Blocks | None = None
+        self._blocks: Blocks | None = None
         self._baton: Baton | None = None
         self._ballast: list[Tensor] = []
 
@@ -305,10 +301,12 @@ class Session:
             found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
         return {"accuracies": list(zip(seeds, found, strict=True))}
 
-    def _blocks_of_case(self) -> _Blocks:
+    def _blocks_of_case(self) -> Blocks:
+        from meprop_bench.sweep.blocks import Blocks
+
         prepared, clock = self._passed()
         if self._blocks is None:
-            self._blocks = _Blocks(prepared, clock)
+            self._blocks = Blocks(prepared, clock)
         return self._blocks
 
     def _close_blocks(self) -> None:
@@ -320,70 +318,6 @@ class Session:
         if self._checked is None:
             raise ValueError("there is no case whose check passed")
         return self._checked
-
-
-class _Blocks:
-    """Takes one case's blocks: meanwhile the collector is at rest, and the scheduler is watched where it can be."""
-
-    def __init__(self, prepared: Prepared, clock: Clock) -> None:
-        from meprop_bench.measure.disturbance import contention
-        from meprop_bench.measure.paired import collector_at_rest
-        from meprop_bench.measure.procfs import Unavailable
-
-        self.clock = clock
-        self._usual_s: list[float] = []
-        with ExitStack() as stack:
-            self._collect = stack.enter_context(collector_at_rest())
-            self._probe = None
-            with suppress(Unavailable):
-                self._probe = stack.enter_context(contention())
-            self._closing = stack.pop_all()
-        self.use(prepared)
-
-    def use(self, prepared: Prepared) -> None:
-        """Go on with another set-up of the case."""
-        from meprop_bench.sweep import slowdown
-
-        self._prepared: Prepared | None = prepared
-        self._phase = "backward" if "backward" in prepared.phases else prepared.phases[0]
-        calls = prepared.memory.get(self._phase)
-        self._slowed: SlowedClock | None = slowdown.SlowedClock(self.clock, self._phase, calls[1] if calls else None)
-
-    def release(self) -> None:
-        """Let the case that is set up go, with its memory."""
-        self._prepared = self._slowed = None
-        self._collect()
-
-    def take(self, side: str, loops: int, lead: int, slowdown: float) -> tuple[dict[str, float], bool | None]:
-        """Return the seconds of each phase, and whether the block was disturbed."""
-        assert self._prepared is not None
-        subject = {"baseline": self._prepared.baseline, "method": self._prepared.method}[side]
-        clock = self.clock
-        slowed = slowdown and side == "method"
-        if slowed:
-            clock = self._slowed_by(slowdown, loops)
-        self._collect()
-        warm_up(subject, clock, seconds=0.0, least=lead)
-        if self._probe is not None:
-            self._probe.begin()
-        values = subject(loops, clock)
-        disturbed = None if self._probe is None else self._probe.disturbed()
-        if side == "method" and not slowed:
-            self._usual_s.append(values[self._phase])
-        return {phase: float(values[phase]) for phase in self._prepared.phases}, disturbed
-
-    def close(self) -> None:
-        """Let the collector work again."""
-        self._closing.close()
-
-    def _slowed_by(self, share: float, loops: int) -> Clock:
-        """Return the clock under which the phase takes a share of its usual time longer."""
-        assert self._prepared is not None
-        assert self._slowed is not None
-        while len(self._usual_s) < _USUAL_VALUES:  # the other process sleeps meanwhile
-            self._usual_s.append(self._prepared.method(loops, self.clock)[self._phase])
-        self._slowed.wait(share * median(self._usual_s))
-        return self._slowed
 
 
 def _give_back() -> None:
