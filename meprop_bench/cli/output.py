@@ -1,4 +1,4 @@
-"""What verbs put on standard output: text that any terminal takes, and the one JSON object of `--format json`.
+"""What the output of verbs has in common: `--format`, `--out`, text for any terminal, the JSON object of `--format json`.
 
 {"schema", "command", "environment", "rows", ...}    and what else a verb has to tell, after these
 """
@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ import click
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
 
-__all__ = ["as_record", "with_format", "write"]
+__all__ = ["as_record", "with_format", "with_out", "write"]
 
 
 def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -29,6 +30,16 @@ def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         show_default=True,
         help="What standard output gets.",
     )
+
+
+with_out = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    default=Path("reports"),
+    help="Where results folders are [default: reports].",
+)
+"""Gives a verb `--out`: the folder of results folders."""
 
 
 def write(text: str) -> None:

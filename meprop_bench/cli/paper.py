@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.output import with_out
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ __all__ = ["command"]
 
 _SCALE = click.Choice(["smoke", "short", "full"])
 _LEDGER = "PAPERS.md"
-_ROOT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    default=Path("reports"),
-    help="Where results folders are [default: reports].",
-)
 
 
 @click.group(name="paper", short_help="Every table of both papers: as printed, and measured here.")
@@ -49,7 +43,7 @@ def command() -> None:
 
 
 @command.command(name="list", short_help="The tables, what can be run, how long, and what came of it.")
-@_ROOT
+@with_out
 @click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
 def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
@@ -125,7 +119,7 @@ def show(table_id: str) -> int:
 @click.option("--seeds", type=int, metavar="N", help="Seeds of each row [default: the scale's].")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N.")
 @click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
-@_ROOT
+@with_out
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this table that was begun alike.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="Begin nothing that would not be done by then.")
 @click.option(
@@ -256,7 +250,7 @@ def _print_document(document: PaperDocument) -> None:
 @click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--claims", is_flag=True, help=f"Write {_LEDGER}: one line for each claim, of all stored results.")
 @click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_LEDGER} is out of date.")
-@_ROOT
+@with_out
 def report(folders: tuple[Path, ...], claims: bool, check: bool, out: Path) -> int:
     """Write README.md, index.html and the plots of results folders anew, or the ledger. Nothing is measured."""
     from meprop_bench.results.store import Store

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import with_format
+from meprop_bench.cli.output import with_format, with_out
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 
@@ -47,13 +47,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     "--processes", type=click.IntRange(1), metavar="N", help="Trainings side by side [default: the physical cores]."
 )
 @click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="Of each training.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    default=Path("reports"),
-    help="Where results folders go [default: reports].",
-)
+@with_out
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this comparison.")
 @with_format("table", "json", "md")
 def command(

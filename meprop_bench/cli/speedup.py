@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import with_format
+from meprop_bench.cli.output import with_format, with_out
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -89,13 +89,7 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--seed", multiple=True, metavar="LIST", help="Of weights, data and orders; of several, a case each [default: 0]."
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    default=Path("reports"),
-    help="Where results folders go [default: reports].",
-)
+@with_out
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this sweep that is not complete.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="Begin no case that would not be done by then.")
 @with_format("table", "json", "md", "csv")
