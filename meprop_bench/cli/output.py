@@ -1,4 +1,4 @@
-"""What the output of verbs has in common: `--format`, `--out`, text for any terminal, the JSON object of `--format json`.
+"""What the output of verbs has in common: `--format`, `--out`, text for any terminal, the object of `--format json`.
 
 {"schema", "command", "environment", "rows", ...}    and what else a verb has to tell, after these
 """
