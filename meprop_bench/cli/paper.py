@@ -16,6 +16,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +202,7 @@ def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
     from meprop_bench.cli.live import showing, tell_left_out
-    from meprop_bench.paper.runner import Step, count_data, plan_of, train_all
+    from meprop_bench.paper.runner import Step, count_data, decode_all, plan_of, train_all
     from meprop_bench.sweep.runner import Runner
 
     def tell(step: Step) -> None:
@@ -216,6 +217,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
     if late := train_all(found, store, trainings, processes=workers, device=device, progress=tell, deadline=deadline):
         click.echo(f"the deadline left no time for {late} trainings; the same command with --resume goes on", err=True)
     count_data(found, store)
+    decode_all(found, store, trainings, device=device, tell=partial(click.echo, err=True), deadline=deadline)
     if (plan := plan_of(found)) is not None:
         with showing(plan) as progress:
             runner = Runner(plan, store, progress=progress, deadline=deadline)

@@ -14,6 +14,8 @@ faster) and its *level* (98.01%; 21.4x). A direction can hold on other data and 
     factor          it lies above NEARLY times the printed factor; not when below that. More than printed holds, too:
                     the claim is that so much can be saved.
     size            the layers are no larger than printed / NEARLY, by the interval over seeds.
+    decode          what meSimp left decodes faster than what it began with: the interval of the ratio over processes
+                    lies above 1; not when below 1. A printed size says by how much, and is judged as size.
     smaller-update  dense changes a parameter so many times as much as meAct, after the masks; judged as a factor.
     count           the data have exactly the printed size.
 
@@ -228,6 +230,22 @@ def _size(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
         yield Claim(part.name, row.name, "size", says, paper, ours, verdict, why)
 
 
+def _decode(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
+    if row.setting.method != "mesimp":
+        return
+    baseline, says = part.baseline(row), "decodes faster than before its simplification"
+    sizes = [each.figures.get("size") for each in (baseline, row) if each is not None]
+    printed = f"{sizes[0] / sizes[1]:.1f}x by its size" if len(sizes) == 2 and sizes[0] and sizes[1] else "no figure"
+    found = evidence.decoding(part, row)
+    if found is None:
+        yield _open(evidence, part, row, "decode", says, printed)
+        return
+    interval = found.speedup
+    verdict, why = _above(interval, 1.0, "1x")
+    ours = f"{interval.estimate:.2f}x{_brackets(interval, '.2f')}, {found.fewer:.1f}x fewer products"
+    yield Claim(part.name, row.name, "decode", says, printed, ours, verdict, f"{why}, the test set on one thread")
+
+
 def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
     baseline, printed = part.baseline(row), row.figures.get("update_ratio")
     if baseline is None or printed is None:
@@ -270,6 +288,7 @@ _KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow], Iterator[Claim]]] 
     "faster": _faster,
     "factor": _factor,
     "size": _size,
+    "decode": _decode,
     "smaller-update": _smaller_update,
     "count": _count,
 }

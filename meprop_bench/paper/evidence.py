@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from meprop_bench.paper.decodings import Decoding
 from meprop_bench.paper.experiment import Experiment
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.subjects import subject
@@ -15,6 +16,7 @@ from meprop_bench.results.schema import Row
 __all__ = ["Evidence", "Line", "lines", "time_column"]
 
 TIME_COLUMNS = ("linear_backward_s", "backward_s", "backward_ms")
+_DECODING = ("decode_before_s", "decode_after_s", "products_before", "products_after")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Evidence:
         trained: arm id -> its seeds, those without error, in order.
         timed: (case id, phase) -> the row.
         counts: (subject, column) -> how many there are.
+        decodings: arm id -> what decoding costs before and after.
 
     """
 
@@ -33,6 +36,7 @@ class Evidence:
     trained: Mapping[str, Sequence[Trained]] = field(default_factory=dict)
     timed: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    decodings: Mapping[str, Decoding] = field(default_factory=dict)
 
     def seeds(self, part: Part, row: PublishedRow) -> Sequence[Trained]:
         """Return what was trained for a row."""
@@ -57,6 +61,11 @@ class Evidence:
             return None
         found = self.timed.get((case.case_id, _phase(part, column)))
         return found if found is not None and found.passed and found.speedup is not None else None
+
+    def decoding(self, part: Part, row: PublishedRow) -> Decoding | None:
+        """Return what decoding costs before and after the row's simplification."""
+        arm = self.experiment.arms.get((part.name, row.name))
+        return None if arm is None else self.decodings.get(arm.arm_id)
 
     def failure(self, part: Part, row: PublishedRow) -> str | None:
         """Return why a row's case could not be measured."""
@@ -97,6 +106,8 @@ def lines(evidence: Evidence) -> Iterator[Line]:
             columns = list(row.figures)
             if evidence.seeds(part, row) and not set(columns) & {"test", "test_bleu", "size", "first_size"}:
                 columns.append("test")
+            if evidence.decoding(part, row) is not None:
+                columns += _DECODING
             for column in columns:
                 if COLUMNS[column].source != "printed":
                     yield _line(evidence, part, row, column)
@@ -110,7 +121,16 @@ def _line(evidence: Evidence, part: Part, row: PublishedRow, column: str) -> Lin
     if source == "data":
         count = evidence.counts.get((part.task, column)) if part.name in evidence.experiment.counted else None
         return replace(bare, mean=None if count is None else float(count))
+    if source == "decoding":
+        return _decoded_line(bare, evidence.decoding(part, row))
     return _timed_line(evidence, part, row, bare)
+
+
+def _decoded_line(bare: Line, found: Decoding | None) -> Line:
+    if found is None:
+        return bare
+    side = _DECODING.index(bare.column) % 2
+    return replace(bare, mean=found.seconds(side) if bare.unit == "s" else float(found.multiplications[side]))
 
 
 def _trained_line(bare: Line, found: Sequence[float]) -> Line:

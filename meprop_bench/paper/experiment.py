@@ -129,7 +129,8 @@ class Experiment:
 
     def estimate_s(self, workers: int) -> float:
         """Return the seconds that it will take with so many trainings at a time."""
-        timing = len(self.distinct_cases) * (self.budget + self.set_up_s)
+        decodings = sum(arm.setting.method == "mesimp" for arm in self.distinct_arms)
+        timing = (len(self.distinct_cases) + decodings) * (self.budget + self.set_up_s)
         return self.training_s / max(1, workers) + timing
 
     def to_json(self) -> dict[str, Any]:

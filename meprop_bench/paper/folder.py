@@ -5,6 +5,7 @@
         measurements.jsonl   the timed cases' rows                                       /
         trainings.jsonl      every trained seed
         counts.json          sizes of the data, for the table about these
+        decodings.json       what decoding costs before and after meSimp
         README.md, index.html, plots
 
 A folder is read with the tables of this version: what it measured stays, how it is judged may get better.
@@ -24,6 +25,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
 from meprop_bench.paper.curves import curves
+from meprop_bench.paper.decodings import Decodings
 from meprop_bench.paper.evidence import Evidence, Line, lines
 from meprop_bench.paper.experiment import experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS
@@ -84,6 +86,9 @@ class PaperDocument(Document):
             " with their 95% interval.",
             "Reproduced, not reproduced, inconclusive: `meprop_bench/paper/claims.py` says when, and why. A direction"
             " (as good, faster) and a printed level (98.01%, 21.4x) are judged apart.",
+            "Decoding is the evaluation of the test set by the model as it was and by one of the sizes that are left"
+            " (means over seeds), interleaved, on one thread, by fresh processes; products are those that an item takes"
+            " with the weights of linear and recurrent layers.",
             "Printed times are of the paper's machine and unit of work, ours of one iteration: only ratios compare.",
         )
         return (*own, *super().how_to_read) if self.rows else own
@@ -114,7 +119,8 @@ def read(store: Store) -> PaperDocument:
     rows = store.rows()
     timed = {(row.case_id, row.phase): row for row in rows if row.phase is not None}
     timed |= {(row.case_id, "backward"): row for row in rows if row.phase is None}
-    evidence = Evidence(found, trained, timed, _counts(store.folder))
+    decodings = Decodings(store.folder)
+    evidence = Evidence(found, trained, timed, _counts(store.folder), decodings.found)
     plain = Document.of(store)
     origins = Counter(one.origin for one in trainings.all() if one.origin)
     taken = [f"{count} of {len(trainings.all())} trainings were made for {name}" for name, count in origins.items()]

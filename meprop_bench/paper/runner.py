@@ -1,9 +1,11 @@
-"""Runs an experiment into its results folder: trainings side by side, then timed cases one by one, each saved at once.
+"""Runs an experiment into its results folder: trainings side by side, then what is timed one by one, all saved at once.
 
     trainings   in worker processes of one thread each, as many as there are cores: a small model gains less from a
                 second thread than a second model does. Seed by seed through all arms, so that an interrupted run has
                 pairs to compare.
     cases       by `sweep.runner`, when no training is running: its processes have the machine to themselves.
+    decodings   of what meSimp simplified, likewise: before and after, in interleaved pairs, by fresh processes that
+                take turns.
 
 A training that fails, or whose process dies, costs itself alone; it has a line that says why, and is tried again by the
 next run. What is stored is never done again.
@@ -16,13 +18,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
+from meprop_bench.measure.turn import turn
+from meprop_bench.paper.decodings import Decoding, Decodings, sizes_of
 from meprop_bench.paper.experiment import Arm, Experiment
 from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained, Trainings
@@ -30,9 +35,21 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import Store, replace_file
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.team import CaseFailed, ask, ask_together
 from meprop_bench.workloads.case import default_allocator
 
-__all__ = ["COUNTS", "Step", "count_data", "missing", "plan_of", "slug", "start_worker", "take", "train_all"]
+__all__ = [
+    "COUNTS",
+    "Step",
+    "count_data",
+    "decode_all",
+    "missing",
+    "plan_of",
+    "slug",
+    "start_worker",
+    "take",
+    "train_all",
+]
 
 COUNTS = "counts.json"
 
@@ -70,13 +87,19 @@ def missing(experiment: Experiment, trainings: Trainings) -> list[tuple[Arm, int
 def take(experiment: Experiment, store: Store, trainings: Trainings, known: Store) -> tuple[int, int]:
     """Take over what another results folder has of an experiment; return how many trainings, and how many timed cases.
 
-    A training depends on its arm and its seed alone, so that tables which print the same row share it.
+    A training depends on its arm and its seed alone, so that tables which print the same row share it; decodings depend
+    on the arm and its sizes, and go along.
     """
     wanted = [(arm.arm_id, seed) for arm, seed in missing(experiment, trainings)]
     taken = trainings.take(Trainings(known.folder), wanted)
     environments = known.header["environments"]
-    ids = {trained.environment_id for trained in taken} & environments.keys()
-    store.write_environment({each: environments[each] for each in ids})
+    ids = {trained.environment_id for trained in taken}
+    theirs, ours = Decodings(known.folder), Decodings(store.folder)
+    for arm, sizes in _undecoded(experiment, trainings, ours):
+        if (decoding := theirs.get(arm.arm_id, sizes)) is not None:
+            ours.add(replace(decoding, origin=decoding.origin or known.folder.name))
+            ids.add(decoding.environment_id)
+    store.write_environment({each: environments[each] for each in ids & environments.keys()})
     return len(taken), store.take(known, [case.case_id for case in experiment.distinct_cases])
 
 
@@ -209,6 +232,67 @@ class _Crew:
             left_s = (self._now() - self._begun) / self._done_now * left
             self._progress(Step(self._total - left, self._total, arm, trained, left_s))
         return alive
+
+
+def _undecoded(
+    experiment: Experiment, trainings: Trainings, decodings: Decodings
+) -> list[tuple[Arm, Mapping[str, int]]]:
+    """Return the arms that meSimp has simplified, with their sizes, whose decoding is not timed yet."""
+    simplified = [arm for arm in experiment.distinct_arms if arm.setting.method == "mesimp"]
+    sizes = [(arm, sizes_of(trainings.of(arm.arm_id, experiment.seeds))) for arm in simplified]
+    return [(arm, found) for arm, found in sizes if found and decodings.get(arm.arm_id, found) is None]
+
+
+def decode_all(
+    experiment: Experiment,
+    store: Store,
+    trainings: Trainings,
+    *,
+    device: str = "cpu",
+    tell: Callable[[str], object] = lambda _: None,
+    start: Callable[[], Asked] = start_worker,
+    deadline: Deadline | None = None,
+) -> None:
+    """Time the decoding of what meSimp simplified, before and after; tell a line for each, and for what fails.
+
+    Nothing else may be timed or trained meanwhile, so this is to be called when the trainings are over.
+    """
+    decodings, deadline = Decodings(store.folder), deadline or Deadline()
+    for arm, sizes in _undecoded(experiment, trainings, decodings):
+        if not deadline.allows():
+            tell(f"the deadline left no time for the decoding of {arm.label}")
+            continue
+        try:
+            with turn(device):
+                decoding = _decoding(experiment, store, arm, sizes, device, start)
+        except (WorkerDied, CaseFailed) as failed:
+            tell(f"the decoding of {arm.label} was not timed: {one_line(str(failed))}")
+            continue
+        decodings.add(decoding)
+        tell(f"decoding by {arm.label}: {decoding.speedup.estimate:.2f}x with {decoding.fewer:.1f}x fewer products")
+
+
+def _decoding(
+    experiment: Experiment,
+    store: Store,
+    arm: Arm,
+    sizes: Mapping[str, int],
+    device: str,
+    start: Callable[[], Asked],
+) -> Decoding:
+    with ExitStack() as stack:
+        workers = [start() for _ in range(experiment.processes)]
+        for worker in workers:
+            stack.callback(worker.close)
+        told = ask_together(workers, [{"do": "hello", "threads": 1, "device": device}] * len(workers))
+        store.write_environment({told[0]["environment_id"]: told[0]["environment"]})
+        message = {"do": "cut", "arm": arm.to_json(), "sizes": dict(sizes), "device": device}
+        before, after = ask_together(workers, [message] * len(workers))[0]["multiplications"]
+        seconds = experiment.budget / len(workers)
+        asked = [{"do": "decode", "seconds": seconds, "seed": seed} for seed in range(len(workers))]
+        runs = [ask(worker, message)["pairs"] for worker, message in zip(workers, asked, strict=True)]
+    pairs = tuple(tuple((b, a) for b, a in each) for each in runs)
+    return Decoding(arm.arm_id, sizes, (before, after), pairs, told[0]["environment_id"])
 
 
 def plan_of(experiment: Experiment) -> Plan | None:

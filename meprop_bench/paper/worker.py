@@ -3,6 +3,8 @@
     hello   {threads, device}     -> the environment and its id
     train   {arm, seed, device}   -> the training, as `trainings.Trained` has it
     count   {source}              -> column -> how many examples the data have
+    cut     {arm, sizes, device}  -> multiplications of an item, before and after; both models wait to be timed
+    decode  {seconds, seed}       -> pairs: seconds of decoding the test set, before and after
 
 It ends with its parent, even amid a training (`measure.serve`). Run as `python -m meprop_bench.paper.worker`.
 """
@@ -10,9 +12,12 @@ It ends with its parent, even amid a training (`measure.serve`). Run as `python 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.serve import serve
+
+if TYPE_CHECKING:
+    from meprop_bench.paper.decode import Decoders
 
 __all__ = ["Session", "main"]
 
@@ -20,14 +25,21 @@ _Answer = Mapping[str, Any]
 
 
 class Session:
-    """What a worker holds between requests: where it is."""
+    """What a worker holds between requests: where it is, and the models whose decoding is timed."""
 
     def __init__(self) -> None:
         self._environment_id = "unknown"
+        self._decoders: Decoders | None = None
 
     def handle(self, message: Mapping[str, Any]) -> _Answer:
         """Answer one request."""
-        actions: dict[str, Callable[..., _Answer]] = {"hello": self.hello, "train": self.train, "count": self.count}
+        actions: dict[str, Callable[..., _Answer]] = {
+            "hello": self.hello,
+            "train": self.train,
+            "count": self.count,
+            "cut": self.cut,
+            "decode": self.decode,
+        }
         return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
 
     def hello(self, threads: int, device: str) -> _Answer:
@@ -56,6 +68,20 @@ class Session:
         data = load_images(source)
         parts = {"train": data.train, "dev": data.dev, "test": data.test}
         return {f"{name}_{what}": len(part) for name, part in parts.items() for what in ("size", "items")}
+
+    def cut(self, arm: Mapping[str, Any], sizes: Mapping[str, int], device: str) -> _Answer:
+        """Build the arm's model, and once more with its layers cut to these sizes."""
+        from meprop_bench.paper.decode import Decoders
+        from meprop_bench.paper.experiment import Arm
+
+        self._decoders = Decoders(Arm.from_json(arm), sizes, device)
+        return {"multiplications": self._decoders.multiplications()}
+
+    def decode(self, seconds: float, seed: int) -> _Answer:
+        """Time the decoding of the test set by both."""
+        if self._decoders is None:
+            raise ValueError("there are no models to decode with")
+        return {"pairs": self._decoders.pairs(seconds, seed)}
 
 
 def main() -> None:
