@@ -60,6 +60,11 @@ class Arm:
         """12 hexadecimal digits; the same for the same training."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def trained_alike(self) -> tuple[str, ...]:
+        """The ids of the arms whose trainings are this one's, too: its own, and that of the same under watch."""
+        return tuple(dict.fromkeys((self.arm_id, replace(self, watched=True).arm_id)))
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without what is not said: a field that is added later leaves stored ids alone."""
         found = {name: value for name, value in asdict(self).items() if value is not None}

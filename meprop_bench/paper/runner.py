@@ -90,7 +90,7 @@ def take(experiment: Experiment, store: Store, trainings: Trainings, known: Stor
     A training depends on its arm and its seed alone, so that tables which print the same row share it; decodings depend
     on the arm and its sizes, and go along.
     """
-    wanted = [(arm.arm_id, seed) for arm, seed in missing(experiment, trainings)]
+    wanted = [(arm.trained_alike, seed) for arm, seed in missing(experiment, trainings)]
     taken = trainings.take(Trainings(known.folder), wanted)
     environments = known.header["environments"]
     ids = {trained.environment_id for trained in taken}

@@ -112,16 +112,20 @@ class Trainings:
         """Return the seeds of an arm that were trained without error, in order."""
         return [self._found[arm_id, seed] for seed in seeds if self.done(arm_id, seed)]
 
-    def take(self, other: Trainings, wanted: Sequence[tuple[str, int]]) -> list[Trained]:
-        """Add what another folder has of these arms and seeds, and return it; what is here already stays as it is."""
-        taken = [
-            replace(found, origin=found.origin or other.path.parent.name)
-            for arm_id, seed in wanted
-            if not self.done(arm_id, seed)
-            for found in other.of(arm_id, [seed])
-        ]
-        for trained in taken:
-            self.append(trained)
+    def take(self, other: Trainings, wanted: Sequence[tuple[Sequence[str], int]]) -> list[Trained]:
+        """Add what another folder has of these arms and seeds, and return it; what is here already stays as it is.
+
+        Args:
+            other: of the other folder.
+            wanted: (the ids of an arm, its own first, any of which will do; seed).
+
+        """
+        taken = []
+        for (own, *others), seed in wanted:
+            known = [found for arm_id in (own, *others) for found in other.of(arm_id, [seed])]
+            if known and not self.done(own, seed):
+                taken.append(replace(known[0], arm_id=own, origin=known[0].origin or other.path.parent.name))
+                self.append(taken[-1])
         return taken
 
     def all(self) -> list[Trained]:

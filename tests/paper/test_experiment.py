@@ -45,6 +45,14 @@ def test_equal_arms_are_trained_once(on_mnist):
     assert len(found.distinct_arms) == 8
 
 
+def test_a_watched_training_serves_where_nobody_watches(on_mnist):
+    """The two are equal but for the record (test_arm); not the other way round."""
+    watched, plain = (on_mnist(table_id).distinct_arms[0] for table_id in ("tkde:fig4", "tkde:13"))
+    assert (watched.watched, plain.watched) == (True, False)
+    assert plain.trained_alike == (plain.arm_id, watched.arm_id)
+    assert watched.trained_alike == (watched.arm_id,)
+
+
 def test_what_a_scale_shrinks_is_said(on_mnist):
     changes = " ".join(reasons(on_mnist("tkde:13").changes))
     assert "masks are fixed after 4 epochs in place of 10" in changes

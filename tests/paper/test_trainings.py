@@ -56,13 +56,15 @@ def test_what_another_folder_has_is_taken_over_with_the_folder_it_was_trained_fo
     for one in (trained("a", 1, 98.0), trained("b", 1, 97.0), Trained(arm_id="a", seed=2, error="killed")):
         first.append(one)
     second.append(trained("c", 1, 96.0))
-    wanted = [("a", 1), ("a", 2), ("c", 1)]
+    wanted = [(("a",), 1), (("a",), 2), (("c",), 1)]
     assert second.take(first, wanted) == [trained("a", 1, 98.0, origin="first")]
     assert second.take(first, wanted) == []
     third.take(second, wanted)
+    third.take(first, [(("d", "e", "b"), 1)])  # the second and third are trained like the first
     assert Trainings(folders[2]).all() == [
         trained("a", 1, 98.0, origin="first"),
         trained("c", 1, 96.0, origin="second"),
+        trained("d", 1, 97.0, origin="first"),
     ]
 
 
