@@ -346,15 +346,16 @@ def test_an_interpreter_without_torch_is_one_line(
 
 
 def test_all_of_it_on_the_cpu_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
-    """The real thing; the papers' tables are left out, as each would start its processes again."""
+    """The real thing; the papers' tables are left out, as each would start its processes again.
+
+    Of two cases of 20 s there is time for one, on an idle machine as on a busy one.
+    """
     preset = tmp_path / "tiny.toml"
-    sweep = '[[sweep]]\nmethod = "unified"\nk = [{}]\nbatch = 4\nhidden = 32\nthreads = 1\n'
-    settings = 'name = "tiny"\nanalysis = "a test"\nchecks = ["gradients"]\nbudget = 1\ntarget = 1e-9\nprocesses = 1\n'
-    preset.write_text(
-        f"{settings}keep-processes = true\nutilization = false\n{sweep.format(', '.join(map(str, range(2, 22))))}"
-    )
+    sweep = '[[sweep]]\nmethod = "unified"\nk = [2, 3]\nbatch = 4\nhidden = 32\nthreads = 1\n'
+    settings = 'name = "tiny"\nanalysis = "a test"\nchecks = ["gradients"]\nbudget = 20\ntarget = 1e-9\nprocesses = 1\n'
+    preset.write_text(f"{settings}keep-processes = true\nutilization = false\n{sweep}")
     command = [sys.executable, "-m", "benchmarks.gpu_report", "--device", "cpu", "--preset", str(preset)]
-    command += ["--tables", "", "--seconds", "20", "--out", str(tmp_path / "out")]
+    command += ["--tables", "", "--seconds", "50", "--out", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=parts.ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -364,6 +365,6 @@ def test_all_of_it_on_the_cpu_leaves_out_what_does_not_fit(tmp_path: Path) -> No
     assert "its time had come before it was their turn\n  - linear 32→32 B=4 unified k=" in text
     (results,) = page.results_of(tmp_path / "out")
     rows = Store.open(results).rows()
-    assert 1 <= len({row.k for row in rows}) < 20
+    assert len({row.k for row in rows}) == 1
     assert all(row.passed for row in rows)
     assert str(tmp_path) not in (tmp_path / "out" / "sweep.log").read_text()

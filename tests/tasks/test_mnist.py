@@ -61,7 +61,7 @@ def test_the_convolutional_network():
     model = task.build(1)
     task.sparsify(model, Method("meprop", 0.5))
     turned = [type(m) for m in model if isinstance(m, nn.Linear | nn.Conv2d)]
-    assert turned == [MePropConv2d, MePropConv2d, MePropLinear, nn.Linear]
+    assert turned == [MePropConv2d, MePropConv2d, nn.Linear, nn.Linear]
     assert run(task, RunSettings(steps=100)).final_dev > 50
     with pytest.raises(UserError, match="the method unified does not fit this task's layers"):
         task.sparsify(task.build(1), Method("unified", 0.5))
