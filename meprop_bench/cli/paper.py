@@ -128,7 +128,7 @@ def show(table_id: str) -> int:
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     multiple=True,
-    help="Take the trainings and timed cases that these results have. May be given several times.",
+    help="Take the trainings, timed cases and decodings that these results have; several times, if you like.",
 )
 def run_table(
     table_id: str,

@@ -51,7 +51,8 @@ def cut(model: nn.Module, sizes: Mapping[str, int]) -> None:
     groups = {group.name: group for group in structure.groups}
     for name, size in sizes.items():
         if name not in groups or not 0 < size <= groups[name].size:
-            raise ValueError(f"cannot leave {size} neurons in {name!r}: the model has {groups or 'no such layer'}")
+            has = ", ".join(f"{group.size} in {group.name}" for group in groups.values()) or "no such layer"
+            raise ValueError(f"cannot leave {size} neurons in {name!r}: the model has {has}")
     remove(structure, {groups[name]: torch.arange(groups[name].size) < size for name, size in sizes.items()})
 
 

@@ -251,6 +251,7 @@ def decode_all(
     device: str = "cpu",
     tell: Callable[[str], object] = lambda _: None,
     start: Callable[[], Asked] = start_worker,
+    now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
 ) -> None:
     """Time the decoding of what meSimp simplified, before and after; tell a line for each, and for what fails.
@@ -262,12 +263,15 @@ def decode_all(
         if not deadline.allows():
             tell(f"the deadline left no time for the decoding of {arm.label}")
             continue
+        begun = now()
         try:
             with turn(device):
                 decoding = _decoding(experiment, store, arm, sizes, device, start)
         except (WorkerDied, CaseFailed) as failed:
             tell(f"the decoding of {arm.label} was not timed: {one_line(str(failed))}")
             continue
+        finally:
+            deadline.took(now() - begun)
         decodings.add(decoding)
         tell(f"decoding by {arm.label}: {decoding.speedup.estimate:.2f}x with {decoding.fewer:.1f}x fewer products")
 
