@@ -48,8 +48,22 @@ def test_optimizers_have_the_papers_settings():
     parameters = [nn.Parameter(torch.zeros(2))]
     adam = make_optimizer("adam", parameters).defaults
     assert (adam["lr"], adam["betas"], adam["eps"]) == (1e-3, (0.9, 0.999), 1e-8)
-    adagrad = make_optimizer("adagrad", parameters, gradient="rows").defaults
-    assert (adagrad["lr"], adagrad["eps"]) == (0.1, 1e-6)
+    assert make_optimizer("adagrad", parameters, gradient="rows").defaults["lr"] == 0.1
+
+
+@pytest.mark.parametrize("gradient", ["dense", "rows"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_epsilon_of_adagrad_stands_under_the_root(gradient, fused):
+    weight = nn.Parameter(torch.zeros(3, 1, dtype=torch.float64))
+    optimizer = make_optimizer("adagrad", [weight], gradient=gradient, fused=fused)
+    expected, squares = torch.zeros(3, 1, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
+    for gradients in ([[1e-5], [0.0], [2.0]], [[-3e-4], [0.0], [1.0]]):
+        grad = torch.tensor(gradients, dtype=torch.float64)
+        weight.grad = grad.to_sparse(1) if gradient == "rows" else grad
+        optimizer.step()
+        squares += grad**2
+        expected -= 0.1 * grad / (squares + 1e-6).sqrt()
+    torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_optimizers_that_do_not_fit():

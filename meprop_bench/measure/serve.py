@@ -23,7 +23,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from meprop_bench.errors import UserError
 
@@ -32,8 +32,8 @@ __all__ = ["Message", "one_line", "serve"]
 Message = dict[str, Any]
 
 
-def serve(handler: Callable[[Message], Mapping[str, Any]]) -> None:
-    """Answer requests until standard input ends: the main program of a worker.
+def serve(handler: Callable[[Message], Mapping[str, Any]]) -> NoReturn:
+    """Answer requests until standard input ends, then end the process: the main program of a worker.
 
     An exception of the handler becomes `{"error": one line, "kind": "user" | "out-of-memory" | "error"}` (its
     traceback goes to standard error) and the next request is served. Call it before anything heavy is imported.
@@ -61,7 +61,10 @@ def serve(handler: Callable[[Message], Mapping[str, Any]]) -> None:
             answers.write(answer)
             answers.flush()
         except BrokenPipeError:
-            return
+            break
+    # Nothing is left to be tidied up, and to take torch down module by module would take the parent a second.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _answer(handler: Callable[[Message], Mapping[str, Any]], line: bytes) -> bytes:

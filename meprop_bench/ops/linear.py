@@ -235,14 +235,10 @@ def _transformed(x: Tensor, w: Tensor, b: Tensor | None, what: _What) -> Tensor:
 def _compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
     k, selection, sparse = what
     if sparse:
-        return cast(Tensor, _sparse_rows_cannot_be_compiled(x, w, b, what, kernel))
+        from meprop_bench.ops.uncompiled import cannot_be_compiled  # the number of rows is known too late
+
+        return cast(Tensor, cannot_be_compiled(linear, x, w, b, k=k, selection=selection, sparse=True, kernel=kernel))
     return cast(Tensor, _linear_op(x, w, b, k, selection, kernel))
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of rows is known too late: break the graph, or raise
-def _sparse_rows_cannot_be_compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
-    k, selection, sparse = what
-    return linear(x, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel)
 
 
 @torch.library.custom_op(

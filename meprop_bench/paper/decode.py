@@ -6,24 +6,28 @@
               states, the argmax included
 
 Which neurons are left does not change what they cost, so the first ones are kept; nothing here says how good the small
-model is, which is what the trainings are for. Both are plain modules of torch.nn.
+model is, which is what the trainings are for. Both are plain modules of torch.nn. Before anything is timed, the small
+model's outputs on a batch are held against those of the large one whose other neurons are at zero (`removal.Masks`, the
+authors' way): a cut that computes something else would have no time worth knowing.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from meprop_bench.algorithms.removal import remove
-from meprop_bench.algorithms.structure import trace
+from meprop_bench.algorithms.removal import Masks, remove
+from meprop_bench.algorithms.structure import Group, Structure, trace
 from meprop_bench.measure.clock import Clock, clock_for
 from meprop_bench.measure.paired import Subject, measure_pairs
 from meprop_bench.paper.arm import task_of
 from meprop_bench.paper.experiment import Arm
 from meprop_bench.tasks.task import Task
+from meprop_bench.workloads.check import compare
 
 __all__ = ["Decoders", "cut", "multiplications"]
 
@@ -42,6 +46,12 @@ def cut(model: nn.Module, sizes: Mapping[str, int]) -> None:
         ValueError: a layer that is not there, or more neurons than it has.
 
     """
+    structure, keep = _kept(model, sizes)
+    remove(structure, keep)
+
+
+def _kept(model: nn.Module, sizes: Mapping[str, int]) -> tuple[Structure, dict[Group, Tensor]]:
+    """Return where the model's neurons live, and which are kept: the first ones."""
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
@@ -53,7 +63,7 @@ def cut(model: nn.Module, sizes: Mapping[str, int]) -> None:
         if name not in groups or not 0 < size <= groups[name].size:
             has = ", ".join(f"{group.size} in {group.name}" for group in groups.values()) or "no such layer"
             raise ValueError(f"cannot leave {size} neurons in {name!r}: the model has {has}")
-    remove(structure, {groups[name]: torch.arange(groups[name].size) < size for name, size in sizes.items()})
+    return structure, {groups[name]: torch.arange(groups[name].size) < size for name, size in sizes.items()}
 
 
 def multiplications(model: nn.Module) -> int:
@@ -70,12 +80,22 @@ class Decoders:
         sizes: after, as for `cut`.
         device: where.
 
+    Raises:
+        ValueError: sizes that the model cannot be cut to, or the cut model computes something else.
+
     """
 
     def __init__(self, arm: Arm, sizes: Mapping[str, int], device: str = "cpu") -> None:
         self._task, self._clock = task_of(arm, device), clock_for(device)
         self.models = [self._task.build(seed=1) for _ in range(2)]
         cut(self.models[1], sizes)
+        masked = self._task.build(seed=1)
+        structure, keep = _kept(masked, sizes)
+        Masks(structure).add(keep)
+        batch = next(iter(self._task.epoch(0, 0)))
+        small, large = (_outputs(self._task, model, batch) for model in (self.models[1], masked))
+        if wrong := compare([small], [large], ["the cut model's output"]):
+            raise ValueError(wrong)
 
     def multiplications(self) -> tuple[int, int]:
         """Return those of an item, before and after."""
@@ -97,6 +117,17 @@ class Decoders:
             clock=self._clock,
         )
         return [pair.phases["decode"] for pair in found]
+
+
+@torch.no_grad()
+def _outputs(task: Task, model: nn.Module, batch: Any) -> Tensor:
+    """Return what the model tells of a batch, before the loss makes one number of it."""
+    told: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _module, _inputs, output: told.append(output))
+    model.eval()
+    task.loss(model, batch)
+    hook.remove()
+    return told[0]
 
 
 def _decoding(task: Task, model: nn.Module) -> Subject:

@@ -3,11 +3,13 @@ import json
 import pytest
 import torch
 
+from meprop_bench.algorithms.removal import remove
 from meprop_bench.errors import UserError
 from meprop_bench.measure.replicate import WorkerDied
 from meprop_bench.models.mlp import MLP
 from meprop_bench.models.parser import Parser
 from meprop_bench.models.tagger import Tagger
+from meprop_bench.paper import decode
 from meprop_bench.paper.claims import judge
 from meprop_bench.paper.decode import Decoders, cut, multiplications
 from meprop_bench.paper.decodings import DECODINGS, Decoding, Decodings, sizes_of
@@ -59,6 +61,16 @@ def test_decoding_is_timed_in_pairs():
     pairs = decoders.pairs(0.0, 1)
     assert len(pairs) == 2
     assert all(value > 0 for pair in pairs for value in pair)
+
+
+def test_what_was_cut_amiss_is_not_timed(monkeypatch):
+    def amiss(structure, keep):
+        remove(structure, {group: kept.flip(0) for group, kept in keep.items()})
+
+    monkeypatch.setattr(decode, "remove", amiss)
+    setting = Setting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
+    with pytest.raises(ValueError, match="the cut model's output is off by"):
+        Decoders(Arm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
 
 
 def test_decodings_survive_the_file_and_a_damaged_one_is_an_error(tmp_path):

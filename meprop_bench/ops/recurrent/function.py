@@ -116,10 +116,10 @@ def recurrent(
         raise ValueError(f"k = {k!r} keeps all of {h} neurons: take the layer of torch.nn")
     if torch.compiler.is_compiling():
         method = {"k": k, "selection": selection, "kernel": kernel, "record": record}
-        return cast(
-            tuple[Tensor, Tensors],
-            _cannot_be_compiled(cell, x, states, weights, sizes=sizes, reverse=reverse, **method),
-        )
+        from meprop_bench.ops.uncompiled import cannot_be_compiled
+
+        broken = cannot_be_compiled(recurrent, cell, x, states, weights, sizes=sizes, reverse=reverse, **method)
+        return cast(tuple[Tensor, Tensors], broken)
     if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
         x = cast_to(x, dtype)
         states, weights = (cast(Any, tuple(cast_to(t, dtype) for t in ts)) for ts in (states, weights))
@@ -128,13 +128,6 @@ def recurrent(
     registration = _Transformable if torch._C._are_functorch_transforms_active() else _Layer
     y, *last = registration.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
     return y, tuple(last)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _cannot_be_compiled(
-    cell: str, x: Tensor, states: Tensors, weights: Weights, **keywords: Any
-) -> tuple[Tensor, Tensors]:
-    return recurrent(cell, x, states, weights, **keywords)
 
 
 def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
