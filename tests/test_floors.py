@@ -18,3 +18,15 @@ def test_no_module_imports_from_a_higher_floor() -> None:
 def test_no_room_is_a_drawer_for_everything() -> None:
     forbidden = {"utils", "util", "helpers", "common", "base", "misc"}
     assert not [path for path in (_ROOT / "meprop_bench").rglob("*") if path.stem in forbidden]
+
+
+def test_what_measures_does_not_load_torchs_compiler() -> None:
+    program = """
+import sys
+from meprop_bench.sweep.worker import Session
+Session().hello(threads=1, device="cpu")
+import meprop_bench.nn
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
