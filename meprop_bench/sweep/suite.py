@@ -49,7 +49,7 @@ _ALWAYS = ("method", "k", "hidden", "batch", "device")
 _IN_DEVICE = ("device", "threads")
 """Axes that the parameter `device` tells together: cpu:2 (threads), cuda:0 (number)."""
 
-_SHARE = 4
+_SHARE = 3
 """One in this many cases of a stratum is run by default."""
 
 _PARTS = ("part", "all")
