@@ -32,6 +32,7 @@ class Decoding:
         multiplications: of an item, before and after.
         runs: process -> pairs of seconds, before and after.
         environment_id: where.
+        git_revision: of the code that was timed.
         origin: the results folder that it was measured for, where another one has taken it over.
 
     """
@@ -41,6 +42,7 @@ class Decoding:
     multiplications: tuple[int, int]
     runs: tuple[tuple[tuple[float, float], ...], ...]
     environment_id: str
+    git_revision: str | None = None
     origin: str | None = None
 
     @classmethod

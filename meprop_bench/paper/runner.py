@@ -296,7 +296,8 @@ def _decoding(
         asked = [{"do": "decode", "seconds": seconds, "seed": seed} for seed in range(len(workers))]
         runs = [ask(worker, message)["pairs"] for worker, message in zip(workers, asked, strict=True)]
     pairs = tuple(tuple((b, a) for b, a in each) for each in runs)
-    return Decoding(arm.arm_id, sizes, (before, after), pairs, told[0]["environment_id"])
+    where = told[0]["environment_id"], told[0]["environment"].get("git_revision")
+    return Decoding(arm.arm_id, sizes, (before, after), pairs, *where)
 
 
 def plan_of(experiment: Experiment) -> Plan | None:

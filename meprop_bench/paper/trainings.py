@@ -47,6 +47,7 @@ class Trained:
         updates: mean absolute change of a parameter at an update, epoch by epoch, where it was asked for.
         seconds: that the training took.
         environment_id: where.
+        git_revision: of the code that trained it; a run may be resumed by another one than its environment names.
         origin: the results folder that it was trained for, where another one has taken it over.
         error: why it failed, in one line; then there are no figures.
 
@@ -63,6 +64,7 @@ class Trained:
     updates: tuple[float, ...] = ()
     seconds: float = 0.0
     environment_id: str = "unknown"
+    git_revision: str | None = None
     origin: str | None = None
     error: str | None = None
 

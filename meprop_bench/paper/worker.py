@@ -12,6 +12,7 @@ It ends with its parent, even amid a training (`measure.serve`). Run as `python 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.serve import serve
@@ -29,6 +30,7 @@ class Session:
 
     def __init__(self) -> None:
         self._environment_id = "unknown"
+        self._git_revision: str | None = None
         self._decoders: Decoders | None = None
 
     def handle(self, message: Mapping[str, Any]) -> _Answer:
@@ -52,6 +54,7 @@ class Session:
         torch.set_num_threads(threads)
         environment = collect(device, current())
         self._environment_id = environment_id(environment)
+        self._git_revision = environment.get("git_revision")
         return {"environment": environment, "environment_id": self._environment_id}
 
     def train(self, arm: Mapping[str, Any], seed: int, device: str) -> _Answer:
@@ -59,7 +62,8 @@ class Session:
         from meprop_bench.paper.arm import train_arm
         from meprop_bench.paper.experiment import Arm
 
-        return train_arm(Arm.from_json(arm), seed, device=device, environment_id=self._environment_id).to_json()
+        trained = train_arm(Arm.from_json(arm), seed, device=device, environment_id=self._environment_id)
+        return replace(trained, git_revision=self._git_revision).to_json()
 
     def count(self, source: str) -> _Answer:
         """Count the examples of a data set of images; each is one classification."""

@@ -102,7 +102,7 @@ class Worker:
         if message["do"] == "decode" and self.dies:
             raise WorkerDied("was killed")
         return {
-            "hello": {"environment": {"cpu": "x"}, "environment_id": "e1"},
+            "hello": {"environment": {"cpu": "x", "git_revision": "abc"}, "environment_id": "e1"},
             "cut": {"multiplications": [100, 10]},
             "decode": {"pairs": [[0.2, 0.1], [0.22, 0.11]]},
         }[message["do"]]
@@ -148,7 +148,7 @@ def test_what_is_simplified_is_decoded_once_and_taken_over(simplified):
     other, into, theirs = simplified("tkde:11")
     assert take(other, into, theirs, store) == (4, 0)
     (taken,) = Decodings(into.folder).found.values()
-    assert taken.origin == store.folder.name
+    assert (taken.origin, taken.git_revision) == (store.folder.name, "abc")
     for each in (store, into):
         each.close()
 

@@ -1,0 +1,22 @@
+import torch
+
+from meprop_bench.measure.environment import collect
+from meprop_bench.paper.experiment import Arm
+from meprop_bench.paper.published import Setting
+from meprop_bench.paper.trainings import Trained
+from meprop_bench.paper.worker import Session
+
+
+def test_a_training_says_where_and_by_which_code_it_was_made():
+    session = Session()
+    told = session.handle({"do": "hello", "threads": torch.get_num_threads(), "device": "cpu"})
+    setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
+    arm = Arm("digits", "digits", setting, 1, examples=100)
+    answer = session.handle({"do": "train", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
+    trained = Trained.from_json(answer)
+    assert (trained.environment_id, trained.git_revision) == (
+        told["environment_id"],
+        told["environment"].get("git_revision"),
+    )
+    assert trained.git_revision == collect("cpu", "default").get("git_revision")
+    assert trained.test is not None
