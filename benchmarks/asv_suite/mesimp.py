@@ -9,3 +9,7 @@ class Decode(_costs._Phase, workload="mesimp"):
 
 class Step(_costs._Main, workload="mesimp"):
     phase = "step"
+
+
+class Parity(_costs._Parity, workload="mesimp"):
+    pass

@@ -88,17 +88,19 @@ CASES: dict[str, Case] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for a `case` gets those of its module's workload; for a `phase`, too, its module's phases."""
+    """A test that asks for a `case` and a `phase` gets those of its module; for a `case` alone, all that learn data."""
     if "case" not in metafunc.fixturenames:
         return
-    timed = "phase" in metafunc.fixturenames
-    workload = metafunc.module.WORKLOAD
-    grid = SUITE.grid(workload)
-    cases = {grid.label(case): case for case in grid.cases.values() if case in SUITE.chosen}
-    CASES.update({f"{workload} {label}": case for label, case in cases.items()})
-    if not timed:
-        metafunc.parametrize("case", [f"{workload} {label}" for label in cases], ids=list(cases), indirect=True)
+    if "phase" not in metafunc.fixturenames:
+        learning = [
+            f"{workload} {label}"
+            for workload in SUITE.workloads
+            for label, case in _chosen(workload).items()
+            if case.data is not None
+        ]
+        metafunc.parametrize("case", learning, ids=[name.replace(" ", "-") for name in learning], indirect=True)
         return
+    workload = metafunc.module.WORKLOAD
     both = [
         pytest.param(
             f"{workload} {label}",
@@ -106,10 +108,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             id=f"{label}-{phase}",
             marks=pytest.mark.benchmark(group=_group(case, phase), timer=REPLAY.now),
         )
-        for label, case in cases.items()
+        for label, case in _chosen(workload).items()
         for phase in metafunc.module.PHASES
     ]
     metafunc.parametrize(("case", "phase"), both, indirect=["case"])
+
+
+def _chosen(workload: str) -> dict[str, Case]:
+    """Return the cases of a workload that are run, by their labels, and have `CASES` know them."""
+    grid = SUITE.grid(workload)
+    cases = {grid.label(case): case for case in grid.cases.values() if case in SUITE.chosen}
+    CASES.update({f"{workload} {label}": case for label, case in cases.items()})
+    return cases
 
 
 @pytest.fixture

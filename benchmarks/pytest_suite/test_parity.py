@@ -1,7 +1,5 @@
 """Short training runs: does a method learn as well as dense training from the same seeds, on the same batches?"""
 
-WORKLOAD = "mlp"
-
 
 def test_parity(case, results):
     parity = results.parity(case)

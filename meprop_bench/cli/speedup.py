@@ -80,7 +80,9 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--pin/--no-pin", default=None, help="Bind each process to as many cores as it has threads [default: no]."
 )
-@click.option("--parity/--no-parity", default=None, help="Compare the accuracy of the mlp, too [default: yes].")
+@click.option(
+    "--parity/--no-parity", default=None, help="Compare accuracies, too, where data are learnt [default: yes]."
+)
 @click.option(
     "--utilization/--no-utilization",
     default=None,

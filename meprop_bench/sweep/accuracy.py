@@ -39,7 +39,8 @@ class Accuracies:
 
     def compare(self, case: Case, train: Train) -> Parity:
         """Return the comparison for a case, training only what has not been trained yet."""
-        baseline, method = (self._of(case, sparsified, train) for sparsified in (False, True))
+        # The method first: it may be refused, and the dense side would have been trained for nothing.
+        method, baseline = (self._of(case, sparsified, train) for sparsified in (True, False))
         difference = mean_difference(list(zip(baseline, method, strict=True)))
         assert case.data is not None
         return Parity(
@@ -58,7 +59,7 @@ class Accuracies:
     def _of(self, case: Case, sparsified: bool, train: Train) -> list[float]:
         key: tuple[Any, ...] = (case.data, case.batch, case.out_features, case.layers, case.optimizer, case.device)
         if sparsified:
-            key += (case.method, case.k)
+            key += (case.method, case.k, case.rate, case.share)
         if key not in self._trained:
             found = train(sparsified)
             self._trained[key] = [found[seed] for seed in self.seeds]

@@ -88,7 +88,7 @@ _OTHERWISE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 """Workload -> what it is measured with when nothing is said, where that is not the same."""
 
 CHECKS = ("gradients", "accuracy")
-"""What a preset may require. Gradients are checked always; accuracy is compared for the cases of the mlp."""
+"""What a preset may require. Gradients are checked always; accuracy is compared where data are learnt."""
 
 _Axes = Mapping[str, Sequence[Any]]
 

@@ -194,6 +194,8 @@ class Runner:
         utilization = self._utilization(case, workers[0])
         notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
         notes += remarks
+        if isinstance(parity, str):
+            notes.append(parity)
         return case_rows(
             case,
             setup,
@@ -201,7 +203,7 @@ class Runner:
             peaks=peaks,
             memory=memory,
             utilization=utilization,
-            parity=parity,
+            parity=parity if isinstance(parity, Parity) else None,
             environment_id=self._environment_id,
             target=self._plan.target,
             notes=notes,
@@ -247,9 +249,12 @@ class Runner:
             ):
                 return found, total(activities).remarks
 
-    def _parity(self, case: Case, workers: Sequence[Asked]) -> Parity | None:
-        """Compare the accuracies. Nothing is timed now, so the seeds train side by side, each on one thread."""
-        if case.workload != "mlp" or "accuracy" not in self._plan.checks:
+    def _parity(self, case: Case, workers: Sequence[Asked]) -> Parity | str | None:
+        """Compare the accuracies of what learns something, or say why not.
+
+        Nothing is timed now, so the seeds train side by side, each on one thread.
+        """
+        if case.data is None or "accuracy" not in self._plan.checks:
             return None
         self._tell(case, "training")
         count = min(len(workers), default_threads()) if case.device == "cpu" else 1
@@ -266,7 +271,10 @@ class Runner:
             answers = ask_together(workers[: len(messages)], messages, 4 * PATIENCE_S)
             return {seed: float(value) for answer in answers for seed, value in answer["accuracies"]}
 
-        return self._accuracies.compare(case, train)
+        try:
+            return self._accuracies.compare(case, train)
+        except CaseRefused as refused:
+            return f"its accuracy is not compared: {refused}"
 
     def _utilization(self, case: Case, worker: Asked) -> Mapping[str, Any] | str:
         """Watch the machine under a steady load; what goes wrong costs these figures alone, and is returned instead."""

@@ -27,8 +27,11 @@ PHASES = ("forward", "backward", "update", "step")
 WALK = 32
 """Steps (and batches) of a side before it starts again: no favourite batch, and all of them fit in memory."""
 
-_WARM_STEPS = 8
-"""Steps before the state that a side starts from: the optimizer's moments are no longer zero."""
+_WARM_STEPS = 2
+"""Steps before the state that a side starts from: the optimizer has its moments, and they are no longer zero.
+
+No more than that, as each process takes them on both sides, and a step of a large model takes seconds.
+"""
 
 
 class Side:

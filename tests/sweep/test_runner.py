@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -497,6 +498,25 @@ def test_accuracy_is_compared_once_for_each_training(run: Callable[..., Store]) 
     assert parities[1] == parity
     assert (parity.seeds, parity.steps, parity.task, parity.verdict) == ((1, 2, 3), 7, "digits", "pass")
     assert parity.difference == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("other", [{"rate": 0.2}, {"k": 31}])
+def test_what_simplifies_otherwise_is_another_training(run: Callable[..., Store], other: dict[str, Any]) -> None:
+    case = Case(workload="mesimp", method="mesimp", data="digits", in_features=64, threads=1, rate=0.1)
+    teams = _Teams()
+    store = run(teams, [case, replace(case, **other)], accuracy_seeds=2)
+    asked = [message["sparsified"] for do, message in teams.log if do == "accuracy"]
+    assert (asked.count(False), asked.count(True)) == (2, 4)  # by two processes, a seed each
+    assert sum(row.parity is not None for row in store.rows()) == 2
+
+
+def test_an_accuracy_that_is_refused_costs_itself_alone(run: Callable[..., Store]) -> None:
+    case = Case(workload="meact", method="meact", data="digits", in_features=64, threads=1, share=0.004)
+    teams = _Teams(faults={("accuracy", case.k): {"error": "pretrain 1 leaves meAct nothing", "kind": "user"}})
+    rows = run(teams, [case]).rows()
+    assert [row.error for row in rows] == [None] * 2
+    assert [row.parity for row in rows] == [None] * 2
+    assert "its accuracy is not compared: pretrain 1 leaves meAct nothing" in rows[1].notes
 
 
 def test_accuracy_is_left_out_where_the_plan_does_not_ask_for_it(run: Callable[..., Store]) -> None:

@@ -11,7 +11,6 @@ from meprop_bench.measure.memory import weigh
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.cost import linear_backward
 from meprop_bench.workloads import Case, setup
-from meprop_bench.workloads.accuracy import accuracies
 from meprop_bench.workloads.mlp import build_model
 from meprop_bench.workloads.prepared import After
 
@@ -121,13 +120,3 @@ def test_the_layers_numbers_are_those_of_the_linear_backward() -> None:
     assert [tuple(layer.w.shape) for layer in prepared.layers] == [(16, 64), (16, 16), (10, 16)]
     assert not any(tensor.requires_grad for layer in prepared.layers for tensor in (layer.x, layer.w, layer.b))
     assert all(layer.request is None for layer in setup(_case(k=16)).layers)
-
-
-def test_accuracy_depends_on_the_seeds_alone() -> None:
-    torch.manual_seed(7)
-    first = accuracies(_case(), sparsified=True, seeds=[1, 2], steps=30)
-    torch.manual_seed(8)
-    assert accuracies(_case(), sparsified=True, seeds=[1, 2], steps=30) == first
-    assert accuracies(_case(k=16), sparsified=True, seeds=[1], steps=30) == accuracies(
-        _case(), sparsified=False, seeds=[1], steps=30
-    )
