@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,11 +25,12 @@ _CASE = Case(method="unified", k=2, batch=4, in_features=6, out_features=8, thre
 
 
 @pytest.fixture
-def session() -> Session:
+def session() -> Iterator[Session]:
     session = Session()
     _ask(session, do="setup", case=_CASE.to_json())
     assert _ask(session, do="check", warm_s=0.0)["check"] == "passed"
-    return session
+    yield session
+    gc.enable()  # the traceback of a test that failed holds its session, whose blocks keep the collector at rest
 
 
 def _ask(session: Session, **message: Any) -> dict[str, Any]:
@@ -151,8 +152,10 @@ def test_blocks_time_one_side_of_a_case_that_is_set_up_again_and_again(session: 
             assert list(block["values"]) == ["forward", "backward"]
             assert min(block["values"].values()) > 0
             assert block["disturbed"] in (None, False, True)
-    usual, slowed = _turns(session, ("head", "method", 0.0), ("head", "method", 50.0))["blocks"]
-    assert slowed["values"]["backward"] > 5 * usual["values"]["backward"]
+    # The machine may keep any one block waiting, but hardly each of seven.
+    plan = [("head", "method", slowdown) for slowdown in (0.0, 50.0) for _ in range(7)]
+    values = [block["values"]["backward"] for block in _turns(session, *plan)["blocks"]]
+    assert min(values[7:]) > 5 * min(values[:7])
     assert _ask(session, do="memory", device="cpu")["weights"]  # it is whole, and passed its check
 
 
