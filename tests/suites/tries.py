@@ -5,8 +5,8 @@
 
 In a scratch clone there are three commits: the checkout's, the same once more, and one whose sparsified backward passes
 of linear layers take 10% longer. Each try compares the first with the second, in which nothing may be reported, and
-the first with the third, which must be. Ten tries take more than an hour by asv, which installs each commit anew, and
-about one by pytest. Nothing else may run on the machine meanwhile.
+the first with the third, which must be. Ten tries take two hours by asv, which installs each commit anew, and an hour
+and a quarter by pytest. Nothing else may run on the machine meanwhile.
 
 What is compared is the ratio to dense of the preset beside this file. Exit code: 0 when all tries came out right, else
 1.
