@@ -76,6 +76,11 @@ def reset_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.state = defaultdict(dict, fresh.state)
 
 
+_DIVISORS = ("sum", "exp_avg_sq", "max_exp_avg_sq")
+"""State of Adagrad and Adam that divides a step, and so moves nothing. A mask leaves it alone: at zero it would make
+0 / 0 of the masked entries where there is no epsilon beside it."""
+
+
 class Masks:
     """Holds removed neurons at zero, from `add` on, until `release`."""
 
@@ -102,7 +107,8 @@ class Masks:
                 along = torch.zeros_like(mask).index_fill_(dim, idx.to(mask.device), 1)
                 mask *= along
             self._masks[tensor] = mask
-            for value in (tensor, *state.get(tensor, {}).values()):
+            moving = [value for key, value in state.get(tensor, {}).items() if key not in _DIVISORS]
+            for value in (tensor, *moving):
                 if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim():
                     value.mul_(mask)
             if tensor not in self._hooks:

@@ -32,6 +32,7 @@ def _case(workload: str, **changes: Any) -> Case:
     [
         ("mesimp", {}, {"decode"}),
         ("mesimp", {"optimizer": "sgd", "layers": 1, "rate": 0.3}, {"decode"}),
+        ("mesimp", {"optimizer": "adagrad"}, {"decode"}),
         ("meact", {}, set()),
         ("meact", {"share": 0.05, "optimizer": "adagrad", "batch": 50}, set()),
         ("seq2seq", {}, set()),
