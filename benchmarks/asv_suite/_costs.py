@@ -8,16 +8,21 @@ and asv gets values to judge, not times of a process that did other things, too.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from meprop_bench.errors import UserError
 from meprop_bench.results.costs import COSTS
 from meprop_bench.sweep.suite import Suite, absent, measured
 from meprop_bench.workloads.case import Case
 
 # The checkout's preset, not the installed one: asv compares commits, and the grid has to be the same for all of them.
-_SUITE = Suite(str(Path(__file__).parents[2] / "meprop_bench/sweep/presets/suite.toml"))
+try:
+    _SUITE = Suite(str(Path(__file__).parents[2] / "meprop_bench/sweep/presets/suite.toml"))
+except UserError as error:
+    sys.exit(str(error))  # asv shows it as it is; of an exception it shows the traceback
 
 
 def _track(name: str) -> Callable[..., Any]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meprop_bench.errors import UserError
 from meprop_bench.measure.environment import collect
 from meprop_bench.results.redact import without_paths
 from meprop_bench.results.schema import PASSED, Parity, Row
@@ -23,7 +25,20 @@ from meprop_bench.sweep.runner import Progress
 from meprop_bench.sweep.suite import Suite, absent, measured
 from meprop_bench.workloads.case import Case
 
-SUITE = Suite(str(Path(__file__).parents[2] / "meprop_bench/sweep/presets/suite.toml"))
+
+@cache
+def suite() -> Suite:
+    """Return the preset; a wrong word in the environment is one line of pytest's, not a traceback."""
+    try:
+        return Suite(str(Path(__file__).parents[2] / "meprop_bench/sweep/presets/suite.toml"))
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_configure() -> None:
+    """Load the preset before anything is collected."""
+    suite()
+
 
 _EXTRA = (
     *(
@@ -94,7 +109,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "phase" not in metafunc.fixturenames:
         learning = [
             f"{workload} {label}"
-            for workload in SUITE.workloads
+            for workload in suite().workloads
             for label, case in _chosen(workload).items()
             if case.data is not None
         ]
@@ -116,8 +131,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _chosen(workload: str) -> dict[str, Case]:
     """Return the cases of a workload that are run, by their labels, and have `CASES` know them."""
-    grid = SUITE.grid(workload)
-    cases = {grid.label(case): case for case in grid.cases.values() if case in SUITE.chosen}
+    grid = suite().grid(workload)
+    cases = {grid.label(case): case for case in grid.cases.values() if case in suite().chosen}
     CASES.update({f"{workload} {label}": case for label, case in cases.items()})
     return cases
 
@@ -141,7 +156,7 @@ class Measured:
         self._absent: Mapping[Case, str] | None = None
         self._rows: list[Row] | None = None
         self.environments: Mapping[str, Any] = {}
-        plan = SUITE.plan(cases)
+        plan = suite().plan(cases)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
 
     def skip_absent(self, case: Case) -> None:
@@ -156,7 +171,7 @@ class Measured:
         self.skip_absent(case)
         if self._rows is None:
             todo = [each for each in self._cases if each not in (self._absent or {})]
-            self._rows, self.environments = measured(SUITE.plan(todo), progress=self._tell)
+            self._rows, self.environments = measured(suite().plan(todo), progress=self._tell)
         return [row for row in self._rows if row.case_id == case.case_id]
 
     def parity(self, case: Case) -> Parity:

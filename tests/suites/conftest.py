@@ -20,13 +20,13 @@ def run(tmp_path: Path) -> Run:
     """Return what runs `python -m` in a home of its own (asv's file of machines is there), with the user's caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 
-    def go(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def go(*arguments: str | Path, part: str = "all") -> subprocess.CompletedProcess[str]:
         variables = {
             **os.environ,
             "HOME": str(tmp_path),
             "XDG_CACHE_HOME": caches,
             PRESET: str(Path(__file__).with_name("tiny.toml")),
-            SWITCH: "all",
+            SWITCH: part,
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, "-m", *map(str, arguments)]

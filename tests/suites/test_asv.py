@@ -40,6 +40,13 @@ def test_check_is_clean(run: Callable, configuration: Path) -> None:
     assert "No problems found" in found.stdout
 
 
+def test_a_wrong_word_in_the_environment_is_said_in_a_line(run: Callable, configuration: Path) -> None:
+    found = run("asv", "--config", configuration, "check", "-E", _HERE, part="some")
+    assert found.returncode
+    assert "MEPROP_BENCH_SUITE is 'some': set it to part or all" in found.stdout
+    assert "Traceback" not in found.stdout + found.stderr
+
+
 def test_a_run_asks_nothing_and_saves_samples(run: Callable, configuration: Path) -> None:
     head = subprocess.run(["git", "-C", str(_ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode:

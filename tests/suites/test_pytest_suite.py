@@ -22,6 +22,13 @@ def test_without_timing_each_case_is_checked_and_run(run: Callable) -> None:
     assert "the device cuda:7 is not there" in found.stdout
 
 
+def test_a_wrong_word_in_the_environment_is_one_line(run: Callable) -> None:
+    found = run("pytest", _SUITE, *_QUIET, "--collect-only", part="some")
+    assert found.returncode == pytest.ExitCode.USAGE_ERROR
+    assert found.stderr.startswith("ERROR: MEPROP_BENCH_SUITE is 'some'")
+    assert "Traceback" not in found.stdout + found.stderr
+
+
 def test_the_row_is_in_the_json(run: Callable, tmp_path: Path) -> None:
     chosen = ("--benchmark-only", "-k", "test_mlp and (step or update)", "--benchmark-json", tmp_path / "found.json")
     found = run("pytest", _SUITE, *_QUIET, *chosen)
