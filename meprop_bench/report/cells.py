@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from meprop_bench.results.naming import WITHOUT_K
 from meprop_bench.results.schema import PASSED, Row
 
 __all__ = [
@@ -163,14 +164,11 @@ def shape(row: Row) -> str:
 
 def kept(row: Row) -> str:
     """The k of a row; a dash for a method that has none."""
-    return ABSENT if row.method in _WITHOUT_K else f"{row.k:g}"
-
-
-_WITHOUT_K = ("meact", "dense")
+    return ABSENT if row.method in WITHOUT_K else f"{row.k:g}"
 
 
 def label(row: Row) -> str:
     """One row in words, for notes and plots."""
-    amount = "" if row.method in _WITHOUT_K else f" k={row.k:g}"
+    amount = "" if row.method in WITHOUT_K else f" k={row.k:g}"
     parts = (f"{row.workload} {row.method}{amount}", shape(row), f"{row.gradient} gradient", row.phase or "")
     return ", ".join(part for part in parts if part)

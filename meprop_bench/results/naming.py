@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["case_name"]
+__all__ = ["WITHOUT_K", "case_name"]
 
-_WITHOUT_K = ("meact", "dense")
+WITHOUT_K = ("meact", "dense")
+"""Methods that have no k."""
 
 
 def case_name(one: Any, *, in_features: int | None, kernel: str) -> str:
@@ -31,7 +32,7 @@ def case_name(one: Any, *, in_features: int | None, kernel: str) -> str:
         ("layers", None if one.layers == 2 else one.layers),
         ("B", one.batch),
     )
-    amounts = (("k", None if one.method in _WITHOUT_K else one.k), ("p", one.rate), ("p", one.share))
+    amounts = (("k", None if one.method in WITHOUT_K else one.k), ("p", one.rate), ("p", one.share))
     usual = (
         (one.optimizer, "adam", ""),
         (kernel, "auto", " kernel"),

@@ -28,6 +28,7 @@ from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.environment import machine_slug
+from meprop_bench.results.naming import WITHOUT_K
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.feasible import check_feasible
@@ -44,7 +45,7 @@ PRESET = "MEPROP_BENCH_SUITE_PRESET"
 """Environment variable: another preset than the suites', a name or a path."""
 
 _ALWAYS = ("method", "k", "hidden", "batch", "device")
-"""Parameters of every grid. Another axis becomes one where the workload's cases differ in it."""
+"""Parameters of every grid, but k where no case has one. Another axis becomes one where the workload's cases differ."""
 
 _IN_DEVICE = ("device", "threads")
 """Axes that the parameter `device` tells together: cpu:2 (threads), cuda:0 (number)."""
@@ -78,7 +79,9 @@ class Grid:
             UserError: two of them have the same parameters, as only CUDA cases with other threads can.
 
         """
-        names = (*_ALWAYS, *(axis for axis in AXES if axis not in (*_ALWAYS, *_IN_DEVICE) and _differ(axis, cases)))
+        bare = bool(cases) and all(case.method in WITHOUT_K for case in cases)
+        always = [axis for axis in _ALWAYS if not (bare and axis == "k")]
+        names = (*always, *(axis for axis in AXES if axis not in (*_ALWAYS, *_IN_DEVICE) and _differ(axis, cases)))
         points: dict[tuple[Any, ...], Case] = {}
         for case in cases:
             if (point := tuple(_parameter(name, case) for name in names)) in points:

@@ -27,6 +27,7 @@ def test_each_case_of_the_suite_is_one_point_of_its_grid() -> None:
     assert grids["linear"].names == ("method", "k", "hidden", "batch", "device")
     assert grids["linear"].values[-1] == ("cpu:1", "cpu:2", "cuda:0")
     assert grids["mlp"].names[-2:] == ("data", "optimizer")
+    assert grids["meact"].names == ("method", "hidden", "batch", "device")  # it has no k
 
 
 def test_the_part_has_all_methods_on_all_devices_and_data() -> None:
