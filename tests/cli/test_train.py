@@ -20,18 +20,33 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 _TINY = ["--task", "digits", "--hidden", "24", "--batch", "50", "--threads", "1"]
 _MESIMP = ["--method", "meprop", "--k", "6", "--algorithm", "mesimp", "--rate", "0.2", "--simplify", "1"]
-_PROGRAM = "import sys\nfrom meprop_bench.tasks import run\nrun.run.__kwdefaults__['save_s'] = 0.0\n"
-_PROGRAM += "from meprop_bench import cli\nsys.exit(cli.run(sys.argv[1:]))"
+_PROGRAM = """
+import os, sys, time
+from meprop_bench import cli
+from meprop_bench.tasks import run
+
+whole, wait_at = run.run, int(os.environ["WAIT_AT"])
+
+def waiting(*args, after_step, **keywords):
+    def after(step):
+        if step == wait_at:  # until it is killed
+            time.sleep(600)
+        after_step(step)
+    return whole(*args, after_step=after, save_s=0.0, **keywords)
+
+run.run = waiting
+sys.exit(cli.run(sys.argv[1:]))
+"""
 
 
 def _train(*arguments: str) -> int:
     return cli.run(["train", *_TINY, *arguments])
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
-    """Start the verb in a process that saves a checkpoint after each step."""
+def _start(*arguments: str, wait_at: int = -1) -> subprocess.Popen[str]:
+    """Start the verb in a process that saves a checkpoint after each step, and that step `wait_at` does not outlive."""
     command = [sys.executable, "-c", _PROGRAM, "train", *_TINY, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WAIT_AT": str(wait_at)}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -75,7 +90,7 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path, method):
     assert _train(*arguments, "--out", str(tmp_path / "whole")) == ExitCode.OK
     folder = tmp_path / "killed"
     for at in (3, 40):
-        process = _start(*arguments, "--out", str(folder), "--resume")
+        process = _start(*arguments, "--out", str(folder), "--resume", wait_at=70)  # of 75: killed before the end
         _wait_for(lambda at=at: _step(folder) >= at, process)
         process.kill()
         process.communicate()
