@@ -49,7 +49,7 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("hidden", int, "Neurons of a hidden layer [default: 500; translation 512]."),
     ("layers", int, "Hidden layers [default: 2; translation 3 in encoder and decoder]."),
     ("dropout", float, "Share of the hidden activations that is dropped [default: 0]."),
-    ("activation", str, "mnist, digits: relu, sigmoid or tanh [default: relu]."),
+    ("activation", str, "mnist, digits, parsing: relu, sigmoid, tanh or cube [default: relu; parsing cube]."),
     ("embedding", int, "translation: entries of a piece's vector [default: as many as --hidden]."),
     ("vocabulary", int, "translation: pieces of words of each language, at most [default: 3000]."),
     ("beam", int, "translation: hypotheses of the beam search [default: 5]."),

@@ -21,15 +21,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-__all__ = ["ACTIVATIONS", "MLP"]
+from meprop_bench.models.activations import activation_of
 
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-"""Name -> what is behind each hidden layer."""
+__all__ = ["MLP"]
 
 
 class MLP(nn.Sequential):
@@ -41,7 +39,7 @@ class MLP(nn.Sequential):
         out_features: classes.
         layers: number of hidden layers.
         dropout: probability that a hidden activation is dropped in training.
-        activation: a name in `ACTIVATIONS`.
+        activation: a name in `models.activations`, behind each hidden layer.
         seed: of the initial weights, which depend on nothing else.
 
     Raises:
@@ -66,13 +64,11 @@ class MLP(nn.Sequential):
                 raise ValueError(f"{name} must be at least 1, not {size}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"there is no activation {activation!r}: choose from {', '.join(ACTIVATIONS)}")
         widths = [in_features, *[hidden] * layers]
         modules: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range(layers):
             modules[f"linear{i}"] = _linear(widths[i], hidden)
-            modules[f"{activation}{i}"] = ACTIVATIONS[activation]()
+            modules[f"{activation}{i}"] = activation_of(activation)
             if dropout:
                 modules[f"dropout{i}"] = nn.Dropout(dropout)
         modules["output"] = _linear(hidden, out_features)

@@ -7,8 +7,8 @@
 "For Parsing, the input dimension is 48 (features) × 50 (dim per feature) = 2400" (ICML paper, section 4.1); "an MLP
 with two layers in total, except that the hidden size is set to 500 and we do not use dropout" (TKDE, section 3); one
 table adds it, and does not say of what: here of h, as Chen and Manning do.
-The cube is Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other. `States.look`
-gives the places, this module the numbers of what stands there.
+The cube is Chen and Manning's (2014, section 2.2), and so are the features; the papers name no other, so there is a
+choice of what stands in the cube's place. `States.look` gives the places, this module the numbers of what stands there.
 
 Parsing is greedy: of the legal transitions the one with the greatest logit, for all sentences side by side.
 
@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from meprop_bench.models.activations import activation_of
 from meprop_bench.models.transitions import LABELLED, NONE, PLACES, Ints, States
 
-__all__ = ["FEATURES", "Cube", "Parser", "features"]
+__all__ = ["FEATURES", "Parser", "features"]
 
 FEATURES = 2 * PLACES + LABELLED
 
@@ -52,14 +53,6 @@ def features(words: Ints, tags: Ints, rows: Ints, places: Ints, below: Ints, siz
     return np.concatenate(found, axis=1).astype(np.int32)
 
 
-class Cube(nn.Module):
-    """Chen and Manning's activation: x³."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x³`, of any shape."""
-        return x**3
-
-
 class Parser(nn.Module):
     """A parser that returns the logits of the next transition.
 
@@ -70,10 +63,11 @@ class Parser(nn.Module):
         hidden: h.
         size: of a feature's vector.
         dropout: share of the hidden activations that is dropped in training.
+        activation: a name in `models.activations`.
         seed: of the initial weights, which depend on nothing else.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or an unknown activation.
 
     """
 
@@ -86,6 +80,7 @@ class Parser(nn.Module):
         hidden: int = 500,
         size: int = 50,
         dropout: float = 0.0,
+        activation: str = "cube",
         seed: int = 0,
     ) -> None:
         sizes = {"words": words, "tags": tags, "labels": labels, "hidden": hidden, "size": size}
@@ -97,7 +92,7 @@ class Parser(nn.Module):
         with torch.device("meta"):  # torch's own initial weights would use up its global random state
             self.word, self.tag, self.label = (nn.Embedding(count + 1, size) for count in (words, tags, labels))
             self.hidden = nn.Linear(FEATURES * size, hidden)
-            self.activation = Cube()
+            self.activation = activation_of(activation)
             self.dropout = nn.Dropout(dropout)
             self.output = nn.Linear(hidden, 1 + 2 * labels)
         self.to_empty(device="cpu")

@@ -130,7 +130,7 @@ _PARSING = Subject(
     "toy-parsing",
     "ud-ewt",
     _TEXT,
-    (*_SIZES, "dropout"),
+    (*_SIZES, "dropout", "activation"),
     {"workload": "linear", "in-features": 2400},
     _ALONE.format("the parser's hidden layer, 2400 → 500,"),
     rates={"adagrad": 0.01},

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from meprop_bench.data import ImageData, Part, load_images, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.cnn import CNN
-from meprop_bench.models.mlp import ACTIVATIONS, MLP
+from meprop_bench.models.mlp import MLP
+from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Method, Split, Task
 from meprop_bench.training import evaluate
 
@@ -54,10 +55,10 @@ class Images(Task):
     """The data set: a name that `data.load_images` knows."""
 
     def __init__(self, *, batch: int, examples: int | None, device: str) -> None:
-        _check_count("batch", batch)
+        check_count("batch", batch)
         data = load_images(self.source)
         if examples is not None:
-            _check_count("examples", examples)
+            check_count("examples", examples)
             if examples > len(data.train):
                 raise UserError(
                     f"examples {examples} are more than the {len(data.train)} training images of {self.name}"
@@ -66,11 +67,8 @@ class Images(Task):
             data = ImageData(data.name, train, data.dev, data.test, data.classes)
         self.batch = batch
         self.examples = len(data.train)
-        try:
-            self._device = torch.device(device)
-            self.data = data.to(self._device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        self._device = on_device(device)
+        self.data = data.to(self._device)
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -129,7 +127,7 @@ class MNIST(Images):
         hidden: h, neurons of a hidden layer.
         layers: hidden layers.
         dropout: of each hidden layer's activations.
-        activation: "relu", "sigmoid" or "tanh".
+        activation: a name in `models.activations`.
         examples: as for `Images`.
         device: as for `Images`.
 
@@ -149,12 +147,10 @@ class MNIST(Images):
         examples: int | None = None,
         device: str = "cpu",
     ) -> None:
-        _check_count("hidden", hidden)
-        _check_count("layers", layers)
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout must lie in [0, 1), not {dropout}")
-        if activation not in ACTIVATIONS:
-            raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+        check_count("hidden", hidden)
+        check_count("layers", layers)
+        check_dropout(dropout)
+        check_activation(activation)
         super().__init__(batch=batch, examples=examples, device=device)
         self.hidden, self.layers, self.dropout, self.activation = hidden, layers, dropout, activation
 
@@ -220,8 +216,3 @@ class DigitsConvolutions(MNISTConvolutions):
     name: ClassVar[str] = "digits-cnn"
     source: ClassVar[str] = "digits"
     taps: ClassVar[int] = 2
-
-
-def _check_count(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{what} must be an integer of at least 1, not {value!r}")

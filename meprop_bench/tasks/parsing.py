@@ -29,8 +29,9 @@ from torch.nn import functional as F
 from meprop_bench.data.conllu import Sentence, Word
 from meprop_bench.models.parser import Parser, features
 from meprop_bench.models.transitions import NONE, Ints, derivations
+from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Method, Split, Task
-from meprop_bench.tasks.text import check_count, check_dropout, on_device, treebank
+from meprop_bench.tasks.text import treebank
 from meprop_bench.tasks.vocabulary import Vocabulary
 
 __all__ = ["Parsing", "Scores", "ToyParsing"]
@@ -66,6 +67,7 @@ class Parsing(Task):
         batch: B, transitions.
         hidden: h.
         dropout: of the hidden layer's activations.
+        activation: a name in `models.activations`.
         examples: how many of the training *sentences* to use, the first ones; None for all.
         files: a treebank of your own, "train.conllu,dev.conllu,test.conllu"; None for UD English EWT.
         device: where to train.
@@ -87,6 +89,7 @@ class Parsing(Task):
         batch: int = 10_000,
         hidden: int = 500,
         dropout: float = 0.0,
+        activation: str = "cube",
         examples: int | None = None,
         files: str | None = None,
         device: str = "cpu",
@@ -94,9 +97,10 @@ class Parsing(Task):
         check_count("batch", batch)
         check_count("hidden", hidden)
         check_dropout(dropout)
+        check_activation(activation)
         self._device = on_device(device)
         bank = treebank(files, examples, made_up=self.made_up)
-        self.batch, self.hidden, self.dropout = batch, hidden, dropout
+        self.batch, self.hidden, self.dropout, self.activation = batch, hidden, dropout, activation
         self._files, self._sentences = files, len(bank.train)
         words = [word for sentence in bank.train for word in sentence.words]
         self.words = Vocabulary((word.form.lower() for word in words), least=_LEAST)
@@ -112,8 +116,9 @@ class Parsing(Task):
     @property
     def options(self) -> Mapping[str, Any]:
         """The constructor's keywords."""
-        found = {"batch": self.batch, "hidden": self.hidden, "dropout": self.dropout, "examples": self._sentences}
-        return {**found, "files": self._files, "device": str(self._device)}
+        model = {"hidden": self.hidden, "dropout": self.dropout, "activation": self.activation}
+        data = {"examples": self._sentences, "files": self._files}
+        return {"batch": self.batch, **model, **data, "device": str(self._device)}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -123,7 +128,8 @@ class Parsing(Task):
     def build(self, seed: int) -> nn.Module:
         """Return the parser."""
         sizes = (len(self.words) + 1, len(self.tags) + 1, len(self.labels))
-        return Parser(*sizes, hidden=self.hidden, dropout=self.dropout, seed=seed).to(self._device)
+        model = Parser(*sizes, hidden=self.hidden, dropout=self.dropout, activation=self.activation, seed=seed)
+        return model.to(self._device)
 
     def sparsify(self, model: nn.Module, method: Method) -> None:
         """Turn the hidden layer."""

@@ -25,8 +25,9 @@ from meprop_bench.data.conllu import Sentence
 from meprop_bench.errors import UserError
 from meprop_bench.models.tagger import Tagger
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
+from meprop_bench.tasks.checks import check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Method, Split, Task
-from meprop_bench.tasks.text import Part, check_count, check_dropout, on_device, treebank
+from meprop_bench.tasks.text import Part, treebank
 from meprop_bench.tasks.vocabulary import Vocabulary
 
 __all__ = ["POS", "ToyPOS", "features", "shape"]

@@ -1,4 +1,4 @@
-"""What the tasks on text share: a treebank of the user's or the default one, padded batches, checks of options."""
+"""What the tasks on text share: a treebank of the user's or the default one, padded batches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from meprop_bench.data.grammar import made_up_treebank
 from meprop_bench.data.treebank import Treebank, load_treebank, read_treebank
 from meprop_bench.errors import UserError
+from meprop_bench.tasks.checks import check_count
 
-__all__ = ["PAD", "Part", "check_count", "check_dropout", "on_device", "paths", "treebank"]
+__all__ = ["PAD", "Part", "paths", "treebank"]
 
 PAD = -1
 
@@ -59,23 +60,3 @@ def paths(files: str, parts: Sequence[str]) -> list[Path]:
             f"files must be {len(parts)} paths with commas between them ({', '.join(parts)}), not {files!r}"
         )
     return found
-
-
-def on_device(device: str) -> torch.device:
-    """Return the device; UserError if it is not there."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def check_count(what: str, value: object) -> None:
-    """Raise UserError unless the value is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{what} must be an integer of at least 1, not {value!r}")
-
-
-def check_dropout(value: float) -> None:
-    """Raise UserError unless the value lies in [0, 1)."""
-    if not 0 <= value < 1:
-        raise UserError(f"dropout must lie in [0, 1), not {value}")

@@ -32,9 +32,10 @@ from meprop_bench.data.parallel import Corpus, Pair, load_multi30k, made_up_corp
 from meprop_bench.errors import UserError
 from meprop_bench.models.translator import Translator
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
+from meprop_bench.tasks.checks import check_count, on_device
 from meprop_bench.tasks.pieces import BOS, EOS, PAD, Pieces
 from meprop_bench.tasks.task import Method, Split, Task
-from meprop_bench.tasks.text import check_count, on_device, paths
+from meprop_bench.tasks.text import paths
 
 __all__ = ["ToyTranslation", "Translation"]
 

@@ -48,6 +48,7 @@ def test_initial_weights_follow_from_the_seed_alone():
         ({"layers": 0}, "layers must be at least 1"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
         ({"dropout": math.nan}, "not nan"),
+        ({"activation": "relo"}, "activation must be one of relu, sigmoid, tanh, cube, not 'relo'"),
     ],
 )
 def test_nonsense_is_refused(arguments, words):

@@ -37,6 +37,15 @@ def test_sizes(wrong):
         Parser(**sizes)
 
 
+def test_activations():
+    parser = Parser(10, 5, 12, hidden=6)
+    seen = parser.hidden(parser.word.weight.new_ones(1, 2400)).detach()
+    assert torch.equal(parser.activation(seen), seen**3)
+    assert isinstance(Parser(10, 5, 12, activation="tanh").activation, nn.Tanh)
+    with pytest.raises(ValueError, match="activation must be one of relu, sigmoid, tanh, cube, not 'cubed'"):
+        Parser(10, 5, 12, activation="cubed")
+
+
 def test_features_name_what_stands_at_the_places():
     states = States(np.array([2], np.int32), 2)
     rows = np.zeros(1, np.int32)

@@ -84,7 +84,7 @@ def test_options_are_those_of_the_constructor(digits):
         ("digits", {"hidden": True}, "hidden must be"),
         ("digits", {"layers": 0}, "layers must be"),
         ("digits", {"dropout": 1.0}, "dropout must lie"),
-        ("digits", {"activation": "sigmoidal"}, "activation must be one of relu, sigmoid, tanh"),
+        ("digits", {"activation": "sigmoidal"}, "activation must be one of relu, sigmoid, tanh, cube"),
         ("digits", {"examples": 1298}, "examples 1298 are more than the 1297"),
         ("digits", {"device": "tpu"}, "the device tpu cannot be used"),
     ],

@@ -72,6 +72,12 @@ def test_dropout_is_of_training_alone():
     assert task.evaluate(model, "dev") == task.evaluate(model, "dev")
 
 
+def test_another_activation():
+    task = ToyParsing(batch=64, hidden=4, activation="sigmoid", examples=8)
+    assert task.options["activation"] == "sigmoid"
+    assert isinstance(task.build(1).activation, nn.Sigmoid)
+
+
 def test_the_measure_leaves_punctuation_out(task, monkeypatch):
     model = task.build(1)
     part = task._dev
@@ -90,6 +96,7 @@ def test_the_measure_leaves_punctuation_out(task, monkeypatch):
     [
         ({"dropout": -0.1}, "dropout must lie"),
         ({"batch": True}, "batch must be"),
+        ({"activation": "cubed"}, "activation must be one of relu, sigmoid, tanh, cube"),
         ({"files": "a,b"}, "files must be 3"),
         ({"examples": 0}, "examples must be"),
     ],

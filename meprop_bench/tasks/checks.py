@@ -1,0 +1,38 @@
+"""Checks of the options that tasks share: each raises a `UserError` of one line."""
+
+from __future__ import annotations
+
+import torch
+
+from meprop_bench.errors import UserError
+from meprop_bench.models.activations import activation_of
+
+__all__ = ["check_activation", "check_count", "check_dropout", "on_device"]
+
+
+def on_device(device: str) -> torch.device:
+    """Return the device; UserError if it is not there."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def check_count(what: str, value: object) -> None:
+    """Raise UserError unless the value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{what} must be an integer of at least 1, not {value!r}")
+
+
+def check_dropout(value: float) -> None:
+    """Raise UserError unless the value lies in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UserError(f"dropout must lie in [0, 1), not {value}")
+
+
+def check_activation(name: str) -> None:
+    """Raise UserError unless there is such an activation."""
+    try:
+        activation_of(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
