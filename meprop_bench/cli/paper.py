@@ -148,7 +148,9 @@ def run_table(
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
+    from meprop_bench.tasks.checks import on_device
 
+    device = str(on_device(device))
     until, known = Deadline(deadline), [Store.open(each) for each in reuse]
     workers = _workers(processes, device)
     found = check_runnable(experiment(table(table_id), scale, seeds=seeds, device=device))

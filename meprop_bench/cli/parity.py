@@ -77,9 +77,9 @@ def command(
 def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
     from meprop_bench.results.store import Store
+    from meprop_bench.tasks.checks import on_device
 
-    device = comparison.recipe.options.get("device", "cpu")
-    machine = machine_slug("cuda:0" if device == "cuda" else device)
+    machine = machine_slug(str(on_device(comparison.recipe.options.get("device", "cpu"))))
     name = "parity-" + re.sub(r"[^A-Za-z0-9.]+", "-", comparison.recipe.label).strip("-")
     if resume:
         found = Store.find_resumable(out, name, machine, comparison.to_json())

@@ -11,11 +11,14 @@ __all__ = ["check_activation", "check_count", "check_dropout", "on_device"]
 
 
 def on_device(device: str) -> torch.device:
-    """Return the device; UserError if it is not there."""
+    """Return the device, of CUDA's with its number; UserError if it is not there or neither the CPU nor CUDA's."""
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"the device {device} cannot be used: choose from cpu, cuda, cuda:N")
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 def check_count(what: str, value: object) -> None:
