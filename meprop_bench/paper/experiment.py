@@ -181,7 +181,8 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     What this version would train or time otherwise counts as not run.
     """
     machine = {name: plan["cases"][0][name] for name in ("device", "threads", "allocator")} if plan["cases"] else {}
-    draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]))
+    timed = tuple(sorted({record["k"] for record in plan["cases"]}))
+    draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]), timed_ks=timed)
     found = _drafted(draft, len(plan["seeds"]))
     arms = {Arm.from_json(record).arm_id for record in plan["arms"]}
     cases = {Case.from_json(record).case_id for record in plan["cases"]}
@@ -220,10 +221,17 @@ class _Draft:
     """An experiment in the making."""
 
     def __init__(
-        self, table: Table, scale: str, machine: Mapping[str, Any], *, left_out: Mapping[str, str] | None = None
+        self,
+        table: Table,
+        scale: str,
+        machine: Mapping[str, Any],
+        *,
+        left_out: Mapping[str, str] | None = None,
+        timed_ks: tuple[float, ...] | None = None,
     ) -> None:
-        """Begin; `left_out`: the parts that are not run, and why, where this machine is not asked."""
+        """Begin; of a run that was made: the parts that were not run, and why, and the k that were timed."""
         self.table, self.scale, self._machine, self._left_out = table, scale, machine, left_out
+        self._timed_ks = timed_ks
         self.arms: dict[tuple[str, str], Arm] = {}
         self.cases: dict[tuple[str, str], Case] = {}
         self.counted: list[str] = []
@@ -325,14 +333,16 @@ class _Draft:
         return setting
 
     def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
+        # Whatever this version would time of the table: a run that timed more has it all.
+        timed = scale.timed_ks if scale.timed_ks is None or self._timed_ks is None else self._timed_ks
         for row in part.rows:
             if row.against is None or not any(COLUMNS[column].source == "timing" for column in row.figures):
                 continue
-            if scale.timed_ks is not None and row.setting.k not in scale.timed_ks:
+            if timed is not None and row.setting.k not in timed:
                 continue
             self.cases[part.name, row.name] = self._case(part, row, about, scale)
-        if scale.timed_ks is not None:
-            self._differs(part, f"timed for k = {', '.join(f'{k:g}' for k in scale.timed_ks)} alone")
+        if timed is not None:
+            self._differs(part, f"timed for k = {', '.join(f'{k:g}' for k in timed)} alone")
         if about.timing_note:
             self._differs(part, about.timing_note)
         return bool(self.cases)

@@ -117,3 +117,15 @@ def test_an_experiment_is_read_back_where_nothing_is_there(on_mnist, monkeypatch
         monkeypatch.setattr(Subject, "_data_missing", lambda self: None)
         assert (found.arms, found.cases, found.seeds) == (wanted.arms, wanted.cases, wanted.seeds)
         assert (found.skipped, found.counted) == (wanted.skipped, wanted.counted)
+
+
+def test_a_run_that_timed_other_ks_keeps_them(on_mnist):
+    now = on_mnist("icml:8")
+    plan = json.loads(json.dumps(now.to_json()))
+    place = ("MNIST", "meProp (k=128)")
+    assert place not in now.cases
+    plan["cases"][0]["k"] = 128
+    found = experiment_of(plan)
+    assert found.cases[place].k == 128
+    assert len(found.cases) == len(now.cases) == 2
+    assert "k = 128, 512 alone" in " ".join(reasons(found.changes))
