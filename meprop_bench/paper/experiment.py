@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -181,7 +181,7 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     What this version would train or time otherwise counts as not run.
     """
     machine = {name: plan["cases"][0][name] for name in ("device", "threads", "allocator")} if plan["cases"] else {}
-    timed = tuple(sorted({record["k"] for record in plan["cases"]}))
+    timed = {record["k"] for record in plan["cases"]}
     draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]), timed_ks=timed)
     found = _drafted(draft, len(plan["seeds"]))
     arms = {Arm.from_json(record).arm_id for record in plan["arms"]}
@@ -227,7 +227,7 @@ class _Draft:
         machine: Mapping[str, Any],
         *,
         left_out: Mapping[str, str] | None = None,
-        timed_ks: tuple[float, ...] | None = None,
+        timed_ks: Set[float] | None = None,
     ) -> None:
         """Begin; of a run that was made: the parts that were not run, and why, and the k that were timed."""
         self.table, self.scale, self._machine, self._left_out = table, scale, machine, left_out
@@ -333,16 +333,19 @@ class _Draft:
         return setting
 
     def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
-        # Whatever this version would time of the table: a run that timed more has it all.
-        timed = scale.timed_ks if scale.timed_ks is None or self._timed_ks is None else self._timed_ks
-        for row in part.rows:
-            if row.against is None or not any(COLUMNS[column].source == "timing" for column in row.figures):
-                continue
-            if timed is not None and row.setting.k not in timed:
-                continue
+        ks: Container[Any] | None = scale.timed_ks
+        if ks is not None and self._timed_ks is not None:
+            ks = self._timed_ks  # a run that was made keeps what it timed, whatever this version would
+        rows = [
+            row
+            for row in part.rows
+            if row.against is not None and any(COLUMNS[column].source == "timing" for column in row.figures)
+        ]
+        timed = [row for row in rows if ks is None or row.setting.k in ks]
+        for row in timed:
             self.cases[part.name, row.name] = self._case(part, row, about, scale)
-        if timed is not None:
-            self._differs(part, f"timed for k = {', '.join(f'{k:g}' for k in timed)} alone")
+        if len(timed) < len(rows):
+            self._differs(part, f"timed for k = {', '.join(f'{row.setting.k:g}' for row in timed)} alone")
         if about.timing_note:
             self._differs(part, about.timing_note)
         return bool(self.cases)

@@ -21,8 +21,10 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
 
     """
     cases = list(cases)
-    for device in dict.fromkeys(case.device for case in cases):
-        _check_device(device)
+    for device in dict.fromkeys(case.device for case in cases if case.device != "cpu"):
+        from meprop_bench.tasks.checks import on_device
+
+        on_device(device)
     cores = os.cpu_count() or 1
     for threads, allocator in dict.fromkeys((case.threads, case.allocator) for case in cases):
         if threads > cores:
@@ -34,17 +36,6 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
         environment_of(allocator, threads)
     for data in dict.fromkeys(case.data for case in cases if case.data is not None):
         _check_data(data)
-
-
-def _check_device(device: str) -> None:
-    if device == "cpu":
-        return
-    import torch
-
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(device.removeprefix("cuda:")) >= found:
-        reason = f"torch finds {found} CUDA devices here" if found else "torch finds no CUDA device here"
-        raise UserError(f"the device {device} is not there: {reason}; use --device cpu")
 
 
 def _check_data(name: str) -> None:

@@ -13,18 +13,24 @@ __all__ = ["check_activation", "check_count", "check_dropout", "on_device"]
 def on_device(device: str) -> torch.device:
     """Return the device, of CUDA's with its number; UserError if it is not there or neither the CPU nor CUDA's."""
     try:
-        found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    if found.type not in ("cpu", "cuda"):
+        wanted = torch.device(device)
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda"):
         raise UserError(f"the device {device} cannot be used: choose from cpu, cuda, cuda:N")
-    return torch.device("cpu") if found.type == "cpu" else found
+    if wanted.type == "cpu":
+        return torch.device("cpu")
+    number, count = wanted.index or 0, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= count:
+        reason = f"torch finds {count} CUDA devices here" if count else "torch finds no CUDA device here"
+        raise UserError(f"the device cuda:{number} is not there: {reason}; use --device cpu")
+    return torch.device("cuda", number)
 
 
-def check_count(what: str, value: object) -> None:
-    """Raise UserError unless the value is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{what} must be an integer of at least 1, not {value!r}")
+def check_count(what: str, value: object, least: int = 1) -> None:
+    """Raise UserError unless the value is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{what} must be an integer of at least {least}, not {value!r}")
 
 
 def check_dropout(value: float) -> None:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from meprop_bench.errors import UserError
 from meprop_bench.tasks import checkpoint as checkpoints
 from meprop_bench.tasks.algorithm import Algorithm
+from meprop_bench.tasks.checks import check_count
 from meprop_bench.tasks.task import DENSE, Method, Task
 from meprop_bench.training import OPTIMIZERS, Step, make_optimizer
 
@@ -78,9 +79,9 @@ class RunSettings:
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"there is no optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
         for name, least in (("epochs", 1), ("evaluations", 1), ("seed", 0), ("best_after", 0)):
-            _check_count(name.replace("_", "-"), getattr(self, name), least)
+            check_count(name.replace("_", "-"), getattr(self, name), least)
         if self.steps is not None:
-            _check_count("steps", self.steps, 1)
+            check_count("steps", self.steps, 1)
         elif self.best_after >= self.epochs:
             raise UserError(f"best-after {self.best_after} leaves no evaluation of {self.epochs} epochs to choose from")
 
@@ -401,8 +402,3 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
                 f"{path} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
                 f"{wanted.get(name)!r}: go on with its settings, or choose another folder"
             )
-
-
-def _check_count(what: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{what} must be an integer of at least {least}, not {value!r}")

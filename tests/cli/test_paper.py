@@ -33,7 +33,7 @@ def test_show_prints_figures_settings_and_contradictions(capsys):
         (["run", "icml:3", "--processes", "0"], 2, "--processes must be at least 1"),
         (["run", "icml:3", "--scale", "huge"], 2, "huge"),
         (["run", "icml:4", "--scale", "short"], 5, "icml:4 cannot be run here"),
-        (["run", "icml:3", "--scale", "smoke", "--device", "cuda:99"], 2, "the device cuda:99 cannot be used"),
+        (["run", "icml:3", "--scale", "smoke", "--device", "cuda:99"], 2, "the device cuda:99 is not there"),
         (["run", "icml:3", "--scale", "smoke", "--device", "meta"], 2, "choose from cpu, cuda, cuda:N"),
         (["run", "icml:7", "--reuse", "nowhere"], 2, "nowhere does not exist"),
         (["report"], 2, "name results folders"),

@@ -177,7 +177,7 @@ def test_formats_and_codes(tmp_path, capsys, monkeypatch):
         (["--k", "3", "--margin", "-1"], "margin must be"),
         (["--k", "3", "--optimizer", "adm"], "there is no optimizer"),
         (["--k", "3", "--threads", "0"], "threads must be"),
-        (["--k", "3", "--device", "cuda:99"], "the device cuda:99 cannot be used"),
+        (["--k", "3", "--device", "cuda:99"], "the device cuda:99 is not there"),
     ],
 )
 def test_wrong_wishes_are_one_line(tmp_path, capsys, arguments, words):

@@ -44,7 +44,7 @@ def _train(*arguments: str) -> int:
 
 
 def _start(*arguments: str, wait_at: int = -1) -> subprocess.Popen[str]:
-    """Start the verb in a process that saves a checkpoint after each step, and that step `wait_at` does not outlive."""
+    """Start the verb in a process that saves a checkpoint after each step, and waits at step `wait_at` to be killed."""
     command = [sys.executable, "-c", _PROGRAM, "train", *_TINY, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WAIT_AT": str(wait_at)}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -186,7 +186,7 @@ def test_a_damaged_folder_is_one_line(tmp_path, capsys, name):
         (["--optimizer", "adm"], "there is no optimizer"),
         (["--epochs", "0"], "epochs must be"),
         (["--seed", "-1"], "seed must be"),
-        (["--device", "cuda:99"], "the device cuda:99 cannot be used"),
+        (["--device", "cuda:99"], "the device cuda:99 is not there"),
         (["--threads", "0"], "--threads"),
     ],
 )

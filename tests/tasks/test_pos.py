@@ -90,7 +90,7 @@ def test_tags_of_the_language(treebank_files):
         ({"files": "one.conllu"}, "files must be 3 paths"),
         ({"files": "a,,c"}, "files must be 3 paths"),
         ({"examples": 61}, "examples 61 are more than the 60"),
-        ({"device": "cuda:99"}, "the device cuda:99 cannot be used"),
+        ({"device": "cuda:99"}, "the device cuda:99 is not there"),
         ({"device": "gpu"}, "the device gpu cannot be used"),
     ],
 )

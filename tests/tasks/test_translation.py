@@ -198,7 +198,7 @@ def test_who_cannot_take_turns(task, treebank_files):
         ({"length_penalty": float("nan")}, "length-penalty must be"),
         ({"files": "a.de,a.en"}, "files must be 6 paths with commas between them"),
         ({"examples": 89}, "examples 89 are more than the 88 training pairs"),
-        ({"device": "cuda:99"}, "the device cuda:99 cannot be used"),
+        ({"device": "cuda:99"}, "the device cuda:99 is not there"),
     ],
 )
 def test_options(options, wrong, message):
