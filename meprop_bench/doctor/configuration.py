@@ -5,14 +5,13 @@
     presets              TOML files named on the command line: read and planned as `speedup --preset` does it
 
 Each mistake is a finding of its own, with a suggestion where a known key is close. Files are read as their owners read
-them: asv's JSON has // and /* */ comments and commas too many. No file, however broken, ends the examination.
+them, asv's by its own reader and against its own keys, where it is installed. No file, however broken, ends the
+examination.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
@@ -27,7 +26,7 @@ from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import load_preset, plan_preset
 from meprop_bench.workloads.case import one_of
 
-__all__ = ["ASV_KEYS", "TABLES", "asv", "preset", "project"]
+__all__ = ["TABLES", "asv", "preset", "project"]
 
 TABLES: Mapping[str, Collection[str] | None] = {"gate": KEYS}
 """Table of [tool.meprop-bench] -> the keys that its verb reads; None where only the verb itself knows them. The one
@@ -36,21 +35,10 @@ place that says what may stand there: a verb with settings adds its line."""
 _TOOL = "meprop-bench"
 _SECTION = "configuration"
 
-ASV_KEYS = (
-    *("project", "project_url", "repo", "repo_subdir", "branches", "pythons", "matrix", "exclude", "include"),
-    *("env_dir", "benchmark_dir", "results_dir", "html_dir", "show_commit_url", "hash_length", "environment_type"),
-    *("install_timeout", "default_benchmark_timeout", "dvcs", "regressions_first_commits", "regressions_thresholds"),
-    *("plugins", "conda_channels", "conda_environment_file", "build_command", "install_command"),
-    *("uninstall_command", "launch_method"),
-)
-"""The attributes of asv 0.6.6's `asv.config.Config`, for where asv is not installed."""
-
-_ASV_STORED = "0.6.6"
 _ASV_MORE = ("version", "build_cache_size", "wheel_cache_size")
 """Read by asv, too, though not attributes of its `Config`: `util.load_json`, `build_cache`, `Config.from_json`."""
 
 _ASV_VERSION = 1
-_LITERAL = r'("(?:\\.|[^"\\])*")'
 
 
 class _Broken(Exception):
@@ -92,9 +80,11 @@ def asv(folder: Path) -> list[Finding]:
     if len(paths) > 1:
         text = "asv refuses a directory with both asv.conf.json and asv.conf.jsonc"
         return [Finding(_SECTION, check, "problem", text, "remove one of them")]
-    known, release = _asv_keys()
     try:
-        record = _jsonc(paths[0])
+        known = (*vars(import_module("asv.config").Config()), *_ASV_MORE)
+        record = _json5(paths[0])
+    except ImportError:
+        return [Finding(_SECTION, check, "ok", "not looked at: asv, whose keys these are, is not installed")]
     except _Broken as broken:
         return [Finding(_SECTION, check, "problem", str(broken))]
     problems = [Finding(_SECTION, check, "problem", text, advice) for text, advice in _asv_needs(record)]
@@ -102,7 +92,7 @@ def asv(folder: Path) -> list[Finding]:
     problems += [
         Finding(_SECTION, check, graded, text, "asv ignores it silently") for text in _unknown("key", record, known)
     ]
-    return problems or [Finding(_SECTION, check, "ok", f"{len(record)} keys, all known to asv {release}")]
+    return problems or [Finding(_SECTION, check, "ok", f"{len(record)} keys, all known to asv {version('asv')}")]
 
 
 def preset(name: str) -> list[Finding]:
@@ -146,15 +136,6 @@ def _asv_needs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return wrong
 
 
-def _asv_keys() -> tuple[tuple[str, ...], str]:
-    """Return the keys that asv reads, and of which asv they are."""
-    try:
-        config = import_module("asv.config").Config()
-    except ImportError:
-        return (*ASV_KEYS, *_ASV_MORE), f"{_ASV_STORED} (not installed here)"
-    return (*vars(config), *_ASV_MORE), version("asv")
-
-
 def _unknown(what: str, keys: Iterable[str], known: Collection[str]) -> list[str]:
     """Return a line for each key that is not known, with what was probably meant."""
     lines = []
@@ -182,27 +163,16 @@ def _toml(path: Path) -> dict[str, Any]:
         raise _Broken(f"it is not TOML: {_line(error)}") from None
 
 
-def _jsonc(path: Path) -> dict[str, Any]:
-    """Read JSON with comments and commas too many; what goes beyond (JSON5) asv's own reader reads, where it is."""
-    text = _text(path)
-    bare = re.sub(rf"{_LITERAL}|//[^\n]*|/\*.*?\*/", lambda match: match[1] or " ", text, flags=re.DOTALL)
-    bare = re.sub(rf"{_LITERAL}|,(?=\s*[}}\]])", lambda match: match[1] or "", bare)
+def _json5(path: Path) -> dict[str, Any]:
+    """Read JSON with comments and the like by asv's own reader, which asv brings."""
+    json5 = import_module("json5")
     try:
-        record = json.loads(bare)
+        record = json5.loads(_text(path))
     except (ValueError, RecursionError) as error:
-        record = _json5(text, error)
+        raise _Broken(f"it is not JSON: {_line(error)}") from None
     if not isinstance(record, dict):
         raise _Broken(f"it holds no object but {type(record).__name__}")
     return record
-
-
-def _json5(text: str, error: Exception) -> Any:
-    try:
-        import json5
-
-        return json5.loads(text)
-    except (ImportError, ValueError, RecursionError):
-        raise _Broken(f"it is not JSON: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from meprop_bench.doctor import configuration
-from meprop_bench.doctor.configuration import ASV_KEYS, asv, preset, project
+from meprop_bench.doctor.configuration import asv, preset, project
 
 _SOUND = 'name = "mine"\nanalysis = "why"\nchecks = ["gradients"]\n[[sweep]]\nk = [2, 4]\nmethod = "unified"\n'
 
@@ -81,7 +81,6 @@ def test_asv_s_configuration(text: str, problems: list[str], tmp_path: Path) -> 
 
 
 def test_json5_is_read_where_its_reader_is(tmp_path: Path) -> None:
-    pytest.importorskip("json5", reason="asv's reader of JSON5 is not installed")
     (tmp_path / "asv.conf.jsonc").write_text("{version: 1, repo: '.'}")
     assert states(asv(tmp_path)) == ["ok"]
 
@@ -97,19 +96,11 @@ def test_asv_refuses_two_files(tmp_path: Path) -> None:
     assert states(asv(tmp_path)) == ["problem"]
 
 
-def test_the_stored_keys_are_those_of_asv() -> None:
-    config = pytest.importorskip("asv.config", reason="asv is not installed")
-    assert set(vars(config.Config())) == set(ASV_KEYS)
-
-
-def test_without_asv_the_stored_keys_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_asv_its_file_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "asv.config", None)
     (tmp_path / "asv.conf.json").write_text(_ASV % '"reslts_dir": "r"')
     (found,) = asv(tmp_path)
-    assert found.text == "unknown key 'reslts_dir': did you mean 'results_dir'?"
-    (tmp_path / "asv.conf.json").write_text(_ASV % '"results_dir": "r"')
-    (found,) = asv(tmp_path)
-    assert found.text.endswith("(not installed here)")
+    assert (found.state, found.text) == ("ok", "not looked at: asv, whose keys these are, is not installed")
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "asv.conf.json", "mine.toml"])
