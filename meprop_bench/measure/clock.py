@@ -26,13 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import Any, Protocol
 
-__all__ = ["CACHES", "LAUNCHES", "Clock", "CudaEventClock", "WallClock", "clock_for", "overhead"]
-
-LAUNCHES = ("eager", "graph")
-"""How calls reach a GPU: launch by launch, or recorded once and replayed as one CUDA graph."""
-
-CACHES = ("warm", "cold")
-"""What a timed call may find in the caches: what the last one left there, or nothing."""
+__all__ = ["Clock", "CudaEventClock", "WallClock", "overhead"]
 
 
 class Clock(Protocol):
@@ -179,35 +173,6 @@ class CudaEventClock:
         event: Any = torch.cuda.Event
         with torch.cuda.device(self._device):
             return [event(enable_timing=True) for _ in range(count)]
-
-
-def clock_for(device: str, *, caches: str = "warm", graphs: bool = False) -> Clock:
-    """Return the clock that is right for a device.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:N".
-        caches: "warm", as the last call left them, or "cold", emptied before each iteration.
-        graphs: time replays of CUDA graphs instead of launches; for a CUDA device only.
-
-    """
-    if caches not in CACHES:
-        raise ValueError(f"no clock for {caches!r} caches: {' or '.join(CACHES)}")
-    clock: Clock
-    if device == "cpu":
-        if graphs:
-            raise ValueError("CUDA graphs need a CUDA device, got 'cpu'")
-        clock = WallClock()
-    elif device == "cuda" or device.startswith("cuda:"):
-        from meprop_bench.measure.graph import CudaGraphClock
-
-        clock = CudaGraphClock(device) if graphs else CudaEventClock(device)
-    else:
-        raise ValueError(f"no clock for the device {device!r}: cpu, cuda or cuda:N")
-    if caches == "warm":
-        return clock
-    from meprop_bench.measure.cold import ColdClock, evictor
-
-    return ColdClock(clock, evictor(device))
 
 
 def overhead(clock: Clock, *, loops: int = 100, repeats: int = 50) -> dict[str, float]:

@@ -27,7 +27,8 @@ from typing import Any
 import meprop_bench
 from meprop_bench.measure import affinity, procfs
 from meprop_bench.measure.allocator import preloaded
-from meprop_bench.measure.clock import clock_for, overhead
+from meprop_bench.measure.clock import overhead
+from meprop_bench.measure.clocks import clock_for
 from meprop_bench.measure.procfs import Unavailable
 
 __all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "machine_of", "machine_slug"]

@@ -42,7 +42,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from meprop_bench.measure.arithmetic import adopted, tensor_type
-from meprop_bench.measure.clock import Clock, clock_for
+from meprop_bench.measure.clock import Clock
+from meprop_bench.measure.clocks import clock_for
 
 __all__ = ["Bound", "Peaks", "PeaksCache", "measure_peaks", "peaks_key"]
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from meprop_bench.algorithms.removal import Masks, remove
 from meprop_bench.algorithms.structure import Group, Structure, trace
-from meprop_bench.measure.clock import Clock, clock_for
+from meprop_bench.measure.clock import Clock
+from meprop_bench.measure.clocks import clock_for
 from meprop_bench.measure.paired import Subject, measure_pairs
 from meprop_bench.paper.arm import task_of
 from meprop_bench.paper.experiment import Arm

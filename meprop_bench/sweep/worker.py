@@ -139,7 +139,7 @@ class Session:
 
     def check(self, warm_s: float) -> _Answer:
         """Check the case that is set up and, if it passed, warm both sides up and calibrate the loops."""
-        from meprop_bench.measure.clock import clock_for
+        from meprop_bench.measure.clocks import clock_for
         from meprop_bench.results.schema import PASSED
 
         if self._case is None or self._prepared is None:

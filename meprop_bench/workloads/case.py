@@ -26,7 +26,7 @@ from typing import Any, Self
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
-from meprop_bench.measure.clock import CACHES, LAUNCHES
+from meprop_bench.measure.clocks import CACHES, LAUNCHES
 from meprop_bench.results.naming import case_name
 
 __all__ = ["METHODS", "OPTIMIZERS", "WORKLOADS", "Case", "Workload", "default_allocator", "default_threads", "one_of"]

@@ -5,7 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from meprop_bench.measure.clock import CudaEventClock, WallClock, clock_for, overhead
+from meprop_bench.measure.clock import CudaEventClock, WallClock, overhead
+from meprop_bench.measure.clocks import clock_for
 from meprop_bench.measure.cold import ColdClock
 from meprop_bench.measure.graph import CudaGraphClock
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meprop_bench.measure import graph
-from meprop_bench.measure.clock import clock_for
+from meprop_bench.measure.clocks import clock_for
 
 
 class Device:
