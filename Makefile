@@ -6,7 +6,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test lint targets asv bench gpu-report clean
+.PHONY: report test lint docs targets asv bench gpu-report clean
 
 report: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset quick
@@ -21,6 +21,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -E -W -q -b html docs docs/_build
+	@echo docs/_build/index.html
 
 # The figures that reports/ holds for the shapes of the papers; about half an hour on 2 cores.
 targets: $(STAMP)
@@ -55,4 +59,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

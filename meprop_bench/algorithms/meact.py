@@ -264,7 +264,7 @@ class ParameterChange:
 
     @torch.no_grad()
     def after_update(self) -> float:
-        """Return the mean |change| since the last update, and add it to the mean."""
+        """Return the mean magnitude of the changes since the last update, and add it to the mean."""
         total = 0.0
         for p, before in zip(self._parameters, self._before, strict=True):
             total += float(before.sub_(p).abs_().sum())

@@ -145,7 +145,7 @@ class KScheduler:
     Args:
         model: any module; its layers with a k are looked up here, once.
         schedules: one schedule for all of them, or a mapping from patterns of qualified names to schedules. Patterns
-            are those of shells ("encoder.*", "*.lstm", a name itself), `*` matches dots, too, and the first that
+            are those of shells (`encoder.*`, `*.lstm`, a name itself), `*` matches dots, too, and the first that
             matches a layer counts. A layer that none matches keeps its k.
 
     Raises:

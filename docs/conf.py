@@ -1,0 +1,39 @@
+"""Sphinx's configuration: `make docs` builds docs/_build/index.html and fails on any warning."""
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from meprop_bench import __version__ as release
+
+project = "meprop-bench"
+extensions = ["myst_parser", "sphinx_click", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"meprop-bench {release}"
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["deflist", "colon_fence"]
+
+autodoc_typehints = "none"  # signatures have them; Google-style docstrings give shapes, units and errors
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+
+ELSEWHERE = {
+    "methodology": "reports/METHODOLOGY.md",
+    "gate": "meprop_bench/gate/README.md",
+    "suites": "benchmarks/README.md",
+}
+"""Pages that stand beside what they describe -> where. Their links to files of the repository become plain paths."""
+
+
+def _from_elsewhere(_: Sphinx, name: str, source: list[str]) -> None:
+    if path := ELSEWHERE.get(name):
+        text = (Path(__file__).parents[1] / path).read_text(encoding="utf-8")
+        source[0] = re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", text)
+
+
+def setup(app: Sphinx) -> None:
+    """Read the pages that stand elsewhere."""
+    app.connect("source-read", _from_elsewhere)
