@@ -30,7 +30,7 @@ __all__ = ["weight_gradient"]
 _COLUMNS = 512
 """Of a panel: 2 KB of each row of float32 sums, 16 bytes for each thread of four warps."""
 _PAIRS = 4
-"""Rows added to at once; nothing comes back, so that a program goes on while they are under way. Not measured yet."""
+"""Rows added to at once; nothing comes back, so that a program goes on meanwhile; others were not measured."""
 
 
 @triton.jit
@@ -38,10 +38,12 @@ def _add_up(
     x, t, v, places, sums, batch, m, k, x_b, x_m,
     COMPACT: tl.constexpr, PAIRS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    # A program has one example and one panel of columns, x's part of which it reads once.
     example = (tl.program_id(0) % batch).to(tl.int64)
     column = ((tl.program_id(0) // batch) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     inside = column < m
     row = tl.load(x + example * x_b + column * x_m, mask=inside, other=0.0).to(tl.float32)
+    # PAIRS of its k neurons at once: v[b, j] x[b] is added to each one's row, in no order.
     for first in range(0, k, PAIRS):
         term = first + tl.arange(0, PAIRS)
         ours = term < k

@@ -30,7 +30,7 @@ _PANEL = 2048
 _PAIRS = 16
 """Rows read at once, so that as many reads are under way in each thread."""
 _FEW = 2048
-"""Pairs up to which every program looks for its own among all. Not measured yet."""
+"""Pairs up to which every program looks for its own among all; other limits were not measured."""
 
 
 @triton.jit
@@ -38,9 +38,12 @@ def _bags(
     table, t, v, order, starts, out, bags, m, k, table_r, table_m,
     SORTED: tl.constexpr, PAIRS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    # A program has one sum, an example's dx or a neuron's dW, and one panel of COLUMNS; a panel is done for all sums
+    # before the next one begins, so that its part of the table stays in the cache.
     bag = (tl.program_id(0) % bags).to(tl.int64)
     column = ((tl.program_id(0) // bags) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     inside = (column < m)[None, :]
+    # Its pairs: a run of those sorted by neuron, or the k of its example.
     if SORTED:
         begin, end = tl.load(starts + bag), tl.load(starts + bag + 1)
     else:
@@ -55,6 +58,7 @@ def _bags(
         else:
             pair = place
             row = tl.load(t + pair, mask=ours, other=0).to(tl.int64)
+        # PAIRS rows of the table at once, (PAIRS, COLUMNS), times their values, added up in a fixed order.
         value = tl.load(v + pair, mask=ours, other=0.0).to(tl.float32)
         rows = tl.load(
             table + row[:, None] * table_r + (column * table_m)[None, :], mask=ours[:, None] & inside, other=0.0
@@ -65,10 +69,12 @@ def _bags(
 
 @triton.jit
 def _search(x, t, v, dw, n, m, k, pairs, x_b, x_m, PAIRS: tl.constexpr, COLUMNS: tl.constexpr):
+    # A program has one neuron and one panel, and holds the neurons of all pairs in its registers.
     neuron = tl.program_id(0) % n
     column = ((tl.program_id(0) // n) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     pair = tl.arange(0, PAIRS)
     chosen = tl.load(t + pair, mask=pair < pairs, other=-1)
+    # The pairs of its neuron, one after the other, in the order of the examples: the least that is left.
     ours = tl.where(chosen == neuron, pair, PAIRS)
     found = tl.min(ours, axis=0)
     total = tl.zeros((COLUMNS,), tl.float32)

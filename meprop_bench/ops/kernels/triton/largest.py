@@ -52,6 +52,8 @@ def _bounds(keys, k, ROWS: tl.constexpr):
     over = tl.zeros((ROWS,), tl.int32)
     bit = 30
     unsettled = 1
+    # Bisection over the 31 bits of the keys, all rows at once: try the bound with the next bit set; it stays where k
+    # keys still reach it. `over` counts those above the ceiling, which are kept whatever happens.
     while (bit >= 0) & (unsettled > 0):
         middle = bound | (1 << bit)
         reached = tl.sum((keys >= middle[:, None]).to(tl.int32), axis=1)
@@ -76,8 +78,10 @@ def _places(keys, bound, ceiling, room, above_before, between_before):
 
 @triton.jit
 def _select_columns(parts, totals, t, db, chunks, n, k, N: tl.constexpr, SUMS: tl.constexpr):
+    # One program has all n columns in its registers, N / (32 num_warps) to a thread.
     column = tl.arange(0, N)
     inside = column < n
+    # (chunks, n) -> (n,): the sums of the chunks, in their order, so that the same input gives the same bits.
     magnitude = tl.zeros((N,), tl.float32)
     for chunk in range(chunks):
         magnitude += tl.load(parts + chunk * n + column, mask=inside, other=0.0)
@@ -86,6 +90,7 @@ def _select_columns(parts, totals, t, db, chunks, n, k, N: tl.constexpr, SUMS: t
         for chunk in range(chunks):
             total += tl.load(totals + chunk * n + column, mask=inside, other=0.0)
         tl.store(db + column, total, mask=inside)
+    # What the k largest reach, and where each of them goes: ascending, as the running count has it.
     keys = tl.where(inside, _keys(magnitude), -1)[None, :]
     bound, ceiling, room = _bounds(keys, k, 1)
     kept, place, _, _ = _places(keys, bound, ceiling, room, 0, 0)
@@ -101,6 +106,7 @@ def _load_keys(dy, row, column, batch, n, dy_b, dy_n):
 
 @triton.jit
 def _select_rows(dy, t, v, batch, n, k, dy_b, dy_n, ROWS: tl.constexpr, N: tl.constexpr, PART: tl.constexpr):
+    # A program has ROWS examples, one for long rows; first the whole rows, for the bound of each: (ROWS, N).
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     _, all_keys = _load_keys(dy, row, tl.arange(0, N)[None, :], batch, n, dy_b, dy_n)
     bound, ceiling, room = _bounds(all_keys, k, ROWS)

@@ -21,19 +21,21 @@ _LINE = 128
 _ROWS = 128
 """Rows read at once: with 8 warps, 16 numbers of 4 bytes or 32 of 2 for each thread."""
 _PROGRAMS = 384
-"""Programs wanted, about three for each multiprocessor of an H200. Not measured yet."""
+"""Programs wanted, about three for each multiprocessor of an H200; other numbers were not measured."""
 
 
 @triton.jit
 def _column_sums(
     dy, parts, totals, batch, n, dy_b, dy_n, share, SUMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
+    # A program has COLUMNS columns (one cache line of a row) of one chunk of `share` examples.
     chunk = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < n
     last = tl.minimum((chunk + 1) * share, batch)
     magnitude = tl.zeros((ROWS, COLUMNS), tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # Tiles of ROWS x COLUMNS are added up where they are: each thread has its own examples of each column.
     for first in range(chunk * share, last, ROWS):
         row = first + tl.arange(0, ROWS)
         place = row.to(tl.int64)[:, None] * dy_b + column.to(tl.int64)[None, :] * dy_n
@@ -41,6 +43,7 @@ def _column_sums(
         magnitude += tl.abs(values)
         if SUMS:
             total += values
+    # Only now do the threads add up what they have of a column: (ROWS, COLUMNS) -> (COLUMNS,), in a fixed order.
     tl.store(parts + chunk * n + column, tl.sum(magnitude, axis=0), mask=inside)
     if SUMS:
         tl.store(totals + chunk * n + column, tl.sum(total, axis=0), mask=inside)

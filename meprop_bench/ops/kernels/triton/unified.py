@@ -28,16 +28,16 @@ from meprop_bench.ops.kernels.triton.launch import precision, widened
 __all__ = ["products"]
 
 _GATHER_FROM = 16
-"""Columns of dy from which on they are gathered before both products. Not measured yet."""
+"""Columns of dy from which on they are gathered before both products; other limits were not measured."""
 
 _PROGRAMS = 264
-"""Programs of dW wanted, two for each multiprocessor of an H200. Not measured yet."""
+"""Programs of dW wanted, two for each multiprocessor of an H200; other numbers were not measured."""
 
 _CHUNK = 512
 """Examples that a program of dW takes at least."""
 
 _WARPS, _STAGES = 4, 3
-"""Of each program; stages of the loop that are under way at once. Not measured yet."""
+"""Of each program; stages of the loop that are under way at once. Others were not measured."""
 
 
 class _Tiles(NamedTuple):
@@ -68,10 +68,12 @@ def _dx_tile(
     GATHER: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
+    # Which tile of dx, (ROWS, COLUMNS): neighbours share columns, hence the rows of W, which then come from the cache.
     blocks = tl.cdiv(batch, ROWS)
     row = ((tile % blocks) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = ((tile // blocks) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # TERMS of the k neurons at once: (ROWS, TERMS) of dy, or of its gathered columns, by (TERMS, COLUMNS) of W's rows.
     for first in range(0, k, TERMS):
         term = first + tl.arange(0, TERMS)
         neuron = tl.load(t + term, mask=term < k, other=0)
@@ -90,6 +92,7 @@ def _dw_tile(
     GATHER: tl.constexpr, SCATTER: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
+    # Which tile of dW's k rows, (ROWS, COLUMNS), and which chunk of the batch.
     blocks = tl.cdiv(k, ROWS)
     term = (tile % blocks) * ROWS + tl.arange(0, ROWS)
     column = ((tile // blocks) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
@@ -97,6 +100,7 @@ def _dw_tile(
     source = neuron if GATHER else term.to(tl.int64)
     last = tl.minimum((chunk + 1) * share, batch)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # TERMS examples at once: (ROWS, TERMS) of dy, transposed as it is read, by (TERMS, COLUMNS) of x.
     for first in range(chunk * share, last, TERMS):
         example = first + tl.arange(0, TERMS)
         inside = example < last
@@ -108,6 +112,7 @@ def _dw_tile(
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
         total = tl.dot(left, right, total, input_precision=PRECISION)
+    # Into the rows of the full gradient, or one below the other, chunk by chunk.
     target = neuron if SCATTER else chunk.to(tl.int64) * k + term
     tl.store(dw + target[:, None] * m + column, total, mask=(term < k)[:, None] & (column < m))
 
@@ -119,6 +124,7 @@ def _products(
     DX_ROWS: tl.constexpr, DX_COLUMNS: tl.constexpr, DX_TERMS: tl.constexpr,
     DW_ROWS: tl.constexpr, DW_COLUMNS: tl.constexpr, DW_TERMS: tl.constexpr,
 ):  # fmt: skip
+    # The first programs have a tile of dx each, the others a tile of dW for one chunk of the batch.
     tile = tl.program_id(0)
     if tile < dx_tiles:
         _dx_tile(
@@ -135,6 +141,7 @@ def _products(
 
 @triton.jit
 def _add_chunks(parts, t, dw, chunks, k, m, SCATTER: tl.constexpr, COLUMNS: tl.constexpr):
+    # A program has COLUMNS of one row of dW and adds up what the chunks have of it, in their order.
     term = tl.program_id(1).to(tl.int64)
     column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     total = tl.zeros((COLUMNS,), tl.float32)
