@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,6 +56,8 @@ __all__ = [
     "process_medians",
     "ratio_p_value",
 ]
+
+_LARGEST_LOG = math.log(sys.float_info.max)
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Alternative = Literal["differs", "below", "above"]
@@ -324,7 +327,12 @@ def _log_ratio(baseline_s: float, method_s: float) -> float:
 
 
 def _exponential(interval: Interval) -> Interval:
-    return Interval(math.exp(interval.estimate), math.exp(interval.low), math.exp(interval.high))
+    return Interval(*map(_exp, (interval.estimate, interval.low, interval.high)))
+
+
+def _exp(value: float) -> float:
+    """As `math.exp`, but infinite where that overflows: two processes that disagree have intervals as wide as that."""
+    return math.inf if value > _LARGEST_LOG else math.exp(value)
 
 
 def _t_interval(values: Sequence[float], confidence: float) -> Interval:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import Interval, Runs, geometric_mean_ratio, holm, ratio_p_value
 
@@ -24,12 +23,7 @@ LEVEL = 0.05
 
 def judged_runs(row: Row) -> Runs | None:
     """Return the pairs that a row's speed-up is taken over, process by process; None without raw values."""
-    if row.values_s is None or row.baseline_values_s is None or row.run_lengths is None or row.speedup is None:
-        return None
-    found = Measurement.from_values(
-        row.phase or "", row.baseline_values_s, row.values_s, row.run_lengths, row.loops or 1, row.disturbed
-    )
-    return found.judged_runs
+    return None if row.measurement is None or row.speedup is None else row.measurement.judged_runs
 
 
 def p_value(row: Row) -> float:

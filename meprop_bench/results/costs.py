@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import Runs
 
@@ -51,11 +50,9 @@ def judged_pairs(row: Row) -> Runs:
         ValueError: a row without values, as that of a case which failed.
 
     """
-    if row.values_s is None or row.baseline_values_s is None or row.run_lengths is None:
+    if row.measurement is None:
         raise ValueError(f"the row of case {row.case_id}, phase {row.phase}, holds no values")
-    return Measurement.from_values(
-        row.phase or "", row.baseline_values_s, row.values_s, row.run_lengths, row.loops or 1, row.disturbed
-    ).judged_runs
+    return row.measurement.judged_runs
 
 
 def _thinned(values: list[float]) -> list[float]:

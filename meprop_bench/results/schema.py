@@ -8,6 +8,8 @@ random order, and `run_lengths` cuts both lists into fresh processes, the replic
 The rules that every row obeys, on writing and on reading:
 
 * what does not apply, and what is not finite, is null: JSON has no NaN;
+* each field holds what its annotation allows (`results.incoming`), and its figures are those of its raw values
+  (`results.consistency`): a row that contradicts itself is refused;
 * a case whose check did not pass has no speed-up, and a case that failed (`error`) has no numbers at all;
 * keys that this version does not know are ignored, a `schema` that it does not know is refused.
 """
@@ -15,14 +17,28 @@ The rules that every row obeys, on writing and on reading:
 from __future__ import annotations
 
 import math
-import sys
-from collections import abc
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta
 
 from meprop_bench.errors import UserError
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.results.consistency import check_row, check_utilization
+from meprop_bench.results.incoming import (
+    Amount,
+    Count,
+    Finite,
+    Name,
+    Number,
+    Percent,
+    Ratio,
+    Seconds,
+    Share,
+    checked,
+)
 from meprop_bench.results.redact import one_line
 
 __all__ = ["PASSED", "SCHEMA", "Parity", "Row", "Utilization", "check_schema", "select"]
@@ -33,8 +49,10 @@ PASSED = "passed"
 Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 
-def check_schema(record: Mapping[str, Any]) -> None:
-    """Refuse a record of another schema (`UserError`)."""
+def check_schema(record: object) -> None:
+    """Refuse a record of another schema, or what is none (`UserError`)."""
+    if not isinstance(record, Mapping):
+        raise UserError(f"a record is a JSON object, not {one_line(type(record).__name__, 20)}")
     if record.get("schema") != SCHEMA:
         found = one_line(repr(record.get("schema")), 60)
         raise UserError(f"results of schema {found} cannot be read: this version reads {SCHEMA!r}")
@@ -57,29 +75,20 @@ class Parity:
 
     """
 
-    task: str
-    metric: str = "accuracy_percent"
-    seeds: tuple[int, ...]
-    steps: int
-    baseline: tuple[float, ...]
-    method: tuple[float, ...]
-    difference: float
-    low: float | None
-    high: float | None
-    margin: float
+    task: Name
+    metric: Name = "accuracy_percent"
+    seeds: tuple[Number, ...]
+    steps: Count
+    baseline: tuple[Percent, ...]
+    method: tuple[Percent, ...]
+    difference: Annotated[float, Meta(ge=-101, le=101)]
+    low: Finite | None
+    high: Finite | None
+    margin: Percent
     verdict: Verdict
 
     def __post_init__(self) -> None:
         _normalise(self)
-        if not len(self.seeds) == len(self.baseline) == len(self.method):
-            raise ValueError(
-                f"parity: {len(self.seeds)} seeds, {len(self.baseline)} baseline and {len(self.method)} method figures"
-            )
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Parity:
-        """Build from a JSON object; raises ValueError for a missing or wrong field."""
-        return cls(**_known(cls, record))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,33 +127,33 @@ class Utilization:
 
     """
 
-    seconds: float
-    iterations: int
-    power_w: float | None = None
-    energy_per_step_j: float | None = None
-    energy_source: str | None = None
-    cpu_utilization: float | None = None
-    others_cpu_utilization: float | None = None
-    cpu_steal: float | None = None
-    cpu_frequency_mhz: float | None = None
-    cpu_throttled_s: float | None = None
-    cpu_energy_j: float | None = None
-    rss_bytes: int | None = None
-    voluntary_switches: int | None = None
-    involuntary_switches: int | None = None
-    page_faults: int | None = None
-    gpu_utilization: float | None = None
-    gpu_memory_utilization: float | None = None
-    gpu_memory_used_bytes: int | None = None
-    gpu_power_w: float | None = None
-    gpu_energy_j: float | None = None
-    sm_clock_mhz: float | None = None
-    temperature_c: float | None = None
+    seconds: Seconds
+    iterations: Count
+    power_w: Amount | None = None
+    energy_per_step_j: Amount | None = None
+    energy_source: Name | None = None
+    cpu_utilization: Amount | None = None
+    others_cpu_utilization: Amount | None = None
+    cpu_steal: Amount | None = None
+    cpu_frequency_mhz: Amount | None = None
+    cpu_throttled_s: Amount | None = None
+    cpu_energy_j: Amount | None = None
+    rss_bytes: Number | None = None
+    voluntary_switches: Number | None = None
+    involuntary_switches: Number | None = None
+    page_faults: Number | None = None
+    gpu_utilization: Percent | None = None
+    gpu_memory_utilization: Percent | None = None
+    gpu_memory_used_bytes: Number | None = None
+    gpu_power_w: Amount | None = None
+    gpu_energy_j: Amount | None = None
+    sm_clock_mhz: Amount | None = None
+    temperature_c: Annotated[float, Meta(ge=-273.15, le=1e4)] | None = None
     throttle_reasons: tuple[str, ...] | None = None
-    sm_utilization: float | None = None
-    sm_occupancy: float | None = None
-    tensor_utilization: float | None = None
-    dram_utilization: float | None = None
+    sm_utilization: Percent | None = None
+    sm_occupancy: Percent | None = None
+    tensor_utilization: Percent | None = None
+    dram_utilization: Percent | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -153,7 +162,9 @@ class Utilization:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Utilization:
         """Build from a JSON object; raises ValueError for a missing or wrong field."""
-        return cls(**_known(cls, record))
+        found = checked(record, cls)
+        check_utilization(found)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,72 +187,72 @@ class Row:
     `process_peak_bytes`.
     """
 
-    case_id: str
-    workload: str
-    method: str
-    kernel: str | None
-    kernel_requested: str
-    k: int | float
-    batch: int
-    in_features: int | None
-    out_features: int | None
-    device: str
-    threads: int | None
-    dtype: str
-    gradient: str
-    allocator: str
-    phase: str | None
-    data: str | None = None
-    layers: int | None = None
-    optimizer: str | None = None
-    size: int | None = None
-    filter: int | None = None
-    length: int | None = None
-    rate: float | None = None
-    share: float | None = None
-    slowdown: float | None = None
-    caches: str = "warm"
-    launch: str = "eager"
-    median_s: float | None = None
-    values_s: tuple[float, ...] | None = None
-    baseline_median_s: float | None = None
-    baseline_values_s: tuple[float, ...] | None = None
-    run_lengths: tuple[int, ...] | None = None
+    case_id: Name
+    workload: Name
+    method: Name
+    kernel: Name | None
+    kernel_requested: Name
+    k: Count | Annotated[float, Meta(gt=0, le=1e12)]
+    batch: Count
+    in_features: Count | None
+    out_features: Count | None
+    device: Name
+    threads: Count | None
+    dtype: Name
+    gradient: Name
+    allocator: Name
+    phase: Name | None
+    data: Name | None = None
+    layers: Count | None = None
+    optimizer: Name | None = None
+    size: Count | None = None
+    filter: Count | None = None
+    length: Count | None = None
+    rate: Share | None = None
+    share: Share | None = None
+    slowdown: Annotated[float, Meta(ge=0, le=100)] | None = None
+    caches: Name = "warm"
+    launch: Name = "eager"
+    median_s: Seconds | None = None
+    values_s: tuple[Seconds, ...] | None = None
+    baseline_median_s: Seconds | None = None
+    baseline_values_s: tuple[Seconds, ...] | None = None
+    run_lengths: tuple[Count, ...] | None = None
     disturbed: tuple[bool, ...] | None = None
-    loops: int | None = None
-    speedup: float | None = None
-    speedup_low: float | None = None
-    speedup_high: float | None = None
+    loops: Count | None = None
+    speedup: Ratio | None = None
+    speedup_low: Ratio | None = None
+    speedup_high: Ratio | None = None
     converged: bool | None = None
-    processes: int | None = None
-    floor_s: float | None = None
-    baseline_floor_s: float | None = None
-    efficiency: float | None = None
-    flops: float | None = None
-    bytes: float | None = None
-    baseline_flops: float | None = None
-    baseline_bytes: float | None = None
-    peak_memory_bytes: int | None = None
-    baseline_peak_memory_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    baseline_peak_reserved_bytes: int | None = None
-    process_peak_bytes: int | None = None
-    baseline_process_peak_bytes: int | None = None
-    process_growth_bytes: int | None = None
-    baseline_process_growth_bytes: int | None = None
-    gpu_utilization: float | None = None
-    cpu_utilization: float | None = None
-    power_w: float | None = None
-    energy_per_step_j: float | None = None
+    processes: Count | None = None
+    floor_s: Amount | None = None
+    baseline_floor_s: Amount | None = None
+    efficiency: Ratio | None = None
+    flops: Amount | None = None
+    bytes: Amount | None = None
+    baseline_flops: Amount | None = None
+    baseline_bytes: Amount | None = None
+    peak_memory_bytes: Number | None = None
+    baseline_peak_memory_bytes: Number | None = None
+    peak_reserved_bytes: Number | None = None
+    baseline_peak_reserved_bytes: Number | None = None
+    process_peak_bytes: Number | None = None
+    baseline_process_peak_bytes: Number | None = None
+    process_growth_bytes: Number | None = None
+    baseline_process_growth_bytes: Number | None = None
+    gpu_utilization: Percent | None = None
+    cpu_utilization: Amount | None = None
+    power_w: Amount | None = None
+    energy_per_step_j: Amount | None = None
     utilization: Utilization | None = None
     baseline_utilization: Utilization | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
     check: str | None = None
     parity: Parity | None = None
-    seed: int | None = None
-    elapsed_s: float | None = None
-    git_revision: str | None = None
-    environment_id: str
+    seed: Number | None = None
+    elapsed_s: Amount | None = None
+    git_revision: Name | None = None
+    environment_id: Name
     error: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -252,35 +263,16 @@ class Row:
         if isinstance(self.notes, list | tuple) and all(isinstance(note, str) for note in self.notes):
             object.__setattr__(self, "notes", tuple(line for note in self.notes if (line := one_line(note))))
         _normalise(self)
-        self._check_values()
-        self._check_rules()
 
-    def _check_values(self) -> None:
-        values, baseline, lengths = self.values_s, self.baseline_values_s, self.run_lengths
-        if values is None or baseline is None or lengths is None:
-            if any(part is not None for part in (values, baseline, lengths)):
-                raise ValueError("values_s, baseline_values_s and run_lengths come together or not at all")
-            return
-        if not len(values) == len(baseline) == sum(lengths) or min(lengths, default=1) < 1:
-            raise ValueError(
-                f"{len(values)} values, {len(baseline)} baseline values and run_lengths {list(lengths)} do not pair up"
-            )
-        if self.disturbed is not None and len(self.disturbed) != len(values):
-            raise ValueError(f"{len(self.disturbed)} marks of disturbed pairs for {len(values)} values")
-        if min((*values, *baseline), default=0.0) < 0:
-            raise ValueError("a negative time in values_s or baseline_values_s")
-
-    def _check_rules(self) -> None:
-        if self.speedup is not None and not self.passed:
-            raise ValueError(f"a speed-up for a case that failed: check {self.check!r}, error {self.error!r}")
-        if self.error is not None and (self.median_s is not None or self.values_s is not None):
-            raise ValueError("numbers in a row that holds an error")
-        if (self.speedup_low is None) != (self.speedup_high is None):
-            raise ValueError("speedup_low and speedup_high come together or not at all")
-        if self.speedup_low is not None and self.speedup_high is not None:
-            low, high = self.speedup_low, self.speedup_high
-            if self.speedup is None or not low <= self.speedup <= high:
-                raise ValueError(f"speedup {self.speedup} is not in its interval [{low}, {high}]")
+    @cached_property
+    def measurement(self) -> Measurement | None:
+        """The raw values as what was measured; None where there are none."""
+        if self.values_s is None or self.baseline_values_s is None or self.run_lengths is None:
+            return None
+        phase, loops = self.phase or "", self.loops or 1
+        return Measurement.from_values(
+            phase, self.baseline_values_s, self.values_s, self.run_lengths, loops, self.disturbed
+        )
 
     @property
     def passed(self) -> bool:
@@ -306,7 +298,7 @@ class Row:
         return {"schema": SCHEMA, **_as_json(asdict(self))}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Row:
+    def from_json(cls, record: object) -> Row:
         """Build from a JSON object.
 
         Raises:
@@ -315,11 +307,9 @@ class Row:
 
         """
         check_schema(record)
-        known = _known(cls, record)
-        for key, kind in _NESTED.items():
-            if isinstance(known.get(key), Mapping):
-                known[key] = kind.from_json(known[key])
-        return cls(**known)
+        row = checked(record, cls)
+        check_row(row)
+        return row
 
 
 def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
@@ -338,60 +328,13 @@ def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_Kind: TypeAlias = "type[Row] | type[Parity] | type[Utilization]"
-_NESTED: dict[str, type[Parity] | type[Utilization]] = {
-    "parity": Parity,
-    "utilization": Utilization,
-    "baseline_utilization": Utilization,
-}
-
-
-def _known(cls: _Kind, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the keys that `cls` has; raises ValueError if one without a default is missing."""
-    known = {spec.name: record[spec.name] for spec in fields(cls) if spec.name in record}
-    needed = [spec.name for spec in fields(cls) if spec.default is MISSING and spec.default_factory is MISSING]
-    if missing := [name for name in needed if name not in known]:
-        raise ValueError(f"{cls.__name__.lower()} without {missing[0]!r}")
-    return known
-
-
 def _normalise(record: Row | Parity | Utilization) -> None:
-    """Check each field against its annotation; lists become tuples, and a number that is not finite becomes None."""
-    for name, hint in _HINTS[type(record)].items():
-        object.__setattr__(record, name, _checked(name, getattr(record, name), hint))
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        if NoneType in options:
-            return None
-    else:
-        for option in options:
-            if get_origin(option) is abc.Mapping and isinstance(value, Mapping):
-                return {_text(name, key): _text(name, item) for key, item in value.items()}
-            if get_origin(option) is tuple and isinstance(value, list | tuple):
-                return tuple(_checked(f"an item of {name}", item, get_args(option)[0]) for item in value)
-            if _is_a(value, option):
-                return float(value) if option is float else value
-    raise ValueError(f"{name} is {one_line(repr(value), 80)}, expected {getattr(hint, '__name__', hint)}")
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not (line := one_line(value)):
-        raise ValueError(f"{name} holds {one_line(repr(value), 80)}, expected text")
-    return line
-
-
-def _is_a(value: Any, option: Any) -> bool:
-    if get_origin(option) is Literal:
-        return value in get_args(option)
-    if option is str:
-        return isinstance(value, str) and value.isprintable() and value != ""
-    if option in (int, float):
-        kinds = (int, float) if option is float else (int,)
-        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return isinstance(option, type) and isinstance(value, option)
-
-
-_HINTS: dict[_Kind, dict[str, Any]] = {cls: get_type_hints(cls) for cls in (Row, Parity, Utilization)}
+    """Turn lists into tuples, and a number that is not finite into None, as JSON gives them back."""
+    for name, value in vars(record).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            object.__setattr__(record, name, None)
+        elif isinstance(value, list):
+            object.__setattr__(record, name, tuple(value))
+        elif name == "unavailable":
+            reasons = {one_line(key): one_line(text) or "no reason was given" for key, text in value.items()}
+            object.__setattr__(record, name, reasons)

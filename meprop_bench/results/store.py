@@ -18,13 +18,16 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from msgspec import Meta
 
 from meprop_bench.errors import UserError
+from meprop_bench.results.incoming import Name, Rate, checked, parsed, refused
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
 
@@ -146,8 +149,9 @@ class Store:
         """Add the rows of one case: all of them are on the disk when this returns, or none (`UserError`)."""
         if self._fd is None:
             raise ValueError("append: the store is not open for writing")
-        rows = list(rows)
-        data = "".join(json.dumps(row.to_json(), allow_nan=False) + "\n" for row in rows).encode()
+        lines = [json.dumps(row.to_json(), allow_nan=False).encode() for row in rows]
+        found = [_parse(line, self.folder / MEASUREMENTS, "a new row") for line in lines]  # or nobody could read it
+        data = b"".join(line + b"\n" for line in lines)
         size = os.fstat(self._fd).st_size
         with _or_user_error(self.folder / MEASUREMENTS):
             try:
@@ -159,7 +163,7 @@ class Store:
                 with suppress(OSError):  # then the next to open it finds a torn line, and removes it
                     os.ftruncate(self._fd, size)
                 raise
-        self._rows.extend(rows)
+        self._rows.extend(found)
 
     def take(self, other: Store, case_ids: Collection[str]) -> int:
         """Add the rows that another folder has of these cases, and where they were measured; return of how many cases.
@@ -220,7 +224,7 @@ class Store:
             data = path.read_bytes()
         lines = data.split(b"\n")
         torn = lines.pop()  # what follows the last line break: nothing, in a file that was written to the end
-        rows = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
+        rows = [_parse(line, path, f"line {number}") for number, line in enumerate(lines, 1)]
         if not torn:
             return rows
         # A case has a row for each phase: unless the torn line names another case, the rows before it are its own.
@@ -240,15 +244,42 @@ class Store:
         return rows
 
 
-def _parse(line: bytes, path: Path, number: int) -> Row:
-    where = f"{path.parent.name}/{MEASUREMENTS} line {number}"
+def _parse(line: bytes, path: Path, place: str) -> Row:
+    where = f"{path.parent.name}/{MEASUREMENTS} {place}"
     try:
-        return Row.from_json(json.loads(line))
+        return Row.from_json(parsed(line))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = one_line(str(error), 120)
-        raise UserError(f"{where} is not a row: {reason}; delete the line, or the folder, and measure again") from None
+    except ValueError as error:
+        raise refused(
+            f"{where} is not a sound row", error, "delete the line, or the folder, and measure again"
+        ) from None
+
+
+@dataclass
+class _Plan:
+    """What all plans have in common; the rest is of the verb that made it."""
+
+    name: str | None = None
+    cases: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass
+class _Peaks:
+    flops_per_s: dict[str, Rate]
+    bandwidth: Annotated[tuple[tuple[Rate, Rate], ...], Meta(min_length=1)]
+
+
+@dataclass
+class _Header:
+    """What a reader of `environment.json` may rely on."""
+
+    command: str
+    started: datetime
+    plan: _Plan
+    environments: dict[Name, dict[str, Any]]
+    peaks: dict[Name, _Peaks]
+    states: tuple[dict[str, Any], ...] = ()
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -258,15 +289,15 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} {what}: expected a folder with {MEASUREMENTS} and {ENVIRONMENT}")
     with _or_user_error(path, "read"):
         data = path.read_bytes()
+    where = f"{folder.name}/{ENVIRONMENT}"
     try:
-        header = json.loads(data)
+        header = parsed(data)
         check_schema(header)
-        shape = {"command": str, "started": str, "plan": dict, "environments": dict, "peaks": dict}
-        wrong = [key for key, kind in shape.items() if not isinstance(header.get(key), kind)]
-    except (ValueError, AttributeError, RecursionError):
-        raise UserError(f"{folder.name}/{ENVIRONMENT} is not a JSON object; restore it or measure again") from None
-    if wrong:
-        raise UserError(f"{folder.name}/{ENVIRONMENT} has no usable {wrong[0]!r}; restore it or measure again")
+        checked(header, _Header)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise refused(where, error, "restore it or measure again") from None
     return dict(header)
 
 

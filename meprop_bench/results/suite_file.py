@@ -8,13 +8,13 @@ rows are what a report is made from. A file of another project has none, and say
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meprop_bench.errors import UserError
+from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Row
 
@@ -47,11 +47,11 @@ def read_suite_file(path: Path) -> SuiteFile:
 
     """
     try:
-        record = json.loads(path.read_bytes())
+        record = parsed(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not JSON, or was cut off: run the suite again") from None
+    except ValueError as error:
+        raise refused(str(path), error, "run the suite again") from None
     benchmarks = record.get("benchmarks") if isinstance(record, dict) else None
     if not isinstance(benchmarks, list):
         raise UserError(f"{path} is neither a results folder nor a file of pytest-benchmark's --benchmark-json")
@@ -70,7 +70,10 @@ def _row(benchmark: Any, path: Path, number: int) -> Row:
     row = extra.get("row") if isinstance(extra, dict) else None
     if not isinstance(row, dict):
         raise UserError(f"benchmark {number} of {path} is not of this project's suite: it has no row in its extra_info")
+    where = f"benchmark {number} of {path}"
     try:
         return Row.from_json(row)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"benchmark {number} of {path} holds no sound row: {one_line(str(error), 120)}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise refused(f"{where} holds no sound row", error) from None

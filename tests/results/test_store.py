@@ -11,6 +11,7 @@ from meprop_bench.results import store as store_module
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store, replace_file
 
+PEAKS = {"flops_per_s": {"float32": 2e11}, "bandwidth": [[65536, 4e10]]}
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 PLAN = {"cases": [{"k": 8}, {"k": 32}], "target": 0.02}
 
@@ -36,12 +37,12 @@ def test_a_folder_is_made_and_read_again(store, tmp_path):
     assert store.folder == tmp_path / "2026-03-04_amd-2c_quick"
     store.append([row(phase="forward"), row(phase="backward")])
     store.append([row("b")])
-    store.write_environment({"e0": {"cpu": "Some CPU"}}, {"e0": {"bandwidth": [(65536, 4e10)]}})
+    store.write_environment({"e0": {"cpu": "Some CPU"}}, {"e0": {**PEAKS, "bandwidth": [(65536, 4e10)]}})
     read = Store.open(store.folder)
     assert read.rows() == store.rows() == [row(phase="forward"), row(phase="backward"), row("b")]
     assert read.done_case_ids() == {"a", "b"}
     assert read.header["environments"] == {"e0": {"cpu": "Some CPU"}}
-    assert read.header["peaks"] == {"e0": {"bandwidth": [[65536, 4e10]]}}
+    assert read.header["peaks"] == {"e0": PEAKS}
     assert read.header["schema"] == SCHEMA
     assert read.header["started"] == "2026-03-04T05:06:07+00:00"
     assert sorted(path.name for path in store.folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
@@ -53,7 +54,7 @@ def test_cases_are_taken_from_another_folder_with_where_they_were_measured(store
         other.append([row("failed", phase=None, check=None, error="died")])
         other.append([row("unwanted", environment_id="e7")])
         other.append([row("b", environment_id="e1"), row("there")])
-        other.write_environment({"e0": {"cpu": "x"}, "e1": {"cpu": "y"}, "e7": {}}, {"cpu float32": {"bandwidth": 1}})
+        other.write_environment({"e0": {"cpu": "x"}, "e1": {"cpu": "y"}, "e7": {}}, {"cpu float32": PEAKS})
     store.append([row("there", notes=("own",))])
     assert store.take(other, ["b", "a", "failed", "there", "absent"]) == 2
     read = Store.open(store.folder)
@@ -63,20 +64,21 @@ def test_cases_are_taken_from_another_folder_with_where_they_were_measured(store
     ]  # fmt: skip
     assert [found.notes for found in read.rows()] == [("own",), *[("measured for 2026-03-04_amd-2c_sweep",)] * 3]
     assert read.header["environments"] == {"e0": {"cpu": "x"}, "e1": {"cpu": "y"}}
-    assert read.header["peaks"] == {"cpu float32": {"bandwidth": 1}}
+    assert read.header["peaks"] == {"cpu float32": PEAKS}
     assert store.take(other, ["b", "a"]) == 0
 
 
 def test_an_environment_stays_what_the_first_rows_were_measured_in(store):
     """Those that do not name their revision have the environment's; a run goes on at a later one."""
-    store.write_environment({"e0": {"git_revision": "one"}}, {"e0": {"bandwidth": 1}})
+    store.write_environment({"e0": {"git_revision": "one"}}, {"e0": PEAKS})
     store.close()
     with Store.open(store.folder, write=True) as again:
-        again.write_environment({"e0": {"git_revision": "two"}, "e1": {}}, {"e0": {"bandwidth": 2}})
+        better = {**PEAKS, "bandwidth": [[65536, 5e10]]}
+        again.write_environment({"e0": {"git_revision": "two"}, "e1": {}}, {"e0": better})
         again.append([row("b", git_revision="two")])
     read = Store.open(store.folder)
     assert read.header["environments"] == {"e0": {"git_revision": "one"}, "e1": {}}
-    assert read.header["peaks"] == {"e0": {"bandwidth": 2}}  # settled again
+    assert read.header["peaks"] == {"e0": better}  # settled again
     assert read.rows()[-1].git_revision == "two"
 
 

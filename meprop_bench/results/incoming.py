@@ -1,0 +1,147 @@
+"""What comes in from a file, checked once: JSON without ambiguity, then a structure whose fields have types and bounds.
+
+    bytes  --parsed-->  JSON values  --checked-->  a structure        one line that says which field, and what it holds
+
+The structures are dataclasses whose annotations say what a field may hold (`msgspec`): a time is positive and finite, a
+count is not negative, a share lies between 0 and 1. So nothing behind this module meets a number that it could stumble
+over. The bounds are far outside of what can be measured, and so narrow that no ratio of two of them, and no interval of
+such ratios, leaves the range of a float.
+
+Keys that a structure does not have are ignored, as files of newer versions have them; one that is missing is looked for
+among these. A key that an object has twice is refused: which of the two is meant cannot be told.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from meprop_bench.errors import UserError
+from meprop_bench.results.redact import one_line
+
+__all__ = [
+    "Amount",
+    "Count",
+    "Finite",
+    "Name",
+    "Number",
+    "Percent",
+    "Rate",
+    "Ratio",
+    "Seconds",
+    "Share",
+    "checked",
+    "parsed",
+    "refused",
+]
+
+Seconds: TypeAlias = Annotated[float, Meta(ge=1e-12, le=1e8)]
+"""A time that something took: a picosecond is below any clock, and 1e8 s are three years."""
+Amount: TypeAlias = Annotated[float, Meta(ge=0, le=1e30)]
+"""Operations, bytes, joules and the like."""
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40)]
+"""How many there are of what there has to be one of."""
+Number: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 62)]
+"""A size or a count that may be 0."""
+Rate: TypeAlias = Annotated[float, Meta(ge=1, le=1e30)]
+"""Operations or bytes a second, and the bytes that it holds for."""
+Ratio: TypeAlias = Annotated[float, Meta(ge=1e-300, le=1e300)]
+"""One time over another, or a bound of it."""
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100.5)]
+"""Of a whole; means of readings may round a little above it."""
+Finite: TypeAlias = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
+
+_Structure = TypeVar("_Structure")
+
+_EXPECTED = re.compile(r"(?P<what>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>.+)`")
+
+
+def parsed(data: bytes | str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or has a number that is not finite, or an object has a key twice; in one line.
+
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not a text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON, or was cut off ({error.msg} at character {error.pos})") from None
+
+
+def checked(record: object, kind: type[_Structure]) -> _Structure:
+    """Return JSON values as a structure.
+
+    Args:
+        record: of a JSON text.
+        kind: a dataclass, or a type of msgspec's, whose annotations say what is allowed.
+
+    Raises:
+        ValueError: a field is missing or holds what it cannot; one line names it.
+
+    """
+    try:
+        return msgspec.convert(record, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_told(str(error), record)) from None
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(one_line(str(error), 80)) from None
+
+
+def refused(where: str, error: Exception, advice: str = "measure again") -> UserError:
+    """Return the error that names the file and the line of what `parsed` or `checked` refused."""
+    return UserError(f"{where}: {one_line(str(error), 240)}; {advice}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"it has the key {one_line(repr(twice), 60)} twice")
+    return record
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}, which is no number of JSON")
+
+
+def _told(message: str, record: object) -> str:
+    """Return msgspec's message with the field's name first, and what it holds."""
+    found = _EXPECTED.fullmatch(message)
+    assert found is not None
+    what, place = found["what"], (found["place"] or "$").removeprefix("$").removeprefix(".")
+    missing = _MISSING.fullmatch(what)
+    if missing is not None:
+        owner = _at(record, place)
+        close = difflib.get_close_matches(missing["field"], list(owner) if isinstance(owner, Mapping) else [], n=1)
+        hint = f"; did you mean it by {one_line(repr(close[0]), 60)}?" if close else ""
+        return f"{place or 'the record'} has no {missing['field']!r}{hint}"
+    value = _at(record, place)
+    held = f" is {one_line(repr(value), 60)}" if isinstance(value, str | int | float | None) else ""
+    return f"{place or 'the record'}{held}: {what[:1].lower()}{what[1:]}".replace("`", "")
+
+
+def _at(record: object, place: str) -> object:
+    """Return what is at a path of msgspec's, such as `utilization.power_w` or `values_s[3]`; `...` where it ends."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d*)\]", place.replace("[...]", "[]")):
+        if isinstance(record, Mapping) and name in record:
+            record = record[name]
+        elif isinstance(record, Sequence) and index and int(index) < len(record):
+            record = record[int(index)]
+        else:
+            return ...
+    return record
