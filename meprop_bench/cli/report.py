@@ -46,7 +46,8 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
 
-    documents = [_load(folder) for folder in dict.fromkeys(folders)]
+    loaded = {folder: _load(folder) for folder in folders}
+    documents = [document for document, _ in loaded.values()]
     if not mixed_environments:
         _check_comparable(documents)
     for document in documents:
@@ -55,7 +56,7 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     if not any(document.rows or document.sections for document in documents):
         raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
     if form == "table":
-        _write_all([folder for folder in folders if folder.is_dir()])
+        _write_all([(document, store) for document, store in loaded.values() if store is not None])
         for document in documents:
             write_as("table", document, sys.stdout)
     else:
@@ -63,16 +64,19 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     return ExitCode.OK
 
 
-def _load(folder: Path) -> Document:
-    """Read a folder as what it is: of a paper's table there is more than rows."""
+def _load(folder: Path) -> tuple[Document, Store | None]:
+    """Read a folder once, as what it is: of a paper's table there is more than rows; a file has no store."""
     from meprop_bench.report.document import Document
     from meprop_bench.results.store import Store
 
-    if folder.is_file() or not _is_of_a_table(store := Store.open(folder)):
-        return Document.load(folder)
+    if folder.is_file():
+        return Document.load(folder), None
+    store = Store.open(folder)
+    if not _is_of_a_table(store):
+        return Document.of(store), store
     from meprop_bench.paper.folder import read
 
-    return read(store)
+    return read(store), store
 
 
 def _is_of_a_table(store: Store) -> bool:
@@ -81,24 +85,18 @@ def _is_of_a_table(store: Store) -> bool:
     return bool(store.header["plan"].keys() >= PLAN_KEYS)
 
 
-def _write(folder: Path) -> list[Path]:
-    from meprop_bench.report import write_report
-    from meprop_bench.results.store import Store
+def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:
+    from meprop_bench.report import missing_parts, write_report
 
-    if not _is_of_a_table(store := Store.open(folder)):
-        return write_report(folder)
-    from meprop_bench.paper.folder import write_page
+    for document, store in loaded:
+        if _is_of_a_table(store):
+            from meprop_bench.paper.folder import write_page
 
-    return write_page(store)
-
-
-def _write_all(folders: Sequence[Path]) -> None:
-    from meprop_bench.report import missing_parts
-
-    for folder in dict.fromkeys(folders):
-        names = ", ".join(path.name for path in _write(folder))
-        click.echo(f"wrote {names} in {folder}", err=True)
-    if folders and (remark := missing_parts()):
+            written = write_page(store)
+        else:
+            written = write_report(store.folder, document)
+        click.echo(f"wrote {', '.join(path.name for path in written)} in {store.folder}", err=True)
+    if loaded and (remark := missing_parts()):
         click.echo(remark, err=True)
 
 

@@ -189,8 +189,9 @@ def _report(store: Store, form: str) -> None:
     if not store.rows():
         click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)
         return
-    write_report(store.folder)
-    write_as(form, Document.of(store), sys.stdout)
+    document = Document.of(store)
+    write_report(store.folder, document)
+    write_as(form, document, sys.stdout)
     click.echo(f"report: {store.folder / 'README.md'}", err=True)
     if remark := missing_parts():
         click.echo(remark, err=True)

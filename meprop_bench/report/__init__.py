@@ -37,14 +37,18 @@ def draw(document: Document) -> tuple[list[Plot], str]:
     return [*plots(document.rows), *rooflines(document.rows, document.peaks)], missing_parts()
 
 
-def write_report(folder: Path) -> list[Path]:
+def write_report(folder: Path, document: Document | None = None) -> list[Path]:
     """Write README.md, index.html and the plots of a results folder anew and return their paths.
+
+    Args:
+        folder: of the results.
+        document: what it holds, where that has been read already.
 
     Raises:
         UserError: no results there, corrupt rows, a folder that cannot be written.
 
     """
-    document = Document.load(folder)
+    document = document or Document.load(folder)
     drawn, remark = draw(document)
     contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
 

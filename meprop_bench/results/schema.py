@@ -50,9 +50,9 @@ Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 
 def check_schema(record: object) -> None:
-    """Refuse a record of another schema, or what is none (`UserError`)."""
+    """Refuse a record of another schema (`UserError`), and what is no record (`ValueError`)."""
     if not isinstance(record, Mapping):
-        raise UserError(f"a record is a JSON object, not {one_line(type(record).__name__, 20)}")
+        raise ValueError("it is no JSON object")
     if record.get("schema") != SCHEMA:
         found = one_line(repr(record.get("schema")), 60)
         raise UserError(f"results of schema {found} cannot be read: this version reads {SCHEMA!r}")

@@ -36,6 +36,9 @@ __all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "lock", "replace_file"]
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
 
+_ADVICE = "delete the line, or the folder, and measure again"
+_NOT_STORED = "it was not stored, since nobody could read it: please report this"
+
 
 def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
     """Write `path` as a whole or not at all (temporary file, sync, rename); raises `UserError` if it cannot.
@@ -150,7 +153,7 @@ class Store:
         if self._fd is None:
             raise ValueError("append: the store is not open for writing")
         lines = [json.dumps(row.to_json(), allow_nan=False).encode() for row in rows]
-        found = [_parse(line, self.folder / MEASUREMENTS, "a new row") for line in lines]  # or nobody could read it
+        found = [_parse(line, self.folder / MEASUREMENTS, "(new row)", _NOT_STORED) for line in lines]
         data = b"".join(line + b"\n" for line in lines)
         size = os.fstat(self._fd).st_size
         with _or_user_error(self.folder / MEASUREMENTS):
@@ -244,16 +247,14 @@ class Store:
         return rows
 
 
-def _parse(line: bytes, path: Path, place: str) -> Row:
+def _parse(line: bytes, path: Path, place: str, advice: str = _ADVICE) -> Row:
     where = f"{path.parent.name}/{MEASUREMENTS} {place}"
     try:
         return Row.from_json(parsed(line))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except ValueError as error:
-        raise refused(
-            f"{where} is not a sound row", error, "delete the line, or the folder, and measure again"
-        ) from None
+        raise refused(f"{where} is not a sound row", error, advice) from None
 
 
 @dataclass

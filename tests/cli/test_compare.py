@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from meprop_bench.cli.compare import command
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.measurement import Measurement
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 
@@ -16,9 +17,10 @@ def row(case_id="a", environment_id="e0", scale=1.0):
     values = [1e-3 * scale, 1.01e-3 * scale, 1.02e-3 * scale]
     base = {"workload": "linear", "method": "unified", "kernel": "gather", "kernel_requested": "auto", "k": 8}
     base |= {"batch": 10, "in_features": 784, "out_features": 500, "device": "cpu", "threads": 2, "dtype": "float32"}
-    base |= {"gradient": "rows", "allocator": "kept", "phase": "backward", "check": "passed", "speedup": 5.0}
+    base |= {"gradient": "rows", "allocator": "kept", "phase": "backward", "check": "passed"}
     base |= {"values_s": values, "baseline_values_s": [5e-3] * 3, "run_lengths": [1, 1, 1], "loops": 1}
-    return Row(case_id=case_id, environment_id=environment_id, **{**base, "median_s": values[1]})
+    speedup = Measurement.from_values("backward", [5e-3] * 3, values, [1, 1, 1], 1).speedup.estimate
+    return Row(case_id=case_id, environment_id=environment_id, **base, median_s=values[1], speedup=speedup)
 
 
 @pytest.fixture

@@ -2,15 +2,18 @@
 
 import math
 import random
+import statistics
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from scipy.special import stdtrit
 
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.report.document import Document
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
+from meprop_bench.stats import mean_difference
 
 BIG = {"batch": 1024, "in_features": 8192, "out_features": 8192}
 SMALL = {"batch": 50, "in_features": 784, "out_features": 500}
@@ -20,9 +23,9 @@ PEAKS = {"flops_per_s": {"float32": 2.0e11}, "bandwidth": [[65536, 8.1e10], [536
 
 def make_row(case_id, *, median=1e-3, speedup=5.0, half=0.01, processes=5, **changes):
     """A timed row whose values scatter about the medians that the arguments give."""
-    source = random.Random(str(case_id))
     lengths = [4] * processes
-    values = [median * source.uniform(0.97, 1.05) for _ in range(sum(lengths))]
+    values, baseline = scattered(median, speedup, half, processes)
+    found = Measurement.from_values("backward", baseline, values, lengths, 1)
     row = {
         "workload": "linear",
         "method": "unified",
@@ -38,25 +41,36 @@ def make_row(case_id, *, median=1e-3, speedup=5.0, half=0.01, processes=5, **cha
         "environment_id": "aabbccddeeff",
         "check": "passed",
         "seed": 0,
-        "median_s": median,
+        "median_s": found.median_s,
         "values_s": values,
-        "baseline_median_s": median * speedup,
-        "baseline_values_s": [value * speedup for value in values],
+        "baseline_median_s": found.baseline_median_s,
+        "baseline_values_s": baseline,
         "run_lengths": lengths,
         "loops": 1,
-        "speedup": speedup,
-        "speedup_low": speedup * (1 - half) if processes > 1 else None,
-        "speedup_high": speedup * (1 + half) if processes > 1 else None,
+        "speedup": found.speedup.estimate,
+        "speedup_low": found.speedup.low,
+        "speedup_high": found.speedup.high,
         "converged": half <= 0.02 and processes > 1,
         "processes": processes,
-        "floor_s": median * 0.6,
-        "baseline_floor_s": median * speedup * 0.85,
+        "floor_s": found.median_s * 0.6,
+        "baseline_floor_s": found.baseline_median_s * 0.85,
         "efficiency": 0.6,
         "peak_memory_bytes": 36 << 20,
         "baseline_peak_memory_bytes": 288 << 20,
         **BIG,
     }
     return Row(case_id=str(case_id), **{**row, **changes})
+
+
+def scattered(median, speedup, half, processes):
+    """Return values of both sides, four of each process, that have these medians and an interval of this half-width."""
+    steps = [step - (processes - 1) / 2 for step in range(processes)]
+    width = math.log1p(half) * math.sqrt(processes) / float(stdtrit(processes - 1, 0.975)) if processes > 1 else 0.0
+    unit = width / statistics.stdev(steps) if processes > 1 else 0.0
+    within = (0.96, 1.0, 1.0, 1 / 0.96)
+    values = [median * factor for _ in steps for factor in within]
+    baseline = [median * speedup * math.exp(unit * step) * factor for step in steps for factor in within]
+    return values, baseline
 
 
 def noisy_row(case_id, *, seed, speedup=1.0, spread=0.01, processes=5, **changes):
@@ -66,9 +80,19 @@ def noisy_row(case_id, *, seed, speedup=1.0, spread=0.01, processes=5, **changes
     values = [1e-3] * 4 * processes
     baseline = [1e-3 * factor for factor in factors for _ in range(4)]
     found = Measurement.from_values("step", baseline, values, [4] * processes, 1).speedup
-    row = make_row(case_id, processes=processes, baseline_values_s=baseline, **changes)
+    row = make_row(case_id, processes=processes, **changes)
     return replace(
-        row, values_s=values, speedup=found.estimate, speedup_low=found.low, speedup_high=found.high, seed=seed
+        row,
+        values_s=values,
+        baseline_values_s=baseline,
+        median_s=1e-3,
+        baseline_median_s=statistics.median(baseline),
+        efficiency=0.6,
+        floor_s=0.6e-3,
+        speedup=found.estimate,
+        speedup_low=found.low,
+        speedup_high=found.high,
+        seed=seed,
     )
 
 
@@ -81,15 +105,18 @@ def failed_row(case_id, **changes):
 
 def accuracy(difference, spread, verdict):
     dense = [96.2, 96.6, 96.1, 96.4, 96.3]
+    unit = spread * math.sqrt(5) / float(stdtrit(4, 0.975)) / statistics.stdev(range(5))
+    method = [figure + difference + unit * step for step, figure in zip(range(-2, 3), dense, strict=True)]
+    found = mean_difference(list(zip(dense, method, strict=True)))
     return Parity(
         task="digits",
         seeds=[0, 1, 2, 3, 4],
         steps=400,
         baseline=dense,
-        method=[figure + difference for figure in dense],
-        difference=difference,
-        low=difference - spread,
-        high=difference + spread,
+        method=method,
+        difference=found.estimate,
+        low=found.low,
+        high=found.high,
         margin=0.5,
         verdict=verdict,
     )

@@ -48,7 +48,7 @@ def test_what_does_not_apply_is_a_dash():
         ({"speedup": 5.12, "half": 0.0195}, "5.12x [5.02, 5.22]", "good"),
         ({"speedup": 120.0, "half": 0.01}, "120x [119, 121]", "good"),
         ({"speedup": 0.8, "half": 0.01}, "0.80x [0.79, 0.81]", "bad"),
-        ({"speedup": 5.0, "half": 0.04}, "5.00x [4.80, 5.20] ~", "good"),
+        ({"speedup": 5.0, "half": 0.04}, "5.00x [4.81, 5.20] ~", "good"),
         ({"speedup": 1.01, "half": 0.02}, "1.01x [0.99, 1.03] not significant", "quiet"),
         ({"speedup": 5.0, "processes": 1}, "5.00x no interval", "quiet"),
     ],

@@ -17,7 +17,7 @@ GPU = {
     "sm_clock_mhz": 1980.0,
     "throttle_reasons": ("power cap",),
     "power_w": 412.6,
-    "energy_per_step_j": 0.0125,
+    "energy_per_step_j": 412.6 * 2.0 / 1000,
 }
 
 
@@ -28,7 +28,11 @@ def watched(make_row):
     def make(case_id="a", found=None, reasons=None, **changes):
         found = found or CPU
         method = Utilization(seconds=2.0, iterations=1000, **found)
-        baseline = Utilization(seconds=2.0, iterations=250, **found)
+        baseline = Utilization(
+            seconds=2.0,
+            iterations=250,
+            **{name: 4 * v if name == "energy_per_step_j" else v for name, v in found.items()},
+        )
         flat = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
         row = make_row(case_id, **changes)
         return replace(
@@ -63,7 +67,7 @@ def test_a_gpu_has_its_own(watched):
     found = cells_of(utilization_section([watched(found=GPU), watched("b")]))
     assert found["GPU"] == "97% → 97%"
     assert found["throttled"] == "power cap → power cap"
-    assert (found["power"], found["energy"]) == ("413 W → 413 W", "12.5 mJ → 12.5 mJ")
+    assert (found["power"], found["energy"]) == ("413 W → 413 W", "3.30 J → 825 mJ")
     assert cells_of(utilization_section([watched(found=GPU), watched("b")]), line=1)["GPU"] == "–"
     calm = watched(found={**GPU, "throttle_reasons": ()})
     assert cells_of(utilization_section([calm]))["throttled"] == "no → no"

@@ -1,0 +1,28 @@
+"""Every results folder of this repository, of older versions, too, is read with the figures that it was written with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from meprop_bench.cli.report import _load
+from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
+
+REPORTS = Path(__file__).parents[2] / "reports"
+FOLDERS = sorted(path.parent for path in REPORTS.rglob(ENVIRONMENT))
+
+
+def test_there_are_some():
+    assert len(FOLDERS) > 10
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_committed_folder_is_read_as_it_was_written(folder):
+    document, store = _load(folder)
+    assert store.notes == []
+    lines = [json.loads(line) for line in (folder / MEASUREMENTS).read_text().splitlines()]
+    latest = {(line["case_id"], line["phase"]): line for line in lines}
+    read = {(row.case_id, row.phase): row.to_json() for row in document.rows}
+    assert list(read) == list(latest)
+    for key, line in latest.items():
+        assert {name: read[key][name] for name in line} == line
