@@ -1,4 +1,4 @@
-"""Every results folder of this repository, of older versions, too, is read with the figures that it was written with."""
+"""Every results folder of this repository, of older versions too, is read with the figures it was written with."""
 
 import json
 from pathlib import Path
