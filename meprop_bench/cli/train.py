@@ -178,6 +178,7 @@ def _folder(folder: Path, told: Mapping[str, Any], resume: bool) -> Iterator[boo
             in it.
 
     """
+    from meprop_bench.results.incoming import checked, parsed
     from meprop_bench.results.store import lock, replace_file
 
     told = json.loads(json.dumps(told))
@@ -194,7 +195,7 @@ def _folder(folder: Path, told: Mapping[str, Any], resume: bool) -> Iterator[boo
     held = lock(path)
     try:
         try:
-            found = json.loads(path.read_text())["settings"]
+            found = checked(parsed(path.read_bytes())["settings"], dict[str, Any])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: choose another --out, or delete the folder") from None
         for name in (*told, *found):

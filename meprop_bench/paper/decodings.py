@@ -10,10 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from meprop_bench.errors import UserError
+from msgspec import Meta
+
 from meprop_bench.paper.trainings import Trained
+from meprop_bench.results.incoming import Count, Name, Seconds, checked, parsed, refused
 from meprop_bench.results.store import replace_file
 from meprop_bench.stats import Interval, median, paired_ratio
 
@@ -37,22 +39,13 @@ class Decoding:
 
     """
 
-    arm_id: str
-    sizes: Mapping[str, int]
-    multiplications: tuple[int, int]
-    runs: tuple[tuple[tuple[float, float], ...], ...]
-    environment_id: str
-    git_revision: str | None = None
-    origin: str | None = None
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Decoding:
-        """Build from a JSON object; raises KeyError, TypeError or ValueError for one that is none."""
-        before, after = record["multiplications"]
-        runs = tuple(tuple((float(b), float(a)) for b, a in pairs) for pairs in record["runs"])
-        found = cls(**{**record, "multiplications": (int(before), int(after)), "runs": runs})
-        _ = found.speedup  # no interval of what is no time
-        return found
+    arm_id: Name
+    sizes: Mapping[str, Count]
+    multiplications: tuple[Count, Count]
+    runs: Annotated[tuple[Annotated[tuple[tuple[Seconds, Seconds], ...], Meta(min_length=1)], ...], Meta(min_length=1)]
+    environment_id: Name
+    git_revision: Name | None = None
+    origin: Name | None = None
 
     @property
     def speedup(self) -> Interval:
@@ -86,9 +79,10 @@ class Decodings:
         if not self.path.exists():
             return
         try:
-            each = [Decoding.from_json(record) for record in json.loads(self.path.read_text(encoding="utf-8"))]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{folder.name}/{DECODINGS} is damaged: delete it and run again with --resume") from None
+            each = checked(parsed(self.path.read_bytes()), list[Decoding])
+        except ValueError as error:
+            where = f"{folder.name}/{DECODINGS} is damaged"
+            raise refused(where, error, "delete it and run again with --resume") from None
         self.found = {one.arm_id: one for one in each}
 
     def get(self, arm_id: str, sizes: Mapping[str, int]) -> Decoding | None:

@@ -15,12 +15,15 @@ import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
 from meprop_bench.paper.scale import Scale, reading_of, scale_of
 from meprop_bench.paper.subjects import Subject, subject
+from meprop_bench.results.incoming import Count, Name, Number, Ratio, checked, refused
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads.case import Case
 
@@ -175,11 +178,42 @@ def experiment(
     return _drafted(_Draft(about, scale, machine), seeds)
 
 
+@dataclass
+class _Timed:
+    """What is read of a timed case besides the case itself."""
+
+    device: Name
+    threads: Count
+    allocator: Name
+    k: Count | Ratio
+
+
+@dataclass
+class _Plan:
+    """What a results folder says of a table that was run."""
+
+    table: str
+    scale: str
+    seeds: Annotated[tuple[Number, ...], Meta(min_length=1, max_length=10_000)]
+    arms: tuple[Arm, ...]
+    cases: tuple[_Timed, ...]
+    counted: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
 def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a results folder from its plan, wherever it was run and whatever is here.
 
     What this version would train or time otherwise counts as not run.
+
+    Raises:
+        UserError: the plan is none of a table.
+
     """
+    try:
+        checked(plan, _Plan)
+    except ValueError as error:
+        raise refused("the plan in environment.json is of no table", error, "restore it or run again") from None
     machine = {name: plan["cases"][0][name] for name in ("device", "threads", "allocator")} if plan["cases"] else {}
     timed = {record["k"] for record in plan["cases"]}
     draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]), timed_ks=timed)

@@ -13,7 +13,6 @@ A folder is read with the tables of this version: what it measured stays, how it
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from meprop_bench.report.document import Document
 from meprop_bench.report.html import as_html
 from meprop_bench.report.markdown import as_readme
 from meprop_bench.report.sections import Section
+from meprop_bench.results.incoming import Number, checked, parsed, refused
 from meprop_bench.results.store import Store, replace_file
 
 __all__ = ["PaperDocument", "own_sections", "read", "write_page"]
@@ -149,10 +149,10 @@ def _counts(folder: Path) -> dict[tuple[str, str], int]:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {(task, column): int(count) for task, found in record.items() for column, count in found.items()}
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(f"{folder.name}/{COUNTS} is damaged: delete it and run again with --resume") from None
+        record = checked(parsed(path.read_bytes()), dict[str, dict[str, Number]])
+    except ValueError as error:
+        raise refused(f"{folder.name}/{COUNTS} is damaged", error, "delete it and run again with --resume") from None
+    return {(task, column): count for task, found in record.items() for column, count in found.items()}
 
 
 def _side_by_side(evidence: Evidence) -> list[Section]:

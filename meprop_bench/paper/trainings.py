@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from meprop_bench.errors import UserError
-from meprop_bench.results.redact import one_line
+from meprop_bench.results.incoming import Amount, Name, Number, Percent, checked, parsed, refused
 
 __all__ = ["TRAININGS", "Evaluation", "Trained", "Trainings"]
 
@@ -26,9 +28,9 @@ TRAININGS = "trainings.jsonl"
 class Evaluation:
     """The dev metric, in percent, after so many epochs, and the mean loss since the evaluation before."""
 
-    epoch: float
-    loss: float
-    dev: float
+    epoch: Amount
+    loss: Annotated[float, Meta(ge=-1e300, le=1e300)]
+    dev: Percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +55,19 @@ class Trained:
 
     """
 
-    arm_id: str
-    seed: int
+    arm_id: Name
+    seed: Number
     evaluations: tuple[Evaluation, ...] = ()
-    best_epoch: float | None = None
-    best_dev: float | None = None
-    test: float | None = None
-    final_dev: float | None = None
-    sizes: Mapping[str, float] = field(default_factory=dict)
-    updates: tuple[float, ...] = ()
-    seconds: float = 0.0
-    environment_id: str = "unknown"
-    git_revision: str | None = None
-    origin: str | None = None
+    best_epoch: Amount | None = None
+    best_dev: Percent | None = None
+    test: Percent | None = None
+    final_dev: Percent | None = None
+    sizes: Mapping[str, Amount] = field(default_factory=dict)
+    updates: tuple[Annotated[float, Meta(ge=0, le=1e300)], ...] = ()
+    seconds: Amount = 0.0
+    environment_id: Name = "unknown"
+    git_revision: Name | None = None
+    origin: Name | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -73,12 +75,21 @@ class Trained:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Trained:
-        """Build from a JSON object; raises KeyError, TypeError or ValueError for one that is not a training."""
-        known = {spec.name for spec in fields(cls)}
-        evaluations = tuple(Evaluation(**each) for each in record.get("evaluations", ()))
-        kept = {key: value for key, value in record.items() if key in known}
-        return cls(**{**kept, "evaluations": evaluations, "updates": tuple(record.get("updates", ()))})
+    def from_json(cls, record: object) -> Trained:
+        """Build from a JSON object; raises ValueError for one that is not a training, or contradicts itself."""
+        found = checked(record, cls)
+        if found.error is not None and (found.test is not None or found.best_dev is not None):
+            raise ValueError("figures of a training that failed")
+        for name, epoch in (("best_dev", found.best_epoch), ("final_dev", found.last_epoch)):
+            told, own = getattr(found, name), [each.dev for each in found.evaluations if each.epoch == epoch]
+            if told is not None and found.evaluations and told not in own:
+                raise ValueError(f"{name} is {told:.6g}, which is not what was evaluated in epoch {epoch}")
+        return found
+
+    @property
+    def last_epoch(self) -> float | None:
+        """Of the last evaluation; None without one."""
+        return self.evaluations[-1].epoch if self.evaluations else None
 
 
 class Trainings:
@@ -159,12 +170,10 @@ class Trainings:
         *lines, torn = data.split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                found = Trained.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(
-                    f"{self.path.parent.name}/{TRAININGS} line {number} is no training: {one_line(str(error), 120)}; "
-                    "delete the line and run again with --resume"
-                ) from None
+                found = Trained.from_json(parsed(line))
+            except ValueError as error:
+                where = f"{self.path.parent.name}/{TRAININGS} line {number} is no training"
+                raise refused(where, error, "delete the line and run again with --resume") from None
             self._found[found.arm_id, found.seed] = found
         if torn:
             self.notes.append("a training had been cut off while it was written; it counts as not done")

@@ -330,11 +330,14 @@ _CHOICES: dict[str, Collection[str]] = {
     "launch": LAUNCHES,
 }
 _SLOWEST = 100
+_MOST = 1 << 40
 
 
 def _check_count(what: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{what} must be an integer of at least 1, not {value!r}")
+    if value > _MOST:
+        raise UserError(f"{what} must be at most {_MOST}: no memory holds more")
 
 
 def _check_share(what: str, value: object) -> None:
@@ -344,7 +347,7 @@ def _check_share(what: str, value: object) -> None:
 
 def _check_k(k: object) -> None:
     """Check as `ops.check_k` does (which would load torch): "keep nothing" is never a case."""
-    if isinstance(k, bool) or not ((isinstance(k, int) and k >= 1) or (isinstance(k, float) and 0 < k <= 1)):
+    if isinstance(k, bool) or not ((isinstance(k, int) and 1 <= k <= _MOST) or (isinstance(k, float) and 0 < k <= 1)):
         raise UserError(f"k must be an integer of at least 1 or a ratio in (0, 1], not {k!r}")
 
 

@@ -8,7 +8,6 @@ machine. Accuracy has one value for each seed; sizes and counts have one value.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from meprop_bench.gate.judgement import Quantity
 from meprop_bench.measure.environment import NOT_IN_ID
 from meprop_bench.report.cells import failure
 from meprop_bench.results.costs import judged_pairs
+from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.naming import case_name
-from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.stats import median
@@ -68,9 +67,9 @@ def of_lines(path: Path) -> Figures:
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         where = f"line {number} of {path.name}"
         try:
-            row = _row(json.loads(line), where)
-        except (ValueError, RecursionError):  # no JSON, or an integer of thousands of digits
-            raise UserError(f"{where} is not a row, or was cut off; delete it, or measure again") from None
+            row = _row(parsed(line), where)
+        except ValueError as error:
+            raise refused(f"{where} is not a row, or was cut off", error, "delete it, or measure again") from None
         rows[row.case_id, row.phase] = row  # a later row of a case and phase replaces an earlier one
     return _filled(Figures(path.name, f"{path.name} (meprop-bench)"), rows.values(), {})
 
@@ -112,11 +111,7 @@ def add_row(found: Figures, row: Row) -> None:
     found.ids[case] = row.case_id
     phase, where = row.phase or "step", row.environment_id
     if row.values_s and row.baseline_values_s and row.run_lengths:
-        try:
-            runs = judged_pairs(row)
-        except ValueError as error:
-            what = f"the times of {one_line(case, 120)!r} cannot be: {one_line(str(error), 120)}"
-            raise UserError(f"{found.name}: {what}; measure again") from None
+        runs = judged_pairs(row)
         times = tuple(median(method_s for _, method_s in run) for run in runs)
         ratios = tuple(median(method_s / baseline_s for baseline_s, method_s in run) for run in runs)
         found.add(case, Kind(phase, "time", "s"), times, where, own_processes=True)
@@ -157,5 +152,5 @@ def _row(record: Any, where: str) -> Row:
         return Row.from_json(record)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} is not a row: {one_line(str(error), 120)}; measure again") from None
+    except ValueError as error:
+        raise refused(f"{where} is not a row", error) from None
