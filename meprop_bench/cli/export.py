@@ -14,6 +14,9 @@ from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]
 
+_MOST = 20
+"""Replaced figures that are named."""
+
 
 @click.group(name="export", short_help="Write stored results as those of other tools.")
 def command() -> None:
@@ -51,6 +54,10 @@ def asv(folders: tuple[Path, ...], results: Path, repository: Path, dirty: bool)
     found = export(folders, results, repository=repository, dirty=dirty)
     for path in found.files:
         click.echo(path)
+    for line in found.replaced[:_MOST]:
+        click.echo(f"replaced {line}", err=True)
+    if (more := len(found.replaced) - _MOST) > 0:
+        click.echo(f"replaced {more} more figures of earlier runs of the same commits", err=True)
     left = f"; left out, as they failed: {found.left_out}" if found.left_out else ""
     click.echo(f"exported {found.rows} row{'s' * (found.rows > 1)}{left}", err=True)
     return ExitCode.OK

@@ -10,6 +10,10 @@ of different sweeps, made on different days, lie in the same graphs:
 
     method   k   shape (784→500 B=50)   device (cpu:2, cuda:0)   variant (what is not as usual; "usual" if all is)
 
+The variant holds every axis of a case (`workloads.case.AXES`) that the other four do not, so that an axis that is added
+gives its cases points of their own. A figure that is there already, of another run of the same commit in the same
+environment, is replaced by the later one, and that is said.
+
 A ratio is 1 / the row's speed-up, a time the row's median; both with their intervals at 99% over the processes. asv
 would take all samples as independent, and weigh a result in its step detection with a confidence that it has not.
 
@@ -26,7 +30,7 @@ import math
 import re
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -35,9 +39,11 @@ from typing import Any
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import NOT_IN_ID, environment_id, machine_of
 from meprop_bench.results.costs import COSTS, judged_pairs
+from meprop_bench.results.incoming import checked, refused
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store, replace_file
 from meprop_bench.stats import Interval, iqr, median, paired_ratio
+from meprop_bench.workloads.case import AXES
 
 __all__ = ["PARAMETERS", "Exported", "export"]
 
@@ -70,12 +76,14 @@ class Exported:
         files: result files, in order.
         rows: how many rows are in them.
         left_out: cases that have no figures, since they failed.
+        replaced: figures of another run that these took the place of, in words.
 
     """
 
     files: tuple[Path, ...]
     rows: int
     left_out: int
+    replaced: tuple[str, ...] = ()
 
 
 @dataclass
@@ -105,9 +113,11 @@ def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: b
     """
     files: dict[tuple[str, str, str], _File] = {}
     rows = left_out = 0
+    replaced: list[str] = []
     commits = _Commits(repository)
-    for folder in dict.fromkeys(folders):
-        store = Store.open(folder)
+    stores = [Store.open(folder) for folder in dict.fromkeys(folders)]
+    for store in sorted(stores, key=lambda found: datetime.fromisoformat(found.header["started"]).timestamp()):
+        folder = store.folder
         for row in store.rows():
             if not row.passed or row.values_s is None or row.phase is None:
                 left_out += 1
@@ -122,13 +132,15 @@ def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: b
             if key not in files:
                 started_ms = round(1000 * datetime.fromisoformat(store.header["started"]).timestamp())
                 files[key] = _File(commit, key[1], environment, started_ms)
-            _add(files[key].found, row)
+            own: dict[str, dict[_Point, _Values]] = {}
+            _add(own, row)
+            files[key].found = _joined(files[key].found, own, replaced)
             rows += 1
     if not rows:
         raise UserError("no case has been measured there: nothing to export", ExitCode.NOTHING_MEASURED)
     _write_benchmarks(results, [file.found for file in files.values()])  # first: what it finds broken stops the rest
-    written = tuple(_write(results, file, name, commits) for (_, _, name), file in files.items())
-    return Exported(written, rows, left_out)
+    written = tuple(_write(results, file, name, commits, replaced) for (_, _, name), file in files.items())
+    return Exported(written, rows, left_out, tuple(replaced))
 
 
 class _Commits:
@@ -222,46 +234,65 @@ def _statistics(samples: list[float], interval: Interval) -> _Values:
 
 def _point(row: Row) -> _Point:
     device = f"cpu:{row.threads}" if row.device == "cpu" else row.device
-    return tuple(map(repr, (row.method, row.k, _shape(row), device, _variant(row))))
+    shape, told = _shape(row)
+    told |= {"workload", "method", "k", "device", *(("threads",) if row.device == "cpu" else ())}
+    return tuple(map(repr, (row.method, row.k, shape, device, _variant(row, told))))
 
 
-def _shape(row: Row) -> str:
+def _shape(row: Row) -> tuple[str, set[str]]:
+    """Return the shape in words, and the axes that it tells."""
     if row.data is not None:
-        return f"{row.data} h={row.out_features}"
+        return f"{row.data} h={row.out_features}", {"data", "in_features", "out_features"}
     shape = f"h={row.out_features}" if row.in_features is None else f"{row.in_features}→{row.out_features}"
     extras = (
         (row.size, f"{row.size}x{row.size}"),
         (row.filter, f"filter {row.filter}"),
         (row.length, f"T={row.length}"),
     )
-    return " ".join([shape, *(text for value, text in extras if value is not None), f"B={row.batch}"])
+    told = {"data", "in_features", "out_features", "size", "filter", "length", "batch"}
+    return " ".join([shape, *(text for value, text in extras if value is not None), f"B={row.batch}"]), told
 
 
-def _variant(row: Row) -> str:
-    told = (
-        (row.gradient, "dense", f"gradient {row.gradient}"),
-        (row.kernel_requested, "auto", f"kernel {row.kernel_requested}"),
-        (row.dtype, "float32", row.dtype),
-        (row.allocator, "kept", f"{row.allocator} allocator"),
-        (row.layers, None, f"{row.layers} layers"),
-        (row.optimizer, None, row.optimizer),
-        (row.rate, None, f"rate {row.rate}"),
-        (row.share, None, f"share {row.share}"),
-        (row.slowdown or None, None, f"slowdown {row.slowdown}"),
-        (row.caches, "warm", f"{row.caches} caches"),
-        (row.seed or None, None, f"seed {row.seed}"),
+_WORDS = {
+    "gradient": "gradient {}",
+    "kernel_requested": "kernel {}",
+    "dtype": "{}",
+    "allocator": "{} allocator",
+    "layers": "{} layers",
+    "optimizer": "{}",
+    "rate": "rate {}",
+    "share": "share {}",
+    "slowdown": "slowdown {}",
+    "caches": "{} caches",
+    "launch": "{} launch",
+    "threads": "{} threads",
+}
+"""How a variant says an axis, in this order; any other follows by its name."""
+
+_SAID = {"allocator": "kept", "layers": None, "optimizer": None, "slowdown": 0.0}
+"""What needs no word, where that is not what an axis is when nothing is said."""
+
+
+def _variant(row: Row, told: Container[str]) -> str:
+    names = [name for name in dict.fromkeys((*_WORDS, *AXES)) if name not in told]
+    values = {name: value for name in names if (value := getattr(row, name)) is not None}
+    return (
+        ", ".join(
+            _WORDS.get(name, f"{name.replace('_', '-')} {{}}").format(value)
+            for name, value in values.items()
+            if value != _SAID.get(name, AXES[name])
+        )
+        or _USUAL
     )
-    return ", ".join(str(text) for value, usual, text in told if value != usual) or _USUAL
 
 
-def _write(results: Path, file: _File, name: str, commits: _Commits) -> Path:
+def _write(results: Path, file: _File, name: str, commits: _Commits, replaced: list[str]) -> Path:
     folder = results / file.machine
     machine = _machine(folder / "machine.json", file)
     environment = file.environment
     python = re.sub(r"^\D*(\d+\.\d+).*", r"\1", str(environment.get("python")))
     path = folder / f"{file.commit[:8]}-stored-{name}.json"
-    existing = _read(path) or {}
-    found = _joined(_points_of(existing), file.found)
+    found = _joined(_points_of(path), file.found, replaced)
     record = {
         "commit_hash": file.commit,
         "env_name": f"stored-{name}",
@@ -303,21 +334,43 @@ def _machine(path: Path, file: _File) -> dict[str, Any]:
 
 
 def _joined(
-    old: Mapping[str, Mapping[_Point, _Values]], new: Mapping[str, Mapping[_Point, _Values]]
+    old: Mapping[str, Mapping[_Point, _Values]], new: Mapping[str, Mapping[_Point, _Values]], replaced: list[str]
 ) -> dict[str, dict[_Point, _Values]]:
+    """Return both, the new ones in place of the old; say which of these were others."""
+    for name, points in new.items():
+        for point, told in points.items():
+            before = old.get(name, {}).get(point)
+            if before is not None and before["result"] != told["result"]:
+                replaced.append(f"{name}({', '.join(point)}): {before['result']:.6g} by {told['result']:.6g}")
     return {name: {**old.get(name, {}), **new.get(name, {})} for name in (*old, *new)}
 
 
-def _points_of(record: Mapping[str, Any]) -> dict[str, dict[_Point, _Values]]:
-    """Return what a result file of ours holds."""
-    found: dict[str, dict[_Point, _Values]] = {}
-    for benchmark, row in (record.get("results") or {}).items():
-        columns = dict(zip(record["result_columns"], row, strict=False))
-        for index, point in enumerate(itertools.product(*columns["params"])):
-            told = {name: columns[name][index] for name in _OF_POINT if columns.get(name) is not None}
-            if told.get("result") is not None and math.isfinite(told["result"]):
-                found.setdefault(benchmark, {})[point] = told
+def _points_of(path: Path) -> dict[str, dict[_Point, _Values]]:
+    """Return what a result file of ours holds; nothing where there is none."""
+    record = _read(path)
+    if record is None:
+        return {}
+    try:
+        stored = checked(record, _Stored)
+        found: dict[str, dict[_Point, _Values]] = {}
+        for benchmark, row in stored.results.items():
+            columns = dict(zip(stored.result_columns, row, strict=False))
+            params = checked(columns.get("params"), list[list[str]])
+            for index, point in enumerate(itertools.product(*params)):
+                told = {name: columns[name][index] for name in _OF_POINT if columns.get(name) is not None}
+                if told.get("result") is not None and math.isfinite(told["result"]):
+                    found.setdefault(benchmark, {})[point] = told
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise refused(str(path), error, "it is no export of this package: remove it") from None
     return found
+
+
+@dataclass
+class _Stored:
+    """What is read again of a result file."""
+
+    result_columns: list[str]
+    results: dict[str, list[Any]]
 
 
 def _columns(points: Mapping[_Point, _Values], started_ms: int) -> list[Any]:
@@ -350,7 +403,7 @@ def _write_benchmarks(results: Path, found: Sequence[Mapping[str, Mapping[_Point
     for name in sorted({name for file in found for name in file}):
         cost = COSTS[name.rpartition("track_")[2]]
         points = [point for file in found for point in file.get(name, {})]
-        old = record.get(name, {}).get("params") or [[] for _ in PARAMETERS]
+        old = _params_of(record.get(name), path)
         record[name] = {
             "name": name,
             "code": cost.meaning,
@@ -365,12 +418,23 @@ def _write_benchmarks(results: Path, found: Sequence[Mapping[str, Mapping[_Point
     _save(path, {**record, "version": _FORMAT})
 
 
+def _params_of(benchmark: object, path: Path) -> list[list[str]]:
+    """Return the values of each parameter that asv's list has of a benchmark of ours."""
+    if benchmark is None:
+        return [[] for _ in PARAMETERS]
+    try:
+        params = checked(benchmark, dict[str, Any]).get("params")
+        return checked(params, list[list[str]]) if params else [[] for _ in PARAMETERS]
+    except ValueError as error:
+        raise refused(str(path), error, "repair or remove it") from None
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise UserError(f"cannot read {path}: {reason}; repair or remove it") from None
     if not isinstance(record, dict):

@@ -31,6 +31,7 @@ from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, vary
 from meprop_bench.report.significance import LEVEL, judged_runs
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio
+from meprop_bench.workloads.case import AXES as AXES_OF_A_CASE
 
 __all__ = ["Change", "Comparison", "compare"]
 
@@ -264,7 +265,7 @@ class Comparison:
         record: dict[str, Any] = {
             "case_id": change.head.case_id,
             "phase": change.head.phase,
-            **{name: getattr(change.head, name) for name in _TOLD},
+            **{name: getattr(change.head, name) for name in AXES_OF_A_CASE},
             "base_median_s": change.base.median_s,
             "head_median_s": change.head.median_s,
             "base_speedup": change.base.speedup,
@@ -288,12 +289,6 @@ class Comparison:
         writer.writerow(records[0])
         writer.writerows(["" if value is None else value for value in record.values()] for record in records)
         return target.getvalue()
-
-
-_TOLD = (
-    *("workload", "method", "k", "batch", "in_features", "out_features", "device", "threads", "dtype", "gradient"),
-    *("allocator", "seed"),
-)
 
 
 def compare(base: Document, head: Document, *, across_environments: bool = False) -> Comparison:

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Self
 from msgspec import Meta
 
 from meprop_bench.errors import UserError
-from meprop_bench.results.incoming import Name, Rate, checked, parsed, refused
+from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
 
@@ -36,6 +36,7 @@ __all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "lock", "replace_file"]
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
 
+_FIRST_YEAR = 2000
 _ADVICE = "delete the line, or the folder, and measure again"
 _NOT_STORED = "it was not stored, since nobody could read it: please report this"
 
@@ -272,13 +273,22 @@ class _Peaks:
 
 
 @dataclass
+class _Environment:
+    """What is read of an environment; the rest is shown as it is."""
+
+    git_revision: Name | None = None
+    cpu_usable_cores: Number | None = None
+    variables: dict[str, str | None] | None = None
+
+
+@dataclass
 class _Header:
     """What a reader of `environment.json` may rely on."""
 
     command: str
     started: datetime
     plan: _Plan
-    environments: dict[Name, dict[str, Any]]
+    environments: dict[Name, _Environment]
     peaks: dict[Name, _Peaks]
     states: tuple[dict[str, Any], ...] = ()
 
@@ -294,7 +304,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header = parsed(data)
         check_schema(header)
-        checked(header, _Header)
+        if checked(header, _Header).started.year < _FIRST_YEAR:
+            raise ValueError(f"started is {header['started']}, before there was this package")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.results.schema import PASSED, Parity, Row, Utilization
-from meprop_bench.workloads.case import WORKLOADS, Case
+from meprop_bench.workloads.case import AXES, WORKLOADS, Case
 
 __all__ = ["case_rows", "failed_row"]
 
@@ -130,29 +130,11 @@ def failed_row(case: Case, error: str | None, environment_id: str, *, check: str
     )
 
 
-_OF_SOME = ("layers", "optimizer", "size", "filter", "length", "rate", "share", "slowdown")
+_OF_SOME = {name for workload in WORKLOADS.values() for name in workload.fields} - {"kernel", "dtype", "gradient"}
+"""Axes that a row has only if its workload does; the three have a usual value that every row may have."""
 
 
 def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
-    has = WORKLOADS[case.workload].fields
-    return {
-        "case_id": case.case_id,
-        "workload": case.workload,
-        "method": case.method,
-        "kernel": kernel,
-        "kernel_requested": case.kernel,
-        "k": k,
-        "batch": case.batch,
-        "in_features": case.in_features if "in_features" in has else None,
-        "out_features": case.out_features,
-        "device": case.device,
-        "threads": case.threads,
-        "dtype": case.dtype,
-        "gradient": case.gradient,
-        "allocator": case.allocator,
-        "data": case.data,
-        "caches": case.caches,
-        "launch": case.launch,
-        "seed": case.seed,
-        **{name: getattr(case, name) for name in _OF_SOME if name in has},
-    }
+    absent = _OF_SOME - WORKLOADS[case.workload].fields.keys()
+    axes = {name: None if name in absent else getattr(case, name) for name in AXES if name != "kernel_requested"}
+    return {**axes, "case_id": case.case_id, "kernel": kernel, "kernel_requested": case.kernel, "k": k}

@@ -29,7 +29,17 @@ from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clocks import CACHES, LAUNCHES
 from meprop_bench.results.naming import case_name
 
-__all__ = ["METHODS", "OPTIMIZERS", "WORKLOADS", "Case", "Workload", "default_allocator", "default_threads", "one_of"]
+__all__ = [
+    "AXES",
+    "METHODS",
+    "OPTIMIZERS",
+    "WORKLOADS",
+    "Case",
+    "Workload",
+    "default_allocator",
+    "default_threads",
+    "one_of",
+]
 
 METHODS = {
     "meprop": "example",
@@ -318,6 +328,14 @@ class Case:
             one_of("field of a case", key, names)
         return cls(**record)
 
+
+AXES: Mapping[str, Any] = {
+    {"kernel": "kernel_requested"}.get(spec.name, spec.name): None if spec.default is MISSING else spec.default
+    for spec in fields(Case)
+}
+"""Field of a row (`results.schema.Row`) -> what an axis of a case is when nothing is said; None where the machine says.
+
+A row has the kernel that was asked for under another name: its `kernel` is the one that `auto` chose."""
 
 _CHOICES: dict[str, Collection[str]] = {
     "workload": tuple(WORKLOADS),

@@ -15,6 +15,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.asv import PARAMETERS, export
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
+from meprop_bench.workloads.case import AXES
 
 ENVIRONMENT = {
     "device": "cpu",
@@ -238,3 +239,86 @@ def test_the_verb(
     assert run(["export", "asv", str(tmp_path / "nowhere")]) == ExitCode.USAGE
     assert "does not exist" in capsys.readouterr().err
     assert run(["export", "asv"]) == ExitCode.USAGE
+
+
+_OTHER = {
+    "workload": "lstm",
+    "method": "meprop",
+    "k": 31,
+    "batch": 51,
+    "in_features": 785,
+    "out_features": 501,
+    "kernel_requested": "coo",
+    "gradient": "rows",
+    "device": "cuda:1",
+    "threads": 3,
+    "dtype": "tf32",
+    "allocator": "default",
+    "data": "digits",
+    "layers": 3,
+    "optimizer": "sgd",
+    "size": 13,
+    "filter": 4,
+    "length": 26,
+    "rate": 0.2,
+    "share": 0.3,
+    "slowdown": 0.5,
+    "caches": "cold",
+    "launch": "graph",
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize("data", [None, "mnist"])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_every_axis_of_a_case_gives_it_a_point_of_its_own(
+    tmp_path: Path, repository: Path, commit: str, data: str | None, device: str
+) -> None:
+    assert _OTHER.keys() == AXES.keys()
+    usual = {"data": data, "device": device, "size": 12, "filter": 5, "length": 25, "rate": 0.1, "share": 0.004}
+    # What the data say is no axis beside them.
+    names = [name for name in _OTHER if not (data and name == "in_features")]
+    rows = [a_row(**usual), *(a_row(case_id=name, **{**usual, name: _OTHER[name]}) for name in names)]
+    (path,) = export([stored(tmp_path, commit, *rows)], tmp_path / "results", repository=repository).files
+    found = [
+        value
+        for name, columns in results_of(path).items()
+        if name.endswith("backward.track_ratio")
+        for value in columns["result"]  # type: ignore[attr-defined]
+        if not math.isnan(value)
+    ]
+    assert len(found) == len(rows)
+
+
+def test_what_is_replaced_is_said_and_what_is_exported_again_is_not(
+    tmp_path: Path, repository: Path, commit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = stored(tmp_path, commit)
+    slower = a_row(values_s=(2.0, 2.2, 2.0, 1.8), median_s=2.0, baseline_values_s=(4.0, 4.4, 4.0, 3.6), speedup=2.0)
+    second = stored(tmp_path, commit, slower)
+    results = tmp_path / "results"
+    assert export([first], results, repository=repository).replaced == ()
+    assert export([first], results, repository=repository).replaced == ()
+    told = export([second], results, repository=repository).replaced
+    assert "stored.linear.backward.track_time('unified', 30, '784→500 B=50', 'cpu:2', 'usual'): 1 by 2" in told
+    assert any("track_ratio" in line and line.endswith("0.25 by 0.5") for line in told)
+    assert run(["export", "asv", str(first), "--to", str(results), "--repo", str(repository)]) == ExitCode.OK
+    assert "replaced stored.linear.backward.track_time" in capsys.readouterr().err
+    both = export([first, second], tmp_path / "both", repository=repository)
+    assert any("track_time" in line for line in both.replaced)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"results": 3},
+        {"result_columns": ["result"]},
+        {"results": {"stored.linear.backward.track_time": [[1.0], [["'a'"], ["1", "2"]]]}},
+        {"results": {"stored.linear.backward.track_time": [["x"], [["'unified'"]]]}},
+    ],
+)
+def test_a_damaged_export_is_one_line(tmp_path: Path, repository: Path, commit: str, damage: dict[str, object]) -> None:
+    (path,) = export([stored(tmp_path, commit)], tmp_path / "results", repository=repository).files
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(UserError, match="remove it"):
+        export([stored(tmp_path, commit)], tmp_path / "results", repository=repository)
