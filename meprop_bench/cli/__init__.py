@@ -21,6 +21,7 @@ import click
 
 from meprop_bench import __version__
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.interrupt import interruptible
 
 __all__ = ["VERBS", "cli", "main", "run"]
 
@@ -83,7 +84,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and end the process: the entry point of `meprop-bench`."""
-    sys.exit(run(sys.argv[1:]))
+    with interruptible():
+        code = run(sys.argv[1:])
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -223,7 +223,10 @@ def _interruptible() -> Iterator[Callable[[int], None]]:
     """Give a function to call between steps, which raises `KeyboardInterrupt` if Ctrl-C was pressed during the last.
 
     Between steps, so that the checkpoint that `run` then writes is of a whole step. A second Ctrl-C does not wait.
+    SIGTERM and SIGHUP are as a first one.
     """
+    from meprop_bench.measure.interrupt import interruptible
+
     pressed = False
 
     def note(*_: Any) -> None:
@@ -237,7 +240,8 @@ def _interruptible() -> Iterator[Callable[[int], None]]:
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield check
+        with interruptible(note):
+            yield check
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -28,17 +28,15 @@ import difflib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.interrupt import interruptible
 
 __all__ = ["PACKAGE", "Checkout", "cache_folder", "repository_of", "work_trees"]
 
@@ -118,7 +116,7 @@ def work_trees(
 
     """
     commits = [_commit(repository, revision) for revision in (base, head) if revision is not None]
-    with _terminable(), _slot(cache or cache_folder()) as slot:
+    with interruptible(), _slot(cache or cache_folder()) as slot:
         first = _checkout(repository, "base", base, commits[0], slot)
         if head is None:
             yield first, _snapshot(repository, slot)
@@ -262,25 +260,6 @@ def _remove(folder: Path) -> None:
     """Remove a folder with all that is in it; twice, for a process that is being killed may still write a file."""
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does, so that everything is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, _interrupt) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _git(

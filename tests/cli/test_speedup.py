@@ -130,6 +130,71 @@ def test_an_interrupt_keeps_what_is_done_and_resume_goes_on(run: Run, tmp_path: 
     assert [row["k"] for row in csv.DictReader(io.StringIO(found.stdout))] == [str(row.k) for row in rows]
 
 
+def test_a_job_that_is_ended_reports_what_is_done_and_leaves_nobody_behind(tmp_path: Path) -> None:
+    """By SIGTERM, as a batch system does; a closed terminal is tried in its own test."""
+    sweep = f'[[sweep]]\nk = [2, 3]\nmethod = "unified"\n{_TINY}'
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        command = [sys.executable, "-m", "meprop_bench", "speedup", "--preset", _preset(tmp_path, sweep, budget=60)]
+        command += ["--target", "1e-9", "--out", "reports"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=err)
+    _wait(lambda: _children(process.pid))
+    children = _children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # the second changes nothing
+    process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, log.read_text()
+    assert "interrupted after 0 of 2 cases; the same command with --resume goes on" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    _wait(lambda: not any(_is_alive(child) for child in children))
+    Store.open(_only_folder(tmp_path / "reports"), write=True).close()  # nobody holds it
+
+
+_TAKES_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="terminals of POSIX")
+def test_a_closed_terminal_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
+    sweep = f'[[sweep]]\nk = [2, 3]\nmethod = "unified"\n{_TINY}'
+    command = [sys.executable, "-c", _TAKES_TERMINAL, sys.executable, "-m", "meprop_bench", "speedup"]
+    command += ["--preset", _preset(tmp_path, sweep, budget=60), "--target", "1e-9", "--out", "reports"]
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=_ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    _wait(lambda: _children(process.pid))
+    children = _children(process.pid)
+    os.close(ours)
+    assert process.wait(60) == ExitCode.INTERRUPTED
+    _wait(lambda: not any(_is_alive(child) for child in children))
+    Store.open(_only_folder(tmp_path / "reports"), write=True).close()
+
+
+def _wait(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    import psutil
+
+    found = psutil.Process(pid).children()
+    return [child.pid for child in found if "meprop_bench.sweep.worker" in " ".join(child.cmdline())]
+
+
+def _is_alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 def test_a_case_that_cannot_be_measured_costs_itself_alone(run: Run, tmp_path: Path) -> None:
     """One needs far more memory than any machine has; one asks a kernel for what it cannot do; one is sound."""
     sweeps = f"""

@@ -109,11 +109,12 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path, method):
     assert not [path for path in folder.iterdir() if path.suffix == ".svg" and path.stat().st_size == 0]
 
 
-def test_ctrl_c_saves_where_it_is(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_whatever_else_ends_it_saves_where_it_is(tmp_path, number):
     folder = tmp_path / "t"
     process = _start("--epochs", "400", "--out", str(folder))
     _wait_for(lambda: _step(folder) > 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED
     assert "interrupted; the same command with --resume goes on" in err

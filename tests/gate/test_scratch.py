@@ -110,14 +110,15 @@ def test_a_base_with_a_syntax_error_is_a_line(repository: Path) -> None:
     assert _left(repository) == ["slot-0.lock"]
 
 
-def test_an_interrupt_leaves_neither_folders_nor_processes(repository: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_neither_folders_nor_processes(repository: Path, number: signal.Signals) -> None:
     gate = _start(repository, "--base", "HEAD")
     slot = repository.parent / "cache/meprop-bench/gate/slot-0/head/meprop_bench"
     until = time.monotonic() + _PATIENCE_S
     while not slot.exists() and time.monotonic() < until:
         time.sleep(0.02)
     time.sleep(0.3)  # the workers are importing
-    gate.send_signal(signal.SIGINT)
+    gate.send_signal(number)
     told, said = gate.communicate(timeout=_PATIENCE_S)
     assert (gate.returncode, told) == (ExitCode.INTERRUPTED, "")
     assert said.strip().splitlines()[-1] == "meprop-bench: interrupted"
