@@ -70,7 +70,7 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
         assert told.cpu_utilization is not None
         assert told.gpu_utilization is None
         assert told.unavailable["gpu_utilization"] == "the device is the CPU"
-        nulls = {name for name in vars(told) if getattr(told, name) is None}
+        nulls = {name for name in told.__dataclass_fields__ if getattr(told, name) is None}
         assert nulls == set(told.unavailable)
 
 
