@@ -424,7 +424,10 @@ def _params_of(benchmark: object, path: Path) -> list[list[str]]:
         return [[] for _ in PARAMETERS]
     try:
         params = checked(benchmark, dict[str, Any]).get("params")
-        return checked(params, list[list[str]]) if params else [[] for _ in PARAMETERS]
+        found = checked(params, list[list[str]]) if params else [[] for _ in PARAMETERS]
+        if len(found) != len(PARAMETERS):
+            raise ValueError(f"params are of {len(found)} parameters, and ours are {', '.join(PARAMETERS)}")
+        return found
     except ValueError as error:
         raise refused(str(path), error, "repair or remove it") from None
 

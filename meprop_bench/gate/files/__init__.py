@@ -76,9 +76,12 @@ def read_file(path: Path) -> Figures:
     document, goes_on = read_object(path, pytest_benchmark.LISTED, pytest_benchmark.Benchmark, reader.take)
     if "schema" in document and ("case_id" in document or "rows" in document):
         check_schema(document)
-        return ours.of_lines(path) if "case_id" in document else ours.of_document(path.name, document)
+        if "case_id" in document:
+            return ours.of_lines(path)
     if goes_on:
         raise UserError(f"{path.name} goes on after its first object: it is none of {_KINDS}")
+    if "schema" in document and "rows" in document:
+        return ours.of_document(path.name, document)
     if isinstance(document.get(pytest_benchmark.LISTED), int) and "machine_info" in document:
         return reader.finish(document)
     if "result_columns" in document or ("results" in document and "commit_hash" in document):

@@ -24,6 +24,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import Figures, Kind, flat
 from meprop_bench.gate.files.ours import add_row, comparable
 from meprop_bench.gate.series import Summary
+from meprop_bench.results.incoming import refused
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import SCHEMA, Row
 
@@ -92,7 +93,7 @@ class Reader:
             if not case or stats is None:
                 missing = "name" if stats else "stats"
                 raise UserError(f"{self.figures.name}: a benchmark without {missing!r}: not pytest-benchmark's JSON")
-            if found.extra_info and (row := _own_row(found.extra_info)) is not None:
+            if found.extra_info and (row := self._own_row(case, found.extra_info)) is not None:
                 add_row(self.figures, row)
             elif stats.data:
                 cases.append(case)
@@ -127,6 +128,16 @@ class Reader:
             )
         return found
 
+    def _own_row(self, case: str, extra: Any) -> Row | None:
+        """Return the row that this project's suite keeps in `extra_info`; None in any other project's."""
+        row = extra.get("row") if isinstance(extra, Mapping) else None
+        if not isinstance(row, Mapping) or row.get("schema") != SCHEMA:
+            return None
+        try:
+            return Row.from_json(row)
+        except ValueError as error:
+            raise refused(f"{self.figures.name}: the row of {one_line(case, 120)!r} is not sound", error) from None
+
     def _known(self, case: str, stats: _Stats) -> tuple[float, float, int]:
         """Return median, standard error and count."""
         count = stats.rounds or 1
@@ -152,17 +163,6 @@ def _of_quartiles(count: int) -> float:
 def _of_deviation(count: int) -> float:
     """Return the standard error of the median of `count` values whose standard deviation is 1."""
     return Summary.of_deviation(0.0, 1.0, count).error
-
-
-def _own_row(extra: Any) -> Row | None:
-    """Return the row that this project's suite keeps in `extra_info`; None in any other project's."""
-    row = extra.get("row") if isinstance(extra, Mapping) else None
-    if not isinstance(row, Mapping) or row.get("schema") != SCHEMA:
-        return None
-    try:
-        return Row.from_json(row)
-    except ValueError:
-        return None  # then its times are what any project's are
 
 
 def _identity(machine: Mapping[str, Any]) -> dict[str, Any]:

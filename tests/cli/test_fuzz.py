@@ -1,0 +1,336 @@
+"""Damaged result files: 1,000 seeded mutants of everything that a verb reads, and every verb that reads it.
+
+Whatever is in a file, a verb ends with one of its exit codes; where it refuses, it does so in one line; and what
+contradicts itself is refused. A mutant is made again by the seed that the failure names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import random
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import t as student
+
+from meprop_bench.cli import run
+from meprop_bench.errors import ExitCode
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.report.asv import export
+from meprop_bench.results.schema import Row
+from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
+
+_ROOT = Path(__file__).parents[2]
+_TIMED = _ROOT / "reports/2026-11-21_amd-epyc-2c_quick-4"
+_TABLE = _ROOT / "reports/2026-11-22_amd-epyc-2c_paper-tkde-10-short"
+_COUNTED = _ROOT / "reports/2026-11-21_amd-epyc-2c_paper-tkde-1-short"
+
+Verb = Callable[[Path], list[str]]
+
+# --- what is damaged -------------------------------------------------------------------------------------------------
+
+
+def _short(row: Row) -> Row:
+    """The same row with four pairs of each process, and the figures that these have."""
+    assert row.measurement is not None
+    runs = [run[:4] for run in row.measurement.runs]
+    found = Measurement(row.phase or "", tuple(runs), row.loops or 1)
+    return replace(
+        row, values_s=tuple(found.values_s), baseline_values_s=tuple(found.baseline_values_s), disturbed=None,
+        run_lengths=tuple(found.run_lengths), median_s=found.median_s, baseline_median_s=found.baseline_median_s,
+        speedup=found.speedup.estimate, speedup_low=found.speedup.low, speedup_high=found.speedup.high,
+        efficiency=None if row.floor_s is None else row.floor_s / found.median_s,
+    )  # fmt: skip
+
+
+def _rows() -> list[Row]:
+    every = [Row.from_json(json.loads(line)) for line in (_TIMED / MEASUREMENTS).read_text().splitlines()]
+    chosen = [row for row in every if row.phase == "backward"][:2] + [row for row in every if row.parity][:1]
+    failed = {name: getattr(chosen[0], name) for name in ("workload", "method", "kernel_requested", "batch", "device")}
+    failed |= {
+        name: getattr(chosen[0], name) for name in ("in_features", "out_features", "threads", "dtype", "gradient")
+    }
+    own = {"allocator": "kept", "kernel": None, "phase": None, "environment_id": chosen[0].environment_id}
+    return [*map(_short, chosen), Row(case_id="f" * 12, k=7, error="killed by signal 9", **failed, **own)]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sound file, or results folder, of each kind."""
+    root = tmp_path_factory.mktemp("sound")
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    (checkout := root / "checkout").mkdir()
+    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", "-C", checkout, *words], check=True)
+    found = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    revision = found.stdout.strip()[:12]
+    rows = [replace(row, git_revision=revision) for row in _rows()]
+    records = [row.to_json() for row in rows]
+
+    (folder := root / "folder").mkdir()
+    header = json.loads((_TIMED / ENVIRONMENT).read_text())
+    (folder / ENVIRONMENT).write_text(json.dumps(header))
+    (folder / MEASUREMENTS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name, source in (("table", _TABLE), ("counted", _COUNTED)):
+        (root / name).mkdir()
+        for path in (*source.glob("*.json"), *source.glob("*.jsonl")):
+            shutil.copy(path, root / name)
+
+    document = {"schema": records[0]["schema"], "command": "x", "environment": header["environments"], "rows": records}
+    (root / "document.json").write_text(json.dumps(document))
+    stages = {"dense": [{"name": "dx", "seconds": 1e-3}], "sparse": [{"name": "dx", "seconds": 1e-4}]}
+    profile = {"label": "x", "stages": stages, "break_even": [], "layers": [2, 1], "answers": []}
+    (root / "profile.json").write_text(json.dumps({**document, "profile": profile}))
+    suite = [
+        {"name": "test", "fullname": f"a.py::{i}", "stats": {"median": 1e-3, "rounds": 5}, "extra_info": {"row": row}}
+        for i, row in enumerate(records[:3])
+    ]
+    info = {"machine_info": {"node": "n", "cpu": {"brand_raw": "c"}}, "version": "5.1.0", "datetime": "2026-03-04"}
+    own = {**info, "environments": header["environments"], "command": "pytest"}
+    (root / "suite.json").write_text(json.dumps({**own, "benchmarks": suite}))
+    data = [1e-3, 1.1e-3, 1.2e-3, 0.9e-3, 1.05e-3]
+    stats = {"median": 1.05e-3, "q1": 1e-3, "q3": 1.1e-3, "iqr": 1e-4, "mean": 1.05e-3, "stddev": 1e-4, "rounds": 5}
+    foreign = [
+        {"name": "test_a", "fullname": "b.py::test_a", "stats": {**stats, "data": data}, "extra_info": {}},
+        {"name": "test_b", "fullname": "b.py::test_b", "stats": stats, "extra_info": {}},
+    ]
+    (root / "foreign.json").write_text(json.dumps({**info, "benchmarks": foreign}))
+    export([folder], root / "asv", repository=checkout, dirty=True)
+    (asv,) = (root / "asv").rglob("*-stored-*.json")
+    shutil.copy(asv, root / "asv.json")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        verdicts = ["gate", "--baseline", str(root / "document.json"), "--candidate", str(root / "document.json")]
+        run([*verdicts, "--format", "json"])
+    (root / "gate.json").write_text(printed.getvalue())
+    return root
+
+
+def _gate(sound_name: str) -> list[Callable[[Path, Path], list[str]]]:
+    def head(root: Path, found: Path) -> list[str]:
+        return ["gate", "--baseline", str(root / sound_name), "--candidate", str(found)]
+
+    def base(root: Path, found: Path) -> list[str]:
+        return ["gate", "--baseline", str(found), "--candidate", str(root / sound_name), "--format", "md"]
+
+    return [head, base]
+
+
+def _report(form: str) -> Callable[[Path, Path], list[str]]:
+    return lambda _, found: ["report", str(found), "--format", form]
+
+
+def _compare(root: Path, found: Path) -> list[str]:
+    return ["compare", str(root / "folder"), str(found), "--across-environments", "--format", "csv"]
+
+
+def _export(root: Path, found: Path) -> list[str]:
+    where = str(found.parent / "exported")
+    return ["export", "asv", str(found), "--to", where, "--repo", str(root / "checkout"), "--dirty"]
+
+
+def _export_into(root: Path, found: Path) -> list[str]:
+    return ["export", "asv", str(root / "folder"), "--to", str(found), "--repo", str(root / "checkout"), "--dirty"]
+
+
+_REPORTS = [_report(form) for form in ("json", "md", "csv", "table")]
+_OURS = [*_REPORTS[:3], _compare, _export, *_gate("folder")]
+_KINDS: dict[str, tuple[str, str, list[Callable[[Path, Path], list[str]]], int]] = {
+    "rows": ("folder", MEASUREMENTS, _OURS, 300),
+    "environment": ("folder", ENVIRONMENT, _OURS, 120),
+    "trainings": ("table", "trainings.jsonl", _REPORTS[:2], 40),
+    "decodings": ("table", "decodings.json", _REPORTS[:2], 30),
+    "plan": ("table", ENVIRONMENT, _REPORTS[:2], 40),
+    "counts": ("counted", "counts.json", _REPORTS[:2], 20),
+    "document": ("document.json", "", [*_gate("document.json"), _REPORTS[0]], 120),
+    "profile": ("profile.json", "", _gate("profile.json"), 30),
+    "suite": ("suite.json", "", [*_gate("suite.json"), _REPORTS[0], _compare], 90),
+    "foreign": ("foreign.json", "", _gate("foreign.json"), 90),
+    "asv": ("asv.json", "", _gate("asv.json"), 80),
+    "exported": ("asv", "*/*-stored-*.json", [_export_into], 20),
+    "benchmarks": ("asv", "benchmarks.json", [_export_into], 10),
+    "verdicts": ("gate.json", "", [*_gate("document.json"), _REPORTS[0]], 10),
+}
+"""Kind -> the sound file or folder, the file in it that is damaged, the verbs that read it, how many mutants."""
+
+
+def test_there_are_a_thousand():
+    assert sum(count for *_, count in _KINDS.values()) == 1000
+
+
+# --- how it is damaged -----------------------------------------------------------------------------------------------
+
+_NUMBERS = (
+    "-1", "0", "-0.0", "1e308", "-1e308", "1e400", "1e-320", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "-5",
+    "1" * 5000, "0.5", "1e17", "9007199254740993", "-1e-9", "true", "null",
+)  # fmt: skip
+_OTHERS = ('""', '"x"', '"\\u0000\\u001b[31m"', '"\\ud800"', "[]", "{}", "[[]]", "[1]", '{"a": 1}', "[null]", '"1e-3"')
+
+
+def _bytes(data: bytes, source: random.Random) -> bytes:
+    """Damage that knows nothing of JSON."""
+    place, size = source.randrange(len(data)), source.choice([1, 1, 2, 8, 200])
+    lines = data.splitlines(keepends=True)
+    damages: list[Callable[[], bytes]] = [
+        lambda: b"",
+        lambda: data[:place],
+        lambda: data[place:],
+        lambda: data[:place] + data[place + size :],
+        lambda: data[:place] + bytes([data[place] ^ 1 << source.randrange(8)]) + data[place + 1 :],
+        lambda: data[:place] + source.randbytes(size) + data[place:],
+        lambda: data[:place] + data[max(0, place - 100) : place] + data[place:],
+        lambda: b"\xef\xbb\xbf" + data,
+        lambda: data.decode().encode("utf-16"),
+        lambda: data + source.choice([b"\xff", b"[" * 100_000, b"{}", b"\x00", b'{"a":' * 50_000, b"null\n", b"\n\n"]),
+        lambda: data + source.choice(lines),
+        lambda: b"".join(source.sample(lines, len(lines))),
+        lambda: b"".join(lines[1:]),
+        lambda: data.replace(b"\n", b"\r\n"),
+        lambda: source.choice([b"[" * 100_000, b'{"a":' * 100_000, b"null", b"[]", b"{}", b"0", b'"x"', b"\n"]),
+    ]
+    return source.choice(damages)()
+
+
+class _Raw(str):
+    """Text that goes into the JSON as it is."""
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _paths(item, (*path, key))
+
+
+def _dump(value: Any) -> str:
+    if isinstance(value, _Raw):
+        return str(value)
+    if isinstance(value, dict):
+        pairs = [f"{json.dumps(str(key))}: {_dump(item)}" for key, item in value.items()]
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_dump, value)) + "]"
+    return json.dumps(value)
+
+
+def _structure(record: Any, source: random.Random) -> str:
+    """Damage within a JSON value: another value, no value, two of a key, two values in each other's places."""
+    paths = list(_paths(record))[1:]
+    # Numbers of one long list are as one another: half of the time a place near the root.
+    paths = source.choice([paths, [path for path in paths if len(path) <= 2] or paths])
+    if not paths:
+        return _dump(_Raw(source.choice(_OTHERS)))
+    path = source.choice(paths)
+    owner = record
+    for key in path[:-1]:
+        owner = owner[key]
+    key, how = path[-1], source.choice(["number", "number", "other", "delete", "twice", "swap", "scale", "scale"])
+    if how == "number":
+        owner[key] = _Raw(source.choice(_NUMBERS))
+    elif how == "other":
+        owner[key] = _Raw(source.choice(_OTHERS))
+    elif how == "delete":
+        del owner[key]
+    elif how == "twice" and isinstance(owner, dict):
+        owner[key] = _Raw(f"{_dump(owner[key])}, {json.dumps(str(key))}: {source.choice(_NUMBERS)}")
+    elif how == "swap" and len(owner) > 1:
+        other = source.choice(
+            [each for each in (owner if isinstance(owner, dict) else range(len(owner))) if each != key]
+        )
+        owner[key], owner[other] = owner[other], owner[key]
+    elif isinstance(owner[key], int | float) and not isinstance(owner[key], bool):
+        owner[key] = owner[key] * source.choice([0.5, 2, 10, -1, 1.01])
+    elif isinstance(owner[key], list) and all(isinstance(each, float) for each in owner[key]):
+        owner[key] = [each * 2 for each in owner[key]]
+    return _dump(record)
+
+
+def _mutated(data: bytes, source: random.Random, lines: bool) -> bytes:
+    if source.random() < 0.3:
+        return _bytes(data, source)
+    if not lines:
+        return _structure(json.loads(data), source).encode()
+    every = data.decode().splitlines()
+    place = source.randrange(len(every))
+    every[place] = _structure(json.loads(every[place]), source)
+    return ("\n".join(every) + "\n").encode()
+
+
+# --- what is expected ------------------------------------------------------------------------------------------------
+
+
+def _contradicts(row: dict[str, Any]) -> bool:
+    """Whether a row's figures are not those of its values: another computation than the package's."""
+    values, baseline, lengths = row.get("values_s"), row.get("baseline_values_s"), row.get("run_lengths")
+    if not values or not baseline or not lengths:
+        return bool(values or baseline or lengths)
+    if not len(values) == len(baseline) == sum(lengths) or min(*values, *baseline) <= 0:
+        return True
+    logs, place = [], 0
+    for length in lengths:
+        run = [math.log(b / m) for b, m in zip(baseline[place:], values[place : place + length], strict=False)]
+        logs.append(statistics.median(run))
+        place += length
+    mean = statistics.fmean(logs)
+    own = {"median_s": statistics.median(values), "baseline_median_s": statistics.median(baseline)}
+    own |= {"speedup": math.exp(mean), "processes": len(lengths)}
+    if len(logs) > 1:
+        half = student.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+        own |= {"speedup_low": math.exp(mean - half), "speedup_high": math.exp(mean + half)}
+    if row.get("floor_s") is not None:
+        own["efficiency"] = row["floor_s"] / own["median_s"]
+    marks = row.get("disturbed")
+    names = own if not marks or not any(marks) else ("median_s", "baseline_median_s", "processes")
+    return any(row.get(name) is not None and not math.isclose(row[name], own[name], rel_tol=1e-5) for name in names)
+
+
+def _stored(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows of a file that was accepted."""
+    if kind == "rows":
+        found = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    elif kind in ("document", "profile"):
+        found = json.loads(path.read_bytes())["rows"]
+    elif kind == "suite":
+        found = [one["extra_info"]["row"] for one in json.loads(path.read_bytes())["benchmarks"]]
+    else:
+        found = []
+    return found
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_no_damage_gets_past_a_verb(kind: str, sound: Path, tmp_path: Path) -> None:
+    name, inner, verbs, count = _KINDS[kind]
+    for number in range(count):
+        source = random.Random(f"{kind} {number}")
+        target = tmp_path / str(number) / name
+        if (sound / name).is_dir():
+            shutil.copytree(sound / name, target)
+        else:
+            target.parent.mkdir()
+            shutil.copy(sound / name, target)
+        damaged = next(target.glob(inner)) if inner else target
+        damaged.write_bytes(_mutated(damaged.read_bytes(), source, damaged.suffix == ".jsonl"))
+        verb = source.choice(verbs)(sound, target)
+        out, err = io.StringIO(), io.StringIO()
+        where = f"mutant {number} of {kind}, {' '.join(verb)}"
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = run(verb)
+            except BaseException as error:
+                raise AssertionError(f"{where}: {type(error).__name__}") from error
+        assert code in range(6), where
+        complaints = [line for line in err.getvalue().splitlines() if line.startswith("meprop-bench: error: ")]
+        refused = code in (ExitCode.USAGE, ExitCode.NOT_COMPARABLE, ExitCode.NOTHING_MEASURED)
+        assert len(complaints) == refused, f"{where}: {err.getvalue()}"
+        assert "Traceback" not in err.getvalue(), where
+        if not refused:
+            assert not [row for row in _stored(damaged, kind) if _contradicts(row)], f"{where}: accepted"
+        shutil.rmtree(tmp_path / str(number))
