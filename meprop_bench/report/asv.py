@@ -355,7 +355,7 @@ def _points_of(path: Path) -> dict[str, dict[_Point, _Values]]:
         found: dict[str, dict[_Point, _Values]] = {}
         for benchmark, row in stored.results.items():
             columns = dict(zip(stored.result_columns, row, strict=False))
-            params = checked(columns.get("params"), list[list[str]])
+            params = _checked_params(columns.get("params"))
             for index, point in enumerate(itertools.product(*params)):
                 told = {name: columns[name][index] for name in _OF_POINT if columns.get(name) is not None}
                 if told.get("result") is not None and math.isfinite(told["result"]):
@@ -424,12 +424,16 @@ def _params_of(benchmark: object, path: Path) -> list[list[str]]:
         return [[] for _ in PARAMETERS]
     try:
         params = checked(benchmark, dict[str, Any]).get("params")
-        found = checked(params, list[list[str]]) if params else [[] for _ in PARAMETERS]
-        if len(found) != len(PARAMETERS):
-            raise ValueError(f"params are of {len(found)} parameters, and ours are {', '.join(PARAMETERS)}")
-        return found
+        return _checked_params(params) if params else [[] for _ in PARAMETERS]
     except ValueError as error:
         raise refused(str(path), error, "repair or remove it") from None
+
+
+def _checked_params(params: object) -> list[list[str]]:
+    found = checked(params, list[list[str]])
+    if len(found) != len(PARAMETERS):
+        raise ValueError(f"params are of {len(found)} parameters, and ours are {', '.join(PARAMETERS)}")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any] | None:

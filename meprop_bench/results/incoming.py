@@ -73,7 +73,7 @@ def parsed(data: bytes | str) -> Any:
 
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
@@ -113,6 +113,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for place, name in enumerate(names) if name in names[:place])
         raise ValueError(f"it has the key {one_line(repr(twice), 60)} twice")
     return record
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise ValueError(f"it holds {one_line(text, 40)}, which is beyond what a float holds")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

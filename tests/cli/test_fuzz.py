@@ -26,7 +26,7 @@ from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.report.asv import export
-from meprop_bench.results.schema import Row
+from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
 
 _ROOT = Path(__file__).parents[2]
@@ -299,7 +299,9 @@ def _stored(path: Path, kind: str) -> list[dict[str, Any]]:
     elif kind in ("document", "profile"):
         found = json.loads(path.read_bytes())["rows"]
     elif kind == "suite":
-        found = [one["extra_info"]["row"] for one in json.loads(path.read_bytes())["benchmarks"]]
+        extra = [one["extra_info"] for one in json.loads(path.read_bytes())["benchmarks"]]
+        found = [each["row"] for each in extra if isinstance(each, dict) and isinstance(each.get("row"), dict)]
+        found = [row for row in found if row.get("schema") == SCHEMA]  # the others are any project's
     else:
         found = []
     return found
