@@ -16,18 +16,24 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from scipy.stats import t as student
 
 from meprop_bench.cli import run
-from meprop_bench.errors import ExitCode
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.environment import machine_slug
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.report.asv import export
-from meprop_bench.results.schema import SCHEMA, Row
-from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
+from meprop_bench.results.schema import SCHEMA, Parity, Row
+from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
+from meprop_bench.stats import mean_difference, non_inferiority
+from meprop_bench.sweep.parity import Comparison, case_id, compare
+from meprop_bench.sweep.plan import plan_axes
+from meprop_bench.tasks.recipe import Recipe
 
 _ROOT = Path(__file__).parents[2]
 _TIMED = _ROOT / "reports/2026-11-21_amd-epyc-2c_quick-4"
@@ -55,12 +61,14 @@ def _short(row: Row) -> Row:
 def _rows() -> list[Row]:
     every = [Row.from_json(json.loads(line)) for line in (_TIMED / MEASUREMENTS).read_text().splitlines()]
     chosen = [row for row in every if row.phase == "backward"][:2] + [row for row in every if row.parity][:1]
-    failed = {name: getattr(chosen[0], name) for name in ("workload", "method", "kernel_requested", "batch", "device")}
-    failed |= {
-        name: getattr(chosen[0], name) for name in ("in_features", "out_features", "threads", "dtype", "gradient")
-    }
-    own = {"allocator": "kept", "kernel": None, "phase": None, "environment_id": chosen[0].environment_id}
-    return [*map(_short, chosen), Row(case_id="f" * 12, k=7, error="killed by signal 9", **failed, **own)]
+    return [*map(_short, chosen), Row(**{**_of_no_phase(chosen[0]), "error": "killed by signal 9"})]
+
+
+def _of_no_phase(row: Row) -> dict[str, Any]:
+    """What a row that was not timed has of this one."""
+    names = ("workload", "method", "kernel_requested", "batch", "device", "in_features", "out_features", "threads")
+    names += ("dtype", "gradient", "allocator", "environment_id")
+    return {**{name: getattr(row, name) for name in names}, "case_id": "f" * 12, "k": 7, "kernel": None, "phase": None}
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +119,33 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         verdicts = ["gate", "--baseline", str(root / "document.json"), "--candidate", str(root / "document.json")]
         run([*verdicts, "--format", "json"])
     (root / "gate.json").write_text(printed.getvalue())
+    _resumable(root, rows[0], header)
     return root
+
+
+_SPEEDUP = ["speedup", "--method", "unified", "--k", "4", "--hidden", "32", "--batch", "8", "--threads", "1"]
+_PARITY = ["parity", "--task", "digits", "--method", "meprop", "--k", "4", "--batch", "50", "--seeds", "2"]
+
+
+def _resumable(root: Path, row: Row, header: dict[str, Any]) -> None:
+    """Store what a speed-up and a comparison of accuracies that are complete left."""
+    machine = machine_slug("cpu")
+    plan = plan_axes({"method": ["unified"], "k": [4], "hidden": [32], "batch": [8], "threads": [1]})
+    axes = {name: getattr(plan.cases[0], name) for name in ("in_features", "out_features", "batch", "threads", "k")}
+    with Store.create(root / "speedup", plan.name, machine, "x", plan.to_json()) as store:
+        store.append([replace(row, case_id=plan.cases[0].case_id, **axes)])
+        store.write_environment(header["environments"], header["peaks"])
+    comparison = Comparison(Recipe("digits", {"batch": 50}, "meprop", 4), seeds=2)
+    found = mean_difference([(96.0, 96.5), (95.0, 95.2)])
+    parity = Parity(
+        task="digits", seeds=(1, 2), steps=75, baseline=(96.0, 95.0), method=(96.5, 95.2), margin=0.5,
+        difference=found.estimate, low=found.low, high=found.high, verdict=non_inferiority(found, 0.5),
+    )  # fmt: skip
+    own = Row(**{**_of_no_phase(row), "case_id": case_id(comparison), "parity": parity, "error": None})
+    name = f"parity-{comparison.recipe.label}".replace(" ", "-").replace("=", "-")
+    with Store.create(root / "parity", name, machine, "x", comparison.to_json()) as store:
+        store.append([own])
+        store.write_environment(header["environments"])
 
 
 def _gate(sound_name: str) -> list[Callable[[Path, Path], list[str]]]:
@@ -141,11 +175,20 @@ def _export_into(root: Path, found: Path) -> list[str]:
     return ["export", "asv", str(root / "folder"), "--to", str(found), "--repo", str(root / "checkout"), "--dirty"]
 
 
+def _resume(*words: str) -> Callable[[Path, Path], list[str]]:
+    return lambda _, found: [*words, "--resume", "--format", "json", "--out", str(found)]
+
+
+def _reuse(root: Path, found: Path) -> list[str]:
+    where = str(found.parent / "results")
+    return ["paper", "run", "tkde:10", "--scale", "smoke", "--reuse", str(found), "--deadline", "1e-6", "--out", where]
+
+
 _REPORTS = [_report(form) for form in ("json", "md", "csv", "table")]
 _OURS = [*_REPORTS[:3], _compare, _export, *_gate("folder")]
 _KINDS: dict[str, tuple[str, str, list[Callable[[Path, Path], list[str]]], int]] = {
-    "rows": ("folder", MEASUREMENTS, _OURS, 300),
-    "environment": ("folder", ENVIRONMENT, _OURS, 120),
+    "rows": ("folder", MEASUREMENTS, _OURS, 240),
+    "environment": ("folder", ENVIRONMENT, _OURS, 110),
     "trainings": ("table", "trainings.jsonl", _REPORTS[:2], 40),
     "decodings": ("table", "decodings.json", _REPORTS[:2], 30),
     "plan": ("table", ENVIRONMENT, _REPORTS[:2], 40),
@@ -157,6 +200,11 @@ _KINDS: dict[str, tuple[str, str, list[Callable[[Path, Path], list[str]]], int]]
     "asv": ("asv.json", "", _gate("asv.json"), 80),
     "exported": ("asv", "*/*-stored-*.json", [_export_into], 20),
     "benchmarks": ("asv", "benchmarks.json", [_export_into], 10),
+    "resumed rows": ("speedup", f"*/{MEASUREMENTS}", [_resume(*_SPEEDUP, "--deadline", "1e-6")], 20),
+    "resumed plan": ("speedup", f"*/{ENVIRONMENT}", [_resume(*_SPEEDUP, "--deadline", "1e-6")], 10),
+    "resumed parity": ("parity", f"*/{MEASUREMENTS}", [_resume(*_PARITY)], 20),
+    "reused": ("table", "trainings.jsonl", [_reuse], 10),
+    "reused decodings": ("table", "decodings.json", [_reuse], 10),
     "verdicts": ("gate.json", "", [*_gate("document.json"), _REPORTS[0]], 10),
 }
 """Kind -> the sound file or folder, the file in it that is damaged, the verbs that read it, how many mutants."""
@@ -307,6 +355,37 @@ def _stored(path: Path, kind: str) -> list[dict[str, Any]]:
     return found
 
 
+def _nobody() -> NoReturn:
+    raise UserError("nobody trains here")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn, looked at or trained: that takes seconds."""
+    monkeypatch.setattr("meprop_bench.report.draw", lambda _: ([], ""))
+    monkeypatch.setattr("meprop_bench.cli.speedup._look", lambda _: {})
+    monkeypatch.setattr("meprop_bench.sweep.parity.compare", partial(compare, start=_nobody))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in _KINDS if kind != "verdicts"])
+def test_what_is_sound_is_read(kind: str, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, _, verbs, _ = _KINDS[kind]
+    for number, verb in enumerate(verbs):
+        target = tmp_path / str(number) / name
+        if (sound / name).is_dir():
+            shutil.copytree(sound / name, target)
+        else:
+            target.parent.mkdir()
+            shutil.copy(sound / name, target)
+        words = verb(sound, target)
+        code, told = run(words), capsys.readouterr().err
+        if words[0] == "report" and name in ("document.json", "gate.json"):
+            assert "neither a results folder nor a file of pytest-benchmark's" in told
+        else:
+            assert code in (ExitCode.OK, ExitCode.REGRESSION, ExitCode.INCONCLUSIVE), f"{words}: {told}"
+            assert "starting anew" not in told
+
+
 @pytest.mark.parametrize("kind", _KINDS)
 def test_no_damage_gets_past_a_verb(kind: str, sound: Path, tmp_path: Path) -> None:
     name, inner, verbs, count = _KINDS[kind]
@@ -331,7 +410,10 @@ def test_no_damage_gets_past_a_verb(kind: str, sound: Path, tmp_path: Path) -> N
         assert code in range(6), where
         complaints = [line for line in err.getvalue().splitlines() if line.startswith("meprop-bench: error: ")]
         refused = code in (ExitCode.USAGE, ExitCode.NOT_COMPARABLE, ExitCode.NOTHING_MEASURED)
-        assert len(complaints) == refused, f"{where}: {err.getvalue()}"
+        # A run that finds nothing to go on with begins anew, and ends with 5 where no time is left for it.
+        assert len(complaints) == refused or (code == ExitCode.NOTHING_MEASURED and not complaints), (
+            f"{where}: {err.getvalue()}"
+        )
         assert "Traceback" not in err.getvalue(), where
         if not refused:
             assert not [row for row in _stored(damaged, kind) if _contradicts(row)], f"{where}: accepted"
