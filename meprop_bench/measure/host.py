@@ -105,7 +105,8 @@ class Host:
         """Return what was found."""
         if not seconds > 0:
             raise Unavailable("no time passed")
-        spent = {name: last - self._first[name] for name, last in self._last.items()}
+        # A hypervisor may take stolen time back.
+        spent = {name: max(0.0, last - self._first[name]) for name, last in self._last.items()}
         values: dict[str, Any] = {"cpu_utilization": _percent(spent["process"], seconds)}
         # Ticks of 10 ms against nanoseconds: on an idle machine the difference can fall below nothing.
         values["others_cpu_utilization"] = _percent(max(0.0, spent["busy"] - spent["process"]), seconds)

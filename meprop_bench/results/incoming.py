@@ -27,6 +27,7 @@ from meprop_bench.results.redact import one_line
 
 __all__ = [
     "Amount",
+    "Busy",
     "Count",
     "Finite",
     "Name",
@@ -54,8 +55,10 @@ Rate: TypeAlias = Annotated[float, Meta(ge=1, le=1e30)]
 Ratio: TypeAlias = Annotated[float, Meta(ge=1e-300, le=1e300)]
 """One time over another, or a bound of it."""
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100.5)]
-"""Of a whole; means of readings may round a little above it."""
+Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100.01)]
+"""Of a whole; BLEU rounds a little above it."""
+Busy: TypeAlias = Annotated[float, Meta(ge=0, le=150)]
+"""Percent by a counter of the hardware, which may overshoot."""
 Finite: TypeAlias = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
 

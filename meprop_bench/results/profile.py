@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from meprop_bench.measure.profile import Node
+from meprop_bench.results.incoming import Count, checked
 from meprop_bench.results.schema import Row
 
 __all__ = ["SIDES", "BreakEven", "Profile", "Stage"]
@@ -61,17 +62,16 @@ class BreakEven:
     """
 
     axis: str
-    pays: int | None
-    loses: int | None
-    ends: tuple[int, int]
-    points: tuple[tuple[int, float], ...]
+    pays: Count | None
+    loses: Count | None
+    ends: tuple[Count, Count]
+    points: tuple[tuple[Count, float], ...]
     held: str = ""
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """Build from a JSON object."""
-        points = tuple((int(value), float(ratio)) for value, ratio in record["points"])
-        return cls(**{**record, "points": points, "ends": tuple(record["ends"])})
+        """Build from a JSON object; raises ValueError for one that is none."""
+        return checked(record, cls)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from meprop_bench.measure.measurement import Measurement
 from meprop_bench.results.consistency import check_row, check_utilization
 from meprop_bench.results.incoming import (
     Amount,
+    Busy,
     Count,
     Finite,
     Name,
@@ -142,18 +143,18 @@ class Utilization:
     voluntary_switches: Number | None = None
     involuntary_switches: Number | None = None
     page_faults: Number | None = None
-    gpu_utilization: Percent | None = None
-    gpu_memory_utilization: Percent | None = None
+    gpu_utilization: Busy | None = None
+    gpu_memory_utilization: Busy | None = None
     gpu_memory_used_bytes: Number | None = None
     gpu_power_w: Amount | None = None
     gpu_energy_j: Amount | None = None
     sm_clock_mhz: Amount | None = None
     temperature_c: Annotated[float, Meta(ge=-273.15, le=1e4)] | None = None
     throttle_reasons: tuple[str, ...] | None = None
-    sm_utilization: Percent | None = None
-    sm_occupancy: Percent | None = None
-    tensor_utilization: Percent | None = None
-    dram_utilization: Percent | None = None
+    sm_utilization: Busy | None = None
+    sm_occupancy: Busy | None = None
+    tensor_utilization: Busy | None = None
+    dram_utilization: Busy | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -240,7 +241,7 @@ class Row:
     baseline_process_peak_bytes: Number | None = None
     process_growth_bytes: Number | None = None
     baseline_process_growth_bytes: Number | None = None
-    gpu_utilization: Percent | None = None
+    gpu_utilization: Busy | None = None
     cpu_utilization: Amount | None = None
     power_w: Amount | None = None
     energy_per_step_j: Amount | None = None
