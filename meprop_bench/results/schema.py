@@ -163,6 +163,9 @@ class Row:
     `utilization` and `baseline_utilization` belong to the phase that was run steadily, and so do the four fields before
     them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
 
+    `data_published` says whether the data were those that were published, by their SHA-256: false where files of their
+    names hold something else, null where no published SHA-256 is known.
+
     `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
     `launch` says how calls reached a GPU ("graph": recorded once and replayed); rows without it are "eager".
 
@@ -192,6 +195,7 @@ class Row:
     allocator: str
     phase: str | None
     data: str | None = None
+    data_published: bool | None = None
     layers: int | None = None
     optimizer: str | None = None
     size: int | None = None

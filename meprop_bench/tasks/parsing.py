@@ -108,6 +108,7 @@ class Parsing(Task):
         self.labels = Vocabulary(map(_label, words))
         projective = [sentence for sentence in bank.train if sentence.projective]
         left_out = len(bank.train) - len(projective)
+        self.data_published = bank.published
         self.notes = (*bank.notes, f"{left_out:,} of {len(bank.train):,} training trees are not projective: left out")
         self._dev, self._test = self._encode(bank.dev), self._encode(bank.test)
         self._features, self._moves = self._derive(self._encode(projective))

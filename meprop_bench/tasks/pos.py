@@ -93,7 +93,8 @@ class POS(Task):
             raise UserError(f"tags must be 'universal' or 'language', not {tags!r}")
         bank = treebank(files, examples, made_up=self.made_up)
         self.batch, self.hidden, self.dropout, self.tags, self.examples = batch, hidden, dropout, tags, len(bank.train)
-        self.notes, self._files, self._device = bank.notes, files, on_device(device)
+        self.data_published, self.notes = bank.published, bank.notes
+        self._files, self._device = files, on_device(device)
         words = [word.form for sentence in bank.train for word in sentence.words]
         self.words = Vocabulary((word.lower() for word in words), least=_LEAST)
         columns = zip(*map(features, words), strict=True)
