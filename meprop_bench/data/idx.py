@@ -70,7 +70,7 @@ def digest(entries: Tensor) -> str:
     """
     header = bytes([0, 0, _UNSIGNED_BYTE, entries.dim()]) + b"".join(n.to_bytes(4, "big") for n in entries.shape)
     found = hashlib.sha256(header)
-    found.update(memoryview(entries.contiguous().numpy()))
+    found.update(entries.contiguous().numpy().data)
     return found.hexdigest()
 
 
