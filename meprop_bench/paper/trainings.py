@@ -48,6 +48,7 @@ class Trained:
         seconds: that the training took.
         environment_id: where.
         git_revision: of the code that trained it; a run may be resumed by another one than its environment names.
+        data_published: whether the data were those that were published, by their SHA-256; None where that is not known.
         origin: the results folder that it was trained for, where another one has taken it over.
         error: why it failed, in one line; then there are no figures.
 
@@ -65,6 +66,7 @@ class Trained:
     seconds: float = 0.0
     environment_id: str = "unknown"
     git_revision: str | None = None
+    data_published: bool | None = None
     origin: str | None = None
     error: str | None = None
 
