@@ -57,7 +57,7 @@ def doubt(evidence: Evidence, part: Part, row: PublishedRow, kind: str, verdict:
         return None
     own, baseline = evidence.rows_of(part, row), part.baseline(row)
     comparable = kind in _DIRECTIONS or (kind in _METRICS and evidence.same_data(part))
-    if comparable and _most(_at_chance(evidence, part, own)):
+    if verdict != "not reproduced" and comparable and _most(_at_chance(evidence, part, own)):
         other = [baseline] if baseline is not None and kind in _DIRECTIONS else []
         if not _most(_at_chance(evidence, part, other)):
             return "not reproduced", _chance(evidence, part, own)
@@ -164,7 +164,7 @@ def _chance(evidence: Evidence, part: Part, rows: Sequence[PublishedRow]) -> str
     """Say how many seeds learned next to nothing; "" without any."""
     some, of = _at_chance(evidence, part, rows)
     names = rows[0].name if len(rows) == 1 else "these rows"
-    return f"{some} of {of} seeds of {names} are near chance" if some else ""
+    return f"near chance: {some} of {of} seeds of {names}" if some else ""
 
 
 def _course(one: Trained) -> tuple[object, ...]:

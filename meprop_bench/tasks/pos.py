@@ -100,6 +100,10 @@ class POS(Task):
         columns = zip(*map(features, words), strict=True)
         self.features = tuple(Vocabulary(column, least=_LEAST) for column in columns)
         self.labels = Vocabulary(self._tag(word) for sentence in bank.train for word in sentence.words)
+        if self.labels.words[1:] == ("_",):
+            raise UserError(
+                f"the words of {bank.name} have no {tags} tags, only '_': choose other --tags, or other files"
+            )
         known: dict[str, list[int]] = {}
         self._train, self._dev, self._test = (
             Part([self._encode(sentence, known) for sentence in part]) for part in (bank.train, bank.dev, bank.test)
