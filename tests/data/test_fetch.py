@@ -118,7 +118,7 @@ def test_the_next_mirror_serves_when_one_does_not(mirror, tmp_path, fault):
         "http": mirror.redirect("http://example.invalid/file"),
     }[fault]
     source = mirror.source(mirror.url("faulty", answer), mirror.url("sound", mirror.serve(mirror.packed)))
-    fetch(source, tmp_path, timeout=0.1 if fault in ("hang", "drip") else 5)
+    fetch(source, tmp_path, timeout=0.5 if fault in ("hang", "drip") else 5)
     assert stored(tmp_path) == mirror.content
     assert mirror.asked[-1] == ("/sound", None)
 
@@ -146,7 +146,7 @@ def test_a_head_takes_no_longer_than_silence_may(mirror, tmp_path, manner):
     """However much a server has to say before it comes to the file."""
     faulty = mirror.url("faulty", getattr(mirror, manner))
     mirror.url("nowhere", getattr(mirror, manner))
-    fetch(mirror.source(faulty, mirror.url("sound", mirror.serve(mirror.packed))), tmp_path, timeout=0.2)
+    fetch(mirror.source(faulty, mirror.url("sound", mirror.serve(mirror.packed))), tmp_path, timeout=0.5)
     assert stored(tmp_path) == mirror.content
 
 
