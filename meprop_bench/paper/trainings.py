@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ class Trained:
     data_published: bool | None = None
     origin: str | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        epochs = [each.epoch for each in self.evaluations]
+        if any(after <= before for before, after in pairwise(epochs)):
+            raise ValueError(f"evaluations that are not one after the other: epochs {epochs[:5]}")
+        if self.best_epoch is not None and self.best_dev is not None:
+            later = (each for each in self.evaluations if each.epoch >= self.best_epoch and each.dev > self.best_dev)
+            if better := next(later, None):
+                raise ValueError(f"the dev metric of epoch {better.epoch:g} is better than the best, {self.best_dev:g}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
