@@ -65,8 +65,8 @@ class _Worker:
     def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
         phases = ["forward", "backward"] if message["case"]["workload"] == "linear" else ["backward", "step"]
         costs = {"backward": [[400, 40], [100, 20]]}
-        told = {"notes": [], "data_published": False}
-        return {"kernel": "gather", "k": message["case"]["k"], **told, "phases": phases, "costs": costs}
+        about = {"notes": [], "data_published": False}
+        return {"kernel": "gather", "k": message["case"]["k"], **about, "phases": phases, "costs": costs}
 
     def _check(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"check": "passed", "loops": 3}
