@@ -10,23 +10,30 @@ matched without it (`without_addresses`), where that is unambiguous.
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from meprop_bench.results.redact import without_paths
 
-__all__ = ["LONGEST", "quoted", "shown", "without_addresses"]
+__all__ = ["LONGEST", "quoted", "shown", "visible", "without_addresses"]
 
 LONGEST = 300
 """Characters of a name, or of another text of a file, that are shown at most."""
+
+_DIGITS = 6
+"""Hexadecimal ones of a digest: no code host takes so few for a commit."""
 
 _ADDRESS = re.compile(r"(\bat |<[^<>]*?\b)0x[0-9a-fA-F]{4,16}\b")
 
 
 def shown(name: str, limit: int = LONGEST) -> str:
-    """Return a name as one printable line of at most `limit` characters."""
-    line = name if name.isprintable() else "".join(map(_visible, name))
-    line = without_paths(line)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    """Return a name as one printable line of at most `limit` characters, without the paths of a machine."""
+    return _cut(without_paths(_escaped(name)), name, limit)
+
+
+def visible(name: str, limit: int = LONGEST) -> str:
+    """Return a name likewise, with its paths, so that names that differ are told apart."""
+    return _cut(_escaped(name), name, limit)
 
 
 def quoted(name: str, limit: int = 120) -> str:
@@ -39,6 +46,16 @@ def without_addresses(name: str) -> str:
     return _ADDRESS.sub(r"\1…", name) if "0x" in name else name
 
 
-def _visible(character: str) -> str:
+def _escaped(name: str) -> str:
     # Line breaks, terminal escapes, marks that turn the direction of writing, half a surrogate pair.
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def _cut(line: str, name: str, limit: int) -> str:
+    """Return a line of at most `limit` characters; what is cut has a digest of the name for an end."""
+    if len(line) <= limit:
+        return line
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+    return f"{line[: limit - 1 - _DIGITS]}…{digest}"
