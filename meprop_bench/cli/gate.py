@@ -256,7 +256,8 @@ def _showing() -> Iterator[Callable[[Progress], None]]:
     def once(progress: Progress) -> None:
         if progress.round not in rounds:
             rounds.add(progress.round)
-            click.echo(_where(progress, short=True), err=True)
+            with suppress(OSError):  # nobody reads it: that is no reason to stop
+                click.echo(_where(progress, short=True), err=True)
 
     yield once
 

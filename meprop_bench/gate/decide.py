@@ -48,7 +48,7 @@ def judge(
     blocks: Sequence[Block] = (),
 ) -> Judgements:
     """Return the verdicts, in the order of the blocks and then of the series; those outside `settings.cases` are left
-    out, unless the head failed.
+    out, unless the head failed or nothing was measured.
 
     Args:
         series: figures with their values.
@@ -60,7 +60,7 @@ def judge(
     """
     wanted = (block.only(np.array(settings.matched(settings.cases, block.cases, block.figure))) for block in blocks)
     weighed = [Weighed.of(block, settings) for block in wanted if len(block)]
-    own = [one for one in series if one.failure or settings.judged(one.case, one.figure)]
+    own = [one for one in series if _wanted(one, settings)]
     troubles = {place: trouble for place, one in enumerate(own) if (trouble := _trouble(one, settings)) is not None}
     sound = [(place, one) for place, one in enumerate(own) if place not in troubles]
     verdicts, adjusted = _verdicts([one for _, one in sound], settings, looks, last, weighed)
@@ -76,7 +76,7 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
     A case is decided when each of its figures that decide has a verdict, or has had its last look. What is wrong with
     a figure for another reason than noise (a time of zero) more pairs do not put right.
     """
-    own = [one for one in series if settings.judged(one.case, one.figure)]
+    own = [one for one in series if not one.failure and _wanted(one, settings)]
     open_ones = [
         one.pairs is not None and len(one.pairs) < looks.counts[-1] and _trouble(one, settings, early=True) is None
         for one in own
@@ -87,6 +87,11 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
         for found, is_open in zip(judgements, open_ones, strict=True)
         if is_open and found.verdict == "inconclusive" and not found.report_only
     )
+
+
+def _wanted(one: Series, settings: Settings) -> bool:
+    """Whether a figure is judged: what stands for all of a case that has none is, whatever its name."""
+    return bool(one.failure) or one.pairs == () or settings.judged(one.case, one.figure)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,13 @@ _ADDRESS = re.compile(r"(\bat |<[^<>]*?\b)0x[0-9a-fA-F]{4,16}\b")
 
 def shown(name: str, limit: int = LONGEST) -> str:
     """Return a name as one printable line of at most `limit` characters, without the paths of a machine."""
-    return _cut(without_paths(_escaped(name)), name, limit)
+    line = without_paths(_escaped(name))
+    return line if len(line) <= limit else _with_digest(line, name, limit)
 
 
 def visible(name: str, limit: int = LONGEST) -> str:
-    """Return a name likewise, with its paths, so that names that differ are told apart."""
-    return _cut(_escaped(name), name, limit)
+    """Return a name likewise, but each another line: with its paths, and with a digest where it is not as it stands."""
+    return name if name.isprintable() and len(name) <= limit else _with_digest(_escaped(name), name, limit)
 
 
 def quoted(name: str, limit: int = 120) -> str:
@@ -53,9 +54,6 @@ def _escaped(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
-def _cut(line: str, name: str, limit: int) -> str:
-    """Return a line of at most `limit` characters; what is cut has a digest of the name for an end."""
-    if len(line) <= limit:
-        return line
+def _with_digest(line: str, name: str, limit: int) -> str:
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
     return f"{line[: limit - 1 - _DIGITS]}…{digest}"

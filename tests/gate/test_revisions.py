@@ -396,7 +396,7 @@ def test_a_process_that_dies_once_costs_its_round_of_the_case_and_a_line(side: s
     counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
     assert counts == {plan.cases[0].label: 3, plan.cases[1].label: 2}
     assert found.notes[1] == (
-        f"{plan.cases[1].label}: a process of the {side} killed by signal 9; another pair took its place"
+        f"{plan.cases[1].label}: a process of the {side} killed by signal 9; its pair is left out"
     )
 
 

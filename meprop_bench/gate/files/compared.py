@@ -171,10 +171,10 @@ class Compared:
                     groups[plain][place].append(case)
         one, several = _Names(), _Names()
         names: dict[str, str] = {}
-        for first, second in groups.values():
+        for plain, (first, second) in groups.items():
             if len(first) == len(second) == 1:
                 names[second[0]] = first[0]
-                one.add(second[0])
+                one.add(plain)
             elif first and second:
                 self._unclear.update(first, second)
                 for case in second:
@@ -250,7 +250,9 @@ class Compared:
         """Give what failed in the head a line if the base ran it; return what to say of the rest."""
         base, head = self._base, self._head
         both, new = _Names(), _Names()
-        for case in self._failures.keys() - told if len(told) < len(self._failures) else ():
+        for case in self._failures:
+            if case in told:
+                continue
             if case in base.failures:
                 both.add(case)
             elif base.ran(case):

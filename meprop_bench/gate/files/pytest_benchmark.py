@@ -59,7 +59,7 @@ class _Stats(msgspec.Struct, gc=False):
     mean: float | None = None
     stddev: float | None = None
     rounds: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None = None
-    iterations: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    iterations: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)] | None = None
     data: list[float] | None = None
 
 
