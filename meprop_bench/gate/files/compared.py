@@ -182,7 +182,8 @@ class Compared:
                 failed = [case for case in second if case in head.failures]
                 if len(failed) > sum(case in base.failures for case in first):
                     self._failures_alone += failed
-        head.rename(names)
+        if names:
+            head.rename(names)
         return [
             one.told("matched without the address in the name"),
             several.told("not judged, as several differ by the address in the name alone"),

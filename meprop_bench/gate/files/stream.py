@@ -160,6 +160,8 @@ def _members(text: _Text, listed: str, row: type[_Row], take: Callable[[list[_Ro
             text.expect('"')
         key = text.value()
         text.expect(":")
+        if key in found:
+            raise UserError(f"{text.name} has {one_line(repr(key), 40)} twice: which of them to take cannot be told")
         found[key] = _rows(text, row, take) if key == listed and text.peek() == "[" else text.value()
         if text.expect(",}") == "}":
             return found
