@@ -156,3 +156,7 @@ def test_the_marker_of_a_comment_names_the_job_and_what_is_judged(slower, monkey
     monkeypatch.setenv("GITHUB_JOB", "bench")
     assert first_line() == "<!-- meprop-bench gate: CI / bench / 0.001.json -->"
     assert first_line("--suite", "slow ones") == "<!-- meprop-bench gate: slow ones -->"
+    for commit in ("0123456789abcdef", "fedcba9876543210"):
+        Path(name := f"0001_{commit}_20260102_030405.json").write_bytes(Path("0.001.json").read_bytes())
+        slower[slower.index("--baseline") + 1] = name
+        assert first_line() == "<!-- meprop-bench gate: CI / bench / ___.json -->"
