@@ -74,9 +74,9 @@ class OutcomeDocument:
     def hints(self) -> Sequence[str]:
         """How to read it."""
         return (
-            "A figure fails when the low end of its interval is above 1 + margin, passes when the high end is below it,"
-            " and is inconclusive otherwise. Noise is half the interval's width. A margin in points is of accuracy,"
-            " whose change is what was lost.",
+            "A figure fails when the low end of its interval is above 1 + margin, among all that are judged at once;"
+            " passes when the high end is below it; and is inconclusive otherwise. Noise is half the interval's width."
+            " A margin in points is of accuracy, whose change is what was lost.",
         )
 
 

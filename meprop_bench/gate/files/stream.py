@@ -210,5 +210,5 @@ def _one(text: _Text, row: type[_Row], number: int) -> _Row:
     value = text.value()
     try:
         return msgspec.convert(value, row)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a surrogate pair in a key
         raise UserError(f"{text.name}: row {number + 1} is not one of a result: {one_line(str(error), 120)}") from None
