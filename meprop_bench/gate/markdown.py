@@ -45,7 +45,7 @@ _LIVE = re.compile(
     | (?<=[!~$%&]) (?=\d)           # GitLab's merge requests, labels, snippets, milestones, epics
     | (?<=:) (?=//)                 # an address of any scheme
     | (?<=www) (?=\.)
-    | (?<=\bgh) (?=-\d) | (?<=\bghsa) (?=-)
+    | (?<=gh) (?=-\d) | (?<=ghsa) (?=-)
     | (?<=:) (?=[\w+-]+:)           # an emoji
     | (?<=^) (?=[-+=]|\d+[.)]\s)    # a list, a line under a heading
     """

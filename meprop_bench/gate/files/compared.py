@@ -185,8 +185,8 @@ class Compared:
         if names:
             head.rename(names)
         return [
-            one.told("matched without the address in the name"),
-            several.told("not judged, as several differ by the address in the name alone"),
+            one.line("matched without the address in the name"),
+            several.line("not judged, as several differ by the address in the name alone"),
         ]
 
     def _failures_of_the_head(self) -> dict[str, str]:
@@ -203,7 +203,7 @@ class Compared:
         base, head = self._base, self._head
         gone, new, mended, version, unit, left, found_again = (_Names() for _ in range(7))
         shared = dict.fromkeys(head_kinds, 0)
-        told = set(self._failures_alone)  # failures that have a line in the table
+        listed = set(self._failures_alone)  # failures that have a line in the table
         for kind in self._kinds:
             theirs = head.places(kind)
             alike = [each for each in head_kinds if each != kind and each.figure == kind.figure]
@@ -215,7 +215,7 @@ class Compared:
                     continue
                 if case in self._failures:
                     self._count += 1
-                    told.add(case)
+                    listed.add(case)
                 elif (other := next((each for each in alike if case in head.places(each)), None)) is not None:
                     (version if (other.quantity, other.unit) == (kind.quantity, kind.unit) else unit).add(case, kind)
                 else:
@@ -230,14 +230,14 @@ class Compared:
                     known = mended if case in base.failures else found_again if case in base.left_out else new
                     known.add(case, kind)
         remarks = [
-            gone.told(f"not judged, in {base.name} only"),
-            new.told(f"not judged, in {head.name} only"),
-            mended.told(f"not judged, failed in {base.name}"),
-            left.told(f"not judged, without a figure in {head.name}"),
-            found_again.told(f"not judged, without a figure in {base.name}"),
-            version.told("not judged, measured by another version of the benchmark, or with other seeds"),
-            unit.told("not judged, measured in another unit"),
-            *self._other_failures(told),
+            gone.line(f"not judged, in {base.name} only"),
+            new.line(f"not judged, in {head.name} only"),
+            mended.line(f"not judged, failed in {base.name}"),
+            left.line(f"not judged, without a figure in {head.name}"),
+            found_again.line(f"not judged, without a figure in {base.name}"),
+            version.line("not judged, measured by another version of the benchmark, or with other seeds"),
+            unit.line("not judged, measured in another unit"),
+            *self._other_failures(listed),
             *(
                 f"{found.name}: rounds of 0 s count as the shortest of their benchmark: {found.zeros}"
                 for found in (base, head)
@@ -247,12 +247,12 @@ class Compared:
         self._count += len(self._failures_alone)
         return remarks
 
-    def _other_failures(self, told: set[str]) -> list[str]:
+    def _other_failures(self, listed: set[str]) -> list[str]:
         """Give what failed in the head a line if the base ran it; return what to say of the rest."""
         base, head = self._base, self._head
         both, new = _Names(), _Names()
         for case in self._failures:
-            if case in told:
+            if case in listed:
                 continue
             if case in base.failures:
                 both.add(case)
@@ -261,8 +261,8 @@ class Compared:
             else:
                 new.add(case)
         return [
-            both.told("failed in both"),
-            new.told(f"failed in {head.name}, and {base.name} has nothing to compare with"),
+            both.line("failed in both"),
+            new.line(f"failed in {head.name}, and {base.name} has nothing to compare with"),
         ]
 
     def _check_environments(self) -> bool:
@@ -309,7 +309,7 @@ class _Names:
         if len(self._first) < _SHOWN:
             self._first.append(shown(case if kind is None else f"{case}/{kind.figure}", 120))
 
-    def told(self, what: str) -> str:
+    def line(self, what: str) -> str:
         return f"{self._count} {what}: {_listed(self._first, self._count)}" if self._count else ""
 
 
@@ -331,7 +331,7 @@ def _difference(base: Figures, ours: str, head: Figures, others: str) -> str:
                 return f"their environments are {one_line(ours, 20)} and {one_line(others, 20)}"
             return f"{found.name} does not say where it was measured"
     differing = _differing(*known)
-    first = [f"{name} is {_shown(one)} and {_shown(other)}" for name, one, other in differing[:_SHOWN]]
+    first = [f"{shown(name, 60)} is {_shown(one)} and {_shown(other)}" for name, one, other in differing[:_SHOWN]]
     return _listed(first, len(differing)) if differing else ""
 
 

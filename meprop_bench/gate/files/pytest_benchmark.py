@@ -138,7 +138,7 @@ class Reader:
         median = stats.mean if stats.median is None else stats.median
         if median is None:
             raise UserError(f"{self.figures.name}: {quoted(case)} has neither values nor a median")
-        if count == 0:  # not told
+        if count == 0:  # nobody knows of how many rounds
             return number(median, f"{self.figures.name}: the time of {quoted(case)}"), math.nan, 0
         if stats.q1 is not None and stats.q3 is not None:
             spread, error = stats.q3 - stats.q1, _of_quartiles(count)

@@ -25,6 +25,7 @@ from meprop_bench.gate.files import read_file
         (b'{"benchmarks": [] "machine_info": {}}', "is not expected"),
         (b'{"a" 1}', "'1' is not expected"),
         (b'{"machine_info": {}, "benchmarks": [], "benchmarks": []}', "has 'benchmarks' twice"),
+        (b'{"machine_info": {}, "benchmarks": [{"\\ud800": 1}]}', "row 1 is not one of a result"),
         (b"{1: 1}", "'1' is not expected"),
         (b'{"a": tru}', "it ends too early|expecting value"),
         (b'{"a": ' + b"9" * 5000 + b"}", "holds an integer of 5000 digits"),
