@@ -86,6 +86,8 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
                 left_out[reason] += 1
             elif case not in found.failures:
                 summaries += _add(found, case, point, kind)
+            if case == benchmark or case not in found.failures:
+                found.ids[case] = benchmark
     if summaries:
         found.notes.append(
             f"{name} kept no samples of {summaries} of its figures, only a summary, which tells less: asv run"
@@ -162,7 +164,7 @@ def _add(found: Figures, case: str, point: Mapping[str, Any], kind: Kind) -> boo
     if repeat is not None and not tracked:
         repeats = count(repeat, f"{found.name}: the repeats of {quoted(case)}")
         found.add(case, kind, _summary(value, point, repeats, f"{found.name}: the interval of {quoted(case)}"))
-        return True
+        return repeats > 0
     # asv keeps one value of a peak of memory, too, and of a number that was tracked.
     found.add(case, kind, (value,))
     return False

@@ -78,7 +78,9 @@ class Compared:
                 + "; ".join(filter(None, remarks)),
                 ExitCode.NOT_COMPARABLE,
             )
-        if self._check_environments() and base.host and head.host and base.host != head.host:
+        # What is not known of a host, or of both, does not make two of them.
+        known = [(base.host.get(key), value) for key, value in head.host.items()]
+        if self._check_environments() and any(one and other and one != other for one, other in known):
             remarks.append(
                 "the two were measured on two hosts, or kernels, of the same make: how these differ is not known"
             )
@@ -192,10 +194,13 @@ class Compared:
     def _failures_of_the_head(self) -> dict[str, str]:
         """Return why the head has nothing of a case although it was asked for, by the base's name of the case."""
         base, head = self._base, self._head
-        names = {key: case for case, key in base.ids.items()} if head.failures else {}
+        names: dict[str, list[str]] = defaultdict(list)
+        for case, key in base.ids.items() if head.failures else ():
+            names[key].append(case)
         return {
-            case if base.has(case) else names.get(head.ids.get(case, ""), case): reason
+            name: reason
             for case, reason in head.failures.items()
+            for name in ([case] if base.has(case) else names.get(head.ids.get(case, ""), [case]))
         }
 
     def _match(self, head_kinds: list[Kind]) -> list[str]:
@@ -227,8 +232,8 @@ class Compared:
             similar = [base.places(each) for each in self._kinds if each != kind and each.figure == kind.figure]
             for case in theirs:
                 if case not in ours and case not in self._unclear and not any(case in of for of in similar):
-                    known = mended if case in base.failures else found_again if case in base.left_out else new
-                    known.add(case, kind)
+                    failed = case in base.failures or head.ids.get(case) in base.failures
+                    (mended if failed else found_again if case in base.left_out else new).add(case, kind)
         remarks = [
             gone.line(f"not judged, in {base.name} only"),
             new.line(f"not judged, in {head.name} only"),

@@ -67,7 +67,8 @@ class Figures:
         notes: what a reader should know of the file.
         failures: case -> why it has no figures although it was asked for.
         left_out: case -> why it has no figures although it ran, or was skipped; a note of the file counts them.
-        ids: case -> case id, of results of this project.
+        ids: case -> what it is known by as well: its case id, of results of this project; of asv its benchmark, which
+            may have failed before it had parameters.
         zeros: rounds of 0 s that were replaced.
 
     """

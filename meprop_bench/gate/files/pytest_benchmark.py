@@ -107,7 +107,7 @@ class Reader:
             self.figures.add_many(cases, _TIME, values)
         if summarised:
             self.figures.add_many_summaries(summarised, _TIME, known)
-            self._summaries += len(summarised)
+            self._summaries += sum(count > 0 or not math.isnan(median) for median, _, count in known)
 
     def finish(self, document: Mapping[str, Any]) -> Figures:
         """Add what the file says of itself and of the machine, once all benchmarks are there."""

@@ -276,6 +276,30 @@ def test_names_that_differ_by_an_address_are_matched_where_that_is_clear(write_a
     assert [(each.base.median, each.head.median) for each in slower if "time_a" in each.case] == [(1e-3, 2e-3)]
 
 
+def test_a_name_with_an_address_hides_no_slowdown(write, bench):
+    one, other = (f"test_a[{address}]" for address in ADDRESSES)
+    base, head = write("base.json", bench(one)), write("head.json", bench(other, factor=2))
+    assert run(["gate", "--baseline", str(base), "--candidate", str(head), "--margin", "0.2"]) == ExitCode.REGRESSION
+
+
+@pytest.mark.parametrize("whole", [None, {"result": None}, {"result": None, "params": []}])
+def test_a_benchmark_that_failed_before_it_had_parameters_failed_at_all_of_them(write_asv, whole):
+    points = {"params": [["1", "2"]], "result": [1e-3, 1e-3], "stats_repeat": [10, 10]}
+    sound = {"result": [1e-3], "params": [], "samples": [[1e-3] * 9]}
+    there = write_asv("there.json", {"m.time_a": points, "m.time_b": sound})
+    broken = write_asv("broken.json", {"m.time_a": whole, "m.time_b": sound})
+    assert failures_and_notes(there, broken)[0] == {"m.time_a(1)", "m.time_a(2)"}
+    failed, notes = failures_and_notes(broken, there)
+    assert not failed
+    assert "2 not judged, failed in broken.json: m.time_a(1)/value" in notes
+    one = write_asv(
+        "one.json", {"m.time_a": {**points, "params": [["1", "3"]], "result": [1e-3, None]}, "m.time_b": sound}
+    )
+    failed, notes = failures_and_notes(there, one)
+    assert not failed  # a point that is new and failed says nothing of the others
+    assert "1 failed in one.json, and there.json has nothing to compare with: m.time_a(3)" in notes
+
+
 def test_several_names_that_differ_by_an_address_are_told_and_not_mixed_up(write_asv):
     one, other = ADDRESSES
     third, fourth = one.replace("78", "11"), one.replace("78", "22")

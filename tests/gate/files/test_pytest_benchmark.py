@@ -117,6 +117,11 @@ def test_hosts_of_the_same_make_are_compared_with_a_note_that_does_not_name_them
     assert "runner" not in found.notes[0]
 
 
+@pytest.mark.parametrize("machine", [{"node": None, "release": None}, {"node": ""}, {}])
+def test_a_host_that_is_not_known_is_not_said_to_be_another(write, bench, machine):
+    assert read(write("base.json", bench("test_a")), write("head.json", bench("test_a"), machine=machine)).notes == ()
+
+
 def test_a_file_that_does_not_say_where_it_was_measured_is_refused(write, bench):
     base, head = write("base.json", bench("test_a")), write("head.json", bench("test_a"), machine_info={})
     with pytest.raises(UserError, match=r"head.json does not say where it was measured") as caught:
@@ -213,7 +218,9 @@ def test_what_is_left_of_rounds_of_0_is_judged_as_if_they_were_as_short_as_can_b
 def test_what_a_file_says_too_little_of_is_inconclusive_and_says_why(write, bench, stats, reason):
     odd, sound = bench("test_a", stats=stats), bench("test_a")
     for base, head in ((odd, sound), (sound, odd), (odd, odd)):
-        found, _ = verdicts(write("base.json", base, bench("test_b")), write("head.json", head, bench("test_b")))
+        found, notes = verdicts(write("base.json", base, bench("test_b")), write("head.json", head, bench("test_b")))
+        summed_up = not stats["data"] and reason != "measured 0 times"
+        assert any("kept no values" in note for note in notes) == summed_up
         assert (found["test_a"].verdict, found["test_a"].reason) == ("inconclusive", reason)
 
 
