@@ -30,6 +30,7 @@ from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Gradients, Kernel, Request
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.ops.selection import check_selection, resolve_k
+from meprop_bench.ops.tracing import is_tracing
 
 __all__ = ["linear", "linear_backward"]
 
@@ -71,7 +72,7 @@ def linear(
     n = w.shape[0]
     kept = resolve_k(k, n)
     chosen = kernels.get(kernel)
-    if kept >= n or not torch.is_grad_enabled():
+    if kept >= n or not torch.is_grad_enabled() or is_tracing():
         return F.linear(x, w, b)
     if torch._C._is_any_autocast_enabled():
         x, w, b = _autocast(x, w, b, sparse)

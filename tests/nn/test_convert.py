@@ -172,7 +172,7 @@ def test_a_layer_that_cannot_be_turned_changes_nothing():
     model = nn.ModuleList([nn.Linear(5, 7), nn.LSTM(5, 7), nn.LSTM(5, 7, proj_size=3), nn.Linear(3, 2)])
     before, names = repr(model), [set(vars(layer)) for layer in model]
     with pytest.raises(
-        ValueError, match=r"cannot turn '2': proj_size must be 0, not 3: .*, so leave it out by the fil"
+        ValueError, match=r"cannot convert '2': proj_size must be 0, not 3: .*, so leave it out by the fil"
     ):
         convert(model, k=2, kinds=(nn.Linear, nn.LSTM))
     assert repr(model) == before
