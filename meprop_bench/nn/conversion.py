@@ -150,11 +150,13 @@ class Calls:
         """Names of the converted layers whose `forward` has not run: if they are used at all, then densely."""
         return [name for name, layer in self._layers.items() if id(layer) not in self._ran]
 
-    def _noting(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _noting(self, forward: Callable[..., Any], layer: nn.Module | None) -> Callable[..., Any]:
+        """Wrap a `forward` of one layer, or one of a class, which is called with the layer first."""
+
         @functools.wraps(forward)
-        def noted(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            self._ran.add(id(layer))
-            return forward(layer, *args, **kwargs)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self._ran.add(id(args[0] if layer is None else layer))
+            return forward(*args, **kwargs)
 
         return noted
 
@@ -169,13 +171,14 @@ def record_calls(model: nn.Module) -> Iterator[Calls]:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Sparsified)}
     calls = Calls(layers)
-    # The classes, not the layers: so a call is seen however it is made, and nothing is left behind on a layer.
-    classes: set[Any] = {next(c for c in type(layer).__mro__ if "forward" in vars(c)) for layer in layers.values()}
-    before = {c: vars(c)["forward"] for c in classes}
+    # Of the classes, so that a call is seen however it is made; and of a layer whose own was put around the class's.
+    owners: set[Any] = {next(c for c in type(layer).__mro__ if "forward" in vars(c)) for layer in layers.values()}
+    owners |= {layer for layer in layers.values() if "forward" in vars(layer)}
     with contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for c, forward in before.items():
-            stack.callback(setattr, c, "forward", forward)
-            c.forward = calls._noting(forward)
+        for owner in owners:
+            forward = vars(owner)["forward"]
+            stack.callback(setattr, owner, "forward", forward)
+            owner.forward = calls._noting(forward, owner if isinstance(owner, nn.Module) else None)
         yield calls

@@ -69,10 +69,12 @@ def linear(
         if y is not None:
             return y
     check_selection(selection)
+    if is_tracing():
+        return F.linear(x, w, b)
     n = w.shape[0]
     kept = resolve_k(k, n)
     chosen = kernels.get(kernel)
-    if kept >= n or not torch.is_grad_enabled() or is_tracing():
+    if kept >= n or not torch.is_grad_enabled():
         return F.linear(x, w, b)
     if torch._C._is_any_autocast_enabled():
         x, w, b = _autocast(x, w, b, sparse)
