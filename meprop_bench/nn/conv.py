@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meprop_bench.nn.k import ChangingK
-from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.nn.tools import Sparsified
 from meprop_bench.ops.conv import check_kernel, check_selection, conv1d, conv2d
 from meprop_bench.ops.selection import check_k
 

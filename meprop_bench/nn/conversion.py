@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.nn.tools import Sparsified
 from meprop_bench.ops.selection import resolve_k
 
 __all__ = ["Calls", "Conversion", "record_calls", "survey"]

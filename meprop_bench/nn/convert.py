@@ -30,7 +30,7 @@ from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.conversion import Conversion, survey
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
-from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.nn.tools import Sparsified
 
 __all__ = ["convert", "revert"]
 

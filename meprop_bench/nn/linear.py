@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from meprop_bench.nn.k import ChangingK
-from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.nn.tools import Sparsified
 from meprop_bench.ops import kernels
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import check_selection, resolve_k

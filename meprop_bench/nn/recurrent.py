@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.nn.tools import Sparsified
 from meprop_bench.ops.recurrent import check_kernel, recurrent
 from meprop_bench.ops.recurrent.cells import Tensors
 from meprop_bench.ops.recurrent.function import Record
