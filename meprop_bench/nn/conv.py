@@ -3,7 +3,8 @@
 They have the constructors, parameters and state dicts of `nn.Conv1d` and `nn.Conv2d`, so a checkpoint fits both ways,
 and add the keywords k, selection and kernel. The method is in `meprop_bench.ops.conv`; `nn.convert` converts whole
 models, the papers' convolutional network by `convert(model, k=0.05, kinds=(nn.Conv2d,))`. `k` may change while
-training, also under `torch.compile`: see `meprop_bench.nn.k`.
+training, also under `torch.compile`: see `meprop_bench.nn.k`. Exported or traced, they are torch's: see
+`meprop_bench.nn.tools`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways, and adds the keywords
 k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; `nn.convert` converts whole models.
-`k` may change while training, also under `torch.compile`: see `meprop_bench.nn.k`.
+`k` may change while training, also under `torch.compile`: see `meprop_bench.nn.k`. Exported or traced, it is
+`nn.Linear`: see `meprop_bench.nn.tools`.
 """
 
 from __future__ import annotations
