@@ -6,10 +6,11 @@ the rest of the interface and the stack:
 
     input of layer l + 1 = dropout(concatenation of the directions of layer l)        (N, D h)
 
-Where there is nothing to sparsify (k >= hidden_size, no gradient is recorded, or a tool exports or traces the layer:
-see `meprop_bench.nn.tools`) torch's own implementation runs, so that this is exactly the dense layer, and evaluation is as fast as ever. Otherwise outputs differ from torch's by
-rounding: the sums are the same, in another order. Dropout draws what torch's own layers draw on the CPU. Under autocast
-all of a layer computes in the lower precision and returns it, as torch's LSTM does (its GRU returns float32).
+Where there is nothing to sparsify (k >= hidden_size, or no gradient is recorded) torch's own implementation runs, so
+that this is exactly the dense layer, and evaluation is as fast as ever; also where a tool exports or traces the layer:
+see `meprop_bench.nn.tools`. Otherwise outputs differ from torch's by rounding: the sums are the same, in another order.
+Dropout draws what torch's own layers draw on the CPU. Under autocast all of a layer computes in the lower precision and
+returns it, as torch's LSTM does (its GRU returns float32).
 """
 
 from __future__ import annotations
