@@ -33,16 +33,8 @@ _READERS: tuple[Any, ...] = tuple(
 )
 """Modules of torch that read the weights of layers inside them, which never run."""
 
-_NO_PRODUCT = (
-    "Embedding",
-    "EmbeddingBag",
-    "LayerNorm",
-    "RMSNorm",
-    "ParametrizationList",
-    "ParameterList",
-    "ParameterDict",
-)
-"""Modules of torch whose parameters may be matrices, and are not multiplied by their input, or not by them."""
+_NO_PRODUCT = ("Embedding", "EmbeddingBag", "LayerNorm", "RMSNorm", "ParametrizationList")
+"""Modules of torch whose parameters may be matrices, and are not multiplied by the module's input as such."""
 
 
 class Conversion(dict[str, Any]):
@@ -131,7 +123,7 @@ def _parameter_left(module: nn.Module, shape: tuple[int, ...]) -> str:
     kind = type(module)
     if isinstance(module, nn.MultiheadAttention):
         return "nn.MultiheadAttention computes its projections in one function, without layers"
-    if kind.__module__.startswith("torch.nn."):
+    if kind.__module__.startswith("torch.nn.") and not isinstance(module, (nn.ParameterList, nn.ParameterDict)):
         return f"there is no sparsified nn.{kind.__name__}"
     if kind.__name__ == "Conv1D":  # of transformers, in GPT-2: x W + b
         return "Conv1D holds its weight transposed, (m, n): put an nn.Linear in its place, then convert"

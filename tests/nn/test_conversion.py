@@ -46,6 +46,7 @@ def zoo():
             "attention": nn.MultiheadAttention(8, 2, bias=False),
             "gpt2": Conv1D(24, 8),
             "experts": Experts(),
+            "heads": nn.ParameterList([torch.randn(8, 3), torch.randn(8)]),
             "own": Own(8, 8),
             "normed": parametrizations.weight_norm(nn.Linear(8, 8)),
             "lazy": nn.LazyLinear(3),
@@ -67,6 +68,7 @@ LEFT = {
     "attention.out_proj": "its forward never runs: the module around it reads its weight",
     "gpt2.weight": "Conv1D holds its weight transposed, (m, n): put an nn.Linear in its place, then convert",
     "experts.up": "a parameter of Experts, 4 x 8 x 16, and not of a layer",
+    "heads.0": "a parameter of ParameterList, 8 x 3, and not of a layer",
     "own": "its class Own is derived from torch's and may do something else",
     "normed": "its weight is computed: convert first, parametrize then",
     "lazy": "it has no size before its first batch: run one, then convert",
@@ -102,12 +104,12 @@ def test_the_report():
     converted = convert(zoo(), k=2, filter=lambda module, name: name in ("plain", "small"))
     lines = str(converted).splitlines()
     assert lines[:3] == [
-        "2 converted, 12 left as they were",
+        "2 converted, 13 left as they were",
         f"  converted  plain: {converted['plain']}",
         f"  converted  small: {converted['small']}  [dense: k = 2 keeps all of its 2]",
     ]
     assert lines[-1] == "  left       out: left out by the filter"
-    assert len(lines) == 15
+    assert len(lines) == 16
 
 
 def test_a_warning_where_nothing_is_converted():
