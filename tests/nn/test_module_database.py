@@ -8,7 +8,7 @@ pass is linear, so that `Kept` does not act on them twice.
 import importlib.util
 import sys
 import types
-import unittest
+import unittest.mock
 
 import pytest
 import torch
@@ -32,11 +32,14 @@ OTHERS = (torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 @pytest.fixture(scope="module")
 def database():
-    if importlib.util.find_spec("expecttest") is None:  # the database needs of it no more than this class
+    missing = importlib.util.find_spec("expecttest") is None  # the database needs of it no more than this class
+    if missing:
         sys.modules["expecttest"] = types.SimpleNamespace(TestCase=unittest.TestCase)
-    from torch.testing._internal import common_modules
-
-    torch.backends.__allow_nonbracketed_mutation_flag = True  # which the import forbids for the whole process
+    with unittest.mock.patch("torch.backends.disable_global_flags"):  # which holds for all other tests of the process
+        from torch.testing._internal import common_modules
+    if missing:
+        del sys.modules["expecttest"]
+    assert not torch.backends.flags_frozen()
     found = {info.module_cls: info for info in common_modules.module_db if info.module_cls in LAYERS}
     assert found.keys() == LAYERS.keys()
     assert all(info.dtypes == LISTED for info in found.values())
