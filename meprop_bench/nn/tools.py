@@ -15,7 +15,7 @@ __all__ = ["Sparsified"]
 class Sparsified:
     """A layer of torch whose backward pass is sparsified: comes before the class of torch among the bases."""
 
-    _METHOD = ("_k", "_bits", "_sized_k", "selection", "sparse", "kernel", "activeness", "__module__")
+    _METHOD = ("_k", "_n", "_bits", "_sized_k", "selection", "sparse", "kernel", "activeness", "__module__")
     """What an instance has and a layer of torch has not."""
 
     def _be_one_node(self) -> None:
