@@ -30,6 +30,7 @@ from meprop_bench.data.conllu import Sentence, Word
 from meprop_bench.errors import UserError
 from meprop_bench.models.parser import Parser, features
 from meprop_bench.models.transitions import NONE, Ints, derivations
+from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Method, Split, Task
 from meprop_bench.tasks.text import treebank
@@ -159,12 +160,8 @@ class Parsing(Task):
         """Parse a part and return its scores."""
         assert isinstance(model, Parser)
         part = self._dev if split == "dev" else self._test
-        training = model.training
-        model.eval()
-        try:
+        with evaluation_mode(model):
             heads, labels = model.parse(part.words, part.tags, part.lengths)
-        finally:
-            model.train(training)
         real = part.heads != NONE
         attached = real & (heads == part.heads)
         labelled = attached & (labels == part.labels) & part.counted

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from meprop_bench.data.conllu import Sentence
 from meprop_bench.errors import UserError
 from meprop_bench.models.tagger import Tagger
+from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
 from meprop_bench.tasks.checks import check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Method, Split, Task
@@ -145,16 +146,12 @@ class POS(Task):
     def evaluate(self, model: nn.Module, split: Split) -> float:
         """Return the accuracy of the words in percent; a tag that training has not is never right."""
         part = self._dev if split == "dev" else self._test
-        training = model.training
-        model.eval()
         hits = 0
-        try:
+        with evaluation_mode(model):
             for places in in_order_of_length(part.lengths, _EVALUATED):
                 ids, lengths, tags = self._collate(part, places)
                 found = model(ids, lengths).argmax(dim=2)
                 hits += int(((found == tags) & (tags > 0)).sum())
-        finally:
-            model.train(training)
         return 100 * hits / sum(part.lengths)
 
     def size(self, batch: _Batch) -> int:
