@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meprop_bench.errors import UserError
+from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.optim import RowAdam, RowAdamW
 
 __all__ = ["OPTIMIZERS", "Step", "evaluate", "make_optimizer"]
@@ -119,20 +120,15 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, chunk: int = 4
     """Return the accuracy of `model` in percent.
 
     Args:
-        model: returns logits (B, classes); put into evaluation mode and back.
+        model: returns logits (B, classes); put into evaluation mode, and each of its modules back into its own.
         images: (N, features).
         labels: (N,).
         chunk: examples at a time, which bounds the memory and does not change the result.
 
     """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            hits = sum(
-                int((model(x).argmax(dim=1) == y).sum())
-                for x, y in zip(torch.split(images, chunk), torch.split(labels, chunk), strict=True)
-            )
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad():
+        hits = sum(
+            int((model(x).argmax(dim=1) == y).sum())
+            for x, y in zip(torch.split(images, chunk), torch.split(labels, chunk), strict=True)
+        )
     return 100 * hits / len(labels)

@@ -9,9 +9,11 @@ does, too; nothing else that runs on a CPU asks it for anything.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,19 @@ def pytest_sessionstart() -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the folder."""
     shutil.rmtree(config.stash[_ROOT], ignore_errors=True)
+
+
+@pytest.fixture
+def other_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with something else in the files of MNIST: 5,020 and 5,001 images without anything on them."""
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    for prefix, n in (("train", 5020), ("t10k", 5001)):
+        files = {f"{prefix}-images-idx3": (n, 28, 28), f"{prefix}-labels-idx1": (n,)}
+        for name, shape in files.items():
+            header = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+            (tmp_path / "data" / "mnist" / f"{name}-ubyte").write_bytes(header + bytes(math.prod(shape)))
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from meprop_bench.nn.evaluation import evaluation_mode
+
 __all__ = ["LayerCost", "describe", "export_onnx", "load", "save"]
 
 Timer = Callable[[Callable[[], object]], float]
@@ -70,10 +72,8 @@ def describe(model: nn.Module, *inputs: Any, timer: Timer | None = None) -> list
         reached[module] = (args, kwargs, before + _positions(module, output))
 
     handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers.values()]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             model(*inputs)
             for handle in handles:
                 handle.remove()
@@ -84,8 +84,6 @@ def describe(model: nn.Module, *inputs: Any, timer: Timer | None = None) -> list
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
 
 
 def _cost(

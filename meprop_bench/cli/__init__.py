@@ -84,6 +84,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and end the process: the entry point of `meprop-bench`."""
+    if sys.stdout is None:  # closed by whoever started this (`>&-`)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        _complain("standard output is closed: nothing is printed", ExitCode.OK)
     with interruptible():
         code = run(sys.argv[1:])
     sys.exit(code)

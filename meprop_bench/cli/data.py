@@ -8,6 +8,7 @@ MEPROP_BENCH_DATA=/path/to/data meprop-bench data check
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,17 +65,27 @@ def list_() -> None:
 @command.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Download files that are here and whole, too.")
-def fetch(names: tuple[str, ...], force: bool) -> None:
+@click.option(
+    "--deadline",
+    type=float,
+    default=1800.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up on a data set that is not here by then.",
+)
+def fetch(names: tuple[str, ...], force: bool, deadline: float) -> None:
     """Download data sets, verified, into the data folder. An interrupted download goes on where it stopped."""
     from meprop_bench.data.fetch import fetch as download
     from meprop_bench.data.location import data_folder
     from meprop_bench.data.sources import find_source
 
+    if not 0 < deadline < math.inf:
+        raise UserError(f"a deadline must be more than 0 seconds, and finite, not {deadline:g}")
     sources = [find_source(name) for name in dict.fromkeys(names)]
     folder = data_folder()
     for source in sources:
         with _progress(source) as progress:
-            fetched = download(source, folder, force=force, progress=progress)
+            fetched = download(source, folder, force=force, progress=progress, deadline=deadline)
         kept = len(source.files) - len(fetched)
         click.echo(f"{source.name}: {len(fetched)} fetched, {kept} already here, in {folder / source.name}")
 

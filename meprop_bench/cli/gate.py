@@ -15,11 +15,12 @@ judged, 130 interrupted.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,11 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
 @click.option("--confidence", type=float, metavar="SHARE", help="Of the intervals [default: 0.95].")
 @click.option("--budget", type=float, metavar="SECONDS", help="Measuring for a case at most [default: 60].")
 @click.option("--pairs", type=int, metavar="N", help="Pairs of processes for a case at most [default: 16].")
+@click.option(
+    "--suite",
+    metavar="NAME",
+    help="Tells this gate's comment from that of others [default: the GitHub job, and the preset or the baseline].",
+)
 @with_format("table", "json", "md", "junit")
 @click.option(
     "--output",
@@ -76,6 +82,7 @@ def command(
     candidate: Path | None,
     self_test: bool,
     ratios_only: bool,
+    suite: str | None,
     form: str,
     outputs: tuple[Path, ...],
     **options: Any,
@@ -103,7 +110,7 @@ def command(
     else:
         assert base is not None
         outcome = _of_revisions(base, head, settings)
-    _write(outcome, form, outputs)
+    _write(replace(outcome, suite=suite or _suite(baseline, settings)), form, outputs)
     return outcome.exit_code
 
 
@@ -178,7 +185,8 @@ def _self_test(head: str | None, settings: Settings) -> int:
     revision = head or "HEAD"
     with work_trees(repository_of(Path.cwd()), revision, revision) as (first, second), _showing() as progress:
         promise = check(plan, first, second, settings, progress=progress)
-    sys.stdout.write(as_text(promise))
+    with _complaining():
+        _print((as_text(promise),))
     return promise.exit_code
 
 
@@ -220,11 +228,19 @@ def _outcome(
     )
 
 
+def _suite(baseline: Path | None, settings: Settings) -> str:
+    """Return what tells this gate from others of a pull request: its job, if it runs in one, and what it judges."""
+    job = (os.environ.get(name) for name in ("GITHUB_WORKFLOW", "GITHUB_JOB"))
+    # A commit or a date in a file's name is another at the next run.
+    what = Path(settings.preset).name if baseline is None else re.sub(r"[0-9a-f]{7,}|\d{4,}", "", baseline.name)
+    return " / ".join(filter(None, (*job, what)))
+
+
 def _typed() -> str:
     """Return the command line, fit to be shown to all who read the pull request."""
-    from meprop_bench.results.redact import without_paths
+    from meprop_bench.gate.names import shown
 
-    return without_paths(shlex.join(["meprop-bench", *sys.argv[1:]]))
+    return shown(shlex.join(["meprop-bench", *sys.argv[1:]]), 4000)
 
 
 @contextmanager
@@ -242,7 +258,8 @@ def _showing() -> Iterator[Callable[[Progress], None]]:
     def once(progress: Progress) -> None:
         if progress.round not in rounds:
             rounds.add(progress.round)
-            click.echo(_where(progress, short=True), err=True)
+            with suppress(OSError):  # nobody reads it: that is no reason to stop
+                click.echo(_where(progress, short=True), err=True)
 
     yield once
 
@@ -257,15 +274,43 @@ def _where(progress: Progress, *, short: bool = False) -> str:
 
 
 def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
-    """Print the outcome, write the files that were asked for, and the summary of a GitHub job."""
+    """Print the outcome, write the files that were asked for, and the summary of a GitHub job.
+
+    The verdict stands whatever of that cannot be done.
+    """
     from meprop_bench.gate.markdown import write_job_summary
     from meprop_bench.results.store import replace_file
 
+    with _complaining():
+        _print(_as(form, outcome, terminal=sys.stdout.isatty()))
     for path in outputs:
-        replace_file(path, _as(_FORMATS[path.suffix], outcome))
-    write_job_summary(outcome)
-    for piece in _as(form, outcome, terminal=sys.stdout.isatty()):
-        write(piece)
+        with _complaining():
+            replace_file(path, _as(_FORMATS[path.suffix], outcome))
+    with _complaining():
+        write_job_summary(outcome)
+
+
+@contextmanager
+def _complaining() -> Iterator[None]:
+    """Make one line on standard error of what cannot be written."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError) as error:
+        what = str(error) if isinstance(error, UserError) else f"cannot write: {error or 'out of memory'}"
+        with suppress(OSError):
+            click.echo(f"meprop-bench: {what}", err=True)
+
+
+def _print(pieces: Iterable[str]) -> None:
+    """Write to standard output all the way: what is left in its buffer would fail at the program's end."""
+    try:
+        for piece in pieces:
+            write(piece)
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise UserError(f"cannot write to standard output: {error.strerror or type(error).__name__}") from None
 
 
 def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:

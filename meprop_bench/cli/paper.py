@@ -48,7 +48,6 @@ def command() -> None:
 @click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
 def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
-    from meprop_bench.paper.claims import overall
     from meprop_bench.paper.ledger import best_results
     from meprop_bench.paper.published import published
 
@@ -57,7 +56,7 @@ def list_tables(out: Path, processes: int | None) -> int:
     notes: list[str] = []
     for found in published().values():
         document = results.get(found.table_id)
-        result = "–" if document is None else f"{_scale_of(document)}: {overall(document.claims)}"
+        result = "–" if document is None else f"{_scale_of(document)}: {document.outcome}"
         tasks = ", ".join(dict.fromkeys(part.task for part in found.parts))
         times, skipped = _times(found.table_id, _workers(processes))
         lines.append((found.table_id, found.title, tasks, *times, result))

@@ -148,6 +148,8 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     torch.set_num_threads(threads)
     task = recipe.load()
     told = {**describe(task, settings), "threads": threads}
+    if task.data_published is False:  # those of the folder are not gone on with on other data
+        told["data_published"] = False
     folder = out or Path("training") / f"{recipe.label} seed={seed}".replace(" ", "-").replace("=", "")
     with _folder(folder, told, resume) as fresh, _showing(recipe.label, told["epochs"]) as show, _interruptible() as at:
         click.echo(f"{'training' if fresh else 'going on'} in {folder}", err=True)
@@ -309,6 +311,7 @@ def _print(form: str, told: Mapping[str, Any], result: Result, task: Task) -> No
     metric = task.metric
     found = {
         "metric": metric,
+        "data_published": task.data_published,
         "notes": list(task.notes),
         "iterations": result.iterations,
         "best_dev": result.best_dev,
@@ -326,3 +329,5 @@ def _print(form: str, told: Mapping[str, Any], result: Result, task: Task) -> No
                f"{result.seconds:.1f} s in steps")  # fmt: skip
     for name, value in result.figures.items():
         click.echo(f"  {name}: {value:g}")
+    if task.data_published is False:
+        click.echo("\n".join(f"  {note}" for note in task.notes))

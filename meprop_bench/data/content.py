@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
 from meprop_bench.data.location import locate
 from meprop_bench.data.sources import DataFile, Source
 
-__all__ = ["PIECE", "ContentError", "State", "inspect", "pieces", "plain", "published"]
+__all__ = ["PIECE", "ContentError", "State", "digest", "inspect", "pieces", "plain", "published", "unpublished"]
 
 PIECE = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -97,6 +97,37 @@ def published(raw: Iterable[bytes], file: DataFile) -> Iterator[bytes]:
         raise ContentError(f"{size:,} bytes instead of the published {file.size:,}")
     if digest.hexdigest() != file.sha256:
         raise ContentError("its SHA-256 is not the published one")
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, decompressed, in hexadecimal; "" for one that cannot be read.
+
+    Whoever reads that one next says what is wrong with it.
+    """
+    found = hashlib.sha256()
+    try:
+        for piece in plain(pieces(path)):
+            found.update(piece)
+    except (ContentError, OSError):
+        return ""
+    return found.hexdigest()
+
+
+def unpublished(source: Source, digests: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a note for whoever reads a result of these data, if they are not the published ones, else nothing.
+
+    Args:
+        source: the data set that they stand for.
+        digests: name of a file of it -> the SHA-256 of what was read.
+
+    """
+    others = [name for name, found in digests.items() if found != source.file(name).sha256]
+    if not others:
+        return ()
+    return (
+        f"not the published {source.name} data: {', '.join(others)} {'has' if len(others) == 1 else 'have'} another "
+        f"SHA-256; `meprop-bench data fetch {source.name}` gets those that were published",
+    )
 
 
 def _stated_size(path: Path) -> int:

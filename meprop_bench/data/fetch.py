@@ -9,8 +9,10 @@ One file goes through these hands:
 
 What comes from the network is not trusted (`mirror`). Sizes come from our own table: neither a body nor what it unpacks
 to can grow past it. File names come from our own table, and no archives are read. A transfer that stalls, ends early,
-or is not what was published costs that mirror alone; the next is tried. Two processes may fetch the same file: one goes
-on with the kept part under a lock, the other with a part of its own, and either result is whole.
+or is not what was published costs that mirror alone; the next is tried. All of it has a deadline, of which a mirror has
+no more than its share: one that trickles leaves time for the others. What had come by then is removed, since it was too
+slow to be worth going on with. Two processes may fetch the same file: one goes on with the kept part under a lock, the
+other with a part of its own, and either result is whole.
 
 The standard library's client is enough for this, and spares the user a dependency; what it lacks are the rules above.
 """
@@ -19,9 +21,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -29,7 +33,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from meprop_bench.data.content import PIECE, ContentError, State, inspect, published
-from meprop_bench.data.mirror import Interrupted, Refused, body, range_start, request
+from meprop_bench.data.mirror import Interrupted, Refused, TooLate, Transfer
 from meprop_bench.data.sources import DataFile, Source
 from meprop_bench.errors import UserError
 
@@ -52,6 +56,7 @@ def fetch(
     force: bool = False,
     progress: Progress | None = None,
     timeout: float = 30.0,
+    deadline: float = math.inf,
 ) -> list[Path]:
     """Download what is missing or damaged of a data set into `folder / source.name`.
 
@@ -61,54 +66,75 @@ def fetch(
         force: download files that are whole already, too.
         progress: told how far each file is.
         timeout: seconds without an answer, or with next to no data, after which a mirror is given up.
+        deadline: seconds for all of it.
 
     Returns:
         The files that were downloaded; those already whole are not among them.
 
     Raises:
-        UserError: no mirror served a file as published, or the folder cannot be written.
+        UserError: no mirror served a file as published in time, or the folder cannot be written.
 
     """
-    place = folder / source.name
+    place, until = folder / source.name, time.monotonic() + deadline
     fetched = []
     try:
         place.mkdir(parents=True, exist_ok=True)
         for file in source.files:
             if not force and inspect(folder, source, file, thorough=True)[0] is State.VERIFIED:
                 continue
-            _fetch_file(source, file, place, progress, timeout)
+            try:
+                _fetch_file(source, file, place, progress, timeout, until)
+            except TooLate:
+                raise UserError(
+                    f"{source.name}/{file.stored_name} was not here within the {deadline:g} seconds for all of "
+                    f"{source.name}: allow more by --deadline, or put the file from {source.homepage} into {place}"
+                ) from None
             fetched.append(place / file.stored_name)
     except OSError as error:
         raise UserError(f"cannot keep data in {place}: {error.strerror or error}") from error
     return fetched
 
 
-def _fetch_file(source: Source, file: DataFile, place: Path, progress: Progress | None, timeout: float) -> None:
-    """Try one mirror after the other."""
+def _fetch_file(
+    source: Source, file: DataFile, place: Path, progress: Progress | None, timeout: float, until: float
+) -> None:
+    """Try one mirror after the other; `TooLate` when the time is over, on the clock `time.monotonic`."""
     complaints = []
-    for url in file.urls:
+    for place_in_line, url in enumerate(file.urls):
+        now = time.monotonic()
+        share = (until - now) / (len(file.urls) - place_in_line)
         try:
-            _fetch_from(url, file, place, progress, timeout)
-        except (Refused, Interrupted, ContentError) as error:
+            _fetch_from(url, file, place, progress, timeout, now + share)
+        except (Refused, Interrupted, ContentError, TooLate) as error:
             complaints.append(f"{urlsplit(url).netloc}: {error}")
         else:
-            for part in place.glob(f".{file.name}.*.part"):  # of mirrors that were given up, now or in an earlier run
-                with suppress(OSError):
-                    part.unlink()
+            _remove_parts(place, file)  # of mirrors that were given up, now or in an earlier run
             return
+    if time.monotonic() >= until:
+        _remove_parts(place, file)
+        raise TooLate
     raise UserError(
         f"no mirror served {source.name}/{file.stored_name} ({'; '.join(complaints)}): try again later, "
         f"or put the file from {source.homepage} into {place}"
     )
 
 
-def _fetch_from(url: str, file: DataFile, place: Path, progress: Progress | None, timeout: float) -> None:
+def _remove_parts(place: Path, file: DataFile) -> None:
+    for part in place.glob(f".{file.name}.*.part"):
+        with suppress(OSError):
+            part.unlink()
+
+
+def _fetch_from(url: str, file: DataFile, place: Path, progress: Progress | None, timeout: float, until: float) -> None:
     """Download from one mirror, resuming; put the file in its place."""
     with _part(place, url, file) as part:
         for attempt in range(1, _ATTEMPTS + 1):
             resumed = part.seek(0, os.SEEK_END) > 0
             try:
-                _store(_received(url, part, file, timeout), file, place, progress)
+                _store(_received(url, part, file, timeout, until), file, place, progress)
+            except TooLate:
+                part.truncate(0)
+                raise
             except Interrupted:
                 if attempt == _ATTEMPTS:
                     raise
@@ -177,17 +203,17 @@ def _store(raw: Iterable[bytes], file: DataFile, place: Path, progress: Progress
         packed.unlink(missing_ok=True)
 
 
-def _received(url: str, part: IO[bytes], file: DataFile, timeout: float) -> Iterator[bytes]:
+def _received(url: str, part: IO[bytes], file: DataFile, timeout: float, until: float) -> Iterator[bytes]:
     """Yield the raw bytes of the whole file: those kept in `part`, then the rest from the network, kept too."""
     kept = part.seek(0, os.SEEK_END)
-    with closing(request(url, kept, timeout)) as response:
-        if kept and range_start(response) != kept:  # the mirror does not resume: it sends everything
+    with closing(Transfer(url, kept, timeout=timeout, deadline=until)) as transfer:
+        if transfer.start != kept:  # the mirror does not resume: it sends everything
             part.truncate(0)
             kept = 0
         part.seek(0)
         while piece := part.read(PIECE):
             yield piece
-        for piece in body(response, timeout):
+        for piece in transfer:
             kept += len(piece)
             if kept > file.size + file.size // 64 + _GZIP_SLACK:
                 raise ContentError(f"longer than the published {file.size:,} bytes")

@@ -35,7 +35,8 @@ def made_up_treebank() -> Treebank:
     """Return the sentences in three parts, the same at every call."""
     rng = random.Random(_SEED)
     train, dev, test = (tuple(_sentence(rng) for _ in range(size)) for size in SIZES)
-    return Treebank("made-up", train, dev, test, ("sentences made up by a small grammar: they say nothing of English",))
+    note = "sentences made up by a small grammar: they say nothing of English"
+    return Treebank("made-up", train, dev, test, notes=(note,))
 
 
 def _sentence(rng: random.Random) -> Sentence:

@@ -11,6 +11,7 @@ unsigned bytes; the format's other types have no user here and are refused by na
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import zlib
 from pathlib import Path
@@ -21,10 +22,11 @@ from meprop_bench.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_idx"]
+__all__ = ["digest", "read_idx"]
 
 _UNSIGNED_BYTE = 0x08
-_LARGEST = 1 << 31  # bytes; a header that states more is damaged (MNIST's training images are 47 MB)
+_LARGEST = 1 << 29  # bytes; a header that states more is damaged (MNIST's training images are 47 MB)
+_PIECE = 1 << 20
 
 
 def read_idx(path: Path, dimensions: int, remedy: str = "fetch the file again") -> Tensor:
@@ -49,6 +51,8 @@ def read_idx(path: Path, dimensions: int, remedy: str = "fetch the file again") 
             is_gzip = probe.read(2) == b"\x1f\x8b"
         with gzip.open(path) if is_gzip else path.open("rb") as stream:
             shape, entries = _read(cast(BinaryIO, stream), dimensions)
+    except MemoryError:
+        raise UserError(f"cannot read {path}: its header states more than the memory holds; {remedy}") from None
     except (ValueError, EOFError, zlib.error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(f"cannot read {path}: {reason}; {remedy}") from None
@@ -57,6 +61,17 @@ def read_idx(path: Path, dimensions: int, remedy: str = "fetch the file again") 
         if entries
         else torch.empty(shape, dtype=torch.uint8)
     )
+
+
+def digest(entries: Tensor) -> str:
+    """Return the SHA-256 of the plain file that holds these unsigned bytes, in hexadecimal: they are all that is in it.
+
+    It is that of what is trained on, without a second look at a file that may have changed.
+    """
+    header = bytes([0, 0, _UNSIGNED_BYTE, entries.dim()]) + b"".join(n.to_bytes(4, "big") for n in entries.shape)
+    found = hashlib.sha256(header)
+    found.update(entries.contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def _read(stream: BinaryIO, dimensions: int) -> tuple[tuple[int, ...], bytearray]:
@@ -75,7 +90,10 @@ def _read(stream: BinaryIO, dimensions: int) -> tuple[tuple[int, ...], bytearray
     stated = math.prod(shape)
     if stated > _LARGEST:
         raise ValueError(f"its header states {stated:,} entries, which cannot be right")
-    entries = bytearray(stream.read(stated))
+    # Piece by piece: to read all at once takes the memory that the header states, whatever the file holds.
+    entries = bytearray()
+    while piece := stream.read(min(_PIECE, stated - len(entries))):
+        entries += piece
     if len(entries) < stated:
         raise ValueError(f"it is truncated: {len(entries):,} of the {stated:,} entries its header states")
     if stream.read(1):

@@ -8,7 +8,7 @@ arguments alone, never on torch's global random state, which a method (random-k,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from meprop_bench.data.location import data_folder, locate
@@ -51,13 +51,26 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set: what it is called, its three parts, and how many classes it has."""
+    """A data set.
+
+    Attributes:
+        name: what it is called.
+        train: to learn from.
+        dev: to choose by.
+        test: to report.
+        classes: how many there are.
+        published: whether the files are those that were published, by their SHA-256; None where none is known.
+        notes: what a reader of a result should know of these data.
+
+    """
 
     name: str
     train: Part
     dev: Part
     test: Part
     classes: int = 10
+    published: bool | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def features(self) -> int:
@@ -66,16 +79,16 @@ class ImageData:
 
     def to(self, device: torch.device | str) -> ImageData:
         """Return the same data on `device`."""
-        return ImageData(self.name, self.train.to(device), self.dev.to(device), self.test.to(device), self.classes)
+        return replace(self, train=self.train.to(device), dev=self.dev.to(device), test=self.test.to(device))
 
 
 def load_images(name: str = "auto") -> ImageData:
-    """Load a data set by name; its `name` says which one it is.
+    """Load a data set by name; its `name` says which one it is, `published` whether it is that which was published.
 
     Args:
         name: "mnist", "digits" (ships with scikit-learn), or "auto": MNIST when its four files are in the data folder,
-        else
-            the digits. A damaged MNIST is an error, not a reason to take the digits.
+            else the digits. A damaged MNIST is an error, not a reason to take the digits; another set in files of its
+            names (Fashion-MNIST) is none, but the result has to say so.
 
     Raises:
         UserError: an unknown name, or the data are missing or damaged.

@@ -1,27 +1,42 @@
 """Asking a mirror for a file, from some byte on, without trusting it.
 
 Only https is spoken (http to this machine alone), after redirects too; ftp, file and data addresses cannot be opened
-at all. A server that is silent, or drips a byte now and then to hold the line, is given up; one that hangs up early is
-told apart from one that will not serve, because what it sent is worth keeping.
+at all. What a server does takes no more than the time that it is given, whatever that is: the connection has a thread
+of its own, and who waits for it waits on a queue, with a limit.
+
+    look-up, connection, redirects, head    `timeout` seconds in all: a head that comes byte by byte, `100 Continue`
+                                            without end, a name server that is silent
+    between two pieces of the body          `timeout` seconds, and a rate over as long: a byte now and then
+    all of it                               until the deadline: a body that trickles
+
+Then its connection is shut, and its thread ends, or, where even that does not help, goes with the process. A server
+that hangs up early is told apart from one that will not serve, because what it sent is worth keeping.
 """
 
 from __future__ import annotations
 
 import http.client
+import queue
 import re
+import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import IO, Any
+from contextlib import suppress
+from functools import partial
+from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from meprop_bench.data.content import PIECE, ContentError
 
-__all__ = ["Interrupted", "Refused", "body", "range_start", "request"]
+__all__ = ["Interrupted", "Refused", "TooLate", "Transfer"]
 
 _LEAST_RATE = 1024  # bytes per second, over one timeout; a slower mirror counts as stalled
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_REDIRECTS = 5
+_AHEAD = 16  # pieces that wait for who reads them
 
 
 class Interrupted(Exception):
@@ -32,15 +47,106 @@ class Refused(Exception):
     """This mirror will not serve the file."""
 
 
-def range_start(response: http.client.HTTPResponse) -> int | None:
-    """Return the offset at which a partial answer begins; None for an answer that is not partial."""
+class TooLate(Exception):
+    """The deadline came before the end of the file."""
+
+    def __init__(self) -> None:
+        super().__init__("too slow for the time that is left")
+
+
+class Transfer:
+    """What a mirror sends of a file, from some byte on.
+
+    Args:
+        url: where it is.
+        offset: the first byte that is asked for.
+        timeout: seconds, see the module.
+        deadline: when it has to be over, on the clock `time.monotonic`.
+
+    Attributes:
+        start: the byte that the answer begins with: `offset`, or 0 of a mirror that does not resume.
+
+    Raises:
+        Refused: not an address to open, no connection, or an answer that is not the file.
+        ContentError: the mirror's file ends before `offset`, so what we hold is not a part of it.
+        TooLate: the deadline has come.
+
+    """
+
+    def __init__(self, url: str, offset: int, *, timeout: float, deadline: float) -> None:
+        self._timeout, self._deadline = timeout, deadline
+        self._items: queue.Queue[int | bytes | Exception] = queue.Queue(_AHEAD)
+        self._connections: list[http.client.HTTPConnection] = []
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, args=(url, offset), daemon=True).start()
+        try:
+            first = self._next(Refused("no answer in time"))
+            assert isinstance(first, int)
+            self.start = first
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes; `Interrupted` when it ends early or comes too slowly, `TooLate` at the deadline."""
+        while piece := self._next(Interrupted("no answer in time")):
+            assert isinstance(piece, bytes)
+            yield piece
+
+    def close(self) -> None:
+        """Shut the connection, whatever is going on there."""
+        self._closed.set()
+        for connection in self._connections:
+            if connection.sock is not None:
+                with suppress(OSError):
+                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # not TLS's: nobody is to be waited for
+
+    def _next(self, silence: Exception) -> int | bytes:
+        left = self._deadline - time.monotonic()
+        try:
+            # A hair more than the socket waits, whose own error says more.
+            item = self._items.get(timeout=max(0.0, min(left, self._timeout + 0.1)))
+        except queue.Empty:
+            raise TooLate if left < self._timeout else silence from None
+        if isinstance(item, Exception):
+            raise item
+        if time.monotonic() > self._deadline:
+            raise TooLate
+        return item
+
+    def _run(self, url: str, offset: int) -> None:
+        try:
+            with _request(url, offset, self._timeout, self._connections) as response:
+                self._put(_start(response, offset))
+                for piece in _body(response, self._timeout):
+                    self._put(piece)
+                self._put(b"")
+        except _Closed:
+            pass
+        except Exception as error:  # noqa: BLE001  it is raised again by who waits
+            with suppress(_Closed):
+                self._put(error)
+
+    def _put(self, item: int | bytes | Exception) -> None:
+        while not self._closed.is_set():
+            with suppress(queue.Full):
+                return self._items.put(item, timeout=0.2)
+        raise _Closed
+
+
+class _Closed(Exception):
+    """Nobody reads any more."""
+
+
+def _start(response: http.client.HTTPResponse, offset: int) -> int:
+    """Return the byte that an answer begins with; one that is not partial is whole."""
     if response.status != http.client.PARTIAL_CONTENT:
-        return None
+        return 0
     stated = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
-    return int(stated[1]) if stated else None
+    return int(stated[1]) if stated and int(stated[1]) == offset else 0
 
 
-def body(response: http.client.HTTPResponse, timeout: float) -> Iterator[bytes]:
+def _body(response: http.client.HTTPResponse, timeout: float) -> Iterator[bytes]:
     """Yield what the server sends; `Interrupted` when it ends early or comes too slowly."""
     stated = response.headers.get("Content-Length", "")
     length = int(stated) if re.fullmatch(r"\d{1,18}", stated) else None
@@ -49,7 +155,7 @@ def body(response: http.client.HTTPResponse, timeout: float) -> Iterator[bytes]:
     while True:
         try:
             piece = response.read1(PIECE)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise Interrupted(_reason(error)) from None
         if not piece:
             break
@@ -74,61 +180,77 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
-def _allowed(url: str) -> bool:
-    """Return whether `url` may be opened: https, or http on this machine."""
+def _allowed(url: str, before: str) -> bool:
+    """Return whether `url` may be opened: https, or http on this machine, unless it was https before."""
     parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    local = parts.scheme == "http" and parts.hostname in _LOOPBACK
+    return parts.scheme == "https" or (local and urlsplit(before).scheme != "https")
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect only to https, or from this machine to this machine; others stay the error that they are."""
-
-    max_redirections = 5
-
-    def redirect_request(  # urllib's signature
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        """Return the request to go on with, or None."""
-        if not _allowed(newurl) or (req.type == "https" and urlsplit(newurl).scheme != "https"):
-            return None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+def _target(url: str, location: str | None) -> str | None:
+    """Return where a redirect of `url` goes, if it may go there."""
+    with suppress(ValueError):
+        if location and _allowed(target := urljoin(url, location), url):
+            return target
+    return None
 
 
-def request(url: str, offset: int, timeout: float) -> http.client.HTTPResponse:
-    """Ask for `url` from byte `offset` on.
-
-    Raises:
-        Refused: not an address to open, no connection, or an answer that is not the file.
-        ContentError: the mirror's file ends before `offset`, so what we hold is not a part of it.
-
-    """
-    if not _allowed(url):
+def _request(
+    url: str, offset: int, timeout: float, connections: list[http.client.HTTPConnection]
+) -> http.client.HTTPResponse:
+    """Ask for `url` from byte `offset` on; every connection is added to `connections` before it is opened."""
+    if not _allowed(url, url):
         raise Refused("not an https address")
-    # Built by hand: urllib's own opener also speaks ftp, file and data. This machine is never asked through a proxy.
-    opener = urllib.request.OpenerDirector()
-    local = urlsplit(url).hostname in _LOOPBACK
-    for handler in (
-        urllib.request.ProxyHandler({} if local else None),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
     headers = {"User-Agent": "meprop-bench", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-    try:
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except HTTPError as error:
-        error.close()
-        if offset and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise ContentError("shorter than what was received before") from None
-        redirect = ", a redirect that is not followed" if 300 <= error.code < 400 else ""
-        raise Refused(f"HTTP {error.code}{redirect}") from None
-    except (URLError, OSError, http.client.HTTPException, ValueError) as error:
-        raise Refused(_reason(error)) from None
-    assert isinstance(response, http.client.HTTPResponse)
-    return response
+    for _ in range(1 + _REDIRECTS):
+        try:
+            response = _opener(url, connections).open(urllib.request.Request(url, headers=headers), timeout=timeout)
+        except HTTPError as error:
+            error.close()  # unread: its body may have no end
+            if offset and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise ContentError("shorter than what was received before") from None
+            if not 300 <= error.code < 400:
+                raise Refused(f"HTTP {error.code}") from None
+            target = _target(url, error.headers.get("Location"))
+            if target is None:
+                raise Refused(f"HTTP {error.code}, a redirect that is not followed") from None
+            url = target
+        except (URLError, OSError, http.client.HTTPException, ValueError) as error:
+            raise Refused(_reason(error)) from None
+        else:
+            assert isinstance(response, http.client.HTTPResponse)
+            return response
+    raise Refused(f"more than {_REDIRECTS} redirects")
+
+
+def _opener(url: str, connections: list[http.client.HTTPConnection]) -> urllib.request.OpenerDirector:
+    """Return what opens an address: urllib's own opener also speaks ftp, file and data, and reads what redirects say.
+
+    This machine is never asked through a proxy.
+    """
+
+    def noted(kind: type[http.client.HTTPConnection], *args: Any, **keywords: Any) -> http.client.HTTPConnection:
+        connections.append(kind(*args, **keywords))
+        return connections[-1]
+
+    class Http(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(partial(noted, http.client.HTTPConnection), req)
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(partial(noted, http.client.HTTPSConnection), req)
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler({} if urlsplit(url).hostname in _LOOPBACK else None),
+        Http(),
+        Https(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener

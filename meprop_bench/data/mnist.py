@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meprop_bench.data.idx import read_idx
+from meprop_bench.data.content import unpublished
+from meprop_bench.data.idx import digest, read_idx
 from meprop_bench.data.images import ImageData, Part
 from meprop_bench.data.location import data_folder, locate
 from meprop_bench.data.sources import SOURCES
@@ -24,37 +25,47 @@ _REMEDY = "run `meprop-bench data fetch mnist`"
 
 
 def load_mnist() -> ImageData:
-    """Load MNIST from the data folder.
+    """Load MNIST from the data folder, or what lies there in files of its names: a note says so.
 
     Raises:
         UserError: a file is missing or damaged.
 
     """
-    images, labels = _read("train")
+    digests: dict[str, str] = {}
+    images, labels = _read("train", digests)
+    test = _read("t10k", digests)
+    notes = unpublished(SOURCES["mnist"], digests)
     return ImageData(
         name="mnist",
         train=_part(images[DEV_IMAGES:], labels[DEV_IMAGES:]),
         dev=_part(images[:DEV_IMAGES], labels[:DEV_IMAGES]),
-        test=_part(*_read("t10k")),
+        test=_part(*test),
+        published=not notes,
+        notes=notes,
     )
 
 
-def _read(prefix: str) -> tuple[Tensor, Tensor]:
+def _read(prefix: str, digests: dict[str, str]) -> tuple[Tensor, Tensor]:
     """Read images (N, 28, 28) and labels (N,) of one published part, and hold them against each other."""
-    images = _array(f"{prefix}-images-idx3-ubyte", 3)
-    labels = _array(f"{prefix}-labels-idx1-ubyte", 1)
-    if images.shape[1:] != (28, 28) or len(images) != len(labels) or len(labels) <= DEV_IMAGES or labels.max() > 9:
+    images = _array(f"{prefix}-images-idx3-ubyte", 3, digests)
+    labels = _array(f"{prefix}-labels-idx1-ubyte", 1, digests)
+    if images.shape[1:] != (28, 28) or len(images) != len(labels) or len(labels) <= DEV_IMAGES:
         found = f"images {tuple(images.shape)}, labels {tuple(labels.shape)}"
-        raise UserError(f"the {prefix} files in {data_folder() / 'mnist'} are not MNIST's ({found}): {_REMEDY}")
-    return images, labels
+    elif (largest := int(labels.max())) > 9:
+        found = f"a label is {largest}"
+    else:
+        return images, labels
+    raise UserError(f"the {prefix} files in {data_folder() / 'mnist'} are not MNIST's ({found}): {_REMEDY}")
 
 
-def _array(name: str, dimensions: int) -> Tensor:
+def _array(name: str, dimensions: int, digests: dict[str, str]) -> Tensor:
     source = SOURCES["mnist"]
     path = locate(data_folder(), source, source.file(name))
     if path is None:
         raise UserError(f"MNIST is not complete: no {name}.gz in {data_folder() / 'mnist'}; {_REMEDY}")
-    return read_idx(path, dimensions, _REMEDY)
+    entries = read_idx(path, dimensions, _REMEDY)
+    digests[name] = digest(entries)
+    return entries
 
 
 def _part(images: Tensor, labels: Tensor) -> Part:

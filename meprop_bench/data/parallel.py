@@ -13,12 +13,13 @@ Multi30k, German to English, stands in for the papers' NIST Chinese-English and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from meprop_bench.data.conllu import Sentence
+from meprop_bench.data.content import digest, unpublished
 from meprop_bench.data.grammar import made_up_treebank
 from meprop_bench.data.lines import Malformed, numbered_lines
 from meprop_bench.data.location import data_folder, locate
@@ -46,6 +47,8 @@ class Corpus:
         train: to learn from.
         dev: to choose by.
         test: to report.
+        published: whether the files are those that were published, by their SHA-256; None where none is known.
+        notes: what a reader of a result should know of these data.
 
     """
 
@@ -53,6 +56,8 @@ class Corpus:
     train: tuple[Pair, ...]
     dev: tuple[Pair, ...]
     test: tuple[Pair, ...]
+    published: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_parallel(source: Path, target: Path) -> Iterator[Pair]:
@@ -87,7 +92,9 @@ def load_multi30k() -> Corpus:
         UserError: a file is missing or damaged.
 
     """
-    return read_corpus("multi30k", *(_path(f"{part}.{side}") for part in _PARTS for side in ("de", "en")))
+    paths = {name: _path(name) for name in (f"{part}.{side}" for part in _PARTS for side in ("de", "en"))}
+    notes = unpublished(SOURCES["multi30k"], {name: digest(path) for name, path in paths.items()})
+    return replace(read_corpus("multi30k", *paths.values()), published=not notes, notes=notes)
 
 
 _PARTS = ("train", "val", "test_2016_flickr")
@@ -99,7 +106,8 @@ def made_up_corpus() -> Corpus:
     "the dog hears a red cat ." is "eht god a der tac sraeh .": for smoke runs and tests, which say nothing of German.
     """
     bank = made_up_treebank()
-    return Corpus("made-up", *(tuple(map(_made_up, part)) for part in (bank.train, bank.dev, bank.test)))
+    train, dev, test = (tuple(map(_made_up, part)) for part in (bank.train, bank.dev, bank.test))
+    return Corpus("made-up", train, dev, test)
 
 
 def _made_up(sentence: Sentence) -> Pair:

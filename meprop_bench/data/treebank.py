@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meprop_bench.data.conllu import Sentence, read_conllu
-from meprop_bench.data.content import ContentError, pieces, plain
+from meprop_bench.data.content import digest, unpublished
 from meprop_bench.data.location import data_folder, locate
 from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
@@ -28,6 +27,7 @@ class Treebank:
         train: to learn from.
         dev: to choose by.
         test: to report.
+        published: whether the files are those that were published, by their SHA-256; None where none is known.
         notes: what a reader of a result should know of these data.
 
     """
@@ -36,25 +36,30 @@ class Treebank:
     train: tuple[Sentence, ...]
     dev: tuple[Sentence, ...]
     test: tuple[Sentence, ...]
+    published: bool | None = None
     notes: tuple[str, ...] = ()
 
 
 def load_treebank() -> Treebank:
     """Load UD English EWT from the data folder.
 
-    The copy of the test part that is known to be cut off is read up to its last whole sentence, and a note says so.
+    The copy of the test part that is known to be cut off is read up to its last whole sentence, and a note says so; so
+    does one of files that are not those of the release.
 
     Raises:
         UserError: a file is missing or damaged.
 
     """
-    train, dev, test = (_path(f"en_ewt-ud-{part}.conllu") for part in ("train", "dev", "test"))
-    cut_off = _sha256(test) == _CUT_OFF
+    names = [f"en_ewt-ud-{part}.conllu" for part in ("train", "dev", "test")]
+    train, dev, test = paths = [_path(name) for name in names]
+    digests = dict(zip(names, map(digest, paths), strict=True))
+    cut_off = digests[names[-1]] == _CUT_OFF
     found = read_treebank("ud-ewt", train, dev, test, test_cut_off=cut_off)
-    if not cut_off:
-        return found
-    note = f"the test file is a copy that is cut off: {len(found.test):,} of 2,077 sentences; {_REMEDY} for all of them"
-    return Treebank(found.name, found.train, found.dev, found.test, (note,))
+    notes = unpublished(SOURCES["ud-ewt"], digests)
+    if cut_off:
+        cut = f"the test file is a copy that is cut off: {len(found.test):,} of 2,077 sentences; {_REMEDY} for all"
+        notes = (cut, *notes)
+    return replace(found, published=not notes, notes=notes)
 
 
 def read_treebank(name: str, train: Path, dev: Path, test: Path, *, test_cut_off: bool = False) -> Treebank:
@@ -79,14 +84,3 @@ def _path(name: str) -> Path:
     if path is None:
         raise UserError(f"UD English EWT is not complete: no {name}.gz in {data_folder() / 'ud-ewt'}; {_REMEDY}")
     return path
-
-
-def _sha256(path: Path) -> str:
-    """Return the hash of the content; of a damaged file an empty one, as the reader says what is wrong with it."""
-    digest = hashlib.sha256()
-    try:
-        for piece in plain(pieces(path)):
-            digest.update(piece)
-    except (ContentError, OSError):
-        return ""
-    return digest.hexdigest()

@@ -79,14 +79,6 @@ class Sides:
         found[self.summarised] = self.values[self.starts[self.summarised] + 2]
         return found
 
-    @property
-    def positive(self) -> Flags:
-        """Of which all values are above 0."""
-        found = self.firsts > 0
-        for places, values in self.matrices():
-            found[places] = (values > 0).all(axis=1)
-        return found
-
     def matrices(self) -> Iterator[tuple[Integers, Floats]]:
         """Yield the values of figures of one size, as (which figures, their values): (m,), (m, size).
 

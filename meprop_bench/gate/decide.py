@@ -33,7 +33,7 @@ from meprop_bench.gate.judgement import Judgement, Judgements
 from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.series import Series, Side, Summary
 from meprop_bench.gate.settings import Settings
-from meprop_bench.gate.weighed import BEYOND_ALONE, NO_INTERVAL, ROUNDING, Weighed, evidence_of
+from meprop_bench.gate.weighed import BEYOND_ALONE, ROUNDING, Weighed, evidence_of, without_interval
 from meprop_bench.stats import Interval, Verdict, holm, median
 
 __all__ = ["judge", "undecided"]
@@ -48,7 +48,7 @@ def judge(
     blocks: Sequence[Block] = (),
 ) -> Judgements:
     """Return the verdicts, in the order of the blocks and then of the series; those outside `settings.cases` are left
-    out, unless the head failed.
+    out, unless the head failed or nothing was measured.
 
     Args:
         series: figures with their values.
@@ -60,7 +60,7 @@ def judge(
     """
     wanted = (block.only(np.array(settings.matched(settings.cases, block.cases, block.figure))) for block in blocks)
     weighed = [Weighed.of(block, settings) for block in wanted if len(block)]
-    own = [one for one in series if one.failure or settings.judged(one.case, one.figure)]
+    own = [one for one in series if _wanted(one, settings)]
     troubles = {place: trouble for place, one in enumerate(own) if (trouble := _trouble(one, settings)) is not None}
     sound = [(place, one) for place, one in enumerate(own) if place not in troubles]
     verdicts, adjusted = _verdicts([one for _, one in sound], settings, looks, last, weighed)
@@ -76,7 +76,7 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
     A case is decided when each of its figures that decide has a verdict, or has had its last look. What is wrong with
     a figure for another reason than noise (a time of zero) more pairs do not put right.
     """
-    own = [one for one in series if settings.judged(one.case, one.figure)]
+    own = [one for one in series if not one.failure and _wanted(one, settings)]
     open_ones = [
         one.pairs is not None and len(one.pairs) < looks.counts[-1] and _trouble(one, settings, early=True) is None
         for one in own
@@ -87,6 +87,11 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
         for found, is_open in zip(judgements, open_ones, strict=True)
         if is_open and found.verdict == "inconclusive" and not found.report_only
     )
+
+
+def _wanted(one: Series, settings: Settings) -> bool:
+    """Whether a figure is judged: what stands for all of a case that has none is, whatever its name."""
+    return bool(one.failure) or one.pairs == () or settings.judged(one.case, one.figure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,7 @@ def _trouble(one: Series, settings: Settings, *, early: bool = False) -> _Found 
         return None if early and not one.pairs else _Found("inconclusive", missing)
     base, head = _every(one, 0), _every(one, 1)
     if not base or not head:
-        return _one_sided(bool(base), bool(head))
+        return _one_sided(one, bool(base), bool(head))
     if one.quantity == "accuracy":
         return _odd_accuracy(one, base, head)
     if not (_finite(base) and _finite(head)):
@@ -157,44 +162,47 @@ def _odd_accuracy(one: Series, base: Sequence[float], head: Sequence[float]) -> 
     if not _finite(base):
         return _Found("inconclusive", "the base's accuracy is not a number")
     if not _finite(head):
-        return _Found("fail", "the head's accuracy is not a number: its training diverged")
+        return _Found("fail", "the head's accuracy is not a number")
     if len(base) != len(head) or isinstance(one.base, Summary) or isinstance(one.head, Summary):
-        return _Found("inconclusive", "base and head have different seeds")
+        return _Found("inconclusive", "base and head have different numbers of seeds")
     return None
 
 
 def _finite(values: Sequence[float]) -> bool:
-    return math.isfinite(sum(values))
+    return all(map(math.isfinite, values))
 
 
 def _every(one: Series, which: int) -> Sequence[float]:
     if one.pairs is not None:
         return [pair[which] for run in one.pairs for pair in run]
     side = one.head if which else one.base
-    return (side.median,) if isinstance(side, Summary) else side
+    if isinstance(side, Summary):
+        return () if side.empty else (side.median,)
+    return side
 
 
-def _one_sided(base: bool, head: bool) -> _Found:
+def _one_sided(one: Series, base: bool, head: bool) -> _Found:
+    if isinstance(one.head if base else one.base, Summary):
+        return _Found("inconclusive", "measured 0 times")
     if head:
         return _Found("inconclusive", "new: the base has none", report_only=True)
     return _Found("inconclusive", "gone: the head has none" if base else "neither side has a value")
 
 
 def _with_zeros(one: Series, base: Sequence[float], head: Sequence[float], settings: Settings) -> _Found:
-    """Judge values of which some are 0: sizes and counts may be, times may not."""
+    """Judge values of which some are 0: sizes, counts and numbers that are tracked may be, times may not."""
     pairs = min(len(base), len(head))
     if min(*base, *head) < 0:
         return _Found("inconclusive", "a negative value")
-    if one.quantity not in ("memory", "count"):
-        return _Found("inconclusive", "a value of 0: too short for its clock")
+    if one.quantity == "time" or (one.quantity == "ratio" and one.unit == "1"):
+        value = "value" if one.quantity == "time" else "ratio of times"
+        return _Found("inconclusive", f"a {value} of 0: too short for its clock")
     if max(head) == 0:
         change = Interval(0.0, 0.0, 0.0) if min(base) > 0 else None
         return _Found("pass", "the head has 0", change, pairs)
-    if max(base) == 0:
-        if max(head) <= settings.least_of(one.quantity):
-            return _Found("pass", "up from 0, by less than the least difference", None, pairs)
-        if min(head) > 0:
-            return _Found("fail", "up from 0", None, pairs)
+    if max(base) == 0 and (small := max(head) <= settings.least_of(one.quantity)) | (min(head) > 0):
+        small_enough = "up from 0, by no more than the least difference"
+        return _Found("pass", small_enough, None, pairs) if small else _Found("fail", "up from 0", None, pairs)
     return _Found("inconclusive", "some values are 0 and others are not", None, pairs)
 
 
@@ -249,8 +257,8 @@ def _pick(
             return "pass", place, ""
         if low > bound:
             return "inconclusive", place, BEYOND_ALONE
-    low = views[-1][1]
-    return "inconclusive", len(views) - 1, NO_INTERVAL if math.isnan(low) else ""
+    *_, (_, low, _, _, size) = views
+    return "inconclusive", len(views) - 1, without_interval(size) if math.isnan(low) else ""
 
 
 @dataclass(frozen=True)
@@ -299,7 +307,7 @@ def _seeds(one: Series) -> tuple[float, float, float, float, int]:
 def _exact(one: Series) -> tuple[float, float, float, float, int]:
     """A count has no noise. Where it differs between processes all the same, the ratio is somewhere between them."""
     base, head = _every(one, 0), _every(one, 1)
-    low, high = math.log(min(head) / max(base)), math.log(max(head) / min(base))
+    low, high = math.log(min(head)) - math.log(max(base)), math.log(max(head)) - math.log(min(base))
     return (low + high) / 2, (high - low) / 2, math.inf, 1.0, min(len(base), len(head))
 
 

@@ -11,21 +11,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from meprop_bench.errors import ExitCode
-from meprop_bench.gate.judgement import Judgement, Outcome
+from meprop_bench.gate.judgement import VERDICTS, Judgement, Outcome
+from meprop_bench.gate.names import shown
 from meprop_bench.report.cells import ABSENT, Cell, memory, quantity, seconds
 from meprop_bench.report.sections import Section
 
-__all__ = ["OutcomeDocument", "change", "margin", "told"]
+__all__ = ["OutcomeDocument", "change", "margin", "result", "section", "told"]
 
 _COLUMNS = ("verdict", "case", "figure", "base", "head", "head / base", "margin", "pairs", "noise", "why")
 _TONES = {"fail": "bad", "inconclusive": "quiet", "pass": "good"}
-_RESULT = {
-    ExitCode.OK: "Passed: nothing got worse by more than its margin.",
-    ExitCode.REGRESSION: "Failed: something got worse by more than its margin.",
-    ExitCode.INCONCLUSIVE: "Inconclusive: nothing failed, but the noise hides whether all is within its margin.",
-    ExitCode.NOTHING_MEASURED: "Nothing was judged.",
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class OutcomeDocument:
     @property
     def title(self) -> str:
         """What was compared."""
-        return f"{self.outcome.head} against {self.outcome.base}"
+        return f"{shown(self.outcome.head)} against {shown(self.outcome.base)}"
 
     @property
     def command(self) -> str:
@@ -54,8 +51,9 @@ class OutcomeDocument:
     @property
     def summary(self) -> list[str]:
         """The result in two sentences."""
+        verdict, what = result(self.outcome)
         return [
-            _RESULT[self.outcome.exit_code],
+            f"{verdict}: {what}.",
             f"{told(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
         ]
 
@@ -64,30 +62,21 @@ class OutcomeDocument:
         """The table."""
         every = self.outcome.judgements
         places, rest = every.worst_first[: self.most], every.worst_first[self.most :]
-        shown = [every[place] for place in places.tolist()]
         more = f"{len(rest)} more are not shown: {told(every.counts(rest))}." if len(rest) else ""
-        return [
-            Section(
-                title="Verdicts",
-                columns=_COLUMNS,
-                groups=_groups(shown),
-                footnotes=tuple(filter(None, (more,))),
-                left=frozenset({"verdict", "case", "figure", "why"}),
-            )
-        ]
+        return [section("Verdicts", [every[place] for place in places.tolist()], more)]
 
     @property
     def notes(self) -> Sequence[str]:
         """What a reader should know."""
-        return self.outcome.notes
+        return [shown(note, 1000) for note in self.outcome.notes]
 
     @property
     def hints(self) -> Sequence[str]:
         """How to read it."""
         return (
-            "A figure fails when the low end of its interval is above 1 + margin, passes when the high end is below it,"
-            " and is inconclusive otherwise. Noise is half the interval's width. A margin in points is of accuracy,"
-            " whose change is what was lost.",
+            "A figure fails when the low end of its interval is above 1 + margin, among all that are judged at once;"
+            " passes when the high end is below it; and is inconclusive otherwise. Noise is half the interval's width."
+            " A margin in points is of accuracy, whose change is what was lost.",
         )
 
 
@@ -95,6 +84,32 @@ def told(counts: Mapping[str, int]) -> str:
     """Return how many failed, passed and so on: `1 failed, 2 inconclusive, 9 passed, 3 only reported`."""
     words = {"fail": "failed", "inconclusive": "inconclusive", "pass": "passed", "report_only": "only reported"}
     return ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key]) or "none"
+
+
+def result(outcome: Outcome) -> tuple[str, str]:
+    """Return the verdict in a word, and what it says."""
+    rows = outcome.judgements.rows
+    failed = rows[(rows["verdict"] == VERDICTS.index("fail")) & ~rows["report_only"]]
+    broken = np.isnan(failed["head"])
+    worse = "something got worse by more than its margin" if not broken.all() else ""
+    alone = "something that the base does fails in the head" if broken.any() else ""
+    return {
+        ExitCode.OK: ("Passed", "nothing that decides got worse by more than its margin"),
+        ExitCode.REGRESSION: ("Failed", " and ".join(filter(None, (worse, alone)))),
+        ExitCode.INCONCLUSIVE: ("Inconclusive", "nothing failed, but not all is known to be within its margin"),
+        ExitCode.NOTHING_MEASURED: ("Nothing was judged", "no figure is among those that are asked for"),
+    }[outcome.exit_code]
+
+
+def section(title: str, judgements: Sequence[Judgement], footnote: str = "") -> Section:
+    """Return some verdicts as a table."""
+    return Section(
+        title=title,
+        columns=_COLUMNS,
+        groups=_groups(judgements),
+        footnotes=tuple(filter(None, (footnote,))),
+        left=frozenset({"verdict", "case", "figure", "why"}),
+    )
 
 
 def _groups(judgements: Sequence[Judgement]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
@@ -107,15 +122,15 @@ def _line(one: Judgement) -> tuple[Cell, ...]:
     words = f"({one.verdict})" if one.report_only else one.verdict.upper() if one.verdict == "fail" else one.verdict
     return (
         Cell(words, "quiet" if one.report_only else _TONES[one.verdict]),  # type: ignore[arg-type]
-        Cell(one.case),
-        Cell(one.figure),
+        Cell(shown(one.case)),
+        Cell(shown(one.figure)),
         Cell(_amount(one, one.base)),
         Cell(_amount(one, one.head)),
         Cell(change(one)),
         Cell(margin(one)),
         Cell(str(one.pairs) if one.pairs else ABSENT),
         Cell(_noise(one)),
-        Cell(one.reason),
+        Cell(shown(one.reason)),
     )
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from meprop_bench.gate.block import Floats, Sides
 from meprop_bench.stats import Runs, median
 
-__all__ = ["Evidence", "Moments", "log_ratios", "of_values", "ratios"]
+__all__ = ["Evidence", "Moments", "log_ratios", "lower_rank", "of_values", "ratios"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Moments:
             found.location[places] = (np.log(values[:, (count - 1) // 2]) + np.log(values[:, count // 2])) / 2
             if count > 1:
                 # Price and Bonett: between the c-th value from below and that from above lie 2 z standard errors.
-                rank = max(1, round((count + 1) / 2 - math.sqrt(count)))
+                rank = lower_rank(count)
                 z = float(ndtri(1 - bdtr(rank - 1, count, 0.5)))
                 width = np.log(values[:, count - rank]) - np.log(values[:, rank - 1])
                 found.variance[places] = (width / (2 * z)) ** 2
@@ -150,6 +150,11 @@ def ratios(base: Moments, head: Moments, noise: float = 0.0) -> Evidence:
         degrees = variance**2 / (base.variance**2 / (base.size - 1) + head.variance**2 / (head.size - 1))
     degrees = np.where(np.isnan(degrees) & ~np.isnan(variance), np.inf, degrees)  # no variance but the known one
     return Evidence(head.location - base.location, np.sqrt(variance), degrees)
+
+
+def lower_rank(count: int) -> int:
+    """Return which of `count` values from below, and from above, bound the interval of their median."""
+    return max(1, round((count + 1) / 2 - math.sqrt(count)))
 
 
 def _middle(ordered: Floats) -> Floats:

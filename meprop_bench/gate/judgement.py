@@ -230,6 +230,7 @@ class Outcome:
         command: the command line.
         environment: of the machine, where it measured; None for files.
         seconds: how long it took.
+        suite: tells this gate from others that judge the same change.
 
     """
 
@@ -240,6 +241,7 @@ class Outcome:
     command: str
     environment: dict[str, Any] | None
     seconds: float
+    suite: str = "gate"
 
     @property
     def exit_code(self) -> ExitCode:

@@ -16,6 +16,7 @@ import numpy as np
 
 from meprop_bench.gate.document import change, margin, told
 from meprop_bench.gate.judgement import Judgement, Outcome
+from meprop_bench.gate.names import visible
 
 __all__ = ["MOST", "as_junit"]
 
@@ -52,16 +53,18 @@ def as_junit(outcome: Outcome) -> str:
 
 
 def _add(suite: Xml.Element, one: Judgement) -> None:
-    case = Xml.SubElement(suite, "testcase", {"classname": _clean(one.case), "name": _clean(one.figure), "time": "0"})
+    case = Xml.SubElement(suite, "testcase", {"classname": visible(one.case), "name": visible(one.figure), "time": "0"})
     said = ", ".join(filter(None, (f"head / base {change(one)}", f"margin {margin(one)}", one.reason)))
     if one.quantity == "accuracy":
         said = said.replace("head / base", "lost", 1)
+    said = _clean(said)
     if not one.report_only and one.verdict == "fail":
-        Xml.SubElement(case, "failure", {"message": _clean(said), "type": "regression"}).text = _clean(one.name)
+        failure = Xml.SubElement(case, "failure", {"message": said, "type": "regression"})
+        failure.text = f"{case.get('classname')}/{case.get('name')}"
     elif not one.report_only and one.verdict == "inconclusive":
-        Xml.SubElement(case, "skipped", {"message": _clean(f"inconclusive: {said}")})
+        Xml.SubElement(case, "skipped", {"message": f"inconclusive: {said}"})
     else:
-        Xml.SubElement(case, "system-out").text = _clean(f"{one.verdict}: {said}")
+        Xml.SubElement(case, "system-out").text = f"{one.verdict}: {said}"
 
 
 def _clean(text: str) -> str:

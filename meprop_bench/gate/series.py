@@ -36,13 +36,23 @@ class Summary:
     Attributes:
         median: in the figure's unit (a mean, where the file has nothing else).
         error: its standard error, in the same unit; NaN where the file does not tell.
-        count: values that it is over.
+        count: values that it is over; 0 where the file does not tell.
 
     """
 
     median: float
     error: float
     count: int
+
+    @classmethod
+    def of_nothing(cls) -> Summary:
+        """Return it of what was measured 0 times."""
+        return cls(math.nan, math.nan, 0)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is of what was measured 0 times."""
+        return self.count == 0 and math.isnan(self.median)
 
     @classmethod
     def of_quartiles(cls, median: float, lower: float, upper: float, count: int) -> Summary:

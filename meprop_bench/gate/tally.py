@@ -111,7 +111,7 @@ class Tally:
             return []
         lines = [f"{label}: {note}" for note in self.notes]
         lines += [
-            f"{label}: a process of the {side} {reason}; another pair took its place"
+            f"{label}: a process of the {side} {reason}; its pair is left out"
             for side, reasons in self.faults.items()
             for reason in reasons
         ]
@@ -138,7 +138,9 @@ class Tally:
                 Series(case=label, figure="correctness check", quantity="count", unit="1", failure=self.failure),
             ]
         records = self.records.get(0.0, []) if records is None else records
-        found = _timed(label, records, self.loops) if records else []
+        if not records:  # its processes died, or the budget ended
+            return [Series(case=label, figure="times", quantity="time", unit="s", pairs=())]
+        found = _timed(label, records, self.loops)
         for (name, quantity, unit), sides in self.facts.items():
             base, head = (() if value is None else (value,) for value in sides)
             found.append(Series(case=label, figure=name, quantity=quantity, unit=unit, base=base, head=head))

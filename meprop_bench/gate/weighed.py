@@ -15,10 +15,11 @@ from meprop_bench.gate.evidence import Evidence, Moments, ratios
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgements
 from meprop_bench.gate.settings import Settings
 
-__all__ = ["BEYOND_ALONE", "NO_INTERVAL", "ROUNDING", "Weighed", "evidence_of"]
+__all__ = ["BEYOND_ALONE", "ROUNDING", "Weighed", "evidence_of", "without_interval"]
 
 BEYOND_ALONE = "beyond the margin alone, not among all that are judged (Holm)"
-NO_INTERVAL = "one value on a side: no interval"
+_ONE_VALUE = "one value on a side: no interval"
+_NO_SPREAD = "a file does not tell how well it knows its median: no interval"
 
 ROUNDING = 1e-12
 """A loss that is the margin exactly is within it, whatever the logarithm's last digit."""
@@ -48,6 +49,11 @@ def evidence_of(
     single = memory & np.isnan(found.error)
     error, degrees = np.where(single, _MEMORY_NOISE, found.error), np.where(single, np.inf, found.degrees)
     return Evidence(found.estimate, error, degrees), first, second
+
+
+def without_interval(size: float) -> str:
+    """Return why there is no interval, by how many values there are on the side that has fewer."""
+    return _ONE_VALUE if size == 1 else _NO_SPREAD
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class Weighed:
         rows["pairs"] = np.minimum(self.base.size, self.head.size)
         verdict = np.where(fails, VERDICTS.index("fail"), VERDICTS.index("inconclusive"))
         rows["verdict"] = np.where(passes, VERDICTS.index("pass"), verdict)
-        rows["reason"] = np.where(alone, 1, np.where(~(fails | passes) & np.isnan(low), 2, 0))
+        unknown = np.where(rows["pairs"] == 1, 2, 3)
+        rows["reason"] = np.where(alone, 1, np.where(~(fails | passes) & np.isnan(low), unknown, 0))
         kind = (self.block.figure, self.block.quantity, self.block.unit)
-        return Judgements(self.block.cases, rows, (kind,), ("", BEYOND_ALONE, NO_INTERVAL))
+        return Judgements(self.block.cases, rows, (kind,), ("", BEYOND_ALONE, _ONE_VALUE, _NO_SPREAD))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from meprop_bench.models.beam import Hypothesis, beam_search
+from meprop_bench.nn.evaluation import evaluation_mode
 
 __all__ = ["Attention", "Decoder", "DecoderState", "Encoder", "Translator"]
 
@@ -252,9 +253,7 @@ class Translator(nn.Module):
             ValueError: as for `models.beam.beam_search`.
 
         """
-        training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             return beam_search(
                 self._next,
                 DecoderState.select,
@@ -267,8 +266,6 @@ class Translator(nn.Module):
                 length_penalty=length_penalty,
                 device=source.device,
             )
-        finally:
-            self.train(training)
 
     def _next(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Return the log-probabilities of the next token, `(N, V)`, minus infinity for padding and BOS."""

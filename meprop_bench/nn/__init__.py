@@ -1,8 +1,20 @@
-"""nn: drop-in modules, and `convert`, which puts them into any model."""
+"""nn: drop-in modules; `convert`, which puts them into any model, and `revert`, which takes them out again."""
 
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
-from meprop_bench.nn.convert import convert
+from meprop_bench.nn.conversion import Conversion, record_calls
+from meprop_bench.nn.convert import convert, revert
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 
-__all__ = ["MePropConv1d", "MePropConv2d", "MePropGRU", "MePropLSTM", "MePropLinear", "MePropRNN", "convert"]
+__all__ = [
+    "Conversion",
+    "MePropConv1d",
+    "MePropConv2d",
+    "MePropGRU",
+    "MePropLSTM",
+    "MePropLinear",
+    "MePropRNN",
+    "convert",
+    "record_calls",
+    "revert",
+]

@@ -1,26 +1,33 @@
 """`MePropConv1d` and `MePropConv2d`: convolutions whose backward pass keeps k positions of each feature map.
 
 They have the constructors, parameters and state dicts of `nn.Conv1d` and `nn.Conv2d`, so a checkpoint fits both ways,
-and add the keywords k, selection and kernel. The method is in `meprop_bench.ops.conv`; whole models are turned by
-`nn.convert`, the papers' convolutional network by `convert(model, k=0.05, kinds=(nn.Conv2d,))`. `k` may change while
-training, also under `torch.compile`: see `meprop_bench.nn.k`.
+and add the keywords k, selection and kernel. The method is in `meprop_bench.ops.conv`; `nn.convert` converts whole
+models, the papers' convolutional network by `convert(model, k=0.05, kinds=(nn.Conv2d,))`. `k` may change while
+training, also under `torch.compile`: see `meprop_bench.nn.k`. Exported or traced, they are torch's: see
+`meprop_bench.nn.tools`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Self, cast
 
+import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meprop_bench.nn.k import ChangingK
-from meprop_bench.ops import conv
+from meprop_bench.nn.tools import Sparsified
+from meprop_bench.ops.conv import check_kernel, check_selection, conv1d, conv2d
 from meprop_bench.ops.selection import check_k
 
 __all__ = ["MePropConv1d", "MePropConv2d"]
 
+torch.fx.wrap("conv1d")  # one node, where a layer itself is what torch.fx traces
+torch.fx.wrap("conv2d")
 
-class _Sparsified(ChangingK, nn.modules.conv._ConvNd):
+
+class _Conv(Sparsified, ChangingK, nn.modules.conv._ConvNd):
     """What the two have in common."""
 
     @classmethod
@@ -53,11 +60,12 @@ class _Sparsified(ChangingK, nn.modules.conv._ConvNd):
 
     def configure(self, *, k: float, selection: str, kernel: str) -> None:
         """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
-        conv.check_selection(selection)
-        conv.check_kernel(kernel)
+        check_selection(selection)
+        check_kernel(kernel)
         self.k = k
         self.selection = selection
         self.kernel = kernel
+        self._be_one_node()
 
     @property
     def k(self) -> float:
@@ -75,7 +83,7 @@ class _Sparsified(ChangingK, nn.modules.conv._ConvNd):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        function = conv.conv1d if len(self.kernel_size) == 1 else conv.conv2d
+        function = conv1d if len(self.kernel_size) == 1 else conv2d
         return function(
             input,
             self.weight,
@@ -96,7 +104,7 @@ class _Sparsified(ChangingK, nn.modules.conv._ConvNd):
         return f"{layer}, k={self.k}, selection={self.selection}{rest}"
 
 
-class MePropConv1d(_Sparsified, nn.Conv1d):
+class MePropConv1d(_Conv, nn.Conv1d):
     """Convolution of one dimension trained by sparsified back propagation: arguments as for `MePropConv2d`."""
 
     def __init__(
@@ -124,7 +132,7 @@ class MePropConv1d(_Sparsified, nn.Conv1d):
         self.configure(k=k, selection=selection, kernel=kernel)
 
 
-class MePropConv2d(_Sparsified, nn.Conv2d):
+class MePropConv2d(_Conv, nn.Conv2d):
     """Convolution of two dimensions trained by sparsified back propagation.
 
     Args:

@@ -1,4 +1,4 @@
-"""Turn layers of a model into those that are trained by sparsified back propagation, in place.
+"""Convert layers of a model into those that are trained by sparsified back propagation, in place, and back.
 
 A layer's class is changed, not the layer: its parameters, hooks, training flag and every reference to it (a second
 place in the model, an optimizer, a plain list) stay what they were. `torch.nn.utils.parametrize` changes modules in the
@@ -11,29 +11,32 @@ a parametrized layer has a class made for it. (Parametrize after converting.)
 
 The papers leave the output layer dense: it has few neurons, and its gradient is the error itself. By default it is
 taken to be the last linear layer, of any class, in the order of registration, which is `model.modules()`; layers of
-other kinds are all turned. Where that is wrong, and wherever else, a filter decides:
+other kinds are all converted. Where that is wrong, and wherever else, a filter decides:
 
     convert(model, k=0.05, filter=lambda module, name: name.startswith("encoder."))
 
-Kinds that want different keywords are turned one call after the other.
+Kinds that want different keywords are converted one call after the other.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
+from meprop_bench.nn.conversion import Conversion, survey
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
+from meprop_bench.nn.tools import Sparsified
 
-__all__ = ["convert"]
+__all__ = ["convert", "revert"]
 
 
 class _Kind(NamedTuple):
-    """How one kind of layer is turned."""
+    """How one kind of layer is converted."""
 
     target: Any
     """What its class becomes: a subclass with `configure(*, k, …)`, which takes k and the keywords below."""
@@ -42,7 +45,7 @@ class _Kind(NamedTuple):
     keywords: frozenset[str]
     """Which of the keywords of `convert` it takes, besides k."""
     check: Callable[[Any], None] = lambda layer: None
-    """Raises ValueError for a layer of this kind that cannot be turned."""
+    """Raises ValueError for a layer of this kind that cannot be converted."""
 
 
 _KINDS: dict[type[nn.Module], _Kind] = {
@@ -67,43 +70,90 @@ def convert(
     kernel: str = "auto",
     kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
     filter: Callable[[nn.Module, str], bool] | None = None,
-) -> dict[str, Any]:
-    """Turn the layers of `model` that are of one of the `kinds` into those with a sparsified backward pass.
+) -> Conversion:
+    """Convert the layers of `model` that are of one of the `kinds` into those with a sparsified backward pass.
 
     Args:
         model: any module; changed in place.
         k: entries kept, as the kind of layer understands it: of the outputs of `nn.Linear`, of the positions of a map
             of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1].
-        selection: as for the layers turned, e.g. `MePropLinear`.
+        selection: as for the layers converted, e.g. `MePropLinear`.
         sparse: as for `MePropLinear`.
-        kernel: as for the layers turned.
+        kernel: as for the layers converted.
         kinds: which classes of layers.
-        filter: called with each layer that can be turned and its qualified name; turned are those for which it is true.
-            By default all but the output layer.
+        filter: called with each layer that can be converted and its qualified name; those for which it is true are. By
+            default all but the output layer.
 
     Returns:
-        the layers that were turned, by qualified name; one that is used in several places is under the first.
+        the layers that were converted, by qualified name; one that is used in several places is under the first. Its
+        `left` says what was not converted and why, its `dense` where this k is all there is, and `print` shows it all.
+        Where nothing was converted, a warning says why. Whether the model runs the layers that were converted, a
+        batch tells: see `record_calls`.
 
     Raises:
-        ValueError: for a kind that cannot be turned, a keyword that one of the kinds does not take, a k, selection or
-            kernel that does not exist, a layer that cannot be turned (an LSTM with projections), or if the model itself
-            is a linear layer, to be turned, and no filter says what is wanted. Nothing is changed then.
+        ValueError: for a kind that cannot be converted, a keyword that one of the kinds does not take, a k, selection
+            or kernel that does not exist, a layer that cannot be converted (an LSTM with projections), or if the model
+            itself is a linear layer, to be converted, and no filter says what is wanted. Nothing is changed then.
 
     """
     given = {"selection": selection, "sparse": sparse, "kernel": kernel}
     keywords = _check(kinds, k, given)
-    candidates = _candidates(model, kinds, spare_output=filter is None)
-    turned: dict[str, Any] = {name: layer for name, layer in candidates if filter is None or filter(layer, name)}
-    for name, layer in turned.items():
+    output = _output(model) if filter is None and nn.Linear in kinds else None
+    converted: dict[str, Any] = {}
+    left: dict[str, str] = {}
+    for name, layer, obstacle in survey(model, tuple(_KINDS)):
+        if obstacle is not None:
+            left[name] = obstacle
+        elif type(layer) not in kinds:
+            left[name] = f"nn.{type(layer).__name__} is not among the kinds"
+        elif layer is output:
+            left[name] = "the output layer, which stays dense unless a filter takes it"
+        elif filter is not None and not filter(layer, name):
+            left[name] = "left out by the filter"
+        else:
+            converted[name] = layer
+    for name, layer in converted.items():
         try:
             _KINDS[type(layer)].check(layer)
         except ValueError as error:
-            raise ValueError(f"cannot turn {name!r}: {error}, so leave it out by the filter") from error
-    for layer in turned.values():
+            raise ValueError(f"cannot convert {name!r}: {error}, so leave it out by the filter") from error
+    for layer in converted.values():
         kind = type(layer)
         layer.__class__ = _KINDS[kind].target
         layer.configure(k=k, **keywords[kind])
-    return turned
+    found = Conversion(converted, left)
+    if not found:
+        warnings.warn(f"no layer of {type(model).__name__} was converted: {found.reasons()}", stacklevel=2)
+    return found
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Give a model its plain layers back, in place: the inverse of `convert`.
+
+    For export, quantization and wherever this package is not. The layers stay the same objects, with their parameters,
+    hooks and modes. `revert(copy.deepcopy(model))` leaves the model as it is.
+
+    Args:
+        model: any module; layers of this package that `convert` did not make are reverted, too.
+
+    Returns:
+        the model.
+
+    Raises:
+        ValueError: a layer's class was changed again since (parametrize, fully_shard), or is one of your own. Nothing
+            is changed then.
+
+    """
+    plain: dict[type[nn.Module], type[nn.Module]] = {kind.target: dense for dense, kind in _KINDS.items()}
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, Sparsified)}
+    for name, layer in layers.items():
+        if type(layer) not in plain:
+            kind = type(layer).__name__
+            raise ValueError(f"cannot revert {name!r}: undo first what made its class {kind}, such as parametrize")
+    for layer in layers.values():
+        layer._drop_method()
+        layer.__class__ = plain[type(layer)]
+    return model
 
 
 def _check(
@@ -117,32 +167,19 @@ def _check(
     for kind in kinds:
         entry = _KINDS.get(kind)
         if entry is None:
-            raise ValueError(f"no layers of the kind {kind!r} can be turned: choose from {known}")
+            raise ValueError(f"no layers of the kind {kind!r} can be converted: choose from {known}")
         for name, value in given.items():
             if name not in entry.keywords and value != _DEFAULTS[name]:
                 raise ValueError(
-                    f"{name}={value!r} does not apply to nn.{kind.__name__}: turn that kind in a call of its own"
+                    f"{name}={value!r} does not apply to nn.{kind.__name__}: convert that kind in a call of its own"
                 )
         keywords[kind] = {name: value for name, value in given.items() if name in entry.keywords}
         entry.target(*entry.sizes, device="meta", k=k, **keywords[kind])
     return keywords
 
 
-def _candidates(
-    model: nn.Module, kinds: tuple[type[nn.Module], ...], *, spare_output: bool
-) -> list[tuple[str, nn.Module]]:
-    """Return the layers that can be turned, by name, and without the output layer if that is to be spared."""
-    layers = list(model.named_modules())
-    output = None
-    if spare_output and nn.Linear in kinds:
-        if isinstance(model, nn.Linear):
-            raise ValueError("the model is one linear layer, its own output layer: use MePropLinear.from_linear")
-        output = next((layer for _, layer in reversed(layers) if isinstance(layer, nn.Linear)), None)
-    return [
-        (name, layer) for name, layer in layers if layer is not output and type(layer) in kinds and _is_plain(layer)
-    ]
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether the layer uses its class's forward, which some tools replace on the instance."""
-    return "forward" not in vars(layer)
+def _output(model: nn.Module) -> nn.Module | None:
+    """Return what is taken for the output layer."""
+    if isinstance(model, nn.Linear):
+        raise ValueError("the model is one linear layer, its own output layer: use MePropLinear.from_linear")
+    return next((layer for layer in reversed([*model.modules()]) if isinstance(layer, nn.Linear)), None)

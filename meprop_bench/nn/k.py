@@ -21,6 +21,8 @@ from numbers import Integral
 import torch
 from torch.compiler import is_dynamo_compiling
 
+from meprop_bench.ops.tracing import is_tracing
+
 __all__ = ["ChangingK"]
 
 _LEAST = 2.0**-60
@@ -47,7 +49,7 @@ class ChangingK:
 
     def _current_k(self) -> float:
         """Return k; in a graph, as one of its variables."""
-        if not is_dynamo_compiling():
+        if not is_dynamo_compiling() or is_tracing():
             return self._k
         size = self._sized_k.shape[0] - 1
         return size / 2.0**self._bits if self._bits else size

@@ -1,25 +1,32 @@
 """`MePropLinear`: an `nn.Linear` whose backward pass keeps k of its n outputs.
 
 It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways, and adds the keywords
-k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; whole models are turned by `nn.convert`.
-`k` may change while training, also under `torch.compile`: see `meprop_bench.nn.k`.
+k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; `nn.convert` converts whole models.
+`k` may change while training, also under `torch.compile`: see `meprop_bench.nn.k`. Exported or traced, it is
+`nn.Linear`: see `meprop_bench.nn.tools`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Self
 
+import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from meprop_bench.nn.k import ChangingK
+from meprop_bench.nn.tools import Sparsified
 from meprop_bench.ops import kernels
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import check_selection, resolve_k
 
 __all__ = ["MePropLinear"]
 
+torch.fx.wrap("linear")  # one node, where a layer itself is what torch.fx traces
 
-class MePropLinear(ChangingK, nn.Linear):
+
+class MePropLinear(Sparsified, ChangingK, nn.Linear):
     """Linear layer trained by sparsified back propagation.
 
     Args:
@@ -30,11 +37,13 @@ class MePropLinear(ChangingK, nn.Linear):
         dtype: as for `nn.Linear`.
         k: outputs kept in the backward pass: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
-        sparse: give the weight gradient as sparse rows, as `nn.Embedding(sparse=True)` does.
+        sparse: give the weight gradient as sparse rows, as `nn.Embedding(sparse=True)` does. Not under
+            DistributedDataParallel, FullyShardedDataParallel or fully_shard, which reduce dense gradients.
         kernel: a name in `meprop_bench.ops.kernels.KERNELS`.
 
     Raises:
         ValueError: for a k, selection or kernel that does not exist.
+        RuntimeError: in the forward pass, for sparse rows that would have to be reduced.
 
     """
 
@@ -85,6 +94,7 @@ class MePropLinear(ChangingK, nn.Linear):
         self.selection = selection
         self.sparse = sparse
         self.kernel = kernel
+        self._be_one_node()
 
     @property
     def k(self) -> float:
@@ -97,6 +107,8 @@ class MePropLinear(ChangingK, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to input `(*, m)`; returns `(*, n)`."""
+        if self.sparse:
+            self._check_not_reduced()
         return linear(
             input,
             self.weight,
@@ -106,6 +118,16 @@ class MePropLinear(ChangingK, nn.Linear):
             sparse=self.sparse,
             kernel=self.kernel,
         )
+
+    def _check_not_reduced(self) -> None:
+        """Raise RuntimeError before rows are made that torch could not reduce over processes."""
+        ddp = DistributedDataParallel._active_ddp_module is not None
+        if not ddp and not getattr(self, "_is_fsdp_managed_module", False):
+            return
+        rows = torch.is_grad_enabled() and self.weight.requires_grad
+        if rows and resolve_k(self.k, self.out_features) < self.out_features:
+            wrapper = "DistributedDataParallel" if ddp else "FullyShardedDataParallel or fully_shard"
+            raise RuntimeError(f"{wrapper} cannot reduce the sparse rows of this layer: set its sparse=False ({self})")
 
     def extra_repr(self) -> str:
         """Describe the layer as `nn.Linear` does, and the method."""

@@ -7,9 +7,10 @@ the rest of the interface and the stack:
     input of layer l + 1 = dropout(concatenation of the directions of layer l)        (N, D h)
 
 Where there is nothing to sparsify (k >= hidden_size, or no gradient is recorded) torch's own implementation runs, so
-that this is exactly the dense layer, and evaluation is as fast as ever. Otherwise outputs differ from torch's by
-rounding: the sums are the same, in another order. Dropout draws what torch's own layers draw on the CPU. Under autocast
-all of a layer computes in the lower precision and returns it, as torch's LSTM does (its GRU returns float32).
+that this is exactly the dense layer, and evaluation is as fast as ever; also where a tool exports or traces the layer:
+see `meprop_bench.nn.tools`. Otherwise outputs differ from torch's by rounding: the sums are the same, in another order.
+Dropout draws what torch's own layers draw on the CPU. Under autocast all of a layer computes in the lower precision and
+returns it, as torch's LSTM does (its GRU returns float32).
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from meprop_bench.nn.tools import Sparsified
 from meprop_bench.ops.recurrent import check_kernel, recurrent
 from meprop_bench.ops.recurrent.cells import Tensors
 from meprop_bench.ops.recurrent.function import Record
 from meprop_bench.ops.recurrent.through_time import Weights
 from meprop_bench.ops.selection import check_k, check_selection, resolve_k
+from meprop_bench.ops.tracing import is_tracing
 
 __all__ = ["MePropGRU", "MePropLSTM", "MePropRNN"]
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "tanh", "RNN_RELU": "relu"}
 
 
-class _Recurrent(nn.RNNBase):
+class _Recurrent(Sparsified, nn.RNNBase):
     """What the three have in common."""
 
     activeness: Mapping[str, Record] | None = None
@@ -62,6 +65,7 @@ class _Recurrent(nn.RNNBase):
         self.k = k
         self.selection = selection
         self.kernel = kernel
+        self._be_one_node()
 
     @property
     def k(self) -> float:
@@ -75,8 +79,8 @@ class _Recurrent(nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run the layer; arguments and results are those of torch's layer."""
-        data = input.data if isinstance(input, PackedSequence) else input
-        if resolve_k(self._k, self.hidden_size) >= self.hidden_size or not torch.is_grad_enabled() or not data.numel():
+        dense = resolve_k(self._k, self.hidden_size) >= self.hidden_size or not torch.is_grad_enabled() or is_tracing()
+        if dense or not (input.data if isinstance(input, PackedSequence) else input).numel():
             return super().forward(input, hx)
         self._update_flat_weights()
         if isinstance(input, PackedSequence):

@@ -89,10 +89,11 @@ def train_arm(
         UserError: the task or its data are not there, or the setting does not fit it.
 
     """
-    return _kept(arm, run(task_of(arm, device), settings_of(arm, seed), progress=progress), environment_id)
+    task = task_of(arm, device)
+    return _kept(arm, task, run(task, settings_of(arm, seed), progress=progress), environment_id)
 
 
-def _kept(arm: Arm, result: Result, environment_id: str) -> Trained:
+def _kept(arm: Arm, task: Task, result: Result, environment_id: str) -> Trained:
     evaluations = tuple(
         Evaluation(found.epoch, found.loss if math.isfinite(found.loss) else -1.0, found.dev)
         for found in result.history
@@ -109,6 +110,7 @@ def _kept(arm: Arm, result: Result, environment_id: str) -> Trained:
         updates=tuple(found.figures[_UPDATE] for found in result.history if _UPDATE in found.figures),
         seconds=result.seconds,
         environment_id=environment_id,
+        data_published=task.data_published,
     )
 
 

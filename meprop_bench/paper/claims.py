@@ -20,7 +20,8 @@ faster) and its *level* (98.01%; 21.4x). A direction can hold on other data and 
     count           the data have exactly the printed size.
 
 Whatever lies in between, has no interval (one seed, one process), was not run or was run on other data than a level is
-about, is inconclusive: absence of evidence reproduces nothing and refutes nothing.
+about, is inconclusive: absence of evidence reproduces nothing and refutes nothing. And what counts as reproduced by its
+figures does so only if nothing is to be said against these: `paper.doubts`.
 
 SAME = 0.3 points is what this project asks of its MNIST rows; seeds of one configuration spread over 0.1 to 0.2. NEARLY
 = 0.9, since the papers print factors and sizes without any deviation, from unrounded times (icml:2 differs by 3% from
@@ -32,9 +33,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
 
+from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learning, unit_of
 from meprop_bench.paper.evidence import Evidence, figure, time_column, values
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.trainings import Trained
@@ -42,17 +43,13 @@ from meprop_bench.stats import Interval, mean_difference, paired_ratio
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
 
-Verdict: TypeAlias = Literal["reproduced", "not reproduced", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
 
-SAME: Mapping[str, float] = {"%": 0.3, "BLEU": 1.0}
-"""Points that count as the same, by unit."""
+_NOTHING = "–"
+"""Our figure, where there is none."""
 
 NEARLY = 0.9
 """Share of a printed factor that counts as reaching it."""
-
-LATER = 2.0
-"""Epochs that count as no later."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,14 @@ def judge(evidence: Evidence) -> list[Claim]:
     for part in evidence.experiment.table.parts:
         for row in part.rows:
             for kind in row.claims:
-                found += _KINDS[kind](evidence, part, row)
+                found += (_doubted(evidence, part, row, claim) for claim in _KINDS[kind](evidence, part, row))
     return found
+
+
+def _doubted(evidence: Evidence, part: Part, row: PublishedRow, claim: Claim) -> Claim:
+    """Return a claim that reproduces the paper no better than its evidence lets it."""
+    found = None if claim.ours == _NOTHING else doubt(evidence, part, row, claim.kind, claim.verdict)
+    return claim if found is None else replace(claim, verdict=found[0], why=f"{claim.why}; but {found[1]}")
 
 
 def overall(claims: list[Claim]) -> str:
@@ -102,7 +105,7 @@ def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> 
     if baseline is None or row.setting.method is None:
         return
     column = "test_bleu" if "test_bleu" in row.figures else "test"
-    unit = COLUMNS[column].unit
+    unit = unit_of(row)
     printed = _difference(row, baseline, column)
     says = f"{'at least as good as' if kind == 'at-least' else 'better than'} {baseline.name}"
     pairs = evidence.pairs(part, row, _test)
@@ -151,17 +154,11 @@ def _leveled(evidence: Evidence, part: Part, row: PublishedRow, column: str, kin
         verdict, why = "inconclusive", "other data than the paper's, so the level cannot be compared"
     elif abs(distance) <= SAME[unit]:
         verdict = "reproduced"
-    elif distance < 0 and _still_learning(evidence, part, row):
+    elif distance < 0 and still_learning(evidence, part, row):
         verdict, why = "inconclusive", f"{why}; but most seeds were best in their last epoch, still learning"
     else:
         verdict = "not reproduced"
     return Claim(part.name, row.name, kind, says, paper, ours, verdict, why)
-
-
-def _still_learning(evidence: Evidence, part: Part, row: PublishedRow) -> bool:
-    seeds = [trained for each in ([row] if row.setting.method else part.rows) for trained in evidence.seeds(part, each)]
-    last = [bool(t.evaluations) and t.best_epoch == t.evaluations[-1].epoch for t in seeds]
-    return sum(last) * 2 > len(last)
 
 
 def _iterations(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
@@ -226,6 +223,8 @@ def _size(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
         verdict, why = _above(_negated(interval), -limit, f"at most {limit:.0f} neurons", within=True)
         if not evidence.same_data(part):
             verdict, why = "inconclusive", "other data than the paper's, so the size cannot be compared"
+        elif len(found) < len(evidence.seeds(part, row)):
+            verdict, why = "inconclusive", f"only {len(found)} trainings say how many neurons they left"
         ours = f"{interval.estimate:.0f}{_brackets(interval, '.0f')}"
         yield Claim(part.name, row.name, "size", says, paper, ours, verdict, why)
 
@@ -258,14 +257,17 @@ def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow) -> Iterat
         after = trained.updates[masked:]
         return statistics.fmean(after) if after else None
 
-    pairs = [pair for pair in evidence.pairs(part, row, update) if min(pair) > 0]
-    if not pairs:
+    pairs = evidence.pairs(part, row, update)
+    changing = [pair for pair in pairs if min(pair) > 0]
+    if not changing:
         yield _open(evidence, part, row, "smaller-update", says, paper)
         return
-    interval = paired_ratio([[pair] for pair in pairs])
+    interval = paired_ratio([[pair] for pair in changing])
     verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
+    if len(changing) < len(evidence.seeds(part, row)):  # a model that changes no more is a dead one, not a frugal one
+        verdict, why = "inconclusive", "some trainings changed nothing after the masks, or did not record it"
     ours = f"{interval.estimate:.2f}x{_brackets(interval, '.2f')}"
-    yield Claim(part.name, row.name, "smaller-update", says, paper, ours, verdict, f"{why}, {len(pairs)} seeds")
+    yield Claim(part.name, row.name, "smaller-update", says, paper, ours, verdict, f"{why}, {len(changing)} seeds")
 
 
 def _count(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
@@ -276,7 +278,10 @@ def _count(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]
             yield _open(evidence, part, row, "count", says, paper)
             continue
         verdict: Verdict = "reproduced" if found == printed else "not reproduced"
-        yield Claim(part.name, row.name, "count", says, paper, f"{found:,}", verdict, "counted")
+        why = "counted"
+        if not evidence.counts.get((part.task, "published"), 1):
+            verdict, why = "inconclusive", "other data than the paper's, whose sizes say nothing of it"
+        yield Claim(part.name, row.name, "count", says, paper, f"{found:,}", verdict, why)
 
 
 _KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow], Iterator[Claim]]] = {
@@ -313,8 +318,8 @@ def _open(evidence: Evidence, part: Part, row: PublishedRow, kind: str, says: st
         known = (part.name, row.name) in evidence.experiment.cases
         reason = evidence.failure(part, row) or ("not measured yet" if known else "this scale leaves it out")
     else:
-        reason = skipped or "not run yet"
-    return Claim(part.name, row.name, kind, says, paper, "–", "inconclusive", reason)
+        reason = skipped or evidence.lacking(part, evidence.rows_of(part, row)) or "not run yet"
+    return Claim(part.name, row.name, kind, says, paper, _NOTHING, "inconclusive", reason)
 
 
 def _difference(row: PublishedRow, baseline: PublishedRow, column: str) -> str:

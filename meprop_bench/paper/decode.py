@@ -25,6 +25,7 @@ from meprop_bench.algorithms.structure import Group, Structure, trace
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.clocks import clock_for
 from meprop_bench.measure.paired import Subject, measure_pairs
+from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.paper.arm import task_of
 from meprop_bench.paper.experiment import Arm
 from meprop_bench.tasks.task import Task
@@ -125,8 +126,8 @@ def _outputs(task: Task, model: nn.Module, batch: Any) -> Tensor:
     """Return what the model tells of a batch, before the loss makes one number of it."""
     told: list[Tensor] = []
     hook = model.register_forward_hook(lambda _module, _inputs, output: told.append(output))
-    model.eval()
-    task.loss(model, batch)
+    with evaluation_mode(model):
+        task.loss(model, batch)
     hook.remove()
     return told[0]
 

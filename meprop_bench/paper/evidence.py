@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from meprop_bench.paper.decodings import Decoding
-from meprop_bench.paper.experiment import Experiment
+from meprop_bench.paper.experiment import Arm, Experiment
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained
@@ -26,6 +26,7 @@ class Evidence:
     Attributes:
         experiment: what was to be run.
         trained: arm id -> its seeds, those without error, in order.
+        failed: arm id -> how many trainings failed.
         timed: (case id, phase) -> the row.
         counts: (subject, column) -> how many there are.
         decodings: arm id -> what decoding costs before and after.
@@ -34,14 +35,49 @@ class Evidence:
 
     experiment: Experiment
     trained: Mapping[str, Sequence[Trained]] = field(default_factory=dict)
+    failed: Mapping[str, int] = field(default_factory=dict)
     timed: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     decodings: Mapping[str, Decoding] = field(default_factory=dict)
 
     def seeds(self, part: Part, row: PublishedRow) -> Sequence[Trained]:
-        """Return what was trained for a row."""
+        """Return what was trained for a row, to its end: what was cut off is no training."""
         arm = self.experiment.arms.get((part.name, row.name))
-        return () if arm is None else self.trained.get(arm.arm_id, ())
+        return () if arm is None else self._whole(arm)
+
+    def rows_of(self, part: Part, row: PublishedRow) -> Sequence[PublishedRow]:
+        """Return the rows that a row's trainings are of: itself, or those that it sums up."""
+        return [row] if row.setting.method else [other for other in part.rows if other.setting.method and other.against]
+
+    def failed_of(self, part: Part, rows: Sequence[PublishedRow]) -> int:
+        """Return how many trainings of some rows failed."""
+        return sum(self.failed.get(arm.arm_id, 0) for arm in self._arms(part, rows))
+
+    def lacking(self, part: Part | None = None, rows: Sequence[PublishedRow] = ()) -> str:
+        """Say how many trainings of some rows, or of all, failed, were cut off or are not run; "" where none did."""
+        arms = self.experiment.distinct_arms if part is None else self._arms(part, rows)
+        total = len(arms) * len(self.experiment.seeds)
+        failed = sum(self.failed.get(arm.arm_id, 0) for arm in arms)
+        whole = sum(len(self._whole(arm)) for arm in arms)
+        cut_off = sum(len(self.trained.get(arm.arm_id, ())) for arm in arms) - whole
+        counts = {"failed": failed, "cut off": cut_off, "not run": total - failed - cut_off - whole}
+        words = ", ".join(f"{count} {how}" for how, count in counts.items() if count > 0)
+        return f"of {total} trainings {words}" if words else ""
+
+    def mixed_data(self, part: Part, rows: Sequence[PublishedRow]) -> bool:
+        """Whether some trainings had the published data, and some not."""
+        return len({one.data_published is False for row in rows for one in self.seeds(part, row)}) > 1
+
+    def _arms(self, part: Part, rows: Sequence[PublishedRow]) -> list[Arm]:
+        arms = [self.experiment.arms.get((part.name, row.name)) for row in rows]
+        return list({arm.arm_id: arm for arm in arms if arm is not None}.values())
+
+    def _whole(self, arm: Arm) -> Sequence[Trained]:
+        return [
+            one
+            for one in self.trained.get(arm.arm_id, ())
+            if None not in (one.test, one.best_epoch) and one.evaluations and one.evaluations[-1].epoch >= arm.epochs
+        ]
 
     def pairs(
         self, part: Part, row: PublishedRow, value: Callable[[Trained], float | None]
@@ -74,9 +110,10 @@ class Evidence:
         return next((one.error or one.check for one in failed), None)
 
     def same_data(self, part: Part) -> bool:
-        """Whether the trainings used the paper's own data: no level can be compared otherwise."""
+        """Whether the trainings used the paper's own data, and all of them: no level can be compared otherwise."""
         arms = [arm for (name, _), arm in self.experiment.arms.items() if name == part.name]
-        return bool(arms) and all(arm.data == "mnist" for arm in arms)
+        published = all(one.data_published is not False for arm in arms for one in self._whole(arm))
+        return published and bool(arms) and all(arm.data == "mnist" and arm.examples is None for arm in arms)
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     cases = {Case.from_json(record).case_id for record in plan["cases"]}
     return replace(
         found,
-        seeds=tuple(plan["seeds"]),
+        seeds=tuple(dict.fromkeys(plan["seeds"])),
         arms={place: arm for place, arm in found.arms.items() if arm.arm_id in arms},
         cases={place: case for place, case in found.cases.items() if case.case_id in cases},
         counted=tuple(plan["counted"]),

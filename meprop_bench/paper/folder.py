@@ -60,12 +60,18 @@ class PaperDocument(Document):
         return self.evidence
 
     @property
+    def outcome(self) -> str:
+        """How the claims came out, and how many trainings claim nothing."""
+        lacking = self.found.lacking()
+        return f"{overall(self.claims)}{f' ({lacking}: these claim nothing)' if lacking else ''}"
+
+    @property
     def summary(self) -> list[str]:
         """What was run, how the claims came out, and what differs from the paper."""
         run = self.found.experiment
         told = [
             f"{run.table.table_id}, {run.table.title}; scale {run.scale}, {len(run.seeds)} seeds.",
-            f"Claims: {overall(self.claims)}.",
+            f"Claims: {self.outcome}.",
         ]
         told += [f"Differs from the paper: {change}." for change in reasons(run.changes)]
         told += [f"Not trained: {line}." for line in reasons(run.skipped)]
@@ -119,12 +125,21 @@ def read(store: Store) -> PaperDocument:
     rows = store.rows()
     timed = {(row.case_id, row.phase): row for row in rows if row.phase is not None}
     timed |= {(row.case_id, "backward"): row for row in rows if row.phase is None}
+    failures = {
+        arm.arm_id: sum(
+            one is not None and one.error is not None
+            for one in (trainings.get(arm.arm_id, seed) for seed in found.seeds)
+        )
+        for arm in found.distinct_arms
+    }
     decodings = Decodings(store.folder)
-    evidence = Evidence(found, trained, timed, _counts(store.folder), decodings.found)
+    evidence = Evidence(found, trained, failures, timed, _counts(store.folder), decodings.found)
     plain = Document.of(store)
     origins = Counter(one.origin for one in trainings.all() if one.origin)
     taken = [f"{count} of {len(trainings.all())} trainings were made for {name}" for name, count in origins.items()]
     failed = [f"{one.arm_id}, seed {one.seed}: {one.error}" for one in trainings.all() if one.error]
+    if any(one.data_published is False for one in trainings.all()):
+        taken.append("trainings were made on files that are not the published data: no level is compared")
     notes = (*plain.notes, *trainings.notes, *taken, *(f"a training failed: {line}" for line in failed))
     return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from meprop_bench.errors import UserError
-from meprop_bench.paper.claims import overall
 from meprop_bench.paper.experiment import reasons
 from meprop_bench.paper.folder import PaperDocument, read
 from meprop_bench.paper.published import published
@@ -77,7 +76,7 @@ def _summary(table_id: str, result: tuple[Path, PaperDocument] | None) -> str:
     place, document = result
     assert document.evidence is not None
     scale = document.evidence.experiment.scale
-    return f"| {table_id} | [{scale}]({place.as_posix()}/README.md) | {overall(document.claims)} |"
+    return f"| {table_id} | [{scale}]({place.as_posix()}/README.md) | {document.outcome} |"
 
 
 def _section(table_id: str, place: Path, document: PaperDocument) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,7 @@ class Trained:
         seconds: that the training took.
         environment_id: where.
         git_revision: of the code that trained it; a run may be resumed by another one than its environment names.
+        data_published: whether the data were those that were published, by their SHA-256; None where that is not known.
         origin: the results folder that it was trained for, where another one has taken it over.
         error: why it failed, in one line; then there are no figures.
 
@@ -67,8 +69,18 @@ class Trained:
     seconds: Amount = 0.0
     environment_id: Name = "unknown"
     git_revision: Name | None = None
+    data_published: bool | None = None
     origin: Name | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        epochs = [each.epoch for each in self.evaluations]
+        if any(after <= before for before, after in pairwise(epochs)):
+            raise ValueError(f"evaluations that are not one after the other: epochs {epochs[:5]}")
+        if self.best_epoch is not None and self.best_dev is not None:
+            later = (each for each in self.evaluations if each.epoch >= self.best_epoch and each.dev > self.best_dev)
+            if better := next(later, None):
+                raise ValueError(f"the dev metric of epoch {better.epoch:g} is better than the best, {self.best_dev:g}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -174,6 +186,12 @@ class Trainings:
             except ValueError as error:
                 where = f"{self.path.parent.name}/{TRAININGS} line {number} is no training"
                 raise refused(where, error, "delete the line and run again with --resume") from None
+            first = next(
+                (one for (arm_id, _), one in self._found.items() if arm_id == found.arm_id and not one.error), found
+            )
+            if not found.error and found.sizes.keys() != first.sizes.keys():
+                where = f"{self.path.parent.name}/{TRAININGS} line {number}"
+                raise refused(where, ValueError("it has other sizes than its arm's first seed"), "delete the line")
             self._found[found.arm_id, found.seed] = found
         if torn:
             self.notes.append("a training had been cut off while it was written; it counts as not done")

@@ -66,12 +66,16 @@ class Session:
         return replace(trained, git_revision=self._git_revision).to_json()
 
     def count(self, source: str) -> _Answer:
-        """Count the examples of a data set of images; each is one classification."""
+        """Count the examples of a data set of images, each of which is one classification; and whether it is published.
+
+        `published` is a number among numbers: 0 of data that are not the published ones, else 1.
+        """
         from meprop_bench.data import load_images
 
         data = load_images(source)
         parts = {"train": data.train, "dev": data.dev, "test": data.test}
-        return {f"{name}_{what}": len(part) for name, part in parts.items() for what in ("size", "items")}
+        counts = {f"{name}_{what}": len(part) for name, part in parts.items() for what in ("size", "items")}
+        return counts | {"published": int(data.published is not False)}
 
     def cut(self, arm: Mapping[str, Any], sizes: Mapping[str, int], device: str) -> _Answer:
         """Build the arm's model, and once more with its layers cut to these sizes."""

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from meprop_bench.report.document import Document, Readable
 from meprop_bench.report.sections import Section
 
-__all__ = ["as_markdown", "as_readme", "escaped"]
+__all__ = ["as_markdown", "as_readme", "code_block", "escaped", "table"]
 
 
 def as_markdown(document: Readable) -> str:
     """Return the tables, the command that made them and the result in a few sentences."""
-    parts = [_code(document.command), "\n".join(f"- {escaped(line)}" for line in document.summary)]
+    parts = [code_block(document.command), "\n".join(f"- {escaped(line)}" for line in document.summary)]
     parts += [_section(section) for section in document.sections]
     return "\n\n".join(parts) + "\n"
 
@@ -30,7 +30,7 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
     parts = [
         f"# {escaped(document.title)}",
         f"Measured from {escaped(document.started)} by",
-        _code(document.command),
+        code_block(document.command),
         "\n".join(f"- {escaped(line)}" for line in (*document.summary, *document.notes)),
     ]
     if remark:
@@ -46,20 +46,25 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
 
 
 def _section(section: Section) -> str:
-    rule = [" --- " if name in section.left else " ---: " for name in section.columns]
-    lines = [f"| {' | '.join(escaped(name) for name in section.columns)} |", f"|{'|'.join(rule)}|"]
-    lines += [f"| {' | '.join(escaped(cell.text) for cell in line)} |" for group in section.groups for line in group]
-    parts = [f"## {escaped(section.title)}", escaped(section.constants), escaped(section.remark), "\n".join(lines)]
+    parts = [f"## {escaped(section.title)}", escaped(section.constants), escaped(section.remark), table(section)]
     parts += [escaped(note) for note in section.footnotes]
     return "\n\n".join(part for part in parts if part)
 
 
+def table(section: Section) -> str:
+    """Return the table of a section."""
+    rule = [" --- " if name in section.left else " ---: " for name in section.columns]
+    lines = [f"| {' | '.join(escaped(name) for name in section.columns)} |", f"|{'|'.join(rule)}|"]
+    lines += [f"| {' | '.join(escaped(cell.text) for cell in line)} |" for group in section.groups for line in group]
+    return "\n".join(lines)
+
+
 def escaped(text: str) -> str:
     """Escape what Markdown or its HTML would interpret."""
-    return re.sub(r"([\\`*_~\[\]<>|#&])", r"\\\1", text)
+    return re.sub(r"([\\`*_~\[\]<>|#&$])", r"\\\1", text)
 
 
-def _code(text: str) -> str:
+def code_block(text: str) -> str:
     """A block of code that no run of backticks in `text` can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"

@@ -60,7 +60,7 @@ Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100.01)]
 Busy: TypeAlias = Annotated[float, Meta(ge=0, le=150)]
 """Percent by a counter of the hardware, which may overshoot."""
 Finite: TypeAlias = Annotated[float, Meta(ge=-1e30, le=1e30)]
-Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=300)]
+Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 
 _Structure = TypeVar("_Structure")
 

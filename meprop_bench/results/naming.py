@@ -47,12 +47,18 @@ def case_name(one: Any, *, in_features: int | None, kernel: str) -> str:
         one.data,
         shape,
         None if one.size is None else f"{one.size}x{one.size}",
-        *(f"{name}={value:g}" for name, value in numbers if value is not None),
+        *(f"{name}={_number(value)}" for name, value in numbers if value is not None),
         one.method,
-        *(f"{name}={value:g}" for name, value in amounts if value is not None),
-        f"+{100 * one.slowdown:g}%" if one.slowdown else None,
+        *(f"{name}={_number(value)}" for name, value in amounts if value is not None),
+        f"+{_number(100 * one.slowdown)}%" if one.slowdown else None,
         *(f"{value}{what}" for value, common, what in usual if value not in (None, common)),
         f"cpu:{one.threads}" if one.device == "cpu" and one.threads else one.device,
         f"seed={one.seed}" if one.seed else None,
     ]
     return " ".join(word for word in words if word)
+
+
+def _number(value: float) -> str:
+    """Return a number as short as it can be without being another's."""
+    text = f"{value:g}"
+    return text if float(text) == value else f"{value:.12g}"

@@ -175,6 +175,9 @@ class Row:
     `utilization` and `baseline_utilization` belong to the phase that was run steadily, and so do the four fields before
     them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
 
+    `data_published` says whether the data were those that were published, by their SHA-256: false where files of their
+    names hold something else, null where no published SHA-256 is known.
+
     `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
     `launch` says how calls reached a GPU ("graph": recorded once and replayed); rows without it are "eager".
 
@@ -204,6 +207,7 @@ class Row:
     allocator: Name
     phase: Name | None
     data: Name | None = None
+    data_published: bool | None = None
     layers: Count | None = None
     optimizer: Name | None = None
     size: Count | None = None

@@ -272,6 +272,7 @@ class _Crew:
             gradient=recipe.gradient,
             allocator=answer["environment"]["allocator"],
             phase=None,
+            data_published=answer.get("data_published"),
             layers=options.get("layers"),
             optimizer=recipe.optimizer,
             rate=recipe.details.get("rate"),
@@ -345,6 +346,7 @@ class Session:
             "metric": task.metric,
             "steps": found.steps,
             "options": dict(task.options),
+            "data_published": task.data_published,
             "notes": list(task.notes),
         }
 

@@ -69,6 +69,7 @@ def case_rows(
                 **_axes(case, k=setup["k"], kernel=setup["kernel"]),
                 **numbers,
                 phase=found.phase,
+                data_published=setup.get("data_published"),
                 median_s=found.median_s,
                 values_s=tuple(found.values_s),
                 baseline_median_s=found.baseline_median_s,

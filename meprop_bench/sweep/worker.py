@@ -134,6 +134,7 @@ class Session:
             "k": prepared.k,
             "phases": list(prepared.phases),
             "costs": {phase: [list(cost) for cost in pair] for phase, pair in prepared.costs.items()},
+            "data_published": prepared.data_published,
             "notes": list(prepared.notes),
         }
 

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.data import ImageData, Part, load_images, numbered_batches
+from meprop_bench.data import Part, load_images, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.cnn import CNN
 from meprop_bench.models.mlp import MLP
@@ -63,10 +64,10 @@ class Images(Task):
                 raise UserError(
                     f"examples {examples} are more than the {len(data.train)} training images of {self.name}"
                 )
-            train = Part(data.train.images[:examples], data.train.labels[:examples])
-            data = ImageData(data.name, train, data.dev, data.test, data.classes)
+            data = replace(data, train=Part(data.train.images[:examples], data.train.labels[:examples]))
         self.batch = batch
         self.examples = len(data.train)
+        self.data_published, self.notes = data.published, data.notes
         self._device = on_device(device)
         self.data = data.to(self._device)
 

@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meprop_bench.data.conllu import Sentence, Word
+from meprop_bench.errors import UserError
 from meprop_bench.models.parser import Parser, features
 from meprop_bench.models.transitions import NONE, Ints, derivations
+from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Method, Split, Task
 from meprop_bench.tasks.text import treebank
@@ -106,10 +108,14 @@ class Parsing(Task):
         self.words = Vocabulary((word.form.lower() for word in words), least=_LEAST)
         self.tags = Vocabulary(word.xpos if word.xpos != "_" else word.upos for word in words)
         self.labels = Vocabulary(map(_label, words))
-        projective = [sentence for sentence in bank.train if sentence.projective]
+        if not (projective := [sentence for sentence in bank.train if sentence.projective]):
+            raise UserError(f"{bank.name} has no projective training tree, and the parser learns from no others")
         left_out = len(bank.train) - len(projective)
+        self.data_published = bank.published
         self.notes = (*bank.notes, f"{left_out:,} of {len(bank.train):,} training trees are not projective: left out")
         self._dev, self._test = self._encode(bank.dev), self._encode(bank.test)
+        if not (self._dev.counted.any() and self._test.counted.any()):
+            raise UserError(f"{bank.name} has nothing but punctuation to develop or test on, which is not counted")
         self._features, self._moves = self._derive(self._encode(projective))
         self.examples = len(self._moves)
 
@@ -154,12 +160,8 @@ class Parsing(Task):
         """Parse a part and return its scores."""
         assert isinstance(model, Parser)
         part = self._dev if split == "dev" else self._test
-        training = model.training
-        model.eval()
-        try:
+        with evaluation_mode(model):
             heads, labels = model.parse(part.words, part.tags, part.lengths)
-        finally:
-            model.train(training)
         real = part.heads != NONE
         attached = real & (heads == part.heads)
         labelled = attached & (labels == part.labels) & part.counted

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from meprop_bench.data.conllu import Sentence
 from meprop_bench.errors import UserError
 from meprop_bench.models.tagger import Tagger
+from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
 from meprop_bench.tasks.checks import check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Method, Split, Task
@@ -93,12 +94,17 @@ class POS(Task):
             raise UserError(f"tags must be 'universal' or 'language', not {tags!r}")
         bank = treebank(files, examples, made_up=self.made_up)
         self.batch, self.hidden, self.dropout, self.tags, self.examples = batch, hidden, dropout, tags, len(bank.train)
-        self.notes, self._files, self._device = bank.notes, files, on_device(device)
+        self.data_published, self.notes = bank.published, bank.notes
+        self._files, self._device = files, on_device(device)
         words = [word.form for sentence in bank.train for word in sentence.words]
         self.words = Vocabulary((word.lower() for word in words), least=_LEAST)
         columns = zip(*map(features, words), strict=True)
         self.features = tuple(Vocabulary(column, least=_LEAST) for column in columns)
         self.labels = Vocabulary(self._tag(word) for sentence in bank.train for word in sentence.words)
+        if self.labels.words[1:] == ("_",):
+            raise UserError(
+                f"the words of {bank.name} have no {tags} tags, only '_': choose other --tags, or other files"
+            )
         known: dict[str, list[int]] = {}
         self._train, self._dev, self._test = (
             Part([self._encode(sentence, known) for sentence in part]) for part in (bank.train, bank.dev, bank.test)
@@ -140,16 +146,12 @@ class POS(Task):
     def evaluate(self, model: nn.Module, split: Split) -> float:
         """Return the accuracy of the words in percent; a tag that training has not is never right."""
         part = self._dev if split == "dev" else self._test
-        training = model.training
-        model.eval()
         hits = 0
-        try:
+        with evaluation_mode(model):
             for places in in_order_of_length(part.lengths, _EVALUATED):
                 ids, lengths, tags = self._collate(part, places)
                 found = model(ids, lengths).argmax(dim=2)
                 hits += int(((found == tags) & (tags > 0)).sum())
-        finally:
-            model.train(training)
         return 100 * hits / sum(part.lengths)
 
     def size(self, batch: _Batch) -> int:

@@ -272,7 +272,6 @@ class _Training:
                 progress(Progress(self.step, self.steps, tuple(self.history), left))
 
         while self.step < self.steps:
-            self.model.train()
             epoch, done = divmod(self.step, per_epoch)
             end = min(per_epoch, self.steps - epoch * per_epoch)
             for batch in itertools.islice(task.epoch(settings.seed, epoch), done, end):
@@ -330,7 +329,6 @@ class _Training:
             )
         )
         self.losses.clear()
-        self.model.train()
 
     def best(self) -> Evaluation | None:
         """Return the best evaluation: the last that was tested."""

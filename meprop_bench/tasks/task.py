@@ -119,6 +119,8 @@ class Task(ABC):
         examples: how many there are to train on.
         rates: optimizer -> learning rate, where it is not that of `training.OPTIMIZERS`.
         turns: parts of the model, by name, that `algorithm.Alternation` sparsifies by turns; none where there are not.
+        data_published: whether the data are those that were published, by their SHA-256; None where none is known (made
+            up, the user's own).
         notes: what a reader of a result should know of the data.
 
     """
@@ -129,6 +131,7 @@ class Task(ABC):
     turns: ClassVar[tuple[str, ...]] = ()
     batch: int
     examples: int
+    data_published: bool | None = None
     notes: tuple[str, ...] = ()
 
     @property

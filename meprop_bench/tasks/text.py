@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def treebank(files: str | None, examples: int | None, *, made_up: bool = False) 
     check_count("examples", examples)
     if examples > len(bank.train):
         raise UserError(f"examples {examples} are more than the {len(bank.train)} training sentences of {bank.name}")
-    return Treebank(bank.name, bank.train[:examples], bank.dev, bank.test, bank.notes)
+    return replace(bank, train=bank.train[:examples])
 
 
 def paths(files: str, parts: Sequence[str]) -> list[Path]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -107,7 +108,8 @@ class Translation(Task):
         self.batch, self.hidden, self.embedding, self.layers, self.dropout = batch, hidden, embedding, layers, dropout
         self.vocabulary, self.beam, self.length_penalty = vocabulary, beam, length_penalty
         self.examples, self._files = len(corpus.train), files
-        self.notes = (f"BLEU by sacrebleu {version('sacrebleu')}: case:mixed, tok:13a, smooth:exp",)
+        self.data_published = corpus.published
+        self.notes = (*corpus.notes, f"BLEU by sacrebleu {version('sacrebleu')}: case:mixed, tok:13a, smooth:exp")
         self.source = Pieces("source", (pair.source for pair in corpus.train), vocabulary)
         self.target = Pieces("target", (pair.target for pair in corpus.train), vocabulary)
         self._train = [self._encode(pair) for pair in corpus.train]
@@ -218,7 +220,7 @@ def _corpus(files: str | None, examples: int | None, *, made_up: bool) -> Corpus
     check_count("examples", examples)
     if examples > len(corpus.train):
         raise UserError(f"examples {examples} are more than the {len(corpus.train)} training pairs of {corpus.name}")
-    return Corpus(corpus.name, corpus.train[:examples], corpus.dev, corpus.test)
+    return replace(corpus, train=corpus.train[:examples])
 
 
 def _bleu() -> Any:

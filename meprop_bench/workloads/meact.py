@@ -78,7 +78,9 @@ def setup(case: Case) -> Prepared:
         k=size,
         memory=weighed(baseline, method),
         steady=steady(baseline, method),
+        data_published=data.published,
         notes=(
+            *data.notes,
             f"k is the average number of neurons, of {case.out_features} in a layer, that one of {examples} examples "
             f"trains after {_PASSES} passes",
         ),

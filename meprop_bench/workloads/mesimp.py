@@ -56,7 +56,8 @@ def setup(case: Case) -> Prepared:
         costs={"forward": (forward[0], forward[1]), "decode": (forward[0], forward[1])},
         memory={**weighed(baseline, method), "decode": decode},
         steady=steady(baseline, method),
-        notes=(f"{_STEPS} steps with meSimp left {hidden[1]} of {hidden[0]} neurons in the hidden layers",),
+        data_published=data.published,
+        notes=(*data.notes, f"{_STEPS} steps with meSimp left {hidden[1]} of {hidden[0]} neurons in the hidden layers"),
     )
 
 

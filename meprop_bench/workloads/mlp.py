@@ -82,6 +82,8 @@ def setup(case: Case) -> Prepared:
         },
         steady=steady(baseline, method),
         layers=layers,
+        data_published=data.published,
+        notes=data.notes,
     )
 
 

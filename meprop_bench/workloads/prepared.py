@@ -80,6 +80,7 @@ class Prepared:
         steady: phase -> (baseline, method): calls that may be repeated for seconds while the machine is watched; the
             first phase is the one that is. Without any: "step" of `memory`, else "backward".
         layers: the linear layers whose backward passes are timed, in order; empty where there are others.
+        data_published: whether the data are those that were published, by their SHA-256; None where none is known.
         notes: what a reader should know, one line each.
 
     """
@@ -94,6 +95,7 @@ class Prepared:
     memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)
     steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    data_published: bool | None = None
     notes: tuple[str, ...] = ()
 
     @property

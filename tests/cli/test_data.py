@@ -111,3 +111,15 @@ def test_loading_the_verb_loads_nothing_heavy():
     heavy = "{'torch', 'numpy', 'rich', 'sklearn', 'urllib.request'}"
     code = f"import sys, meprop_bench.cli.data; print(*({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("deadline", ["0", "-1", "nan", "inf"])
+def test_a_deadline_is_a_time(folder, deadline):
+    message, _ = error("fetch", "other", "--deadline", deadline)
+    assert message == f"a deadline must be more than 0 seconds, and finite, not {deadline}"
+
+
+def test_the_deadline_is_that_of_the_command(folder):
+    message, _ = error("fetch", "other", "--deadline", "1e-9")
+    assert message.startswith("other/f0.gz was not here within the 1e-09 seconds for all of other: allow more")
+    assert not [path for path in folder.rglob("*") if path.name.endswith((".part", ".tmp"))]

@@ -1,9 +1,15 @@
+import errno
+import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from meprop_bench.cli import run
-from meprop_bench.errors import ExitCode
+from meprop_bench.errors import ExitCode, UserError
 
 
 def benchmark_file(path, seconds):
@@ -63,3 +69,94 @@ def test_wrong_usage_is_one_line(arguments, words, tmp_path, monkeypatch, capsys
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+class Closed(io.StringIO):
+    """Standard output whose reader has gone, or whose disk is full, until it is led elsewhere."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error, file):
+        super().__init__()
+        self._error, self._file = error, file
+
+    def fileno(self):
+        self._error = 0
+        return self._file.fileno()
+
+    def flush(self):
+        if self._error:
+            raise OSError(self._error, os.strerror(self._error))
+
+
+@pytest.fixture
+def slower(tmp_path, monkeypatch):
+    """Return the arguments that compare two files, the second of which is slower."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    files = [benchmark_file(tmp_path / f"{seconds}.json", seconds) for seconds in (1e-3, 2e-3)]
+    return ["gate", "--margin", "0.1", "--baseline", files[0], "--candidate", files[1]]
+
+
+@pytest.mark.parametrize("form", ["table", "json", "md", "junit"])
+@pytest.mark.parametrize("error", [errno.EPIPE, errno.ENOSPC, errno.EIO])
+def test_a_verdict_outlives_standard_output(slower, tmp_path, monkeypatch, capsys, error, form):
+    with (tmp_path / "stdout").open("w") as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed(error, file))
+        assert run([*slower, "--format", form, "--output", "o.json"]) == ExitCode.REGRESSION
+    assert json.loads((tmp_path / "o.json").read_text())["exit_code"] == ExitCode.REGRESSION
+    complaint = capsys.readouterr().err
+    assert complaint == f"meprop-bench: cannot write to standard output: {os.strerror(error)}\n"
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", ">&-", "| exec true"])
+def test_a_verdict_outlives_standard_output_of_a_shell(slower, redirection):
+    command = subprocess.list2cmdline([sys.executable, "-m", "meprop_bench", *slower])
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run(
+        ["bash", "-c", f"{command} {redirection}; exit ${{PIPESTATUS[0]}}"],
+        env={**os.environ, **path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == ExitCode.REGRESSION
+    assert found.stderr.count("\n") == 1
+    assert "standard output" in found.stderr
+
+
+def test_a_verdict_outlives_what_else_cannot_be_written(slower, tmp_path, monkeypatch, capsys):
+    replaced = []
+
+    def full(path, content):
+        replaced.append(path.name)
+        for _ in content:
+            raise UserError(f"cannot write {path.name}: No space left on device")
+
+    monkeypatch.setattr("meprop_bench.results.store.replace_file", full)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    outputs = [word for name in ("o.json", "o.md", "o.xml", "o.txt") for word in ("--output", name)]
+    assert run([*slower, *outputs]) == ExitCode.REGRESSION
+    out, err = capsys.readouterr()
+    assert "1 failed" in out
+    assert replaced == ["o.json", "o.md", "o.xml", "o.txt"]
+    assert err.splitlines() == [
+        *(f"meprop-bench: cannot write {name}: No space left on device" for name in replaced),
+        "meprop-bench: cannot write $GITHUB_STEP_SUMMARY: Is a directory",
+    ]
+
+
+def test_the_marker_of_a_comment_names_the_job_and_what_is_judged(slower, monkeypatch, capsys):
+    def first_line(*more):
+        assert run([*slower, "--format", "md", *more]) == ExitCode.REGRESSION
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert first_line() == "<!-- meprop-bench gate: 0.001.json -->"
+    monkeypatch.setenv("GITHUB_WORKFLOW", "CI")
+    monkeypatch.setenv("GITHUB_JOB", "bench")
+    assert first_line() == "<!-- meprop-bench gate: CI / bench / 0.001.json -->"
+    assert first_line("--suite", "slow ones") == "<!-- meprop-bench gate: slow ones -->"
+    for commit in ("0123456789abcdef", "fedcba9876543210"):
+        Path(name := f"0001_{commit}_20260102_030405.json").write_bytes(Path("0.001.json").read_bytes())
+        slower[slower.index("--baseline") + 1] = name
+        assert first_line() == "<!-- meprop-bench gate: CI / bench / ___.json -->"

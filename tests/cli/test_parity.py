@@ -36,7 +36,8 @@ class Told:
         if isinstance(figure, str):
             return {"error": figure, "kind": "error"}
         options = {"batch": 50, "device": "cpu", "hidden": 500, "layers": 2}
-        return {"figure": figure, "metric": "accuracy", "steps": 75, "options": options, "notes": ["all of it"]}
+        return {"figure": figure, "metric": "accuracy", "steps": 75, "options": options, "notes": ["all of it"],
+                "data_published": False}  # fmt: skip
 
     def close(self):
         self.closed = True
@@ -83,7 +84,7 @@ def test_the_verdict_is_of_the_paired_difference(judge, sparse, verdict):
     assert row.parity == found
     assert row.environment_id == "e" * 12
     assert found.metric == "accuracy on the test set, at the best development score"
-    assert row.notes[-1] == "all of it"
+    assert (row.notes[-1], row.data_published) == ("all of it", False)
     assert (row.batch, row.out_features, row.k) == (50, 500, 4)
     assert not (folder / "checkpoints").exists()
 

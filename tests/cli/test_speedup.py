@@ -19,10 +19,12 @@ import pytest
 from meprop_bench import cli
 from meprop_bench.cli.live import outcome
 from meprop_bench.cli.speedup import _judge, _look
-from meprop_bench.errors import ExitCode
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure import machine, procfs
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
+from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.workloads.case import Case
 
 pytest.importorskip("sklearn", reason="the smoke preset trains on the digits")
 
@@ -295,6 +297,17 @@ def test_damaged_data_are_found_before_anything_is_measured(
     assert "meprop-bench data fetch mnist" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_another_set_in_the_files_of_mnist_is_no_damage(other_mnist: Path) -> None:
+    case = Case(
+        workload="mlp", data="mnist", method="meprop", k=4, batch=8, in_features=784, out_features=16, threads=1
+    )
+    check_feasible([case])
+    images = other_mnist / "mnist/t10k-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"mnist is corrupt: cannot read \S+t10k-images-idx3-ubyte: it is truncated"):
+        check_feasible([case])
 
 
 def test_what_a_deadline_leaves_out_is_named_and_nothing_measured_is_exit_5(

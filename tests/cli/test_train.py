@@ -63,6 +63,18 @@ def _wait_for(condition, process) -> None:
         time.sleep(0.005)
 
 
+def test_the_result_says_that_the_data_are_not_the_published_ones(tmp_path, capsys, other_mnist):
+    small = ["train", "--task", "mnist", "--examples", "20", "--hidden", "8", "--epochs", "1", "--threads", "1"]
+    out = ["--out", str(tmp_path / "t")]
+    assert cli.run([*small, *out, "--format", "json"]) == ExitCode.OK
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["data_published"] is False
+    assert "not the published mnist data: train-images-idx3-ubyte, " in printed["notes"][0]
+    assert json.loads((tmp_path / "t/settings.json").read_text())["settings"]["data_published"] is False
+    assert cli.run([*small, *out, "--resume"]) == ExitCode.OK
+    assert "not the published mnist data" in capsys.readouterr().out
+
+
 def test_a_folder_with_everything(tmp_path, capsys):
     assert _train("--epochs", "2", "--k", "0.5", "--out", str(tmp_path / "t"), "--format", "json") == ExitCode.OK
     out, err = capsys.readouterr()

@@ -78,6 +78,44 @@ class Mirror:
         while not self.released.wait(0.02):
             request.wfile.write(b"\0")
 
+    def write_for_ever(self, request: BaseHTTPRequestHandler, first: bytes, again: bytes, pause: float = 0.01) -> None:
+        """Write `first`, then `again` without end."""
+        request.wfile.write(first)
+        while not self.released.wait(pause):
+            request.wfile.write(again)
+
+    def drip_head(self, request: BaseHTTPRequestHandler) -> None:
+        """Never end the first line of the head."""
+        self.write_for_ever(request, b"HTTP/1.1 200 ", b"O")
+
+    def drip_fields(self, request: BaseHTTPRequestHandler) -> None:
+        """Never end a field of the head."""
+        self.write_for_ever(request, b"HTTP/1.1 200 OK\r\nContent-Type: ", b"x")
+
+    def drip_chunk(self, request: BaseHTTPRequestHandler) -> None:
+        """Never end the line that says how long the first piece of the body is."""
+        self.write_for_ever(request, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0")
+
+    def trailers(self, request: BaseHTTPRequestHandler) -> None:
+        """Never end what follows the body."""
+        self.write_for_ever(request, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n")
+
+    def go_on(self, request: BaseHTTPRequestHandler) -> None:
+        """Say `100 Continue` without end, as fast as it goes."""
+        self.write_for_ever(request, b"", b"HTTP/1.1 100 Continue\r\n\r\n", pause=0)
+
+    def redirect_with_a_long_body(self, request: BaseHTTPRequestHandler) -> None:
+        """Redirect, and never stop explaining."""
+        self.write_for_ever(request, b"HTTP/1.1 302 Found\r\nLocation: /nowhere\r\n\r\n", bytes(1 << 16), pause=0)
+
+    def trickle(self, request: BaseHTTPRequestHandler) -> None:
+        """Send the file faster than what counts as stalled, but not fast enough to be done in time."""
+        self.send(request, 200, b"", len(self.content))
+        for at in range(0, len(self.content), 100):
+            if self.released.wait(0.01):
+                break
+            request.wfile.write(self.content[at : at + 100])
+
     def flood(self, request: BaseHTTPRequestHandler) -> None:
         """Never stop sending."""
         request.send_response(200)

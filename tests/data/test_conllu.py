@@ -3,8 +3,10 @@
 import gzip
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from meprop_bench.data.conllu import read_conllu
+from meprop_bench.data.conllu import Sentence, Word, read_conllu
 from meprop_bench.errors import UserError
 
 TEXT = """\
@@ -24,6 +26,14 @@ TEXT = """\
 
 def row(number, head, form="x"):
     return f"{number}\t{form}\t_\tX\tX\t_\t{head}\tdep\t_\t_\n"
+
+
+def chain(length):
+    """Words that hang each on the one before it."""
+    return "".join(row(number, number - 1) for number in range(1, length + 1))
+
+
+MANY = "9" * 5000
 
 
 @pytest.fixture
@@ -80,7 +90,35 @@ def test_projective(read, heads, projective):
         (row(1, 0) + row(1, 1) + "\n", 2, "number is '1' where 2 is next"),
         (row(1, "_") + "\n", 1, "head is '_'"),
         (row(1, "²") + "\n", 1, "head is '²'"),
-        (row(1, 0) + "3-4\tx\t_\t_\t_\t_\t_\t_\t_\t_\n\n", 2, "does not begin at the next word, 2"),
+        (row(1, 0) + row("3-4", "_") + "\n", 2, "does not begin at the next word, 2"),
+        (row("1-3", "_") + chain(2) + "\n", 1, "multiword token goes to word 3 of 2"),
+        (row(1, 0) + row(f"2-{MANY}", "_") + row(2, 1) + "\n", 2, "the word's number is '2-9999"),
+        (row(f"{MANY}-{MANY}", "_") + row(1, 0) + "\n", 1, "where 1 is next"),
+        (row("1-2", "_") + row(1, 0) + row("2-3", "_") + row(2, 1) + row(3, 1) + "\n", 3, "of the one in line 1, too"),
+        (row("1-2", "_") * 2 + chain(2) + "\n", 2, "of the one in line 1, too"),
+        (row("1-3", "_") + row("1-2", "_") + chain(3) + "\n", 2, "of the one in line 1, too"),
+        (chain(1) + row("3-2", "_") + row(2, 1) + "\n", 2, "3-2 does not go from a word to a later one"),
+        (row("1-1", "_") + chain(1) + "\n", 1, "1-1 does not go from a word to a later one"),
+        (row("0-1", "_") + chain(1) + "\n", 1, "0-1 does not begin at the next word, 1"),
+        (row("-1-2", "_") + chain(2) + "\n", 1, "number is '-1-2' where 1 is next"),
+        (chain(2) + row("1-2", "_") + "\n", 3, "1-2 does not begin at the next word, 3"),
+        (chain(1) + row("2.1", "_") + row(2, 1) + "\n", 2, r"empty node 2\.1 stands where 1\.1 is next"),
+        (chain(2) + row("1.1", "_") + "\n", 3, r"empty node 1\.1 stands where 2\.1 is next"),
+        (chain(1) + row("1.1", "_") * 2 + "\n", 3, r"empty node 1\.1 stands where 1\.2 is next"),
+        (chain(1) + row("1.2", "_") + "\n", 2, r"empty node 1\.2 stands where 1\.1 is next"),
+        (chain(1) + row("1.0", "_") + "\n", 2, r"empty node 1\.0 stands where 1\.1 is next"),
+        (chain(1) + row("2-3", "_") + row("1.1", "_") + row(2, 1) + row(3, 1) + "\n", 3, "stands where word 2"),
+        (chain(1) + row(f"1.{MANY}", "_") + "\n", 2, "where 2 is next"),
+        (row("0.1", "_") + "\n", 2, "no words"),
+        (row("0.1", "_") + "# too late\n", 2, "1 fields"),
+        (row(MANY, 0) + "\n", 1, "where 1 is next"),
+        (row("01", 0) + "\n", 1, "where 1 is next"),
+        (row(1, MANY) + "\n", 1, "head is '9999"),
+        (row(1, 0) + row(2, -1) + "\n", 2, "head is '-1'"),
+        (row(1, 0, "a\0b") + "\n", 1, r"control character U\+0000"),
+        ("# a \x1b[31mcomment\n" + row(1, 0) + "\n", 1, r"control character U\+001B"),
+        (row(1, 0, "a\x85b") + "\n", 1, r"control character U\+0085"),
+        (row(1, 0).replace("\n", "\r") + "\n", 1, r"9 fields|control character|cut off"),
         (row(1, 0) + row(2, 5) + "\n", 1, "a head is 5 of 2 words"),
         (row(1, 0) + row(2, 0) + "\n", 1, "2 roots"),
         (row(1, 2) + row(2, 1) + "\n", 1, "0 roots"),
@@ -94,6 +132,27 @@ def test_projective(read, heads, projective):
 def test_malformed(read, text, line, reason):
     with pytest.raises(UserError, match=rf"trees\.conllu, line {line}: .*{reason}"):
         read(text)
+
+
+def test_empty_nodes_and_multiword_tokens_in_their_places(read):
+    lines = [row("0.1", "_"), row("0.2", "_"), row("1-2", "_"), row(1, 0), row("1.1", "_"), row(2, 1), row("2.1", "_")]
+    (sentence,) = read("".join([*lines, row("3-4", "_"), row(3, 1), row(4, 1), "\n"]))
+    assert [word.head for word in sentence.words] == [0, 1, 1, 1]
+
+
+def test_a_long_chain_is_a_tree_and_takes_no_time_to_see(read):
+    (sentence,) = read(chain(100_000) + "\n")
+    assert sentence.projective
+    with pytest.raises(UserError, match="word 99999 is its own ancestor"):
+        read(chain(99_998) + row(99_999, 100_000) + row(100_000, 99_999) + "\n")
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=9))
+def test_projective_by_the_definition(heads):
+    """No arc begins within another one and ends outside of it."""
+    words = tuple(Word("x", "X", "X", head, "dep") for head in heads)
+    arcs = [tuple(sorted((head, number))) for number, head in enumerate(heads, start=1)]
+    assert Sentence(words, 1).projective is not any(a < c < b < d for a, b in arcs for c, d in arcs)
 
 
 @pytest.mark.parametrize("end", [len(TEXT) - 1, len(TEXT) - 3, len(TEXT) - 20])

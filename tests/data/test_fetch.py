@@ -4,12 +4,13 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from meprop_bench.data.fetch import fetch
-from meprop_bench.errors import UserError
+from meprop_bench.errors import ExitCode, UserError
 
 
 def stored(folder):
@@ -117,9 +118,58 @@ def test_the_next_mirror_serves_when_one_does_not(mirror, tmp_path, fault):
         "http": mirror.redirect("http://example.invalid/file"),
     }[fault]
     source = mirror.source(mirror.url("faulty", answer), mirror.url("sound", mirror.serve(mirror.packed)))
-    fetch(source, tmp_path, timeout=0.1 if fault in ("hang", "drip") else 5)
+    fetch(source, tmp_path, timeout=0.5 if fault in ("hang", "drip") else 5)
     assert stored(tmp_path) == mirror.content
     assert mirror.asked[-1] == ("/sound", None)
+
+
+_HOSTILE = ["hang", "drip_head", "drip_fields", "drip_chunk", "trailers", "go_on"]
+
+
+@pytest.mark.parametrize("manner", [*_HOSTILE, "trickle", "drip"])
+def test_no_server_holds_the_line_past_the_deadline(mirror, tmp_path, manner):
+    url = mirror.url("file", getattr(mirror, manner))
+    begun = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        fetch(mirror.source(url, url), tmp_path, timeout=30, deadline=0.6)
+    assert time.monotonic() - begun < 5  # a limit that a hang does not meet, and no timing
+    assert str(caught.value) == (
+        "toy/numbers.gz was not here within the 0.6 seconds for all of toy: allow more by --deadline, or put the file "
+        f"from https://example.org/toy into {tmp_path / 'toy'}"
+    )
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert list((tmp_path / "toy").iterdir()) == []
+
+
+@pytest.mark.parametrize("manner", [*_HOSTILE, "redirect_with_a_long_body"])
+def test_a_head_takes_no_longer_than_silence_may(mirror, tmp_path, manner):
+    """However much a server has to say before it comes to the file."""
+    faulty = mirror.url("faulty", getattr(mirror, manner))
+    mirror.url("nowhere", getattr(mirror, manner))
+    fetch(mirror.source(faulty, mirror.url("sound", mirror.serve(mirror.packed))), tmp_path, timeout=0.5)
+    assert stored(tmp_path) == mirror.content
+
+
+def test_a_mirror_that_trickles_leaves_the_next_its_share_of_the_time(mirror, tmp_path):
+    slow = mirror.url("slow", mirror.trickle)
+    fetch(mirror.source(slow, mirror.url("sound", mirror.serve(mirror.packed))), tmp_path, timeout=30, deadline=2)
+    assert stored(tmp_path) == mirror.content
+
+
+def test_redirects_without_end(mirror, tmp_path):
+    url = mirror.url("round", mirror.redirect("round?again"))
+    mirror.url("round?again", mirror.redirect("/round"))
+    with pytest.raises(UserError, match="more than 5 redirects"):
+        fetch(mirror.source(url), tmp_path)
+    assert len(mirror.asked) == 6
+
+
+@pytest.mark.parametrize("where", [None, "", "http://[", "https://a\x7fb/", "gopher://example.org/"])
+def test_a_redirect_to_nowhere(mirror, tmp_path, where):
+    more = {} if where is None else {"Location": where}
+    url = mirror.url("moved", lambda request: mirror.send(request, 302, b"", **more))
+    with pytest.raises(UserError, match=r"no mirror served .*: (HTTP 302, a redirect|URL can't contain|no host given)"):
+        fetch(mirror.source(url), tmp_path)
 
 
 def test_a_redirect_on_this_machine_is_followed(mirror, tmp_path):

@@ -1,13 +1,16 @@
 import gzip
+import hashlib
 import os
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 
-from meprop_bench.data import load_images
+from meprop_bench.data import load_images, mnist
 from meprop_bench.data.location import VARIABLE
 from meprop_bench.data.mnist import DEV_IMAGES, load_mnist
+from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 
 TRAIN, TEST = DEV_IMAGES + 20, DEV_IMAGES + 1
@@ -45,6 +48,44 @@ def test_the_first_5000_training_images_are_the_development_set(folder):
     assert torch.equal(data.train.labels, expected[5000:] % 10)
 
 
+@pytest.fixture
+def published(files, monkeypatch):
+    """These files, as if they were what LeCun published."""
+    source = SOURCES["mnist"]
+    sums = {
+        name.removesuffix(".gz"): hashlib.sha256(gzip.decompress(packed)).hexdigest() for name, packed in files.items()
+    }
+    known = replace(source, files=tuple(replace(file, sha256=sums[file.name]) for file in source.files))
+    monkeypatch.setattr(mnist, "SOURCES", {"mnist": known})
+
+
+@pytest.mark.parametrize("form", ["gzip", "plain", "packed anew"])
+def test_what_was_published_is_known_by_its_content(folder, files, published, form):
+    for name, packed in files.items():
+        content = gzip.decompress(packed)
+        (folder / name).unlink()
+        path = folder / (name.removesuffix(".gz") if form == "plain" else name)
+        path.write_bytes(content if form == "plain" else gzip.compress(content, 9))
+    data = load_mnist()
+    assert (data.published, data.notes) == (True, ())
+
+
+@pytest.mark.parametrize("form", ["gzip", "plain"])
+def test_another_set_in_files_of_the_same_names_is_loaded_and_says_so(folder, files, published, form):
+    """As Fashion-MNIST is used: the same sizes, the same names."""
+    name = "t10k-images-idx3-ubyte"
+    content = bytearray(gzip.decompress(files[f"{name}.gz"]))
+    content[-1] ^= 1
+    (folder / f"{name}.gz").unlink()
+    path = folder / (name if form == "plain" else f"{name}.gz")
+    path.write_bytes(content if form == "plain" else gzip.compress(content))
+    data = load_images("auto")
+    assert (data.name, data.published) == ("mnist", False)
+    (note,) = data.notes
+    assert note.startswith(f"not the published mnist data: {name} has another SHA-256")
+    assert data.to("cpu").notes == data.notes
+
+
 def test_a_missing_file(folder):
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match=r"no t10k-labels-idx1-ubyte.gz in .*; run `meprop-bench data fetch mnist`"):
@@ -62,7 +103,7 @@ def test_a_damaged_file_is_an_error_and_not_a_reason_to_take_the_digits(folder, 
 def test_files_that_do_not_belong_together(folder, labels):
     content = struct.pack(">2I", 0x801, len(labels)) + labels
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(content))
-    with pytest.raises(UserError, match="are not MNIST's"):
+    with pytest.raises(UserError, match=r"are not MNIST's \((images|a label is 10)"):
         load_mnist()
 
 
@@ -70,7 +111,7 @@ def test_files_that_do_not_belong_together(folder, labels):
 @pytest.mark.skipif("MEPROP_BENCH_DATA" not in os.environ, reason="MEPROP_BENCH_DATA is not set")
 def test_real_mnist():
     data = load_images("auto")
-    assert data.name == "mnist"
+    assert (data.name, data.published, data.notes) == ("mnist", True, ())
     assert [len(part) for part in (data.train, data.dev, data.test)] == [55_000, 5_000, 10_000]
     assert data.dev.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # as everybody knows them
     assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]

@@ -50,9 +50,24 @@ def test_what_unicode_calls_a_line_end_ends_no_line(read):
         ("a\nb\n", "a\n \t\n", r"text\.en, line 2: it is empty"),
         ("a\n\n", "a\n\n", r"text\.de, line 2: it is empty"),
         ("a\nb\n", b"a\n\xe4\n", r"text\.en, line 2: it is not UTF-8"),
+        ("a\nb\0\n", "a\nb\n", r"text\.de, line 2: it holds the control character U\+0000"),
+        ("a\nb\n", "a\n\x1b[2Jb\n", r"text\.en, line 2: it holds the control character U\+001B"),
+        ("a\rb\r", "a\rb\r", r"text\.de, line 1: it holds the control character U\+000D"),
         (gzip.compress(b"a\n" * 9000)[:-20], "a\n" * 9000, r"cannot read \S*text\.de, after line \d+"),
     ],
-    ids=["short target", "short source", "no source", "no text", "blank", "both empty", "latin-1", "cut-off gzip"],
+    ids=[
+        "short target",
+        "short source",
+        "no source",
+        "no text",
+        "blank",
+        "both empty",
+        "latin-1",
+        "NUL",
+        "ESC",
+        "CR alone",
+        "cut-off gzip",
+    ],
 )
 def test_malformed(read, left, right, message):
     with pytest.raises(UserError, match=message):
@@ -82,6 +97,17 @@ def test_missing(tmp_path, monkeypatch):
         load_multi30k()
 
 
+def test_another_text_in_files_of_the_same_names_is_loaded_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    (tmp_path / "multi30k").mkdir()
+    for part in ("train", "val", "test_2016_flickr"):
+        for side in ("de", "en"):
+            (tmp_path / "multi30k" / f"{part}.{side}").write_text("a\n")
+    found = load_multi30k()
+    assert found.published is False
+    assert found.notes[0].startswith("not the published multi30k data: train.de, train.en, val.de")
+
+
 def test_made_up_sentences_end_on_the_verb_and_are_spelt_backwards():
     corpus = made_up_corpus()
     assert made_up_corpus().train == corpus.train
@@ -96,6 +122,7 @@ def test_made_up_sentences_end_on_the_verb_and_are_spelt_backwards():
 @pytest.mark.skipif("MEPROP_BENCH_DATA" not in os.environ, reason="needs MEPROP_BENCH_DATA")
 def test_real_corpus():
     found = load_multi30k()
+    assert (found.published, found.notes) == (True, ())
     assert (len(found.train), len(found.dev), len(found.test)) == (29_000, 1_014, 1_000)
     assert found.test[0].source == "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt."
     assert found.test[0].target == "A man in an orange hat starring at something."

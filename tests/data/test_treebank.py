@@ -21,6 +21,7 @@ def parts(tmp_path):
 def test_own_files(parts):
     found = read_treebank("mine", *parts)
     assert (found.name, len(found.train), len(found.dev), len(found.test), found.notes) == ("mine", 1, 1, 1, ())
+    assert found.published is None
 
 
 def test_a_part_without_a_sentence(parts):
@@ -44,11 +45,21 @@ def test_damaged(tmp_path, monkeypatch):
         load_treebank()
 
 
+def test_another_treebank_in_files_of_the_same_names_is_loaded_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    (tmp_path / "ud-ewt").mkdir()
+    for part in ("train", "dev", "test"):
+        (tmp_path / "ud-ewt" / f"en_ewt-ud-{part}.conllu").write_text(TREE)
+    found = load_treebank()
+    assert found.published is False
+    assert "not the published ud-ewt data: en_ewt-ud-train.conllu, en_ewt-ud-dev.conllu" in found.notes[0]
+
+
 @pytest.mark.real_data
 @pytest.mark.skipif("MEPROP_BENCH_DATA" not in os.environ, reason="needs MEPROP_BENCH_DATA")
 def test_real_treebank():
     found = load_treebank()
     assert (len(found.train), len(found.dev)) == (12_544, 2_001)
-    assert len(found.test) == (2_064 if found.notes else 2_077)
+    assert len(found.test) == (2_077 if found.published else 2_064)
     assert sum(len(sentence) for sentence in found.train) == 204_577
     assert sum(not sentence.projective for sentence in found.dev) > 0

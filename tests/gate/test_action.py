@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from meprop_bench.gate.markdown import marker
+
 yaml = pytest.importorskip("yaml", reason="not installed: pip install 'meprop-bench[dev]'")
 BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None, reason="there is no bash")
@@ -232,18 +234,99 @@ def test_the_verdict_is_the_gates_exit_code(run: Run, code: str, strict: str, ex
     assert said in found.stdout
 
 
-@pytest.mark.parametrize("works", ["edit", "new", "never"])
-def test_a_comment_that_cannot_be_made_is_a_warning(run: Run, tmp_path: Path, works: str) -> None:
-    fails = {"edit": "exit 0", "new": '[[ "$*" != *--edit-last* ]]', "never": "exit 1"}[works]
-    program(tmp_path, "gh", f'echo "$*" >> called.txt\n{fails}')
-    (tmp_path / "gate.md").write_text("verdicts")
+GH = """
+import json, os, pathlib, subprocess, sys
+arguments = sys.argv[2:]  # after `api`
+with open("called.txt", "a") as file:
+    print(*arguments, file=file)
+folder = pathlib.Path("comments.json")
+path = next(a for a in arguments if a.startswith("repos/") or a == "user")
+method = arguments[arguments.index("--method") + 1] if "--method" in arguments else "GET"
+if method in os.environ.get("REFUSED", "") or path == "user":
+    sys.exit("HTTP 403")
+comments = json.loads(folder.read_text())
+if method == "GET":
+    assert path == "repos/me/it/issues/7/comments?per_page=100" and "--paginate" in arguments
+    query = arguments[arguments.index("--jq") + 1]
+    sys.exit(subprocess.run(["jq", "-r", query], input=json.dumps(comments), text=True).returncode)
+body = pathlib.Path(next(a for a in arguments if a.startswith("body=@")).removeprefix("body=@")).read_text()
+if method == "PATCH":
+    (one,) = [c for c in comments if path == f"repos/me/it/issues/comments/{c['id']}"]
+    one["body"] = body
+else:
+    assert path == "repos/me/it/issues/7/comments"
+    comments.append({"id": len(comments) + 100, "body": body, "user": {"type": "Bot", "login": "github-actions[bot]"}})
+folder.write_text(json.dumps(comments))
+"""
+
+
+@pytest.fixture
+def comment(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return what runs the step that comments on a pull request: it gives the output and the comments."""
+    if shutil.which("jq") is None:
+        pytest.skip("there is no jq, which stands for gh's own")
+    program(tmp_path, "gh", f'exec "{sys.executable}" "{tmp_path}/gh.py" "$@"')
+    (tmp_path / "gh.py").write_text(GH)
+    (tmp_path / "comments.json").write_text("[]")
+
+    def go(text: str, refused: str = "") -> tuple[str, list[dict[str, Any]]]:
+        monkeypatch.setenv("REFUSED", refused)
+        (tmp_path / "gate.md").write_text(text)
+        event = {"github": {"event": {"pull_request": {"number": 7}}, "repository": "me/it"}}
+        found, _ = run("comment", steps={"gate": {"outputs": {"report": str(tmp_path)}}}, **event)
+        assert found.returncode == 0, found.stderr
+        return found.stdout, json.loads((tmp_path / "comments.json").read_text())
+
+    return go
+
+
+def test_a_comment_is_found_by_its_marker_and_no_other_is_touched(comment: Callable[..., Any], tmp_path: Path) -> None:
+    bot, person = {"type": "Bot", "login": "github-actions[bot]"}, {"type": "User", "login": "somebody"}
+    first, second = marker("CI / gate"), marker("CI / files")
+    others = [
+        {"id": 1, "body": "coverage: 80%", "user": bot},
+        {"id": 2, "body": f"{first}\nPassed, says a person", "user": person},
+        {"id": 3, "body": f"> {first}\n> a quotation", "user": person},
+        {"id": 4, "body": None, "user": None},
+    ]
+    (tmp_path / "comments.json").write_text(json.dumps(others))
+    comment(f"{first}\none")
+    comment(f"{second}\ntwo")
+    comment(f"{first}\nthree")
+    _, found = comment(f"{second}\nfour")
+    assert found[:4] == others
+    assert [one["body"] for one in found[4:]] == [f"{first}\nthree", f"{second}\nfour"]
+
+
+@pytest.mark.parametrize("refused", ["GET", "POST", "PATCH"])
+def test_a_comment_that_cannot_be_made_is_a_warning(comment: Callable[..., Any], refused: str) -> None:
+    comment("marker\nbefore" if refused == "PATCH" else "another\nbefore")
+    said, found = comment("marker\nafter", refused)
+    assert "::warning title=meprop-bench gate::the pull request could not be commented on" in said
+    assert [one["body"] for one in found] == ["marker\nbefore" if refused == "PATCH" else "another\nbefore"]
+
+
+def test_without_verdicts_there_is_no_comment(run: Run) -> None:
     event = {"github": {"event": {"pull_request": {"number": 7}}}}
-    found, _ = run("comment", steps={"gate": {"outputs": {"report": str(tmp_path)}}}, **event)
-    assert found.returncode == 0
-    called = (tmp_path / "called.txt").read_text().splitlines()
-    assert called[0] == f"pr comment 7 --edit-last --body-file {tmp_path}/gate.md"
-    assert len(called) == (1 if works == "edit" else 2)
-    assert ("::warning" in found.stdout) == (works == "never")
     found, _ = run("comment", steps={"gate": {"outputs": {"report": "nowhere"}}}, **event)
     assert found.returncode == 0
     assert "no verdicts" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("inputs", "strategy", "expected"),
+    [
+        ({}, {"job-index": 0, "job-total": 1}, "CI / bench"),
+        ({}, {}, "CI / bench"),
+        ({}, {"job-index": 2, "job-total": 3}, "CI / bench 2"),
+        ({"suite": "the slow one"}, {}, "CI / bench --suite=the slow one"),
+    ],
+)
+def test_the_jobs_of_a_matrix_have_a_comment_each(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: Any, strategy: Any, expected: str
+) -> None:
+    monkeypatch.setenv("GITHUB_WORKFLOW", "CI")
+    monkeypatch.setenv("GITHUB_JOB", "bench")
+    program(tmp_path, "meprop-bench", 'echo "$GITHUB_WORKFLOW / $GITHUB_JOB" "${@:8}"')
+    found, _ = run("gate", inputs=inputs, strategy=strategy)
+    assert found.stdout.strip() == expected

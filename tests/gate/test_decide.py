@@ -76,6 +76,18 @@ def test_what_cannot_be_judged_says_why(values, expected):
     assert shown(one(times(**values))) == expected
 
 
+def test_a_case_of_which_nothing_was_measured_is_told_whatever_is_judged():
+    nothing = times(figure="times", pairs=())
+    (found,) = judge([nothing], Settings(cases=("*/forward",)))
+    assert shown(found) == ("inconclusive", "no pair of processes was measured")
+    assert undecided([nothing], Settings(cases=("*/forward",)), LOOKS) == {"a"}
+
+
+def test_numbers_are_only_said_to_be_infinite_if_they_are():
+    large = (1.7e308, 1.7e308)
+    assert one(times(base=large, head=large)).reason != "a value is not a finite number"
+
+
 def test_a_figure_that_only_the_head_has_is_shown_and_does_not_decide():
     found = one(times(head=(1.0, 1.0)))
     assert (found.reason, found.report_only, found.base, found.head) == ("new: the base has none", True, None, 1.0)
@@ -109,6 +121,12 @@ def test_a_count_without_margin_may_not_grow_at_all():
 )
 def test_a_single_size_has_a_little_noise(head, verdict):
     assert one(times(quantity="memory", unit="B", base=(1000.0,), head=(head,))).verdict == verdict
+
+
+@pytest.mark.parametrize(("base", "head"), [(5e-324, 1.7e308), (1.7e308, 5e-324)])
+def test_counts_at_the_ends_of_their_range_are_judged(base, head):
+    found = one(times(quantity="count", unit="1", base=(base,), head=(head,)))
+    assert found.verdict == ("fail" if head > base else "pass")
 
 
 def test_memory_up_from_nothing():

@@ -46,6 +46,31 @@ def test_the_worst_comes_first_and_what_is_only_reported_last():
     assert found[-1] == "shown"
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"verdict": "pass"}, "Passed: nothing that decides got worse by more than its margin."),
+        ({"verdict": "fail", "report_only": True}, "Passed: nothing that decides got worse by more than its margin."),
+        ({"verdict": "fail"}, "Failed: something got worse by more than its margin."),
+        ({"verdict": "fail", "head": None, "change": None}, "Failed: something that the base does fails in the head."),
+        ({"verdict": "fail", "base": 0.0, "change": None}, "Failed: something got worse by more than its margin."),
+        (
+            {"verdict": "inconclusive", "change": None},
+            "Inconclusive: nothing failed, but not all is known to be within its margin.",
+        ),
+    ],
+)
+def test_the_result_says_what_is_so(changes, sentence):
+    assert OutcomeDocument(outcome(judgement(**changes))).summary[0] == sentence
+    assert sentence.split(": ")[1][1:] in as_comment(outcome(judgement(**changes)))
+
+
+def test_a_failure_and_a_slowdown_are_both_told():
+    both = outcome(judgement("fail"), judgement("fail", head=None, change=None))
+    assert OutcomeDocument(both).summary[0].startswith("Failed: something got worse by more than its margin and some")
+    assert OutcomeDocument(outcome()).summary[0].startswith("Nothing was judged: ")
+
+
 def test_each_figure_shows_ratio_interval_and_margin():
     assert change(judgement(estimate=1.03)) == "1.030 [1.020, 1.040]"
     assert change(MIXED.judgements[6]) == "+0.20 [-0.10, +0.50] points"

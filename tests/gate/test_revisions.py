@@ -396,8 +396,20 @@ def test_a_process_that_dies_once_costs_its_round_of_the_case_and_a_line(side: s
     counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
     assert counts == {plan.cases[0].label: 3, plan.cases[1].label: 2}
     assert found.notes[1] == (
-        f"{plan.cases[1].label}: a process of the {side} killed by signal 9; another pair took its place"
+        f"{plan.cases[1].label}: a process of the {side} killed by signal 9; its pair is left out"
     )
+
+
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_process_that_dies_when_the_budget_is_spent_passes_nothing(side: str) -> None:
+    plan = _plan(k=(2, 3), processes=1, budget=1e-9)
+    died = _when(side, "turns", WorkerDied("killed by signal 9"), k=3)
+    found = _measure(_Fakes(wrong=died), plan)
+    (nothing,) = [one for one in found.series if one.case == plan.cases[1].label]
+    assert nothing.pairs == ()
+    assert found.notes[1] == f"{nothing.case}: a process of the {side} killed by signal 9; its pair is left out"
+    verdicts = {one.case: one.verdict for one in judge([nothing], Settings())}
+    assert verdicts == {nothing.case: "inconclusive"}
 
 
 @pytest.mark.parametrize(("side", "code"), [("base", ExitCode.NOT_COMPARABLE), ("head", ExitCode.USAGE)])

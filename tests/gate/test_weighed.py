@@ -88,7 +88,9 @@ def test_holm_counts_blocks_and_series_together():
     series = [*drawn(1, 60), *drawn(2, 60, own=True), *drawn(3, 60, quantity="memory")]
     whole = list(judge(series, SETTINGS))
     mixed = judge(series[120:], SETTINGS, blocks=[block(series[:60]), block(series[60:120])])
-    assert list(map(str, whole)) == list(map(str, mixed))
+    for one, other in zip(whole, mixed, strict=True):  # exp of an array may differ in the last digit
+        assert (one.case, one.verdict, one.reason) == (other.case, other.verdict, other.reason)
+        assert numbers(one) == pytest.approx(numbers(other), rel=1e-12, nan_ok=True)
     slow = tuple(((1.0, 1.013 * math.exp(0.0021 * (-1) ** i)),) * 3 for i in range(8))
     alone = Series(case="slow", figure="backward", quantity="time", unit="s", pairs=slow)
     assert [one.verdict for one in judge([alone], Settings())] == ["fail"]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from meprop_bench.nn import MePropConv1d, MePropConv2d, MePropLinear, convert
+from meprop_bench.nn import MePropConv1d, MePropConv2d, MePropLinear, convert, revert
 
 
 def mlp():
@@ -33,7 +33,8 @@ def test_all_but_the_output_layer():
     assert model[0].weight.grad.coalesce().indices().numel() == 2
     assert model[2][0].weight.grad.coalesce().indices().numel() == 3
     assert not model[3].weight.grad.is_sparse
-    assert convert(model, k=0.5) == {}  # nothing is left to turn
+    with pytest.warns(UserWarning, match="2 x already converted"):
+        assert convert(model, k=0.5) == {}
     assert turned["0"].k == 0.1
 
 
@@ -64,7 +65,8 @@ def test_the_model_itself_a_layer():
     assert type(layer) is nn.Linear
     assert convert(layer, k=2, filter=lambda module, name: True) == {"": layer}
     assert type(layer) is MePropLinear
-    assert convert(nn.ReLU(), k=2) == {}
+    with pytest.warns(UserWarning, match="no layers with weights"):
+        assert convert(nn.ReLU(), k=2) == {}
 
 
 def test_a_shared_layer_is_turned_once_and_everywhere():
@@ -164,7 +166,8 @@ def test_several_kinds_at_once_and_a_filter_for_all():
     seen = []
     convert(cnn(), k=0.1, kinds=(nn.Conv2d, nn.Linear), filter=lambda module, name: seen.append(name))
     assert seen == ["0", "2", "4", "5"]
-    assert convert(nn.Linear(3, 4), k=2, kinds=(nn.Conv2d,)) == {}
+    with pytest.warns(UserWarning, match="not among the kinds"):
+        assert convert(nn.Linear(3, 4), k=2, kinds=(nn.Conv2d,)) == {}
     assert list(convert(nn.Conv2d(3, 4, 1), k=2, kinds=(nn.Conv2d,))) == [""]
 
 
@@ -172,7 +175,7 @@ def test_a_layer_that_cannot_be_turned_changes_nothing():
     model = nn.ModuleList([nn.Linear(5, 7), nn.LSTM(5, 7), nn.LSTM(5, 7, proj_size=3), nn.Linear(3, 2)])
     before, names = repr(model), [set(vars(layer)) for layer in model]
     with pytest.raises(
-        ValueError, match=r"cannot turn '2': proj_size must be 0, not 3: .*, so leave it out by the fil"
+        ValueError, match=r"cannot convert '2': proj_size must be 0, not 3: .*, so leave it out by the fil"
     ):
         convert(model, k=2, kinds=(nn.Linear, nn.LSTM))
     assert repr(model) == before
@@ -202,3 +205,92 @@ def test_what_does_not_go_together_changes_nothing(keywords, message):
     with pytest.raises(ValueError, match=message):
         convert(model, **{"k": 0.1, **keywords})
     assert repr(model) == before
+
+
+def everything():
+    model = nn.ModuleDict(
+        {
+            "linear": nn.Linear(5, 20, bias=False),
+            "lstm": nn.LSTM(5, 7, 2, bidirectional=True),
+            "gru": nn.GRU(5, 7),
+            "rnn": nn.RNN(5, 7, nonlinearity="relu"),
+            "conv1d": nn.Conv1d(4, 6, 3, padding="same"),
+            "conv2d": nn.Conv2d(4, 6, 3, 2, 1, groups=2, padding_mode="circular"),
+            "out": nn.Linear(20, 3),
+        }
+    )
+    model["again"] = model["linear"]
+    model["out"].weight = nn.Parameter(model["out"].weight.detach())
+    model["tied"] = nn.Linear(20, 3)
+    model["tied"].weight = model["out"].weight
+    return model
+
+
+ALL_KINDS = (nn.Linear, nn.LSTM, nn.GRU, nn.RNN, nn.Conv1d, nn.Conv2d)
+
+
+def test_revert_is_the_inverse_of_convert():
+    model = everything()
+    model["lstm"].eval()
+    model["linear"].weight.requires_grad_(False)
+    model["out"].register_forward_hook(lambda *_: None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before, state = repr(model), [dict(vars(module)) for module in model.modules()]
+    modules, parameters = list(model.modules()), list(model.named_parameters(remove_duplicate=False))
+    for _ in range(2):
+        assert len(convert(model, k=0.5, kinds=ALL_KINDS, filter=lambda *_: True)) == 8
+        model["lstm"].activeness = {}
+        model["linear"].k = 1.0
+        assert revert(model) is model
+        assert repr(model) == before
+        assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
+        assert [dict(vars(module)) for module in model.modules()] == state
+        found = list(model.named_parameters(remove_duplicate=False))
+        assert [name for name, _ in found] == [name for name, _ in parameters]
+        assert all(p is q for (_, p), (_, q) in zip(found, parameters, strict=True))
+    assert model["again"] is model["linear"]
+    assert model["tied"].weight is model["out"].weight
+    assert optimizer.param_groups[0]["params"][0] is model["linear"].weight
+
+
+def test_a_reverted_model_needs_nothing_of_this_package(tmp_path):
+    model = nn.Sequential(nn.Linear(5, 20), nn.LSTM(20, 7))
+    convert(model, k=2, kinds=(nn.Linear, nn.LSTM), filter=lambda *_: True)
+    assert b"meprop_bench" in pickle.dumps(model)
+    plain = revert(copy.deepcopy(model))
+    assert type(model[0]) is MePropLinear
+    assert b"meprop_bench" not in pickle.dumps(plain)
+    torch.save(plain, tmp_path / "model.pt")
+    assert set(torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "model.pt")) == {
+        "torch.nn.modules.container.Sequential", "torch.nn.modules.linear.Linear", "torch.nn.modules.rnn.LSTM",
+    }  # fmt: skip
+    with torch.serialization.safe_globals([nn.Sequential, nn.Linear, nn.LSTM]):
+        loaded = torch.load(tmp_path / "model.pt", weights_only=True)
+    x = torch.randn(3, 2, 5)
+    assert torch.equal(loaded(x)[0], plain(x)[0])
+    assert torch.jit.script(plain)(x)[0].shape == (3, 2, 7)
+
+
+def test_revert_of_one_layer_and_of_layers_made_by_hand():
+    layer = nn.Linear(5, 9)
+    convert(layer, k=2, filter=lambda *_: True)
+    assert type(revert(layer)) is nn.Linear
+    for made in (MePropLinear(5, 9, k=2, sparse=True), MePropConv2d(1, 2, 3, k=2), MePropConv1d(1, 2, 3, k=0.1)):
+        plain = revert(made)
+        assert type(plain).__module__.startswith("torch.nn.")
+        assert vars(plain).keys() == vars(type(plain)(5, 9, 3)).keys()
+    model = nn.Sequential(nn.ReLU())
+    assert revert(model) is model
+
+
+def test_a_class_that_was_made_later_is_not_reverted():
+    model = mlp()
+    convert(model, k=2)
+    parametrizations.weight_norm(model[2][0])
+    with pytest.raises(
+        ValueError, match=r"cannot revert '2\.0': undo first what made its class ParametrizedMePropLinear"
+    ):
+        revert(model)
+    assert type(model[0]) is MePropLinear
+    nn.utils.parametrize.remove_parametrizations(model[2][0], "weight")
+    assert type(revert(model)[2][0]) is nn.Linear

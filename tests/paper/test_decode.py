@@ -155,7 +155,8 @@ def test_what_is_simplified_is_decoded_once_and_taken_over(simplified):
 
 def test_the_claim_is_judged_by_time_and_the_products_are_told(evidence):
     part, row = "MNIST", "meSimp (k=160, p=0.10)"
-    found = evidence("tkde:10", {(part, row): [98.0, 98.1]})
+    sizes = {f"size {name}": float(size) for name, size in FASTER.sizes.items()}
+    found = evidence("tkde:10", {(part, row): [{"test": test, "sizes": sizes} for test in (98.0, 98.1, 98.2)]})
     claim = next(claim for claim in judge(found) if (claim.part, claim.kind) == (part, "decode"))
     assert (claim.verdict, claim.ours, claim.paper) == ("inconclusive", "–", "3.2x by its size")
     arm_id = found.experiment.arms[part, row].arm_id

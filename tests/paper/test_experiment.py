@@ -84,6 +84,7 @@ def test_what_is_said_of_a_task_is_so():
             kind = getattr(import_module(f"meprop_bench.tasks.{TASKS[name].module}"), TASKS[name].kind)
             assert set(about.options) <= set(inspect.signature(kind).parameters)
             assert about.rates.items() <= kind.rates.items()
+            assert 0 < about.learned_from < 100
 
 
 def test_a_smaller_model_keeps_what_is_smaller_still(on_mnist):

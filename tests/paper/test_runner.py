@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ from meprop_bench.paper.ledger import as_ledger, best_results
 from meprop_bench.paper.published import table
 from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
-from meprop_bench.paper.trainings import Trained, Trainings
+from meprop_bench.paper.trainings import Evaluation, Trained, Trainings
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.deadline import Deadline
 
@@ -30,7 +31,10 @@ class Worker:
         from meprop_bench.paper.experiment import Arm
 
         test = 90.0 + seed / 10 + (arm["setting"]["method"] != "dense")
-        return Trained(arm_id=Arm.from_json(arm).arm_id, seed=seed, best_epoch=1.0, best_dev=90.0, test=test).to_json()
+        wanted = Arm.from_json(arm)
+        course = tuple(Evaluation(float(epoch), 0.1, 91.0 - epoch) for epoch in range(1, wanted.epochs + 1))
+        figures = {"evaluations": course, "best_epoch": 1.0, "best_dev": 90.0, "test": test}
+        return Trained(arm_id=wanted.arm_id, seed=seed, **figures).to_json()
 
     def close(self):
         pass
@@ -130,6 +134,24 @@ def test_the_page_and_the_ledger_show_the_paper_beside_ours(run, tmp_path):
     assert "| icml:4 | not run | |" in ledger
     assert "better than MLP (h=20)" in ledger
     assert "+1.00 \\[+1.00, +1.00\\] points | reproduced" in ledger
+
+
+def test_what_claims_nothing_is_counted_wherever_claims_are(run, tmp_path):
+    """One training failed, one was cut off while it ran, one while it was written."""
+    *_, folder = run({("meprop", 2): WorkerDied("was killed")}, processes=1)
+    path = folder / "trainings.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    record = json.loads(lines[0])
+    lines[0] = json.dumps({**record, "evaluations": record["evaluations"][:-1]}) + "\n"
+    path.write_text("".join(lines)[:-20])
+    words = "of 6 trainings 1 failed, 1 cut off, 1 not run: these claim nothing"
+    with Store.open(folder) as store:
+        write_page(store)
+        claims = read(store).claims
+    assert words in (folder / "README.md").read_text()
+    assert words in as_ledger(tmp_path)
+    assert {claim.verdict for claim in claims} == {"inconclusive"}
+    assert any("1 failed" in claim.why for claim in claims)
 
 
 def test_a_result_within_a_report_of_several_runs_counts_and_is_linked_where_it_is(run, tmp_path):

@@ -40,6 +40,19 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
     assert [json.loads(line)["seed"] for line in (tmp_path / TRAININGS).read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "best", "words"),
+    [((1.0, 2.0, 2.0), 99.0, "one after the other"), ((1.0, 3.0, 2.0), 99.0, "one after the other"),
+     ((1.0, 2.0, 3.0), 97.5, "epoch 2 is better than the best, 97.5")],
+)  # fmt: skip
+def test_a_training_whose_course_contradicts_it_is_none(tmp_path, epochs, best, words):
+    course = [{"epoch": epoch, "loss": 0.1, "dev": dev} for epoch, dev in zip(epochs, (97.5, 98.0, 97.0), strict=True)]
+    record = {"arm_id": "a", "seed": 1, "evaluations": course, "best_epoch": 1.0, "best_dev": best, "test": 97.0}
+    (tmp_path / TRAININGS).write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=f"{TRAININGS} line 1 is no training: .*{words}"):
+        Trainings(tmp_path)
+
+
 @pytest.mark.parametrize("line", ["{}", "[]", "no json", '{"arm_id": "a", "seed": 1, "evaluations": [{"no": 1}]}'])
 def test_a_line_that_is_no_training_is_a_clear_error(tmp_path, line):
     (tmp_path / TRAININGS).write_text(line + "\n")

@@ -1,3 +1,5 @@
+import json
+
 import torch
 
 from meprop_bench.measure.environment import collect
@@ -20,3 +22,14 @@ def test_a_training_says_where_and_by_which_code_it_was_made():
     )
     assert trained.git_revision == collect("cpu", "default").get("git_revision")
     assert trained.test is not None
+
+
+def test_a_training_and_a_count_say_that_the_data_are_not_the_published_ones(other_mnist):
+    session = Session()
+    setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
+    arm = Arm("mnist", "mnist", setting, 1, examples=20)
+    answer = session.handle({"do": "train", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
+    assert Trained.from_json(json.loads(json.dumps(answer))).data_published is False
+    counts = session.handle({"do": "count", "source": "mnist"})
+    assert (counts["train_size"], counts["published"]) == (20, 0)
+    assert session.handle({"do": "count", "source": "digits"})["published"] == 1

@@ -65,7 +65,8 @@ class _Worker:
     def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
         phases = ["forward", "backward"] if message["case"]["workload"] == "linear" else ["backward", "step"]
         costs = {"backward": [[400, 40], [100, 20]]}
-        return {"kernel": "gather", "k": message["case"]["k"], "notes": [], "phases": phases, "costs": costs}
+        about = {"notes": [], "data_published": False}
+        return {"kernel": "gather", "k": message["case"]["k"], **about, "phases": phases, "costs": costs}
 
     def _check(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"check": "passed", "loops": 3}
@@ -238,6 +239,7 @@ def test_it_stops_once_the_interval_is_narrow(run: Callable[..., Store]) -> None
     assert not row.converged
     assert noisy.count("measure") > quiet.count("measure")
     assert any("the budget was spent" in note for note in row.notes)
+    assert row.data_published is False
 
 
 def test_the_budget_is_not_overrun_by_more_than_a_round(run: Callable[..., Store]) -> None:

@@ -46,6 +46,22 @@ def test_a_tree_that_is_not_projective_is_left_out_of_training_and_kept_for_the_
     assert crossed.scores(crossed.build(1), "dev").uas_with_punctuation < 100
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (CROSSED, None, "no projective training tree"),
+        (None, "1\t.\t.\tPUNCT\t.\t_\t0\troot\t_\t_\n\n", "but punctuation"),
+    ],
+)
+def test_a_treebank_that_there_is_nothing_to_learn_or_count_in(tmp_path, treebank_files, train, test, message):
+    for path, text in zip(treebank_files.split(",")[::2], (train, test), strict=True):
+        if text is not None:
+            with open(path, "w") as file:
+                file.write(text)
+    with pytest.raises(UserError, match=message):
+        Parsing(batch=64, hidden=4, files=treebank_files)
+
+
 def test_the_hidden_layer_is_sparsified_and_the_output_is_not(task):
     model = task.build(1)
     task.sparsify(model, Method("meprop", 4))

@@ -80,6 +80,14 @@ def test_tags_of_the_language(treebank_files):
     assert set(task.labels.words[1:]) == {"DE", "NO", "VE", "PU"}
 
 
+@pytest.mark.parametrize("tags", ["universal", "language"])
+def test_a_treebank_without_tags_is_no_task_to_be_good_at(tmp_path, tags):
+    path = tmp_path / "no-tags.conllu"
+    path.write_text("1\tYes\t_\t_\t_\t_\t0\troot\t_\t_\n\n")
+    with pytest.raises(UserError, match=f"have no {tags} tags, only '_'"):
+        POS(files=",".join([str(path)] * 3), tags=tags)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -19,7 +19,7 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 def _case(**changes: object) -> Case:
     small = {"k": 4, "batch": 8, "in_features": 64, "out_features": 16, "threads": 1, "method": "unified"}
-    return Case(workload="mlp", data="digits", **{**small, **changes})  # type: ignore[arg-type]
+    return Case(workload="mlp", **{"data": "digits", **small, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,13 @@ def test_it_passes_its_check(changes: dict[str, object]) -> None:
     prepared = setup(_case(**changes))
     assert prepared.check() == "passed"
     assert prepared.k == changes.get("k", 4)
+
+
+def test_a_case_says_that_its_data_are_not_the_published_ones(other_mnist: object) -> None:
+    prepared = setup(_case(data="mnist", in_features=784))
+    assert prepared.data_published is False
+    assert any("not the published mnist data" in note for note in prepared.notes)
+    assert setup(_case()).data_published is None
 
 
 def test_the_hidden_layers_are_sparsified_and_the_weights_shared() -> None:

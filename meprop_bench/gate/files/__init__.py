@@ -16,6 +16,7 @@ from meprop_bench.gate.files import asv, ours, pytest_benchmark
 from meprop_bench.gate.files.compared import Compared
 from meprop_bench.gate.files.figures import Figures
 from meprop_bench.gate.files.stream import read_object
+from meprop_bench.gate.names import shown
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import SCHEMA, check_schema
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
@@ -72,22 +73,23 @@ def read_file(path: Path) -> Figures:
             raise UserError(f"{path} is a pipe or a device: write {_KINDS} to a file, and name that")
     except OSError as error:  # a folder on the way that may not be searched, a name that is too long
         raise UserError(f"cannot read {one_line(str(path), 120)}: {error.strerror or type(error).__name__}") from None
-    reader = pytest_benchmark.Reader(path.name)
+    name = shown(path.name, 120)
+    reader = pytest_benchmark.Reader(name)
     document, goes_on = read_object(path, pytest_benchmark.LISTED, pytest_benchmark.Benchmark, reader.take)
     if "schema" in document and ("case_id" in document or "rows" in document):
         check_schema(document)
         if "case_id" in document:
             return ours.of_lines(path)
     if goes_on:
-        raise UserError(f"{path.name} goes on after its first object: it is none of {_KINDS}")
+        raise UserError(f"{name} goes on after its first object: it is none of {_KINDS}")
     if "schema" in document and "rows" in document:
-        return ours.of_document(path.name, document)
+        return ours.of_document(name, document)
     if isinstance(document.get(pytest_benchmark.LISTED), int) and "machine_info" in document:
         return reader.finish(document)
     if "result_columns" in document or ("results" in document and "commit_hash" in document):
         return asv.read(path, document)
     keys = one_line(", ".join(document), 80) or "none"
-    raise UserError(f"{path.name} is none of {_KINDS} (schema {SCHEMA!r}): its keys are {keys}")
+    raise UserError(f"{name} is none of {_KINDS} (schema {SCHEMA!r}): its keys are {keys}")
 
 
 def _is_folder_of_ours(path: Path) -> bool:

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.files.figures import Figures, Kind, flat
+from meprop_bench.gate.files.figures import SKIPPED, Figures, Kind, flat
+from meprop_bench.gate.files.number import LARGEST, count, number, out_of_range
 from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.series import Summary
 from meprop_bench.results.costs import COSTS
 from meprop_bench.results.redact import one_line
@@ -33,8 +35,13 @@ __all__ = ["read"]
 
 _VERSION = 2
 _FIGURE = "value"
-_OF_POINT = ("result", "samples", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "stats_repeat")
+_OF_POINT = (
+    *("result", "samples", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "stats_repeat"),
+    "stats_number",
+)
 """Columns with an entry for each point."""
+_MOST_POINTS = 1 << 20
+_OPEN, _CLOSE, _QUOTES = "([{<", ")]}>", "'\""
 
 _BY_NAME: Mapping[str, tuple[Quantity, str]] = {
     "time": ("time", "s"),
@@ -54,7 +61,7 @@ _BY_UNIT: Mapping[str, tuple[Quantity, str]] = {
 
 def read(path: Path, document: Mapping[str, Any]) -> Figures:
     """Return the figures of a result, `document`, that was read from `path`; raises `UserError` if it is none."""
-    name = path.name
+    name = shown(path.name, 120)
     if document.get("version") != _VERSION:
         version = one_line(repr(document.get("version")), 20)
         raise UserError(f"{name} is an asv result of version {version}, and this reads {_VERSION}: asv update")
@@ -66,17 +73,26 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
     found.environments[""] = _identity(document)
     units = _units(path)
     left_out: Counter[str] = Counter()
+    summaries = 0
     for benchmark, row in results.items():
         # asv leaves out columns at the end that are null.
         entry = dict(zip(columns, row, strict=False)) if isinstance(row, list) else {"result": row}
         quantity, unit = _measured(benchmark, units)
-        if quantity == "accuracy":
-            left_out["accuracy gaps: an asv result has none of their seeds"] += 1
-            continue
         basis = str(entry.get("version") or "")
         for case, point in _points(name, benchmark, entry):
-            if reason := _add(found, case, point, quantity, unit, basis):
+            kind = Kind(_FIGURE, quantity, unit, basis)
+            if reason := _reason(found, case, point, kind):
+                found.left_out[case] = reason
                 left_out[reason] += 1
+            elif case not in found.failures:
+                summaries += _add(found, case, point, kind)
+            if case == benchmark or case not in found.failures:
+                found.ids[case] = benchmark
+    if summaries:
+        found.notes.append(
+            f"{name} kept no samples of {summaries} of its figures, only a summary, which tells less: asv run"
+            " --record-samples keeps them"
+        )
     found.notes.extend(f"{name}: not judged: {count} {what}" for what, count in left_out.items())
     return found
 
@@ -89,65 +105,90 @@ def _measured(benchmark: str, units: Mapping[str, str]) -> tuple[Quantity, str]:
 
 def _points(name: str, benchmark: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each point of the parameters' product, as case and its part of each column."""
-    wrong = UserError(f"{name}: the result of {one_line(benchmark, 80)!r} does not fit its parameters; measure again")
+    wrong = UserError(f"{name}: the result of {quoted(benchmark, 80)} does not fit its parameters; measure again")
     params = entry.get("params") or []
     if not (isinstance(params, list) and all(isinstance(values, list) for values in params)):
         raise wrong
-    count = math.prod(len(values) for values in params)
+    size = math.prod(len(values) for values in params)
     columns = {key: value for key, value in entry.items() if key in _OF_POINT and value is not None}
-    if any(not isinstance(column, list) or len(column) != count for column in columns.values()):
+    if size > _MOST_POINTS or any(not isinstance(each, list) or len(each) != size for each in columns.values()):
         raise wrong
     for index, point in enumerate(itertools.product(*params)):
-        label = f"({', '.join(map(str, point))})" if point else ""
+        label = f"({', '.join(_parameter(str(value)) for value in point)})" if point else ""
         yield benchmark + label, {"result": None, **{key: column[index] for key, column in columns.items()}}
 
 
-def _add(found: Figures, case: str, point: Mapping[str, Any], quantity: Quantity, unit: str, basis: str) -> str | None:
-    """Add a point's figure; return why it cannot be judged, if it cannot."""
+def _parameter(text: str) -> str:
+    """Return a parameter as it is, or in quotes where it could be taken for two, or for a part of one."""
+    inside: list[str] = []
+    for before, character in zip(" " + text, text, strict=False):
+        if inside and inside[-1] in _QUOTES:
+            if character == inside[-1] and before != "\\":
+                inside.pop()
+        elif character in _QUOTES:
+            inside.append(character)
+        elif character in _OPEN:
+            inside.append(_CLOSE[_OPEN.index(character)])
+        elif inside and character == inside[-1]:
+            inside.pop()
+        elif character in ",)" and not inside:
+            return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False) if inside else text
+
+
+def _reason(found: Figures, case: str, point: Mapping[str, Any], kind: Kind) -> str | None:
+    """Return why a point has nothing to judge, if it has not; one that failed is among the failures then."""
     value = point["result"]
     if value is None:
         found.failures[case] = "asv has it as failed"
         return None
-    if not _is_number(value):
-        raise UserError(f"{found.name}: the result of {case!r} is {one_line(repr(value), 40)}, not a number")
-    if math.isnan(value):
-        return "skipped"
-    if quantity == "count" and (value < 0 or math.isinf(value)):
-        return "tracked numbers that are negative or infinite: their ratio says nothing"
-    samples = point.get("samples")
+    if isinstance(value, float) and math.isnan(value):
+        return SKIPPED
+    if kind.quantity == "accuracy":
+        return "accuracy gaps: an asv result has none of their seeds"
+    value = number(value, f"{found.name}: the result of {quoted(case)}", signed=kind.quantity == "count")
+    return "tracked numbers that are negative: their ratio says nothing" if value < 0 else None
+
+
+def _add(found: Figures, case: str, point: Mapping[str, Any], kind: Kind) -> bool:
+    """Add a point's figure; return whether it is of a summary."""
+    what, tracked = f"{found.name}: a sample of {quoted(case)}", kind.quantity == "count"
+    value, samples, repeat = float(point["result"]), point.get("samples"), point.get("stats_repeat")
+    if point.get("stats_number") is not None:
+        count(point["stats_number"], f"{found.name}: the loops of {quoted(case)}")
     if isinstance(samples, list) and samples:
-        if not all(map(_is_number, samples)):
-            raise UserError(f"{found.name}: the samples of {case!r} are not all numbers; measure again")
         # A number that was tracked several times has noise: it is judged by its ratio, in its own unit.
-        kind = Kind(_FIGURE, "ratio", "value", basis) if quantity == "count" else None
-        found.add(case, kind or Kind(_FIGURE, quantity, unit, basis), tuple(map(float, samples)))
-        return None
-    if _is_number(repeat := point.get("stats_repeat")) and quantity != "count":
-        kind = Kind(_FIGURE, quantity, unit, basis)
-        found.add(case, kind, _summary(float(value), point, int(repeat)))
-        return None
+        kind = Kind(_FIGURE, "ratio", "value", kind.basis) if tracked else kind
+        found.add(case, kind, tuple(number(sample, what) for sample in samples))
+        return False
+    if repeat is not None and not tracked:
+        repeats = count(repeat, f"{found.name}: the repeats of {quoted(case)}")
+        found.add(case, kind, _summary(value, point, repeats, f"{found.name}: the interval of {quoted(case)}"))
+        return repeats > 0
     # asv keeps one value of a peak of memory, too, and of a number that was tracked.
-    found.add(case, Kind(_FIGURE, quantity, unit, basis), (float(value),))
-    return None
+    found.add(case, kind, (value,))
+    return False
 
 
-def _summary(value: float, point: Mapping[str, Any], count: int) -> Summary:
-    interval = (point.get("stats_ci_99_a"), point.get("stats_ci_99_b"))
-    quartiles = (point.get("stats_q_25"), point.get("stats_q_75"))
-    for (low, high), is_interval in ((interval, True), (quartiles, False)):
-        if _is_number(low) and _is_number(high) and math.isfinite(low) and math.isfinite(high):
-            if is_interval:
-                return Summary.of_interval(value, low, high, 0.99, count)
-            return Summary.of_quartiles(value, low, high, count)
-    return Summary(value, math.nan, count)
+def _summary(value: float, point: Mapping[str, Any], repeats: int, what: str) -> Summary:
+    if repeats == 0:
+        return Summary.of_nothing()
+    for kind in ("ci_99_a", "ci_99_b"), ("q_25", "q_75"):
+        ends = [point.get(f"stats_{end}") for end in kind]
+        # Of few samples asv has no interval, which it writes as null, NaN or from -Infinity to Infinity.
+        if any(end is None or (isinstance(end, float) and not math.isfinite(end)) for end in ends):
+            continue
+        low, high = (number(end, what, signed=True) for end in ends)
+        if not 0 <= high - low <= LARGEST:
+            raise out_of_range(high - low, f"the width of {what}")
+        if kind[0] == "ci_99_a":
+            return Summary.of_interval(value, low, high, 0.99, repeats)
+        return Summary.of_quartiles(value, low, high, repeats)
+    return Summary(value, math.nan, repeats)
 
 
 def _is_names(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _identity(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 Absolute times and sizes mean something within one environment. If those of two files come from different ones, the
 comparison is refused with what differs, unless it is about ratios sparse / dense only, which were taken within each.
+
+Cases are matched by their names as they stand in the files. What is left over in both is matched without the addresses
+of objects, where that leaves one on each side (`names`).
 """
 
 from __future__ import annotations
 
 import itertools
 import operator
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +22,7 @@ import numpy as np
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.block import Block, Integers
 from meprop_bench.gate.files.figures import Figures, Kind
+from meprop_bench.gate.names import shown, without_addresses
 from meprop_bench.gate.series import Series
 from meprop_bench.results.redact import one_line
 
@@ -61,20 +66,25 @@ class Compared:
                 f"{without} holds no ratios sparse / dense, which is all that --ratios-only compares",
                 ExitCode.NOT_COMPARABLE,
             )
+        self._unclear: set[str] = set()
+        self._failures_alone: list[str] = []
+        renamed = self._match_addresses()
+        self._failures = self._failures_of_the_head()
         self._count = 0
-        remarks = self._match(head_kinds)
+        remarks = [*renamed, *self._match(head_kinds)]
         if not self._count:
             raise UserError(
                 f"{base.name} and {head.name} have no figure in common, so there is nothing to compare: "
-                + "; ".join(remarks),
+                + "; ".join(filter(None, remarks)),
                 ExitCode.NOT_COMPARABLE,
             )
-        self._check_environments()
-        if base.host and head.host and base.host != head.host:
+        # What is not known of a host, or of both, does not make two of them.
+        known = [(base.host.get(key), value) for key, value in head.host.items()]
+        if self._check_environments() and any(one and other and one != other for one, other in known):
             remarks.append(
                 "the two were measured on two hosts, or kernels, of the same make: how these differ is not known"
             )
-        self.notes = tuple(dict.fromkeys((*base.notes, *head.notes, *remarks)))
+        self.notes = tuple(dict.fromkeys(filter(None, (*base.notes, *head.notes, *remarks))))
 
     def __len__(self) -> int:
         return self._count
@@ -83,6 +93,7 @@ class Compared:
         """Yield every figure as a series; a million of them, held at once, would take a GB."""
         for kind in self._kinds:
             yield from self._series(kind, self._base.places(kind))
+        yield from self._alone()
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -91,9 +102,10 @@ class Compared:
 
     @property
     def rest(self) -> Iterator[Series]:
-        """What is in no block: counts, accuracy, sizes of 0, and what failed in the head."""
+        """What is in no block: counts, accuracy, figures with a 0, and what failed in the head."""
         for kind, cases in self._split[1]:
             yield from self._series(kind, cases)
+        yield from self._alone()
 
     @cached_property
     def _split(self) -> tuple[tuple[Block, ...], list[tuple[Kind, list[str]]]]:
@@ -123,9 +135,7 @@ class Compared:
             head=head.sides(second),
         )
         own = base.of_own_processes(first) & head.of_own_processes(second)
-        sound = np.full(len(cases), True)
-        if kind.quantity == "memory":  # a size may be 0
-            sound = whole.base.positive & whole.head.positive
+        sound = base.sound(first) & head.sound(second)
         apart = [replace(whole.only(sound & (own == each)), own_processes=each) for each in (True, False)]
         return [block for block in apart if len(block)]
 
@@ -134,7 +144,7 @@ class Compared:
         ours, theirs = base.places(kind), head.places(kind)
         for case in cases:
             place, other = ours[case], theirs.get(case)
-            failure = "" if other is not None else self._failure(case)
+            failure = "" if other is not None else self._failures.get(case, "")
             if other is None and not failure:
                 continue
             yield Series(
@@ -148,48 +158,120 @@ class Compared:
                 failure=failure,
             )
 
-    def _failure(self, case: str) -> str:
-        """Return why the head has nothing of a case although it was asked for."""
-        failures = self._head.failures
-        return (failures.get(case) or failures.get(self._base.ids.get(case, ""), "")) if failures else ""
+    def _alone(self) -> Iterator[Series]:
+        """Yield what failed in the head, and has no figure of the base that it could be told at."""
+        for case in self._failures_alone:
+            yield Series(case=case, figure="run", quantity="count", unit="1", failure=self._failures[case])
+
+    def _match_addresses(self) -> list[str]:
+        """Give the head's cases that differ from one of the base by an address alone its name; return what to say."""
+        base, head = self._base, self._head
+        groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+        for place, (own, other) in enumerate(((base, head), (head, base))):
+            for case in own.cases():
+                if "0x" in case and not other.has(case) and (plain := without_addresses(case)) != case:
+                    groups[plain][place].append(case)
+        one, several = _Names(), _Names()
+        names: dict[str, str] = {}
+        for plain, (first, second) in groups.items():
+            if len(first) == len(second) == 1:
+                names[second[0]] = first[0]
+                one.add(plain)
+            elif first and second:
+                self._unclear.update(first, second)
+                for case in second:
+                    several.add(case)
+                failed = [case for case in second if case in head.failures]
+                if len(failed) > sum(case in base.failures for case in first):
+                    self._failures_alone += failed
+        if names:
+            head.rename(names)
+        return [
+            one.line("matched without the address in the name"),
+            several.line("not judged, as several differ by the address in the name alone"),
+        ]
+
+    def _failures_of_the_head(self) -> dict[str, str]:
+        """Return why the head has nothing of a case although it was asked for, by the base's name of the case."""
+        base, head = self._base, self._head
+        names: dict[str, list[str]] = defaultdict(list)
+        for case, key in base.ids.items() if head.failures else ():
+            names[key].append(case)
+        return {
+            name: reason
+            for case, reason in head.failures.items()
+            for name in ([case] if base.has(case) else names.get(head.ids.get(case, ""), [case]))
+        }
 
     def _match(self, head_kinds: list[Kind]) -> list[str]:
         """Count what both have; return what is to be said of the rest."""
         base, head = self._base, self._head
-        gone, new, other = _Names(), _Names(), _Names()
+        gone, new, mended, version, unit, left, found_again = (_Names() for _ in range(7))
         shared = dict.fromkeys(head_kinds, 0)
+        listed = set(self._failures_alone)  # failures that have a line in the table
         for kind in self._kinds:
             theirs = head.places(kind)
-            similar = [head.places(each) for each in head_kinds if each != kind and _alike(each, kind)]
+            alike = [each for each in head_kinds if each != kind and each.figure == kind.figure]
             ours = base.places(kind)
             shared[kind] = sum(map(theirs.__contains__, ours))
             self._count += shared[kind]
             for case in ours if shared[kind] < len(ours) else ():
-                if case in theirs:
+                if case in theirs or case in self._unclear:
                     continue
-                if self._failure(case):
+                if case in self._failures:
                     self._count += 1
-                elif any(case in places for places in similar):
-                    other.add(case, kind)
+                    listed.add(case)
+                elif (other := next((each for each in alike if case in head.places(each)), None)) is not None:
+                    (version if (other.quantity, other.unit) == (kind.quantity, kind.unit) else unit).add(case, kind)
                 else:
-                    gone.add(case, kind)
+                    (left if case in head.left_out else gone).add(case, kind)
         for kind in head_kinds:
             ours, theirs = base.places(kind), head.places(kind)
             if shared[kind] == len(theirs):
                 continue
-            similar = [base.places(each) for each in self._kinds if each != kind and _alike(each, kind)]
+            similar = [base.places(each) for each in self._kinds if each != kind and each.figure == kind.figure]
             for case in theirs:
-                if case not in ours and not any(case in places for places in similar):
-                    new.add(case, kind)
+                if case not in ours and case not in self._unclear and not any(case in of for of in similar):
+                    failed = case in base.failures or head.ids.get(case) in base.failures
+                    (mended if failed else found_again if case in base.left_out else new).add(case, kind)
         remarks = [
-            gone.told(f"in {base.name} only"),
-            new.told(f"in {head.name} only"),
-            other.told("measured by another version of the benchmark, or with other seeds"),
-            *(f"not judged: {found.zeros} times of 0 s in {found.name}" for found in (base, head) if found.zeros),
+            gone.line(f"not judged, in {base.name} only"),
+            new.line(f"not judged, in {head.name} only"),
+            mended.line(f"not judged, failed in {base.name}"),
+            left.line(f"not judged, without a figure in {head.name}"),
+            found_again.line(f"not judged, without a figure in {base.name}"),
+            version.line("not judged, measured by another version of the benchmark, or with other seeds"),
+            unit.line("not judged, measured in another unit"),
+            *self._other_failures(listed),
+            *(
+                f"{found.name}: rounds of 0 s count as the shortest of their benchmark: {found.zeros}"
+                for found in (base, head)
+                if found.zeros
+            ),
         ]
-        return [remark for remark in remarks if remark]
+        self._count += len(self._failures_alone)
+        return remarks
 
-    def _check_environments(self) -> None:
+    def _other_failures(self, listed: set[str]) -> list[str]:
+        """Give what failed in the head a line if the base ran it; return what to say of the rest."""
+        base, head = self._base, self._head
+        both, new = _Names(), _Names()
+        for case in self._failures:
+            if case in listed:
+                continue
+            if case in base.failures:
+                both.add(case)
+            elif base.ran(case):
+                self._failures_alone.append(case)
+            else:
+                new.add(case)
+        return [
+            both.line("failed in both"),
+            new.line(f"failed in {head.name}, and {base.name} has nothing to compare with"),
+        ]
+
+    def _check_environments(self) -> bool:
+        """Return whether there is a figure that depends on them; raises `UserError` where they differ then."""
         base, head = self._base, self._head
         pairs: dict[tuple[str, str], None] = {}
         single = len(list(base.environment_keys)) == len(list(head.environment_keys)) == 1
@@ -207,10 +289,11 @@ class Compared:
                 continue
             if reason := _difference(base, ours, head, others):
                 raise UserError(
-                    f"times of {base.name} and {head.name} cannot be compared: {reason}; measure both in one"
+                    f"times and sizes of {base.name} and {head.name} cannot be compared: {reason}; measure both in one"
                     " environment, or compare the ratios sparse / dense alone (--ratios-only)",
                     ExitCode.NOT_COMPARABLE,
                 )
+        return bool(pairs)
 
 
 def _places(of: Mapping[str, int], cases: list[str]) -> Integers:
@@ -226,15 +309,13 @@ class _Names:
         self._first: list[str] = []
         self._count = 0
 
-    def add(self, case: str, kind: Kind) -> None:
+    def add(self, case: str, kind: Kind | None = None) -> None:
         self._count += 1
         if len(self._first) < _SHOWN:
-            self._first.append(one_line(f"{case}/{kind.figure}", 120))
+            self._first.append(shown(case if kind is None else f"{case}/{kind.figure}", 120))
 
-    def told(self, what: str) -> str:
-        if not self._count:
-            return ""
-        return f"{self._count} not judged, {what}: {_listed(self._first, self._count)}"
+    def line(self, what: str) -> str:
+        return f"{self._count} {what}: {_listed(self._first, self._count)}" if self._count else ""
 
 
 def _listed(first: list[str], count: int) -> str:
@@ -246,10 +327,6 @@ def _is_ratio(kind: Kind) -> bool:
     return kind.quantity == "ratio" and kind.unit == "1"
 
 
-def _alike(one: Kind, other: Kind) -> bool:
-    return one.figure == other.figure and one.quantity == other.quantity
-
-
 def _difference(base: Figures, ours: str, head: Figures, others: str) -> str:
     """Return how two environments differ, in a few words; nothing where they do not."""
     known = base.environments.get(ours), head.environments.get(others)
@@ -259,7 +336,7 @@ def _difference(base: Figures, ours: str, head: Figures, others: str) -> str:
                 return f"their environments are {one_line(ours, 20)} and {one_line(others, 20)}"
             return f"{found.name} does not say where it was measured"
     differing = _differing(*known)
-    first = [f"{name} is {_shown(one)} and {_shown(other)}" for name, one, other in differing[:_SHOWN]]
+    first = [f"{shown(name, 60)} is {_shown(one)} and {_shown(other)}" for name, one, other in differing[:_SHOWN]]
     return _listed(first, len(differing)) if differing else ""
 
 

@@ -20,16 +20,21 @@ import numpy as np
 
 from meprop_bench.errors import UserError
 from meprop_bench.gate.block import Flags, Floats, Integers, Sides
+from meprop_bench.gate.evidence import lower_rank
+from meprop_bench.gate.files.number import LARGEST, out_of_range
 from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.names import quoted
 from meprop_bench.gate.series import Side, Summary
-from meprop_bench.results.redact import one_line
 
-__all__ = ["MOST_VALUES", "Figures", "Kind", "flat"]
+__all__ = ["MOST_VALUES", "SKIPPED", "Figures", "Kind", "flat"]
 
+SKIPPED = "skipped"
+"""Why a case is left out that did not run."""
 MOST_VALUES = 1000
 """Values of a figure that are kept, evenly spaced ones if there are more: what they leave unknown is the processes."""
 
-_SUMMARY, _OWN_PROCESSES = 1, 2
+_SUMMARY, _OWN_PROCESSES, _ALONE = 1, 2, 4
+"""Flags; the last says that a figure has a 0, or no value, so that no ratio of it can be taken with those of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +65,11 @@ class Figures:
         environments: key -> what makes numbers incomparable, flat: name -> value.
         host: what tells a machine from another of the same make; numbers of the two are compared with a note.
         notes: what a reader should know of the file.
-        failures: case, or case id, -> why it has no figures although it was asked for.
-        ids: case -> case id, of results of this project.
-        zeros: times of 0 s that were left out.
+        failures: case -> why it has no figures although it was asked for.
+        left_out: case -> why it has no figures although it ran, or was skipped; a note of the file counts them.
+        ids: case -> what it is known by as well: its case id, of results of this project; of asv its benchmark, which
+            may have failed before it had parameters.
+        zeros: rounds of 0 s that were replaced.
 
     """
 
@@ -72,6 +79,7 @@ class Figures:
         self.host: Mapping[str, Any] = {}
         self.notes: list[str] = []
         self.failures: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         self.ids: dict[str, str] = {}
         self.zeros = 0
         self._places: dict[Kind, dict[str, int]] = {}
@@ -97,6 +105,19 @@ class Figures:
         """Return case -> place of its figure of a kind."""
         return self._places.get(kind, {})
 
+    def cases(self) -> Iterable[str]:
+        """Return the names of all cases, each once."""
+        parts: list[Mapping[str, Any]] = [*self._places.values(), self.failures, self.left_out]
+        return parts[0] if not any(parts[1:]) else dict.fromkeys(chain.from_iterable(parts))
+
+    def has(self, case: str) -> bool:
+        """Return whether it knows of a case."""
+        return case in self.failures or case in self.left_out or any(case in of for of in self._places.values())
+
+    def ran(self, case: str) -> bool:
+        """Return whether a case was measured, if not for something that is judged."""
+        return self.left_out.get(case, SKIPPED) != SKIPPED or any(case in of for of in self._places.values())
+
     def add(self, case: str, kind: Kind, side: Side, environment: str = "", *, own_processes: bool = False) -> None:
         """Add a figure.
 
@@ -111,14 +132,14 @@ class Figures:
             UserError: the file has it already, or a value cannot be one of its quantity.
 
         """
-        values = (side.median,) if isinstance(side, Summary) else side
-        if not self._usable(case, kind, values):
-            self.zeros += 1
-            return
+        if isinstance(side, Summary):
+            alone = side.empty or self._has_zero(case, kind, (side.median,))
+        elif (alone := self._has_zero(case, kind, side)) and kind.quantity == "time" and not own_processes:
+            side, alone = self._without_zeros(side)
         cases = self._places.setdefault(kind, {})
         place = len(self._where)
-        if cases.setdefault(case if case.isprintable() else one_line(case), place) != place:
-            twice = f"{one_line(case, 120)!r} twice ({kind.figure})"
+        if cases.setdefault(case, place) != place:
+            twice = f"{quoted(case)} twice ({kind.figure})"
             raise UserError(f"{self.name} has {twice}: which of them to compare cannot be told")
         if isinstance(side, Summary):
             self._values.extend((side.median, side.error, side.count))
@@ -126,7 +147,7 @@ class Figures:
             self._values.extend(side if len(side) <= MOST_VALUES else side[:: math.ceil(len(side) / MOST_VALUES)])
         self._ends.append(len(self._values))
         self._where.append(self._key(environment))
-        self._flags.append(_SUMMARY * isinstance(side, Summary) + _OWN_PROCESSES * own_processes)
+        self._flags.append(_SUMMARY * isinstance(side, Summary) + _OWN_PROCESSES * own_processes + _ALONE * alone)
 
     def add_many(self, cases: Sequence[str], kind: Kind, values: Sequence[Sequence[float]]) -> None:
         """Add a figure of each of many cases: what `add` does for each of them, six times as fast."""
@@ -141,7 +162,7 @@ class Figures:
     def add_many_summaries(self, cases: Sequence[str], kind: Kind, known: Sequence[tuple[float, float, int]]) -> None:
         """Likewise, of cases of which median, standard error and count are known."""
         every = np.array(known, np.float64).reshape(-1, 3)
-        if not self._all_new_and_usable(cases, kind, every[:, 0]):
+        if not self._all_new_and_usable(cases, kind, every[:, 0]) or not every[:, 2].all():
             for case, (median, error, count) in zip(cases, known, strict=True):
                 self.add(case, kind, Summary(median, error, count))
             return
@@ -160,14 +181,8 @@ class Figures:
 
     def _all_new_and_usable(self, cases: Sequence[str], kind: Kind, values: Floats) -> bool:
         old = self._places.get(kind, {})
-        # A NaN is not above 0 either.
-        usable = bool((values > 0).all()) and bool(np.isfinite(values).all())
-        return (
-            usable
-            and len(set(cases)) == len(cases)
-            and old.keys().isdisjoint(cases)
-            and all(map(str.isprintable, cases))
-        )
+        usable = bool(((values > 0) & (values <= LARGEST)).all())  # NaN is not above 0 either
+        return usable and len(set(cases)) == len(cases) and old.keys().isdisjoint(cases)
 
     def _key(self, environment: str) -> int:
         if environment not in self._keys:
@@ -195,6 +210,11 @@ class Figures:
         found: Flags = (np.frombuffer(self._flags, np.uint8)[places] & _OWN_PROCESSES) != 0
         return found
 
+    def sound(self, places: Integers) -> Flags:
+        """Return which of what was added at some places is judged by its ratio together with others."""
+        found: Flags = (np.frombuffer(self._flags, np.uint8)[places] & _ALONE) == 0
+        return found
+
     def own_processes(self, place: int) -> bool:
         """Return what was said of what was added."""
         return bool(self._flags[place] & _OWN_PROCESSES)
@@ -203,15 +223,33 @@ class Figures:
         """Return the key of the environment of what was added."""
         return self._key_of[self._where[place]]
 
-    def _usable(self, case: str, kind: Kind, values: tuple[float, ...]) -> bool:
-        # NaN may hide from min and max, and does not from a sum.
-        total = math.fsum(values) if math.isfinite(max(values)) and math.isfinite(min(values)) else math.nan
-        if not math.isfinite(total) or (min(values) < 0 and kind.quantity != "accuracy"):
-            wrong = next((value for value in values if not math.isfinite(value) or value < 0), total)
-            raise UserError(
-                f"{self.name}: the {kind.figure} of {one_line(case, 120)!r} is {wrong}: it is finite and not negative"
-            )
-        return min(values) > 0 or kind.quantity not in ("time", "ratio")
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give cases other names, none of which it has."""
+        parts: list[dict[str, Any]] = [*self._places.values(), self.failures, self.left_out, self.ids]
+        for of in parts:
+            for old in names.keys() & of.keys():
+                of[names[old]] = of.pop(old)
+
+    def _has_zero(self, case: str, kind: Kind, values: tuple[float, ...]) -> bool:
+        """Return whether a value is 0; raises `UserError` for one that cannot be."""
+        signed = kind.quantity == "accuracy"
+        least = -LARGEST if signed else 0.0
+        wrong = next((value for value in values if not least <= value <= LARGEST), None)  # NaN is not between either
+        if wrong is not None:
+            raise out_of_range(wrong, f"{self.name}: the {kind.figure} of {quoted(case)}", signed=signed)
+        return not signed and min(values) == 0
+
+    def _without_zeros(self, values: tuple[float, ...]) -> tuple[tuple[float, ...], bool]:
+        """Return the values of one process with the shortest in place of 0 s; or as they are, and True.
+
+        Median and interval rest on the `lower_rank`-th value and those above it, so fewer zeros change neither.
+        """
+        zeros = values.count(0.0)
+        if zeros >= lower_rank(len(values)):
+            return values, True
+        self.zeros += zeros
+        shortest = min(filter(None, values))
+        return tuple(value or shortest for value in values), False
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

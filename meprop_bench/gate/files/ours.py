@@ -14,7 +14,9 @@ from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.files.figures import Figures, Kind, flat
+from meprop_bench.gate.files.number import number
 from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.names import quoted, shown
 from meprop_bench.measure.environment import NOT_IN_ID
 from meprop_bench.report.cells import failure
 from meprop_bench.results.costs import judged_pairs
@@ -59,19 +61,19 @@ def of_lines(path: Path) -> Figures:
     """Read rows of a results folder, one on each line; its folder, if it has stayed there, tells the rest."""
     if path.name == MEASUREMENTS and (path.parent / ENVIRONMENT).is_file():
         return of_folder(path.parent)
-    rows = {}
+    name, rows = shown(path.name, 120), {}
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path.name} is not a text in UTF-8; measure again, or convert it") from None
-    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
-        where = f"line {number} of {path.name}"
+        raise UserError(f"{name} is not a text in UTF-8; measure again, or convert it") from None
+    for place, line in enumerate(text.rstrip("\n").split("\n"), 1):
+        where = f"line {place} of {name}"
         try:
             row = _row(parsed(line), where)
         except ValueError as error:
             raise refused(f"{where} is not a row, or was cut off", error, "delete it, or measure again") from None
         rows[row.case_id, row.phase] = row  # a later row of a case and phase replaces an earlier one
-    return _filled(Figures(path.name, f"{path.name} (meprop-bench)"), rows.values(), {})
+    return _filled(Figures(name, f"{name} (meprop-bench)"), rows.values(), {})
 
 
 def newest(root: Path, baseline: Path) -> Path:
@@ -105,10 +107,10 @@ def newest(root: Path, baseline: Path) -> Path:
 def add_row(found: Figures, row: Row) -> None:
     """Add what a row tells of its case, or why it tells nothing."""
     case = case_name(row, in_features=row.in_features, kernel=row.kernel_requested)
-    if not row.passed:
-        found.failures[row.case_id] = failure(row) or "its check was not run"
-        return
     found.ids[case] = row.case_id
+    if not row.passed:
+        found.failures[case] = failure(row) or "its check was not run"
+        return
     phase, where = row.phase or "step", row.environment_id
     if row.values_s and row.baseline_values_s and row.run_lengths:
         runs = judged_pairs(row)
@@ -118,7 +120,8 @@ def add_row(found: Figures, row: Row) -> None:
         found.add(case, Kind(f"sparse/dense {phase}", "ratio", "1"), ratios, where, own_processes=True)
     for field, (name, quantity, unit) in _SIZES.items():
         if (value := getattr(row, field)) is not None:
-            found.add(case, Kind(f"{name} {phase}", quantity, unit), (float(value),), where)
+            size = number(value, f"{found.name}: the {name} of {quoted(case)}")
+            found.add(case, Kind(f"{name} {phase}", quantity, unit), (size,), where)
     if row.parity is not None:
         add_accuracy(found, case, row.parity, where)
 

@@ -4,7 +4,7 @@
                                             "extra_info", ...}, ...], "version": ...}
 
 A benchmark's rounds all come from one process and know nothing of what differs from one process to the next; without
-`data` (--benchmark-save leaves it out) all that is known of them is the median and the quartiles. The verdicts
+`data` (--benchmark-save leaves it out) all that is known of them is the median and the quartiles. Verdicts
 allow for both, and the notes say it.
 
 This project's own suite writes each row of a results folder as `extra_info`: its processes, ratios to dense, sizes and
@@ -22,7 +22,9 @@ import msgspec
 
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import Figures, Kind, flat
+from meprop_bench.gate.files.number import LARGEST, number, out_of_range
 from meprop_bench.gate.files.ours import add_row, comparable
+from meprop_bench.gate.names import quoted
 from meprop_bench.gate.series import Summary
 from meprop_bench.results.incoming import refused
 from meprop_bench.results.redact import one_line
@@ -58,6 +60,7 @@ class _Stats(msgspec.Struct, gc=False):
     mean: float | None = None
     stddev: float | None = None
     rounds: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None = None
+    iterations: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)] | None = None
     data: list[float] | None = None
 
 
@@ -105,7 +108,7 @@ class Reader:
             self.figures.add_many(cases, _TIME, values)
         if summarised:
             self.figures.add_many_summaries(summarised, _TIME, known)
-            self._summaries += len(summarised)
+            self._summaries += sum(count > 0 or not math.isnan(median) for median, _, count in known)
 
     def finish(self, document: Mapping[str, Any]) -> Figures:
         """Add what the file says of itself and of the machine, once all benchmarks are there."""
@@ -123,8 +126,8 @@ class Reader:
                 found.environments[key] = comparable(environment)
         if self._summaries:
             found.notes.append(
-                f"{found.name} kept no values of {self._summaries} of its figures, only median and quartiles, which"
-                " tell less: --benchmark-json keeps them, and so does --benchmark-save-data"
+                f"{found.name} kept no values of {self._summaries} of its figures, only a summary, which tells"
+                " less: --benchmark-json keeps them, and so does --benchmark-save-data"
             )
         return found
 
@@ -136,21 +139,29 @@ class Reader:
         try:
             return Row.from_json(row)
         except ValueError as error:
-            raise refused(f"{self.figures.name}: the row of {one_line(case, 120)!r} is not sound", error) from None
+            raise refused(f"{self.figures.name}: the row of {quoted(case)} is not sound", error) from None
 
     def _known(self, case: str, stats: _Stats) -> tuple[float, float, int]:
-        """Return median, standard error and count."""
-        count = stats.rounds or 1
+        """Return median, standard error and count: those of a `Summary`."""
+        if stats.rounds == 0:
+            return math.nan, math.nan, 0
+        count = stats.rounds or 0
         median = stats.mean if stats.median is None else stats.median
         if median is None:
-            raise UserError(f"{self.figures.name}: {one_line(case, 120)!r} has neither values nor a median")
+            raise UserError(f"{self.figures.name}: {quoted(case)} has neither values nor a median")
+        if count == 0:  # nobody knows of how many rounds
+            return number(median, f"{self.figures.name}: the time of {quoted(case)}"), math.nan, 0
         if stats.q1 is not None and stats.q3 is not None:
-            return median, (stats.q3 - stats.q1) * _of_quartiles(count), count
-        if stats.iqr is not None:
-            return median, stats.iqr * _of_quartiles(count), count
-        if stats.stddev is not None:
-            return median, stats.stddev * _of_deviation(count), count
-        return median, math.nan, count
+            spread, error = stats.q3 - stats.q1, _of_quartiles(count)
+        elif stats.iqr is not None:
+            spread, error = stats.iqr, _of_quartiles(count)
+        elif stats.stddev is not None:
+            spread, error = stats.stddev, _of_deviation(count)
+        else:
+            return median, math.nan, count
+        if not 0 <= spread <= LARGEST:
+            raise out_of_range(spread, f"{self.figures.name}: the spread of {quoted(case)}")
+        return median, spread * error, count
 
 
 @lru_cache(maxsize=1 << 12)

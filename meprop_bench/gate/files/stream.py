@@ -26,6 +26,8 @@ from typing import Any, TextIO, TypeVar
 import msgspec
 
 from meprop_bench.errors import UserError
+from meprop_bench.gate.files.number import integer
+from meprop_bench.gate.names import shown
 from meprop_bench.results.redact import one_line
 
 __all__ = ["read_object"]
@@ -44,7 +46,7 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"PK":
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BETWEEN = re.compile(r"\}(?=[ \t\r\n]*,[ \t\r\n]*\{)")
-_JSON = json.JSONDecoder()
+_JSON = json.JSONDecoder(parse_int=integer)
 
 
 def read_object(
@@ -64,15 +66,15 @@ def read_object(
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            text = _Text(file, path.name)
+            text = _Text(file, shown(path.name, 120))
             members = _members(text, listed, row, take)
             return members, text.peek() != ""
     except UnicodeDecodeError:
-        raise UserError(f"{path.name} {_not_text(path)}") from None
+        raise UserError(f"{shown(path.name, 120)} {_not_text(path)}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or type(error).__name__}") from None
+        raise UserError(f"cannot read {shown(str(path), 120)}: {error.strerror or type(error).__name__}") from None
     except RecursionError:
-        raise UserError(f"{path.name} is nested too deeply to be a result") from None
+        raise UserError(f"{shown(path.name, 120)} is nested too deeply to be a result") from None
 
 
 def _not_text(path: Path) -> str:
@@ -127,8 +129,8 @@ class _Text:
                     continue
                 self.at = error.pos
                 raise self.error("it ends too early" if cut_off else error.msg.lower()) from None
-            except ValueError as error:  # an integer of thousands of digits
-                raise self.error(one_line(str(error), 80)) from None
+            except ValueError as error:
+                raise UserError(f"{self.name} holds {error}, which is no number of a result; measure again") from None
             if end < len(self.text) or not self.more():  # a number could go on
                 self.at = end
                 return found
@@ -158,6 +160,8 @@ def _members(text: _Text, listed: str, row: type[_Row], take: Callable[[list[_Ro
             text.expect('"')
         key = text.value()
         text.expect(":")
+        if key in found:
+            raise UserError(f"{text.name} has {one_line(repr(key), 40)} twice: which of them to take cannot be told")
         found[key] = _rows(text, row, take) if key == listed and text.peek() == "[" else text.value()
         if text.expect(",}") == "}":
             return found

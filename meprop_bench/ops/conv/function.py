@@ -17,6 +17,7 @@ from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.conv.kernels import Kernel, Request, check_kernel, check_selection, get
 from meprop_bench.ops.kernels import Gradients
 from meprop_bench.ops.selection import resolve_k
+from meprop_bench.ops.tracing import is_tracing
 
 __all__ = ["conv1d", "conv2d", "conv_backward"]
 
@@ -54,6 +55,8 @@ def conv2d(
             recorded), or a kernel that does not support this case.
 
     """
+    if is_tracing():
+        return F.conv2d(x, w, b, stride, padding, dilation, groups)
     return _conv(x, w, b, _given(stride, padding, dilation, groups, w.shape[2:]), k, selection, kernel)
 
 
@@ -71,8 +74,8 @@ def conv1d(
     kernel: str = "auto",
 ) -> Tensor:
     """Apply `F.conv1d` to x `(B, G C, L)` or `(G C, L)` with w `(N, C, kw)`; else as `conv2d`."""
-    if w.dim() != 3 or x.dim() not in (2, 3):
-        return F.conv1d(x, w, b, stride, padding, dilation, groups)  # raises
+    if is_tracing() or w.dim() != 3 or x.dim() not in (2, 3):
+        return F.conv1d(x, w, b, stride, padding, dilation, groups)  # which raises for such dimensions
     geometry = _given(stride, padding, dilation, groups, w.shape[2:])
     return _conv(x.unsqueeze(-2), w.unsqueeze(-2), b, geometry, k, selection, kernel).squeeze(-2)
 

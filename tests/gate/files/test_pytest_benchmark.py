@@ -117,6 +117,11 @@ def test_hosts_of_the_same_make_are_compared_with_a_note_that_does_not_name_them
     assert "runner" not in found.notes[0]
 
 
+@pytest.mark.parametrize("machine", [{"node": None, "release": None}, {"node": ""}, {}])
+def test_a_host_that_is_not_known_is_not_said_to_be_another(write, bench, machine):
+    assert read(write("base.json", bench("test_a")), write("head.json", bench("test_a"), machine=machine)).notes == ()
+
+
 def test_a_file_that_does_not_say_where_it_was_measured_is_refused(write, bench):
     base, head = write("base.json", bench("test_a")), write("head.json", bench("test_a"), machine_info={})
     with pytest.raises(UserError, match=r"head.json does not say where it was measured") as caught:
@@ -160,11 +165,71 @@ def test_times_that_cannot_be_are_refused_with_their_name(write, bench, value, d
         read_file(path)
 
 
-def test_a_clock_that_is_too_coarse_gives_times_of_0_which_are_left_out(write, bench):
-    rows = [bench("test_a"), bench("test_zero", stats={"data": [0.0, 0.0]})]
-    found = read(write("base.json", *rows), write("head.json", *rows))
-    assert len(found) == 1
-    assert "not judged: 1 times of 0 s in base.json" in found.notes
+def verdicts(base, head, **settings):
+    compared = read(base, head)
+    found = judge(compared.rest, Settings(**settings), blocks=compared.blocks)
+    return {one.case.rpartition(":")[2]: one for one in found}, compared.notes
+
+
+def test_a_few_rounds_of_0_hide_nothing(write, bench):
+    values = bench("test_a")["stats"]["data"]
+    base = write("base.json", bench("test_a"), bench("test_b"), bench("test_c"))
+    few, many = [0.0, *values], [0.0] * 12 + values[:8]
+    head = write(
+        "head.json",
+        bench("test_a", stats={"data": [2 * value for value in few]}),
+        bench("test_b", stats={"data": few}),
+        bench("test_c", stats={"data": many}),
+    )
+    found, notes = verdicts(base, head, margin=0.1)
+    assert {case: (one.verdict, one.reason) for case, one in found.items()} == {
+        "test_a": ("fail", ""),
+        "test_b": ("pass", ""),
+        "test_c": ("inconclusive", "a value of 0: too short for its clock"),
+    }
+    assert notes == ("head.json: rounds of 0 s count as the shortest of their benchmark: 2",)
+
+
+def test_what_is_left_of_rounds_of_0_is_judged_as_if_they_were_as_short_as_can_be(write, bench):
+    values = bench("test_a")["stats"]["data"]
+    shortest = write("shortest.json", bench("test_a", stats={"data": [1e-9, *values]}))
+    zero = write("zero.json", bench("test_a", stats={"data": [0.0, *values]}))
+    (one,), (other,) = (verdicts(*pair)[0].values() for pair in ((shortest, zero), (zero, shortest)))
+    assert one.change.estimate == other.change.estimate == 1
+    assert one.noise == pytest.approx(other.noise)
+
+
+@pytest.mark.parametrize(
+    ("stats", "reason"),
+    [
+        ({"data": [0.0, 0.0]}, "a value of 0: too short for its clock"),
+        ({"data": None, "median": 0.0}, "a value of 0: too short for its clock"),
+        ({"data": [], "rounds": 0}, "measured 0 times"),
+        ({"data": [], "rounds": 0, "median": None, "mean": None}, "measured 0 times"),
+        ({"data": [1e-3]}, "one value on a side: no interval"),
+        (
+            {"data": None, "q1": None, "q3": None, "iqr": None, "stddev": None},
+            "a file does not tell how well it knows its median: no interval",
+        ),
+        ({"data": None, "rounds": None}, "a file does not tell how well it knows its median: no interval"),
+        ({"data": None, "rounds": 1}, "one value on a side: no interval"),
+    ],
+)
+def test_what_a_file_says_too_little_of_is_inconclusive_and_says_why(write, bench, stats, reason):
+    odd, sound = bench("test_a", stats=stats), bench("test_a")
+    for base, head in ((odd, sound), (sound, odd), (odd, odd)):
+        found, notes = verdicts(write("base.json", base, bench("test_b")), write("head.json", head, bench("test_b")))
+        summed_up = not stats["data"] and reason != "measured 0 times"
+        assert any("kept no values" in note for note in notes) == summed_up
+        assert (found["test_a"].verdict, found["test_a"].reason) == ("inconclusive", reason)
+
+
+def test_constant_values_are_judged_by_what_processes_differ_by(write, bench):
+    same = {"data": [1e-3] * 20}
+    base = write("base.json", bench("test_a", stats=same))
+    for factor, verdict in ((1.0, "pass"), (1.5, "fail"), (1.1, "inconclusive")):
+        head = write("head.json", bench("test_a", stats={"data": [factor * 1e-3] * 20}))
+        assert verdicts(base, head, margin=0.1)[0]["test_a"].verdict == verdict
 
 
 def test_a_name_that_appears_twice_is_refused(write, bench):
