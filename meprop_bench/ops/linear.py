@@ -186,7 +186,7 @@ def _nothing(*_: Any) -> None:
 
 def _plan(
     threads: int, x: Tensor, w: Tensor, k: float, selection: str, sparse: bool, name: str
-) -> tuple[int, int, int, bool] | None:
+) -> tuple[int, int, int, int, bool] | None:
     """Tell the C++ node what to do with a shape: see `node.load`."""
     n, m = w.shape
     kept, kernel = resolve_k(k, n), kernels.get(name)

@@ -441,7 +441,7 @@ def test_the_number_of_threads_changes_rounding_alone(cell, selection, monkeypat
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             results.append(run(cell, case, sizes, k=9, selection=selection))
-        monkeypatch.setattr(native, "OPENMP", (0, 0))
+        monkeypatch.setattr(native, "OPENMP", 0)
         results.append(run(cell, case, sizes, k=9, selection=selection))
     finally:
         torch.set_num_threads(before)
