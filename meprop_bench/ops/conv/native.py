@@ -24,8 +24,8 @@ _TILE = 1 << 18
 """Bytes of images that one pass over all maps reads: they stay in the second-level cache meanwhile."""
 _SELECTED = 4
 """What selecting from an entry of dy costs, in multiply-adds."""
-_MOST = 1 << 30
-"""Entries of x: pixels, padding included, are counted in 32 bits."""
+_COUNTED = 1 << 31
+"""Pixels, padding included, and numbers of a patch are counted in 32 bits."""
 
 
 class Native:
@@ -33,14 +33,15 @@ class Native:
 
     name = "native"
 
-    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
         """Say why not: another dtype or device, or a batch too large to count."""
         if w.device.type != "cpu":
             return f"it runs on the CPU, not on {w.device.type}"
         if not x.dtype == w.dtype == torch.float32:
             return f"it computes in float32, not {w.dtype}".replace("torch.", "")
-        if x.numel() > _MOST:
-            return f"it takes at most {_MOST} entries of x"
+        height, width = (size + 2 * more for size, more in zip(x.shape[2:], geometry.padding, strict=True))
+        if max(x.shape[0] * geometry.groups * height * width, compiled.LANES * w[0].numel()) >= _COUNTED:
+            return f"it counts in 32 bits, and {x.shape[0]} padded images of {height} x {width} are too many pixels"
         return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:

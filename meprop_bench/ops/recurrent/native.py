@@ -95,7 +95,7 @@ def backward(
     recurrent_backward.through_time(
         OPENMP, CHAINS, BACK_ROWS, PASS_BACK_ROWS, most, alike, _CELL[cell.name], b, h, k, len(steps.sizes),
         steps.reverse, sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(),
-        _address(more[0] if more else None), _address(more[1] if more[1:] else None), before.data_ptr(), w_hh.data_ptr(),
+        *(_address(part) for part in (*more, None, None)[:2]), before.data_ptr(), w_hh.data_ptr(),
         *(_address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), memory.data_ptr(),
     )  # fmt: skip
     inputs = (x, w_ih, request.need_dx)

@@ -21,7 +21,7 @@ from meprop_bench.ops.kernels.native import example, scratch, unified
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.selection import select
 
-__all__ = ["KERNEL", "Native", "plan"]
+__all__ = ["KERNEL", "Native", "plan", "uncountable"]
 
 _SERIAL = 32768
 """Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do. Beyond, each
@@ -31,18 +31,32 @@ _STREAM = 1 << 23
 """Bytes of dx or dW from which both are written past the caches: they would push everything else out of them."""
 
 
+_COUNTED = 1 << 31
+"""Examples, neurons, and those pairs of them that are kept, are counted in 32 bits: half of what 64 take to move."""
+
+
+def uncountable(selection: str, b: int, n: int, k: int) -> str | None:
+    """Say why a case is too large to be counted, or None."""
+    pairs = b * k if selection in ("example", "random") else 0
+    if max(b, n, pairs) < _COUNTED:
+        return None
+    return f"it counts in 32 bits, and k = {k} of {n} neurons for {b} examples are too many: take another kernel"
+
+
 class Native:
     """See the module."""
 
     name = "native"
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Say why not: another dtype or device."""
+        """Say why not: another dtype or device, or too large to be counted."""
         if w.device.type != "cpu":
             return f"it runs on the CPU, not on {w.device.type}"
         if not dy.dtype == x.dtype == w.dtype == torch.float32:
             return f"it computes in float32, not {w.dtype}".replace("torch.", "")
-        return None
+        if dy.numel() < _COUNTED:
+            return None
+        return uncountable(request.selection, dy.shape[:-1].numel(), dy.shape[-1], request.k)
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
@@ -64,16 +78,25 @@ class Plan(NamedTuple):
     """Whether results go past the caches."""
 
 
-def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
-    """Return the plan for a selection, of the kernel's own or not, on so many threads."""
-    return (_example_plan if selection in ("example", "random") else _unified_plan)(threads, b, n, m, k)
-
-
 @lru_cache(maxsize=256)
-def _example_plan(threads: int, b: int, n: int, m: int, k: int) -> Plan:
-    few = min(threads, b, isqrt(4 * b)) if b * n > _SERIAL else 1
-    work = (2 * b * k + n) * m
-    return Plan(few, shares(threads, work), example.scratch_bytes(few, b, n, k), 4 * max(b, n) * m >= _STREAM)
+def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
+    """Return the plan for a selection, of the kernel's own or not, on so many threads.
+
+    Raises:
+        ValueError: the case is `uncountable`.
+
+    """
+    if (reason := uncountable(selection, b, n, k)) is not None:
+        raise ValueError(f"kernel 'native' does not support this case: {reason}")
+    most, streaming = shares(threads, (2 * b * k + n) * m), 4 * max(b, n) * m >= _STREAM
+    few = 1
+    if selection in ("example", "random"):
+        if b * n > _SERIAL:
+            few = min(threads, b, isqrt(4 * b))
+        return Plan(few, most, example.scratch_bytes(few, b, n, k), streaming)
+    if b * n > _SERIAL:
+        few = max(1, min(threads, b // 8, isqrt(b)))
+    return Plan(few, most, unified.scratch_bytes(few, most, b, n, k), streaming)
 
 
 def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
@@ -81,7 +104,7 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     b, n = dy.shape
     m = x.shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
-    few, most, size, streaming = _example_plan(threads, b, n, m, k)
+    few, most, size, streaming = plan(selection, threads, b, n, m, k)
     working = scratch.address(size)
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
@@ -101,19 +124,12 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     return dx, dw if hits is None or dw is None else hybrid_rows(hits, dw, n), db
 
 
-@lru_cache(maxsize=256)
-def _unified_plan(threads: int, b: int, n: int, m: int, k: int) -> Plan:
-    few = max(1, min(threads, b // 8, isqrt(b))) if b * n > _SERIAL else 1
-    most = shares(threads, (2 * b * k + n) * m)
-    return Plan(few, most, unified.scratch_bytes(few, most, b, n, k), 4 * max(b, n) * m >= _STREAM)
-
-
 def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
     b, n = dy.shape
     m = x.shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
-    few, most, size, streaming = _unified_plan(threads, b, n, m, k)
+    few, most, size, streaming = plan(selection, threads, b, n, m, k)
     given = selection != "unified"
     hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
     dx = torch.empty_like(x) if need_dx else None

@@ -109,7 +109,7 @@ def _choose(source, h, k, first, working, picked, chosen, count):
     """Select k entries of a gate whose rows of the weights begin at `first`.
 
     They are appended to picked[count:]. chosen, (k,), gets them too, and is filled up, where the gate has fewer than k
-    entries that are not zero, with one that is zero: it contributes nothing.
+    entries that are not zero, with the first that are: they contribute nothing.
     """
     places = picked[count : count + k]
     found = largest(source, h, k, working, places)
@@ -119,10 +119,11 @@ def _choose(source, h, k, first, working, picked, chosen, count):
     if found < k:
         gate = view(source, h, np.float32)
         j = 0
-        while gate[j] != 0:
-            j += 1
         for s in range(found, k):
+            while gate[j] != 0:
+                j += 1
             chosen[s] = first + j
+            j += 1
     return count + found
 
 
