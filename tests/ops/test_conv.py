@@ -50,11 +50,16 @@ def dense(x, w, b, layer=F.conv2d, **keywords):
 
 
 def arrange(tensor, layout):
-    """The same shape and values in other strides."""
+    """The same shape, and for all but "expanded" the same values, in other strides or from another address."""
     if layout == "channels_last":
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "strided":
         return tensor.repeat_interleave(2, -1)[..., ::2]
+    if layout == "expanded":
+        return tensor[:1].expand_as(tensor)
+    if layout == "unaligned":
+        around = tensor.new_full((17,), math.nan)  # what is read beyond the numbers would show
+        return torch.cat((around, tensor.flatten(), around))[17:-17].view(tensor.shape)
     return tensor
 
 
@@ -115,7 +120,7 @@ def test_kernel_equals_the_oracle(kernel, data):
         assert ((got.double() - want).abs() <= SLACK[dtype] * torch.finfo(dtype).eps * scale).all()
 
 
-layouts = st.sampled_from(["plain", "channels_last", "strided"])
+layouts = st.sampled_from(["plain", "channels_last", "strided", "expanded", "unaligned"])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -29,7 +29,8 @@ def arrange(tensor, layout):
     if layout == "expanded":
         return tensor[:1].expand_as(tensor)
     if layout == "unaligned":
-        return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view(tensor.shape)
+        around = tensor.new_full((17,), math.nan)  # what is read beyond the numbers would show
+        return torch.cat((around, tensor.flatten(), around))[17:-17].view(tensor.shape)
     if layout == "one":  # number, of strides 0
         return tensor.new_ones(()).expand_as(tensor)
     return tensor
