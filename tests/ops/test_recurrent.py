@@ -259,17 +259,27 @@ def test_frozen_inputs_get_no_gradient(cell):
         torch.testing.assert_close(list(grads), [everything[1], everything[4], *everything[5:]])
 
 
+def transposed(tensor):
+    return tensor.detach().mT.contiguous().mT
+
+
+def unaligned(tensor):
+    around = torch.full((17,), math.nan)  # what is read beyond the numbers would show
+    return torch.cat((around, tensor.detach().flatten(), around))[17:-17].view(tensor.shape)
+
+
+@pytest.mark.parametrize("arrange", [transposed, unaligned])
+@pytest.mark.parametrize("sizes", [(4, 4, 2), (1, 1)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_without_biases_and_with_odd_strides(cell):
-    sizes = (4, 4, 2)
+def test_without_biases_and_with_odd_strides(cell, sizes, arrange):
     x, weights, states, dy, d_states = make(cell, sizes, dtype=torch.float32)
-    strided = [t.detach().mT.contiguous().mT.requires_grad_() for t in (x, *weights[:2], *states)]
+    strided = [arrange(t).requires_grad_() for t in (x, *weights[:2], *states)]
     zeros = torch.zeros_like(weights[2])
     for kernel in ("masked", "embedding_bag", "auto"):
         got = layer(cell, strided[0], tuple(strided[3:]), (*strided[1:3], None, None), sizes=sizes, k=3, kernel=kernel)
         want = layer(cell, x, states, (*weights[:2], zeros, zeros), sizes=sizes, k=3, kernel=kernel)
         torch.testing.assert_close(got, want)
-        grads = torch.autograd.grad([got[0], *got[1]], strided, [dy.mT.contiguous().mT, *d_states])
+        grads = torch.autograd.grad([got[0], *got[1]], strided, [arrange(dy), *(arrange(d) for d in d_states)])
         plain = torch.autograd.grad([want[0], *want[1]], [x, *weights[:2], *states], [dy, *d_states])
         torch.testing.assert_close(grads, plain)
 

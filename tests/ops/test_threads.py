@@ -122,6 +122,8 @@ def check_everything():
     team = in_a_region(lambda: None)
     print(f"{asked} threads asked for, {team} in a region, node: {node.unavailable_reason() or 'C++'}")
     for name, case in CASES.items():
+        # oneDNN's own convolutions of a smaller team give wrong weight gradients, or wait for ever.
+        torch.backends.mkldnn.enabled = name != "conv"
         ways = [registrations._Node().ask, registrations._nothing] if name.startswith("linear") else [None]
         found = []  # first, lest memory hold what is right already
         for way in ways:
@@ -132,8 +134,7 @@ def check_everything():
             in_a_region(lambda: found.append(results(case)))  # noqa: B023
             with ThreadPoolExecutor(3) as pool:
                 found += list(pool.map(lambda _: results(case), range(3)))  # noqa: B023
-        with torch.backends.mkldnn.flags(enabled=False):  # whose convolution is wrong itself with too few threads
-            expected = results(case, "masked")
+        expected = results(case, "masked")
         for each in found:
             assert_right(each, expected, name)
     return asked, team
@@ -283,8 +284,8 @@ def test_a_runtime_that_is_loaded_before_torchs_is_used_by_both(tmp_path):
         "torch.ones(1 << 20).exp()\n"
         "assert other() > 0, 'torch has another'\n"
         "for name, case in t.CASES.items():\n"
-        "    found = t.results(case)\n"
-        "    with torch.backends.mkldnn.flags(enabled=False): t.assert_right(found, t.results(case, 'masked'), name)\n"
+        "    torch.backends.mkldnn.enabled = name != 'conv'\n"
+        "    t.assert_right(t.results(case), t.results(case, 'masked'), name)\n"
         "before = other(); t.native.KERNEL.backward(*t.leaves((72, 600), (72, 96), (600, 96)),"
         " t.native.Request(8, 'example', False, True, True, True))\n"
         "assert other() == before + 3, 'the kernel has another'\n"
