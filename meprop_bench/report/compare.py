@@ -19,18 +19,19 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import StringIO
 from typing import Any, Literal, Self
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.cells import ABSENT, Cell, interval, pair, ratio, seconds
-from meprop_bench.report.document import Document
+from meprop_bench.report.baselines import with_disagreements
+from meprop_bench.report.cells import ABSENT, Cell, pair, ratio, ratio_within, seconds
+from meprop_bench.report.document import Document, doubts
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
 from meprop_bench.report.significance import LEVEL, judged_runs
 from meprop_bench.results.schema import SCHEMA, Row
-from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio
+from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
 
 __all__ = ["Change", "Comparison", "compare"]
 
@@ -76,6 +77,11 @@ class Change:
             if judged_runs(row) is None:
                 return cls(base, head, f"{name} has no raw values")
         return cls(base, head)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether a dense time of the two disagrees with another one: then the change means nothing, however sure."""
+        return any(row.baseline_disagreement is not None for row in (self.base, self.head))
 
     def samples(self, figure: Figure) -> tuple[Samples, Samples]:
         """Return both sides of a ratio, process by process, so that first / second is above 1 where head is better."""
@@ -130,6 +136,11 @@ class Comparison:
         return [f"{found.title}: {note}" for found in (self.base, self.head) for note in found.notes]
 
     @property
+    def doubts(self) -> list[str]:
+        """A busy machine, and dense times that disagree, within a result or between the two."""
+        return doubts([*self.base.states, *self.head.states], [*self.base.rows, *self.head.rows])
+
+    @property
     def hints(self) -> Sequence[str]:
         """How to read it."""
         return _HINTS
@@ -171,6 +182,8 @@ class Comparison:
         ]
         if alone:
             lines.append(f"Not compared: {', '.join(alone)}.")
+        if doubted := sum(change.doubted for change in self.changes):
+            lines.append(f"{doubted} phases whose dense times disagree are in no mean below.")
         lines += [f"Different environments, {line}" for line in self.environments]
         for (workload, phase), changes in self._kinds().items():
             told = []
@@ -184,7 +197,7 @@ class Comparison:
     def _kinds(self) -> dict[tuple[str, str], list[Change]]:
         kinds: dict[tuple[str, str], list[Change]] = {}
         for change in sorted(self.changes, key=lambda found: phase_order(found.head.phase)):
-            if not change.reason:
+            if not (change.reason or change.doubted):
                 kinds.setdefault((change.head.workload, change.head.phase or ""), []).append(change)
         return kinds
 
@@ -236,6 +249,8 @@ class Comparison:
         change = self.changes[place]
         if (found := change.ratio(figure)) is None:
             return Cell(f"{ABSENT} ({reasons.index(change.reason) + 1})", "quiet")
+        if change.doubted:
+            return Cell(f"{_precise(found)} do not believe", "bad")
         word = self.verdict(place, figure)
         if word in ("better", "worse"):
             return Cell(_precise(found), "good" if word == "better" else "bad")
@@ -245,6 +260,7 @@ class Comparison:
         """Return the object that `--format json` prints."""
         return {
             "schema": SCHEMA,
+            "doubts": self.doubts,
             "command": {"base": self.base.command, "head": self.head.command},
             "environment": {**self.base.environments, **self.head.environments},
             "environments_differ": list(self.environments),
@@ -269,6 +285,8 @@ class Comparison:
             "head_median_s": change.head.median_s,
             "base_speedup": change.base.speedup,
             "head_speedup": change.head.speedup,
+            "base_baseline_disagreement": change.base.baseline_disagreement,
+            "head_baseline_disagreement": change.head.baseline_disagreement,
             "reason": change.reason or None,
         }
         for figure in _FIGURES:
@@ -307,6 +325,9 @@ def compare(base: Document, head: Document, *, across_environments: bool = False
     for found in (base, head):
         if not found.rows:
             raise UserError(f"{found.title}: no case has been measured there yet", ExitCode.NOTHING_MEASURED)
+    # Equal dense work is one figure in both, so that a machine that changed in between shows.
+    marked = with_disagreements([*base.rows, *head.rows])
+    base, head = (replace(base, rows=marked[: len(base.rows)]), replace(head, rows=marked[len(base.rows) :]))
     earlier = {(row.case_id, row.phase): row for row in base.rows}
     later = {(row.case_id, row.phase): row for row in head.rows}
     # A case that failed has one row without a phase, which stands for all of its phases.
@@ -364,10 +385,10 @@ def _short(value: object) -> str:
 
 def _precise(found: Interval) -> str:
     """A ratio near 1 with as many digits as it needs."""
-    if found.estimate >= _FAR or found.estimate <= 1 / _FAR:
-        return ratio(found.estimate) + (interval(found.low, found.high) if found.bounded else "")
-    bounds = f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else ""
-    return f"{found.estimate:.3f}x{bounds}"
+    bounds = (found.low, found.high) if found.bounded else (None, None)
+    if found.estimate >= _FAR or found.estimate <= 1 / _FAR or too_wide(found.half_width):
+        return ratio_within(found.estimate, *bounds)
+    return f"{found.estimate:.3f}x" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else "")
 
 
 _FAR = 2.0

@@ -39,6 +39,7 @@ def as_table(document: Readable, *, terminal: bool = False, width: int | None = 
         for text in filter(None, texts):
             console.print(Text(text, style), width=min(console.width, _PROSE))
 
+    say("bold red", *document.doubts)
     say("bold", document.title)
     console.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
     for section in document.sections:
