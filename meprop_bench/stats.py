@@ -55,6 +55,7 @@ __all__ = [
     "non_inferiority",
     "paired_ratio",
     "plus_minus",
+    "process_interval",
     "process_medians",
     "ratio_p_value",
     "spread_percent",
@@ -271,6 +272,16 @@ def independent_ratio(
     mean, error, degrees = _independent(cases, same_processes=same_processes)
     half = _t_quantile(degrees, confidence) * error
     return _exponential(Interval(mean, mean - half, mean + half))
+
+
+def process_interval(samples: Samples, confidence: float = 0.95) -> Interval:
+    """Return a typical value, exp of the mean of the processes' median logs, with its interval over the processes.
+
+    Raises:
+        ValueError: no process, a process without values, or a value that is not positive and finite.
+
+    """
+    return _exponential(_t_interval(_log_medians(samples), confidence))
 
 
 def independent_p_value(first: Samples, second: Samples) -> float:

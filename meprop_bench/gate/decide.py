@@ -248,14 +248,10 @@ def _verdicts(
 def _caught(
     sound: Sequence[Series], settings: Settings, looks: Looks | None, views: _Views, bounds: Floats, family: int
 ) -> list[float | None]:
-    """Return the slowdown that the whole design would have caught in what pairs were measured of, by Holm's first step.
-    """
+    """Return the slowdown of each figure with pairs that the whole design would have caught, by Holm's first step."""
     last = np.searchsorted(views.owners, np.arange(len(sound)), side="right") - 1
-    noisy = [
-        place
-        for place, one in enumerate(sound)
-        if one.pairs is not None and one.quantity in ("time", "ratio") and last[place] >= 0 and views.owners[last[place]] == place
-    ]
+    looked_at = set(views.owners.tolist())
+    noisy = [place for place, one in enumerate(sound) if one.pairs is not None and place in looked_at]
     chosen = last[noisy]
     counts = np.array(views.counts, np.int64)[chosen]
     most = np.array([sound[place].most for place in noisy], np.int64)

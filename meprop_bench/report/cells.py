@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from meprop_bench.results.naming import WITHOUT_K
 from meprop_bench.results.schema import PASSED, Row
-from meprop_bench.stats import CANNOT_TELL, Interval, too_wide
+from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
     "ABSENT",
@@ -34,6 +34,7 @@ __all__ = [
     "ratio",
     "ratio_within",
     "seconds",
+    "seconds_within",
     "shape",
     "speedup",
 ]
@@ -61,6 +62,15 @@ def digits(value: float) -> str:
 def seconds(value: float | None) -> str:
     """A time in s, ms, µs or ns."""
     return _small(value, "s")
+
+
+def seconds_within(value: float, low: float | None, high: float | None) -> str:
+    """A time with its interval, as in `400 µs ±2%`, or `cannot tell`; negative, as a difference of two may be."""
+    text = seconds(value) if value >= 0 else f"-{seconds(-value)}"
+    if low is None or high is None:
+        return text
+    half = Interval(value, low, high).half_width
+    return CANNOT_TELL if too_wide(half) else f"{text} {plus_minus(half, '.0%')}"
 
 
 def joules(value: float | None) -> str:

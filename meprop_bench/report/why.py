@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meprop_bench.report.cells import digits, ratio, seconds
+from meprop_bench.report.cells import digits, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.results.profile import BreakEven, Profile, Stage
 from meprop_bench.results.schema import Row
 
@@ -172,8 +172,9 @@ def _overhead(profile: Profile) -> Answer | None:
                 f" {seconds(sum(floors))} the stages' floors"
             )
     forward = profile.overhead["forward"]
-    text = "; ".join(parts) + f". A forward pass of next to nothing takes {seconds(forward[0])} dense and"
-    text += f" {seconds(forward[1])} sparse, per layer."
+    within = profile.overhead_within.get("forward", ((None, None), (None, None)))
+    dense, sparse = (seconds_within(value, *bounds) for value, bounds in zip(forward, within, strict=True))
+    text = "; ".join(parts) + f". A forward pass of next to nothing takes {dense} dense and {sparse} sparse, per layer."
     text = text[0].upper() + text[1:]
     layer = "1 layer" if layers == 1 else f"{layers} layers, each counted"
     return Answer(
@@ -190,7 +191,8 @@ def _saving(profile: Profile) -> Answer | None:
     flops, nbytes, floors = predicted
     text = (
         f"The {row.phase} needs {ratio(flops)} fewer operations and {ratio(nbytes)} fewer bytes than dense, so that at"
-        f" this machine's floors it would be {ratio(floors)} as fast; measured: {ratio(row.speedup)}."
+        f" this machine's floors it would be {ratio(floors)} as fast; measured:"
+        f" {ratio_within(row.speedup, row.speedup_low, row.speedup_high)}."
     )
     return Answer("How much was to be expected?", text, "counts from the method's definition, peaks of this machine")
 

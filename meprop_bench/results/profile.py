@@ -25,7 +25,9 @@ class Stage:
     Attributes:
         name: "selection", "gather" (where it can be told from the products), "dx", "dW", "scatter", "dense layers" or
             "rest".
-        seconds: median.
+        seconds: the mean of the processes' medians.
+        low: with `high`, its 95% interval over the processes; None where there is one process.
+        high: likewise.
         flops: floating-point operations that it needs; None where nobody counts (the rest).
         bytes: bytes that it must move at least; likewise.
         floor_s: least seconds that the machine allows, where it is known.
@@ -39,6 +41,8 @@ class Stage:
     bytes: int | None = None
     floor_s: float | None = None
     bound: str | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def efficiency(self) -> float | None:
@@ -80,14 +84,16 @@ class Profile:
 
     Attributes:
         label: the case in words.
-        rows: its phases, timed in pairs; one process, so without intervals.
+        rows: its phases, timed in pairs, in several processes.
         stages: side -> stages of the linear layers' backward pass, in order; they add up to `stages_of`.
         stages_of: the phase that the stages make up, or None without stages.
         layers: linear layers, all of them, and those that are sparsified.
         overhead: phase -> (dense, sparse): seconds of the same call on a layer of almost nothing.
         trees: side -> a tree for each phase, seconds under the profiler.
-        break_even: what was searched for.
+        break_even: what was searched for, in one process.
         notes: what a reader should know, one line each.
+        overhead_within: phase -> the 95% interval of each of `overhead`, over the processes.
+        doubts: why it is not to be believed, a line each: a machine that was busy.
 
     """
 
@@ -100,6 +106,8 @@ class Profile:
     trees: Mapping[str, tuple[Node, ...]]
     break_even: tuple[BreakEven, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    overhead_within: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
     def row(self, phase: str) -> Row | None:
         """Return the row of a phase."""

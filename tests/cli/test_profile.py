@@ -26,6 +26,7 @@ _TINY = ["--batch", "4", "--hidden", "8", "--k", "2", "--threads", "1"]
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_PAIRS_S", "_STAGES_S", "_OVERHEAD_S"):
         monkeypatch.setattr(profile_module, name, 0.01)
+    monkeypatch.setattr(profile_module, "_PROCESSES", 2)
 
 
 def test_a_layer_as_json_with_a_trace(
@@ -38,11 +39,15 @@ def test_a_layer_as_json_with_a_trace(
     printed = json.loads(out)
     rows = [Row.from_json(row) for row in printed["rows"]]
     assert [row.phase for row in rows] == ["forward", "backward"]
-    assert all(row.passed and row.speedup and row.floor_s and row.processes == 1 for row in rows)
+    assert all(row.passed and row.speedup and row.floor_s and row.processes == 2 for row in rows)
+    assert all(row.speedup_low is not None and row.speedup_high is not None for row in rows)
     assert list(printed["environment"]) == [rows[0].environment_id]
     found = printed["profile"]
     names = [stage["name"] for stage in found["stages"]["sparse"]]
     assert names == ["selection", "dx", "dW", "scatter", "rest"]
+    assert all(stage["low"] <= stage["seconds"] <= stage["high"] for stage in found["stages"]["sparse"])
+    assert all(node["low"] <= node["seconds"] <= node["high"] for node in found["trees"]["sparse"])
+    assert len(found["overhead_within"]["backward"]) == 2
     assert [node["name"] for node in found["trees"]["sparse"]] == ["forward", "backward"]
     assert [search["axis"] for search in found["break_even"]] == ["k", "hidden"]
     assert len(found["answers"]) == 7
