@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,14 +42,14 @@ def too_busy(facts: Mapping[str, Any]) -> dict[str, str]:
     A state of an older version that lacks a fact is judged by the others.
     """
     found = {}
-    cores = facts.get("cpu_usable_cores")
+    cores = _number(facts, "cpu_usable_cores")
     for check, (who, verb, field) in _TAKERS.items():
-        taken = facts.get(field)
+        taken = _number(facts, field)
         if taken is not None and cores and taken > HEAVY[check] * cores:
-            found[check] = f"{who} {verb} {taken:.2f} of {cores} cores, more than {HEAVY[check]:.0%}"
-    limit, threads = facts.get("cpu_limit"), facts.get("threads")
+            found[check] = f"{who} {verb} {taken:.2f} of {cores:g} cores, more than {HEAVY[check]:.0%}"
+    limit, threads = _number(facts, "cpu_limit"), _number(facts, "threads")
     if limit is not None and threads is not None and threads > limit:
-        found["quota"] = f"{threads} threads under a CPU quota of {limit:g} cores"
+        found["quota"] = f"{threads:g} threads under a CPU quota of {limit:g} cores"
     return found
 
 
@@ -65,9 +66,10 @@ def was_busy(
     """
     heavy = [found for found in states if too_busy(found)]
     reasons = list(dict.fromkeys(reason for found in heavy for reason in too_busy(found).values()))
-    loads = [found["load_average"][0] for found in heavy if found.get("load_average")]
-    if loads:
-        reasons.insert(0, f"load {max(loads):.1f} on {heavy[0].get('cpu_usable_cores')} cores")
+    loads = [load for found in heavy if (load := _load(found)) is not None]
+    cores = [cores for found in heavy if (cores := _number(found, "cpu_usable_cores")) is not None]
+    if loads and cores:
+        reasons.insert(0, f"load {max(loads):.1f} on {cores[0]:g} cores")
     meanwhile = {case: _meanwhile(remarks) for case, remarks in cases.items()}
     for check, (who, verb, _) in _TAKERS.items():
         if shares := [found[check] for found in meanwhile.values() if found.get(check, 0.0) > HEAVY[check]]:
@@ -112,7 +114,20 @@ def _meanwhile(remarks: Iterable[str]) -> dict[str, float]:
 
 
 def _factor(facts: Mapping[str, Any]) -> float:
-    cores = facts.get("cpu_usable_cores") or 1
-    taken = sum(facts.get(field) or 0.0 for _, _, field in _TAKERS.values()) / cores
-    held = facts["threads"] / facts["cpu_limit"] if "quota" in too_busy(facts) else 1.0
+    cores = _number(facts, "cpu_usable_cores") or 1.0
+    taken = sum(_number(facts, field) or 0.0 for _, _, field in _TAKERS.values()) / cores
+    limit, threads = _number(facts, "cpu_limit"), _number(facts, "threads")
+    held = threads / limit if limit and threads else 1.0
     return max(held, 1 / (1 - min(_MOST, taken)))
+
+
+def _number(facts: Mapping[str, Any], field: str) -> float | None:
+    """Return a fact if it is a number that can be: what is stored may have been changed by hand."""
+    value = facts.get(field)
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    return float(value) if value is not None and sound else None
+
+
+def _load(facts: Mapping[str, Any]) -> float | None:
+    found = facts.get("load_average")
+    return _number({"load": found[0]}, "load") if isinstance(found, list | tuple) and found else None

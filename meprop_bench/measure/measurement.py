@@ -143,7 +143,8 @@ class Measurement:
             lines.append(f"noisy pairs: within a process the middle half of the ratios spans {spread_percent(spread)}")
         medians = [median(run) for run in ratios]
         if (disagreement := max(medians) / min(medians) - 1) > _NOISY_PROCESSES:
-            lines.append(f"the processes' speed-ups differ by up to {spread_percent(disagreement)}")
+            spread_text = f"the processes' speed-ups differ by up to {spread_percent(disagreement)}"
+            lines.append(spread_text.replace("up to more", "more"))
         return lines + self._remarks_on_disturbances()
 
     def _remarks_on_disturbances(self) -> list[str]:

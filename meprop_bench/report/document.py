@@ -112,7 +112,7 @@ class Document:
                 *_missing(store.rows(), head["plan"]),
                 *_revisions(store.rows(), head["environments"]),
             ),
-            states=head.get("states", ()),
+            states=_states(head),
         )
 
     @classmethod
@@ -195,6 +195,12 @@ class Document:
             "rows": [row.to_json() for row in self.rows],
             **({"doubts": self.doubts} if self.doubts else {}),
         }
+
+
+def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the machine's states of a header; those of an older run may be none."""
+    found = head.get("states")
+    return [state for state in found if isinstance(state, Mapping)] if isinstance(found, list) else []
 
 
 def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:

@@ -24,7 +24,7 @@ _BUDGET = "~"
 
 _KINDS: dict[str, tuple[str, str | None]] = {
     "n": (r"noisy pairs: within a process the middle half of the ratios spans ((?:more than )?\d+)%", None),
-    "p": (r"the processes' speed-ups differ by up to ((?:more than )?\d+)%", None),
+    "p": (r"the processes' speed-ups differ by (?:up to )?((?:more than )?\d+)%", None),
     "d": (r"\d+ of \d+ pairs were disturbed by the machine", "pairs were disturbed by the machine: they do not count"),
     "D": (
         r"most pairs of \d+ of \d+ processes were disturbed: all of theirs count",
@@ -93,4 +93,4 @@ def _together(mark: str, notes: Sequence[str]) -> str:
     first = found[0]
     ends = figures[-1:] if first.string[: first.start(1)].endswith("up to ") else (figures[0], figures[-1])
     span = " to ".join(dict.fromkeys(ends))
-    return first.string[: first.start(1)] + span + first.string[first.end(1) :]
+    return (first.string[: first.start(1)] + span + first.string[first.end(1) :]).replace("up to more", "more")

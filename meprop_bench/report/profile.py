@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
-from meprop_bench.stats import CANNOT_TELL, process_interval
+from meprop_bench.stats import CANNOT_TELL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,8 +91,7 @@ def _phases(profile: Profile) -> Table:
     for row in profile.rows:
         table.add_row(
             phase_name(row.phase or ""),
-            _timed(row.baseline_median_s, row.baseline_values_s, row.run_lengths),
-            _timed(row.median_s, row.values_s, row.run_lengths),
+            *(_timed(profile, side, row.phase or "") for side in SIDES),
             ABSENT if row.speedup is None else ratio_within(row.speedup, row.speedup_low, row.speedup_high),
             seconds(row.baseline_floor_s),
             seconds(row.floor_s),
@@ -113,12 +111,11 @@ def _stages(profile: Profile) -> Table:
     return table
 
 
-def _timed(value: float | None, values: Sequence[float] | None, lengths: Sequence[int] | None) -> str:
+def _timed(profile: Profile, side: str, phase: str) -> str:
     """Return a time with its interval over the processes."""
-    if value is None or not values or not lengths or len(lengths) < 2 or min(values) <= 0:
+    found, value = profile.within(side, phase), profile.seconds(side, phase)
+    if value is None or found is None or not found.bounded:
         return seconds(value)
-    rest = iter(values)
-    found = process_interval([[next(rest) for _ in range(length)] for length in lengths])
     return seconds_within(value, found.low, found.high)
 
 
@@ -126,7 +123,7 @@ def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
     if stage is None:
         return ABSENT, "", ""
     time = seconds_within(stage.seconds, stage.low, stage.high)
-    if not stage.floor_s:
+    if not stage.floor_s or stage.vague:
         return time, "", ""
     return time, seconds(stage.floor_s), ratio(stage.seconds / stage.floor_s)
 

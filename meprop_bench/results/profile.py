@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from meprop_bench.measure.profile import Node
 from meprop_bench.results.schema import Row
+from meprop_bench.stats import Interval, process_interval, too_wide
 
 __all__ = ["SIDES", "BreakEven", "Profile", "Stage"]
 
@@ -43,6 +44,13 @@ class Stage:
     bound: str | None = None
     low: float | None = None
     high: float | None = None
+
+    @property
+    def vague(self) -> bool:
+        """Whether its interval is too wide for its time to be a figure."""
+        if self.low is None or self.high is None:
+            return False
+        return too_wide(Interval(self.seconds, self.low, self.high).half_width)
 
     @property
     def efficiency(self) -> float | None:
@@ -132,6 +140,27 @@ class Profile:
         """Return the median of a phase, measured without a profiler."""
         row = self.row(phase)
         return None if row is None else row.baseline_median_s if side == "dense" else row.median_s
+
+    def within(self, side: str, phase: str) -> Interval | None:
+        """Return the time of a phase with its interval over the processes; None where there are no raw values."""
+        row = self.row(phase)
+        if row is None or row.run_lengths is None:
+            return None
+        values = row.baseline_values_s if side == "dense" else row.values_s
+        if not values or min(values) <= 0:
+            return None
+        rest = iter(values)
+        return process_interval([[next(rest) for _ in range(length)] for length in row.run_lengths])
+
+    @property
+    def vague_phases(self) -> list[str]:
+        """The phases of which a time, or the speed-up, has too wide an interval to be a figure."""
+        found = {
+            row.phase: [row.half_width, *(one.half_width for side in SIDES if (one := self.within(side, row.phase)))]
+            for row in self.rows
+            if row.phase is not None
+        }
+        return [phase for phase, halves in found.items() if any(map(too_wide, halves))]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without the rows."""

@@ -291,6 +291,15 @@ def test_a_dead_model_makes_no_smaller_updates(evidence):
     assert (claim.verdict, claim.ours) == ("inconclusive", "10.00x [10.00, 10.00]")
 
 
+def test_a_speed_up_over_a_dense_time_that_disagrees_claims_nothing(evidence):
+    doubted = row(30.0, 29.0, 31.0, baseline_disagreement=2.9)
+    found = verdicts(evidence("icml:1", {}, {SPARSE: doubted}))
+    assert [found[kind].verdict for kind in ("faster", "factor")] == ["inconclusive"] * 2
+    assert "equal dense times differ by up to 2.9x" in found["faster"].why
+    wide = verdicts(evidence("icml:1", {}, {SPARSE: row(1.0, 0.01, 300.0)}))
+    assert wide["faster"].ours == "cannot tell"
+
+
 def test_a_case_that_failed_says_why(evidence):
     failed = row(None, None, None, check=None, error="out of memory", median_s=None)
     found = verdicts(evidence("icml:1", {}, {SPARSE: failed}))["faster"]
