@@ -193,3 +193,10 @@ def test_what_stored_results_say_of_their_machine_comes_first(tmp_path, monkeypa
     assert capsys.readouterr().out.startswith("This machine was busy (load 3.1 on 2 cores")
     assert run(["report", folders[0]]) == ExitCode.OK
     assert capsys.readouterr().out.startswith("This machine was busy (load 3.1 on 2 cores")
+
+
+def test_the_help_says_what_the_default_margin_catches(capsys):
+    assert run(["gate", "--help"]) == ExitCode.OK
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a slowdown of 10% or more of a backward pass fails with 90% probability" in text
+    assert "[default: 0.05 of times and ratios, 0.01 of sizes and counts]" in text

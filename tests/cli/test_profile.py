@@ -61,9 +61,12 @@ def test_a_model_as_a_table(
 ) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     monkeypatch.chdir(tmp_path)
+    heavy = {"others_cores": 1.5, "cpu_usable_cores": 2, "threads": 1, "load_average": [3.1, 1, 1]}
+    monkeypatch.setattr(profile_module, "state", lambda threads: heavy)
     arguments = ["--workload", "mlp", "--data", "digits", *_TINY, "--search", "0"]
     assert cli.run(["profile", *arguments]) == ExitCode.OK
     out, _ = capsys.readouterr()
+    assert out.startswith("This machine was busy (load 3.1 on 2 cores; other processes took 1.50 of 2 cores")
     for words in ("Stages of the linear-backward", "layers left dense", "update (optimizer)", "Adam.step", "ceiling"):
         assert words in out
     assert "break even" not in out
