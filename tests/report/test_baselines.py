@@ -159,3 +159,13 @@ def test_a_comparison_leaves_out_what_is_not_to_be_believed(make_row):
     assert "2 phases whose dense times disagree are in no mean below." in found.summary
     assert [mean["cases"] for mean in found.to_json()["means"]] == [1]
     assert "do not believe" in as_table(found)
+
+
+def test_no_picture_shows_what_is_not_to_be_believed(make_row):
+    pytest.importorskip("matplotlib")
+    from meprop_bench.report import draw
+
+    wild = [dense(make_row, str(k), seconds, k=k) for k, seconds in ((8, 1e-2), (16, 3e-2), (32, 1e-2))]
+    assert draw(Document("t", "c", "s", wild))[0] == []
+    calm = [dense(make_row, str(k), 1e-2, k=k) for k in (8, 16, 32)]
+    assert draw(Document("t", "c", "s", calm))[0] != []
