@@ -171,8 +171,10 @@ def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, setting
 def _stored_doubts(*paths: Path | None) -> list[str]:
     """Return why results folders are not to be believed: their machine was busy, or equal dense times disagree."""
     from meprop_bench.report.document import Document
+    from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
 
-    documents = [Document.load(path) for path in paths if path is not None and path.is_dir()]
+    folders = [path.parent if path.name == MEASUREMENTS else path for path in paths if path is not None]
+    documents = [Document.load(folder) for folder in folders if (folder / ENVIRONMENT).is_file()]
     return [f"{document.title}: {line}" for document in documents for line in document.doubts]
 
 

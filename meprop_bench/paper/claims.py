@@ -39,8 +39,8 @@ from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learnin
 from meprop_bench.paper.evidence import Evidence, figure, time_column, values
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.trainings import Trained
-from meprop_bench.report.cells import ratio_within
-from meprop_bench.stats import Interval, mean_difference, paired_ratio, too_wide
+from meprop_bench.report.cells import points, ratio_within
+from meprop_bench.stats import CANNOT_TELL, Interval, mean_difference, paired_ratio, too_wide
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
 
@@ -116,7 +116,7 @@ def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> 
     interval = mean_difference(pairs)
     bound = -SAME[unit] if kind == "at-least" else 0.0
     verdict, why = _above(interval, bound, f"{bound:g} points")
-    ours = f"{interval.estimate:+.2f}{_brackets(interval, '+.2f')} points"
+    ours = _points(interval)
     yield Claim(part.name, row.name, kind, says, printed, ours, verdict, f"{why}, {len(pairs)} seeds")
 
 
@@ -343,6 +343,11 @@ def _times(found: Interval) -> str:
     if too_wide(found.half_width):
         return ratio_within(found.estimate, found.low, found.high)
     return f"{found.estimate:.2f}x{_brackets(found, '.2f')}"
+
+
+def _points(found: Interval) -> str:
+    text = points(found.estimate, *((found.low, found.high) if found.bounded else (None, None)))
+    return text if text == CANNOT_TELL else f"{text} points"
 
 
 def _brackets(interval: Interval, form: str) -> str:

@@ -31,14 +31,17 @@ NOTE = r"dense times of the same work differ by up to ([\d.]+)x here: do not bel
 def with_disagreements(rows: Iterable[Row]) -> list[Row]:
     """Return the rows with `baseline_disagreement` set, and a note, where equal dense times differ by too much."""
     plain = [_plain(row) for row in rows]
-    groups: dict[tuple[object, ...], list[float]] = {}
+    extremes: dict[tuple[object, ...], tuple[float, float]] = {}
     for row in plain:
-        if row.baseline_median_s:
-            groups.setdefault(_work(row), []).append(row.baseline_median_s)
+        if own := row.baseline_median_s:
+            least, most = extremes.get(_work(row), (own, own))
+            extremes[_work(row)] = min(least, own), max(most, own)
     found = []
     for row in plain:
-        own, every = row.baseline_median_s, groups.get(_work(row), ())
-        factor = max((max(own, other) / min(own, other) for other in every), default=1.0) if own else 1.0
+        factor = 1.0
+        if own := row.baseline_median_s:
+            least, most = extremes[_work(row)]
+            factor = max(own / least, most / own)
         found.append(_marked(row, factor) if factor > AGREE else row)
     return found
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from typing import Any, Literal, Self
@@ -138,7 +138,8 @@ class Comparison:
     @property
     def doubts(self) -> list[str]:
         """A busy machine, and dense times that disagree, within a result or between the two."""
-        return doubts([*self.base.states, *self.head.states], [*self.base.rows, *self.head.rows])
+        rows = with_disagreements([*self.base.rows, *self.head.rows])
+        return doubts([*self.base.states, *self.head.states], rows)
 
     @property
     def hints(self) -> Sequence[str]:
@@ -327,11 +328,11 @@ def compare(base: Document, head: Document, *, across_environments: bool = False
             raise UserError(f"{found.title}: no case has been measured there yet", ExitCode.NOTHING_MEASURED)
     # Equal dense work is one figure in both, so that a machine that changed in between shows.
     marked = with_disagreements([*base.rows, *head.rows])
-    base, head = (replace(base, rows=marked[: len(base.rows)]), replace(head, rows=marked[len(base.rows) :]))
-    earlier = {(row.case_id, row.phase): row for row in base.rows}
-    later = {(row.case_id, row.phase): row for row in head.rows}
+    before, after = marked[: len(base.rows)], marked[len(base.rows) :]
+    earlier = {(row.case_id, row.phase): row for row in before}
+    later = {(row.case_id, row.phase): row for row in after}
     # A case that failed has one row without a phase, which stands for all of its phases.
-    failed = [{row.case_id: row for row in rows if row.phase is None} for rows in (base.rows, head.rows)]
+    failed = [{row.case_id: row for row in rows if row.phase is None} for rows in (before, after)]
     changes = [Change.of(earlier[key], row) for key, row in later.items() if key in earlier]
     changes += [Change.of(failed[0][case], row) for (case, phase), row in later.items() if phase and case in failed[0]]
     changes += [

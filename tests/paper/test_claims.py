@@ -29,6 +29,11 @@ def test_as_good_as_dense_is_judged_by_the_interval_over_paired_seeds(evidence, 
     assert found["at-least"].verdict == verdict
 
 
+def test_a_difference_whose_interval_is_too_wide_is_no_figure(evidence):
+    found = verdicts(evidence("icml:1", {DENSE: [98.0, 98.0], SPARSE: [98.0, 80.0]}))
+    assert found["at-least"].ours == "cannot tell"
+
+
 def test_better_needs_more_than_as_good(evidence):
     small, same = (MNIST, "MLP (h=20)"), [98.0, 98.01, 97.99]
     assert verdicts(evidence("icml:3", {small: [98.0] * 3, SPARSE: same}))["better"].verdict == "inconclusive"
