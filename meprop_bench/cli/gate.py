@@ -358,4 +358,4 @@ def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]
     from meprop_bench.gate.document import OutcomeDocument
     from meprop_bench.report.table import as_table
 
-    return (as_table(OutcomeDocument(outcome), terminal=terminal),)
+    return (as_table(OutcomeDocument(outcome), terminal=terminal, summary_first=True),)

@@ -187,6 +187,8 @@ def test_what_would_have_been_caught_is_the_worst_of_the_times_that_decide():
     )
     line = "A slowdown of 9.2% or more, of any time judged here, would have failed with 90% probability."
     assert OutcomeDocument(found).summary[2] == line
+    text = " ".join(as_table(OutcomeDocument(found), summary_first=True).split())
+    assert text.index("A slowdown of 9.2%") < text.index("Verdicts") < text.index("linear k=8")
     record = json.loads(as_json(found))
     assert (record["caught"], record["judgements"][4]["caught"]) == (pytest.approx(0.092), None)
     assert len(OutcomeDocument(outcome(judgement())).summary) == 2
