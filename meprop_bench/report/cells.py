@@ -29,6 +29,7 @@ __all__ = [
     "pair",
     "parity",
     "percent",
+    "plain_speedup",
     "points",
     "quantity",
     "ratio",
@@ -162,6 +163,15 @@ def speedup(row: Row, *, told_apart: bool = True) -> Cell:
         vague = text.startswith(CANNOT_TELL)
         return Cell(text if vague else f"{text} not significant", "quiet")
     return Cell(text, "good" if row.speedup > 1 else "bad")
+
+
+def plain_speedup(row: Row) -> str:
+    """The speed-up alone, where its interval stands elsewhere: `5.12x`, or why that is no figure."""
+    if row.speedup is None:
+        return ABSENT
+    if row.baseline_disagreement is not None:
+        return "do not believe"
+    return CANNOT_TELL if too_wide(row.half_width) else ratio(row.speedup)
 
 
 def efficiency(row: Row) -> Cell:

@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.baselines import with_disagreements
-from meprop_bench.report.cells import ABSENT, Cell, pair, ratio, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio_within, seconds
 from meprop_bench.report.document import Document, doubts
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
 from meprop_bench.report.significance import LEVEL, judged_runs
@@ -228,7 +228,7 @@ class Comparison:
                 *(Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either),
                 Cell(pair(seconds(change.base.median_s), seconds(change.head.median_s))),
                 self._cell(place, "time", reasons),
-                Cell(pair(*(ABSENT if s is None else ratio(s) for s in (change.base.speedup, change.head.speedup)))),
+                Cell(pair(*map(plain_speedup, (change.base, change.head)))),
                 self._cell(place, "speedup", reasons),
             )
             for place, change in own

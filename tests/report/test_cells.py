@@ -86,6 +86,12 @@ def test_points_that_span_too_much_are_no_figure():
     assert cells.points(-2.5, None, None) == "-2.50"
 
 
+def test_a_speed_up_without_its_interval_is_a_figure_or_none(make_row):
+    assert cells.plain_speedup(make_row("a", speedup=5.12)) == "5.12x"
+    assert cells.plain_speedup(make_row("a", speedup_low=0.01, speedup_high=900.0)) == "cannot tell"
+    assert cells.plain_speedup(make_row("a", baseline_disagreement=2.0)) == "do not believe"
+
+
 def test_a_time_within_its_interval():
     assert cells.seconds_within(4e-4, 3.9e-4, 4.1e-4) == "400 µs ±2%"
     assert cells.seconds_within(4e-4, None, None) == "400 µs"
