@@ -174,7 +174,10 @@ def _stored_doubts(*paths: Path | None) -> list[str]:
     from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
 
     folders = [path.parent if path.name == MEASUREMENTS else path for path in paths if path is not None]
-    documents = [Document.load(folder) for folder in folders if (folder / ENVIRONMENT).is_file()]
+    documents = []
+    for folder in folders:
+        with suppress(UserError):  # what cannot be read was said when the figures were
+            documents += [Document.load(folder)] if (folder / ENVIRONMENT).is_file() else []
     return [f"{document.title}: {line}" for document in documents for line in document.doubts]
 
 
