@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "CANNOT_TELL",
     "Alternative",
     "Interval",
     "Runs",
@@ -50,11 +51,16 @@ __all__ = [
     "independent_ratio",
     "iqr",
     "mean_difference",
+    "mean_interval",
     "median",
     "non_inferiority",
     "paired_ratio",
+    "plus_minus",
+    "process_interval",
     "process_medians",
     "ratio_p_value",
+    "spread_percent",
+    "too_wide",
 ]
 
 _LARGEST_LOG = math.log(sys.float_info.max)
@@ -67,6 +73,15 @@ Runs = Sequence[Sequence[tuple[float, float]]]
 
 Samples = Sequence[Sequence[float]]
 """For each process its values, without pairs."""
+
+CANNOT_TELL = "cannot tell"
+"""What stands for a figure whose interval is too wide for it to be one."""
+
+_USEFUL = 2.0
+"""Factor on either side of a ratio within which an interval leaves it a meaning: beyond, half or twice the figure is as
+likely as the figure, and one would do as well to guess. A fourfold span decides nothing that anybody asks."""
+_WIDEST = (_USEFUL - 1 / _USEFUL) / 2
+"""The same as a relative half-width, ±75%: that of the interval [x / 2, 2 x]."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,22 @@ class Interval:
     def significant(self, null: float = 1.0) -> bool | None:
         """Whether the interval leaves out `null` (1 for a ratio, 0 for a difference); None where there is none."""
         return not self.low <= null <= self.high if self.bounded else None
+
+
+def too_wide(half_width: float | None) -> bool:
+    """Whether a relative half-width (0.02 is ±2%) leaves a figure without a meaning; without an interval it is not."""
+    return half_width is not None and half_width > _WIDEST  # NaN compares false
+
+
+def plus_minus(half_width: float, digits: str = ".1%") -> str:
+    """Return a relative half-width as in `±2.0%`, or `cannot tell` where it is too wide."""
+    return CANNOT_TELL if too_wide(half_width) else f"±{half_width:{digits}}"
+
+
+def spread_percent(share: float) -> str:
+    """Return a spread between ratios as in `12%`; beyond a fourfold one, how much it is says nothing any more."""
+    most = _USEFUL**2 - 1
+    return f"{share:.0%}" if share <= most else f"more than {most:.0%}"
 
 
 def median(values: Iterable[float]) -> float:
@@ -246,6 +277,16 @@ def independent_ratio(
     return _exponential(Interval(mean, mean - half, mean + half))
 
 
+def process_interval(samples: Samples, confidence: float = 0.95) -> Interval:
+    """Return a typical value, exp of the mean of the processes' median logs, with its interval over the processes.
+
+    Raises:
+        ValueError: no process, a process without values, or a value that is not positive and finite.
+
+    """
+    return _exponential(_t_interval(_log_medians(samples), confidence))
+
+
 def independent_p_value(first: Samples, second: Samples) -> float:
     """Return the two-sided p-value of "first / second is 1" (Welch); NaN where a side has a single process."""
     mean, error, degrees = _independent([(first, second)])
@@ -269,6 +310,19 @@ def mean_difference(pairs: Sequence[tuple[float, float]], confidence: float = 0.
     if not pairs:
         raise ValueError("a difference needs at least one pair")
     return _t_interval([method - baseline for baseline, method in pairs], confidence)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the mean of independent values, one for each process, with its interval, in their unit.
+
+    Args:
+        values: at least one; of one there is no interval.
+        confidence: two-sided, in (0, 1).
+
+    """
+    if not values:
+        raise ValueError("a mean needs at least one value")
+    return _t_interval(values, confidence)
 
 
 def non_inferiority(interval: Interval, margin: float) -> Verdict:

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from meprop_bench.stats import (
+    CANNOT_TELL,
     Interval,
     geometric_mean_ratio,
     holm,
@@ -17,10 +18,15 @@ from meprop_bench.stats import (
     independent_ratio,
     iqr,
     mean_difference,
+    mean_interval,
     median,
     non_inferiority,
     paired_ratio,
+    plus_minus,
+    process_interval,
     ratio_p_value,
+    spread_percent,
+    too_wide,
 )
 
 
@@ -347,3 +353,43 @@ def test_independent_ratios_without_doubt_or_without_evidence():
             independent_ratio(cases)
     with pytest.raises(ValueError, match="differ in their processes"):
         independent_ratio([(same, same), (same * 2, same)], same_processes=True)
+
+
+@pytest.mark.parametrize(
+    ("interval", "wide"),
+    [
+        (Interval(1.0, 0.5, 2.0), False),  # half to twice, just
+        (Interval(1.0, 0.49, 2.05), True),
+        (Interval(26.2, 22.2, 31.0), False),
+        (Interval(0.2, 0.001, 43.0), True),
+        (Interval(17.0, 3.0, 100.0), True),
+        (Interval(1.0, math.nan, math.nan), False),  # there is none, which is said otherwise
+    ],
+)
+def test_an_interval_beyond_half_or_twice_the_figure_is_too_wide(interval, wide):
+    assert too_wide(interval.half_width) == wide
+    if interval.bounded:
+        assert (plus_minus(interval.half_width) == CANNOT_TELL) == wide
+
+
+def test_relative_errors_are_written_in_one_way():
+    assert [plus_minus(half) for half in (0.02, 0.667, 215.26, math.inf)] == [
+        "±2.0%",
+        "±66.7%",
+        CANNOT_TELL,
+        CANNOT_TELL,
+    ]
+    assert plus_minus(0.0213, ".2%") == "±2.13%"
+    assert [spread_percent(share) for share in (0.12, 1.1, 215.26)] == ["12%", "110%", "more than 300%"]
+
+
+def test_times_of_several_processes_have_an_interval_over_the_processes():
+    found = process_interval([[1.0, 1.0, 9.0], [1.1, 1.1, 1.1], [0.9, 0.9, 0.9]])
+    logs = [math.log(value) for value in (1.0, 1.1, 0.9)]
+    low, high = scipy_stats.t.interval(0.95, 2, np.mean(logs), scipy_stats.sem(logs))
+    assert (found.low, found.high) == (pytest.approx(math.exp(low)), pytest.approx(math.exp(high)))
+    assert not process_interval([[1.0, 2.0]]).bounded
+    low, high = scipy_stats.t.interval(0.95, 2, 2.0, scipy_stats.sem([1.0, 2.0, 3.0]))
+    assert mean_interval([1.0, 2.0, 3.0]) == Interval(2.0, pytest.approx(low), pytest.approx(high))
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])

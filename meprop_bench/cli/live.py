@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.stats import CANNOT_TELL, plus_minus, too_wide
+
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.sweep.plan import Plan
@@ -52,7 +54,7 @@ def _line(progress: Progress) -> None:
 
 def _description(progress: Progress) -> str:
     widest = max(progress.half_widths.values(), default=None)
-    width = "" if widest is None or math.isnan(widest) else f" ±{widest:.1%}"
+    width = "" if widest is None or math.isnan(widest) else f" {plus_minus(widest)}"
     return f"{_duration(progress.left_s)} left · {progress.case.label}: {progress.stage}{width}"
 
 
@@ -66,7 +68,9 @@ def outcome(rows: tuple[Row, ...]) -> str:
     if not main:
         return next((f"failed: {row.error or row.check}" for row in rows), "no rows")
     parts = [
-        f"{row.phase} {row.speedup:.3g}x" + ("" if row.half_width is None else f" ±{row.half_width:.1%}")
+        f"{row.phase} {CANNOT_TELL}"
+        if too_wide(row.half_width)
+        else f"{row.phase} {row.speedup:.3g}x" + ("" if row.half_width is None else f" {plus_minus(row.half_width)}")
         for row in main
     ]
     parts += [

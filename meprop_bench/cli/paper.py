@@ -203,8 +203,11 @@ def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
     from meprop_bench.cli.live import showing, tell_left_out
+    from meprop_bench.measure.machine import state
     from meprop_bench.paper.runner import Step, count_data, decode_all, plan_of, train_all
     from meprop_bench.sweep.runner import Runner
+
+    store.write_state(state(workers))
 
     def tell(step: Step) -> None:
         one = step.trained
@@ -241,7 +244,7 @@ def _report(store: Store) -> None:
 def _print_document(document: PaperDocument) -> None:
     from meprop_bench.paper.folder import own_sections
 
-    for line in document.summary[:2]:
+    for line in (*document.doubts, *document.summary[:2]):
         click.echo(line)
     for section in own_sections(document):
         click.echo(f"\n{section.title}")

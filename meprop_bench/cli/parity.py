@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _CODES = {"pass": ExitCode.OK, "fail": ExitCode.REGRESSION, "inconclusive": ExitCode.INCONCLUSIVE}
+_BUSY = "the accuracies below do not depend on it, the times of the trainings do, by a factor of {factor} or more"
 _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "inconclusive"}
 
 
@@ -54,6 +55,7 @@ def command(
     form: str, resume: bool, out: Path, threads: int, processes: int | None, seeds: int, margin: float, **wishes: Any
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
+    from meprop_bench.measure.machine import state
     from meprop_bench.sweep.parity import Comparison, compare
     from meprop_bench.workloads.case import default_threads
 
@@ -64,6 +66,7 @@ def command(
         processes = max(1, default_threads() // threads) if on_cpu else 1
     with _store(comparison, out, resume) as store:
         click.echo(f"{2 * seeds} trainings to {store.folder}", err=True)
+        store.write_state(state(processes * threads))
         try:
             with _showing(comparison) as show:
                 found = compare(comparison, store, processes=processes, progress=show)
@@ -127,6 +130,9 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[Progress], None]]:
 
 
 def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> None:
+    from meprop_bench.measure.busy import was_busy
+
+    doubt = was_busy(store.header["states"], {}, _BUSY)
     if form == "json":
         from meprop_bench.results.schema import SCHEMA
 
@@ -135,9 +141,12 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
             "command": store.header["command"],
             "environment": store.header["environments"],
             "rows": [row.to_json() for row in store.rows()],
+            **({"doubts": [doubt]} if doubt else {}),
         }
         click.echo(json.dumps(record, indent=1, allow_nan=False))
         return
+    if doubt:
+        click.echo(f"{doubt}\n")
     head = ("seed", "dense", comparison.recipe.label, "difference")
     pairs = zip(found.seeds, found.baseline, found.method, strict=True)
     rows = [(str(seed), f"{dense:.2f}", f"{sparse:.2f}", f"{sparse - dense:+.2f}") for seed, dense, sparse in pairs]
@@ -158,11 +167,15 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
 
 def _verdict(found: Parity) -> str:
     """Return the verdict in a sentence."""
-    bounds = (
-        "no interval from one seed"
-        if found.low is None or found.high is None
-        else f"95% interval [{found.low:+.2f}, {found.high:+.2f}]"
-    )
+    from meprop_bench.report.cells import WIDEST_POINTS
+    from meprop_bench.stats import CANNOT_TELL
+
+    if found.low is None or found.high is None:
+        bounds = "no interval from one seed"
+    elif found.high - found.low > WIDEST_POINTS:
+        bounds = f"{CANNOT_TELL} (the 95% interval spans {found.high - found.low:.0f} points)"
+    else:
+        bounds = f"95% interval [{found.low:+.2f}, {found.high:+.2f}]"
     return (
         f"{_WORDS[found.verdict]}: {found.difference:+.2f} points, {bounds}, {len(found.seeds)} seeds, "
         f"margin {found.margin:g}"

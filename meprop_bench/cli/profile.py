@@ -57,7 +57,8 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(form: str, trace: Path | None, search: float, seed: int, **wishes: str | None) -> int:
     """Show where the time of one step goes: phases, stages of the backward pass, operators; and why it is not less.
 
-    The case is given by the axes of speedup, one value each. It takes about 20 seconds.
+    The case is given by the axes of speedup, one value each. It takes about 30 seconds; times are medians over four
+    processes, with 95% intervals.
     """
     from meprop_bench.sweep.feasible import check_feasible
 

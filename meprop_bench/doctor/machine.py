@@ -1,14 +1,8 @@
 """Can this machine be trusted to measure? Its cores, what others take of them, and the clock.
 
 Nothing is read here: the environment and the state of the machine are collected by `measure`, whose own warnings are
-what a finding says. The doctor adds when to stop. Interleaved pairs bear much: below a quarter of the cores taken by
-others, intervals get wider and stay right. A machine is not to be trusted
-
-    others   when other processes take more than a quarter of the usable cores
-    steal    when the hypervisor withholds more than a tenth of them
-    quota    when a CPU quota is below the threads that are measured with: they are then held back in turns
-
-each five times what the instrument warns of, where it has a bound; how far the noise really goes, `noise` measures.
+what a finding says, and whose rule says when a machine is not to be trusted (`measure.busy`): it is that of the first
+line of a result as well. How far the noise really goes, `noise` measures.
 """
 
 from __future__ import annotations
@@ -19,12 +13,9 @@ from typing import Any
 
 from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
+from meprop_bench.measure.busy import too_busy
 
 __all__ = ["allocators", "clock", "machine_state"]
-
-_HEAVY_OTHERS = 0.25
-_HEAVY_STEAL = 0.10
-"""Shares of the usable cores: five times the shares from which `measure.machine` warns."""
 
 _SLOW_CLOCK_S = 1e-6
 """A value lasts a millisecond at least (`measure.paired.calibrate`): from here on the clock is a thousandth of it."""
@@ -45,8 +36,8 @@ def machine_state(environment: _Facts, state: _Facts) -> list[Finding]:
     return [
         _cores(environment, state),
         _quota(state),
-        _taken(state, "others", "others_cores", "other processes", "took", _HEAVY_OTHERS),
-        _taken(state, "steal", "stolen_cores", "the hypervisor", "withheld", _HEAVY_STEAL),
+        _taken(state, "others", "others_cores", "other processes", "took"),
+        _taken(state, "steal", "stolen_cores", "the hypervisor", "withheld"),
         _frequency(environment, state),
         _heat(state),
         _swap(state),
@@ -102,25 +93,23 @@ def _cores(environment: _Facts, state: _Facts) -> Finding:
 
 
 def _quota(state: _Facts) -> Finding:
-    limit, threads = state["cpu_limit"], state["threads"]
-    if (said := _said(state, f"{threads} threads under")) is not None:
-        return Finding(
-            "machine", "quota", "problem", ": ".join(said), "raise the quota, or measure with fewer --threads"
-        )
+    limit = state["cpu_limit"]
+    if (heavy := too_busy(state).get("quota")) is not None:
+        return Finding("machine", "quota", "problem", heavy, "raise the quota, or measure with fewer --threads")
     text = state["unavailable"].get("cpu_limit", "none") if limit is None else f"{limit:g} cores"
     return Finding("machine", "quota", "ok", text)
 
 
-def _taken(state: _Facts, check: str, field: str, start: str, verb: str, heavy: float) -> Finding:
+def _taken(state: _Facts, check: str, field: str, start: str, verb: str) -> Finding:
     taken, cores = state[field], state["cpu_usable_cores"]
     if taken is None:
         return Finding("machine", check, "note", state["unavailable"].get(field, "not counted"))
     text = f"{start} {verb} {taken:.2f} of {cores} cores"
     if (said := _said(state, start)) is None:
         return Finding("machine", check, "ok", text)
-    if taken > heavy * cores:
+    if (heavy := too_busy(state).get(check)) is not None:
         advice = "end them, or wait" if check == "others" else "measure on another machine, or at another hour"
-        return Finding("machine", check, "problem", f"{text}, more than {heavy:.0%}", advice)
+        return Finding("machine", check, "problem", heavy, advice)
     return Finding("machine", check, "warning", text, said[1])
 
 

@@ -27,6 +27,7 @@ from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.replicate import Asked, WorkerDied
 from meprop_bench.results.schema import PASSED
+from meprop_bench.stats import plus_minus
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
 
@@ -80,7 +81,7 @@ def judge(found: Measurement) -> list[Finding]:
     """Say what the interval of identical code means for real cases."""
     half, target, within = found.speedup.half_width, Plan.target, f"{Plan.budget:g} s and {Plan.processes} processes"
     text = (
-        f"identical code measures {found.speedup.estimate:.4f}x ±{half:.2%}"
+        f"identical code measures {found.speedup.estimate:.4f}x {plus_minus(half, '.2%')}"
         f" ({len(found.values_s)} pairs of a {found.median_s * 1e3:.2f} ms call)"
     )
     if half <= target:

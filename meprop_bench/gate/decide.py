@@ -103,6 +103,7 @@ class _Found:
     change: Interval | None = None
     pairs: int = 0
     report_only: bool = False
+    caught: float | None = None
 
 
 def _judgement(one: Series, found: _Found, settings: Settings) -> Judgement:
@@ -120,6 +121,7 @@ def _judgement(one: Series, found: _Found, settings: Settings) -> Judgement:
         report_only=found.report_only or settings.only_reported(one.case, one.figure),
         verdict=found.verdict,
         reason=found.reason,
+        caught=found.caught,
     )
 
 
@@ -222,7 +224,8 @@ def _verdicts(
     with np.errstate(invalid="ignore"):
         p_values = np.minimum(views.evidence.above(of) / views.weights, 1.0)
         within = (high < of) | ((views.evidence.error == 0) & (estimate <= of))
-    adjusted, of_blocks = _adjusted(sound, settings, views, p_values, weighed)
+    adjusted, of_blocks, family = _adjusted(sound, settings, views, p_values, weighed)
+    caught = _caught(sound, settings, looks, views, bounds, family)
     found = []
     starts = np.searchsorted(views.owners, np.arange(len(sound) + 1)).tolist()
     table = list(zip(estimate.tolist(), low.tolist(), high.tolist(), within.tolist(), views.counts, strict=True))
@@ -238,8 +241,32 @@ def _verdicts(
             change = Interval(middle, lowest, highest)
         else:
             change = Interval(_exp(middle), _exp(lowest), _exp(highest))
-        found.append(_Found(verdict, reason, change, pairs))
+        found.append(_Found(verdict, reason, change, pairs, caught=caught[place]))
     return found, of_blocks
+
+
+def _caught(
+    sound: Sequence[Series], settings: Settings, looks: Looks | None, views: _Views, bounds: Floats, family: int
+) -> list[float | None]:
+    """Return the slowdown of each figure with pairs that the whole design would have caught, by Holm's first step."""
+    last = np.searchsorted(views.owners, np.arange(len(sound)), side="right") - 1
+    looked_at = set(views.owners.tolist())
+    noisy = [place for place, one in enumerate(sound) if one.pairs is not None and place in looked_at]
+    chosen = last[noisy]
+    counts = np.array(views.counts, np.int64)[chosen]
+    most = np.array([sound[place].most for place in noisy], np.int64)
+    if looks is not None:
+        most = np.minimum(most, looks.counts[-1])
+    planned = np.maximum(most, counts)
+    # What was decided early would have been measured on, had it been slower.
+    error = views.evidence.error[chosen] * np.sqrt(counts / planned)
+    whole = Evidence(views.evidence.estimate[chosen], error, planned - 1.0)
+    weight = 1.0 if looks is None else looks.weights[-1]
+    found = np.expm1(whole.caught(bounds[noisy], settings.alpha * weight / max(family, 1)))
+    result: list[float | None] = [None] * len(sound)
+    for place, value in zip(noisy, found.tolist(), strict=True):
+        result[place] = value if math.isfinite(value) else None
+    return result
 
 
 def _pick(
@@ -336,9 +363,9 @@ def _bound(one: Series, settings: Settings) -> float:
 
 def _adjusted(
     sound: Sequence[Series], settings: Settings, views: _Views, p_values: Floats, weighed: Sequence[Weighed]
-) -> tuple[list[float], list[Floats]]:
+) -> tuple[list[float], list[Floats], int]:
     """Return the p-value of each figure's slowdown over all its looks, those that decide corrected for each other:
-    of the series, and of each block.
+    of the series, and of each block; and how many those are.
     """
     least = np.full(len(sound), np.nan)
     np.fmin.at(least, views.owners, p_values)
@@ -350,7 +377,7 @@ def _adjusted(
         end = begin + int(mask.sum())
         values[mask] = family[begin:end]
         begin = end
-    return parts[0][0].tolist(), [values for values, _ in parts[1:]]
+    return parts[0][0].tolist(), [values for values, _ in parts[1:]], len(family)
 
 
 def _exp(value: float) -> float:

@@ -16,10 +16,11 @@ import numpy as np
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.judgement import VERDICTS, Judgement, Outcome
 from meprop_bench.gate.names import shown
-from meprop_bench.report.cells import ABSENT, Cell, memory, quantity, seconds
+from meprop_bench.report.cells import ABSENT, WIDEST_POINTS, Cell, memory, quantity, ratio_within, seconds
 from meprop_bench.report.sections import Section
+from meprop_bench.stats import CANNOT_TELL, too_wide
 
-__all__ = ["OutcomeDocument", "change", "margin", "result", "section", "told"]
+__all__ = ["OutcomeDocument", "caught", "change", "margin", "result", "section", "told"]
 
 _COLUMNS = ("verdict", "case", "figure", "base", "head", "head / base", "margin", "pairs", "noise", "why")
 _TONES = {"fail": "bad", "inconclusive": "quiet", "pass": "good"}
@@ -49,12 +50,18 @@ class OutcomeDocument:
         return self.outcome.command
 
     @property
+    def doubts(self) -> Sequence[str]:
+        """Whether the machine was too busy."""
+        return self.outcome.doubts
+
+    @property
     def summary(self) -> list[str]:
-        """The result in two sentences."""
+        """The result in two sentences, and what it was able to find."""
         verdict, what = result(self.outcome)
         return [
             f"{verdict}: {what}.",
             f"{told(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
+            *caught(self.outcome.judgements.caught),
         ]
 
     @property
@@ -78,6 +85,15 @@ class OutcomeDocument:
             " passes when the high end is below it; and is inconclusive otherwise. Noise is half the interval's width."
             " A margin in points is of accuracy, whose change is what was lost.",
         )
+
+
+def caught(slowdown: float | None) -> list[str]:
+    """Return a line on the slowdown that would have failed, none where it was not reckoned."""
+    if slowdown is None:
+        return []
+    if too_wide(slowdown):
+        return [f"What slowdown would have failed: {CANNOT_TELL}, a time is too noisy."]
+    return [f"A slowdown of {slowdown:.1%} or more, of any time judged here, would have failed with 90% probability."]
 
 
 def told(counts: Mapping[str, int]) -> str:
@@ -138,6 +154,10 @@ def change(one: Judgement) -> str:
     """Return the ratio, or the points lost, with its interval: `1.032 [1.021, 1.043]`."""
     if one.change is None or math.isnan(one.change.estimate):
         return ABSENT
+    if _vague(one):
+        if one.quantity == "accuracy":
+            return CANNOT_TELL
+        return ratio_within(one.change.estimate, one.change.low, one.change.high, lambda value: _fixed(value, ".3f"))
     form, unit = ("+.2f", " points") if one.quantity == "accuracy" else (".3f", "")
     found, low, high = (_fixed(value, form) for value in (one.change.estimate, one.change.low, one.change.high))
     if not one.change.bounded:
@@ -156,9 +176,16 @@ def margin(one: Judgement) -> str:
     return f"{100 * one.margin:g}%" + (f", {_amount(one, one.least)}" if one.least else "")
 
 
+def _vague(one: Judgement) -> bool:
+    """Whether the interval is too wide to be shown: of points, as `report.cells.points` has it."""
+    return too_wide(one.noise) if one.quantity != "accuracy" else 2 * (one.noise or 0.0) > WIDEST_POINTS
+
+
 def _noise(one: Judgement) -> str:
     if one.noise is None or math.isnan(one.noise):
         return ABSENT
+    if _vague(one):
+        return CANNOT_TELL
     if one.quantity == "accuracy":
         return f"{one.noise:.2f} points"
     return f"±{100 * one.noise:.2g}%" if one.noise else "none"

@@ -32,7 +32,10 @@ import numpy as np
 from meprop_bench.gate.block import Floats, Sides
 from meprop_bench.stats import Runs, median
 
-__all__ = ["Evidence", "Moments", "log_ratios", "lower_rank", "of_values", "ratios"]
+CAUGHT = 0.9
+"""Probability at which a slowdown counts as one that is caught."""
+
+__all__ = ["CAUGHT", "Evidence", "Moments", "log_ratios", "lower_rank", "of_values", "ratios"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Evidence:
         with np.errstate(invalid="ignore"):
             half: Floats = -stdtrit(self.degrees, np.broadcast_to(level, self.degrees.shape)) * self.error
         return np.where(self.error == 0, 0.0, half)
+
+    def caught(self, bound: Floats, level: float | Floats) -> Floats:
+        """Return the changes that would be found above a bound, at an error of `level`, with 90% probability."""
+        return bound + self.half_width(level) + self.half_width(1 - CAUGHT)
 
     def above(self, bound: Floats) -> Floats:
         """Return the p-values of "the change is at most `bound`"; NaN without an error."""

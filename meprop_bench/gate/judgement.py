@@ -35,7 +35,7 @@ VERDICTS: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
 """In the order in which a reader wants them: the worst first."""
 ROW = np.dtype(
     [
-        *((name, np.float64) for name in ("base", "head", "estimate", "low", "high", "margin", "least")),
+        *((name, np.float64) for name in ("base", "head", "estimate", "low", "high", "margin", "least", "caught")),
         *((name, np.int64) for name in ("pairs", "kind", "reason")),
         ("verdict", np.int8),
         ("report_only", np.bool_),
@@ -62,6 +62,7 @@ class Judgement:
         report_only: it is shown and does not decide.
         verdict: "pass", "fail" or "inconclusive".
         reason: why, in a few words, where the interval alone does not say it; empty otherwise.
+        caught: the slowdown, relative, that would have failed with 90% probability; None where that is not reckoned.
 
     """
 
@@ -78,6 +79,7 @@ class Judgement:
     report_only: bool
     verdict: Verdict
     reason: str = ""
+    caught: float | None = None
 
     @property
     def name(self) -> str:
@@ -121,7 +123,7 @@ class Judgements(Sequence[Judgement]):
             (
                 *(math.nan if value is None else value for value in (one.base, one.head)),
                 *((one.change or nothing).estimate, (one.change or nothing).low, (one.change or nothing).high),
-                *(one.margin, one.least, one.pairs),
+                *(one.margin, one.least, math.nan if one.caught is None else one.caught, one.pairs),
                 kinds.setdefault((one.figure, one.quantity, one.unit), len(kinds)),
                 reasons.setdefault(one.reason, len(reasons)),
                 VERDICTS.index(one.verdict),
@@ -168,7 +170,7 @@ class Judgements(Sequence[Judgement]):
         return self._judgement(self.cases[place], self.rows[place].item())
 
     def _judgement(self, case: str, row: tuple[Any, ...]) -> Judgement:
-        base, head, estimate, low, high, margin, least, pairs, kind, reason, verdict, report_only = row
+        base, head, estimate, low, high, margin, least, caught, pairs, kind, reason, verdict, report_only = row
         figure, quantity, unit = self.kinds[kind]
         return Judgement(
             case=case,
@@ -184,6 +186,7 @@ class Judgements(Sequence[Judgement]):
             report_only=report_only,
             verdict=VERDICTS[verdict],
             reason=self.reasons[reason],
+            caught=None if math.isnan(caught) else caught,
         )
 
     @property
@@ -201,6 +204,14 @@ class Judgements(Sequence[Judgement]):
         with np.errstate(invalid="ignore", divide="ignore"):
             found: npt.NDArray[np.float64] = np.where(points | (half == 0), half, half / middle)
         return found
+
+    @property
+    def caught(self) -> float | None:
+        """The slowdown that would have failed with 90% probability in any of the times that decide; None for none."""
+        times = np.array([quantity == "time" for _, quantity, _ in self.kinds], np.bool_)
+        chosen = times[self.rows["kind"]] & ~self.rows["report_only"] if len(self.kinds) else np.zeros(0, np.bool_)
+        found = self.rows["caught"][chosen]
+        return float(np.nanmax(found)) if len(found) and not np.isnan(found).all() else None
 
     @cached_property
     def worst_first(self) -> npt.NDArray[np.int64]:
@@ -231,6 +242,7 @@ class Outcome:
         environment: of the machine, where it measured; None for files.
         seconds: how long it took.
         suite: tells this gate from others that judge the same change.
+        doubts: why it is not to be believed, a line each: a machine that was busy.
 
     """
 
@@ -242,6 +254,7 @@ class Outcome:
     environment: dict[str, Any] | None
     seconds: float
     suite: str = "gate"
+    doubts: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> ExitCode:

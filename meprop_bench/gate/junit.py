@@ -47,7 +47,7 @@ def as_junit(outcome: Outcome) -> str:
     for place in shown.tolist():
         _add(suite, every[place])
     more = f"{len(rest)} more are not in this file: {told(every.counts(rest))}" if len(rest) else ""
-    Xml.SubElement(suite, "system-out").text = _clean("\n".join(filter(None, (more, *outcome.notes))))
+    Xml.SubElement(suite, "system-out").text = _clean("\n".join(filter(None, (*outcome.doubts, more, *outcome.notes))))
     Xml.indent(suites, " ")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(suites, encoding="unicode") + "\n"
 

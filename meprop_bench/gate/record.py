@@ -42,6 +42,8 @@ def json_pieces(outcome: Outcome) -> Iterator[str]:
     every = outcome.judgements
     head = {
         "schema": SCHEMA,
+        "doubts": list(outcome.doubts),
+        "caught": every.caught,
         "command": outcome.command,
         "base": outcome.base,
         "head": outcome.head,
@@ -74,6 +76,7 @@ class _Line(msgspec.Struct, gc=False):
     least: float
     pairs: int
     noise: float
+    caught: float
     report_only: bool
     verdict: str
     reason: str
@@ -83,9 +86,9 @@ def _lines(judgements: Judgements) -> list[str]:
     kinds, reasons = judgements.kinds, judgements.reasons
     lines = []
     for case, row, noise in zip(judgements.cases, judgements.rows.tolist(), judgements.noise.tolist(), strict=True):
-        base, head, change, low, high, margin, least, pairs, kind, reason, verdict, only = row
+        base, head, change, low, high, margin, least, caught, pairs, kind, reason, verdict, only = row
         figure, quantity, unit = kinds[kind]
-        numbers = (base, head, change, low, high, margin, least, pairs, noise)
+        numbers = (base, head, change, low, high, margin, least, pairs, noise, caught)
         lines.append(_Line(case, figure, quantity, unit, *numbers, only, VERDICTS[verdict], reasons[reason]))
     try:
         text = msgspec.json.Encoder().encode_lines(lines)

@@ -30,7 +30,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -233,7 +233,11 @@ class Rounds:
 
     def series(self) -> list[Series]:
         """Return all figures so far."""
-        return [series for tally in self.tallies.values() for series in tally.series()]
+        return [replace(series, most=self._most(tally)) for tally in self.tallies.values() for series in tally.series()]
+
+    def _most(self, tally: Tally) -> int:
+        """Return the pairs of processes that a case's budget allows, going by those that there were."""
+        return int(self._plan.budget * tally.rounds / tally.spent_s) if tally.spent_s > 0 else 0
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""

@@ -93,6 +93,7 @@ class Series:
         head: the head's. Of an accuracy base and head have one value for each seed, in the same order.
         own_processes: whether each of those values is of a process (or seed) of its own. Values of a single process
             understate the noise, which is then added (`settings.process_noise`).
+        most: pairs of processes that the budget allows, 0 where there is none; what is decided early has fewer.
         failure: why the head has no figure though it was asked for one (its check failed, it crashed, ...): such a
             figure fails. Empty where the head has values, or was never asked.
 
@@ -106,6 +107,7 @@ class Series:
     base: Side = ()
     head: Side = ()
     own_processes: bool = False
+    most: int = 0
     failure: str = ""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ a block are positive and finite, and were looked at once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +94,7 @@ class Weighed:
             memory=block.quantity == "memory",
             settings=settings,
         )
-        margin = np.full(len(block), settings.margin)
+        margin = np.full(len(block), settings.usual_margin(block.quantity))
         for glob, value in settings.margins.items():
             margin[settings.matched((glob,), block.cases, block.figure)] = value
         least = settings.least_of(block.quantity)
@@ -124,6 +125,7 @@ class Weighed:
             rows[name] = np.where(np.isfinite(values), values, np.nan)
         for name, values in (("estimate", found.estimate), ("low", low), ("high", high)):
             rows[name] = np.exp(np.minimum(values, _LARGEST))
+        rows["caught"] = math.nan  # a million of them would take longer to reckon than all the rest
         rows["margin"], rows["least"], rows["report_only"] = self.margin, self.least, self.report_only
         rows["pairs"] = np.minimum(self.base.size, self.head.size)
         verdict = np.where(fails, VERDICTS.index("fail"), VERDICTS.index("inconclusive"))

@@ -24,11 +24,17 @@ from typing import Any
 from meprop_bench.measure import procfs
 from meprop_bench.measure.procfs import Unavailable
 
-__all__ = ["Activity", "Watch", "state", "total"]
+__all__ = ["MEANWHILE", "Activity", "Watch", "state", "total"]
 
 # Shares of the usable cores. Below them the A/A spread on a shared 2-core machine did not change visibly.
 _OTHERS = 0.05
 _STOLEN = 0.02
+MEANWHILE = {
+    "others": r"other processes took (\d+)% of the cores meanwhile",
+    "steal": r"the hypervisor withheld (\d+)% of the cores meanwhile",
+}
+"""What `Activity.remarks` says of the cores, to be read again from stored rows."""
+
 _CHANGING = ("powersave", "ondemand", "conservative", "schedutil", "userspace")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self, TypeVar
 
-from meprop_bench.stats import Interval, iqr, median, paired_ratio
+from meprop_bench.stats import Interval, iqr, median, paired_ratio, spread_percent
 
 __all__ = ["Measurement"]
 
@@ -140,10 +140,11 @@ class Measurement:
             lines.append("one process: no interval")
         ratios = [[baseline_s / method_s for baseline_s, method_s in run] for run in self.runs]
         if (spread := max(map(iqr, ratios)) / self.speedup.estimate) > _NOISY_PAIRS:
-            lines.append(f"noisy pairs: within a process the middle half of the ratios spans {spread:.0%}")
+            lines.append(f"noisy pairs: within a process the middle half of the ratios spans {spread_percent(spread)}")
         medians = [median(run) for run in ratios]
         if (disagreement := max(medians) / min(medians) - 1) > _NOISY_PROCESSES:
-            lines.append(f"the processes' speed-ups differ by up to {disagreement:.0%}")
+            spread_text = f"the processes' speed-ups differ by up to {spread_percent(disagreement)}"
+            lines.append(spread_text.replace("up to more", "more"))
         return lines + self._remarks_on_disturbances()
 
     def _remarks_on_disturbances(self) -> list[str]:

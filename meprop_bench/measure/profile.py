@@ -24,7 +24,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["Node", "Range", "profile_ranges"]
+from meprop_bench.stats import mean_interval
+
+__all__ = ["Node", "Range", "merged", "profile_ranges"]
 
 _LEAST_SHARE = 0.01
 """Share of a range below which an operator is told among the others."""
@@ -51,6 +53,8 @@ class Node:
         calls: how often; a mean, so not always whole.
         device_s: seconds of the kernels that it started, 0 without a GPU.
         children: by falling seconds.
+        low: with `high`, the 95% interval of the seconds over several processes; None of one.
+        high: likewise.
 
     """
 
@@ -59,6 +63,8 @@ class Node:
     calls: float
     device_s: float = 0.0
     children: tuple[Node, ...] = field(default=())
+    low: float | None = None
+    high: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -95,6 +101,35 @@ def profile_ranges(ranges: Sequence[Range], device: str, *, rounds: int, trace: 
         profiler.export_chrome_trace(str(trace))
     events = list(profiler.events())
     return [_tree(found.name, events) for found in ranges]
+
+
+def merged(trees: Sequence[Node]) -> Node:
+    """Return one tree of those of several processes: means, with intervals where each process has the part.
+
+    What some of them have among their others is put there for all.
+    """
+    if len(trees) == 1:
+        return trees[0]
+    names = [child.name for child in trees[0].children]
+    by_name = [{child.name: child for child in tree.children} for tree in trees]
+    common = [name for name in names if all(name in found for found in by_name)]
+    children = [merged([found[name] for found in by_name]) for name in common]
+    rest = [[child for child in tree.children if child.name not in common] for tree in trees]
+    if any(rest):
+        children.append(_mean("others", [_together(found) for found in rest], ()))
+    children.sort(key=lambda child: -max(child.seconds, child.device_s))
+    return _mean(trees[0].name, trees, tuple(children))
+
+
+def _together(nodes: Sequence[Node]) -> Node:
+    seconds, calls, device_s = (sum(getattr(node, name) for node in nodes) for name in ("seconds", "calls", "device_s"))
+    return Node("others", seconds, calls, device_s)
+
+
+def _mean(name: str, nodes: Sequence[Node], children: tuple[Node, ...]) -> Node:
+    found = mean_interval([node.seconds for node in nodes])
+    calls, device_s = (sum(getattr(node, what) for node in nodes) / len(nodes) for what in ("calls", "device_s"))
+    return Node(name, found.estimate, calls, device_s, children, found.low, found.high)
 
 
 def _run(ranges: Iterable[Range], device: str) -> None:

@@ -186,7 +186,7 @@ def _nothing(*_: Any) -> None:
 
 def _plan(
     threads: int, x: Tensor, w: Tensor, k: float, selection: str, sparse: bool, name: str
-) -> tuple[int, int, int, bool] | None:
+) -> tuple[int, int, int, int, bool] | None:
     """Tell the C++ node what to do with a shape: see `node.load`."""
     n, m = w.shape
     kept, kernel = resolve_k(k, n), kernels.get(name)
@@ -196,9 +196,11 @@ def _plan(
         kernel = kernel.choose(x, x, w, Request(kept, selection, sparse, True, True, True))
     if kernel.name != "native":
         return None
-    from meprop_bench.ops.kernels.native import plan
+    from meprop_bench.ops.kernels.native import plan, uncountable
 
-    return kept, *plan(selection, threads, x.numel() // m, n, m, kept)
+    b = x.numel() // m
+    # Too large: in Python another kernel takes it, or an error says why not.
+    return None if uncountable(selection, b, n, kept) else (kept, *plan(selection, threads, b, n, m, kept))
 
 
 def _backward_beside(dy: Tensor, x: Tensor, w: Tensor, *request: Any) -> Gradients:

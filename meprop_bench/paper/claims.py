@@ -39,7 +39,8 @@ from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learnin
 from meprop_bench.paper.evidence import Evidence, figure, time_column, values
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.trainings import Trained
-from meprop_bench.stats import Interval, mean_difference, paired_ratio
+from meprop_bench.report.cells import points, ratio_within
+from meprop_bench.stats import CANNOT_TELL, Interval, mean_difference, paired_ratio, too_wide
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
 
@@ -115,7 +116,7 @@ def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> 
     interval = mean_difference(pairs)
     bound = -SAME[unit] if kind == "at-least" else 0.0
     verdict, why = _above(interval, bound, f"{bound:g} points")
-    ours = f"{interval.estimate:+.2f}{_brackets(interval, '+.2f')} points"
+    ours = _points(interval)
     yield Claim(part.name, row.name, kind, says, printed, ours, verdict, f"{why}, {len(pairs)} seeds")
 
 
@@ -202,7 +203,9 @@ def _speed(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iter
     interval = Interval(found.speedup, low, high)
     bound = 1.0 if kind == "faster" else NEARLY * printed
     verdict, why = _above(interval, bound, "1x" if kind == "faster" else f"{bound:.1f}x, {NEARLY:g} of the printed")
-    ours = f"{found.speedup:.2f}x{_brackets(interval, '.2f')}"
+    if found.baseline_disagreement is not None:
+        verdict, why = "inconclusive", f"equal dense times differ by up to {found.baseline_disagreement:.1f}x here"
+    ours = _times(interval)
     yield Claim(part.name, row.name, kind, says, f"{printed:g}x", ours, verdict, why)
 
 
@@ -241,7 +244,7 @@ def _decode(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim
         return
     interval = found.speedup
     verdict, why = _above(interval, 1.0, "1x")
-    ours = f"{interval.estimate:.2f}x{_brackets(interval, '.2f')}, {found.fewer:.1f}x fewer products"
+    ours = f"{_times(interval)}, {found.fewer:.1f}x fewer products"
     yield Claim(part.name, row.name, "decode", says, printed, ours, verdict, f"{why}, the test set on one thread")
 
 
@@ -266,7 +269,7 @@ def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow) -> Iterat
     verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
     if len(changing) < len(evidence.seeds(part, row)):  # a model that changes no more is a dead one, not a frugal one
         verdict, why = "inconclusive", "some trainings changed nothing after the masks, or did not record it"
-    ours = f"{interval.estimate:.2f}x{_brackets(interval, '.2f')}"
+    ours = _times(interval)
     yield Claim(part.name, row.name, "smaller-update", says, paper, ours, verdict, f"{why}, {len(changing)} seeds")
 
 
@@ -334,6 +337,17 @@ def _test(trained: Trained) -> float | None:
 
 def _negated(interval: Interval) -> Interval:
     return Interval(0.0 - interval.estimate, 0.0 - interval.high, 0.0 - interval.low)  # without a zero that is negative
+
+
+def _times(found: Interval) -> str:
+    if too_wide(found.half_width):
+        return ratio_within(found.estimate, found.low, found.high)
+    return f"{found.estimate:.2f}x{_brackets(found, '.2f')}"
+
+
+def _points(found: Interval) -> str:
+    text = points(found.estimate, *((found.low, found.high) if found.bounded else (None, None)))
+    return text if text == CANNOT_TELL else f"{text} points"
 
 
 def _brackets(interval: Interval, form: str) -> str:

@@ -12,6 +12,7 @@ from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained
 from meprop_bench.results.schema import Row
+from meprop_bench.stats import CANNOT_TELL, too_wide
 
 __all__ = ["Evidence", "Line", "lines", "time_column"]
 
@@ -118,7 +119,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Line:
-    """One figure side by side: the paper's, and ours over seeds (or the median of a time)."""
+    """One figure side by side: the paper's, and ours over seeds (or the median of a time).
+
+    `doubt` is what is said of ours where it is not to be believed.
+    """
 
     part: str
     row: str
@@ -129,6 +133,7 @@ class Line:
     deviation: float | None = None
     best: float | None = None
     seeds: int = 0
+    doubt: str = ""
 
 
 def time_column(row: PublishedRow) -> str | None:
@@ -189,7 +194,9 @@ def _timed_line(evidence: Evidence, part: Part, row: PublishedRow, bare: Line) -
     if found is None:
         return bare
     if bare.column == "speedup":
-        return replace(bare, mean=found.speedup)
+        disagrees = found.baseline_disagreement is not None
+        doubt = "do not believe" if disagrees else CANNOT_TELL if too_wide(found.half_width) else ""
+        return replace(bare, mean=found.speedup, doubt=doubt)
     seconds = found.baseline_median_s if is_baseline else found.median_s
     if seconds is None:
         return bare

@@ -122,7 +122,8 @@ def read(store: Store) -> PaperDocument:
     trained: dict[str, Sequence[Trained]] = {
         arm.arm_id: trainings.of(arm.arm_id, found.seeds) for arm in found.distinct_arms
     }
-    rows = store.rows()
+    plain = Document.of(store)
+    rows = plain.rows
     timed = {(row.case_id, row.phase): row for row in rows if row.phase is not None}
     timed |= {(row.case_id, "backward"): row for row in rows if row.phase is None}
     failures = {
@@ -134,7 +135,6 @@ def read(store: Store) -> PaperDocument:
     }
     decodings = Decodings(store.folder)
     evidence = Evidence(found, trained, failures, timed, _counts(store.folder), decodings.found)
-    plain = Document.of(store)
     origins = Counter(one.origin for one in trainings.all() if one.origin)
     taken = [f"{count} of {len(trainings.all())} trainings were made for {name}" for name, count in origins.items()]
     failed = [f"{one.arm_id}, seed {one.seed}: {one.error}" for one in trainings.all() if one.error]
@@ -189,7 +189,7 @@ def _cells(line: Line) -> list[Cell]:
         Cell(line.row),
         Cell(COLUMNS[line.column].title),
         Cell(_number(line.paper, line.unit)),
-        Cell(_number(line.mean, line.unit, spread)),
+        Cell(line.doubt or _number(line.mean, line.unit, spread)),
         Cell(_number(line.best, line.unit)),
         Cell(str(line.seeds) if line.seeds else ABSENT, "" if line.seeds else "quiet"),
     ]

@@ -28,13 +28,17 @@ def missing_parts() -> str:
 
 
 def draw(document: Document) -> tuple[list[Plot], str]:
-    """Return the plots that can be made here, and one line on what is missing, or ''."""
+    """Return the plots that can be made here, and one line on what is missing, or ''.
+
+    A picture has no room for a doubt, so what is not to be believed is in none.
+    """
     if find_spec("matplotlib") is None:
         return [], missing_parts()
     from meprop_bench.report.plots import plots
     from meprop_bench.report.roofline import rooflines
 
-    return [*plots(document.rows), *rooflines(document.rows, document.peaks)], missing_parts()
+    rows = [row for row in document.rows if row.baseline_disagreement is None]
+    return [*plots(rows), *rooflines(rows, document.peaks)], missing_parts()
 
 
 def write_report(folder: Path, document: Document | None = None) -> list[Path]:

@@ -6,14 +6,17 @@ The text alone says everything: a mark or a word always goes with the tone, so n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from meprop_bench.results.naming import WITHOUT_K
 from meprop_bench.results.schema import PASSED, Row
+from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
     "ABSENT",
+    "WIDEST_POINTS",
     "Cell",
     "check",
     "efficiency",
@@ -26,14 +29,20 @@ __all__ = [
     "pair",
     "parity",
     "percent",
+    "plain_speedup",
+    "points",
     "quantity",
     "ratio",
+    "ratio_within",
     "seconds",
+    "seconds_within",
     "shape",
     "speedup",
 ]
 
 ABSENT = "–"
+WIDEST_POINTS = 20.0
+"""Points of accuracy that an interval spans at most to be shown: beyond, one example in ten may be lost, or won."""
 Tone: TypeAlias = Literal["", "good", "bad", "quiet"]
 
 
@@ -54,6 +63,15 @@ def digits(value: float) -> str:
 def seconds(value: float | None) -> str:
     """A time in s, ms, µs or ns."""
     return _small(value, "s")
+
+
+def seconds_within(value: float, low: float | None, high: float | None) -> str:
+    """A time with its interval, as in `400 µs ±2%`, or `cannot tell`; negative, as a difference of two may be."""
+    text = seconds(value) if value >= 0 else f"-{seconds(-value)}"
+    if low is None or high is None:
+        return text
+    half = Interval(value, low, high).half_width
+    return CANNOT_TELL if too_wide(half) else f"{text} {plus_minus(half, '.0%')}"
 
 
 def joules(value: float | None) -> str:
@@ -110,19 +128,50 @@ def interval(low: float | None, high: float | None, sign: str = "") -> str:
     return f" [{low:+.2f}, {high:+.2f}]" if sign else f" [{digits(low)}, {digits(high)}]"
 
 
+def ratio_within(estimate: float, low: float | None, high: float | None, form: Callable[[float], str] = ratio) -> str:
+    """A ratio with its interval, `5.12x [5.02, 5.22]`; where that is too wide, what it still says: `cannot tell`."""
+    if low is None or high is None:
+        return form(estimate)
+    if not too_wide(Interval(estimate, low, high).half_width):
+        return form(estimate) + interval(low, high)
+    side = f", above {form(low)}" if low > 1 else f", below {form(high)}" if high < 1 else ""
+    return CANNOT_TELL + side
+
+
+def points(difference: float, low: float | None, high: float | None) -> str:
+    """Points of accuracy with their interval, `+0.04 [-0.26, +0.34]`, or `cannot tell` where that is too wide."""
+    if low is not None and high is not None and high - low > WIDEST_POINTS:
+        return CANNOT_TELL
+    return f"{difference:+.2f}{interval(low, high, '+')}"
+
+
 def speedup(row: Row, *, told_apart: bool = True) -> Cell:
     """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check.
 
+    One over a dense time that disagrees with another's is marked whatever its interval says (`baselines`).
     `told_apart` is whether it still differs from 1 when it is judged together with all others (`significance`).
     """
     if not row.passed or row.speedup is None:
         return Cell(ABSENT, "quiet")
+    doubt = " do not believe" * (row.baseline_disagreement is not None)
     if row.significant is None:
-        return Cell(f"{ratio(row.speedup)} no interval", "quiet")
-    text = ratio(row.speedup) + interval(row.speedup_low, row.speedup_high) + " ~" * (row.converged is False)
+        return Cell(f"{ratio(row.speedup)} no interval{doubt}", "bad" if doubt else "quiet")
+    text = ratio_within(row.speedup, row.speedup_low, row.speedup_high) + " ~" * (row.converged is False)
+    if doubt:
+        return Cell(text + doubt, "bad")
     if not (row.significant and told_apart):
-        return Cell(f"{text} not significant", "quiet")
+        vague = text.startswith(CANNOT_TELL)
+        return Cell(text if vague else f"{text} not significant", "quiet")
     return Cell(text, "good" if row.speedup > 1 else "bad")
+
+
+def plain_speedup(row: Row) -> str:
+    """The speed-up alone, where its interval stands elsewhere: `5.12x`, or why that is no figure."""
+    if row.speedup is None:
+        return ABSENT
+    if row.baseline_disagreement is not None:
+        return "do not believe"
+    return CANNOT_TELL if too_wide(row.half_width) else ratio(row.speedup)
 
 
 def efficiency(row: Row) -> Cell:
@@ -150,7 +199,7 @@ def parity(row: Row) -> Cell:
         return Cell(ABSENT, "quiet")
     found = row.parity
     tones: dict[str, Tone] = {"pass": "good", "fail": "bad", "inconclusive": "quiet"}
-    return Cell(f"{found.verdict} {found.difference:+.2f}{interval(found.low, found.high, '+')}", tones[found.verdict])
+    return Cell(f"{found.verdict} {points(found.difference, found.low, found.high)}", tones[found.verdict])
 
 
 def shape(row: Row) -> str:

@@ -25,12 +25,13 @@ from io import StringIO
 from typing import Any, Literal, Self
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.cells import ABSENT, Cell, interval, pair, ratio, seconds
-from meprop_bench.report.document import Document
+from meprop_bench.report.baselines import with_disagreements
+from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio_within, seconds
+from meprop_bench.report.document import Document, doubts
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
 from meprop_bench.report.significance import LEVEL, judged_runs
 from meprop_bench.results.schema import SCHEMA, Row
-from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio
+from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
 from meprop_bench.workloads.case import AXES as AXES_OF_A_CASE
 
 __all__ = ["Change", "Comparison", "compare"]
@@ -77,6 +78,11 @@ class Change:
             if judged_runs(row) is None:
                 return cls(base, head, f"{name} has no raw values")
         return cls(base, head)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether a dense time of the two disagrees with another one: then the change means nothing, however sure."""
+        return any(row.baseline_disagreement is not None for row in (self.base, self.head))
 
     def samples(self, figure: Figure) -> tuple[Samples, Samples]:
         """Return both sides of a ratio, process by process, so that first / second is above 1 where head is better."""
@@ -131,6 +137,12 @@ class Comparison:
         return [f"{found.title}: {note}" for found in (self.base, self.head) for note in found.notes]
 
     @property
+    def doubts(self) -> list[str]:
+        """A busy machine, and dense times that disagree, within a result or between the two."""
+        rows = with_disagreements([*self.base.rows, *self.head.rows])
+        return doubts([*self.base.states, *self.head.states], rows)
+
+    @property
     def hints(self) -> Sequence[str]:
         """How to read it."""
         return _HINTS
@@ -172,6 +184,8 @@ class Comparison:
         ]
         if alone:
             lines.append(f"Not compared: {', '.join(alone)}.")
+        if doubted := sum(change.doubted for change in self.changes):
+            lines.append(f"{doubted} phases whose dense times disagree are in no mean below.")
         lines += [f"Different environments, {line}" for line in self.environments]
         for (workload, phase), changes in self._kinds().items():
             told = []
@@ -185,7 +199,7 @@ class Comparison:
     def _kinds(self) -> dict[tuple[str, str], list[Change]]:
         kinds: dict[tuple[str, str], list[Change]] = {}
         for change in sorted(self.changes, key=lambda found: phase_order(found.head.phase)):
-            if not change.reason:
+            if not (change.reason or change.doubted):
                 kinds.setdefault((change.head.workload, change.head.phase or ""), []).append(change)
         return kinds
 
@@ -215,7 +229,7 @@ class Comparison:
                 *(Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either),
                 Cell(pair(seconds(change.base.median_s), seconds(change.head.median_s))),
                 self._cell(place, "time", reasons),
-                Cell(pair(*(ABSENT if s is None else ratio(s) for s in (change.base.speedup, change.head.speedup)))),
+                Cell(pair(*map(plain_speedup, (change.base, change.head)))),
                 self._cell(place, "speedup", reasons),
             )
             for place, change in own
@@ -237,6 +251,8 @@ class Comparison:
         change = self.changes[place]
         if (found := change.ratio(figure)) is None:
             return Cell(f"{ABSENT} ({reasons.index(change.reason) + 1})", "quiet")
+        if change.doubted:
+            return Cell(f"{_precise(found)} do not believe", "bad")
         word = self.verdict(place, figure)
         if word in ("better", "worse"):
             return Cell(_precise(found), "good" if word == "better" else "bad")
@@ -246,6 +262,7 @@ class Comparison:
         """Return the object that `--format json` prints."""
         return {
             "schema": SCHEMA,
+            "doubts": self.doubts,
             "command": {"base": self.base.command, "head": self.head.command},
             "environment": {**self.base.environments, **self.head.environments},
             "environments_differ": list(self.environments),
@@ -270,6 +287,8 @@ class Comparison:
             "head_median_s": change.head.median_s,
             "base_speedup": change.base.speedup,
             "head_speedup": change.head.speedup,
+            "base_baseline_disagreement": change.base.baseline_disagreement,
+            "head_baseline_disagreement": change.head.baseline_disagreement,
             "reason": change.reason or None,
         }
         for figure in _FIGURES:
@@ -302,10 +321,13 @@ def compare(base: Document, head: Document, *, across_environments: bool = False
     for found in (base, head):
         if not found.rows:
             raise UserError(f"{found.title}: no case has been measured there yet", ExitCode.NOTHING_MEASURED)
-    earlier = {(row.case_id, row.phase): row for row in base.rows}
-    later = {(row.case_id, row.phase): row for row in head.rows}
+    # Equal dense work is one figure in both, so that a machine that changed in between shows.
+    marked = with_disagreements([*base.rows, *head.rows])
+    before, after = marked[: len(base.rows)], marked[len(base.rows) :]
+    earlier = {(row.case_id, row.phase): row for row in before}
+    later = {(row.case_id, row.phase): row for row in after}
     # A case that failed has one row without a phase, which stands for all of its phases.
-    failed = [{row.case_id: row for row in rows if row.phase is None} for rows in (base.rows, head.rows)]
+    failed = [{row.case_id: row for row in rows if row.phase is None} for rows in (before, after)]
     changes = [Change.of(earlier[key], row) for key, row in later.items() if key in earlier]
     changes += [Change.of(failed[0][case], row) for (case, phase), row in later.items() if phase and case in failed[0]]
     changes += [
@@ -359,10 +381,10 @@ def _short(value: object) -> str:
 
 def _precise(found: Interval) -> str:
     """A ratio near 1 with as many digits as it needs."""
-    if found.estimate >= _FAR or found.estimate <= 1 / _FAR:
-        return ratio(found.estimate) + (interval(found.low, found.high) if found.bounded else "")
-    bounds = f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else ""
-    return f"{found.estimate:.3f}x{bounds}"
+    bounds = (found.low, found.high) if found.bounded else (None, None)
+    if found.estimate >= _FAR or found.estimate <= 1 / _FAR or too_wide(found.half_width):
+        return ratio_within(found.estimate, *bounds)
+    return f"{found.estimate:.3f}x" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else "")
 
 
 _FAR = 2.0

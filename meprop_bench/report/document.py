@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from meprop_bench.measure.busy import was_busy
+from meprop_bench.report.baselines import disagreement, with_disagreements
 from meprop_bench.report.cells import memory, quantity
 from meprop_bench.report.floors import saving_sections
 from meprop_bench.report.identical import identical_section, identical_summary
@@ -16,7 +18,7 @@ from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.results.store import Store
 from meprop_bench.results.suite_file import read_suite_file
 
-__all__ = ["HOW_TO_READ", "Document", "Readable"]
+__all__ = ["HOW_TO_READ", "Document", "Readable", "doubts"]
 
 HOW_TO_READ = (
     "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
@@ -24,6 +26,8 @@ HOW_TO_READ = (
     "A tilde (~) marks an interval wider than the target: the budget was spent first. Not significant: not told apart"
     " from 1 at the 5% level when all speed-ups of the report are judged at once (Holm's correction), so that an"
     " interval may miss 1 by a little. A case that failed its correctness check has no speed-up.",
+    "Cannot tell: the interval reaches beyond half or twice the figure. Do not believe: the dense time differs by more"
+    " than a quarter from another case's for the same dense work.",
     "The geometric mean is over the cases named, which were chosen: its interval says how well they are measured, not"
     " what others would give.",
     "Dense and sparse are medians of one iteration of the phase. Efficiency is the floor divided by the sparse median;"
@@ -42,6 +46,10 @@ class Readable(Protocol):
     @property
     def command(self) -> str:
         """What made it."""
+
+    @property
+    def doubts(self) -> Sequence[str]:
+        """Why it is not to be believed, before anything else; empty where nothing speaks against it."""
 
     @property
     def summary(self) -> list[str]:
@@ -68,10 +76,11 @@ class Document:
         title: the folder's name.
         command: what made the results.
         started: when, ISO 8601.
-        rows: in the order of their measurement.
+        rows: in the order of their measurement, marked where their dense times disagree.
         environments: what each environment id stands for.
         peaks: the machine's measured peaks, which the floors come from.
         notes: what was noticed while the results were read.
+        states: the machine's, each time that the run was begun.
 
     """
 
@@ -82,6 +91,10 @@ class Document:
     environments: Mapping[str, Any] = field(default_factory=dict)
     peaks: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    states: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", with_disagreements(self.rows))
 
     @classmethod
     def of(cls, store: Store) -> Self:
@@ -99,6 +112,7 @@ class Document:
                 *_missing(store.rows(), head["plan"]),
                 *_revisions(store.rows(), head["environments"]),
             ),
+            states=_states(head),
         )
 
     @classmethod
@@ -125,7 +139,13 @@ class Document:
             environments={key: env for document in documents for key, env in document.environments.items()},
             peaks={document.title: document.peaks for document in documents if document.peaks},
             notes=[f"{document.title}: {note}" for document in documents for note in document.notes],
+            states=[state for document in documents for state in document.states],
         )
+
+    @property
+    def doubts(self) -> list[str]:
+        """A busy machine, and dense times that disagree."""
+        return doubts(self.states, self.rows)
 
     @property
     def summary(self) -> list[str]:
@@ -135,7 +155,7 @@ class Document:
     @property
     def hints(self) -> Sequence[str]:
         """What a tilde and a mean are."""
-        return HOW_TO_READ[1:3]
+        return HOW_TO_READ[1:4]
 
     @property
     def sections(self) -> list[Section]:
@@ -173,7 +193,28 @@ class Document:
             "command": self.command,
             "environment": dict(self.environments),
             "rows": [row.to_json() for row in self.rows],
+            **({"doubts": self.doubts} if self.doubts else {}),
         }
+
+
+def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the machine's states of a header; those of an older run may be none."""
+    found = head.get("states")
+    return [state for state in found if isinstance(state, Mapping)] if isinstance(found, list) else []
+
+
+def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:
+    """Return why figures are not to be believed, a line each: the machine was busy, equal dense times disagree.
+
+    Args:
+        states: the machine's, as recorded.
+        rows: as `with_disagreements` gives them.
+
+    """
+    remarks: dict[str, list[str]] = {}
+    for row in rows:
+        remarks.setdefault(row.case_id, []).extend(row.notes)
+    return [line for line in (was_busy(states, remarks), disagreement(rows)) if line]
 
 
 def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:

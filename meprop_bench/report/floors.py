@@ -16,7 +16,7 @@ from functools import reduce
 from typing import Any
 
 from meprop_bench.measure.peaks import Peaks, peaks_key
-from meprop_bench.report.cells import ABSENT, Cell, pair, ratio
+from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
 from meprop_bench.results.schema import Row, select
 
@@ -98,7 +98,7 @@ def _figures(row: Row, peaks: Peaks | None) -> tuple[Cell, ...]:
     efficiencies = (_share(row.baseline_floor_s, row.baseline_median_s), _share(row.floor_s, row.median_s))
     return (
         *(Cell(ratio(dense / sparse) if dense and sparse else ABSENT) for dense, sparse in ratios),
-        Cell(ABSENT if row.speedup is None else ratio(row.speedup)),
+        Cell(plain_speedup(row)),
         Cell(pair(*efficiencies)),
         Cell(" → ".join(dict.fromkeys(_bound(side, row, peaks) for side in ("baseline_", "")))),
     )

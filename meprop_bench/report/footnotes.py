@@ -13,21 +13,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from meprop_bench.measure.machine import MEANWHILE
+from meprop_bench.report.baselines import NOTE
+from meprop_bench.stats import spread_percent
+
 __all__ = ["Footnotes"]
 
 _BUDGET = "~"
 """This mark stands in the cell already, as a row knows whether it converged."""
 
 _KINDS: dict[str, tuple[str, str | None]] = {
-    "n": (r"noisy pairs: within a process the middle half of the ratios spans (\d+)%", None),
-    "p": (r"the processes' speed-ups differ by up to (\d+)%", None),
+    "n": (r"noisy pairs: within a process the middle half of the ratios spans ((?:more than )?\d+)%", None),
+    "p": (r"the processes' speed-ups differ by (?:up to )?((?:more than )?\d+)%", None),
     "d": (r"\d+ of \d+ pairs were disturbed by the machine", "pairs were disturbed by the machine: they do not count"),
     "D": (
         r"most pairs of \d+ of \d+ processes were disturbed: all of theirs count",
         "most pairs of a process were disturbed by the machine: all of its pairs count",
     ),
-    "o": (r"other processes took (\d+)% of the cores meanwhile", None),
-    "h": (r"the hypervisor withheld (\d+)% of the cores meanwhile", None),
+    "o": (MEANWHILE["others"], None),
+    "h": (MEANWHILE["steal"], None),
+    "b": (NOTE, None),
     "s": (r"a value lasts only ([\d.e+-]+) µs: the timer's own cost is part of it", None),
     _BUDGET: (r"the budget was spent before ±([\d.e-]+)% was reached", None),
 }
@@ -73,14 +78,19 @@ def _kind(note: str) -> str | None:
     return next((mark for mark, (pattern, _) in _KINDS.items() if re.fullmatch(pattern, note)), None)
 
 
+def _readable(figure: str) -> str:
+    """Return a figure of a stored note as it is written today: `21526` percent are `more than 300`."""
+    return spread_percent(float(figure) / 100).removesuffix("%") if figure.isdecimal() else figure
+
+
 def _together(mark: str, notes: Sequence[str]) -> str:
     """Say notes of one kind as one, with the range of their figures."""
     pattern, words = _KINDS[mark]
     if words is not None:
         return words
     found = [match for note in notes if (match := re.fullmatch(pattern, note))]
-    figures = sorted((match[1] for match in found), key=float)
+    figures = sorted({_readable(match[1]) for match in found}, key=lambda text: (float(text.split()[-1]), text))
     first = found[0]
     ends = figures[-1:] if first.string[: first.start(1)].endswith("up to ") else (figures[0], figures[-1])
     span = " to ".join(dict.fromkeys(ends))
-    return first.string[: first.start(1)] + span + first.string[first.end(1) :]
+    return (first.string[: first.start(1)] + span + first.string[first.end(1) :]).replace("up to more", "more")

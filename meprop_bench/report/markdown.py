@@ -13,7 +13,8 @@ __all__ = ["as_markdown", "as_readme", "code_block", "escaped", "table"]
 
 def as_markdown(document: Readable) -> str:
     """Return the tables, the command that made them and the result in a few sentences."""
-    parts = [code_block(document.command), "\n".join(f"- {escaped(line)}" for line in document.summary)]
+    parts = [*_doubts(document), code_block(document.command)]
+    parts.append("\n".join(f"- {escaped(line)}" for line in document.summary))
     parts += [_section(section) for section in document.sections]
     return "\n\n".join(parts) + "\n"
 
@@ -29,6 +30,7 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
     """
     parts = [
         f"# {escaped(document.title)}",
+        *_doubts(document),
         f"Measured from {escaped(document.started)} by",
         code_block(document.command),
         "\n".join(f"- {escaped(line)}" for line in (*document.summary, *document.notes)),
@@ -43,6 +45,10 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
         parts += [f"## {escaped(title)}", "\n".join(["| what | value |", "| --- | --- |", *lines])]
     parts.append(f"Generated from `measurements.jsonl` and `environment.json`; again by `{document.again}`.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _doubts(document: Readable) -> list[str]:
+    return [f"**{escaped(line)}**" for line in document.doubts]
 
 
 def _section(section: Section) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, ratio, seconds
+from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
+from meprop_bench.stats import CANNOT_TELL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +54,7 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
         for text in filter(None, texts):
             console.print(Text(text, style), width=min(console.width, _PROSE))
 
+    say("bold red", *profile.doubts)
     say("bold", profile.label)
     console.print(_phases(profile))
     if profile.stages_of is not None:
@@ -89,9 +91,8 @@ def _phases(profile: Profile) -> Table:
     for row in profile.rows:
         table.add_row(
             phase_name(row.phase or ""),
-            seconds(row.baseline_median_s),
-            seconds(row.median_s),
-            ABSENT if row.speedup is None else ratio(row.speedup),
+            *(_timed(profile, side, row.phase or "") for side in SIDES),
+            ABSENT if row.speedup is None else ratio_within(row.speedup, row.speedup_low, row.speedup_high),
             seconds(row.baseline_floor_s),
             seconds(row.floor_s),
             ABSENT if row.efficiency is None else f"{row.efficiency:.0%}",
@@ -110,11 +111,19 @@ def _stages(profile: Profile) -> Table:
     return table
 
 
+def _timed(profile: Profile, side: str, phase: str) -> str:
+    """Return a time with its interval over the processes."""
+    found, value = profile.within(side, phase), profile.seconds(side, phase)
+    if value is None or found is None or not found.bounded:
+        return seconds(value)
+    return seconds_within(value, found.low, found.high)
+
+
 def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
     if stage is None:
         return ABSENT, "", ""
-    time = seconds(stage.seconds) if stage.seconds >= 0 else f"-{seconds(-stage.seconds)}"
-    if not stage.floor_s:
+    time = seconds_within(stage.seconds, stage.low, stage.high)
+    if not stage.floor_s or stage.vague:
         return time, "", ""
     return time, seconds(stage.floor_s), ratio(stage.seconds / stage.floor_s)
 
@@ -150,8 +159,9 @@ def _grow(tree: Tree, node: Node, scale: float, whole_s: float) -> None:
 
     time_s = node.seconds * scale
     name = node.name if len(node.name) <= _NAME else node.name[: _NAME - 1] + "…"
-    text = Text(name).append(f" {seconds(time_s)}")
-    if whole_s:
+    bounds = (None if bound is None else bound * scale for bound in (node.low, node.high))
+    text = Text(name).append(f" {seconds_within(time_s, *bounds)}")
+    if whole_s and CANNOT_TELL not in text.plain:
         text.append(f" {time_s / whole_s:.0%}", "dim")
     if node.calls != 1:
         text.append(f" ×{node.calls:.3g}", "dim")

@@ -16,12 +16,13 @@ from meprop_bench.report.cells import (
     check,
     efficiency,
     failure,
-    interval,
     kept,
     memory,
     pair,
     parity,
+    points,
     ratio,
+    ratio_within,
     seconds,
     shape,
     speedup,
@@ -29,6 +30,7 @@ from meprop_bench.report.cells import (
 from meprop_bench.report.footnotes import Footnotes
 from meprop_bench.report.significance import mean_speedup, significant_rows
 from meprop_bench.results.schema import PASSED, Row, select
+from meprop_bench.stats import too_wide
 
 __all__ = ["AXES", "PHASES", "WORDS", "Section", "parity_section", "phase_order", "sections", "summary", "varying"]
 
@@ -198,7 +200,7 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
                 Cell(str(len(found.seeds))),
                 Cell(str(found.steps)),
                 *(Cell(mean) for mean in means),
-                Cell(f"{found.difference:+.2f}{interval(found.low, found.high, '+')}"),
+                Cell(points(found.difference, found.low, found.high)),
                 Cell(f"{found.margin:g}"),
                 Cell(found.verdict, parity(row).tone),
             )
@@ -266,12 +268,21 @@ def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
     if not rows:
         return f"{name}: no speed-up could be measured."
+    doubted = sum(row.baseline_disagreement is not None for row in rows)
+    vague = sum(row.baseline_disagreement is None and too_wide(row.half_width) for row in rows)
+    left_out = [f"{doubted} whose dense times disagree"] * (doubted > 0) + [f"{vague} that cannot be told"] * (
+        vague > 0
+    )
+    rows = [row for row in rows if row.baseline_disagreement is None and not too_wide(row.half_width)]
+    without = f", without {' and '.join(left_out)}" if left_out else ""
+    if not rows:
+        return f"{name}: no speed-up to be believed{without}."
     values = sorted(row.speedup for row in rows if row.speedup is not None)
     span = " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
-    text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}"
+    text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}{without}"
     if len(rows) > 1 and (mean := mean_speedup(rows)) is not None:
         bounds = (mean.low, mean.high) if mean.bounded else (None, None)
-        text += f", geometric mean {ratio(mean.estimate)}{interval(*bounds)}"
+        text += f", geometric mean {ratio_within(mean.estimate, *bounds)}"
     if unclear := sum(row.significant is not None and id(row) not in told_apart for row in rows):
         text += f", {unclear} of them not significant"
     if slower := sum(id(row) in told_apart and (row.speedup or 0) < 1 for row in rows):

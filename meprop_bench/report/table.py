@@ -17,13 +17,16 @@ _UNBOUNDED = 1000  # columns: nobody wraps a file, and no table is wider
 _PROSE = 110
 
 
-def as_table(document: Readable, *, terminal: bool = False, width: int | None = None) -> str:
+def as_table(
+    document: Readable, *, terminal: bool = False, width: int | None = None, summary_first: bool = False
+) -> str:
     """Return the report as text.
 
     Args:
         document: what to print.
         terminal: whether a terminal will show it: then with colour, in its width.
         width: columns (default: the terminal's; without one, as many as needed).
+        summary_first: whether the result comes before the tables: a verdict does, figures sum up what was shown.
 
     """
     from io import StringIO
@@ -39,8 +42,11 @@ def as_table(document: Readable, *, terminal: bool = False, width: int | None = 
         for text in filter(None, texts):
             console.print(Text(text, style), width=min(console.width, _PROSE))
 
+    say("bold red", *document.doubts)
     say("bold", document.title)
     console.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
+    if summary_first:
+        say("", *document.summary)
     for section in document.sections:
         console.print()
         say("bold", section.title)
@@ -48,7 +54,7 @@ def as_table(document: Readable, *, terminal: bool = False, width: int | None = 
         console.print(_table(section))
         say("dim", *section.footnotes)
     console.print()
-    say("", *document.summary, *document.notes)
+    say("", *(() if summary_first else document.summary), *document.notes)
     say("dim", *document.hints)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 

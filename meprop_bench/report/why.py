@@ -8,11 +8,12 @@ neither of them, and then there is something to gain.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from meprop_bench.report.cells import digits, ratio, seconds
-from meprop_bench.results.profile import BreakEven, Profile, Stage
+from meprop_bench.report.cells import digits, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import Row
+from meprop_bench.stats import CANNOT_TELL
 
 __all__ = ["Answer", "amdahl", "answers", "phase_name", "stage_names"]
 
@@ -61,6 +62,9 @@ def answers(profile: Profile) -> list[Answer]:
     """Return what can be answered from this profile."""
     asked: tuple[Callable[[Profile], Answer | None], ...] = (_where, _floors, _ceiling, _overhead, _saving)
     found = [answer for ask in asked if (answer := ask(profile)) is not None]
+    if vague := profile.vague_phases:
+        why = f"Cannot tell: the processes differ too much in the {' and the '.join(map(phase_name, vague))}."
+        found = [replace(answer, text=why) for answer in found]
     return [*found, *map(_break_even, profile.break_even)]
 
 
@@ -93,7 +97,7 @@ def _where(profile: Profile) -> Answer | None:
     text = f"Together {seconds(sparse_s)}, {ratio(dense_s / sparse_s)} the speed of dense: {told}."
     if largest != "backward":
         text += f" Most of it is the {phase_name(largest)}, which the method leaves as it is."
-    stages = [stage for stage in profile.stages.get("sparse", ()) if stage.seconds > 0]
+    stages = [stage for stage in profile.stages.get("sparse", ()) if stage.seconds > 0 and not stage.vague]
     whole_s = profile.seconds("sparse", profile.stages_of) if profile.stages_of else None
     if stages and whole_s:
         longest = max(stages, key=lambda stage: stage.seconds)
@@ -103,15 +107,16 @@ def _where(profile: Profile) -> Answer | None:
         )
         scatter = profile.stage("sparse", "scatter")
         dense = not any(row.gradient == "rows" for row in profile.rows)
-        if dense and scatter is not None and scatter.seconds >= _WORTH_SPARING * whole_s:
+        if dense and scatter is not None and not scatter.vague and scatter.seconds >= _WORTH_SPARING * whole_s:
             share = f"{scatter.seconds / whole_s:.0%}"
             text += f" The scatter into a dense dW, {share}, most of it zeros, is spared by --gradient rows."
     return Answer("Where does the time go?", text, "phases timed in interleaved pairs, without a profiler")
 
 
 def _floors(profile: Profile) -> Answer | None:
-    parts = [(stage_names(profile)[stage.name], stage) for stage in profile.stages.get("sparse", ())]
-    for phase in ("forward", "update") if parts else ("forward", "backward", "update"):
+    every = [(stage_names(profile)[stage.name], stage) for stage in profile.stages.get("sparse", ())]
+    parts, vague = [one for one in every if not one[1].vague], [name for name, stage in every if stage.vague]
+    for phase in ("forward", "update") if every else ("forward", "backward", "update"):
         row = profile.row(phase)
         if row is not None and row.median_s is not None and row.floor_s is not None:
             parts.append((phase_name(phase), Stage(name=phase, seconds=row.median_s, floor_s=row.floor_s)))
@@ -124,6 +129,8 @@ def _floors(profile: Profile) -> Answer | None:
     if far:
         told = (f"{name} {seconds(stage.seconds)}, {digits(times)}x{_by(stage)}" for name, times, stage in far)
         text += f" Above it: {'; '.join(told)}."
+    if vague:
+        text += f" Cannot tell: {', '.join(vague)}."
     return Answer(
         "Which part is at its floor?",
         text,
@@ -153,6 +160,8 @@ def _ceiling(profile: Profile) -> Answer | None:
         text += " It is more than that, since the products, timed alone, take less than within the whole."
     if not profile.row("update"):
         text += " An optimizer would lower the ceiling: this workload has none."
+    if any(stage.vague for stage in profile.stages.get("dense", ()) if stage.name in ("dx", "dW")):
+        text = "Cannot tell: the processes differ too much in dx and dW."
     how = "the dense stages timed apart" if profile.stages_of else "the dense phases, a generous bound"
     return Answer("What is the ceiling for this model (Amdahl)?", text, f"1 / (1 - share), share from {how}")
 
@@ -162,7 +171,11 @@ def _overhead(profile: Profile) -> Answer | None:
         return None
     layers = profile.layers[0]
     parts = []
-    for side, tiny_s in zip(("dense", "sparse"), profile.overhead["backward"], strict=True):
+    bounds = profile.overhead_within.get("backward", ((None, None), (None, None)))
+    for side, tiny_s, (low, high) in zip(SIDES, profile.overhead["backward"], bounds, strict=True):
+        if (found := seconds_within(tiny_s, low, high)).startswith(CANNOT_TELL):
+            parts.append(f"{side}: {found}")
+            continue
         whole_s = profile.seconds(side, profile.stages_of)
         floors = [stage.floor_s for stage in profile.stages.get(side, ()) if stage.floor_s is not None]
         if whole_s:
@@ -172,8 +185,9 @@ def _overhead(profile: Profile) -> Answer | None:
                 f" {seconds(sum(floors))} the stages' floors"
             )
     forward = profile.overhead["forward"]
-    text = "; ".join(parts) + f". A forward pass of next to nothing takes {seconds(forward[0])} dense and"
-    text += f" {seconds(forward[1])} sparse, per layer."
+    within = profile.overhead_within.get("forward", ((None, None), (None, None)))
+    dense, sparse = (seconds_within(value, *bounds) for value, bounds in zip(forward, within, strict=True))
+    text = "; ".join(parts) + f". A forward pass of next to nothing takes {dense} dense and {sparse} sparse, per layer."
     text = text[0].upper() + text[1:]
     layer = "1 layer" if layers == 1 else f"{layers} layers, each counted"
     return Answer(
@@ -190,7 +204,8 @@ def _saving(profile: Profile) -> Answer | None:
     flops, nbytes, floors = predicted
     text = (
         f"The {row.phase} needs {ratio(flops)} fewer operations and {ratio(nbytes)} fewer bytes than dense, so that at"
-        f" this machine's floors it would be {ratio(floors)} as fast; measured: {ratio(row.speedup)}."
+        f" this machine's floors it would be {ratio(floors)} as fast; measured:"
+        f" {ratio_within(row.speedup, row.speedup_low, row.speedup_high)}."
     )
     return Answer("How much was to be expected?", text, "counts from the method's definition, peaks of this machine")
 

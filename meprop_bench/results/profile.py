@@ -13,6 +13,7 @@ from typing import Any, Self
 from meprop_bench.measure.profile import Node
 from meprop_bench.results.incoming import Count, checked
 from meprop_bench.results.schema import Row
+from meprop_bench.stats import Interval, process_interval, too_wide
 
 __all__ = ["SIDES", "BreakEven", "Profile", "Stage"]
 
@@ -26,7 +27,9 @@ class Stage:
     Attributes:
         name: "selection", "gather" (where it can be told from the products), "dx", "dW", "scatter", "dense layers" or
             "rest".
-        seconds: median.
+        seconds: the mean of the processes' medians.
+        low: with `high`, its 95% interval over the processes; None where there is one process.
+        high: likewise.
         flops: floating-point operations that it needs; None where nobody counts (the rest).
         bytes: bytes that it must move at least; likewise.
         floor_s: least seconds that the machine allows, where it is known.
@@ -40,6 +43,15 @@ class Stage:
     bytes: int | None = None
     floor_s: float | None = None
     bound: str | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def vague(self) -> bool:
+        """Whether its interval is too wide for its time to be a figure."""
+        if self.low is None or self.high is None:
+            return False
+        return too_wide(Interval(self.seconds, self.low, self.high).half_width)
 
     @property
     def efficiency(self) -> float | None:
@@ -80,14 +92,16 @@ class Profile:
 
     Attributes:
         label: the case in words.
-        rows: its phases, timed in pairs; one process, so without intervals.
+        rows: its phases, timed in pairs, in several processes.
         stages: side -> stages of the linear layers' backward pass, in order; they add up to `stages_of`.
         stages_of: the phase that the stages make up, or None without stages.
         layers: linear layers, all of them, and those that are sparsified.
         overhead: phase -> (dense, sparse): seconds of the same call on a layer of almost nothing.
         trees: side -> a tree for each phase, seconds under the profiler.
-        break_even: what was searched for.
+        break_even: what was searched for, in one process.
         notes: what a reader should know, one line each.
+        overhead_within: phase -> the 95% interval of each of `overhead`, over the processes.
+        doubts: why it is not to be believed, a line each: a machine that was busy.
 
     """
 
@@ -100,6 +114,8 @@ class Profile:
     trees: Mapping[str, tuple[Node, ...]]
     break_even: tuple[BreakEven, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    overhead_within: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
     def row(self, phase: str) -> Row | None:
         """Return the row of a phase."""
@@ -124,6 +140,27 @@ class Profile:
         """Return the median of a phase, measured without a profiler."""
         row = self.row(phase)
         return None if row is None else row.baseline_median_s if side == "dense" else row.median_s
+
+    def within(self, side: str, phase: str) -> Interval | None:
+        """Return the time of a phase with its interval over the processes; None where there are no raw values."""
+        row = self.row(phase)
+        if row is None or row.run_lengths is None:
+            return None
+        values = row.baseline_values_s if side == "dense" else row.values_s
+        if not values or min(values) <= 0:
+            return None
+        rest = iter(values)
+        return process_interval([[next(rest) for _ in range(length)] for length in row.run_lengths])
+
+    @property
+    def vague_phases(self) -> list[str]:
+        """The phases of which a time, or the speed-up, has too wide an interval to be a figure."""
+        found = {
+            row.phase: [row.half_width, *(one.half_width for side in SIDES if (one := self.within(side, row.phase)))]
+            for row in self.rows
+            if row.phase is not None
+        }
+        return [phase for phase, halves in found.items() if any(map(too_wide, halves))]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without the rows."""

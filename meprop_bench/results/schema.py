@@ -181,6 +181,9 @@ class Row:
     `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
     `launch` says how calls reached a GPU ("graph": recorded once and replayed); rows without it are "eager".
 
+    `baseline_disagreement` is set by a report, and null in what is stored: the largest factor between the baseline's
+    median and that of another row whose dense work is the same, where they disagree (`report.baselines`).
+
     `elapsed_s` is the wall time of the whole case: the start of its processes and all besides the timing, too.
 
     `git_revision` is that of the code which was measured; of rows without it, that of their environment. A run may be
@@ -221,6 +224,7 @@ class Row:
     median_s: Seconds | None = None
     values_s: tuple[Seconds, ...] | None = None
     baseline_median_s: Seconds | None = None
+    baseline_disagreement: Annotated[float, Meta(ge=1, le=1e30)] | None = None
     baseline_values_s: tuple[Seconds, ...] | None = None
     run_lengths: tuple[Count, ...] | None = None
     disturbed: tuple[bool, ...] | None = None

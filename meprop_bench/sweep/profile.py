@@ -1,6 +1,6 @@
-"""A profile is made in a process of its own, since threads and allocator are settled when a process starts.
+"""A profile is made in processes of its own, since threads and allocator are settled when a process starts.
 
-    parent   `profile_case` starts the process, asks for one part after the other and puts them together
+    parent   `profile_case` starts the processes, asks for one part after the other and puts them together
     child    `python -m meprop_bench.sweep.profile`: the worker of a sweep, and what only a profile needs
 
     stages      {seconds}           -> sides: side -> stages, without floors; layers: [all, sparsified]
@@ -9,26 +9,35 @@
     break_even  {axis, seconds}     -> found: a search's result, or null
 
 The profiler comes last: what it adds must not fall into anything that is timed.
+
+Each part is measured in `_PROCESSES` fresh processes, one after the other, and the process is what its interval is over
+(`stats`): a time is the mean of the processes' medians. The searches and the trace are made in one of them.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.allocator import environment_of
+from meprop_bench.measure.busy import was_busy
+from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache
-from meprop_bench.measure.profile import Node
+from meprop_bench.measure.profile import Node, merged
 from meprop_bench.measure.replicate import Worker, WorkerDied
 from meprop_bench.measure.serve import serve
 from meprop_bench.measure.turn import turn
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import PASSED
+from meprop_bench.stats import mean_interval, median
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.rows import case_rows
 from meprop_bench.sweep.worker import Session
@@ -38,9 +47,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ProfileSession", "main", "profile_case"]
 
+_PROCESSES = 4
+"""Fresh processes: three would leave Student's t at 4.3, and each takes two seconds to start."""
+
 _PAIRS_S = 3.0
-_STAGES_S = 1.5
-_OVERHEAD_S = 0.3
+_STAGES_S = 2.0
+_OVERHEAD_S = 0.4
+"""Seconds of all processes together."""
 _WARM_S = 0.05
 _PATIENCE_S = 900.0
 
@@ -137,7 +150,7 @@ def profile_case(
     progress: Callable[[str], None] = lambda _: None,
     cache: PeaksCache | None = None,
 ) -> tuple[Profile, dict[str, Any]]:
-    """Take one case apart in a fresh process; return the profile and the environment.
+    """Take one case apart in fresh processes; return the profile and the environment.
 
     Args:
         case: what to look into.
@@ -157,55 +170,76 @@ def profile_case(
     def wait(holder: int | None) -> None:
         progress(f"waiting for {'another run' if holder is None else f'process {holder}'}")
 
-    with turn(case.device, wait), Worker(argv, environment_of(case.allocator, case.threads)) as worker:
-        return _Parent(worker, case, progress, cache).profile(search_s, trace)
+    with ExitStack() as stack:
+        stack.enter_context(turn(case.device, wait))
+        before = state(case.threads)
+        settings = environment_of(case.allocator, case.threads)
+        workers = [stack.enter_context(Worker(argv, settings)) for _ in range(_PROCESSES)]
+        return _Parent(workers, case, progress, cache).profile(search_s, trace, before)
 
 
 class _Parent:
     """The parent's side of one profile."""
 
-    def __init__(self, worker: Worker, case: Case, progress: Callable[[str], None], cache: PeaksCache | None) -> None:
-        self._worker, self._case, self._progress, self._machine = worker, case, progress, MachinePeaks(cache)
+    def __init__(
+        self, workers: Sequence[Worker], case: Case, progress: Callable[[str], None], cache: PeaksCache | None
+    ) -> None:
+        self._workers, self._case, self._progress, self._machine = workers, case, progress, MachinePeaks(cache)
 
-    def profile(self, search_s: float, trace: Path | None) -> tuple[Profile, dict[str, Any]]:
+    def profile(self, search_s: float, trace: Path | None, before: Mapping[str, Any]) -> tuple[Profile, dict[str, Any]]:
         case = self._case
         self._progress("starting")
-        hello = self._ask("hello", threads=case.threads, device=case.device)
+        hello, *_ = self._together("hello", threads=case.threads, device=case.device)
         environment_id = hello["environment_id"]
         peaks = self._machine.of(case, environment_id, self._put)
         self._progress("setting up and checking")
-        setup = self._ask("setup", case=case.to_json())
-        check = self._ask("check", warm_s=_WARM_S)
-        if check["check"] != PASSED:
-            raise UserError(f"the gradients are wrong, so nothing was timed: {check['check']}", ExitCode.REGRESSION)
+        setup, *_ = self._together("setup", case=case.to_json())
+        checks = self._each("check", warm_s=_WARM_S)
+        if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
+            raise UserError(f"the gradients are wrong, so nothing was timed: {wrong[0]}", ExitCode.REGRESSION)
         self._progress("timing both sides")
-        pairs = self._ask("measure", seconds=_PAIRS_S, least_pairs=5, loops=check["loops"], seed=case.seed)["pairs"]
+        loops = max(check["loops"] for check in checks)
+        answers = self._each("measure", seconds=self._share(_PAIRS_S), least_pairs=5, loops=loops, seed=case.seed)
         measured = [
-            Measurement(phase, (tuple((dense_s, sparse_s) for dense_s, sparse_s in pairs[phase]),), check["loops"])
+            Measurement(
+                phase,
+                tuple(tuple((dense_s, sparse_s) for dense_s, sparse_s in found["pairs"][phase]) for found in answers),
+                loops,
+            )
             for phase in setup["phases"]
         ]
+        remarks = total([Activity(**answer["activity"]) for answer in answers]).remarks
         peaks = self._machine.unbeaten(peaks, case, environment_id, self._put, setup["costs"], measured)
         rows = case_rows(
             case, setup, measured, peaks=peaks, memory={}, utilization="a profile does not watch the machine",
-            parity=None, environment_id=environment_id, target=0.02, notes=[],
+            parity=None, environment_id=environment_id, target=0.02, notes=remarks,
         )  # fmt: skip
         self._progress("timing the stages")
-        stages = self._ask("stages", seconds=_STAGES_S)
-        overhead = self._ask("overhead", seconds=_OVERHEAD_S)["overhead"]
+        stages = self._each("stages", seconds=self._share(_STAGES_S))
+        tiny = [found["overhead"] for found in self._each("overhead", seconds=self._share(_OVERHEAD_S))]
+        overhead = {
+            phase: [mean_interval([found[phase][side] for found in tiny]) for side in (0, 1)] for phase in tiny[0]
+        }
         break_even = self._searched(search_s)
         self._progress("profiling")
-        trees = self._ask("trees", trace=None if trace is None else str(trace.absolute()))["trees"]
-        of, sides = self._with_floors(stages["sides"], peaks, {found.phase: found for found in measured})
+        trees = self._trees(trace)
+        of, sides = self._with_floors([found["sides"] for found in stages], peaks, {m.phase: m for m in measured})
         profile = Profile(
             label=case.label,
             rows=tuple(rows),
             stages=sides,
             stages_of=of,
-            layers=(stages["layers"][0], stages["layers"][1]),
-            overhead={phase: (dense_s, sparse_s) for phase, (dense_s, sparse_s) in overhead.items()},
-            trees={side: tuple(map(Node.from_json, found)) for side, found in trees.items()},
+            layers=(stages[0]["layers"][0], stages[0]["layers"][1]),
+            overhead={phase: (dense.estimate, sparse.estimate) for phase, (dense, sparse) in overhead.items()},
+            overhead_within={
+                phase: ((dense.low, dense.high), (sparse.low, sparse.high))
+                for phase, (dense, sparse) in overhead.items()
+                if dense.bounded
+            },
+            trees=trees,
             break_even=break_even,
             notes=() if break_even or search_s <= 0 else (_NO_SEARCH,),
+            doubts=tuple(filter(None, (was_busy([before], {case.case_id: remarks}),))),
         )
         return profile, {environment_id: hello["environment"]}
 
@@ -220,19 +254,42 @@ class _Parent:
                 found.append(BreakEven.from_json(answer))
         return tuple(found)
 
+    def _trees(self, trace: Path | None) -> dict[str, tuple[Node, ...]]:
+        """Return side -> the trees of its phases, those of all processes as one; the trace is of the first."""
+        first = self._ask("trees", trace=None if trace is None else str(trace.absolute()))["trees"]
+        every = [first, *(self._ask("trees", worker, trace=None)["trees"] for worker in self._workers[1:])]
+        return {
+            side: tuple(
+                merged([Node.from_json(found[side][place]) for found in every]) for place in range(len(first[side]))
+            )
+            for side in first
+        }
+
     def _with_floors(
-        self, sides: Mapping[str, Any], peaks: Peaks, measured: Mapping[str, Measurement]
+        self, processes: Sequence[Mapping[str, Any]], peaks: Peaks, measured: Mapping[str, Measurement]
     ) -> tuple[str | None, dict[str, tuple[Stage, ...]]]:
-        """Give the stages their floors, and each side its rest: what the phase that they make up takes besides."""
+        """Give the stages their floors, and each side its rest: what the phase that they make up takes besides.
+
+        Args:
+            processes: side -> stages, of each.
+            peaks: of the machine.
+            measured: phase -> what was timed of it.
+
+        """
         of = next((phase for phase in ("linear-backward", "backward") if phase in measured), None)
-        if of is None or not sides:
+        if of is None or not processes[0]:
             return None, {}
-        totals = {"dense": measured[of].baseline_median_s, "sparse": measured[of].median_s}
         result = {}
-        for side, records in sides.items():
-            stages = [self._with_floor(Stage(**record), peaks) for record in records]
-            rest = totals[side] - sum(stage.seconds for stage in stages)
-            result[side] = (*stages, Stage(name="rest", seconds=rest))
+        for which, side in enumerate(SIDES):
+            totals = [median(pair[which] for pair in run) for run in measured[of].runs]
+            records = [found[side] for found in processes]
+            seconds = [[record["seconds"] for record in own] for own in records]
+            stages = [
+                self._with_floor(_within(Stage(**record), times), peaks)
+                for record, times in zip(records[0], zip(*seconds, strict=True), strict=True)
+            ]
+            rest = [whole - sum(own) for whole, own in zip(totals, seconds, strict=True)]
+            result[side] = (*stages, _within(Stage(name="rest", seconds=0.0), rest))
         return of, result
 
     def _with_floor(self, stage: Stage, peaks: Peaks) -> Stage:
@@ -241,14 +298,27 @@ class _Parent:
         counts = stage.flops, stage.bytes, self._case.dtype
         return replace(stage, floor_s=peaks.floor_s(*counts), bound=peaks.bound(*counts))
 
-    def _ask(self, do: str, **message: Any) -> dict[str, Any]:
-        return self._put({"do": do, **message})
+    def _share(self, seconds: float) -> float:
+        return seconds / len(self._workers)
 
-    def _put(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, do: str, worker: Worker | None = None, **message: Any) -> dict[str, Any]:
+        return self._put({"do": do, **message}, worker)
+
+    def _each(self, do: str, **message: Any) -> list[dict[str, Any]]:
+        """Ask all processes, one after the other: one alone is timed."""
+        return [self._ask(do, worker, **message) for worker in self._workers]
+
+    def _together(self, do: str, **message: Any) -> list[dict[str, Any]]:
+        """Ask all processes for what is not timed: the first alone, which compiles what the others find."""
+        first = self._ask(do, **message)
+        with ThreadPoolExecutor(max(1, len(self._workers) - 1)) as pool:
+            return [first, *pool.map(lambda worker: self._ask(do, worker, **message), self._workers[1:])]
+
+    def _put(self, message: Mapping[str, Any], worker: Worker | None = None) -> dict[str, Any]:
         if message["do"] == "peaks":
             self._progress("measuring the machine's peaks")
         try:
-            answer = self._worker.request(message, _PATIENCE_S)
+            answer = (worker or self._workers[0]).request(message, _PATIENCE_S)
         except WorkerDied as died:
             raise UserError(f"the measuring process {died.reason}", ExitCode.NOTHING_MEASURED) from None
         if "error" not in answer:
@@ -257,6 +327,13 @@ class _Parent:
             raise UserError(f"out of memory: take a smaller case ({answer['error']})", ExitCode.NOTHING_MEASURED)
         code = ExitCode.USAGE if answer.get("kind") == "user" else ExitCode.NOTHING_MEASURED
         raise UserError(f"{self._case.label}: {answer['error']}", code)
+
+
+def _within(stage: Stage, times: Sequence[float]) -> Stage:
+    """Give a stage the seconds that the processes found, with their interval."""
+    found = mean_interval(times)
+    low, high = (None if math.isnan(bound) else bound for bound in (found.low, found.high))
+    return replace(stage, seconds=found.estimate, low=low, high=high)
 
 
 def main() -> None:

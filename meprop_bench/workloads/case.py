@@ -31,6 +31,7 @@ from meprop_bench.results.naming import case_name
 
 __all__ = [
     "AXES",
+    "DENSE_AXES",
     "METHODS",
     "OPTIMIZERS",
     "WORKLOADS",
@@ -134,6 +135,10 @@ def default_allocator() -> str:
     return "default" if unavailable_reason("kept") else "kept"
 
 
+_NOT_DENSE: Mapping[str, bool] = {"dense": False}
+"""Marks an axis that the dense side's time does not depend on: it is the sparse side's alone, or draws numbers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One point of a sweep.
@@ -171,13 +176,13 @@ class Case:
     """
 
     workload: str = "linear"
-    method: str = "meprop"
-    k: float = 30
+    method: str = field(default="meprop", metadata=_NOT_DENSE)
+    k: float = field(default=30, metadata=_NOT_DENSE)
     batch: int = 50
     in_features: int = 500
     out_features: int = 500
-    kernel: str = "auto"
-    gradient: str = "dense"
+    kernel: str = field(default="auto", metadata=_NOT_DENSE)
+    gradient: str = field(default="dense", metadata=_NOT_DENSE)
     device: str = "cpu"
     threads: int = field(default_factory=default_threads)
     dtype: str = "float32"
@@ -188,12 +193,12 @@ class Case:
     size: int | None = None
     filter: int | None = None
     length: int | None = None
-    rate: float | None = None
-    share: float | None = None
-    slowdown: float | None = None
+    rate: float | None = field(default=None, metadata=_NOT_DENSE)
+    share: float | None = field(default=None, metadata=_NOT_DENSE)
+    slowdown: float | None = field(default=None, metadata=_NOT_DENSE)
     caches: str = "warm"
     launch: str = "eager"
-    seed: int = 0
+    seed: int = field(default=0, metadata=_NOT_DENSE)
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -336,6 +341,9 @@ AXES: Mapping[str, Any] = {
 """Field of a row (`results.schema.Row`) -> what an axis of a case is when nothing is said; None where the machine says.
 
 A row has the kernel that was asked for under another name: its `kernel` is the one that `auto` chose."""
+
+DENSE_AXES = tuple(spec.name for spec in fields(Case) if spec.metadata.get("dense", True))
+"""The axes that the dense side depends on: cases that are equal in these do the same dense work."""
 
 _CHOICES: dict[str, Collection[str]] = {
     "workload": tuple(WORKLOADS),

@@ -160,3 +160,43 @@ def test_the_marker_of_a_comment_names_the_job_and_what_is_judged(slower, monkey
         Path(name := f"0001_{commit}_20260102_030405.json").write_bytes(Path("0.001.json").read_bytes())
         slower[slower.index("--baseline") + 1] = name
         assert first_line() == "<!-- meprop-bench gate: CI / bench / ___.json -->"
+
+
+def test_what_stored_results_say_of_their_machine_comes_first(tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+
+    from meprop_bench.results.schema import Row
+    from meprop_bench.results.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    row = Row(
+        case_id="a", workload="linear", method="meprop", kernel="native", kernel_requested="auto", k=8, batch=10,
+        in_features=20, out_features=20, device="cpu", threads=1, dtype="float32", gradient="dense", allocator="kept",
+        phase="backward", median_s=1e-3, values_s=(1e-3,) * 4, baseline_median_s=2e-3, baseline_values_s=(2e-3,) * 4,
+        run_lengths=(2, 2), loops=1, speedup=2.0, speedup_low=2.0, speedup_high=2.0, processes=2, check="passed",
+        environment_id="e",
+    )  # fmt: skip
+    state = {"others_cores": 1.5, "cpu_usable_cores": 2, "threads": 1, "load_average": [3.1, 1, 1], "warnings": []}
+    folders = []
+    for name in ("one", "two"):
+        with Store.create(tmp_path, name, "m", "meprop-bench speedup", {}) as store:
+            store.append([replace(row)])
+            store.write_environment({"e": {"cpu_model": "c"}})
+            store.write_state(state)
+            folders.append(str(store.folder))
+    assert run(["gate", "--baseline", folders[0], "--candidate", folders[1]]) == ExitCode.OK
+    out = " ".join(capsys.readouterr().out.split())
+    assert "This machine was busy (load 3.1 on 2 cores; other processes took 1.50 of 2 cores" in out
+    assert out.index("This machine was busy") < out.index("verdict")
+    assert run(["compare", *folders]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("This machine was busy (load 3.1 on 2 cores")
+    assert run(["report", folders[0]]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("This machine was busy (load 3.1 on 2 cores")
+
+
+def test_the_help_says_what_the_default_margin_catches(capsys):
+    assert run(["gate", "--help"]) == ExitCode.OK
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a slowdown of 10% or more of a backward pass fails with 90% probability" in text
+    assert "[default: 0.05 of times and ratios, 0.01 of sizes and counts]" in text

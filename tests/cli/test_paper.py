@@ -121,3 +121,13 @@ def _timed(case, phase):
 def test_a_deadline_is_a_time(deadline, capsys):
     assert run(["paper", "run", "icml:7", "--deadline", deadline]) == ExitCode.USAGE
     assert "a deadline must be more than 0 seconds" in capsys.readouterr().err
+
+
+def test_a_busy_machine_is_the_first_line_of_a_table(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    from meprop_bench.cli.paper import _print_document
+
+    monkeypatch.setattr("meprop_bench.paper.folder.own_sections", lambda document: [])
+    _print_document(SimpleNamespace(doubts=["This machine was busy."], summary=["icml:1", "Claims: none.", "more"]))
+    assert capsys.readouterr().out.splitlines() == ["This machine was busy.", "icml:1", "Claims: none."]

@@ -165,9 +165,14 @@ def test_formats_and_codes(tmp_path, capsys, monkeypatch):
     printed = json.loads(capsys.readouterr().out)
     assert printed["rows"][0]["parity"]["verdict"] == "fail"
     assert len(list(tmp_path.iterdir())) == 1
+    heavy = {"others_cores": 1.5, "cpu_usable_cores": 2, "threads": 1, "load_average": [3.1, 1, 1]}
+    monkeypatch.setattr("meprop_bench.measure.machine.state", lambda threads: heavy)
     figures["sparse"] = [97.0, 90.0]
     assert cli.run([*wanted]) == ExitCode.INCONCLUSIVE
-    assert "inconclusive: -2.50 points" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "inconclusive: -2.50 points, cannot tell (the 95% interval spans 89 points), 2 seeds" in out
+    assert out.startswith("This machine was busy (load 3.1 on 2 cores; other processes took 1.50 of 2 cores")
+    assert "the accuracies below do not depend on it" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

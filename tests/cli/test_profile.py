@@ -26,6 +26,7 @@ _TINY = ["--batch", "4", "--hidden", "8", "--k", "2", "--threads", "1"]
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_PAIRS_S", "_STAGES_S", "_OVERHEAD_S"):
         monkeypatch.setattr(profile_module, name, 0.01)
+    monkeypatch.setattr(profile_module, "_PROCESSES", 2)
 
 
 def test_a_layer_as_json_with_a_trace(
@@ -38,11 +39,15 @@ def test_a_layer_as_json_with_a_trace(
     printed = json.loads(out)
     rows = [Row.from_json(row) for row in printed["rows"]]
     assert [row.phase for row in rows] == ["forward", "backward"]
-    assert all(row.passed and row.speedup and row.floor_s and row.processes == 1 for row in rows)
+    assert all(row.passed and row.speedup and row.floor_s and row.processes == 2 for row in rows)
+    assert all(row.speedup_low is not None and row.speedup_high is not None for row in rows)
     assert list(printed["environment"]) == [rows[0].environment_id]
     found = printed["profile"]
     names = [stage["name"] for stage in found["stages"]["sparse"]]
     assert names == ["selection", "dx", "dW", "scatter", "rest"]
+    assert all(stage["low"] <= stage["seconds"] <= stage["high"] for stage in found["stages"]["sparse"])
+    assert all(node["low"] <= node["seconds"] <= node["high"] for node in found["trees"]["sparse"])
+    assert len(found["overhead_within"]["backward"]) == 2
     assert [node["name"] for node in found["trees"]["sparse"]] == ["forward", "backward"]
     assert [search["axis"] for search in found["break_even"]] == ["k", "hidden"]
     assert len(found["answers"]) == 7
@@ -56,9 +61,12 @@ def test_a_model_as_a_table(
 ) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     monkeypatch.chdir(tmp_path)
+    heavy = {"others_cores": 1.5, "cpu_usable_cores": 2, "threads": 1, "load_average": [3.1, 1, 1]}
+    monkeypatch.setattr(profile_module, "state", lambda threads: heavy)
     arguments = ["--workload", "mlp", "--data", "digits", *_TINY, "--search", "0"]
     assert cli.run(["profile", *arguments]) == ExitCode.OK
     out, _ = capsys.readouterr()
+    assert out.startswith("This machine was busy (load 3.1 on 2 cores; other processes took 1.50 of 2 cores")
     for words in ("Stages of the linear-backward", "layers left dense", "update (optimizer)", "Adam.step", "ceiling"):
         assert words in out
     assert "break even" not in out

@@ -363,4 +363,5 @@ def test_exit_codes(rows: list[Row], code: ExitCode) -> None:
 
 def test_a_case_in_one_line() -> None:
     assert outcome((_row(parity=_parity("fail")),)) == "step 1.5x ±6.7%, accuracy -1.00 points, fail"
+    assert outcome((_row(speedup_low=0.01, speedup_high=320.0),)) == "step cannot tell"
     assert outcome((_row(error="died", check=None, phase=None, **_NO_SPEEDUP),)) == "failed: died"

@@ -1,13 +1,17 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
+from meprop_bench.gate import settings as gate_settings
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.series import Series, Summary
-from meprop_bench.gate.settings import Settings
 
+Settings = partial(gate_settings.Settings, margin=0.01)
+"""The values below are made for a margin of 1%."""
+_NARROW = Settings()
 LOOKS = Looks.within(16)
 
 
@@ -261,19 +265,19 @@ def drifting(rng, spread, index):
     return rng.normal(0, 0.7 * spread) + 0.7 * spread * math.sin(index / 3)
 
 
-def measured(rng, noise, *, ratio, spread, cases=5):
+def measured(rng, noise, *, ratio, spread, cases=5, settings=_NARROW, looks=LOOKS):
     """Add pairs until all is decided, as the gate does; return the judgements."""
     runs = {case: [] for case in range(cases)}
     waiting = set(runs)
-    for count in LOOKS.counts:
+    for count in looks.counts:
         for case in waiting:
             while len(runs[case]) < count:
                 runs[case].append(((1.0, ratio * math.exp(noise(rng, spread, len(runs[case])))),))
         series = [times(case=str(case), pairs=tuple(found)) for case, found in runs.items()]
-        waiting = {int(case) for case in undecided(series, Settings(), LOOKS)}
+        waiting = {int(case) for case in undecided(series, settings, looks)}
         if not waiting:
             break
-    return judge(series, Settings(), LOOKS)
+    return judge(series, settings, looks)
 
 
 @pytest.mark.parametrize("noise", [normal, skewed, heavy, drifting])
@@ -292,6 +296,47 @@ def test_slowdowns_are_caught_at_the_worst_noise(noise):
         verdicts = [found.verdict for _ in range(16) for found in measured(rng, noise, ratio=slowdown, spread=0.015)]
         assert verdicts.count("fail") >= least * len(verdicts)
         assert "pass" not in verdicts
+
+
+def test_the_default_settings_pass_identical_code_and_catch_what_they_say():
+    """With the worst spread that a self-test found between pairs of processes of one code."""
+    rng = np.random.default_rng(7)
+    usual = gate_settings.Settings()
+    ways = {"spread": 0.035, "settings": usual, "looks": Looks.within(usual.pairs)}
+    same = [found for _ in range(30) for found in measured(rng, normal, ratio=1.0, **ways)]
+    verdicts = [found.verdict for found in same]
+    assert verdicts.count("pass") >= 0.95 * len(verdicts)
+    assert "fail" not in verdicts
+    slow = [found.verdict for _ in range(30) for found in measured(rng, normal, ratio=1.10, **ways)]
+    assert slow.count("fail") >= 0.9 * len(slow)
+    assert 0.07 < max(found.caught for found in same) < 0.15
+
+
+def test_what_would_have_been_caught_is_what_fails_nine_times_of_ten():
+    rng = np.random.default_rng(8)
+    usual = gate_settings.Settings()
+    ways = {"spread": 0.02, "settings": usual, "looks": Looks.within(usual.pairs), "cases": 3}
+    said = np.median([one.caught for _ in range(60) for one in measured(rng, normal, ratio=1.06, **ways)])
+    failed = [one.verdict for _ in range(60) for one in measured(rng, normal, ratio=1 + said, **ways)]
+    assert failed.count("fail") >= 0.88 * len(failed)
+
+
+def test_what_was_decided_early_would_have_been_measured_on():
+    early = times(pairs=pairs(1.0, spread=0.01, count=5))
+    twenty = times(pairs=pairs(1.0, spread=0.01, count=5), most=20)
+    looks = Looks.within(20)
+    assert one(twenty, looks=looks, last=False).caught < one(early, looks=looks, last=False).caught
+    assert one(times(quantity="count", base=(1.0,), head=(1.0,))).caught is None
+
+
+def test_sizes_and_counts_have_a_margin_of_their_own_unless_one_is_given():
+    def up(quantity, by, **settings):
+        figure = times(quantity=quantity, base=(100.0,), head=(100.0 * (1 + by),))
+        return judge([figure], gate_settings.Settings(**settings))[0]
+
+    assert up("count", 0.03).verdict == "fail"
+    assert (up("count", 0.005).verdict, up("count", 0.03, margin=0.05).verdict) == ("pass", "pass")
+    assert (up("memory", 0.05).margin, up("time", 0.0).margin) == (0.01, 0.05)
 
 
 def test_at_the_margin_itself_a_wrong_verdict_is_as_rare_as_the_confidence_says():

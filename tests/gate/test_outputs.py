@@ -20,9 +20,10 @@ def judgement(verdict="pass", estimate=1.0, **changes):
     return Judgement(**{**base, "report_only": False, "verdict": verdict, **changes})
 
 
-def outcome(*judgements, notes=()):
+def outcome(*judgements, notes=(), doubts=()):
+    made = Judgements.of(judgements)
     return Outcome(
-        "main (1a2b)", "the work tree", Judgements.of(judgements), notes, "meprop-bench gate --base main", None, 12.0
+        "main (1a2b)", "the work tree", made, notes, "meprop-bench gate --base main", None, 12.0, doubts=doubts
     )
 
 
@@ -165,3 +166,43 @@ def test_junit_is_xml_whatever_the_names_are():
 )
 def test_exit_codes(judgements, code):
     assert outcome(*judgements).exit_code == code
+
+
+BUSY = "This machine was busy (load 3.1 on 2 cores): the times and ratios below may be off by a factor of 2 or more."
+
+
+def test_a_busy_machine_comes_before_everything_else():
+    found = outcome(judgement("pass"), doubts=(BUSY,))
+    assert " ".join(as_table(OutcomeDocument(found)).split()).startswith(BUSY)
+    assert as_comment(found).replace("\\", "").splitlines()[2] == f"**{BUSY}**"  # behind the hidden marker
+    assert json.loads(as_json(found))["doubts"] == [BUSY]
+    assert BUSY in Xml.fromstring(as_junit(found).encode()).find("testsuite/system-out").text
+
+
+def test_what_would_have_been_caught_is_the_worst_of_the_times_that_decide():
+    found = outcome(
+        judgement(caught=0.071),
+        judgement(caught=0.092),
+        judgement(quantity="ratio", caught=0.3),
+        judgement(report_only=True, caught=0.5),
+        judgement(),
+    )
+    line = "A slowdown of 9.2% or more, of any time judged here, would have failed with 90% probability."
+    assert OutcomeDocument(found).summary[2] == line
+    text = " ".join(as_table(OutcomeDocument(found), summary_first=True).split())
+    assert text.index("A slowdown of 9.2%") < text.index("Verdicts") < text.index("linear k=8")
+    record = json.loads(as_json(found))
+    assert (record["caught"], record["judgements"][4]["caught"]) == (pytest.approx(0.092), None)
+    assert len(OutcomeDocument(outcome(judgement())).summary) == 2
+    noisy = OutcomeDocument(outcome(judgement(caught=40.0)))
+    assert noisy.summary[2] == "What slowdown would have failed: cannot tell, a time is too noisy."
+
+
+def test_an_interval_that_is_too_wide_is_no_figure():
+    wide = judgement("inconclusive", change=Interval(1.0, 0.0046, 216.3))
+    assert change(wide) == "cannot tell"
+    assert "cannot tell" in as_table(OutcomeDocument(outcome(wide)))
+    assert "±" not in as_table(OutcomeDocument(outcome(wide)))
+    assert change(judgement("fail", change=Interval(17.0, 3.0, 100.0))) == "cannot tell, above 3.000"
+    points = judgement(quantity="accuracy", unit="points", change=Interval(2.5, -40.0, 45.0))
+    assert change(points) == "cannot tell"

@@ -131,3 +131,16 @@ def test_a_case_is_measured_for_any_figure_that_may_be_judged():
 def test_infinite_margins_are_refused():
     with pytest.raises(UserError, match="at least 0"):
         Settings(margin=math.inf)
+
+
+def test_the_margin_is_by_quantity_unless_one_is_given():
+    usual = Settings()
+    assert [usual.margin_of("a", "b", quantity) for quantity in ("time", "ratio", "memory", "count")] == [
+        0.05,
+        0.05,
+        0.01,
+        0.01,
+    ]
+    given = Settings(margin=0.2)
+    assert {given.margin_of("a", "b", quantity) for quantity in ("time", "ratio", "memory", "count")} == {0.2}
+    assert usual.usual_margin("accuracy") == usual.accuracy_margin

@@ -93,8 +93,9 @@ def test_holm_counts_blocks_and_series_together():
         assert numbers(one) == pytest.approx(numbers(other), rel=1e-12, nan_ok=True)
     slow = tuple(((1.0, 1.013 * math.exp(0.0021 * (-1) ** i)),) * 3 for i in range(8))
     alone = Series(case="slow", figure="backward", quantity="time", unit="s", pairs=slow)
-    assert [one.verdict for one in judge([alone], Settings())] == ["fail"]
-    *_, found = judge([alone], Settings(), blocks=[block(series[:60])])
+    narrow = Settings(margin=0.01)
+    assert [one.verdict for one in judge([alone], narrow)] == ["fail"]
+    *_, found = judge([alone], narrow, blocks=[block(series[:60])])
     assert (found.verdict, "Holm" in found.reason) == ("inconclusive", True)
 
 

@@ -50,11 +50,16 @@ def dense(x, w, b, layer=F.conv2d, **keywords):
 
 
 def arrange(tensor, layout):
-    """The same shape and values in other strides."""
+    """The same shape, and for all but "expanded" the same values, in other strides or from another address."""
     if layout == "channels_last":
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "strided":
         return tensor.repeat_interleave(2, -1)[..., ::2]
+    if layout == "expanded":
+        return tensor[:1].expand_as(tensor)
+    if layout == "unaligned":
+        around = tensor.new_full((17,), math.nan)  # what is read beyond the numbers would show
+        return torch.cat((around, tensor.flatten(), around))[17:-17].view(tensor.shape)
     return tensor
 
 
@@ -115,7 +120,7 @@ def test_kernel_equals_the_oracle(kernel, data):
         assert ((got.double() - want).abs() <= SLACK[dtype] * torch.finfo(dtype).eps * scale).all()
 
 
-layouts = st.sampled_from(["plain", "channels_last", "strided"])
+layouts = st.sampled_from(["plain", "channels_last", "strided", "expanded", "unaligned"])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -496,3 +501,21 @@ def test_costs_from_the_definitions():
     assert conv_backward(x, w, 4, dx=False) == Cost(2 * 192 * 18 + 192, 4 * (192 + 252 + 72 + 4))
     strided = conv_forward(x, (4, 1, 3, 3), 8, Geometry((2, 2), (1, 1), (1, 1), 3))
     assert strided == Cost(2 * 96 * 9 + 96, 8 * (252 + 36 + 4 + 96))
+
+
+@needs_numba
+@pytest.mark.parametrize(("batch", "size", "padding", "supported"), [
+    (1 << 20, 1, 22, True), (1 << 20, 1, 23, False), (1, 46340, 0, True), (1, 46342, 0, False), (1 << 17, 1, 64, False),
+])  # fmt: skip
+def test_pixels_that_32_bits_cannot_count_are_refused_or_left_to_another_kernel(batch, size, padding, supported):
+    """Padding counts; an expanded tensor has the shape alone."""
+    x, w = torch.empty(1).expand(batch, 1, size, size), torch.empty(2, 1, 3, 3)
+    dy = torch.empty(1).expand(batch, 2, 40, 40)
+    geometry, request = Geometry((1, 1), (padding, padding), (1, 1), 1), Request(3, "example", True, True, True)
+    reason = conv.kernels.get("native").unsupported(x, w, geometry)
+    assert (reason is None) == supported
+    assert (conv.kernels.get("auto").choose(dy, x, w, geometry, request).name == "native") == supported
+    if not supported:
+        assert "32 bits" in reason
+        with pytest.raises(ValueError, match="kernel 'native' does not support this case: it counts in 32 bits"):
+            conv2d(x.requires_grad_(), w, padding=padding, k=3, kernel="native")

@@ -11,7 +11,7 @@ from meprop_bench.ops import SELECTIONS, kernels, linear, reference, select
 from meprop_bench.ops.kernels import KERNELS, Request
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LAYOUTS = ("plain", "transposed", "strided", "expanded")
+LAYOUTS = ("plain", "transposed", "strided", "expanded", "unaligned", "one")
 
 # The interpreter takes too long for so many cases: those of Triton are in test_triton.py.
 NAMES = [name for name in KERNELS if not name.startswith("triton")]
@@ -21,13 +21,18 @@ SLACK = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 8, torch.float16:
 
 
 def arrange(tensor, layout):
-    """The same shape, and for all but "expanded" the same values, in other strides."""
+    """The same shape, and but for two layouts the same values, in other strides or from another address."""
     if layout == "transposed":
         return tensor.mT.contiguous().mT
     if layout == "strided":
         return tensor.repeat_interleave(2, -1)[..., ::2]
     if layout == "expanded":
         return tensor[:1].expand_as(tensor)
+    if layout == "unaligned":
+        around = tensor.new_full((17,), math.nan)  # what is read beyond the numbers would show
+        return torch.cat((around, tensor.flatten(), around))[17:-17].view(tensor.shape)
+    if layout == "one":  # number, of strides 0
+        return tensor.new_ones(()).expand_as(tensor)
     return tensor
 
 

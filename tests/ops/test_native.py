@@ -1,5 +1,7 @@
 """What only the native kernel has: its own search for the k largest, threads, and streamed stores at large sizes."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba", reason="the native kernel needs Numba (extra `cpu`)")
 
-from meprop_bench.ops import reference
+from meprop_bench.ops import kernels, reference
 from meprop_bench.ops.kernels import Request, native
 from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
+
+linear_plan = import_module("meprop_bench.ops.linear")._plan  # the function has the same name
 
 
 @function()
@@ -91,7 +95,7 @@ def test_the_number_of_threads_changes_rounding_alone(selection, rows):
 @pytest.mark.parametrize("selection", ["example", "unified"])
 def test_without_torchs_openmp_it_runs_on_one_thread(selection, monkeypatch):
     expected, _ = gradients(selection, rows=False)
-    monkeypatch.setattr(native, "OPENMP", (0, 0))
+    monkeypatch.setattr(native, "OPENMP", 0)
     found, _ = gradients(selection, rows=False)
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b)
@@ -117,3 +121,35 @@ def test_a_batch_without_any_gradient():
             assert not dx.any()
             assert not dw.to_dense().any() if rows else not dw.any()
             assert not db.any()
+
+
+@pytest.mark.parametrize(
+    ("selection", "b", "n", "k", "countable"),
+    [
+        ("example", 1 << 26, 64, 32, False),
+        ("example", 1 << 26, 64, 31, True),
+        ("random", 1 << 26, 64, 32, False),
+        ("unified", 1 << 26, 64, 32, True),
+        ("unified", 1, 1 << 31, 1, False),
+        ("example", 1 << 31, 2, 1, False),
+        ("example", (1 << 20) + 1, 4096, 2047, True),
+    ],
+)
+def test_what_32_bits_cannot_count_is_refused_or_left_to_another_kernel(selection, b, n, k, countable):
+    """Without the memory: expanded tensors have the shapes alone."""
+    dy, x, w = (torch.empty(1).expand(shape) for shape in ((b, n), (b, 3), (n, 3)))
+    request = Request(k, selection, False, True, True, True)
+    reason = kernels.get("native").unsupported(dy, x, w, request)
+    chosen = kernels.get("auto").choose(dy, x, w, request).name
+    asked = linear_plan(2, x, w, k, selection, False, "native")
+    if countable:
+        assert reason is None
+        plan = native.plan(selection, 2, b, n, 3, k)
+        assert plan.scratch > 4 * k
+        assert selection != "example" or plan.scratch >= 16 * b * k
+    else:
+        assert "32 bits" in reason
+        assert chosen != "native"
+        assert asked is None  # the C++ node leaves it to Python, which refuses
+        with pytest.raises(ValueError, match=f"'native' does not support this case: .* k = {k} of {n} neurons"):
+            native.plan(selection, 2, b, n, 3, k)

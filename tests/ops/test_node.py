@@ -54,6 +54,12 @@ def both(function):
     return function(), in_python(function)
 
 
+def unaligned(tensor):
+    around = torch.full((17,), float("nan"))  # what is read beyond the numbers would show
+    copy = torch.cat((around, tensor.detach().flatten(), around))[17:-17].view(tensor.shape)
+    return copy.requires_grad_(tensor.requires_grad)
+
+
 def tensors(*sizes, seed=0, needs=(True, True, True)):
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -99,11 +105,13 @@ def test_the_same_bits(data):
     if draw(st.booleans()) and any(needs[:2]):
         b = None
     dy = torch.randn(*batch, n)
-    layout = draw(st.sampled_from(["plain", "expanded", "strided", "wild"]))
+    layout = draw(st.sampled_from(["plain", "expanded", "strided", "wild", "unaligned"]))
     if layout == "expanded":
         dy = torch.randn(n).expand(*batch, n)
     elif layout == "strided":
         dy = torch.randn(*batch, 2 * n)[..., ::2]
+    elif layout == "unaligned":
+        dy, x, w = (unaligned(t) for t in (dy, x, w))
     elif layout == "wild":
         dy = torch.tensor(WILD)[torch.randint(0, len(WILD), dy.shape)]
     inputs = [t for t in (x, w, b) if t is not None and t.requires_grad]

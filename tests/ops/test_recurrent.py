@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from meprop_bench.algorithms.activeness import Activeness
 from meprop_bench.ops.recurrent import KERNELS, function, reference, through_time
 from meprop_bench.ops.recurrent import recurrent as layer
 from meprop_bench.ops.recurrent.cells import CELLS
+from meprop_bench.ops.recurrent.function import choose
 
 GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
 STATES = {"lstm": 2, "gru": 1, "tanh": 1, "relu": 1}
@@ -257,17 +259,27 @@ def test_frozen_inputs_get_no_gradient(cell):
         torch.testing.assert_close(list(grads), [everything[1], everything[4], *everything[5:]])
 
 
+def transposed(tensor):
+    return tensor.detach().mT.contiguous().mT
+
+
+def unaligned(tensor):
+    around = torch.full((17,), math.nan)  # what is read beyond the numbers would show
+    return torch.cat((around, tensor.detach().flatten(), around))[17:-17].view(tensor.shape)
+
+
+@pytest.mark.parametrize("arrange", [transposed, unaligned])
+@pytest.mark.parametrize("sizes", [(4, 4, 2), (1, 1)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_without_biases_and_with_odd_strides(cell):
-    sizes = (4, 4, 2)
+def test_without_biases_and_with_odd_strides(cell, sizes, arrange):
     x, weights, states, dy, d_states = make(cell, sizes, dtype=torch.float32)
-    strided = [t.detach().mT.contiguous().mT.requires_grad_() for t in (x, *weights[:2], *states)]
+    strided = [arrange(t).requires_grad_() for t in (x, *weights[:2], *states)]
     zeros = torch.zeros_like(weights[2])
     for kernel in ("masked", "embedding_bag", "auto"):
         got = layer(cell, strided[0], tuple(strided[3:]), (*strided[1:3], None, None), sizes=sizes, k=3, kernel=kernel)
         want = layer(cell, x, states, (*weights[:2], zeros, zeros), sizes=sizes, k=3, kernel=kernel)
         torch.testing.assert_close(got, want)
-        grads = torch.autograd.grad([got[0], *got[1]], strided, [dy.mT.contiguous().mT, *d_states])
+        grads = torch.autograd.grad([got[0], *got[1]], strided, [arrange(dy), *(arrange(d) for d in d_states)])
         plain = torch.autograd.grad([want[0], *want[1]], [x, *weights[:2], *states], [dy, *d_states])
         torch.testing.assert_close(grads, plain)
 
@@ -401,6 +413,43 @@ def test_a_record_is_told_what_was_selected_of_what(cell, kernel, selection):
     assert len(seen) == 1
 
 
+@needs_numba
+@pytest.mark.parametrize("selection", ["example", "unified"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_zeros_are_counted_as_with_the_other_kernels(cell, selection):
+    """A layer of 16 of which two neurons get a gradient: six zeros fill up each gate of the last step."""
+    sizes = (3, 3, 1)
+    x, weights, states, dy, d_states = make(cell, sizes, h=16, dtype=torch.float32)
+    dy[:, 2:] = 0
+    dy[1] = 0
+    d_states = tuple(torch.zeros_like(d) for d in d_states)
+    found = {}
+    for kernel in ("native", "masked"):
+        found[kernel] = Activeness(16, gates=GATES[cell], count_zeros=True)
+        case = x, weights, states, dy, d_states
+        run(cell, case, sizes, reverse=True, record=found[kernel], k=8, selection=selection, kernel=kernel)
+    hits = found["native"]._hits
+    assert hits.sum() == sum(sizes) * GATES[cell] * 8
+    assert hits.max() <= found["native"].examples == sum(sizes)
+    assert torch.equal(hits, found["masked"]._hits)
+    seen = Seen()
+    run(cell, case, sizes, reverse=True, record=seen, k=8, selection=selection, kernel="native")
+    ((d, idx),) = seen
+    by_gate = idx.view(len(d), GATES[cell], 8).sort(2).values
+    assert (by_gate.diff(dim=2) > 0).all()  # also who does not count zeros gets distinct neurons
+
+
+@needs_numba
+def test_what_32_bits_cannot_count_is_refused_or_left_to_another_kernel():
+    """Without the memory: expanded tensors have the shapes alone."""
+    x, w_ih, w_hh, h = (torch.empty(1).expand(shape) for shape in ((1 << 25, 3), (64, 3), (64, 16), (1 << 25, 16)))
+    weights = w_ih, w_hh, None, None
+    assert choose("auto", 8, "example", weights, x, h)[1] == "native"
+    assert choose("auto", 16, "example", weights, x, h)[1] != "native"
+    with pytest.raises(ValueError, match="32 bits"):
+        choose("native", 16, "example", weights, x, h)
+
+
 def test_a_record_is_told_once_when_gradients_are_differentiated_again():
     x, weights, states, dy, _ = make("lstm", (3, 3))
     seen = Seen()
@@ -441,7 +490,7 @@ def test_the_number_of_threads_changes_rounding_alone(cell, selection, monkeypat
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             results.append(run(cell, case, sizes, k=9, selection=selection))
-        monkeypatch.setattr(native, "OPENMP", (0, 0))
+        monkeypatch.setattr(native, "OPENMP", 0)
         results.append(run(cell, case, sizes, k=9, selection=selection))
     finally:
         torch.set_num_threads(before)

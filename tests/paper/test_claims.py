@@ -29,6 +29,11 @@ def test_as_good_as_dense_is_judged_by_the_interval_over_paired_seeds(evidence, 
     assert found["at-least"].verdict == verdict
 
 
+def test_a_difference_whose_interval_is_too_wide_is_no_figure(evidence):
+    found = verdicts(evidence("icml:1", {DENSE: [98.0, 98.0], SPARSE: [98.0, 80.0]}))
+    assert found["at-least"].ours == "cannot tell"
+
+
 def test_better_needs_more_than_as_good(evidence):
     small, same = (MNIST, "MLP (h=20)"), [98.0, 98.01, 97.99]
     assert verdicts(evidence("icml:3", {small: [98.0] * 3, SPARSE: same}))["better"].verdict == "inconclusive"
@@ -289,6 +294,15 @@ def test_a_dead_model_makes_no_smaller_updates(evidence):
     found = evidence("tkde:fig4", dict(zip(places, [dense, sparse], strict=True)))
     claim = next(claim for claim in judge(found) if claim.kind == "smaller-update")
     assert (claim.verdict, claim.ours) == ("inconclusive", "10.00x [10.00, 10.00]")
+
+
+def test_a_speed_up_over_a_dense_time_that_disagrees_claims_nothing(evidence):
+    doubted = row(30.0, 29.0, 31.0, baseline_disagreement=2.9)
+    found = verdicts(evidence("icml:1", {}, {SPARSE: doubted}))
+    assert [found[kind].verdict for kind in ("faster", "factor")] == ["inconclusive"] * 2
+    assert "equal dense times differ by up to 2.9x" in found["faster"].why
+    wide = verdicts(evidence("icml:1", {}, {SPARSE: row(1.0, 0.01, 300.0)}))
+    assert wide["faster"].ours == "cannot tell"
 
 
 def test_a_case_that_failed_says_why(evidence):

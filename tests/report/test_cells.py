@@ -51,6 +51,9 @@ def test_what_does_not_apply_is_a_dash():
         ({"speedup": 5.0, "half": 0.04}, "5.00x [4.81, 5.20] ~", "good"),
         ({"speedup": 1.01, "half": 0.02}, "1.01x [0.99, 1.03] not significant", "quiet"),
         ({"speedup": 5.0, "processes": 1}, "5.00x no interval", "quiet"),
+        ({"speedup_low": 0.02, "speedup_high": 1080.0}, "cannot tell", "quiet"),
+        ({"speedup_low": 3.0, "speedup_high": 100.0}, "cannot tell, above 3.00x", "good"),
+        ({"baseline_disagreement": 2.9}, "5.00x [4.95, 5.05] do not believe", "bad"),
     ],
 )
 def test_a_speed_up_says_how_sure_it_is(make_row, changes, text, tone):
@@ -75,3 +78,22 @@ def test_no_speed_up_without_a_passed_check(failed_row, changes, word):
     row = failed_row("a", **changes, **({} if "error" in changes else {"median_s": 1.0, "efficiency": 0.5}))
     assert cells.speedup(row).text == cells.efficiency(row).text == cells.ABSENT
     assert cells.check(row) == cells.Cell(word, "bad")
+
+
+def test_points_that_span_too_much_are_no_figure():
+    assert cells.points(0.04, -0.26, 0.34) == "+0.04 [-0.26, +0.34]"
+    assert cells.points(-2.5, -47.0, 42.0) == "cannot tell"
+    assert cells.points(-2.5, None, None) == "-2.50"
+
+
+def test_a_speed_up_without_its_interval_is_a_figure_or_none(make_row):
+    assert cells.plain_speedup(make_row("a", speedup=5.12)) == "5.12x"
+    assert cells.plain_speedup(make_row("a", speedup_low=0.01, speedup_high=900.0)) == "cannot tell"
+    assert cells.plain_speedup(make_row("a", baseline_disagreement=2.0)) == "do not believe"
+
+
+def test_a_time_within_its_interval():
+    assert cells.seconds_within(4e-4, 3.9e-4, 4.1e-4) == "400 µs ±2%"
+    assert cells.seconds_within(4e-4, None, None) == "400 µs"
+    assert cells.seconds_within(-4e-6, -4.4e-6, -3.6e-6) == "-4.00 µs ±10%"
+    assert cells.seconds_within(4e-6, -4e-6, 12e-6) == "cannot tell"

@@ -31,6 +31,15 @@ def test_the_largest_stands_for_all_that_go_up_to_it():
     assert notes.lines == ("(p) the processes' speed-ups differ by up to 110%",)
 
 
+def test_a_spread_that_says_nothing_any_more_is_not_told_to_the_percent():
+    notes = Footnotes([[f"the processes' speed-ups differ by up to {share}%"] for share in (24, 21526)])
+    assert notes.lines == ("(p) the processes' speed-ups differ by more than 300%",)
+    runs = tuple(((ratio, 1.0),) * 3 for ratio in (1.0, 216.0))
+    told = Measurement("step", runs, 1).warnings[-1]
+    assert told == "the processes' speed-ups differ by more than 300%"
+    assert _kind(told) == "p"
+
+
 def test_a_spent_budget_has_its_tilde_already():
     text = "the budget was spent before ±2% was reached"
     notes = Footnotes([[text], ["odd"]])

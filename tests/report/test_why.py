@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from meprop_bench.measure.profile import Node
+from meprop_bench.measure.profile import Node, merged
 from meprop_bench.report.profile import as_text
 from meprop_bench.report.why import amdahl, answers
 from meprop_bench.results.profile import BreakEven, Profile, Stage
@@ -211,3 +211,48 @@ def test_json_holds_everything_but_the_rows(profile):
     assert found["stages"]["sparse"][0]["name"] == "selection"
     assert BreakEven.from_json(found["break_even"][0]) == profile.break_even[0]
     assert Node.from_json(found["trees"]["dense"][0]) == profile.trees["dense"][0]
+
+
+def test_what_the_processes_do_not_agree_on_is_no_figure(profile):
+    def spread(row):
+        values = tuple(1e-4 * factor for factor in (0.01, 0.1, 1.0, 10.0))
+        return replace(row, values_s=values, baseline_values_s=values, run_lengths=(1, 1, 1, 1), median_s=3e-4)
+
+    wild = replace(profile, rows=tuple(spread(row) for row in profile.rows))
+    assert wild.vague_phases == ["forward", "backward"]
+    told = [found for found in answers(wild) if "break even" not in found.question and "size" not in found.question]
+    text = "Cannot tell: the processes differ too much in the forward and the backward."
+    assert {found.text for found in told} == {text}
+    assert "cannot tell" in as_text(wild)
+
+
+def test_stages_have_intervals_and_one_that_is_too_wide_is_no_figure(profile):
+    stages = dict(profile.stages)
+    first, second, *rest = stages["sparse"]
+    sure, vague = replace(first, low=38e-6, high=42e-6), replace(second, low=-10e-6, high=30e-6)
+    told = replace(profile, stages=stages | {"sparse": (sure, vague, *rest)})
+    assert (sure.vague, vague.vague, first.vague) == (False, True, False)
+    assert "40.0 µs ±5%" in as_text(told)
+    assert "Cannot tell: gather and product dx." in _answer(told, "floor").text
+
+
+def test_a_busy_machine_is_the_first_line_of_a_profile(profile):
+    assert as_text(replace(profile, doubts=("This machine was busy.",))).startswith("This machine was busy.")
+
+
+def test_trees_of_several_processes_are_one(profile):
+    def tree(seconds, *parts):
+        children = tuple(Node(name, part, 2.0) for name, part in parts)
+        return Node("backward", seconds, 1.0, 0.0, children)
+
+    found = merged([tree(10.0, ("mm", 6.0), ("a", 1.0)), tree(12.0, ("mm", 8.0), ("3 others", 2.0))])
+    assert (found.name, found.seconds) == ("backward", 11.0)
+    assert found.low < 10.0
+    assert found.high > 12.0
+    assert [(child.name, child.seconds) for child in found.children] == [("mm", 7.0), ("others", 1.5)]
+    alone = tree(10.0, ("mm", 6.0))
+    assert merged([alone]) is alone
+    assert (alone.low, Node.from_json({k: v for k, v in alone.to_json().items() if k not in ("low", "high")})) == (
+        None,
+        alone,
+    )

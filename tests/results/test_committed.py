@@ -22,7 +22,8 @@ def test_a_committed_folder_is_read_as_it_was_written(folder):
     assert store.notes == []
     lines = [json.loads(line) for line in (folder / MEASUREMENTS).read_text().splitlines()]
     latest = {(line["case_id"], line["phase"]): line for line in lines}
-    read = {(row.case_id, row.phase): row.to_json() for row in document.rows}
+    read = {(row.case_id, row.phase): row.to_json() for row in store.rows()}
     assert list(read) == list(latest)
+    assert [(row.case_id, row.phase) for row in document.rows] == list(latest)
     for key, line in latest.items():
         assert {name: read[key][name] for name in line} == line

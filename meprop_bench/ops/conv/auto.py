@@ -62,7 +62,7 @@ class Auto:
         """Return the kernel that `backward` runs."""
         positions = dy.shape[2] * dy.shape[3]
         numbers = w[0].numel() * (request.need_dx + request.need_dw)
-        if _NUMBA and x.device.type == "cpu" and get("native").unsupported(x, w) is None:
+        if _NUMBA and x.device.type == "cpu" and get("native").unsupported(x, w, geometry) is None:
             native = request.k * numbers <= positions * (0.38 * numbers + 160)
             return get("native" if native else "masked")
         few = request.k <= _GATHER_UP_TO * positions
@@ -70,7 +70,7 @@ class Auto:
             return get("gather")
         return get("masked")
 
-    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
         """Say why not: never, there is always a kernel."""
         return None
 

@@ -157,9 +157,9 @@ def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request:
     return kernel.backward(dy, x, w, geometry, request)
 
 
-def _check_supported(kernel: Kernel, x: Tensor, w: Tensor) -> None:
+def _check_supported(kernel: Kernel, x: Tensor, w: Tensor, geometry: Geometry) -> None:
     """Raise ValueError if the kernel cannot do this."""
-    if x.numel() and (reason := kernel.unsupported(x, w)):
+    if x.numel() and (reason := kernel.unsupported(x, w, geometry)):
         raise ValueError(f"kernel {kernel.name!r} does not support this case: {reason}")
 
 
@@ -168,7 +168,7 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w, b, geometry, k, selection, kernel):  # type: ignore[no-untyped-def]
-        _check_supported(kernel, x, w)
+        _check_supported(kernel, x, w, geometry)
         ctx.save_for_backward(x, w)
         ctx.call = geometry, Request(k, selection, *ctx.needs_input_grad[:3]), kernel
         return F.conv2d(x, w, b, *geometry)
@@ -217,7 +217,7 @@ def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry
     "meprop_bench::conv2d", mutates_args=(), schema=f"(Tensor x, Tensor w, Tensor? b, {_ARGUMENTS}) -> Tensor"
 )
 def _conv_op(x: Tensor, w: Tensor, b: Tensor | None, *call: Any) -> Tensor:
-    _check_supported(get(call[-1]), x, w)
+    _check_supported(get(call[-1]), x, w, _geometry(*call[:4]))
     return F.conv2d(x, w, b, *call[:4])
 
 

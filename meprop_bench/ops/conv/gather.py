@@ -28,7 +28,7 @@ class Gather:
 
     name = "gather"
 
-    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
         """None: it supports everything."""
         return None
 

@@ -39,7 +39,7 @@ class Kernel(Protocol):
 
     name: str
 
-    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
         """Why this kernel cannot do the case, or None. Reads shapes, dtypes and devices alone, never values."""
         ...
 

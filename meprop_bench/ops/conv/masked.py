@@ -22,7 +22,7 @@ class Masked:
 
     name = "masked"
 
-    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
         """None: it supports everything."""
         return None
 

@@ -16,14 +16,16 @@ from meprop_bench.ops.conv.kernels import Request, select_positions
 from meprop_bench.ops.kernels import Gradients
 from meprop_bench.ops.kernels.native import conv as compiled
 from meprop_bench.ops.kernels.native import scratch
-from meprop_bench.ops.kernels.native.compiler import OPENMP
+from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 
 __all__ = ["KERNEL", "Native"]
 
 _TILE = 1 << 18
 """Bytes of images that one pass over all maps reads: they stay in the second-level cache meanwhile."""
-_MOST = 1 << 30
-"""Entries of x: pixels, padding included, are counted in 32 bits."""
+_SELECTED = 4
+"""What selecting from an entry of dy costs, in multiply-adds."""
+_COUNTED = 1 << 31
+"""Pixels, padding included, and numbers of a patch are counted in 32 bits."""
 
 
 class Native:
@@ -31,28 +33,28 @@ class Native:
 
     name = "native"
 
-    def unsupported(self, x: Tensor, w: Tensor) -> str | None:
+    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
         """Say why not: another dtype or device, or a batch too large to count."""
         if w.device.type != "cpu":
             return f"it runs on the CPU, not on {w.device.type}"
         if not x.dtype == w.dtype == torch.float32:
             return f"it computes in float32, not {w.dtype}".replace("torch.", "")
-        if x.numel() > _MOST:
-            return f"it takes at most {_MOST} entries of x"
+        height, width = (size + 2 * more for size, more in zip(x.shape[2:], geometry.padding, strict=True))
+        if max(x.shape[0] * geometry.groups * height * width, compiled.LANES * w[0].numel()) >= _COUNTED:
+            return f"it counts in 32 bits, and {x.shape[0]} padded images of {height} x {width} are too many pixels"
         return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
         dy, x, w = dy.contiguous(), x.contiguous(), w.contiguous()
-        gomp, tid = OPENMP
-        threads = torch.get_num_threads() if gomp else 1
+        threads = torch.get_num_threads() if OPENMP else 1
         plan = _plan(x.shape, w.shape, geometry, request.k, threads)
         idx = select_positions(dy, request) if request.selection == "random" else None
         dx = torch.empty_like(x) if request.need_dx else None
         dw = torch.empty_like(w) if request.need_dw else None
         db = dy.new_empty(w.shape[0]) if request.need_db else None
         compiled.backward(
-            gomp, tid, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, threads, plan.address, dy.data_ptr(),
+            OPENMP, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, plan.shares, plan.address, dy.data_ptr(),
             _address(idx), x.data_ptr(), w.data_ptr(), _address(dx), _address(dw), _address(db),
             scratch.address(plan.scratch),
         )  # fmt: skip
@@ -92,7 +94,9 @@ class _Plan:
             np.int64,
         )  # fmt: skip
         self.address: int = self.words.ctypes.data
-        self.scratch: int = compiled.scratch_bytes(self.address, threads)
+        work = batch * n * (_SELECTED * len(self.patches) + 2 * k * c * kh * kw)
+        self.shares: int = min(shares(threads, work), max(n, at.images))
+        self.scratch: int = compiled.scratch_bytes(self.address, self.shares)
 
 
 _plan = lru_cache(maxsize=256)(_Plan)

@@ -39,9 +39,9 @@ def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | No
     """Return the node's function, or None where there is none.
 
     Args:
-        plan_of: (threads, x, w, k, selection, sparse, kernel) -> (k resolved, threads that select, bytes of scratch,
-            whether results go past the caches), or None for a case that is not the native kernel's. Asked once for
-            each shape.
+        plan_of: (threads, x, w, k, selection, sparse, kernel) -> (k resolved, shares of the selection and of the
+            products, bytes of scratch, whether results go past the caches), or None for a case that is not the native
+            kernel's. Asked once for each shape.
         backward: (dy, x, w, k, selection, rows, need_dx, need_dw, need_db) -> gradients; called for what is not
             ordinary.
 
@@ -83,7 +83,8 @@ def _loaded() -> tuple[Any, str | None]:
 def _addresses() -> tuple[int, ...]:
     """Return what `Native` in linear.cpp holds."""
     from meprop_bench.ops.kernels.native import example, unified
-    from meprop_bench.ops.kernels.native.compiler import OPENMP, address
+    from meprop_bench.ops.kernels.native.compiler import address
+    from meprop_bench.ops.kernels.native.threads import OPENMP
 
     bodies = unified.SUM, unified.GATHER, unified.MULTIPLY, example.SELECT, example.SORT, example.SUMS
-    return *OPENMP, *bodies, *(address(f) for f in (unified.backward, example.pairs, example.products))
+    return OPENMP, *bodies, *(address(f) for f in (unified.backward, example.pairs, example.products))

@@ -34,12 +34,12 @@ using Compiled = int (*)(Word* result, void** raised, Arguments...);
 
 // In the order in which `setup` gets them.
 struct Native {
-  Word gomp, tid, sum, gather, multiply, select, sort, sums;
+  Word openmp, sum, gather, multiply, select, sort, sums;
   Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
-           Word, Word, Word, Word>
+           Word, Word, Word>
       backward;
-  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> pairs;
-  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> products;
+  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> pairs;
+  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> products;
 };
 constexpr int kWords = sizeof(Native) / sizeof(Word);
 
@@ -77,7 +77,7 @@ struct Hash {
 
 struct Plan {
   bool ours = false;
-  Word k = 0, few = 0, bytes = 0, streaming = 0;
+  Word k = 0, few = 0, shares = 0, bytes = 0, streaming = 0;
 };
 
 constexpr size_t kMostPlans = 1024;
@@ -169,7 +169,7 @@ class MePropLinearBackward : public torch::autograd::Node {
     dy = dy.contiguous();
     Case c = case_;
     Plan plan = plan_;
-    if (native.gomp != 0 && at::get_num_threads() != c.threads) {
+    if (native.openmp != 0 && at::get_num_threads() != c.threads) {
       c.threads = at::get_num_threads();
       plan = planned_anew(c, x, w);
       if (!plan.ours) return in_python(dy, x, w);
@@ -198,7 +198,7 @@ class MePropLinearBackward : public torch::autograd::Node {
     if (need_dw) dw = fresh({rows ? k : n, m});
     if (task_should_compute_output(2)) db = fresh({n});
     const Word kept = call(
-        native.backward, native.gomp, native.tid, native.sum, native.gather, native.multiply, plan.few, threads,
+        native.backward, native.openmp, native.sum, native.gather, native.multiply, plan.few, plan.shares,
         address(dy), address(x), address(w), address(dx), address(dw), address(db), b, n, m, k, address(hits), 0, rows,
         plan.streaming, scratch(plan.bytes));
     if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), kept, n);
@@ -212,7 +212,7 @@ class MePropLinearBackward : public torch::autograd::Node {
     Tensor hits, dx, dw, db;
     if (task_should_compute_output(2)) db = fresh({n});
     const Word count = call(
-        native.pairs, native.gomp, native.tid, native.select, native.sort, plan.few, address(dy), 0, b, n, k,
+        native.pairs, native.openmp, native.select, native.sort, plan.few, address(dy), 0, b, n, k,
         address(db), working);
     if (need_dx) dx = fresh(x.sizes());
     if (need_dw) dw = fresh({rows ? count : n, m});
@@ -221,7 +221,7 @@ class MePropLinearBackward : public torch::autograd::Node {
       // A list without rows has no address, and no address means that dw holds all rows.
       Word nothing;
       const Word listed = rows ? (count ? address(hits) : reinterpret_cast<Word>(&nothing)) : 0;
-      call(native.products, native.gomp, native.tid, native.sums, threads, address(x), address(w), address(dx),
+      call(native.products, native.openmp, native.sums, plan.shares, address(x), address(w), address(dx),
            address(dw), b, n, k, m, count, listed, working, plan.streaming);
     }
     if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), count, n);
@@ -271,10 +271,10 @@ Plan ask(PyObject* const* arguments, const Case& c) {
       arguments[5], arguments[6]));
   if (!answer) throw python_error();
   if (answer.is_none()) return {};
-  long long k, few, bytes;
+  long long k, few, shares, bytes;
   int streaming;
-  if (!PyArg_ParseTuple(answer.ptr(), "LLLp", &k, &few, &bytes, &streaming)) throw python_error();
-  return {true, k, few, bytes, streaming};
+  if (!PyArg_ParseTuple(answer.ptr(), "LLLLp", &k, &few, &shares, &bytes, &streaming)) throw python_error();
+  return {true, k, few, shares, bytes, streaming};
 }
 
 // What is known of a case, else asked for with the arguments of `linear`.
@@ -323,7 +323,7 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   c.n = w.size(0);
   c.m = w.size(1);
   c.b = x.numel() / c.m;
-  c.threads = native.gomp ? at::get_num_threads() : 1;
+  c.threads = native.openmp ? at::get_num_threads() : 1;
   c.unified = *unified;
   c.automatic = *automatic;
   c.rows = a[5] == Py_True;

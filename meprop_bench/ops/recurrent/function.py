@@ -35,7 +35,10 @@ _NUMBA = importlib.util.find_spec("numba") is not None
 
 
 class Record(Protocol):
-    """What is told of the selections, as `meprop_bench.algorithms.activeness` counts them."""
+    """What is told of the selections, as `meprop_bench.algorithms.activeness` counts them.
+
+    If it has an attribute `count_zeros` that is true, it gets the zeros that `select` takes, whichever the kernel.
+    """
 
     @property
     def enabled(self) -> bool:
@@ -140,13 +143,17 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
     tensors = [t for t in (*weights, *inputs) if t is not None]
     plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     chance = selection.startswith("random")
-    if kernel == "native" and (chance or not plain):
+    gates = weights[1].shape[0] // weights[1].shape[1]
+    many = inputs[0].shape[0] * gates * k >= 1 << 31  # entries kept, which it counts in 32 bits
+    if kernel == "native" and (chance or not plain or many):
         reason = f"it has no selection {selection!r}" if chance else "it computes in float32 on the CPU"
+        if plain and not chance:
+            reason = f"it counts in 32 bits, and k = {k} for {inputs[0].shape[0]} rows are too many"
         raise ValueError(f"kernel 'native' does not support this case: {reason}")
     if torch._C._are_functorch_transforms_active() or not inputs[0].numel():
         return through_time.forward, "masked"
     if kernel == "auto":
-        kernel = "native" if _NUMBA and plain and not chance else "embedding_bag"
+        kernel = "native" if _NUMBA and plain and not (chance or many) else "embedding_bag"
         if k > _DENSE_FROM[kernel] * weights[1].shape[1]:
             kernel = "masked"
     if plain and (_NUMBA or kernel == "native"):
@@ -177,7 +184,10 @@ def _gradients(
     else:
         grads, d_states, selected = through_time.backward(*common, kernel)
     if record is not None and record.enabled:
-        record(*selected)
+        at_gates, idx = selected
+        if kernel == "native" and getattr(record, "count_zeros", False):
+            idx = through_time.with_the_zeros_of_select(at_gates, idx, call.cell, call.k, call.selection, call.steps)
+        record(at_gates, idx)
     return (*(grad if need else None for grad, need in zip((*grads, *d_states), needs, strict=True)),)
 
 

@@ -21,28 +21,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Request
-from meprop_bench.ops.kernels.native import example, recurrent_backward, recurrent_forward
-from meprop_bench.ops.kernels.native.compiler import OPENMP
+from meprop_bench.ops.kernels.native import example, plan, recurrent_backward, recurrent_forward
 from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS, PASS_BACK_ROWS
 from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, PRODUCT, RELU, STEP, TANH
+from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.recurrent.cells import Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 
 __all__ = ["backward", "forward"]
 
 _CELL = {"lstm": LSTM, "gru": GRU, "tanh": TANH, "relu": RELU}
-_SERIAL = 4096
-"""Neurons of a time step up to which one thread computes the cell."""
-_STREAM = 1 << 23
-"""As in `ops.kernels.native`."""
+_CELL_WORK = 8
+"""What a neuron of a cell costs, in multiply-adds: from 4096 neurons on two threads are faster than one."""
 
 
 def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps) -> tuple[Tensor, Tensors, Tensors]:
     """Run a layer in one direction: as `through_time.forward`."""
     w_ih, w_hh, b_ih, b_hh = weights
     h = w_hh.shape[1]
-    gomp, tid = OPENMP
-    threads = torch.get_num_threads() if gomp else 1
+    threads = torch.get_num_threads() if OPENMP else 1
     gate = F.linear(x, w_ih, b_ih).contiguous()
     states = tuple(s.clone(memory_format=torch.contiguous_format) for s in states)
     y, before = x.new_empty(x.shape[0], h), x.new_empty(x.shape[0], h)
@@ -54,7 +51,7 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     if steps.sizes[0] == 1 and rows >= 4:
         w_hh, b_hh, pre = w_hh.contiguous(), b_hh if b_hh is None else b_hh.contiguous(), gate.new_empty(rows)
         recurrent_forward.alone(
-            gomp, tid, PRODUCT, max(1, min(threads, rows // 8)), kind, h, len(steps.sizes),
+            OPENMP, PRODUCT, max(1, min(shares(threads, rows * h), rows // 8)), kind, h, len(steps.sizes),
             steps.reverse, w_hh.data_ptr(), _address(b_hh), pre.data_ptr(), *fixed,
         )  # fmt: skip
         return y, states, (before, gate, *more)
@@ -63,8 +60,8 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     for t in steps.order():
         size = steps.sizes[t]
         pre = recur(states[0][:size])
-        few = threads if size >= threads and size * h > _SERIAL else 1
-        recurrent_forward.step(gomp, tid, STEP, few, kind, h, starts[t], size, pre.data_ptr(), *fixed)
+        few = min(size, shares(threads, _CELL_WORK * size * h))
+        recurrent_forward.step(OPENMP, STEP, few, kind, h, starts[t], size, pre.data_ptr(), *fixed)
     return y, states, (before, gate, *more)
 
 
@@ -82,21 +79,23 @@ def backward(
     w_ih, w_hh = (w.contiguous() for w in weights)
     before, gate, *more = kept
     (b, h), k = d_states[0].shape, request.k
-    gomp, tid = OPENMP
-    threads = torch.get_num_threads() if gomp else 1
+    threads = torch.get_num_threads() if OPENMP else 1
     x, dy = x.contiguous(), dy.contiguous()
     d_states = tuple(d.clone(memory_format=torch.contiguous_format) for d in d_states)
     d_a = torch.empty_like(gate)
     d_b = torch.empty_like(gate) if cell.name == "gru" else d_a
     idx = torch.empty(x.shape[0], cell.gates * k, dtype=torch.int64)
-    scratch = torch.empty(recurrent_backward.scratch_bytes(threads, h, k, cell.gates), dtype=torch.uint8)
+    alike = request.selection == "unified"
+    # Time steps come one after the other where their examples share a selection; else each example has all of its own.
+    rows = b if alike else x.shape[0]
+    most = min(b, shares(threads, rows * cell.gates * h * (_CELL_WORK + k)))
+    scratch = torch.empty(recurrent_backward.scratch_bytes(most, h, k, cell.gates), dtype=torch.uint8)
     sizes, starts = torch.tensor(steps.sizes), torch.tensor(_starts(steps))
     memory = torch.tensor([scratch.data_ptr(), idx.data_ptr()])
     recurrent_backward.through_time(
-        gomp, tid, CHAINS, BACK_ROWS, PASS_BACK_ROWS, min(threads, b),
-        request.selection == "unified", _CELL[cell.name], b, h, k, len(steps.sizes), steps.reverse,
-        sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(), _address(more[0] if more else None),
-        _address(more[1] if more[1:] else None), before.data_ptr(), w_hh.data_ptr(),
+        OPENMP, CHAINS, BACK_ROWS, PASS_BACK_ROWS, most, alike, _CELL[cell.name], b, h, k, len(steps.sizes),
+        steps.reverse, sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(),
+        *(_address(part) for part in (*more, None, None)[:2]), before.data_ptr(), w_hh.data_ptr(),
         *(_address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), memory.data_ptr(),
     )  # fmt: skip
     inputs = (x, w_ih, request.need_dx)
@@ -114,24 +113,23 @@ def _products(
 ) -> tuple[list[tuple[Tensor | None, Tensor | None]], Tensor | None]:
     """Return, for layers (x, w, whether dx is wanted) with the same S(d), all of (dx, dw), and db."""
     (b, n), k = d.shape, idx.shape[1]
-    gomp, tid = OPENMP
-    threads = torch.get_num_threads() if gomp else 1
-    few = threads if b * k > _SERIAL and b >= threads else 1
-    memory = torch.empty(example.scratch_bytes(few, b, n, k), dtype=torch.uint8)
+    threads = torch.get_num_threads() if OPENMP else 1
+    plans = [plan("example", threads, b, n, x.shape[1], k) for x, _, _ in layers]
+    few, memory = plans[0].few, torch.empty(plans[0].scratch, dtype=torch.uint8)
     db = d.new_empty(n) if request.need_db else None
     rows = example.pairs(
-        gomp, tid, example.SELECT, example.SORT, few, d.data_ptr(), idx.data_ptr(), b, n, k, _address(db),
+        OPENMP, example.SELECT, example.SORT, few, d.data_ptr(), idx.data_ptr(), b, n, k, _address(db),
         memory.data_ptr(),
     )  # fmt: skip
     grads = []
-    for x, w, need_dx in layers:
+    for (x, w, need_dx), case in zip(layers, plans, strict=True):
         m = x.shape[1]
         dx = x.new_empty(b, m) if need_dx else None
         dw = w.new_empty(n, m) if request.need_dw else None
         if need_dx or request.need_dw:
             example.products(
-                gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(), _address(dx), _address(dw), b, n, k, m,
-                rows, 0, memory.data_ptr(), 4 * max(b, n) * m >= _STREAM,
+                OPENMP, example.SUMS, case.shares, x.data_ptr(), w.data_ptr(), _address(dx), _address(dw), b, n, k, m,
+                rows, 0, memory.data_ptr(), case.streaming,
             )  # fmt: skip
         grads.append((dx, dw))
     return grads, db

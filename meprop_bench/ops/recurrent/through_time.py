@@ -27,7 +27,7 @@ from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.recurrent.cells import Cell, Tensors
 from meprop_bench.ops.selection import column_statistics, select
 
-__all__ = ["Steps", "Weights", "backward", "forward", "select_in_gates"]
+__all__ = ["Steps", "Weights", "backward", "forward", "select_in_gates", "with_the_zeros_of_select"]
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """w_ih (G h, m), w_hh (G h, h), b_ih and b_hh (G h,) or None."""
@@ -156,6 +156,31 @@ def select_in_gates(d: Tensor, gates: int, k: int, selection: str) -> Tensor:
     first = torch.arange(0, width, h, device=d.device).unsqueeze(1)  # (G, 1)
     idx = (within.view(-1, gates, k) + first).flatten(1)
     return idx.expand(n, -1).contiguous() if unified else idx
+
+
+def with_the_zeros_of_select(d: Tensor, idx: Tensor, cell: Cell, k: int, selection: str, steps: Steps) -> Tensor:
+    """Return idx, where gates with fewer than k entries that are not zero have those zeros that `select` would take.
+
+    They contribute nothing, and the compiled selection takes others; who counts zeros should find the same by either.
+
+    Args:
+        d: the gradients at the pre-activations, `(N, G h)`.
+        idx: what was selected of them, `(N, G k)`.
+        cell: the cell.
+        k: entries kept of each gate.
+        selection: "example" or "unified".
+        steps: which rows are a time step.
+
+    """
+    parts = []
+    for rows, chosen in zip(d.split_with_sizes(steps.sizes), idx.split_with_sizes(steps.sizes), strict=True):
+        zero = rows.gather(1, chosen) == 0
+        if selection == "unified":
+            zero = zero.all(0, keepdim=True)
+        short = zero.view(-1, cell.gates, k).any(2, keepdim=True)
+        others = select_in_gates(rows, cell.gates, k, selection)
+        parts.append(torch.where(short, others.view(-1, cell.gates, k), chosen.view(-1, cell.gates, k)).flatten(1))
+    return torch.cat(parts)
 
 
 def _update(states: Tensors, new: Tensors, size: int) -> Tensors:

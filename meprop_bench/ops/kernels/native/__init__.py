@@ -10,21 +10,37 @@ largest.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import isqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
 from meprop_bench.ops.kernels.native import example, scratch, unified
-from meprop_bench.ops.kernels.native.compiler import OPENMP
+from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.selection import select
 
-__all__ = ["KERNEL", "Native", "plan"]
+__all__ = ["KERNEL", "Native", "plan", "uncountable"]
 
 _SERIAL = 32768
-"""Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do."""
+"""Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do. Beyond, each
+share of the examples has sums or counts of its own, for all neurons, which one thread then adds up: with more shares
+than about the root of the number of examples that would take longer than what is shared."""
 _STREAM = 1 << 23
 """Bytes of dx or dW from which both are written past the caches: they would push everything else out of them."""
+
+
+_COUNTED = 1 << 31
+"""Examples, neurons, and those pairs of them that are kept, are counted in 32 bits: half of what 64 take to move."""
+
+
+def uncountable(selection: str, b: int, n: int, k: int) -> str | None:
+    """Say why a case is too large to be counted, or None."""
+    pairs = b * k if selection in ("example", "random") else 0
+    if max(b, n, pairs) < _COUNTED:
+        return None
+    return f"it counts in 32 bits, and k = {k} of {n} neurons for {b} examples are too many: take another kernel"
 
 
 class Native:
@@ -33,12 +49,14 @@ class Native:
     name = "native"
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Say why not: another dtype or device."""
+        """Say why not: another dtype or device, or too large to be counted."""
         if w.device.type != "cpu":
             return f"it runs on the CPU, not on {w.device.type}"
         if not dy.dtype == x.dtype == w.dtype == torch.float32:
             return f"it computes in float32, not {w.dtype}".replace("torch.", "")
-        return None
+        if dy.numel() < _COUNTED:
+            return None
+        return uncountable(request.selection, dy.shape[:-1].numel(), dy.shape[-1], request.k)
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
@@ -47,32 +65,51 @@ class Native:
         return _unified(dy.contiguous(), x.contiguous(), w.contiguous(), request)
 
 
-def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> tuple[int, int, bool]:
-    """Return how many threads select, the bytes of scratch, and whether results go past the caches, for a selection of
-    the kernel's own ("example" or "unified").
-    """
-    return (_unified_plan if selection == "unified" else _example_plan)(threads, b, n, m, k)
+class Plan(NamedTuple):
+    """How a case is computed."""
+
+    few: int
+    """Shares of the selection."""
+    shares: int
+    """Shares of the products."""
+    scratch: int
+    """Bytes to work in."""
+    streaming: bool
+    """Whether results go past the caches."""
 
 
 @lru_cache(maxsize=256)
-def _example_plan(threads: int, b: int, n: int, m: int, k: int) -> tuple[int, int, bool]:
-    """Return how many threads select, the bytes of scratch, and whether results go past the caches."""
-    few = threads if b * n > _SERIAL and b >= threads else 1
-    return few, example.scratch_bytes(few, b, n, k), 4 * max(b, n) * m >= _STREAM
+def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
+    """Return the plan for a selection, of the kernel's own or not, on so many threads.
+
+    Raises:
+        ValueError: the case is `uncountable`.
+
+    """
+    if (reason := uncountable(selection, b, n, k)) is not None:
+        raise ValueError(f"kernel 'native' does not support this case: {reason}")
+    most, streaming = shares(threads, (2 * b * k + n) * m), 4 * max(b, n) * m >= _STREAM
+    few = 1
+    if selection in ("example", "random"):
+        if b * n > _SERIAL:
+            few = min(threads, b, isqrt(4 * b))
+        return Plan(few, most, example.scratch_bytes(few, b, n, k), streaming)
+    if b * n > _SERIAL:
+        few = max(1, min(threads, b // 8, isqrt(b)))
+    return Plan(few, most, unified.scratch_bytes(few, most, b, n, k), streaming)
 
 
 def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
     b, n = dy.shape
     m = x.shape[1]
-    gomp, tid = OPENMP
-    threads = torch.get_num_threads() if gomp else 1
-    few, size, streaming = _example_plan(threads, b, n, m, k)
+    threads = torch.get_num_threads() if OPENMP else 1
+    few, most, size, streaming = plan(selection, threads, b, n, m, k)
     working = scratch.address(size)
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
     rows = example.pairs(
-        gomp, tid, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
+        OPENMP, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
         0 if db is None else db.data_ptr(), working,
     )  # fmt: skip
     dx = torch.empty_like(x) if need_dx else None
@@ -80,34 +117,26 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     hits = torch.empty(1, rows, dtype=torch.int64) if as_rows else None
     if need_dx or need_dw:
         example.products(
-            gomp, tid, example.SUMS, threads, x.data_ptr(), w.data_ptr(),
+            OPENMP, example.SUMS, most, x.data_ptr(), w.data_ptr(),
             0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
             0 if hits is None else hits.data_ptr(), working, streaming,
         )  # fmt: skip
     return dx, dw if hits is None or dw is None else hybrid_rows(hits, dw, n), db
 
 
-@lru_cache(maxsize=256)
-def _unified_plan(threads: int, b: int, n: int, m: int, k: int) -> tuple[int, int, bool]:
-    """Return how many threads sum up, the bytes of scratch, and whether results go past the caches."""
-    few = threads if b * n > _SERIAL and b >= 8 * threads else 1
-    return few, unified.scratch_bytes(few, threads, b, n, k), 4 * max(b, n) * m >= _STREAM
-
-
 def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
     b, n = dy.shape
     m = x.shape[1]
-    gomp, tid = OPENMP
-    threads = torch.get_num_threads() if gomp else 1
-    few, size, streaming = _unified_plan(threads, b, n, m, k)
+    threads = torch.get_num_threads() if OPENMP else 1
+    few, most, size, streaming = plan(selection, threads, b, n, m, k)
     given = selection != "unified"
     hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
     dx = torch.empty_like(x) if need_dx else None
     dw = w.new_empty(k if as_rows else n, m) if need_dw else None
     db = dy.new_empty(n) if need_db else None
     kept = unified.backward(
-        gomp, tid, unified.SUM, unified.GATHER, unified.MULTIPLY, few, threads,
+        OPENMP, unified.SUM, unified.GATHER, unified.MULTIPLY, few, most,
         dy.data_ptr(), x.data_ptr(), w.data_ptr(), 0 if dx is None else dx.data_ptr(),
         0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
         b, n, m, k, hits.data_ptr(), given, as_rows, streaming, scratch.address(size),

@@ -1,9 +1,4 @@
-"""What Numba lacks for a kernel on raw tensors: torch's own threads, addresses as arrays, and vector instructions.
-
-*Threads.* A second pool of threads beside torch's would fight it for the cores. torch's CPU build runs on OpenMP,
-so a parallel region here is a call of `GOMP_parallel`, looked up in the very library that torch loaded: the same
-threads, at about 1.5 microseconds a region. Where that symbol is missing (another OpenMP runtime), the kernels run
-on one thread.
+"""What Numba lacks for a kernel on raw tensors: addresses as arrays and vector instructions; and a cache.
 
 *Addresses.* Tensors are passed as `data_ptr()` integers: it costs 0.3 microseconds, `tensor.numpy()` several times
 that.
@@ -18,7 +13,6 @@ by itself looks at the one file that holds it, and would keep machine code inlin
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import sys
@@ -29,34 +23,19 @@ from typing import Any
 
 import numba
 import numpy as np
-import torch
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "OPENMP", "address", "body", "function", "load_f32", "load_i32", "parallel", "splat", "view"]
+__all__ = ["LANES", "address", "callback", "function", "load_f32", "load_i32", "splat", "view"]
 
 LANES = 16 if get_host_cpu_features().get("avx512f") else 8
 """float32 numbers in a vector."""
 
-_I32, _I64, _I8P = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 _F32 = ir.FloatType()
 VECTOR = ir.VectorType(_F32, LANES)
-
-
-def _openmp() -> tuple[int, int]:
-    """Return the addresses of GOMP_parallel and omp_get_thread_num in the library that torch runs on, or zeros."""
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _SYMBOLS]
-    except (OSError, AttributeError):
-        return 0, 0
-    return (found[0] or 0, found[1] or 0) if all(found) else (0, 0)
-
-
-_SYMBOLS = ("GOMP_parallel", "omp_get_thread_num")
-OPENMP = _openmp()
 
 
 @contextmanager
@@ -104,15 +83,10 @@ def address(compiled: Any) -> int:
     return int(overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name))
 
 
-def body(f: Callable[..., Any]) -> int:
-    """Compile `f(arguments: int64 pointer)` as the body of a parallel region and return its address.
-
-    The first two words of the arguments are this room's: the address of omp_get_thread_num, the number of threads.
-    """
+def callback(signature: Any, f: Callable[..., Any]) -> int:
+    """Compile a function for C to call and return its address."""
     with _cache() as cache:
-        compiled = cfunc(
-            types.void(types.CPointer(types.int64)), cache=cache, fastmath={"contract"}, error_model="numpy"
-        )(f)
+        compiled = cfunc(signature, cache=cache, fastmath={"contract"}, error_model="numpy")(f)
     _KEPT.append(compiled)  # its machine code lives as long as it does
     return int(compiled.address)
 
@@ -132,62 +106,6 @@ def _pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
 def view(address, shape, dtype):
     """Return the memory at an address as an array."""
     return carray(_pointer(address, dtype), shape)
-
-
-@intrinsic
-def _gomp(typingctx: Any, gomp: Any, run: Any, data: Any, threads: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        gomp, run, data, threads = arguments
-        run, data = builder.inttoptr(run, _I8P), builder.inttoptr(data, _I8P)
-        kind = ir.FunctionType(ir.VoidType(), [_I8P, _I8P, _I32, _I32])
-        call = builder.inttoptr(gomp, kind.as_pointer())
-        builder.call(call, [run, data, builder.trunc(threads, _I32), ir.Constant(_I32, 0)])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), codegen
-
-
-@intrinsic
-def _call(typingctx: Any, run: Any, data: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_I8P])
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [builder.inttoptr(arguments[1], _I8P)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def thread_number(typingctx: Any, address: Any) -> Any:
-    """Return the number of this thread, given the address of omp_get_thread_num, or 0 for no address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        with builder.if_else(builder.icmp_signed("!=", arguments[0], ir.Constant(_I64, 0))) as (then, otherwise):
-            with then:
-                kind = ir.FunctionType(_I32, [])
-                number = builder.zext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), _I64)
-                known = builder.block
-            with otherwise:
-                unknown = builder.block
-        result = builder.phi(_I64)
-        result.add_incoming(number, known)
-        result.add_incoming(ir.Constant(_I64, 0), unknown)
-        return result
-
-    return types.int64(types.int64), codegen
-
-
-@function()
-def parallel(gomp, threads, run, arguments):
-    """Run a body on all threads, or here for one thread; `arguments` is an int64 array, its words 0 and 1 set here."""
-    arguments[1] = threads
-    if threads > 1:
-        _gomp(gomp, run, arguments.ctypes.data, threads)
-    else:
-        thread_number_of = arguments[0]
-        arguments[0] = 0
-        _call(run, arguments.ctypes.data)
-        arguments[0] = thread_number_of
 
 
 def declare(builder: Any, name: str, kind: Any) -> Any:

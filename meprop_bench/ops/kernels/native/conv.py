@@ -24,8 +24,9 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, types
 
-from meprop_bench.ops.kernels.native.compiler import body, function, parallel, thread_number, view
+from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.patches import LANES, VECTOR_BYTES, gather_all, scatter_all, transpose
+from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
 __all__ = ["IMAGES", "LANES", "MAPS", "PIXELS", "PLAN_WORDS", "backward", "scratch_bytes"]
@@ -38,9 +39,9 @@ __all__ = ["IMAGES", "LANES", "MAPS", "PIXELS", "PLAN_WORDS", "backward", "scrat
 PLAN_WORDS = 20
 
 # The arguments of the bodies, one word each.
-(_TID, _THREADS, _PLAN, _DY, _IDX, _X, _WEIGHT, _DX, _DW, _DB) = range(10)
-(_XP, _PACKED, _DWP, _PIXEL, _VALUE, _START, _PARTS, _WORKING, _IMAGE) = range(10, 19)
-WORDS = 19
+(_PLAN, _DY, _IDX, _X, _WEIGHT, _DX, _DW, _DB) = range(8)
+(_XP, _PACKED, _DWP, _PIXEL, _VALUE, _START, _PARTS, _WORKING, _IMAGE) = range(8, 17)
+WORDS = 17
 
 _SUMS = 64
 """Sums of a map that are added up side by side for the bias: a single one would wait for itself."""
@@ -52,15 +53,14 @@ def _image_bytes(plan):
     return 4 * plan[_HP] * plan[_WP] * plan[_C]
 
 
-def _pixels(a):
+def _pixels(a, share, shares):
     """Region 1: images to padded pixels, weights to vectors."""
     a = carray(a, WORDS)
     plan = view(a[_PLAN], PLAN_WORDS, np.int64)
-    t, threads = thread_number(a[_TID]), a[_THREADS]
     c, h, w, hp, wp, top, left = plan[_C], plan[_H], plan[_W], plan[_HP], plan[_WP], plan[_TOP], plan[_LEFT]
     if a[_DW] != 0:
         images = plan[_B] * plan[_G]
-        for image in range(images * t // threads, images * (t + 1) // threads):
+        for image in range(images * share // shares, images * (share + 1) // shares):
             source, target = a[_X] + 4 * image * c * h * w, a[_XP] + _image_bytes(plan) * image
             if hp * wp == h * w:
                 transpose(source, 4 * h * w, c, h * w, target, 4 * c)
@@ -72,7 +72,7 @@ def _pixels(a):
     if a[_DX] != 0:
         n, count, numbers = plan[_N], c * plan[_TAPS], plan[_VECTORS] * LANES
         slots = view(plan[_SLOT], count, np.int32)
-        for i in range(n * t // threads, n * (t + 1) // threads):
+        for i in range(n * share // shares, n * (share + 1) // shares):
             weights = view(a[_WEIGHT] + 4 * i * count, count, np.float32)
             packed = view(a[_PACKED] + 4 * i * numbers, numbers, np.float32)
             for j in range(count):
@@ -111,16 +111,15 @@ def _add_up(row, p, sums):
             sums[i] += part[i]
 
 
-def _maps(a):
-    """Region 2: selection, dW and db, a share of the maps on each thread."""
+def _maps(a, share, shares):
+    """Region 2: selection, dW and db; the maps are shared out."""
     a = carray(a, WORDS)
     plan = view(a[_PLAN], PLAN_WORDS, np.int64)
-    t, threads = thread_number(a[_TID]), a[_THREADS]
     batch, maps, p, k, c, count = plan[_B], plan[_N], plan[_P], plan[_K], plan[_C], plan[_C] * plan[_TAPS]
-    low, high = maps * t // threads, maps * (t + 1) // threads
+    low, high = maps * share // shares, maps * (share + 1) // shares
     vectors = plan[_VECTORS]
     slots, sums = view(plan[_SLOT], count, np.int32), view(a[_PARTS], (maps, _SUMS), np.float32)
-    working = a[_WORKING] + t * (working_bytes(p, k) + 4 * k)
+    working = a[_WORKING] + share * (working_bytes(p, k) + 4 * k)
     places = view(working + working_bytes(p, k), k, np.int32)
     starts = view(a[_START], (maps, batch + 1), np.int32)
     view(a[_DWP] + VECTOR_BYTES * low * vectors, (high - low) * vectors * LANES, np.float32)[:] = 0
@@ -154,20 +153,19 @@ def _maps(a):
                 db[n] += sums[n, i]
 
 
-def _images(a):
-    """Region 3: dx, a share of the images on each thread."""
+def _images(a, share, shares):
+    """Region 3: dx; the images are shared out."""
     a = carray(a, WORDS)
     plan = view(a[_PLAN], PLAN_WORDS, np.int64)
-    t, threads = thread_number(a[_TID]), a[_THREADS]
     batch, groups, maps, k, c = plan[_B], plan[_G], plan[_N], plan[_K], plan[_C]
     h, w, hp, wp, top, left = plan[_H], plan[_W], plan[_HP], plan[_WP], plan[_TOP], plan[_LEFT]
     vectors = plan[_VECTORS]
     starts = view(a[_START], (maps, batch + 1), np.int32)
-    flat = view(a[_IMAGE] + _image_bytes(plan) * t, hp * wp * c, np.float32)
+    flat = view(a[_IMAGE] + _image_bytes(plan) * share, hp * wp * c, np.float32)
     each = maps // groups
-    for image in range(batch * groups * t // threads, batch * groups * (t + 1) // threads):
+    for image in range(batch * groups * share // shares, batch * groups * (share + 1) // shares):
         flat[:] = 0
-        table = a[_IMAGE] + _image_bytes(plan) * (t - image)  # so that pixels, counted over all images, begin in it
+        table = a[_IMAGE] + _image_bytes(plan) * (share - image)  # so that pixels, counted over all images, begin in it
         b, g = image // groups, image % groups
         for n in range(g * each, (g + 1) * each):
             entries = 4 * n * batch * k
@@ -175,7 +173,7 @@ def _images(a):
                 a[_PACKED] + VECTOR_BYTES * n * vectors, plan[_PLACE], plan[_FULL], vectors, plan[_REST], table, 4 * c,
                 a[_PIXEL] + entries, a[_VALUE] + entries, np.int64(starts[n, b]), np.int64(starts[n, b + 1]),
             )  # fmt: skip
-        target, source = a[_DX] + 4 * image * c * h * w, a[_IMAGE] + _image_bytes(plan) * t
+        target, source = a[_DX] + 4 * image * c * h * w, a[_IMAGE] + _image_bytes(plan) * share
         if hp * wp == h * w:
             transpose(source, 4 * c, h * w, c, target, 4 * h * w)
             continue
@@ -188,49 +186,49 @@ PIXELS, MAPS, IMAGES = body(_pixels), body(_maps), body(_images)
 
 
 @function()
-def _place(a, plan, threads, scratch):
+def _place(a, plan, shares, scratch):
     """Set where everything lies in the scratch memory; return where it ends."""
     n, batch, k = plan[_N], plan[_B], plan[_K]
     numbers = VECTOR_BYTES * n * plan[_VECTORS]
     a[_PACKED] = (scratch + 63) // 64 * 64
     a[_DWP] = a[_PACKED] + numbers
     a[_IMAGE] = (a[_DWP] + numbers + 63) // 64 * 64
-    a[_XP] = (a[_IMAGE] + threads * _image_bytes(plan) + 63) // 64 * 64
+    a[_XP] = (a[_IMAGE] + shares * _image_bytes(plan) + 63) // 64 * 64
     a[_PIXEL] = a[_XP] + batch * plan[_G] * _image_bytes(plan) + VECTOR_BYTES
     a[_VALUE] = a[_PIXEL] + 4 * n * batch * k
     a[_START] = a[_VALUE] + 4 * n * batch * k
     a[_PARTS] = a[_START] + 4 * n * (batch + 1)
     a[_WORKING] = a[_PARTS] + 4 * n * _SUMS
-    return a[_WORKING] + threads * (working_bytes(plan[_P], k) + 4 * k)
+    return a[_WORKING] + shares * (working_bytes(plan[_P], k) + 4 * k)
 
 
 @function(types.int64(*[types.int64] * 2))
-def scratch_bytes(plan, threads):
+def scratch_bytes(plan, shares):
     """Return how many bytes `backward` needs."""
-    return _place(np.empty(WORDS, np.int64), view(plan, PLAN_WORDS, np.int64), threads, 0) + 64
+    return _place(np.empty(WORDS, np.int64), view(plan, PLAN_WORDS, np.int64), shares, 0) + 64
 
 
-@function(types.void(*[types.int64] * 15))
-def backward(gomp, tid, pixels, maps, images, threads, plan, dy, idx, x, w, dx, dw, db, scratch):
+@function(types.void(*[types.int64] * 14))
+def backward(openmp, pixels, maps, images, shares, plan, dy, idx, x, w, dx, dw, db, scratch):
     """Compute dx, dW and db through the kept positions.
 
     Args:
-        gomp, tid: `OPENMP`.
+        openmp: `OPENMP`.
         pixels, maps, images: `PIXELS`, `MAPS`, `IMAGES`.
-        threads: how many.
+        shares: into how many the work is cut.
         plan: address of the plan.
         dy: float32 (B, N, P).
         idx: int64 (B N, k), positions, or 0 to select the k largest magnitudes.
         x, w: float32 (B, G C, H, W) and (N, C, kh, kw), contiguous.
         dx, dw, db: the same and (N,), written; each 0 where it is not wanted.
-        scratch: `scratch_bytes(plan, threads)` bytes.
+        scratch: `scratch_bytes(plan, shares)` bytes.
 
     """
     a = np.empty(WORDS, np.int64)
-    a[_TID], a[_PLAN], a[_DY], a[_IDX], a[_X], a[_WEIGHT] = tid, plan, dy, idx, x, w
+    a[_PLAN], a[_DY], a[_IDX], a[_X], a[_WEIGHT] = plan, dy, idx, x, w
     a[_DX], a[_DW], a[_DB] = dx, dw, db
-    _place(a, view(plan, PLAN_WORDS, np.int64), threads, scratch)
-    parallel(gomp, threads, pixels, a)
-    parallel(gomp, threads, maps, a)
+    _place(a, view(plan, PLAN_WORDS, np.int64), shares, scratch)
+    parallel(openmp, shares, pixels, a)
+    parallel(openmp, shares, maps, a)
     if dx != 0:
-        parallel(gomp, threads, images, a)
+        parallel(openmp, shares, images, a)

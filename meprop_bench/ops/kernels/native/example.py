@@ -28,20 +28,18 @@ from numba.extending import intrinsic
 
 from meprop_bench.ops.kernels.native.compiler import (
     LANES,
-    body,
     function,
     fused,
     load,
     load_f32,
     load_i32,
     offset,
-    parallel,
     splat,
     store,
-    thread_number,
     view,
     zero_row,
 )
+from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
 CHUNK = (24 if LANES == 16 else 12) * LANES
@@ -119,25 +117,24 @@ def _sum_rows(out, table, m, rows, values, first, last, streaming):
 
 
 # The arguments of both entry points, one word each.
-(_TID, _THREADS, _DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS) = range(13)
-(_OFFSET, _EXAMPLE, _SORTED, _X, _W, _DX, _DW, _M, _HITS, _ROWS, _COMPACT, _STREAMING) = range(13, 25)
-WORDS = 25
+(_DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS) = range(11)
+(_OFFSET, _EXAMPLE, _SORTED, _X, _W, _DX, _DW, _M, _HITS, _ROWS, _COMPACT, _STREAMING) = range(11, 23)
+WORDS = 23
 
 
-def _select(a):
+def _select(a, share, shares):
     a = carray(a, WORDS)
-    threads, n, k, batch = a[_THREADS], a[_N], a[_K], a[_B]
-    t = thread_number(a[_TID])
-    working = a[_KEYS] + t * working_bytes(n, k)
+    n, k, batch = a[_N], a[_K], a[_B]
+    working = a[_KEYS] + share * working_bytes(n, k)
     places, values = view(a[_PICKED], (batch, k), np.int32), view(a[_VALUE], (batch, k), np.float32)
-    counts, hist = view(a[_COUNT], batch, np.int32), view(a[_HIST] + 4 * t * n, n, np.int32)
+    counts, hist = view(a[_COUNT], batch, np.int32), view(a[_HIST] + 4 * share * n, n, np.int32)
     hist[:] = 0
     if a[_DBS]:
-        view(a[_DBS] + 4 * t * n, n, np.float32)[:] = 0
-    for e in range(batch * t // threads, batch * (t + 1) // threads):
+        view(a[_DBS] + 4 * share * n, n, np.float32)[:] = 0
+    for e in range(batch * share // shares, batch * (share + 1) // shares):
         row = view(a[_DY] + 4 * e * n, n, np.float32)
         if a[_DBS]:
-            db = view(a[_DBS] + 4 * t * n, n, np.float32)
+            db = view(a[_DBS] + 4 * share * n, n, np.float32)
             for j in range(n):
                 db[j] += row[j]
         picked = places[e]
@@ -155,14 +152,13 @@ def _select(a):
             hist[picked[s]] += 1
 
 
-def _sort(a):
+def _sort(a, share, shares):
     a = carray(a, WORDS)
-    threads, n, k, batch = a[_THREADS], a[_N], a[_K], a[_B]
-    t = thread_number(a[_TID])
+    n, k, batch = a[_N], a[_K], a[_B]
     places, values = view(a[_PICKED], (batch, k), np.int32), view(a[_VALUE], (batch, k), np.float32)
-    counts, starts = view(a[_COUNT], batch, np.int32), view(a[_HIST] + 4 * t * n, n, np.int32)
+    counts, starts = view(a[_COUNT], batch, np.int32), view(a[_HIST] + 4 * share * n, n, np.int32)
     examples, in_order = view(a[_EXAMPLE], batch * k, np.int32), view(a[_SORTED], batch * k, np.float32)
-    for e in range(batch * t // threads, batch * (t + 1) // threads):
+    for e in range(batch * share // shares, batch * (share + 1) // shares):
         for s in range(counts[e]):
             j = places[e, s]
             examples[starts[j]] = e
@@ -187,67 +183,66 @@ def _place_pairs(a, scratch):
     return a[_COUNT] + 4 * a[_B]
 
 
-@function(types.int64(*[types.int64] * 12))
-def pairs(gomp, tid, select, sort, threads, dy, idx, b, n, k, db, scratch):
+@function(types.int64(*[types.int64] * 11))
+def pairs(openmp, select, sort, shares, dy, idx, b, n, k, db, scratch):
     """Select in every example and sort the pairs (example, neuron) by neuron.
 
     Args:
-        gomp, tid: `OPENMP`.
+        openmp: `OPENMP`.
         select, sort: `SELECT`, `SORT`.
-        threads: how many.
+        shares: into how many the work is cut.
         dy: float32 (b, n).
         idx: int64 (b, k), or 0 to select the k largest magnitudes.
         b, n, k: sizes.
         db: float32 (n,), written: the sum over the batch; or 0.
-        scratch: `scratch_bytes(threads, b, n, k)` bytes; the sorted pairs stay there for `products`.
+        scratch: `scratch_bytes(shares, b, n, k)` bytes; the sorted pairs stay there for `products`.
 
     Returns:
         how many neurons have any.
 
     """
     a = np.empty(WORDS, np.int64)
-    a[_TID], a[_DY], a[_IDX], a[_B], a[_N], a[_K] = tid, dy, idx, b, n, k
+    a[_DY], a[_IDX], a[_B], a[_N], a[_K] = dy, idx, b, n, k
     a[_HIST] = _place_pairs(a, scratch)
-    a[_KEYS] = a[_HIST] + 4 * n * threads
-    a[_DBS] = 0 if db == 0 else (db if threads == 1 else a[_KEYS] + threads * working_bytes(n, k))
-    parallel(gomp, threads, select, a)
+    a[_KEYS] = a[_HIST] + 4 * n * shares
+    a[_DBS] = 0 if db == 0 else (db if shares == 1 else a[_KEYS] + shares * working_bytes(n, k))
+    parallel(openmp, shares, select, a)
     offset_of, hit = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
-    hist = view(a[_HIST], (threads, n), np.int32)
+    hist = view(a[_HIST], (shares, n), np.int32)
     run, rows = 0, 0
     for j in range(n):
         offset_of[j] = run
-        for t in range(threads):
+        for t in range(shares):
             count = hist[t, j]
             hist[t, j] = run
             run += count
         hit[rows] = j
         rows += run > offset_of[j]
     offset_of[n] = run
-    if db != 0 and threads > 1:
-        total, parts = view(db, n, np.float32), view(a[_DBS], (threads, n), np.float32)
+    if db != 0 and shares > 1:
+        total, parts = view(db, n, np.float32), view(a[_DBS], (shares, n), np.float32)
         total[:] = parts[0]
-        for t in range(1, threads):
+        for t in range(1, shares):
             for j in range(n):
                 total[j] += parts[t, j]
-    parallel(gomp, threads, sort, a)
+    parallel(openmp, shares, sort, a)
     return rows
 
 
 @function(types.int64(*[types.int64] * 4))
-def scratch_bytes(threads, b, n, k):
+def scratch_bytes(shares, b, n, k):
     """Return how many bytes `pairs` needs."""
-    return 4 * (4 * b * k + b + 2 * n * (threads + 1) + 1) + threads * working_bytes(n, k)
+    return 4 * (4 * b * k + b + 2 * n * (shares + 1) + 1) + shares * working_bytes(n, k)
 
 
-def _sums(a):
-    """Compute rows of dW, as many as make up a thread's share of the pairs, then rows of dx."""
+def _sums(a, share, shares):
+    """Compute rows of dW, as many as make up a share of the pairs, then rows of dx."""
     a = carray(a, WORDS)
-    batch, n, k, m, rows, threads = a[_B], a[_N], a[_K], a[_M], a[_ROWS], a[_THREADS]
+    batch, n, k, m, rows = a[_B], a[_N], a[_K], a[_M], a[_ROWS]
     streaming = a[_STREAMING]
-    t = thread_number(a[_TID])
     offsets, hits = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
     if a[_DW] != 0:
-        low, high = offsets[n] * t // threads, offsets[n] * (t + 1) // threads
+        low, high = offsets[n] * share // shares, offsets[n] * (share + 1) // shares
         following = 0
         for i in range(rows):
             j = np.int64(hits[i])
@@ -259,12 +254,12 @@ def _sums(a):
                 dw = a[_DW] + 4 * (i if a[_COMPACT] else j) * m
                 _sum_rows(dw, a[_X], m, a[_EXAMPLE], a[_SORTED], first, last, streaming)
             following = j + 1
-        if t == threads - 1 and not a[_COMPACT]:
+        if share == shares - 1 and not a[_COMPACT]:
             for blank in range(following, n):
                 zero_row(a[_DW] + 4 * blank * m, m, streaming)
     if a[_DX] != 0:
         counts = view(a[_COUNT], batch, np.int32)
-        for e in range(batch * t // threads, batch * (t + 1) // threads):
+        for e in range(batch * share // shares, batch * (share + 1) // shares):
             first, last = e * k, e * k + np.int64(counts[e])
             _sum_rows(a[_DX] + 4 * e * m, a[_W], m, a[_PICKED], a[_VALUE], first, last, streaming)
 
@@ -272,14 +267,14 @@ def _sums(a):
 SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
 
 
-@function(types.void(*[types.int64] * 16))
-def products(gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, listed, scratch, streaming):
+@function(types.void(*[types.int64] * 15))
+def products(openmp, sums, shares, x, w, dx, dw, b, n, k, m, rows, listed, scratch, streaming):
     """Compute dx and dW from the sorted pairs.
 
     Args:
-        gomp, tid: `OPENMP`.
+        openmp: `OPENMP`.
         sums: `SUMS`.
-        threads: how many.
+        shares: into how many the work is cut.
         x, w, dx: float32 (b, m), (n, m) and (b, m), contiguous; dx is 0 when it is not wanted.
         dw: float32, contiguous: (rows, m) when `listed` is given, else (n, m); 0 when it is not wanted.
         b, n, k, m: sizes, as for `pairs`.
@@ -289,9 +284,9 @@ def products(gomp, tid, sums, threads, x, w, dx, dw, b, n, k, m, rows, listed, s
 
     """
     a = np.empty(WORDS, np.int64)
-    a[_TID], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_K], a[_M] = tid, x, w, dx, dw, b, n, k, m
+    a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_K], a[_M] = x, w, dx, dw, b, n, k, m
     a[_ROWS], a[_COMPACT], a[_STREAMING] = rows, listed != 0, streaming
     _place_pairs(a, scratch)
     if listed != 0:
         view(listed, rows, np.int64)[:] = view(a[_HITS], rows, np.int32)
-    parallel(gomp, threads, sums, a)
+    parallel(openmp, shares, sums, a)

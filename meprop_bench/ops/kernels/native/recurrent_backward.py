@@ -17,9 +17,10 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, types
 
-from meprop_bench.ops.kernels.native.compiler import body, function, parallel, thread_number, view
+from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.example import _sum_rows
 from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, TANH, copy, gates_of, row_of
+from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
 __all__ = ["BACK_ROWS", "CHAINS", "PASS_BACK_ROWS", "scratch_bytes", "through_time"]
@@ -28,9 +29,9 @@ _ONE = np.float32(1)
 
 # The arguments of the parallel regions, one word each; _OTHER and _MORE as in `recurrent_forward`, _STATE and _MEMORY
 # are dh and dc.
-(_TID, _THREADS, _CELL, _B, _H, _K, _T, _REVERSE, _SIZES, _STARTS, _GATE, _OTHER, _MORE, _BEFORE) = range(14)
-(_Y, _STATE, _MEMORY, _W, _D, _DB, _IDX, _AT, _SIZE, _SCRATCH, _COUNT) = range(14, 25)
-WORDS = 25
+(_CELL, _B, _H, _K, _T, _REVERSE, _SIZES, _STARTS, _GATE, _OTHER, _MORE, _BEFORE) = range(12)
+(_Y, _STATE, _MEMORY, _W, _D, _DB, _IDX, _AT, _SIZE, _SCRATCH, _COUNT) = range(12, 23)
+WORDS = 23
 
 
 @function()
@@ -108,7 +109,7 @@ def _choose(source, h, k, first, working, picked, chosen, count):
     """Select k entries of a gate whose rows of the weights begin at `first`.
 
     They are appended to picked[count:]. chosen, (k,), gets them too, and is filled up, where the gate has fewer than k
-    entries that are not zero, with one that is zero: it contributes nothing.
+    entries that are not zero, with the first that are: they contribute nothing.
     """
     places = picked[count : count + k]
     found = largest(source, h, k, working, places)
@@ -118,10 +119,11 @@ def _choose(source, h, k, first, working, picked, chosen, count):
     if found < k:
         gate = view(source, h, np.float32)
         j = 0
-        while gate[j] != 0:
-            j += 1
         for s in range(found, k):
+            while gate[j] != 0:
+                j += 1
             chosen[s] = first + j
+            j += 1
     return count + found
 
 
@@ -146,21 +148,33 @@ def _pass_back(a, e, row, gates, picked, count, values):
 
 @function()
 def _own_bytes(h, k, gates):
-    """Return the bytes a thread works in: the search's, picked rows, values, a row of h."""
+    """Return the bytes a share works in: the search's, picked rows, values, a row of h."""
     return working_bytes(h, k) + 4 * (2 * gates * k + h)
 
 
-def _chains(a):
+@function()
+def _shared_bytes(h, k, gates):
+    """Return the bytes of what the examples of a time step have in common, see `_shared`."""
+    return 4 * gates * (3 * k + h)
+
+
+@function()
+def _own(a, share, gates):
+    """Return where a share works."""
+    h, k = a[_H], a[_K]
+    return a[_SCRATCH] + _shared_bytes(h, k, gates) + share * _own_bytes(h, k, gates)
+
+
+def _chains(a, share, shares):
     """Take whole examples back through time."""
     a = carray(a, WORDS)
     h, k, cell = a[_H], a[_K], a[_CELL]
     gates = gates_of(cell)
     sizes, starts = view(a[_SIZES], a[_T], np.int64), view(a[_STARTS], a[_T], np.int64)
-    t = thread_number(a[_TID])
-    working = a[_SCRATCH] + t * _own_bytes(h, k, gates)
+    working = _own(a, share, gates)
     picked = view(working + working_bytes(h, k), gates * k, np.int32)
     values = working + working_bytes(h, k) + 4 * gates * k
-    for e in range(t, a[_B], a[_THREADS]):
+    for e in range(share, a[_B], shares):
         length = 0
         while length < a[_T] and sizes[length] > e:
             length += 1
@@ -178,31 +192,30 @@ def _chains(a):
 CHAINS = body(_chains)
 
 
-def _back_rows(a):
+def _back_rows(a, share, shares):
     """Compute the gradients at the pre-activations for one time step."""
     a = carray(a, WORDS)
-    t = thread_number(a[_TID])
-    for e in range(a[_SIZE] * t // a[_THREADS], a[_SIZE] * (t + 1) // a[_THREADS]):
+    for e in range(a[_SIZE] * share // shares, a[_SIZE] * (share + 1) // shares):
         _back(a, e, a[_AT] + e)
 
 
 @function()
 def _shared(a, gates):
     """Return where the selection of a whole time step is: the sums over its examples, rows picked, and all chosen."""
-    sums = a[_SCRATCH] + a[_THREADS] * _own_bytes(a[_H], a[_K], gates)
-    picked = sums + 4 * gates * a[_H]
-    return sums, view(picked, gates * a[_K], np.int32), view(picked + 8 * gates * a[_K], gates * a[_K], np.int64)
+    chosen = a[_SCRATCH]
+    picked = chosen + 8 * gates * a[_K]
+    sums = picked + 4 * gates * a[_K]
+    return sums, view(picked, gates * a[_K], np.int32), view(chosen, gates * a[_K], np.int64)
 
 
-def _pass_back_rows(a):
+def _pass_back_rows(a, share, shares):
     """Compute dh' for one time step whose selection is made."""
     a = carray(a, WORDS)
     h, k, cell = a[_H], a[_K], a[_CELL]
     gates = gates_of(cell)
-    t = thread_number(a[_TID])
-    values = a[_SCRATCH] + t * _own_bytes(h, k, gates) + working_bytes(h, k) + 4 * gates * k
+    values = _own(a, share, gates) + working_bytes(h, k) + 4 * gates * k
     _, picked, all_chosen = _shared(a, gates)
-    for e in range(a[_SIZE] * t // a[_THREADS], a[_SIZE] * (t + 1) // a[_THREADS]):
+    for e in range(a[_SIZE] * share // shares, a[_SIZE] * (share + 1) // shares):
         row = a[_AT] + e
         chosen = view(a[_IDX] + 8 * row * gates * k, gates * k, np.int64)
         for s in range(gates * k):
@@ -226,21 +239,21 @@ def _choose_for_all(a, gates):
             total[j] += abs(d[j])
     count = 0
     for g in range(gates):
-        count = _choose(sums + 4 * g * h, h, k, g * h, a[_SCRATCH], picked, chosen[g * k : (g + 1) * k], count)
+        count = _choose(sums + 4 * g * h, h, k, g * h, _own(a, 0, gates), picked, chosen[g * k : (g + 1) * k], count)
     return count
 
 
-@function(types.void(*[types.int64] * 26))
+@function(types.void(*[types.int64] * 25))
 def through_time(
-    gomp, tid, chains, back, pass_back, threads, unified, cell, b, h, k, steps, reverse, sizes, starts,
+    openmp, chains, back, pass_back, shares, unified, cell, b, h, k, steps, reverse, sizes, starts,
     dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, memory,
 ):  # fmt: skip
     """Compute the gradients at all pre-activations and select of them.
 
     Args:
-        gomp, tid: `OPENMP`.
+        openmp: `OPENMP`.
         chains, back, pass_back: `CHAINS`, `BACK_ROWS`, `PASS_BACK_ROWS`.
-        threads: how many.
+        shares: into how many the examples are cut.
         unified: whether all examples of a time step share the selection.
         cell: as for `step`.
         b, h, k: examples, neurons of a gate, and how many of them are kept, 1 <= k < h.
@@ -251,33 +264,32 @@ def through_time(
         w_hh: float32 (G h, h).
         d_state, d_memory: float32 (B, h): gradients of the last states, which become those of the first.
         d_a, d_b: float32 (N, G h), written: gradients of a and of b; the same but for the GRU.
-        memory: two addresses, int64 (2,): of `scratch_bytes(threads, h, k, G)` bytes, and of int64 (N, G k), which is
-            written: what was selected, as rows of the weights.
+        memory: two addresses, int64 (2,): of `scratch_bytes(shares, h, k, G)` bytes, on a multiple of 8, and of int64
+            (N, G k), which is written: what was selected, as rows of the weights.
 
     """
     w = np.empty(WORDS, np.int64)
     addresses = view(memory, 2, np.int64)
-    w[_TID], w[_CELL], w[_B], w[_H], w[_K], w[_T], w[_REVERSE] = tid, cell, b, h, k, steps, reverse
+    w[_CELL], w[_B], w[_H], w[_K], w[_T], w[_REVERSE] = cell, b, h, k, steps, reverse
     w[_SIZES], w[_STARTS], w[_Y], w[_GATE], w[_OTHER], w[_MORE], w[_BEFORE] = (
         sizes, starts, dy, gate, other, more, before,
     )  # fmt: skip
     w[_W], w[_STATE], w[_MEMORY], w[_D], w[_DB] = w_hh, d_state, d_memory, d_a, d_b
     w[_SCRATCH], w[_IDX] = addresses[0], addresses[1]
     if not unified:
-        parallel(gomp, threads, chains, w)
+        parallel(openmp, shares, chains, w)
         return
     gates = gates_of(cell)
     size, start = view(sizes, steps, np.int64), view(starts, steps, np.int64)
-    w[_THREADS] = threads
     for s in range(steps):
         t = s if reverse else steps - 1 - s
         w[_AT], w[_SIZE] = start[t], size[t]
-        parallel(gomp, threads, back, w)
+        parallel(openmp, shares, back, w)
         w[_COUNT] = _choose_for_all(w, gates)
-        parallel(gomp, threads, pass_back, w)
+        parallel(openmp, shares, pass_back, w)
 
 
 @function(types.int64(*[types.int64] * 4))
-def scratch_bytes(threads, h, k, gates):
+def scratch_bytes(shares, h, k, gates):
     """Return how many bytes `through_time` needs."""
-    return threads * _own_bytes(h, k, gates) + 4 * gates * h + 16 * gates * k + 8
+    return _shared_bytes(h, k, gates) + shares * _own_bytes(h, k, gates)

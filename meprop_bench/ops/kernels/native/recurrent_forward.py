@@ -20,17 +20,15 @@ from numba.extending import intrinsic
 from meprop_bench.ops.kernels.native.compiler import (
     LANES,
     VECTOR,
-    body,
     declare,
     function,
     fused,
     load,
     offset,
-    parallel,
     store,
-    thread_number,
     view,
 )
+from meprop_bench.ops.kernels.native.threads import body, parallel
 
 __all__ = ["GRU", "LSTM", "PRODUCT", "RELU", "STEP", "TANH", "alone", "step"]
 
@@ -87,8 +85,8 @@ def _tanh(x):
 
 # The arguments of the parallel regions, one word each. _OTHER and _MORE are what a cell keeps besides its gates: c' and
 # tanh c of the LSTM, b_n of the GRU.
-(_TID, _THREADS, _CELL, _H, _AT, _SIZE, _PRE, _STATE, _MEMORY, _GATE, _OTHER, _MORE, _BEFORE, _Y, _W, _B) = range(16)
-WORDS = 16
+(_CELL, _H, _AT, _SIZE, _PRE, _STATE, _MEMORY, _GATE, _OTHER, _MORE, _BEFORE, _Y, _W, _B) = range(14)
+WORDS = 14
 
 
 @function()
@@ -179,10 +177,9 @@ def _step_of(a, e):
     copy(row_of(a[_Y], row, h), state)
 
 
-def _step(a):
+def _step(a, share, shares):
     a = carray(a, WORDS)
-    t = thread_number(a[_TID])
-    for e in range(a[_SIZE] * t // a[_THREADS], a[_SIZE] * (t + 1) // a[_THREADS]):
+    for e in range(a[_SIZE] * share // shares, a[_SIZE] * (share + 1) // shares):
         _step_of(a, e)
 
 
@@ -244,13 +241,12 @@ def _dots(a, first, last):
         done = r + 4
 
 
-def _product(a):
+def _product(a, share, shares):
     """Compute W_hh h' + b_hh for one example."""
     a = carray(a, WORDS)
-    rows, threads = gates_of(a[_CELL]) * a[_H], a[_THREADS]
-    t = thread_number(a[_TID])
-    first, last = rows * t // threads // 4 * 4, rows * (t + 1) // threads // 4 * 4
-    _dots(a, first, rows if t == threads - 1 else last)
+    rows = gates_of(a[_CELL]) * a[_H]
+    first, last = rows * share // shares // 4 * 4, rows * (share + 1) // shares // 4 * 4
+    _dots(a, first, rows if share == shares - 1 else last)
 
 
 STEP, PRODUCT = body(_step), body(_product)
@@ -263,14 +259,14 @@ def _set(w, state, memory, gate, other, more, before, y):
     )  # fmt: skip
 
 
-@function(types.void(*[types.int64] * 16))
-def step(gomp, tid, run, threads, cell, h, at, size, pre, state, memory, gate, other, more, before, y):
+@function(types.void(*[types.int64] * 15))
+def step(openmp, run, shares, cell, h, at, size, pre, state, memory, gate, other, more, before, y):
     """Compute one time step, rows [at, at + size) of the arrays of N rows, from the products with the weights.
 
     Args:
-        gomp, tid: `OPENMP`.
+        openmp: `OPENMP`.
         run: `STEP`.
-        threads: how many.
+        shares: into how many the examples are cut.
         cell: `LSTM`, `GRU`, `TANH` or `RELU`.
         h: neurons of a gate.
         at, size: which rows.
@@ -283,21 +279,21 @@ def step(gomp, tid, run, threads, cell, h, at, size, pre, state, memory, gate, o
 
     """
     w = np.empty(WORDS, np.int64)
-    w[_TID], w[_CELL], w[_H], w[_AT], w[_SIZE], w[_PRE] = tid, cell, h, at, size, pre
+    w[_CELL], w[_H], w[_AT], w[_SIZE], w[_PRE] = cell, h, at, size, pre
     _set(w, state, memory, gate, other, more, before, y)
-    parallel(gomp, threads, run, w)
+    parallel(openmp, shares, run, w)
 
 
-@function(types.void(*[types.int64] * 18))
+@function(types.void(*[types.int64] * 17))
 def alone(
-    gomp, tid, product, threads, cell, h, steps, reverse, w_hh, b_hh, pre, state, memory, gate, other, more, before, y
+    openmp, product, shares, cell, h, steps, reverse, w_hh, b_hh, pre, state, memory, gate, other, more, before, y
 ):
     """Compute all time steps of a batch of one example, in which step t is row t.
 
     Args:
-        gomp, tid: `OPENMP`.
+        openmp: `OPENMP`.
         product: `PRODUCT`.
-        threads: how many; at most one for each 8 rows of w_hh.
+        shares: into how many the rows of w_hh are cut; at most one for each 8 of them.
         cell, h: as for `step`.
         steps: how many time steps.
         reverse: whether the last is taken first.
@@ -308,9 +304,9 @@ def alone(
 
     """
     w = np.empty(WORDS, np.int64)
-    w[_TID], w[_CELL], w[_H], w[_PRE], w[_W], w[_B] = tid, cell, h, pre, w_hh, b_hh
+    w[_CELL], w[_H], w[_PRE], w[_W], w[_B] = cell, h, pre, w_hh, b_hh
     _set(w, state, memory, gate, other, more, before, y)
     for s in range(steps):
         w[_AT] = steps - 1 - s if reverse else s
-        parallel(gomp, threads, product, w)
+        parallel(openmp, shares, product, w)
         _step_of(w, 0)

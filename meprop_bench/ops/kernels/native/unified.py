@@ -23,14 +23,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, types
 
-from meprop_bench.ops.kernels.native.compiler import body, function, parallel, thread_number, view, zero_row
+from meprop_bench.ops.kernels.native.compiler import function, view, zero_row
 from meprop_bench.ops.kernels.native.product import TALLEST, WIDE, multiply, pack_height, packed_bytes
+from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
 # The arguments of the parallel regions, one word each.
 (
-    _TID,
-    _THREADS,
     _DY,
     _X,
     _W,
@@ -48,18 +47,18 @@ from meprop_bench.ops.kernels.native.topk import largest, working_bytes
     _PACKED,
     _COMPACT,
     _STREAMING,
-) = range(19)
-WORDS = 19
+) = range(17)
+WORDS = 17
 
 
-def _sum(a):
+def _sum(a, share, shares):
     a = carray(a, WORDS)
-    b, n, threads = a[_B], a[_N], a[_THREADS]
-    t = thread_number(a[_TID])
-    magnitudes, totals = view(a[_PARTS] + 8 * t * n, n, np.float32), view(a[_PARTS] + 8 * t * n + 4 * n, n, np.float32)
+    b, n = a[_B], a[_N]
+    part = a[_PARTS] + 8 * share * n
+    magnitudes, totals = view(part, n, np.float32), view(part + 4 * n, n, np.float32)
     magnitudes[:] = 0
     totals[:] = 0
-    e, stop = b * t // threads, b * (t + 1) // threads
+    e, stop = b * share // shares, b * (share + 1) // shares
     while e + 8 <= stop:
         rows = view(a[_DY] + 4 * e * n, 8 * n, np.float32)
         r0, r1, r2, r3, r4, r5, r6, r7 = (
@@ -81,15 +80,15 @@ def _sum(a):
 
 
 @function()
-def _select(gomp, run, threads, a, k, db, working):
+def _select(openmp, run, shares, a, k, db, working):
     """Select the k neurons with the largest sum of |dy| over the batch, and sum dy up for the bias.
 
     Neurons without any gradient are left out. Returns how many neurons there are; with k = 0 it only sums up.
     """
     n = a[_N]
-    parallel(gomp, threads, run, a)
-    parts = view(a[_PARTS], (threads, 2, n), np.float32)
-    for t in range(1, threads):
+    parallel(openmp, shares, run, a)
+    parts = view(a[_PARTS], (shares, 2, n), np.float32)
+    for t in range(1, shares):
         for j in range(n):
             parts[0, 0, j] += parts[t, 0, j]
             parts[0, 1, j] += parts[t, 1, j]
@@ -141,25 +140,24 @@ def _pack_neurons(a, low, high):
                 target[r] = row[hits[p]] if p < k else np.float32(0)
 
 
-def _gather(a):
+def _gather(a, share, shares):
     a = carray(a, WORDS)
-    b, threads = a[_B], a[_THREADS]
-    t = thread_number(a[_TID])
+    b = a[_B]
     height = pack_height(b)
     tiles = (b + height - 1) // height
     if a[_DX] != 0:
-        _pack_examples(a, tiles * t // threads, tiles * (t + 1) // threads)
+        _pack_examples(a, tiles * share // shares, tiles * (share + 1) // shares)
     if a[_DW] != 0:
-        _pack_neurons(a, b * t // threads, b * (t + 1) // threads)
+        _pack_neurons(a, b * share // shares, b * (share + 1) // shares)
 
 
 @function()
-def _zero_others(a, t):
-    """Write zeros to this thread's share of the rows of dW that were not selected."""
-    n, m, k, threads = a[_N], a[_M], a[_K], a[_THREADS]
+def _zero_others(a, share, shares):
+    """Write zeros to a share of the rows of dW that were not selected."""
+    n, m, k = a[_N], a[_M], a[_K]
     chosen = view(a[_HITS], k, np.int64)
     i = 0
-    for j in range(n * t // threads, n * (t + 1) // threads):
+    for j in range(n * share // shares, n * (share + 1) // shares):
         while i < k and chosen[i] < j:
             i += 1
         if i == k or chosen[i] != j:
@@ -172,26 +170,24 @@ def tall_bytes(b, k):
     return 8 * (b + TALLEST) * (k + TALLEST)
 
 
-def _multiply(shared):
-    shared = carray(shared, WORDS)
-    a = shared.copy()  # each thread's own: what it gathers goes to its own memory
-    b, m, k, threads = a[_B], a[_M], a[_K], a[_THREADS]
-    t = thread_number(a[_TID])
+def _multiply(given, share, shares):
+    a = carray(given, WORDS).copy()  # each share's own: what it gathers goes to its own memory
+    b, m, k = a[_B], a[_M], a[_K]
     if a[_DW] != 0 and not a[_COMPACT]:
-        _zero_others(a, t)
+        _zero_others(a, share, shares)
     if k == 0:
         if a[_DX] != 0:
-            for e in range(b * t // threads, b * (t + 1) // threads):
+            for e in range(b * share // shares, b * (share + 1) // shares):
                 zero_row(a[_DX] + 4 * e * m, m, False)
         return
     high_dx, high_dw = pack_height(b), pack_height(k)
-    packed = a[_PACKED] + t * packed_bytes()
+    packed = a[_PACKED] + share * packed_bytes()
     if not a[_GATHERED]:
-        a[_TALL_DX] += t * tall_bytes(b, k)
-        a[_TALL_DW] += t * tall_bytes(b, k)
+        a[_TALL_DX] += share * tall_bytes(b, k)
+        a[_TALL_DW] += share * tall_bytes(b, k)
     strips = (m + WIDE - 1) // WIDE
     both = a[_DX] != 0 and a[_DW] != 0
-    low, high = (1 + both) * strips * t // threads, (1 + both) * strips * (t + 1) // threads
+    low, high = (1 + both) * strips * share // shares, (1 + both) * strips * (share + 1) // shares
     if a[_DX] != 0 and low < strips:
         start, stop = low * WIDE, min(high * WIDE, m)
         if not a[_GATHERED]:
@@ -210,17 +206,17 @@ def _multiply(shared):
 SUM, GATHER, MULTIPLY = body(_sum), body(_gather), body(_multiply)
 
 
-@function(types.int64(*[types.int64] * 22))
+@function(types.int64(*[types.int64] * 21))
 def backward(
-    gomp, tid, sums, gather, run, few, threads,
+    openmp, sums, gather, run, few, shares,
     dy, x, w, dx, dw, db, b, n, m, k, hits, given, compact, streaming, scratch,
 ):  # fmt: skip
     """Compute the gradients.
 
     Args:
-        gomp, tid: `OPENMP`.
+        openmp: `OPENMP`.
         sums, gather, run: `SUM`, `GATHER`, `MULTIPLY`.
-        few, threads: how many threads sum and gather, and how many multiply; one that sums gathers in passing.
+        few, shares: into how many summing and gathering are cut, and multiplying; one that sums gathers in passing.
         dy, x, w: float32 (b, n), (b, m) and (n, m), contiguous.
         dx: float32 (b, m), or 0.
         dw: float32 (n, m), or (k, m) when it is compact, or 0.
@@ -230,32 +226,32 @@ def backward(
         given: whether they are.
         compact: whether dw holds the rows `hits` alone.
         streaming: whether results go past the caches.
-        scratch: `scratch_bytes(few, threads, b, n, k)` bytes.
+        scratch: `scratch_bytes(few, shares, b, n, k)` bytes.
 
     Returns:
         how many neurons have a gradient: of `hits`, and of a compact dw, only so many are written.
 
     """
     a = np.empty(WORDS, np.int64)
-    a[_TID], a[_DY], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_M] = tid, dy, x, w, dx, dw, b, n, m
+    a[_DY], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_M] = dy, x, w, dx, dw, b, n, m
     a[_HITS], a[_COMPACT], a[_STREAMING], a[_GATHERED] = hits, compact, streaming, few > 1
     a[_PACKED] = (scratch + 63) // 64 * 64
-    a[_PARTS] = a[_TALL_DX] = a[_PACKED] + threads * packed_bytes()
+    a[_PARTS] = a[_TALL_DX] = a[_PACKED] + shares * packed_bytes()
     count = k
     if not given or db != 0:
-        found = _select(gomp, sums, few, a, 0 if given else k, db, a[_PARTS] + 8 * few * n)
+        found = _select(openmp, sums, few, a, 0 if given else k, db, a[_PARTS] + 8 * few * n)
         count = k if given else found
     a[_K] = count
     a[_TALL_DW] = a[_TALL_DX] + tall_bytes(b, k) // 2
     if few > 1 and count > 0:
-        parallel(gomp, few, gather, a)
+        parallel(openmp, few, gather, a)
     if dx != 0 or dw != 0:
-        parallel(gomp, threads, run, a)
+        parallel(openmp, shares, run, a)
     return count
 
 
 @function(types.int64(*[types.int64] * 5))
-def scratch_bytes(few, threads, b, n, k):
+def scratch_bytes(few, shares, b, n, k):
     """Return how many bytes `backward` needs."""
-    tall = tall_bytes(b, k) * (1 if few > 1 else threads)
-    return 64 + threads * packed_bytes() + max(tall, 8 * few * n + 4 * k + working_bytes(n, k))
+    tall = tall_bytes(b, k) * (1 if few > 1 else shares)
+    return 64 + shares * packed_bytes() + max(tall, 8 * few * n + 4 * k + working_bytes(n, k))
