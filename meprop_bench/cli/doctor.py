@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.output import as_record, with_format, write
+from meprop_bench.cli.output import as_record, complaining, with_format, write
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -56,14 +56,15 @@ def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
             click.echo(f"{stage} …", err=True)
 
     found = examine(tuple(dict.fromkeys(presets)), fast=fast, progress=progress)
-    if form == "json":
-        from meprop_bench.measure.environment import environment_id
+    with complaining():
+        if form == "json":
+            from meprop_bench.measure.environment import environment_id
 
-        findings = [finding.to_json() for finding in found.findings]
-        environments = {environment_id(found.environment): found.environment}
-        write(as_record(environments, findings=findings, exit_code=int(found.exit_code)))
-    else:
-        _print(found)
+            findings = [finding.to_json() for finding in found.findings]
+            environments = {environment_id(found.environment): found.environment}
+            write(as_record(environments, findings=findings, exit_code=int(found.exit_code)))
+        else:
+            _print(found)
     return found.exit_code
 
 

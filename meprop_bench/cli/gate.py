@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import with_format, write
+from meprop_bench.cli.output import complaining, with_format, write
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -214,8 +214,8 @@ def _self_test(head: str | None, settings: Settings) -> int:
         observer = Observer(max(case.threads for case in plan.cases))
         promise = check(plan, first, second, settings, progress=progress)
         doubt = observer.line()
-    with _complaining():
-        _print((f"{doubt}\n" if doubt else "", as_text(promise)))
+    with complaining():
+        write((f"{doubt}\n" if doubt else "") + as_text(promise))
     return promise.exit_code
 
 
@@ -312,36 +312,14 @@ def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
     from meprop_bench.gate.markdown import write_job_summary
     from meprop_bench.results.store import replace_file
 
-    with _complaining():
-        _print(_as(form, outcome, terminal=sys.stdout.isatty()))
-    for path in outputs:
-        with _complaining():
-            replace_file(path, _as(_FORMATS[path.suffix], outcome))
-    with _complaining():
-        write_job_summary(outcome)
-
-
-@contextmanager
-def _complaining() -> Iterator[None]:
-    """Make one line on standard error of what cannot be written."""
-    try:
-        yield
-    except (UserError, OSError, MemoryError) as error:
-        what = str(error) if isinstance(error, UserError) else f"cannot write: {error or 'out of memory'}"
-        with suppress(OSError):
-            click.echo(f"meprop-bench: {what}", err=True)
-
-
-def _print(pieces: Iterable[str]) -> None:
-    """Write to standard output all the way: what is left in its buffer would fail at the program's end."""
-    try:
-        for piece in pieces:
+    with complaining():
+        for piece in _as(form, outcome, terminal=sys.stdout.isatty()):
             write(piece)
-        sys.stdout.flush()
-    except OSError as error:
-        with suppress(OSError), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise UserError(f"cannot write to standard output: {error.strerror or type(error).__name__}") from None
+    for path in outputs:
+        with complaining():
+            replace_file(path, _as(_FORMATS[path.suffix], outcome))
+    with complaining():
+        write_job_summary(outcome)
 
 
 def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:

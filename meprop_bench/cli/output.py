@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.errors import UserError
+
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
 
-__all__ = ["as_record", "with_format", "with_out", "write"]
+__all__ = ["as_record", "complaining", "with_format", "with_out", "write"]
 
 
 def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,6 +50,29 @@ def write(text: str) -> None:
     """Print text as it is; what the stream's encoding does not have becomes `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+@contextmanager
+def complaining() -> Iterator[None]:
+    """Make one line on standard error of what cannot be written or printed: a verdict that was reached stands.
+
+    Standard output is flushed at the end, and led nowhere if it fails: what is left in its buffer would fail again at
+    the program's end.
+    """
+    try:
+        try:
+            yield
+            sys.stdout.flush()
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            raise UserError(f"cannot write to standard output: {error.strerror or type(error).__name__}") from None
+    except (UserError, OSError, MemoryError) as error:
+        what = str(error) if isinstance(error, UserError) else f"cannot write: {error or 'out of memory'}"
+        with suppress(OSError):
+            click.echo(f"meprop-bench: {what}", err=True)
 
 
 def as_record(environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import with_out
+from meprop_bench.cli.output import complaining, with_out
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -234,8 +234,10 @@ def _report(store: Store) -> None:
     from meprop_bench.report import missing_parts
 
     document = read(store)
-    _print_document(document)
-    write_page(store)
+    with complaining():
+        _print_document(document)
+    with complaining():
+        write_page(store)
     click.echo(f"report: {store.folder / 'README.md'}", err=True)
     if remark := missing_parts():
         click.echo(remark, err=True)

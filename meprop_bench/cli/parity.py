@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import with_format, with_out
+from meprop_bench.cli.output import complaining, with_format, with_out
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 
@@ -73,7 +73,8 @@ def command(
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
             return ExitCode.INTERRUPTED
-        _print(form, comparison, store, found)
+        with complaining():
+            _print(form, comparison, store, found)
     return _CODES[found.verdict]
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import as_record, with_format, write
+from meprop_bench.cli.output import as_record, complaining, with_format, write
 from meprop_bench.cli.speedup import AXIS_HELPS
 from meprop_bench.errors import ExitCode, UserError
 
@@ -71,7 +71,8 @@ def command(form: str, trace: Path | None, search: float, seed: int, **wishes: s
         click.echo(f"{case.label}: {stage}", err=True)
 
     profile, environment = profile_case(case, search_s=search, trace=trace, progress=progress)
-    _print(form, profile, environment)
+    with complaining():
+        _print(form, profile, environment)
     if trace is not None:
         click.echo(f"trace: {trace}, for https://ui.perfetto.dev", err=True)
     return ExitCode.OK

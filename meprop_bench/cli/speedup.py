@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import with_format, with_out
+from meprop_bench.cli.output import complaining, with_format, with_out
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -190,8 +190,10 @@ def _report(store: Store, form: str) -> None:
         click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)
         return
     document = Document.of(store)
-    write_report(store.folder, document)
-    write_as(form, document, sys.stdout)
+    with complaining():
+        write_report(store.folder, document)
+    with complaining():
+        write_as(form, document, sys.stdout)
     click.echo(f"report: {store.folder / 'README.md'}", err=True)
     if remark := missing_parts():
         click.echo(remark, err=True)

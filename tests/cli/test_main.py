@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,3 +134,15 @@ def test_a_reader_who_closes_the_pipe_hears_no_complaint(tmp_path: Path) -> None
         _, err = process.communicate()
     assert err == b""
     assert (tmp_path / "code").read_text() == "141\n"
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", "2>&1 >&- | cat", "| exec true"])
+def test_a_verdict_outlives_a_standard_output_that_cannot_be_written(redirection: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.meprop-bench.gat]\n")  # a problem: exit code 2 of doctor's own
+    command = f"cd {tmp_path}; {sys.executable} -m meprop_bench doctor --fast --format json {redirection}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    codes = []
+    for line in (command, f"cd {tmp_path}; {sys.executable} -m meprop_bench doctor --fast --format json > out"):
+        done = subprocess.run(["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], env=environment, check=False)
+        codes.append(done.returncode)
+    assert codes[0] == codes[1] != 0
