@@ -35,7 +35,7 @@ from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Gradients, Kernel, Request
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.ops.nested import by_rows
-from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
+from meprop_bench.ops.plain import for_a_graph, memory, transformed, undisturbed, unwatched
 from meprop_bench.ops.saved import attached, pinned
 from meprop_bench.ops.selection import check_selection, keep, resolve_k, select
 from meprop_bench.ops.sparsified import sparsified
@@ -45,6 +45,10 @@ __all__ = ["linear", "linear_backward"]
 
 _What = tuple[int, str, bool]
 """What `Request` holds besides the needs: k, selection, rows."""
+_NO_ROWS = (
+    "sparse=True does not go with torch.func, batched gradients, complex numbers, or tensors that are not plain memory:"
+    " take the dense weight gradient (sparse=False)"
+)
 
 
 def linear(
@@ -121,10 +125,7 @@ def _in_operators(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: s
     if getattr(x, "is_nested", False) and (x.layout is torch.strided or x.is_contiguous()):  # F.linear refuses others
         return by_rows(x, lambda rows: linear(rows, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
     if sparse:
-        raise ValueError(
-            "sparse=True does not go with torch.func, complex numbers, nor tensors that are not plain memory: take the"
-            " dense weight gradient (sparse=False)"
-        )
+        raise ValueError(_NO_ROWS)
     y = F.linear(x, w, None if b is None else b.detach())
     return sparsified(partial(_kept, k, selection), y, b)[0]
 
@@ -197,6 +198,8 @@ def _backward_of_any(dy: Tensor, x: Tensor | None, w: Tensor | None, request: Re
     # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself.
     if torch.is_grad_enabled() or not (unwatched() and memory.plain(dy, x, w) and _fit(dy, x, w)):
         kernel = kernels.get("masked")
+        if request.rows and dy.layout is torch.strided and not (dy.is_neg() or memory.plain(dy)):
+            raise ValueError(_NO_ROWS)
     return undisturbed(linear_backward, dy, x, w, request, kernel)
 
 
@@ -258,10 +261,10 @@ _node = _Node()
 
 def _compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
     k, selection, sparse = what
-    if sparse:
-        from meprop_bench.ops.uncompiled import cannot_be_compiled  # the number of rows is known too late
+    if sparse or not for_a_graph(x, w):  # the number of rows is known too late
+        from meprop_bench.ops.uncompiled import cannot_be_compiled
 
-        return cast(Tensor, cannot_be_compiled(linear, x, w, b, k=k, selection=selection, sparse=True, kernel=kernel))
+        return cast(Tensor, cannot_be_compiled(linear, x, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
     return cast(Tensor, _linear_op(x, w, b, k, selection, kernel))
 
 

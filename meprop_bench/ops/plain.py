@@ -19,7 +19,7 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
-__all__ = ["in_python", "memory", "transformed", "undisturbed", "unwatched"]
+__all__ = ["for_a_graph", "in_python", "memory", "transformed", "undisturbed", "unwatched"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -71,6 +71,11 @@ def _is_tensor(t: Any) -> bool:
     override = getattr(type(t), "__torch_function__", None)
     override = getattr(override, "__func__", override)
     return override in (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)  # type: ignore[attr-defined]
+
+
+def for_a_graph(*tensors: Tensor) -> bool:
+    """Whether an operator of ours may stand for a layer of these in a compiled graph: real, and not of a subclass."""
+    return all(type(t) in _EXACT and not t.is_complex() for t in tensors)
 
 
 class _Memory:

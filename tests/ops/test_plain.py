@@ -440,6 +440,24 @@ def test_complex_numbers(name):
     assert torch.autograd.gradcheck(lambda x: first(layer(x)), x)
 
 
+@pytest.mark.parametrize("name", ["unified", "conv2d"])
+@pytest.mark.parametrize("kind", ["complex", "wrapped"])
+def test_a_graph_breaks_at_what_is_not_plain(name, kind):
+    torch._dynamo.reset()
+    case = Case(name)
+    layer, x, dy = case.layer, case.x, case.dy
+    if kind == "complex":
+        layer, x, dy = layer.to(torch.complex64), torch.complex(x, -x), torch.complex(dy, 2 * dy)
+    else:
+        x = Wrapped(x)
+    grads = []
+    for function in (layer, torch.compile(layer, backend="aot_eager")):
+        layer.zero_grad()
+        function(x).backward(dy)
+        grads.append([p.grad.inner if isinstance(p.grad, Wrapped) else p.grad for p in layer.parameters()])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_meta_device(name):
     make, _, shape = LAYERS[name]
@@ -454,6 +472,9 @@ def test_sparse_rows_need_plain_memory():
         with pytest.raises(ValueError, match=r"plain memory: take the dense weight gradient \(sparse=False\)"):
             layer(x)
     dy = torch.randn(6, 30)
+    for of, batched in ((torch.randn(2, 6, 30), True), (Wrapped(dy), False)):
+        with pytest.raises(ValueError, match="plain memory"):
+            torch.autograd.grad(layer(torch.ones(6, 20)), layer.weight, of, is_grads_batched=batched)
     for of in (dy, torch._neg_view(-dy)):  # dy is another matter: its rows can be had
         layer.zero_grad()
         layer(torch.ones(6, 20)).backward(of)

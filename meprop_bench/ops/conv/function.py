@@ -18,7 +18,7 @@ from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.conv.kernels import Kernel, Request, check_kernel, check_selection, get
 from meprop_bench.ops.kernels import Gradients
-from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
+from meprop_bench.ops.plain import for_a_graph, memory, transformed, undisturbed, unwatched
 from meprop_bench.ops.selection import keep, resolve_k, select
 from meprop_bench.ops.sparsified import sparsified
 from meprop_bench.ops.tracing import is_tracing
@@ -164,6 +164,10 @@ def _recorded(
         x, w, b = cast_to(x, dtype), cast_to(w, dtype), cast_to(b, dtype)
     if not compiling:
         return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, get(kernel)))  # type: ignore[no-untyped-call]
+    if not for_a_graph(x, w):
+        from meprop_bench.ops.uncompiled import cannot_be_compiled
+
+        return cast(Tensor, cannot_be_compiled(_recorded, x, w, b, geometry, k, selection, kernel))
     images, filters = _in_two_dimensions(w.dim(), x, w)
     y = cast(Tensor, _conv_op(images, filters, b, *geometry, k, selection, kernel))
     return y if w.dim() == 4 else y.squeeze(-2)
