@@ -47,9 +47,13 @@ class ChangingK:
         # One more: sizes 0 and 1 are always constants.
         self._k, self._bits, self._sized_k = k, bits, torch.empty(size + 1, 0)
 
+    def _outdated(self) -> bool:
+        """Whether what is held is of another layer than this is by now."""
+        return False
+
     def _current_k(self) -> float:
         """Return k; in a graph, as one of its variables."""
-        if not is_dynamo_compiling() or is_tracing():
+        if not is_dynamo_compiling() or is_tracing() or self._outdated():
             return self._k
         size = self._sized_k.shape[0] - 1
         return size / 2.0**self._bits if self._bits else size

@@ -63,6 +63,9 @@ class MePropLinear(Sparsified, ChangingK, nn.Linear):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.configure(k=k, selection=selection, sparse=sparse, kernel=kernel)
 
+    _n = 0
+    """Outputs for which k was turned into a count."""
+
     @classmethod
     def from_linear(
         cls, layer: nn.Linear, *, k: float, selection: str = "example", sparse: bool = False, kernel: str = "auto"
@@ -104,6 +107,10 @@ class MePropLinear(Sparsified, ChangingK, nn.Linear):
     @k.setter
     def k(self, k: float) -> None:
         self._set_k(k, resolve_k(k, self.out_features))
+        self._n = self.out_features
+
+    def _outdated(self) -> bool:
+        return self.weight.shape[0] != self._n  # neurons were removed since
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to input `(*, m)`; returns `(*, n)`."""

@@ -8,17 +8,22 @@ brings any shape into the kernels' two dimensions, and the *registrations* with 
 
 * `_Linear`, eager. At B = 10 a whole layer takes some 30 microseconds, so what this adds to `F.linear` counts.
 * the same in C++, for the kernel "native", where it is built: see `node`.
-* `_Transformable`, under `torch.func`: made of differentiable operators, since its gradients are themselves traced.
+* `sparsified`, torch's own layer and operators, for what is not plain memory and under `torch.func`: see there.
 * the operators `meprop_bench::linear` and `meprop_bench::linear_backward`, opaque, under `torch.compile`. An
   `autograd.Function` would not do there: within `torch.func.grad` Dynamo drops its backward without a word (pytorch
   issue 193279) and the layer would become dense. An operator raises in that place.
 
 Double backward differentiates the sparsified gradient with the selection held fixed.
+
+What is saved is what `F.linear` saves: x for dW alone and W for dx alone, W and an x of other than two dimensions as
+views, which keep the numbers of the forward pass when a variable gets other `.data`, and notice changes in place.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -29,13 +34,21 @@ from meprop_bench.ops import kernels, node
 from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Gradients, Kernel, Request
 from meprop_bench.ops.kernels.auto import Auto
-from meprop_bench.ops.selection import check_selection, resolve_k
+from meprop_bench.ops.nested import by_rows
+from meprop_bench.ops.plain import for_a_graph, memory, transformed, undisturbed, unwatched
+from meprop_bench.ops.saved import attached, pinned
+from meprop_bench.ops.selection import check_selection, keep, resolve_k, select
+from meprop_bench.ops.sparsified import sparsified
 from meprop_bench.ops.tracing import is_tracing
 
 __all__ = ["linear", "linear_backward"]
 
 _What = tuple[int, str, bool]
 """What `Request` holds besides the needs: k, selection, rows."""
+_NO_ROWS = (
+    "sparse=True does not go with torch.func, batched gradients, complex numbers, or tensors that are not plain memory:"
+    " take the dense weight gradient (sparse=False)"
+)
 
 
 def linear(
@@ -57,14 +70,16 @@ def linear(
         k: outputs kept: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
         sparse: give the weight gradient as sparse rows, which `SGD`, `Adagrad` and `SparseAdam` accept. Such a layer
-            breaks a compiled graph, and does not go with `torch.func`.
-        kernel: a name in `meprop_bench.ops.kernels.KERNELS`. Double backward and `torch.func` always take "masked".
+            breaks a compiled graph, and needs tensors that are plain memory, outside `torch.func`.
+        kernel: a name in `meprop_bench.ops.kernels.KERNELS`. Double backward, `torch.func` and tensors that are not
+            plain memory (see `meprop_bench.ops.plain`) always take "masked".
 
     Raises:
         ValueError: for a k, selection or kernel that does not exist, or a kernel that does not support this case.
 
     """
-    if not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
         y = _node.ask(x, w, b, k, selection, sparse, kernel)
         if y is not None:
             return y
@@ -76,28 +91,50 @@ def linear(
     chosen = kernels.get(kernel)
     if kept >= n or not torch.is_grad_enabled():
         return F.linear(x, w, b)
+    what = kept, selection, sparse
+    if not compiling and (transformed() or not (memory.plain(x) and memory.plain(w))):
+        return _in_operators(x, w, b, what, kernel)
     if torch._C._is_any_autocast_enabled():
         x, w, b = _autocast(x, w, b, sparse)
-    if torch.compiler.is_compiling():
-        return _compiled(x, w, b, (kept, selection, sparse), kernel)
-    if torch._C._are_functorch_transforms_active():
-        return _transformed(x, w, b, (kept, selection, sparse))
-    return _apply(x, w, b, ((kept, selection, sparse), chosen))
+    return _compiled(x, w, b, what, kernel) if compiling else _apply(x, w, b, (what, chosen))
 
 
-def linear_backward(dy: Tensor, x: Tensor, w: Tensor, request: Request, kernel: Kernel) -> Gradients:
-    """Return the gradients of x `(*, m)`, w `(n, m)` and the bias for dy `(*, n)`, as far as `request` wants them."""
-    if x.dim() == 2 and x.numel() and dy.numel():
-        return kernel.backward(dy, x, w, request)
-    if not (x.numel() and dy.numel()):
+def linear_backward(dy: Tensor, x: Tensor | None, w: Tensor | None, request: Request, kernel: Kernel) -> Gradients:
+    """Return the gradients of x `(*, m)`, w `(n, m)` and the bias for dy `(*, n)`, as far as `request` wants them.
+
+    x may be None where dW is not wanted, and w where dx is not.
+    """
+    if dy.layout is not torch.strided:
+        dy = dy.to_dense()
+    if not (dy.numel() and (x is None or x.numel()) and (w is None or w.numel())):
         kernel = kernels.get("masked")
-    dx, dw, db = kernel.backward(_matrix(dy), _matrix(x), w, request)
-    return dx if dx is None else dx.reshape(x.shape), dw, db
+    if dy.dim() == 2:
+        return kernel.backward(dy, cast(Tensor, x), cast(Tensor, w), request)
+    dx, dw, db = kernel.backward(_matrix(dy), cast(Tensor, x if x is None else _matrix(x)), cast(Tensor, w), request)
+    return dx if dx is None else dx.reshape(*dy.shape[:-1], dx.shape[1]), dw, db
 
 
 def _matrix(tensor: Tensor) -> Tensor:
     """Make all leading dimensions one: `(*, m)` to `(B, m)`."""
-    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.flatten(0, -2)
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
+
+
+def _in_operators(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
+    """Apply the layer by torch's operators alone."""
+    k, selection, sparse = what
+    if getattr(x, "is_nested", False) and (x.layout is torch.strided or x.is_contiguous()):  # F.linear refuses others
+        return by_rows(x, lambda rows: linear(rows, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
+    if sparse:
+        raise ValueError(_NO_ROWS)
+    y = F.linear(x, w, None if b is None else b.detach())
+    return sparsified(partial(_kept, k, selection), y, b)[0]
+
+
+def _kept(k: int, selection: str, dy: Tensor) -> tuple[Tensor]:
+    rows = _matrix(dy)
+    with torch.no_grad():
+        idx = select(rows, k, selection)
+    return (keep(rows, idx).reshape(dy.shape),)
 
 
 def _autocast(x: Tensor, w: Tensor, b: Tensor | None, sparse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -124,7 +161,7 @@ class _CastRows(torch.autograd.Function):
 
 def _check_supported(kernel: Kernel, y: Tensor, x: Tensor, w: Tensor, request: Request) -> None:
     """Raise ValueError if the kernel cannot do this; y stands for dy, which is like it."""
-    if y.numel() and x.numel() and (reason := kernel.unsupported(_matrix(y), _matrix(x), w, request)):
+    if y.numel() and x.numel() and (reason := kernel.unsupported(y, x, w, request)):
         raise ValueError(f"kernel {kernel.name!r} does not support this case: {reason}")
 
 
@@ -140,26 +177,37 @@ class _Linear(torch.autograd.Function):
             kernel = kernel.choose(y, x, w, request)  # y stands for dy; here, since backward is what is being shortened
         else:
             _check_supported(kernel, y, x, w, request)
-        ctx.save_for_backward(x, w)
-        # What the kernels take as it is needs no look at its shape in the backward pass.
-        ctx.call = request, kernel, x.dim() == 2 and x.numel() > 0 and y.numel() > 0
+        ctx.save_for_backward(
+            None if not request.need_dw else x if x.dim() == 2 else pinned(x), pinned(w) if request.need_dx else None
+        )
+        ctx.set_materialize_grads(False)
+        ctx.call = request, kernel
         return y
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        if dy is None:
+            return None, None, None, None
         x, w = ctx.saved_tensors
-        request, kernel, plain = ctx.call
-        if plain and not torch.is_grad_enabled():
-            dx, dw, db = kernel.backward(dy, x, w, request)
-        else:
-            dx, dw, db = _backward_of_any(dy, x, w, request, kernel)
-        return dx, dw, db, None
+        if torch.is_grad_enabled():
+            x, w = attached(x, ctx.next_functions[0]), attached(w, ctx.next_functions[1])
+        return *_backward_of_any(dy, x, w, *ctx.call), None
 
 
-def _backward_of_any(dy: Tensor, x: Tensor, w: Tensor, request: Request, kernel: Kernel) -> Gradients:
-    if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable itself
+def _backward_of_any(dy: Tensor, x: Tensor | None, w: Tensor | None, request: Request, kernel: Kernel) -> Gradients:
+    # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself.
+    if torch.is_grad_enabled() or not (unwatched() and memory.plain(dy, x, w) and _fit(dy, x, w)):
         kernel = kernels.get("masked")
-    return linear_backward(dy, x, w, request, kernel)
+        if request.rows and dy.layout is torch.strided and not (dy.is_neg() or memory.plain(dy)):
+            raise ValueError(_NO_ROWS)
+    return undisturbed(linear_backward, dy, x, w, request, kernel)
+
+
+def _fit(dy: Tensor, x: Tensor | None, w: Tensor | None) -> bool:
+    """Whether shapes go together: what was saved may have got other data, or come from a hook."""
+    return (x is None or x.shape[:-1] == dy.shape[:-1]) and (
+        w is None or (w.shape[0] == dy.shape[-1] and (x is None or x.shape[-1] == w.shape[1]))
+    )
 
 
 # `Function.apply` serves torch.func as well, whose cases never come here; without it the call takes half the overhead.
@@ -193,7 +241,7 @@ def _plan(
     if kept >= n:
         return None
     if isinstance(kernel, Auto):
-        kernel = kernel.choose(x, x, w, Request(kept, selection, sparse, True, True, True))
+        kernel = kernel.choose(x.new_empty(0, n), x, w, Request(kept, selection, sparse, True, True, True))
     if kernel.name != "native":
         return None
     from meprop_bench.ops.kernels.native import plan, uncountable
@@ -203,7 +251,7 @@ def _plan(
     return None if uncountable(selection, b, n, kept) else (kept, *plan(selection, threads, b, n, m, kept))
 
 
-def _backward_beside(dy: Tensor, x: Tensor, w: Tensor, *request: Any) -> Gradients:
+def _backward_beside(dy: Tensor, x: Tensor | None, w: Tensor | None, *request: Any) -> Gradients:
     """Compute what the C++ node leaves to Python."""
     return _backward_of_any(dy, x, w, Request(*request), kernels.get("native"))
 
@@ -211,38 +259,12 @@ def _backward_beside(dy: Tensor, x: Tensor, w: Tensor, *request: Any) -> Gradien
 _node = _Node()
 
 
-class _Transformable(torch.autograd.Function):
-    """Registration for torch.func: grad, vmap and their compositions."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, w, b, what):  # type: ignore[no-untyped-def]
-        return F.linear(x, w, b)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        x, w, _, ctx.what = inputs
-        ctx.save_for_backward(x, w)
-
-    @staticmethod
-    def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        x, w = ctx.saved_tensors
-        return *linear_backward(dy, x, w, Request(*ctx.what, *ctx.needs_input_grad[:3]), kernels.get("masked")), None
-
-
-def _transformed(x: Tensor, w: Tensor, b: Tensor | None, what: _What) -> Tensor:
-    if what[2]:
-        raise ValueError("sparse=True does not go with torch.func: take the dense weight gradient (sparse=False)")
-    return cast(Tensor, _Transformable.apply(x, w, b, what))  # type: ignore[no-untyped-call]
-
-
 def _compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
     k, selection, sparse = what
-    if sparse:
-        from meprop_bench.ops.uncompiled import cannot_be_compiled  # the number of rows is known too late
+    if sparse or not for_a_graph(x, w):  # the number of rows is known too late
+        from meprop_bench.ops.uncompiled import cannot_be_compiled
 
-        return cast(Tensor, cannot_be_compiled(linear, x, w, b, k=k, selection=selection, sparse=True, kernel=kernel))
+        return cast(Tensor, cannot_be_compiled(linear, x, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
     return cast(Tensor, _linear_op(x, w, b, k, selection, kernel))
 
 
@@ -267,10 +289,11 @@ def _(x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor:
     "meprop_bench::linear_backward",
     mutates_args=(),
     schema=(
-        "(Tensor dy, Tensor x, Tensor w, SymInt k, str selection, str kernel, bool[] need) -> (Tensor, Tensor, Tensor)"
+        "(Tensor dy, Tensor? x, Tensor? w, SymInt k, str selection, str kernel, bool[] need)"
+        " -> (Tensor, Tensor, Tensor)"
     ),
 )
-def _linear_backward_op(dy: Tensor, x: Tensor, w: Tensor, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _linear_backward_op(dy: Tensor, x: Tensor | None, w: Tensor | None, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
     k, selection, kernel, need = what
     grads = linear_backward(dy, x, w, Request(k, selection, False, *need), kernels.get(kernel))
     dx, dw, db = (dy.new_empty(0) if grad is None else grad for grad in grads)  # an operator cannot return None
@@ -278,21 +301,23 @@ def _linear_backward_op(dy: Tensor, x: Tensor, w: Tensor, *what: Any) -> tuple[T
 
 
 @_linear_backward_op.register_fake
-def _(dy: Tensor, x: Tensor, w: Tensor, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape, w.shape, w.shape[:1])
-    dx, dw, db = (dy.new_empty(shape if wanted else 0) for shape, wanted in zip(shapes, what[-1], strict=True))
+def _(dy: Tensor, x: Tensor | None, w: Tensor | None, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
+    n, (need_dx, need_dw, need_db) = dy.shape[-1], what[-1]
+    dx = dy.new_empty((*dy.shape[:-1], cast(Tensor, w).shape[1]) if need_dx else 0)
+    dw = dy.new_empty((n, cast(Tensor, x).shape[-1]) if need_dw else 0)
+    db = dy.new_empty(n if need_db else 0)
     return dx, dw, db
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, w, _, *ctx.what = inputs
-    ctx.save_for_backward(x, w)
+    need_dx, need_dw, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(x if need_dw else None, w if need_dx else None)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, w = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:3])
-    grads = _linear_backward_op(dy, x, w, *ctx.what, need)
+    grads = _linear_backward_op(dy, *ctx.saved_tensors, *ctx.what, need)
     return *(grad if wanted else None for grad, wanted in zip(grads, need, strict=True)), None, None, None
 
 

@@ -23,7 +23,9 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-__all__ = ["SELECTIONS", "check_k", "check_selection", "column_statistics", "resolve_k", "select"]
+from meprop_bench.ops.plain import memory, unwatched
+
+__all__ = ["SELECTIONS", "check_k", "check_selection", "column_statistics", "keep", "resolve_k", "select"]
 
 SELECTIONS = ("example", "unified", "random", "random-unified")
 
@@ -102,15 +104,20 @@ def select(dy: Tensor, k: int, selection: str = "example", generator: torch.Gene
     if selection == "unified":
         return column_statistics(dy, sums=False)[0].topk(k, sorted=False).indices
     check_selection(selection)
-    if selection == "random":
-        keys = torch.rand(dy.shape, generator=generator, device=dy.device)
-        wild = ~dy.isfinite()
+    wild = ~(dy.isfinite() if selection == "random" else dy.isfinite().all(0))
+    if memory.plain(dy):
+        keys = torch.rand(wild.shape, generator=generator, device=dy.device)
     else:
-        keys = torch.rand(dy.shape[1], generator=generator, device=dy.device)
-        wild = ~dy.isfinite().all(0)
+        keys = torch.rand_like(wild, dtype=torch.float32)  # of dy's own kind
     # The k greatest of uniform keys are a draw without replacement. Keys lie in [0, 1): 2 puts a non-finite entry
     # first.
     return keys.masked_fill(wild, 2.0).topk(k, dim=-1, sorted=False).indices
+
+
+def keep(dy: Tensor, idx: Tensor) -> Tensor:
+    """Return S(dy): dy `(B, n)` with zero where idx, `(B, k)` or `(k,)`, does not point. Differentiable by dy."""
+    each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)
+    return torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))
 
 
 def column_statistics(dy: Tensor, *, sums: bool) -> tuple[Tensor, Tensor | None]:
@@ -119,7 +126,7 @@ def column_statistics(dy: Tensor, *, sums: bool) -> tuple[Tensor, Tensor | None]
     Magnitudes are added and returned in float32 (float64 for float64), so that half precision does not overflow. The
     plain sums come in dy's dtype.
     """
-    wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
+    wide = torch.float64 if dy.dtype in (torch.float64, torch.complex128) else torch.float32
     if not _in_slices(dy, _SLICE):
         return dy.abs().sum(0, dtype=wide), dy.sum(0) if sums else None
     parts = torch.split(dy, _slice_rows(dy.shape[1]))
@@ -134,8 +141,8 @@ def column_statistics(dy: Tensor, *, sums: bool) -> tuple[Tensor, Tensor | None]
 
 
 def _in_slices(dy: Tensor, size: int) -> bool:
-    """Whether dy is worth slicing: large, on the CPU, and not a tensor of torch.func, which cannot be written into."""
-    return dy.numel() > size and dy.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    """Whether dy is worth slicing: large, on the CPU, and plain, since results are written into buffers."""
+    return dy.numel() > size and dy.device.type == "cpu" and unwatched() and memory.plain(dy)
 
 
 def _slice_rows(n: int) -> int:

@@ -163,3 +163,14 @@ def test_sparse_adam_moves_the_selected_rows_alone():
     assert moved.sum() == 3
     # The first step of Adam moves each entry by lr, whatever the gradient: here, of these rows.
     torch.testing.assert_close((layer.weight - before).abs()[moved], torch.full((3, 5), 0.1))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_ratio_is_of_the_neurons_that_there_are(compiled):
+    torch._dynamo.reset()
+    layer = MePropLinear(32, 64, k=0.5)
+    layer.weight, layer.bias = nn.Parameter(layer.weight[:16].detach()), nn.Parameter(layer.bias[:16].detach())
+    layer.out_features = 16
+    function = torch.compile(layer, backend="aot_eager") if compiled else layer
+    function(torch.randn(1, 32)).pow(2).sum().backward()
+    assert layer.weight.grad.ne(0).any(1).sum() == 8

@@ -1,11 +1,13 @@
 """Registration of a convolution with autograd: see `ops.linear` for why there are several.
 
 A convolution of one dimension is one of two dimensions with images of height 1, which is how torch computes it, too; an
-example without a batch is a batch of one.
+example without a batch is a batch of one. What is saved is what torch saves: x and w themselves, as they were given.
 """
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +18,9 @@ from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.conv.kernels import Kernel, Request, check_kernel, check_selection, get
 from meprop_bench.ops.kernels import Gradients
-from meprop_bench.ops.selection import resolve_k
+from meprop_bench.ops.plain import for_a_graph, memory, transformed, undisturbed, unwatched
+from meprop_bench.ops.selection import keep, resolve_k, select
+from meprop_bench.ops.sparsified import sparsified
 from meprop_bench.ops.tracing import is_tracing
 
 __all__ = ["conv1d", "conv2d", "conv_backward"]
@@ -48,7 +52,8 @@ def conv2d(
         k: positions kept in each map of each example: an int >= 1, or a ratio of the positions in (0, 1]. All of them
             is exactly the dense layer.
         selection: "example", the k greatest |dy| of a map, or "random", k positions of it drawn without replacement.
-        kernel: a name in `meprop_bench.ops.conv.KERNELS`. Double backward and `torch.func` always take "masked".
+        kernel: a name in `meprop_bench.ops.conv.KERNELS`. Double backward, `torch.func` and tensors that are
+            not plain memory (see `meprop_bench.ops.plain`) always take "masked".
 
     Raises:
         ValueError: for a k, selection or kernel that does not exist, a k larger than a map (when gradients are
@@ -77,7 +82,7 @@ def conv1d(
     if is_tracing() or w.dim() != 3 or x.dim() not in (2, 3):
         return F.conv1d(x, w, b, stride, padding, dilation, groups)  # which raises for such dimensions
     geometry = _given(stride, padding, dilation, groups, w.shape[2:])
-    return _conv(x.unsqueeze(-2), w.unsqueeze(-2), b, geometry, k, selection, kernel).squeeze(-2)
+    return _conv(x, w, b, geometry, k, selection, kernel)
 
 
 _Given = tuple[Geometry, tuple[int, ...]]
@@ -122,36 +127,68 @@ def _conv(x: Tensor, w: Tensor, b: Tensor | None, given: _Given, k: float, selec
     geometry, more = given
     if more:
         x = F.pad(x, more)
-    positions = geometry.output(x.shape[-2], x.shape[-1], (w.shape[-2], w.shape[-1]))
+    size, taps = ((1, *t.shape[2 - w.dim() :])[-2:] for t in (x, w))
+    positions = geometry.output(size[0], size[1], (taps[0], taps[1]))
     kept = resolve_k(k, positions[0] * positions[1])
-    if not torch.is_grad_enabled() or min(positions) < 1 or x.dim() not in (3, 4):
-        return F.conv2d(x, w, b, *geometry)  # which raises where the image is too small, or not an image
+    if not torch.is_grad_enabled() or min(positions) < 1 or x.dim() not in (w.dim() - 1, w.dim()):
+        return _torchs(x, w, b, geometry)  # which raises where the image is too small, or not an image
     if kept >= positions[0] * positions[1]:
         if kept > positions[0] * positions[1]:
             raise ValueError(
                 f"k = {k} is more than the {positions[0]} x {positions[1]} positions of a map: give a ratio in (0, 1]"
             )
-        return F.conv2d(x, w, b, *geometry)
-    if x.dim() == 3:
+        return _torchs(x, w, b, geometry)
+    if x.dim() < w.dim():
         return _recorded(x.unsqueeze(0), w, b, geometry, kept, selection, kernel).squeeze(0)
     return _recorded(x, w, b, geometry, kept, selection, kernel)
+
+
+def _torchs(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    """Apply torch's convolution, of one dimension or two."""
+    if w.dim() == 4:
+        return F.conv2d(x, w, b, *geometry)
+    stride, padding, dilation, groups = geometry
+    return F.conv1d(x, w, b, stride[1:], padding[1:], dilation[1:], groups)
 
 
 def _recorded(
     x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, k: int, selection: str, kernel: str
 ) -> Tensor:
-    """Choose the registration, for x `(B, G C, H, W)`."""
+    """Choose the registration, for x with a batch."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (transformed() or not (memory.plain(x) and memory.plain(w))):
+        bias = None if b is None else b.reshape(-1, *(1,) * (w.dim() - 2))
+        y = _torchs(x, w, None if b is None else b.detach(), geometry)
+        return sparsified(partial(_kept, k, selection, w.dim() - 2), y, bias)[0]
     if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
         x, w, b = cast_to(x, dtype), cast_to(w, dtype), cast_to(b, dtype)
-    if torch.compiler.is_compiling():
-        return cast(Tensor, _conv_op(x, w, b, *geometry, k, selection, kernel))
-    if torch._C._are_functorch_transforms_active():
-        return cast(Tensor, _Transformable.apply(x, w, b, geometry, k, selection))  # type: ignore[no-untyped-call]
-    return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, get(kernel)))  # type: ignore[no-untyped-call]
+    if not compiling:
+        return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, get(kernel)))  # type: ignore[no-untyped-call]
+    if not for_a_graph(x, w):
+        from meprop_bench.ops.uncompiled import cannot_be_compiled
+
+        return cast(Tensor, cannot_be_compiled(_recorded, x, w, b, geometry, k, selection, kernel))
+    images, filters = _in_two_dimensions(w.dim(), x, w)
+    y = cast(Tensor, _conv_op(images, filters, b, *geometry, k, selection, kernel))
+    return y if w.dim() == 4 else y.squeeze(-2)
+
+
+def _in_two_dimensions(dimensions: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Give images of one dimension, whose weight has 3, a height of 1."""
+    return tensors if dimensions == 4 else tuple(t.unsqueeze(-2) for t in tensors)
+
+
+def _kept(k: int, selection: str, dimensions: int, dy: Tensor) -> tuple[Tensor]:
+    maps = dy.reshape(math.prod(dy.shape[:-dimensions]), math.prod(dy.shape[-dimensions:]))
+    with torch.no_grad():
+        idx = select(maps, k, selection)
+    return (keep(maps, idx).reshape(dy.shape),)
 
 
 def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: Kernel) -> Gradients:
     """Return the gradients of x `(B, G C, H, W)`, w `(N, C, kh, kw)` and the bias for dy `(B, N, OH, OW)`."""
+    if dy.layout is not torch.strided:
+        dy = dy.to_dense()
     if not (x.numel() and dy.numel()):
         kernel = get("masked")
     return kernel.backward(dy, x, w, geometry, request)
@@ -168,40 +205,29 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w, b, geometry, k, selection, kernel):  # type: ignore[no-untyped-def]
-        _check_supported(kernel, x, w, geometry)
+        images, filters = _in_two_dimensions(w.dim(), x, w)
+        _check_supported(kernel, images, filters, geometry)
         ctx.save_for_backward(x, w)
-        ctx.call = geometry, Request(k, selection, *ctx.needs_input_grad[:3]), kernel
-        return F.conv2d(x, w, b, *geometry)
+        ctx.set_materialize_grads(False)
+        ctx.call = geometry, Request(k, selection, *ctx.needs_input_grad[:3]), kernel, (x.shape, w.shape)
+        return _torchs(x, w, b, geometry)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        geometry, request, kernel = ctx.call
-        if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable itself
+        if dy is None:
+            return (None,) * 7
+        geometry, request, kernel, shapes = ctx.call
+        x, w = ctx.saved_tensors
+        # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself. What
+        # was saved may have got other data, or come from a hook.
+        if torch.is_grad_enabled() or not (unwatched() and memory.plain(dy, x, w) and shapes == (x.shape, w.shape)):
             kernel = get("masked")
-        x, w = ctx.saved_tensors
-        return *conv_backward(dy, x, w, geometry, request, kernel), None, None, None, None
-
-
-class _Transformable(torch.autograd.Function):
-    """Registration for torch.func: grad, vmap and their compositions."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, w, b, geometry, k, selection):  # type: ignore[no-untyped-def]
-        return F.conv2d(x, w, b, *geometry)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        x, w, _, *ctx.call = inputs
-        ctx.save_for_backward(x, w)
-
-    @staticmethod
-    def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        geometry, *what = ctx.call
-        request = Request(*what, *ctx.needs_input_grad[:3])
-        x, w = ctx.saved_tensors
-        return *conv_backward(dy, x, w, geometry, request, get("masked")), None, None, None
+        dimensions = w.dim()
+        dy, x, w = _in_two_dimensions(dimensions, dy, x, w)
+        dx, dw, db = undisturbed(conv_backward, dy, x, w, geometry, request, kernel)
+        if dimensions == 3:
+            dx, dw = (d if d is None else d.squeeze(-2) for d in (dx, dw))
+        return dx, dw, db, None, None, None, None
 
 
 _ARGUMENTS = (

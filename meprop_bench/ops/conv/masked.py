@@ -7,12 +7,15 @@ dense layer (0 · inf = NaN).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Request, select_positions
+from meprop_bench.ops.conv.kernels import Request
 from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.selection import keep, select
 
 __all__ = ["KERNEL", "Masked"]
 
@@ -28,9 +31,11 @@ class Masked:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
-        idx = select_positions(dy.detach(), request)
-        maps = dy.flatten(2)
-        kept = torch.zeros_like(maps).scatter(2, idx, maps.gather(2, idx)).view_as(dy)
+        batch, n, *size = dy.shape
+        maps = dy.reshape(batch * n, math.prod(size))
+        with torch.no_grad():  # not `detach`, which batched gradients have not
+            idx = select(maps, request.k, request.selection)
+        kept = keep(maps, idx).reshape(dy.shape)
         stride, padding, dilation, groups = geometry
         need = [request.need_dx, request.need_dw, False]
         dx, dw = None, None

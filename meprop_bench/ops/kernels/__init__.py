@@ -47,11 +47,17 @@ class Kernel(Protocol):
     name: str
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Why this kernel cannot do the case, or None. Reads shapes, dtypes, devices and settings, never values."""
+        """Why this kernel cannot do the case, or None.
+
+        Reads sizes, dtype and device of dy, which x and w share, or the settings; x and w may be None as below.
+        """
         ...
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-        """Gradients for dy (B, n), x (B, m), w (n, m), contiguous or not, none of them empty."""
+        """Gradients for dy (B, n), x (B, m), w (n, m), contiguous or not, none of them empty.
+
+        x is None where dW is not wanted, and w where dx is not: what is not read need not be saved.
+        """
         ...
 
 

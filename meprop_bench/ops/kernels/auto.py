@@ -39,11 +39,11 @@ class Auto:
         """Return the kernel that `backward` runs."""
         unified = request.selection in ("unified", "random-unified")
         kernel = kernels.KERNELS["gather" if unified else "embedding_bag"]
-        if _NUMBA and w.dtype == torch.float32 and w.device.type == "cpu":
+        if _NUMBA and dy.dtype == torch.float32 and dy.device.type == "cpu":
             native = kernels.KERNELS["native"]
             if native.unsupported(dy, x, w, request) is None:
                 kernel = native
-        if not unified and request.k > _DENSE_FROM[kernel.name] * w.shape[0]:
+        if not unified and request.k > _DENSE_FROM[kernel.name] * dy.shape[-1]:
             return kernels.KERNELS["masked"]
         return kernel
 

@@ -41,7 +41,7 @@ class EmbeddingBag:
         v = dy.gather(1, t).view(-1)
         t = t.view(-1)
         dx = _bags(w, t, torch.arange(0, t.numel(), request.k, device=t.device), v) if request.need_dx else None
-        dw = _weight_gradient(t, v, x, w.shape[0], request) if request.need_dw else None
+        dw = _weight_gradient(t, v, x, dy.shape[1], request) if request.need_dw else None
         return dx, dw, dy.sum(0) if request.need_db else None
 
 

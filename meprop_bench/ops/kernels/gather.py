@@ -50,8 +50,8 @@ def products(t: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> t
     dw = None
     if request.need_dw:
         values = g.t() @ x  # (k, m)
-        n = w.shape[0]
-        dw = hybrid_rows(t, values, n) if request.rows else values.new_zeros(w.shape).index_copy_(0, t, values)
+        n, m = dy.shape[1], x.shape[1]
+        dw = hybrid_rows(t, values, n) if request.rows else values.new_zeros(n, m).index_copy_(0, t, values)
     return dx, dw
 
 

@@ -1,6 +1,6 @@
 """Kernel `masked`: the dense products of dy with the entries that were not selected put to zero.
 
-    S(dy) = dy ⊙ mask        dx = S(dy) W        dW = S(dy)ᵀ x
+    S(dy) = dy ⊙ mask        dx = S(dy) W̄        dW = S(dy)ᵀ x̄        (conjugates, where numbers are complex)
 
 It saves nothing, since a dense product takes as long for a zero as for any other number, and it costs the selection on
 top. It is here as the measured answer to "why not just mask?", as the kernel for every device, dtype and empty shape,
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
-from meprop_bench.ops.selection import select
+from meprop_bench.ops.selection import keep, select
 
 __all__ = ["KERNEL", "Masked"]
 
@@ -30,19 +30,20 @@ class Masked:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
-        return self.products(select(dy.detach(), request.k, request.selection), dy, x, w, request)
+        with torch.no_grad():  # not `detach`, which batched gradients have not
+            idx = select(dy, request.k, request.selection)
+        return self.products(idx, dy, x, w, request)
 
     def products(self, idx: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients through entries selected before: idx, (B, k) or (k,)."""
-        each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)  # (B, k)
-        kept = torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))  # (B, n)
-        dx = kept @ w if request.need_dx else None
+        kept = keep(dy, idx)
+        dx = kept @ w.conj() if request.need_dx else None
         dw = None
         if request.need_dw and request.rows:
             rows = torch.unique(idx)
-            dw = hybrid_rows(rows, kept.index_select(1, rows).t() @ x, w.shape[0])
+            dw = hybrid_rows(rows, kept.index_select(1, rows).t() @ x.conj(), dy.shape[1])
         elif request.need_dw:
-            dw = kept.t() @ x
+            dw = kept.t() @ x.conj()
         return dx, dw, dy.sum(0) if request.need_db else None
 
 

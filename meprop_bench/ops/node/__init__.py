@@ -26,7 +26,7 @@ from typing import Any
 
 from meprop_bench.ops.node import build
 
-__all__ = ["SWITCH", "load", "unavailable_reason"]
+__all__ = ["SWITCH", "load", "predicate", "unavailable_reason"]
 
 SWITCH = "MEPROP_BENCH_NODE"
 """The environment variable; its values are "cxx", the default, and "python"."""
@@ -51,6 +51,21 @@ def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | No
         return None
     module.setup(_addresses(), plan_of, backward)
     return module.linear  # type: ignore[no-any-return]
+
+
+def predicate(keys: tuple[int, int, int, int], in_python: Callable[..., bool]) -> Callable[..., bool] | None:
+    """Return `ops.plain.in_python` in C++, or None where there is none.
+
+    Args:
+        keys: the bits of the keys that are harmless, of "dense", of all devices, and of the meta device.
+        in_python: asked about subclasses.
+
+    """
+    module, _ = _loaded()
+    if module is None:
+        return None
+    module.set_keys(*keys, in_python)
+    return module.plain  # type: ignore[no-any-return]
 
 
 def unavailable_reason() -> str | None:

@@ -11,7 +11,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/SparseTensorImpl.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -89,11 +89,21 @@ bool ordinary(const Tensor& t) {
   return t.key_set() == ordinary_keys && t.scalar_type() == at::kFloat;
 }
 
-// No autocast, tracer, mode or transformation that wants to see each operator.
+// No autocast, tracer, dispatch mode or transformation that wants to see each operator.
 bool unwatched() {
   const auto local = c10::impl::tls_local_dispatch_key_set();
-  return local.included_ == c10::default_included_set && local.excluded_ == c10::default_excluded_set &&
-         !at::impl::torch_function_mode_enabled();
+  return local.included_ == c10::default_included_set && local.excluded_ == c10::default_excluded_set;
+}
+
+// An alias to be saved, as `ops.saved` has it: it keeps the numbers when the variable gets other data, counts changes
+// in place with it, and has its edge in the graph.
+Tensor pinned(const Tensor& t) {
+  const auto* impl = t.unsafeGetTensorImpl();
+  Tensor alias(impl->shallow_copy_and_detach(impl->version_counter(), /*allow_tensor_metadata_change=*/false));
+  if (t.requires_grad()) {
+    torch::autograd::impl::set_gradient_edge(alias, torch::autograd::impl::gradient_edge(t));
+  }
+  return alias;
 }
 
 Word address(const Tensor& t) {
@@ -138,8 +148,8 @@ class MePropLinearBackward : public torch::autograd::Node {
   void set(const Tensor& x, const Tensor& w, const Plan& plan, const Case& c) {
     plan_ = plan;
     case_ = c;
-    x_ = SavedVariable(x, false);
-    w_ = SavedVariable(w, false);
+    if (w.requires_grad()) x_ = SavedVariable(x.dim() == 2 ? x : pinned(x), false);
+    if (x.requires_grad()) w_ = SavedVariable(pinned(w), false);
   }
 
   void release_variables() override {
@@ -157,13 +167,9 @@ class MePropLinearBackward : public torch::autograd::Node {
       w = w_.unpack();
     }
     Tensor dy = std::move(incoming[0]);
-    if (!dy.defined()) {
-      auto sizes = x.sizes().vec();
-      sizes.back() = case_.n;
-      dy = at::zeros(sizes, x.options());
-    }
-    if (at::GradMode::is_enabled() || !unwatched() || !ordinary(dy) || !as_it_was(x, case_.b * case_.m) ||
-        !as_it_was(w, case_.n * case_.m)) {
+    if (!dy.defined()) return variable_list(3);
+    if (at::GradMode::is_enabled() || !unwatched() || !ordinary(dy) || torch::autograd::isFwGradDefined(dy) ||
+        !as_it_was(x, case_.b, case_.m) || !as_it_was(w, case_.n, case_.m)) {
       return in_python(dy, x, w);
     }
     dy = dy.contiguous();
@@ -171,7 +177,7 @@ class MePropLinearBackward : public torch::autograd::Node {
     Plan plan = plan_;
     if (native.openmp != 0 && at::get_num_threads() != c.threads) {
       c.threads = at::get_num_threads();
-      plan = planned_anew(c, x, w);
+      plan = planned_anew(c);
       if (!plan.ours) return in_python(dy, x, w);
     }
     return c.unified ? unified(dy, x, w, c, plan) : example(dy, x, w, c, plan);
@@ -182,19 +188,27 @@ class MePropLinearBackward : public torch::autograd::Node {
   Plan plan_;
   Case case_{};
 
-  static bool as_it_was(const Tensor& t, Word numel) {
-    return ordinary(t) && t.numel() == numel && t.is_contiguous();
+  // What was saved may have got other data, or come from a hook.
+  static bool as_it_was(const Tensor& t, Word rows, Word columns) {
+    return !t.defined() ||
+           (ordinary(t) && t.size(-1) == columns && t.numel() == rows * columns && t.is_contiguous());
+  }
+
+  Tensor fresh_dx(const Tensor& dy, Word m) const {
+    auto sizes = dy.sizes().vec();
+    sizes.back() = m;
+    return fresh(sizes);
   }
 
   // The number of threads is another than in the forward pass, and with it the memory to work in.
-  Plan planned_anew(Case& c, const Tensor& x, const Tensor& w) const;
+  Plan planned_anew(Case& c) const;
 
   variable_list unified(const Tensor& dy, const Tensor& x, const Tensor& w, const Case& c, const Plan& plan) {
     const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = c;
     const Word k = plan.k;
     const bool need_dw = task_should_compute_output(1);
     Tensor hits = fresh({1, k}, at::kLong), dx, dw, db;
-    if (task_should_compute_output(0)) dx = fresh(x.sizes());
+    if (task_should_compute_output(0)) dx = fresh_dx(dy, m);
     if (need_dw) dw = fresh({rows ? k : n, m});
     if (task_should_compute_output(2)) db = fresh({n});
     const Word kept = call(
@@ -214,7 +228,7 @@ class MePropLinearBackward : public torch::autograd::Node {
     const Word count = call(
         native.pairs, native.openmp, native.select, native.sort, plan.few, address(dy), 0, b, n, k,
         address(db), working);
-    if (need_dx) dx = fresh(x.sizes());
+    if (need_dx) dx = fresh_dx(dy, m);
     if (need_dw) dw = fresh({rows ? count : n, m});
     if (rows) hits = fresh({1, count}, at::kLong);
     if (need_dx || need_dw) {
@@ -287,11 +301,12 @@ Plan plan_for(const Case& c, PyObject* const* arguments) {
   return found->second;
 }
 
-Plan MePropLinearBackward::planned_anew(Case& c, const Tensor& x, const Tensor& w) const {
+Plan MePropLinearBackward::planned_anew(Case& c) const {
   pybind11::gil_scoped_acquire lock;
   // The kernel was chosen in the forward pass, and k is known.
   c.automatic = c.ratio = false;
   c.k = plan_.k;
+  const auto x = fresh({1}).expand({c.b, c.m}), w = fresh({1}).expand({c.n, c.m});  // for their shapes
   const auto a = pybind11::make_tuple(
       wrapped(x), wrapped(w), pybind11::none(), c.k, c.unified ? "unified" : "example", c.rows, "native");
   PyObject* arguments[7];
@@ -312,7 +327,8 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   const auto unified = is_first(a[4], "unified", "example");
   const auto automatic = is_first(a[6], "auto", "native");
   Case c{};
-  if (!unified || !automatic || !set_k(a[3], c) || !at::GradMode::is_enabled() || !unwatched() || !ordinary(x) ||
+  if (!unified || !automatic || !set_k(a[3], c) || !at::GradMode::is_enabled() || !unwatched() ||
+      at::impl::torch_function_mode_enabled() || !ordinary(x) ||
       !ordinary(w) || x.numel() == 0 || w.dim() != 2 || x.dim() < 1 || x.size(-1) != w.size(1) ||
       !x.is_contiguous() || !w.is_contiguous()) {
     Py_RETURN_NONE;
@@ -349,6 +365,47 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// What `ops.plain` has of the keys of tensors, and whom to ask about subclasses.
+struct Keys {
+  uint64_t harmless = 0, dense = 0, devices = 0, meta = 0;
+} keys;
+PyObject* plain_in_python = nullptr;
+
+// plain(*tensors) -> bool: `ops.plain.in_python`.
+PyObject* plain(PyObject*, PyObject* const* a, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  const Tensor* first = nullptr;
+  uint64_t wanted = 0;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (a[i] == Py_None) continue;
+    if (!THPVariable_CheckExact(a[i])) return PyObject_Vectorcall(plain_in_python, a, count, nullptr);
+    const Tensor& t = THPVariable_Unpack(a[i]);
+    const uint64_t found = t.key_set().raw_repr() & ~keys.harmless;
+    if (!first) {
+      first = &t;
+      wanted = found;
+      if ((found & ~keys.devices) != keys.dense || (found & keys.meta) || t.is_complex()) Py_RETURN_FALSE;
+    } else if (found != wanted || t.scalar_type() != first->scalar_type()) {
+      Py_RETURN_FALSE;
+    }
+  }
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
+}
+
+// set_keys(harmless, dense, devices, meta, in_python): see `Keys`.
+PyObject* set_keys(PyObject*, PyObject* arguments) {
+  HANDLE_TH_ERRORS
+  unsigned long long harmless, dense, devices, meta;
+  PyObject* in_python;
+  if (!PyArg_ParseTuple(arguments, "KKKKO", &harmless, &dense, &devices, &meta, &in_python)) return nullptr;
+  keys = {harmless, dense, devices, meta};
+  Py_INCREF(in_python);
+  Py_XSETREF(plain_in_python, in_python);
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 // setup(addresses, plan_of, backward): see `Native`.
 PyObject* setup(PyObject*, PyObject* arguments) {
   HANDLE_TH_ERRORS
@@ -366,13 +423,19 @@ PyObject* setup(PyObject*, PyObject* arguments) {
   Py_XSETREF(plan_of, plan);
   Py_XSETREF(python_backward, backward);
   plans.clear();
-  ordinary_keys = at::zeros({1}).key_set();
+  {
+    // Not by an operator: whatever mode is on when the first layer is called, these are the keys of ordinary tensors.
+    c10::InferenceMode off(false);
+    ordinary_keys = fresh({1}).key_set();
+  }
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 
 PyMethodDef methods[] = {
     {"linear", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(linear)), METH_FASTCALL, nullptr},
+    {"plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(plain)), METH_FASTCALL, nullptr},
+    {"set_keys", set_keys, METH_VARARGS, nullptr},
     {"setup", setup, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

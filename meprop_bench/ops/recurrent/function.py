@@ -1,8 +1,9 @@
 """Registration of a recurrent layer with autograd: see `ops.linear` for why there are several.
 
-* `_Layer`, eager. What it keeps is made by the forward pass; differentiating its gradients once more, it computes the
+* `_Layer`, eager. What it keeps is made by the forward pass, with the weights of the forward pass (see `ops.saved`),
+  and the inputs, as torch's own LSTM keeps them; differentiating its gradients once more, it computes the
   forward pass anew by differentiable operators, and the selection is held fixed.
-* `_Transformable`, under `torch.func`: it computes the forward pass anew in any case, since a transform has to see all.
+* `through_time.sparsified`, under `torch.func` and for what is not plain memory: differentiated by torch itself.
 * `torch.compile` breaks the graph here, as it does at torch's own recurrent layers, or raises under `fullgraph=True`.
 """
 
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from meprop_bench.ops.autocast import cast_to, lower_precision
 from meprop_bench.ops.kernels import Request
+from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
 from meprop_bench.ops.recurrent import through_time
 from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
+from meprop_bench.ops.saved import attached, pinned
 from meprop_bench.ops.selection import check_selection, resolve_k
 
 __all__ = ["KERNELS", "Record", "check_kernel", "choose", "recurrent"]
@@ -98,8 +101,10 @@ def recurrent(
         reverse: start at the last step of each example.
         k: neurons of each gate that are kept, for each time step: an int >= 1, or a ratio of h in (0, 1].
         selection: "example", "unified", "random" or "random-unified", for each time step anew.
-        kernel: one of `KERNELS`.
-        record: told once in each backward pass of all time steps, in the order of x; not under `torch.func`.
+        kernel: one of `KERNELS`. Double backward, `torch.func` and tensors that are not plain memory (see
+            `meprop_bench.ops.plain`) always take "masked".
+        record: told once in each backward pass of all time steps, in the order of x; not under `torch.func`, nor of
+            tensors that are not plain memory.
 
     Returns:
         the output `(N, h)`, in the order of x, and the final states, each `(B, h)`.
@@ -123,13 +128,15 @@ def recurrent(
 
         broken = cannot_be_compiled(recurrent, cell, x, states, weights, sizes=sizes, reverse=reverse, **method)
         return cast(tuple[Tensor, Tensors], broken)
+    if transformed() or not all(t is None or memory.plain(t) for t in (x, *weights, *states)):
+        steps = Steps(sizes, reverse)
+        return through_time.sparsified(CELLS[cell], x, states, weights, steps, kept, selection)
     if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
         x = cast_to(x, dtype)
         states, weights = (cast(Any, tuple(cast_to(t, dtype) for t in ts)) for ts in (states, weights))
     forward, kernel = choose(kernel, kept, selection, weights, x, *states)
     call = _Call(CELLS[cell], Steps(sizes, reverse), kept, selection, forward, kernel, record)
-    registration = _Transformable if torch._C._are_functorch_transforms_active() else _Layer
-    y, *last = registration.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
+    y, *last = _Layer.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
     return y, tuple(last)
 
 
@@ -141,22 +148,22 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
 
     """
     tensors = [t for t in (*weights, *inputs) if t is not None]
-    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    single = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     chance = selection.startswith("random")
     gates = weights[1].shape[0] // weights[1].shape[1]
     many = inputs[0].shape[0] * gates * k >= 1 << 31  # entries kept, which it counts in 32 bits
-    if kernel == "native" and (chance or not plain or many):
+    if kernel == "native" and (chance or not single or many):
         reason = f"it has no selection {selection!r}" if chance else "it computes in float32 on the CPU"
-        if plain and not chance:
+        if single and not chance:
             reason = f"it counts in 32 bits, and k = {k} for {inputs[0].shape[0]} rows are too many"
         raise ValueError(f"kernel 'native' does not support this case: {reason}")
-    if torch._C._are_functorch_transforms_active() or not inputs[0].numel():
+    if not inputs[0].numel() or not unwatched():
         return through_time.forward, "masked"
     if kernel == "auto":
-        kernel = "native" if _NUMBA and plain and not (chance or many) else "embedding_bag"
+        kernel = "native" if _NUMBA and single and not (chance or many) else "embedding_bag"
         if k > _DENSE_FROM[kernel] * weights[1].shape[1]:
             kernel = "masked"
-    if plain and (_NUMBA or kernel == "native"):
+    if single and (_NUMBA or kernel == "native"):
         from meprop_bench.ops.recurrent import native
 
         return native.forward, kernel
@@ -198,41 +205,33 @@ class _Layer(torch.autograd.Function):
     def forward(ctx, call, *inputs):  # type: ignore[no-untyped-def]
         x, weights, states = inputs[0], inputs[1:5], inputs[5:]
         with torch.autocast(x.device.type, enabled=False):
-            y, last, kept = call.forward(call.cell, x, states, weights, call.steps)
-        ctx.call = call
-        ctx.save_for_backward(*inputs, *kept)
+            y, last, kept = undisturbed(call.forward, call.cell, x, states, weights, call.steps)
+        ctx.save_for_backward(x, *(pinned(w) for w in weights[:2]), *inputs[3:], *kept)
+        ctx.set_materialize_grads(False)
+        ctx.call = call, [t.shape for t in (*inputs, *kept) if t is not None]
         return y, *last
 
     @staticmethod
     def backward(ctx, *d):  # type: ignore[no-untyped-def]
-        call = ctx.call
+        call, shapes = ctx.call
+        some = next((grad for grad in d if grad is not None), None)
+        if some is None:
+            return (None,) * len(ctx.needs_input_grad)
+        rows = sum(call.steps.sizes), *[call.steps.sizes[0]] * call.cell.states
+        d = tuple(some.new_zeros(n, some.shape[1]) if grad is None else grad for grad, n in zip(d, rows, strict=True))
+        all_saved = ctx.saved_tensors  # once: activation checkpointing gives them no second time
+        saved = [t for t in all_saved if t is not None]
+        # What was saved may have got other data, or come from a hook.
+        ordinary = unwatched() and memory.plain(*d, *saved) and shapes == [t.shape for t in saved]
+        kernel = call.kernel if ordinary else "masked"
         count = 5 + call.cell.states
-        inputs, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        kernel = call.kernel
+        inputs, kept = all_saved[:count], all_saved[count:]
         with torch.autocast(d[0].device.type, enabled=False):
             if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable
                 kernel = "masked"
+                weights = (attached(w, ctx.next_functions[1 + i]) for i, w in enumerate(inputs[1:3]))
+                inputs = (inputs[0], *weights, *inputs[3:])
                 _, _, kept = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
-            return None, *_gradients(call, ctx.needs_input_grad[1:], d, inputs, kept, kernel, call.record)
-
-
-class _Transformable(torch.autograd.Function):
-    """Registration for torch.func: grad, vmap and their compositions."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(call, *inputs):  # type: ignore[no-untyped-def]
-        y, last, _ = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
-        return y, *last
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        ctx.call = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx, *d):  # type: ignore[no-untyped-def]
-        call, inputs = ctx.call, ctx.saved_tensors
-        _, _, kept = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
-        return None, *_gradients(call, ctx.needs_input_grad[1:], d, inputs, kept, "masked")
+            record = call.record if ordinary else None
+            needs = ctx.needs_input_grad[1:]
+            return None, *undisturbed(_gradients, call, needs, d, inputs, kept, kernel, record)

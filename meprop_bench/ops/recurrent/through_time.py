@@ -12,10 +12,14 @@ lengths are equal. `Steps` says which rows a step has, and in which direction th
 
 What is kept for backward is one tensor of N rows for each thing, so that either direction of time, and the compiled
 loops of `native`, can do with the same. Made of differentiable operators as long as the kernel is `masked`.
+
+`sparsified` is the same layer for what is not plain memory: torch differentiates forward, whose gradients at a and b
+lose what is not selected on their way back (see `ops.sparsified`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -25,9 +29,10 @@ from torch import Tensor
 from meprop_bench.ops import kernels
 from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.recurrent.cells import Cell, Tensors
-from meprop_bench.ops.selection import column_statistics, select
+from meprop_bench.ops.selection import column_statistics, keep, select
+from meprop_bench.ops.sparsified import sparsified as on_the_way_back
 
-__all__ = ["Steps", "Weights", "backward", "forward", "select_in_gates", "with_the_zeros_of_select"]
+__all__ = ["Steps", "Weights", "backward", "forward", "select_in_gates", "sparsified", "with_the_zeros_of_select"]
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """w_ih (G h, m), w_hh (G h, h), b_ih and b_hh (G h,) or None."""
@@ -54,7 +59,14 @@ class _Products(Protocol):
     def products(self, idx: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients: ...
 
 
-def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps) -> tuple[Tensor, Tensors, Tensors]:
+def forward(
+    cell: Cell,
+    x: Tensor,
+    states: Tensors,
+    weights: Weights,
+    steps: Steps,
+    at_gates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda a, b: (a, b),
+) -> tuple[Tensor, Tensors, Tensors]:
     """Run a layer in one direction.
 
     Args:
@@ -63,6 +75,7 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
         states: the initial states, each `(B, h)`.
         weights: see `Weights`.
         steps: see `Steps`.
+        at_gates: through which a and b of each step go to the cell.
 
     Returns:
         the output `(N, h)`, the final states, each `(B, h)`, and what `backward` needs, each of N rows.
@@ -74,12 +87,32 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     for t in steps.order():
         size = steps.sizes[t]
         before = tuple(s[:size] for s in states)
-        after, saved = cell.forward(a[t], F.linear(before[0], w_hh, b_hh), before)
+        after, saved = cell.forward(*at_gates(a[t], F.linear(before[0], w_hh, b_hh)), before)
         outputs.append(after[0])
         kept.append((before[0], *saved))
         states = _update(states, after, size)
     by_time = slice(None, None, -1 if steps.reverse else 1)
     return torch.cat(outputs[by_time]), states, tuple(torch.cat(part[by_time]) for part in zip(*kept, strict=True))
+
+
+def sparsified(
+    cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps, k: int, selection: str
+) -> tuple[Tensor, Tensors]:
+    """Run a layer as `forward` does, with gradients through k entries of each gate; returns output and states."""
+    w_ih, w_hh, *biases = weights
+    b_ih, b_hh = (None if b is None else b.detach() for b in biases)
+
+    def kept(d_a: Tensor, d_b: Tensor) -> Tensors:
+        with torch.no_grad():
+            idx = select_in_gates(d_a, cell.gates, k, selection)
+        return keep(d_a, idx), keep(d_b, idx)
+
+    def at_gates(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = on_the_way_back(kept, a, b, *biases)
+        return a, b
+
+    y, last, _ = forward(cell, x, states, (w_ih, w_hh, b_ih, b_hh), steps, at_gates)
+    return y, last
 
 
 def backward(
@@ -122,7 +155,8 @@ def backward(
         size = steps.sizes[t]
         d_after = (d_states[0][:size] + dy_t, *(d[:size] for d in d_states[1:]))
         d_a, d_b, direct = cell.backward(d_after, h_before, tuple(saved))
-        idx = select_in_gates(d_a.detach(), cell.gates, k, selection)
+        with torch.no_grad():
+            idx = select_in_gates(d_a, cell.gates, k, selection)
         (dh, *_) = chosen.products(idx, d_b, h_before, w_hh, all_gates)
         assert dh is not None
         d_before = (dh if direct[0] is None else dh + direct[0], *cast(Tensors, direct[1:]))
@@ -154,7 +188,7 @@ def select_in_gates(d: Tensor, gates: int, k: int, selection: str) -> Tensor:
     rows = column_statistics(d, sums=False)[0] if unified else d
     within = select(rows.reshape(-1, h), k, "random" if selection.startswith("random") else "example")
     first = torch.arange(0, width, h, device=d.device).unsqueeze(1)  # (G, 1)
-    idx = (within.view(-1, gates, k) + first).flatten(1)
+    idx = (within.view(-1, gates, k) + first).reshape(-1, gates * k)  # not `flatten`, which batched gradients have not
     return idx.expand(n, -1).contiguous() if unified else idx
 
 

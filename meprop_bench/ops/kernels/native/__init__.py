@@ -50,19 +50,19 @@ class Native:
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
         """Say why not: another dtype or device, or too large to be counted."""
-        if w.device.type != "cpu":
-            return f"it runs on the CPU, not on {w.device.type}"
-        if not dy.dtype == x.dtype == w.dtype == torch.float32:
-            return f"it computes in float32, not {w.dtype}".replace("torch.", "")
+        if dy.device.type != "cpu":
+            return f"it runs on the CPU, not on {dy.device.type}"
+        if dy.dtype != torch.float32:
+            return f"it computes in float32, not {dy.dtype}".replace("torch.", "")
         if dy.numel() < _COUNTED:
             return None
         return uncountable(request.selection, dy.shape[:-1].numel(), dy.shape[-1], request.k)
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
-        if request.selection in ("example", "random"):
-            return _example(dy.contiguous(), x.contiguous(), w.contiguous(), request)
-        return _unified(dy.contiguous(), x.contiguous(), w.contiguous(), request)
+        x, w = (x.contiguous() if request.need_dw else dy), (w.contiguous() if request.need_dx else dy)
+        run = _example if request.selection in ("example", "random") else _unified
+        return run(dy.contiguous(), x, w, request)
 
 
 class Plan(NamedTuple):
@@ -100,9 +100,10 @@ def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
 
 
 def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+    # x, or w, is any tensor where nothing is read of it.
     k, selection, as_rows, need_dx, need_dw, need_db = request
     b, n = dy.shape
-    m = x.shape[1]
+    m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
     few, most, size, streaming = plan(selection, threads, b, n, m, k)
     working = scratch.address(size)
@@ -112,8 +113,8 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         OPENMP, example.SELECT, example.SORT, few, dy.data_ptr(), 0 if idx is None else idx.data_ptr(), b, n, k,
         0 if db is None else db.data_ptr(), working,
     )  # fmt: skip
-    dx = torch.empty_like(x) if need_dx else None
-    dw = w.new_empty(rows if as_rows else n, m) if need_dw else None
+    dx = dy.new_empty(b, m) if need_dx else None
+    dw = dy.new_empty(rows if as_rows else n, m) if need_dw else None
     hits = torch.empty(1, rows, dtype=torch.int64) if as_rows else None
     if need_dx or need_dw:
         example.products(
@@ -127,13 +128,13 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
 def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
     b, n = dy.shape
-    m = x.shape[1]
+    m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
     few, most, size, streaming = plan(selection, threads, b, n, m, k)
     given = selection != "unified"
     hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
-    dx = torch.empty_like(x) if need_dx else None
-    dw = w.new_empty(k if as_rows else n, m) if need_dw else None
+    dx = dy.new_empty(b, m) if need_dx else None
+    dw = dy.new_empty(k if as_rows else n, m) if need_dw else None
     db = dy.new_empty(n) if need_db else None
     kept = unified.backward(
         OPENMP, unified.SUM, unified.GATHER, unified.MULTIPLY, few, most,

@@ -56,12 +56,12 @@ class Triton:
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
         """Say why not: no Triton, another device or dtype, or a number of rows that a graph cannot wait for."""
-        if reason := unavailable_reason(w.device):
+        if reason := unavailable_reason(dy.device):
             return reason
-        if not dy.dtype == x.dtype == w.dtype or w.dtype not in _DTYPES:
-            return f"it computes in float32, bfloat16 or float16, not {w.dtype}".replace("torch.", "")
+        if dy.dtype not in _DTYPES:
+            return f"it computes in float32, bfloat16 or float16, not {dy.dtype}".replace("torch.", "")
         unified = request.selection in ("unified", "random-unified")
-        if request.rows and not unified and w.is_cuda and torch.cuda.is_current_stream_capturing():
+        if request.rows and not unified and dy.is_cuda and torch.cuda.is_current_stream_capturing():
             return "a graph cannot wait for the number of sparse rows: take the dense gradient"
         return None
 
@@ -89,7 +89,7 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     if not (request.need_dx or request.need_dw):
         return None, None, db
     dx, dw = products(dy, t, x, w, request.need_dx, request.need_dw, request.rows)
-    return dx, dw if dw is None or not request.rows else hybrid_rows(t, dw, w.shape[0]), db
+    return dx, dw if dw is None or not request.rows else hybrid_rows(t, dw, dy.shape[1]), db
 
 
 def select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
@@ -117,7 +117,7 @@ def each_example(
 
     t, v = rows(dy, request.k, request.selection)
     dx = input_gradient(t, v, w) if request.need_dx else None
-    dw = weight_gradient(t, v, x, w.shape[0], request.rows) if request.need_dw else None
+    dw = weight_gradient(t, v, x, dy.shape[1], request.rows) if request.need_dw else None
     return dx, dw, dy.sum(0) if request.need_db else None
 
 

@@ -159,13 +159,14 @@ def products(
     Args:
         dy: incoming gradient, `(B, n)`.
         t: the neurons kept, int64 `(k,)`.
-        x: input, `(B, m)`.
-        w: weight, `(n, m)`.
+        x: input, `(B, m)`; None if dW is not needed.
+        w: weight, `(n, m)`; None if dx is not needed.
         need_dx, need_dw: what is wanted; at least one.
         as_rows: whether dW is its rows t alone, `(k, m)`, or the whole of it, `(n, m)`, which is cleared first.
 
     """
-    (batch, m), k = x.shape, len(t)
+    x, w = (x, w if need_dx else x) if need_dw else (w, w)  # of what is not needed nothing is read
+    (batch, n), m, k = dy.shape, x.shape[1], len(t)
     gathered = k < _GATHER_FROM
     g = dy if gathered else dy.index_select(1, t)
     left, right = _dx_tiles(k), _dw_tiles(k)
@@ -173,7 +174,7 @@ def products(
     dw_tiles = triton.cdiv(k, right.rows) * triton.cdiv(m, right.columns)
     chunks = max(1, min(_PROGRAMS // dw_tiles, batch // _CHUNK)) if need_dw else 0
     dx = torch.empty(batch, m, dtype=x.dtype, device=x.device) if need_dx else None
-    dw = None if not need_dw else x.new_empty(k, m) if as_rows else x.new_zeros(w.shape)
+    dw = None if not need_dw else x.new_empty(k, m) if as_rows else x.new_zeros(n, m)
     share = triton.cdiv(batch, max(1, chunks))
     parts = torch.empty(chunks, k, m, dtype=torch.float32, device=x.device) if chunks > 1 else dw
     _products[(dx_tiles + dw_tiles * chunks,)](

@@ -1,0 +1,42 @@
+"""What a layer saves of a variable, so that its backward pass is that of its forward pass.
+
+Autograd saves a variable itself, so that `w.data = other` between the two changes what is read: its values, and even
+its size. `F.linear` multiplies by a transposed view, and it is the view that is saved: that keeps the old numbers, and
+shares the version counter by which a change in place is noticed. `pinned` saves a view just so, without the node in the
+graph that a view costs; `attached` puts the node there when gradients of gradients are wanted, and not before.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["attached", "pinned"]
+
+
+def pinned(variable: Tensor) -> Tensor:
+    """Return an alias to be saved in place of a variable, within the forward pass of an `autograd.Function`."""
+    if variable.grad_fn is None:
+        return variable.detach()
+    with torch.enable_grad():
+        return variable.view_as(variable)
+
+
+def attached(saved: Tensor | None, edge: tuple[Any, int]) -> Tensor | None:
+    """Return what was saved as a differentiable function of its variable, whose edge in the graph is given."""
+    node, _ = edge
+    if saved is None or saved.requires_grad or node is None:
+        return saved
+    return cast(Tensor, _Attached.apply(node.variable, saved))  # type: ignore[no-untyped-call]
+
+
+class _Attached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, variable, saved):  # type: ignore[no-untyped-def]
+        return saved.detach()
+
+    @staticmethod
+    def backward(ctx, d):  # type: ignore[no-untyped-def]
+        return d, None
