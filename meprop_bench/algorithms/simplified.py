@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from meprop_bench.nn.evaluation import evaluation_mode
+from meprop_bench.optional import unavailable_reason
 
 __all__ = ["LayerCost", "describe", "export_onnx", "load", "save"]
 
@@ -169,11 +169,11 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], *inputs: Tensor)
     model makes it from the size of its input.)
 
     Raises:
-        ValueError: the package onnx is not installed.
+        ValueError: the package onnx is not installed, or cannot be imported.
 
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise ValueError('ONNX export needs the package onnx: install "meprop-bench[onnx]"')
+    if (reason := unavailable_reason("onnx")) is not None:
+        raise ValueError(f'ONNX export needs the package onnx, which {reason}: install "meprop-bench[onnx]"')
     twin = _without_hooks(model).eval()
     names = [f"input{i}" for i in range(len(inputs))]
     # The exporter built on TorchScript: it needs onnx alone, and keeps an LSTM one operator instead of T copies of it.

@@ -7,7 +7,6 @@ MEPROP_BENCH_DATA=/path/to/data meprop-bench data check
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.errors import UserError
+from meprop_bench.optional import unavailable_reason
 
 if TYPE_CHECKING:
     from meprop_bench.data.fetch import Progress
@@ -52,10 +52,10 @@ def list_() -> None:
         state, complaints = _state(folder, source)
         table.add_row(source.name, source.purpose, source.licence, f"{source.size / 1e6:.1f} MB", state)
         remarks += complaints
-    here = importlib.util.find_spec("sklearn") is not None
-    table.add_row("digits", "MLP: small images of digits", "CC BY 4.0", "0.5 MB", "present" if here else "missing")
-    if not here:
-        remarks.append("digits: comes with scikit-learn: pip install 'meprop-bench[digits]'")
+    reason = unavailable_reason("sklearn")
+    table.add_row("digits", "MLP: small images of digits", "CC BY 4.0", "0.5 MB", "missing" if reason else "present")
+    if reason is not None:
+        remarks.append(f"digits: comes with scikit-learn, which {reason}: pip install 'meprop-bench[digits]'")
     Console().print(table)
     for remark in remarks:
         click.echo(remark)

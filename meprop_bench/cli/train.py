@@ -29,6 +29,7 @@ import click
 
 from meprop_bench.cli.output import with_format
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.optional import unavailable_reason
 from meprop_bench.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -299,12 +300,10 @@ def _draw(folder: Path, result: Result, title: str, metric: str) -> None:
     from meprop_bench.report.curve import curve
     from meprop_bench.results.store import replace_file
 
-    try:
-        picture = curve([found.to_json() for found in result.history], title, metric)
-    except ImportError:
-        click.echo("no learning curve: matplotlib is not installed (pip install 'meprop-bench[report]')", err=True)
+    if (reason := unavailable_reason("matplotlib")) is not None:
+        click.echo(f"no learning curve: matplotlib {reason} (pip install 'meprop-bench[report]')", err=True)
         return
-    replace_file(folder / CURVE, picture)
+    replace_file(folder / CURVE, curve([found.to_json() for found in result.history], title, metric))
 
 
 def _print(form: str, told: Mapping[str, Any], result: Result, task: Task) -> None:

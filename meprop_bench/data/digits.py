@@ -12,6 +12,7 @@ import random
 
 from meprop_bench.data.images import ImageData, Part
 from meprop_bench.errors import UserError
+from meprop_bench.optional import unavailable_reason
 
 __all__ = ["load_digits"]
 
@@ -28,12 +29,10 @@ def load_digits() -> ImageData:
     """
     import torch
 
-    try:
-        from sklearn import datasets
-    except ImportError:
-        raise UserError(
-            "the digits data come with scikit-learn, which is not installed: pip install 'meprop-bench[digits]'"
-        ) from None
+    if (reason := unavailable_reason("sklearn")) is not None:
+        raise UserError(f"the digits data come with scikit-learn, which {reason}: pip install 'meprop-bench[digits]'")
+    from sklearn import datasets
+
     published = datasets.load_digits()
     images = torch.from_numpy(published.data).float().div_(16)
     labels = torch.from_numpy(published.target).long()

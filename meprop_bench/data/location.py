@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from meprop_bench.cache import user_cache
 from meprop_bench.data.sources import DataFile, Source
 from meprop_bench.errors import UserError
 
@@ -26,18 +27,14 @@ def data_folder() -> Path:
 
     """
     if chosen := os.environ.get(VARIABLE):
-        folder = Path(chosen).expanduser()
+        folder = Path(os.path.expanduser(chosen))
         if not folder.is_dir():
             raise UserError(f"{VARIABLE}={chosen} is not a folder: create it, or unset the variable to use the cache")
         return folder
-    # The XDG specification has relative paths ignored: they would mean another cache in each working directory.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not cache.is_absolute():
-        try:
-            cache = Path.home() / ".cache"
-        except RuntimeError:
-            raise UserError(f"there is no home directory to keep data in: set {VARIABLE} to a folder") from None
-    return cache / "meprop-bench"
+    folder_of_cache = user_cache()
+    if folder_of_cache is None:
+        raise UserError(f"there is no home directory to keep data in: set {VARIABLE} to a folder")
+    return folder_of_cache
 
 
 def locate(folder: Path, source: Source, file: DataFile) -> Path | None:

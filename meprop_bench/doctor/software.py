@@ -11,16 +11,15 @@ what is not there has its reason, and none of it is needed.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import Any
 
+from meprop_bench.cache import places, user_cache, writable
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.nvml import Nvml
 from meprop_bench.measure.rapl import Rapl
@@ -93,11 +92,11 @@ def _compiler(command: Sequence[str]) -> Finding:
 
 def compiled() -> frozenset[str]:
     """Return the names of the compiled kernels in the cache, of all versions of the sources."""
-    return frozenset(str(file) for file in _folder().glob("numba-*/**/*.nb?"))
+    return frozenset(str(file) for folder in places() for file in folder.glob("numba-*/**/*.nb?"))
 
 
 def kernels(before: frozenset[str], after: frozenset[str], *, loaded: bool) -> Finding | None:
-    """Judge the cache of compiled kernels; None without Numba, which compiles them.
+    """Judge the compiled kernels and their cache; None without Numba, which compiles them.
 
     Args:
         before: what was in it before a measuring process was started.
@@ -105,14 +104,23 @@ def kernels(before: frozenset[str], after: frozenset[str], *, loaded: bool) -> F
         loaded: whether a process has loaded all kernels in between.
 
     """
-    if _version("numba") is None:
-        return None
-    folder = _folder()
-    # Not `Path.exists`, which raises where a folder may not be searched.
-    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
-    if not (os.path.isdir(there) and os.access(there, os.W_OK)):
+    reason = _unusable(loaded)
+    if reason is not None and "is not installed" not in reason:
+        text = f"{reason}; layers run on torch's operators, several times slower"
+        advice = "" if "unset" in reason else "pip install --force-reinstall 'meprop-bench[cpu]'"
+        return Finding("software", "native kernels", "warning", text, advice)
+    return None if _version("numba") is None else _cache(before, after, loaded)
+
+
+def _cache(before: frozenset[str], after: frozenset[str], loaded: bool) -> Finding:
+    folder, user = writable(), user_cache()
+    if folder is None:
         advice = "set XDG_CACHE_HOME to a folder that can be written: every process compiles for half a minute now"
-        return Finding("software", "kernel cache", "warning", f"{folder} cannot be written", advice)
+        return Finding("software", "kernel cache", "warning", f"{user or 'no folder'} cannot be written", advice)
+    if folder != user:
+        text = f"{user} cannot be written" if user else "there is no home directory"
+        advice = "set XDG_CACHE_HOME to a folder that can be written and that lasts"
+        return Finding("software", "kernel cache", "warning", f"{text}, so it is in {folder}", advice)
     if not after:
         return Finding("software", "kernel cache", "warning", f"nothing is compiled yet in {folder}", _COMPILE)
     if fresh := len(after - before):
@@ -191,6 +199,12 @@ def _extras() -> dict[str, str]:
     return dict(reversed(found))  # the first extra that names it is the narrowest
 
 
-def _folder() -> Path:
-    """Return where `ops.kernels.native.compiler` keeps its caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "meprop-bench")  # raises never
+def _unusable(loaded: bool) -> str | None:
+    """Say why compiled kernels cannot be used, or None; what `loaded` says is in the cache is tried."""
+    try:
+        from meprop_bench.ops.kernels import compiled
+    except ImportError:  # torch; `software` says so
+        return None
+    if loaded:
+        compiled.load("meprop_bench.ops.kernels.native")
+    return compiled.unavailable_reason()

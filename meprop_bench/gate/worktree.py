@@ -29,12 +29,12 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from meprop_bench.cache import writable
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.interrupt import interruptible
 
@@ -126,19 +126,10 @@ def work_trees(
 
 def cache_folder() -> Path:
     """Return where the slots are: in the user's cache, or among the temporary files where none can be written."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    with suppress(RuntimeError, OSError):
-        folder = (home if home.is_absolute() else Path.home() / ".cache") / "meprop-bench" / "gate"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"meprop-bench-gate-{user}"
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not folder.is_symlink() and (not hasattr(os, "getuid") or folder.stat().st_uid == user):
-            return folder
-    raise UserError(f"no folder can be written for the revisions: set XDG_CACHE_HOME, or make room in {folder.parent}")
+    folder = writable("gate")
+    if folder is None:
+        raise UserError("no folder can be written for the revisions: set XDG_CACHE_HOME to one that can")
+    return folder
 
 
 def _commit(repository: Path, revision: str) -> str:

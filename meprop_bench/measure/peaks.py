@@ -41,6 +41,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from meprop_bench.cache import user_cache
 from meprop_bench.measure.arithmetic import adopted, tensor_type
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.clocks import clock_for
@@ -175,7 +176,7 @@ class PeaksCache:
             entries[key] = _Entry(peaks, self._now(), 1)
         else:
             entries[key] = _Entry(before.peaks.merged(peaks), before.first, before.times + 1)
-        with suppress(OSError, RuntimeError):
+        with suppress(OSError):
             path = self._path(environment_id)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -191,17 +192,17 @@ class PeaksCache:
         try:
             record = json.loads(self._path(environment_id).read_text())
             entries = {str(name): _Entry.from_json(entry) for name, entry in record.items()}
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
         return {name: entry for name, entry in entries.items() if 0 <= self._now() - entry.first < _KEPT_S}
 
     def _path(self, environment_id: str) -> Path:
         if self._folder is not None:
             return self._folder / f"{environment_id}.json"
-        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not cache.is_absolute():  # the XDG specification has relative paths ignored
-            cache = Path.home() / ".cache"
-        return cache / "meprop-bench" / "peaks" / f"{environment_id}.json"
+        cache = user_cache()
+        if cache is None:
+            raise FileNotFoundError("there is no home directory")
+        return cache / "peaks" / f"{environment_id}.json"
 
 
 @dataclass(frozen=True)

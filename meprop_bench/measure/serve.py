@@ -120,7 +120,7 @@ def _kill_own_group() -> None:
 def one_line(text: str) -> str:
     """Return the first line that says something, without this machine's paths: it may end up in a published report."""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    for place, name in ((sys.prefix, "<python>"), (str(Path.cwd()), "."), (str(Path.home()), "~")):
+    for place, name in ((sys.prefix, "<python>"), (str(Path.cwd()), "."), (os.path.expanduser("~"), "~")):
         if len(place) > 1:
             first = first.replace(place, name)
     return first[:500]

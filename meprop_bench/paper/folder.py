@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
 from meprop_bench.errors import UserError
+from meprop_bench.optional import unavailable_reason
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
 from meprop_bench.paper.curves import curves
@@ -148,11 +148,11 @@ def write_page(store: Store) -> list[Path]:
     """Write README.md, index.html and the plots of a folder anew; return their paths."""
     document = read(store)
     drawn, remark = draw(document)
-    if find_spec("matplotlib") is not None:
+    if unavailable_reason("matplotlib") is None:
         drawn = [*curves(document.found), *drawn]
     contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
     contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in drawn], remark)
-    if find_spec("jinja2") is not None:
+    if unavailable_reason("jinja2") is None:
         contents["index.html"] = as_html(document, drawn, remark or missing_parts())
     for name, content in contents.items():
         replace_file(store.folder / name, content)

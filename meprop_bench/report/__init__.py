@@ -6,10 +6,10 @@ extra; without it the README is written alone and says what is missing.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meprop_bench.optional import unavailable_reason
 from meprop_bench.report.document import Document
 from meprop_bench.results.store import replace_file
 
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "missing_parts", "write_report"]
 
+_PARTS = {"matplotlib": "plots", "jinja2": "HTML page"}
+
 
 def missing_parts() -> str:
     """Return one line that says which parts of a report cannot be made here and what to install, or ''."""
-    parts = {"matplotlib": "plots", "jinja2": "HTML page"}
-    if not (missing := [what for module, what in parts.items() if find_spec(module) is None]):
+    reasons = {package: reason for package in _PARTS if (reason := unavailable_reason(package)) is not None}
+    if not reasons:
         return ""
-    return f"Written without {' and '.join(missing)}: install them with pip install 'meprop-bench[report]'"
+    what, why = " and ".join(_PARTS[package] for package in reasons), "; ".join(map(" ".join, reasons.items()))
+    return f"Written without {what} ({why}): install them with pip install 'meprop-bench[report]'"
 
 
 def draw(document: Document) -> tuple[list[Plot], str]:
@@ -32,7 +35,7 @@ def draw(document: Document) -> tuple[list[Plot], str]:
 
     A picture has no room for a doubt, so what is not to be believed is in none.
     """
-    if find_spec("matplotlib") is None:
+    if unavailable_reason("matplotlib") is not None:
         return [], missing_parts()
     from meprop_bench.report.plots import plots
     from meprop_bench.report.roofline import rooflines
@@ -59,7 +62,7 @@ def write_report(folder: Path, document: Document | None = None) -> list[Path]:
     from meprop_bench.report.markdown import as_readme
 
     contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in drawn], remark)
-    if find_spec("jinja2") is not None:
+    if unavailable_reason("jinja2") is None:
         from meprop_bench.report.html import as_html
 
         contents["index.html"] = as_html(document, drawn, remark)

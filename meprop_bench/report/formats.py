@@ -6,11 +6,11 @@ import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from importlib.util import find_spec
 from io import StringIO
 from typing import Any, TextIO
 
 from meprop_bench.errors import UserError
+from meprop_bench.optional import unavailable_reason
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.table import as_table
@@ -57,8 +57,8 @@ def as_page(document: Document) -> str:
     from meprop_bench.report import draw
     from meprop_bench.report.html import as_html
 
-    if find_spec("jinja2") is None:
-        raise UserError("the HTML page needs jinja2: pip install 'meprop-bench[report]'")
+    if (reason := unavailable_reason("jinja2")) is not None:
+        raise UserError(f"the HTML page needs jinja2, which {reason}: pip install 'meprop-bench[report]'")
     return as_html(document, *draw(document))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from meprop_bench.errors import UserError
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
+from meprop_bench.optional import unavailable_reason
 from meprop_bench.workloads.case import Case
 
 __all__ = ["check_feasible"]
@@ -44,12 +45,9 @@ def _check_data(name: str) -> None:
     Another set in files of the same names is none of that: it is measured, and each row says so.
     """
     if name == "digits":
-        from importlib.util import find_spec
-
-        if find_spec("sklearn") is None:
-            raise UserError(
-                "the digits data come with scikit-learn, which is not installed: pip install 'meprop-bench[digits]'"
-            )
+        if (reason := unavailable_reason("sklearn")) is not None:
+            how = "pip install 'meprop-bench[digits]'"
+            raise UserError(f"the digits data come with scikit-learn, which {reason}: {how}")
         return
     from meprop_bench.data import load_images
     from meprop_bench.data.content import State, inspect

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from meprop_bench.errors import UserError
+from meprop_bench.optional import unavailable_reason
 
 __all__ = ["BOS", "EOS", "PAD", "Pieces"]
 
@@ -41,12 +42,10 @@ class Pieces:
     """
 
     def __init__(self, name: str, sentences: Iterable[str], size: int) -> None:
-        try:
-            import sentencepiece
-        except ImportError:
-            raise UserError(
-                "translation needs sentencepiece, which is not installed: pip install 'meprop-bench[translation]'"
-            ) from None
+        if (reason := unavailable_reason("sentencepiece")) is not None:
+            raise UserError(f"translation needs sentencepiece, which {reason}: pip install 'meprop-bench[translation]'")
+        import sentencepiece
+
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(

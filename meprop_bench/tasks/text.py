@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,7 @@ def treebank(files: str | None, examples: int | None, *, made_up: bool = False) 
 
 def paths(files: str, parts: Sequence[str]) -> list[Path]:
     """Return the paths in a comma list, one for each part; UserError if there are not as many."""
-    found = [Path(name.strip()).expanduser() for name in files.split(",")]
+    found = [Path(os.path.expanduser(name.strip())) for name in files.split(",")]
     if len(found) != len(parts) or not all(name.strip() for name in files.split(",")):
         raise UserError(
             f"files must be {len(parts)} paths with commas between them ({', '.join(parts)}), not {files!r}"

@@ -35,17 +35,15 @@ topk is slow: hence `native` up to k/P = 0.38 + 160 / M. Without Numba, or in an
 
 from __future__ import annotations
 
-import importlib.util
-
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.conv.kernels import Kernel, Request, get
-from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.kernels import Gradients, compiled
 
 __all__ = ["KERNEL", "Auto"]
 
-_NUMBA = importlib.util.find_spec("numba") is not None
+_NATIVE = "meprop_bench.ops.conv.native"
 _GATHER_UP_TO = 0.1
 _GATHER_FROM = 1 << 18
 """Ratio up to which `gather` is faster than `masked`, and from how many entries of dy on: 8.1 against 8.8 ms at 0.1 and
@@ -62,7 +60,8 @@ class Auto:
         """Return the kernel that `backward` runs."""
         positions = dy.shape[2] * dy.shape[3]
         numbers = w[0].numel() * (request.need_dx + request.need_dw)
-        if _NUMBA and x.device.type == "cpu" and get("native").unsupported(x, w, geometry) is None:
+        there = x.device.type == "cpu" and compiled.load(_NATIVE) is not None
+        if there and get("native").unsupported(x, w, geometry) is None:
             native = request.k * numbers <= positions * (0.38 * numbers + 160)
             return get("native" if native else "masked")
         few = request.k <= _GATHER_UP_TO * positions

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, cast
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.kernels import Gradients, compiled
 from meprop_bench.ops.selection import select
 
 __all__ = ["KERNELS", "SELECTIONS", "Kernel", "Request", "check_kernel", "check_selection", "get", "select_positions"]
@@ -50,18 +50,22 @@ class Kernel(Protocol):
 
 @cache
 def _load(name: str) -> Kernel:
-    return cast(Kernel, import_module(f"meprop_bench.ops.conv.{name}").KERNEL)
+    find = compiled.require if name == "native" else import_module
+    return cast(Kernel, find(f"meprop_bench.ops.conv.{name}").KERNEL)
 
 
 def get(name: str) -> Kernel:
     """Look a kernel up; its module is imported when it is first asked for (Numba costs seconds).
 
     Raises:
-        ValueError: convolutions have no kernel of that name.
+        ValueError: convolutions have no kernel of that name, or it cannot be used here.
 
     """
     check_kernel(name)
-    return _load(name)
+    try:
+        return _load(name)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_kernel(name: str) -> None:

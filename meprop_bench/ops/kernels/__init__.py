@@ -21,6 +21,8 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from meprop_bench.ops.kernels import compiled
+
 __all__ = ["KERNELS", "Gradients", "Kernel", "Request", "get", "hybrid_rows"]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -62,7 +64,10 @@ class Kernel(Protocol):
 
 
 class _Registry(Mapping[str, Kernel]):
-    """All names are known; a kernel's module is imported when the kernel is first asked for (Numba costs seconds)."""
+    """All names are known; a kernel's module is imported when the kernel is first asked for (Numba costs seconds).
+
+    "native" raises ImportError where it cannot be used.
+    """
 
     _names = ("masked", "coo", "embedding_bag", "gather", "native", "triton", "triton_gather", "triton_atomic", "auto")
 
@@ -74,7 +79,8 @@ class _Registry(Mapping[str, Kernel]):
         if kernel is None:
             if name not in self._names:
                 raise KeyError(name)
-            kernel = cast(Kernel, import_module(f"{__name__}.{name}").KERNEL)
+            module = (compiled.require if name == "native" else import_module)(f"{__name__}.{name}")
+            kernel = cast(Kernel, module.KERNEL)
             self._loaded[name] = kernel
         return kernel
 
@@ -92,11 +98,13 @@ def get(name: str) -> Kernel:
     """Look a kernel up.
 
     Raises:
-        ValueError: no kernel has that name.
+        ValueError: no kernel has that name, or it cannot be used here.
 
     """
     try:
         return KERNELS[name]
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     except (KeyError, TypeError):
         close = difflib.get_close_matches(str(name), KERNELS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(KERNELS)}"

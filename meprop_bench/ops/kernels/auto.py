@@ -15,19 +15,17 @@ nothing against the dense layer.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from meprop_bench.ops import kernels
-from meprop_bench.ops.kernels import Gradients, Kernel, Request
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, compiled
 
 __all__ = ["KERNEL", "Auto"]
 
 _DENSE_FROM = {"native": 0.35, "embedding_bag": 0.25}
 """Share k / n above which `masked` is faster: measured for B = 10 to 512, 784 -> 500 and 2048 -> 2048."""
-_NUMBA = importlib.util.find_spec("numba") is not None
+_NATIVE = "meprop_bench.ops.kernels.native"
 
 
 class Auto:
@@ -39,7 +37,7 @@ class Auto:
         """Return the kernel that `backward` runs."""
         unified = request.selection in ("unified", "random-unified")
         kernel = kernels.KERNELS["gather" if unified else "embedding_bag"]
-        if _NUMBA and dy.dtype == torch.float32 and dy.device.type == "cpu":
+        if dy.dtype == torch.float32 and dy.device.type == "cpu" and compiled.load(_NATIVE) is not None:
             native = kernels.KERNELS["native"]
             if native.unsupported(dy, x, w, request) is None:
                 kernel = native

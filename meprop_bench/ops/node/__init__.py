@@ -18,12 +18,13 @@ in the environment switches it off. It is compiled by `build`, never on the way.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
+from meprop_bench.ops.kernels import compiled
 from meprop_bench.ops.node import build
 
 __all__ = ["SWITCH", "load", "predicate", "unavailable_reason"]
@@ -47,7 +48,7 @@ def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | No
 
     """
     module, _ = _loaded()
-    if module is None:
+    if module is None or compiled.load("meprop_bench.ops.kernels.native") is None:
         return None
     module.setup(_addresses(), plan_of, backward)
     return module.linear  # type: ignore[no-any-return]
@@ -79,19 +80,19 @@ def _loaded() -> tuple[Any, str | None]:
     if chosen != "cxx":
         known = "it is switched off" if chosen == "python" else 'its values are "cxx" and "python"'
         return None, f"{known} ({SWITCH}={chosen})"
-    if importlib.util.find_spec("numba") is None:
-        return None, "it runs the native kernel, which needs Numba (extra `cpu`)"
+    if (reason := compiled.unavailable_reason()) is not None:
+        return None, f"it runs the native kernel, and {reason}"
     file = build.built()
     if file is None:
         return None, build.unbuilt_reason()
     loader = ExtensionFileLoader(build.MODULE, str(file))
-    spec = importlib.util.spec_from_file_location(build.MODULE, file, loader=loader)
+    spec = spec_from_file_location(build.MODULE, file, loader=loader)
     try:
         assert spec is not None
-        module = importlib.util.module_from_spec(spec)
+        module = module_from_spec(spec)
         loader.exec_module(module)
     except ImportError as error:
-        return None, f"{file} cannot be loaded: {error}".splitlines()[0]
+        return None, f"{file} cannot be loaded, and has to be built anew: {error}".splitlines()[0]
     return module, None
 
 

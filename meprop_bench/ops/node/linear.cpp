@@ -18,7 +18,9 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <cstring>
+#include <memory>
 #include <optional>
+#include <type_traits>
 #include <unordered_map>
 
 namespace {
@@ -89,10 +91,21 @@ bool ordinary(const Tensor& t) {
   return t.key_set() == ordinary_keys && t.scalar_type() == at::kFloat;
 }
 
+// What an older torch goes back without, names of dimensions, is nothing to us; a later one has no such key.
+template <typename Key>
+c10::DispatchKeySet without_names(c10::DispatchKeySet keys) {
+  if constexpr (requires { Key::Named; }) {
+    return keys.remove(Key::Named);
+  } else {
+    return keys;
+  }
+}
+
 // No autocast, tracer, dispatch mode or transformation that wants to see each operator.
 bool unwatched() {
   const auto local = c10::impl::tls_local_dispatch_key_set();
-  return local.included_ == c10::default_included_set && local.excluded_ == c10::default_excluded_set;
+  const auto excluded = without_names<c10::DispatchKey>(local.excluded_);
+  return local.included_ == c10::default_included_set && excluded == c10::default_excluded_set;
 }
 
 // An alias to be saved, as `ops.saved` has it: it keeps the numbers when the variable gets other data, counts changes
@@ -135,6 +148,18 @@ Tensor hybrid_rows(Tensor hits, Tensor values, Word count, Word n) {
   sparse->set_indices_and_values_unsafe(hits, values);
   sparse->set_coalesced(true);
   return result;
+}
+
+// Nodes of the graph are held as torch holds them: by std::shared_ptr, or, in later versions, by intrusive_ptr.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+template <typename T>
+auto make_node() {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
+    return std::shared_ptr<T>(new T());
+  } else {
+    return c10::make_intrusive<T>();
+  }
 }
 
 pybind11::object wrapped(const Tensor& t) {
@@ -346,9 +371,9 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   const Plan plan = plan_for(c, a);
   if (!plan.ours) Py_RETURN_NONE;
 
-  c10::intrusive_ptr<MePropLinearBackward> node;
+  decltype(make_node<MePropLinearBackward>()) node;
   if (torch::autograd::compute_requires_grad(x, w, b)) {
-    node = c10::make_intrusive<MePropLinearBackward>();
+    node = make_node<MePropLinearBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, w, b));
   }
   Tensor y;

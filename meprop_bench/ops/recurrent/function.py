@@ -9,14 +9,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from meprop_bench.ops.autocast import cast_to, lower_precision
-from meprop_bench.ops.kernels import Request
+from meprop_bench.ops.kernels import Request, compiled
 from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
 from meprop_bench.ops.recurrent import through_time
 from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
@@ -34,7 +33,7 @@ _DENSE_FROM = {"native": 0.6, "embedding_bag": 0.25}
 masked (2 cores, AVX-512, torch 2.13): B = 32, k = 20: 6.6 / 25 / 53; k = 100: 20 / 50 / 56; k = 250: 49 / 96 / 60;
 B = 1, k = 250: 2.3 / 8.3 / 8.0. torch's own, dense: 24 at B = 32, so that from about k = 0.2 h on no kernel gains
 there; 2.8 at B = 1."""
-_NUMBA = importlib.util.find_spec("numba") is not None
+_NATIVE = "meprop_bench.ops.recurrent.native"
 
 
 class Record(Protocol):
@@ -144,7 +143,7 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
     """Return the forward pass and the kernel of the backward pass.
 
     Raises:
-        ValueError: `native` is asked for by name and does not support this case.
+        ValueError: `native` is asked for by name and does not support this case, or cannot be used here.
 
     """
     tensors = [t for t in (*weights, *inputs) if t is not None]
@@ -159,15 +158,14 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
         raise ValueError(f"kernel 'native' does not support this case: {reason}")
     if not inputs[0].numel() or not unwatched():
         return through_time.forward, "masked"
+    native = compiled.load(_NATIVE) if single else None
+    if kernel == "native" and native is None:
+        raise ValueError(f"kernel 'native' cannot be used: {compiled.unavailable_reason()}")
     if kernel == "auto":
-        kernel = "native" if _NUMBA and single and not (chance or many) else "embedding_bag"
+        kernel = "native" if native is not None and not (chance or many) else "embedding_bag"
         if k > _DENSE_FROM[kernel] * weights[1].shape[1]:
             kernel = "masked"
-    if single and (_NUMBA or kernel == "native"):
-        from meprop_bench.ops.recurrent import native
-
-        return native.forward, kernel
-    return through_time.forward, kernel
+    return through_time.forward if native is None else native.forward, kernel
 
 
 def _gradients(

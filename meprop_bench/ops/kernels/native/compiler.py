@@ -9,15 +9,15 @@ fused; nothing is reordered.
 
 Compiled code is cached on disk, in a folder whose name is a digest of the sources that a function can come from: Numba
 by itself looks at the one file that holds it, and would keep machine code inlined from a module that has changed.
+Without a folder that can be written, and where a cached file is damaged, functions are compiled without one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
+
+from meprop_bench.cache import writable
 
 __all__ = ["LANES", "address", "callback", "function", "load_f32", "load_i32", "splat", "view"]
 
@@ -39,24 +41,18 @@ VECTOR = ir.VectorType(_F32, LANES)
 
 
 @contextmanager
-def _cache() -> Iterator[bool]:
-    """Let Numba cache in a folder of this version of the sources; False where no such folder can be written."""
+def _cache() -> Iterator[Path | None]:
+    """Let Numba cache in a folder of this version of the sources; None where no such folder can be written."""
     digest = hashlib.sha256(numba.__version__.encode())
     package = __name__.rpartition(".")[0]
     # What is inlined was imported before; a module that comes later cannot matter, and need not compile this anew.
     for name in sorted(name for name in sys.modules if name.startswith(package)):
         digest.update(Path(str(sys.modules[name].__file__)).read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "meprop-bench" / f"numba-{digest.hexdigest()[:16]}"
+    folder = writable(f"numba-{digest.hexdigest()[:16]}")
     before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = before if folder is None else str(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    numba.config.CACHE_DIR = str(folder)
-    try:
-        yield writable
+        yield folder
     finally:
         numba.config.CACHE_DIR = before
 
@@ -68,10 +64,22 @@ def function(signature: Any = None) -> Callable[[Callable[..., Any]], Any]:
         options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
         if signature is None:
             return njit(f, **options)
-        with _cache() as cache:
-            return njit(signature, cache=cache, nogil=True, **options)(f)
+        return _compiled(f, lambda cache: njit(signature, cache=cache, nogil=True, **options))
 
     return decorate
+
+
+def _compiled(f: Callable[..., Any], decorator: Callable[[bool], Any]) -> Any:
+    """Load a function from the cache, or compile it."""
+    with _cache() as folder:
+        if folder is not None:
+            try:
+                return decorator(True)(f)
+            except Exception:  # noqa: BLE001 (half a file, another user's, a full disk: what is read may raise anything)
+                for file in folder.rglob(f"*.{f.__qualname__}-*.nb?"):
+                    with suppress(OSError):
+                        file.unlink()
+        return decorator(False)(f)
 
 
 def address(compiled: Any) -> int:
@@ -85,8 +93,7 @@ def address(compiled: Any) -> int:
 
 def callback(signature: Any, f: Callable[..., Any]) -> int:
     """Compile a function for C to call and return its address."""
-    with _cache() as cache:
-        compiled = cfunc(signature, cache=cache, fastmath={"contract"}, error_model="numpy")(f)
+    compiled = _compiled(f, lambda cache: cfunc(signature, cache=cache, fastmath={"contract"}, error_model="numpy"))
     _KEPT.append(compiled)  # its machine code lives as long as it does
     return int(compiled.address)
 

@@ -8,9 +8,10 @@ the same, bit for bit, as a product of two bfloat16 numbers is exact in float32.
 
 import os
 from functools import cache
-from importlib.util import find_spec
 
 import torch
+
+from meprop_bench import optional
 
 __all__ = ["interpreting", "precision", "unavailable_reason", "widened"]
 
@@ -25,8 +26,8 @@ def interpreting() -> bool:
 
 def unavailable_reason(device: torch.device) -> str | None:
     """Why no Triton kernel can run on a device, or None."""
-    if not _installed():
-        return "Triton is not installed (extra `gpu`)"
+    if (reason := optional.unavailable_reason("triton")) is not None:
+        return f"Triton {reason} (extra `gpu`)"
     if device.type == "cpu":
         return None if interpreting() else "it runs on a CUDA device, or on the CPU with TRITON_INTERPRET=1"
     if device.type != "cuda" or torch.version.cuda is None:
@@ -35,11 +36,6 @@ def unavailable_reason(device: torch.device) -> str | None:
     if capability < _OLDEST:
         return "it needs a GPU of compute capability 8.0 or above, not {}.{}".format(*capability)
     return None
-
-
-@cache
-def _installed() -> bool:
-    return find_spec("triton") is not None
 
 
 @cache
