@@ -1,8 +1,8 @@
 """Where data lie: one folder, `NAME/FILE.gz` in it.
 
 `MEPROP_BENCH_DATA` names the folder; without it the user's cache holds one (`$XDG_CACHE_HOME/meprop-bench`, else
-`~/.cache/meprop-bench`). A plain file `NAME/FILE` beside or instead of the gzip is read too, so a folder that somebody
-unpacked by hand works; `FILE.gz` comes first when both are there.
+`~/.cache/meprop-bench`; for a user without a home see `meprop_bench.cache`). A plain file `NAME/FILE` beside or instead
+of the gzip is read too, so a folder that somebody unpacked by hand works; `FILE.gz` comes first when both are there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from meprop_bench.cache import user_cache
+from meprop_bench.cache import places
 from meprop_bench.data.sources import DataFile, Source
 from meprop_bench.errors import UserError
 
@@ -31,10 +31,9 @@ def data_folder() -> Path:
         if not folder.is_dir():
             raise UserError(f"{VARIABLE}={chosen} is not a folder: create it, or unset the variable to use the cache")
         return folder
-    folder_of_cache = user_cache()
-    if folder_of_cache is None:
+    if not (found := places()):
         raise UserError(f"there is no home directory to keep data in: set {VARIABLE} to a folder")
-    return folder_of_cache
+    return found[0]
 
 
 def locate(folder: Path, source: Source, file: DataFile) -> Path | None:

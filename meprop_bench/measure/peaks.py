@@ -41,7 +41,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from meprop_bench.cache import user_cache
+from meprop_bench.cache import places
 from meprop_bench.measure.arithmetic import adopted, tensor_type
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.clocks import clock_for
@@ -199,10 +199,9 @@ class PeaksCache:
     def _path(self, environment_id: str) -> Path:
         if self._folder is not None:
             return self._folder / f"{environment_id}.json"
-        cache = user_cache()
-        if cache is None:
-            raise FileNotFoundError("there is no home directory")
-        return cache / "peaks" / f"{environment_id}.json"
+        if not (found := places("peaks")):
+            raise FileNotFoundError("there is no folder to keep peaks in")
+        return found[0] / f"{environment_id}.json"
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_an_input_that_does_not_reach_a_layer():
 
 
 def test_export_without_onnx(monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match=r'install "meprop-bench\[onnx\]"'):
         export_onnx(MLP(12, 8, 4), tmp_path / "model.onnx", X)
 

@@ -10,6 +10,7 @@ import pytest
 from meprop_bench.doctor import software
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.sampler import Summary
+from meprop_bench.ops.kernels import compiled
 from meprop_bench.ops.node import SWITCH
 
 _TORCH = {"torch": "2.13.0+cpu", "blas": "mkl", "cpu_capability": "AVX2", "openmp": "4.5", "unavailable": {}}
@@ -77,6 +78,8 @@ def test_without_torch_there_is_a_problem(installed: dict[str, str]) -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(compiled, "load", lambda module: None)  # which would compile into it
     installed["numba"] = "0.68"
     return tmp_path / "meprop-bench" / "numba-1" / "native_2"
 
@@ -103,14 +106,47 @@ def test_a_cold_cache_is_one_that_had_to_be_written(cache: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software.os, "access", lambda *_: False)
-    found = software.kernels(frozenset(), frozenset({"a"}), loaded=True)
-    assert found is not None
-    assert (found.state, "XDG_CACHE_HOME" in found.advice) == ("warning", True)
+    def judged() -> tuple[str, str]:
+        found = software.kernels(frozenset(), frozenset({"a"}), loaded=True)
+        assert found is not None
+        assert (found.state, "XDG_CACHE_HOME" in found.advice) == ("warning", True)
+        return found.text, found.advice
+
+    file = cache.parents[1] / "file"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    text, advice = judged()
+    assert text == f"{file}/meprop-bench cannot be written"
+    assert "every process compiles" in advice
+    (file.parents[1] / "temporary").mkdir()
+    assert "/meprop-bench cannot be written, so it is in" in judged()[0]
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "there is no home directory, so it is in" in judged()[0]
 
 
-def test_without_numba_there_is_no_cache(cache: Path, installed: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("Numba cannot be imported (ImportError: NumPy 9)", "pip install --force-reinstall 'meprop-bench[cpu]'"),
+        ("Numba is told to compile nothing: unset NUMBA_DISABLE_JIT", ""),
+    ],
+)
+def test_kernels_that_cannot_be_used_say_why(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, reason: str, advice: str
+) -> None:
+    monkeypatch.setattr(compiled, "unavailable_reason", lambda: reason)
+    found = software.kernels(frozenset(), frozenset({"a"}), loaded=False)
+    text = f"{reason}; layers run on torch's operators, several times slower"
+    assert found == Finding("software", "native kernels", "warning", text, advice)
+
+
+def test_without_numba_there_is_no_cache(
+    cache: Path, installed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     del installed["numba"]
+    monkeypatch.setattr(compiled, "unavailable_reason", lambda: "Numba is not installed (extra `cpu`)")
     assert software.kernels(frozenset(), frozenset(), loaded=True) is None
 
 
@@ -143,6 +179,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("numba")
     script = tmp_path / "c++"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("CXX", str(script))
     monkeypatch.delenv(SWITCH, raising=False)
     return script

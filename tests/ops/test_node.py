@@ -490,6 +490,7 @@ def test_the_switch(monkeypatch):
 def cache(tmp_path, monkeypatch):
     """An empty cache, and a compiler to be written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv(node.SWITCH, raising=False)
     compiler = tmp_path / "my compiler"
     monkeypatch.setenv("CXX", f"'{compiler}'")
@@ -550,8 +551,12 @@ def test_a_cache_that_cannot_be_written(cache, monkeypatch, tmp_path):
     cache(WRITES)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert "cannot be written" in build.build()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    assert "no cache folder can be written: set XDG_CACHE_HOME" in build.build()
     assert "not built yet" in build.unbuilt_reason()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert build.build() is None
+    assert build.built().parents[1].parent == tmp_path
 
 
 def test_builds_at_once_leave_one_whole_file(cache):
@@ -562,18 +567,37 @@ def test_builds_at_once_leave_one_whole_file(cache):
         worker.start()
     while not (file := build.built()):
         time.sleep(0.002)
-    assert file.read_text() == "whole\n"  # never a part of it
+    assert file.read_bytes().startswith(b"whole\n")  # never a part of it
     for worker in workers:
         worker.join()
     assert results == [None] * 3
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_a_damaged_file_is_not_fatal(cache):
+def test_a_file_that_is_no_extension_is_not_fatal(cache):
     pytest.importorskip("numba")
     cache(WRITES)
     build.build()
     assert "cannot be loaded" in node.unavailable_reason()
+
+
+def test_a_file_that_is_not_whole_is_as_good_as_none(cache):
+    """The loader would map it, and the process die of reading past its end."""
+    cache(WRITES)
+    build.build()
+    file, content = build.built(), build.built().read_bytes()
+    for damaged in (
+        content[:-1],
+        content[: len(content) // 2],
+        b"",
+        bytes(len(content)),
+        content[:3] + b"?" + content[4:],
+    ):
+        file.write_bytes(damaged)
+        assert build.built() is None
+        assert "it is not built yet" in build.unbuilt_reason()
+    assert build.build() is None
+    assert build.built() == file
 
 
 def test_another_torch_has_another_file(cache, monkeypatch):
