@@ -10,7 +10,10 @@ numbers and values `(r, m)`. For each such row i, with c_i the number of its upd
     w_i ← w_i - lr · m_i / (1 - β1^c_i) / (√(v_i / (1 - β2^c_i)) + ε)
 
 so **each row is a parameter of its own, with an Adam of its own that runs in the steps in which the row has a
-gradient**. Everything else follows from this sentence:
+gradient**. A row whose gradient is zero throughout has none, listed or not: it is not moved. So training does not
+depend on which neurons without a gradient a kernel lists beside the others (on a GPU a unified selection lists k rows
+always, see `meprop_bench.ops.linear`), where their momentum would move them. Everything else follows from the first
+sentence:
 
 * It is a different algorithm from dense Adam, which also moves a row without gradient, by its momentum, and forgets
   while it does so. Where every row has a gradient in every step, the two are equal; so are they for dense gradients
@@ -34,6 +37,7 @@ dense Adam is faster, and below 1000 x 1000 the fused one. Run `python -m pytest
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, ClassVar, overload
 
 import torch
@@ -45,13 +49,15 @@ from torch.optim.optimizer import ParamsT
 
 __all__ = ["RowAdam", "RowAdamW"]
 
+_SETTINGS = ("lr", "betas", "eps", "weight_decay", "maximize")
+
 
 class RowAdam(Optimizer):
     """Adam (Kingma and Ba, Algorithm 1) for dense gradients and, row by row, for row-sparse ones.
 
     The state of a parameter has torch's names: `step`, `exp_avg`, `exp_avg_sq`. `step` is a scalar until the parameter
     gets its first row gradient, and then counts the updates of each row, `(n,)`. So a checkpoint of `torch.optim.Adam`
-    can be loaded and trained on.
+    can be loaded and trained on: of any version, with a step that is a number, capturable or with a tensor for lr.
 
     Args:
         params: parameters, or parameter groups.
@@ -64,7 +70,7 @@ class RowAdam(Optimizer):
     Raises:
         ValueError: for a setting out of its range, or a parameter that is sparse, complex or not floating point; when
             stepping, for a sparse gradient whose entries are not whole rows; when loading, for a checkpoint of an Adam
-            that this one is not (amsgrad, or the other kind of weight decay).
+            that this one is not (amsgrad, or the other kind of weight decay), or whose state does not fit.
 
     """
 
@@ -105,7 +111,18 @@ class RowAdam(Optimizer):
                 raise ValueError(
                     "the checkpoint has the other weight decay: RowAdam goes with Adam, RowAdamW with AdamW"
                 )
-            group.setdefault("maximize", False)
+            # What an older version or `SparseAdam` had no word for is as it would be without a checkpoint.
+            defaults = state.get("defaults") or self.defaults
+            for name in _SETTINGS:
+                group.setdefault(name, defaults[name])
+            for name in ("lr", "eps", "weight_decay"):
+                if isinstance(group[name], Tensor):  # as with capturable=True
+                    group[name] = group[name].item()
+            group["betas"] = tuple(float(beta) for beta in group["betas"])
+            _check_settings(group)
+        for p, kept in state["state"].items():
+            if kept:
+                _restore(p, kept)
         super().__setstate__(state)
 
     @overload
@@ -179,14 +196,21 @@ class RowAdam(Optimizer):
 
     def _move_rows(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """Gather the rows that have a gradient, move them, and write them back."""
-        rows = grad.indices()[0]
+        rows, values = grad.indices()[0], grad.values()
         if state["step"].dim() == 0:
             state["step"] = state["step"].to(p.device).repeat(p.shape[0])
+        if not values.numel():
+            return
+        here, some = p.device.type == "cpu", _not_zero(values)
+        if here and some is not None:
+            rows, values = rows[some], values[some]
         whole = _tensors(p, state)
         taken = [t.index_select(0, rows) for t in whole]
-        self._move(taken, grad.values(), group)
-        for t, moved in zip(whole, taken, strict=True):
-            t.index_copy_(0, rows, moved)
+        # How many rows move is known on a GPU alone, and the host shall not wait: all do, and some are put back.
+        before = [] if here else [t.clone() for t in taken]
+        self._move(taken, values, group)
+        for t, moved, old in zip_longest(whole, taken, before):
+            t.index_copy_(0, rows, moved if some is None or old is None else torch.where(_each(some, old), moved, old))
 
     def _move(self, tensors: list[Tensor], grad: Tensor, group: dict[str, Any]) -> None:
         """Update weights `(r, *)`, both moments `(r, *)` and counts `(r,)` in place for the gradient `(r, *)`."""
@@ -196,9 +220,10 @@ class RowAdam(Optimizer):
         beta1, beta2 = group["betas"]
         counts += 1
         c = counts.double()  # in the first steps β2^c is so close to 1 that the difference needs the digits
-        each = (-1, *[1] * (w.dim() - 1))
-        step_size = (group["lr"] / (1 - beta1**c)).to(wide).view(each)
-        root = (1 - beta2**c).sqrt_().to(wide).view(each)
+        # m / (1 - β1^c) / (√(v / (1 - β2^c)) + ε) with the second root multiplied out: one pass over v less.
+        root = (1 - beta2**c).sqrt_()
+        step_size = _each((group["lr"] * root / (1 - beta1**c)).to(wide), w)
+        eps = _each((group["eps"] * root).to(wide), w)
         if group["maximize"]:
             g = -g
         if self.decoupled_weight_decay:
@@ -207,8 +232,7 @@ class RowAdam(Optimizer):
             g = g.add(w, alpha=group["weight_decay"])
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        denominator = v.sqrt().div_(root).add_(group["eps"])
-        w.addcdiv_(m * step_size, denominator, value=-1)
+        w.addcdiv_(m * step_size, v.sqrt().add_(eps), value=-1)
         for old, new in zip(stored, (w, m, v), strict=True):
             if old is not new:
                 old.copy_(new)
@@ -245,6 +269,35 @@ class RowAdamW(RowAdam):
         maximize: bool = False,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize)
+
+
+def _each(of_row: Tensor, t: Tensor) -> Tensor:
+    """Have numbers `(r,)` broadcast with a tensor of r rows."""
+    return of_row.view(-1, *[1] * (t.dim() - 1))
+
+
+def _not_zero(values: Tensor) -> Tensor | None:
+    """Say of each row `(r, *)` whether it is not zero throughout, NaN among it; None where none is, if easily seen."""
+    flat = values.unsqueeze(-1).flatten(1)
+    # The norm reads half as much memory, and squares may vanish, so only its yes counts. On a GPU, asking would wait.
+    if values.device.type == "cpu" and bool((torch.linalg.vector_norm(flat, dim=1) != 0).all()):
+        return None
+    return flat.abs().amax(1) != 0
+
+
+def _restore(p: Tensor, kept: dict[str, Any]) -> None:
+    """Bring the state of a parameter, from a checkpoint, into the form that it has here."""
+    if missing := {"step", "exp_avg", "exp_avg_sq"} - kept.keys():
+        raise ValueError(f"the checkpoint is not of an Adam: a parameter has no {' and no '.join(sorted(missing))}")
+    step = torch.as_tensor(kept["step"], dtype=torch.float32)  # a number in the checkpoints of old versions
+    if step.numel() == 1 and step.shape != p.shape[:1]:
+        step = step.cpu().reshape(())  # on the device with capturable=True
+    fitting = {"step": ((), tuple(p.shape[:1])), "exp_avg": (tuple(p.shape),), "exp_avg_sq": (tuple(p.shape),)}
+    for name, shapes in fitting.items():
+        shape = tuple((step if name == "step" else kept[name]).shape)
+        if shape not in shapes:
+            raise ValueError(f"the checkpoint does not fit: {name} of a parameter {tuple(p.shape)} has shape {shape}")
+    kept["step"] = step
 
 
 def _tensors(p: Tensor, state: dict[str, Tensor]) -> list[Tensor]:

@@ -1,7 +1,9 @@
 import copy
 import io
 import itertools
+import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -143,12 +145,15 @@ def test_rows_without_a_gradient_stay_to_the_bit(kind):
         w.grad = rows(range(7), torch.randn(7, 3, dtype=torch.float64), 7)
         optim.step()
     before, state = w.detach().clone(), copy.deepcopy(optim.state[w])
-    w.grad = rows([4, 2], torch.zeros(2, 3, dtype=torch.float64), 7)  # a gradient of zero is a gradient
+    values = torch.zeros(4, 3, dtype=torch.float64)
+    values[0, 1], values[1, 0] = 1e-300, torch.nan
+    w.grad = rows([4, 2, 0, 6], values, 7)  # a row of zeros is not moved, as if it were not listed
     optim.step()
     still = torch.tensor([0, 1, 3, 5, 6])
     for old, new in ((before, w.detach()), *((state[name], optim.state[w][name]) for name in state)):
         assert torch.equal(old[still], new[still])
         assert not torch.equal(old[2], new[2])
+        assert not torch.equal(old[4], new[4])
     assert optim.state[w]["step"].tolist() == [3, 3, 4, 3, 4, 3, 3]
 
 
@@ -308,6 +313,90 @@ def test_training_goes_on_from_torchs_checkpoint(ours, theirs):
         optim.step()
         oracle.step(idx, values)
     torch.testing.assert_close(w.detach(), oracle.weight(), rtol=1e-12, atol=1e-13)
+
+
+def checkpoint(change, kind=torch.optim.Adam):
+    """Of torch's optimizer after three steps of a weight, changed."""
+    w = weight()
+    optim = kind([w], lr=0.05)
+    for _ in range(3):
+        w.grad = torch.ones_like(w)
+        optim.step()
+    state = copy.deepcopy(optim.state_dict())
+    change(state["state"][0], state["param_groups"][0])
+    return w, state
+
+
+def drop(*names):
+    return lambda state, group: [group.pop(name, None) for name in names]
+
+
+@pytest.mark.parametrize("kind", ["rows", "dense"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state, group: None,
+        lambda state, group: state.update(step=3),
+        lambda state, group: state.update(step=3.0),
+        lambda state, group: state.update(step=np.int64(3)),
+        lambda state, group: state.update(step=torch.tensor(3)),
+        lambda state, group: state.update(step=torch.tensor([3.0], dtype=torch.float64)),
+        lambda state, group: group.update(lr=torch.tensor(0.05), capturable=True, betas=[0.9, 0.999]),
+        lambda state, group: state.update({name: state[name].double() for name in ("exp_avg", "exp_avg_sq")}),
+        drop("maximize", "weight_decay", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"),
+    ],
+)
+def test_every_form_of_a_checkpoint_goes_on_as_torchs_does(change, kind):
+    w, state = checkpoint(change)
+    w = w.detach().float()
+    g = torch.full((7, 3), 0.5)
+    ours, theirs = nn.Parameter(w.clone()), nn.Parameter(w.clone())
+    first, second = RowAdam([ours]), torch.optim.Adam([theirs])
+    first.load_state_dict(copy.deepcopy(state))
+    second.load_state_dict(checkpoint(lambda state, group: None)[1])
+    for optim in (first, second):
+        for _ in range(2):
+            ours.grad, theirs.grad = rows(range(7), g, 7) if kind == "rows" else g.clone(), g.clone()
+            optim.step()
+    torch.testing.assert_close(ours, theirs)
+    assert {t.dtype for t in first.state[ours].values()} == {torch.float32}
+    again = pickle.loads(pickle.dumps(first))
+    assert repr(again) == repr(copy.deepcopy(first)) == repr(first)
+    assert again.state_dict()["state"][0]["step"].tolist() == first.state_dict()["state"][0]["step"].tolist()
+
+
+def test_the_checkpoint_of_sparse_adam_is_one():
+    w = weight()
+    optim = torch.optim.SparseAdam([w], lr=0.05)
+    w.grad = rows(range(7), torch.ones(7, 3, dtype=torch.float64), 7)
+    optim.step()
+    ours = RowAdam([weight()])
+    ours.load_state_dict(optim.state_dict())
+    (p,) = ours.param_groups[0]["params"]
+    p.grad = rows([2], torch.ones(1, 3, dtype=torch.float64), 7)
+    ours.step()
+    assert ours.state[p]["step"].tolist() == [1, 1, 2, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state, group: state.pop("exp_avg_sq"), "not of an Adam: a parameter has no exp_avg_sq"),
+        (
+            lambda state, group: state.update(exp_avg=torch.ones(3, 7)),
+            r"exp_avg of a parameter \(7, 3\) has shape \(3, 7\)",
+        ),
+        (lambda state, group: state.update(step=torch.ones(3)), r"step of a parameter \(7, 3\) has shape \(3,\)"),
+        (lambda state, group: group.update(lr=-1.0), "lr must be a number of at least 0"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(change, message):
+    _, state = checkpoint(change)
+    optim = RowAdam([weight()], lr=0.5)
+    with pytest.raises(ValueError, match=message):
+        optim.load_state_dict(state)
+    assert optim.param_groups[0]["lr"] == 0.5
+    assert not optim.state
 
 
 @pytest.mark.parametrize(

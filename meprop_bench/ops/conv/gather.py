@@ -19,6 +19,7 @@ from torch import Tensor
 from meprop_bench.ops.conv.geometry import Geometry, Sizes, sizes
 from meprop_bench.ops.conv.kernels import Request, select_positions
 from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.kernels.embedding_bag import bag_starts, bags
 
 __all__ = ["KERNEL", "Gather"]
 
@@ -34,7 +35,7 @@ class Gather:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
-        at = sizes(x.shape, w.shape, geometry)
+        at = sizes(x.shape, w.shape, geometry, x.device)
         idx = select_positions(dy, request)
         v = dy.flatten(2).gather(2, idx).transpose(0, 1).flatten(1)  # (N, B k)
         rows = _runs(idx, w.shape[0], at, geometry.groups)  # (N, R, B k)
@@ -46,10 +47,11 @@ class Gather:
 
 def _runs(idx: Tensor, n: int, at: Sizes, groups: int) -> Tensor:
     """Return the pixels, counted over all images, where the runs of the selected patches begin: `(N, R, B k)`."""
-    first = at.patches.to(idx.device)[idx]  # (B, N, k)
-    image = torch.arange(at.images, device=idx.device).view(-1, groups).repeat_interleave(n // groups, 1)  # (B, N)
+    first = at.patches[idx]  # (B, N, k)
+    image = torch.arange(at.images, device=idx.device).view(-1, groups, 1)  # (B, groups, 1)
+    image = image.expand(-1, -1, n // groups).flatten(1)  # (B, N)
     first = first.add_(image.unsqueeze(2), alpha=at.padded[0] * at.padded[1]).transpose(0, 1).flatten(1)  # (N, B k)
-    return first.unsqueeze(1) + at.runs.to(idx.device).unsqueeze(1)
+    return first.unsqueeze(1) + at.runs.unsqueeze(1)
 
 
 def _inside(pixels: Tensor, x: torch.Size, geometry: Geometry) -> Tensor:
@@ -64,25 +66,20 @@ def _weight_gradient(rows: Tensor, v: Tensor, x: Tensor, w: Tensor, at: Sizes, g
     pixels = x.new_zeros(at.images, *at.padded, c)
     _inside(pixels, x.shape, geometry).copy_(images)
     table = pixels.as_strided((pixels.numel() // c - at.run + 1, at.run * c), (c, 1))
-    bags = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)
-    return _bags(table, rows.flatten(), bags, v).view(n, kh, kw, c).permute(0, 3, 1, 2).contiguous()
+    starts = torch.arange(0, rows.numel(), rows.shape[2], device=rows.device)
+    return bags(table, rows.flatten(), starts, v).view(n, kh, kw, c).permute(0, 3, 1, 2).contiguous()
 
 
 def _input_gradient(rows: Tensor, v: Tensor, x: Tensor, w: Tensor, at: Sizes, geometry: Geometry) -> Tensor:
     n, c = w.shape[:2]
     table = w.permute(0, 2, 3, 1).reshape(n * rows.shape[1], at.run * c)
     pixels, order = rows.flatten().sort(stable=True)  # stable: the same sums each time
-    counts = torch.bincount(pixels, minlength=at.images * at.padded[0] * at.padded[1])
-    runs = _bags(table, order // rows.shape[2], counts.cumsum(0).sub_(counts), v[order])  # (pixels, L)
+    starts = bag_starts(pixels, at.images * at.padded[0] * at.padded[1])
+    runs = bags(table, order // rows.shape[2], starts, v[order])  # (pixels, L)
     dx = runs[:, :c].contiguous()
     for tap in range(1, at.run):
         dx[tap:] += runs[:-tap, tap * c : (tap + 1) * c]
     return _inside(dx.view(at.images, *at.padded, c), x.shape, geometry).reshape(x.shape)
-
-
-def _bags(table: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of rows of a table, by the operator itself: `F.embedding_bag` checks for half as long again."""
-    return torch.embedding_bag(table.detach(), indices, starts, False, 0, False, weights)[0]
 
 
 KERNEL = Gather()

@@ -7,7 +7,7 @@ numbers, or, where the taps of a row are dilated, kh kw runs of C.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = ["Geometry", "Sizes", "sizes"]
 
 _Pair = tuple[int, int]
+_CPU = torch.device("cpu")
 
 
 class Geometry(NamedTuple):
@@ -54,14 +55,22 @@ class Sizes(NamedTuple):
     """Where the patch of an output position begins, in pixels of the image, `(P,)`."""
 
 
-@lru_cache(maxsize=256)
-def sizes(x: torch.Size, w: torch.Size, geometry: Geometry) -> Sizes:
-    """Return the sizes for x `(B, G C, H, W)` and w `(N, C, kh, kw)`."""
+def sizes(x: torch.Size, w: torch.Size, geometry: Geometry, device: torch.device = _CPU) -> Sizes:
+    """Return the sizes for x `(B, G C, H, W)` and w `(N, C, kh, kw)`, with tables on a device."""
+    # A GPU's are made where they are needed: copies to it are waited for, and a CUDA graph has memory of its own.
+    return _kept(x, w, geometry, device) if device == _CPU else _sizes(x, w, geometry, device)
+
+
+def _sizes(x: torch.Size, w: torch.Size, geometry: Geometry, device: torch.device) -> Sizes:
     (batch, _, height, width), (_, channels, kh, kw) = x, w
     stride, padding, dilation, groups = geometry
     oh, ow = geometry.output(height, width, (kh, kw))
     hp, wp = height + 2 * padding[0], width + 2 * padding[1]
     run = kw if dilation[1] == 1 else 1
-    runs = torch.arange(kh).unsqueeze(1) * (dilation[0] * wp) + torch.arange(0, kw, run) * dilation[1]
-    patches = torch.arange(oh).unsqueeze(1) * (stride[0] * wp) + torch.arange(ow) * stride[1]
+    count = partial(torch.arange, device=device)
+    runs = count(kh).unsqueeze(1) * (dilation[0] * wp) + count(0, kw, run) * dilation[1]
+    patches = count(oh).unsqueeze(1) * (stride[0] * wp) + count(ow) * stride[1]
     return Sizes(batch * groups, channels, (hp, wp), run, runs.flatten(), patches.flatten())
+
+
+_kept = lru_cache(maxsize=256)(_sizes)
