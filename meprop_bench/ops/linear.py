@@ -69,8 +69,11 @@ def linear(
         b: bias, `(n,)`; its gradient stays full.
         k: outputs kept: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
-        sparse: give the weight gradient as sparse rows, which `SGD`, `Adagrad` and `SparseAdam` accept. Such a layer
-            breaks a compiled graph, and needs tensors that are plain memory, outside `torch.func`.
+        sparse: give the weight gradient as sparse rows, which `SGD`, `Adagrad` and `SparseAdam` accept: of the neurons
+            that have a selected entry other than zero, with every kernel; but on a GPU, where the host would wait for
+            their number, of all k neurons of a unified selection (zeros: `optim.RowAdam` leaves them as they are,
+            `SparseAdam` moves them by their momentum). Such a layer breaks a compiled graph, and needs tensors that are
+            plain memory, outside `torch.func`.
         kernel: a name in `meprop_bench.ops.kernels.KERNELS`. Double backward, `torch.func` and tensors that are not
             plain memory (see `meprop_bench.ops.plain`) always take "masked".
 

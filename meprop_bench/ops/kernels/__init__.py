@@ -9,6 +9,10 @@ For `y = x Wᵀ + b` with x `(B, m)`, W `(n, m)` and the incoming gradient dy `(
 where S keeps the selected entries and puts zero elsewhere. Kernels differ in cost alone, so the tests hold all of them
 against one oracle. A kernel that cannot do a case says why in `unsupported`, and asking for it by name is then an
 error: no kernel is ever exchanged silently for another, except by `auto`, whose job that is.
+
+As sparse rows, dW has a row for each neuron with a selected entry other than zero, and no others, since which neurons
+without any gradient fill a selection up differs from kernel to kernel. But on a GPU, where the host would wait for
+their number, a unified selection has k rows always, zeros among them, which `optim.RowAdam` does not move.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from torch import Tensor
 
 from meprop_bench.ops.kernels import compiled
 
-__all__ = ["KERNELS", "Gradients", "Kernel", "Request", "get", "hybrid_rows"]
+__all__ = ["KERNELS", "Gradients", "Kernel", "Request", "get", "hybrid_rows", "unified_rows"]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """(dx, dw, db); None where it was not asked for."""
@@ -125,3 +129,20 @@ def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
     """
     indices = rows if rows.dim() == 2 else rows.unsqueeze(0)
     return torch.sparse_coo_tensor(indices, values, (n, values.shape[1]), is_coalesced=True, check_invariants=False)
+
+
+def unified_rows(rows: Tensor, values: Tensor, dy: Tensor, n: int) -> Tensor:
+    """Return the gradient of a unified selection as `hybrid_rows`, without the neurons that have none: see the module.
+
+    Args:
+        rows: the neurons selected, ascending, `(k,)`.
+        values: `(k, m)`.
+        dy: incoming gradient, `(B, n)`, not empty.
+        n: number of rows of the whole.
+
+    """
+    if dy.device.type == "cpu":
+        some = dy.index_select(1, rows).abs().amax(0) != 0  # NaN is a gradient
+        if not some.all():
+            rows, values = rows[some], values[some]
+    return hybrid_rows(rows, values, n)

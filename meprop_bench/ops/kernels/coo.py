@@ -38,8 +38,9 @@ class Coo:
         dx = _matrix(examples, neurons, v, (batch, n)) @ w if request.need_dx else None
         dw = None
         if request.need_dw and request.rows:
-            rows, place = torch.unique(neurons, return_inverse=True)
-            dw = hybrid_rows(rows, _matrix(place, examples, v, (len(rows), batch)) @ x, n)
+            some = v != 0
+            rows, place = torch.unique(neurons[some], return_inverse=True)
+            dw = hybrid_rows(rows, _matrix(place, examples[some], v[some], (len(rows), batch)) @ x, n)
         elif request.need_dw:
             dw = _matrix(neurons, examples, v, (n, batch)) @ x
         return dx, dw, dy.sum(0) if request.need_db else None

@@ -49,10 +49,16 @@ class EmbeddingBag:
 
 
 def _weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, request: Request) -> Tensor:
+    pairs = None
+    if request.rows:
+        pairs = v.nonzero().squeeze(1)
+        t = t.index_select(0, pairs)
     neurons, order = t.sort(stable=True)  # stable: examples in order within a bag, so that sums are the same each time
+    if pairs is not None:
+        order = pairs.index_select(0, order)
     examples = order.div(request.k, rounding_mode="floor")
     v = v.index_select(0, order)
-    if request.rows:
+    if pairs is not None:
         rows, counts = torch.unique_consecutive(neurons, return_counts=True)
         return hybrid_rows(rows, bags(x, examples, counts.cumsum(0).sub_(counts), v), n)
     return bags(x, examples, bag_starts(t, n), v)

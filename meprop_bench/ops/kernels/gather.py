@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.kernels import Gradients, Request, unified_rows
 from meprop_bench.ops.selection import column_statistics, select
 
 __all__ = ["KERNEL", "Gather", "products"]
@@ -51,7 +51,7 @@ def products(t: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> t
     if request.need_dw:
         values = g.t() @ x  # (k, m)
         n, m = dy.shape[1], x.shape[1]
-        dw = hybrid_rows(t, values, n) if request.rows else values.new_zeros(n, m).index_copy_(0, t, values)
+        dw = unified_rows(t, values, dy, n) if request.rows else values.new_zeros(n, m).index_copy_(0, t, values)
     return dx, dw
 
 

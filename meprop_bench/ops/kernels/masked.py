@@ -40,7 +40,7 @@ class Masked:
         dx = kept @ w.conj() if request.need_dx else None
         dw = None
         if request.need_dw and request.rows:
-            rows = torch.unique(idx)
+            rows = kept.any(0).nonzero().squeeze(1)
             dw = hybrid_rows(rows, kept.index_select(1, rows).t() @ x.conj(), dy.shape[1])
         elif request.need_dw:
             dw = kept.t() @ x.conj()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows, unified_rows
 from meprop_bench.ops.kernels.native import example, scratch, unified
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.selection import select
@@ -142,6 +142,8 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
         b, n, m, k, hits.data_ptr(), given, as_rows, streaming, scratch.address(size),
     )  # fmt: skip
+    if as_rows and dw is not None and given:
+        return dx, unified_rows(hits[0], dw, dy, n), db
     if as_rows and dw is not None:
         return dx, hybrid_rows(hits, dw, n) if kept == k else hybrid_rows(hits[:, :kept], dw[:kept], n), db
     return dx, dw, db

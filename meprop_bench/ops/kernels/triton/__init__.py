@@ -40,7 +40,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.kernels import Gradients, Request, unified_rows
 from meprop_bench.ops.kernels.triton.launch import unavailable_reason
 from meprop_bench.ops.selection import select
 
@@ -89,7 +89,7 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     if not (request.need_dx or request.need_dw):
         return None, None, db
     dx, dw = products(dy, t, x, w, request.need_dx, request.need_dw, request.rows)
-    return dx, dw if dw is None or not request.rows else hybrid_rows(t, dw, dy.shape[1]), db
+    return dx, dw if dw is None or not request.rows else unified_rows(t, dw, dy, dy.shape[1]), db
 
 
 def select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:

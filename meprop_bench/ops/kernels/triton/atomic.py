@@ -50,6 +50,7 @@ def _add_up(
         target = tl.load(t + example * k + term, mask=ours, other=0).to(tl.int64)
         value = tl.load(v + example * k + term, mask=ours, other=0.0).to(tl.float32)
         if COMPACT:
+            ours = ours & (value != 0)  # others may have no place
             target = tl.load(places + target, mask=ours, other=0).to(tl.int64)
         tl.atomic_add(
             sums + target[:, None] * m + column[None, :], value[:, None] * row[None, :],
@@ -64,7 +65,8 @@ def weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> T
     """
     if not as_rows:
         return _sums(t, v, x, None, n)
-    kept = torch.zeros(n, dtype=torch.int32, device=t.device).scatter_(0, t.view(-1).long(), 1)
+    kept = torch.zeros(n, dtype=torch.int32, device=t.device)
+    kept = kept.index_add_(0, t.view(-1).long(), (v.view(-1) != 0).int()).clamp_(max=1)
     hits = kept.nonzero().view(-1)
     return hybrid_rows(hits, _sums(t, v, x, kept.cumsum(0, dtype=torch.int32) - 1, len(hits)), n)
 

@@ -107,11 +107,13 @@ def weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> T
     """
     if t.numel() <= _FEW and not as_rows:
         return _search_all(t, v, x, n)
-    neurons, order = t.view(-1).sort(stable=True)
-    if as_rows:
+    if as_rows:  # pairs without a gradient come last, as if of a neuron n
+        neurons, order = t.masked_fill(v == 0, n).view(-1).sort(stable=True)
         hits, counts = torch.unique_consecutive(neurons, return_counts=True)
+        hits = hits[: int((hits < n).sum())].long()
         starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        return hybrid_rows(hits.long(), _sum_bags(x, t, v, order, starts, len(hits)), n)
+        return hybrid_rows(hits, _sum_bags(x, t, v, order, starts, len(hits)), n)
+    neurons, order = t.view(-1).sort(stable=True)
     starts = torch.searchsorted(neurons, torch.arange(n + 1, dtype=t.dtype, device=t.device))
     return _sum_bags(x, t, v, order, starts, n)
 
