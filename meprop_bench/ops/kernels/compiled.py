@@ -61,6 +61,7 @@ def _numba() -> str | None:
         return f"Numba {reason} (extra `cpu`)"
     import numba
 
-    if getattr(numba.config, "DISABLE_JIT", 0):
-        return "Numba is told to compile nothing: unset NUMBA_DISABLE_JIT"
-    return None
+    config = getattr(numba, "config", None)
+    if config is None:
+        return "Numba cannot be used: what is imported by its name is something else"
+    return "Numba is told to compile nothing: unset NUMBA_DISABLE_JIT" if config.DISABLE_JIT else None
