@@ -32,7 +32,6 @@ owner = {
 }
 
 class Hiding:
-    """What is not allowed is not there."""
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, path=None, target=None):
