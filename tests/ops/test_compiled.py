@@ -176,3 +176,13 @@ def test_without_any_folder_that_can_be_written_it_compiles_each_time(tmp_path):
     (tmp_path / "file").touch()
     nowhere = "import tempfile\ntempfile.gettempdir = lambda: (_ for _ in ()).throw(FileNotFoundError('none'))"
     assert tiny(tmp_path, nowhere, XDG_CACHE_HOME=str(tmp_path / "file")) == ["nothing"]
+
+
+def test_compiling_without_numba_is_one_line(tmp_path):
+    broken = package(tmp_path, "numba", "raise ImportError('needs NumPy 2.2')")
+    environment = {**os.environ, "PYTHONPATH": f"{broken}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "meprop_bench.ops.kernels.native"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "Numba cannot be imported (ImportError: needs NumPy 2.2)" in done.stderr

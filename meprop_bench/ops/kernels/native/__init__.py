@@ -9,6 +9,11 @@ largest.
 
 from __future__ import annotations
 
+from meprop_bench import optional
+
+if (_reason := optional.unavailable_reason("numba")) is not None:
+    raise ImportError(f"Numba {_reason} (extra `cpu`)", name=__name__)  # by its name `python -m` makes it one line
+
 from functools import lru_cache
 from math import isqrt
 from typing import NamedTuple
