@@ -16,5 +16,5 @@ __all__ = ["is_tracing"]
 def is_tracing() -> bool:
     """Return whether the operators that run now are being written down for later."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return torch.compiler._is_exporting_flag  # to an older Dynamo `is_exporting()` is true in whatever it compiles
     return torch._C._get_tracing_state() is not None
