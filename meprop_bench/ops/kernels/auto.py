@@ -5,8 +5,10 @@
 | float32 on the CPU, with Numba | native | native |
 | else | embedding_bag | gather |
 
-On a CUDA device that is "else", too, until somebody has measured `triton`, `triton_gather` and `triton_atomic` there
-(`make gpu-report` does): a rule that nobody measured would be a guess. They are had by name.
+On a CUDA device that is "else", too. Called one by one, as users call it, a unified selection is bound by its
+launches on an H100, so that `gather` is as fast there as `triton` and `triton_gather`; these win as CUDA graphs alone,
+and are had by name. For each example's own selection `triton` was faster than `embedding_bag` in one run of one process
+(LOG, "CUDA kernels, part by part"), which is too little to choose by.
 
 A selection of each example's own streams k rows of W and of x for each example, which a dense product reads once for
 all of them. So from some share k / n on, the product of the masked gradient (`masked`) is faster, although it saves

@@ -4,7 +4,7 @@ What a product of tiles is worth beside the library's cannot be told from its by
 spares a copy of k rows, and a launch; a strict float32 product keeps the arithmetic units busy from k = 32 or so on,
 and there the library's tiles should be hard to beat. The one pass over dy and the selection in registers need no such
 doubt: torch's operators move four times the bytes for the first, and read the sums sixteen times over for the second.
-So both kernels are here for a GPU to compare, for each k and dtype; nothing of it was measured yet.
+Measured on an H100, the library's products are the faster ones from k = 32 on, in TF32 by far (LOG, "part by part").
 """
 
 from __future__ import annotations
