@@ -40,6 +40,7 @@ __all__ = [
     "checked",
     "parsed",
     "refused",
+    "unique",
 ]
 
 Seconds: TypeAlias = Annotated[float, Meta(ge=1e-12, le=1e8)]
@@ -76,7 +77,7 @@ def parsed(data: bytes | str) -> Any:
 
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(data, object_pairs_hook=unique, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
@@ -109,7 +110,8 @@ def refused(where: str, error: Exception, advice: str = "measure again") -> User
     return UserError(f"{where}: {one_line(str(error), 240)}; {advice}")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object (`object_pairs_hook`); raises ValueError for a key that it has twice."""
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]

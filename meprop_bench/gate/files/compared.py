@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -55,7 +55,9 @@ class Compared:
     def __init__(self, base: Figures, head: Figures, *, ratios_only: bool = False) -> None:
         for found in (base, head):
             if not len(found) and not found.failures:
-                raise UserError(f"{found.name} holds no figures: measure first", ExitCode.NOTHING_MEASURED)
+                why = ", ".join(f"{count} {what}" for what, count in Counter(found.left_out.values()).items())
+                nothing = f"nothing that could be judged: {why}" if why else "no figures: measure first"
+                raise UserError(f"{found.name} holds {nothing}", ExitCode.NOTHING_MEASURED)
         self.base, self.head = base.source, head.source
         self._base, self._head = base, head
         self._kinds = [kind for kind in base.kinds if not ratios_only or _is_ratio(kind)]

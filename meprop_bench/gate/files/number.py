@@ -53,5 +53,5 @@ def out_of_range(value: float, what: str, *, signed: bool = False) -> UserError:
 def integer(digits: str) -> int:
     """Return an integer of a JSON text (`json.JSONDecoder(parse_int=...)`); ValueError where it is too long."""
     if len(digits) > _DIGITS:
-        raise ValueError(f"an integer of {len(digits)} digits")
+        raise ValueError(f"it holds an integer of {len(digits)} digits, which is no number of a result")
     return int(digits)

@@ -28,6 +28,7 @@ import msgspec
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.number import integer
 from meprop_bench.gate.names import shown
+from meprop_bench.results.incoming import unique
 from meprop_bench.results.redact import one_line
 
 __all__ = ["read_object"]
@@ -46,7 +47,7 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"PK":
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BETWEEN = re.compile(r"\}(?=[ \t\r\n]*,[ \t\r\n]*\{)")
-_JSON = json.JSONDecoder(parse_int=integer)
+_JSON = json.JSONDecoder(parse_int=integer, object_pairs_hook=unique)
 
 
 def read_object(
@@ -130,7 +131,7 @@ class _Text:
                 self.at = error.pos
                 raise self.error("it ends too early" if cut_off else error.msg.lower()) from None
             except ValueError as error:
-                raise UserError(f"{self.name} holds {error}, which is no number of a result; measure again") from None
+                raise UserError(f"{self.name}: {error}; measure again") from None
             if end < len(self.text) or not self.more():  # a number could go on
                 self.at = end
                 return found

@@ -98,6 +98,14 @@ def test_what_cannot_be_judged_is_noted(write_asv):
     assert any("negative" in note for note in found.notes)
 
 
+def test_what_holds_nothing_that_could_be_judged_is_not_called_empty(write_asv):
+    base = write_asv("base.json", {"track_x": {"result": [5], "params": []}})
+    head = write_asv("head.json", {"track_x": {"result": [-5], "params": []}})
+    with pytest.raises(UserError, match=r"^head.json holds nothing that could be judged: 1 tracked") as caught:
+        read(base, head)
+    assert caught.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
 def test_another_version_of_a_benchmark_is_another_benchmark(write_asv):
     base = write_asv("base.json", {"time_x": TIMED, "time_y": TIMED})
     found = read(base, write_asv("head.json", {"time_x": {**TIMED, "version": "v2"}, "time_y": TIMED}))

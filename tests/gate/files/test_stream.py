@@ -25,6 +25,8 @@ from meprop_bench.gate.files import read_file
         (b'{"benchmarks": [] "machine_info": {}}', "is not expected"),
         (b'{"a" 1}', "'1' is not expected"),
         (b'{"machine_info": {}, "benchmarks": [], "benchmarks": []}', "has 'benchmarks' twice"),
+        (b'{"version": 2, "results": {"t": [[null]], "t": [[1.0]]}}', "results.json: it has the key 't' twice"),
+        (b'{"schema": "meprop-bench/1", "rows": [{"error": "killed", "error": null}]}', "it has the key 'error' twice"),
         (b'{"machine_info": {}, "benchmarks": [{"\\ud800": 1}]}', "row 1 is not one of a result"),
         (b"{1: 1}", "'1' is not expected"),
         (b'{"a": tru}', "it ends too early|expecting value"),
