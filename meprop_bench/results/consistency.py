@@ -29,7 +29,8 @@ _TOLERANCE = 1e-6
 
 _FAR = 10.0
 """How far a speed-up may be from the ratio of the medians, where there are no values to hold it against: the median of
-ratios is not the ratio of medians, but neither is it another order of magnitude."""
+ratios is not the ratio of medians, but neither is it another order of magnitude. And how far a time may be below its
+floor, which was measured as well."""
 
 _NAMES = (
     *(
@@ -127,6 +128,8 @@ def _check_efficiency(row: Row) -> None:
     if row.floor_s is None or row.median_s is None:
         raise ValueError("an efficiency without the floor and the median that it is made of")
     _same("efficiency", row.efficiency, row.floor_s / row.median_s, "floor_s / median_s is")
+    if row.efficiency > _FAR:
+        raise ValueError(f"efficiency is {row.efficiency:.6g}: a floor is no such multiple of what was measured")
 
 
 def check_utilization(found: Utilization) -> None:

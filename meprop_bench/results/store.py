@@ -296,7 +296,7 @@ class _Header:
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / ENVIRONMENT
     if not path.is_file() or not (folder / MEASUREMENTS).is_file():
-        what = "is not a results folder" if folder.is_dir() else "does not exist"
+        what = "is not a results folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}: expected a folder with {MEASUREMENTS} and {ENVIRONMENT}")
     with _or_user_error(path, "read"):
         data = path.read_bytes()

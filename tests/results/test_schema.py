@@ -205,6 +205,7 @@ def test_a_wrong_row_is_refused_by_name(changes, named):
         ({"efficiency": 1.5}, "efficiency is 1.5, but floor_s / median_s is 0.25"),
         ({"efficiency": 0.0}, "efficiency is 0.0"),
         ({"efficiency": -0.25}, "efficiency is -0.25"),
+        ({"floor_s": 0.3, "efficiency": 200.0}, "efficiency is 200: a floor is no such multiple"),
         ({"floor_s": None}, "efficiency without"),
         ({"speedup_low": None, "speedup_high": None, "converged": True}, "converged"),
         (

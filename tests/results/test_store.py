@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -158,6 +159,8 @@ def test_no_results_there(tmp_path):
         Store.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match="not a results folder"):
         Store.open(tmp_path)
+    with pytest.raises(UserError, match="not a results folder"):
+        Store.open(Path("/dev/null"))
 
 
 def test_two_writers_do_not_mix_and_readers_may_look(store):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -52,13 +52,19 @@ _CPU = ("brand_raw", "brand", "arch", "count")
 _TIME = Kind("time", "time", "s")
 
 
+_Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
+
+
 class _Stats(msgspec.Struct, gc=False):
     median: float | None = None
-    q1: float | None = None
-    q3: float | None = None
-    iqr: float | None = None
-    mean: float | None = None
-    stddev: float | None = None
+    q1: _Time | None = None
+    q3: _Time | None = None
+    iqr: _Time | None = None
+    mean: _Time | None = None
+    stddev: _Time | None = None
+    min: _Time | None = None
+    max: _Time | None = None
+    total: _Time | None = None
     rounds: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None = None
     iterations: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)] | None = None
     data: list[float] | None = None
@@ -96,6 +102,8 @@ class Reader:
             if not case or stats is None:
                 missing = "name" if stats else "stats"
                 raise UserError(f"{self.figures.name}: a benchmark without {missing!r}: not pytest-benchmark's JSON")
+            if stats.median is not None and not 0 <= stats.median <= LARGEST:  # whether or not it is needed
+                raise out_of_range(stats.median, f"{self.figures.name}: the time of {quoted(case)}")
             if found.extra_info and (row := self._own_row(case, found.extra_info)) is not None:
                 add_row(self.figures, row)
             elif stats.data:

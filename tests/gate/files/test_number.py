@@ -94,6 +94,12 @@ def test_values_of_pytest_benchmark(write, bench, capsys, place, value):
     refused(write("a.json", bench("test_a"), bench("test_b", stats=stats)), capsys)
 
 
+@pytest.mark.parametrize("value", [-1e-3, NAN, math.inf])
+@pytest.mark.parametrize("place", ["median", "mean", "min", "q1", "stddev", "total"])
+def test_what_the_values_make_needless_cannot_be_anything_either(write, bench, capsys, place, value):
+    refused(write("a.json", bench("test_a"), bench("test_b", stats={place: value})), capsys)
+
+
 @pytest.mark.parametrize("value", [*NO_TIME, 1.5, -(2**70), 2**70], ids=lambda one: repr(one)[:20])
 @pytest.mark.parametrize("place", ["rounds", "iterations"])
 def test_counts_of_pytest_benchmark(write, bench, capsys, place, value):
