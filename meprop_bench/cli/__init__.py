@@ -14,6 +14,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -129,5 +130,6 @@ def _invoke(arguments: Sequence[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print("meprop-bench:", " ".join(message.split()), file=sys.stderr)
+    with suppress(OSError):  # the exit code says it, too
+        print("meprop-bench:", " ".join(message.split()), file=sys.stderr)
     return int(code)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.cli.output import console
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
 
@@ -38,7 +39,6 @@ def command() -> None:
 @command.command(name="list")
 def list_() -> None:
     """Show every data set, and what of it is here."""
-    from rich.console import Console
     from rich.table import Table
 
     from meprop_bench.data.location import data_folder
@@ -56,7 +56,7 @@ def list_() -> None:
     table.add_row("digits", "MLP: small images of digits", "CC BY 4.0", "0.5 MB", "missing" if reason else "present")
     if reason is not None:
         remarks.append(f"digits: comes with scikit-learn, which {reason}: pip install 'meprop-bench[digits]'")
-    Console().print(table)
+    console().print(table)
     for remark in remarks:
         click.echo(remark)
     click.echo(f"data folder: {folder} ({_chosen_by()})")
@@ -143,12 +143,11 @@ def _state(folder: Path, source: Source) -> tuple[str, list[str]]:
 @contextmanager
 def _progress(source: Source) -> Iterator[Progress]:
     """Show a bar for each file that is being fetched, on standard error, where that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    target = console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=target, disable=not target.is_terminal) as bars:
         tasks = {
             file: bars.add_task(f"{source.name}/{file.name}", total=file.size, visible=False) for file in source.files
         }

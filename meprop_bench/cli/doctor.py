@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.output import as_record, complaining, with_format, write
+from meprop_bench.cli.output import as_record, complaining, console, with_format, write
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -70,13 +70,12 @@ def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
 
 def _print(found: Examination) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(width=_WIDE, highlight=False, markup=False, emoji=False)
+    target = console(highlight=False, markup=False, emoji=False)
+    if not target.is_terminal:
+        target = console(width=_WIDE, highlight=False, markup=False, emoji=False)
     table = Table("section", "check", "state", "found", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     section = ""
     for finding in found.findings:
@@ -84,10 +83,10 @@ def _print(found: Examination) -> None:
         section = finding.section
         state = Text(finding.state, _STYLES[finding.state])
         table.add_row(Text(heading, "bold"), Text(finding.check), state, _told(finding))
-    console.print(table)
+    target.print(table)
     problems = sum(finding.state == "problem" for finding in found.findings)
     count = {0: "", 1: " (1 problem)"}.get(problems, f" ({problems} problems)")
-    console.print(Text(f"{_VERDICTS[found.exit_code]}{count}; exit code {int(found.exit_code)}", "bold"))
+    target.print(Text(f"{_VERDICTS[found.exit_code]}{count}; exit code {int(found.exit_code)}", "bold"))
 
 
 def _told(finding: Finding) -> Text:

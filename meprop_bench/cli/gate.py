@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import complaining, with_format, write
+from meprop_bench.cli.output import complaining, console, with_format, write
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -277,11 +277,10 @@ def _typed() -> str:
 @contextmanager
 def _showing() -> Iterator[Callable[[Progress], None]]:
     """Show on standard error where a comparison is: one live line on a terminal, a line for each round elsewhere."""
-    from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        with console.status("") as status:
+    target = console(stderr=True, highlight=False)
+    if target.is_terminal:
+        with target.status("") as status:
             yield lambda progress: status.update(_where(progress))
         return
     rounds: set[int] = set()

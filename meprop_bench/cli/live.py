@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.cli.output import console
 from meprop_bench.stats import CANNOT_TELL, plus_minus, too_wide
 
 if TYPE_CHECKING:
@@ -23,22 +24,21 @@ __all__ = ["outcome", "showing", "tell_left_out"]
 @contextmanager
 def showing(plan: Plan) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows where a run is, and a line for each case that is done."""
-    from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    target = console(stderr=True, highlight=False)
+    if not target.is_terminal:
         yield _line
         return
     from rich import progress as bar
 
     columns = (bar.MofNCompleteColumn(), bar.BarColumn(20), bar.TextColumn("{task.description}", markup=False))
-    with bar.Progress(*columns, console=console, transient=True) as bars:
+    with bar.Progress(*columns, console=target, transient=True) as bars:
         task = bars.add_task("", total=len(plan.cases))
 
         def show(progress: Progress) -> None:
             bars.update(task, completed=progress.done, description=_description(progress))
             if progress.stage == "done":
-                console.print(_done(progress), markup=False)
+                target.print(_done(progress), markup=False)
 
         yield show
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -19,9 +20,11 @@ import click
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from meprop_bench.results.schema import Row
 
-__all__ = ["as_record", "complaining", "with_format", "with_out", "write"]
+__all__ = ["as_record", "complaining", "console", "with_format", "with_out", "write"]
 
 
 def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -50,6 +53,23 @@ def write(text: str) -> None:
     """Print text as it is; what the stream's encoding does not have becomes `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def console(**settings: Any) -> Console:
+    """Return rich's console, for which a pipe that its reader closed is an error like others.
+
+    Rich itself ends the program with 1 then, which is the exit code of a regression. What is told on standard error
+    nobody has to read.
+    """
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            if not self.stderr:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            self.quiet = True
+
+    return Plain(**settings)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import complaining, with_format, with_out
+from meprop_bench.cli.output import complaining, console, with_format, with_out
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 
@@ -99,9 +99,8 @@ def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
 def _showing(comparison: Comparison) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows where a comparison is: a live line on a terminal, a line for each pair anywhere."""
     from rich import progress as bar
-    from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
+    target = console(stderr=True, highlight=False)
     label = comparison.recipe.label
 
     def line(found: Progress) -> None:
@@ -109,17 +108,17 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[Progress], None]]:
             return
         dense, sparse = found.pair
         left = "" if found.left_s is None else f" ({found.left_s:.0f} s left)"
-        console.print(
+        target.print(
             f"seed {found.seed}: dense {dense:.2f}, {label} {sparse:.2f}, {sparse - dense:+.2f}{left}",
             markup=False,
             soft_wrap=True,
         )
 
-    if not console.is_terminal:
+    if not target.is_terminal:
         yield line
         return
     columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.TaskProgressColumn())
-    with bar.Progress(*columns, console=console, transient=True) as bars:
+    with bar.Progress(*columns, console=target, transient=True) as bars:
         one = bars.add_task(label, total=1.0)
 
         def show(found: Progress) -> None:
@@ -155,15 +154,14 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
         lines = [head, ("---",) * len(head), *rows]
         click.echo("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_verdict(found)}")
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*head, title=f"{comparison.recipe.task}: {found.metric}")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(_verdict(found), markup=False, soft_wrap=True)
+    target = console(highlight=False)
+    target.print(table)
+    target.print(_verdict(found), markup=False, soft_wrap=True)
 
 
 def _verdict(found: Parity) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import with_format
+from meprop_bench.cli.output import console, with_format
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.tasks import TASKS
@@ -253,22 +253,21 @@ def _interruptible() -> Iterator[Callable[[int], None]]:
 def _showing(label: str, epochs: int) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows where a training is: a live line on a terminal, a line an evaluation elsewhere."""
     from rich import progress as bar
-    from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
+    target = console(stderr=True, highlight=False)
     shown = 0
 
     def lines(found: Progress) -> None:
         nonlocal shown
         for evaluation in found.history[shown:] if shown else found.history[-1:]:
-            console.print(_line(evaluation, epochs, found.left_s), markup=False, soft_wrap=True)
+            target.print(_line(evaluation, epochs, found.left_s), markup=False, soft_wrap=True)
         shown = len(found.history)
 
-    if not console.is_terminal:
+    if not target.is_terminal:
         yield lines
         return
     columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.MofNCompleteColumn())
-    with bar.Progress(*columns, console=console, transient=True) as bars:
+    with bar.Progress(*columns, console=target, transient=True) as bars:
         one = bars.add_task(label, total=None)
 
         def show(found: Progress) -> None:

@@ -136,13 +136,25 @@ def test_a_reader_who_closes_the_pipe_hears_no_complaint(tmp_path: Path) -> None
     assert (tmp_path / "code").read_text() == "141\n"
 
 
-@pytest.mark.parametrize("redirection", ["> /dev/full", "2>&1 >&- | cat", "| exec true"])
-def test_a_verdict_outlives_a_standard_output_that_cannot_be_written(redirection: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("redirection", "form"),
+    [("> /dev/full", "json"), ("2>&1 >&- | cat", "json"), ("| exec true", "json"), ("| exec true", "table")],
+)
+def test_a_verdict_outlives_a_standard_output_that_cannot_be_written(
+    redirection: str, form: str, tmp_path: Path
+) -> None:
     (tmp_path / "pyproject.toml").write_text("[tool.meprop-bench.gat]\n")  # a problem: exit code 2 of doctor's own
-    command = f"cd {tmp_path}; {sys.executable} -m meprop_bench doctor --fast --format json {redirection}"
+    command = f"cd {tmp_path}; {sys.executable} -m meprop_bench doctor --fast --format {form} {redirection}"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     codes = []
     for line in (command, f"cd {tmp_path}; {sys.executable} -m meprop_bench doctor --fast --format json > out"):
         done = subprocess.run(["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], env=environment, check=False)
         codes.append(done.returncode)
     assert codes[0] == codes[1] != 0
+
+
+@pytest.mark.parametrize(("redirection", "code"), [("| exec true", 141), ("> /dev/full 2> /dev/full", 2)])
+def test_what_cannot_be_printed_is_no_regression(redirection: str, code: int, tmp_path: Path) -> None:
+    command = f"cd {tmp_path}; {sys.executable} -m meprop_bench data list {redirection}; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run(["bash", "-c", command], env=environment, check=False).returncode == code
