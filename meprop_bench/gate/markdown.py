@@ -10,8 +10,8 @@ The verdict comes first and what needs no action is folded, as in the comments o
 comment of more than 65,536 characters. So as many lines are shown, worst first, as fit, and the rest is counted: the
 verdict is over all of them.
 
-Names are text of somebody else. Markdown's own characters are escaped; what a code host makes a link, a mention or a
-picture of without any (`@name`, `#12`, `GH-12`, an address, a commit, `:tada:`) is broken by a space of no width.
+Names are text of somebody else: what a code host makes a link or a mention of is broken, as in any Markdown of this
+package (`report.markdown.escaped`), and here commits are, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.gate.document import OutcomeDocument, caught, result, section, told
 from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.gate.names import LONGEST, shown
-from meprop_bench.report.markdown import code_block, escaped, table
+from meprop_bench.report.markdown import GAP, code_block, escaped, table
 
 __all__ = ["LIMIT", "as_comment", "marker", "neutral", "write_job_summary"]
 
@@ -38,18 +38,8 @@ _MOST_LINES = 1000
 _MOST_NOTES = 20
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 
-_GAP = "\u200b"
-_LIVE = re.compile(
-    r"""(?ix)
-    (?<=[@\#]) (?=\w)               # a mention, an issue; an e-mail address, too
-    | (?<=[!~$%&]) (?=\d)           # GitLab's merge requests, labels, snippets, milestones, epics
-    | (?<=:) (?=//)                 # an address of any scheme
-    | (?<=www) (?=\.)
-    | (?<=gh) (?=-\d) | (?<=ghsa) (?=-)
-    | (?<=:) (?=[\w+-]+:)           # an emoji
-    | (?<=^) (?=[-+=]|\d+[.)]\s)    # a list, a line under a heading
-    """
-)
+_BLOCK = re.compile(r"^(?=[-+=]|\d+[.)]\s)")
+"""A list, or a line under a heading."""
 _HASH = re.compile(r"(?<![0-9A-Za-z])[0-9a-fA-F]{7,}(?![0-9A-Za-z])")
 _SHORT = 6
 """Digits of a commit's hash that no code host takes for one."""
@@ -95,8 +85,8 @@ def neutral(text: str) -> str:
     """
     limit = LONGEST
     while True:
-        found = _LIVE.sub(_GAP, shown(text, limit))
-        found = _HASH.sub(lambda one: _GAP.join(re.findall(f".{{1,{_SHORT}}}", one[0])), found)
+        found = _BLOCK.sub(GAP, shown(text, limit))
+        found = _HASH.sub(lambda one: GAP.join(re.findall(f".{{1,{_SHORT}}}", one[0])), found)
         if (more := len(escaped(found)) - LONGEST) <= 0:
             return found
         limit -= max(1, more // 3)  # a character becomes three at most

@@ -1,4 +1,8 @@
-"""The document as Markdown: tables for `--format md`, and the README.md that a results folder shows on a code host."""
+"""The document as Markdown: tables for `--format md`, and the README.md that a results folder shows on a code host.
+
+Names are text of somebody else. Markdown's own characters are escaped; what a code host makes a link, a mention or a
+picture of without any (`@name`, `#12`, `GH-12`, an address, `:tada:`) is broken by a space of no width.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,19 @@ from collections.abc import Sequence
 from meprop_bench.report.document import Document, Readable
 from meprop_bench.report.sections import Section
 
-__all__ = ["as_markdown", "as_readme", "code_block", "escaped", "table"]
+__all__ = ["GAP", "as_markdown", "as_readme", "code_block", "escaped", "table"]
+
+GAP = "\u200b"
+_LIVE = re.compile(
+    r"""(?ix)
+    (?<=[@\#]) (?=\w)               # a mention, an issue; an e-mail address, too
+    | (?<=[!~$%&]) (?=\d)           # GitLab's merge requests, labels, snippets, milestones, epics
+    | (?<=:) (?=//)                 # an address of any scheme
+    | (?<=www) (?=\.)
+    | (?<=gh) (?=-\d) | (?<=ghsa) (?=-)
+    | (?<=:) (?=[\w+-]+:)(?!\d\d:)  # an emoji, but no time of day
+    """
+)
 
 
 def as_markdown(document: Readable) -> str:
@@ -66,8 +82,8 @@ def table(section: Section) -> str:
 
 
 def escaped(text: str) -> str:
-    """Escape what Markdown or its HTML would interpret."""
-    return re.sub(r"([\\`*_~\[\]<>|#&$])", r"\\\1", text)
+    """Escape what Markdown or its HTML would interpret, and break what a code host would."""
+    return re.sub(r"([\\`*_~\[\]<>|#&$])", r"\\\1", _LIVE.sub(GAP, text))
 
 
 def code_block(text: str) -> str:
