@@ -263,7 +263,11 @@ def _suite(baseline: Path | None, settings: Settings) -> str:
     """Return what tells this gate from others of a pull request: its job, if it runs in one, and what it judges."""
     job = (os.environ.get(name) for name in ("GITHUB_WORKFLOW", "GITHUB_JOB"))
     # A commit or a date in a file's name is another at the next run.
-    what = Path(settings.preset).name if baseline is None else re.sub(r"[0-9a-f]{7,}|\d{4,}", "", baseline.name)
+    what = (
+        Path(settings.preset).name
+        if baseline is None
+        else re.sub(r"\d{4}-\d\d-\d\d_?|[0-9a-f]{7,}|\d{4,}", "", baseline.name)
+    )
     return " / ".join(filter(None, (*job, what)))
 
 

@@ -22,7 +22,7 @@ _LIVE = re.compile(
     | (?<=:) (?=//)                 # an address of any scheme
     | (?<=www) (?=\.)
     | (?<=gh) (?=-\d) | (?<=ghsa) (?=-)
-    | (?<=:) (?=[\w+-]+:)(?!\d\d:)  # an emoji, but no time of day
+    | (?<=:) (?=([\w+-]*[a-z][\w+-]*|\d{3,}|[+-]1):)  # an emoji, but no time of day
     """
 )
 

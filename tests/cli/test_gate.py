@@ -160,6 +160,10 @@ def test_the_marker_of_a_comment_names_the_job_and_what_is_judged(slower, monkey
         Path(name := f"0001_{commit}_20260102_030405.json").write_bytes(Path("0.001.json").read_bytes())
         slower[slower.index("--baseline") + 1] = name
         assert first_line() == "<!-- meprop-bench gate: CI / bench / ___.json -->"
+    for day in ("2026-11-21", "2026-12-01"):
+        Path(name := f"{day}_quick.json").write_bytes(Path("0.001.json").read_bytes())
+        slower[slower.index("--baseline") + 1] = name
+        assert first_line() == "<!-- meprop-bench gate: CI / bench / quick.json -->"
 
 
 def test_what_stored_results_say_of_their_machine_comes_first(tmp_path, monkeypatch, capsys):
