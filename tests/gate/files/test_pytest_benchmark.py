@@ -203,6 +203,7 @@ def test_what_is_left_of_rounds_of_0_is_judged_as_if_they_were_as_short_as_can_b
     ("stats", "reason"),
     [
         ({"data": [0.0, 0.0]}, "a value of 0: too short for its clock"),
+        ({"data": [0.0, 2e-3]}, "a value of 0, which cannot be"),
         ({"data": None, "median": 0.0}, "a value of 0: too short for its clock"),
         ({"data": [], "rounds": 0}, "measured 0 times"),
         ({"data": [], "rounds": 0, "median": None, "mean": None}, "measured 0 times"),
