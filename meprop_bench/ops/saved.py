@@ -33,10 +33,20 @@ def attached(saved: Tensor | None, edge: tuple[Any, int]) -> Tensor | None:
 
 
 class _Attached(torch.autograd.Function):
+    generate_vmap_rule = True  # a level of torch.func may have been opened since the forward pass
+
     @staticmethod
-    def forward(ctx, variable, saved):  # type: ignore[no-untyped-def]
+    def forward(variable, saved):  # type: ignore[no-untyped-def]
         return saved.detach()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        pass
 
     @staticmethod
     def backward(ctx, d):  # type: ignore[no-untyped-def]
         return d, None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):  # type: ignore[no-untyped-def]
+        return tangent

@@ -115,9 +115,17 @@ def select(dy: Tensor, k: int, selection: str = "example", generator: torch.Gene
 
 
 def keep(dy: Tensor, idx: Tensor) -> Tensor:
-    """Return S(dy): dy `(B, n)` with zero where idx, `(B, k)` or `(k,)`, does not point. Differentiable by dy."""
+    """Return S(dy): dy `(B, n)` with zero where idx, `(B, k)` or `(k,)`, does not point. Differentiable by dy.
+
+    Of zeros alone nothing is selected, and the derivative is that of all entries: `torch.autograd.functional.jvp`, for
+    one, differentiates at dy = 0, for the sake of the layer's forward pass.
+    """
     each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)
-    return torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))
+    kept = torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))
+    if not torch.is_grad_enabled():
+        return kept
+    zero = dy == 0
+    return torch.where(zero.all(1, keepdim=True) if idx.dim() == 2 else zero.all(), dy, kept)
 
 
 def column_statistics(dy: Tensor, *, sums: bool) -> tuple[Tensor, Tensor | None]:

@@ -215,6 +215,10 @@ def vmap_of_backward(case, leaves, y, many):
     return torch.func.vmap(lambda dy: torch.autograd.grad(y, leaves, dy, retain_graph=True))(many)
 
 
+def vmap_of_backward_that_is_recorded(case, leaves, y, many):
+    return torch.func.vmap(lambda dy: torch.autograd.grad(y, leaves, dy, create_graph=True))(many)
+
+
 def vmap_of_vjp(case, leaves, y, many):
     return torch.func.vmap(torch.func.vjp(case.call, *(t.detach() for t in leaves))[1])(many)
 
@@ -233,7 +237,11 @@ def one_by_one_within_grad(case, leaves, y, many):
     return [torch.stack([inner(t) if wrapped(t) else t for t in ts]) for ts in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("how", [is_grads_batched, vmap_of_backward, vmap_of_vjp, one_by_one_within_grad])
+@pytest.mark.parametrize(
+    "how",
+    [is_grads_batched, vmap_of_backward, vmap_of_backward_that_is_recorded, vmap_of_vjp, one_by_one_within_grad],
+)
+@pytest.mark.usefixtures("registration")
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_many_gradients_at_once(case, how):
     leaves = case.leaves()
@@ -256,6 +264,8 @@ def test_forward_derivatives_are_those_of_the_dense_layer(case):
         y = case.call(*map(forward_mode.make_dual, inputs, tangents))
         torch.testing.assert_close(forward_mode.unpack_dual(y).tangent, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.func.linearize(case.call, *inputs)[1](*tangents), expected, rtol=1e-4, atol=1e-5)
+    _, found = torch.autograd.functional.jvp(case.call, inputs, tangents)  # which differentiates backward, at dy = 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_forward_over_reverse_differentiates_the_sparsified_gradient(case):
@@ -323,6 +333,16 @@ def test_hooks_that_give_back_what_does_not_fit(name, unpack):
         RuntimeError, ValueError
     ):  # torch's own, or the right gradients: never what lies behind in memory
         case.check(torch.autograd.grad(y, leaves, case.dy))
+
+
+@pytest.mark.usefixtures("registration")
+def test_hooks_that_give_back_other_strides(case):
+    def strided(t):
+        return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0] if t.is_floating_point() else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, strided):
+        y = case.call(*(leaves := case.leaves()))
+    case.check(torch.autograd.grad(y, leaves, case.dy))
 
 
 @pytest.mark.parametrize("layer", [nn.Linear, lambda m, n: MePropLinear(m, n, k=3)])

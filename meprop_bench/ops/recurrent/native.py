@@ -77,7 +77,7 @@ def backward(
 ) -> tuple[tuple[Tensor | None, ...], Tensors, tuple[Tensor, Tensor]]:
     """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance."""
     w_ih, w_hh = (w.contiguous() for w in weights)
-    before, gate, *more = kept
+    before, gate, *more = (part.contiguous() for part in kept)  # hooks for saved tensors may give other strides
     (b, h), k = d_states[0].shape, request.k
     threads = torch.get_num_threads() if OPENMP else 1
     x, dy = x.contiguous(), dy.contiguous()
