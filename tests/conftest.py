@@ -38,6 +38,7 @@ def pytest_sessionstart() -> None:
     """
     os.environ.pop("PYTEST_XDIST_WORKER", None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` has it ignored
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
