@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = ["for_a_graph", "in_python", "memory", "transformed", "undisturbed", "unwatched"]
 
@@ -101,8 +102,15 @@ def transformed() -> bool:
 
 
 def unwatched() -> bool:
-    """Whether nothing transforms operators, and no dispatch mode sees them."""
-    return not (torch._C._len_torch_dispatch_stack() or transformed())
+    """Whether nothing transforms operators, and no dispatch mode has to see them."""
+    return (not torch._C._len_torch_dispatch_stack() or _only_observed()) and not transformed()
+
+
+def _only_observed() -> bool:
+    """Whether each dispatch mode says, by an attribute `observes`, that it changes nothing: it sees what a kernel runs
+    of torch's operators, and not what the kernel does by itself.
+    """
+    return all(getattr(mode, "observes", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def undisturbed(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:

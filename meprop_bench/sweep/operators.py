@@ -18,6 +18,9 @@ __all__ = ["operators"]
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    observes = True
+    """Lets the layers run the kernel that is counted, instead of operators alone: see `ops.plain`."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: int = 0
