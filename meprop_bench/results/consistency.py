@@ -22,12 +22,12 @@ from meprop_bench.stats import mean_difference, non_inferiority
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Parity, Row, Utilization
 
-__all__ = ["check_parity", "check_row", "check_utilization"]
+__all__ = ["FAR", "check_parity", "check_row", "check_utilization"]
 
 _TOLERANCE = 1e-6
 """Relative; of points of accuracy absolute."""
 
-_FAR = 10.0
+FAR = 10.0
 """How far a speed-up may be from the ratio of the medians, where there are no values to hold it against: the median of
 ratios is not the ratio of medians, but neither is it another order of magnitude. And how far a time may be below its
 floor, which was measured as well."""
@@ -118,7 +118,7 @@ def _check_interval(row: Row) -> None:
         raise ValueError("converged without an interval that could be narrow enough")
     if speedup is not None and row.median_s is not None and row.baseline_median_s is not None:
         ratio = row.baseline_median_s / row.median_s
-        if row.values_s is None and not ratio / _FAR <= speedup <= ratio * _FAR:
+        if row.values_s is None and not ratio / FAR <= speedup <= ratio * FAR:
             raise ValueError(f"speedup is {speedup:.6g}, but the medians have {ratio:.6g}")
 
 
@@ -128,7 +128,7 @@ def _check_efficiency(row: Row) -> None:
     if row.floor_s is None or row.median_s is None:
         raise ValueError("an efficiency without the floor and the median that it is made of")
     _same("efficiency", row.efficiency, row.floor_s / row.median_s, "floor_s / median_s is")
-    if row.efficiency > _FAR:
+    if row.efficiency > FAR:
         raise ValueError(f"efficiency is {row.efficiency:.6g}: a floor is no such multiple of what was measured")
 
 

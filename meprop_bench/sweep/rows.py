@@ -7,6 +7,7 @@ from typing import Any
 
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks
+from meprop_bench.results.consistency import FAR
 from meprop_bench.results.schema import PASSED, Parity, Row, Utilization
 from meprop_bench.workloads.case import AXES, WORKLOADS, Case
 
@@ -62,6 +63,9 @@ def case_rows(
                 "baseline_floor_s": peaks.floor_s(baseline_flops, baseline_bytes, case.dtype),
                 "efficiency": floor / found.median_s,
             }
+            if floor > FAR * found.median_s:  # such a row would be refused when it is read
+                numbers["efficiency"] = numbers["floor_s"] = numbers["baseline_floor_s"] = None
+                remarks.append("no floor: the machine has been measured as too slow for this phase")
         numbers |= _weights(memory.get(found.phase, ()), remarks)
         numbers |= _utilization(found.phase, utilization)
         rows.append(

@@ -535,8 +535,15 @@ def test_peaks_that_a_case_beats_are_measured_again_at_most_twice(run: Callable[
     assert [row.efficiency for row in store.rows() if row.phase == "backward"] == [2.0] * 3
 
 
-def _beaten_setup(k: int) -> dict[str, Any]:
-    costs = {"backward": [[1e8, 0], [2e8, 0]]}
+def test_a_floor_that_nobody_could_believe_is_left_out(run: Callable[..., Store]) -> None:
+    store = run(_Teams(faults={("setup", 3): _beaten_setup(3, 1e9)}), [Case(k=3, threads=1)])
+    (row,) = (row for row in store.rows() if row.phase == "backward")
+    assert (row.floor_s, row.efficiency, row.flops) == (None, None, 2e9)
+    assert any(note.startswith("no floor") for note in row.notes)
+
+
+def _beaten_setup(k: int, flops: float = 1e8) -> dict[str, Any]:
+    costs = {"backward": [[flops, 0], [2 * flops, 0]]}
     return {"kernel": "gather", "k": k, "notes": [], "phases": ["forward", "backward"], "costs": costs}
 
 
