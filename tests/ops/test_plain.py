@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -558,16 +559,9 @@ def test_nothing_watches_here():
         assert not unwatched()
 
 
-SCRIPT = """
-import contextlib, os, sys, torch
-import torch.distributed as dist
+FAKE = """
+import contextlib
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-sys.path.insert(0, sys.argv[1])
-from test_plain import Case, LAYERS, first
-from meprop_bench.nn import MePropLinear
 
 for name, (make, _, shape) in LAYERS.items():
     for modes in ([FakeTensorMode()], [FakeTensorMode(allow_non_fake_inputs=True)]):
@@ -582,11 +576,19 @@ for name, (make, _, shape) in LAYERS.items():
     y = first(layer(torch.randn(shape)))
     with contextlib.suppress(RuntimeError, AssertionError), mode:
         y.sum().backward()
+"""
+DISTRIBUTED = """
+import os
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from meprop_bench.nn import MePropLinear
 
 os.environ.update(MASTER_ADDR="127.0.0.1", RANK="0", WORLD_SIZE="1")
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 mesh = init_device_mesh("cpu", (1,))
-for name in ("linear", "unified", "conv2d", "conv1d"):
+for name in names:
     case = Case(name)
     distribute_module(case.layer, mesh)
     x = distribute_tensor(case.x, mesh, [Replicate()]).requires_grad_()
@@ -601,13 +603,27 @@ parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()}
 model(x).pow(2).sum().backward()
 for p, e in zip(model.parameters(), expected):
     torch.testing.assert_close(p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad, e)
-print("all right")
 """
+CONVOLUTIONS = pytest.mark.skipif(
+    torch.__version__ < (2, 12),
+    reason="before torch 2.12 nn.Conv1d and nn.Conv2d themselves refuse DTensors of these shapes",
+)
 
 
-def test_fake_and_distributed_tensors():
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        (FAKE, ()),
+        (DISTRIBUTED, ("linear", "unified")),
+        pytest.param(DISTRIBUTED, ("conv2d", "conv1d"), marks=CONVOLUTIONS),
+    ],
+    ids=["fake", "linear", "convolution"],
+)
+def test_fake_and_distributed_tensors(script, names):
+    start = "import sys, torch\nsys.path.insert(0, sys.argv[1])\nfrom test_plain import Case, LAYERS, first"
+    program = f"{start}\n{names = }\n{script}\nprint('all right')"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(__import__("pathlib").Path(__file__).parent)],
+        [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         timeout=240,
