@@ -64,8 +64,8 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
 @click.option("--accuracy-margin", type=float, metavar="POINTS", help="Accuracy that may be lost [default: 0.5].")
 @click.option("--least-time", type=float, metavar="SECONDS", help="Least difference of times that counts [default: 0].")
 @click.option("--confidence", type=float, metavar="SHARE", help="Of the intervals [default: 0.95].")
-@click.option("--budget", type=float, metavar="SECONDS", help="Measuring for a case at most [default: 90].")
-@click.option("--pairs", type=int, metavar="N", help="Pairs of processes for a case at most [default: 20].")
+@click.option("--budget", type=float, metavar="SECONDS", help="Measuring for a case at most [default: 150].")
+@click.option("--pairs", type=int, metavar="N", help="Pairs of processes for a case at most [default: 32].")
 @click.option(
     "--suite",
     metavar="NAME",
@@ -98,7 +98,7 @@ def command(
     decided or its budget is spent. A figure fails when the interval of head / base lies above the margin, passes when
     it lies below, and is inconclusive otherwise.
 
-    With the default margin of 5% identical code passes, in about 4 minutes, and a slowdown of 10% or more of a backward
+    With the default margin of 5% identical code passes, in about 5 minutes, and a slowdown of 10% or more of a backward
     pass fails with 90% probability, on a shared machine with two cores that does nothing else. What would have been
     caught in a run is among its first lines; --self-test measures it.
     """

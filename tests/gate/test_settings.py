@@ -137,7 +137,7 @@ def test_the_margin_is_by_quantity_unless_one_is_given():
     usual = Settings()
     assert [usual.margin_of("a", "b", quantity) for quantity in ("time", "ratio", "memory", "count")] == [
         0.05,
-        0.05,
+        0.075,
         0.01,
         0.01,
     ]
