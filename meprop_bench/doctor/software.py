@@ -52,7 +52,7 @@ def software(environment: Mapping[str, Any]) -> list[Finding]:
     """
     if environment["torch"] is None:
         reason = environment["unavailable"].get("torch", "it cannot be imported")
-        found = [Finding("software", "torch", "problem", reason, "install torch anew: pip install 'torch>=2.10'")]
+        found = [Finding("software", "torch", "problem", reason, "install torch anew: pip install 'torch>=2.11'")]
     else:
         parts = [environment[name] for name in ("torch", "blas", "cpu_capability") if environment[name]]
         openmp = environment["openmp"]
