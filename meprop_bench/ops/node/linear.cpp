@@ -316,14 +316,17 @@ Plan ask(PyObject* const* arguments, const Case& c) {
   return {true, k, few, shares, bytes, streaming};
 }
 
+// What is known of a case; nothing where it has to be asked for.
+const Plan* known(const Case& c) {
+  const auto found = plans.find(c);
+  return found == plans.end() ? nullptr : &found->second;
+}
+
 // What is known of a case, else asked for with the arguments of `linear`.
 Plan plan_for(const Case& c, PyObject* const* arguments) {
-  auto found = plans.find(c);
-  if (found == plans.end()) {
-    if (plans.size() >= kMostPlans) plans.clear();
-    found = plans.emplace(c, ask(arguments, c)).first;
-  }
-  return found->second;
+  if (const Plan* plan = known(c)) return *plan;
+  if (plans.size() >= kMostPlans) plans.clear();
+  return plans.emplace(c, ask(arguments, c)).first->second;
 }
 
 Plan MePropLinearBackward::planned_anew(Case& c) const {
@@ -331,6 +334,8 @@ Plan MePropLinearBackward::planned_anew(Case& c) const {
   // The kernel was chosen in the forward pass, and k is known.
   c.automatic = c.ratio = false;
   c.k = plan_.k;
+  // Before anything is made to ask with: on a graph that is kept, each backward pass comes here.
+  if (const Plan* plan = known(c)) return *plan;
   const auto x = fresh({1}).expand({c.b, c.m}), w = fresh({1}).expand({c.n, c.m});  // for their shapes
   const auto a = pybind11::make_tuple(
       wrapped(x), wrapped(w), pybind11::none(), c.k, c.unified ? "unified" : "example", c.rows, "native");
