@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
 from meprop_bench.measure.busy import too_busy
 
@@ -49,19 +49,17 @@ def clock(environment: _Facts) -> list[Finding]:
     """Judge the clock: what it says of a function that does nothing, and the least difference it can show."""
     costs, source = environment["clock_overhead_s"], environment["clock_source"]
     resolution_s = time.get_clock_info("perf_counter").resolution
-    findings = []
     if costs is None:
         reason = environment["unavailable"].get("clock_overhead_s", "it cannot be read")
-        findings.append(Finding("clock", "empty call", "warning", reason))
+        call = Finding("clock", "empty call", "warning", reason)
     else:
         slow = costs["single"] > _SLOW_CLOCK_S
         text = f"{costs['call'] * 1e6:.3f} µs in a loop, {costs['single'] * 1e6:.3f} µs alone, in every value"
         advice = f"the clock source {source or 'of this system'} is slow: use tsc" if slow else ""
-        findings.append(Finding("clock", "empty call", "warning" if slow else "ok", text, advice))
+        call = Finding("clock", "empty call", "warning" if slow else "ok", text, advice)
     coarse = resolution_s > _SLOW_CLOCK_S
     text = f"{resolution_s * 1e9:.3g} ns" + (f", clock source {source}" if source else "")
-    findings.append(Finding("clock", "resolution", "warning" if coarse else "ok", text))
-    return findings
+    return [call, Finding("clock", "resolution", "warning" if coarse else "ok", text)]
 
 
 def allocators() -> Finding:
@@ -154,13 +152,13 @@ def _variables(environment: _Facts) -> Finding:
     many = [name for name, value in found.items() if name.endswith("_NUM_THREADS") and _number(value) > cores]
     slow = [name for name in _SLOWS if found.get(name, "0") not in ("", "0")]
     text = ", ".join(f"{name}={value}" for name, value in found.items())
-    state: State = "note"
-    advice = ""
-    if many:
-        state, advice = "warning", f"{', '.join(many)} exceed {cores} usable cores: scripts of your own would wait"
     if slow:
-        state, advice = "warning", f"unset {', '.join(slow)}, which makes what is measured slow"
-    return Finding("machine", "variables", state, text, advice)
+        advice = f"unset {', '.join(slow)}, which makes what is measured slow"
+    elif many:
+        advice = f"{', '.join(many)} exceed {cores} usable cores: scripts of your own would wait"
+    else:
+        advice = ""
+    return Finding("machine", "variables", "warning" if advice else "note", text, advice)
 
 
 def _number(text: str) -> int:

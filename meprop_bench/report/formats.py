@@ -9,8 +9,7 @@ from dataclasses import fields
 from io import StringIO
 from typing import Any, TextIO
 
-from meprop_bench.errors import UserError
-from meprop_bench.optional import unavailable_reason
+from meprop_bench.optional import require
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.table import as_table
@@ -57,8 +56,7 @@ def as_page(document: Document) -> str:
     from meprop_bench.report import draw
     from meprop_bench.report.html import as_html
 
-    if (reason := unavailable_reason("jinja2")) is not None:
-        raise UserError(f"the HTML page needs jinja2, which {reason}: pip install 'meprop-bench[report]'")
+    require("jinja2", "the HTML page needs jinja2", "report")
     return as_html(document, *draw(document))
 
 

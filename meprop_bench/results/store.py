@@ -26,6 +26,7 @@ from typing import Annotated, Any, Self
 
 from msgspec import Meta
 
+from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
 from meprop_bench.results.redact import one_line, without_paths
@@ -42,23 +43,14 @@ _NOT_STORED = "it was not stored, since nobody could read it: please report this
 
 
 def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
-    """Write `path` as a whole or not at all (temporary file, sync, rename); raises `UserError` if it cannot.
+    """Write `path` as a whole or not at all; raises `UserError` if it cannot.
 
     What is too long to be held at once may come in pieces.
     """
     pieces: Iterable[str | bytes] = (content,) if isinstance(content, str | bytes) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _or_user_error(path):
-        try:
-            with temporary.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with _or_user_error(path), replacing(path) as file:
+        for piece in pieces:
+            file.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)
 
 
 class Store:

@@ -355,11 +355,9 @@ def _which_data(name: object) -> str:
     """Turn "auto" into what `data.load_images` would load: a case names its data, since its numbers depend on them."""
     if name != "auto":
         return one_of("data", name, ("auto", *DATA))
-    from meprop_bench.data.location import data_folder, locate
-    from meprop_bench.data.sources import SOURCES
+    from meprop_bench.data import auto_images
 
-    folder, source = data_folder(), SOURCES["mnist"]
-    return "mnist" if all(locate(folder, source, file) for file in source.files) else "digits"
+    return auto_images()
 
 
 def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
