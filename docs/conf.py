@@ -1,12 +1,16 @@
 """Sphinx's configuration: `make docs` builds docs/_build/index.html and fails on any warning."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
-
-from sphinx.application import Sphinx
+from typing import TYPE_CHECKING
 
 from meprop_bench import __version__ as release
 from meprop_bench.results.axes import AXES
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 project = "meprop-bench"
 extensions = ["myst_parser", "sphinx_click", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

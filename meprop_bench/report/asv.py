@@ -17,7 +17,7 @@ would take all samples as independent, and weight a result in its step detection
 
 Results of different environments never share a line: what the five parameters do not say of an environment (versions,
 processor, kernel, ...) makes a name, which asv keeps apart. A result belongs to a commit, so one that was measured
-outside a checkout is refused, and one of a tree with changes unless that is asked for.
+outside a checkout is refused, and one of a tree with changes unless that is requested.
 """
 
 from __future__ import annotations

@@ -313,7 +313,7 @@ def compare(base: Document, head: Document, *, across_environments: bool = False
     """Pair two results.
 
     Raises:
-        UserError: nothing was measured (5); no case is in both, or the environments differ and that was not asked for
+        UserError: nothing was measured (5); no case is in both, or the environments differ and that was not requested
             (3).
 
     """

@@ -252,7 +252,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    rows = [row for row in rows if row.method != "dense"]  # `identical` tells of those
+    rows = [row for row in rows if row.method != "dense"]  # `identical` reports those
     tuned = [row for row in rows if row.allocator != "default"] or rows
     kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
     return [

@@ -49,7 +49,7 @@ _ALWAYS = ("method", "k", "hidden", "batch", "device")
 """Parameters of every grid, but k where no case has one. Another axis becomes one where the workload's cases differ."""
 
 _IN_DEVICE = ("device", "threads")
-"""Axes that the parameter `device` tells together: cpu:2 (threads), cuda:0 (number)."""
+"""Axes that the parameter `device` says together: cpu:2 (threads), cuda:0 (number)."""
 
 _SHARE = 3
 """One in this many cases of a stratum is run by default."""

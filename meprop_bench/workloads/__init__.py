@@ -14,10 +14,10 @@ __all__ = ["Case", "setup"]
 
 
 def setup(case: Case) -> Prepared:
-    """Set a case up in this process; its module (and torch with it) is loaded here, and torch told its arithmetic.
+    """Set a case up in this process; its module (and torch with it) is loaded here, and torch set to its arithmetic.
 
     Raises:
-        ValueError: the kernel asked for cannot do the case.
+        ValueError: the kernel requested cannot do the case.
 
     """
     from meprop_bench.measure.arithmetic import adopt

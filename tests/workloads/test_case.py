@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from meprop_bench.errors import UserError
-from meprop_bench.workloads.case import Case, one_of
+from meprop_bench.errors import UserError, one_of
+from meprop_bench.workloads.case import Case
 
 
 def test_a_case_survives_json() -> None:
