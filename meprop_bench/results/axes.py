@@ -5,8 +5,8 @@
           ->  Row   (`results.schema`): what was measured there, as stored; null where the workload lacks the axis
           ->  names of cases, columns and lines of reports, parameters of asv exports, comparisons, the suites' fields
 
-An axis that is added is one line in `Axes`. Until it says otherwise the dense side is taken to depend on it, and what
-is learnt, too, so that nothing is shared between cases that differ in it. Rows from before have its default.
+An axis that is added is one line in `Axes`. Until it says otherwise the dense side is taken to depend on it, so that
+its times are not held against those of cases that differ in it. Rows from before have its default.
 
 Nothing here imports torch: planning and `--help` must not wait three seconds.
 """
@@ -75,7 +75,6 @@ class Axis:
         otherwise: workload -> the same where it is not `sweep`.
         usual: what needs no word, where that is not what it is when nothing is said.
         dense: whether the dense side's time depends on it; not if it is the sparse side's alone, or draws numbers.
-        learnt: whether what is learnt depends on it, and not what it costs alone.
         heading: of its column, and how a line above a table names it; empty where titles say it.
         cell: how a table shows a value.
         label: how the name of a case says a value that is not the usual one; by its option unless said otherwise.
@@ -100,7 +99,6 @@ class Axis:
     otherwise: Mapping[str, tuple[Any, ...]] | None = None
     usual: Any = MISSING
     dense: bool = True
-    learnt: bool = True
     heading: str | None = None
     cell: str = "{}"
     label: str = ""
@@ -193,7 +191,7 @@ class Axes(Generic[Absent]):
     # fmt: off
     workload: Name = field(default="linear", metadata=_axis(
         "A layer: linear, conv, lstm, gru. A model, trained: mlp, seq2seq, mesimp, meact.",
-        required=True, learnt=False, sweep=("linear",), heading="", label="{}", place=0,
+        required=True, sweep=("linear",), heading="", label="{}", place=0,
     ))
     method: Name = field(default="meprop", metadata=_axis(
         "meprop, unified, random, random-unified; dense: the baseline against itself (A/A).",
@@ -221,15 +219,15 @@ class Axes(Generic[Absent]):
     ))
     gradient: Name = field(default="dense", metadata=_axis(
         "Weight gradient: dense, or rows (sparse).", choices=("dense", "rows"), required=True, dense=False,
-        learnt=False, workloads=dict.fromkeys(("linear", "mlp")), label="{} gradient", place=15, variant="gradient {}",
+        workloads=dict.fromkeys(("linear", "mlp")), label="{} gradient", place=15, variant="gradient {}",
     ))
     kernel: Name | Absent = field(default="auto", metadata=_axis(
         "How the method is computed [default: auto].", stored="kernel_requested", required=True, dense=False,
-        learnt=False, workloads=dict.fromkeys((*LAYERS, "mlp")), label="{} kernel", place=14, variant="kernel {}",
+        workloads=dict.fromkeys((*LAYERS, "mlp")), label="{} kernel", place=14, variant="kernel {}",
     ))
     device: Name = field(default="cpu", metadata=_axis("cpu, cuda, cuda:N.", required=True, label="{}", place=80))
     threads: Size | Absent = field(default_factory=default_threads, metadata=_axis(
-        "Threads of torch [default: the physical cores].", required=True, learnt=False,
+        "Threads of torch [default: the physical cores].", required=True,
         label="{} threads", place=81, variant="{} threads",
     ))
     dtype: Name = field(default="float32", metadata=_axis(
@@ -239,7 +237,7 @@ class Axes(Generic[Absent]):
     ))
     allocator: Name = field(default_factory=default_allocator, metadata=_axis(
         "kept, huge-pages, default: what fresh memory costs.", choices=tuple(ALLOCATORS),
-        required=True, learnt=False, usual="kept", heading="", label="{} allocator", place=17, variant="{} allocator",
+        required=True, usual="kept", heading="", label="{} allocator", place=17, variant="{} allocator",
     ))
     data: Name | None = field(default=None, metadata=_axis(
         "Of a perceptron: auto, mnist, digits.", workloads=dict.fromkeys(PERCEPTRONS), label="{}", place=1,
@@ -276,18 +274,18 @@ class Axes(Generic[Absent]):
     ))
     slowdown: Delay | None = field(default=None, metadata=_axis(
         "Of the method dense: share by which its second side is held back.", workloads={"linear": None},
-        usual=0.0, dense=False, learnt=False, percent=True, cell="{}%", label="+{}%", place=12, variant="slowdown {}",
+        usual=0.0, dense=False, percent=True, cell="{}%", label="+{}%", place=12, variant="slowdown {}",
     ))
     caches: Name = field(default="warm", metadata=_axis(
-        "What a timed call may find in them: warm, cold (emptied before each).", choices=CACHES, learnt=False,
+        "What a timed call may find in them: warm, cold (emptied before each).", choices=CACHES,
         label="{} caches", place=18, variant="{} caches",
     ))
     launch: Name = field(default="eager", metadata=_axis(
         "On a GPU: eager, or graph (a layer's calls replayed as CUDA graphs).", choices=LAUNCHES,
-        learnt=False, label="{} launch", place=19, variant="{} launch",
+        label="{} launch", place=19, variant="{} launch",
     ))
     seed: Seed | Absent = field(default=0, metadata=_axis(
-        "Of weights, data, selections and orders; of several, a case each [default: 0].", dense=False, learnt=False,
+        "Of weights, data, selections and orders; of several, a case each [default: 0].", dense=False,
         label="seed={}", place=90,
     ))
     # fmt: on

@@ -2,7 +2,7 @@
 fits.
 
 Kernel, allocator, threads and the layout of the gradient change the cost of training and, but for rounding, nothing
-of its result; so they are not part of what makes a training distinct (`learnt` in the table of axes).
+of its result; so they are not part of what makes a training distinct.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Parity
 from meprop_bench.stats import mean_difference, non_inferiority
 from meprop_bench.workloads.case import Case
@@ -58,8 +57,9 @@ class Accuracies:
         )
 
     def _of(self, case: Case, sparsified: bool, train: Train) -> list[float]:
-        learnt = [axis for axis in AXES.values() if axis.learnt and (sparsified or axis.dense)]
-        key = tuple(getattr(case, axis.field) for axis in learnt)
+        key: tuple[Any, ...] = (case.data, case.batch, case.out_features, case.layers, case.optimizer, case.device)
+        if sparsified:
+            key += (case.method, case.k, case.rate, case.share)
         if key not in self._trained:
             found = train(sparsified)
             self._trained[key] = [found[seed] for seed in self.seeds]

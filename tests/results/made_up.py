@@ -24,7 +24,6 @@ from meprop_bench.report.sections import sections
 from meprop_bench.results.naming import case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import Accuracies
 from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
 from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.suite import Grid
@@ -98,20 +97,6 @@ def exported() -> list[Any]:
     return benchmarks["stored.linear.backward.track_ratio"]["params"][-1]
 
 
-def trainings() -> int:
-    """How often the dense side and the method are trained for two cases that differ in the axis."""
-    calls = []
-
-    def train(sparsified: bool) -> dict[int, float]:
-        calls.append(sparsified)
-        return {1: 90.0, 2: 91.0}
-
-    accuracies = Accuracies(2, 10)
-    for ballast in (1, 3, 3):
-        accuracies.compare(Case(workload="mlp", data="digits", in_features=64, ballast=ballast), train)
-    return len(calls)
-
-
 table = sections(ROWS)[0]
 compared = compare(DOCUMENT, Document("two", "a command", "2026", ROWS, {"e": {}}))
 slow = [1000.0 * value for value in ROWS[0].baseline_values_s or ()]
@@ -139,7 +124,6 @@ print(
             "line of a plot": plots._line(ROWS[1]),
             "csv": "ballast" in as_csv(DOCUMENT).partition("\n")[0].split(","),
             "dense times that may differ": with_disagreements([ROWS[0], apart])[0].baseline_disagreement,
-            "trainings": trainings(),
             "export asv": exported(),
             "compare": [row["ballast"] for row in compared.to_json()["rows"]],
             "compare, csv": "ballast" in compared.to_csv().partition("\n")[0].split(","),

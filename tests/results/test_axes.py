@@ -53,7 +53,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("line of a plot", ["meprop", "dense gradient", "ballast 3"]),
         ("csv", True),
         ("dense times that may differ", None),
-        ("trainings", 4),
         ("export asv", ["'usual'", "'ballast 3'"]),
         ("compare", [1, 3]),
         ("compare, csv", True),
