@@ -47,25 +47,14 @@ Benchmarks: TypeAlias = dict[str, dict[_Point, _Values]]
 
 @dataclass
 class ResultFile:
-    """One result file in the making.
+    """One result file in the making."""
 
-    Attributes:
-        commit: whole hash.
-        date_ms: of the commit.
-        machine: as asv calls it.
-        name: of the environment, in asv.
-        environment: what it is.
-        started_ms: when the results were measured.
-        found: results.
-
-    """
-
-    commit: str
-    date_ms: int
-    machine: str
-    name: str
+    commit: str  # whole hash
+    date_ms: int  # of the commit
+    machine: str  # as asv calls it
+    name: str  # of the environment, in asv
     environment: Mapping[str, Any]
-    started_ms: int
+    started_ms: int  # when the results were measured
     found: Benchmarks = field(default_factory=dict)
 
     def write(self, results: Path, replaced: list[str]) -> Path:

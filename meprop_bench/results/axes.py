@@ -62,54 +62,32 @@ def default_allocator() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What the package knows of an axis. Templates are filled with the value's `text`, those of asv with the value.
+    """What the package knows of an axis. Templates are filled with a value's `text`, those of asv with the value."""
 
-    Attributes:
-        help: in the options and in the reference.
-        option: as options and presets spell it; the field with hyphens unless said otherwise.
-        stored: its field in a row, where that is not the case's.
-        required: whether every stored row has it, as it has been there from the first version on.
-        choices: all that is allowed, of an axis of words.
-        workloads: those that have it -> what it is there if nothing is said (None: `default`); None: all have it.
-        sweep: what `speedup` measures if nothing is said.
-        otherwise: workload -> the same where it is not `sweep`.
-        usual: what needs no word, where that is not what it is when nothing is said.
-        dense: whether the dense side's time depends on it; not if it is the sparse side's alone, or draws numbers.
-        heading: of its column, and how a line above a table names it; empty where titles say it.
-        cell: how a table shows a value.
-        label: how the name of a case says a value that is not the usual one; by its option unless said otherwise.
-        place: of the label in the name.
-        variant: how asv's parameter `variant` says it; by its option, behind the others, unless said otherwise.
-        percent: whether a value is shown in percent.
-        field: of a case.
-        kind: type of a value, with its bounds.
-        default: what it is when nothing is said; None where the machine says, or the workload.
-        optional: whether a case may be without it.
-        nullable: whether a row may have null, as it has where its workload lacks the axis.
-
-    """
-
-    help: str
-    option: str = ""
-    stored: str = ""
-    required: bool = False
-    choices: tuple[str, ...] = ()
-    workloads: Mapping[str, Any] | None = None
-    sweep: tuple[Any, ...] = ()
-    otherwise: Mapping[str, tuple[Any, ...]] | None = None
-    usual: Any = MISSING
-    dense: bool = True
-    heading: str | None = None
-    cell: str = "{}"
-    label: str = ""
-    place: int = 50
-    variant: str = ""
-    percent: bool = False
+    help: str  # in the options and in the reference
+    option: str = ""  # as options and presets spell it; the field with hyphens unless said otherwise
+    stored: str = ""  # field of a row, where that is not the case's
+    required: bool = False  # every stored row has it, as it has been there from the first version on
+    choices: tuple[str, ...] = ()  # all that is allowed, of an axis of words
+    workloads: Mapping[str, Any] | None = None  # that have it (None: all) -> own default (None: the usual one)
+    sweep: tuple[Any, ...] = ()  # what `speedup` measures if nothing is said
+    otherwise: Mapping[str, tuple[Any, ...]] | None = None  # workload -> the same, where it is not `sweep`
+    usual: Any = MISSING  # needs no word, where that is not the default
+    dense: bool = True  # the dense side's time depends on it; not if it is the sparse side's alone, or draws numbers
+    heading: str | None = None  # of its column, if not the option; empty where titles say it
+    cell: str = "{}"  # how a table shows a value
+    label: str = ""  # how the name of a case says a value that is not usual; by the option unless said otherwise
+    place: int = 50  # of the label in the name
+    variant: str = (
+        ""  # how that parameter of asv says it; by the field, behind the others, unless said otherwise
+    )
+    percent: bool = False  # a value is shown in percent
+    # These follow from the field.
     field: str = ""
-    kind: Any = None
-    default: Any = None
-    optional: bool = False
-    nullable: bool = False
+    kind: Any = None  # type of a value, with its bounds
+    default: Any = None  # None where the machine says, or the workload
+    optional: bool = False  # a case may be without it
+    nullable: bool = False  # so may a row, as where its workload lacks it
 
     @property
     def bases(self) -> tuple[Callable[[str], Any], ...]:
