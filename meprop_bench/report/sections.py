@@ -108,17 +108,17 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     """Group rows by workload and allocator; the default allocator comes last where there is another."""
     kinds = list(dict.fromkeys((row.workload, row.allocator) for row in rows))
     tuned = any(allocator != "default" for _, allocator in kinds)
-    distinct = _distinct(rows)
+    told_apart = _told_apart(rows)
     kinds.sort(key=lambda kind: tuned and kind[1] == "default")  # stable: otherwise the order of the measurements
     result = []
     for workload, allocator in kinds:
         remark = _DEFAULT_REMARK if tuned and allocator == "default" else ""
         found = select(rows, workload=workload, allocator=allocator)
-        result.append(_section(f"{workload}, {allocator} allocator", found, remark, distinct))
+        result.append(_section(f"{workload}, {allocator} allocator", found, remark, told_apart))
     return result
 
 
-def _distinct(rows: Sequence[Row]) -> frozenset[int]:
+def _told_apart(rows: Sequence[Row]) -> frozenset[int]:
     """Return the identities of the rows whose speed-up differs from 1, all of the report judged at once."""
     return frozenset(id(rows[place]) for place in significant_rows(rows))
 
@@ -133,7 +133,7 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
 
 
-def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int]) -> Section:
+def _section(title: str, rows: list[Row], remark: str, told_apart: frozenset[int]) -> Section:
     axes, constants = varying(rows)
     absent = {
         "check": all(row.check == PASSED for row in rows),
@@ -152,7 +152,7 @@ def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int])
 
     def line(row: Row) -> tuple[Cell, ...]:
         cells = {name: _FIGURES[name](row) for name in figures}
-        cells["speed-up"] = marked(speedup(row, told_apart=id(row) in distinct), row.notes)
+        cells["speed-up"] = marked(speedup(row, told_apart=id(row) in told_apart), row.notes)
         if "check" in cells:
             cells["check"] = marked(cells["check"], [failure(row)])
         return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
@@ -241,8 +241,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
     if failed:
         first += f", {len(failed)} could not be run"
     lines = [first + "."]
-    distinct = _distinct(rows)
-    lines += [_range_of(found, name, distinct) for name, found in _headline_rows(rows)]
+    told_apart = _told_apart(rows)
+    lines += [_range_of(found, name, told_apart) for name, found in _headline_rows(rows)]
     verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
     if verdicts:
         words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
@@ -264,7 +264,7 @@ def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def _range_of(rows: list[Row], name: str, distinct: frozenset[int]) -> str:
+def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
     if not rows:
         return f"{name}: no speed-up could be measured."
     doubted = sum(row.baseline_disagreement is not None for row in rows)
@@ -282,8 +282,8 @@ def _range_of(rows: list[Row], name: str, distinct: frozenset[int]) -> str:
     if len(rows) > 1 and (mean := mean_speedup(rows)) is not None:
         bounds = (mean.low, mean.high) if mean.bounded else (None, None)
         text += f", geometric mean {ratio_within(mean.estimate, *bounds)}"
-    if unclear := sum(row.significant is not None and id(row) not in distinct for row in rows):
+    if unclear := sum(row.significant is not None and id(row) not in told_apart for row in rows):
         text += f", {unclear} of them not significant"
-    if slower := sum(id(row) in distinct and (row.speedup or 0) < 1 for row in rows):
+    if slower := sum(id(row) in told_apart and (row.speedup or 0) < 1 for row in rows):
         text += f", {slower} of them slower"
     return text + "."

@@ -78,9 +78,7 @@ class Axis:
     cell: str = "{}"  # how a table shows a value
     label: str = ""  # how the name of a case says a value that is not usual; by the option unless said otherwise
     place: int = 50  # of the label in the name
-    variant: str = (
-        ""  # how that parameter of asv says it; by the field, behind the others, unless said otherwise
-    )
+    variant: str = ""  # how that parameter of asv says it; by the field, behind the others, unless said otherwise
     percent: bool = False  # a value is shown in percent
     # These follow from the field.
     field: str = ""
@@ -153,7 +151,7 @@ class Axis:
 
 def number(value: float) -> str:
     """Return a number as short as it can be without being another's."""
-    text = f"{value:g}"
+    text = str(value) if isinstance(value, int) else f"{value:g}"
     return text if float(text) == value else f"{value:.12g}"
 
 
