@@ -18,7 +18,7 @@ def with_axes(metavar: str, *, multiple: bool = False) -> Callable[[_Function], 
     """Give a command an option for each axis; with `multiple` each may be repeated, and takes lists with commas."""
 
     def decorate(function: _Function) -> _Function:
-        for name, axis in reversed(AXES.items()):
+        for name, axis in reversed(list(AXES.items())):
             function = click.option(f"--{name}", multiple=multiple, metavar=metavar, help=axis.help)(function)
         return function
 

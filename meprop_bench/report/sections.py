@@ -80,7 +80,7 @@ AXES: dict[str, Callable[[Row], str]] = {
     **{
         axis.heading: _column(axis)
         for axis in TABLE.values()
-        if axis.heading not in ("", "method", "k") and axis.field not in IN_SHAPE
+        if not axis.titled and axis.field not in (*IN_SHAPE, "method", "k")
     },
     "environment": lambda row: row.environment_id,
 }

@@ -37,6 +37,8 @@ MODELS = (*PERCEPTRONS, "seq2seq")
 _MOST = 1 << 40
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=_MOST, description="an integer of at least 1")]
 K: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1, description="a ratio in (0, 1]")]
+MeanK: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1e12)]
+"""Of a method that decides by itself how many neurons an example trains: their mean."""
 Part: TypeAlias = Annotated[float, Meta(gt=0, lt=1, description="between 0 and 1")]
 Delay: TypeAlias = Annotated[float, Meta(ge=0, le=100, description="a share from 0 to 100 (0.03 is 3%)")]
 Seed: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32, description="an integer of at least 0 and below 2^32")]
@@ -67,14 +69,16 @@ class Axis:
     help: str  # in the options and in the reference
     option: str = ""  # as options and presets spell it; the field with hyphens unless said otherwise
     stored: str = ""  # field of a row, where that is not the case's
+    carried_out: Any = None  # type of the value in a row, where that is not the requested one
     required: bool = False  # every stored row has it, as it has been there from the first version on
     choices: tuple[str, ...] = ()  # all that is allowed, of an axis of words
     workloads: Mapping[str, Any] | None = None  # that have it (None: all) -> own default (None: the usual one)
     sweep: tuple[Any, ...] = ()  # what `speedup` measures if nothing is said
     otherwise: Mapping[str, tuple[Any, ...]] | None = None  # workload -> the same, where it is not `sweep`
-    usual: Any = MISSING  # needs no word, where that is not the default
+    usual: Any = ...  # needs no word, where that is not the default
     dense: bool = True  # the dense side's time depends on it; not if it is the sparse side's alone, or draws numbers
-    heading: str | None = None  # of its column, if not the option; empty where titles say it
+    heading: str = ""  # of its column; its option unless said otherwise
+    titled: bool = False  # titles say it, and no column
     cell: str = "{}"  # how a table shows a value
     label: str = ""  # how the name of a case says a value that is not usual; by the option unless said otherwise
     place: int = 50  # of the label in the name
@@ -110,10 +114,10 @@ class Axis:
         """Return what `speedup` measures of a workload if nothing is said."""
         return (self.otherwise or {}).get(workload, self.sweep)
 
-    def usual_in(self, workload: str, otherwise: Any = MISSING) -> Any:
+    def usual_in(self, workload: str, otherwise: Any = ...) -> Any:
         """Return the default that a workload has of its own, or else `otherwise` (what needs no word anywhere)."""
         own = (self.workloads or {}).get(workload)
-        return own if own is not None else self.usual if otherwise is MISSING else otherwise
+        return own if own is not None else self.usual if otherwise is ... else otherwise
 
     def read(self, word: str) -> Any:
         """Return the value of a word that a user typed; `UserError` for one that is none."""
@@ -167,7 +171,7 @@ class Axes(Generic[Absent]):
     # fmt: off
     workload: Name = field(default="linear", metadata=_axis(
         "A layer: linear, conv, lstm, gru. A model, trained: mlp, seq2seq, mesimp, meact.",
-        required=True, sweep=("linear",), heading="", label="{}", place=0,
+        required=True, sweep=("linear",), titled=True, label="{}", place=0,
     ))
     method: Name = field(default="meprop", metadata=_axis(
         "meprop, unified, random, random-unified; dense: the baseline against itself (A/A).",
@@ -175,7 +179,7 @@ class Axes(Generic[Absent]):
     ))
     k: K = field(default=30, metadata=_axis(
         "Neurons kept (of a convolution: positions): an integer, or a ratio in (0, 1].",
-        required=True, dense=False, sweep=(10, 30, 100), label="k={}", place=9,
+        carried_out=MeanK, required=True, dense=False, sweep=(10, 30, 100), label="k={}", place=9,
         otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,)},
     ))
     # Of a convolution the papers' second one, 16 -> 32 maps with filters of 5 x 5, on what pooling left of an image; of
@@ -213,7 +217,7 @@ class Axes(Generic[Absent]):
     ))
     allocator: Name = field(default_factory=default_allocator, metadata=_axis(
         "kept, huge-pages, default: what fresh memory costs.", choices=tuple(ALLOCATORS),
-        required=True, usual="kept", heading="", label="{} allocator", place=17, variant="{} allocator",
+        required=True, usual="kept", titled=True, label="{} allocator", place=17, variant="{} allocator",
     ))
     data: Name | None = field(default=None, metadata=_axis(
         "Of a perceptron: auto, mnist, digits.", workloads=dict.fromkeys(PERCEPTRONS), label="{}", place=1,
@@ -285,8 +289,8 @@ def _axes() -> Iterator[Axis]:
             default=default,
             optional=type(None) in empty,
             nullable=nullable,
-            usual=own.usual if own.usual is not MISSING else None if nullable and own.workloads else default,
-            heading=option if own.heading is None else own.heading,
+            usual=own.usual if own.usual is not ... else None if nullable and own.workloads else default,
+            heading=own.heading or option,
             label=own.label or f"{option}={{}}",
         )
 
@@ -311,8 +315,8 @@ else:
     def _stored(axis: Axis) -> tuple[Any, ...]:
         """Return a row's field; rows from before have null there, or what it was when nobody could choose."""
         null = axis.nullable or axis.default is None
-        kind = axis.kind | None if null else axis.kind
-        return (axis.stored, kind, field() if axis.required else field(default=None if null else axis.default))
+        kind = axis.carried_out or axis.kind
+        return (axis.stored, kind | None if null else kind, field() if axis.required else field(default=None if null else axis.default))
 
     StoredAxes = make_dataclass(
         "StoredAxes", [("case_id", Name), *map(_stored, AXES.values())], frozen=True, kw_only=True
