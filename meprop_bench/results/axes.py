@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar, g
 
 from msgspec import Meta
 
-from meprop_bench.errors import UserError, one_of
+from meprop_bench.errors import one_of
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clocks import CACHES, LAUNCHES
@@ -34,14 +34,13 @@ LAYERS = ("linear", "conv", "lstm", "gru")
 PERCEPTRONS = ("mlp", "mesimp", "meact")
 MODELS = (*PERCEPTRONS, "seq2seq")
 
-_MOST = 1 << 40
-Size: TypeAlias = Annotated[int, Meta(ge=1, le=_MOST, description="an integer of at least 1")]
+Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40, description="an integer of at least 1")]
 K: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1, description="a ratio in (0, 1]")]
 MeanK: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1e12)]
 """Of a method that decides by itself how many neurons an example trains: their mean."""
 Part: TypeAlias = Annotated[float, Meta(gt=0, lt=1, description="between 0 and 1")]
 Delay: TypeAlias = Annotated[float, Meta(ge=0, le=100, description="a share from 0 to 100 (0.03 is 3%)")]
-Seed: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32, description="an integer of at least 0 and below 2^32")]
+Seed: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 32) - 1, description="an integer of at least 0")]
 
 Absent = TypeVar("Absent")
 """What stands for an axis that does not apply: a case has none (`Never`), a row `None`."""
@@ -134,8 +133,6 @@ class Axis:
             return
         if self.choices:
             one_of(self.option, value, self.choices)
-        if isinstance(value, int) and value > _MOST and int in self.bases:
-            raise UserError(f"{self.option} must be at most {_MOST}: no memory holds more")
         conforming(self.option, value, self.kind)
 
     def text(self, value: Any) -> str:
@@ -316,7 +313,11 @@ else:
         """Return a row's field; rows from before have null there, or what it was when nobody could choose."""
         null = axis.nullable or axis.default is None
         kind = axis.carried_out or axis.kind
-        return (axis.stored, kind | None if null else kind, field() if axis.required else field(default=None if null else axis.default))
+        return (
+            axis.stored,
+            kind | None if null else kind,
+            field() if axis.required else field(default=None if null else axis.default),
+        )
 
     StoredAxes = make_dataclass(
         "StoredAxes", [("case_id", Name), *map(_stored, AXES.values())], frozen=True, kw_only=True

@@ -129,8 +129,10 @@ def conforming(what: str, value: object, kind: Any) -> Any:
     """
     try:
         return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, OverflowError):
-        raise UserError(f"{what} must be {' or '.join(words for _, words in parts(kind))}, not {value!r}") from None
+    except (msgspec.ValidationError, OverflowError) as error:
+        most = re.search(r"`int` <= (\d+)", str(error))
+        must = f"{what} must be {' or '.join(words for _, words in parts(kind))}, not {value!r}"
+        raise UserError(f"{must}: at most {most[1]}" if most else must) from None
 
 
 def refused(where: str, error: Exception, advice: str = "measure again") -> UserError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from meprop_bench.cli import run
+from meprop_bench.cli.axes import given_axes
 from meprop_bench.errors import UserError
 from meprop_bench.report import plots
 from meprop_bench.report.asv import export
@@ -21,6 +22,7 @@ from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
 from meprop_bench.report.sections import sections
+from meprop_bench.results.axes import AXES
 from meprop_bench.results.naming import case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
@@ -106,6 +108,7 @@ print(
         {
             "option of speedup": "--ballast LIST Made up, for a test." in help_of("speedup"),
             "option of profile": "--ballast VALUE Made up, for a test." in help_of("profile"),
+            "given": given_axes({**dict.fromkeys(name.replace("-", "_") for name in AXES), "ballast": ("1,3",)}),
             "typed": [case.ballast for case in plan_axes({"ballast": [1, 3], "k": [8], "method": ["meprop"]}).cases],
             "preset": [case.ballast for case in preset("ballast = [1, 3]").cases],
             "preset, misspelt": refusal(lambda: preset("balast = 3")),

@@ -42,6 +42,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     [
         ("option of speedup", True),
         ("option of profile", True),
+        ("given", {"ballast": [1, 3]}),
         ("typed", [1, 3]),
         ("preset", [1, 3]),
         ("case", 3),

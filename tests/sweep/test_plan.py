@@ -84,7 +84,7 @@ def test_typed_axes_are_lists_of_numbers_and_words() -> None:
     assert parse_axis("method", ("meprop,unified",)) == ["meprop", "unified"]
     assert isinstance(parse_axis("k", ("1.0",))[0], float)
     assert parse_axis("seed", ("0,1",)) == [0, 1]
-    with pytest.raises(UserError, match="seed must be an integer of at least 0 and below 2\\^32, not 'x'"):
+    with pytest.raises(UserError, match="seed must be an integer of at least 0, not 'x'"):
         parse_axis("seed", ("x",))
     for axis, text in (("k", "many"), ("batch", "1.5"), ("hidden", "")):
         with pytest.raises(UserError, match=f"{axis} must be an integer of at least 1"):
