@@ -291,7 +291,7 @@ def _ledger(out: Path, check: bool) -> int:
 
 
 def _workers(processes: int | None, device: str = "cpu") -> int:
-    from meprop_bench.workloads.case import default_threads
+    from meprop_bench.results.axes import default_threads
 
     if processes is not None and processes < 1:
         raise UserError(f"--processes must be at least 1, not {processes}")

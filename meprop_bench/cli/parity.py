@@ -56,8 +56,8 @@ def command(
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
     from meprop_bench.measure.machine import state
+    from meprop_bench.results.axes import default_threads
     from meprop_bench.sweep.parity import Comparison, compare
-    from meprop_bench.workloads.case import default_threads
 
     comparison = Comparison(recipe_of(wishes), seeds, margin, threads)
     comparison.recipe.settings(1)  # what is wrong with the wish is found before a process is started

@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
-from meprop_bench.workloads.case import DENSE_AXES
 
 __all__ = ["AGREE", "NOTE", "disagreement", "with_disagreements"]
 

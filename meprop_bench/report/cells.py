@@ -16,6 +16,8 @@ from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
     "ABSENT",
+    "IN_SHAPE",
+    "SHAPE",
     "WIDEST_POINTS",
     "Cell",
     "check",
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 ABSENT = "–"
+SHAPE, IN_SHAPE = "batch, m → n", ("batch", "in_features", "out_features")
+"""Heading of `shape`, and the axes that it says together."""
 WIDEST_POINTS = 20.0
 """Points of accuracy that an interval spans at most to be shown: beyond, one example in ten may be lost, or won."""
 Tone: TypeAlias = Literal["", "good", "bad", "quiet"]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from meprop_bench.report.cells import (
     ABSENT,
+    IN_SHAPE,
+    SHAPE,
     Cell,
     check,
     efficiency,
@@ -29,6 +31,8 @@ from meprop_bench.report.cells import (
 )
 from meprop_bench.report.footnotes import Footnotes
 from meprop_bench.report.significance import mean_speedup, significant_rows
+from meprop_bench.results.axes import AXES as TABLE
+from meprop_bench.results.axes import Axis
 from meprop_bench.results.schema import PASSED, Row, select
 from meprop_bench.stats import too_wide
 
@@ -56,32 +60,34 @@ class Section:
     left: frozenset[str] = field(default=frozenset())  # columns of words; the others hold figures
 
 
+def _column(axis: Axis) -> Callable[[Row], str]:
+    """Return what a column shows of an axis: as it was carried out, or else as it was requested."""
+
+    def text(row: Row) -> str:
+        value = getattr(row, axis.field)
+        if value is None:
+            value = getattr(row, axis.stored)
+        return ABSENT if value is None else axis.cell.format(*(axis.text(value),) * 2)
+
+    return text
+
+
 AXES: dict[str, Callable[[Row], str]] = {
     "phase": lambda row: row.phase or ABSENT,
     "method": lambda row: row.method,
-    "batch, m → n": shape,
+    SHAPE: shape,
     "k": kept,
-    "gradient": lambda row: row.gradient,
-    "kernel": lambda row: row.kernel or row.kernel_requested,
-    "device": lambda row: row.device,
-    "threads": lambda row: ABSENT if row.threads is None else str(row.threads),
-    "dtype": lambda row: row.dtype,
-    "data": lambda row: row.data or ABSENT,
-    "layers": lambda row: ABSENT if row.layers is None else str(row.layers),
-    "optimizer": lambda row: row.optimizer or ABSENT,
-    "maps": lambda row: ABSENT if row.size is None else f"{row.size} x {row.size}",
-    "filter": lambda row: ABSENT if row.filter is None else f"{row.filter} x {row.filter}",
-    "length": lambda row: ABSENT if row.length is None else str(row.length),
-    "rate": lambda row: ABSENT if row.rate is None else f"{row.rate:g}",
-    "share": lambda row: ABSENT if row.share is None else f"{row.share:g}",
-    "slowdown": lambda row: ABSENT if row.slowdown is None else f"{100 * row.slowdown:g}%",
-    "caches": lambda row: row.caches,
-    "launch": lambda row: row.launch,
-    "seed": lambda row: ABSENT if row.seed is None else str(row.seed),
+    **{
+        axis.heading: _column(axis)
+        for axis in TABLE.values()
+        if not axis.titled and axis.field not in (*IN_SHAPE, "method", "k")
+    },
     "environment": lambda row: row.environment_id,
 }
-_USUAL = {"caches": "warm", "launch": "eager"}
-"""What needs no word where it is the same for all rows."""
+"""Heading of a column -> its text; workload and allocator are in the titles."""
+
+_NEED_NO_WORD = {axis.heading: axis.text(axis.default) for axis in TABLE.values() if axis.came_later}
+"""Where it is the same for all rows: nobody chose it."""
 
 _FIGURES: dict[str, Callable[[Row], Cell]] = {
     "dense": lambda row: Cell(seconds(row.baseline_median_s)),
@@ -94,14 +100,7 @@ _FIGURES: dict[str, Callable[[Row], Cell]] = {
 }
 _ALWAYS = ("method", "k")
 WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {
-    "k",
-    "threads",
-    "layers",
-    "seed",
-    "length",
-    "rate",
-    "share",
-    "slowdown",
+    axis.heading for axis in TABLE.values() if not axis.words
 }
 
 
@@ -129,7 +128,7 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     rows = list(rows)
     texts = {name: {axis(row) for row in rows} for name, axis in AXES.items()}
     axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
-    silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_USUAL.get(name)})}
+    silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_NEED_NO_WORD.get(name)})}
     said = [name for name in AXES if name not in axes and name not in silent]
     return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
 
@@ -210,7 +209,7 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
     heads = (
         "method",
         "k",
-        "batch, m → n",
+        SHAPE,
         "task",
         "seeds",
         "steps",
@@ -247,13 +246,13 @@ def summary(rows: Sequence[Row]) -> list[str]:
     verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
     if verdicts:
         words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
-        told = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
-        lines.append(f"Accuracy parity with dense: {told}.")
+        counts = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
+        lines.append(f"Accuracy parity with dense: {counts}.")
     return lines
 
 
 def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    rows = [row for row in rows if row.method != "dense"]  # `identical` tells of those
+    rows = [row for row in rows if row.method != "dense"]  # `identical` reports those
     tuned = [row for row in rows if row.allocator != "default"] or rows
     kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
     return [

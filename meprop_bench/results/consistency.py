@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from meprop_bench.results.axes import AXES
 from meprop_bench.stats import mean_difference, non_inferiority
 
 if TYPE_CHECKING:
@@ -33,19 +34,8 @@ ratios is not the ratio of medians, but neither is it another order of magnitude
 floor, which was measured as well."""
 
 _NAMES = (
-    *(
-        "case_id",
-        "workload",
-        "method",
-        "kernel",
-        "kernel_requested",
-        "device",
-        "dtype",
-        "gradient",
-        "allocator",
-        "phase",
-    ),
-    *("data", "optimizer", "caches", "launch", "git_revision", "environment_id"),
+    *("case_id", "kernel", "phase", "git_revision", "environment_id"),
+    *(axis.stored for axis in AXES.values() if str in axis.bases),
 )
 _NUMBERS = (
     *("median_s", "values_s", "baseline_median_s", "baseline_values_s", "run_lengths", "speedup", "speedup_low"),

@@ -26,6 +26,7 @@ from msgspec import Meta
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.measurement import Measurement
+from meprop_bench.results.axes import StoredAxes
 from meprop_bench.results.consistency import check_row, check_utilization
 from meprop_bench.results.incoming import (
     Amount,
@@ -37,7 +38,6 @@ from meprop_bench.results.incoming import (
     Percent,
     Ratio,
     Seconds,
-    Share,
     checked,
 )
 from meprop_bench.results.redact import one_line
@@ -169,8 +169,8 @@ class Utilization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One phase of one case. Times are seconds per iteration, sizes bytes; see the module for the rules.
+class Row(StoredAxes):
+    """One phase of one case: its axes, and what was measured. Times are seconds per iteration, sizes bytes.
 
     `utilization` and `baseline_utilization` belong to the phase that was run steadily, and so do the four fields before
     them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
@@ -178,8 +178,7 @@ class Row:
     `data_published` says whether the data were those that were published, by their SHA-256: false where files of their
     names hold something else, null where no published SHA-256 is known.
 
-    `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
-    `launch` says how calls reached a GPU ("graph": recorded once and replayed); rows without it are "eager".
+    `kernel` is the one that ran, `kernel_requested` the axis.
 
     `baseline_disagreement` is set by a report, and null in what is stored: the largest factor between the baseline's
     median and that of another row whose dense work is the same, where they disagree (`report.baselines`).
@@ -194,33 +193,9 @@ class Row:
     `process_peak_bytes`.
     """
 
-    case_id: Name
-    workload: Name
-    method: Name
     kernel: Name | None
-    kernel_requested: Name
-    k: Count | Annotated[float, Meta(gt=0, le=1e12)]
-    batch: Count
-    in_features: Count | None
-    out_features: Count | None
-    device: Name
-    threads: Count | None
-    dtype: Name
-    gradient: Name
-    allocator: Name
     phase: Name | None
-    data: Name | None = None
     data_published: bool | None = None
-    layers: Count | None = None
-    optimizer: Name | None = None
-    size: Count | None = None
-    filter: Count | None = None
-    length: Count | None = None
-    rate: Share | None = None
-    share: Share | None = None
-    slowdown: Annotated[float, Meta(ge=0, le=100)] | None = None
-    caches: Name = "warm"
-    launch: Name = "eager"
     median_s: Seconds | None = None
     values_s: tuple[Seconds, ...] | None = None
     baseline_median_s: Seconds | None = None
@@ -258,7 +233,6 @@ class Row:
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
     check: str | None = None
     parity: Parity | None = None
-    seed: Number | None = None
     elapsed_s: Amount | None = None
     git_revision: Name | None = None
     environment_id: Name

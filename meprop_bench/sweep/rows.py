@@ -7,9 +7,10 @@ from typing import Any
 
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks
+from meprop_bench.results.axes import AXES
 from meprop_bench.results.consistency import FAR
 from meprop_bench.results.schema import PASSED, Parity, Row, Utilization
-from meprop_bench.workloads.case import AXES, WORKLOADS, Case
+from meprop_bench.workloads.case import Case
 
 __all__ = ["case_rows", "failed_row"]
 
@@ -135,11 +136,9 @@ def failed_row(case: Case, error: str | None, environment_id: str, *, check: str
     )
 
 
-_OF_SOME = {name for workload in WORKLOADS.values() for name in workload.fields} - {"kernel", "dtype", "gradient"}
-"""Axes that a row has only if its workload does; the three have a usual value that every row may have."""
-
-
 def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
-    absent = _OF_SOME - WORKLOADS[case.workload].fields.keys()
-    axes = {name: None if name in absent else getattr(case, name) for name in AXES if name != "kernel_requested"}
-    return {**axes, "case_id": case.case_id, "kernel": kernel, "kernel_requested": case.kernel, "k": k}
+    axes = {
+        axis.stored: None if axis.nullable and not axis.of(case.workload) else getattr(case, axis.field)
+        for axis in AXES.values()
+    }
+    return {**axes, "case_id": case.case_id, "kernel": kernel, "k": k}

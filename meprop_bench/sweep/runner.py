@@ -38,6 +38,7 @@ from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
 from meprop_bench.measure.replicate import Asked, WorkerDied
 from meprop_bench.measure.turn import turn
+from meprop_bench.results.axes import default_threads
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies
@@ -46,7 +47,7 @@ from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import case_rows, failed_row
 from meprop_bench.sweep.team import PATIENCE_S, CaseFailed, CaseRefused, NoRoom, Team, ask, ask_together, start_team
-from meprop_bench.workloads.case import Case, default_threads
+from meprop_bench.workloads.case import Case
 
 __all__ = ["Progress", "Runner"]
 

@@ -12,10 +12,11 @@ import pytest
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.asv import PARAMETERS, export
+from meprop_bench.report.asv import export
+from meprop_bench.report.asv_files import PARAMETERS
+from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
-from meprop_bench.workloads.case import AXES
 
 ENVIRONMENT = {
     "device": "cpu",
@@ -274,7 +275,7 @@ _OTHER = {
 def test_every_axis_of_a_case_gives_it_a_point_of_its_own(
     tmp_path: Path, repository: Path, commit: str, data: str | None, device: str
 ) -> None:
-    assert _OTHER.keys() == AXES.keys()
+    assert _OTHER.keys() == {axis.stored for axis in AXES.values()}
     usual = {"data": data, "device": device, "size": 12, "filter": 5, "length": 25, "rate": 0.1, "share": 0.004}
     # What the data say is no axis beside them.
     names = [name for name in _OTHER if not (data and name == "in_features")]

@@ -106,7 +106,7 @@ def newest(root: Path, baseline: Path) -> Path:
 
 def add_row(found: Figures, row: Row) -> None:
     """Add what a row tells of its case, or why it tells nothing."""
-    case = case_name(row, in_features=row.in_features, kernel=row.kernel_requested)
+    case = case_name(row)
     found.ids[case] = row.case_id
     if not row.passed:
         found.failures[case] = failure(row) or "its check was not run"
