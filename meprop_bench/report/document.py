@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from meprop_bench.measure.busy import was_busy
+from meprop_bench.measure.notes import Note
 from meprop_bench.report.baselines import disagreement, with_disagreements
 from meprop_bench.report.cells import memory, quantity
 from meprop_bench.report.floors import saving_sections
@@ -142,12 +144,12 @@ class Document:
             states=[state for document in documents for state in document.states],
         )
 
-    @property
+    @cached_property
     def doubts(self) -> list[str]:
         """A busy machine, and dense times that disagree."""
         return doubts(self.states, self.rows)
 
-    @property
+    @cached_property
     def summary(self) -> list[str]:
         """The result in a few sentences."""
         return [*summary(self.rows), *identical_summary(self.rows)]
@@ -157,7 +159,7 @@ class Document:
         """What a tilde and a mean are."""
         return HOW_TO_READ[1:4]
 
-    @property
+    @cached_property
     def sections(self) -> list[Section]:
         """The tables: times, A/A, what was to be expected of them, what the machine did meanwhile, accuracy."""
         others = (
@@ -211,10 +213,10 @@ def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str
         rows: as `with_disagreements` gives them.
 
     """
-    remarks: dict[str, list[str]] = {}
+    notes: dict[str, list[Note]] = {}
     for row in rows:
-        remarks.setdefault(row.case_id, []).extend(row.notes)
-    return [line for line in (was_busy(states, remarks), disagreement(rows)) if line]
+        notes.setdefault(row.case_id, []).extend(row.notes)
+    return [line for line in (was_busy(states, notes), disagreement(rows)) if line]
 
 
 def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:

@@ -18,9 +18,9 @@ from typing import Any
 from meprop_bench.measure.peaks import Peaks, peaks_key
 from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
-from meprop_bench.results.schema import Row, select
+from meprop_bench.results.schema import Row, Side, select
 
-__all__ = ["peaks_of", "saving_sections"]
+__all__ = ["peaks_of", "saving_sections", "savings"]
 
 _REMARK = (
     "How much less the method needs than dense: operations and least bytes from its definition, the ratio of the floors"
@@ -85,31 +85,32 @@ def _section(rows: Sequence[Row], peaks: Mapping[str, Any], remark: str) -> Sect
 
 
 def _spares(row: Row) -> bool:
-    known = row.flops is not None and row.baseline_flops is not None and row.speedup is not None
-    return known and (row.flops, row.bytes) != (row.baseline_flops, row.baseline_bytes)
+    sparse, dense = row.sparse, row.dense
+    known = sparse.flops is not None and dense.flops is not None and row.speedup is not None
+    return known and (sparse.flops, sparse.bytes) != (dense.flops, dense.bytes)
+
+
+def savings(row: Row) -> tuple[float | None, float | None, float | None]:
+    """Return dense / sparse of operations, bytes and floors, None for what was not counted or is not spared at all."""
+    flops, nbytes, floors = (
+        dense / sparse if (dense := getattr(row.dense, name)) and (sparse := getattr(row.sparse, name)) else None
+        for name in ("flops", "bytes", "floor_s")
+    )
+    return flops, nbytes, floors
 
 
 def _figures(row: Row, peaks: Peaks | None) -> tuple[Cell, ...]:
-    ratios = (
-        (row.baseline_flops, row.flops),
-        (row.baseline_bytes, row.bytes),
-        (row.baseline_floor_s, row.floor_s),
-    )
-    efficiencies = (_share(row.baseline_floor_s, row.baseline_median_s), _share(row.floor_s, row.median_s))
+    sides = (row.dense, row.sparse)
+    shares = (ABSENT if side.efficiency is None else f"{100 * side.efficiency:.0f}%" for side in sides)
     return (
-        *(Cell(ratio(dense / sparse) if dense and sparse else ABSENT) for dense, sparse in ratios),
+        *(Cell(ABSENT if found is None else ratio(found)) for found in savings(row)),
         Cell(plain_speedup(row)),
-        Cell(pair(*efficiencies)),
-        Cell(" → ".join(dict.fromkeys(_bound(side, row, peaks) for side in ("baseline_", "")))),
+        Cell(pair(*shares)),
+        Cell(" → ".join(dict.fromkeys(_bound(side, row.dtype, peaks) for side in sides))),
     )
 
 
-def _share(floor_s: float | None, median_s: float | None) -> str:
-    return f"{100 * floor_s / median_s:.0f}%" if floor_s is not None and median_s else ABSENT
-
-
-def _bound(side: str, row: Row, peaks: Peaks | None) -> str:
-    flops, nbytes = getattr(row, f"{side}flops"), getattr(row, f"{side}bytes")
-    if peaks is None or flops is None or nbytes is None or row.dtype not in peaks.flops_per_s:
+def _bound(side: Side, dtype: str, peaks: Peaks | None) -> str:
+    if peaks is None or side.flops is None or side.bytes is None or dtype not in peaks.flops_per_s:
         return ABSENT
-    return peaks.bound(flops, nbytes, row.dtype)
+    return peaks.bound(side.flops, side.bytes, dtype)

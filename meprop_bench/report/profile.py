@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
-from meprop_bench.stats import CANNOT_TELL
+from meprop_bench.stats import Interval, too_wide
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,10 +92,9 @@ def _phases(profile: Profile) -> Table:
         table.add_row(
             phase_name(row.phase or ""),
             *(_timed(profile, side, row.phase or "") for side in SIDES),
-            ABSENT if row.speedup is None else ratio_within(row.speedup, row.speedup_low, row.speedup_high),
-            seconds(row.baseline_floor_s),
-            seconds(row.floor_s),
-            ABSENT if row.efficiency is None else f"{row.efficiency:.0%}",
+            ABSENT if row.interval is None else ratio_within(row.interval),
+            *(seconds(side.floor_s) for side in (row.dense, row.sparse)),
+            ABSENT if row.sparse.efficiency is None else f"{row.sparse.efficiency:.0%}",
         )
     return table
 
@@ -114,15 +113,15 @@ def _stages(profile: Profile) -> Table:
 def _timed(profile: Profile, side: str, phase: str) -> str:
     """Return a time with its interval over the processes."""
     found, value = profile.within(side, phase), profile.seconds(side, phase)
-    if value is None or found is None or not found.bounded:
+    if value is None or found is None:
         return seconds(value)
-    return seconds_within(value, found.low, found.high)
+    return seconds_within(Interval(value, found.low, found.high))
 
 
 def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
     if stage is None:
         return ABSENT, "", ""
-    time = seconds_within(stage.seconds, stage.low, stage.high)
+    time = seconds_within(stage.interval)
     if not stage.floor_s or stage.vague:
         return time, "", ""
     return time, seconds(stage.floor_s), ratio(stage.seconds / stage.floor_s)
@@ -159,9 +158,10 @@ def _grow(tree: Tree, node: Node, scale: float, whole_s: float) -> None:
 
     time_s = node.seconds * scale
     name = node.name if len(node.name) <= _NAME else node.name[: _NAME - 1] + "…"
-    bounds = (None if bound is None else bound * scale for bound in (node.low, node.high))
-    text = Text(name).append(f" {seconds_within(time_s, *bounds)}")
-    if whole_s and CANNOT_TELL not in text.plain:
+    low, high = (None if bound is None else bound * scale for bound in (node.low, node.high))
+    found = Interval.of(time_s, low, high)
+    text = Text(name).append(f" {seconds_within(found)}")
+    if whole_s and not too_wide(found.half_width):
         text.append(f" {time_s / whole_s:.0%}", "dim")
     if node.calls != 1:
         text.append(f" ×{node.calls:.3g}", "dim")

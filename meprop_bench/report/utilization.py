@@ -60,7 +60,9 @@ _OBVIOUS = "the device is the CPU"
 
 def utilization_section(rows: Sequence[Row]) -> Section | None:
     """Return the table of what was watched, one line for each case; None if none was."""
-    watched = sorted((row for row in rows if row.utilization is not None), key=lambda row: phase_order(row.phase))
+    watched = sorted(
+        (row for row in rows if row.sparse.utilization is not None), key=lambda row: phase_order(row.phase)
+    )
     if not watched:
         return None
     axes, constants = varying(watched)
@@ -85,7 +87,7 @@ def utilization_section(rows: Sequence[Row]) -> Section | None:
 
 def _figure(row: Row, name: str) -> str:
     figure = _FIGURES[name]
-    sides = (row.baseline_utilization, row.utilization)
+    sides = (row.dense.utilization, row.sparse.utilization)
     return pair(*(ABSENT if side is None else figure(side) for side in sides))
 
 

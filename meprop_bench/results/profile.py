@@ -47,11 +47,14 @@ class Stage:
     high: float | None = None
 
     @property
+    def interval(self) -> Interval:
+        """The time with its bounds."""
+        return Interval.of(self.seconds, self.low, self.high)
+
+    @property
     def vague(self) -> bool:
         """Whether its interval is too wide for its time to be a figure."""
-        if self.low is None or self.high is None:
-            return False
-        return too_wide(Interval(self.seconds, self.low, self.high).half_width)
+        return too_wide(self.interval.half_width)
 
     @property
     def efficiency(self) -> float | None:
@@ -139,18 +142,20 @@ class Profile:
     def seconds(self, side: str, phase: str) -> float | None:
         """Return the median of a phase, measured without a profiler."""
         row = self.row(phase)
-        return None if row is None else row.baseline_median_s if side == "dense" else row.median_s
+        return None if row is None else row.side(side).median_s
+
+    def overhead_of(self, phase: str) -> tuple[Interval, Interval]:
+        """Return `overhead` of a phase, dense and sparse, with its bounds."""
+        bounds = self.overhead_within.get(phase, ((None, None), (None, None)))
+        dense, sparse = (Interval.of(s, *own) for s, own in zip(self.overhead[phase], bounds, strict=True))
+        return dense, sparse
 
     def within(self, side: str, phase: str) -> Interval | None:
         """Return the time of a phase with its interval over the processes; None where there are no raw values."""
         row = self.row(phase)
-        if row is None or row.run_lengths is None:
+        if row is None or row.measurement is None:
             return None
-        values = row.baseline_values_s if side == "dense" else row.values_s
-        if not values or min(values) <= 0:
-            return None
-        rest = iter(values)
-        return process_interval([[next(rest) for _ in range(length)] for length in row.run_lengths])
+        return process_interval([[pair[SIDES.index(side)] for pair in run] for run in row.measurement.runs])
 
     @property
     def vague_phases(self) -> list[str]:

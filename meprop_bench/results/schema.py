@@ -1,9 +1,16 @@
 """One row: what was measured about one phase of one case, with the raw values kept.
 
-A row is one JSON object on one line of `measurements.jsonl`. Statistics in it (medians, the speed-up and its interval)
-can be recomputed from what is beside them: `values_s[i]` and `baseline_values_s[i]` were measured next to each other in
-random order, and `run_lengths` cuts both lists into fresh processes, the replicates that the interval is taken over;
-`disturbed` marks the pairs during which the machine did something else (null: it could not be told).
+In a program a row is made of structures: the axes of its case, the `Measurement` with its pairs, what each `Side` took
+and needs at least, notes. Stored, it is one flat JSON object on one line of `measurements.jsonl`; `Row.to_json` and
+`Row.from_json` are the only places that know its keys:
+
+    name, baseline_name   of the fields of a `Side`: the method's and the baseline's
+    values_s[i], baseline_values_s[i]    measured next to each other in random order; run_lengths cuts both lists into
+                          fresh processes, the replicates that the interval is taken over; disturbed marks the pairs
+                          during which the machine did something else (null: it could not be told)
+    processes, efficiency, gpu_utilization, cpu_utilization, power_w, energy_per_step_j
+                          follow from the structures, and are there for those who read a row without this package
+    notes, note_kinds     what a reader should know, in words; and the same as data, in the same order
 
 The rules that every row obeys, on writing and on reading:
 
@@ -17,16 +24,17 @@ The rules that every row obeys, on writing and on reading:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
-from typing import Annotated, Any, Literal, TypeAlias
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any, Self
 
 from msgspec import Meta
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.results.consistency import check_row, check_utilization
+from meprop_bench.measure.notes import Note
+from meprop_bench.results.consistency import WATCHED, check_row, check_utilization
 from meprop_bench.results.incoming import (
     Amount,
     Busy,
@@ -41,13 +49,23 @@ from meprop_bench.results.incoming import (
     checked,
 )
 from meprop_bench.results.redact import one_line
+from meprop_bench.stats import Interval, Verdict
 
-__all__ = ["PASSED", "SCHEMA", "Parity", "Row", "Utilization", "check_schema", "select"]
+__all__ = [
+    "KEYS",
+    "PASSED",
+    "SCHEMA",
+    "Flat",
+    "Parity",
+    "Row",
+    "Side",
+    "Utilization",
+    "check_schema",
+    "select",
+]
 
 SCHEMA = "meprop-bench/1"
 PASSED = "passed"
-
-Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 
 def check_schema(record: object) -> None:
@@ -90,6 +108,11 @@ class Parity:
 
     def __post_init__(self) -> None:
         _normalise(self)
+
+    @property
+    def interval(self) -> Interval:
+        """The difference with its bounds."""
+        return Interval.of(self.difference, self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,17 +192,56 @@ class Utilization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Side:
+    """One side of a phase, the baseline or the method: its time, what it needs at least, and what it took.
+
+    Memory is what the phase takes on top of what it starts with.
+
+    Attributes:
+        median_s: seconds for one iteration, the median of its values.
+        floor_s: the least that this machine's measured peaks allow.
+        flops: operations, from the definition of the method.
+        bytes: that must be moved at least, likewise.
+        peak_memory_bytes: of tensors.
+        peak_reserved_bytes: of CUDA's caching allocator.
+        process_peak_bytes: the largest resident set of the process, everything included.
+        process_growth_bytes: how much of that is new.
+        utilization: of the machine, where the phase was run steadily.
+
+    """
+
+    median_s: Seconds | None = None
+    floor_s: Amount | None = None
+    flops: Amount | None = None
+    bytes: Amount | None = None
+    peak_memory_bytes: Number | None = None
+    peak_reserved_bytes: Number | None = None
+    process_peak_bytes: Number | None = None
+    process_growth_bytes: Number | None = None
+    utilization: Utilization | None = None
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+    @property
+    def efficiency(self) -> float | None:
+        """The floor as a share of the time."""
+        return None if self.floor_s is None or self.median_s is None else self.floor_s / self.median_s
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One phase of one case. Times are seconds per iteration, sizes bytes; see the module for the rules.
 
-    `utilization` and `baseline_utilization` belong to the phase that was run steadily, and so do the four fields before
-    them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
+    `unavailable` says of the fields `WATCHED` that are null why they are.
 
     `data_published` says whether the data were those that were published, by their SHA-256: false where files of their
     names hold something else, null where no published SHA-256 is known.
 
     `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
     `launch` says how calls reached a GPU ("graph": recorded once and replayed); rows without it are "eager".
+
+    The speed-up and its interval are kept as they were stored; they are those of `measurement`, where it is there.
 
     `baseline_disagreement` is set by a report, and null in what is stored: the largest factor between the baseline's
     median and that of another row whose dense work is the same, where they disagree (`report.baselines`).
@@ -188,10 +250,6 @@ class Row:
 
     `git_revision` is that of the code which was measured; of rows without it, that of their environment. A run may be
     resumed at another one, and an environment's id does not tell them apart.
-
-    Memory is what the phase takes on top of what it starts with: `peak_memory_bytes` of tensors, `peak_reserved_bytes`
-    of CUDA's caching allocator, `process_growth_bytes` of the process's resident set, which was at most
-    `process_peak_bytes`.
     """
 
     case_id: Name
@@ -221,40 +279,14 @@ class Row:
     slowdown: Annotated[float, Meta(ge=0, le=100)] | None = None
     caches: Name = "warm"
     launch: Name = "eager"
-    median_s: Seconds | None = None
-    values_s: tuple[Seconds, ...] | None = None
-    baseline_median_s: Seconds | None = None
+    measurement: Measurement | None = None
+    sparse: Side = Side()
+    dense: Side = Side()
     baseline_disagreement: Annotated[float, Meta(ge=1, le=1e30)] | None = None
-    baseline_values_s: tuple[Seconds, ...] | None = None
-    run_lengths: tuple[Count, ...] | None = None
-    disturbed: tuple[bool, ...] | None = None
-    loops: Count | None = None
     speedup: Ratio | None = None
     speedup_low: Ratio | None = None
     speedup_high: Ratio | None = None
     converged: bool | None = None
-    processes: Count | None = None
-    floor_s: Amount | None = None
-    baseline_floor_s: Amount | None = None
-    efficiency: Ratio | None = None
-    flops: Amount | None = None
-    bytes: Amount | None = None
-    baseline_flops: Amount | None = None
-    baseline_bytes: Amount | None = None
-    peak_memory_bytes: Number | None = None
-    baseline_peak_memory_bytes: Number | None = None
-    peak_reserved_bytes: Number | None = None
-    baseline_peak_reserved_bytes: Number | None = None
-    process_peak_bytes: Number | None = None
-    baseline_process_peak_bytes: Number | None = None
-    process_growth_bytes: Number | None = None
-    baseline_process_growth_bytes: Number | None = None
-    gpu_utilization: Busy | None = None
-    cpu_utilization: Amount | None = None
-    power_w: Amount | None = None
-    energy_per_step_j: Amount | None = None
-    utilization: Utilization | None = None
-    baseline_utilization: Utilization | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
     check: str | None = None
     parity: Parity | None = None
@@ -263,48 +295,55 @@ class Row:
     git_revision: Name | None = None
     environment_id: Name
     error: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("check", "error"):
             if isinstance(text := getattr(self, name), str):
                 object.__setattr__(self, name, one_line(text) or "no reason was given")
-        if isinstance(self.notes, list | tuple) and all(isinstance(note, str) for note in self.notes):
-            object.__setattr__(self, "notes", tuple(line for note in self.notes if (line := one_line(note))))
+        notes = tuple(replace(note, text=line) for note in self.notes if (line := one_line(note.text)))
+        object.__setattr__(self, "notes", notes)
         _normalise(self)
-
-    @cached_property
-    def measurement(self) -> Measurement | None:
-        """The raw values as what was measured; None where there are none."""
-        if self.values_s is None or self.baseline_values_s is None or self.run_lengths is None:
-            return None
-        phase, loops = self.phase or "", self.loops or 1
-        return Measurement.from_values(
-            phase, self.baseline_values_s, self.values_s, self.run_lengths, loops, self.disturbed
-        )
 
     @property
     def passed(self) -> bool:
         """Whether the case ran and its correctness check passed: only then may a speed-up be shown."""
         return self.error is None and self.check == PASSED
 
+    def side(self, name: str) -> Side:
+        """Return the side "dense", the baseline, or "sparse", the method."""
+        return self.dense if name == "dense" else self.sparse
+
+    @property
+    def interval(self) -> Interval | None:
+        """The speed-up with its bounds, NaN where there are none (a single process); None without a speed-up."""
+        return None if self.speedup is None else Interval.of(self.speedup, self.speedup_low, self.speedup_high)
+
     @property
     def significant(self) -> bool | None:
         """Whether the interval excludes 1; None where there is no interval (a single process)."""
-        if self.speedup_low is None or self.speedup_high is None:
-            return None
-        return not self.speedup_low <= 1.0 <= self.speedup_high
+        return None if self.interval is None else self.interval.significant()
 
     @property
     def half_width(self) -> float | None:
         """Half the interval's width relative to the speed-up: the quantity that the target of a run is about."""
-        if not self.speedup or self.speedup_low is None or self.speedup_high is None:
-            return None
-        return (self.speedup_high - self.speedup_low) / (2 * self.speedup)
+        return None if self.interval is None or not self.interval.bounded else self.interval.half_width
+
+    @classmethod
+    def of(cls, **stored: Any) -> Self:
+        """Build from the keys of a stored row, whose values are not checked."""
+        if unknown := sorted(stored.keys() - set(KEYS)):
+            raise TypeError(f"a row has no key {unknown[0]!r}")
+        sides = {name: Side(**own) for name, own in _sides(stored).items()}
+        flat = Flat(**{spec.name: stored[spec.name] for spec in fields(Flat) if spec.name in stored})
+        return flat.completed(cls(**{name: stored[name] for name in _PLAIN if name in stored}, **sides))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
-        return {"schema": SCHEMA, **_as_json(asdict(self))}
+        record = {"schema": SCHEMA, **{name: getattr(self, name) for name in _PLAIN}}
+        for name in _OF_SIDE:
+            record |= {prefix + name: getattr(getattr(self, side), name) for side, prefix in _SIDES.items()}
+        return _as_json(record | vars(Flat.of(self)))
 
     @classmethod
     def from_json(cls, record: object) -> Row:
@@ -316,9 +355,88 @@ class Row:
 
         """
         check_schema(record)
-        row = checked(record, cls)
-        check_row(row)
+        assert isinstance(record, Mapping)
+        flat = checked(record, Flat)
+        try:
+            plain = {name: value for name, value in record.items() if name not in _NOT_PLAIN}
+            row = flat.completed(checked(plain | _sides(record), cls))
+        except ValueError as error:
+            raise ValueError(re.sub(r"^(sparse|dense)\.", lambda found: _SIDES[found[1]], str(error))) from None
+        check_row(row, flat)
         return row
+
+
+@dataclass(kw_only=True)
+class Flat:
+    """The keys of a stored row that a `Row` has no fields of: its raw values, what follows from its structures, notes.
+
+    They are checked on reading (`results.consistency`), and made anew on writing.
+    """
+
+    values_s: tuple[Seconds, ...] | None = None
+    baseline_values_s: tuple[Seconds, ...] | None = None
+    run_lengths: tuple[Count, ...] | None = None
+    disturbed: tuple[bool, ...] | None = None
+    loops: Count | None = None
+    processes: Count | None = None
+    efficiency: Ratio | None = None
+    gpu_utilization: Busy | None = None
+    cpu_utilization: Amount | None = None
+    power_w: Amount | None = None
+    energy_per_step_j: Amount | None = None
+    notes: Sequence[str] = ()
+    note_kinds: Sequence[Mapping[str, Any]] | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Take them out of a row."""
+        found = row.measurement
+        timed: dict[str, Any] = {}
+        if found is not None:
+            timed = {
+                "values_s": found.values_s,
+                "baseline_values_s": found.baseline_values_s,
+                "run_lengths": found.run_lengths,
+                "disturbed": found.disturbed_values,
+                "loops": found.loops,
+                "processes": found.processes,
+            }
+        return cls(
+            **timed,
+            efficiency=row.sparse.efficiency,
+            **{name: getattr(row.sparse.utilization, name, None) for name in WATCHED},
+            notes=[note.text for note in row.notes],
+            note_kinds=[note.to_json() for note in row.notes],
+        )
+
+    def completed(self, row: Row) -> Row:
+        """Return a row with its measurement and its notes; ValueError where the raw values do not fit."""
+        values, baseline, lengths = self.values_s, self.baseline_values_s, self.run_lengths
+        measurement = None
+        if values is not None and baseline is not None and lengths is not None:
+            measurement = Measurement.from_values(
+                row.phase or "", baseline, values, lengths, self.loops or 1, self.disturbed
+            )
+        elif any(part is not None for part in (values, baseline, lengths)):
+            raise ValueError("values_s, baseline_values_s and run_lengths come together or not at all")
+        if self.note_kinds is not None and len(self.note_kinds) != len(self.notes):
+            raise ValueError(f"{len(self.note_kinds)} note_kinds for {len(self.notes)} notes")
+        kinds = self.note_kinds or [None] * len(self.notes)
+        notes = tuple(Note.read(text, kind) for text, kind in zip(self.notes, kinds, strict=True))
+        return replace(row, measurement=measurement, notes=notes)
+
+
+_SIDES = {"sparse": "", "dense": "baseline_"}
+"""Field of a row -> what the keys of that side begin with."""
+_OF_SIDE = tuple(spec.name for spec in fields(Side))
+_PLAIN = tuple(spec.name for spec in fields(Row) if spec.name not in (*_SIDES, "measurement", "notes"))
+_NOT_PLAIN = frozenset({*_SIDES, "measurement", *(spec.name for spec in fields(Flat))})
+KEYS = (
+    *_PLAIN,
+    *(prefix + name for name in _OF_SIDE for prefix in _SIDES.values()),
+    *(spec.name for spec in fields(Flat)),
+)
+"""All keys of a stored row, besides its schema."""
 
 
 def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
@@ -329,15 +447,29 @@ def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
     return [row for row in rows if all(getattr(row, name) == wanted for name, wanted in criteria.items())]
 
 
-def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn tuples into lists, at any depth."""
+def _sides(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a stored row has of each side."""
     return {
-        key: list(value) if isinstance(value, tuple) else _as_json(value) if isinstance(value, Mapping) else value
+        side: {name: record[prefix + name] for name in _OF_SIDE if prefix + name in record}
+        for side, prefix in _SIDES.items()
+    }
+
+
+def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn structures into objects and tuples into lists, at any depth."""
+    return {
+        key: list(value)
+        if isinstance(value, tuple)
+        else _as_json(value)
+        if isinstance(value, Mapping)
+        else _as_json(asdict(value))
+        if isinstance(value, Parity | Utilization)
+        else value
         for key, value in record.items()
     }
 
 
-def _normalise(record: Row | Parity | Utilization) -> None:
+def _normalise(record: Row | Side | Parity | Utilization) -> None:
     """Turn lists into tuples, and a number that is not finite into None, as JSON gives them back."""
     for name, value in vars(record).items():
         if isinstance(value, float) and not math.isfinite(value):

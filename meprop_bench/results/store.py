@@ -27,6 +27,7 @@ from typing import Annotated, Any, Self
 from msgspec import Meta
 
 from meprop_bench.errors import UserError
+from meprop_bench.measure.notes import Note
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
@@ -182,7 +183,7 @@ class Store:
             self.write_environment(of_rows, other.header["peaks"])
         for case_id in (case_id for case_id in case_ids if case_id in wanted):
             rows = [row for row in other.rows() if row.case_id == case_id]
-            self.append([replace(row, notes=(*row.notes, f"measured for {other.folder.name}")) for row in rows])
+            self.append([replace(row, notes=(*row.notes, Note(f"measured for {other.folder.name}"))) for row in rows])
         return len(wanted)
 
     def rows(self) -> list[Row]:

@@ -19,7 +19,7 @@ def row(case_id="a", environment_id="e0", **changes):
     base = {"workload": "linear", "method": "unified", "kernel": "gather", "kernel_requested": "auto", "k": 8}
     base |= {"batch": 10, "in_features": 784, "out_features": 500, "device": "cpu", "threads": 2, "dtype": "float32"}
     base |= {"gradient": "rows", "allocator": "kept", "phase": "backward", "check": "passed", "speedup": 5.0}
-    return Row(case_id=case_id, environment_id=environment_id, **{**base, **changes})
+    return Row.of(case_id=case_id, environment_id=environment_id, **{**base, **changes})
 
 
 @pytest.fixture

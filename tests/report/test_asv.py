@@ -60,7 +60,7 @@ def a_row(**changes: object) -> Row:
         "check": PASSED,
         "environment_id": "e",
     }
-    return Row(**{**values, **changes})  # type: ignore[arg-type]
+    return Row.of(**{**values, **changes})
 
 
 @pytest.fixture
