@@ -13,7 +13,6 @@ same command with --resume goes on.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import complaining, console, with_format, with_out
+from meprop_bench.cli.output import as_record, complaining, console, with_format, with_out, write
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 
@@ -134,16 +133,9 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
     if form == "json":
-        from meprop_bench.results.schema import SCHEMA
-
-        record = {
-            "schema": SCHEMA,
-            "command": store.header["command"],
-            "environment": store.header["environments"],
-            "rows": [row.to_json() for row in store.rows()],
-            **({"doubts": [doubt]} if doubt else {}),
-        }
-        click.echo(json.dumps(record, indent=1, allow_nan=False))
+        head = store.header
+        doubts = {"doubts": [doubt]} if doubt else {}
+        write(as_record(head["environments"], store.rows(), command=head["command"], **doubts))
         return
     if doubt:
         click.echo(f"{doubt}\n")

@@ -16,7 +16,7 @@ from meprop_bench.report.floors import saving_sections
 from meprop_bench.report.identical import identical_section, identical_summary
 from meprop_bench.report.sections import Section, parity_section, sections, summary
 from meprop_bench.report.utilization import utilization_section
-from meprop_bench.results.schema import SCHEMA, Row
+from meprop_bench.results.schema import Row, as_object
 from meprop_bench.results.store import Store
 from meprop_bench.results.suite_file import read_suite_file
 
@@ -72,28 +72,16 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Document:
-    """One results folder, ready to be printed.
+    """One results folder, ready to be printed."""
 
-    Attributes:
-        title: the folder's name.
-        command: what made the results.
-        started: when, ISO 8601.
-        rows: in the order of their measurement, marked where their dense times disagree.
-        environments: what each environment id stands for.
-        peaks: the machine's measured peaks, which the floors come from.
-        notes: what was noticed while the results were read.
-        states: the machine's, each time that the run was begun.
-
-    """
-
-    title: str
-    command: str
-    started: str
-    rows: Sequence[Row]
-    environments: Mapping[str, Any] = field(default_factory=dict)
-    peaks: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    states: Sequence[Mapping[str, Any]] = ()
+    title: str  # the folder's name
+    command: str  # what made the results
+    started: str  # when, ISO 8601
+    rows: Sequence[Row]  # in the order of their measurement, marked where their dense times disagree
+    environments: Mapping[str, Any] = field(default_factory=dict)  # what each environment id stands for
+    peaks: Mapping[str, Any] = field(default_factory=dict)  # the machine's measured peaks, which the floors come from
+    notes: Sequence[str] = ()  # what was noticed while the results were read
+    states: Sequence[Mapping[str, Any]] = ()  # the machine's, each time that the run was begun
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", with_disagreements(self.rows))
@@ -190,13 +178,8 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--format json` prints; `environment` maps each row's environment id to what it is."""
-        return {
-            "schema": SCHEMA,
-            "command": self.command,
-            "environment": dict(self.environments),
-            "rows": [row.to_json() for row in self.rows],
-            **({"doubts": self.doubts} if self.doubts else {}),
-        }
+        doubts = {"doubts": self.doubts} if self.doubts else {}
+        return as_object(self.command, self.environments, self.rows, **doubts)
 
 
 def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:

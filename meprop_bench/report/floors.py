@@ -17,7 +17,7 @@ from typing import Any
 
 from meprop_bench.measure.peaks import Peaks, peaks_key
 from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio
-from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
+from meprop_bench.report.sections import AXES, WORDS, Section, by_phase, varying
 from meprop_bench.results.schema import Row, Side, select
 
 __all__ = ["peaks_of", "saving_sections", "savings"]
@@ -60,25 +60,22 @@ def saving_sections(rows: Sequence[Row], peaks: Mapping[str, Any]) -> list[Secti
 
 
 def _section(rows: Sequence[Row], peaks: Mapping[str, Any], remark: str) -> Section:
-    rows = sorted(rows, key=lambda row: phase_order(row.phase))
     axes, constants = varying(rows)
     axes = [name for name in axes if name != _ENVIRONMENT]
-    lines = [dict(zip(_FIGURES, _figures(row, peaks_of(row, peaks)), strict=True)) for row in rows]
-    bounds = {line["bound by"].text for line in lines}
+    found = {id(row): dict(zip(_FIGURES, _figures(row, peaks_of(row, peaks)), strict=True)) for row in rows}
+    bounds = {figures["bound by"].text for figures in found.values()}
     shown = [name for name in _FIGURES if name != "bound by" or len(bounds) > 1]
     if "bound by" not in shown:
         constants = "; ".join(filter(None, (constants, f"bound by {bounds.pop()}" if bounds != {ABSENT} else "")))
-    cells = [
-        (row.phase, (*(Cell(AXES[name](row)) for name in axes), *(line[name] for name in shown)))
-        for row, line in zip(rows, lines, strict=True)
-    ]
+
+    def line(row: Row) -> tuple[Cell, ...]:
+        return (*(Cell(AXES[name](row)) for name in axes), *(found[id(row)][name] for name in shown))
+
     return Section(
         title=f"Predicted against measured saving: {rows[0].workload}, {rows[0].allocator} allocator",
         constants=constants,
         columns=(*axes, *shown),
-        groups=tuple(
-            tuple(line for phase, line in cells if phase == own) for own in dict.fromkeys(phase for phase, _ in cells)
-        ),
+        groups=by_phase(rows, line),
         remark=remark,
         left=WORDS | {"bound by"},
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.report.table import Page
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
 from meprop_bench.stats import Interval, too_wide
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
     from rich.tree import Tree
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["as_text"]
 
-_PROSE = 110
 _TREE = 62
 """Columns that a tree needs: two of them stand side by side where there is room."""
 
@@ -43,37 +41,28 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
         width: columns (default: the terminal's; without one, enough for both trees side by side).
 
     """
-    from rich.console import Console
-    from rich.text import Text
-
-    target = StringIO()
-    columns = width if terminal else (width or 2 * _TREE + 4)
-    console = Console(file=target, force_terminal=terminal, width=columns, highlight=False, markup=False, emoji=False)
-
-    def say(style: str, *texts: str) -> None:
-        for text in filter(None, texts):
-            console.print(Text(text, style), width=min(console.width, _PROSE))
-
+    page = Page(terminal, width if terminal else (width or 2 * _TREE + 4))
+    say = page.say
     say("bold red", *profile.doubts)
     say("bold", profile.label)
-    console.print(_phases(profile))
+    page.print(_phases(profile))
     if profile.stages_of is not None:
         say("bold", f"Stages of the {profile.stages_of}")
-        console.print(_stages(profile))
+        page.print(_stages(profile))
         say("dim", _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else ""))
-        console.print()
+        page.print()
     say("bold", "Operators")
-    _print_trees(console, profile)
+    _print_trees(page, profile)
     say("dim", _slowdown(profile))
-    console.print()
+    page.print()
     for answer in answers(profile):
         say("bold", answer.question)
         say("", answer.text)
         say("dim", f"[{answer.how}]")
     if profile.notes:
-        console.print()
+        page.print()
         say("", *profile.notes)
-    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+    return page.text
 
 
 def _new_table(*columns: str) -> Table:
@@ -127,17 +116,17 @@ def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
     return time, seconds(stage.floor_s), ratio(stage.seconds / stage.floor_s)
 
 
-def _print_trees(console: Console, profile: Profile) -> None:
+def _print_trees(page: Page, profile: Profile) -> None:
     from rich.table import Table
 
     trees = [_tree(side, profile) for side in SIDES]
-    if console.width < 2 * _TREE:
+    if page.width < 2 * _TREE:
         for tree in trees:
-            console.print(tree)
+            page.print(tree)
         return
     grid = Table.grid(padding=(0, 4))
     grid.add_row(*trees)
-    console.print(grid)
+    page.print(grid)
 
 
 def _tree(side: str, profile: Profile) -> Tree:

@@ -33,7 +33,18 @@ from meprop_bench.report.significance import mean_speedup, significant_rows
 from meprop_bench.results.schema import PASSED, Row, select
 from meprop_bench.stats import too_wide
 
-__all__ = ["AXES", "PHASES", "WORDS", "Section", "parity_section", "phase_order", "sections", "summary", "varying"]
+__all__ = [
+    "AXES",
+    "PHASES",
+    "WORDS",
+    "Section",
+    "by_phase",
+    "parity_section",
+    "phase_order",
+    "sections",
+    "summary",
+    "varying",
+]
 
 PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")
 
@@ -159,16 +170,21 @@ def _section(title: str, rows: list[Row], remark: str, told_apart: frozenset[int
             cells["check"] = marked(cells["check"], [Note(text) for text in (failure(row),) if text])
         return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
 
-    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
     return Section(
         title=title,
         constants=constants,
         remark=remark,
         columns=(*axes, *figures),
-        groups=tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases),
+        groups=by_phase(rows, line),
         footnotes=notes.lines,
         left=WORDS,
     )
+
+
+def by_phase(rows: Sequence[Row], line: Callable[[Row], tuple[Cell, ...]]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
+    """Return the lines of rows in groups, phase by phase in the order of a step."""
+    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
+    return tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases)
 
 
 def phase_order(phase: str | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.document import Readable
@@ -10,7 +11,7 @@ from meprop_bench.report.sections import Section
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["as_table"]
+__all__ = ["Page", "as_table"]
 
 _STYLES = {"": "", "good": "green", "bad": "bold red", "quiet": "dim"}
 _UNBOUNDED = 1000  # columns: nobody wraps a file, and no table is wider
@@ -29,34 +30,55 @@ def as_table(
         summary_first: whether the result comes before the tables: a verdict does, figures sum up what was shown.
 
     """
-    from io import StringIO
-
-    from rich.console import Console
     from rich.text import Text
 
-    target = StringIO()
-    wide = width if terminal else (width or _UNBOUNDED)
-    console = Console(file=target, force_terminal=terminal, width=wide, highlight=False, markup=False, emoji=False)
-
-    def say(style: str, *texts: str) -> None:
-        for text in filter(None, texts):
-            console.print(Text(text, style), width=min(console.width, _PROSE))
-
-    say("bold red", *document.doubts)
-    say("bold", document.title)
-    console.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
+    page = Page(terminal, width if terminal else (width or _UNBOUNDED))
+    page.say("bold red", *document.doubts)
+    page.say("bold", document.title)
+    page.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
     if summary_first:
-        say("", *document.summary)
+        page.say("", *document.summary)
     for section in document.sections:
-        console.print()
-        say("bold", section.title)
-        say("dim", section.constants, section.remark)
-        console.print(_table(section))
-        say("dim", *section.footnotes)
-    console.print()
-    say("", *(() if summary_first else document.summary), *document.notes)
-    say("dim", *document.hints)
-    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+        page.print()
+        page.say("bold", section.title)
+        page.say("dim", section.constants, section.remark)
+        page.print(_table(section))
+        page.say("dim", *section.footnotes)
+    page.print()
+    page.say("", *(() if summary_first else document.summary), *document.notes)
+    page.say("dim", *document.hints)
+    return page.text
+
+
+class Page:
+    """What rich prints, as text.
+
+    Args:
+        terminal: whether a terminal will show it: then with colour.
+        width: columns; None is the terminal's.
+
+    """
+
+    def __init__(self, terminal: bool, width: int | None) -> None:
+        from rich.console import Console
+
+        self._target = StringIO()
+        self._console = Console(
+            file=self._target, force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False
+        )
+        self.print, self.width = self._console.print, self._console.width
+
+    def say(self, style: str, *texts: str) -> None:
+        """Print paragraphs, without those that are empty."""
+        from rich.text import Text
+
+        for text in filter(None, texts):
+            self.print(Text(text, style), width=min(self.width, _PROSE))
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(line.rstrip() for line in self._target.getvalue().splitlines()) + "\n"
 
 
 def _table(section: Section) -> Table:

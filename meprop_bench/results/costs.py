@@ -27,20 +27,13 @@ MOST_SAMPLES = 99
 
 @dataclass(frozen=True)
 class Cost:
-    """One cost of a row.
+    """One cost of a row."""
 
-    Attributes:
-        kind: how asv shows it: "time" and "memory" with prefixes of their units, "track" as the number that it is.
-        unit: in words.
-        of: the samples of a row, or its one figure; NaN where the row has none.
-        meaning: one line.
-
-    """
-
+    # how asv shows it: "time" and "memory" with prefixes of their units, "track" as the number that it is
     kind: Literal["time", "memory", "track"]
-    unit: str
-    of: Callable[[Row], list[float] | float]
-    meaning: str
+    unit: str  # in words
+    of: Callable[[Row], list[float] | float]  # the samples of a row, or its one figure; NaN where the row has none
+    meaning: str  # one line
 
 
 def judged_pairs(row: Row) -> Runs:

@@ -60,6 +60,7 @@ __all__ = [
     "Row",
     "Side",
     "Utilization",
+    "as_object",
     "check_schema",
     "select",
 ]
@@ -77,37 +78,36 @@ def check_schema(record: object) -> None:
         raise UserError(f"results of schema {found} cannot be read: this version reads {SCHEMA!r}")
 
 
+class _Record:
+    """What a row is made of: lists become tuples, and a number that is not finite None, as JSON gives them back."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                object.__setattr__(self, name, None)
+            elif isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            elif name == "unavailable":
+                reasons = {one_line(key): one_line(text) or "no reason was given" for key, text in value.items()}
+                object.__setattr__(self, name, reasons)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Parity:
-    """Accuracy of the method against dense training from the same seeds and the same batches.
+class Parity(_Record):
+    """Accuracy of the method against dense training from the same seeds and the same batches."""
 
-    Attributes:
-        task: the data, "digits" or "mnist".
-        metric: what `baseline` and `method` hold, in percent.
-        seeds: one training run of each side per seed.
-        steps: optimizer steps of one training run.
-        baseline: the dense runs, one figure per seed.
-        method: the method's runs, one figure per seed.
-        difference: mean of method minus baseline, in points, with the 95% interval `low`, `high`.
-        margin: the loss in points that still counts as parity.
-        verdict: "pass", "fail" or "inconclusive".
-
-    """
-
-    task: Name
-    metric: Name = "accuracy_percent"
-    seeds: tuple[Number, ...]
-    steps: Count
-    baseline: tuple[Percent, ...]
-    method: tuple[Percent, ...]
+    task: Name  # the data, "digits" or "mnist"
+    metric: Name = "accuracy_percent"  # what `baseline` and `method` hold, in percent
+    seeds: tuple[Number, ...]  # one training run of each side per seed
+    steps: Count  # optimizer steps of one training run
+    baseline: tuple[Percent, ...]  # the dense runs, one figure per seed
+    method: tuple[Percent, ...]  # the method's runs, one figure per seed
+    # mean of method minus baseline, in points, with the 95% interval `low`, `high`
     difference: Annotated[float, Meta(ge=-101, le=101)]
     low: Finite | None
     high: Finite | None
-    margin: Percent
-    verdict: Verdict
-
-    def __post_init__(self) -> None:
-        _normalise(self)
+    margin: Percent  # the loss in points that still counts as parity
+    verdict: Verdict  # "pass", "fail" or "inconclusive"
 
     @property
     def interval(self) -> Interval:
@@ -116,72 +116,37 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utilization:
-    """What a steady loop of one side took of the machine; its device is the GPU, or on the CPU all of its packages.
+class Utilization(_Record):
+    """What a steady loop of one side took of the machine; its device is the GPU, or on the CPU all of its packages."""
 
-    Attributes:
-        seconds: of the loop while it was watched.
-        iterations: of the phase in these seconds.
-        power_w: mean power of the device, idle power included.
-        energy_per_step_j: energy of the device over the loop / iterations, idle power included.
-        energy_source: "NVML counter", "NVML power readings" or "RAPL".
-        cpu_utilization: of the process, in percent of one core: 200 is two cores.
-        others_cpu_utilization: of everything else on the machine, likewise.
-        cpu_steal: given to other guests of the hypervisor, likewise.
-        cpu_frequency_mhz: mean.
-        cpu_throttled_s: for which a CPU quota held the process back.
-        cpu_energy_j: of all packages over the loop.
-        rss_bytes: largest resident set of the process.
-        voluntary_switches: of all threads of the process over the loop: they waited for something.
-        involuntary_switches: likewise: they had to make room.
-        page_faults: pages mapped at first touch over the loop.
-        gpu_utilization: percent of the time in which some kernel ran.
-        gpu_memory_utilization: percent of the time in which device memory was read or written.
-        gpu_memory_used_bytes: the most in use on the device, by anybody.
-        gpu_power_w: mean of the power readings.
-        gpu_energy_j: of the board over the loop.
-        sm_clock_mhz: mean clock of the multiprocessors.
-        temperature_c: the highest of the GPU.
-        throttle_reasons: what held the GPU's clocks down; empty when nothing did.
-        sm_utilization: percent of the multiprocessors that were busy (this and the next three: Hopper and later).
-        sm_occupancy: percent of the warps that they can hold.
-        tensor_utilization: percent of the time in which tensor cores worked.
-        dram_utilization: percent of the memory's bandwidth.
-        unavailable: field -> why it is null.
-
-    """
-
-    seconds: Seconds
-    iterations: Count
-    power_w: Amount | None = None
-    energy_per_step_j: Amount | None = None
-    energy_source: Name | None = None
-    cpu_utilization: Amount | None = None
-    others_cpu_utilization: Amount | None = None
-    cpu_steal: Amount | None = None
-    cpu_frequency_mhz: Amount | None = None
-    cpu_throttled_s: Amount | None = None
-    cpu_energy_j: Amount | None = None
-    rss_bytes: Number | None = None
-    voluntary_switches: Number | None = None
-    involuntary_switches: Number | None = None
-    page_faults: Number | None = None
-    gpu_utilization: Busy | None = None
-    gpu_memory_utilization: Busy | None = None
-    gpu_memory_used_bytes: Number | None = None
-    gpu_power_w: Amount | None = None
-    gpu_energy_j: Amount | None = None
-    sm_clock_mhz: Amount | None = None
-    temperature_c: Annotated[float, Meta(ge=-273.15, le=1e4)] | None = None
-    throttle_reasons: tuple[str, ...] | None = None
-    sm_utilization: Busy | None = None
-    sm_occupancy: Busy | None = None
-    tensor_utilization: Busy | None = None
-    dram_utilization: Busy | None = None
-    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        _normalise(self)
+    seconds: Seconds  # of the loop while it was watched
+    iterations: Count  # of the phase in these seconds
+    power_w: Amount | None = None  # mean power of the device, idle power included
+    energy_per_step_j: Amount | None = None  # energy of the device over the loop / iterations, idle power included
+    energy_source: Name | None = None  # "NVML counter", "NVML power readings" or "RAPL"
+    cpu_utilization: Amount | None = None  # of the process, in percent of one core: 200 is two cores
+    others_cpu_utilization: Amount | None = None  # of everything else on the machine, likewise
+    cpu_steal: Amount | None = None  # given to other guests of the hypervisor, likewise
+    cpu_frequency_mhz: Amount | None = None  # mean
+    cpu_throttled_s: Amount | None = None  # for which a CPU quota held the process back
+    cpu_energy_j: Amount | None = None  # of all packages over the loop
+    rss_bytes: Number | None = None  # largest resident set of the process
+    voluntary_switches: Number | None = None  # of all threads of the process over the loop: they waited for something
+    involuntary_switches: Number | None = None  # likewise: they had to make room
+    page_faults: Number | None = None  # pages mapped at first touch over the loop
+    gpu_utilization: Busy | None = None  # percent of the time in which some kernel ran
+    gpu_memory_utilization: Busy | None = None  # percent of the time in which device memory was read or written
+    gpu_memory_used_bytes: Number | None = None  # the most in use on the device, by anybody
+    gpu_power_w: Amount | None = None  # mean of the power readings
+    gpu_energy_j: Amount | None = None  # of the board over the loop
+    sm_clock_mhz: Amount | None = None  # mean clock of the multiprocessors
+    temperature_c: Annotated[float, Meta(ge=-273.15, le=1e4)] | None = None  # the highest of the GPU
+    throttle_reasons: tuple[str, ...] | None = None  # what held the GPU's clocks down; empty when nothing did
+    sm_utilization: Busy | None = None  # percent of the multiprocessors that were busy (and the next three: Hopper)
+    sm_occupancy: Busy | None = None  # percent of the warps that they can hold
+    tensor_utilization: Busy | None = None  # percent of the time in which tensor cores worked
+    dram_utilization: Busy | None = None  # percent of the memory's bandwidth
+    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)  # field -> why it is null
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Utilization:
@@ -192,36 +157,18 @@ class Utilization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
-    """One side of a phase, the baseline or the method: its time, what it needs at least, and what it took.
+class Side(_Record):
+    """One side of a phase, the baseline or the method: its time, what it needs at least, and what it took."""
 
-    Memory is what the phase takes on top of what it starts with.
-
-    Attributes:
-        median_s: seconds for one iteration, the median of its values.
-        floor_s: the least that this machine's measured peaks allow.
-        flops: operations, from the definition of the method.
-        bytes: that must be moved at least, likewise.
-        peak_memory_bytes: of tensors.
-        peak_reserved_bytes: of CUDA's caching allocator.
-        process_peak_bytes: the largest resident set of the process, everything included.
-        process_growth_bytes: how much of that is new.
-        utilization: of the machine, where the phase was run steadily.
-
-    """
-
-    median_s: Seconds | None = None
-    floor_s: Amount | None = None
-    flops: Amount | None = None
-    bytes: Amount | None = None
-    peak_memory_bytes: Number | None = None
-    peak_reserved_bytes: Number | None = None
-    process_peak_bytes: Number | None = None
-    process_growth_bytes: Number | None = None
-    utilization: Utilization | None = None
-
-    def __post_init__(self) -> None:
-        _normalise(self)
+    median_s: Seconds | None = None  # of one iteration
+    floor_s: Amount | None = None  # the least that this machine's measured peaks allow
+    flops: Amount | None = None  # from the definition of the method
+    bytes: Amount | None = None  # that must be moved at least, likewise
+    peak_memory_bytes: Number | None = None  # of tensors, on top of what the phase starts with; so is the next
+    peak_reserved_bytes: Number | None = None  # of CUDA's caching allocator
+    process_peak_bytes: Number | None = None  # the largest resident set, everything included
+    process_growth_bytes: Number | None = None  # how much of that is new
+    utilization: Utilization | None = None  # where the phase was run steadily
 
     @property
     def efficiency(self) -> float | None:
@@ -230,7 +177,7 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(_Record):
     """One phase of one case. Times are seconds per iteration, sizes bytes; see the module for the rules.
 
     `unavailable` says of the fields `WATCHED` that are null why they are.
@@ -303,7 +250,7 @@ class Row:
                 object.__setattr__(self, name, one_line(text) or "no reason was given")
         notes = tuple(replace(note, text=line) for note in self.notes if (line := one_line(note.text)))
         object.__setattr__(self, "notes", notes)
-        _normalise(self)
+        super().__post_init__()
 
     @property
     def passed(self) -> bool:
@@ -340,10 +287,17 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
-        record = {"schema": SCHEMA, **{name: getattr(self, name) for name in _PLAIN}}
-        for name in _OF_SIDE:
-            record |= {prefix + name: getattr(getattr(self, side), name) for side, prefix in _SIDES.items()}
-        return _as_json(record | vars(Flat.of(self)))
+        found, sides = self.measurement, {"": self.sparse, "baseline_": self.dense}
+        return _as_json({
+            "schema": SCHEMA,
+            **{name: getattr(self, name) for name in _PLAIN},
+            **{prefix + name: getattr(side, name) for name in _OF_SIDE for prefix, side in sides.items()},
+            **{name: getattr(found, own, None) for name, own in _RAW.items()},
+            "efficiency": self.sparse.efficiency,
+            **{name: getattr(self.sparse.utilization, name, None) for name in WATCHED},
+            "notes": [note.text for note in self.notes],
+            "note_kinds": [note.to_json() for note in self.notes],
+        })  # fmt: skip
 
     @classmethod
     def from_json(cls, record: object) -> Row:
@@ -387,28 +341,6 @@ class Flat:
     notes: Sequence[str] = ()
     note_kinds: Sequence[Mapping[str, Any]] | None = None
 
-    @classmethod
-    def of(cls, row: Row) -> Self:
-        """Take them out of a row."""
-        found = row.measurement
-        timed: dict[str, Any] = {}
-        if found is not None:
-            timed = {
-                "values_s": found.values_s,
-                "baseline_values_s": found.baseline_values_s,
-                "run_lengths": found.run_lengths,
-                "disturbed": found.disturbed_values,
-                "loops": found.loops,
-                "processes": found.processes,
-            }
-        return cls(
-            **timed,
-            efficiency=row.sparse.efficiency,
-            **{name: getattr(row.sparse.utilization, name, None) for name in WATCHED},
-            notes=[note.text for note in row.notes],
-            note_kinds=[note.to_json() for note in row.notes],
-        )
-
     def completed(self, row: Row) -> Row:
         """Return a row with its measurement and its notes; ValueError where the raw values do not fit."""
         values, baseline, lengths = self.values_s, self.baseline_values_s, self.run_lengths
@@ -426,6 +358,9 @@ class Flat:
         return replace(row, measurement=measurement, notes=notes)
 
 
+_RAW = {name: name for name in ("values_s", "baseline_values_s", "run_lengths", "loops", "processes")}
+_RAW |= {"disturbed": "disturbed_values"}
+"""Key of a stored row -> what a `Measurement` has of it."""
 _SIDES = {"sparse": "", "dense": "baseline_"}
 """Field of a row -> what the keys of that side begin with."""
 _OF_SIDE = tuple(spec.name for spec in fields(Side))
@@ -437,6 +372,20 @@ KEYS = (
     *(spec.name for spec in fields(Flat)),
 )
 """All keys of a stored row, besides its schema."""
+
+
+def as_object(command: str, environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> dict[str, Any]:
+    """Return the object that `--format json` prints.
+
+    Args:
+        command: what made it.
+        environments: what each environment id stands for.
+        rows: what was measured.
+        more: of the verb.
+
+    """
+    environment, records = dict(environments), [row.to_json() for row in rows]
+    return {"schema": SCHEMA, "command": command, "environment": environment, "rows": records, **more}
 
 
 def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
@@ -467,15 +416,3 @@ def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for key, value in record.items()
     }
-
-
-def _normalise(record: Row | Side | Parity | Utilization) -> None:
-    """Turn lists into tuples, and a number that is not finite into None, as JSON gives them back."""
-    for name, value in vars(record).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            object.__setattr__(record, name, None)
-        elif isinstance(value, list):
-            object.__setattr__(record, name, tuple(value))
-        elif name == "unavailable":
-            reasons = {one_line(key): one_line(text) or "no reason was given" for key, text in value.items()}
-            object.__setattr__(record, name, reasons)
