@@ -26,22 +26,13 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class _Kind:
-    """How notes of a kind are put into words.
+    """How notes of a kind are put into words."""
 
-    Attributes:
-        text: with the names of its values in braces.
-        form: one of its values as text.
-        scale: what a stored text's figure is divided by to give the value.
-        largest: whether the largest value stands for all of several notes; otherwise their range does.
-        together: what is said of several notes where no range of figures says it.
-
-    """
-
-    text: str
-    form: Callable[[float], str] = "{:.0f}".format
-    scale: float = 1.0
-    largest: bool = False
-    together: str = ""
+    text: str  # with the names of its values in braces
+    form: Callable[[float], str] = "{:.0f}".format  # one of its values as text
+    scale: float = 1.0  # what a stored text's figure is divided by to give the value
+    largest: bool = False  # whether the largest value stands for all of several notes; otherwise their range does
+    together: str = ""  # what is said of several notes where no range of figures says it
 
 
 def _percent(share: float) -> str:
@@ -88,18 +79,11 @@ _KINDS: Mapping[str, _Kind] = {
 
 @dataclass(frozen=True)
 class Note:
-    """One note; `Note("...")` is a free text, `Note.of` makes one of a kind.
+    """One note; `Note("...")` is a free text, `Note.of` makes one of a kind."""
 
-    Attributes:
-        text: as it is printed and stored.
-        kind: what it is about.
-        values: of that kind, by name.
-
-    """
-
-    text: str
-    kind: str = OTHER
-    values: Mapping[str, float] = field(default_factory=dict, hash=False)
+    text: str  # as it is printed and stored
+    kind: str = OTHER  # what it is about
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)  # of that kind, by name
 
     def __str__(self) -> str:
         return self.text

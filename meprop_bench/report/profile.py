@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
-from meprop_bench.report.table import Page
+from meprop_bench.report.table import new_page, printed, say
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
 from meprop_bench.stats import Interval, too_wide
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.tree import Tree
 
@@ -41,28 +42,27 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
         width: columns (default: the terminal's; without one, enough for both trees side by side).
 
     """
-    page = Page(terminal, width if terminal else (width or 2 * _TREE + 4))
-    say = page.say
-    say("bold red", *profile.doubts)
-    say("bold", profile.label)
+    page = new_page(terminal=terminal, width=width if terminal else (width or 2 * _TREE + 4))
+    say(page, "bold red", *profile.doubts)
+    say(page, "bold", profile.label)
     page.print(_phases(profile))
     if profile.stages_of is not None:
-        say("bold", f"Stages of the {profile.stages_of}")
+        say(page, "bold", f"Stages of the {profile.stages_of}")
         page.print(_stages(profile))
-        say("dim", _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else ""))
+        say(page, "dim", _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else ""))
         page.print()
-    say("bold", "Operators")
+    say(page, "bold", "Operators")
     _print_trees(page, profile)
-    say("dim", _slowdown(profile))
+    say(page, "dim", _slowdown(profile))
     page.print()
     for answer in answers(profile):
-        say("bold", answer.question)
-        say("", answer.text)
-        say("dim", f"[{answer.how}]")
+        say(page, "bold", answer.question)
+        say(page, "", answer.text)
+        say(page, "dim", f"[{answer.how}]")
     if profile.notes:
         page.print()
-        say("", *profile.notes)
-    return page.text
+        say(page, "", *profile.notes)
+    return printed(page)
 
 
 def _new_table(*columns: str) -> Table:
@@ -116,7 +116,7 @@ def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
     return time, seconds(stage.floor_s), ratio(stage.seconds / stage.floor_s)
 
 
-def _print_trees(page: Page, profile: Profile) -> None:
+def _print_trees(page: Console, profile: Profile) -> None:
     from rich.table import Table
 
     trees = [_tree(side, profile) for side in SIDES]

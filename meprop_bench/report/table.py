@@ -9,9 +9,10 @@ from meprop_bench.report.document import Readable
 from meprop_bench.report.sections import Section
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Page", "as_table"]
+__all__ = ["as_table", "new_page", "printed", "say"]
 
 _STYLES = {"": "", "good": "green", "bad": "bold red", "quiet": "dim"}
 _UNBOUNDED = 1000  # columns: nobody wraps a file, and no table is wider
@@ -32,53 +33,43 @@ def as_table(
     """
     from rich.text import Text
 
-    page = Page(terminal, width if terminal else (width or _UNBOUNDED))
-    page.say("bold red", *document.doubts)
-    page.say("bold", document.title)
+    page = new_page(terminal=terminal, width=width if terminal else (width or _UNBOUNDED))
+    say(page, "bold red", *document.doubts)
+    say(page, "bold", document.title)
     page.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
     if summary_first:
-        page.say("", *document.summary)
+        say(page, "", *document.summary)
     for section in document.sections:
         page.print()
-        page.say("bold", section.title)
-        page.say("dim", section.constants, section.remark)
+        say(page, "bold", section.title)
+        say(page, "dim", section.constants, section.remark)
         page.print(_table(section))
-        page.say("dim", *section.footnotes)
+        say(page, "dim", *section.footnotes)
     page.print()
-    page.say("", *(() if summary_first else document.summary), *document.notes)
-    page.say("dim", *document.hints)
-    return page.text
+    say(page, "", *(() if summary_first else document.summary), *document.notes)
+    say(page, "dim", *document.hints)
+    return printed(page)
 
 
-class Page:
-    """What rich prints, as text.
+def new_page(*, terminal: bool, width: int | None) -> Console:
+    """Return a console that keeps what is printed; without a terminal it has no colour."""
+    from rich.console import Console
 
-    Args:
-        terminal: whether a terminal will show it: then with colour.
-        width: columns; None is the terminal's.
+    return Console(file=StringIO(), force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False)
 
-    """
 
-    def __init__(self, terminal: bool, width: int | None) -> None:
-        from rich.console import Console
+def say(page: Console, style: str, *texts: str) -> None:
+    """Print paragraphs, without those that are empty."""
+    from rich.text import Text
 
-        self._target = StringIO()
-        self._console = Console(
-            file=self._target, force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False
-        )
-        self.print, self.width = self._console.print, self._console.width
+    for text in filter(None, texts):
+        page.print(Text(text, style), width=min(page.width, _PROSE))
 
-    def say(self, style: str, *texts: str) -> None:
-        """Print paragraphs, without those that are empty."""
-        from rich.text import Text
 
-        for text in filter(None, texts):
-            self.print(Text(text, style), width=min(self.width, _PROSE))
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return "\n".join(line.rstrip() for line in self._target.getvalue().splitlines()) + "\n"
+def printed(page: Console) -> str:
+    """Return what was printed on a page."""
+    assert isinstance(page.file, StringIO)
+    return "\n".join(line.rstrip() for line in page.file.getvalue().splitlines()) + "\n"
 
 
 def _table(section: Section) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from meprop_bench.report.cells import ABSENT, Cell, joules, memory, pair, percent
-from meprop_bench.report.sections import AXES, WORDS, Section, by_phase, varying
+from meprop_bench.report.sections import AXES, WORDS, Section, by_phase, phase_order, varying
 from meprop_bench.results.schema import Row, Utilization
 
 __all__ = ["utilization_section"]
@@ -61,6 +61,7 @@ _OBVIOUS = "the device is the CPU"
 def utilization_section(rows: Sequence[Row]) -> Section | None:
     """Return the table of what was watched, one line for each case; None if none was."""
     watched = [row for row in rows if row.sparse.utilization is not None]
+    watched.sort(key=lambda row: phase_order(row.phase))  # so that reasons stand in the order of the lines
     if not watched:
         return None
     axes, constants = varying(watched)
