@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from meprop_bench.measure.busy import was_busy
 from meprop_bench.measure.notes import Note
@@ -19,6 +19,9 @@ from meprop_bench.report.utilization import utilization_section
 from meprop_bench.results.schema import Row, as_object
 from meprop_bench.results.store import Store
 from meprop_bench.results.suite_file import read_suite_file
+
+if TYPE_CHECKING:
+    from meprop_bench.report.plots import Plot
 
 __all__ = ["HOW_TO_READ", "Document", "Readable", "doubts"]
 
@@ -157,6 +160,10 @@ class Document:
             parity_section(self.rows),
         )
         return [*sections(self.rows), *(section for section in others if section is not None)]
+
+    def curves(self) -> list[Plot]:
+        """Draw what a written report shows besides its rows; needs matplotlib (ImportError)."""
+        return []
 
     @property
     def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
