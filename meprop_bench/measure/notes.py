@@ -43,6 +43,9 @@ def _spread(share: float) -> str:
     return spread_percent(share).removesuffix("%")
 
 
+_MOST = 1e300
+"""Of a value: beyond, it could not be stored."""
+
 _KINDS: Mapping[str, _Kind] = {
     "noisy-pairs": _Kind(
         "noisy pairs: within a process the middle half of the ratios spans {share}%", _spread, scale=100
@@ -110,8 +113,7 @@ class Note:
         kind, values = str(record.get("kind", OTHER)), {name: value for name, value in record.items() if name != "kind"}
         if kind not in _KINDS:  # of a newer version
             return cls(text)
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
-        if not numbers or values.keys() != set(_names(_KINDS[kind])):
+        if not all(map(_sound, values.values())) or values.keys() != set(_names(_KINDS[kind])):
             raise ValueError(f"note_kinds: {kind!r} has the values {', '.join(values) or 'none'}")
         return cls(text, kind, values)
 
@@ -145,7 +147,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     patterns = {}
     for name, kind in _KINDS.items():
         parts = re.split(r"{\w+}", kind.text)
-        figure = r"((?:more than )?[\d.e+-]+)"
+        figure = r"((?:more than )?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
         pattern = figure.join(map(re.escape, parts)).replace(re.escape("up to "), f"(?:{re.escape('up to ')})?")
         patterns[name] = re.compile(pattern)
     return patterns
@@ -155,9 +157,14 @@ def _recognised(text: str) -> tuple[str, dict[str, float]]:
     """Return kind and values of a text of an older version."""
     for kind, pattern in _patterns().items():
         if match := pattern.fullmatch(text):
-            names = _names(_KINDS[kind])
-            return kind, {name: _value(part, _KINDS[kind]) for name, part in zip(names, match.groups(), strict=True)}
+            values = [_value(figure, _KINDS[kind]) for figure in match.groups()]
+            if all(map(_sound, values)):
+                return kind, dict(zip(_names(_KINDS[kind]), values, strict=True))
     return OTHER, {}
+
+
+def _sound(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def _value(figure: str, kind: _Kind) -> float:

@@ -25,6 +25,9 @@ def test_what_is_of_no_kind_is_a_text():
     assert Note("anything").to_json() == {"kind": OTHER}
     assert Note.read("anything") == Note.read("anything", {"kind": OTHER}) == Note("anything")
     assert Note.read("from the future", {"kind": "unheard of", "x": [1]}) == Note("from the future")
+    assert Note.read("other processes took 1e999% of the cores meanwhile").kind == OTHER
+    with pytest.raises(ValueError, match="'others' has the values share"):
+        Note.read("x", {"kind": "others", "share": 10**400})
     with pytest.raises(KeyError):
         Note.of("unheard of")
     with pytest.raises(KeyError):
