@@ -158,12 +158,12 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
 
 def _verdict(found: Parity) -> str:
     """Return the verdict in a sentence."""
-    from meprop_bench.report.cells import WIDEST_POINTS
+    from meprop_bench.report.cells import vague_points
     from meprop_bench.stats import CANNOT_TELL
 
     if found.low is None or found.high is None:
         bounds = "no interval from one seed"
-    elif found.high - found.low > WIDEST_POINTS:
+    elif vague_points(found.interval):
         bounds = f"{CANNOT_TELL} (the 95% interval spans {found.high - found.low:.0f} points)"
     else:
         bounds = f"95% interval [{found.low:+.2f}, {found.high:+.2f}]"
