@@ -358,8 +358,10 @@ class Flat:
         return replace(row, measurement=measurement, notes=notes)
 
 
-_RAW = {name: name for name in ("values_s", "baseline_values_s", "run_lengths", "loops", "processes")}
-_RAW |= {"disturbed": "disturbed_values"}
+_RAW = {
+    **{name: name for name in ("values_s", "baseline_values_s", "run_lengths")},
+    **{"disturbed": "disturbed_values", "loops": "loops", "processes": "processes"},
+}
 """Key of a stored row -> what a `Measurement` has of it."""
 _SIDES = {"sparse": "", "dense": "baseline_"}
 """Field of a row -> what the keys of that side begin with."""
