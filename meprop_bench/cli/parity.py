@@ -133,9 +133,8 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
     if form == "json":
-        head = store.header
-        doubts = {"doubts": [doubt]} if doubt else {}
-        write(as_record(head["environments"], store.rows(), command=head["command"], **doubts))
+        doubts: dict[str, Any] = {"doubts": [doubt]} if doubt else {}
+        write(as_record(store.header["environments"], store.rows(), command=store.header["command"], **doubts))
         return
     if doubt:
         click.echo(f"{doubt}\n")

@@ -59,8 +59,8 @@ def _main(rows: Sequence[Row]) -> list[Row]:
 
 def _point(side: Side) -> tuple[float, float] | None:
     """Return operations per byte, and operations a second."""
-    known = side.flops and side.bytes and side.median_s
-    return (side.flops / side.bytes, side.flops / side.median_s) if known else None
+    flops, nbytes, median_s = side.flops, side.bytes, side.median_s
+    return (flops / nbytes, flops / median_s) if flops and nbytes and median_s else None
 
 
 def _roofline(rows: list[Row], machine: Peaks, number: int) -> Plot:

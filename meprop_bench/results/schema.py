@@ -27,7 +27,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -277,13 +277,14 @@ class Row(_Record):
         return None if self.interval is None or not self.interval.bounded else self.interval.half_width
 
     @classmethod
-    def of(cls, **stored: Any) -> Self:
+    def of(cls, **stored: Any) -> Row:
         """Build from the keys of a stored row, whose values are not checked."""
         if unknown := sorted(stored.keys() - set(KEYS)):
             raise TypeError(f"a row has no key {unknown[0]!r}")
-        sides = {name: Side(**own) for name, own in _sides(stored).items()}
+        own: dict[str, Any] = {name: stored[name] for name in _PLAIN if name in stored}
+        own |= {name: Side(**side) for name, side in _sides(stored).items()}
         flat = Flat(**{spec.name: stored[spec.name] for spec in fields(Flat) if spec.name in stored})
-        return flat.completed(cls(**{name: stored[name] for name in _PLAIN if name in stored}, **sides))
+        return flat.completed(cls(**own))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
@@ -353,8 +354,8 @@ class Flat:
             raise ValueError("values_s, baseline_values_s and run_lengths come together or not at all")
         if self.note_kinds is not None and len(self.note_kinds) != len(self.notes):
             raise ValueError(f"{len(self.note_kinds)} note_kinds for {len(self.notes)} notes")
-        kinds = self.note_kinds or [None] * len(self.notes)
-        notes = tuple(Note.read(text, kind) for text, kind in zip(self.notes, kinds, strict=True))
+        kinds: dict[int, Mapping[str, Any]] = dict(enumerate(self.note_kinds or ()))
+        notes = tuple(Note.read(text, kinds.get(place)) for place, text in enumerate(self.notes))
         return replace(row, measurement=measurement, notes=notes)
 
 
