@@ -190,7 +190,15 @@ def test_each_case_gets_its_own_processes_and_a_row_for_each_phase(run: Callable
     row = rows[1]
     assert row.speedup == pytest.approx(4, rel=1e-3)
     assert row.converged
-    assert (row.processes, row.loops, row.check, row.kernel, row.kernel_requested) == (3, 3, "passed", "gather", "auto")
+    found = row.measurement
+    assert found is not None
+    assert (found.processes, found.loops, row.check, row.kernel, row.kernel_requested) == (
+        3,
+        3,
+        "passed",
+        "gather",
+        "auto",
+    )
     assert row.sparse.floor_s == pytest.approx(max(100 / 1e11, 20 / 1e10))
     assert row.sparse.efficiency == pytest.approx(row.sparse.floor_s / 1e-3)
     assert (row.dense.peak_memory_bytes, row.sparse.peak_memory_bytes) == (200, 100)
@@ -268,7 +276,7 @@ def test_one_process_gives_no_interval(run: Callable[..., Store]) -> None:
 def test_the_processes_take_turns_in_random_order(run: Callable[..., Store]) -> None:
     teams = _Teams(noise=0.2)
     store = run(teams, _CASES[:1])
-    assert store.rows()[0].run_lengths == (99, 99, 99)
+    assert store.rows()[0].measurement.run_lengths == [99, 99, 99]
     assert len({message["seed"] for do, message in teams.log if do == "measure"}) == teams.count("measure")
 
 
