@@ -50,6 +50,14 @@ def test_the_default_prints_the_table_and_writes_the_report(make):
     assert (folder / "README.md").exists()
 
 
+def test_each_row_is_read_once_for_the_table_and_the_pages(make, monkeypatch):
+    folder, read = make(row("a"), row("b")), []
+    once = Row.from_json.__func__
+    monkeypatch.setattr(Row, "from_json", classmethod(lambda cls, record: read.append(record) or once(cls, record)))
+    assert call(folder).exception is None
+    assert len(read) == 2
+
+
 @pytest.mark.parametrize("form", ["json", "csv", "md", "html"])
 def test_other_formats_print_that_alone_and_write_nothing(make, form):
     folder = make(row())

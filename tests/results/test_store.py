@@ -49,6 +49,13 @@ def test_a_folder_is_made_and_read_again(store, tmp_path):
     assert sorted(path.name for path in store.folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
 
 
+def test_what_was_appended_is_held_as_it_is(store):
+    one = row(notes=["a note"])
+    store.append([one])
+    assert store.rows()[0] is one
+    assert Store.open(store.folder).rows() == [one]
+
+
 def test_cases_are_taken_from_another_folder_with_where_they_were_measured(store, tmp_path):
     with create(tmp_path, "sweep") as other:
         other.append([row("a", phase="forward"), row("a")])
