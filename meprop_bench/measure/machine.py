@@ -35,26 +35,15 @@ _CHANGING = ("powersave", "ondemand", "conservative", "schedutil", "userspace")
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What happened on the machine over a stretch of time; None for what cannot be counted here.
+    """What happened on the machine over a stretch of time; None for what cannot be counted here."""
 
-    Attributes:
-        wall_s: how long the stretch was.
-        cores: that this process may use.
-        others_s: CPU seconds that other processes took on them.
-        stolen_s: CPU seconds that the hypervisor withheld from them.
-        throttled_s: seconds for which this process's control groups waited, their CPU quota being used up.
-        overheated: times that a core was slowed because it was too hot.
-        swapped_in: pages read back from swap, by any process.
-
-    """
-
-    wall_s: float
-    cores: int
-    others_s: float | None
-    stolen_s: float | None
-    throttled_s: float | None
-    overheated: int | None
-    swapped_in: int | None
+    wall_s: float  # how long the stretch was
+    cores: int  # that this process may use
+    others_s: float | None  # CPU seconds that other processes took on them
+    stolen_s: float | None  # CPU seconds that the hypervisor withheld from them
+    throttled_s: float | None  # seconds for which this process's control groups waited, their CPU quota being used up
+    overheated: int | None  # times that a core was slowed because it was too hot
+    swapped_in: int | None  # pages read back from swap, by any process
 
     @property
     def notes(self) -> list[Note]:

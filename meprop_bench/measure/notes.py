@@ -88,9 +88,6 @@ class Note:
     kind: str = OTHER  # what it is about
     values: Mapping[str, float] = field(default_factory=dict, hash=False)  # of that kind, by name
 
-    def __str__(self) -> str:
-        return self.text
-
     @classmethod
     def of(cls, kind: str, **values: float) -> Self:
         """Make a note of a kind; KeyError for a kind or values that there are not."""
