@@ -200,8 +200,9 @@ def time(results: Measured, benchmark: Any) -> Callable[[Case, str], None]:
         parities = [each.to_json()["parity"] for each in rows if each.parity]
         benchmark.extra_info["parity"] = parities[0] if parities else None
         benchmark.extra_info["row"] = row.to_json()  # what `meprop-bench report` and `gate` read
-        REPLAY.take(row.values_s)
-        benchmark.pedantic(REPLAY.step, rounds=len(row.values_s))
+        values_s = row.measurement.values_s
+        REPLAY.take(values_s)
+        benchmark.pedantic(REPLAY.step, rounds=len(values_s))
 
     return go
 

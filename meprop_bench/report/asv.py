@@ -88,7 +88,7 @@ def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: b
     for store in sorted(stores, key=lambda found: datetime.fromisoformat(found.header["started"]).timestamp()):
         folder = store.folder
         for row in store.rows():
-            if not row.passed or row.values_s is None or row.phase is None:
+            if not row.passed or row.measurement is None or row.phase is None:
                 left_out += 1
                 continue
             environment = store.header["environments"].get(row.environment_id)
@@ -180,7 +180,7 @@ def _interval(name: str, row: Row) -> Interval:
     if name == "time":
         pairs = [[(1.0, method_s) for _, method_s in run] for run in pairs]
     found = paired_ratio(pairs, 0.99)
-    estimate = 1 / found.estimate if name == "ratio" else row.median_s or math.nan
+    estimate = 1 / found.estimate if name == "ratio" else row.sparse.median_s or math.nan
     return Interval(estimate, *((1 / found.high, 1 / found.low) if found.bounded else (-math.inf, math.inf)))
 
 

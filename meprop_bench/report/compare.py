@@ -226,7 +226,7 @@ class Comparison:
                 *(Cell(AXES[name](change.head)) for name in axes),
                 *((Cell(change.head.allocator),) if allocators else ()),
                 *(Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either),
-                Cell(pair(seconds(change.base.median_s), seconds(change.head.median_s))),
+                Cell(pair(seconds(change.base.sparse.median_s), seconds(change.head.sparse.median_s))),
                 self._cell(place, "time", reasons),
                 Cell(pair(*map(plain_speedup, (change.base, change.head)))),
                 self._cell(place, "speedup", reasons),
@@ -282,8 +282,8 @@ class Comparison:
             "case_id": change.head.case_id,
             "phase": change.head.phase,
             **{axis.stored: getattr(change.head, axis.stored) for axis in TABLE.values()},
-            "base_median_s": change.base.median_s,
-            "head_median_s": change.head.median_s,
+            "base_median_s": change.base.sparse.median_s,
+            "head_median_s": change.head.sparse.median_s,
             "base_speedup": change.base.speedup,
             "head_speedup": change.head.speedup,
             "base_baseline_disagreement": change.base.baseline_disagreement,
@@ -380,9 +380,8 @@ def _short(value: object) -> str:
 
 def _precise(found: Interval) -> str:
     """A ratio near 1 with as many digits as it needs."""
-    bounds = (found.low, found.high) if found.bounded else (None, None)
     if found.estimate >= _FAR or found.estimate <= 1 / _FAR or too_wide(found.half_width):
-        return ratio_within(found.estimate, *bounds)
+        return ratio_within(found)
     return f"{found.estimate:.3f}x" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else "")
 
 

@@ -109,7 +109,7 @@ def _over_k(rows: list[Row], number: int) -> Plot:
     axes = figure.add_subplot()
     for index, series in enumerate(grouped(rows, _line)):
         _series(axes, sorted(series, key=lambda row: row.k), index)
-    if any(row.floor_s for row in rows):
+    if any(row.sparse.floor_s for row in rows):
         axes.plot([], [], color="#777777", linewidth=1.1, linestyle=":", label="at the machine's floor")
     _bound(axes, rows)
     _paper(axes, rows)
@@ -173,7 +173,8 @@ def _series(axes: Axes, rows: list[Row], index: int) -> None:
     ]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 3}
     axes.errorbar(ks, values, yerr=spread, label=", ".join(_line(rows[0])), **style)
-    floors = [(row.k, row.baseline_median_s / row.floor_s) for row in rows if row.baseline_median_s and row.floor_s]
+    times = [(row.k, row.dense.median_s, row.sparse.floor_s) for row in rows]
+    floors = [(k, dense_s / floor_s) for k, dense_s, floor_s in times if dense_s and floor_s]
     if len(floors) > 1:
         axes.plot(*zip(*floors, strict=True), color=colour, linewidth=1.1, linestyle=":")
 
@@ -198,7 +199,7 @@ def _paper(axes: Axes, rows: list[Row]) -> None:
 
 def _phases(case: list[Row]) -> list[Row]:
     """The rows that add up to a step, if the case has several of them, timed on both sides."""
-    found = {row.phase: row for row in case if row.median_s is not None and row.baseline_median_s is not None}
+    found = {row.phase: row for row in case if row.sparse.median_s is not None and row.dense.median_s is not None}
     stack = [found[phase] for phase in _STACK if phase in found]
     return stack if len(stack) > 1 else []
 
@@ -208,7 +209,7 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
 
     figure = Figure(figsize=(8, 1.5 + 0.62 * len(cases)), layout="constrained")
     axes = figure.add_subplot()
-    most = max(sum(row.baseline_median_s or 0 for row in _phases(case)) for case in cases)
+    most = max(sum(row.dense.median_s or 0 for row in _phases(case)) for case in cases)
     unit, scale = ("s", 1.0) if most >= 1 else ("ms", 1e3) if most >= 1e-3 else ("µs", 1e6)
     ticks: list[tuple[float, str]] = []
     for index, case in enumerate(cases):
@@ -218,7 +219,7 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
         for offset, side in ((-0.2, "dense"), (0.2, named)):
             start = 0.0
             for row in _phases(case):
-                seconds = row.baseline_median_s if side == "dense" else row.median_s
+                seconds = row.side(side).median_s
                 assert seconds is not None
                 label = str(row.phase) if index == 0 and side == "dense" else None
                 colour = _STACK[str(row.phase)]

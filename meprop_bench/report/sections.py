@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from meprop_bench.measure.notes import Note
 from meprop_bench.report.cells import (
     ABSENT,
     IN_SHAPE,
@@ -36,7 +37,18 @@ from meprop_bench.results.axes import Axis
 from meprop_bench.results.schema import PASSED, Row, select
 from meprop_bench.stats import too_wide
 
-__all__ = ["AXES", "PHASES", "WORDS", "Section", "parity_section", "phase_order", "sections", "summary", "varying"]
+__all__ = [
+    "AXES",
+    "PHASES",
+    "WORDS",
+    "Section",
+    "by_phase",
+    "parity_section",
+    "phase_order",
+    "sections",
+    "summary",
+    "varying",
+]
 
 PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")
 
@@ -90,8 +102,8 @@ _NEED_NO_WORD = {axis.heading: axis.text(axis.default) for axis in TABLE.values(
 """Where it is the same for all rows: nobody chose it."""
 
 _FIGURES: dict[str, Callable[[Row], Cell]] = {
-    "dense": lambda row: Cell(seconds(row.baseline_median_s)),
-    "sparse": lambda row: Cell(seconds(row.median_s if row.passed else None)),
+    "dense": lambda row: Cell(seconds(row.dense.median_s)),
+    "sparse": lambda row: Cell(seconds(row.sparse.median_s if row.passed else None)),
     "speed-up": speedup,
     "efficiency": efficiency,
     "peak memory": lambda row: Cell(_memory_pair(row)),
@@ -138,35 +150,40 @@ def _section(title: str, rows: list[Row], remark: str, told_apart: frozenset[int
     absent = {
         "check": all(row.check == PASSED for row in rows),
         "parity": not any(row.parity for row in rows),
-        "efficiency": all(row.efficiency is None for row in rows),
+        "efficiency": all(row.sparse.efficiency is None for row in rows),
         "peak memory": all(_memory_pair(row) == ABSENT for row in rows),
     }
     figures = [name for name in _FIGURES if not absent.get(name)]
     if absent["check"]:
         constants = "; ".join(filter(None, (constants, "check passed")))
     failures = [text for row in rows if (text := failure(row))]
-    notes = Footnotes([row.notes for row in rows if row.median_s is not None or row.notes], failures)
+    notes = Footnotes([row.notes for row in rows if row.sparse.median_s is not None or row.notes], failures)
 
-    def marked(cell: Cell, texts: Iterable[str | None]) -> Cell:
-        return Cell(cell.text + notes.marks(filter(None, texts)), cell.tone)
+    def marked(cell: Cell, own: Iterable[Note]) -> Cell:
+        return Cell(cell.text + notes.marks(own), cell.tone)
 
     def line(row: Row) -> tuple[Cell, ...]:
         cells = {name: _FIGURES[name](row) for name in figures}
         cells["speed-up"] = marked(speedup(row, told_apart=id(row) in told_apart), row.notes)
         if "check" in cells:
-            cells["check"] = marked(cells["check"], [failure(row)])
+            cells["check"] = marked(cells["check"], [Note(text) for text in (failure(row),) if text])
         return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
 
-    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
     return Section(
         title=title,
         constants=constants,
         remark=remark,
         columns=(*axes, *figures),
-        groups=tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases),
+        groups=by_phase(rows, line),
         footnotes=notes.lines,
         left=WORDS,
     )
+
+
+def by_phase(rows: Sequence[Row], line: Callable[[Row], tuple[Cell, ...]]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
+    """Return the lines of rows in groups, phase by phase in the order of a step."""
+    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
+    return tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases)
 
 
 def phase_order(phase: str | None) -> int:
@@ -175,7 +192,7 @@ def phase_order(phase: str | None) -> int:
 
 
 def _memory_pair(row: Row) -> str:
-    return pair(memory(row.baseline_peak_memory_bytes), memory(row.peak_memory_bytes))
+    return pair(memory(row.dense.peak_memory_bytes), memory(row.sparse.peak_memory_bytes))
 
 
 _METRICS = {"accuracy_percent": "development-set accuracy"}
@@ -199,7 +216,7 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
                 Cell(str(len(found.seeds))),
                 Cell(str(found.steps)),
                 *(Cell(mean) for mean in means),
-                Cell(points(found.difference, found.low, found.high)),
+                Cell(points(found.interval)),
                 Cell(f"{found.margin:g}"),
                 Cell(found.verdict, parity(row).tone),
             )
@@ -280,8 +297,7 @@ def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
     span = " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
     text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}{without}"
     if len(rows) > 1 and (mean := mean_speedup(rows)) is not None:
-        bounds = (mean.low, mean.high) if mean.bounded else (None, None)
-        text += f", geometric mean {ratio_within(mean.estimate, *bounds)}"
+        text += f", geometric mean {ratio_within(mean)}"
     if unclear := sum(row.significant is not None and id(row) not in told_apart for row in rows):
         text += f", {unclear} of them not significant"
     if slower := sum(id(row) in told_apart and (row.speedup or 0) < 1 for row in rows):

@@ -39,7 +39,7 @@ def test_a_layer_as_json_with_a_trace(
     printed = json.loads(out)
     rows = [Row.from_json(row) for row in printed["rows"]]
     assert [row.phase for row in rows] == ["forward", "backward"]
-    assert all(row.passed and row.speedup and row.floor_s and row.processes == 2 for row in rows)
+    assert all(row.passed and row.speedup and row.sparse.floor_s and row.measurement.processes == 2 for row in rows)
     assert all(row.speedup_low is not None and row.speedup_high is not None for row in rows)
     assert list(printed["environment"]) == [rows[0].environment_id]
     found = printed["profile"]

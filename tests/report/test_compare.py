@@ -130,9 +130,12 @@ def test_what_only_one_has_is_counted(measured, make_row):
 
 
 def test_one_process_has_no_interval(measured):
+    def joined(found):
+        return replace(found, runs=(tuple(pair for run in found.runs for pair in run),))
+
     def single(found):
         return document([
-            replace(row, run_lengths=[len(row.values_s)], processes=1, speedup_low=None, speedup_high=None)
+            replace(row, measurement=joined(row.measurement), speedup_low=None, speedup_high=None)
             for row in found.rows
         ])  # fmt: skip
 

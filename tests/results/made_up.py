@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from meprop_bench.sweep.suite import Grid
 from meprop_bench.workloads.case import Case
 
 ROOT = Path.cwd()
+STORED = [axis.stored for axis in AXES.values()]
 CASES = [Case(threads=2, allocator="kept", ballast=ballast) for ballast in (1, 3)]
 
 
@@ -41,7 +41,8 @@ def measured(case: Case, **changes: Any) -> Row:
         "median_s": 1.0, "values_s": (1.0, 1.1, 1.0, 0.9), "baseline_median_s": 4.0,
         "baseline_values_s": (4.0, 4.4, 4.0, 3.6), "run_lengths": (2, 2),
     }  # fmt: skip
-    return replace(failed_row(case, "", "e"), **{**found, **changes})
+    stored = {name: getattr(failed_row(case, "", "e"), name) for name in ("case_id", "environment_id", *STORED)}
+    return Row.of(**{**stored, **found, **changes})
 
 
 ROWS = [measured(case) for case in CASES]
@@ -101,7 +102,7 @@ def exported() -> list[Any]:
 
 table = sections(ROWS)[0]
 compared = compare(DOCUMENT, Document("two", "a command", "2026", ROWS, {"e": {}}))
-slow = [1000.0 * value for value in ROWS[0].baseline_values_s or ()]
+slow = [1000.0 * value for value in (4.0, 4.4, 4.0, 3.6)]
 apart = measured(CASES[1], baseline_values_s=tuple(slow), baseline_median_s=4000.0, speedup=4000.0)
 print(
     json.dumps(
