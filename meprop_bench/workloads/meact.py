@@ -25,7 +25,7 @@ from meprop_bench.training import Step, make_optimizer
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
 from meprop_bench.workloads.prepared import PASSED, Prepared
-from meprop_bench.workloads.steps import PHASES, WALK, Side, steady, weighed
+from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
 
@@ -70,14 +70,11 @@ def setup(case: Case) -> Prepared:
     baseline, method = Side(dense, stream), Side(active, stream)
     size = act.average_size
     return Prepared(
+        **sides(baseline, method),
         phases=PHASES,
-        baseline=baseline,
-        method=method,
         check=lambda: _check(active, stream[0]),
         kernel="masks",
         k=size,
-        memory=weighed(baseline, method),
-        steady=steady(baseline, method),
         data_published=data.published,
         notes=(
             *data.notes,

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, unified_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, unified_rows
 from meprop_bench.ops.selection import column_statistics, select
 
 __all__ = ["KERNEL", "Gather", "products"]
 
 
-class Gather:
+class Gather(Kernel):
     """See the module."""
 
     name = "gather"

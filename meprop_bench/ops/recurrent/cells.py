@@ -7,10 +7,11 @@ and everything else is element-wise (σ the logistic function, ⊙ understood, '
     gru         r z = σ(a + b)      n = tanh(a_n + r b_n)                                 h = n + z (h' - n)
     tanh, relu                                                                            h = tanh(a + b), max(0, a + b)
 
-`forward` keeps what `backward` needs, as tensors of n rows. `backward` takes the gradients of the states after the step
-and gives those at the *pre-activations* of the gates, which is where the selection acts: once as the gradient of a,
-once as that of b. The two are one tensor but for the new gate of the GRU, whose b is multiplied by r; and it gives what
-goes to the states before the step by element-wise paths, not through W_hh. Both are made of differentiable operators.
+`forward` saves what `backward` needs, the tape, as tensors of n rows. `backward` takes the gradients of the states
+after the step and gives those at the *pre-activations* of the gates, which is where the selection acts: once as the
+gradient of a, once as that of b. The two are one tensor but for the new gate of the GRU, whose b is multiplied by r;
+and it gives what goes to the states before the step by element-wise paths, not through W_hh. Both are made of
+differentiable operators.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class Cell(Protocol):
     """1 for h, 2 for h and c."""
 
     def forward(self, a: Tensor, b: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
-        """Return the states after the step, each (n, h), and what is kept, for a and b (n, G h)."""
+        """Return the states after the step, each (n, h), and the tape, for a and b (n, G h)."""
         ...
 
     def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
+        self, d_after: Tensors, h_before: Tensor, tape: Tensors
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Return the gradients of a and of b, (n, G h), and of the states before, but for what b gives them."""
         ...
@@ -57,10 +58,10 @@ class _LSTM:
         return (o * t, c), (torch.cat((i, f, g, o), 1), before[1], t)
 
     def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
+        self, d_after: Tensors, h_before: Tensor, tape: Tensors
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         dh, dc = d_after
-        activated, c_before, t = kept
+        activated, c_before, t = tape
         i, f, g, o = activated.chunk(4, 1)
         dc = dc + dh * o * (1 - t * t)
         d = torch.cat(
@@ -80,10 +81,10 @@ class _GRU:
         return (n + z * (h_before - n),), (torch.cat((r, z, n), 1), b_n)
 
     def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
+        self, d_after: Tensors, h_before: Tensor, tape: Tensors
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         (dh,) = d_after
-        activated, b_n = kept
+        activated, b_n = tape
         r, z, n = activated.chunk(3, 1)
         d_n = dh * (1 - z) * (1 - n * n)
         d_z = dh * (h_before - n) * z * (1 - z)
@@ -99,9 +100,9 @@ class _Tanh:
         return (h,), (h,)
 
     def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
+        self, d_after: Tensors, h_before: Tensor, tape: Tensors
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        d = d_after[0] * (1 - kept[0] * kept[0])
+        d = d_after[0] * (1 - tape[0] * tape[0])
         return d, d, (None,)
 
 
@@ -113,9 +114,9 @@ class _ReLU:
         return (h,), (h,)
 
     def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
+        self, d_after: Tensors, h_before: Tensor, tape: Tensors
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        d = torch.where(kept[0] <= 0, 0, d_after[0])  # a NaN in h lets the gradient pass, as torch's own does
+        d = torch.where(tape[0] <= 0, 0, d_after[0])  # a NaN in h lets the gradient pass, as torch's own does
         return d, d, (None,)
 
 
