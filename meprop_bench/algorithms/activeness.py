@@ -13,7 +13,7 @@ section 2.3.2: "the most active path across all gates are kept"). We read it as 
 
 Kernels select within the backward pass and report nothing. For a linear layer a hook on its output sees the same dy and
 selects again, which gives the kernel's selection but for entries of equal, non-zero magnitude at the k-th place. That
-costs one more selection for each step, and keeps the kernels free of bookkeeping that only meSimp needs. A recurrent
+costs one more selection for each step, and leaves the kernels free of bookkeeping that only meSimp needs. A recurrent
 layer, whose dy no hook can see, calls the record itself, once for each backward pass: `record(dy, idx)`.
 """
 

@@ -83,7 +83,7 @@ class MeSimp:
         count_zeros: let entries of dy that are zero count as active when they fill k up; see `activeness`.
         cycle: epochs with and without; None for simplification throughout.
 
-    A ratio k is turned into the number it means now, and stays that. An example of a recurrent layer's record is one
+    A ratio k becomes the number it means now, and stays that. An example of a recurrent layer's record is one
     time step of one example. All cells of one recurrent module keep as many neurons as the one with the most active
     ones, since the module has one hidden size. With k neurons or fewer it is dense, and meSimp leaves it as it is.
 
@@ -115,7 +115,7 @@ class MeSimp:
         self.interval, self.rate, self.round_to = interval, rate, round_to
         self.cycle = cycle
         self.simplifying = True
-        """Whether records are kept and neurons removed now, or this is the normal part of a stage."""
+        """Whether neurons are recorded and removed now, or this is the normal part of a stage."""
         self.examples = 0
         self.epochs = 0
         self.history: list[Pruning] = []

@@ -15,7 +15,7 @@ other kinds are all converted. Where that is wrong, and wherever else, a filter 
 
     convert(model, k=0.05, filter=lambda module, name: name.startswith("encoder."))
 
-Kinds that want different keywords are converted one call after the other.
+Kinds that need different keywords are converted one call after the other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _KINDS: dict[type[nn.Module], _Kind] = {
 }
 
 _DEFAULTS = {"selection": "example", "sparse": False, "kernel": "auto"}
-"""The keywords besides k; one with its default is not asked for, hence no error where it does not apply."""
+"""The keywords besides k; one with its default counts as not given, hence no error where it does not apply."""
 
 
 def convert(
@@ -75,7 +75,7 @@ def convert(
 
     Args:
         model: any module; changed in place.
-        k: entries kept, as the kind of layer understands it: of the outputs of `nn.Linear`, of the positions of a map
+        k: entries selected, as the kind of layer understands it: of the outputs of `nn.Linear`, of the positions of a map
             of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1].
         selection: as for the layers converted, e.g. `MePropLinear`.
         sparse: as for `MePropLinear`.
@@ -93,7 +93,7 @@ def convert(
     Raises:
         ValueError: for a kind that cannot be converted, a keyword that one of the kinds does not take, a k, selection
             or kernel that does not exist, a layer that cannot be converted (an LSTM with projections), or if the model
-            itself is a linear layer, to be converted, and no filter says what is wanted. Nothing is changed then.
+            itself is a linear layer, to be converted, and no filter decides. Nothing is changed then.
 
     """
     given = {"selection": selection, "sparse": sparse, "kernel": kernel}

@@ -5,7 +5,7 @@ until it first differs, and then as a variable of the graph. So a layer holds it
 of all changes only the first compiles again (and the first to k >= n, where the graph is that of the dense layer, and
 the first from a count to a ratio).
 
-    count k      size = k                    a linear layer, which knows its n, turns any k into a count
+    count k      size = k                    a linear layer, which knows its n, makes any k a count
     ratio k      size = k · 2^bits           a convolution, whose maps have the size that their input gives them
 
 A ratio is held exactly: a float is 53 binary digits, which are all there with bits = 62 down to k = 2^-10 (and bits is

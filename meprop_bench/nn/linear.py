@@ -63,7 +63,7 @@ class MePropLinear(ChangingK, nn.Linear):
         self.configure(k=k, selection=selection, sparse=sparse, kernel=kernel)
 
     _n = 0
-    """Outputs for which k was turned into a count."""
+    """Outputs for which k was made a count."""
 
     @classmethod
     def from_linear(

@@ -199,7 +199,7 @@ def conv_backward(
         w: shape of the weight, (N, C, kh, kw).
         itemsize: bytes of an element.
         k: positions selected of each map, a count or a ratio; None for the dense layer.
-        dx: whether dx is wanted.
+        dx: whether dx is needed.
         geometry: stride, padding, dilation and groups.
 
     """

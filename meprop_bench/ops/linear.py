@@ -3,7 +3,7 @@
     forward     y  = x Wᵀ + b                                  exactly `F.linear`
     backward    dx = S(dy) W,  dW = S(dy)ᵀ x,  db = Σ dy       S keeps k entries of dy: see `selection`
 
-Three things are kept apart: the *kernels* (ways to compute this backward), the pure function `linear_backward`, which
+Three things stand apart: the *kernels* (ways to compute this backward), the pure function `linear_backward`, which
 brings any shape into the kernels' two dimensions, and the *registrations* with autograd, which all call it:
 
 * `_Linear`, eager. At B = 10 a whole layer takes some 30 microseconds, so what this adds to `F.linear` counts.
@@ -200,7 +200,7 @@ _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Linear).apply
 
 
 class _Node:
-    """The C++ registration, or nothing; it is looked for when the first case comes that it might take."""
+    """The C++ registration, or nothing; it is loaded when the first case comes that it might take."""
 
     def __init__(self) -> None:
         self.linear: Callable[..., Tensor | None] = self._first

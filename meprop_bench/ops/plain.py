@@ -51,7 +51,7 @@ def in_python(*tensors: Any) -> bool:
     """Whether tensors are strided memory of real numbers, of one dtype and on one device, and nothing changes what
     operators mean by it: no subclass, no wrapper, no lazy negation. None is passed over.
     """
-    first, wanted = None, 0
+    first, expected = None, 0
     for t in tensors:
         if t is None:
             continue
@@ -59,10 +59,10 @@ def in_python(*tensors: Any) -> bool:
             return False
         keys = _keys(t).raw_repr() & _TELLING
         if first is None:
-            first, wanted = t, keys
+            first, expected = t, keys
             if keys & ~_DEVICES != _DENSE or keys & _META or t.is_complex():
                 return False
-        elif keys != wanted or t.dtype is not first.dtype:
+        elif keys != expected or t.dtype is not first.dtype:
             return False
     return True
 

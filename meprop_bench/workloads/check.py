@@ -152,8 +152,8 @@ def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> s
     exact = copy.deepcopy(layer).double()
     exact.kernel = "masked"
     got = gradients(layer, x.dtype, dy)
-    wanted = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
-    if reason := compare(got, wanted, names, max(_EXCHANGED, _tolerance(x))):
+    expected = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
+    if reason := compare(got, expected, names, max(_EXCHANGED, _tolerance(x))):
         return reason
     whole, plain = copy.deepcopy(layer), copy.deepcopy(layer)
     whole.k = layer.hidden_size
@@ -198,8 +198,8 @@ def compare(
         tolerance: another one than that of their arithmetic.
 
     """
-    for name, mine, wanted in zip(names, got, true, strict=True):
-        error, most = _relative_error(mine, wanted), tolerance or _tolerance(mine)
+    for name, mine, expected in zip(names, got, true, strict=True):
+        error, most = _relative_error(mine, expected), tolerance or _tolerance(mine)
         if not error <= most:  # NaN is wrong, too
             return f"{name} is off by {error:.1e}, relative; at most {most:.0e} is rounding"
     return None

@@ -94,8 +94,8 @@ def prepare(case: Case, x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> Prepared
     again: Call = Slowed(step, case.slowdown) if case.slowdown else step
 
     def check() -> str:
-        mine, wanted = (list(cast("tuple[Tensor, ...]", side())) for side in (again, step))
-        return compare(mine, wanted) or PASSED
+        mine, expected = (list(cast("tuple[Tensor, ...]", side())) for side in (again, step))
+        return compare(mine, expected) or PASSED
 
     shape = (case.batch, case.in_features, case.out_features, dy.element_size())
     cost = linear_forward(*shape) + linear_backward(*shape)

@@ -108,5 +108,5 @@ def _check(step: _Active, batch: _Batch) -> str:
     for name, layer in layers[:-1]:
         y = F.relu(F.linear(y, layer.weight, layer.bias) * step.act.active(name, ids))
     loss = F.cross_entropy(layers[-1][1](y), labels)
-    wanted = torch.autograd.grad(loss, list(parameters.values()))
-    return compare(list(got), list(wanted), tuple(parameters)) or PASSED
+    expected = torch.autograd.grad(loss, list(parameters.values()))
+    return compare(list(got), list(expected), tuple(parameters)) or PASSED

@@ -112,7 +112,7 @@ def backward(
 def _products(
     idx: Tensor, d: Tensor, request: Request, *layers: tuple[Tensor, Tensor, bool]
 ) -> tuple[list[tuple[Tensor | None, Tensor | None]], Tensor | None]:
-    """Return, for layers (x, w, whether dx is wanted) with the same S(d), all of (dx, dw), and db."""
+    """Return, for layers (x, w, whether dx is needed) with the same S(d), all of (dx, dw), and db."""
     (b, n), k = d.shape, idx.shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
     plans = [plan("example", threads, b, n, x.shape[1], k) for x, _, _ in layers]

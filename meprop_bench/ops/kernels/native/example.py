@@ -1,6 +1,6 @@
-"""The backward pass where each example keeps its own k neurons.
+"""The backward pass where each example has k neurons of its own.
 
-    dx[e] = Σ_{j in S(e)} dy[e, j] W[j]              S(e): what example e keeps
+    dx[e] = Σ_{j in S(e)} dy[e, j] W[j]              S(e): what example e selects
     dW[j] = Σ_{e : j in S(e)} dy[e, j] x[e]
 
 Both sums run over the same B k pairs (e, j), and a pair costs two multiply-adds on rows of m numbers: there is no

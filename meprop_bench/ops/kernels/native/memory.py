@@ -1,6 +1,6 @@
 """Memory by its address, as compiled kernels take it: a tensor's, and some to work in.
 
-The latter is kept from call to call: fresh memory costs more than the work done in it.
+The latter stays from call to call: fresh memory costs more than the work done in it.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def _choose(source, h, k, first, working, picked, chosen, count):
 
 @function()
 def _pass_back(a, e, row, gates, picked, count, values):
-    """Compute dh' of example e from the selected entries of its row; `values` is followed by room for h numbers."""
+    """Compute dh' of example e from the selected entries of its row; `values` is followed by space for h numbers."""
     h = a[_H]
     d = row_of(a[_DB], row, gates * h)
     value = view(values, count, np.float32)

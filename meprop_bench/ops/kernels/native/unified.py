@@ -1,4 +1,4 @@
-"""The backward pass where the whole batch keeps the same k neurons.
+"""The backward pass where the whole batch has the same k neurons.
 
 With the selected neurons h (k,), everything is small and dense:
 

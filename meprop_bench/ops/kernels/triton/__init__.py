@@ -167,7 +167,7 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
 
 
 def _select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
-    """Return the neurons kept, ascending int64 `(k,)`, and the bias gradient if it is wanted."""
+    """Return the neurons selected, ascending int64 `(k,)`, and the bias gradient if it is needed."""
     if request.selection != "unified":
         t = select(dy, request.k, request.selection).sort().values
         return t, dy.sum(0) if request.need_db else None
