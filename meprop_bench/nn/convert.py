@@ -75,7 +75,7 @@ def convert(
 
     Args:
         model: any module; changed in place.
-        k: entries selected, as the kind of layer understands it: of the outputs of `nn.Linear`, of the positions of a map
+        k: entries selected, as the kind of layer has it: of the outputs of `nn.Linear`, of the positions of a map
             of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1].
         selection: as for the layers converted, e.g. `MePropLinear`.
         sparse: as for `MePropLinear`.

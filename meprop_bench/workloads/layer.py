@@ -1,7 +1,7 @@
 """One layer as two subjects: the dense one by torch's own function, the sparsified one, on the same numbers.
 
     forward    y, with the graph that training needs
-    backward   the gradients of input and parameters: autograd's engine on (y, dy), again and again on one retained graph
+    backward   the gradients of input and parameters: autograd's engine on (y, dy), again and again on one graph
 
 That is what a training step pays: autograd's own call, and fresh tensors for all gradients, as after
 `zero_grad(set_to_none=True)`. It is not all that a training step sees: dy has no exact zeros, where a ReLU above would

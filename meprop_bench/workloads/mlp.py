@@ -72,7 +72,7 @@ def setup(case: Case) -> Prepared:
 
 
 class _Layer:
-    """A copy of a linear layer (training moves the original) with input and dy of a real step, and its retained graph."""
+    """A copy of a linear layer (training moves the original) with input and dy of a real step, and its graph."""
 
     def __init__(self, module: nn.Linear, x: Tensor, dy: Tensor, first: bool) -> None:
         self.module, self.dy = copy.deepcopy(module), dy
