@@ -26,6 +26,10 @@ class Sparsified(nn.Module):
     _METHOD = ("_k", "_n", "_bits", "_sized_k", "selection", "sparse", "kernel", "activeness", "__module__")
     """What an instance has and a layer of torch has not."""
 
+    @staticmethod
+    def check(layer: Any) -> None:
+        """Check that a layer of torch can become one of these; raises ValueError if not."""
+
     def configure(self, *, k: float, selection: str, kernel: str) -> None:
         """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
         self._check(selection, kernel)
@@ -72,7 +76,7 @@ class Sparsified(nn.Module):
         method: dict[str, Any] = {
             name: getattr(self, name) for name in ("k", "selection", "sparse", "kernel") if hasattr(self, name)
         }
-        if method["kernel"] == "auto":
+        if method.get("kernel") == "auto":
             del method["kernel"]
         return ", ".join((super().extra_repr(), *(f"{name}={value}" for name, value in method.items())))
 

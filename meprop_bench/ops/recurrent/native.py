@@ -92,12 +92,12 @@ def backward(
     most = min(b, shares(threads, rows * cell.gates * h * (_CELL_WORK + k)))
     scratch = torch.empty(recurrent_backward.scratch_bytes(most, h, k, cell.gates), dtype=torch.uint8)
     sizes, starts = torch.tensor(steps.sizes), torch.tensor(_starts(steps))
-    memory = torch.tensor([scratch.data_ptr(), idx.data_ptr()])
     recurrent_backward.through_time(
         OPENMP, CHAINS, BACK_ROWS, PASS_BACK_ROWS, most, alike, _CELL[cell.name], b, h, k, len(steps.sizes),
         steps.reverse, sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(),
         *(address(part) for part in (*more, None, None)[:2]), before.data_ptr(), w_hh.data_ptr(),
-        *(address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), memory.data_ptr(),
+        *(address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), idx.data_ptr(),
+        scratch.data_ptr(),
     )  # fmt: skip
     inputs = (x, w_ih, request.need_dx)
     if d_b is d_a:

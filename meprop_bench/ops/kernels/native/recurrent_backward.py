@@ -270,10 +270,10 @@ def _choose_for_all(a, gates):
     return count
 
 
-@function(types.void(*[types.int64] * 25))
+@function(types.void(*[types.int64] * 26))
 def through_time(
     openmp, chains, back, pass_back, shares, unified, cell, b, h, k, steps, reverse, sizes, starts,
-    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, memory,
+    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, idx, scratch,
 ):  # fmt: skip
     """Compute the gradients at all pre-activations and select of them; for words of the regions, see there.
 
@@ -282,17 +282,16 @@ def through_time(
         shares: into how many the examples are cut.
         unified: whether all examples of a time step share the selection.
         steps: T.
-        memory: int64 (2,), two addresses: of `scratch_bytes(shares, h, k, G)` bytes, on a multiple of 8, and of IDX.
+        scratch: `scratch_bytes(shares, h, k, G)` bytes, on a multiple of 8.
 
     """
     w = np.empty(WORDS, np.int64)
-    addresses = view(memory, 2, np.int64)
     w[_CELL], w[_B], w[_H], w[_K], w[_T], w[_REVERSE] = cell, b, h, k, steps, reverse
     w[_SIZES], w[_STARTS], w[_Y], w[_GATE], w[_OTHER], w[_MORE], w[_BEFORE] = (
         sizes, starts, dy, gate, other, more, before,
     )  # fmt: skip
     w[_W], w[_STATE], w[_MEMORY], w[_D], w[_DB] = w_hh, d_state, d_memory, d_a, d_b
-    w[_SCRATCH], w[_IDX] = addresses[0], addresses[1]
+    w[_IDX], w[_SCRATCH] = idx, scratch
     if not unified:
         parallel(openmp, shares, chains, w)
         return
