@@ -59,17 +59,8 @@ def check_linear(
 ) -> str:
     """Return "passed", or one line that says what is wrong.
 
-    Args:
-        x: input, `(B, m)`, requires a gradient.
-        w: weight, `(n, m)`, requires a gradient.
-        b: bias, `(n,)`, requires a gradient.
-        dy: incoming gradient, `(B, n)`.
-        k: neurons selected, resolved.
-        selection: one of `ops.SELECTIONS`.
-        sparse: whether dW comes as rows.
-        kernel: a name in the registry.
-        seed: for the random selections, which both sides then draw alike.
-
+    x `(B, m)`, w `(n, m)` and b `(n,)` require gradients; dy is `(B, n)`, and k is resolved. The method is described as
+    for `ops.linear`; the seed is for the random selections, which both sides then draw alike.
     """
 
     def gradients(k: int, x: Tensor, dy: Tensor) -> list[Tensor]:
@@ -93,16 +84,8 @@ def check_linear(
 def check_conv(x: Tensor, w: Tensor, b: Tensor, dy: Tensor, *, k: int, selection: str, kernel: str, seed: int) -> str:
     """Return "passed", or one line that says what is wrong with a convolution without padding.
 
-    Args:
-        x: images, `(B, m, H, W)`, require a gradient.
-        w: weight, `(n, m, f, f)`, requires a gradient.
-        b: bias, `(n,)`, requires a gradient.
-        dy: incoming gradient, `(B, n, OH, OW)`.
-        k: positions selected of each map, resolved.
-        selection: one of `ops.conv.SELECTIONS`.
-        kernel: a name in the registry of convolutions.
-        seed: for the random selection, which both sides then draw alike.
-
+    x `(B, m, H, W)`, w `(n, m, f, f)` and b `(n,)` require gradients; dy is `(B, n, OH, OW)`, and k is resolved. The
+    rest is as for `check_linear`.
     """
 
     def gradients(k: int, dy: Tensor) -> list[Tensor]:
@@ -133,14 +116,8 @@ entries selected, which changes a gradient by about this; a wrong gradient is of
 def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> str:
     """Return "passed", or one line that says what is wrong with a recurrent layer of `meprop_bench.nn`.
 
-    It is compared with itself in float64 by the kernel "masked" and, with all neurons selected, with the dense layer.
-
-    Args:
-        layer: what is checked.
-        x: input, `(T, B, m)`.
-        dy: incoming gradient of the output, `(T, B, n)`, or twice as wide for two directions.
-        seed: for the random selections, which both sides then draw alike.
-
+    It is compared with itself in float64 by the kernel "masked" and, with all neurons selected, with the dense layer,
+    for x `(T, B, m)` and dy `(T, B, n)`, twice as wide for two directions.
     """
 
     def gradients(module: nn.Module, dtype: torch.dtype, dy: Tensor) -> list[Tensor]:
