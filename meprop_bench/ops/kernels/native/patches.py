@@ -46,7 +46,7 @@ def _loop_over_entries(builder: Any, arguments: Any, starts: list[Any], step: An
 
     def body(s: Any, vectors: list[Any]) -> list[Any]:
         patch = builder.add(table, builder.mul(load_i32(builder, pixels, s), stride))
-        return step(patch, splat(builder, VECTOR, load_f32(builder, values, s)), vectors)
+        return list(step(patch, splat(builder, VECTOR, load_f32(builder, values, s)), vectors))
 
     return loop(builder, tuple(bounds), 1, starts, body)
 
