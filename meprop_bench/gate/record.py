@@ -61,7 +61,7 @@ def json_pieces(outcome: Outcome) -> Iterator[str]:
 
 
 class _Line(msgspec.Struct, gc=False):
-    """What is told of a judgement; msgspec writes null for what is no finite number."""
+    """A judgement in the document; msgspec writes null for what is no finite number."""
 
     case: str
     figure: str
@@ -98,6 +98,6 @@ def _lines(judgements: Judgements) -> list[str]:
 
 
 def _escaped(line: _Line) -> str:
-    told = msgspec.structs.asdict(line)
-    numbers = {key: None for key, value in told.items() if isinstance(value, float) and not math.isfinite(value)}
-    return json.dumps(told | numbers)
+    record = msgspec.structs.asdict(line)
+    missing = {key: None for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps(record | missing)
