@@ -135,9 +135,9 @@ class CaseRecords:
             base, head = (() if value is None else (value,) for value in sides)
             found.append(one(figure=name, quantity=quantity, unit=unit, base=base, head=head))
         if self.accuracy is not None:
-            base, head = self.accuracy
+            before, after = self.accuracy
             found.append(
-                one(figure="accuracy", quantity="accuracy", unit="points", base=base, head=head, own_processes=True)
+                one(figure="accuracy", quantity="accuracy", unit="points", base=before, head=after, own_processes=True)
             )
         return found
 

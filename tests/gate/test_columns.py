@@ -205,7 +205,7 @@ def test_pairs_are_judged_look_by_look_as_by_hand(most):
     series = paired(most, 100, looks)
     found = judge(series, SETTINGS, looks)
     alike(found, reference(series, SETTINGS, looks))
-    assert len({one.verdict for one in found}) > 1
+    assert (len({one.verdict for one in found}) > 1) == (most > 1)  # one pair gives no interval
 
 
 def test_holm_counts_blocks_and_series_together():
