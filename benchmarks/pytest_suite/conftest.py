@@ -21,7 +21,7 @@ from meprop_bench.measure.environment import collect
 from meprop_bench.results.redact import without_paths
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.sweep.accuracy import Accuracies
-from meprop_bench.sweep.runner import Progress
+from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.sweep.suite import Suite, absent, measured
 from meprop_bench.workloads.case import Case
 
@@ -189,7 +189,7 @@ class Measured:
 
         return self._accuracies.compare(case, train)
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, progress: SweepProgress) -> None:
         if progress.stage == "done":
             self._say(f"[{progress.done}/{progress.total}] {progress.case.label}, {progress.left_s:.0f} s left")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from meprop_bench.errors import ExitCode
 from meprop_bench.measure.allocator import current
 from meprop_bench.measure.environment import collect
 from meprop_bench.measure.machine import state
-from meprop_bench.measure.replicate import Asked, WorkerDied
-from meprop_bench.sweep.team import start_team
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerError
+from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import default_threads
 
 __all__ = ["Examination", "Finding", "examine"]
@@ -105,30 +107,30 @@ class _Trial:
     def __init__(self) -> None:
         self._closing = ExitStack()
         self._case = noise.identical()
-        self._worker: Asked | None = None
+        self._pool: Pool[int] | None = None
         self._loops: Any = None
         self._before = software.compiled()
 
     def start(self) -> None:
         """Start it, and let it import."""
-        pool = self._closing.enter_context(ThreadPoolExecutor(1))
-        team = start_team(self._case, 1)
-        self._closing.callback(team.close)  # before the pool, whose request it ends
-        self._worker = team.workers[0]
-        self._loops = pool.submit(noise.prepare, self._worker, self._case)
+        beside = self._closing.enter_context(ThreadPoolExecutor(1))
+        self._pool = Pool.of(partial(start_for, self._case), 1, noise.PATIENCE_S)
+        self._closing.callback(self._pool.close)  # before the thread, whose request it ends
+        self._loops = beside.submit(noise.prepare, self._pool, self._case)
 
     def findings(self) -> list[Finding]:
         """Measure, if it was started, and judge; nothing is found of what was not tried."""
         found: list[Finding] = []
         loaded = False
-        if self._worker is not None:
+        if self._pool is not None:
             try:
                 loops = self._loops.result()
                 loaded = True
-                found = noise.judge(noise.measure(self._worker, loops))
-            except WorkerDied as died:
+                found = noise.judge(noise.measure(self._pool, loops))
+            except WorkerError as error:
                 advice = "try again when the machine is calm, and see the kernel cache"
-                found = [Finding("noise", "A/A", "warning", f"not measured; the measuring process: {died}", advice)]
+                text = f"not measured; the measuring process: {noise.reason(error)}"
+                found = [Finding("noise", "A/A", "warning", text, advice)]
         cache = software.kernels(self._before, software.compiled(), loaded=loaded)
         return found if cache is None else [*found, cache]
 
