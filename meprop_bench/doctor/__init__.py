@@ -4,7 +4,7 @@
     start      a measuring process, as a sweep starts it; it imports while software, data and files are looked at
     A/A        a second and a half of pairs of identical code in that process, alone
 
-Everything that is read is read by `measure`, `data` and `sweep`; this room judges it. It stands above all that
+Everything that is read is read by `measure`, `data` and `sweep`; this package judges it. It stands above all that
 measures and below the command line: a verb's settings may be looked up here, and nothing needs the doctor.
 
 About 7 seconds on the 2-core machine when it is calm; `fast` leaves the measuring process out and takes 3.
@@ -68,7 +68,7 @@ def examine(
         presets: names or TOML files, to be checked.
         fast: leave the noise, the kernels' cache and the contents of the data out.
         folder: whose configuration is looked at; by default the working directory.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     """
     progress("watching the machine")

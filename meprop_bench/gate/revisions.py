@@ -214,7 +214,7 @@ class Rounds:
         """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
         first = self._plan.cases[0]
         with self._device(first):
-            self._tell("preparing", None)
+            self._notify("preparing", None)
             with self._processes(first) as pool:
                 self._hello(pool, first)
 
@@ -246,7 +246,7 @@ class Rounds:
     @contextmanager
     def _device(self, case: Case) -> Iterator[None]:
         """Have the device to ourselves: two runs side by side would each measure the other."""
-        with self._lock(case.device, lambda _: self._tell("waiting", case)):
+        with self._lock(case.device, lambda _: self._notify("waiting", case)):
             yield
 
     def _serve(self, group: list[Case]) -> list[Case]:
@@ -254,7 +254,7 @@ class Rounds:
         with ExitStack() as stack:
             with self._device(group[0]):
                 begun = self._now()
-                self._tell("starting", None)
+                self._notify("starting", None)
                 pool = stack.enter_context(self._processes(group[0]))
                 self._hello(pool, group[0])
                 started = (self._now() - begun) / len(group)
@@ -315,7 +315,7 @@ class Rounds:
     def _take(self, tally: Tally, pool: Pool[Side]) -> None:
         """Take one slice of a case, and at the first time the figures that have no noise."""
         case = tally.case
-        self._tell("checking", case)
+        self._notify("checking", case)
         setup = pool.ask_all("setup", case=case.told())
         checks = {}
         for side in self._rng.sample(SIDES, 2):  # one after the other: loops are calibrated
@@ -324,7 +324,7 @@ class Rounds:
                 raise WorkerFailed(f"its gradients are wrong: {found}", side, "check")
         phases, alone = timed_phases(setup)
         dense_loops, tally.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
-        self._tell("measuring", case)
+        self._notify("measuring", case)
         interleaving = Interleaving(pool, {"baseline": dense_loops, "method": tally.loops}, self._rng)
         taken = self._slice(interleaving, phases)
         if not tally.facts:
@@ -333,7 +333,7 @@ class Rounds:
             if kernels[0] != kernels[1]:
                 tally.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
             if case.workload == "mlp" and "accuracy" in self._plan.checks:
-                self._tell("training", case)
+                self._notify("training", case)
                 tally.accuracy = accuracies(case, pool, self._plan)
         for slowdown, record in taken.items():
             tally.records.setdefault(slowdown, []).append(record)
@@ -357,7 +357,7 @@ class Rounds:
                 dense_s += self._now() - before
         return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
 
-    def _tell(self, stage: str, case: Case | None) -> None:
+    def _notify(self, stage: str, case: Case | None) -> None:
         total, spent_s = len(self._plan.cases), self._now() - self._begun
         budget_s = self._plan.budget * total
         self._progress(GateProgress(stage, self._round, case, self._left, total, spent_s, budget_s))

@@ -140,7 +140,7 @@ def profile_case(
         search_s: seconds for the two break-even searches together; 0 leaves them out.
         trace: a file for the trace, .json or .json.gz.
         progress: called with what is being done.
-        cache: where the machine's peaks are kept.
+        cache: of the machine's peaks.
 
     Raises:
         UserError: the case cannot be set up or measured, or its check failed.

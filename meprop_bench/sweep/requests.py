@@ -162,7 +162,7 @@ def measure(session: Session, seconds: float, least_pairs: int, loops: int, seed
 
 
 def memory(session: Session, device: str) -> _Answer:
-    """Weigh each phase, in a pass of its own: weighing slows what it weighs."""
+    """Measure the memory of each phase, in a pass of its own, which is slow."""
     from meprop_bench.measure.memory import weigh
     from meprop_bench.workloads.prepared import After
 
@@ -178,7 +178,7 @@ def memory(session: Session, device: str) -> _Answer:
 def again(session: Session, seed: int) -> _Answer:
     """Set the case up once more: what its addresses do to its time is drawn anew, without a new process.
 
-    The same code on the same numbers passed its check in this process. A ballast of random sizes, kept until the
+    The same code on the same numbers passed its check in this process. A ballast of random sizes, there until the
     next time, sees to it that other memory is free than before.
     """
     import torch

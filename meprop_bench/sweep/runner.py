@@ -159,7 +159,7 @@ class Runner:
                 self._spent.append(self._now() - started)
                 self._deadline.took(self._spent[-1])
                 self._done += 1
-                self._tell(case, "done", rows=tuple(rows))
+                self._notify(case, "done", rows=tuple(rows))
         finally:
             self._dismiss()
 
@@ -177,10 +177,10 @@ class Runner:
                 self._dismiss()
 
     def _measure(self, case: Case) -> list[Row]:
-        self._tell(case, "starting")
+        self._notify(case, "starting")
         pool = self._processes(case)
         peaks = self._peaks(case, pool)
-        self._tell(case, "checking")
+        self._notify(case, "checking")
         setup, *_ = pool.ask_all("setup", case=case.to_json(), one_first=self._is_new(case.workload)).values()
         checks = pool.ask_each("check", warm_s=_WARM_S)
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
@@ -234,7 +234,7 @@ class Runner:
             found = [Measurement(phase, tuple(tuple(run[phase]) for run in runs), loops, disturbed) for phase in phases]
             widths = {measurement.phase: measurement.speedup.half_width for measurement in found}
             now = self._now()
-            self._tell(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
+            self._notify(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
             spent = now - started + (now - begun) > self._plan.budget
             if rounds >= _LEAST_ROUNDS and (
                 spent or all(measurement.converged(self._plan.target) for measurement in found)
@@ -248,7 +248,7 @@ class Runner:
         """
         if case.data is None or "accuracy" not in self._plan.checks:
             return None
-        self._tell(case, "training")
+        self._notify(case, "training")
         count = min(len(pool), default_threads()) if case.device == "cpu" else 1
         seeds = self._accuracies.seeds
         shares = {index: {"seeds": share} for index in range(count) if (share := seeds[index::count])}
@@ -269,7 +269,7 @@ class Runner:
             return "not asked for (utilization is off)"
         if case.caches == "cold":
             return "a steady loop has warm caches"
-        self._tell(case, "watching")
+        self._notify(case, "watching")
         try:
             return pool.ask(0, "utilization", device=case.device, seconds=_STEADY_S)
         except WorkerError as error:
@@ -312,14 +312,14 @@ class Runner:
         return new
 
     def _wait(self, case: Case, holder: int | None) -> None:
-        self._tell(case, waiting_for(holder))
+        self._notify(case, waiting_for(holder))
 
     def _dismiss(self) -> None:
         if self._pool is not None:
             pool, self._pool = self._pool, None
             pool.close()
 
-    def _tell(
+    def _notify(
         self,
         case: Case,
         stage: str,

@@ -6,7 +6,7 @@ A request is a line of the table: its name, and the function that answers it. Th
 this process holds between requests, and the rest of the request by name; its module is loaded when it is first asked
 for. To add one, write the function and its line.
 
-A worker is told its threads and allocator by its environment, before torch starts; it reads nothing else from outside.
+A worker has its threads and allocator from its environment, before torch starts; it reads nothing else from outside.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Session:
         checked: the same with their clock, once the check has passed.
         handoff: to the other worker, for the gate.
         ballast: memory that is in the way when a case is set up again.
-        loaded: what takes long to make and is asked for again, by name.
+        loaded: what takes long to make and serves later requests, by name.
 
     """
 
