@@ -31,7 +31,7 @@ from meprop_bench.stats import mean_difference, non_inferiority
 from meprop_bench.sweep.worker import Session, start_worker
 from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["Comparison", "Progress", "case_id", "compare"]
+__all__ = ["Comparison", "ParityProgress", "case_id", "compare"]
 
 _SIDES = ("dense", "sparse")
 _LONGEST_S = 7 * 24 * 3600.0
@@ -76,7 +76,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ParityProgress:
     """Where a comparison is.
 
     Attributes:
@@ -104,7 +104,7 @@ def compare(
     store: Store,
     *,
     processes: int,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ParityProgress], None] = lambda _: None,
     start: Callable[[], WorkerLike] = start_worker,
     now: Callable[[], float] = time.monotonic,
 ) -> Parity:
@@ -129,7 +129,7 @@ class _Trainings:
         self,
         comparison: Comparison,
         store: Store,
-        progress: Callable[[Progress], None],
+        progress: Callable[[ParityProgress], None],
         start: Callable[[], WorkerLike],
         now: Callable[[], float],
     ) -> None:
@@ -250,7 +250,7 @@ class _Trainings:
         share = self._share()
         gone = share - self._before
         left = (self._now() - self._begun) / gone * (1 - share) if gone > 0 else None
-        self._progress(Progress(share, left, seed, None if seed is None else self.pairs[seed]))
+        self._progress(ParityProgress(share, left, seed, None if seed is None else self.pairs[seed]))
 
     def _share(self) -> float:
         """Return how much is done, by what the workers left in their files: no number is ever waited for."""
