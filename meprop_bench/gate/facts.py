@@ -63,7 +63,6 @@ def weighed(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str, Any]
 def accuracies(case: Case, pool: Pool[Side], plan: Plan) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
     seeds = list(range(1, plan.accuracy_seeds + 1))
-    wanted = {"case": case.told(), "sparsified": True, "seeds": seeds, "steps": plan.accuracy_steps}
-    answers = pool.ask_all("accuracy", **wanted)
+    answers = pool.ask_all("accuracy", case=case.told(), sparsified=True, seeds=seeds, steps=plan.accuracy_steps)
     base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
     return base, head

@@ -185,10 +185,10 @@ class _Trainings:
             raise UserError(f"cannot make {self._folder}: {error.strerror}; choose another --out") from None
         self._before = self._share()
         device = str(self._comparison.recipe.options.get("device", "cpu"))
-        where = {"threads": self._comparison.threads, "device": "cuda:0" if device == "cuda" else device}
+        device = "cuda:0" if device == "cuda" else device
         with Pool.of(self._start, count, _LONGEST_S) as pool:
             try:
-                hello, *_ = pool.hello(**where, kernels=False).values()
+                hello, *_ = pool.hello(threads=self._comparison.threads, device=device, kernels=False).values()
             except WorkerError as error:
                 raise UserError(f"nothing can be trained: {error.sentence('a training process')}") from None
             for (seed, side), answer in pool.share(iter(self.todo), self._request, idle=self._tell):

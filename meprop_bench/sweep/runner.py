@@ -254,7 +254,7 @@ class Runner:
         shares = {index: {"seeds": share} for index in range(count) if (share := seeds[index::count])}
 
         def train(sparsified: bool) -> dict[int, float]:
-            wanted = {"case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
+            wanted: dict[str, Any] = {"case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
             answers = pool.ask_all("accuracy", each=shares, timeout=_ACCURACY_S, **wanted)
             return {seed: float(value) for answer in answers.values() for seed, value in answer["accuracies"]}
 
@@ -281,7 +281,7 @@ class Runner:
         if self._pool is None or self._pool_of != _group(case):
             self._dismiss()
             self._pool, self._pool_of = Pool.of(partial(self._start, case), self._plan.processes), _group(case)
-            wanted = {"threads": case.threads, "device": case.device, "pin": self._plan.pin}
+            wanted: dict[str, Any] = {"threads": case.threads, "device": case.device, "pin": self._plan.pin}
             hello, *_ = self._pool.hello(one_first=self._is_new("imports"), **wanted).values()
             self._environment_id = hello["environment_id"]
             self._revision = hello["environment"].get("git_revision")
