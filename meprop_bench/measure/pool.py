@@ -110,7 +110,7 @@ class Pool(Generic[Name]):
         except WorkerDied as died:
             self._dead.add(name)
             raise WorkerDied(died.reason, name, do) from None
-        if "error" in answer:
+        if answer.get("error") is not None:  # a training's record has the field, and none
             kind = _KINDS.get(str(answer.get("kind")), WorkerFailed)
             raise kind(str(answer["error"]), name, do)
         return answer

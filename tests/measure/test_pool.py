@@ -109,6 +109,11 @@ def test_an_answer_that_is_an_error_is_an_exception(what: str, kind: type[Worker
         assert not pool.lost
 
 
+def test_an_answer_whose_error_is_null_is_none() -> None:
+    with _pool(1, lambda *_: {"error": None, "test": 98.0}) as pool:
+        assert pool.ask(0, "train_arm") == {"error": None, "test": 98.0}
+
+
 def test_one_that_died_is_replaced_and_says_hello_again() -> None:
     died = WorkerDied("exited with status 3")
     with _pool(2, lambda number, message: died if (number, message["do"]) == (1, "measure") else None) as pool:
