@@ -385,15 +385,20 @@ def test_what_the_base_cannot_do_is_noted_and_not_compared() -> None:
 def test_where_the_base_cannot_and_the_head_dies_of_it_the_case_is_noted_and_the_others_get_a_fresh_pair() -> None:
     plan = _plan(k=(2, 3), processes=3)
 
+    dead: set[int] = set()
+
     def wrong(side: str, do: str, worker: int, case: Case) -> Any:
-        if do != "setup" or case.k != 3:
-            return None
-        return {"error": "no", "kind": "user"} if side == "base" else WorkerDied("killed by signal 11")
+        if do == "setup" and case.k == 3:
+            if side == "base":
+                return {"error": "no", "kind": "user"}
+            dead.add(worker)
+        return WorkerDied("killed by signal 11") if worker in dead else None
 
     found = _measure(_Fakes(wrong=wrong), plan)
     counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
     assert counts == {plan.cases[0].label: 3}
     assert not [one for one in found.series if one.failure]
+    assert len(found.notes) == 2
     assert found.notes[1] == f"{plan.cases[1].label}: not comparable, the base cannot do it: no"
 
 
