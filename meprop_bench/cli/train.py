@@ -110,9 +110,9 @@ def recipe_of(wishes: dict[str, Any]) -> Recipe:
         UserError: a k that is no number, or an unknown task.
 
     """
+    from meprop_bench.errors import one_of
     from meprop_bench.sweep.plan import parse_axis
     from meprop_bench.tasks.recipe import Recipe
-    from meprop_bench.workloads.case import one_of
 
     one_of("task", wishes["task"], tuple(TASKS))
     given = {name: value for name, value in wishes.items() if value is not None}
@@ -140,8 +140,8 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     """Train one model of a task, dense or by a method, with checkpoints, a history and a learning curve."""
     import torch
 
+    from meprop_bench.results.axes import default_threads
     from meprop_bench.tasks.run import describe, run
-    from meprop_bench.workloads.case import default_threads
 
     recipe = recipe_of(wishes)
     settings = recipe.settings(seed)

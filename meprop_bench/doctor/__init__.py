@@ -28,8 +28,8 @@ from meprop_bench.measure.environment import collect
 from meprop_bench.measure.machine import state
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError
+from meprop_bench.results.axes import default_threads
 from meprop_bench.sweep.worker import start_for
-from meprop_bench.workloads.case import default_threads
 
 __all__ = ["Examination", "Finding", "examine"]
 

@@ -14,6 +14,7 @@ from typing import Any
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
 from meprop_bench.measure.busy import too_busy
+from meprop_bench.measure.machine import warnings
 
 __all__ = ["allocators", "clock", "machine_state"]
 
@@ -70,20 +71,11 @@ def allocators() -> Finding:
     return Finding("machine", "allocator", "note" if missing else "ok", f"{text}; this shell's own: {current()}")
 
 
-def _said(state: _Facts, start: str) -> tuple[str, str] | None:
-    """Return the instrument's own warning that begins so, as a finding and an advice."""
-    for line in state["warnings"]:
-        if line.startswith(start):
-            text, _, advice = line.partition(": ")
-            return text, advice
-    return None
-
-
 def _cores(environment: _Facts, state: _Facts) -> Finding:
     physical, logical = environment["cpu_physical_cores"] or "?", state["cpu_logical_cores"]
     usable, threads = state["cpu_usable_cores"], state["threads"]
     text = f"{environment['cpu_model'] or 'unknown CPU'}: {physical} physical, {logical} logical, {usable} usable"
-    if (said := _said(state, f"{threads} threads on")) is not None:
+    if (said := warnings(state).get("threads")) is not None:
         return Finding("machine", "cores", "warning", f"{text}; {said[0]}", said[1])
     restricted = logical is not None and usable < logical
     advice = "the CPU affinity of this process leaves the others out" if restricted else ""
@@ -103,7 +95,7 @@ def _taken(state: _Facts, check: str, field: str, start: str, verb: str) -> Find
     if taken is None:
         return Finding("machine", check, "note", state["unavailable"].get(field, "not counted"))
     text = f"{start} {verb} {taken:.2f} of {cores} cores"
-    if (said := _said(state, start)) is None:
+    if (said := warnings(state).get(check)) is None:
         return Finding("machine", check, "ok", text)
     if (heavy := too_busy(state).get(check)) is not None:
         advice = "end them, or wait" if check == "others" else "measure on another machine, or at another hour"
@@ -120,7 +112,7 @@ def _frequency(environment: _Facts, state: _Facts) -> Finding:
     ]
     if now is not None:
         parts.append(f"{now:.0f} MHz now" + ("" if highest is None else f" of {highest:.0f}"))
-    if (said := _said(state, "the governor")) is not None:
+    if (said := warnings(state).get("governor")) is not None:
         return Finding("machine", "frequency", "warning", ", ".join(parts), ": ".join(said))
     advice = "short runs are faster than long ones" if boost else ""
     return Finding("machine", "frequency", "note" if boost or governor is None else "ok", ", ".join(parts), advice)
@@ -138,7 +130,7 @@ def _heat(state: _Facts) -> Finding:
 def _swap(state: _Facts) -> Finding:
     used = state["swap_used_bytes"]
     text = state["unavailable"].get("swap_used_bytes", "not shown") if used is None else f"{used / 2**20:.0f} MiB used"
-    if (said := _said(state, "the machine reads")) is not None:
+    if (said := warnings(state).get("swap")) is not None:
         return Finding("machine", "swap", "warning", f"{said[0]}; {text}", said[1])
     return Finding("machine", "swap", "note" if used is None else "ok", text)
 

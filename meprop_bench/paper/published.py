@@ -19,8 +19,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from meprop_bench.errors import UserError
-from meprop_bench.workloads.case import one_of
+from meprop_bench.errors import UserError, one_of
 
 __all__ = [
     "CLAIMS",

@@ -9,10 +9,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 from meprop_bench.paper.published import Setting
 from meprop_bench.paper.subjects import SUBJECTS
-from meprop_bench.workloads.case import one_of
 
 __all__ = ["SCALES", "Scale", "reading_of", "scale_of"]
 

@@ -28,6 +28,7 @@ from msgspec import Meta
 
 from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
+from meprop_bench.measure.notes import Note
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
@@ -145,8 +146,10 @@ class Store:
         """Add the rows of one case: all of them are on the disk when this returns, or none (`UserError`)."""
         if self._fd is None:
             raise ValueError("append: the store is not open for writing")
+        rows = list(rows)
         lines = [json.dumps(row.to_json(), allow_nan=False).encode() for row in rows]
-        found = [_parse(line, self.folder / MEASUREMENTS, "(new row)", _NOT_STORED) for line in lines]
+        for line in lines:
+            _parse(line, self.folder / MEASUREMENTS, "(new row)", _NOT_STORED)
         data = b"".join(line + b"\n" for line in lines)
         size = os.fstat(self._fd).st_size
         with _or_user_error(self.folder / MEASUREMENTS):
@@ -159,7 +162,7 @@ class Store:
                 with suppress(OSError):  # then the next to open it finds a torn line, and removes it
                     os.ftruncate(self._fd, size)
                 raise
-        self._rows.extend(found)
+        self._rows.extend(rows)
 
     def take(self, other: Store, case_ids: Collection[str]) -> int:
         """Add the rows that another folder has of these cases, and where they were measured; return of how many cases.
@@ -174,7 +177,7 @@ class Store:
             self.write_environment(of_rows, other.header["peaks"])
         for case_id in (case_id for case_id in case_ids if case_id in wanted):
             rows = [row for row in other.rows() if row.case_id == case_id]
-            self.append([replace(row, notes=(*row.notes, f"measured for {other.folder.name}")) for row in rows])
+            self.append([replace(row, notes=(*row.notes, Note(f"measured for {other.folder.name}"))) for row in rows])
         return len(wanted)
 
     def rows(self) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Can this machine measure these cases at all? Asked first, not after an hour of measuring others."""
+"""Can this machine measure these cases at all? Checked first, not after an hour of measuring others."""
 
 from __future__ import annotations
 
