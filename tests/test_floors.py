@@ -24,7 +24,7 @@ def test_what_measures_does_not_load_torchs_compiler() -> None:
     program = """
 import sys
 from meprop_bench.sweep.worker import Session
-Session().hello(threads=1, device="cpu")
+Session().handle({"do": "hello", "threads": 1, "device": "cpu"})
 import meprop_bench.nn
 sys.exit("torch._dynamo" in sys.modules)
 """

@@ -22,7 +22,7 @@ from meprop_bench.results.axes import AXES
 from meprop_bench.results.redact import without_paths
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.sweep.accuracy import Accuracies
-from meprop_bench.sweep.runner import Progress
+from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.sweep.suite import Suite, absent, measured
 from meprop_bench.workloads.case import Case
 
@@ -160,7 +160,7 @@ class Measured:
 
         return self._accuracies.compare(case, train)
 
-    def _show(self, progress: Progress) -> None:
+    def _show(self, progress: SweepProgress) -> None:
         if progress.stage == "done":
             self._say(f"[{progress.done}/{progress.total}] {progress.case.label}, {progress.left_s:.0f} s left")
 

@@ -32,7 +32,7 @@ from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
     from meprop_bench.gate.judgement import Outcome
-    from meprop_bench.gate.revisions import Progress
+    from meprop_bench.gate.revisions import GateProgress
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
     from meprop_bench.sweep.plan import Plan
@@ -254,7 +254,7 @@ def _typed() -> str:
 
 
 @contextmanager
-def _showing() -> Iterator[Callable[[Progress], None]]:
+def _showing() -> Iterator[Callable[[GateProgress], None]]:
     """Show on standard error where a comparison is: one live line on a terminal, a line for each round elsewhere."""
 
     target = console(stderr=True, highlight=False)
@@ -264,7 +264,7 @@ def _showing() -> Iterator[Callable[[Progress], None]]:
         return
     rounds: set[int] = set()
 
-    def once(progress: Progress) -> None:
+    def once(progress: GateProgress) -> None:
         if progress.round not in rounds:
             rounds.add(progress.round)
             with suppress(OSError):  # nobody reads it: that is no reason to stop
@@ -273,7 +273,7 @@ def _showing() -> Iterator[Callable[[Progress], None]]:
     yield once
 
 
-def _where(progress: Progress, *, short: bool = False) -> str:
+def _where(progress: GateProgress, *, short: bool = False) -> str:
     spent = f"{progress.spent_s:.0f} s of {progress.budget_s:.0f} s at most"
     if progress.round == 0:
         return f"{progress.stage} both revisions: {spent}"

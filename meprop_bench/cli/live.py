@@ -15,14 +15,14 @@ from meprop_bench.stats import CANNOT_TELL, plus_minus, too_wide
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.sweep.plan import Plan
-    from meprop_bench.sweep.runner import Progress
+    from meprop_bench.sweep.runner import SweepProgress
     from meprop_bench.workloads.case import Case
 
 __all__ = ["outcome", "showing", "tell_left_out"]
 
 
 @contextmanager
-def showing(plan: Plan) -> Iterator[Callable[[Progress], None]]:
+def showing(plan: Plan) -> Iterator[Callable[[SweepProgress], None]]:
     """Give a function that shows where a run is, and a line for each case that is done."""
 
     target = console(stderr=True, highlight=False)
@@ -35,7 +35,7 @@ def showing(plan: Plan) -> Iterator[Callable[[Progress], None]]:
     with bar.Progress(*columns, console=target, transient=True) as bars:
         task = bars.add_task("", total=len(plan.cases))
 
-        def show(progress: Progress) -> None:
+        def show(progress: SweepProgress) -> None:
             bars.update(task, completed=progress.done, description=_description(progress))
             if progress.stage == "done":
                 target.print(_done(progress), markup=False)
@@ -43,7 +43,7 @@ def showing(plan: Plan) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _line(progress: Progress) -> None:
+def _line(progress: SweepProgress) -> None:
     if progress.stage.startswith("waiting"):
         click.echo(f"{progress.case.label}: {progress.stage}, which measures on {progress.case.device}", err=True)
     if progress.stage == "done":
@@ -52,13 +52,13 @@ def _line(progress: Progress) -> None:
         )
 
 
-def _description(progress: Progress) -> str:
+def _description(progress: SweepProgress) -> str:
     widest = max(progress.half_widths.values(), default=None)
     width = "" if widest is None or math.isnan(widest) else f" {plus_minus(widest)}"
     return f"{_duration(progress.left_s)} left · {progress.case.label}: {progress.stage}{width}"
 
 
-def _done(progress: Progress) -> str:
+def _done(progress: SweepProgress) -> str:
     return f"{progress.case.label}: {outcome(progress.rows)}"
 
 

@@ -30,7 +30,7 @@ from meprop_bench.errors import ExitCode
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Parity
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.parity import Comparison, Progress
+    from meprop_bench.sweep.parity import Comparison, ParityProgress
 
 __all__ = ["command"]
 
@@ -95,14 +95,14 @@ def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
 
 
 @contextmanager
-def _showing(comparison: Comparison) -> Iterator[Callable[[Progress], None]]:
+def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None]]:
     """Give a function that shows where a comparison is: a live line on a terminal, a line for each pair anywhere."""
     from rich import progress as bar
 
     target = console(stderr=True, highlight=False)
     label = comparison.recipe.label
 
-    def line(found: Progress) -> None:
+    def line(found: ParityProgress) -> None:
         if found.seed is None or found.pair is None:
             return
         dense, sparse = found.pair
@@ -120,7 +120,7 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[Progress], None]]:
     with bar.Progress(*columns, console=target, transient=True) as bars:
         one = bars.add_task(label, total=1.0)
 
-        def show(found: Progress) -> None:
+        def show(found: ParityProgress) -> None:
             left = "" if found.left_s is None else f" · {found.left_s:.0f} s left"
             bars.update(one, completed=found.share, description=label + left)
             line(found)

@@ -116,7 +116,7 @@ def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
     click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
     try:
         with showing(plan) as progress:
-            runner = Runner(plan, store, progress=progress, look=_look, deadline=deadline)
+            runner = Runner(plan, store, progress=progress, state=_look, deadline=deadline)
             runner.run()
     except KeyboardInterrupt:
         done = f"{len(store.done_case_ids())} of {len(plan.cases)} cases"

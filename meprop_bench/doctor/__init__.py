@@ -4,7 +4,7 @@
     start      a measuring process, as a sweep starts it; it imports while software, data and files are looked at
     A/A        a second and a half of pairs of identical code in that process, alone
 
-Everything that is read is read by `measure`, `data` and `sweep`; this room judges it. It stands above all that
+Everything that is read is read by `measure`, `data` and `sweep`; this package judges it. It stands above all that
 measures and below the command line: a verb's settings may be looked up here, and nothing needs the doctor.
 
 About 7 seconds on the 2-core machine when it is calm; `fast` leaves the measuring process out and takes 3.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from meprop_bench.errors import ExitCode
 from meprop_bench.measure.allocator import current
 from meprop_bench.measure.environment import collect
 from meprop_bench.measure.machine import state
-from meprop_bench.measure.replicate import Asked, WorkerDied
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerError
 from meprop_bench.results.axes import default_threads
-from meprop_bench.sweep.team import start_team
+from meprop_bench.sweep.worker import start_for
 
 __all__ = ["Examination", "Finding", "examine"]
 
@@ -66,7 +68,7 @@ def examine(
         presets: names or TOML files, to be checked.
         fast: leave the noise, the kernels' cache and the contents of the data out.
         folder: whose configuration is looked at; by default the working directory.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     """
     progress("watching the machine")
@@ -105,30 +107,30 @@ class _Trial:
     def __init__(self) -> None:
         self._closing = ExitStack()
         self._case = noise.identical()
-        self._worker: Asked | None = None
+        self._pool: Pool[int] | None = None
         self._loops: Any = None
         self._before = software.compiled()
 
     def start(self) -> None:
         """Start it, and let it import."""
-        pool = self._closing.enter_context(ThreadPoolExecutor(1))
-        team = start_team(self._case, 1)
-        self._closing.callback(team.close)  # before the pool, whose request it ends
-        self._worker = team.workers[0]
-        self._loops = pool.submit(noise.prepare, self._worker, self._case)
+        beside = self._closing.enter_context(ThreadPoolExecutor(1))
+        self._pool = Pool.of(partial(start_for, self._case), 1, noise.PATIENCE_S)
+        self._closing.callback(self._pool.close)  # before the thread, whose request it ends
+        self._loops = beside.submit(noise.prepare, self._pool, self._case)
 
     def findings(self) -> list[Finding]:
         """Measure, if it was started, and judge; nothing is found of what was not tried."""
         found: list[Finding] = []
         loaded = False
-        if self._worker is not None:
+        if self._pool is not None:
             try:
                 loops = self._loops.result()
                 loaded = True
-                found = noise.judge(noise.measure(self._worker, loops))
-            except WorkerDied as died:
+                found = noise.judge(noise.measure(self._pool, loops))
+            except WorkerError as error:
                 advice = "try again when the machine is calm, and see the kernel cache"
-                found = [Finding("noise", "A/A", "warning", f"not measured; the measuring process: {died}", advice)]
+                text = f"not measured; the measuring process: {noise.reason(error)}"
+                found = [Finding("noise", "A/A", "warning", text, advice)]
         cache = software.kernels(self._before, software.compiled(), loaded=loaded)
         return found if cache is None else [*found, cache]
 

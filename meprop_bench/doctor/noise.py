@@ -20,25 +20,26 @@ takes six minutes and tells more.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.measure.replicate import Asked, WorkerDied
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import plus_minus
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
 
-__all__ = ["LIMIT_S", "identical", "judge", "measure", "prepare"]
+__all__ = ["LIMIT_S", "PATIENCE_S", "identical", "judge", "measure", "prepare", "reason"]
 
 LIMIT_S = 6.0
 """Seconds for the process to be ready: a warm one needs 2.6 on the 2-core machine, a cold cache of kernels 32."""
 
+PATIENCE_S = 20.0
+"""Seconds for every later answer."""
+
 _PHASE = "step"
 _PART_S = 0.3
-_ANSWER_S = 20.0
 _GAIN = Plan.budget / Plan.processes / _PART_S
 
 
@@ -47,34 +48,38 @@ def identical() -> Case:
     return Case(method="dense", batch=10, in_features=784, out_features=500)
 
 
-def prepare(worker: Asked, case: Case, limit_s: float = LIMIT_S) -> int:
-    """Let a worker import what it needs, set the case up and check it; return the loops for a value.
+def prepare(pool: Pool[int], case: Case, limit_s: float = LIMIT_S) -> int:
+    """Let the process of a pool import what it needs, set the case up and check it; return the loops for a value.
 
     Raises:
-        WorkerDied: it did not get that far; the message is one line.
+        WorkerError: it did not get that far.
 
     """
-    hello = {"do": "hello", "threads": case.threads, "device": case.device}
-    _ask(worker, hello, limit_s)
-    _ask(worker, {"do": "setup", "case": case.to_json()})
-    found = _ask(worker, {"do": "check", "warm_s": 0.02})
+    pool.hello(threads=case.threads, device=case.device, timeout=limit_s)
+    pool.ask(0, "setup", case=case.to_json())
+    found = pool.ask(0, "check", warm_s=0.02)
     if found["check"] != PASSED:
-        raise WorkerDied(f"found that a dense layer is wrong here: {found['check']}")
+        raise WorkerFailed(f"a dense layer is wrong here: {found['check']}", 0, "check")
     return int(found["loops"])
 
 
-def measure(worker: Asked, loops: int) -> Measurement:
+def measure(pool: Pool[int], loops: int) -> Measurement:
     """Take pairs, in as many parts as a case has processes.
 
     Raises:
-        WorkerDied: no answer came.
+        WorkerError: no answer came.
 
     """
-    ask = {"do": "measure", "seconds": _PART_S, "least_pairs": 2, "loops": loops}
-    answers = [_ask(worker, {**ask, "seed": part}) for part in range(Plan.processes)]
+    wanted = {"seconds": _PART_S, "least_pairs": 2, "loops": loops}
+    answers = [pool.ask(0, "measure", seed=part, **wanted) for part in range(Plan.processes)]
     runs = tuple(tuple((float(a), float(b)) for a, b in answer["pairs"][_PHASE]) for answer in answers)
     marks = [answer["disturbed"] for answer in answers]
     return Measurement(_PHASE, runs, loops, None if None in marks else tuple(map(tuple, marks)))
+
+
+def reason(error: WorkerError) -> str:
+    """Return what the process did not do, as "the measuring process: ..." goes on."""
+    return str(error) if isinstance(error, WorkerDied) else f"could not {error.request}: {error}"
 
 
 def judge(found: Measurement) -> list[Finding]:
@@ -102,10 +107,3 @@ def _disturbances(found: Measurement) -> list[Finding]:
     share = sum(marks) / len(marks)
     text = f"{sum(marks)} of {len(marks)} pairs waited for a core for more than 5% of their time"
     return [Finding("noise", "disturbed", "warning" if share > 0.5 else "ok", text)]
-
-
-def _ask(worker: Asked, message: Mapping[str, Any], timeout: float = _ANSWER_S) -> dict[str, Any]:
-    answer = worker.request(message, timeout)
-    if "error" in answer:
-        raise WorkerDied(f"could not {message['do']}: {answer['error']}")
-    return answer

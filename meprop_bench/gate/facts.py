@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meprop_bench.gate.asking import ask, ask_both
 from meprop_bench.gate.case_records import SIDES, Fact, Side
-from meprop_bench.gate.turns import Turns
-from meprop_bench.measure.replicate import Asked
+from meprop_bench.gate.interleave import Interleaving
+from meprop_bench.measure.pool import Pool
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
 
@@ -33,11 +32,11 @@ def timed_phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], di
     return phases, {side: [phase for phase in named[side] if phase not in phases] for side in SIDES}
 
 
-def times_alone(turns: Turns, alone: Mapping[Side, Sequence[str]]) -> Facts:
+def times_alone(interleaving: Interleaving, alone: Mapping[Side, Sequence[str]]) -> Facts:
     """Return the phases that one side alone has, with a time that says what there was and is judged by nobody."""
     found: Facts = {}
     if any(alone.values()):
-        (blocks,) = turns.take("method", 1)[0.0]
+        (blocks,) = interleaving.take("method", 1)[0.0]
         for side in SIDES:
             for phase in alone[side]:
                 value = blocks[side]["values"][phase]
@@ -45,7 +44,7 @@ def times_alone(turns: Turns, alone: Mapping[Side, Sequence[str]]) -> Facts:
     return found
 
 
-def exact_figures(case: Case, workers: Mapping[Side, Asked], setup: Mapping[Side, Mapping[str, Any]]) -> Facts:
+def exact_figures(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str, Any]]) -> Facts:
     """Return the figures without noise."""
     each: dict[Side, dict[Fact, float]] = {}
     for side in SIDES:
@@ -53,24 +52,17 @@ def exact_figures(case: Case, workers: Mapping[Side, Asked], setup: Mapping[Side
         for phase, (_, (flops, moved)) in setup[side]["costs"].items():
             found[f"flops {phase}", "count", "1"] = flops
             found[f"bytes {phase}", "count", "B"] = moved
-        for phase, count in ask(side, workers[side], {"do": "count"})["operators"].items():
+        for phase, count in pool.ask(side, "count")["operators"].items():
             found[f"operators {phase}", "count", "1"] = count
-        weights = ask(side, workers[side], {"do": "memory", "device": case.device})["weights"]
+        weights = pool.ask(side, "memory", device=case.device)["weights"]
         for phase, (_, weight) in weights.items():
             found[f"peak memory {phase}", "memory", "B"] = weight["tensor_bytes"]
     return {key: (each["base"].get(key), each["head"].get(key)) for key in each["base"] | each["head"]}
 
 
-def accuracies(case: Case, workers: Mapping[Side, Asked], plan: Plan) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def accuracies(case: Case, pool: Pool[Side], plan: Plan) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
     seeds = list(range(1, plan.accuracy_seeds + 1))
-    message = {
-        "do": "accuracy",
-        "case": case.told(),
-        "sparsified": True,
-        "seeds": seeds,
-        "steps": plan.accuracy_steps,
-    }
-    answers = ask_both(workers, message)
+    answers = pool.ask_all("accuracy", case=case.told(), sparsified=True, seeds=seeds, steps=plan.accuracy_steps)
     base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
     return base, head

@@ -1,23 +1,23 @@
 """Two revisions, measured against each other: pairs of fresh processes, each of which runs its own revision's code.
 
     round     a fresh process for base and one for head; in each, case by case: set up, check, then set-ups again
-    set-up    both draw the case's memory anew, then take some blocks in turns and in random order (`turns`); a block of
-              base and the head's next to it are one pair of values
+    set-up    both draw the case's memory anew, then take some blocks, interleaved and in random order (`interleave`);
+              a block of base and the head's next to it are one pair of values
     block     a few milliseconds of one case in one process: one value a phase
     again     rounds with the cases that are not decided yet, until there are none or their budgets are spent
 
 What the machine does (frequency, neighbours) cancels between two blocks next to each other, as far as it lasts longer
 than they do. Where the memory lies, and on which core a thread runs, does not. So both processes are bound to the same
-cores, thread by thread (`asking`), and a case is set up anew many times within a process. The pair of processes
+cores, thread by thread (`processes`), and a case is set up anew many times within a process. The pair of processes
 stays the unit of replication: its median log ratio over all neighbours is one value. Some of what differs is the
 process's own: medians over some 700 neighbours of the backward pass of a small layer spread by 2 to 4% between pairs of
 processes, where the neighbours alone would leave 1 to 1.6%; those of the forward pass by 0.5%, as the neighbours would.
 
-A revision is told of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
+A revision gets of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
 figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
 
-The device is held while a case is measured (`measure.turn`), so that two runs do not measure each other. Against what
-else the machine does there are turns, marks (`tally`) and, where all that is not enough, a note.
+The device is locked while a case is measured (`measure.lock`), so that two runs do not measure each other. Against
+what else the machine does there are interleaved blocks, marks (`case_records`) and, where that is not enough, a note.
 
 Faults cost their case alone. A worker that dies takes its round of the case along, and the others go on with a fresh
 pair of processes; the second time, the case is given up. A case that base can do and head cannot (its check fails, it
@@ -29,26 +29,27 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.asking import Fault, ask, ask_both, cores_of, start_worker
 from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
 from meprop_bench.gate.facts import accuracies, exact_figures, timed_phases, times_alone
+from meprop_bench.gate.interleave import Interleaving
+from meprop_bench.gate.processes import StartRevision, cores_of, process_pair, start_revision
 from meprop_bench.gate.series import Series
-from meprop_bench.gate.turns import Turns
 from meprop_bench.gate.worktree import PACKAGE, Checkout
-from meprop_bench.measure.replicate import Asked
-from meprop_bench.measure.turn import turn
+from meprop_bench.measure.lock import DeviceLock, device_lock
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.worker import PROTOCOL
+from meprop_bench.sweep.requests import PROTOCOL
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SLICE_S", "Hold", "Measured", "Progress", "Rounds", "measure"]
+__all__ = ["SLICE_S", "GateProgress", "Measured", "Rounds", "measure"]
 
 SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
@@ -65,12 +66,9 @@ _DENSE_SHARE = 0.2
 
 _MOST_FAULTS = 2
 
-Hold: TypeAlias = Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]]
-"""Keeps other runs from measuring on a device; told what to call before it waits, as `measure.turn.turn` is."""
-
 
 @dataclass(frozen=True)
-class Progress:
+class GateProgress:
     """Where a comparison is.
 
     Attributes:
@@ -120,9 +118,9 @@ def measure(
     head: Checkout,
     *,
     undecided: Callable[[Sequence[Series]], Collection[str]],
-    progress: Callable[[Progress], None] = lambda _: None,
-    start: Callable[[Checkout, Case], Asked] = start_worker,
-    hold: Hold = turn,
+    progress: Callable[[GateProgress], None] = lambda _: None,
+    start: StartRevision = start_revision,
+    lock: DeviceLock = device_lock,
     now: Callable[[], float] = time.monotonic,
 ) -> Measured:
     """Measure the cases of a plan until each is decided or has spent its budget.
@@ -133,9 +131,9 @@ def measure(
         base: what is compared with.
         head: what is judged.
         undecided: given all figures so far, the labels of the cases that more rounds could still decide.
-        progress: told of each stage.
+        progress: called at each stage.
         start: starts a worker.
-        hold: keeps other runs from measuring on a device.
+        lock: keeps other runs from measuring on a device.
         now: wall seconds.
 
     Raises:
@@ -144,7 +142,7 @@ def measure(
 
     """
     begun = now()
-    rounds = Rounds(plan, base, head, progress=progress, start=start, hold=hold, now=now)
+    rounds = Rounds(plan, base, head, progress=progress, start=start, lock=lock, now=now)
     rounds.prepare()
     todo = list(plan.cases)
     while todo:
@@ -153,12 +151,12 @@ def measure(
         todo = [
             case
             for case in todo
-            if (tally := rounds.tallies[case]).open
-            and (tally.rounds < plan.processes or case.label in waiting)
-            and tally.spent_s + tally.spent_s / tally.rounds <= plan.budget
+            if (known := rounds.cases[case]).open
+            and (known.rounds < plan.processes or case.label in waiting)
+            and known.spent_s + known.spent_s / known.rounds <= plan.budget
         ]
-    if all(tally.missing for tally in rounds.tallies.values()):
-        first = next(iter(rounds.tallies.values()))
+    if all(known.missing for known in rounds.cases.values()):
+        first = next(iter(rounds.cases.values()))
         raise UserError(
             f"the base, {base.name}, can do none of the cases; {first.case.label}: {first.missing}",
             ExitCode.NOT_COMPARABLE,
@@ -167,7 +165,7 @@ def measure(
         tuple(rounds.series()),
         tuple(rounds.notes()),
         rounds.environment,
-        max(tally.rounds for tally in rounds.tallies.values()),
+        max(known.rounds for known in rounds.cases.values()),
         now() - begun,
     )
 
@@ -179,11 +177,11 @@ class Rounds:
         plan: as `measure` has it.
         base: what is compared with.
         head: what is judged.
-        slowdowns: shares by which the head's backward pass is held back, in turns; the self-test gives some.
+        slowdowns: shares by which the head's backward pass is held back, interleaved; the self-test gives some.
         slice_s: seconds of set-ups for a case in a round.
-        progress: told of each stage.
+        progress: called at each stage.
         start: starts a worker.
-        hold: keeps other runs from measuring on a device.
+        lock: keeps other runs from measuring on a device.
         now: wall seconds.
 
     """
@@ -196,28 +194,29 @@ class Rounds:
         *,
         slowdowns: Sequence[float] = (0.0,),
         slice_s: float = SLICE_S,
-        progress: Callable[[Progress], None] = lambda _: None,
-        start: Callable[[Checkout, Case], Asked] = start_worker,
-        hold: Hold = turn,
+        progress: Callable[[GateProgress], None] = lambda _: None,
+        start: StartRevision = start_revision,
+        lock: DeviceLock = device_lock,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._plan, self._checkouts = plan, {"base": base, "head": head}
+        self._plan = plan
+        self._checkouts: dict[Side, Checkout] = {"base": base, "head": head}
         self._slowdowns, self._slice_s = tuple(slowdowns), slice_s
-        self._progress, self._start, self._hold, self._now = progress, start, hold, now
+        self._progress, self._start, self._lock, self._now = progress, start, lock, now
         self._rng = random.Random(plan.seed)
         self._begun = now()
         self._round = 0
         self._left = len(plan.cases)
-        self.tallies = {case: CaseRecords(case) for case in plan.cases}
+        self.cases = {case: CaseRecords(case) for case in plan.cases}
         self.environment: Mapping[str, Any] = {}
 
     def prepare(self) -> None:
         """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
         first = self._plan.cases[0]
-        with self._turn(first):
-            self._tell("preparing", None)
-            with self._workers(first) as workers:
-                self._greet(workers, first)
+        with self._device(first):
+            self._notify("preparing", None)
+            with self._processes(first) as pool:
+                self._hello(pool, first)
 
     def once(self, cases: Iterable[Case]) -> None:
         """Measure each of the cases in one more pair of fresh processes."""
@@ -233,75 +232,67 @@ class Rounds:
 
     def series(self) -> list[Series]:
         """Return all figures so far."""
-        return [replace(series, most=self._most(tally)) for tally in self.tallies.values() for series in tally.series()]
+        return [replace(series, most=self._most(known)) for known in self.cases.values() for series in known.series()]
 
-    def _most(self, tally: CaseRecords) -> int:
+    def _most(self, known: CaseRecords) -> int:
         """Return the pairs of processes that a case's budget allows, going by those that there were."""
-        return int(self._plan.budget * tally.rounds / tally.spent_s) if tally.spent_s > 0 else 0
+        return int(self._plan.budget * known.rounds / known.spent_s) if known.spent_s > 0 else 0
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
-        return lines + [line for tally in self.tallies.values() for line in tally.remarks()]
+        return lines + [line for known in self.cases.values() for line in known.remarks()]
 
     @contextmanager
-    def _turn(self, case: Case) -> Iterator[None]:
+    def _device(self, case: Case) -> Iterator[None]:
         """Have the device to ourselves: two runs side by side would each measure the other."""
-        with self._hold(case.device, lambda _: self._tell("waiting", case)):
+        with self._lock(case.device, lambda _: self._notify("waiting", case)):
             yield
 
     def _serve(self, group: list[Case]) -> list[Case]:
         """Measure the cases in one pair of processes; return those that are left over because one of the two died."""
         with ExitStack() as stack:
-            with self._turn(group[0]):
+            with self._device(group[0]):
                 begun = self._now()
-                self._tell("starting", None)
-                workers = stack.enter_context(self._workers(group[0]))
-                self._greet(workers, group[0])
+                self._notify("starting", None)
+                pool = stack.enter_context(self._processes(group[0]))
+                self._hello(pool, group[0])
                 started = (self._now() - begun) / len(group)
             for index, case in enumerate(group):
-                with self._turn(case):
-                    if self._lost(self.tallies[case], workers, started):
+                with self._device(case):
+                    if self._lost(self.cases[case], pool, started):
                         return group[index + 1 :]
         return []
 
-    def _lost(self, tally: CaseRecords, workers: Mapping[Side, Asked], started: float) -> bool:
-        """Measure a case; return whether that cost one of the processes. What it waited for its turn is not its own."""
+    def _lost(self, known: CaseRecords, pool: Pool[Side], started: float) -> bool:
+        """Measure a case; return whether that cost one of the processes. What it waited for the device is not its own.
+
+        Where both sides failed, base's error counts, and it may be the head's process that is gone.
+        """
         before = self._now()
         try:
-            self._take(tally, workers)
-        except Fault as fault:
-            _settle(tally, fault)
-            return fault.fatal
+            self._take(known, pool)
+        except WorkerError as error:
+            _settle(known, error)
+            return pool.lost or isinstance(error, WorkerDied)
         else:
             return False
         finally:
-            tally.rounds += 1
-            tally.spent_s += started + self._now() - before
+            known.rounds += 1
+            known.spent_s += started + self._now() - before
 
-    @contextmanager
-    def _workers(self, case: Case) -> Iterator[Mapping[Side, Asked]]:
-        """Start a fresh process for each side, and end them whatever happens."""
-        workers: dict[Side, Asked] = {}
-        try:
-            # Who comes first finds another machine: more free memory in large pages, for one.
-            for side in self._rng.sample(SIDES, 2):
-                workers[side] = self._start(self._checkouts[side], case)
-            yield workers
-        finally:
-            for worker in workers.values():
-                worker.close()
+    def _processes(self, case: Case) -> Pool[Side]:
+        return process_pair(self._checkouts, case, self._start, self._rng)
 
-    def _greet(self, workers: Mapping[Side, Asked], case: Case) -> None:
+    def _hello(self, pool: Pool[Side], case: Case) -> None:
         """Have both import what takes seconds, and see that each runs its own code and speaks our protocol."""
         try:
-            hello = {"do": "hello", "threads": case.threads, "device": case.device, "pin": bool(cores_of(case))}
-            answers = ask_both(workers, hello)
-        except Fault as fault:
-            name = self._checkouts[fault.side].name
+            answers = pool.hello(threads=case.threads, device=case.device, pin=bool(cores_of(case)))
+        except WorkerError as error:
+            side: Side = error.worker
             raise UserError(
-                f"the {fault.side}, {name}, does not start: {fault.reason}",
-                ExitCode.NOT_COMPARABLE if fault.side == "base" else ExitCode.USAGE,
+                f"the {side}, {self._checkouts[side].name}, does not start: {error}",
+                ExitCode.NOT_COMPARABLE if side == "base" else ExitCode.USAGE,
             ) from None
         for side in SIDES:
             answer, checkout = answers[side], self._checkouts[side]
@@ -321,65 +312,65 @@ class Rounds:
                 )
         self.environment = answers["head"]["environment"]
 
-    def _take(self, tally: CaseRecords, workers: Mapping[Side, Asked]) -> None:
+    def _take(self, known: CaseRecords, pool: Pool[Side]) -> None:
         """Take one slice of a case, and at the first time the figures that have no noise."""
-        case = tally.case
-        self._tell("checking", case)
-        setup = ask_both(workers, {"do": "setup", "case": case.told()})
+        case = known.case
+        self._notify("checking", case)
+        setup = pool.ask_all("setup", case=case.told())
         checks = {}
         for side in self._rng.sample(SIDES, 2):  # one after the other: loops are calibrated
-            checks[side] = ask(side, workers[side], {"do": "check", "warm_s": _WARM_S})
+            checks[side] = pool.ask(side, "check", warm_s=_WARM_S)
             if (found := checks[side]["check"]) != PASSED:
-                raise Fault(side, f"its gradients are wrong: {found}", fatal=False)
+                raise WorkerFailed(f"its gradients are wrong: {found}", side, "check")
         phases, alone = timed_phases(setup)
-        dense_loops, tally.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
-        self._tell("measuring", case)
-        turns = Turns(workers, {"baseline": dense_loops, "method": tally.loops}, self._rng)
-        taken = self._slice(turns, phases)
-        if not tally.facts:
-            tally.facts = exact_figures(case, workers, setup) | times_alone(turns, alone)
+        dense_loops, known.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
+        self._notify("measuring", case)
+        interleaving = Interleaving(pool, {"baseline": dense_loops, "method": known.loops}, self._rng)
+        taken = self._slice(interleaving, phases)
+        if not known.facts:
+            known.facts = exact_figures(case, pool, setup) | times_alone(interleaving, alone)
             kernels = [setup[side].get("kernel") for side in SIDES]
             if kernels[0] != kernels[1]:
-                tally.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
+                known.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
             if case.workload == "mlp" and "accuracy" in self._plan.checks:
-                self._tell("training", case)
-                tally.accuracy = accuracies(case, workers, self._plan)
+                self._notify("training", case)
+                known.accuracy = accuracies(case, pool, self._plan)
         for slowdown, record in taken.items():
-            tally.records.setdefault(slowdown, []).append(record)
+            known.records.setdefault(slowdown, []).append(record)
 
-    def _slice(self, turns: Turns, phases: Sequence[str]) -> dict[float, Record]:
+    def _slice(self, interleaving: Interleaving, phases: Sequence[str]) -> dict[float, Record]:
         """Set the case up again and again for a slice of time, and take neighbours with each slowdown."""
         taken: dict[float, list[list[Blocks]]] = {slowdown: [] for slowdown in self._slowdowns}
         dense: list[Blocks] = []
         begun, dense_s, setups, count = self._now(), 0.0, 0, _FEWEST
         while (spent := self._now() - begun) < self._slice_s or setups < _LEAST_SETUPS:
-            turns.again()
+            interleaving.again()
             before = self._now()
-            for slowdown, blocks in turns.take("method", count, self._slowdowns).items():
+            for slowdown, blocks in interleaving.take("method", count, self._slowdowns).items():
                 taken[slowdown].append(blocks)
             each_s = (self._now() - before) / count
             count = max(_FEWEST, min(_MOST, int(_SETUP_S / max(each_s, 1e-6))))
             setups += 1
             if dense_s <= _DENSE_SHARE * spent:
                 before = self._now()
-                dense += turns.take("baseline", 1)[0.0]
+                dense += interleaving.take("baseline", 1)[0.0]
                 dense_s += self._now() - before
         return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
 
-    def _tell(self, stage: str, case: Case | None) -> None:
-        total = len(self._plan.cases)
-        self._progress(
-            Progress(stage, self._round, case, self._left, total, self._now() - self._begun, self._plan.budget * total)
-        )
+    def _notify(self, stage: str, case: Case | None) -> None:
+        total, spent_s = len(self._plan.cases), self._now() - self._begun
+        budget_s = self._plan.budget * total
+        self._progress(GateProgress(stage, self._round, case, self._left, total, spent_s, budget_s))
 
 
-def _settle(tally: CaseRecords, fault: Fault) -> None:
-    """Decide what a fault means for its case."""
-    if fault.fatal:
-        tally.faults[fault.side].append(fault.reason)
-        if len(tally.faults[fault.side]) < _MOST_FAULTS:
+def _settle(known: CaseRecords, error: WorkerError) -> None:
+    """Decide what an error means for its case."""
+    side: Side = error.worker
+    if isinstance(error, WorkerDied):
+        known.faults[side].append(error.reason)
+        if len(known.faults[side]) < _MOST_FAULTS:
             return
-    if fault.side == "base":
-        tally.missing = fault.reason
+    if side == "base":
+        known.missing = str(error)
     else:
-        tally.failure = fault.reason
+        known.failure = str(error)

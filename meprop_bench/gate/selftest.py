@@ -2,7 +2,7 @@
 
     measure    the head against itself (A/A), in pairs of processes as always, each with as many neighbours as the gate
                takes; next to the plain blocks there are some in which the head's backward pass is really held back by
-               5 and 10% (`sweep.slowdown`)
+               5 and 10% (`sweep.blocks`)
     try        one run of the gate, replayed on what was measured: pairs of processes are drawn without replacement, in
                random order, and looked at as the gate would have looked, until each case has its verdict or would have
                spent its budget
@@ -31,17 +31,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.asking import start_worker
 from meprop_bench.gate.case_records import Record
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.evidence import detectable
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.revisions import SLICE_S, Hold, Progress, Rounds
+from meprop_bench.gate.processes import StartRevision, start_revision
+from meprop_bench.gate.revisions import SLICE_S, GateProgress, Rounds
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
-from meprop_bench.measure.replicate import Asked
-from meprop_bench.measure.turn import turn
+from meprop_bench.measure.lock import DeviceLock, device_lock
 from meprop_bench.stats import process_medians
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
@@ -133,9 +132,9 @@ def check(
     *,
     seconds: float | None = None,
     tries: int = 60,
-    progress: Callable[[Progress], None] = lambda _: None,
-    start: Callable[[Checkout, Case], Asked] = start_worker,
-    hold: Hold = turn,
+    progress: Callable[[GateProgress], None] = lambda _: None,
+    start: StartRevision = start_revision,
+    lock: DeviceLock = device_lock,
     now: Callable[[], float] = time.monotonic,
 ) -> Promise:
     """Measure A/A and slowed blocks for some time, then replay the gate on them.
@@ -166,7 +165,7 @@ def check(
         slice_s=_SLICE_S,
         progress=progress,
         start=start,
-        hold=hold,
+        lock=lock,
         now=now,
     )
     rounds.prepare()
@@ -174,7 +173,7 @@ def check(
     while made < 2 or (now() - measuring) * (1 + 1 / made) <= seconds:
         rounds.once(plan.cases)
         made += 1
-        if broken := next((records for records in rounds.tallies.values() if not records.open), None):
+        if broken := next((records for records in rounds.cases.values() if not records.open), None):
             reason = broken.failure or broken.missing
             raise UserError(f"{broken.case.label} cannot be measured: {reason}", ExitCode.NOTHING_MEASURED)
     replay = _Replay(rounds, settings, random.Random(plan.seed))
@@ -190,7 +189,7 @@ class _Replay:
     """Runs of the gate on what was measured."""
 
     def __init__(self, rounds: Rounds, settings: Settings, rng: random.Random) -> None:
-        self._cases, self._settings, self._rng = rounds.tallies, settings, rng
+        self._cases, self._settings, self._rng = rounds.cases, settings, rng
         self._looks = Looks.within(settings.pairs)
         self._affordable = {case: self._afford(case) for case in self._cases}
         self._clean: list[dict[Case, str]] = []

@@ -1,7 +1,7 @@
 """SIGTERM and SIGHUP end a run as Ctrl-C does: the stack unwinds, so that what is done is kept, and said.
 
 A batch system ends a job by SIGTERM, a closed terminal its programs by SIGHUP, and both would end Python at once: no
-report, no checkpoint, folders left behind. What a program was told to ignore stays ignored (`nohup`). The first of them
+report, no checkpoint, folders left behind. What a program ignores it goes on ignoring (`nohup`). The first of them
 counts; one that comes while things are tidied up changes nothing, for who waits no longer sends SIGKILL.
 """
 

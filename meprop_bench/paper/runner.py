@@ -4,8 +4,8 @@
                 second thread than a second model does. Seed by seed through all arms, so that an interrupted run has
                 pairs to compare.
     cases       by `sweep.runner`, when no training is running: its processes have the machine to themselves.
-    decodings   of what meSimp simplified, likewise: before and after, in interleaved pairs, by fresh processes that
-                take turns.
+    decodings   of what meSimp simplified, likewise: before and after, in interleaved pairs, by one fresh process after
+                the other.
 
 A training that fails, or whose process dies, costs itself alone; it has a line that says why, and is tried again by the
 next run. What is stored is never done again.
@@ -14,19 +14,16 @@ next run. What is stored is never done again.
 from __future__ import annotations
 
 import json
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
-from meprop_bench.measure.turn import turn
+from meprop_bench.measure.lock import device_lock
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.paper.decodings import Decoding, Decodings, sizes_of
 from meprop_bench.paper.experiment import Arm, Experiment
 from meprop_bench.paper.subjects import subject
@@ -36,7 +33,7 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import Store, replace_file
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.team import CaseFailed, ask, ask_together
+from meprop_bench.sweep.worker import start_worker
 
 __all__ = [
     "COUNTS",
@@ -46,7 +43,6 @@ __all__ = [
     "missing",
     "plan_of",
     "slug",
-    "start_worker",
     "take",
     "train_all",
 ]
@@ -68,10 +64,9 @@ class Step:
     left_s: float
 
 
-def start_worker() -> Asked:
-    """Start a process that trains on one thread."""
-    argv = [sys.executable, "-m", "meprop_bench.paper.worker"]
-    return Worker(argv, environment_of(default_allocator(), 1))
+def _start() -> WorkerLike:
+    """Start a process of one thread."""
+    return start_worker(environment_of(default_allocator(), 1))
 
 
 def missing(experiment: Experiment, trainings: Trainings) -> list[tuple[Arm, int]]:
@@ -111,7 +106,7 @@ def train_all(
     processes: int,
     device: str = "cpu",
     progress: Callable[[Step], None] = lambda _: None,
-    start: Callable[[], Asked] = start_worker,
+    start: Callable[[], WorkerLike] = _start,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
 ) -> int:
@@ -122,116 +117,44 @@ def train_all(
     todo = missing(experiment, trainings)
     if not todo:
         return 0
-    crew = _Crew(experiment, store, trainings, todo, device, progress, start, now, deadline or Deadline())
-    crew.run(min(processes, len(todo)))
-    return crew.left_out
+    deadline, begun, begun_at = deadline or Deadline(), now(), dict[tuple[str, int], float]()
+    total = len(experiment.distinct_arms) * len(experiment.seeds)
 
+    def jobs() -> Iterator[tuple[Arm, int]]:
+        for job in todo:
+            if not deadline.allows():
+                return
+            begun_at[job[0].arm_id, job[1]] = now()
+            yield job
 
-class _Crew:
-    """Workers that share one queue, each driven by a thread of its own."""
+    def request(job: tuple[Arm, int]) -> tuple[str, Mapping[str, Any]]:
+        arm, seed = job
+        return "train_arm", {"arm": arm.to_json(), "seed": seed, "device": device}
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        store: Store,
-        trainings: Trainings,
-        todo: Sequence[tuple[Arm, int]],
-        device: str,
-        progress: Callable[[Step], None],
-        start: Callable[[], Asked],
-        now: Callable[[], float],
-        deadline: Deadline,
-    ) -> None:
-        self._store, self._trainings, self._device, self._deadline = store, trainings, device, deadline
-        self.left_out = 0
-        self._progress, self._start, self._now = progress, start, now
-        self._todo = deque(todo)
-        self._total = len(experiment.distinct_arms) * len(experiment.seeds)
-        self._begun, self._done_now, self._first = now(), 0, len(todo)
-        self._lock = threading.Lock()
-        self._workers: list[Asked] = []
-        self._failure: BaseException | None = None
-        self._stopped = False
-
-    def run(self, count: int) -> None:
-        threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
+    done = 0
+    with Pool.of(start, min(processes, len(todo)), _PATIENCE_S) as pool:
         try:
-            for thread in threads:
-                while thread.is_alive():  # a join without a limit would not be interrupted on every platform
-                    thread.join(0.2)
-        finally:
-            with self._lock:
-                self._stopped = True
-                self._todo.clear()
-                workers = list(self._workers)
-            for worker in workers:
-                worker.close()
-        if self._failure is not None:
-            raise self._failure
+            _hello(pool, store, device)
+        except WorkerError as error:
+            raise UserError(one_line(error.sentence("a training process"))) from None
+        for (arm, seed), answer in pool.share(jobs(), request):
+            if isinstance(answer, WorkerError):
+                trained = Trained(arm_id=arm.arm_id, seed=seed, error=one_line(answer.sentence("its process")))
+            else:
+                trained = Trained.from_json(answer)
+            trainings.append(trained)
+            deadline.took(now() - begun_at[arm.arm_id, seed])
+            done += 1
+            left = len(todo) - done
+            progress(Step(total - left, total, arm, trained, (now() - begun) / done * left))
+    return len(todo) - done
 
-    def _drive(self) -> None:
-        try:
-            worker: Asked | None = None
-            while (task := self._next()) is not None:
-                worker = worker or self._hired()
-                if self._train(worker, *task):
-                    continue
-                worker.close()
-                worker = None
-            if worker is not None:
-                worker.close()
-        except BaseException as error:  # noqa: BLE001  it is raised again by the thread that waits
-            with self._lock:
-                self._failure = self._failure or error
-                self._todo.clear()
 
-    def _next(self) -> tuple[Arm, int] | None:
-        with self._lock:
-            if self._todo and not self._deadline.allows():
-                self.left_out += len(self._todo)
-                self._todo.clear()
-            return self._todo.popleft() if self._todo else None
-
-    def _hired(self) -> Asked:
-        worker = self._start()
-        with self._lock:
-            self._workers.append(worker)
-        try:
-            told = worker.request({"do": "hello", "threads": 1, "device": self._device}, _PATIENCE_S)
-        except WorkerDied as died:
-            raise UserError(f"a training process {died.reason}") from None
-        if "error" in told:
-            raise UserError(one_line(str(told["error"])))
-        with self._lock:
-            self._store.write_environment({told["environment_id"]: told["environment"]})
-        return worker
-
-    def _train(self, worker: Asked, arm: Arm, seed: int) -> bool:
-        """Train, and save what comes of it; False when the worker is dead."""
-        alive, begun = True, self._now()
-        try:
-            asked = {"do": "train", "arm": arm.to_json(), "seed": seed, "device": self._device}
-            answer = worker.request(asked, _PATIENCE_S)
-        except WorkerDied as died:
-            answer, alive = {"error": f"its process {died.reason}"}, False
-        with self._lock:
-            if not alive and self._stopped:
-                return False  # closed by an interrupt: this training was not tried to its end
-            failed = answer.get("error")
-            trained = (
-                Trained.from_json(answer)
-                if failed is None
-                else Trained(arm_id=arm.arm_id, seed=seed, error=one_line(str(failed)))
-            )
-            self._trainings.append(trained)
-            self._deadline.took(self._now() - begun)
-            self._done_now += 1
-            left = self._first - self._done_now
-            left_s = (self._now() - self._begun) / self._done_now * left
-            self._progress(Step(self._total - left, self._total, arm, trained, left_s))
-        return alive
+def _hello(pool: Pool[int], store: Store, device: str) -> Mapping[str, Any]:
+    """Have processes of one thread import what takes seconds, and store where they are."""
+    hello, *_ = pool.hello(threads=1, device=device, kernels=False).values()
+    store.write_environment({hello["environment_id"]: hello["environment"]})
+    return hello
 
 
 def _undecoded(
@@ -250,7 +173,7 @@ def decode_all(
     *,
     device: str = "cpu",
     tell: Callable[[str], object] = lambda _: None,
-    start: Callable[[], Asked] = start_worker,
+    start: Callable[[], WorkerLike] = _start,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
 ) -> None:
@@ -265,10 +188,10 @@ def decode_all(
             continue
         begun = now()
         try:
-            with turn(device):
+            with device_lock(device):
                 decoding = _decoding(experiment, store, arm, sizes, device, start)
-        except (WorkerDied, CaseFailed) as failed:
-            tell(f"the decoding of {arm.label} was not timed: {one_line(str(failed))}")
+        except WorkerError as error:
+            tell(f"the decoding of {arm.label} was not timed: {one_line(str(error))}")
             continue
         finally:
             deadline.took(now() - begun)
@@ -282,21 +205,16 @@ def _decoding(
     arm: Arm,
     sizes: Mapping[str, int],
     device: str,
-    start: Callable[[], Asked],
+    start: Callable[[], WorkerLike],
 ) -> Decoding:
-    with ExitStack() as stack:
-        workers = [start() for _ in range(experiment.processes)]
-        for worker in workers:
-            stack.callback(worker.close)
-        told = ask_together(workers, [{"do": "hello", "threads": 1, "device": device}] * len(workers))
-        store.write_environment({told[0]["environment_id"]: told[0]["environment"]})
-        message = {"do": "cut", "arm": arm.to_json(), "sizes": dict(sizes), "device": device}
-        before, after = ask_together(workers, [message] * len(workers))[0]["multiplications"]
-        seconds = experiment.budget / len(workers)
-        asked = [{"do": "decode", "seconds": seconds, "seed": seed} for seed in range(len(workers))]
-        runs = [ask(worker, message)["pairs"] for worker, message in zip(workers, asked, strict=True)]
+    with Pool.of(start, experiment.processes) as pool:
+        hello = _hello(pool, store, device)
+        answers = pool.ask_all("cut", arm=arm.to_json(), sizes=dict(sizes), device=device)
+        before, after = answers[0]["multiplications"]
+        seconds = experiment.budget / len(pool)
+        runs = [pool.ask(index, "decode", seconds=seconds, seed=index)["pairs"] for index in range(len(pool))]
     pairs = tuple(tuple((b, a) for b, a in each) for each in runs)
-    where = told[0]["environment_id"], told[0]["environment"].get("git_revision")
+    where = hello["environment_id"], hello["environment"].get("git_revision")
     return Decoding(arm.arm_id, sizes, (before, after), pairs, *where)
 
 
@@ -315,23 +233,18 @@ def plan_of(experiment: Experiment) -> Plan | None:
     )
 
 
-def count_data(experiment: Experiment, store: Store, *, start: Callable[[], Asked] = start_worker) -> None:
+def count_data(experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = _start) -> None:
     """Count the data of the parts that are about their sizes, and store that."""
     if not experiment.counted or (store.folder / COUNTS).exists():
         return
     counts: dict[str, Any] = {}
-    worker = start()
-    try:
+    with Pool.of(start, 1, _PATIENCE_S) as pool:
         for part in experiment.table.parts:
             if part.name in experiment.counted and (source := subject(part.task).source) is not None:
-                answer = worker.request({"do": "count", "source": source}, _PATIENCE_S)
-                if "error" in answer:
-                    raise UserError(one_line(str(answer["error"])))
-                counts[part.task] = answer
-    except WorkerDied as died:
-        raise UserError(f"the process that counts {died.reason}") from None
-    finally:
-        worker.close()
+                try:
+                    counts[part.task] = pool.ask(0, "examples", source=source)
+                except WorkerError as error:
+                    raise UserError(one_line(error.sentence("the process that counts"))) from None
     replace_file(store.folder / COUNTS, json.dumps(counts, indent=2) + "\n")
 
 

@@ -1,7 +1,5 @@
 """Dense against a method over several seeds: trained side by side, each on one thread, judged against a margin.
 
-    parent                                     worker: `python -m meprop_bench.sweep.parity`
-    hello    {threads, device}             ->  the environment and its id
     train    {recipe, seed, checkpoint}    ->  the test metric at the best development score, what was trained, and what
                                                a reader should know of the data
 
@@ -17,9 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,19 +24,19 @@ from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
-from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
-from meprop_bench.measure.serve import serve
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.stats import mean_difference, non_inferiority
+from meprop_bench.sweep.worker import Session, start_worker
 from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["Comparison", "Progress", "Session", "case_id", "compare", "start_worker"]
+__all__ = ["Comparison", "ParityProgress", "case_id", "compare"]
 
 _SIDES = ("dense", "sparse")
 _LONGEST_S = 7 * 24 * 3600.0
 """Seconds after which a silent training counts as hung: a week, since only its owner knows how long it may take."""
-_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ParityProgress:
     """Where a comparison is.
 
     Attributes:
@@ -101,13 +96,8 @@ class Progress:
 
 def case_id(comparison: Comparison) -> str:
     """Return 12 hexadecimal digits that are the same for the same comparison, whatever the number of seeds."""
-    told = {name: value for name, value in comparison.to_json().items() if name != "seeds"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def start_worker() -> Asked:
-    """Start a process that trains."""
-    return Worker([sys.executable, "-m", "meprop_bench.sweep.parity"])
+    alike = {name: value for name, value in comparison.to_json().items() if name != "seeds"}
+    return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def compare(
@@ -115,8 +105,8 @@ def compare(
     store: Store,
     *,
     processes: int,
-    progress: Callable[[Progress], None] = lambda _: None,
-    start: Callable[[], Asked] = start_worker,
+    progress: Callable[[ParityProgress], None] = lambda _: None,
+    start: Callable[[], WorkerLike] = start_worker,
     now: Callable[[], float] = time.monotonic,
 ) -> Parity:
     """Train what is missing in the store, pair by pair, and return the comparison over all seeds.
@@ -125,23 +115,23 @@ def compare(
         UserError: a training failed, in one line; the pairs that are done are stored.
 
     """
-    crew = _Crew(comparison, store, progress, start, now)
-    if crew.todo:
-        crew.run(min(processes, len(crew.todo)))
-    found = crew.parity()
+    trainings = _Trainings(comparison, store, progress, start, now)
+    if trainings.todo:
+        trainings.run(min(processes, len(trainings.todo)))
+    found = trainings.parity()
     assert found is not None
     return found
 
 
-class _Crew:
-    """Workers that share one queue of trainings, each driven by a thread; only the caller's thread stores."""
+class _Trainings:
+    """The trainings of a comparison: those that are stored, and those that processes share."""
 
     def __init__(
         self,
         comparison: Comparison,
         store: Store,
-        progress: Callable[[Progress], None],
-        start: Callable[[], Asked],
+        progress: Callable[[ParityProgress], None],
+        start: Callable[[], WorkerLike],
         now: Callable[[], float],
     ) -> None:
         self._comparison, self._store, self._progress, self._start, self._now = comparison, store, progress, start, now
@@ -155,9 +145,7 @@ class _Crew:
         seeds = [seed for seed in range(1, comparison.seeds + 1) if seed not in self.pairs]
         self.todo = [(seed, side) for seed in seeds for side in _SIDES]
         self._answer: Mapping[str, Any] = {}
-        self._answers: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
         self._found: dict[tuple[int, str], dict[str, Any]] = {}
-        self._workers: list[Asked] = []
         self._begun = now()
         self._before = 0.0
 
@@ -197,48 +185,24 @@ class _Crew:
         except OSError as error:
             raise UserError(f"cannot make {self._folder}: {error.strerror}; choose another --out") from None
         self._before = self._share()
-        self._workers = [self._start() for _ in range(count)]
-        todo: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
-        for each in self.todo:
-            todo.put(each)
-        threads = [threading.Thread(target=self._drive, args=(worker, todo), daemon=True) for worker in self._workers]
-        try:
-            for thread in threads:
-                thread.start()
-            expected = len(self.todo)
-            while expected:
-                try:
-                    seed, side, answer = self._answers.get(timeout=_POLL_S)
-                except queue.Empty:
-                    self._tell()
-                    continue
-                if "error" in answer:
-                    raise UserError(f"training {side} from seed {seed} failed: {answer['error']}")
-                expected -= 1
-                self._take(seed, side, answer)
-        finally:
-            for worker in self._workers:
-                worker.close()
+        device = str(self._comparison.recipe.options.get("device", "cpu"))
+        device = "cuda:0" if device == "cuda" else device
+        with Pool.of(self._start, count, _LONGEST_S) as pool:
+            try:
+                hello, *_ = pool.hello(threads=self._comparison.threads, device=device, kernels=False).values()
+            except WorkerError as error:
+                raise UserError(f"nothing can be trained: {error.sentence('a training process')}") from None
+            for (seed, side), answer in pool.share(iter(self.todo), self._request, idle=self._tell):
+                if isinstance(answer, WorkerError):
+                    raise UserError(f"training {side} from seed {seed} failed: {answer.sentence('its process')}")
+                self._take(seed, side, {**hello, **answer})
         with suppress(OSError):
             self._folder.rmdir()
 
-    def _drive(self, worker: Asked, todo: queue.SimpleQueue[tuple[int, str]]) -> None:
-        """Have one worker train what is left; every way to fail is an answer, since the other thread waits for one."""
-        comparison, seed, side = self._comparison, 0, "both sides"
-        try:
-            device = str(comparison.recipe.options.get("device", "cpu"))
-            hello = worker.request({"do": "hello", "threads": comparison.threads, "device": device}, _LONGEST_S)
-            while "error" not in hello:
-                seed, side = todo.get_nowait()
-                recipe = comparison.recipe if side == "sparse" else comparison.recipe.dense()
-                asked = {"do": "train", "recipe": recipe.to_json(), "seed": seed}
-                answer = worker.request({**asked, "checkpoint": str(self._checkpoint(seed, side))}, _LONGEST_S)
-                self._answers.put((seed, side, {**hello, **answer}))
-            self._answers.put((seed, side, hello))
-        except queue.Empty:
-            return
-        except WorkerDied as died:
-            self._answers.put((seed, side, {"error": f"its process {died.reason}"}))
+    def _request(self, job: tuple[int, str]) -> tuple[str, dict[str, Any]]:
+        seed, side = job
+        recipe = self._comparison.recipe if side == "sparse" else self._comparison.recipe.dense()
+        return "train", {"recipe": recipe.to_json(), "seed": seed, "checkpoint": str(self._checkpoint(seed, side))}
 
     def _take(self, seed: int, side: str, answer: dict[str, Any]) -> None:
         self._found[seed, side] = answer
@@ -287,7 +251,7 @@ class _Crew:
         share = self._share()
         gone = share - self._before
         left = (self._now() - self._begun) / gone * (1 - share) if gone > 0 else None
-        self._progress(Progress(share, left, seed, None if seed is None else self.pairs[seed]))
+        self._progress(ParityProgress(share, left, seed, None if seed is None else self.pairs[seed]))
 
     def _share(self) -> float:
         """Return how much is done, by what the workers left in their files: no number is ever waited for."""
@@ -306,56 +270,25 @@ class _Crew:
         return self._checkpoint(seed, side).with_suffix(".progress")
 
 
-class Session:
-    """What a worker holds between requests: the tasks it has loaded."""
+def train(session: Session, recipe: Mapping[str, Any], seed: int, checkpoint: str) -> Mapping[str, Any]:
+    """Answer a worker's request: train one side from one seed, or go on where its checkpoint is."""
+    from meprop_bench.tasks.run import run
 
-    def __init__(self) -> None:
-        self._tasks: dict[str, Any] = {}
+    wanted = Recipe(**recipe)
+    key = json.dumps([wanted.task, dict(wanted.options)])
+    if session.loaded.keys() != {key}:
+        session.loaded = {key: wanted.load()}  # one at a time: data are large
+    task, path = session.loaded[key], Path(checkpoint)
 
-    def handle(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Answer one request."""
-        actions: dict[str, Callable[..., Mapping[str, Any]]] = {"hello": self.hello, "train": self.train}
-        return actions[message["do"]](**{key: value for key, value in message.items() if key != "do"})
+    def note(found: Any) -> None:
+        path.with_suffix(".progress").write_text(f"{found.step / found.steps:.4f}")
 
-    def hello(self, threads: int, device: str) -> Mapping[str, Any]:
-        """Import what takes seconds, and say where we are."""
-        import torch
-
-        from meprop_bench.measure.allocator import current
-        from meprop_bench.measure.environment import collect, environment_id
-
-        torch.set_num_threads(threads)
-        environment = collect("cuda:0" if device == "cuda" else device, current())
-        return {"environment": environment, "environment_id": environment_id(environment)}
-
-    def train(self, recipe: Mapping[str, Any], seed: int, checkpoint: str) -> Mapping[str, Any]:
-        """Train one side from one seed, or go on where its checkpoint is."""
-        from meprop_bench.tasks.run import run
-
-        wanted = Recipe(**recipe)
-        key = json.dumps([wanted.task, dict(wanted.options)])
-        if key not in self._tasks:
-            self._tasks = {key: wanted.load()}  # one at a time: data are large
-        task, path = self._tasks[key], Path(checkpoint)
-
-        def tell(found: Any) -> None:
-            path.with_suffix(".progress").write_text(f"{found.step / found.steps:.4f}")
-
-        found = run(task, wanted.settings(seed), checkpoint=path, progress=tell)
-        return {
-            "figure": found.test_at_best,
-            "metric": task.metric,
-            "steps": found.steps,
-            "options": dict(task.options),
-            "data_published": task.data_published,
-            "notes": list(task.notes),
-        }
-
-
-def main() -> None:
-    """Serve until the parent is done."""
-    serve(Session().handle)
-
-
-if __name__ == "__main__":
-    main()
+    found = run(task, wanted.settings(seed), checkpoint=path, progress=note)
+    return {
+        "figure": found.test_at_best,
+        "metric": task.metric,
+        "steps": found.steps,
+        "options": dict(task.options),
+        "data_published": task.data_published,
+        "notes": list(task.notes),
+    }

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
+from meprop_bench.measure.pool import Pool
 from meprop_bench.workloads.case import Case
 
 __all__ = ["MachinePeaks"]
 
 _AGAIN = 2
 
-Ask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 Costs = Mapping[str, Sequence[Sequence[float]]]
 
 
@@ -27,19 +26,26 @@ class MachinePeaks:
 
     Args:
         cache: of earlier runs; the user's by default.
+        measuring: called before they are measured.
 
     """
 
-    def __init__(self, cache: PeaksCache | None = None) -> None:
-        self._cache = cache or PeaksCache()
+    def __init__(self, cache: PeaksCache | None = None, measuring: Callable[[], object] = lambda: None) -> None:
+        self._cache, self._measuring = cache or PeaksCache(), measuring
         self._again: Counter[tuple[str, str]] = Counter()
 
-    def of(self, case: Case, environment_id: str, ask: Ask) -> Peaks:
-        """Return the peaks for a case; `ask` puts a request to a worker of it."""
-        return self._cache.peaks(environment_id, _key(case), lambda: _measured(case, ask))
+    def of(self, case: Case, environment_id: str, pool: Pool[int]) -> Peaks:
+        """Return the peaks for a case, measured by the first process of its pool if they are not known."""
+        return self._cache.peaks(environment_id, _key(case), lambda: self._measured(case, pool))
 
     def unbeaten(
-        self, peaks: Peaks, case: Case, environment_id: str, ask: Ask, costs: Costs, measured: Iterable[Measurement]
+        self,
+        peaks: Peaks,
+        case: Case,
+        environment_id: str,
+        pool: Pool[int],
+        costs: Costs,
+        measured: Iterable[Measurement],
     ) -> Peaks:
         """Return the peaks, or better ones if a side of the case was faster than its floor.
 
@@ -47,7 +53,7 @@ class MachinePeaks:
             peaks: as known so far.
             case: what was measured.
             environment_id: where.
-            ask: puts a request to a worker.
+            pool: its processes.
             costs: phase -> [operations, bytes] of baseline and method; a phase may be missing.
             measured: the phases.
 
@@ -55,17 +61,17 @@ class MachinePeaks:
         key = (environment_id, _key(case))
         if self._again[key] < _AGAIN and any(_beaten(peaks, case, costs, found) for found in measured):
             self._again[key] += 1
-            return self._cache.add(*key, peaks.merged(_measured(case, ask)))
+            return self._cache.add(*key, peaks.merged(self._measured(case, pool)))
         return peaks
+
+    def _measured(self, case: Case, pool: Pool[int]) -> Peaks:
+        self._measuring()
+        answer = pool.ask(0, "peaks", device=case.device, dtype=case.dtype, threads=case.threads)
+        return Peaks.from_json(answer["peaks"])
 
 
 def _key(case: Case) -> str:
     return peaks_key(case.device, case.dtype, case.threads)
-
-
-def _measured(case: Case, ask: Ask) -> Peaks:
-    message = {"do": "peaks", "device": case.device, "dtype": case.dtype, "threads": case.threads}
-    return Peaks.from_json(ask(message)["peaks"])
 
 
 def _beaten(peaks: Peaks, case: Case, costs: Costs, found: Measurement) -> bool:

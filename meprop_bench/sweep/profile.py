@@ -1,7 +1,6 @@
 """A profile is made in processes of its own, since threads and allocator are settled when a process starts.
 
-    parent   `profile_case` starts the processes, asks for one part after the other and puts them together
-    child    `python -m meprop_bench.sweep.profile`: the worker of a sweep, and what only a profile needs
+`profile_case` asks for one part after the other and puts them together. Of its requests these are of a profile alone:
 
     stages      {seconds}           -> sides: side -> stages, without floors; layers: [all, sparsified]
     overhead    {seconds}           -> overhead: phase -> [dense, sparse]
@@ -17,35 +16,32 @@ Each part is measured in `_PROCESSES` fresh processes, one after the other, and 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.busy import was_busy
+from meprop_bench.measure.lock import device_lock, waiting_for
 from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache
+from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.profile import Node, merged
-from meprop_bench.measure.replicate import Worker, WorkerDied
-from meprop_bench.measure.serve import serve
-from meprop_bench.measure.turn import turn
+from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerOutOfMemory, WorkerRefused
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import mean_interval, median
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.rows import case_rows
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep.worker import Session, start_for
 
 if TYPE_CHECKING:
     from meprop_bench.workloads.case import Case
 
-__all__ = ["ProfileSession", "main", "profile_case"]
+__all__ = ["profile_case"]
 
 _PROCESSES = 4
 """Fresh processes: three would leave Student's t at 4.3, and each takes two seconds to start."""
@@ -55,77 +51,64 @@ _STAGES_S = 2.0
 _OVERHEAD_S = 0.4
 """Seconds of all processes together."""
 _WARM_S = 0.05
-_PATIENCE_S = 900.0
 
 _PROFILED_S = 0.5
 """Seconds of all ranges together that the profiler sees, about; at least 3 rounds and at most 30."""
 
 
-class ProfileSession(Session):
-    """What the child answers."""
+def stages(session: Session, seconds: float) -> Mapping[str, Any]:
+    """Time the stages of the linear layers' backward passes."""
+    from meprop_bench.workloads.profile import stages
 
-    def handle(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Answer one request: of a profile, or of any worker."""
-        own: dict[str, Callable[..., Mapping[str, Any]]] = {
-            "stages": self.stages,
-            "overhead": self.overhead,
-            "trees": self.trees,
-            "break_even": self.break_even,
-        }
-        if message["do"] not in own:
-            return super().handle(message)
-        return own[message["do"]](**{key: value for key, value in message.items() if key != "do"})
+    prepared, clock = session.passed()
+    layers = prepared.layers
+    found = stages(layers, clock, seconds=seconds) if layers else {}
+    return {
+        "sides": {side: [asdict(stage) for stage in parts] for side, parts in found.items()},
+        "layers": [len(layers), sum(layer.request is not None for layer in layers)],
+    }
 
-    def stages(self, seconds: float) -> Mapping[str, Any]:
-        """Time the stages of the linear layers' backward passes."""
-        from meprop_bench.workloads.profile import stages
 
-        prepared, clock = self._passed()
-        layers = prepared.layers
-        found = stages(layers, clock, seconds=seconds) if layers else {}
-        return {
-            "sides": {side: [asdict(stage) for stage in parts] for side, parts in found.items()},
-            "layers": [len(layers), sum(layer.request is not None for layer in layers)],
-        }
+def overhead(session: Session, seconds: float) -> Mapping[str, Any]:
+    """Time the calls on next to nothing."""
+    from meprop_bench.workloads.profile import overhead
 
-    def overhead(self, seconds: float) -> Mapping[str, Any]:
-        """Time the calls on next to nothing."""
-        from meprop_bench.workloads.profile import overhead
+    prepared, clock = session.passed()
+    assert session.case is not None
+    return {"overhead": overhead(session.case, prepared.layers, clock, seconds=seconds) if prepared.layers else {}}
 
-        prepared, clock = self._passed()
-        assert self._case is not None
-        return {"overhead": overhead(self._case, prepared.layers, clock, seconds=seconds) if prepared.layers else {}}
 
-    def break_even(self, axis: str, seconds: float) -> Mapping[str, Any]:
-        """Search where sparse stops to pay."""
-        from meprop_bench.workloads.profile import break_even_k, break_even_size
+def break_even(session: Session, axis: str, seconds: float) -> Mapping[str, Any]:
+    """Search where sparse stops to pay."""
+    from meprop_bench.workloads.profile import break_even_k, break_even_size
 
-        prepared, clock = self._passed()
-        assert self._case is not None
-        search = {"k": break_even_k, "hidden": break_even_size}[axis]
-        found = search(self._case, prepared.layers, clock, seconds=seconds)
-        return {"found": None if found is None else asdict(found)}
+    prepared, clock = session.passed()
+    assert session.case is not None
+    search = {"k": break_even_k, "hidden": break_even_size}[axis]
+    found = search(session.case, prepared.layers, clock, seconds=seconds)
+    return {"found": None if found is None else asdict(found)}
 
-    def trees(self, trace: str | None) -> Mapping[str, Any]:
-        """Run the phases of both sides under torch.profiler."""
-        from meprop_bench.measure.profile import Range, profile_ranges
-        from meprop_bench.workloads.prepared import After
 
-        prepared, clock = self._passed()
-        assert self._case is not None
-        ranges = []
-        for phase in (phase for phase in prepared.phases if phase in prepared.memory and phase not in _SUMS):
-            for side, call in zip(SIDES, prepared.memory[phase], strict=True):
-                parts = (call.call, call.before) if isinstance(call, After) else (call, None)
-                ranges.append(Range(f"{side} {phase}", *parts))
-        taken_s = sum(clock.time(_whole(found), 1) for found in ranges for _ in range(2)) / 2
-        rounds = max(3, min(30, int(_PROFILED_S / max(taken_s, 1e-6))))
-        found = profile_ranges(ranges, self._case.device, rounds=rounds, trace=None if trace is None else Path(trace))
-        trees: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for node in found:
-            side, phase = node.name.split(" ", 1)
-            trees[side].append(replace(node, name=phase).to_json())
-        return {"trees": trees}
+def trees(session: Session, trace: str | None) -> Mapping[str, Any]:
+    """Run the phases of both sides under torch.profiler."""
+    from meprop_bench.measure.profile import Range, profile_ranges
+    from meprop_bench.workloads.prepared import After
+
+    prepared, clock = session.passed()
+    assert session.case is not None
+    ranges = []
+    for phase in (phase for phase in prepared.phases if phase in prepared.memory and phase not in _SUMS):
+        for side, call in zip(SIDES, prepared.memory[phase], strict=True):
+            parts = (call.call, call.before) if isinstance(call, After) else (call, None)
+            ranges.append(Range(f"{side} {phase}", *parts))
+    taken_s = sum(clock.time(_whole(found), 1) for found in ranges for _ in range(2)) / 2
+    rounds = max(3, min(30, int(_PROFILED_S / max(taken_s, 1e-6))))
+    found = profile_ranges(ranges, session.case.device, rounds=rounds, trace=None if trace is None else Path(trace))
+    trees: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for node in found:
+        side, phase = node.name.split(" ", 1)
+        trees[side].append(replace(node, name=phase).to_json())
+    return {"trees": trees}
 
 
 _NO_SEARCH = "Where sparse breaks even is searched for a layer, and for the sparsified layers of the mlp: not for this."
@@ -156,8 +139,8 @@ def profile_case(
         case: what to look into.
         search_s: seconds for the two break-even searches together; 0 leaves them out.
         trace: a file for the trace, .json or .json.gz.
-        progress: told what is being done.
-        cache: where the machine's peaks are kept.
+        progress: called with what is being done.
+        cache: of the machine's peaks.
 
     Raises:
         UserError: the case cannot be set up or measured, or its check failed.
@@ -165,41 +148,46 @@ def profile_case(
     """
     if case.method == "dense":
         raise UserError("nothing is sparsified by the method dense, so there is nothing to take apart: take another")
-    argv = [sys.executable, "-m", "meprop_bench.sweep.profile"]
+    with device_lock(case.device, lambda holder: progress(waiting_for(holder))):
+        before = state(case.threads)  # before processes are started: it counts what others take
+        with Pool.of(partial(start_for, case), _PROCESSES) as pool:
+            try:
+                return _Parent(pool, case, progress, cache).profile(search_s, trace, before)
+            except WorkerError as error:
+                raise _user_error(error, case) from None
 
-    def wait(holder: int | None) -> None:
-        progress(f"waiting for {'another run' if holder is None else f'process {holder}'}")
 
-    with ExitStack() as stack:
-        stack.enter_context(turn(case.device, wait))
-        before = state(case.threads)
-        settings = environment_of(case.allocator, case.threads)
-        workers = [stack.enter_context(Worker(argv, settings)) for _ in range(_PROCESSES)]
-        return _Parent(workers, case, progress, cache).profile(search_s, trace, before)
+def _user_error(error: WorkerError, case: Case) -> UserError:
+    if isinstance(error, WorkerOutOfMemory):
+        return UserError(f"out of memory: take a smaller case ({error.reason})", ExitCode.NOTHING_MEASURED)
+    if isinstance(error, WorkerDied):
+        return UserError(error.sentence("the measuring process"), ExitCode.NOTHING_MEASURED)
+    code = ExitCode.USAGE if isinstance(error, WorkerRefused) else ExitCode.NOTHING_MEASURED
+    return UserError(f"{case.label}: {error}", code)
 
 
 class _Parent:
     """The parent's side of one profile."""
 
-    def __init__(
-        self, workers: Sequence[Worker], case: Case, progress: Callable[[str], None], cache: PeaksCache | None
-    ) -> None:
-        self._workers, self._case, self._progress, self._machine = workers, case, progress, MachinePeaks(cache)
+    def __init__(self, pool: Pool[int], case: Case, progress: Callable[[str], None], cache: PeaksCache | None) -> None:
+        self._pool, self._case, self._progress = pool, case, progress
+        self._machine = MachinePeaks(cache, partial(progress, "measuring the machine's peaks"))
 
     def profile(self, search_s: float, trace: Path | None, before: Mapping[str, Any]) -> tuple[Profile, dict[str, Any]]:
-        case = self._case
+        case, pool = self._case, self._pool
         self._progress("starting")
-        hello, *_ = self._together("hello", threads=case.threads, device=case.device)
+        hello, *_ = pool.hello(threads=case.threads, device=case.device, one_first=True).values()
         environment_id = hello["environment_id"]
-        peaks = self._machine.of(case, environment_id, self._put)
+        peaks = self._machine.of(case, environment_id, pool)
         self._progress("setting up and checking")
-        setup, *_ = self._together("setup", case=case.to_json())
-        checks = self._each("check", warm_s=_WARM_S)
+        setup, *_ = pool.ask_all("setup", case=case.to_json(), one_first=True).values()
+        checks = pool.ask_each("check", warm_s=_WARM_S)
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             raise UserError(f"the gradients are wrong, so nothing was timed: {wrong[0]}", ExitCode.REGRESSION)
         self._progress("timing both sides")
         loops = max(check["loops"] for check in checks)
-        answers = self._each("measure", seconds=self._share(_PAIRS_S), least_pairs=5, loops=loops, seed=case.seed)
+        share = 1 / len(pool)
+        answers = pool.ask_each("measure", seconds=share * _PAIRS_S, least_pairs=5, loops=loops, seed=case.seed)
         measured = [
             Measurement(
                 phase,
@@ -209,14 +197,14 @@ class _Parent:
             for phase in setup["phases"]
         ]
         notes = total([Activity(**answer["activity"]) for answer in answers]).notes
-        peaks = self._machine.unbeaten(peaks, case, environment_id, self._put, setup["costs"], measured)
+        peaks = self._machine.unbeaten(peaks, case, environment_id, pool, setup["costs"], measured)
         rows = case_rows(
             case, setup, measured, peaks=peaks, memory={}, utilization="a profile does not watch the machine",
             parity=None, environment_id=environment_id, target=0.02, notes=notes,
         )  # fmt: skip
         self._progress("timing the stages")
-        stages = self._each("stages", seconds=self._share(_STAGES_S))
-        tiny = [found["overhead"] for found in self._each("overhead", seconds=self._share(_OVERHEAD_S))]
+        stages = pool.ask_each("stages", seconds=share * _STAGES_S)
+        tiny = [found["overhead"] for found in pool.ask_each("overhead", seconds=share * _OVERHEAD_S)]
         overhead = {
             phase: [mean_interval([found[phase][side] for found in tiny]) for side in (0, 1)] for phase in tiny[0]
         }
@@ -249,15 +237,16 @@ class _Parent:
         found = []
         for axis, words in (("k", "k"), ("hidden", "size")):
             self._progress(f"searching the {words} at which sparse breaks even")
-            answer = self._ask("break_even", axis=axis, seconds=seconds / 2)["found"]
+            answer = self._pool.ask(0, "break_even", axis=axis, seconds=seconds / 2)["found"]
             if answer is not None:
                 found.append(BreakEven.from_json(answer))
         return tuple(found)
 
     def _trees(self, trace: Path | None) -> dict[str, tuple[Node, ...]]:
         """Return side -> the trees of its phases, those of all processes as one; the trace is of the first."""
-        first = self._ask("trees", trace=None if trace is None else str(trace.absolute()))["trees"]
-        every = [first, *(self._ask("trees", worker, trace=None)["trees"] for worker in self._workers[1:])]
+        first = self._pool.ask(0, "trees", trace=None if trace is None else str(trace.absolute()))["trees"]
+        others = range(1, len(self._pool))
+        every = [first, *(self._pool.ask(index, "trees", trace=None)["trees"] for index in others)]
         return {
             side: tuple(
                 merged([Node.from_json(found[side][place]) for found in every]) for place in range(len(first[side]))
@@ -298,48 +287,9 @@ class _Parent:
         counts = stage.flops, stage.bytes, self._case.dtype
         return replace(stage, floor_s=peaks.floor_s(*counts), bound=peaks.bound(*counts))
 
-    def _share(self, seconds: float) -> float:
-        return seconds / len(self._workers)
-
-    def _ask(self, do: str, worker: Worker | None = None, **message: Any) -> dict[str, Any]:
-        return self._put({"do": do, **message}, worker)
-
-    def _each(self, do: str, **message: Any) -> list[dict[str, Any]]:
-        """Ask all processes, one after the other: one alone is timed."""
-        return [self._ask(do, worker, **message) for worker in self._workers]
-
-    def _together(self, do: str, **message: Any) -> list[dict[str, Any]]:
-        """Ask all processes for what is not timed: the first alone, which compiles what the others find."""
-        first = self._ask(do, **message)
-        with ThreadPoolExecutor(max(1, len(self._workers) - 1)) as pool:
-            return [first, *pool.map(lambda worker: self._ask(do, worker, **message), self._workers[1:])]
-
-    def _put(self, message: Mapping[str, Any], worker: Worker | None = None) -> dict[str, Any]:
-        if message["do"] == "peaks":
-            self._progress("measuring the machine's peaks")
-        try:
-            answer = (worker or self._workers[0]).request(message, _PATIENCE_S)
-        except WorkerDied as died:
-            raise UserError(f"the measuring process {died.reason}", ExitCode.NOTHING_MEASURED) from None
-        if "error" not in answer:
-            return answer
-        if answer.get("kind") == "out-of-memory":
-            raise UserError(f"out of memory: take a smaller case ({answer['error']})", ExitCode.NOTHING_MEASURED)
-        code = ExitCode.USAGE if answer.get("kind") == "user" else ExitCode.NOTHING_MEASURED
-        raise UserError(f"{self._case.label}: {answer['error']}", code)
-
 
 def _within(stage: Stage, times: Sequence[float]) -> Stage:
     """Give a stage the seconds that the processes found, with their interval."""
     found = mean_interval(times)
     low, high = (None if math.isnan(bound) else bound for bound in (found.low, found.high))
     return replace(stage, seconds=found.estimate, low=low, high=high)
-
-
-def main() -> None:
-    """Serve until the parent is done."""
-    serve(ProfileSession().handle)
-
-
-if __name__ == "__main__":
-    main()

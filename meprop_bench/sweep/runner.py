@@ -1,14 +1,14 @@
 """Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough, each row saved at
 once.
 
-    turn      no other run of this machine measures on the device meanwhile (`measure.turn`)
+    lock      no other run of this machine measures on the device meanwhile (`measure.lock`)
     start     the processes start together, import and set the case up side by side; nothing is timed meanwhile. The
               first time in a run one of them goes first, so that kernels are compiled once and found by the others
     check     one after the other they check the case's gradients; one that fails is not timed at all
-    rounds    the processes take turns in random order; exactly one runs at any time, the others sleep in a system call
+    rounds    the processes measure in random order; exactly one runs at any time, the others sleep in a system call
     stop      when every phase's interval is within the target, or the next round would overrun the case's budget
-    last      one process, alone, is weighed and then watched under a steady load (`measure.memory`,
-              `measure.utilization`): neither falls into what was timed
+    last      one process, alone: its memory, and then the machine under a steady load (`measure.memory`,
+              `measure.utilization`); neither falls into what was timed
 
 The processes are the replicates: each draws its own memory layout, and the interval is over their medians, so that
 more rounds sharpen each median and show drift, while the width has a limit that only more processes move. Stopping at
@@ -28,17 +28,17 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
 from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
-from meprop_bench.measure.replicate import Asked, WorkerDied
-from meprop_bench.measure.turn import turn
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerOutOfMemory, WorkerRefused
 from meprop_bench.results.axes import default_threads
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
@@ -47,10 +47,10 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import case_rows, failed_row
-from meprop_bench.sweep.team import PATIENCE_S, CaseFailed, CaseRefused, NoRoom, Team, ask, ask_together, start_team
+from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Progress", "Runner"]
+__all__ = ["Runner", "SweepProgress"]
 
 _LEAST_ROUNDS = 2
 _SLICES = 6
@@ -59,13 +59,16 @@ _SLICES = 6
 _WARM_S = 0.02
 """Seconds of single iterations before the loops are calibrated, for each side."""
 
+_ACCURACY_S = 3600.0
+"""Seconds after which a silent training counts as hung."""
+
 _STEADY_S = 2.0
 """Seconds for which each side is watched: NVML's utilisation looks back up to 1 s."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run is.
+class SweepProgress:
+    """Where a run of a plan is.
 
     Attributes:
         done: cases finished, those of an earlier run included.
@@ -94,11 +97,11 @@ class Runner:
     Args:
         plan: what to measure.
         store: where the rows go; cases that it holds already are left out.
-        progress: told of each stage.
-        start: starts the processes of a case.
+        progress: called at each stage.
+        start: starts a process for a case.
         now: wall seconds.
-        look: describes the machine's state, for a number of threads.
-        hold: keeps other runs from measuring on a device.
+        state: describes the machine's state, for a number of threads.
+        lock: keeps other runs from measuring on a device.
         cache: the machine's peaks from earlier runs.
         deadline: by when it has to end.
 
@@ -112,23 +115,23 @@ class Runner:
         plan: Plan,
         store: Store,
         *,
-        progress: Callable[[Progress], None] = lambda _: None,
-        start: Callable[[Case, int], Team] = start_team,
+        progress: Callable[[SweepProgress], None] = lambda _: None,
+        start: Callable[[Case], WorkerLike] = start_for,
         now: Callable[[], float] = time.monotonic,
-        look: Callable[[int], Mapping[str, Any]] = state,
-        hold: Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]] = turn,
+        state: Callable[[int], Mapping[str, Any]] = state,
+        lock: DeviceLock = device_lock,
         cache: PeaksCache | None = None,
         deadline: Deadline | None = None,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
-        self._look, self._hold, self._deadline = look, hold, deadline or Deadline()
+        self._state, self._lock, self._deadline = state, lock, deadline or Deadline()
         self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
         self._machine = MachinePeaks(cache)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
-        self._team: Team | None = None
-        self._team_of: tuple[object, ...] = ()
+        self._pool: Pool[int] | None = None
+        self._pool_of: tuple[object, ...] = ()
         self._environment_id = "unknown"
         self._revision: str | None = None
         self._spent: list[float] = []
@@ -143,10 +146,10 @@ class Runner:
             todo.sort(key=lambda case: groups.index(_group(case)))  # stable: the plan's order within a group
         self._done = len(self._plan.cases) - len(todo)
         if todo:
-            self._store.write_state(self._look(max(case.threads for case in todo)))
+            self._store.write_state(self._state(max(case.threads for case in todo)))
         try:
             for place, case in enumerate(todo):
-                with self._hold(case.device, partial(self._wait, case)):
+                with self._lock(case.device, partial(self._wait, case)):
                     if not self._deadline.allows():
                         self.left_out = tuple(todo[place:])
                         return
@@ -158,42 +161,37 @@ class Runner:
                 self._spent.append(self._now() - started)
                 self._deadline.took(self._spent[-1])
                 self._done += 1
-                self._tell(case, "done", rows=tuple(rows))
+                self._notify(case, "done", rows=tuple(rows))
         finally:
             self._dismiss()
 
     def _measured(self, case: Case) -> list[Row]:
+        """Measure a case; a fault is a row. Its processes serve the next one where they are as they were."""
         try:
             return self._measure(case)
-        except WorkerDied as died:
-            reason = f"a measuring process {died.reason}"
-        except CaseRefused as refused:
-            return [failed_row(case, str(refused), self._environment_id)]
-        except CaseFailed as failed:
-            if isinstance(failed, NoRoom) and case.device != "cpu":
-                return [failed_row(case, str(failed), self._environment_id)]
-            reason = str(failed)
+        except WorkerError as error:
+            sound = isinstance(error, WorkerRefused) or (isinstance(error, WorkerOutOfMemory) and case.device != "cpu")
+            if not sound:
+                self._dismiss()
+            return [failed_row(case, error.sentence("a measuring process"), self._environment_id)]
         finally:
             if not self._plan.keep_processes:
                 self._dismiss()
-        self._dismiss()
-        return [failed_row(case, reason, self._environment_id)]
 
     def _measure(self, case: Case) -> list[Row]:
-        self._tell(case, "starting")
-        workers = self._workers(case)
-        peaks = self._peaks(case, workers[0])
-        self._tell(case, "checking")
-        message = {"do": "setup", "case": case.to_json()}
-        setup, *_ = ask_together(workers, [message] * len(workers), one_first=self._is_new(case.workload))
-        checks = [ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
+        self._notify(case, "starting")
+        pool = self._processes(case)
+        peaks = self._peaks(case, pool)
+        self._notify(case, "checking")
+        setup, *_ = pool.ask_all("setup", case=case.to_json(), one_first=self._is_new(case.workload)).values()
+        checks = pool.ask_each("check", warm_s=_WARM_S)
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
-        measurements, notes = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
-        peaks = self._unbeaten(case, workers[0], peaks, setup["costs"], measurements)
-        memory = ask(workers[0], {"do": "memory", "device": case.device})["weights"]
-        parity = self._parity(case, workers)
-        utilization = self._utilization(case, workers[0])
+        measurements, notes = self._rounds(case, pool, setup["phases"], max(check["loops"] for check in checks))
+        peaks = self._unbeaten(case, pool, peaks, setup["costs"], measurements)
+        memory = pool.ask(0, "memory", device=case.device)["weights"]
+        parity = self._parity(case, pool)
+        utilization = self._utilization(case, pool)
         if self._plan.keep_processes:
             notes.insert(0, Note.of("shared-processes"))
         if isinstance(parity, str):
@@ -212,26 +210,20 @@ class Runner:
         )
 
     def _rounds(
-        self, case: Case, workers: Sequence[Asked], phases: Sequence[str], loops: int
+        self, case: Case, pool: Pool[int], phases: Sequence[str], loops: int
     ) -> tuple[list[Measurement], list[Note]]:
         """Return what was measured of each phase, and what the machine did meanwhile."""
-        marks: list[list[bool]] | None = [[] for _ in workers]
+        marks: list[list[bool]] | None = [[] for _ in range(len(pool))]
         activities: list[Activity] = []
-        runs: list[dict[str, list[tuple[float, float]]]] = [{phase: [] for phase in phases} for _ in workers]
-        slice_s = self._plan.budget / _SLICES / len(workers)
+        runs: list[dict[str, list[tuple[float, float]]]] = [{phase: [] for phase in phases} for _ in range(len(pool))]
+        slice_s = self._plan.budget / _SLICES / len(pool)
         started = self._now()
         rounds = 0
         while True:
             begun = self._now()
-            for index in self._rng.sample(range(len(workers)), len(workers)):
-                request = {
-                    "do": "measure",
-                    "seconds": slice_s,
-                    "least_pairs": 1,
-                    "loops": loops,
-                    "seed": self._rng.getrandbits(32),
-                }
-                answer = ask(workers[index], request)
+            for index in self._rng.sample(range(len(pool)), len(pool)):
+                seed = self._rng.getrandbits(32)
+                answer = pool.ask(index, "measure", seconds=slice_s, least_pairs=1, loops=loops, seed=seed)
                 for phase, pairs in answer["pairs"].items():
                     runs[index][phase] += [(baseline_s, method_s) for baseline_s, method_s in pairs]
                 activities.append(Activity(**answer["activity"]))
@@ -244,83 +236,73 @@ class Runner:
             found = [Measurement(phase, tuple(tuple(run[phase]) for run in runs), loops, disturbed) for phase in phases]
             widths = {measurement.phase: measurement.speedup.half_width for measurement in found}
             now = self._now()
-            self._tell(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
+            self._notify(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
             spent = now - started + (now - begun) > self._plan.budget
             if rounds >= _LEAST_ROUNDS and (
                 spent or all(measurement.converged(self._plan.target) for measurement in found)
             ):
                 return found, total(activities).notes
 
-    def _parity(self, case: Case, workers: Sequence[Asked]) -> Parity | str | None:
+    def _parity(self, case: Case, pool: Pool[int]) -> Parity | str | None:
         """Compare the accuracies of what learns something, or say why not.
 
         Nothing is timed now, so the seeds train side by side, each on one thread.
         """
         if case.data is None or "accuracy" not in self._plan.checks:
             return None
-        self._tell(case, "training")
-        count = min(len(workers), default_threads()) if case.device == "cpu" else 1
-        shares = [self._accuracies.seeds[start::count] for start in range(count)]
+        self._notify(case, "training")
+        count = min(len(pool), default_threads()) if case.device == "cpu" else 1
+        seeds = self._accuracies.seeds
+        shares = {index: {"seeds": share} for index in range(count) if (share := seeds[index::count])}
 
         def train(sparsified: bool) -> dict[int, float]:
-            request = {
-                "do": "accuracy",
-                "case": case.to_json(),
-                "sparsified": sparsified,
-                "steps": self._accuracies.steps,
-            }
-            messages = [{**request, "seeds": share} for share in shares if share]
-            answers = ask_together(workers[: len(messages)], messages, 4 * PATIENCE_S)
-            return {seed: float(value) for answer in answers for seed, value in answer["accuracies"]}
+            wanted: dict[str, Any] = {"case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
+            answers = pool.ask_all("accuracy", each=shares, timeout=_ACCURACY_S, **wanted)
+            return {seed: float(value) for answer in answers.values() for seed, value in answer["accuracies"]}
 
         try:
             return self._accuracies.compare(case, train)
-        except CaseRefused as refused:
+        except WorkerRefused as refused:
             return f"its accuracy is not compared: {refused}"
 
-    def _utilization(self, case: Case, worker: Asked) -> Mapping[str, Any] | str:
+    def _utilization(self, case: Case, pool: Pool[int]) -> Mapping[str, Any] | str:
         """Watch the machine under a steady load; what goes wrong costs these figures alone, and is returned instead."""
         if not self._plan.utilization and case.case_id not in self._plan.watched:
             return "not asked for (utilization is off)"
         if case.caches == "cold":
             return "a steady loop has warm caches"
-        self._tell(case, "watching")
+        self._notify(case, "watching")
         try:
-            return ask(worker, {"do": "utilization", "device": case.device, "seconds": _STEADY_S})
-        except WorkerDied as died:
-            reason = f"the process that was watched {died.reason}"
-        except CaseFailed as failed:
-            reason = str(failed)
-        self._dismiss()
-        return reason
-
-    def _workers(self, case: Case) -> Sequence[Asked]:
-        """Return the processes for a case, all of them past their imports."""
-        if self._team is None or self._team_of != _group(case):
+            return pool.ask(0, "utilization", device=case.device, seconds=_STEADY_S)
+        except WorkerError as error:
             self._dismiss()
-            self._team, self._team_of = self._start(case, self._plan.processes), _group(case)
-            hello = {"do": "hello", "threads": case.threads, "device": case.device, "pin": self._plan.pin}
-            told = ask_together(self._team.workers, [hello] * self._plan.processes, one_first=self._is_new("imports"))
-            self._environment_id = told[0]["environment_id"]
-            self._revision = told[0]["environment"].get("git_revision")
-            self._store.write_environment({self._environment_id: told[0]["environment"]})
-        return self._team.workers
+            return error.sentence("the process that was watched")
 
-    def _peaks(self, case: Case, worker: Asked) -> Peaks:
+    def _processes(self, case: Case) -> Pool[int]:
+        """Return the processes for a case, all of them past their imports."""
+        if self._pool is None or self._pool_of != _group(case):
+            self._dismiss()
+            self._pool, self._pool_of = Pool.of(partial(self._start, case), self._plan.processes), _group(case)
+            wanted: dict[str, Any] = {"threads": case.threads, "device": case.device, "pin": self._plan.pin}
+            hello, *_ = self._pool.hello(one_first=self._is_new("imports"), **wanted).values()
+            self._environment_id = hello["environment_id"]
+            self._revision = hello["environment"].get("git_revision")
+            self._store.write_environment({self._environment_id: hello["environment"]})
+        return self._pool
+
+    def _peaks(self, case: Case, pool: Pool[int]) -> Peaks:
         """Return the machine's peaks, settled once in a run (and found again in its folder when it is resumed)."""
         key = peaks_key(case.device, case.dtype, case.threads)
         if key not in self._store.header["peaks"]:
-            found = self._machine.of(case, self._environment_id, lambda message: ask(worker, message))
+            found = self._machine.of(case, self._environment_id, pool)
             self._store.write_environment({}, {key: found.to_json()})
         return Peaks.from_json(self._store.header["peaks"][key])
 
     def _unbeaten(
-        self, case: Case, worker: Asked, peaks: Peaks, costs: Mapping[str, Any], measurements: Sequence[Measurement]
+        self, case: Case, pool: Pool[int], peaks: Peaks, costs: Mapping[str, Any], measurements: Sequence[Measurement]
     ) -> Peaks:
         """Measure the peaks again if this case was faster than its floor; earlier rows keep the floors they have."""
-        found = self._machine.unbeaten(
-            peaks, case, self._environment_id, lambda message: ask(worker, message), costs, measurements
-        )
+        found = self._machine.unbeaten(peaks, case, self._environment_id, pool, costs, measurements)
         if found is not peaks:
             self._store.write_environment({}, {peaks_key(case.device, case.dtype, case.threads): found.to_json()})
         return found
@@ -332,14 +314,14 @@ class Runner:
         return new
 
     def _wait(self, case: Case, holder: int | None) -> None:
-        self._tell(case, f"waiting for {'another run' if holder is None else f'process {holder}'}")
+        self._notify(case, waiting_for(holder))
 
     def _dismiss(self) -> None:
-        if self._team is not None:
-            team, self._team = self._team, None
-            team.close()
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.close()
 
-    def _tell(
+    def _notify(
         self,
         case: Case,
         stage: str,
@@ -357,7 +339,7 @@ class Runner:
         )
         own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
         left_s = max(0.0, min(after * usual + own, self._deadline.left_s))
-        self._progress(Progress(self._done, len(self._plan.cases), case, stage, half_widths or {}, left_s, rows))
+        self._progress(SweepProgress(self._done, len(self._plan.cases), case, stage, half_widths or {}, left_s, rows))
 
 
 def _group(case: Case) -> tuple[object, ...]:

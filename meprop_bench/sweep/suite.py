@@ -34,7 +34,7 @@ from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import Plan, Preset, load_preset, plan_preset
-from meprop_bench.sweep.runner import Progress, Runner
+from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.workloads.case import Case
 
 __all__ = ["PRESET", "SWITCH", "Grid", "Suite", "absent", "measured"]
@@ -151,7 +151,7 @@ def absent(cases: Iterable[Case]) -> dict[Case, str]:
 
 
 def measured(
-    plan: Plan, folder: Path | None = None, progress: Callable[[Progress], None] = lambda _: None
+    plan: Plan, folder: Path | None = None, progress: Callable[[SweepProgress], None] = lambda _: None
 ) -> tuple[list[Row], Mapping[str, Any]]:
     """Return the rows of a plan, measuring what is not measured yet, and the environments they were measured in.
 

@@ -16,7 +16,7 @@ import meprop_bench.doctor as room
 from meprop_bench import cli
 from meprop_bench.doctor import noise
 from meprop_bench.doctor.finding import SECTIONS, Finding
-from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.measure.worker import WorkerDied
 
 
 @pytest.fixture
@@ -34,12 +34,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     return judged
 
 
-class _NoTeam:
-    workers = (object(),)
+class _Nobody:
     closed = 0
 
     def close(self) -> None:
-        _NoTeam.closed += 1
+        _Nobody.closed += 1
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise found
             return found
 
-        monkeypatch.setattr(room, "start_team", lambda *_: _NoTeam())
+        monkeypatch.setattr(room, "start_for", lambda _: _Nobody())
         monkeypatch.setattr(noise, "prepare", lambda *_: 1)
         monkeypatch.setattr(noise, "measure", measure)
         monkeypatch.setattr(noise, "judge", lambda found: found)
@@ -119,10 +118,10 @@ def test_the_noise_decides(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trial([Finding("noise", "A/A", state, "identical code")])
-    before = _NoTeam.closed
+    before = _Nobody.closed
     found, out, _ = doctor(capsys)
     assert (found, "identical code" in out) == (code, True)
-    assert _NoTeam.closed == before + 1
+    assert _Nobody.closed == before + 1
 
 
 def test_a_process_that_dies_is_a_warning(

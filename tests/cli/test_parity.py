@@ -1,4 +1,4 @@
-"""The verb as a user runs it, and its crew with workers that answer at once."""
+"""The verb as a user runs it, and its trainings with workers that answer at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from meprop_bench import cli
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.parity import Comparison, case_id, compare
 from meprop_bench.tasks.recipe import Recipe
@@ -19,7 +19,7 @@ from meprop_bench.tasks.recipe import Recipe
 _RECIPE = Recipe("digits", {"batch": 50}, "meprop", 4, epochs=3)
 
 
-class Told:
+class Answering:
     """A worker with figures for each side and seed."""
 
     def __init__(self, figures, log):
@@ -51,7 +51,7 @@ def judge(tmp_path):
         log, workers = [], []
 
         def start():
-            workers.append(Told({"dense": dense, "sparse": sparse}, log))
+            workers.append(Answering({"dense": dense, "sparse": sparse}, log))
             return workers[-1]
 
         comparison = Comparison(_RECIPE, seeds or len(dense), margin)
@@ -156,7 +156,7 @@ def test_formats_and_codes(tmp_path, capsys, monkeypatch):
     from meprop_bench.sweep import parity
 
     figures = {"dense": [96.0, 96.0], "sparse": [90.0, 90.1]}
-    defaults = {**parity.compare.__kwdefaults__, "start": lambda: Told(figures, [])}
+    defaults = {**parity.compare.__kwdefaults__, "start": lambda: Answering(figures, [])}
     monkeypatch.setattr(parity.compare, "__kwdefaults__", defaults)
     wanted = ["parity", "--task", "digits", "--k", "4", "--seeds", "2", "--out", str(tmp_path), "--processes", "1"]
     assert cli.run([*wanted, "--format", "md"]) == ExitCode.REGRESSION

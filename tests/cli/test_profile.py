@@ -76,14 +76,8 @@ def test_a_model_as_a_table(
 class _Unable:
     """A measuring process that cannot set the case up."""
 
-    def __init__(self, *_: object) -> None:
-        self.closed = False
-
-    def __enter__(self) -> _Unable:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closed = True
+    def close(self) -> None:
+        pass
 
     def request(self, message: Mapping[str, Any], _: float) -> dict[str, Any]:
         answers: dict[str, dict[str, Any]] = {
@@ -132,7 +126,7 @@ def test_a_wrong_wish_is_one_line_and_exit_2(
 def test_a_kernel_that_cannot_do_the_case_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(profile_module, "Worker", _Unable)
+    monkeypatch.setattr(profile_module, "start_for", lambda _: _Unable())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = cli.run(["profile", *_TINY, "--method", "meprop", "--kernel", "gather", "--search", "0"])
     assert code == ExitCode.NOTHING_MEASURED

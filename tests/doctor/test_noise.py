@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from meprop_bench.doctor import noise
-from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerError
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import Session
 
@@ -21,6 +22,13 @@ class Answering:
     def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         self.asked.append(dict(message))
         return dict(self.answers.get(message["do"], {}))
+
+    def close(self) -> None:
+        pass
+
+
+def pool(worker: Answering) -> Pool[int]:
+    return Pool.of(lambda: worker, 1)
 
 
 def measured(spread: float, *, marks: list[bool] | None = None) -> Answering:
@@ -46,7 +54,7 @@ def measured(spread: float, *, marks: list[bool] | None = None) -> Answering:
     ],
 )
 def test_identical_code_says_what_width_can_be_reached(spread: float, state: str, words: str) -> None:
-    found = noise.measure(measured(spread), loops=3)
+    found = noise.measure(pool(measured(spread)), loops=3)
     assert found.processes == Plan.processes
     first, second = noise.judge(found)
     assert (first.state, words in first.text) == (state, True), first
@@ -54,15 +62,15 @@ def test_identical_code_says_what_width_can_be_reached(spread: float, state: str
 
 
 def test_a_machine_that_disturbs_most_pairs_is_told() -> None:
-    _, calm = noise.judge(noise.measure(measured(0.001, marks=[False, False, False, True]), loops=1))
-    _, wild = noise.judge(noise.measure(measured(0.001, marks=[True, True, False, True]), loops=1))
+    _, calm = noise.judge(noise.measure(pool(measured(0.001, marks=[False, False, False, True])), loops=1))
+    _, wild = noise.judge(noise.measure(pool(measured(0.001, marks=[True, True, False, True])), loops=1))
     assert (calm.state, wild.state) == ("ok", "warning")
     assert wild.text.startswith("15 of 20 pairs")
 
 
 def test_preparing_asks_for_the_check() -> None:
     worker = Answering(check={"check": "passed", "loops": 6})
-    assert noise.prepare(worker, noise.identical()) == 6
+    assert noise.prepare(pool(worker), noise.identical()) == 6
     assert [message["do"] for message in worker.asked] == ["hello", "setup", "check"]
 
 
@@ -74,19 +82,20 @@ def test_preparing_asks_for_the_check() -> None:
     ],
 )
 def test_a_process_that_does_not_get_ready_says_why(answers: dict[str, Any], words: str) -> None:
-    with pytest.raises(WorkerDied, match=words):
-        noise.prepare(Answering(**answers), noise.identical())
+    with pytest.raises(WorkerError) as caught:
+        noise.prepare(pool(Answering(**answers)), noise.identical())
+    assert words in noise.reason(caught.value)
 
 
 def test_the_sweep_s_own_worker_answers_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "_PART_S", 0.0)
     session = Session()
 
-    class Here:
+    class Here(Answering):
         def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
             return {} if message["do"] == "hello" else dict(session.handle(message))
 
-    loops = noise.prepare(Here(), noise.identical())
-    found = noise.measure(Here(), loops)
+    loops = noise.prepare(pool(Here()), noise.identical())
+    found = noise.measure(pool(Here()), loops)
     assert min(found.run_lengths) >= 2
     assert noise.judge(found)[0].check == "A/A"

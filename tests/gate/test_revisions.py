@@ -1,4 +1,4 @@
-"""Two revisions measured in turns: what is asked of whom, when it stops, and what faults cost. The workers answer as
+"""Two revisions, interleaved: what is asked of whom, when it stops, and what faults cost. The workers answer as
 real ones would, and time passes on a fake clock only."""
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.asking import start_worker
 from meprop_bench.gate.case_records import SIDES, CaseRecords, Record
 from meprop_bench.gate.decide import judge
-from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure
+from meprop_bench.gate.processes import start_revision
+from meprop_bench.gate.revisions import GateProgress, Measured, Rounds, measure
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
-from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.stats import median, paired_ratio
 from meprop_bench.sweep.plan import Plan, plan_axes
-from meprop_bench.sweep.worker import PROTOCOL
+from meprop_bench.sweep.requests import PROTOCOL
 from meprop_bench.workloads.case import Case
 
 _BLOCK_S = 0.01
@@ -46,7 +46,7 @@ class _Fakes:
         self.started: list[str] = []
         self.held: list[str] = []
         self.open = 0
-        self.lock = RLock()
+        self.alone = RLock()
         self.log: list[tuple[str, str]] = []
         self.asked: list[Mapping[str, Any]] = []
 
@@ -54,7 +54,7 @@ class _Fakes:
         return self.time
 
     @contextmanager
-    def hold(self, device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
+    def lock(self, device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
         self.held.append(device)
         yield
         self.held.pop()
@@ -72,7 +72,7 @@ class _Fake:
         self._case = Case()
 
     def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        with self._fakes.lock:  # both sides are asked at once
+        with self._fakes.alone:  # both sides are asked at once
             return self._answer(message)
 
     def _answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _plan(k: Sequence[int] = (2,), **settings: Any) -> Plan:
 
 
 def _measure(fakes: _Fakes, plan: Plan, undecided: Callable[[Sequence[Series]], list[str]] = lambda _: []) -> Measured:
-    found = measure(plan, _BASE, _HEAD, undecided=undecided, start=fakes.start, hold=fakes.hold, now=fakes.now)
+    found = measure(plan, _BASE, _HEAD, undecided=undecided, start=fakes.start, lock=fakes.lock, now=fakes.now)
     assert fakes.open == 0
     return found
 
@@ -198,10 +198,10 @@ def test_each_round_has_fresh_processes_and_blocks_alternate() -> None:
     pairs = list(zip(fakes.started[::2], fakes.started[1::2], strict=True))
     assert len(pairs) == 8  # the first pair is there for what is compiled and kept
     assert set(pairs) == {("base", "head"), ("head", "base")}  # in random order, at this seed in both
-    told = {side: [one for one in fakes.asked if one["do"] == "turns" and one["me"] == side] for side in SIDES}
-    assert [one["plan"] for one in told["base"]] == [one["plan"] for one in told["head"]]
-    assert all(one["number"] == other["number"] for one, other in zip(told["base"], told["head"], strict=True))
-    blocks = [side for one in told["base"] for side, _, _ in one["plan"]]
+    plans = {side: [one for one in fakes.asked if one["do"] == "turns" and one["me"] == side] for side in SIDES}
+    assert [one["plan"] for one in plans["base"]] == [one["plan"] for one in plans["head"]]
+    assert all(one["number"] == other["number"] for one, other in zip(plans["base"], plans["head"], strict=True))
+    blocks = [side for one in plans["base"] for side, _, _ in one["plan"]]
     assert all({first, second} == {"base", "head"} for first, second in zip(blocks[::2], blocks[1::2], strict=True))
     assert 0.2 < blocks[::2].count("base") / (len(blocks) / 2) < 0.8
 
@@ -228,15 +228,15 @@ def test_it_ends_when_the_budget_is_spent() -> None:
 
 
 def test_progress_says_where_it_is() -> None:
-    told: list[Progress] = []
+    seen: list[GateProgress] = []
     fakes = _Fakes()
-    rest: dict[str, Any] = {"start": fakes.start, "hold": fakes.hold, "now": fakes.now}
-    measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], progress=told.append, **rest)
-    assert [(one.stage, one.round) for one in told] == [
+    rest: dict[str, Any] = {"start": fakes.start, "lock": fakes.lock, "now": fakes.now}
+    measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], progress=seen.append, **rest)
+    assert [(one.stage, one.round) for one in seen] == [
         ("preparing", 0),
         *((stage, number) for number in (1, 2) for stage in ("starting", "checking", "measuring")),
     ]
-    assert (told[-1].left, told[-1].total, told[-1].budget_s) == (1, 1, 60.0)
+    assert (seen[-1].left, seen[-1].total, seen[-1].budget_s) == (1, 1, 60.0)
 
 
 def test_identical_code_is_not_fifty_times_slower_on_a_machine_that_is_busy() -> None:
@@ -265,44 +265,44 @@ def test_identical_code_is_not_fifty_times_slower_on_a_machine_that_is_busy() ->
 
 
 @pytest.mark.parametrize(
-    ("told", "policy"),
+    ("variables", "policy"),
     [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "1000"}, None)],
 )
 def test_threads_of_a_worker_sleep_while_they_wait_unless_the_user_says_otherwise(
-    told: Mapping[str, str], policy: str | None, monkeypatch: pytest.MonkeyPatch
+    variables: Mapping[str, str], policy: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spinning ones lose their core to the neighbours, for 40 times as long as a small backward pass takes."""
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     started: list[dict[str, str | None]] = []
-    monkeypatch.setattr("meprop_bench.gate.asking.Worker", lambda argv, env: started.append(env))
-    start_worker(_BASE, _plan().cases[0])
+    monkeypatch.setattr("meprop_bench.sweep.worker.Worker", lambda argv, env: started.append(env))
+    start_revision(_BASE, _plan().cases[0])
     assert started[0].get("OMP_WAIT_POLICY") == policy
     assert str(started[0]["PYTHONPATH"]).startswith(str(_BASE.folder))
 
 
-def test_a_run_waits_for_its_turn_and_does_not_pay_for_that() -> None:
+def test_a_run_waits_for_the_device_and_does_not_pay_for_that() -> None:
     fakes = _Fakes()
-    told: list[Progress] = []
+    seen: list[GateProgress] = []
 
     @contextmanager
-    def hold(device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
+    def lock(device: str, waiting: Callable[[int | None], object]) -> Iterator[None]:
         waiting(123)
         fakes.time += 1000.0  # another run's case
-        with fakes.hold(device, waiting):
+        with fakes.lock(device, waiting):
             yield
 
     plan = _plan(k=(2, 3), processes=3)
     found = measure(
-        plan, _BASE, _HEAD, undecided=lambda _: [], progress=told.append, start=fakes.start, hold=hold, now=fakes.now
+        plan, _BASE, _HEAD, undecided=lambda _: [], progress=seen.append, start=fakes.start, lock=lock, now=fakes.now
     )
     assert found.rounds == 3
-    assert {one.stage for one in told} >= {"waiting", "preparing", "measuring"}
+    assert {one.stage for one in seen} >= {"waiting", "preparing", "measuring"}
 
 
-def test_a_revision_is_told_of_a_case_what_differs_from_the_defaults() -> None:
+def test_a_revision_gets_of_a_case_what_differs_from_the_defaults() -> None:
     fakes = _Fakes()
     plan = _plan()
     _measure(fakes, plan)
@@ -382,6 +382,26 @@ def test_what_the_base_cannot_do_is_noted_and_not_compared() -> None:
     )
 
 
+def test_where_the_base_cannot_and_the_head_dies_of_it_the_case_is_noted_and_the_others_get_a_fresh_pair() -> None:
+    plan = _plan(k=(3, 2, 4, 5, 6), processes=3)  # some come after the first, in any order
+
+    dead: set[int] = set()
+
+    def wrong(side: str, do: str, worker: int, case: Case) -> Any:
+        if do == "setup" and case.k == 3:
+            if side == "base":
+                return {"error": "no", "kind": "user"}
+            dead.add(worker)
+        return WorkerDied("killed by signal 11") if worker in dead else None
+
+    found = _measure(_Fakes(wrong=wrong), plan)
+    counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
+    assert counts == {case.label: 3 for case in plan.cases[1:]}
+    assert not [one for one in found.series if one.failure]
+    assert len(found.notes) == 2
+    assert found.notes[1] == f"{plan.cases[0].label}: not comparable, the base cannot do it: no"
+
+
 def test_a_base_that_can_do_nothing_is_not_comparable() -> None:
     with pytest.raises(UserError, match=r"can do none of the cases; linear .*: no") as caught:
         _measure(_Fakes(wrong=_when("base", "setup", {"error": "no", "kind": "error"})), _plan())
@@ -438,7 +458,7 @@ def test_a_revision_that_ran_other_code_is_refused() -> None:
 def test_an_interrupt_ends_the_processes() -> None:
     fakes = _Fakes(wrong=_when("head", "turns", KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], start=fakes.start, hold=fakes.hold, now=fakes.now)
+        measure(_plan(), _BASE, _HEAD, undecided=lambda _: [], start=fakes.start, lock=fakes.lock, now=fakes.now)
     assert fakes.open == 0
 
 
@@ -448,22 +468,22 @@ def test_an_interrupt_ends_the_processes() -> None:
 def test_set_ups_that_were_disturbed_are_left_out_unless_most_were() -> None:
     (case,) = _plan().cases
     pairs = {"backward": ((1.0, 1.0), (1.0, 9.0), (1.0, 1.0))}
-    tally = CaseRecords(case, records={0.0: [Record(pairs, (False, True, False), {})]})
-    assert tally.series()[0].pairs == (((1.0, 1.0), (1.0, 1.0)),)
-    tally = CaseRecords(case, records={0.0: [Record(pairs, None, {})]})
-    assert tally.series()[0].pairs == (pairs["backward"],)
+    known = CaseRecords(case, records={0.0: [Record(pairs, (False, True, False), {})]})
+    assert known.series()[0].pairs == (((1.0, 1.0), (1.0, 1.0)),)
+    known = CaseRecords(case, records={0.0: [Record(pairs, None, {})]})
+    assert known.series()[0].pairs == (pairs["backward"],)
 
 
 def test_slowdowns_are_asked_of_the_head_alone_and_kept_apart() -> None:
     fakes = _Fakes()
     plan = _plan()
-    rounds = Rounds(plan, _BASE, _HEAD, slowdowns=(0.0, 0.1), start=fakes.start, hold=fakes.hold, now=fakes.now)
+    rounds = Rounds(plan, _BASE, _HEAD, slowdowns=(0.0, 0.1), start=fakes.start, lock=fakes.lock, now=fakes.now)
     for _ in range(2):
         rounds.once(plan.cases)
-    tally = rounds.tallies[plan.cases[0]]
+    known = rounds.cases[plan.cases[0]]
 
     def seen(slowdown: float) -> float:
-        series = {one.figure: one for one in tally.series(tally.records[slowdown])}["backward"]
+        series = {one.figure: one for one in known.series(known.records[slowdown])}["backward"]
         assert series.pairs is not None
         return 1 / paired_ratio(series.pairs).estimate
 

@@ -68,7 +68,7 @@ def _start(repository: Path, *words: str) -> subprocess.Popen[str]:
     env = {
         **os.environ,
         "XDG_CACHE_HOME": str(folder / "cache"),
-        "TMPDIR": str(folder),  # no turns with what else this machine measures
+        "TMPDIR": str(folder),  # nobody waits for what else this machine measures
         "PYTHONPATH": str(Path(meprop_bench.__file__).parents[1]),  # the gate is the one under test
     }
     program = [sys.executable, "-P", "-m", "meprop_bench", "gate", *words, *_GATE]

@@ -16,7 +16,7 @@ from meprop_bench.gate.selftest import SLOWDOWNS, Promise, as_text, check
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.sweep.plan import plan_axes
-from meprop_bench.sweep.worker import PROTOCOL
+from meprop_bench.sweep.requests import PROTOCOL
 from meprop_bench.workloads.case import Case
 
 _FIRST = Checkout("base", "HEAD (1)", "1", Path("/somewhere/base"))
@@ -41,8 +41,8 @@ class _Machine:
 
     @property
     def ways(self) -> dict[str, Any]:
-        """Return how it is started, held and timed."""
-        return {"start": self.start, "hold": _alone, "now": self.now}
+        """Return how it is started, locked and timed."""
+        return {"start": self.start, "lock": _alone, "now": self.now}
 
     def start(self, checkout: Checkout, case: Case) -> _Worker:
         return _Worker(self, checkout)
@@ -76,7 +76,7 @@ class _Worker:
         return answers[message["do"]]
 
     def _block(self, which: str, slowdown: float) -> dict[str, Any]:
-        own = self._own if which == "method" else 1.0  # or the dense side would tell it
+        own = self._own if which == "method" else 1.0  # or the dense side would show it
         value = 1e-3 * own * (1 + slowdown) * self._rng.lognormvariate(0, 1e-4)
         return {"values": {"backward": value}, "disturbed": False}
 

@@ -5,7 +5,7 @@ import torch
 
 from meprop_bench.algorithms.removal import remove
 from meprop_bench.errors import UserError
-from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.models.mlp import MLP
 from meprop_bench.models.parser import Parser
 from meprop_bench.models.tagger import Tagger

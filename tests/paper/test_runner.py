@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.folder import read
 from meprop_bench.paper.ledger import as_ledger, best_results

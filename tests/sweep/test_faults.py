@@ -26,7 +26,7 @@ from meprop_bench import cli
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.measure.peaks import PeaksCache
-from meprop_bench.measure.replicate import Replicates, Worker
+from meprop_bench.measure.worker import Worker
 from meprop_bench.ops.kernels import KERNELS
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.sweep.plan import Plan, plan_axes
@@ -93,22 +93,11 @@ def program(tmp_path: Path) -> list[str]:
     return [sys.executable, str(path)]
 
 
-class _Impatient:
-    """Real workers, asked with a second's patience where a sweep has a quarter of an hour."""
+class _Impatient(Worker):
+    """A real worker, asked with a second's patience where a sweep has a quarter of an hour."""
 
-    def __init__(self, replicates: Replicates) -> None:
-        self._replicates = replicates
-        self.workers = [self._Asked(worker) for worker in replicates]
-
-    def close(self) -> None:
-        self._replicates.close()
-
-    class _Asked:
-        def __init__(self, worker: Worker) -> None:
-            self._worker = worker
-
-        def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-            return self._worker.request(message, min(timeout, 1.0 if message["do"] == "measure" else 60.0))
+    def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        return super().request(message, min(timeout, 1.0 if message["do"] == "measure" else 60.0))
 
 
 def _plan(ks: Sequence[int], **settings: Any) -> Plan:
@@ -122,8 +111,8 @@ def test_a_child_s_fault_costs_its_case_alone_and_the_row_says_so(
 ) -> None:
     plan = _plan(range(2, 9), keep_processes=keep)
     with Store.create(tmp_path, "t", "m", "command", plan.to_json()) as store:
-        start = lambda _, count: _Impatient(Replicates(program, {}, count))  # noqa: E731
-        Runner(plan, store, start=start, look=lambda _: {}, cache=PeaksCache(tmp_path / "peaks")).run()
+        start = lambda _: _Impatient(program)  # noqa: E731
+        Runner(plan, store, start=start, state=lambda _: {}, cache=PeaksCache(tmp_path / "peaks")).run()
     rows = Store.open(store.folder).rows()
     assert [row.k for row in rows if row.error is None] == [2, 2, 8, 8]
     errors = {row.k: row.error for row in rows if row.error is not None}
@@ -144,7 +133,7 @@ _PARENT = """
 import sys
 from pathlib import Path
 from meprop_bench.measure.peaks import PeaksCache
-from meprop_bench.measure.replicate import Replicates
+from meprop_bench.measure.worker import Worker
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner
@@ -157,8 +146,8 @@ store = Store.find_resumable(root, "t", "m", plan.to_json())
 store = store or Store.create(root, "t", "m", "command", plan.to_json())
 print("go", flush=True)
 cache = PeaksCache(root.parent / "peaks")
-start = lambda _, count: Replicates({program!r}, {{}}, count)
-Runner(plan, store, start=start, look=lambda _: {{}}, cache=cache).run()
+start = lambda _: Worker({program!r})
+Runner(plan, store, start=start, state=lambda _: {{}}, cache=cache).run()
 print("done", flush=True)
 """
 

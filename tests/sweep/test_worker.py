@@ -1,4 +1,4 @@
-"""A worker's answers, without a process: what it tells of a real, tiny case."""
+"""A worker's answers, without a process: what it says of a real, tiny case. And the table of its requests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from meprop_bench.measure import affinity
 from meprop_bench.measure.cold import ColdClock
 from meprop_bench.measure.graph import CudaGraphClock
 from meprop_bench.results.schema import Utilization
-from meprop_bench.sweep.worker import Session
+from meprop_bench.sweep import requests
+from meprop_bench.sweep.worker import REQUESTS, Session
 from meprop_bench.workloads.case import Case
 
 _CASE = Case(method="unified", k=2, batch=4, in_features=6, out_features=8, threads=1)
@@ -36,6 +39,29 @@ def session() -> Iterator[Session]:
 def _ask(session: Session, **message: Any) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(json.dumps(session.handle(message), allow_nan=False))
     return answer
+
+
+def test_every_request_of_the_table_is_answered_by_a_function_of_its_module() -> None:
+    for name, where in REQUESTS.items():
+        module, _, function = where.partition(":")
+        answers = getattr(import_module(f"meprop_bench.{module}"), function)
+        assert answers.__module__ == f"meprop_bench.{module}", name
+        assert next(iter(signature(answers).parameters)) == "session", name
+
+
+def test_a_request_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "double", lambda session, value: {"double": 2 * value}, raising=False)
+    with pytest.raises(ValueError, match="does not know the request 'double'"):
+        _ask(Session(), do="double", value=4)
+    monkeypatch.setitem(REQUESTS, "double", "sweep.requests:double")
+    assert _ask(Session(), do="double", value=4) == {"double": 8}
+
+
+def test_the_gate_s_requests_are_those_that_older_revisions_know() -> None:
+    """A gate of today asks a base of the protocol's first revision; a new meaning needs a new number."""
+    assert requests.PROTOCOL == 2
+    known = {"hello", "setup", "check", "measure", "memory", "again", "meet", "turns", "count", "accuracy"}
+    assert known <= REQUESTS.keys()
 
 
 def test_it_binds_itself_to_cores_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,13 +91,13 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
     found = _ask(session, do="utilization", device="cpu", seconds=0.02)
     assert found["phase"] == "backward"
     for side in found["sides"]:
-        told = Utilization.from_json(side)
-        assert told.iterations > 0
-        assert told.cpu_utilization is not None
-        assert told.gpu_utilization is None
-        assert told.unavailable["gpu_utilization"] == "the device is the CPU"
-        nulls = {name for name in told.__dataclass_fields__ if getattr(told, name) is None}
-        assert nulls == set(told.unavailable)
+        one = Utilization.from_json(side)
+        assert one.iterations > 0
+        assert one.cpu_utilization is not None
+        assert one.gpu_utilization is None
+        assert one.unavailable["gpu_utilization"] == "the device is the CPU"
+        nulls = {name for name in one.__dataclass_fields__ if getattr(one, name) is None}
+        assert nulls == set(one.unavailable)
 
 
 def test_a_case_that_its_kernel_cannot_do_is_the_user_s_wish_and_the_next_one_is_measured(session: Session) -> None:
@@ -98,9 +124,9 @@ class _Replays(CudaGraphClock):
 
 
 def test_of_a_captured_case_the_replays_are_watched(session: Session) -> None:
-    prepared, _ = session._passed()
+    prepared, _ = session.passed()
     clock = _Replays()
-    session._checked = prepared, clock
+    session.checked = prepared, clock
     assert _ask(session, do="utilization", device="cpu", seconds=0.02)["phase"] == "backward"
     assert tuple(clock.replayed) == prepared.memory["backward"]
 
@@ -110,7 +136,7 @@ def test_the_memory_of_the_last_case_is_given_back_to_the_gpu(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
-    kept = weakref.ref(session._passed()[0])
+    kept = weakref.ref(session.passed()[0])
     monkeypatch.setattr(workloads, "setup", lambda case: done.append(str(kept())) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _ask(session, do="setup", case={**_CASE.to_json(), "device": "cuda:0"})
@@ -121,7 +147,7 @@ def test_cold_caches_are_emptied_before_each_call() -> None:
     session = Session()
     _ask(session, do="setup", case={**_CASE.to_json(), "caches": "cold"})
     answer = _ask(session, do="check", warm_s=0.0)
-    assert (answer["check"], isinstance(session._passed()[1], ColdClock)) == ("passed", True)
+    assert (answer["check"], isinstance(session.passed()[1], ColdClock)) == ("passed", True)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +165,14 @@ def test_what_was_not_checked_is_neither_weighed_nor_watched(message: dict[str, 
         Session().handle(message)
 
 
-def _turns(session: Session, *plan: tuple[str, str, float], **rest: Any) -> dict[str, Any]:
+def _interleaved(session: Session, *plan: tuple[str, str, float], **rest: Any) -> dict[str, Any]:
     return _ask(session, do="turns", me="head", plan=plan, loops={"method": 2, "baseline": 1}, lead=1, **rest)
 
 
 def test_blocks_time_one_side_of_a_case_that_is_set_up_again_and_again(session: Session) -> None:
     for seed in range(2):
         assert _ask(session, do="again", seed=seed) == {}
-        answer = _turns(session, ("head", "baseline", 0.0), ("head", "method", 0.0))
+        answer = _interleaved(session, ("head", "baseline", 0.0), ("head", "method", 0.0))
         assert not answer["stopped"]
         for block in answer["blocks"]:
             assert list(block["values"]) == ["forward", "backward"]
@@ -154,7 +180,7 @@ def test_blocks_time_one_side_of_a_case_that_is_set_up_again_and_again(session: 
             assert block["disturbed"] in (None, False, True)
     # The machine may keep any one block waiting, but hardly each of seven.
     plan = [("head", "method", slowdown) for slowdown in (0.0, 50.0) for _ in range(7)]
-    values = [block["values"]["backward"] for block in _turns(session, *plan)["blocks"]]
+    values = [block["values"]["backward"] for block in _interleaved(session, *plan)["blocks"]]
     assert min(values[7:]) > 5 * min(values[:7])
     assert _ask(session, do="memory", device="cpu")["weights"]  # it is whole, and passed its check
 
@@ -167,7 +193,7 @@ class _Timed(Session):
         self.me, self.log = me, log
         self.fails_at: int | None = None
 
-    def _blocks_of_case(self) -> Any:
+    def blocks(self) -> Any:
         return self
 
     def take(self, side: str, loops: int, lead: int, slowdown: float) -> tuple[dict[str, float], bool | None]:
@@ -177,7 +203,7 @@ class _Timed(Session):
         return {"backward": 1.0}, None
 
 
-def test_two_workers_take_turns_by_themselves_and_one_that_fails_does_not_keep_the_other_waiting() -> None:
+def test_two_workers_alternate_by_themselves_and_one_that_fails_does_not_keep_the_other_waiting() -> None:
     plan = [(who, "method", 0.0) for who in ("base", "head", "head", "base", "base", "head", "base")]
     log: list[str] = []
     workers = {side: _Timed(side, log) for side in ("base", "head")}
@@ -210,7 +236,7 @@ def test_two_workers_take_turns_by_themselves_and_one_that_fails_does_not_keep_t
 
 
 def test_the_collector_works_again_with_the_next_case(session: Session) -> None:
-    _turns(session, ("head", "method", 0.0))
+    _interleaved(session, ("head", "method", 0.0))
     assert not gc.isenabled()
     _ask(session, do="setup", case=_CASE.to_json())
     assert gc.isenabled()

@@ -1,4 +1,4 @@
-"""The baton between two processes: here both ends are in one."""
+"""Two processes that hand over to each other: here both ends are in one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import gc
 
 import pytest
 
-from meprop_bench.measure.baton import Baton
+from meprop_bench.measure.handoff import Handoff
 
 
-def _met() -> tuple[Baton, Baton]:
-    first, second = Baton(), Baton()
+def _met() -> tuple[Handoff, Handoff]:
+    first, second = Handoff(), Handoff()
     second.connect(first.listen())
     return first, second
 
@@ -39,4 +39,4 @@ def test_who_waits_for_a_process_that_has_ended_is_told() -> None:
 
 def test_without_another_one_there_is_nothing_to_hand_over() -> None:
     with pytest.raises(ValueError, match="have not met"):
-        Baton().wait(1)
+        Handoff().wait(1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from meprop_bench.measure.replicate import Replicates, Worker, WorkerDied
+from meprop_bench.measure.worker import Worker, WorkerDied
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs process groups and signals")
 
@@ -89,7 +89,7 @@ def gone(pid: int, within: float = 20.0) -> bool:
     return False
 
 
-def test_requests_are_answered_in_turn(worker):
+def test_requests_are_answered_one_after_the_other(worker):
     for value in (1, "zwei", [3.0, None], "x" * 1_000_000):
         assert worker.request({"do": "echo", "value": value}, 60)["echo"] == value
     assert worker.alive
@@ -225,7 +225,7 @@ def test_a_forgotten_worker_is_ended(program):
 
 PARENT = """
 import signal, sys, time
-from meprop_bench.measure.replicate import Worker
+from meprop_bench.measure.worker import Worker
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored, and inherited so
 worker = Worker([sys.executable, {program!r}])
 print(worker.request({{"do": "echo", "value": 1}}, 60)["pid"], flush=True)
@@ -262,24 +262,6 @@ def test_no_parent_leaves_an_orphan(program, tmp_path, then, sent):
     finally:
         parent.kill()
         parent.communicate()
-
-
-def test_replicates_are_fresh_processes_and_one_can_be_replaced(program):
-    with Replicates(program, {}, 3) as replicates:
-        pids = [worker.request({"do": "echo", "value": 0}, 60)["pid"] for worker in replicates]
-        assert len(set(pids)) == len(replicates) == 3
-        with pytest.raises(WorkerDied):
-            replicates[1].request({"do": "exit"}, 60)
-        fresh = replicates.replace(1)
-        assert fresh is replicates[1]
-        after = [worker.request({"do": "echo", "value": 0}, 60)["pid"] for worker in replicates]
-        assert [a == b for a, b in zip(pids, after, strict=True)] == [True, False, True]
-    assert all(gone(pid) for pid in after)
-
-
-def test_at_least_one_replicate(program):
-    with pytest.raises(ValueError, match="0"):
-        Replicates(program, {}, 0)
 
 
 def test_readers_end_with_their_worker(program):

@@ -1,14 +1,14 @@
 """One measurement on a device at a time: two runs side by side would each measure the other.
 
-    with turn("cpu", waiting):        waits until no other run of this machine measures on the device
-        ...                           processes start, set up and are timed
+    with device_lock("cpu", waiting):     waits until no other run of this machine measures on the device
+        ...                               processes start, set up and are timed
 
 The lock is the kernel's (flock) on a small file of the machine's temporary folder, one for each device. It ends with
 the process that holds it, whatever ends that, so no crash leaves a device locked; the file that stays behind is empty
-and means nothing. A turn lasts one case: two runs take turns case by case, neither is refused, and each has the machine
-to itself while it measures. That they alternate is the work of a second lock, in front of the first: who waits for the
-device holds the place before it, so that whoever gives the device back and wants it again comes after. Within a process
-a turn may be taken again by whoever holds it.
+and means nothing. It is held for one case: two runs alternate case by case, neither is refused, and each has the
+machine to itself while it measures. That they alternate is the work of a second lock, in front of the first: who waits
+for the device holds the place before it, so that whoever gives the device back and wants it again comes after. Within a
+process the lock may be taken again by whoever holds it.
 
 The limits: containers that share a machine but no temporary folder do not see each other (the state of the machine
 does: `machine`), a program that is no run of ours knows of no lock, and on a system without flock there is none.
@@ -22,19 +22,23 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
-__all__ = ["device_name", "turn"]
+__all__ = ["DeviceLock", "device_lock", "device_name", "waiting_for"]
 
 _POLL_S = 0.2
+
+DeviceLock: TypeAlias = Callable[[str, Callable[[int | None], object]], AbstractContextManager[None]]
+"""What `device_lock` is to whoever takes it: of a device, and of what to call before waiting."""
 
 _held: dict[str, int] = {}
 """Device -> how often this process holds it."""
 
 
 @contextmanager
-def turn(
+def device_lock(
     device: str,
     waiting: Callable[[int | None], object] = lambda _: None,
     *,
@@ -45,7 +49,7 @@ def turn(
 
     Args:
         device: "cpu" or "cuda:N".
-        waiting: told once, before waiting, which process holds it (None if that cannot be found out).
+        waiting: called once, before waiting, with the process that holds it (None if that cannot be found out).
         folder: where the locks are; the system's temporary folder.
         sleep: a test's own.
 
@@ -74,12 +78,12 @@ def _take(
 ) -> None:
     """Take the place before the device, then the device, and leave the place; the stack gives the device back."""
     files = [_open(folder / f"meprop-bench-{name}{part}.lock") for part in ("", "-next")]
-    told: list[int | None] = []
+    holders: list[int | None] = []
 
     def wait() -> None:
-        if not told:
-            told.append(None if files[0] is None else _holder(files[0]))
-            waiting(told[0])
+        if not holders:
+            holders.append(None if files[0] is None else _holder(files[0]))
+            waiting(holders[0])
         sleep(_POLL_S)
 
     device, place = files
@@ -92,6 +96,11 @@ def _take(
     finally:
         if place is not None:
             os.close(place)
+
+
+def waiting_for(holder: int | None) -> str:
+    """Return what a run does that waits for this process: the stage that its progress shows."""
+    return f"waiting for {'another run' if holder is None else f'process {holder}'}"
 
 
 def device_name(device: str) -> str:

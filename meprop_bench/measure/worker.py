@@ -1,17 +1,9 @@
-"""Fresh processes: the unit of replication, and the wall between one case's fault and all the others.
+"""A worker: one fresh process, as whoever started it sees it. Several of them are a `pool.Pool`.
 
-A process draws its memory layout, its page placement and its code alignment once, and keeps them; two processes with
-identical code differ by 3%. So a case is measured in several fresh ones, round by round. And a case may run out of
-memory, crash in native code or hang: that ends its own process and no other.
+The protocol is one JSON object a line: a request on the child's standard input, its answer on its standard output.
+What the child prints while it imports is not JSON; up to the first answer it is set aside with standard error. The
+child's side is `serve`.
 
-The protocol is one JSON object a line: a request on the child's standard input, its answer on the child's standard
-output.
-
-    parent                                  child (its whole main program)
-    worker = Worker(argv, env)              serve(handler)               see `serve`
-    worker.request({"do": ...}, timeout)    handler({"do": ...}) -> {...}
-
-What the child printed while importing is not JSON; up to the first answer it is set aside with standard error.
 Whatever goes wrong with a child (killed, hung, gone, garbage) becomes one exception with one line, after which the
 child and all that it started are gone.
 
@@ -31,29 +23,70 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol, Self
 
 from meprop_bench.measure.serve import Message, one_line
 
-__all__ = ["Asked", "Replicates", "Worker", "WorkerDied"]
+__all__ = [
+    "Worker",
+    "WorkerDied",
+    "WorkerError",
+    "WorkerFailed",
+    "WorkerLike",
+    "WorkerOutOfMemory",
+    "WorkerRefused",
+]
 
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes of one answer; raw values of the longest run are far below
 _POLL_S = 0.2
 _GOODBYE_S = 2.0
 
 
-class WorkerDied(Exception):
-    """A worker was killed, hung, exited or answered garbage; `reason` says which, in one line."""
+class WorkerError(Exception):
+    """A request has no answer.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        reason: why, in one line.
+        worker: the process's name in its pool.
+        request: what it was asked to do.
+
+    """
+
+    def __init__(self, reason: str, worker: Any = None, request: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.worker, self.request = reason, worker, request
+
+    def sentence(self, subject: str) -> str:
+        """Return the reason, behind a subject ("its process") where it needs one."""
+        return str(self)
 
 
-class Asked(Protocol):
-    """What is asked of a `Worker`, for whoever takes it or something that stands for it."""
+class WorkerDied(WorkerError):
+    """It was killed, hung, exited or answered garbage, and is gone."""
+
+    def sentence(self, subject: str) -> str:
+        """Return a sentence: "its process exited with status 3"."""
+        return f"{subject} {self.reason}"
+
+
+class WorkerRefused(WorkerError):
+    """What was asked for cannot be done, as was found before anything happened."""
+
+
+class WorkerOutOfMemory(WorkerError):
+    """Memory ran out."""
+
+    def __str__(self) -> str:
+        return f"out of memory: {self.reason}"
+
+
+class WorkerFailed(WorkerError):
+    """Anything else went wrong."""
+
+
+class WorkerLike(Protocol):
+    """A `Worker`, or something that stands for one."""
 
     def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """Return the answer; raises `WorkerDied` when there is none."""
@@ -68,18 +101,14 @@ class Worker:
     Args:
         argv: the command, whose program calls `serve`.
         env: changes to this process's environment; None removes a variable.
-        cwd: the child's working directory, or None for this process's own.
 
     """
 
-    def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str | None] | None = None, cwd: Path | None = None
-    ) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str | None] | None = None) -> None:
         merged = {**os.environ, **(env or {})}
         self._process = subprocess.Popen(
             list(argv),
             env={name: value for name, value in merged.items() if value is not None},
-            cwd=cwd,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,7 +136,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the child can be asked."""
+        """Whether the child can answer."""
         return self._dead is None and not _exited(self._process)
 
     def request(self, message: Mapping[str, Any], timeout: float) -> Message:
@@ -188,61 +217,6 @@ class Worker:
     def _with_tail(self, reason: str) -> str:
         last = next((line for line in reversed(self._stderr) if line.strip()), None)
         return reason if last is None else f"{reason}; its last line: {last}"
-
-
-class Replicates:
-    """A fixed number of fresh workers of one kind, for one case.
-
-    They start together and import side by side; ask each of them something cheap before the first is timed.
-
-    Args:
-        argv: the command of each worker.
-        env: changes to the environment, as `Worker`'s.
-        count: how many, at least 1.
-
-    """
-
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str | None] | None, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"count is at least 1, got {count!r}")
-        self._argv = list(argv)
-        self._env = dict(env or {})
-        self.workers: list[Worker] = []
-        try:
-            for _ in range(count):
-                self.workers.append(self._start())
-        except BaseException:
-            self.close()
-            raise
-
-    def __len__(self) -> int:
-        return len(self.workers)
-
-    def __iter__(self) -> Iterator[Worker]:
-        return iter(self.workers)
-
-    def __getitem__(self, index: int) -> Worker:
-        return self.workers[index]
-
-    def replace(self, index: int) -> Worker:
-        """End one worker, put a fresh one in its place and return it."""
-        self.workers[index].close()
-        self.workers[index] = self._start()
-        return self.workers[index]
-
-    def close(self) -> None:
-        """End every worker; idempotent."""
-        for worker in self.workers:
-            worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _start(self) -> Worker:
-        return Worker(self._argv, self._env)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -6,19 +6,19 @@ from meprop_bench.measure.environment import collect
 from meprop_bench.paper.experiment import Arm
 from meprop_bench.paper.published import Setting
 from meprop_bench.paper.trainings import Trained
-from meprop_bench.paper.worker import Session
+from meprop_bench.sweep.worker import Session
 
 
 def test_a_training_says_where_and_by_which_code_it_was_made():
     session = Session()
-    told = session.handle({"do": "hello", "threads": torch.get_num_threads(), "device": "cpu"})
+    hello = session.handle({"do": "hello", "threads": torch.get_num_threads(), "device": "cpu", "kernels": False})
     setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = Arm("digits", "digits", setting, 1, examples=100)
-    answer = session.handle({"do": "train", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
+    answer = session.handle({"do": "train_arm", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
     trained = Trained.from_json(answer)
     assert (trained.environment_id, trained.git_revision) == (
-        told["environment_id"],
-        told["environment"].get("git_revision"),
+        hello["environment_id"],
+        hello["environment"].get("git_revision"),
     )
     assert trained.git_revision == collect("cpu", "default").get("git_revision")
     assert trained.test is not None
@@ -28,8 +28,8 @@ def test_a_training_and_a_count_say_that_the_data_are_not_the_published_ones(oth
     session = Session()
     setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = Arm("mnist", "mnist", setting, 1, examples=20)
-    answer = session.handle({"do": "train", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
+    answer = session.handle({"do": "train_arm", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
     assert Trained.from_json(json.loads(json.dumps(answer))).data_published is False
-    counts = session.handle({"do": "count", "source": "mnist"})
+    counts = session.handle({"do": "examples", "source": "mnist"})
     assert (counts["train_size"], counts["published"]) == (20, 0)
-    assert session.handle({"do": "count", "source": "digits"})["published"] == 1
+    assert session.handle({"do": "examples", "source": "digits"})["published"] == 1

@@ -1,13 +1,13 @@
-"""A baton that two measuring processes hand to each other: whoever has it computes, and the other one sleeps.
+"""Two measuring processes that alternate: the one computes while the other one sleeps, then hands over.
 
     listen()            the first process opens a place to meet, a port of this machine, and says which
     connect(port)       the second one comes
-    give(n), wait(n)    the baton goes over; n tells one exchange from the next
+    give(n), wait(n)    the other one's block may begin; n tells one exchange from the next
     stop(n)             "do not wait for me": the exchange has failed here
 
-Asked by a parent for each block in turn, two processes change places in 1.0 ms (JSON, two pipes, a thread that reads
-them); by the baton in 0.1 ms (two vCPUs of an AMD EPYC). What a neighbour of the machine does to a block of
-half a millisecond is not what it does to the next but one, so the faster the two alternate, the more of it cancels.
+Asked by a parent for each block, two processes change places in 1.0 ms (JSON, two pipes, a thread that reads them); by
+themselves in 0.1 ms (two vCPUs of an AMD EPYC). What a neighbour of the machine does to a block of half a millisecond
+is not what it does to the next but one, so the faster the two alternate, the more of it cancels.
 
 A process that has ended is noticed: its end of the connection closes, and waiting ends. A port, and not a file, since
 nobody would take the file of a process away that was killed.
@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from multiprocessing.connection import Client, Connection, Listener
 
-__all__ = ["Baton"]
+__all__ = ["Handoff"]
 
 _HERE = "127.0.0.1"
 _GO, _STOP = b"go", b"stop"
 
 
-class Baton:
+class Handoff:
     """One process's end of the connection."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Baton:
         self._connection = Client((_HERE, port))
 
     def give(self, number: int) -> bool:
-        """Hand the baton over; return whether the other process is there to take it."""
+        """Let the other process go on; return whether it is there to do so."""
         return self._send(_GO, number)
 
     def stop(self, number: int) -> None:
@@ -49,11 +49,11 @@ class Baton:
         self._send(_STOP, number)
 
     def wait(self, number: int) -> bool:
-        """Wait for the baton of this exchange; return False when it will not come."""
+        """Wait until the other process hands over in this exchange; return False when it will not."""
         try:
             while True:
-                word, told = self._other().recv_bytes().split()
-                if int(told) == number:  # what is left of an exchange that failed is not for this one
+                word, exchange = self._other().recv_bytes().split()
+                if int(exchange) == number:  # what is left of an exchange that failed is not for this one
                     return word == _GO
         except (EOFError, OSError):
             return False

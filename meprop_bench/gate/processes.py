@@ -1,11 +1,11 @@
-"""The gate's side of a worker: a process that runs a revision's code, what it is asked, and what goes wrong.
+"""The two processes of a comparison: each runs one revision's code, on the same cores and with the same settings.
 
 Nothing of a revision is imported here: a worker is `python -P -m meprop_bench.sweep.worker` with the revision's folder
 before everything else on Python's path, and says which folder its package came from. Both use this interpreter with
 its torch, so what differs is the project's own code.
 
 Threads that wait in OpenMP sleep here, where torch lets them spin (unless the environment says how they are to wait).
-Spinning burns a thread's share of the cores, so that on a machine with other work it is left waiting for its next turn,
+Spinning burns a thread's share of the cores, so that on a machine with other work it is left waiting for its core,
 and all threads of its region with it, for 10 ms and more: identical code, a layer of 784 x 500 at B = 50 on two
 threads, two cores, four to six other processes, medians of the backward pass (base, head) in pairs of processes:
 
@@ -23,23 +23,27 @@ pass by 2.4%, bound by 0.9% and 1.7%. (Whoever sets one of OpenMP's variables ha
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import random
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import TypeAlias
 
 from meprop_bench.errors import UserError
 from meprop_bench.gate.case_records import SIDES, Side
-from meprop_bench.gate.worktree import PACKAGE, Checkout
+from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerLike
+from meprop_bench.sweep.worker import start_worker
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Fault", "ask", "ask_both", "cores_of", "start_worker"]
+__all__ = ["StartRevision", "cores_of", "process_pair", "start_revision"]
 
 _PATIENCE_S = 600.0
+
+StartRevision: TypeAlias = Callable[[Checkout, Case], WorkerLike]
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables that say how OpenMP's threads wait."""
@@ -47,9 +51,20 @@ _PLACES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Variables that say where they run."""
 
 
-def start_worker(checkout: Checkout, case: Case) -> Asked:
+def process_pair(
+    checkouts: Mapping[Side, Checkout], case: Case, start: StartRevision, rng: random.Random
+) -> Pool[Side]:
+    """Return a fresh process for each side, started in random order.
+
+    Who comes first finds another machine: more free memory in large pages, for one.
+    """
+    starts = {side: partial(start, checkouts[side], case) for side in SIDES}
+    return Pool(starts, _PATIENCE_S, order=rng.sample(SIDES, 2))
+
+
+def start_revision(checkout: Checkout, case: Case) -> WorkerLike:
     """Start a fresh process that runs the checkout's code, with a case's threads and allocator."""
-    waits = {} if _told(_WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
+    waits = {} if _is_set(_WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
     cores = cores_of(case)
     places = {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in cores)} if cores else {}
     path = os.pathsep.join(filter(None, (str(checkout.folder), os.environ.get("PYTHONPATH"))))
@@ -61,51 +76,17 @@ def start_worker(checkout: Checkout, case: Case) -> Asked:
         # It keeps bytecode by path and time of change, which are the same for every revision in a slot.
         "PYTHONPYCACHEPREFIX": None,
     }
-    return Worker([sys.executable, "-P", "-m", f"{PACKAGE}.sweep.worker"], env)
+    return start_worker(env, "-P")
 
 
 def cores_of(case: Case) -> list[int]:
     """Return the core of each of a case's threads; none where they cannot be bound, or somebody else binds them."""
-    if _told(_PLACES):
+    if _is_set(_PLACES):
         return []
     with suppress(UserError):
         return chosen(case.threads)
     return []
 
 
-def _told(names: tuple[str, ...]) -> bool:
+def _is_set(names: tuple[str, ...]) -> bool:
     return any(os.environ.get(name) for name in names)
-
-
-class Fault(Exception):
-    """One side could not do what it was asked; `fatal` says that its process is gone."""
-
-    def __init__(self, side: Side, reason: str, *, fatal: bool) -> None:
-        super().__init__(reason)
-        self.side, self.reason, self.fatal = side, reason, fatal
-
-
-def ask(side: Side, worker: Asked, message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a worker's answer; raises `Fault` where it is an error, or none comes."""
-    try:
-        answer = worker.request(message, _PATIENCE_S)
-    except WorkerDied as died:
-        raise Fault(side, died.reason, fatal=True) from None
-    if "error" in answer:
-        kind = "out of memory: " if answer.get("kind") == "out-of-memory" else ""
-        raise Fault(side, f"{kind}{answer['error']}", fatal=False)
-    return answer
-
-
-def ask_both(workers: Mapping[Side, Asked], *messages: Mapping[str, Any]) -> dict[Side, dict[str, Any]]:
-    """Ask both at once, the same or each its own; of two faults the base's counts."""
-    pool = ThreadPoolExecutor(len(SIDES))
-    try:
-        asked = {
-            side: pool.submit(ask, side, workers[side], messages[index % len(messages)])
-            for index, side in enumerate(SIDES)
-        }
-        return {side: asked[side].result() for side in SIDES}
-    finally:
-        # Not waiting: after an interrupt the workers are closed next, and that is what ends the other request.
-        pool.shutdown(wait=False, cancel_futures=True)

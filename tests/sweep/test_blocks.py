@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from meprop_bench.measure.clock import WallClock
-from meprop_bench.sweep.slowdown import SlowedClock
+from meprop_bench.sweep.blocks import SlowedClock
 
 
 class _Time:

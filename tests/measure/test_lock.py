@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from meprop_bench.measure.turn import device_name, turn
+from meprop_bench.measure.lock import device_lock, device_name
 
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from meprop_bench.measure.turn import turn
-with turn({device!r}, folder=Path({folder!r})):
+from meprop_bench.measure.lock import device_lock
+with device_lock({device!r}, folder=Path({folder!r})):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -44,7 +44,7 @@ def held(tmp_path: Path):
 
 
 def test_a_second_run_waits_and_a_killed_one_holds_nothing(held: _Held, tmp_path: Path) -> None:
-    told: list[int | None] = []
+    holders: list[int | None] = []
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -52,24 +52,24 @@ def test_a_second_run_waits_and_a_killed_one_holds_nothing(held: _Held, tmp_path
         if len(slept) == 3:
             held.end(signal.SIGKILL)
 
-    with turn("cpu", told.append, folder=tmp_path, sleep=sleep):
+    with device_lock("cpu", holders.append, folder=tmp_path, sleep=sleep):
         assert len(slept) >= 3
     expected = held.process.pid if Path("/proc/locks").exists() else None
-    assert told in ([expected], [None])  # within a container the kernel may hide it
+    assert holders in ([expected], [None])  # within a container the kernel may hide it
 
 
-def test_two_runs_take_turns(tmp_path: Path) -> None:
-    """Both want twenty turns; who gives one back comes after who waits, though it asks at once."""
+def test_two_runs_alternate(tmp_path: Path) -> None:
+    """Both want it twenty times; who gives it back comes after who waits, though it asks at once."""
     code = f"""
 import sys, time
 from pathlib import Path
-from meprop_bench.measure.turn import turn
+from meprop_bench.measure.lock import device_lock
 folder = Path({str(tmp_path)!r})
 (folder / sys.argv[1]).touch()
 while len(list(folder.glob("run-*"))) < 2:
     time.sleep(0.001)
 for _ in range(20):
-    with turn("cpu", folder=folder, sleep=lambda _: time.sleep(0.0005)):
+    with device_lock("cpu", folder=folder, sleep=lambda _: time.sleep(0.0005)):
         with (folder / "log").open("a") as log:
             log.write(sys.argv[1][-1])
         time.sleep(0.005)
@@ -86,7 +86,7 @@ def test_devices_do_not_wait_for_each_other(held: _Held, tmp_path: Path) -> None
     def never(_: float) -> None:
         raise AssertionError
 
-    with turn("cuda:0", folder=tmp_path, sleep=never), turn("cuda:1", folder=tmp_path, sleep=never):
+    with device_lock("cuda:0", folder=tmp_path, sleep=never), device_lock("cuda:1", folder=tmp_path, sleep=never):
         pass
 
 
@@ -94,10 +94,10 @@ def test_who_holds_it_may_take_it_again(tmp_path: Path) -> None:
     def never(_: float) -> None:
         raise AssertionError
 
-    with turn("cpu", folder=tmp_path, sleep=never):
-        with turn("cpu", folder=tmp_path, sleep=never):
+    with device_lock("cpu", folder=tmp_path, sleep=never):
+        with device_lock("cpu", folder=tmp_path, sleep=never):
             pass
-        with turn("cpu", folder=tmp_path, sleep=never):
+        with device_lock("cpu", folder=tmp_path, sleep=never):
             pass
     other = _Held(tmp_path)  # it is free again, in spite of the file that stayed
     other.end()
@@ -109,7 +109,7 @@ def test_an_interrupt_while_waiting_leaves_nothing_behind(held: _Held, tmp_path:
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), turn("cpu", folder=tmp_path, sleep=interrupted):
+    with pytest.raises(KeyboardInterrupt), device_lock("cpu", folder=tmp_path, sleep=interrupted):
         raise AssertionError
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
@@ -122,7 +122,7 @@ def test_where_no_lock_can_be_had_it_is_measured_without(tmp_path: Path, kind: s
         folder.mkdir()
         path = folder / "meprop-bench-cpu.lock"
         path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / "elsewhere")
-    with turn("cpu", folder=folder):
+    with device_lock("cpu", folder=folder):
         pass
     assert not (tmp_path / "elsewhere").exists()
 
