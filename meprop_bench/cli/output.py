@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from meprop_bench.results.schema import Row
 
-__all__ = ["as_record", "complaining", "console", "with_format", "with_out", "write"]
+__all__ = ["as_record", "complaining", "console", "live", "with_format", "with_out", "write"]
 
 
 def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -70,6 +70,33 @@ def console(**settings: Any) -> Console:
             self.quiet = True
 
     return Plain(**settings)
+
+
+@contextmanager
+def live(label: str) -> Iterator[tuple[Callable[[float, float | None], None], Callable[[str], None]]]:
+    """Give two functions that tell on standard error where trainings are: the share that is done, and a line.
+
+    The share, with the seconds that are left, moves a live line on a terminal, and is not told elsewhere.
+    """
+    from rich import progress as bar
+
+    target = console(stderr=True, highlight=False)
+
+    def line(text: str) -> None:
+        target.print(text, markup=False, soft_wrap=True)
+
+    if not target.is_terminal:
+        yield lambda share, left_s: None, line
+        return
+    columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.TaskProgressColumn())
+    with bar.Progress(*columns, console=target, transient=True) as bars:
+        one = bars.add_task(label, total=1.0)
+
+        def update(share: float, left_s: float | None) -> None:
+            left = "" if left_s is None else f" · {left_s:.0f} s left"
+            bars.update(one, completed=share, description=label + left)
+
+        yield update, line
 
 
 @contextmanager

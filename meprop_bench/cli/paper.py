@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SCALE = click.Choice(["smoke", "short", "full"])
-_LEDGER = "PAPERS.md"
+_PAGE = "PAPERS.md"
 
 
 @click.group(name="paper", short_help="Every table of both papers: as printed, and measured here.")
@@ -48,7 +48,7 @@ def command() -> None:
 @click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
 def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
-    from meprop_bench.paper.ledger import best_results
+    from meprop_bench.paper.overview import best_results
     from meprop_bench.paper.published import published
 
     results = best_results(out)
@@ -56,7 +56,7 @@ def list_tables(out: Path, processes: int | None) -> int:
     notes: list[str] = []
     for found in published().values():
         document = results.get(found.table_id)
-        result = "–" if document is None else f"{_scale_of(document)}: {document.outcome}"
+        result = "–" if document is None else f"{document.evidence.experiment.scale}: {document.outcome}"
         tasks = ", ".join(dict.fromkeys(part.task for part in found.parts))
         times, skipped = _times(found.table_id, _workers(processes))
         lines.append((found.table_id, found.title, tasks, *times, result))
@@ -67,10 +67,6 @@ def list_tables(out: Path, processes: int | None) -> int:
         for note in notes:
             click.echo(f"  {note}")
     return ExitCode.OK
-
-
-def _scale_of(document: PaperDocument) -> str:
-    return document.evidence.experiment.scale if document.evidence else ""
 
 
 def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]]:
@@ -254,30 +250,30 @@ def _print_document(document: PaperDocument) -> None:
         _print_table(lines)
 
 
-@command.command(name="report", short_help="Write the page of stored results, or the ledger of claims, anew.")
+@command.command(name="report", short_help="Write the page of stored results, or that of all claims, anew.")
 @click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--claims", is_flag=True, help=f"Write {_LEDGER}: one line for each claim, of all stored results.")
-@click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_LEDGER} is out of date.")
+@click.option("--claims", is_flag=True, help=f"Write {_PAGE}: one line for each claim, of all stored results.")
+@click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_PAGE} is out of date.")
 @with_out
 def report(folders: tuple[Path, ...], claims: bool, check: bool, out: Path) -> int:
-    """Write README.md, index.html and the plots of results folders anew, or the ledger. Nothing is measured."""
+    """Write README.md, index.html and the plots of results folders anew, or the page of claims. Nothing is measured."""
     from meprop_bench.results.store import Store
 
     if check and not claims:
-        raise UserError("--check is of the ledger: add --claims")
+        raise UserError("--check is of the page of claims: add --claims")
     if not folders and not claims:
         raise UserError("name results folders of `meprop-bench paper run`, or add --claims")
     for folder in folders:
         with Store.open(folder) as store:
             _report(store)
-    return _ledger(out, check) if claims else ExitCode.OK
+    return _claims(out, check) if claims else ExitCode.OK
 
 
-def _ledger(out: Path, check: bool) -> int:
-    from meprop_bench.paper.ledger import as_ledger
+def _claims(out: Path, check: bool) -> int:
+    from meprop_bench.paper.overview import as_overview
     from meprop_bench.results.store import replace_file
 
-    text, path = as_ledger(out), out / _LEDGER
+    text, path = as_overview(out), out / _PAGE
     if not check:
         if not out.is_dir():
             raise UserError(f"{out} is no folder: run a table first, or name another by --out")

@@ -32,15 +32,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learning, unit_of
-from meprop_bench.paper.evidence import Evidence, figure, time_column, values
+from meprop_bench.paper.evidence import Evidence, figure, values
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.trainings import Trained
 from meprop_bench.report.cells import points, ratio_within
-from meprop_bench.stats import CANNOT_TELL, Interval, mean_difference, paired_ratio, too_wide
+from meprop_bench.stats import CANNOT_TELL, Interval, mean_difference, non_inferiority, paired_ratio, too_wide
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
 
@@ -51,6 +52,15 @@ _NOTHING = "–"
 
 NEARLY = 0.9
 """Share of a printed factor that counts as reaching it."""
+
+
+_Ours: TypeAlias = tuple[str, Verdict, str]
+"""Our figure in words, the verdict that it gives, and why."""
+
+_Found: TypeAlias = tuple[str, str, _Ours | None]
+"""What is claimed, the paper's figure, and ours, if anything is known yet."""
+
+_UNKNOWN: _Ours | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +91,31 @@ class Claim:
 
 def judge(evidence: Evidence) -> list[Claim]:
     """Return every claim of the table with its verdict."""
-    found: list[Claim] = []
-    for part in evidence.experiment.table.parts:
-        for row in part.rows:
-            for kind in row.claims:
-                found += (_doubted(evidence, part, row, claim) for claim in _KINDS[kind](evidence, part, row))
-    return found
+    return [
+        _claim(evidence, part, row, kind, *found)
+        for part in evidence.experiment.table.parts
+        for row in part.rows
+        for kind in row.claims
+        for found in _KINDS[kind](evidence, part, row, kind)
+    ]
 
 
-def _doubted(evidence: Evidence, part: Part, row: PublishedRow, claim: Claim) -> Claim:
-    """Return a claim that reproduces the paper no better than its evidence lets it."""
-    found = None if claim.ours == _NOTHING else doubt(evidence, part, row, claim.kind, claim.verdict)
-    return claim if found is None else replace(claim, verdict=found[0], why=f"{claim.why}; but {found[1]}")
+def _claim(
+    evidence: Evidence, part: Part, row: PublishedRow, kind: str, says: str, paper: str, ours: _Ours | None
+) -> Claim:
+    """Return a claim: what is not known yet with the reason, and the others no better than their evidence lets them."""
+    figure, verdict, why = ours or (_NOTHING, "inconclusive", _unknown(evidence, part, row, kind))
+    if ours and (found := doubt(evidence, part, row, kind, verdict)):
+        verdict, why = found[0], f"{why}; but {found[1]}"
+    return Claim(part.name, row.name, kind, says, paper, figure, verdict, why)
+
+
+def _unknown(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> str:
+    if kind in ("faster", "factor"):
+        known = (part.name, row.name) in evidence.experiment.cases
+        return evidence.failure(part, row) or ("not measured yet" if known else "this scale leaves it out")
+    skipped = dict(evidence.experiment.skipped).get(part.name)
+    return skipped or evidence.lacking(part, evidence.rows_of(part, row)) or "not run yet"
 
 
 def overall(claims: list[Claim]) -> str:
@@ -101,103 +124,74 @@ def overall(claims: list[Claim]) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no claim"
 
 
-def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[Claim]:
+def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
     baseline = part.baseline(row)
     if baseline is None or row.setting.method is None:
         return
     column = "test_bleu" if "test_bleu" in row.figures else "test"
-    unit = unit_of(row)
-    printed = _difference(row, baseline, column)
+    both = column in row.figures and column in baseline.figures
+    paper = f"{row.figures[column] - baseline.figures[column]:+.2f} points" if both else "no figure"
     says = f"{'at least as good as' if kind == 'at-least' else 'better than'} {baseline.name}"
-    pairs = evidence.pairs(part, row, _test)
+    pairs = evidence.pairs(part, row, lambda trained: figure(trained, "test"))
     if not pairs:
-        yield _open(evidence, part, row, kind, says, printed)
+        yield says, paper, None
         return
     interval = mean_difference(pairs)
-    bound = -SAME[unit] if kind == "at-least" else 0.0
+    bound = -SAME[unit_of(row)] if kind == "at-least" else 0.0
     verdict, why = _above(interval, bound, f"{bound:g} points")
-    ours = _points(interval)
-    yield Claim(part.name, row.name, kind, says, printed, ours, verdict, f"{why}, {len(pairs)} seeds")
+    yield says, paper, (_points(interval), verdict, f"{why}, {len(pairs)} seeds")
 
 
-def _at_least(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _direction(evidence, part, row, "at-least")
+def _level(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
+    for column in ("test", "test_bleu") if kind == "level" else ("best_test",):
+        if column not in row.figures:
+            continue
+        unit, printed = COLUMNS[column].unit, row.figures[column]
+        paper = f"{printed:.2f} {unit}"
+        found = values(evidence, part, row, column)
+        yield f"test {paper}", paper, _leveled(evidence, part, row, printed, unit, found) if found else None
 
 
-def _better(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _direction(evidence, part, row, "better")
-
-
-def _level(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    for column in ("test", "test_bleu"):
-        if column in row.figures:
-            yield _leveled(evidence, part, row, column, "level")
-
-
-def _best(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    if "best_test" in row.figures:
-        yield _leveled(evidence, part, row, "best_test", "best")
-
-
-def _leveled(evidence: Evidence, part: Part, row: PublishedRow, column: str, kind: str) -> Claim:
-    unit, printed = COLUMNS[column].unit, row.figures[column]
-    says = f"test {printed:.2f} {unit}"
-    paper = f"{printed:.2f} {unit}"
-    found = values(evidence, part, row, column)
-    if not found:
-        return _open(evidence, part, row, kind, says, paper)
-    best = max(found)
-    distance = best - printed
-    ours = f"{best:.2f} {unit} (best of {len(found)})"
+def _leveled(
+    evidence: Evidence, part: Part, row: PublishedRow, printed: float, unit: str, found: Sequence[float]
+) -> _Ours:
+    distance = max(found) - printed
+    ours = f"{max(found):.2f} {unit} (best of {len(found)})"
     why = f"{distance:+.2f} from the paper, {SAME[unit]:g} allowed"
-    verdict: Verdict
     if not evidence.same_data(part):
-        verdict, why = "inconclusive", "other data than the paper's, so the level cannot be compared"
-    elif abs(distance) <= SAME[unit]:
-        verdict = "reproduced"
-    elif distance < 0 and still_learning(evidence, part, row):
-        verdict, why = "inconclusive", f"{why}; but most seeds were best in their last epoch, still learning"
-    else:
-        verdict = "not reproduced"
-    return Claim(part.name, row.name, kind, says, paper, ours, verdict, why)
+        return ours, "inconclusive", "other data than the paper's, so the level cannot be compared"
+    if abs(distance) <= SAME[unit]:
+        return ours, "reproduced", why
+    if distance < 0 and still_learning(evidence, part, row):
+        return ours, "inconclusive", f"{why}; but most seeds were best in their last epoch, still learning"
+    return ours, "not reproduced", why
 
 
-def _iterations(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
+def _iterations(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
     baseline = part.baseline(row)
     if baseline is None or "iterations" not in row.figures:
         return
-    before, after = baseline.figures["iterations"], row.figures["iterations"]
-    says, paper = f"no more iterations than {baseline.name}", f"{after:g} against {before:g}"
+    paper = f"{row.figures['iterations']:g} against {baseline.figures['iterations']:g}"
     pairs = evidence.pairs(part, row, lambda trained: trained.best_epoch)
-    if not pairs:
-        yield _open(evidence, part, row, "iterations", says, paper)
-        return
-    interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than the baseline
-    verdict, why = _above(interval, -LATER, f"{LATER:g} epochs", within=True)
-    later = _negated(interval)
-    means = [statistics.fmean(side) for side in zip(*pairs, strict=True)]
-    ours = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
-    yield Claim(part.name, row.name, "iterations", says, paper, ours, verdict, f"{why}, {len(pairs)} seeds")
+    ours = _UNKNOWN
+    if pairs:
+        interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than baseline
+        verdict, why = _above(interval, -LATER, f"{LATER:g} epochs", within=True)
+        later, means = _negated(interval), [statistics.fmean(side) for side in zip(*pairs, strict=True)]
+        told = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
+        ours = told, verdict, f"{why}, {len(pairs)} seeds"
+    yield f"no more iterations than {baseline.name}", paper, ours
 
 
-def _faster(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _speed(evidence, part, row, "faster")
-
-
-def _factor(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _speed(evidence, part, row, "factor")
-
-
-def _speed(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[Claim]:
-    column, printed = time_column(row), row.figures.get("speedup")
-    baseline = part.baseline(row)
+def _speed(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
+    column, printed, baseline = row.time_column, row.figures.get("speedup"), part.baseline(row)
     if column is None or printed is None or baseline is None:
         return
-    what = COLUMNS[column].title
-    says = f"faster {what} than {baseline.name}" if kind == "faster" else f"{printed:g}x in {what}"
+    what, paper = COLUMNS[column].title, f"{printed:g}x"
+    says = f"faster {what} than {baseline.name}" if kind == "faster" else f"{paper} in {what}"
     found = evidence.row(part, row, column)
     if found is None or found.speedup is None:
-        yield _open(evidence, part, row, kind, says, f"{printed:g}x")
+        yield says, paper, None
         return
     low, high = (math.nan if bound is None else bound for bound in (found.speedup_low, found.speedup_high))
     interval = Interval(found.speedup, low, high)
@@ -205,54 +199,44 @@ def _speed(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iter
     verdict, why = _above(interval, bound, "1x" if kind == "faster" else f"{bound:.1f}x, {NEARLY:g} of the printed")
     if found.baseline_disagreement is not None:
         verdict, why = "inconclusive", f"equal dense times differ by up to {found.baseline_disagreement:.1f}x here"
-    ours = _times(interval)
-    yield Claim(part.name, row.name, kind, says, f"{printed:g}x", ours, verdict, why)
+    yield says, paper, (_times(interval), verdict, why)
 
 
-def _size(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
+def _size(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
     if row.against is None:
         return
     for column in ("size", "first_size", "second_size"):
         if column not in row.figures:
             continue
-        printed = row.figures[column]
-        says, paper = f"{COLUMNS[column].title} of {printed:g}", f"{printed:g}"
-        found = values(evidence, part, row, column)
-        if not found:
-            yield _open(evidence, part, row, "size", says, paper)
-            continue
-        interval = mean_difference([(0.0, value) for value in found])
-        limit = printed / NEARLY
-        verdict, why = _above(_negated(interval), -limit, f"at most {limit:.0f} neurons", within=True)
-        if not evidence.same_data(part):
-            verdict, why = "inconclusive", "other data than the paper's, so the size cannot be compared"
-        elif len(found) < len(evidence.seeds(part, row)):
-            verdict, why = "inconclusive", f"only {len(found)} trainings say how many neurons they left"
-        ours = f"{interval.estimate:.0f}{_brackets(interval, '.0f')}"
-        yield Claim(part.name, row.name, "size", says, paper, ours, verdict, why)
+        printed, ours = row.figures[column], _UNKNOWN
+        if found := values(evidence, part, row, column):
+            interval, limit = mean_difference([(0.0, value) for value in found]), printed / NEARLY
+            verdict, why = _above(_negated(interval), -limit, f"at most {limit:.0f} neurons", within=True)
+            if not evidence.same_data(part):
+                verdict, why = "inconclusive", "other data than the paper's, so the size cannot be compared"
+            elif len(found) < len(evidence.seeds(part, row)):
+                verdict, why = "inconclusive", f"only {len(found)} trainings say how many neurons they left"
+            ours = f"{interval.estimate:.0f}{_brackets(interval, '.0f')}", verdict, why
+        yield f"{COLUMNS[column].title} of {printed:g}", f"{printed:g}", ours
 
 
-def _decode(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
+def _decode(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
     if row.setting.method != "mesimp":
         return
-    baseline, says = part.baseline(row), "decodes faster than before its simplification"
-    sizes = [each.figures.get("size") for each in (baseline, row) if each is not None]
-    printed = f"{sizes[0] / sizes[1]:.1f}x by its size" if len(sizes) == 2 and sizes[0] and sizes[1] else "no figure"
-    found = evidence.decoding(part, row)
-    if found is None:
-        yield _open(evidence, part, row, "decode", says, printed)
-        return
-    interval = found.speedup
-    verdict, why = _above(interval, 1.0, "1x")
-    ours = f"{_times(interval)}, {found.fewer:.1f}x fewer products"
-    yield Claim(part.name, row.name, "decode", says, printed, ours, verdict, f"{why}, the test set on one thread")
+    sizes = [each.figures.get("size") for each in (part.baseline(row), row) if each is not None]
+    paper = f"{sizes[0] / sizes[1]:.1f}x by its size" if len(sizes) == 2 and sizes[0] and sizes[1] else "no figure"
+    ours = _UNKNOWN
+    if (found := evidence.decoding(part, row)) is not None:
+        verdict, why = _above(found.speedup, 1.0, "1x")
+        times = f"{_times(found.speedup)}, {found.fewer:.1f}x fewer products"
+        ours = times, verdict, f"{why}, the test set on one thread"
+    yield "decodes faster than before its simplification", paper, ours
 
 
-def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
+def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
     baseline, printed = part.baseline(row), row.figures.get("update_ratio")
     if baseline is None or printed is None:
         return
-    says, paper = f"dense changes its parameters {printed:g} times as much as meAct", f"more than {printed:g}x"
     arm = evidence.experiment.arms.get((part.name, row.name))
     masked = 0 if arm is None or arm.setting.masked_after is None else arm.setting.masked_after
 
@@ -260,41 +244,38 @@ def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow) -> Iterat
         after = trained.updates[masked:]
         return statistics.fmean(after) if after else None
 
-    pairs = evidence.pairs(part, row, update)
-    changing = [pair for pair in pairs if min(pair) > 0]
-    if not changing:
-        yield _open(evidence, part, row, "smaller-update", says, paper)
-        return
-    interval = paired_ratio([[pair] for pair in changing])
-    verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
-    if len(changing) < len(evidence.seeds(part, row)):  # a model that changes no more is a dead one, not a frugal one
-        verdict, why = "inconclusive", "some trainings changed nothing after the masks, or did not record it"
-    ours = _times(interval)
-    yield Claim(part.name, row.name, "smaller-update", says, paper, ours, verdict, f"{why}, {len(changing)} seeds")
+    changing, ours = [pair for pair in evidence.pairs(part, row, update) if min(pair) > 0], _UNKNOWN
+    if changing:
+        interval = paired_ratio([[pair] for pair in changing])
+        verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
+        if len(changing) < len(
+            evidence.seeds(part, row)
+        ):  # a model that changes no more is a dead one, not a frugal one
+            verdict, why = "inconclusive", "some trainings changed nothing after the masks, or did not record it"
+        ours = _times(interval), verdict, f"{why}, {len(changing)} seeds"
+    yield f"dense changes its parameters {printed:g} times as much as meAct", f"more than {printed:g}x", ours
 
 
-def _count(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
+def _count(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
     for column, printed in row.figures.items():
-        says, paper = f"{COLUMNS[column].title}: {printed:,.0f}", f"{printed:,.0f}"
+        paper, ours = f"{printed:,.0f}", _UNKNOWN
         found = evidence.counts.get((part.task, column)) if part.name in evidence.experiment.counted else None
-        if found is None:
-            yield _open(evidence, part, row, "count", says, paper)
-            continue
-        verdict: Verdict = "reproduced" if found == printed else "not reproduced"
-        why = "counted"
-        if not evidence.counts.get((part.task, "published"), 1):
-            verdict, why = "inconclusive", "other data than the paper's, whose sizes say nothing of it"
-        yield Claim(part.name, row.name, "count", says, paper, f"{found:,}", verdict, why)
+        if found is not None:
+            verdict: Verdict = "reproduced" if found == printed else "not reproduced"
+            ours = f"{found:,}", verdict, "counted"
+            if not evidence.counts.get((part.task, "published"), 1):
+                ours = f"{found:,}", "inconclusive", "other data than the paper's, whose sizes say nothing of it"
+        yield f"{COLUMNS[column].title}: {paper}", paper, ours
 
 
-_KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow], Iterator[Claim]]] = {
-    "at-least": _at_least,
-    "better": _better,
+_KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow, str], Iterator[_Found]]] = {
+    "at-least": _direction,
+    "better": _direction,
     "level": _level,
-    "best": _best,
+    "best": _level,
     "iterations": _iterations,
-    "faster": _faster,
-    "factor": _factor,
+    "faster": _speed,
+    "factor": _speed,
     "size": _size,
     "decode": _decode,
     "smaller-update": _smaller_update,
@@ -302,37 +283,21 @@ _KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow], Iterator[Claim]]] 
 }
 
 
+_VERDICTS: Mapping[str, Verdict] = {
+    "pass": "reproduced",
+    "fail": "not reproduced",
+    "inconclusive": "inconclusive",
+}
+
+
 def _above(interval: Interval, bound: float, words: str, *, within: bool = False) -> tuple[Verdict, str]:
-    """Judge whether the true figure lies above a bound."""
+    """Judge whether the true figure lies above a bound, as parity is judged: by `non_inferiority` of what is beyond."""
     if not interval.bounded:
         return "inconclusive", "one run gives no interval"
-    if interval.low > bound:
-        return "reproduced", f"the interval is within {words}" if within else f"the interval lies above {words}"
-    if interval.high < bound:
-        return "not reproduced", f"the interval is beyond {words}" if within else f"the interval lies below {words}"
-    return "inconclusive", f"the interval holds {words}"
-
-
-def _open(evidence: Evidence, part: Part, row: PublishedRow, kind: str, says: str, paper: str) -> Claim:
-    """Return the claim that nothing is known about yet, with the reason."""
-    skipped = dict(evidence.experiment.skipped).get(part.name)
-    timed = kind in ("faster", "factor")
-    if timed:
-        known = (part.name, row.name) in evidence.experiment.cases
-        reason = evidence.failure(part, row) or ("not measured yet" if known else "this scale leaves it out")
-    else:
-        reason = skipped or evidence.lacking(part, evidence.rows_of(part, row)) or "not run yet"
-    return Claim(part.name, row.name, kind, says, paper, _NOTHING, "inconclusive", reason)
-
-
-def _difference(row: PublishedRow, baseline: PublishedRow, column: str) -> str:
-    if column in row.figures and column in baseline.figures:
-        return f"{row.figures[column] - baseline.figures[column]:+.2f} points"
-    return "no figure"
-
-
-def _test(trained: Trained) -> float | None:
-    return figure(trained, "test")
+    beyond = Interval(interval.estimate - bound, interval.low - bound, interval.high - bound)
+    verdict = non_inferiority(beyond, 0.0)
+    where = {"pass": "is within" if within else "lies above", "fail": "is beyond" if within else "lies below"}
+    return _VERDICTS[verdict], f"the interval {where.get(verdict, 'holds')} {words}"
 
 
 def _negated(interval: Interval) -> Interval:

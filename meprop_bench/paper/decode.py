@@ -26,8 +26,7 @@ from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.clocks import clock_for
 from meprop_bench.measure.paired import Subject, measure_pairs
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.paper.arm import task_of
-from meprop_bench.paper.experiment import Arm
+from meprop_bench.paper.arm import Arm
 from meprop_bench.tasks.task import Task
 from meprop_bench.workloads.check import compare
 
@@ -88,7 +87,7 @@ class Decoders:
     """
 
     def __init__(self, arm: Arm, sizes: Mapping[str, int], device: str = "cpu") -> None:
-        self._task, self._clock = task_of(arm, device), clock_for(device)
+        self._task, self._clock = arm.recipe(device).load(), clock_for(device)
         self.models = [self._task.build(seed=1) for _ in range(2)]
         cut(self.models[1], sizes)
         masked = self._task.build(seed=1)

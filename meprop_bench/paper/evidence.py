@@ -14,9 +14,8 @@ from meprop_bench.paper.trainings import Trained
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
-__all__ = ["Evidence", "Line", "lines", "time_column"]
+__all__ = ["Evidence", "Line", "figure", "lines", "values"]
 
-TIME_COLUMNS = ("linear_backward_s", "backward_s", "backward_ms")
 _DECODING = ("decode_before_s", "decode_after_s", "products_before", "products_after")
 
 
@@ -136,11 +135,6 @@ class Line:
     doubt: str = ""
 
 
-def time_column(row: PublishedRow) -> str | None:
-    """Return the column that a printed speed-up is of."""
-    return next((column for column in TIME_COLUMNS if column in row.figures), None)
-
-
 def lines(evidence: Evidence) -> Iterator[Line]:
     """Yield every figure of the table, and the accuracies of rows that print none, with ours where there is one."""
     for part in evidence.experiment.table.parts:
@@ -187,7 +181,7 @@ def _timed_line(evidence: Evidence, part: Part, row: PublishedRow, bare: Line) -
     """Put our median beside the printed time, in its unit: of one iteration of ours, which the paper's is not."""
     is_baseline = row.against is None
     measured = next((r for r in part.rows if r.against == row.name), row) if is_baseline else row
-    column = time_column(row) or "backward_s" if bare.column == "speedup" else bare.column
+    column = row.time_column or "backward_s" if bare.column == "speedup" else bare.column
     if column == "overall_s":
         return bare
     found = evidence.row(part, measured, column)

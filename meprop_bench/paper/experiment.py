@@ -1,7 +1,7 @@
 """An experiment: what has to be trained and timed to check one table at one scale.
 
     published row   method, k, h, p under its part's setting
-      -> arm        one configuration to train, with as many seeds as the scale has; equal arms are trained once
+      -> arm        one recipe to train, from as many seeds as the scale has; equal arms are trained once
       -> case       one case of the speed-up sweeps, timed in interleaved pairs; never a stopwatch around a training
     scale           smoke (embedded digits, a minute), short (real data, 8 minutes on two cores), full (as printed)
 
@@ -11,15 +11,14 @@ a scale shrinks is said in words, beside the result. Nothing here imports torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Container, Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from msgspec import Meta
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
 from meprop_bench.paper.scale import Scale, reading_of, scale_of
 from meprop_bench.paper.subjects import Subject, subject
@@ -27,64 +26,7 @@ from meprop_bench.results.incoming import Count, Name, Number, Ratio, checked, r
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads.case import Case
 
-__all__ = [
-    "Arm",
-    "Experiment",
-    "check_runnable",
-    "experiment",
-    "experiment_of",
-    "reasons",
-]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One configuration to train.
-
-    Attributes:
-        task: what it is trained on.
-        data: where the examples come from: "mnist", "digits", …
-        setting: of the row, with what the scale changed.
-        epochs: how long.
-        examples: how many of the training examples; None for all.
-        watched: whether the change of the parameters is measured at every update, which takes time.
-
-    """
-
-    task: str
-    data: str
-    setting: Setting
-    epochs: int
-    examples: int | None = None
-    watched: bool = False
-
-    @property
-    def arm_id(self) -> str:
-        """12 hexadecimal digits; the same for the same training."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def trained_alike(self) -> tuple[str, ...]:
-        """The ids of the arms whose trainings are this one's, too: its own, and that of the same under watch."""
-        return tuple(dict.fromkeys((self.arm_id, replace(self, watched=True).arm_id)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object, without what is not said: a field that is added later leaves stored ids alone."""
-        found = {name: value for name, value in asdict(self).items() if value is not None}
-        return {**found, "setting": {name: value for name, value in found["setting"].items() if value is not None}}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Arm:
-        """Build from a JSON object."""
-        return cls(**{**record, "setting": Setting(**record["setting"])})
-
-    @property
-    def label(self) -> str:
-        """What tells it from others, on one line."""
-        told = {"h": self.setting.hidden, "k": self.setting.k, "layers": self.setting.layers, "p": self.setting.rate}
-        told |= {"share": self.setting.share, "e": self.setting.masked_after, "B": self.setting.batch}
-        words = [f"{name}={value:g}" for name, value in told.items() if value is not None]
-        return " ".join([self.task, self.setting.method or "", *words, self.setting.optimizer or ""]).strip()
+__all__ = ["Arm", "Experiment", "check_runnable", "experiment", "experiment_of", "reasons"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ initial weights and batches, so that their difference is the method's. When both
 is stored again with this seed in it, and the later row replaces the earlier one: a kill costs no pair that is done.
 Each training has a checkpoint of its own in the folder until its pair is stored, so it costs seconds of the others.
 
-The figure is the papers': the metric on the test set where the development set's was best.
+What is compared, and how it is judged, is that of `sweep.accuracy`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
 from meprop_bench.measure.serve import serve
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.stats import mean_difference, non_inferiority
+from meprop_bench.sweep.accuracy import MARGIN, figure, judged
 from meprop_bench.tasks.recipe import Recipe
 
 __all__ = ["Comparison", "Progress", "Session", "case_id", "compare", "start_worker"]
@@ -60,7 +60,7 @@ class Comparison:
 
     recipe: Recipe
     seeds: int = 5
-    margin: float = 0.5
+    margin: float = MARGIN
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -166,21 +166,8 @@ class _Crew:
         chosen = {seed: self.pairs[seed] for seed in sorted(self.pairs) if seed <= comparison.seeds}
         if not chosen:
             return None
-        difference = mean_difference(list(chosen.values()))
         steps, metric = self._trained()
-        return Parity(
-            task=comparison.recipe.task,
-            metric=metric,
-            seeds=tuple(chosen),
-            steps=steps,
-            baseline=tuple(dense for dense, _ in chosen.values()),
-            method=tuple(sparse for _, sparse in chosen.values()),
-            difference=difference.estimate,
-            low=difference.low,
-            high=difference.high,
-            margin=comparison.margin,
-            verdict=non_inferiority(difference, comparison.margin),
-        )
+        return judged(comparison.recipe, chosen, steps=steps, metric=metric, margin=comparison.margin)
 
     def _trained(self) -> tuple[int, str]:
         """Return how many steps a training has and what its figure is, from the workers or from an earlier run."""
@@ -340,9 +327,9 @@ class Session:
         def tell(found: Any) -> None:
             path.with_suffix(".progress").write_text(f"{found.step / found.steps:.4f}")
 
-        found = run(task, wanted.settings(seed), checkpoint=path, progress=tell)
+        found = run(task, wanted, seed, checkpoint=path, progress=tell)
         return {
-            "figure": found.test_at_best,
+            "figure": figure(wanted, found),
             "metric": task.metric,
             "steps": found.steps,
             "options": dict(task.options),

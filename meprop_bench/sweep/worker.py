@@ -295,12 +295,12 @@ class Session:
 
     def accuracy(self, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
         """Train one side from these seeds."""
+        from meprop_bench.sweep.accuracy import recipe_of, trained
         from meprop_bench.workloads import Case
-        from meprop_bench.workloads.accuracy import accuracies
 
+        recipe = recipe_of(Case.from_json(case), steps)
         with _one_thread():  # the other workers train meanwhile, and nothing is timed
-            found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
-        return {"accuracies": list(zip(seeds, found, strict=True))}
+            return {"accuracies": list(trained(recipe if sparsified else recipe.dense(), seeds).items())}
 
     def _blocks_of_case(self) -> Blocks:
         from meprop_bench.sweep.blocks import Blocks

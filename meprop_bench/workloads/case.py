@@ -28,11 +28,11 @@ from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clocks import CACHES, LAUNCHES
 from meprop_bench.results.naming import case_name
+from meprop_bench.tasks.methods import METHODS
 
 __all__ = [
     "AXES",
     "DENSE_AXES",
-    "METHODS",
     "OPTIMIZERS",
     "WORKLOADS",
     "Case",
@@ -41,18 +41,6 @@ __all__ = [
     "default_threads",
     "one_of",
 ]
-
-METHODS = {
-    "meprop": "example",
-    "unified": "unified",
-    "random": "random",
-    "random-unified": "random-unified",
-    "mesimp": "example",
-    "meact": None,
-    "dense": None,
-}
-"""The papers' name of a method -> the selection that it is made of, if of any. "dense" is the baseline once more: with
-it the instrument is measured, not the papers."""
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", TF32)
 GRADIENTS = ("dense", "rows")
@@ -294,7 +282,7 @@ class Case:
     @property
     def selection(self) -> str:
         """The selection that makes the method; ValueError for one that is made of none."""
-        if (selection := METHODS[self.method]) is None:
+        if (selection := METHODS[self.method].selection) is None:
             raise ValueError(f"{self.method} selects otherwise")
         return selection
 

@@ -36,7 +36,8 @@ from meprop_bench.ops.cost import (
     sgd_update,
 )
 from meprop_bench.ops.kernels import Request
-from meprop_bench.training import Step, make_optimizer
+from meprop_bench.optimizers import make_optimizer
+from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.layer import timed_backward

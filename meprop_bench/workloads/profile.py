@@ -42,8 +42,9 @@ from meprop_bench.ops.cost import Cost, linear_stages
 from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
+from meprop_bench.tasks.methods import METHODS
 from meprop_bench.workloads import setup
-from meprop_bench.workloads.case import METHODS, WORKLOADS, Case
+from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.layer import timed_backward
 from meprop_bench.workloads.prepared import Call, Layer
 
@@ -164,7 +165,7 @@ def _entries(case: Case) -> tuple[int, str]:
 
 def _is_another_layer(case: Case, layers: Sequence[Layer]) -> bool:
     """Whether the case is one layer, no linear one, and its method selects anything."""
-    return not layers and not WORKLOADS[case.workload].trains and METHODS[case.method] is not None
+    return not layers and not WORKLOADS[case.workload].trains and METHODS[case.method].selection is not None
 
 
 def _of_case(case: Case) -> _Sides:
