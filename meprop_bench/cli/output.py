@@ -23,8 +23,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from meprop_bench.results.schema import Row
+    from meprop_bench.results.store import Store
 
-__all__ = ["as_record", "complaining", "console", "live", "with_format", "with_out", "write"]
+__all__ = [
+    "as_record",
+    "command_line",
+    "complaining",
+    "console",
+    "live",
+    "results_folder",
+    "with_format",
+    "with_out",
+    "write",
+]
 
 
 def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -53,6 +64,24 @@ def write(text: str) -> None:
     """Print text as it is; what the stream's encoding does not have becomes `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def command_line() -> str:
+    """Return the command that runs now, as it is stored: without --resume, with which it goes on."""
+    return shlex.join(["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")])
+
+
+def results_folder(out: Path, name: str, machine: str, plan: Mapping[str, Any], *, resume: bool, what: str) -> Store:
+    """Return a new results folder under `out`, or with `resume` the latest one that was begun with the same plan."""
+    from meprop_bench.results.store import Store
+
+    if resume:
+        found = Store.find_resumable(out, name, machine, plan)
+        for note in found.notes if found else [f"no earlier run of {what}: starting anew"]:
+            click.echo(note, err=True)
+        if found is not None:
+            return found
+    return Store.create(out, name, machine, command_line(), plan)
 
 
 def console(**settings: Any) -> Console:

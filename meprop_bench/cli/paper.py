@@ -13,8 +13,6 @@ can be run here, 130 after Ctrl-C: what is done stays, and the same command with
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import complaining, with_out
+from meprop_bench.cli.output import complaining, results_folder, with_out
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -137,8 +135,10 @@ def run_table(
     reuse: tuple[Path, ...],
 ) -> int:
     """Train every row with the same seeds and batches, time what the table times, print the paper beside ours."""
+    from meprop_bench.measure.environment import machine_slug
     from meprop_bench.paper.experiment import check_runnable, experiment, reasons
     from meprop_bench.paper.published import table
+    from meprop_bench.paper.runner import slug
     from meprop_bench.paper.trainings import Trainings
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
@@ -153,7 +153,8 @@ def run_table(
         check_feasible(found.distinct_cases)
     for line in reasons(found.skipped):
         click.echo(f"not trained: {line}", err=True)
-    with _store(found, device, out, resume) as store:
+    plan, what = {**found.to_json(), "device": device}, "this table with these settings"
+    with results_folder(out, slug(found), machine_slug(device), plan, resume=resume, what=what) as store:
         click.echo(f"about {_duration(found.estimate_s(workers))} to {store.folder}", err=True)
         try:
             trainings = Trainings(store.folder, write=True)
@@ -169,32 +170,14 @@ def run_table(
     return code
 
 
-def _store(found: Experiment, device: str, out: Path, resume: bool) -> Store:
-    from meprop_bench.measure.environment import machine_slug
-    from meprop_bench.paper.runner import slug
-    from meprop_bench.results.store import Store
-
-    name, machine, plan = slug(found), machine_slug(device), {**found.to_json(), "device": device}
-    if resume:
-        store = Store.find_resumable(out, name, machine, plan)
-        for note in store.notes if store else ["no earlier run of this table with these settings: starting anew"]:
-            click.echo(note, err=True)
-        if store is not None:
-            return store
-    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
-    return Store.create(out, name, machine, shlex.join(words), plan)
-
-
 def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence[Store]) -> None:
     from meprop_bench.paper.runner import take
 
+    wanted = (len(found.distinct_arms) * len(found.seeds), "trainings"), (len(found.distinct_cases), "timed cases")
     for other in known:
-        trained, timed = take(found, store, trainings, other)
-        told = (
-            f"{trained} of {len(found.distinct_arms) * len(found.seeds)} trainings" if found.distinct_arms else "",
-            f"{timed} of {len(found.distinct_cases)} timed cases" if found.distinct_cases else "",
-        )
-        click.echo(f"{' and '.join(filter(None, told))} are those of {other.folder}", err=True)
+        taken = zip(take(found, store, trainings, other), wanted, strict=True)
+        words = [f"{count} of {total} {what}" for count, (total, what) in taken if total]
+        click.echo(f"{' and '.join(words)} are those of {other.folder}", err=True)
 
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:

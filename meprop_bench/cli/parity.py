@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import complaining, console, live, with_format, with_out
+from meprop_bench.cli.output import complaining, console, live, results_folder, with_format, with_out
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 from meprop_bench.sweep.accuracy import MARGIN
@@ -80,19 +78,11 @@ def command(
 
 def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
-    from meprop_bench.results.store import Store
     from meprop_bench.tasks.checks import on_device
 
     machine = machine_slug(str(on_device(comparison.recipe.options.get("device", "cpu"))))
     name = "parity-" + re.sub(r"[^A-Za-z0-9.]+", "-", comparison.recipe.label).strip("-")
-    if resume:
-        found = Store.find_resumable(out, name, machine, comparison.to_json())
-        for note in found.notes if found else ["no earlier run of this comparison: starting anew"]:
-            click.echo(note, err=True)
-        if found is not None:
-            return found
-    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
-    return Store.create(out, name, machine, shlex.join(words), comparison.to_json())
+    return results_folder(out, name, machine, comparison.to_json(), resume=resume, what="this comparison")
 
 
 @contextmanager

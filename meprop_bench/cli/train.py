@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import live, with_format
+from meprop_bench.cli.output import command_line, live, with_format
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.optional import unavailable_reason
@@ -198,8 +196,11 @@ def _folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> Iterator
             if any(not name.startswith(".") for name in os.listdir(folder)):
                 raise UserError(f"{folder} holds something else than a training: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")])
-        record = {"command": command, "settings": settings, "environment": collect(settings["device"], current())}
+        record = {
+            "command": command_line(),
+            "settings": settings,
+            "environment": collect(settings["device"], current()),
+        }
         replace_file(path, json.dumps(record, indent=1) + "\n")
     held = lock(path)
     try:

@@ -37,8 +37,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learning, unit_of
-from meprop_bench.paper.evidence import Evidence, figure, values
-from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
+from meprop_bench.paper.evidence import Evidence, Place, figure
+from meprop_bench.paper.published import COLUMNS
 from meprop_bench.paper.trainings import Trained
 from meprop_bench.report.cells import points, ratio_within
 from meprop_bench.stats import CANNOT_TELL, Interval, mean_difference, non_inferiority, paired_ratio, too_wide
@@ -92,30 +92,28 @@ class Claim:
 def judge(evidence: Evidence) -> list[Claim]:
     """Return every claim of the table with its verdict."""
     return [
-        _claim(evidence, part, row, kind, *found)
-        for part in evidence.experiment.table.parts
-        for row in part.rows
-        for kind in row.claims
-        for found in _KINDS[kind](evidence, part, row, kind)
+        _claim(place, kind, *found)
+        for place in evidence.places
+        for kind in place.row.claims
+        for found in _KINDS[kind](place, kind)
     ]
 
 
-def _claim(
-    evidence: Evidence, part: Part, row: PublishedRow, kind: str, says: str, paper: str, ours: _Ours | None
-) -> Claim:
+def _claim(place: Place, kind: str, says: str, paper: str, ours: _Ours | None) -> Claim:
     """Return a claim: what is not known yet with the reason, and the others no better than their evidence lets them."""
-    figure, verdict, why = ours or (_NOTHING, "inconclusive", _unknown(evidence, part, row, kind))
-    if ours and (found := doubt(evidence, part, row, kind, verdict)):
+    figure, verdict, why = ours or (_NOTHING, "inconclusive", _unknown(place, kind))
+    if ours and (found := doubt(place, kind, verdict)):
         verdict, why = found[0], f"{why}; but {found[1]}"
-    return Claim(part.name, row.name, kind, says, paper, figure, verdict, why)
+    return Claim(place.part.name, place.row.name, kind, says, paper, figure, verdict, why)
 
 
-def _unknown(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> str:
+def _unknown(place: Place, kind: str) -> str:
+    experiment = place.evidence.experiment
     if kind in ("faster", "factor"):
-        known = (part.name, row.name) in evidence.experiment.cases
-        return evidence.failure(part, row) or ("not measured yet" if known else "this scale leaves it out")
-    skipped = dict(evidence.experiment.skipped).get(part.name)
-    return skipped or evidence.lacking(part, evidence.rows_of(part, row)) or "not run yet"
+        known = (place.part.name, place.row.name) in experiment.cases
+        return place.failure or ("not measured yet" if known else "this scale leaves it out")
+    skipped = dict(experiment.skipped).get(place.part.name)
+    return skipped or place.evidence.lacking(place.summed_up) or "not run yet"
 
 
 def overall(claims: list[Claim]) -> str:
@@ -124,15 +122,15 @@ def overall(claims: list[Claim]) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no claim"
 
 
-def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
-    baseline = part.baseline(row)
+def _direction(place: Place, kind: str) -> Iterator[_Found]:
+    row, baseline = place.row, place.baseline
     if baseline is None or row.setting.method is None:
         return
     column = "test_bleu" if "test_bleu" in row.figures else "test"
-    both = column in row.figures and column in baseline.figures
-    paper = f"{row.figures[column] - baseline.figures[column]:+.2f} points" if both else "no figure"
-    says = f"{'at least as good as' if kind == 'at-least' else 'better than'} {baseline.name}"
-    pairs = evidence.pairs(part, row, lambda trained: figure(trained, "test"))
+    both = column in row.figures and column in baseline.row.figures
+    paper = f"{row.figures[column] - baseline.row.figures[column]:+.2f} points" if both else "no figure"
+    says = f"{'at least as good as' if kind == 'at-least' else 'better than'} {baseline.row.name}"
+    pairs = place.pairs(lambda trained: figure(trained, "test"))
     if not pairs:
         yield says, paper, None
         return
@@ -142,37 +140,35 @@ def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> 
     yield says, paper, (_points(interval), verdict, f"{why}, {len(pairs)} seeds")
 
 
-def _level(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
+def _level(place: Place, kind: str) -> Iterator[_Found]:
     for column in ("test", "test_bleu") if kind == "level" else ("best_test",):
-        if column not in row.figures:
+        if (printed := place.row.figures.get(column)) is None:
             continue
-        unit, printed = COLUMNS[column].unit, row.figures[column]
+        unit = COLUMNS[column].unit
         paper = f"{printed:.2f} {unit}"
-        found = values(evidence, part, row, column)
-        yield f"test {paper}", paper, _leveled(evidence, part, row, printed, unit, found) if found else None
+        found = place.values(column)
+        yield f"test {paper}", paper, _leveled(place, printed, unit, found) if found else None
 
 
-def _leveled(
-    evidence: Evidence, part: Part, row: PublishedRow, printed: float, unit: str, found: Sequence[float]
-) -> _Ours:
+def _leveled(place: Place, printed: float, unit: str, found: Sequence[float]) -> _Ours:
     distance = max(found) - printed
     ours = f"{max(found):.2f} {unit} (best of {len(found)})"
     why = f"{distance:+.2f} from the paper, {SAME[unit]:g} allowed"
-    if not evidence.same_data(part):
+    if not place.same_data:
         return ours, "inconclusive", "other data than the paper's, so the level cannot be compared"
     if abs(distance) <= SAME[unit]:
         return ours, "reproduced", why
-    if distance < 0 and still_learning(evidence, part, row):
+    if distance < 0 and still_learning(place):
         return ours, "inconclusive", f"{why}; but most seeds were best in their last epoch, still learning"
     return ours, "not reproduced", why
 
 
-def _iterations(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
-    baseline = part.baseline(row)
+def _iterations(place: Place, kind: str) -> Iterator[_Found]:
+    row, baseline = place.row, place.baseline
     if baseline is None or "iterations" not in row.figures:
         return
-    paper = f"{row.figures['iterations']:g} against {baseline.figures['iterations']:g}"
-    pairs = evidence.pairs(part, row, lambda trained: trained.best_epoch)
+    paper = f"{row.figures['iterations']:g} against {baseline.row.figures['iterations']:g}"
+    pairs = place.pairs(lambda trained: trained.best_epoch)
     ours = _UNKNOWN
     if pairs:
         interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than baseline
@@ -180,16 +176,16 @@ def _iterations(evidence: Evidence, part: Part, row: PublishedRow, kind: str) ->
         later, means = _negated(interval), [statistics.fmean(side) for side in zip(*pairs, strict=True)]
         told = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
         ours = told, verdict, f"{why}, {len(pairs)} seeds"
-    yield f"no more iterations than {baseline.name}", paper, ours
+    yield f"no more iterations than {baseline.row.name}", paper, ours
 
 
-def _speed(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
-    column, printed, baseline = row.time_column, row.figures.get("speedup"), part.baseline(row)
+def _speed(place: Place, kind: str) -> Iterator[_Found]:
+    column, printed, baseline = place.row.time_column, place.row.figures.get("speedup"), place.baseline
     if column is None or printed is None or baseline is None:
         return
     what, paper = COLUMNS[column].title, f"{printed:g}x"
-    says = f"faster {what} than {baseline.name}" if kind == "faster" else f"{paper} in {what}"
-    found = evidence.row(part, row, column)
+    says = f"faster {what} than {baseline.row.name}" if kind == "faster" else f"{paper} in {what}"
+    found = place.timed(column)
     if found is None or found.speedup is None:
         yield says, paper, None
         return
@@ -202,73 +198,68 @@ def _speed(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iter
     yield says, paper, (_times(interval), verdict, why)
 
 
-def _size(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
-    if row.against is None:
+def _size(place: Place, kind: str) -> Iterator[_Found]:
+    if place.row.against is None:
         return
     for column in ("size", "first_size", "second_size"):
-        if column not in row.figures:
+        if (printed := place.row.figures.get(column)) is None:
             continue
-        printed, ours = row.figures[column], _UNKNOWN
-        if found := values(evidence, part, row, column):
+        ours = _UNKNOWN
+        if found := place.values(column):
             interval, limit = mean_difference([(0.0, value) for value in found]), printed / NEARLY
             verdict, why = _above(_negated(interval), -limit, f"at most {limit:.0f} neurons", within=True)
-            if not evidence.same_data(part):
+            if not place.same_data:
                 verdict, why = "inconclusive", "other data than the paper's, so the size cannot be compared"
-            elif len(found) < len(evidence.seeds(part, row)):
+            elif len(found) < len(place.seeds):
                 verdict, why = "inconclusive", f"only {len(found)} trainings say how many neurons they left"
             ours = f"{interval.estimate:.0f}{_brackets(interval, '.0f')}", verdict, why
         yield f"{COLUMNS[column].title} of {printed:g}", f"{printed:g}", ours
 
 
-def _decode(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
-    if row.setting.method != "mesimp":
+def _decode(place: Place, kind: str) -> Iterator[_Found]:
+    if place.row.setting.method != "mesimp":
         return
-    sizes = [each.figures.get("size") for each in (part.baseline(row), row) if each is not None]
+    sizes = [each.row.figures.get("size") for each in (place.baseline, place) if each is not None]
     paper = f"{sizes[0] / sizes[1]:.1f}x by its size" if len(sizes) == 2 and sizes[0] and sizes[1] else "no figure"
     ours = _UNKNOWN
-    if (found := evidence.decoding(part, row)) is not None:
+    if (found := place.decoding) is not None:
         verdict, why = _above(found.speedup, 1.0, "1x")
         times = f"{_times(found.speedup)}, {found.fewer:.1f}x fewer products"
         ours = times, verdict, f"{why}, the test set on one thread"
     yield "decodes faster than before its simplification", paper, ours
 
 
-def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
-    baseline, printed = part.baseline(row), row.figures.get("update_ratio")
-    if baseline is None or printed is None:
+def _smaller_update(place: Place, kind: str) -> Iterator[_Found]:
+    printed, arm = place.row.figures.get("update_ratio"), place.arm
+    if place.baseline is None or printed is None:
         return
-    arm = evidence.experiment.arms.get((part.name, row.name))
-    masked = 0 if arm is None or arm.setting.masked_after is None else arm.setting.masked_after
+    masked = 0 if arm is None else arm.setting.masked_after or 0
 
     def update(trained: Trained) -> float | None:
         after = trained.updates[masked:]
         return statistics.fmean(after) if after else None
 
-    changing, ours = [pair for pair in evidence.pairs(part, row, update) if min(pair) > 0], _UNKNOWN
+    changing, ours = [pair for pair in place.pairs(update) if min(pair) > 0], _UNKNOWN
     if changing:
         interval = paired_ratio([[pair] for pair in changing])
         verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
-        if len(changing) < len(
-            evidence.seeds(part, row)
-        ):  # a model that changes no more is a dead one, not a frugal one
+        if len(changing) < len(place.seeds):  # a model that changes no more is a dead one, not a frugal one
             verdict, why = "inconclusive", "some trainings changed nothing after the masks, or did not record it"
         ours = _times(interval), verdict, f"{why}, {len(changing)} seeds"
     yield f"dense changes its parameters {printed:g} times as much as meAct", f"more than {printed:g}x", ours
 
 
-def _count(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[_Found]:
-    for column, printed in row.figures.items():
+def _count(place: Place, kind: str) -> Iterator[_Found]:
+    for column, printed in place.row.figures.items():
         paper, ours = f"{printed:,.0f}", _UNKNOWN
-        found = evidence.counts.get((part.task, column)) if part.name in evidence.experiment.counted else None
-        if found is not None:
-            verdict: Verdict = "reproduced" if found == printed else "not reproduced"
-            ours = f"{found:,}", verdict, "counted"
-            if not evidence.counts.get((part.task, "published"), 1):
+        if (found := place.counted(column)) is not None:
+            ours = f"{found:,}", "reproduced" if found == printed else "not reproduced", "counted"
+            if place.counted("published") == 0:
                 ours = f"{found:,}", "inconclusive", "other data than the paper's, whose sizes say nothing of it"
         yield f"{COLUMNS[column].title}: {paper}", paper, ours
 
 
-_KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow, str], Iterator[_Found]]] = {
+_KINDS: Mapping[str, Callable[[Place, str], Iterator[_Found]]] = {
     "at-least": _direction,
     "better": _direction,
     "level": _level,
@@ -283,11 +274,7 @@ _KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow, str], Iterator[_Fou
 }
 
 
-_VERDICTS: Mapping[str, Verdict] = {
-    "pass": "reproduced",
-    "fail": "not reproduced",
-    "inconclusive": "inconclusive",
-}
+_VERDICTS: Mapping[str, Verdict] = dict(zip(("pass", "fail", "inconclusive"), VERDICTS, strict=True))
 
 
 def _above(interval: Interval, bound: float, words: str, *, within: bool = False) -> tuple[Verdict, str]:

@@ -285,28 +285,30 @@ class _Draft:
         return True
 
     def _shrunk(self, part: Part, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
-        setting = row.setting
         reading = reading_of(self.table.table_id, part.task)
         for name, value in reading.items():
             self._differs(part, f"{name} {value}, which the paper that first printed these figures does not say")
-        setting = replace(setting, **reading)
+        setting, shrunk = replace(row.setting, **reading), dict[str, int]()
+
+        def shrink(name: str, value: int, words: str) -> None:
+            shrunk[name] = value
+            self._differs(part, words)
+
         if scale.batch is not None and scale.batch != setting.batch:
-            self._differs(part, f"trained with batches of {scale.batch} in place of {setting.batch}")
-            setting = replace(setting, batch=scale.batch)
-        if scale.hidden is not None and scale.hidden < (setting.hidden or 0):
-            self._differs(part, f"trained with hidden = {scale.hidden} in place of {setting.hidden}, k as it is")
-            setting = replace(setting, hidden=scale.hidden)
+            shrink("batch", scale.batch, f"trained with batches of {scale.batch} in place of {setting.batch}")
         if scale.hidden is not None and setting.hidden is None:
-            self._differs(part, f"trained with hidden = {scale.hidden}; the paper does not say how many it has")
-            setting = replace(setting, hidden=scale.hidden)
-        if scale.layers is not None and scale.layers < (setting.layers or 0):
-            self._differs(part, f"trained with layers = {scale.layers} in place of {setting.layers}")
-            setting = replace(setting, layers=scale.layers)
+            shrink(
+                "hidden", scale.hidden, f"trained with hidden = {scale.hidden}; the paper does not say how many it has"
+            )
+        for name, ours, theirs in (("hidden", scale.hidden, setting.hidden), ("layers", scale.layers, setting.layers)):
+            if ours is not None and theirs is not None and ours < theirs:
+                more = ", k as it is" if name == "hidden" else ""
+                shrink(name, ours, f"trained with {name} = {ours} in place of {theirs}{more}")
         if setting.masked_after is not None and epochs < _FULL_EPOCHS:
             fixed = min(max(1, round(setting.masked_after * epochs / _FULL_EPOCHS)), epochs - 1)
-            self._differs(part, f"meAct's masks are fixed after {fixed} epochs in place of {setting.masked_after}")
-            setting = replace(setting, masked_after=fixed)
-        return setting
+            words = f"meAct's masks are fixed after {fixed} epochs in place of {setting.masked_after}"
+            shrink("masked_after", fixed, words)
+        return replace(setting, **shrunk)
 
     def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
         ks: Container[Any] | None = scale.timed_ks
