@@ -188,7 +188,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
 
     store.write_state(state(workers))
 
-    def tell(step: Step) -> None:
+    def report(step: Step) -> None:
         one = step.trained
         result = f"test {one.test:.2f}, best in epoch {one.best_epoch:g}" if one.test is not None else f"{one.error}"
         click.echo(
@@ -197,7 +197,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
             err=True,
         )
 
-    if late := train_all(found, store, trainings, processes=workers, device=device, progress=tell, deadline=deadline):
+    if late := train_all(found, store, trainings, processes=workers, device=device, progress=report, deadline=deadline):
         click.echo(f"the deadline left no time for {late} trainings; the same command with --resume goes on", err=True)
     count_data(found, store)
     decode_all(found, store, trainings, device=device, tell=partial(click.echo, err=True), deadline=deadline)

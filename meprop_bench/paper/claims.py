@@ -174,8 +174,8 @@ def _iterations(place: Place, kind: str) -> Iterator[_Found]:
         interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than baseline
         verdict, why = _above(interval, -LATER, f"{LATER:g} epochs", within=True)
         later, means = _negated(interval), [statistics.fmean(side) for side in zip(*pairs, strict=True)]
-        told = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
-        ours = told, verdict, f"{why}, {len(pairs)} seeds"
+        words = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
+        ours = words, verdict, f"{why}, {len(pairs)} seeds"
     yield f"no more iterations than {baseline.row.name}", paper, ours
 
 

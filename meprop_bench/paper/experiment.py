@@ -12,7 +12,7 @@ a scale shrinks is said in words, beside the result. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -188,37 +188,28 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
         changes=tuple(dict.fromkeys(draft.changes)),
         budget=max((found.budget for found in draft.scales), default=20.0),
         processes=max((found.processes for found in draft.scales), default=4),
-        training_s=count * draft.training_s(),
+        training_s=count * sum(draft.arm_s.values()),
         set_up_s=max((found.set_up_s for found in draft.scales), default=0.0),
     )
 
 
+@dataclass
 class _Draft:
-    """An experiment in the making."""
+    """An experiment in the making; of a run that was made: what was left out, with the reason, and what k were timed."""
 
-    def __init__(
-        self,
-        table: Table,
-        scale: str,
-        machine: Mapping[str, Any],
-        *,
-        left_out: Mapping[str, str] | None = None,
-        timed_ks: Set[float] | None = None,
-    ) -> None:
-        """Begin; of a run that was made: the parts that were not run, and why, and the k that were timed."""
-        self.table, self.scale, self._machine, self._left_out = table, scale, machine, left_out
-        self._timed_ks = timed_ks
-        self.arms: dict[tuple[str, str], Arm] = {}
-        self.cases: dict[tuple[str, str], Case] = {}
-        self.counted: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.changes: list[tuple[str, str]] = []
-        self.scales: list[Scale] = []
-        self._epoch_s: dict[str, float] = {}
-
-    def training_s(self) -> float:
-        """Seconds of one seed of every arm."""
-        return sum(self._epoch_s.values())
+    table: Table
+    scale: str
+    machine: Mapping[str, Any]
+    left_out: Mapping[str, str] | None = None
+    timed_ks: Set[float] | None = None
+    arms: dict[tuple[str, str], Arm] = field(default_factory=dict)
+    cases: dict[tuple[str, str], Case] = field(default_factory=dict)
+    counted: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    changes: list[tuple[str, str]] = field(default_factory=list)
+    scales: list[Scale] = field(default_factory=list)
+    arm_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that one seed of an arm takes."""
 
     def add(self, part: Part) -> None:
         """Add what can be run of a part."""
@@ -246,8 +237,8 @@ class _Draft:
             self.scales.append(scale)
 
     def _reason_not_trained(self, part: Part, about: Subject, scale: Scale) -> str | None:
-        if self._left_out is not None:
-            return self._left_out.get(part.name)
+        if self.left_out is not None:
+            return self.left_out.get(part.name)
         if reason := about.reason_not_trained(self.scale):
             return reason
         if scale.epochs is None:
@@ -260,7 +251,7 @@ class _Draft:
         return None
 
     def _reason_not_counted(self, part: Part, about: Subject) -> str | None:
-        return about.reason_not_counted(self.scale) if self._left_out is None else self._left_out.get(part.name)
+        return about.reason_not_counted(self.scale) if self.left_out is None else self.left_out.get(part.name)
 
     def _differs(self, part: Part, words: str) -> None:
         self.changes.append((part.name, words))
@@ -275,7 +266,7 @@ class _Draft:
             task, setting = about.task_name(self.scale), self._shrunk(part, row, scale, epochs)
             arm = Arm(task, data, setting, epochs, scale.examples, watched)
             self.arms[part.name, row.name] = arm
-            self._epoch_s[arm.arm_id] = epochs * scale.epoch_s
+            self.arm_s[arm.arm_id] = epochs * scale.epoch_s
         paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
         self._differs(part, f"{epochs} epochs, {data}; the paper does not say how many epochs were run")
         if scale.examples is not None:
@@ -312,8 +303,8 @@ class _Draft:
 
     def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
         ks: Container[Any] | None = scale.timed_ks
-        if ks is not None and self._timed_ks is not None:
-            ks = self._timed_ks  # a run that was made keeps what it timed, whatever this version would
+        if ks is not None and self.timed_ks is not None:
+            ks = self.timed_ks  # a run that was made keeps what it timed, whatever this version would
         rows = [
             row
             for row in part.rows
@@ -331,7 +322,7 @@ class _Draft:
     def _case(self, part: Part, row: PublishedRow, about: Subject, scale: Scale) -> Case:
         axes: dict[str, list[Any]] = {name: [value] for name, value in about.timing.items()}
         axes |= {"method": [row.setting.method], "k": [row.setting.k]}
-        axes |= {name: [value] for name, value in self._machine.items()}
+        axes |= {name: [value] for name, value in self.machine.items()}
         axes["batch"] = [scale.timed_batch or row.setting.batch]
         axes["hidden"] = [scale.timed_hidden or row.setting.hidden]
         if inputs := scale.timed_inputs or row.setting.inputs:

@@ -93,9 +93,9 @@ class Trained:
         if found.error is not None and (found.test is not None or found.best_dev is not None):
             raise ValueError("figures of a training that failed")
         for name, epoch in (("best_dev", found.best_epoch), ("final_dev", found.last_epoch)):
-            told, own = getattr(found, name), [each.dev for each in found.evaluations if each.epoch == epoch]
-            if told is not None and found.evaluations and told not in own:
-                raise ValueError(f"{name} is {told:.6g}, which is not what was evaluated in epoch {epoch}")
+            said, own = getattr(found, name), [each.dev for each in found.evaluations if each.epoch == epoch]
+            if said is not None and found.evaluations and said not in own:
+                raise ValueError(f"{name} is {said:.6g}, which is not what was evaluated in epoch {epoch}")
         return found
 
     @property

@@ -4,7 +4,7 @@ the Penn Treebank.
     example    a state of the static oracle's derivation and its transition: 48 features (Chen and Manning 2014)
     training   on the sentences whose trees are projective (97 in 100; the others have no derivation)
     metric     UAS on *all* sentences, greedy, with the treebank's own parts of speech. Words whose part of speech is
-               PUNCT are left out of the count, as is usual since CoNLL-X; `scores` also tells UAS with them, and LAS
+               PUNCT are left out of the count, as is usual since CoNLL-X; `scores` also gives UAS with them, and LAS
 
 B = 10,000 transitions, h = 500, Adam or AdaGrad at 0.01, no dropout but for the tables that add it, 0.5 (ICML 4, TKDE
 4). Transitions are labelled: the features hold labels of arcs, so somebody has to choose them. A label is the universal

@@ -58,7 +58,7 @@ class Evaluation:
         dev: metric on the development set.
         test: metric on the test set if this is the best one so far, else None.
         seconds: spent in steps so far, on whatever else the machine did.
-        figures: what the algorithm tells of itself, sizes for instance.
+        figures: what the algorithm says of itself, sizes for instance.
 
     """
 
@@ -111,7 +111,7 @@ class Result:
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """What the algorithm told at the best evaluation."""
+        """What the algorithm said at the best evaluation."""
         return next(found.figures for found in self.history if found.step == self.best_step)
 
 
@@ -227,9 +227,9 @@ class _Training:
         per_epoch, often = self.per_epoch, self.recipe.evaluations
         marks = {round(i * per_epoch / often) for i in range(1, often + 1)}
         begun, first = clock(), self.step
-        since, save_at, tell_at = begun, begun + save_s, begun + _PROGRESS_S
+        since, save_at, report_at = begun, begun + save_s, begun + _PROGRESS_S
 
-        def tell() -> None:
+        def report() -> None:
             if progress is not None:
                 left = (clock() - begun) / max(1, self.step - first) * (self.steps - self.step)
                 progress(Progress(self.step, self.steps, tuple(self.history), left))
@@ -253,11 +253,11 @@ class _Training:
                     self.evaluate()
                     if running is not None and done == per_epoch:
                         running.after_epoch(epoch + 1)
-                    tell()
+                    report()
                     since = now = clock()
-                if now >= tell_at:
-                    tell()
-                    tell_at = now + _PROGRESS_S
+                if now >= report_at:
+                    report()
+                    report_at = now + _PROGRESS_S
                 if now >= save_at or self.step == self.steps:
                     self.seconds += now - since
                     self.save()
