@@ -195,7 +195,7 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
 
 @dataclass
 class _Draft:
-    """An experiment in the making; of a run that was made: what was left out, with the reason, and what k were timed."""
+    """An experiment in the making; of a run that was made: what was left out, and why, and what k were timed."""
 
     table: Table
     scale: str
