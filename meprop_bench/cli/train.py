@@ -27,11 +27,11 @@ import click
 
 from meprop_bench.cli.output import command_line, live, with_format
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.algorithm import ALGORITHMS
-from meprop_bench.tasks.methods import METHODS
 from meprop_bench.tasks.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench.methods import METHODS
 from meprop_bench.paper.published import Setting
 from meprop_bench.paper.subjects import subject_of
 from meprop_bench.paper.trainings import Evaluation, Trained
 from meprop_bench.tasks.algorithm import UPDATE
-from meprop_bench.tasks.methods import METHODS
 from meprop_bench.tasks.recipe import Recipe
 
 if TYPE_CHECKING:

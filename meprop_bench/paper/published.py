@@ -23,8 +23,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from msgspec import Meta, Struct, defstruct
 
 from meprop_bench.errors import UserError
+from meprop_bench.methods import METHODS
 from meprop_bench.results.incoming import Count, Name, checked, refused
-from meprop_bench.tasks.methods import METHODS
 from meprop_bench.workloads.case import one_of
 
 __all__ = [
@@ -108,7 +108,7 @@ class Setting:
     """How a row was obtained; None where the paper does not say, or where it does not apply.
 
     Attributes:
-        method: a name in `tasks.methods.METHODS`; None for a row that only sums up others.
+        method: a name in `methods.METHODS`; None for a row that only sums up others.
         k: neurons kept, or a ratio of them.
         hidden: h, neurons of a hidden layer.
         layers: hidden layers (encoder and decoder have as many each).

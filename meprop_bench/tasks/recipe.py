@@ -17,11 +17,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
+from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.tasks import load_task
 from meprop_bench.tasks.algorithm import ALGORITHMS, Algorithm, Watched
 from meprop_bench.tasks.checks import check_count, check_k
-from meprop_bench.tasks.methods import METHODS
 
 if TYPE_CHECKING:
     from torch import nn

@@ -27,8 +27,8 @@ from meprop_bench.errors import UserError
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clocks import CACHES, LAUNCHES
+from meprop_bench.methods import METHODS
 from meprop_bench.results.naming import case_name
-from meprop_bench.tasks.methods import METHODS
 
 __all__ = [
     "AXES",

@@ -37,12 +37,12 @@ from torch.nn import functional as F
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.paired import Subject, calibrate, measure_pairs
+from meprop_bench.methods import METHODS
 from meprop_bench.ops import linear, resolve_k, select
 from meprop_bench.ops.cost import Cost, linear_stages
 from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
-from meprop_bench.tasks.methods import METHODS
 from meprop_bench.workloads import setup
 from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.layer import timed_backward

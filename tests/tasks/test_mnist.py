@@ -140,7 +140,7 @@ def test_a_method_that_has_an_algorithm_brings_it():
 
 def test_a_method_is_one_module_and_one_line(monkeypatch):
     """Somebody else's: it makes hidden layers that train the first k neurons alone."""
-    from meprop_bench.tasks import methods
+    from meprop_bench import methods
 
     def convert(model, *, k, selection, sparse, kernel, kinds):
         def first(gradient):
@@ -167,9 +167,9 @@ def test_a_method_is_one_module_and_one_line(monkeypatch):
 
 
 def test_the_table_of_methods_is_that_of_the_selections():
+    from meprop_bench.methods import METHODS
     from meprop_bench.ops.selection import SELECTIONS
     from meprop_bench.tasks.algorithm import ALGORITHMS
-    from meprop_bench.tasks.methods import METHODS
 
     assert {method.selection for method in METHODS.values()} == {None, *SELECTIONS}
     assert {method.algorithm for method in METHODS.values()} <= {None, *ALGORITHMS}

@@ -213,7 +213,7 @@ def test_fewer_examples(options):
 
 def test_made_up_sentences(options):
     task = ToyTranslation(hidden=8, layers=1)
-    assert (task.examples, task.embedding, task.name) == (400, 8, "toy-translation")
+    assert (task.examples, task.options["embedding"], task.name) == (400, 8, "toy-translation")
     assert 0 <= task.evaluate(task.build(1), "dev") < 20
     assert ToyTranslation(**options).examples == 88
 
