@@ -279,7 +279,7 @@ class _Draft:
         reading = reading_of(self.table.table_id, part.task)
         for name, value in reading.items():
             self._differs(part, f"{name} {value}, which the paper that first printed these figures does not say")
-        setting, shrunk = replace(row.setting, **reading), dict[str, int]()
+        setting, shrunk = replace(row.setting, **reading), dict[str, Any]()
 
         def shrink(name: str, value: int, words: str) -> None:
             shrunk[name] = value

@@ -50,8 +50,8 @@ def recipe_of(case: Case, steps: int) -> Recipe:
     if case.method == "meact":
         return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
     details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
-    chosen = {"method": case.method, "k": case.k, "gradient": case.gradient, "kernel": case.kernel}
-    return replace(recipe, **chosen, details=details)
+    sparse = replace(recipe, method=case.method, k=case.k, details=details)
+    return replace(sparse, gradient=case.gradient, kernel=case.kernel)
 
 
 def figure(recipe: Recipe, result: Result) -> float:

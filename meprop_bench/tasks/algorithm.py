@@ -94,6 +94,7 @@ class _Stateful(Running):
         self.inner.close()
 
 
+@dataclass(frozen=True)
 class Algorithm(ABC):
     """What to do along with training."""
 
