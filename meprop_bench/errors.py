@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterable
 from enum import IntEnum
 
-__all__ = ["ExitCode", "UserError"]
+__all__ = ["ExitCode", "UserError", "nearest", "one_of"]
 
 
 class ExitCode(IntEnum):
@@ -31,3 +33,22 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def nearest(word: object, allowed: Iterable[str]) -> str | None:
+    """Return what was probably meant by a misspelt word; None where nothing is near."""
+    return next(iter(difflib.get_close_matches(str(word), allowed, n=1)), None)
+
+
+def one_of(what: str, value: object, allowed: Collection[str]) -> str:
+    """Return `value` if it is allowed.
+
+    Raises:
+        UserError: it is not; the message names what was probably meant, and all that is allowed.
+
+    """
+    if isinstance(value, str) and value in allowed:
+        return value
+    close = nearest(value, allowed)
+    hint = f"did you mean {close!r}? " if close else ""
+    raise UserError(f"unknown {what} {value!r}: {hint}choose from {', '.join(allowed)}")

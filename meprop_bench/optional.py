@@ -7,8 +7,11 @@ and half of the next. So what asks imports it, which whoever goes on to use it d
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["said", "unavailable_reason"]
+from meprop_bench.errors import UserError
+
+__all__ = ["installed", "require", "said", "unavailable_reason"]
 
 
 def unavailable_reason(package: str) -> str | None:
@@ -20,6 +23,20 @@ def unavailable_reason(package: str) -> str | None:
             return "is not installed"
         return f"cannot be imported ({said(error)})"
     return None
+
+
+def installed(distribution: str) -> str | None:
+    """Return the version of a distribution, by its name in the registry; None where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def require(package: str, what: str, extra: str) -> None:
+    """Raise `UserError` unless a package can be used: "WHAT, which is not installed: pip install …" of our extra."""
+    if (reason := unavailable_reason(package)) is not None:
+        raise UserError(f"{what}, which {reason}: pip install 'meprop-bench[{extra}]'")
 
 
 def said(error: Exception) -> str:

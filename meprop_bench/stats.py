@@ -92,6 +92,11 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, estimate: float, low: float | None, high: float | None) -> Interval:
+        """Return one whose bounds are None where there are none."""
+        return cls(estimate, math.nan if low is None else low, math.nan if high is None else high)
+
     @property
     def half_width(self) -> float:
         """Half the interval, relative to the estimate (0.02 is ±2%); NaN without bounds, infinite around a zero."""

@@ -1,4 +1,4 @@
-"""A translator in training, encoder and decoder sparsified by turns."""
+"""A translator in training, encoder and decoder sparsified alternately."""
 
 from asv_suite import _costs
 

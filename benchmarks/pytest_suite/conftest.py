@@ -2,7 +2,7 @@
 
 All cases that are left after `-k` and the like are measured when the first test asks for one, by the command line's
 runner: in fresh processes that serve one case after the other, each checked before it is timed. A test then hands its
-phase's values to pytest-benchmark, through a timer that tells them; the row's other figures go to `extra_info`. With
+phase's values to pytest-benchmark, through a timer that gives them; the row's other figures go to `extra_info`. With
 --benchmark-disable nothing is timed: each test checks its case and runs it once.
 """
 
@@ -18,6 +18,7 @@ import pytest
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.environment import collect
+from meprop_bench.results.axes import AXES
 from meprop_bench.results.redact import without_paths
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.sweep.accuracy import Accuracies
@@ -40,60 +41,30 @@ def pytest_configure() -> None:
     suite()
 
 
-_EXTRA = (
-    *(
-        "case_id",
-        "workload",
-        "method",
-        "kernel",
-        "k",
-        "batch",
-        "in_features",
-        "out_features",
-        "device",
-        "threads",
-        "dtype",
-    ),
-    *(
-        "gradient",
-        "allocator",
-        "data",
-        "phase",
-        "baseline_median_s",
-        "speedup",
-        "speedup_low",
-        "speedup_high",
-        "converged",
-    ),
-    *(
-        "processes",
-        "floor_s",
-        "efficiency",
-        "flops",
-        "bytes",
-        "peak_memory_bytes",
-        "process_peak_bytes",
-        "gpu_utilization",
-    ),
-    *("cpu_utilization", "energy_per_step_j", "check", "environment_id", "notes"),
-)
+_EXTRA = frozenset({
+    "case_id", "kernel", *(axis.stored for axis in AXES.values()), "phase", "baseline_median_s", "speedup",
+    "speedup_low", "speedup_high", "converged", "processes", "floor_s", "efficiency", "flops", "bytes",
+    "peak_memory_bytes", "process_peak_bytes", "gpu_utilization", "cpu_utilization", "energy_per_step_j", "check",
+    "environment_id", "notes",
+})  # fmt: skip
+"""Fields of a row that `extra_info` has: its axes, and the figures that are not raw."""
 
 
 class Replay:
-    """A timer that tells values measured elsewhere, one for each call of `step`."""
+    """A timer that gives values measured elsewhere, one for each call of `step`."""
 
     def __init__(self) -> None:
-        self._told = 0.0
+        self._now = 0.0
         self._values: Iterator[float] = iter(())
 
     def take(self, values: Sequence[float]) -> None:
         self._values = iter(values)
 
     def step(self) -> None:
-        self._told += next(self._values)
+        self._now += next(self._values)
 
     def now(self) -> float:
-        return self._told
+        return self._now
 
 
 REPLAY = Replay()
@@ -171,7 +142,7 @@ class Measured:
         self.skip_absent(case)
         if self._rows is None:
             todo = [each for each in self._cases if each not in (self._absent or {})]
-            self._rows, self.environments = measured(suite().plan(todo), progress=self._tell)
+            self._rows, self.environments = measured(suite().plan(todo), progress=self._show)
         return [row for row in self._rows if row.case_id == case.case_id]
 
     def parity(self, case: Case) -> Parity:
@@ -182,7 +153,7 @@ class Measured:
                 return row.parity
         return self._accuracies.compare(case)
 
-    def _tell(self, progress: Progress) -> None:
+    def _show(self, progress: Progress) -> None:
         if progress.stage == "done":
             self._say(f"[{progress.done}/{progress.total}] {progress.case.label}, {progress.left_s:.0f} s left")
 
@@ -222,8 +193,9 @@ def time(results: Measured, benchmark: Any) -> Callable[[Case, str], None]:
         parities = [each.to_json()["parity"] for each in rows if each.parity]
         benchmark.extra_info["parity"] = parities[0] if parities else None
         benchmark.extra_info["row"] = row.to_json()  # what `meprop-bench report` and `gate` read
-        REPLAY.take(row.values_s)
-        benchmark.pedantic(REPLAY.step, rounds=len(row.values_s))
+        values_s = row.measurement.values_s
+        REPLAY.take(values_s)
+        benchmark.pedantic(REPLAY.step, rounds=len(values_s))
 
     return go
 

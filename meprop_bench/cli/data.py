@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -41,7 +40,8 @@ def list_() -> None:
     """Show every data set, and what of it is here."""
     from rich.table import Table
 
-    from meprop_bench.data.location import data_folder
+    from meprop_bench.data.content import condition
+    from meprop_bench.data.location import VARIABLE, data_folder
     from meprop_bench.data.sources import SOURCES
 
     folder = data_folder()
@@ -49,7 +49,7 @@ def list_() -> None:
     table.columns[3].justify = "right"
     remarks = []
     for source in SOURCES.values():
-        state, complaints = _state(folder, source)
+        state, complaints = condition(folder, source, thorough=False)
         table.add_row(source.name, source.purpose, source.licence, f"{source.size / 1e6:.1f} MB", state)
         remarks += complaints
     reason = unavailable_reason("sklearn")
@@ -59,7 +59,8 @@ def list_() -> None:
     console().print(table)
     for remark in remarks:
         click.echo(remark)
-    click.echo(f"data folder: {folder} ({_chosen_by()})")
+    chosen_by = VARIABLE if os.environ.get(VARIABLE) else f"the cache; {VARIABLE} chooses another"
+    click.echo(f"data folder: {folder} ({chosen_by})")
 
 
 @command.command()
@@ -86,8 +87,8 @@ def fetch(names: tuple[str, ...], force: bool, deadline: float) -> None:
     for source in sources:
         with _progress(source) as progress:
             fetched = download(source, folder, force=force, progress=progress, deadline=deadline)
-        kept = len(source.files) - len(fetched)
-        click.echo(f"{source.name}: {len(fetched)} fetched, {kept} already here, in {folder / source.name}")
+        here = len(source.files) - len(fetched)
+        click.echo(f"{source.name}: {len(fetched)} fetched, {here} already here, in {folder / source.name}")
 
 
 @command.command()
@@ -116,28 +117,6 @@ def check(names: tuple[str, ...]) -> None:
                 damaged.append(source.name)
     if damaged:
         raise UserError(f"data are missing or damaged: run `meprop-bench data fetch {' '.join(damaged)}`")
-
-
-def _chosen_by() -> str:
-    from meprop_bench.data.location import VARIABLE
-
-    return VARIABLE if os.environ.get(VARIABLE) else f"the cache; {VARIABLE} chooses another"
-
-
-def _state(folder: Path, source: Source) -> tuple[str, list[str]]:
-    """Return what the sizes alone tell of a data set: a word, and a line for each file that is not as published."""
-    from meprop_bench.data.content import State, inspect
-
-    found = [(file.stored_name, *inspect(folder, source, file, thorough=False)) for file in source.files]
-    states = {state for _, state, _ in found}
-    if states == {State.MISSING}:
-        return "missing", []
-    complaints = [
-        f"{source.name}/{name}: {state}: {detail}" for name, state, detail in found if state is not State.PRESENT
-    ]
-    if states <= {State.PRESENT, State.MISSING}:
-        return "incomplete" if complaints else "present", complaints
-    return "damaged", complaints
 
 
 @contextmanager

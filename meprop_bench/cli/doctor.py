@@ -58,9 +58,11 @@ def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
     found = examine(tuple(dict.fromkeys(presets)), fast=fast, progress=progress)
     with complaining():
         if form == "json":
+            from dataclasses import asdict
+
             from meprop_bench.measure.environment import environment_id
 
-            findings = [finding.to_json() for finding in found.findings]
+            findings = [asdict(finding) for finding in found.findings]
             environments = {environment_id(found.environment): found.environment}
             write(as_record(environments, findings=findings, exit_code=int(found.exit_code)))
         else:
@@ -82,14 +84,14 @@ def _print(found: Examination) -> None:
         heading = finding.section if finding.section != section else ""
         section = finding.section
         state = Text(finding.state, _STYLES[finding.state])
-        table.add_row(Text(heading, "bold"), Text(finding.check), state, _told(finding))
+        table.add_row(Text(heading, "bold"), Text(finding.check), state, _text(finding))
     target.print(table)
     problems = sum(finding.state == "problem" for finding in found.findings)
     count = {0: "", 1: " (1 problem)"}.get(problems, f" ({problems} problems)")
     target.print(Text(f"{_VERDICTS[found.exit_code]}{count}; exit code {int(found.exit_code)}", "bold"))
 
 
-def _told(finding: Finding) -> Text:
+def _text(finding: Finding) -> Text:
     from rich.text import Text
 
     return Text.assemble(finding.text, (f" → {finding.advice}", "dim") if finding.advice else "")

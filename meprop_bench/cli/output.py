@@ -151,22 +151,11 @@ def complaining() -> Iterator[None]:
             click.echo(f"meprop-bench: {what}", err=True)
 
 
-def as_record(environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> str:
-    """Return the JSON object of the command that runs now.
+def as_record(
+    environments: Mapping[str, Any], rows: Iterable[Row] = (), *, command: str | None = None, **more: Any
+) -> str:
+    """Return the JSON of `results.schema.as_object`, by default for the command that runs now."""
+    from meprop_bench.results.schema import as_object
 
-    Args:
-        environments: what each environment id stands for.
-        rows: what was measured.
-        more: of this verb.
-
-    """
-    from meprop_bench.results.schema import SCHEMA
-
-    record = {
-        "schema": SCHEMA,
-        "command": shlex.join(["meprop-bench", *sys.argv[1:]]),
-        "environment": environments,
-        "rows": [row.to_json() for row in rows],
-        **more,
-    }
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    command = command or shlex.join(["meprop-bench", *sys.argv[1:]])
+    return json.dumps(as_object(command, environments, rows, **more), indent=1, allow_nan=False) + "\n"

@@ -209,14 +209,14 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
 
 
 def _report(store: Store) -> None:
-    from meprop_bench.paper.folder import read, write_page
-    from meprop_bench.report import missing_parts
+    from meprop_bench.paper.folder import read
+    from meprop_bench.report import missing_parts, write_report
 
     document = read(store)
     with complaining():
         _print_document(document)
     with complaining():
-        write_page(store)
+        write_report(store.folder, document)
     click.echo(f"report: {store.folder / 'README.md'}", err=True)
     if remark := missing_parts():
         click.echo(remark, err=True)
@@ -270,7 +270,7 @@ def _claims(out: Path, check: bool) -> int:
 
 
 def _workers(processes: int | None, device: str = "cpu") -> int:
-    from meprop_bench.workloads.case import default_threads
+    from meprop_bench.results.axes import default_threads
 
     if processes is not None and processes < 1:
         raise UserError(f"--processes must be at least 1, not {processes}")

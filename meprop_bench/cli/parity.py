@@ -13,7 +13,6 @@ same command with --resume goes on.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import complaining, console, live, results_folder, with_format, with_out
+from meprop_bench.cli.output import as_record, complaining, console, live, results_folder, with_format, with_out, write
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 from meprop_bench.sweep.accuracy import MARGIN
@@ -55,8 +54,8 @@ def command(
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
     from meprop_bench.measure.machine import state
+    from meprop_bench.results.axes import default_threads
     from meprop_bench.sweep.parity import Comparison, compare
-    from meprop_bench.workloads.case import default_threads
 
     comparison = Comparison(recipe_of(given), seeds, margin, threads)
     if processes is None:
@@ -107,16 +106,8 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
     if form == "json":
-        from meprop_bench.results.schema import SCHEMA
-
-        record = {
-            "schema": SCHEMA,
-            "command": store.header["command"],
-            "environment": store.header["environments"],
-            "rows": [row.to_json() for row in store.rows()],
-            **({"doubts": [doubt]} if doubt else {}),
-        }
-        click.echo(json.dumps(record, indent=1, allow_nan=False))
+        doubts: dict[str, Any] = {"doubts": [doubt]} if doubt else {}
+        write(as_record(store.header["environments"], store.rows(), command=store.header["command"], **doubts))
         return
     if doubt:
         click.echo(f"{doubt}\n")
@@ -139,12 +130,12 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
 
 def _verdict(found: Parity) -> str:
     """Return the verdict in a sentence."""
-    from meprop_bench.report.cells import WIDEST_POINTS
+    from meprop_bench.report.cells import vague_points
     from meprop_bench.stats import CANNOT_TELL
 
     if found.low is None or found.high is None:
         bounds = "no interval from one seed"
-    elif found.high - found.low > WIDEST_POINTS:
+    elif vague_points(found.interval):
         bounds = f"{CANNOT_TELL} (the 95% interval spans {found.high - found.low:.0f} points)"
     else:
         bounds = f"95% interval [{found.low:+.2f}, {found.high:+.2f}]"

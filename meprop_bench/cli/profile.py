@@ -7,21 +7,20 @@ The options are the axes of `speedup`, one value each. The case is set up in a p
 allocator are the case's; dense and sparse are taken apart in the same way and shown side by side. The trace opens at
 https://ui.perfetto.dev.
 
-Exit codes: 1 when the gradients are wrong, 2 for a wrong wish, 5 when nothing could be measured.
+Exit codes: 1 when the gradients are wrong, 2 for a wrong request, 5 when nothing could be measured.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.axes import given_axes, with_axes
 from meprop_bench.cli.output import as_record, complaining, with_format, write
-from meprop_bench.cli.speedup import AXIS_HELPS
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -34,15 +33,8 @@ _K = 30
 """Where nothing is said and `speedup` measures several."""
 
 
-def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
-    for axis, text in reversed(AXIS_HELPS.items()):
-        function = click.option(f"--{axis}", metavar="VALUE", help=text)(function)
-    return function
-
-
 @click.command(name="profile", short_help="Show where the time of one step goes, and why it is not less.")
-@_with_axes
-@click.option("--seed", type=int, metavar="N", default=0, help="Of weights, data and selections [default: 0].")
+@with_axes("VALUE")
 @click.option(
     "--search",
     type=click.FloatRange(0, 3600),
@@ -54,7 +46,7 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
     "--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a trace, .json or .json.gz (Perfetto)."
 )
 @with_format("table", "json")
-def command(form: str, trace: Path | None, search: float, seed: int, **wishes: str | None) -> int:
+def command(form: str, trace: Path | None, search: float, **options: str | None) -> int:
     """Show where the time of one step goes: phases, stages of the backward pass, operators; and why it is not less.
 
     The case is given by the axes of speedup, one value each. It takes about 30 seconds; times are medians over four
@@ -62,7 +54,7 @@ def command(form: str, trace: Path | None, search: float, seed: int, **wishes: s
     """
     from meprop_bench.sweep.feasible import check_feasible
 
-    case = _case(wishes, seed)
+    case = _case(options)
     _check_trace(trace)
     check_feasible([case])
     from meprop_bench.sweep.profile import profile_case
@@ -78,18 +70,16 @@ def command(form: str, trace: Path | None, search: float, seed: int, **wishes: s
     return ExitCode.OK
 
 
-def _case(wishes: dict[str, str | None], seed: int) -> Case:
-    from meprop_bench.sweep.plan import parse_axis, plan_axes
+def _case(options: dict[str, str | None]) -> Case:
+    from meprop_bench.sweep.plan import plan_axes
 
-    axes: dict[str, list[Any]] = {}
-    for axis in AXIS_HELPS:
-        text = wishes[axis.replace("-", "_")]
-        if text is None:
-            continue
-        axes[axis] = parse_axis(axis, [text])
-        if len(axes[axis]) > 1:
-            raise UserError(f"a profile is of one case: give --{axis} one value, not {text!r}")
-    cases = plan_axes(axes, seed=seed).cases  # several where nothing is said: the usual method comes first
+    texts = dict(options)
+    axes = given_axes(options)
+    for name, values in axes.items():
+        if len(values) > 1:
+            text = texts[name.replace("-", "_")]
+            raise UserError(f"a profile is of one case: give --{name} one value, not {text!r}")
+    cases = plan_axes(axes).cases  # several where nothing is said: the usual method comes first
     return next((case for case in cases if case.k == _K), cases[0])
 
 

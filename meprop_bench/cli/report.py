@@ -66,35 +66,25 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
 
 def _load(folder: Path) -> tuple[Document, Store | None]:
     """Read a folder once, as what it is: of a paper's table there is more than rows; a file has no store."""
+    from meprop_bench.paper import PLAN_KEYS
     from meprop_bench.report.document import Document
     from meprop_bench.results.store import Store
 
     if folder.is_file():
         return Document.load(folder), None
     store = Store.open(folder)
-    if not _is_of_a_table(store):
+    if not store.header["plan"].keys() >= PLAN_KEYS:
         return Document.of(store), store
     from meprop_bench.paper.folder import read
 
     return read(store), store
 
 
-def _is_of_a_table(store: Store) -> bool:
-    from meprop_bench.paper import PLAN_KEYS
-
-    return bool(store.header["plan"].keys() >= PLAN_KEYS)
-
-
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:
     from meprop_bench.report import missing_parts, write_report
 
     for document, store in loaded:
-        if _is_of_a_table(store):
-            from meprop_bench.paper.folder import write_page
-
-            written = write_page(store)
-        else:
-            written = write_report(store.folder, document)
+        written = write_report(store.folder, document)
         click.echo(f"wrote {', '.join(path.name for path in written)} in {store.folder}", err=True)
     if loaded and (remark := missing_parts()):
         click.echo(remark, err=True)

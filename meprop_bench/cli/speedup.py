@@ -4,9 +4,9 @@ meprop-bench speedup
 meprop-bench speedup --method unified --k 8,32,128 --hidden 2048 --batch 1024 --gradient rows,dense
 meprop-bench speedup --preset targets --resume
 
-Everything that can be wrong with the wish itself (a misspelt axis, a device that is not there, damaged data, a folder
-that cannot be written) is found before anything is measured. A case that fails later costs itself alone: its row says
-so.
+Everything that can be wrong with the request itself (a misspelt axis, a device that is not there, damaged data, a
+folder that cannot be written) is found before anything is measured. A case that fails later costs itself alone: its row
+says so.
 
 Exit codes: 1 when a check or an accuracy failed, 5 when no case could be measured, 130 after Ctrl-C (what is done
 stays, and is reported; the same command with --resume goes on). A deadline is no error: what it left out is named. An
@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.axes import given_axes, with_axes
 from meprop_bench.cli.output import complaining, with_format, with_out
 from meprop_bench.errors import ExitCode
 
@@ -33,44 +34,11 @@ if TYPE_CHECKING:
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.plan import Plan
 
-__all__ = ["AXIS_HELPS", "command"]
-
-AXIS_HELPS = {
-    "workload": "A layer: linear, conv, lstm, gru. A model, trained: mlp, seq2seq, mesimp, meact.",
-    "method": "meprop, unified, random, random-unified; dense: the baseline against itself (A/A).",
-    "k": "Neurons kept (of a convolution: positions): an integer, or a ratio in (0, 1].",
-    "in-features": "Inputs of the layer, maps that come in [default: as many as --hidden].",
-    "hidden": "Outputs of the layer, maps that come out, neurons of a gate or of a hidden layer.",
-    "batch": "Examples in a batch.",
-    "device": "cpu, cuda, cuda:N.",
-    "threads": "Threads of torch [default: the physical cores].",
-    "dtype": "float32, float64, bfloat16, float16; on a GPU tf32: float32, its products rounded.",
-    "kernel": "How the method is computed [default: auto].",
-    "gradient": "Weight gradient: dense, or rows (sparse).",
-    "allocator": "kept, huge-pages, default: what fresh memory costs.",
-    "data": "Of a perceptron: auto, mnist, digits.",
-    "layers": "Hidden layers of a perceptron; layers of encoder and decoder.",
-    "optimizer": "Of what trains: adam, sgd, adagrad.",
-    "size": "Height and width of a convolution's maps.",
-    "filter": "Height and width of a convolution's filters [default: 5].",
-    "length": "Time steps of lstm and gru; words of a sentence.",
-    "rate": "meSimp's p: neurons active in fewer examples are removed.",
-    "share": "meAct's p: share of the gradient from which a neuron is trained.",
-    "slowdown": "Of the method dense: share by which its second side is held back.",
-    "launch": "On a GPU: eager, or graph (a layer's calls replayed as CUDA graphs).",
-    "caches": "What a timed call may find in them: warm, cold (emptied before each).",
-}
-
-
-def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the command an option for each axis; each may be repeated, and takes lists with commas."""
-    for axis, text in reversed(AXIS_HELPS.items()):
-        function = click.option(f"--{axis}", multiple=True, metavar="LIST", help=text)(function)
-    return function
+__all__ = ["command"]
 
 
 @click.command(name="speedup", short_help="Measure sparsified back propagation against dense.")
-@_with_axes
+@with_axes("LIST", multiple=True)
 @click.option(
     "--preset", metavar="NAME", help="A sweep that comes with the package, or a TOML file; axes replace its own."
 )
@@ -88,14 +56,11 @@ def _with_axes(function: Callable[..., Any]) -> Callable[..., Any]:
     default=None,
     help="Watch utilisation, power and energy, 4 s more for a case [default: yes].",
 )
-@click.option(
-    "--seed", multiple=True, metavar="LIST", help="Of weights, data and orders; of several, a case each [default: 0]."
-)
 @with_out
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this sweep that is not complete.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="Begin no case that would not be done by then.")
 @with_format("table", "json", "md", "csv")
-def command(form: str, out: Path, resume: bool, deadline: float | None, preset: str | None, **wishes: Any) -> int:
+def command(form: str, out: Path, resume: bool, deadline: float | None, preset: str | None, **options: Any) -> int:
     """Measure sparsified back propagation against dense, in interleaved pairs and fresh processes.
 
     Axes take lists (--k 8,32 or --k 8 --k 32) and are multiplied out. Without any: a hidden layer of the papers' MNIST
@@ -104,7 +69,7 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
 
-    until, plan = Deadline(deadline), _plan(preset, wishes)
+    until, plan = Deadline(deadline), _plan(preset, options)
     check_feasible(plan.cases, pin=plan.pin)
     store = _store(plan, out, resume)
     with store:
@@ -113,14 +78,13 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
     return code
 
 
-def _plan(preset: str | None, wishes: dict[str, Any]) -> Plan:
-    from meprop_bench.sweep.plan import load_preset, parse_axis, plan_axes, plan_preset
+def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
+    from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
 
-    axes = {axis: parse_axis(axis, texts) for axis in AXIS_HELPS if (texts := wishes.pop(axis.replace("-", "_")))}
-    parity, seeds = wishes.pop("parity"), wishes.pop("seed")
-    settings = {name: value for name, value in wishes.items() if value is not None}
-    if seeds:
-        axes["seed"] = parse_axis("seed", seeds)
+    axes = given_axes(options)
+    parity = options.pop("parity")
+    settings = {name: value for name, value in options.items() if value is not None}
+    if "seed" in axes:
         settings["seed"] = axes["seed"][0]
     if parity is not None:
         settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)

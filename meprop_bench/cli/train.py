@@ -111,8 +111,8 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
         UserError: a k that is no number, or an unknown task.
 
     """
+    from meprop_bench.errors import one_of
     from meprop_bench.sweep.plan import parse_axis
-    from meprop_bench.workloads.case import one_of
 
     one_of("task", options["task"], tuple(TASKS))
     given = {name: value for name, value in options.items() if value is not None}
@@ -141,9 +141,9 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     """Train one model of a task, dense or by a method, with checkpoints, a history and a learning curve."""
     import torch
 
+    from meprop_bench.results.axes import default_threads
     from meprop_bench.tasks.checks import check_count
     from meprop_bench.tasks.run import describe, run
-    from meprop_bench.workloads.case import default_threads
 
     recipe = recipe_of(given)
     check_count("seed", seed, 0)

@@ -3,6 +3,42 @@
 Importing this package loads neither torch nor NumPy: the `data` verb only moves files.
 """
 
-from meprop_bench.data.images import Batch, ImageData, Part, batches, load_images, numbered_batches
+from meprop_bench.data.images import Batch, ImageData, Part, batches, numbered_batches
+from meprop_bench.errors import UserError
 
-__all__ = ["Batch", "ImageData", "Part", "batches", "load_images", "numbered_batches"]
+__all__ = ["Batch", "ImageData", "Part", "auto_images", "batches", "load_images", "numbered_batches"]
+
+_IMAGE_SETS = ("auto", "mnist", "digits")
+
+
+def auto_images() -> str:
+    """Return the name of the images that "auto" stands for: MNIST when its files are here, else the digits."""
+    from meprop_bench.data.location import is_here
+    from meprop_bench.data.sources import SOURCES
+
+    return "mnist" if is_here(SOURCES["mnist"]) else "digits"
+
+
+def load_images(name: str = "auto") -> ImageData:
+    """Load images by name; their `name` says which ones they are, `published` whether those that were published.
+
+    Args:
+        name: "mnist", "digits" (ships with scikit-learn), or "auto", see `auto_images`. A damaged MNIST is an error,
+            not a reason to take the digits; another set in files of its names (Fashion-MNIST) is none, but the result
+            has to say so.
+
+    Raises:
+        UserError: an unknown name, or the data are missing or damaged.
+
+    """
+    if name not in _IMAGE_SETS:
+        raise UserError(f"there is no image data set {name!r}: choose from {', '.join(_IMAGE_SETS)}")
+    if name == "auto":
+        name = auto_images()
+    if name == "mnist":
+        from meprop_bench.data.mnist import load_mnist
+
+        return load_mnist()
+    from meprop_bench.data.digits import load_digits
+
+    return load_digits()

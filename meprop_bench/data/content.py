@@ -7,16 +7,21 @@ those published and nothing follows the end of the stream.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
+from io import BufferedIOBase
+from itertools import chain
 from pathlib import Path
 
 from meprop_bench.data.location import locate
 from meprop_bench.data.sources import DataFile, Source
 
-__all__ = ["PIECE", "ContentError", "State", "digest", "inspect", "pieces", "plain", "published", "unpublished"]
+__all__ = ["PIECE", "ContentError", "State", "condition", "digest", "inspect", "opened", "published"]
 
 PIECE = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -37,11 +42,21 @@ class State(StrEnum):
     CORRUPT = "corrupt"
 
 
-def pieces(path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a file, `PIECE` at a time."""
-    with path.open("rb") as stream:
-        while piece := stream.read(PIECE):
-            yield piece
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a file to read its content, gzip (when it begins like one) or plain.
+
+    Raises:
+        ContentError: it cannot be read, or is not sound gzip, found out at any time within the block.
+
+    """
+    try:
+        with path.open("rb") as probe:
+            packed = probe.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            yield stream
+    except (EOFError, zlib.error, OSError) as error:
+        raise ContentError(getattr(error, "strerror", None) or str(error)) from None
 
 
 def _decompressed(raw: Iterable[bytes]) -> Iterator[bytes]:
@@ -61,18 +76,14 @@ def _decompressed(raw: Iterable[bytes]) -> Iterator[bytes]:
         raise ContentError("the gzip file is cut off")
 
 
-def plain(raw: Iterable[bytes]) -> Iterator[bytes]:
+def _plain(raw: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the content of `raw`, which is gzip when it begins like one; `ContentError` when that is not sound."""
     stream = iter(raw)
     head = b""
     while len(head) < len(_GZIP_MAGIC) and (piece := next(stream, b"")):
         head += piece
-
-    def whole() -> Iterator[bytes]:
-        yield head
-        yield from stream
-
-    return _decompressed(whole()) if head.startswith(_GZIP_MAGIC) else whole()
+    whole = chain((head,), stream)
+    return _decompressed(whole) if head.startswith(_GZIP_MAGIC) else whole
 
 
 def published(raw: Iterable[bytes], file: DataFile) -> Iterator[bytes]:
@@ -87,7 +98,7 @@ def published(raw: Iterable[bytes], file: DataFile) -> Iterator[bytes]:
     """
     digest = hashlib.sha256()
     size = 0
-    for piece in plain(raw):
+    for piece in _plain(raw):
         size += len(piece)
         if size > file.size:
             raise ContentError(f"longer than the published {file.size:,} bytes")
@@ -104,30 +115,11 @@ def digest(path: Path) -> str:
 
     Whoever reads that one next says what is wrong with it.
     """
-    found = hashlib.sha256()
     try:
-        for piece in plain(pieces(path)):
-            found.update(piece)
-    except (ContentError, OSError):
+        with opened(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except ContentError:
         return ""
-    return found.hexdigest()
-
-
-def unpublished(source: Source, digests: Mapping[str, str]) -> tuple[str, ...]:
-    """Return a note for whoever reads a result of these data, if they are not the published ones, else nothing.
-
-    Args:
-        source: the data set that they stand for.
-        digests: name of a file of it -> the SHA-256 of what was read.
-
-    """
-    others = [name for name, found in digests.items() if found != source.file(name).sha256]
-    if not others:
-        return ()
-    return (
-        f"not the published {source.name} data: {', '.join(others)} {'has' if len(others) == 1 else 'have'} another "
-        f"SHA-256; `meprop-bench data fetch {source.name}` gets those that were published",
-    )
 
 
 def _stated_size(path: Path) -> int:
@@ -150,8 +142,9 @@ def inspect(folder: Path, source: Source, file: DataFile, *, thorough: bool) -> 
         return State.MISSING, f"no {file.stored_name} in {folder / source.name}"
     try:
         if thorough:
-            for _ in published(pieces(path), file):
-                pass
+            with path.open("rb") as stream:
+                for _ in published(iter(partial(stream.read, PIECE), b""), file):
+                    pass
             return State.VERIFIED, ""
         stated = _stated_size(path)
     except (ContentError, OSError) as error:
@@ -159,3 +152,19 @@ def inspect(folder: Path, source: Source, file: DataFile, *, thorough: bool) -> 
     if stated != file.size:
         return State.WRONG_SIZE, f"{stated:,} bytes instead of the published {file.size:,}"
     return State.PRESENT, ""
+
+
+def condition(folder: Path, source: Source, *, thorough: bool) -> tuple[str, list[str]]:
+    """Return how a data set is, and a line for each file that is not as published; the argument is that of `inspect`.
+
+    It is "present", "missing" (all of it; there is no line then), "incomplete" or "damaged".
+    """
+    found = [(file.stored_name, *inspect(folder, source, file, thorough=thorough)) for file in source.files]
+    states = {state for _, state, _ in found}
+    sound = {State.PRESENT, State.VERIFIED}
+    if states <= sound:
+        return "present", []
+    if states == {State.MISSING}:
+        return "missing", []
+    lines = [f"{source.name}/{name}: {state}: {detail}" for name, state, detail in found if state not in sound]
+    return "incomplete" if states <= {*sound, State.MISSING} else "damaged", lines

@@ -11,13 +11,17 @@ from __future__ import annotations
 import random
 
 from meprop_bench.data.images import ImageData, Part
-from meprop_bench.errors import UserError
-from meprop_bench.optional import unavailable_reason
+from meprop_bench.optional import require
 
-__all__ = ["load_digits"]
+__all__ = ["check_installed", "load_digits"]
 
 _TRAIN, _DEV = 1_297, 250
 _SEED = 0
+
+
+def check_installed() -> None:
+    """Raise `UserError` where scikit-learn cannot be used."""
+    require("sklearn", "the digits data come with scikit-learn", "digits")
 
 
 def load_digits() -> ImageData:
@@ -29,18 +33,15 @@ def load_digits() -> ImageData:
     """
     import torch
 
-    if (reason := unavailable_reason("sklearn")) is not None:
-        raise UserError(f"the digits data come with scikit-learn, which {reason}: pip install 'meprop-bench[digits]'")
+    check_installed()
     from sklearn import datasets
 
     published = datasets.load_digits()
     images = torch.from_numpy(published.data).float().div_(16)
     labels = torch.from_numpy(published.target).long()
     order = torch.tensor(_permutation(len(labels)))
-    images, labels = images[order], labels[order]
-    cuts = [_TRAIN, _DEV, len(labels) - _TRAIN - _DEV]
-    train, dev, test = (Part(*pair) for pair in zip(torch.split(images, cuts), torch.split(labels, cuts), strict=True))
-    return ImageData(name="digits", train=train, dev=dev, test=test)
+    cuts = order.tensor_split([_TRAIN, _TRAIN + _DEV])
+    return ImageData("digits", *(Part(images[cut], labels[cut]) for cut in cuts))
 
 
 def _permutation(n: int) -> list[int]:

@@ -2,16 +2,16 @@
 
 One file goes through these hands:
 
-    mirror -> .FILE.<mirror>.part      raw bytes, kept when the line breaks
+    mirror -> .FILE.<mirror>.part      raw bytes, for a later run to go on from
            -> decompress, count, hash  stops one byte past the published size
            -> .FILE.<random>.tmp       packed again, without a time stamp: equal content gives equal bytes
-           -> FILE.gz                  by one `os.replace`: a reader sees the old file or the whole new one
+           -> FILE.gz                  by one `os.replace` (`atomic`)
 
 What comes from the network is not trusted (`mirror`). Sizes come from our own table: neither a body nor what it unpacks
 to can grow past it. File names come from our own table, and no archives are read. A transfer that stalls, ends early,
 or is not what was published costs that mirror alone; the next is tried. All of it has a deadline, of which a mirror has
 no more than its share: one that trickles leaves time for the others. What had come by then is removed, since it was too
-slow to be worth going on with. Two processes may fetch the same file: one goes on with the kept part under a lock, the
+slow to be worth going on with. Two processes may fetch the same file: one goes on with that part under a lock, the
 other with a part of its own, and either result is whole.
 
 The standard library's client is enough for this, and spares the user a dependency; what it lacks are the rules above.
@@ -27,13 +27,14 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from meprop_bench.atomic import replacing
 from meprop_bench.data.content import PIECE, ContentError, State, inspect, published
-from meprop_bench.data.mirror import Interrupted, Refused, TooLate, Transfer
+from meprop_bench.data.mirror import Interrupted, Refused, TooLate, transfer
 from meprop_bench.data.sources import DataFile, Source
 from meprop_bench.errors import UserError
 
@@ -64,7 +65,7 @@ def fetch(
         source: the data set.
         folder: the data folder; created when it is not there.
         force: download files that are whole already, too.
-        progress: told how far each file is.
+        progress: called with a file and how many bytes of its content are here.
         timeout: seconds without an answer, or with next to no data, after which a mirror is given up.
         deadline: seconds for all of it.
 
@@ -150,15 +151,15 @@ def _fetch_from(url: str, file: DataFile, place: Path, progress: Progress | None
 
 @contextmanager
 def _part(place: Path, url: str, file: DataFile) -> Iterator[IO[bytes]]:
-    """Open the kept part of a download from `url`, or one of our own while another process writes that one.
+    """Open the part of a download from `url` that is here, or one of our own while another process writes that one.
 
     What is in it stays, for a later run to go on from, unless it is one of our own.
     """
     mirror = hashlib.sha256(url.encode()).hexdigest()[:8]
     path = place / f".{file.name}.{mirror}.part"
     stream = path.open("a+b")  # creates, does not truncate
-    kept = _lock(stream)
-    if not kept:
+    lasting = _lock(stream)
+    if not lasting:
         stream.close()
         path = place / f".{file.name}.{mirror}-{secrets.token_hex(4)}.part"
         stream = path.open("x+b")
@@ -167,9 +168,9 @@ def _part(place: Path, url: str, file: DataFile) -> Iterator[IO[bytes]]:
             try:
                 yield stream
             finally:
-                kept = kept and stream.seek(0, os.SEEK_END) > 0
+                lasting = lasting and stream.seek(0, os.SEEK_END) > 0
     finally:
-        if not kept:
+        if not lasting:
             path.unlink(missing_ok=True)
 
 
@@ -186,36 +187,28 @@ def _lock(stream: IO[bytes]) -> bool:
 
 def _store(raw: Iterable[bytes], file: DataFile, place: Path, progress: Progress | None) -> None:
     """Verify `raw` while packing it, then move it to where readers look."""
-    packed = place / f".{file.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        with packed.open("xb") as stream:
-            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=stream, mtime=0) as target:
-                done = 0
-                for piece in published(raw, file):
-                    target.write(piece)
-                    done += len(piece)
-                    if progress is not None:
-                        progress(file, done)
-            stream.flush()
-            os.fsync(stream.fileno())
-        packed.replace(place / file.stored_name)
-    finally:
-        packed.unlink(missing_ok=True)
+    with replacing(place / file.stored_name) as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as target:
+        done = 0
+        for piece in published(raw, file):
+            target.write(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(file, done)
 
 
 def _received(url: str, part: IO[bytes], file: DataFile, timeout: float, until: float) -> Iterator[bytes]:
-    """Yield the raw bytes of the whole file: those kept in `part`, then the rest from the network, kept too."""
-    kept = part.seek(0, os.SEEK_END)
-    with closing(Transfer(url, kept, timeout=timeout, deadline=until)) as transfer:
-        if transfer.start != kept:  # the mirror does not resume: it sends everything
+    """Yield the raw bytes of the whole file: those in `part`, then the rest from the network, written to it."""
+    size = part.seek(0, os.SEEK_END)
+    with transfer(url, size, timeout=timeout, deadline=until) as (start, pieces):
+        if start != size:  # the mirror does not resume: it sends everything
             part.truncate(0)
-            kept = 0
+            size = 0
         part.seek(0)
         while piece := part.read(PIECE):
             yield piece
-        for piece in transfer:
-            kept += len(piece)
-            if kept > file.size + file.size // 64 + _GZIP_SLACK:
+        for piece in pieces:
+            size += len(piece)
+            if size > file.size + file.size // 64 + _GZIP_SLACK:
                 raise ContentError(f"longer than the published {file.size:,} bytes")
             part.write(piece)
             yield piece

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 
 from meprop_bench.data.conllu import Sentence, Word
+from meprop_bench.data.dataset import DataSet
 from meprop_bench.data.treebank import Treebank
 
 __all__ = ["SIZES", "made_up_treebank"]
@@ -34,9 +35,8 @@ _LANGUAGE = {"DET": "DT", "ADJ": "JJ", "NOUN": "NN", "VERB": "VBZ", "ADP": "IN",
 def made_up_treebank() -> Treebank:
     """Return the sentences in three parts, the same at every call."""
     rng = random.Random(_SEED)
-    train, dev, test = (tuple(_sentence(rng) for _ in range(size)) for size in SIZES)
     note = "sentences made up by a small grammar: they say nothing of English"
-    return Treebank("made-up", train, dev, test, notes=(note,))
+    return DataSet("made-up", *(tuple(_sentence(rng) for _ in range(size)) for size in SIZES), notes=(note,))
 
 
 def _sentence(rng: random.Random) -> Sentence:

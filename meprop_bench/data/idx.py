@@ -10,13 +10,13 @@ unsigned bytes; the format's other types have no user here and are refused by na
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import math
-import zlib
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
+from meprop_bench.data.content import ContentError, opened
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,20 +47,14 @@ def read_idx(path: Path, dimensions: int, remedy: str = "fetch the file again") 
     import torch
 
     try:
-        with path.open("rb") as probe:
-            is_gzip = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if is_gzip else path.open("rb") as stream:
-            shape, entries = _read(cast(BinaryIO, stream), dimensions)
+        with opened(path) as stream:
+            shape, entries = _read(stream, dimensions)
     except MemoryError:
         raise UserError(f"cannot read {path}: its header states more than the memory holds; {remedy}") from None
-    except (ValueError, EOFError, zlib.error, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot read {path}: {reason}; {remedy}") from None
-    return (
-        torch.frombuffer(entries, dtype=torch.uint8).reshape(shape)
-        if entries
-        else torch.empty(shape, dtype=torch.uint8)
-    )
+    except (ValueError, ContentError) as error:
+        raise UserError(f"cannot read {path}: {error}; {remedy}") from None
+    found = torch.frombuffer(entries, dtype=torch.uint8) if entries else torch.empty(0, dtype=torch.uint8)
+    return found.reshape(shape)
 
 
 def digest(entries: Tensor) -> str:
@@ -74,7 +68,7 @@ def digest(entries: Tensor) -> str:
     return found.hexdigest()
 
 
-def _read(stream: BinaryIO, dimensions: int) -> tuple[tuple[int, ...], bytearray]:
+def _read(stream: BufferedIOBase, dimensions: int) -> tuple[tuple[int, ...], bytearray]:
     """Return the shape and the entries; `ValueError` says what is wrong."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":

@@ -8,20 +8,16 @@ arguments alone, never on torch's global random state, which a method (random-k,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from meprop_bench.data.location import data_folder, locate
-from meprop_bench.data.sources import SOURCES
-from meprop_bench.errors import UserError
+from meprop_bench.data.dataset import DataSet
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["IMAGE_SETS", "Batch", "ImageData", "Part", "batches", "load_images", "numbered_batches"]
-
-IMAGE_SETS = ("auto", "mnist", "digits")
+__all__ = ["Batch", "ImageData", "Part", "batches", "numbered_batches"]
 
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
 """Images (B, features) and labels (B,)."""
@@ -50,27 +46,10 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set.
+class ImageData(DataSet[Part]):
+    """Images of so many classes."""
 
-    Attributes:
-        name: what it is called.
-        train: to learn from.
-        dev: to choose by.
-        test: to report.
-        classes: how many there are.
-        published: whether the files are those that were published, by their SHA-256; None where none is known.
-        notes: what a reader of a result should know of these data.
-
-    """
-
-    name: str
-    train: Part
-    dev: Part
-    test: Part
-    classes: int = 10
-    published: bool | None = None
-    notes: tuple[str, ...] = ()
+    classes: int = field(default=10, kw_only=True)
 
     @property
     def features(self) -> int:
@@ -80,32 +59,6 @@ class ImageData:
     def to(self, device: torch.device | str) -> ImageData:
         """Return the same data on `device`."""
         return replace(self, train=self.train.to(device), dev=self.dev.to(device), test=self.test.to(device))
-
-
-def load_images(name: str = "auto") -> ImageData:
-    """Load a data set by name; its `name` says which one it is, `published` whether it is that which was published.
-
-    Args:
-        name: "mnist", "digits" (ships with scikit-learn), or "auto": MNIST when its four files are in the data folder,
-            else the digits. A damaged MNIST is an error, not a reason to take the digits; another set in files of its
-            names (Fashion-MNIST) is none, but the result has to say so.
-
-    Raises:
-        UserError: an unknown name, or the data are missing or damaged.
-
-    """
-    if name not in IMAGE_SETS:
-        raise UserError(f"there is no image data set {name!r}: choose from {', '.join(IMAGE_SETS)}")
-    if name == "auto":
-        folder, source = data_folder(), SOURCES["mnist"]
-        name = "mnist" if all(locate(folder, source, file) for file in source.files) else "digits"
-    if name == "mnist":
-        from meprop_bench.data.mnist import load_mnist
-
-        return load_mnist()
-    from meprop_bench.data.digits import load_digits
-
-    return load_digits()
 
 
 def batches(

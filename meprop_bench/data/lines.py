@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from meprop_bench.data.content import ContentError, opened
 from meprop_bench.errors import UserError
 
 __all__ = ["Malformed", "numbered_lines"]
@@ -39,9 +38,7 @@ def numbered_lines(path: Path, *, spaces: str = "\x0b\x0c\x1c\x1d\x1e\x1f\x85") 
     """
     number = 0
     try:
-        with path.open("rb") as probe:
-            is_gzip = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if is_gzip else path.open("rb") as stream:
+        with opened(path) as stream:
             while raw := stream.readline(_LONGEST):
                 number += 1
                 if len(raw) == _LONGEST and not raw.endswith(b"\n"):
@@ -52,6 +49,5 @@ def numbered_lines(path: Path, *, spaces: str = "\x0b\x0c\x1c\x1d\x1e\x1f\x85") 
                 yield number, line
     except UnicodeDecodeError:
         raise Malformed(path, number, "it is not UTF-8") from None
-    except (EOFError, zlib.error, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot read {path}, after line {number}: {reason}") from None
+    except ContentError as error:
+        raise UserError(f"cannot read {path}, after line {number}: {error}") from None

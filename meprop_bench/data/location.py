@@ -14,7 +14,7 @@ from meprop_bench.cache import places
 from meprop_bench.data.sources import DataFile, Source
 from meprop_bench.errors import UserError
 
-__all__ = ["VARIABLE", "data_folder", "locate"]
+__all__ = ["VARIABLE", "data_folder", "is_here", "locate", "path_of"]
 
 VARIABLE = "MEPROP_BENCH_DATA"
 
@@ -43,3 +43,18 @@ def locate(folder: Path, source: Source, file: DataFile) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def is_here(source: Source) -> bool:
+    """Whether all files of a data set lie in the data folder."""
+    folder = data_folder()
+    return all(locate(folder, source, file) for file in source.files)
+
+
+def path_of(source: Source, name: str) -> Path:
+    """Return where the file called `name` (without `.gz`) lies; `UserError` when it is not here."""
+    folder, file = data_folder(), source.file(name)
+    if (path := locate(folder, source, file)) is None:
+        where = folder / source.name
+        raise UserError(f"{source.name} is not complete: no {file.stored_name} in {where}; {source.remedy}")
+    return path

@@ -23,7 +23,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -31,7 +31,7 @@ from urllib.parse import urljoin, urlsplit
 
 from meprop_bench.data.content import PIECE, ContentError
 
-__all__ = ["Interrupted", "Refused", "TooLate", "Transfer"]
+__all__ = ["Interrupted", "Refused", "TooLate", "transfer"]
 
 _LEAST_RATE = 1024  # bytes per second, over one timeout; a slower mirror counts as stalled
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -54,8 +54,16 @@ class TooLate(Exception):
         super().__init__("too slow for the time that is left")
 
 
-class Transfer:
-    """What a mirror sends of a file, from some byte on.
+class _Closed(Exception):
+    """Nobody reads any more."""
+
+
+@contextmanager
+def transfer(url: str, offset: int, *, timeout: float, deadline: float) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """Give what a mirror sends of a file: the byte that it begins with, and the bytes from there on.
+
+    That is `offset`, or 0 of a mirror that does not resume. The bytes raise `Interrupted` when they end early or come
+    too slowly. At the end of the block the connection is shut, whatever is going on there.
 
     Args:
         url: where it is.
@@ -63,79 +71,57 @@ class Transfer:
         timeout: seconds, see the module.
         deadline: when it has to be over, on the clock `time.monotonic`.
 
-    Attributes:
-        start: the byte that the answer begins with: `offset`, or 0 of a mirror that does not resume.
-
     Raises:
         Refused: not an address to open, no connection, or an answer that is not the file.
         ContentError: the mirror's file ends before `offset`, so what we hold is not a part of it.
         TooLate: the deadline has come.
 
     """
+    items: queue.Queue[Any] = queue.Queue(_AHEAD)  # the byte that it begins with, then pieces; or an error
+    connections: list[http.client.HTTPConnection] = []
+    closed = threading.Event()
 
-    def __init__(self, url: str, offset: int, *, timeout: float, deadline: float) -> None:
-        self._timeout, self._deadline = timeout, deadline
-        self._items: queue.Queue[int | bytes | Exception] = queue.Queue(_AHEAD)
-        self._connections: list[http.client.HTTPConnection] = []
-        self._closed = threading.Event()
-        threading.Thread(target=self._run, args=(url, offset), daemon=True).start()
+    def put(item: object) -> None:
+        while not closed.is_set():
+            with suppress(queue.Full):
+                return items.put(item, timeout=0.2)
+        raise _Closed
+
+    def run() -> None:
         try:
-            first = self._next(Refused("no answer in time"))
-            assert isinstance(first, int)
-            self.start = first
-        except BaseException:
-            self.close()
-            raise
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes; `Interrupted` when it ends early or comes too slowly, `TooLate` at the deadline."""
-        while piece := self._next(Interrupted("no answer in time")):
-            assert isinstance(piece, bytes)
-            yield piece
-
-    def close(self) -> None:
-        """Shut the connection, whatever is going on there."""
-        self._closed.set()
-        for connection in self._connections:
-            if connection.sock is not None:
-                with suppress(OSError):
-                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # not TLS's: nobody is to be waited for
-
-    def _next(self, silence: Exception) -> int | bytes:
-        left = self._deadline - time.monotonic()
-        try:
-            # A hair more than the socket waits, whose own error says more.
-            item = self._items.get(timeout=max(0.0, min(left, self._timeout + 0.1)))
-        except queue.Empty:
-            raise TooLate if left < self._timeout else silence from None
-        if isinstance(item, Exception):
-            raise item
-        if time.monotonic() > self._deadline:
-            raise TooLate
-        return item
-
-    def _run(self, url: str, offset: int) -> None:
-        try:
-            with _request(url, offset, self._timeout, self._connections) as response:
-                self._put(_start(response, offset))
-                for piece in _body(response, self._timeout):
-                    self._put(piece)
-                self._put(b"")
+            with _request(url, offset, timeout, connections) as response:
+                put(_start(response, offset))
+                for piece in _body(response, timeout):
+                    put(piece)
+                put(b"")
         except _Closed:
             pass
         except Exception as error:  # noqa: BLE001  it is raised again by who waits
             with suppress(_Closed):
-                self._put(error)
+                put(error)
 
-    def _put(self, item: int | bytes | Exception) -> None:
-        while not self._closed.is_set():
-            with suppress(queue.Full):
-                return self._items.put(item, timeout=0.2)
-        raise _Closed
+    def take(silence: Exception) -> Any:
+        left = deadline - time.monotonic()
+        try:
+            # A hair more than the socket waits, whose own error says more.
+            item = items.get(timeout=max(0.0, min(left, timeout + 0.1)))
+        except queue.Empty:
+            raise TooLate if left < timeout else silence from None
+        if isinstance(item, Exception):
+            raise item
+        if time.monotonic() > deadline:
+            raise TooLate
+        return item
 
-
-class _Closed(Exception):
-    """Nobody reads any more."""
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield take(Refused("no answer in time")), iter(lambda: take(Interrupted("no answer in time")), b"")
+    finally:
+        closed.set()
+        for connection in connections:
+            if connection.sock is not None:
+                with suppress(OSError):
+                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # not TLS's: nobody is to be waited for
 
 
 def _start(response: http.client.HTTPResponse, offset: int) -> int:

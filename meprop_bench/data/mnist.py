@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meprop_bench.data.content import unpublished
+from meprop_bench.data.dataset import compared
 from meprop_bench.data.idx import digest, read_idx
 from meprop_bench.data.images import ImageData, Part
-from meprop_bench.data.location import data_folder, locate
+from meprop_bench.data.location import data_folder, path_of
 from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["DEV_IMAGES", "load_mnist"]
 
 DEV_IMAGES = 5_000
-_REMEDY = "run `meprop-bench data fetch mnist`"
 
 
 def load_mnist() -> ImageData:
@@ -33,39 +32,27 @@ def load_mnist() -> ImageData:
     """
     digests: dict[str, str] = {}
     images, labels = _read("train", digests)
-    test = _read("t10k", digests)
-    notes = unpublished(SOURCES["mnist"], digests)
-    return ImageData(
-        name="mnist",
-        train=_part(images[DEV_IMAGES:], labels[DEV_IMAGES:]),
-        dev=_part(images[:DEV_IMAGES], labels[:DEV_IMAGES]),
-        test=_part(*test),
-        published=not notes,
-        notes=notes,
-    )
+    test = _part(*_read("t10k", digests))
+    dev = _part(images[:DEV_IMAGES], labels[:DEV_IMAGES])
+    found = ImageData("mnist", _part(images[DEV_IMAGES:], labels[DEV_IMAGES:]), dev, test)
+    return compared(found, SOURCES["mnist"], digests)
 
 
 def _read(prefix: str, digests: dict[str, str]) -> tuple[Tensor, Tensor]:
     """Read images (N, 28, 28) and labels (N,) of one published part, and hold them against each other."""
-    images = _array(f"{prefix}-images-idx3-ubyte", 3, digests)
-    labels = _array(f"{prefix}-labels-idx1-ubyte", 1, digests)
+    source = SOURCES["mnist"]
+    arrays = []
+    for name, dimensions in ((f"{prefix}-images-idx3-ubyte", 3), (f"{prefix}-labels-idx1-ubyte", 1)):
+        arrays.append(read_idx(path_of(source, name), dimensions, source.remedy))
+        digests[name] = digest(arrays[-1])
+    images, labels = arrays
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or len(labels) <= DEV_IMAGES:
         found = f"images {tuple(images.shape)}, labels {tuple(labels.shape)}"
     elif (largest := int(labels.max())) > 9:
         found = f"a label is {largest}"
     else:
         return images, labels
-    raise UserError(f"the {prefix} files in {data_folder() / 'mnist'} are not MNIST's ({found}): {_REMEDY}")
-
-
-def _array(name: str, dimensions: int, digests: dict[str, str]) -> Tensor:
-    source = SOURCES["mnist"]
-    path = locate(data_folder(), source, source.file(name))
-    if path is None:
-        raise UserError(f"MNIST is not complete: no {name}.gz in {data_folder() / 'mnist'}; {_REMEDY}")
-    entries = read_idx(path, dimensions, _REMEDY)
-    digests[name] = digest(entries)
-    return entries
+    raise UserError(f"the {prefix} files in {data_folder() / 'mnist'} are not MNIST's ({found}): {source.remedy}")
 
 
 def _part(images: Tensor, labels: Tensor) -> Part:

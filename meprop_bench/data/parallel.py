@@ -13,22 +13,22 @@ Multi30k, German to English, stands in for the papers' NIST Chinese-English and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from meprop_bench.data.conllu import Sentence
-from meprop_bench.data.content import digest, unpublished
+from meprop_bench.data.content import digest
+from meprop_bench.data.dataset import DataSet, compared
 from meprop_bench.data.grammar import made_up_treebank
 from meprop_bench.data.lines import Malformed, numbered_lines
-from meprop_bench.data.location import data_folder, locate
+from meprop_bench.data.location import path_of
 from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 
 __all__ = ["Corpus", "Pair", "load_multi30k", "made_up_corpus", "read_corpus", "read_parallel"]
 
-_REMEDY = "run `meprop-bench data fetch multi30k`"
+_PARTS = ("train", "val", "test_2016_flickr")
 
 
 class Pair(NamedTuple):
@@ -38,26 +38,7 @@ class Pair(NamedTuple):
     target: str
 
 
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """Pairs in three parts.
-
-    Attributes:
-        name: of the data set.
-        train: to learn from.
-        dev: to choose by.
-        test: to report.
-        published: whether the files are those that were published, by their SHA-256; None where none is known.
-        notes: what a reader of a result should know of these data.
-
-    """
-
-    name: str
-    train: tuple[Pair, ...]
-    dev: tuple[Pair, ...]
-    test: tuple[Pair, ...]
-    published: bool | None = None
-    notes: tuple[str, ...] = ()
+Corpus: TypeAlias = DataSet[tuple[Pair, ...]]
 
 
 def read_parallel(source: Path, target: Path) -> Iterator[Pair]:
@@ -92,12 +73,10 @@ def load_multi30k() -> Corpus:
         UserError: a file is missing or damaged.
 
     """
-    paths = {name: _path(name) for name in (f"{part}.{side}" for part in _PARTS for side in ("de", "en"))}
-    notes = unpublished(SOURCES["multi30k"], {name: digest(path) for name, path in paths.items()})
-    return replace(read_corpus("multi30k", *paths.values()), published=not notes, notes=notes)
-
-
-_PARTS = ("train", "val", "test_2016_flickr")
+    source = SOURCES["multi30k"]
+    paths = {name: path_of(source, name) for name in (f"{part}.{side}" for part in _PARTS for side in ("de", "en"))}
+    found = read_corpus("multi30k", *paths.values())
+    return compared(found, source, {name: digest(path) for name, path in paths.items()})
 
 
 def made_up_corpus() -> Corpus:
@@ -106,8 +85,7 @@ def made_up_corpus() -> Corpus:
     "the dog hears a red cat ." is "eht god a der tac sraeh .": for smoke runs and tests, which say nothing of German.
     """
     bank = made_up_treebank()
-    train, dev, test = (tuple(map(_made_up, part)) for part in (bank.train, bank.dev, bank.test))
-    return Corpus("made-up", train, dev, test)
+    return DataSet("made-up", *(tuple(map(_made_up, part)) for part in (bank.train, bank.dev, bank.test)))
 
 
 def _made_up(sentence: Sentence) -> Pair:
@@ -117,35 +95,17 @@ def _made_up(sentence: Sentence) -> Pair:
     return Pair(" ".join([*(word[::-1] for word in source), words[-1]]), " ".join(words))
 
 
-def read_corpus(
-    name: str,
-    train_source: Path,
-    train_target: Path,
-    dev_source: Path,
-    dev_target: Path,
-    test_source: Path,
-    test_target: Path,
-) -> Corpus:
-    """Read a user's own parallel text: six files, a source and a target for each part.
+def read_corpus(name: str, *paths: Path) -> Corpus:
+    """Read a user's own parallel text: six files, the source and the target of train, of dev and of test.
 
     Raises:
         UserError: as for `read_parallel`, or a part has no line.
 
     """
-    return Corpus(
-        name, _part(train_source, train_target), _part(dev_source, dev_target), _part(test_source, test_target)
-    )
+    return DataSet(name, *map(_part, paths[::2], paths[1::2]))
 
 
 def _part(source: Path, target: Path) -> tuple[Pair, ...]:
     if not (pairs := tuple(read_parallel(source, target))):
         raise UserError(f"{source} has no sentence: name a file with at least one, a line each")
     return pairs
-
-
-def _path(name: str) -> Path:
-    found = SOURCES["multi30k"]
-    path = locate(data_folder(), found, found.file(name))
-    if path is None:
-        raise UserError(f"Multi30k is not complete: no {name}.gz in {data_folder() / 'multi30k'}; {_REMEDY}")
-    return path

@@ -58,15 +58,17 @@ class Source:
         """Bytes of all files, decompressed."""
         return sum(file.size for file in self.files)
 
+    @property
+    def remedy(self) -> str:
+        """What gets it, for the end of an error message."""
+        return f"run `meprop-bench data fetch {self.name}`"
+
     def file(self, name: str) -> DataFile:
         """Return the file called `name` (without `.gz`); `KeyError` when there is none."""
-        for file in self.files:
-            if file.name == name:
-                return file
-        raise KeyError(name)
+        return {file.name: file for file in self.files}[name]
 
 
-def _files(mirrors: tuple[str, ...], contents: tuple[tuple[str, int, str], ...]) -> tuple[DataFile, ...]:
+def _files(mirrors: tuple[str, ...], *contents: tuple[str, int, str]) -> tuple[DataFile, ...]:
     return tuple(
         DataFile(name, size, sha256, tuple(mirror.format(name) for mirror in mirrors))
         for name, size, sha256 in contents
@@ -84,28 +86,10 @@ _MNIST = Source(
             "https://raw.githubusercontent.com/fgnt/mnist/master/{}.gz",
             "https://storage.googleapis.com/cvdf-datasets/mnist/{}.gz",
         ),
-        (
-            (
-                "train-images-idx3-ubyte",
-                47_040_016,
-                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            ),
-            (
-                "train-labels-idx1-ubyte",
-                60_008,
-                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            ),
-            (
-                "t10k-images-idx3-ubyte",
-                7_840_016,
-                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            ),
-            (
-                "t10k-labels-idx1-ubyte",
-                10_008,
-                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-            ),
-        ),
+        ("train-images-idx3-ubyte", 47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+        ("train-labels-idx1-ubyte", 60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+        ("t10k-images-idx3-ubyte", 7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+        ("t10k-labels-idx1-ubyte", 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
     ),
 )
 
@@ -120,26 +104,11 @@ _UD_EWT = Source(
             "https://raw.githubusercontent.com/UniversalDependencies/UD_English-EWT/r2.16/{}",
             "https://github.com/UniversalDependencies/UD_English-EWT/raw/r2.16/{}",
         ),
-        (
-            (
-                "en_ewt-ud-train.conllu",
-                14_203_025,
-                "3fb78e2b55482c8ee00caa653af436c88c9e5bc9a73ce26e4ae3ddc79d2b7e7b",
-            ),
-            (
-                "en_ewt-ud-dev.conllu",
-                1_805_545,
-                "531a54ff90d6ab12201c5a50c3e78e6ddac4de69abc4bce5d275d3cd29efe2b6",
-            ),
-            (
-                # As in the tag (git blob c59667960ae967636606f47bc35f132a5557ad39), with all 2,077 sentences. A copy
-                # cut off after 1,795,072 bytes, in the middle of sentence 2,065, is about (SHA-256 be9c0e56…): it is
-                # not this file.
-                "en_ewt-ud-test.conllu",
-                1_804_515,
-                "e266e515a0a7547657ed3d90d9ba46487d6bd251f27ad4269d4e8a427c8555cd",
-            ),
-        ),
+        ("en_ewt-ud-train.conllu", 14_203_025, "3fb78e2b55482c8ee00caa653af436c88c9e5bc9a73ce26e4ae3ddc79d2b7e7b"),
+        ("en_ewt-ud-dev.conllu", 1_805_545, "531a54ff90d6ab12201c5a50c3e78e6ddac4de69abc4bce5d275d3cd29efe2b6"),
+        # As in the tag (git blob c59667960ae967636606f47bc35f132a5557ad39), with all 2,077 sentences. A copy cut off
+        # after 1,795,072 bytes, in the middle of sentence 2,065, is about (SHA-256 be9c0e56…): it is not this file.
+        ("en_ewt-ud-test.conllu", 1_804_515, "e266e515a0a7547657ed3d90d9ba46487d6bd251f27ad4269d4e8a427c8555cd"),
     ),
 )
 
@@ -153,16 +122,14 @@ _MULTI30K = Source(
             "https://raw.githubusercontent.com/multi30k/dataset/2cc0f2d7c615b60e07e2d51bb5edc004444d7e0e/data/task1/raw/{}.gz",
             "https://cdn.jsdelivr.net/gh/multi30k/dataset@2cc0f2d7c615b60e07e2d51bb5edc004444d7e0e/data/task1/raw/{}.gz",
         ),
-        (
-            ("train.en", 1_801_238, "460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6"),
-            ("train.de", 2_110_398, "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72"),
-            ("val.en", 63_297, "1f2a23d992769b5b3d209b0a10dd0b77c08cceb1f20dfb97ed0aafa49d107227"),
-            ("val.de", 75_981, "660e09eb7e1da2f856ea13ee5ad3cf6d36b3d5b0b733c857e94c5747a3dfc660"),
-            ("test_2016_flickr.en", 62_076, "399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182"),
-            ("test_2016_flickr.de", 70_649, "4be6b5b3236b79c25475c6bb829800a7ce559e9ba7a1f6c2394fe4d40be46d16"),
-            ("test_2017_flickr.en", 55_242, "ce1450ddc5ab0834502579d77a170849952e15a2938b34cc503bdc25ebb4fb98"),
-            ("test_2017_flickr.de", 64_059, "c3078bc3b36808bf9d20eb2347ed6137016179ef59ec0d2b9b8ecc3fb2880081"),
-        ),
+        ("train.en", 1_801_238, "460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6"),
+        ("train.de", 2_110_398, "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72"),
+        ("val.en", 63_297, "1f2a23d992769b5b3d209b0a10dd0b77c08cceb1f20dfb97ed0aafa49d107227"),
+        ("val.de", 75_981, "660e09eb7e1da2f856ea13ee5ad3cf6d36b3d5b0b733c857e94c5747a3dfc660"),
+        ("test_2016_flickr.en", 62_076, "399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182"),
+        ("test_2016_flickr.de", 70_649, "4be6b5b3236b79c25475c6bb829800a7ce559e9ba7a1f6c2394fe4d40be46d16"),
+        ("test_2017_flickr.en", 55_242, "ce1450ddc5ab0834502579d77a170849952e15a2938b34cc503bdc25ebb4fb98"),
+        ("test_2017_flickr.de", 64_059, "c3078bc3b36808bf9d20eb2347ed6137016179ef59ec0d2b9b8ecc3fb2880081"),
     ),
 )
 

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from meprop_bench.data.conllu import Sentence, read_conllu
-from meprop_bench.data.content import digest, unpublished
-from meprop_bench.data.location import data_folder, locate
+from meprop_bench.data.content import digest
+from meprop_bench.data.dataset import DataSet, compared
+from meprop_bench.data.location import path_of
 from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 
 __all__ = ["Treebank", "load_treebank", "read_treebank"]
 
-_REMEDY = "run `meprop-bench data fetch ud-ewt`"
+Treebank: TypeAlias = DataSet[tuple[Sentence, ...]]
+
 _CUT_OFF = "be9c0e5693e9c5ff042f9c2997a7007e54a3327fdc1065c3636db93ac87b5d6c"
 """SHA-256 of the test file that is about, too: cut off in the middle of sentence 2,065 of 2,077 (see `sources`)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Treebank:
-    """Sentences in three parts.
-
-    Attributes:
-        name: of the data set.
-        train: to learn from.
-        dev: to choose by.
-        test: to report.
-        published: whether the files are those that were published, by their SHA-256; None where none is known.
-        notes: what a reader of a result should know of these data.
-
-    """
-
-    name: str
-    train: tuple[Sentence, ...]
-    dev: tuple[Sentence, ...]
-    test: tuple[Sentence, ...]
-    published: bool | None = None
-    notes: tuple[str, ...] = ()
 
 
 def load_treebank() -> Treebank:
@@ -50,16 +31,17 @@ def load_treebank() -> Treebank:
         UserError: a file is missing or damaged.
 
     """
-    names = [f"en_ewt-ud-{part}.conllu" for part in ("train", "dev", "test")]
-    train, dev, test = paths = [_path(name) for name in names]
-    digests = dict(zip(names, map(digest, paths), strict=True))
-    cut_off = digests[names[-1]] == _CUT_OFF
-    found = read_treebank("ud-ewt", train, dev, test, test_cut_off=cut_off)
-    notes = unpublished(SOURCES["ud-ewt"], digests)
+    source = SOURCES["ud-ewt"]
+    paths = {name: path_of(source, name) for name in (f"en_ewt-ud-{part}.conllu" for part in ("train", "dev", "test"))}
+    digests = {name: digest(path) for name, path in paths.items()}
+    cut_off = digests["en_ewt-ud-test.conllu"] == _CUT_OFF
+    found = read_treebank("ud-ewt", *paths.values(), test_cut_off=cut_off)
     if cut_off:
-        cut = f"the test file is a copy that is cut off: {len(found.test):,} of 2,077 sentences; {_REMEDY} for all"
-        notes = (cut, *notes)
-    return replace(found, published=not notes, notes=notes)
+        cut = (
+            f"the test file is a copy that is cut off: {len(found.test):,} of 2,077 sentences; {source.remedy} for all"
+        )
+        found = replace(found, notes=(cut,))
+    return compared(found, source, digests)
 
 
 def read_treebank(name: str, train: Path, dev: Path, test: Path, *, test_cut_off: bool = False) -> Treebank:
@@ -69,18 +51,10 @@ def read_treebank(name: str, train: Path, dev: Path, test: Path, *, test_cut_off
         UserError: a file cannot be read, is not CoNLL-U, or has no sentence.
 
     """
-    return Treebank(name, _part(train), _part(dev), _part(test, cut_off=test_cut_off))
+    return DataSet(name, _part(train), _part(dev), _part(test, cut_off=test_cut_off))
 
 
 def _part(path: Path, *, cut_off: bool = False) -> tuple[Sentence, ...]:
     if not (sentences := tuple(read_conllu(path, cut_off=cut_off))):
         raise UserError(f"{path} has no sentence: name a CoNLL-U file with at least one")
     return sentences
-
-
-def _path(name: str) -> Path:
-    source = SOURCES["ud-ewt"]
-    path = locate(data_folder(), source, source.file(name))
-    if path is None:
-        raise UserError(f"UD English EWT is not complete: no {name}.gz in {data_folder() / 'ud-ewt'}; {_REMEDY}")
-    return path

@@ -26,8 +26,8 @@ from meprop_bench.measure.allocator import current
 from meprop_bench.measure.environment import collect
 from meprop_bench.measure.machine import state
 from meprop_bench.measure.replicate import Asked, WorkerDied
+from meprop_bench.results.axes import default_threads
 from meprop_bench.sweep.team import start_team
-from meprop_bench.workloads.case import default_threads
 
 __all__ = ["Examination", "Finding", "examine"]
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from meprop_bench.doctor.finding import Finding, State
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 from meprop_bench.gate.settings import KEYS
 from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import load_preset, plan_preset
-from meprop_bench.workloads.case import one_of
 
 __all__ = ["TABLES", "asv", "preset", "project"]
 
@@ -41,10 +40,6 @@ _ASV_MORE = ("version", "build_cache_size", "wheel_cache_size")
 _ASV_VERSION = 1
 
 
-class _Broken(Exception):
-    """A file cannot be read as what it should be; the message says why, in one line."""
-
-
 def project(folder: Path) -> list[Finding]:
     """Look at [tool.meprop-bench] in a folder's pyproject.toml."""
     check = "pyproject.toml"
@@ -52,9 +47,9 @@ def project(folder: Path) -> list[Finding]:
     if not path.exists():
         return [Finding(_SECTION, check, "ok", "none in this directory")]
     try:
-        tools = _toml(path).get("tool", {})
-    except _Broken as broken:
-        return [Finding(_SECTION, check, "problem", str(broken))]
+        tools = _read(path, "TOML", tomllib.loads).get("tool", {})
+    except ValueError as error:
+        return [Finding(_SECTION, check, "problem", str(error))]
     if not isinstance(tools, dict):
         return [Finding(_SECTION, check, "problem", "'tool' is not a table")]
     problems = [
@@ -82,11 +77,11 @@ def asv(folder: Path) -> list[Finding]:
         return [Finding(_SECTION, check, "problem", text, "remove one of them")]
     try:
         known = (*vars(import_module("asv.config").Config()), *_ASV_MORE)
-        record = _json5(paths[0])
+        record = _read(paths[0], "JSON", import_module("json5").loads)  # asv's own reader, which it brings
     except ImportError:
         return [Finding(_SECTION, check, "ok", "not looked at: asv, whose keys these are, is not installed")]
-    except _Broken as broken:
-        return [Finding(_SECTION, check, "problem", str(broken))]
+    except ValueError as error:
+        return [Finding(_SECTION, check, "problem", str(error))]
     problems = [Finding(_SECTION, check, "problem", text, advice) for text, advice in _asv_needs(record)]
     graded: State = "warning" if record.get("plugins") else "problem"  # a plugin may read keys of its own
     problems += [
@@ -147,33 +142,16 @@ def _unknown(what: str, keys: Iterable[str], known: Collection[str]) -> list[str
     return lines
 
 
-def _text(path: Path) -> str:
+def _read(path: Path, form: str, loads: Callable[[str], Any]) -> dict[str, Any]:
+    """Return what a file holds; `ValueError` says in one line what is wrong with it."""
     try:
-        return path.read_text(encoding="utf-8-sig" if path.suffix != ".toml" else "utf-8")
+        record = loads(path.read_text(encoding="utf-8" if form == "TOML" else "utf-8-sig"))
     except OSError as error:
-        raise _Broken(f"it cannot be read: {error.strerror or 'input or output error'}") from None
+        raise ValueError(f"it cannot be read: {error.strerror or 'input or output error'}") from None
     except UnicodeDecodeError:
-        raise _Broken("it is not UTF-8 text") from None
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(_text(path))
+        raise ValueError("it is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
-        raise _Broken(f"it is not TOML: {_line(error)}") from None
-
-
-def _json5(path: Path) -> dict[str, Any]:
-    """Read JSON with comments and the like by asv's own reader, which asv brings."""
-    json5 = import_module("json5")
-    try:
-        record = json5.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise _Broken(f"it is not JSON: {_line(error)}") from None
+        raise ValueError(f"it is not {form}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(record, dict):
-        raise _Broken(f"it holds no object but {type(record).__name__}")
+        raise ValueError(f"it holds no object but {type(record).__name__}")
     return record
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meprop_bench.data.content import State, inspect
+from meprop_bench.data.content import condition
 from meprop_bench.data.location import data_folder
 from meprop_bench.data.sources import SOURCES, Source
-from meprop_bench.doctor.finding import Finding
+from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.errors import UserError
 
 __all__ = ["data_sets"]
@@ -32,18 +32,13 @@ def data_sets(*, thorough: bool) -> list[Finding]:
 
 
 def _judge(folder: Path, source: Source, thorough: bool) -> Finding:
-    found = [(file.stored_name, *inspect(folder, source, file, thorough=thorough)) for file in source.files]
-    missing = [name for name, state, _ in found if state is State.MISSING]
-    damaged = [f"{name} is {state}: {detail}" for name, state, detail in found if state in _DAMAGED]
-    fetch = f"meprop-bench data fetch {source.name}"
-    if damaged:
-        return Finding("data", source.name, "problem", "; ".join(damaged), fetch)
-    if len(missing) == len(found):
-        return Finding("data", source.name, "note", f"not here ({folder})", fetch)
-    if missing:
-        return Finding("data", source.name, "warning", f"without {', '.join(missing)}, so it is not used", fetch)
-    how = "verified by SHA-256" if thorough else "of the published size"
-    return Finding("data", source.name, "ok", f"{how}, {source.size / 1e6:.1f} MB in {folder / source.name}")
-
-
-_DAMAGED = (State.WRONG_SIZE, State.CORRUPT)
+    state, lines = condition(folder, source, thorough=thorough)
+    if state == "present":
+        how = "verified by SHA-256" if thorough else "of the published size"
+        return Finding("data", source.name, "ok", f"{how}, {source.size / 1e6:.1f} MB in {folder / source.name}")
+    found: dict[str, tuple[State, str]] = {
+        "damaged": ("problem", "; ".join(lines)),
+        "incomplete": ("warning", f"{'; '.join(lines)}; so it is not used"),
+        "missing": ("note", f"not here ({folder})"),
+    }
+    return Finding("data", source.name, *found[state], f"meprop-bench data fetch {source.name}")

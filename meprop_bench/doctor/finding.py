@@ -12,7 +12,7 @@ optional never changes the exit code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from meprop_bench.errors import ExitCode
@@ -51,10 +51,6 @@ class Finding:
     state: State
     text: str
     advice: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return the JSON object."""
-        return asdict(self)
 
 
 def exit_code(findings: Iterable[Finding]) -> ExitCode:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
 from meprop_bench.measure.busy import too_busy
+from meprop_bench.measure.machine import warnings
 
 __all__ = ["allocators", "clock", "machine_state"]
 
@@ -49,19 +50,17 @@ def clock(environment: _Facts) -> list[Finding]:
     """Judge the clock: what it says of a function that does nothing, and the least difference it can show."""
     costs, source = environment["clock_overhead_s"], environment["clock_source"]
     resolution_s = time.get_clock_info("perf_counter").resolution
-    findings = []
     if costs is None:
         reason = environment["unavailable"].get("clock_overhead_s", "it cannot be read")
-        findings.append(Finding("clock", "empty call", "warning", reason))
+        call = Finding("clock", "empty call", "warning", reason)
     else:
         slow = costs["single"] > _SLOW_CLOCK_S
         text = f"{costs['call'] * 1e6:.3f} µs in a loop, {costs['single'] * 1e6:.3f} µs alone, in every value"
         advice = f"the clock source {source or 'of this system'} is slow: use tsc" if slow else ""
-        findings.append(Finding("clock", "empty call", "warning" if slow else "ok", text, advice))
+        call = Finding("clock", "empty call", "warning" if slow else "ok", text, advice)
     coarse = resolution_s > _SLOW_CLOCK_S
     text = f"{resolution_s * 1e9:.3g} ns" + (f", clock source {source}" if source else "")
-    findings.append(Finding("clock", "resolution", "warning" if coarse else "ok", text))
-    return findings
+    return [call, Finding("clock", "resolution", "warning" if coarse else "ok", text)]
 
 
 def allocators() -> Finding:
@@ -72,20 +71,11 @@ def allocators() -> Finding:
     return Finding("machine", "allocator", "note" if missing else "ok", f"{text}; this shell's own: {current()}")
 
 
-def _said(state: _Facts, start: str) -> tuple[str, str] | None:
-    """Return the instrument's own warning that begins so, as a finding and an advice."""
-    for line in state["warnings"]:
-        if line.startswith(start):
-            text, _, advice = line.partition(": ")
-            return text, advice
-    return None
-
-
 def _cores(environment: _Facts, state: _Facts) -> Finding:
     physical, logical = environment["cpu_physical_cores"] or "?", state["cpu_logical_cores"]
     usable, threads = state["cpu_usable_cores"], state["threads"]
     text = f"{environment['cpu_model'] or 'unknown CPU'}: {physical} physical, {logical} logical, {usable} usable"
-    if (said := _said(state, f"{threads} threads on")) is not None:
+    if (said := warnings(state).get("threads")) is not None:
         return Finding("machine", "cores", "warning", f"{text}; {said[0]}", said[1])
     restricted = logical is not None and usable < logical
     advice = "the CPU affinity of this process leaves the others out" if restricted else ""
@@ -105,7 +95,7 @@ def _taken(state: _Facts, check: str, field: str, start: str, verb: str) -> Find
     if taken is None:
         return Finding("machine", check, "note", state["unavailable"].get(field, "not counted"))
     text = f"{start} {verb} {taken:.2f} of {cores} cores"
-    if (said := _said(state, start)) is None:
+    if (said := warnings(state).get(check)) is None:
         return Finding("machine", check, "ok", text)
     if (heavy := too_busy(state).get(check)) is not None:
         advice = "end them, or wait" if check == "others" else "measure on another machine, or at another hour"
@@ -122,7 +112,7 @@ def _frequency(environment: _Facts, state: _Facts) -> Finding:
     ]
     if now is not None:
         parts.append(f"{now:.0f} MHz now" + ("" if highest is None else f" of {highest:.0f}"))
-    if (said := _said(state, "the governor")) is not None:
+    if (said := warnings(state).get("governor")) is not None:
         return Finding("machine", "frequency", "warning", ", ".join(parts), ": ".join(said))
     advice = "short runs are faster than long ones" if boost else ""
     return Finding("machine", "frequency", "note" if boost or governor is None else "ok", ", ".join(parts), advice)
@@ -140,7 +130,7 @@ def _heat(state: _Facts) -> Finding:
 def _swap(state: _Facts) -> Finding:
     used = state["swap_used_bytes"]
     text = state["unavailable"].get("swap_used_bytes", "not shown") if used is None else f"{used / 2**20:.0f} MiB used"
-    if (said := _said(state, "the machine reads")) is not None:
+    if (said := warnings(state).get("swap")) is not None:
         return Finding("machine", "swap", "warning", f"{said[0]}; {text}", said[1])
     return Finding("machine", "swap", "note" if used is None else "ok", text)
 
@@ -154,13 +144,13 @@ def _variables(environment: _Facts) -> Finding:
     many = [name for name, value in found.items() if name.endswith("_NUM_THREADS") and _number(value) > cores]
     slow = [name for name in _SLOWS if found.get(name, "0") not in ("", "0")]
     text = ", ".join(f"{name}={value}" for name, value in found.items())
-    state: State = "note"
-    advice = ""
-    if many:
-        state, advice = "warning", f"{', '.join(many)} exceed {cores} usable cores: scripts of your own would wait"
     if slow:
-        state, advice = "warning", f"unset {', '.join(slow)}, which makes what is measured slow"
-    return Finding("machine", "variables", state, text, advice)
+        advice = f"unset {', '.join(slow)}, which makes what is measured slow"
+    elif many:
+        advice = f"{', '.join(many)} exceed {cores} usable cores: scripts of your own would wait"
+    else:
+        advice = ""
+    return Finding("machine", "variables", "warning" if advice else "note", text, advice)
 
 
 def _number(text: str) -> int:

@@ -15,15 +15,16 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, requires, version
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 from meprop_bench.cache import places, user_cache, writable
-from meprop_bench.doctor.finding import Finding
+from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.measure.nvml import Nvml
 from meprop_bench.measure.rapl import Rapl
 from meprop_bench.measure.sampler import Sampler, Source, Summary
+from meprop_bench.optional import installed
 
 __all__ = ["compiled", "devices", "kernels", "node", "software"]
 
@@ -36,6 +37,8 @@ _OPTIONAL = {
     "export": ("onnx",),
 }
 """What is optional, by what it is for -> the distributions."""
+
+_found = partial(Finding, "software")
 
 _ANSWER_S = 10.0
 """Seconds for a compiler to say which one it is."""
@@ -52,42 +55,39 @@ def software(environment: Mapping[str, Any]) -> list[Finding]:
     """
     if environment["torch"] is None:
         reason = environment["unavailable"].get("torch", "it cannot be imported")
-        found = [Finding("software", "torch", "problem", reason, "install torch anew: pip install 'torch>=2.11'")]
+        found = [_found("torch", "problem", reason, "install torch anew: pip install 'torch>=2.11'")]
     else:
         parts = [environment[name] for name in ("torch", "blas", "cpu_capability") if environment[name]]
-        openmp = environment["openmp"]
-        parts.append(f"OpenMP {openmp}" if openmp else "no OpenMP")
-        found = [Finding("software", "torch", "ok", ", ".join(parts))]
+        openmp = f"OpenMP {environment['openmp']}" if environment["openmp"] else "no OpenMP"
+        found = [_found("torch", "ok", ", ".join([*parts, openmp]))]
     return found + [_optional(check, names) for check, names in _OPTIONAL.items()]
 
 
 def node() -> list[Finding]:
     """Say whether layers use autograd's node in C++, or why not, and which compiler could build it."""
     try:
-        from meprop_bench.ops import node as room
+        from meprop_bench.ops.node import unavailable_reason
         from meprop_bench.ops.node.build import compiler_command
     except ImportError:  # torch; `software` says so
         return []
-    reason = room.unavailable_reason()
-    if reason is None:
-        found = [Finding("software", "C++ node", "ok", "in use: a linear layer's backward pass does without Python")]
+    if (reason := unavailable_reason()) is None:
+        found = _found("C++ node", "ok", "in use: a linear layer's backward pass does without Python")
     else:
-        found = [Finding("software", "C++ node", "note", f"not in use, Python's is: {' '.join(reason.split())}")]
-    return [*found, _compiler(compiler_command())]
+        found = _found("C++ node", "note", f"not in use, Python's is: {' '.join(reason.split())}")
+    return [found, _compiler(compiler_command())]
 
 
 def _compiler(command: Sequence[str]) -> Finding:
-    check = "compiler"
     if not command:
-        return Finding("software", check, "note", "no C++ compiler: it is needed for the C++ node, and only once")
+        return _found("compiler", "note", "no C++ compiler: it is needed for the C++ node, and only once")
     name = " ".join(command)
     try:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = getattr(error, "strerror", None) or "it does not answer"
-        return Finding("software", check, "warning", f"{name} cannot be run: {reason}", "set CXX, or unset it")
-    said = next((line.strip() for line in done.stdout.splitlines() if line.strip()), f"exit code {done.returncode}")
-    return Finding("software", check, "ok" if done.returncode == 0 else "warning", f"{name}: {said}")
+        return _found("compiler", "warning", f"{name} cannot be run: {reason}", "set CXX, or unset it")
+    first = next((line.strip() for line in done.stdout.splitlines() if line.strip()), f"exit code {done.returncode}")
+    return _found("compiler", "ok" if done.returncode == 0 else "warning", f"{name}: {first}")
 
 
 def compiled() -> frozenset[str]:
@@ -104,30 +104,37 @@ def kernels(before: frozenset[str], after: frozenset[str], *, loaded: bool) -> F
         loaded: whether a process has loaded all kernels in between.
 
     """
-    reason = _unusable(loaded)
-    if reason is not None and "is not installed" not in reason:
+    try:
+        from meprop_bench.ops.kernels.compiled import load, unavailable_reason
+    except ImportError:  # torch; `software` says so
+        reason = ""
+    else:
+        if loaded:  # what is in the cache then is tried
+            load("meprop_bench.ops.kernels.native")
+        reason = unavailable_reason() or ""
+    if reason and "is not installed" not in reason:
         text = f"{reason}; layers run on torch's operators, several times slower"
         advice = "" if "unset" in reason else "pip install --force-reinstall 'meprop-bench[cpu]'"
-        return Finding("software", "native kernels", "warning", text, advice)
-    return None if _version("numba") is None else _cache(before, after, loaded)
+        return _found("native kernels", "warning", text, advice)
+    return None if installed("numba") is None else _found("kernel cache", *_cache(before, after, loaded))
 
 
-def _cache(before: frozenset[str], after: frozenset[str], loaded: bool) -> Finding:
+def _cache(before: frozenset[str], after: frozenset[str], loaded: bool) -> tuple[State, str, str]:
+    """Return state, text and advice."""
     folder, user = writable(), user_cache()
     if folder is None:
         advice = "set XDG_CACHE_HOME to a folder that can be written: every process compiles for half a minute now"
-        return Finding("software", "kernel cache", "warning", f"{user or 'no folder'} cannot be written", advice)
+        return "warning", f"{user or 'no folder'} cannot be written", advice
     if folder != user:
         text = f"{user} cannot be written" if user else "there is no home directory"
         advice = "set XDG_CACHE_HOME to a folder that can be written and that lasts"
-        return Finding("software", "kernel cache", "warning", f"{text}, so it is in {folder}", advice)
+        return "warning", f"{text}, so it is in {folder}", advice
     if not after:
-        return Finding("software", "kernel cache", "warning", f"nothing is compiled yet in {folder}", _COMPILE)
+        return "warning", f"nothing is compiled yet in {folder}", _COMPILE
     if fresh := len(after - before):
-        return Finding("software", "kernel cache", "warning", f"was cold: {fresh} files were written now", _COMPILE)
-    if not loaded:
-        return Finding("software", "kernel cache", "ok", f"{len(after)} files in {folder}, not tried")
-    return Finding("software", "kernel cache", "ok", f"warm: nothing had to be compiled, in {folder}")
+        return "warning", f"was cold: {fresh} files were written now", _COMPILE
+    tried = f"warm: nothing had to be compiled, in {folder}" if loaded else f"{len(after)} files in {folder}, not tried"
+    return "ok", tried, ""
 
 
 def devices() -> list[Finding]:
@@ -148,43 +155,34 @@ def devices() -> list[Finding]:
 
 
 def _cuda() -> Finding:
+    found = partial(Finding, "devices", "CUDA")
     try:
         import torch
     except ImportError:
-        return Finding("devices", "CUDA", "note", "torch cannot be imported")
-    if torch.version.cuda is None:
-        return Finding("devices", "CUDA", "note", "absent: this torch is built without CUDA")
+        return found("note", "torch cannot be imported")
+    release = torch.version.cuda
+    if release is None:
+        return found("note", "absent: this torch is built without CUDA")
     if not torch.cuda.is_available():
-        return Finding(
-            "devices", "CUDA", "note", f"absent: torch, built for CUDA {torch.version.cuda}, finds no device"
-        )
+        return found("note", f"absent: torch, built for CUDA {release}, finds no device")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Finding("devices", "CUDA", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
+    return found("ok", f"CUDA {release}: {', '.join(names)}")
 
 
 def _meter(check: str, found: Summary, field: str, what: str) -> Finding:
     if field in found.values:
         return Finding("devices", check, "ok", what)
-    reason = found.unavailable.get(field, "not read")
-    return Finding("devices", check, "note", f"absent: {reason}")
+    return Finding("devices", check, "note", f"absent: {found.unavailable.get(field, 'not read')}")
 
 
 def _optional(check: str, names: Sequence[str]) -> Finding:
-    found = {name: _version(name) for name in names}
-    missing = [name for name, release in found.items() if release is None]
-    parts = [f"{name} {release or 'not installed'}" for name, release in found.items()]
-    if not missing:
-        return Finding("software", check, "ok", ", ".join(parts))
+    releases = {name: installed(name) for name in names}
+    text = ", ".join(f"{name} {release or 'not installed'}" for name, release in releases.items())
+    if not (missing := [name for name, release in releases.items() if release is None]):
+        return _found(check, "ok", text)
     extras = list(dict.fromkeys(_extras().get(name, "") for name in missing))
-    wanted = [f"'meprop-bench[{','.join(filter(None, extras))}]'"] if all(extras) else missing
-    return Finding("software", check, "note", ", ".join(parts), f"pip install {' '.join(wanted)}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    wanted = [f"'meprop-bench[{','.join(extras)}]'"] if all(extras) else missing
+    return _found(check, "note", text, f"pip install {' '.join(wanted)}")
 
 
 @cache
@@ -197,14 +195,3 @@ def _extras() -> dict[str, str]:
     pairs = (re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line) for line in lines)
     found = [(pair[1].lower(), pair[2]) for pair in pairs if pair is not None]
     return dict(reversed(found))  # the first extra that names it is the narrowest
-
-
-def _unusable(loaded: bool) -> str | None:
-    """Say why compiled kernels cannot be used, or None; what `loaded` says is in the cache is tried."""
-    try:
-        from meprop_bench.ops.kernels import compiled
-    except ImportError:  # torch; `software` says so
-        return None
-    if loaded:
-        compiled.load("meprop_bench.ops.kernels.native")
-    return compiled.unavailable_reason()

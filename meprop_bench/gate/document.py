@@ -157,7 +157,7 @@ def change(one: Judgement) -> str:
     if _vague(one):
         if one.quantity == "accuracy":
             return CANNOT_TELL
-        return ratio_within(one.change.estimate, one.change.low, one.change.high, lambda value: _fixed(value, ".3f"))
+        return ratio_within(one.change, lambda value: _fixed(value, ".3f"))
     form, unit = ("+.2f", " points") if one.quantity == "accuracy" else (".3f", "")
     found, low, high = (_fixed(value, form) for value in (one.change.estimate, one.change.low, one.change.high))
     if not one.change.bounded:

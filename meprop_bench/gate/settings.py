@@ -29,9 +29,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 from meprop_bench.gate.judgement import Quantity
-from meprop_bench.workloads.case import one_of
 
 __all__ = ["KEYS", "MARGINS", "Settings", "load_settings", "matches"]
 

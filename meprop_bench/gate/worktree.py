@@ -48,14 +48,8 @@ _MTIME = 1_000_000_000
 """Time of change of all files, in seconds: any constant will do."""
 
 _OF_ONE_REPOSITORY = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_COMMON_DIR",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
 )
 """Set in a hook that calls us, for the repository that it is a hook of."""
 
@@ -173,10 +167,10 @@ def _checkout(repository: Path, side: str, revision: str, commit: str, slot: Pat
     }
     _git(folder, "read-tree", commit, env=own)
     files = _git(folder, "ls-files", "-z", "--", PACKAGE, env=own).stdout
-    _require(_WORKER in files.split("\0"), side, f"{revision} ({commit[:12]})")
     _git(folder, "checkout-index", "--force", "-z", "--stdin", env=own, stdin=files)
-    _settle(folder)
-    return Checkout(side, f"{revision} ({commit[:12]})", commit, folder)
+    name = f"{revision} ({commit[:12]})"
+    _settle(folder, side, name)
+    return Checkout(side, name, commit, folder)
 
 
 def _snapshot(repository: Path, slot: Path) -> Checkout:
@@ -191,8 +185,7 @@ def _snapshot(repository: Path, slot: Path) -> Checkout:
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # deleted right now
                 shutil.copyfile(source, target, follow_symlinks=False)
-    _require((folder / _WORKER).is_file(), "head", "the work tree")
-    _settle(folder)
+    _settle(folder, "head", "the work tree")
     found = _git(repository, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
     commit = found.stdout.strip() or None
     changed = _git(repository, "status", "--porcelain", "--untracked-files=all", "--", PACKAGE, check=False).stdout
@@ -202,19 +195,16 @@ def _snapshot(repository: Path, slot: Path) -> Checkout:
     return Checkout("head", where, commit, folder, notes)
 
 
-def _require(has: bool, side: str, name: str) -> None:
-    if not has:
+def _settle(folder: Path, side: str, name: str) -> None:
+    """Give all files one time of change, for Numba finds compiled code again by it; refuse a side without a worker."""
+    if not (folder / _WORKER).is_file():
         raise UserError(
             f"the {side}, {name}, has no {_WORKER}, so it cannot be measured: choose a later revision",
             ExitCode.NOT_COMPARABLE if side == "base" else ExitCode.USAGE,
         )
-
-
-def _settle(folder: Path) -> None:
-    """Give all files one time of change, for Numba finds compiled code again by it."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            os.utime(Path(parent) / name, (_MTIME, _MTIME), follow_symlinks=False)
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            os.utime(path, (_MTIME, _MTIME), follow_symlinks=False)
 
 
 @contextmanager
@@ -254,11 +244,7 @@ def _remove(folder: Path) -> None:
 
 
 def _git(
-    folder: Path,
-    *words: str,
-    env: Mapping[str, str] | None = None,
-    stdin: str | None = None,
-    check: bool = True,
+    folder: Path, *words: str, env: Mapping[str, str] | None = None, stdin: str = "", check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run git in a folder, without hooks, questions, or what a hook that called us has in its environment.
 
@@ -274,7 +260,7 @@ def _git(
             ["git", *settings, *words],
             cwd=folder,
             env={**outer, **quiet, **(env or {})},
-            input=stdin or "",
+            input=stdin,
             capture_output=True,
             text=True,
             encoding="utf-8",

@@ -3,8 +3,8 @@
 Left free, the scheduler moves a process between cores, each time to colder caches, and may put two of its threads on
 the two halves of one physical core, where each is half as fast. Bound, it stays where it is; so it does, too, when a
 neighbour comes to the same core, which a free process would have left. Which of the two weighs more depends on the
-machine (reports/METHODOLOGY.md), so it is a wish, `--pin`, and recorded: `bound` goes into the environment, and so into
-its id.
+machine (reports/METHODOLOGY.md), so it is an option, `--pin`, and recorded: `bound` goes into the environment, and so
+into its id.
 
     chosen(threads)     of the cores that this process may use, one logical core of each of the last `threads` physical
                         ones: the first serve most interrupts, and neighbours share a cache
@@ -23,7 +23,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,7 +47,7 @@ def chosen(threads: int) -> list[int]:
     if not hasattr(os, "sched_setaffinity"):
         raise UserError("--pin: this system binds no process to cores; leave it out")
     first: dict[str, int] = {}  # physical core -> its first logical core that may be used
-    for core in sorted(os.sched_getaffinity(0) if _before is None else _before):
+    for core in sorted(allowed()):
         first.setdefault(_siblings(core), core)
     if threads > len(first):
         raise UserError(
@@ -76,16 +75,13 @@ def bind(threads: int) -> None:
 
 def bound() -> int:
     """Return how many cores `bind` has bound this process to; `Unavailable` when it has not."""
-    if _before is None:
-        raise Unavailable("the process is not bound to cores")
+    procfs.known(_before, "the process is not bound to cores")
     return procfs.usable_cores()
 
 
 def allowed() -> set[int]:
     """Return the logical cores that this process may use, or might before it was bound."""
-    if _before is not None:
-        return set(_before)
-    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return procfs.usable() if _before is None else set(_before)
 
 
 @contextmanager
@@ -115,9 +111,6 @@ def _siblings(core: int) -> str:
     """Return what all logical cores of one physical core have in common."""
     folder = procfs.SYS / f"devices/system/cpu/cpu{core}/topology"
     for name in ("core_cpus_list", "thread_siblings_list"):  # the older kernels' name
-        try:
-            if re.fullmatch(r"[\d,-]+", found := procfs.read(folder / name)):
-                return found
-        except Unavailable:
-            continue
+        with suppress(Unavailable):
+            return procfs.search(r"\A([\d,-]+)\Z", procfs.read(folder / name))
     raise UserError("--pin: the kernel does not show which cores are physical ones; leave it out")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from meprop_bench.errors import UserError
 
-__all__ = ["ALLOCATORS", "current", "environment_of", "preloaded", "unavailable_reason"]
+__all__ = ["ALLOCATORS", "current", "environment_of", "libc", "preloaded", "unavailable_reason"]
 
 _GIB = 1 << 30
 
@@ -106,10 +106,14 @@ def _no_glibc_malloc() -> str | None:
         return f"LD_PRELOAD replaces glibc's malloc by {', '.join(replaced)}"
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return "GLIBC_TUNABLES already sets glibc.malloc"
-    try:
-        version = os.confstr("CS_GNU_LIBC_VERSION")
-    except (AttributeError, ValueError, OSError):
-        version = None
-    if version and version.startswith("glibc"):
+    if (libc() or "").startswith("glibc"):
         return None
     return "its settings are glibc's, and this system has another C library"
+
+
+def libc() -> str | None:
+    """Return the C library and its version, "glibc 2.36"; None for one that does not tell."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or None
+    except (AttributeError, ValueError, OSError):
+        return None

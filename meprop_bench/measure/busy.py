@@ -6,7 +6,7 @@
 
 Each is five times what the instrument warns of, where it has a bound: interleaved pairs bear much, and below that
 intervals get wider and stay right. It is held against what a run records anyhow: the machine's state before it
-(`machine.state`), and what happened during each case (`machine.Activity.remarks`, the notes of its rows).
+(`machine.state`), and what happened during each case (`machine.Activity.notes`, which its rows have).
 
 How far off figures may be: a process that is left a share 1 - s of the cores takes 1 / (1 - s) as long. Threads that
 wait for each other take longer still, so that this is a least bound, and is said to be one.
@@ -15,12 +15,12 @@ wait for each other take longer still, so that this is a least bound, and is sai
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from meprop_bench.measure.machine import MEANWHILE, Watch, state
+from meprop_bench.measure.machine import Watch, state
+from meprop_bench.measure.notes import Note
 
 __all__ = ["HEAVY", "Observer", "too_busy", "was_busy"]
 
@@ -54,13 +54,13 @@ def too_busy(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def was_busy(
-    states: Iterable[Mapping[str, Any]], cases: Mapping[str, Iterable[str]], consequence: str = _CONSEQUENCE
+    states: Iterable[Mapping[str, Any]], cases: Mapping[str, Iterable[Note]], consequence: str = _CONSEQUENCE
 ) -> str:
     """Return one line that says how busy the machine was, for the top of a result; "" where it was not too busy.
 
     Args:
         states: the machine's, as they were recorded before (and after) the run.
-        cases: case -> the remarks on what happened during it.
+        cases: case -> the notes on what happened during it.
         consequence: what that means, with `{factor}` where the factor belongs.
 
     """
@@ -70,7 +70,7 @@ def was_busy(
     cores = [cores for found in heavy if (cores := _number(found, "cpu_usable_cores")) is not None]
     if loads and cores:
         reasons.insert(0, f"load {max(loads):.1f} on {cores[0]:g} cores")
-    meanwhile = {case: _meanwhile(remarks) for case, remarks in cases.items()}
+    meanwhile = {case: _meanwhile(notes) for case, notes in cases.items()}
     for check, (who, verb, _) in _TAKERS.items():
         if shares := [found[check] for found in meanwhile.values() if found.get(check, 0.0) > HEAVY[check]]:
             of = f"{len(shares)} of {len(meanwhile)} cases" if len(meanwhile) > 1 else "the measurement"
@@ -95,7 +95,7 @@ class Observer:
 
     def line(self) -> str:
         """Return the line of `was_busy` once the children have ended, "" where the machine was calm enough."""
-        return was_busy([self.state], {"": self._watch.activity().remarks})
+        return was_busy([self.state], {"": self._watch.activity().notes})
 
 
 def _own_and_children_s() -> float:
@@ -103,13 +103,12 @@ def _own_and_children_s() -> float:
     return sum(os.times()[:4])
 
 
-def _meanwhile(remarks: Iterable[str]) -> dict[str, float]:
-    """Return the shares of the cores that remarks tell of: the largest of each."""
+def _meanwhile(notes: Iterable[Note]) -> dict[str, float]:
+    """Return the shares of the cores that notes tell of: the largest of each."""
     found: dict[str, float] = {}
-    for remark in remarks:
-        for check, pattern in MEANWHILE.items():
-            if match := re.fullmatch(pattern, remark):
-                found[check] = max(found.get(check, 0.0), float(match[1]) / 100)
+    for note in notes:
+        if note.kind in _TAKERS:
+            found[note.kind] = max(found.get(note.kind, 0.0), note.values["share"])
     return found
 
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -52,6 +52,7 @@ class Contention:
         disk_reads: counts the pages that had to come from the disk.
         share: of the wall time that may be lost.
         now: wall seconds.
+        close: called at the end of the `with` block.
 
     """
 
@@ -62,9 +63,9 @@ class Contention:
         *,
         share: float = _SHARE,
         now: Callable[[], float] = time.perf_counter,
+        close: Callable[[], object] = lambda: None,
     ) -> None:
-        self._lost_s, self._disk_reads, self._share, self._now = lost_s, disk_reads, share, now
-        self._closing = ExitStack()
+        self._lost_s, self._disk_reads, self._share, self._now, self._close = lost_s, disk_reads, share, now, close
         self._before = (0.0, 0.0, 0)
 
     def begin(self) -> None:
@@ -81,14 +82,10 @@ class Contention:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._closing.close()
+        self._close()
 
     def _read(self) -> tuple[float, float, int]:
         return sum(read() for read in self._lost_s), self._now(), self._disk_reads()
-
-    def on_close(self, close: Callable[[], object]) -> None:
-        """Call `close` at the end of the `with` block."""
-        self._closing.callback(close)
 
 
 def contention() -> Contention:
@@ -98,20 +95,19 @@ def contention() -> Contention:
         Unavailable: the kernel does not tell how long a thread waited; the message is a line.
 
     """
-    waits = _Waits()
-    kept: list[_Waits | _Stolen | _Throttled] = [waits]
+    sources: list[_Waits | _Stolen | _Throttled] = [_Waits()]
     with suppress(Unavailable, OSError, ValueError):
         if procfs.cpu_seconds()[1] > 0:  # a machine without a hypervisor need not be asked a thousand times
-            kept.append(_Stolen())
+            sources.append(_Stolen())
     with suppress(Unavailable, OSError, ValueError):
-        kept.append(_Throttled())
+        sources.append(_Throttled())
     import resource
 
-    sources = [source.seconds for source in kept]
-    probe = Contention(sources, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_majflt)
-    for source in kept:
-        probe.on_close(source.close)
-    return probe
+    return Contention(
+        [source.seconds for source in sources],
+        lambda: resource.getrusage(resource.RUSAGE_SELF).ru_majflt,
+        close=lambda: [source.close() for source in sources],
+    )
 
 
 class _Waits:

@@ -21,15 +21,19 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import meprop_bench
 from meprop_bench.measure import affinity, procfs
-from meprop_bench.measure.allocator import preloaded
+from meprop_bench.measure.allocator import libc, preloaded
 from meprop_bench.measure.clock import overhead
 from meprop_bench.measure.clocks import clock_for
-from meprop_bench.measure.procfs import Unavailable
+from meprop_bench.measure.procfs import Unavailable, known, search
+from meprop_bench.optional import installed
 
 __all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "machine_of", "machine_slug"]
 
@@ -56,30 +60,33 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
     """
     probes: dict[str, Callable[[], Any]] = {
         "cpu_model": cpu_model,
-        "cpu_physical_cores": _physical_cores,
-        "cpu_logical_cores": _logical_cores,
+        "cpu_physical_cores": lambda: known(_module("psutil").cpu_count(logical=False), "the system does not tell"),
+        "cpu_logical_cores": lambda: known(os.cpu_count(), "the system does not tell"),
         "cpu_usable_cores": lambda: len(affinity.allowed()),
         "pinned_cores": affinity.bound,
         "cpu_limit": procfs.cpu_limit,
         "cpu_governor": procfs.governor,
         "cpu_boost": procfs.boost,
         "cpu_caches": procfs.caches,
-        "cpu_capability": _cpu_capability,
-        "memory_gib": _memory_gib,
-        "transparent_huge_pages": _huge_pages,
+        "cpu_capability": lambda: str(_module("torch").backends.cpu.get_cpu_capability()),
+        # In bytes it changes with each start of the system.
+        "memory_gib": lambda: round(_module("psutil").virtual_memory().total / 2**30, 1),
+        "transparent_huge_pages": lambda: search(
+            r"\[(\w+)\]", procfs.read(procfs.SYS / "kernel/mm/transparent_hugepage/enabled")
+        ),
         "os": lambda: f"{platform.system()} {platform.release()}",
         "architecture": platform.machine,
-        "libc": _libc,
+        "libc": lambda: known(libc(), "not glibc"),
         "python": lambda: f"{platform.python_implementation()} {platform.python_version()}",
-        "torch": _torch_version,
-        "numpy": lambda: _version("numpy"),
-        "numba": lambda: _version("numba"),
-        "triton": lambda: _version("triton"),
+        "torch": lambda: str(_module("torch").__version__),
+        **{name: partial(_version, name) for name in ("numpy", "numba", "triton")},
         "blas": _blas,
-        "openmp": _openmp,
+        "openmp": lambda: search(
+            r"OpenMP \d+ \(a\.k\.a\. OpenMP ([\d.]+)\)", _module("torch").__config__.show(), "torch is built without it"
+        ),
         "variables": lambda: {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "preloaded_allocators": preloaded,
-        "torch_threads": _torch_threads,
+        "torch_threads": lambda: _module("torch").get_num_threads(),
         "gpu": lambda: _gpu(device),
         "gpu_driver": lambda: _driver(device),
         "clock_source": lambda: procfs.read(procfs.SYS / "devices/system/clocksource/clocksource0/current_clocksource"),
@@ -121,12 +128,10 @@ def cpu_model() -> str:
     if platform.system() == "Linux":
         text = procfs.read(procfs.PROC / "cpuinfo")
         for key in ("model name", "Model", "cpu model", "cpu"):
-            if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
-                return match[1].strip()
+            with suppress(Unavailable):
+                return search(rf"^{key}\s*:\s*(.+)$", text).strip()
         raise Unavailable("the kernel gives no model name")
-    if name := platform.processor():
-        return name
-    raise Unavailable("the system gives no processor name")
+    return known(platform.processor() or None, "the system gives no processor name")
 
 
 def _slug(name: str) -> str:
@@ -134,87 +139,20 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "machine"
 
 
-def _physical_cores() -> int:
-    import psutil
-
-    if (cores := psutil.cpu_count(logical=False)) is None:
-        raise Unavailable("the system does not tell")
-    return int(cores)
+def _module(name: str) -> Any:
+    """Import a module only when it is needed: torch takes a second."""
+    return import_module(name)
 
 
-def _logical_cores() -> int:
-    if (cores := os.cpu_count()) is None:
-        raise Unavailable("the system does not tell")
-    return cores
-
-
-def _cpu_capability() -> str:
-    import torch
-
-    return torch.backends.cpu.get_cpu_capability()
-
-
-def _memory_gib() -> float:
-    import psutil
-
-    return float(round(psutil.virtual_memory().total / 2**30, 1))  # in bytes it changes with each start of the system
-
-
-def _huge_pages() -> str:
-    chosen = re.search(r"\[(\w+)\]", procfs.read(procfs.SYS / "kernel/mm/transparent_hugepage/enabled"))
-    if chosen is None:
-        raise Unavailable("the kernel does not show it")
-    return chosen[1]
-
-
-def _libc() -> str:
-    try:
-        version = os.confstr("CS_GNU_LIBC_VERSION")
-    except (AttributeError, ValueError, OSError):
-        version = None
-    if not version:
-        raise Unavailable("not glibc")
-    return version
-
-
-def _torch_version() -> str:
-    import torch
-
-    return str(torch.__version__)
-
-
-def _version(module: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(module)
-    except PackageNotFoundError:
-        raise Unavailable("not installed") from None
+def _version(package: str) -> str:
+    return known(installed(package), "not installed")
 
 
 def _blas() -> str:
-    import torch
-
-    text = torch.__config__.show()
-    named = re.search(r"BLAS_INFO=(\w+)", text)
+    text = _module("torch").__config__.show()
+    name = search(r"BLAS_INFO=(\w+)", text, "torch does not tell")
     release = re.search(r"Math Kernel Library Version ([\w.-]+)", text)
-    if named is None:
-        raise Unavailable("torch does not tell")
-    return f"{named[1]} {release[1]}" if release else named[1]
-
-
-def _openmp() -> str:
-    import torch
-
-    if match := re.search(r"OpenMP \d+ \(a\.k\.a\. OpenMP ([\d.]+)\)", torch.__config__.show()):
-        return match[1]
-    raise Unavailable("torch is built without it")
-
-
-def _torch_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
+    return f"{name} {release[1]}" if release else name
 
 
 def _gpu(device: str) -> dict[str, Any]:
@@ -255,17 +193,8 @@ def _git_revision() -> str:
     root = Path(meprop_bench.__file__).resolve().parent.parent
     if not ((root / ".git").exists() and (root / "pyproject.toml").exists()):
         raise Unavailable("not run from a checkout")
-    command = [
-        "git",
-        "--no-optional-locks",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe"]
+    command += ["--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

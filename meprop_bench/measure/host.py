@@ -36,11 +36,9 @@ __all__ = ["Host"]
 _FREQUENCY_EVERY = 10
 """Readings for one of the frequency: it takes a file for each core, 5 ms where there are a hundred of them."""
 
-_COUNTERS = {
-    "voluntary_switches": "ru_nvcsw",
-    "involuntary_switches": "ru_nivcsw",
-    "page_faults": "ru_minflt",
-}
+_COUNTERS = {"voluntary_switches": "ru_nvcsw", "involuntary_switches": "ru_nivcsw", "page_faults": "ru_minflt"}
+_CPU = {"cpu_utilization": "process", "others_cpu_utilization": "others", "cpu_steal": "steal"}
+"""Field -> whose seconds, in percent of one core."""
 _IDLE = ("idle", "iowait", "steal", "guest", "guest_nice")  # guests' time is in user and nice already
 
 
@@ -54,15 +52,7 @@ class Host:
 
     """
 
-    fields = (
-        "cpu_utilization",
-        "others_cpu_utilization",
-        "cpu_steal",
-        "cpu_frequency_mhz",
-        "rss_bytes",
-        *_COUNTERS,
-        "cpu_throttled_s",
-    )
+    fields = (*_CPU, "cpu_frequency_mhz", "rss_bytes", *_COUNTERS, "cpu_throttled_s")
 
     def __init__(
         self,
@@ -76,7 +66,7 @@ class Host:
         self._process: Any = None
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
-        self._rss: list[float] = []
+        self._rss: list[int] = []
         self._frequency: list[float] = []
         self._readings = 0
         self._reasons: dict[str, str] = {}
@@ -92,7 +82,7 @@ class Host:
 
     def read(self) -> None:
         """Read the resident set and, now and then, the frequency."""
-        self._rss.append(float(self._process.memory_info().rss))
+        self._rss.append(int(self._process.memory_info().rss))
         if self._readings % _FREQUENCY_EVERY == 0:
             self._read_frequency()
         self._readings += 1
@@ -107,20 +97,14 @@ class Host:
             raise Unavailable("no time passed")
         # A hypervisor may take stolen time back.
         spent = {name: max(0.0, last - self._first[name]) for name, last in self._last.items()}
-        values: dict[str, Any] = {"cpu_utilization": _percent(spent["process"], seconds)}
         # Ticks of 10 ms against nanoseconds: on an idle machine the difference can fall below nothing.
-        values["others_cpu_utilization"] = _percent(max(0.0, spent["busy"] - spent["process"]), seconds)
-        if "steal" in spent:
-            values["cpu_steal"] = _percent(spent["steal"], seconds)
-        if "throttled" in spent:
-            values["cpu_throttled_s"] = spent["throttled"]
-        if (frequency := mean(self._frequency)) is not None:
-            values["cpu_frequency_mhz"] = frequency
-        if self._rss:
-            values["rss_bytes"] = int(max(self._rss))
+        spent["others"] = max(0.0, spent["busy"] - spent["process"])
+        values: dict[str, Any] = {field: 100 * spent[name] / seconds for field, name in _CPU.items() if name in spent}
         values |= {name: int(spent[name]) for name in _COUNTERS if name in spent}
-        missing = {name: self._reasons.get(name, "not read") for name in self.fields if name not in values}
-        return Summary(values, missing)
+        values["cpu_throttled_s"] = spent.get("throttled")
+        values["cpu_frequency_mhz"] = mean(self._frequency)
+        values["rss_bytes"] = max(self._rss, default=None)
+        return Summary.of(values, self.fields, self._reasons)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -153,10 +137,6 @@ class Host:
             self._reasons["cpu_frequency_mhz"] = "the kernel does not show it"
         else:
             self._frequency.append(float(found.current))
-
-
-def _percent(cpu_s: float, seconds: float) -> float:
-    return 100 * cpu_s / seconds
 
 
 def _own_usage() -> Callable[[], Any] | None:

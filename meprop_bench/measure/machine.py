@@ -22,61 +22,45 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from meprop_bench.measure import procfs
+from meprop_bench.measure.notes import Note
 from meprop_bench.measure.procfs import Unavailable
 
-__all__ = ["MEANWHILE", "Activity", "Watch", "state", "total"]
+__all__ = ["Activity", "Watch", "state", "total", "warnings"]
 
 # Shares of the usable cores. Below them the A/A spread on a shared 2-core machine did not change visibly.
 _OTHERS = 0.05
 _STOLEN = 0.02
-MEANWHILE = {
-    "others": r"other processes took (\d+)% of the cores meanwhile",
-    "steal": r"the hypervisor withheld (\d+)% of the cores meanwhile",
-}
-"""What `Activity.remarks` says of the cores, to be read again from stored rows."""
-
 _CHANGING = ("powersave", "ondemand", "conservative", "schedutil", "userspace")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What happened on the machine over a stretch of time; None for what cannot be counted here.
+    """What happened on the machine over a stretch of time; None for what cannot be counted here."""
 
-    Attributes:
-        wall_s: how long the stretch was.
-        cores: that this process may use.
-        others_s: CPU seconds that other processes took on them.
-        stolen_s: CPU seconds that the hypervisor withheld from them.
-        throttled_s: seconds for which this process's control groups waited, their CPU quota being used up.
-        overheated: times that a core was slowed because it was too hot.
-        swapped_in: pages read back from swap, by any process.
-
-    """
-
-    wall_s: float
-    cores: int
-    others_s: float | None
-    stolen_s: float | None
-    throttled_s: float | None
-    overheated: int | None
-    swapped_in: int | None
+    wall_s: float  # how long the stretch was
+    cores: int  # that this process may use
+    others_s: float | None  # CPU seconds that other processes took on them
+    stolen_s: float | None  # CPU seconds that the hypervisor withheld from them
+    throttled_s: float | None  # seconds for which this process's control groups waited, their CPU quota being used up
+    overheated: int | None  # times that a core was slowed because it was too hot
+    swapped_in: int | None  # pages read back from swap, by any process
 
     @property
-    def remarks(self) -> list[str]:
-        """What a reader of the figures should know, one line each."""
-        lines = []
+    def notes(self) -> list[Note]:
+        """What a reader of the figures should know."""
         available = self.wall_s * self.cores
-        if self.others_s is not None and self.others_s > _OTHERS * available:
-            lines.append(f"other processes took {self.others_s / available:.0%} of the cores meanwhile")
-        if self.stolen_s is not None and self.stolen_s > _STOLEN * available:
-            lines.append(f"the hypervisor withheld {self.stolen_s / available:.0%} of the cores meanwhile")
+        found = [
+            Note.of(kind, share=taken_s / available)
+            for kind, taken_s, most in (("others", self.others_s, _OTHERS), ("steal", self.stolen_s, _STOLEN))
+            if taken_s is not None and taken_s > most * available
+        ]
         if self.throttled_s:
-            lines.append(f"a CPU quota held the process back for {self.throttled_s:.2g} s")
+            found.append(Note.of("quota", seconds=self.throttled_s))
         if self.overheated:
-            lines.append(f"cores were slowed {self.overheated} times because they were too hot")
+            found.append(Note.of("heat", times=self.overheated))
         if self.swapped_in:
-            lines.append(f"{self.swapped_in} pages came back from swap meanwhile")
-        return lines
+            found.append(Note.of("swap", pages=self.swapped_in))
+        return found
 
 
 class Watch:
@@ -169,24 +153,27 @@ def state(threads: int, *, seconds: float = 0.25, sleep: Callable[[float], objec
     }
     found, reasons = procfs.ask(probes)
     found |= {"threads": threads, "swapping": bool(activity.swapped_in)}
-    return {**found, "warnings": _warnings(found), "unavailable": reasons}
+    lines = [f"{what}: {advice}" for what, advice in warnings(found).values()]
+    return {**found, "warnings": lines, "unavailable": reasons}
 
 
-def _warnings(found: Mapping[str, Any]) -> list[str]:
-    lines = []
+def warnings(found: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return what in a state will spoil figures: "threads", "quota", "others", ... -> what it is, and what to do."""
+    warned = {}
     threads, cores, limit = found["threads"], found["cpu_usable_cores"], found["cpu_limit"]
     if threads > cores:
-        lines.append(f"{threads} threads on {cores} usable cores wait for each other: use --threads {cores}, or less")
+        what = f"{threads} threads on {cores} usable cores wait for each other"
+        warned["threads"] = what, f"use --threads {cores}, or less"
     if limit is not None and threads > limit:
-        lines.append(f"{threads} threads under a CPU quota of {limit:g} cores: they will be held back in turns")
-    if (found["others_cores"] or 0) > _OTHERS * cores:
-        lines.append(f"other processes keep {found['others_cores']:.1f} of {cores} cores busy: expect wide intervals")
-    if (found["stolen_cores"] or 0) > _STOLEN * cores:
-        lines.append(f"the hypervisor withholds {found['stolen_cores']:.1f} of {cores} cores: expect wide intervals")
-    if found["cpu_governor"] in _CHANGING:
-        lines.append(
-            f"the governor {found['cpu_governor']} changes the cores' frequency with the load: use performance"
-        )
+        warned["quota"] = (f"{threads} threads under a CPU quota of {limit:g} cores", "they will be held back in turns")
+    if (taken := found["others_cores"] or 0) > _OTHERS * cores:
+        warned["others"] = f"other processes keep {taken:.1f} of {cores} cores busy", "expect wide intervals"
+    if (stolen := found["stolen_cores"] or 0) > _STOLEN * cores:
+        warned["steal"] = f"the hypervisor withholds {stolen:.1f} of {cores} cores", "expect wide intervals"
+    if (governor := found["cpu_governor"]) in _CHANGING:
+        what = f"the governor {governor} changes the cores' frequency with the load"
+        warned["governor"] = what, "use performance"
     if found["swapping"]:
-        lines.append("the machine reads pages back from swap: close other programs, or measure smaller cases")
-    return lines
+        what = "the machine reads pages back from swap"
+        warned["swap"] = what, "close other programs, or measure smaller cases"
+    return warned

@@ -1,4 +1,4 @@
-"""A measurement keeps its raw values; the statistics and the warnings are properties of it.
+"""A measurement keeps its raw values; the statistics and the notes are properties of it.
 
 What is stored can be judged again later with another estimator; what was thrown away cannot. So the record holds each
 pair of each process, in the order taken, and nothing that could be computed from them.
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self, TypeVar
 
-from meprop_bench.stats import Interval, iqr, median, paired_ratio, spread_percent
+from meprop_bench.measure.notes import Note
+from meprop_bench.stats import Interval, iqr, median, paired_ratio
 
 __all__ = ["Measurement"]
 
@@ -69,12 +70,11 @@ class Measurement:
         disturbed: Sequence[bool] | None = None,
     ) -> Self:
         """Cut flat lists, as a stored row holds them, into processes again; ValueError when the lengths do not fit."""
-        if not len(baseline) == len(method) == sum(run_lengths):
-            raise ValueError(
-                f"{len(baseline)} baseline values, {len(method)} values and run lengths {list(run_lengths)} do not fit"
-            )
+        if not len(baseline) == len(method) == sum(run_lengths) or not method:
+            counts = f"{len(method)} values, {len(baseline)} baseline values and run_lengths {list(run_lengths)[:8]}"
+            raise ValueError(f"{counts} do not pair up")
         if disturbed is not None and len(disturbed) != len(method):
-            raise ValueError(f"{len(disturbed)} marks and {len(method)} values do not fit")
+            raise ValueError(f"{len(disturbed)} marks of disturbed pairs for {len(method)} values")
         pairs = _cut(list(zip(baseline, method, strict=True)), run_lengths)
         return cls(phase, pairs, loops, None if disturbed is None else _cut(list(disturbed), run_lengths))
 
@@ -130,31 +130,26 @@ class Measurement:
         return self.speedup.half_width <= target  # NaN (one process) compares false
 
     @property
-    def warnings(self) -> list[str]:
-        """What a reader should know before trusting the figures, a line each."""
-        lines = []
+    def notes(self) -> list[Note]:
+        """What a reader should know before trusting the figures."""
+        found = []
         shortest_s = min(self.median_s, self.baseline_median_s) * self.loops
         if shortest_s < _SHORT_VALUE_S:
-            lines.append(f"a value lasts only {shortest_s * 1e6:.3g} µs: the timer's own cost is part of it")
+            found.append(Note.of("short-values", microseconds=shortest_s * 1e6))
         if self.processes == 1:
-            lines.append("one process: no interval")
+            found.append(Note.of("one-process"))
         ratios = [[baseline_s / method_s for baseline_s, method_s in run] for run in self.runs]
         if (spread := max(map(iqr, ratios)) / self.speedup.estimate) > _NOISY_PAIRS:
-            lines.append(f"noisy pairs: within a process the middle half of the ratios spans {spread_percent(spread)}")
+            found.append(Note.of("noisy-pairs", share=spread))
         medians = [median(run) for run in ratios]
         if (disagreement := max(medians) / min(medians) - 1) > _NOISY_PROCESSES:
-            spread_text = f"the processes' speed-ups differ by up to {spread_percent(disagreement)}"
-            lines.append(spread_text.replace("up to more", "more"))
-        return lines + self._remarks_on_disturbances()
-
-    def _remarks_on_disturbances(self) -> list[str]:
-        lines = []
+            found.append(Note.of("noisy-processes", share=disagreement))
         marks = self.disturbed_values or []
         if sum(marks) > _MANY_DISTURBED * len(marks):
-            lines.append(f"{sum(marks)} of {len(marks)} pairs were disturbed by the machine")
+            found.append(Note.of("disturbed-pairs", disturbed=sum(marks), pairs=len(marks)))
         if hopeless := sum(2 * sum(run) > len(run) for run in self.disturbed or ()):
-            lines.append(f"most pairs of {hopeless} of {self.processes} processes were disturbed: all of theirs count")
-        return lines
+            found.append(Note.of("disturbed-processes", disturbed=hopeless, processes=self.processes))
+        return found
 
 
 def _judged(run: tuple[tuple[float, float], ...], marks: tuple[bool, ...]) -> tuple[tuple[float, float], ...]:

@@ -42,38 +42,22 @@ _SAMPLE_S = 1e-3
 
 @dataclass(frozen=True)
 class ProcessPeak:
-    """The process's resident set while a function ran.
+    """The process's resident set while a function ran."""
 
-    Attributes:
-        peak_bytes: the highest, everything included.
-        growth_bytes: how much of it was not there before.
-        exact: the kernel's own high-water mark; otherwise sampled.
-
-    """
-
-    peak_bytes: int
-    growth_bytes: int
-    exact: bool
+    peak_bytes: int  # the highest, everything included
+    growth_bytes: int  # how much of it was not there before
+    exact: bool  # the kernel's own high-water mark; otherwise sampled
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The peaks of one call in bytes, each on top of what was there before except `process_bytes`.
+    """The peaks of one call in bytes, each on top of what was there before except `process_bytes`."""
 
-    Attributes:
-        tensor_bytes: fresh tensors.
-        reserved_bytes: what CUDA's caching allocator took from the driver; None on the CPU.
-        process_bytes: the process's resident set, everything included; None on CUDA.
-        growth_bytes: how much of that is new; None on CUDA.
-        exact: whether the process's figures are the kernel's own; None on CUDA.
-
-    """
-
-    tensor_bytes: int
-    reserved_bytes: int | None = None
-    process_bytes: int | None = None
-    growth_bytes: int | None = None
-    exact: bool | None = None
+    tensor_bytes: int  # fresh tensors
+    reserved_bytes: int | None = None  # what CUDA's caching allocator took from the driver; None on the CPU
+    process_bytes: int | None = None  # the process's resident set, everything included; None on CUDA
+    growth_bytes: int | None = None  # how much of that is new; None on CUDA
+    exact: bool | None = None  # whether the process's figures are the kernel's own; None on CUDA
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""

@@ -25,8 +25,10 @@ that disappears (GpuIsLost) takes all figures with it: half a loop is no measure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from meprop_bench.measure.procfs import Unavailable
@@ -68,6 +70,14 @@ def throttle_words(mask: int) -> tuple[str, ...]:
     return tuple(_THROTTLES.get(bit, hex(bit)) for bit in bits)
 
 
+_SUMMARIES: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "gpu_memory_used_bytes": lambda readings: int(max(readings)),
+    "temperature_c": lambda readings: float(max(readings)),
+    "throttle_reasons": lambda masks: list(throttle_words(reduce(or_, masks))),
+}
+"""What becomes of the readings of a field; of others, their mean."""
+
+
 class Nvml:
     """One GPU.
 
@@ -96,8 +106,7 @@ class Nvml:
         self._gpu: Any = None
         self._open = False
         self._gpm: _Gpm | None = None
-        self._gauges: dict[str, list[float]] = {}
-        self._throttled = 0
+        self._gauges: dict[str, list[Any]] = {}
         self._energy_mj: list[int] = []
         self._reasons: dict[str, str] = {}
         self._absent: set[str] = set()
@@ -134,9 +143,6 @@ class Nvml:
             if (found := self._ask(names, call)) is not None:
                 for name, value in zip(names, found, strict=True):
                     self._gauges.setdefault(name, []).append(value)
-        if (mask := self._ask(("throttle_reasons",), self._throttles)) is not None:
-            self._gauges.setdefault("throttle_reasons", []).append(mask)
-            self._throttled |= mask
 
     def stop(self) -> None:
         """Read the counters for the last time."""
@@ -146,20 +152,13 @@ class Nvml:
 
     def summary(self, seconds: float) -> Summary:
         """Return what was found."""
-        largest = {"gpu_memory_used_bytes": int, "temperature_c": float}
-        values: dict[str, Any] = {
-            name: largest[name](max(readings)) if name in largest else mean(readings)
-            for name, readings in self._gauges.items()
-        }
-        if "throttle_reasons" in values:
-            values["throttle_reasons"] = list(throttle_words(self._throttled))
+        values = {name: _SUMMARIES.get(name, mean)(readings) for name, readings in self._gauges.items()}
         values |= self._energy(values.get("gpu_power_w"), seconds)
         if self._gpm is not None:
             found, missing = self._gpm.percentages()
             values |= found
             self._reasons |= missing
-        unavailable = {name: self._reasons.get(name, "not read") for name in self.fields if name not in values}
-        return Summary(values, unavailable)
+        return Summary.of(values, self.fields, self._reasons)
 
     def close(self) -> None:
         """Free what was allocated and end NVML."""
@@ -209,14 +208,15 @@ class Nvml:
             (("sm_clock_mhz",), lambda: [library.nvmlDeviceGetClockInfo(gpu, library.NVML_CLOCK_SM)]),
             (("gpu_power_w",), lambda: [library.nvmlDeviceGetPowerUsage(gpu) / 1e3]),
             (("temperature_c",), lambda: [library.nvmlDeviceGetTemperature(gpu, library.NVML_TEMPERATURE_GPU)]),
+            (("throttle_reasons",), self._throttles),
         )
 
-    def _throttles(self) -> int:
+    def _throttles(self) -> Sequence[int]:
         """Ask by the new name, and by the old one where the binding or the driver is older (before 535)."""
         library = self._library
         for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
             with suppress(AttributeError, library.NVMLError_FunctionNotFound):
-                return int(getattr(library, name)(self._gpu))
+                return [int(getattr(library, name)(self._gpu))]
         raise library.NVMLError(library.NVML_ERROR_FUNCTION_NOT_FOUND)
 
     def _read_energy(self) -> None:

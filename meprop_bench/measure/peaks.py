@@ -30,9 +30,7 @@ clock limit, fewer channels of memory) so shows after 30 days at the latest; del
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -41,6 +39,9 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import msgspec
+
+from meprop_bench.atomic import replacing
 from meprop_bench.cache import places
 from meprop_bench.measure.arithmetic import adopted, tensor_type
 from meprop_bench.measure.clock import Clock
@@ -171,28 +172,20 @@ class PeaksCache:
     def add(self, environment_id: str, key: str, peaks: Peaks) -> Peaks:
         """Keep the best of these peaks and of those before, and return it."""
         entries = self._read(environment_id)
-        before = entries.get(key)
-        if before is None:
-            entries[key] = _Entry(peaks, self._now(), 1)
-        else:
-            entries[key] = _Entry(before.peaks.merged(peaks), before.first, before.times + 1)
+        before = entries.get(key) or _Entry(peaks, self._now(), 0)
+        entries[key] = _Entry(before.peaks.merged(peaks), before.first, before.times + 1)
         with suppress(OSError):
             path = self._path(environment_id)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
-                temporary.write_text(json.dumps({name: entry.to_json() for name, entry in entries.items()}, indent=1))
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(path) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(entries), indent=1))
         return entries[key].peaks
 
     def _read(self, environment_id: str) -> dict[str, _Entry]:
         """Return the entries that are young enough."""
         try:
-            record = json.loads(self._path(environment_id).read_text())
-            entries = {str(name): _Entry.from_json(entry) for name, entry in record.items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            entries = msgspec.json.decode(self._path(environment_id).read_bytes(), type=dict[str, _Entry])
+        except (OSError, msgspec.MsgspecError):
             return {}
         return {name: entry for name, entry in entries.items() if 0 <= self._now() - entry.first < _KEPT_S}
 
@@ -211,13 +204,6 @@ class _Entry:
     peaks: Peaks
     first: float
     times: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"peaks": self.peaks.to_json(), "first": self.first, "times": self.times}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(Peaks.from_json(data["peaks"]), float(data["first"]), int(data["times"]))
 
 
 def measure_peaks(device: str, dtype: str, threads: int) -> Peaks:

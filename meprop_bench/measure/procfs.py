@@ -15,7 +15,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
 __all__ = [
     "PROC",
@@ -30,22 +31,38 @@ __all__ = [
     "frequency_mhz",
     "governor",
     "highest_frequency_mhz",
+    "known",
     "last_level_cache",
     "overheated",
     "read",
+    "search",
     "swap_used_bytes",
     "swapped_in",
     "throttle_files",
     "throttled_s",
+    "usable",
     "usable_cores",
 ]
+
+_T = TypeVar("_T")
 
 PROC = Path("/proc")
 SYS = Path("/sys")
 
 
+_HIDDEN, _UNCOUNTED = "the kernel does not show it", "the kernel does not count it"
+_UNLIMITED = "no control group limits it"
+
+
 class Unavailable(Exception):
     """A probe found nothing; the message says why, in one line and without a path."""
+
+
+def known(value: _T | None, reason: str = _HIDDEN) -> _T:
+    """Return the value; `Unavailable`, with the reason, when there is none."""
+    if value is None:
+        raise Unavailable(reason)
+    return value
 
 
 def read(path: Path) -> str:
@@ -53,7 +70,12 @@ def read(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:
-        raise Unavailable("the kernel does not show it") from None
+        raise Unavailable(_HIDDEN) from None
+
+
+def search(pattern: str, text: str, reason: str = _HIDDEN) -> str:
+    """Return the group of a pattern, whose ^ and $ are those of a line; `Unavailable` when it is not in the text."""
+    return str(known(re.search(pattern, text, re.MULTILINE), reason)[1])
 
 
 def ask(probes: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -71,9 +93,14 @@ def ask(probes: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[s
     return found, reasons
 
 
+def usable() -> set[int]:
+    """Return the numbers of the logical cores that this process may run on."""
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> int:
-    """Return the logical cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many they are."""
+    return len(usable())
 
 
 def governor() -> str:
@@ -94,22 +121,18 @@ def caches() -> dict[str, str]:
     for index in sorted((SYS / "devices/system/cpu/cpu0/cache").glob("index*")):
         kind = {"Data": "d", "Instruction": "i"}.get(read(index / "type"), "")
         found[f"L{read(index / 'level')}{kind}"] = read(index / "size")
-    if not found:
-        raise Unavailable("the kernel does not show it")
-    return found
+    return known(found or None)
 
 
 def last_level_cache() -> tuple[int, int]:
     """Return the bytes of one last-level cache, and how many of them the usable cores have."""
     largest: dict[int, dict[str, int]] = {}
-    for core in sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]:
+    for core in usable():
         for index in (SYS / f"devices/system/cpu/cpu{core}/cache").glob("index*"):
             if (size := re.fullmatch(r"(\d+)K", read(index / "size"))) and read(index / "type") != "Instruction":
                 shared = largest.setdefault(int(read(index / "level")), {})
                 shared[read(index / "shared_cpu_list")] = int(size[1]) * 1024
-    if not largest:
-        raise Unavailable("the kernel does not show it")
-    sizes = largest[max(largest)]
+    sizes = largest[known(max(largest, default=None))]
     return max(sizes.values()), len(sizes)
 
 
@@ -118,11 +141,11 @@ def cpu_seconds() -> tuple[float, float]:
 
     Since the system's start, in ticks of usually 10 ms. A second with two busy cores counts as two.
     """
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cores = usable()
     busy = stolen = 0
     for line in read(PROC / "stat").splitlines():
         name, *counts = line.split()
-        if (core := re.fullmatch(r"cpu(\d+)", name)) and (usable is None or int(core[1]) in usable):
+        if (core := re.fullmatch(r"cpu(\d+)", name)) and int(core[1]) in cores:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, counts[:8])
             busy += user + nice + system + irq + softirq  # guests' time is in user and nice already
             stolen += steal
@@ -133,11 +156,9 @@ def cpu_seconds() -> tuple[float, float]:
 def frequency_mhz() -> float:
     """Return the mean frequency of the cores now; a virtual machine often shows its nominal one."""
     files = (SYS / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    if readings := [int(read(file)) / 1e3 for file in files]:
-        return sum(readings) / len(readings)
-    if shown := re.findall(r"^cpu MHz\s*: ([\d.]+)", read(PROC / "cpuinfo"), re.MULTILINE):
-        return sum(map(float, shown)) / len(shown)
-    raise Unavailable("the kernel does not show it")
+    if not (readings := [int(read(file)) / 1e3 for file in files]):
+        readings = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*: ([\d.]+)", read(PROC / "cpuinfo"), re.MULTILINE)]
+    return fmean(known(readings or None))
 
 
 def highest_frequency_mhz() -> float:
@@ -147,33 +168,26 @@ def highest_frequency_mhz() -> float:
 
 def overheated() -> int:
     """Return how often a core has been slowed since the system's start because it was too hot."""
-    counts = list((SYS / "devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    if not counts:
-        raise Unavailable("the kernel does not count it")
-    return sum(int(read(count)) for count in counts)
+    counts = (SYS / "devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+    return sum(known([int(read(count)) for count in counts] or None, _UNCOUNTED))
 
 
 def swapped_in() -> int:
     """Return how many pages have been read back from swap since the system's start."""
-    if match := re.search(r"^pswpin (\d+)$", read(PROC / "vmstat"), re.MULTILINE):
-        return int(match[1])
-    raise Unavailable("the kernel does not count it")
+    return int(search(r"^pswpin (\d+)$", read(PROC / "vmstat"), _UNCOUNTED))
 
 
 def swap_used_bytes() -> int:
     """Return how much of the swap space is in use."""
-    found = {key: int(kib) for key, kib in re.findall(r"^(Swap\w+): +(\d+) kB$", read(PROC / "meminfo"), re.MULTILINE)}
-    if not {"SwapTotal", "SwapFree"} <= found.keys():
-        raise Unavailable("the kernel does not show it")
-    return (found["SwapTotal"] - found["SwapFree"]) * 1024
+    memory = read(PROC / "meminfo")
+    total, free = (int(search(rf"^{key}: +(\d+) kB$", memory)) for key in ("SwapTotal", "SwapFree"))
+    return (total - free) * 1024
 
 
 def cpu_limit() -> float:
     """Return the least CPU quota of this process's control groups, in cores."""
-    limits = [limit for group in _cpu_groups() if (limit := _quota(group)) is not None]
-    if not limits:
-        raise Unavailable("no control group limits it")
-    return min(limits)
+    limits = (limit for group in _cpu_groups() if (limit := _quota(group)) is not None)
+    return known(min(limits, default=None), _UNLIMITED)
 
 
 def cpu_throttled_s() -> float:
@@ -184,18 +198,14 @@ def cpu_throttled_s() -> float:
 def throttle_files() -> list[Path]:
     """Return the files in which the control groups with a quota count how long they were held back."""
     files = [group / "cpu.stat" for group in _cpu_groups() if _quota(group) is not None]
-    if not files:
-        raise Unavailable("no control group limits it")
-    return files
+    return known(files or None, _UNLIMITED)
 
 
 def throttled_s(text: str) -> float:
     """Read the seconds out of what is in such a file."""
     if match := re.search(r"^throttled_usec (\d+)$", text, re.MULTILINE):  # version 2
         return int(match[1]) / 1e6
-    if match := re.search(r"^throttled_time (\d+)$", text, re.MULTILINE):  # version 1: nanoseconds
-        return int(match[1]) / 1e9
-    raise Unavailable("the kernel does not count it")
+    return int(search(r"^throttled_time (\d+)$", text, _UNCOUNTED)) / 1e9  # version 1: nanoseconds
 
 
 def _cpu_groups() -> Iterator[Path]:

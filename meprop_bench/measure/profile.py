@@ -24,12 +24,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from meprop_bench.stats import mean_interval
 
 __all__ = ["Node", "Range", "merged", "profile_ranges"]
 
 _LEAST_SHARE = 0.01
-"""Share of a range below which an operator is told among the others."""
+"""Share of a range below which an operator is put among the others."""
 
 _ENGINE = "autograd::engine::evaluate_function: "
 
@@ -73,8 +75,7 @@ class Node:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Build from a JSON object."""
-        children = tuple(cls.from_json(child) for child in record["children"])
-        return cls(**{**record, "children": children})
+        return msgspec.convert(record, cls)
 
 
 def profile_ranges(ranges: Sequence[Range], device: str, *, rounds: int, trace: Path | None = None) -> list[Node]:
@@ -116,14 +117,16 @@ def merged(trees: Sequence[Node]) -> Node:
     children = [merged([found[name] for found in by_name]) for name in common]
     rest = [[child for child in tree.children if child.name not in common] for tree in trees]
     if any(rest):
-        children.append(_mean("others", [_together(found) for found in rest], ()))
-    children.sort(key=lambda child: -max(child.seconds, child.device_s))
-    return _mean(trees[0].name, trees, tuple(children))
+        children.append(_mean("others", [_together("others", found) for found in rest], ()))
+    return _mean(trees[0].name, trees, _ordered(children))
 
 
-def _together(nodes: Sequence[Node]) -> Node:
-    seconds, calls, device_s = (sum(getattr(node, name) for node in nodes) for name in ("seconds", "calls", "device_s"))
-    return Node("others", seconds, calls, device_s)
+def _ordered(children: Iterable[Node]) -> tuple[Node, ...]:
+    return tuple(sorted(children, key=lambda child: -max(child.seconds, child.device_s)))
+
+
+def _together(name: str, nodes: Sequence[Node]) -> Node:
+    return Node(name, *(sum(getattr(node, what) for node in nodes) for what in ("seconds", "calls", "device_s")))
 
 
 def _mean(name: str, nodes: Sequence[Node], children: tuple[Node, ...]) -> Node:
@@ -179,15 +182,11 @@ class _Sum:
 
     def node(self, name: str, rounds: int, least_s: float) -> Node:
         """Return the tree; what is shorter than `least_s`, all rounds together, is put into one child."""
-        shown = {key: part for key, part in self.parts.items() if max(part.seconds, part.device_s) >= least_s}
-        children = [part.node(key, rounds, least_s) for key, part in shown.items()]
-        rest = [part for key, part in self.parts.items() if key not in shown]
-        if rest:
-            seconds, calls = sum(part.seconds for part in rest), sum(part.calls for part in rest)
-            device_s = sum(part.device_s for part in rest)
-            children.append(Node(f"{len(rest)} others", seconds / rounds, calls / rounds, device_s / rounds))
-        children.sort(key=lambda child: -max(child.seconds, child.device_s))
-        return Node(name, self.seconds / rounds, self.calls / rounds, self.device_s / rounds, tuple(children))
+        parts = [part.node(key, rounds, least_s) for key, part in self.parts.items()]
+        shown = [part for part in parts if max(part.seconds, part.device_s) >= least_s / rounds]
+        if rest := [part for part in parts if max(part.seconds, part.device_s) < least_s / rounds]:
+            shown.append(_together(f"{len(rest)} others", rest))
+        return Node(name, self.seconds / rounds, self.calls / rounds, self.device_s / rounds, _ordered(shown))
 
 
 def _tree(name: str, events: Sequence[Any]) -> Node:

@@ -77,9 +77,9 @@ class Rapl:
 
     def start(self) -> None:
         """Read every meter for the first time."""
-        self._meters = [
-            _Meter(zone / "energy_uj", _range(zone), int((zone / "energy_uj").read_text())) for zone in self._zones()
-        ]
+        for zone in self._zones():
+            file, wrap = zone / "energy_uj", _text(zone / "max_energy_range_uj")
+            self._meters.append(_Meter(file, int(wrap) if wrap.isdecimal() else 0, int(file.read_text())))
 
     def read(self) -> None:
         """Read every meter: none may go round twice in between."""
@@ -99,24 +99,15 @@ class Rapl:
 
     def _zones(self) -> list[Path]:
         """Return the packages and their dram; "psys" holds packages, and "core" and "uncore" are parts of one."""
-        packages = [zone for zone in self._root.glob("intel-rapl:*") if _name(zone).startswith("package")]
+        packages = [zone for zone in self._root.glob("intel-rapl:*") if _text(zone / "name").startswith("package")]
         # The class folder links to every zone, parts too (intel-rapl:0:1): those are found below their package.
         packages = sorted(zone for zone in packages if zone.name.count(":") == 1)
-        return [
-            *packages,
-            *(part for zone in packages for part in sorted(zone.glob(f"{zone.name}:*")) if _name(part) == "dram"),
-        ]
+        parts = (part for zone in packages for part in sorted(zone.glob(f"{zone.name}:*")))
+        return [*packages, *(part for part in parts if _text(part / "name") == "dram")]
 
 
-def _name(zone: Path) -> str:
+def _text(file: Path) -> str:
     try:
-        return (zone / "name").read_text().strip()
+        return file.read_text().strip()
     except OSError:
         return ""
-
-
-def _range(zone: Path) -> int:
-    try:
-        return int((zone / "max_energy_range_uj").read_text())
-    except (OSError, ValueError):
-        return 0

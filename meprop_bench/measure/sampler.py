@@ -5,18 +5,10 @@ looking costs: a reading takes from the very CPU that is measured, holds Python'
 samplers never run in a timed pass; they have a pass of their own, over a steady loop of seconds
 (`measure.utilization`).
 
-All sources have one shape, and each has a small file of its own (`host`, `rapl`, `nvml`):
-
-    unavailable_reason()   one line, or None when it can be read here
-    start()                first value of each counter       (in the thread that runs the loop)
-    read()                 one value of each gauge           (in the sampler's thread, at once and every 50 ms)
-    stop()                 last value of each counter        (in the thread that runs the loop)
-    summary(seconds)       values by field, and for each field without a value the reason
-    close()                whatever was opened
-
-A *gauge* is a level (utilisation, clock, temperature), of which the mean or the highest counts; a *counter* only grows
-(energy, context switches), so its last value minus its first is exact however seldom it is read. Counters are read on
-both sides of the loop itself and thus enclose nothing else.
+All sources have one shape (`Source`), and each has a small file of its own (`host`, `rapl`, `nvml`). A *gauge* is a
+level (utilisation, clock, temperature), of which the mean or the highest counts; a *counter* only grows (energy,
+context switches), so its last value minus its first is exact however seldom it is read. Counters are read on both sides
+of the loop itself and thus enclose nothing else.
 
 A source that fails, or does not answer, costs its own fields and nothing more.
 """
@@ -56,9 +48,15 @@ class Summary:
     values: Mapping[str, Any] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], fields: Sequence[str], reasons: Mapping[str, str]) -> Self:
+        """Return the values but those that are None, and for each other field why it has none, as far as is known."""
+        found = {name: value for name, value in values.items() if value is not None}
+        return cls(found, {name: reasons.get(name, "not read") for name in fields if name not in found})
+
 
 class Source(Protocol):
-    """Something that can be read; the module says when each method is called. Any of them may raise."""
+    """Something that can be read; any of its methods may raise. But for `read` the loop's own thread calls them."""
 
     @property
     def fields(self) -> Sequence[str]:
@@ -71,7 +69,7 @@ class Source(Protocol):
         """Read the counters for the first time."""
 
     def read(self) -> None:
-        """Read the gauges once; raises `Unavailable` when there will never be anything to read again."""
+        """Read the gauges once, in the sampler's thread; `Unavailable` says that there is nothing to read any more."""
 
     def stop(self) -> None:
         """Read the counters for the last time."""

@@ -30,7 +30,6 @@ its own ratios). LATER = 2 epochs, since the dev curve of a perceptron is flat n
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +39,8 @@ from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learnin
 from meprop_bench.paper.evidence import Evidence, Place, figure
 from meprop_bench.paper.published import COLUMNS
 from meprop_bench.paper.trainings import Trained
-from meprop_bench.report.cells import points, ratio_within
-from meprop_bench.stats import CANNOT_TELL, Interval, mean_difference, non_inferiority, paired_ratio, too_wide
+from meprop_bench.report.cells import points, ratio_within, vague_points
+from meprop_bench.stats import Interval, mean_difference, non_inferiority, paired_ratio, too_wide
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
 
@@ -186,11 +185,10 @@ def _speed(place: Place, kind: str) -> Iterator[_Found]:
     what, paper = COLUMNS[column].title, f"{printed:g}x"
     says = f"faster {what} than {baseline.row.name}" if kind == "faster" else f"{paper} in {what}"
     found = place.timed(column)
-    if found is None or found.speedup is None:
+    if found is None or found.interval is None:
         yield says, paper, None
         return
-    low, high = (math.nan if bound is None else bound for bound in (found.speedup_low, found.speedup_high))
-    interval = Interval(found.speedup, low, high)
+    interval = found.interval
     bound = 1.0 if kind == "faster" else NEARLY * printed
     verdict, why = _above(interval, bound, "1x" if kind == "faster" else f"{bound:.1f}x, {NEARLY:g} of the printed")
     if found.baseline_disagreement is not None:
@@ -293,13 +291,12 @@ def _negated(interval: Interval) -> Interval:
 
 def _times(found: Interval) -> str:
     if too_wide(found.half_width):
-        return ratio_within(found.estimate, found.low, found.high)
+        return ratio_within(found)
     return f"{found.estimate:.2f}x{_brackets(found, '.2f')}"
 
 
 def _points(found: Interval) -> str:
-    text = points(found.estimate, *((found.low, found.high) if found.bounded else (None, None)))
-    return text if text == CANNOT_TELL else f"{text} points"
+    return points(found) + " points" * (not vague_points(found))
 
 
 def _brackets(interval: Interval, form: str) -> str:

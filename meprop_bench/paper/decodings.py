@@ -98,8 +98,5 @@ class Decodings:
 
 def sizes_of(trained: Sequence[Trained]) -> Mapping[str, int]:
     """Return the neurons that training left in each layer, the mean over seeds; empty where nothing was simplified."""
-    names = [name for name in (trained[0].sizes if trained else ()) if name.startswith("size ")]
-    return {
-        name.removeprefix("size "): max(1, round(sum(one.sizes[name] for one in trained) / len(trained)))
-        for name in names
-    }
+    names = trained[0].layers if trained else ()
+    return {name: max(1, round(sum(one.layers[name] for one in trained) / len(trained))) for name in names}

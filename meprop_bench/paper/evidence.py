@@ -238,13 +238,13 @@ def _timed_line(bare: Line, place: Place) -> Line:
         disagrees = found.baseline_disagreement is not None
         doubt = "do not believe" if disagrees else CANNOT_TELL if too_wide(found.half_width) else ""
         return replace(bare, mean=found.speedup, doubt=doubt)
-    seconds = found.baseline_median_s if is_baseline else found.median_s
+    seconds = found.dense.median_s if is_baseline else found.sparse.median_s
     return bare if seconds is None else replace(bare, mean=seconds * (1e3 if bare.unit == "ms" else 1.0))
 
 
 def figure(trained: Trained, column: str) -> float | None:
     """Return one training's figure in a column."""
-    layers = [size for name, size in trained.sizes.items() if name.startswith("size ")]
+    layers = list(trained.layers.values())
     named: dict[str, float | None] = {
         "iterations": trained.best_epoch,
         "dev": trained.best_dev,

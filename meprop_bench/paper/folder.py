@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meprop_bench.errors import UserError
-from meprop_bench.optional import unavailable_reason
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
 from meprop_bench.paper.curves import curves
@@ -30,16 +30,16 @@ from meprop_bench.paper.experiment import experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS
 from meprop_bench.paper.runner import COUNTS
 from meprop_bench.paper.trainings import Trainings
-from meprop_bench.report import draw, missing_parts
 from meprop_bench.report.cells import ABSENT, Cell, Tone, digits, seconds
 from meprop_bench.report.document import Document
-from meprop_bench.report.html import as_html
-from meprop_bench.report.markdown import as_readme
 from meprop_bench.report.sections import Section
 from meprop_bench.results.incoming import Number, checked, parsed, refused
-from meprop_bench.results.store import Store, replace_file
+from meprop_bench.results.store import Store
 
-__all__ = ["PaperDocument", "own_sections", "read", "write_page"]
+if TYPE_CHECKING:
+    from meprop_bench.report.plots import Plot
+
+__all__ = ["PaperDocument", "own_sections", "read"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ class PaperDocument(Document):
     def sections(self) -> list[Section]:
         """The paper beside ours, the verdicts, then the timed rows in full."""
         return [*own_sections(self), *super().sections]
+
+    def curves(self) -> list[Plot]:
+        """Draw how the trainings went."""
+        return curves(self.evidence)
 
     @property
     def how_to_read(self) -> tuple[str, ...]:
@@ -134,21 +138,6 @@ def read(store: Store) -> PaperDocument:
     failures = (f"a training failed: {one.arm_id}, seed {one.seed}: {one.error}" for one in failed if one.error)
     notes = (*plain.notes, *trainings.notes, *taken, *failures)
     return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
-
-
-def write_page(store: Store) -> list[Path]:
-    """Write README.md, index.html and the plots of a folder anew; return their paths."""
-    document = read(store)
-    drawn, remark = draw(document)
-    if unavailable_reason("matplotlib") is None:
-        drawn = [*curves(document.evidence), *drawn]
-    contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
-    contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in drawn], remark)
-    if unavailable_reason("jinja2") is None:
-        contents["index.html"] = as_html(document, drawn, remark or missing_parts())
-    for name, content in contents.items():
-        replace_file(store.folder / name, content)
-    return [store.folder / name for name in contents]
 
 
 def _counts(folder: Path) -> dict[tuple[str, str], int]:

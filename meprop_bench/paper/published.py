@@ -22,10 +22,9 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from msgspec import Meta, Struct, defstruct
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
 from meprop_bench.results.incoming import Count, Name, checked, refused
-from meprop_bench.workloads.case import one_of
 
 __all__ = [
     "CLAIMS",

@@ -31,12 +31,12 @@ from meprop_bench.paper.decodings import Decoding, Decodings, sizes_of
 from meprop_bench.paper.experiment import Arm, Experiment
 from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained, Trainings
+from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import Store, replace_file
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.team import CaseFailed, ask, ask_together
-from meprop_bench.workloads.case import default_allocator
 
 __all__ = [
     "COUNTS",

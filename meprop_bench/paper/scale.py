@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
+from meprop_bench.errors import one_of
 from meprop_bench.paper.published import Setting, checked_as, packaged
 from meprop_bench.paper.subjects import SUBJECTS
-from meprop_bench.workloads.case import one_of
 
 __all__ = ["SCALES", "Scale", "reading_of", "scale_of"]
 

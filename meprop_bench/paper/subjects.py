@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from meprop_bench.data.location import data_folder, locate
+from meprop_bench.data.location import is_here
 from meprop_bench.data.sources import SOURCES
 from meprop_bench.errors import UserError
 from meprop_bench.tasks import TASKS
@@ -93,12 +93,9 @@ class Subject:
             return None
         source = SOURCES[self.source]
         try:
-            folder = data_folder()
+            return None if is_here(source) else f"the data are not here: set MEPROP_BENCH_DATA, or {source.remedy}"
         except UserError as error:
             return str(error)
-        if all(locate(folder, source, file) for file in source.files):
-            return None
-        return f"the data are not here: set MEPROP_BENCH_DATA, or run `meprop-bench data fetch {self.source}`"
 
 
 _SIZES = ("batch", "hidden")

@@ -98,6 +98,12 @@ class Trained:
         return found
 
     @property
+    def layers(self) -> dict[str, float]:
+        """Layer -> neurons left, empty where nothing was simplified; `sizes` has other figures beside them."""
+        named = (name.partition(" ") for name in self.sizes)
+        return {layer: self.sizes[f"size {layer}"] for what, _, layer in named if what == "size" and layer}
+
+    @property
     def last_epoch(self) -> float | None:
         """Of the last evaluation; None without one."""
         return self.evaluations[-1].epoch if self.evaluations else None

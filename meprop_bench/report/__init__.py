@@ -57,6 +57,8 @@ def write_report(folder: Path, document: Document | None = None) -> list[Path]:
     """
     document = document or Document.load(folder)
     drawn, remark = draw(document)
+    if unavailable_reason("matplotlib") is None:
+        drawn = [*document.curves(), *drawn]
     contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
 
     from meprop_bench.report.markdown import as_readme

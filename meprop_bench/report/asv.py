@@ -1,8 +1,6 @@
 """Stored results as results of asv, so that `asv publish`, `asv show` and `asv compare` show paired measurements, too.
 
-    results folder  ->  RESULTS/MACHINE/COMMIT-ENVIRONMENT.json    one for each commit and environment (format 2)
-                        RESULTS/MACHINE/machine.json               made if it is not there
-                        RESULTS/benchmarks.json                    ours are added, those of the suite stay
+    results folder  ->  RESULTS/MACHINE/COMMIT-ENVIRONMENT.json    see `asv_files` for what is in them
 
 A benchmark is one cost (`results.costs`) of one phase of one workload, `stored.linear.backward.track_ratio`. It is not
 that of the asv suite, whose grid is the suite's preset alone. Its parameters are always the same five, so that exports
@@ -10,62 +8,44 @@ of different sweeps, made on different days, lie in the same graphs:
 
     method   k   shape (784→500 B=50)   device (cpu:2, cuda:0)   variant (what is not as usual; "usual" if all is)
 
-The variant holds every axis of a case (`workloads.case.AXES`) that the other four do not, so that an axis that is added
-gives its cases points of their own. A figure that is there already, of another run of the same commit in the same
-environment, is replaced by the later one, and that is said.
+The variant holds every axis (`results.axes`) that the other four do not, so that an axis that is added gives its cases
+points of their own. A figure that is there already, of another run of the same commit in the same environment, is
+replaced by the later one, and that is said.
 
 A ratio is 1 / the row's speed-up, a time the row's median; both with their intervals at 99% over the processes. asv
-would take all samples as independent, and weigh a result in its step detection with a confidence that it has not.
+would take all samples as independent, and weight a result in its step detection with a confidence that it has not.
 
-Results of different environments never share a line: what the six parameters do not tell of an environment (versions,
+Results of different environments never share a line: what the five parameters do not say of an environment (versions,
 processor, kernel, ...) makes a name, which asv keeps apart. A result belongs to a commit, so one that was measured
-outside a checkout is refused, and one of a tree with changes unless that is asked for.
+outside a checkout is refused, and one of a tree with changes unless that is requested.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import re
 import statistics
 import subprocess
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import NOT_IN_ID, environment_id, machine_of
+from meprop_bench.report.asv_files import USUAL, Benchmarks, ResultFile, joined, write_benchmarks
+from meprop_bench.results.axes import AXES
 from meprop_bench.results.costs import COSTS, judged_pairs
-from meprop_bench.results.incoming import checked, refused
+from meprop_bench.results.naming import device_name
 from meprop_bench.results.schema import Row
-from meprop_bench.results.store import Store, replace_file
+from meprop_bench.results.store import Store
 from meprop_bench.stats import Interval, iqr, median, paired_ratio
-from meprop_bench.workloads.case import AXES
 
-__all__ = ["PARAMETERS", "Exported", "export"]
+__all__ = ["Exported", "export"]
 
-PARAMETERS = ("method", "k", "shape", "device", "variant")
-
-_FORMAT = 2
-_VERSION = "1"
-_COLUMNS = (
-    *("result", "params", "version", "started_at", "duration"),
-    *("stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "stats_number", "stats_repeat", "samples"),
-)
-_OF_POINT = ("result", *_COLUMNS[5:])
-_TOLD_BY_CASE = ("device", "allocator", "torch_threads", "preloaded_allocators")
-"""Fields of an environment that the parameters tell; so do the variables that set threads and allocator."""
-
-_USUAL = "usual"
-
-_ABSENT = {"result": math.nan}
-"""What asv has of a combination of parameters that is skipped; null is one that failed."""
-
-_Point = tuple[str, ...]
-_Values = dict[str, Any]
+_IN_PARAMETERS = ("device", "allocator", "torch_threads", "preloaded_allocators")
+"""Fields of an environment that the parameters say; so do the variables that set threads and allocator."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +66,6 @@ class Exported:
     replaced: tuple[str, ...] = ()
 
 
-@dataclass
-class _File:
-    """One result file in the making."""
-
-    commit: str
-    machine: str
-    environment: Mapping[str, Any]
-    started_ms: int
-    found: dict[str, dict[_Point, _Values]] = field(default_factory=dict)
-
-
 def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: bool = False) -> Exported:
     """Write the rows of results folders as results of asv; what is there of other cases, commits and machines stays.
 
@@ -111,7 +80,7 @@ def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: b
             changes, nothing measured, or a file of asv's that cannot be read.
 
     """
-    files: dict[tuple[str, str, str], _File] = {}
+    files: dict[tuple[str, str, str], ResultFile] = {}
     rows = left_out = 0
     replaced: list[str] = []
     commits = _Commits(repository)
@@ -119,7 +88,7 @@ def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: b
     for store in sorted(stores, key=lambda found: datetime.fromisoformat(found.header["started"]).timestamp()):
         folder = store.folder
         for row in store.rows():
-            if not row.passed or row.values_s is None or row.phase is None:
+            if not row.passed or row.measurement is None or row.phase is None:
                 left_out += 1
                 continue
             environment = store.header["environments"].get(row.environment_id)
@@ -131,15 +100,13 @@ def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: b
             key = (commit, machine_of(environment), _apart(environment))
             if key not in files:
                 started_ms = round(1000 * datetime.fromisoformat(store.header["started"]).timestamp())
-                files[key] = _File(commit, key[1], environment, started_ms)
-            own: dict[str, dict[_Point, _Values]] = {}
-            _add(own, row)
-            files[key].found = _joined(files[key].found, own, replaced)
+                files[key] = ResultFile(commit, commits.date_ms(commit), key[1], key[2], environment, started_ms)
+            files[key].found = joined(files[key].found, _benchmarks(row), replaced)
             rows += 1
     if not rows:
         raise UserError("no case has been measured there: nothing to export", ExitCode.NOTHING_MEASURED)
-    _write_benchmarks(results, [file.found for file in files.values()])  # first: what it finds broken stops the rest
-    written = tuple(_write(results, file, name, commits, replaced) for (_, _, name), file in files.items())
+    write_benchmarks(results, [file.found for file in files.values()])  # first: what it finds broken stops the rest
+    written = tuple(file.write(results, replaced) for file in files.values())
     return Exported(written, rows, left_out, tuple(replaced))
 
 
@@ -183,8 +150,8 @@ class _Commits:
 
 
 def _apart(environment: Mapping[str, Any]) -> str:
-    """Return a name of what the parameters do not tell of an environment."""
-    rest = {name: value for name, value in environment.items() if name not in (*_TOLD_BY_CASE, *NOT_IN_ID)}
+    """Return a name of what the parameters do not say of an environment."""
+    rest = {name: value for name, value in environment.items() if name not in (*_IN_PARAMETERS, *NOT_IN_ID)}
     variables = environment.get("variables") or {}
     rest["variables"] = {
         name: value for name, value in variables.items() if not re.search(r"^MALLOC_|_NUM_THREADS$", name)
@@ -192,17 +159,19 @@ def _apart(environment: Mapping[str, Any]) -> str:
     return environment_id(rest)
 
 
-def _add(found: dict[str, dict[_Point, _Values]], row: Row) -> None:
-    point = _point(row)
+def _benchmarks(row: Row) -> Benchmarks:
+    """Return the costs of a row, each at its point of a benchmark."""
+    found: Benchmarks = {}
     for name, cost in COSTS.items():
         value = cost.of(row)
-        samples = value if isinstance(value, list) else None
-        if samples is None and not math.isfinite(float(value)):  # type: ignore[arg-type]
+        if isinstance(value, list):
+            values = _statistics(value, _interval(name, row))
+        elif math.isfinite(value):
+            values = {"result": value}
+        else:
             continue
-        told: _Values = {"result": value}
-        if samples is not None:
-            told = _statistics(samples, _interval(name, row))
-        found.setdefault(f"stored.{row.workload}.{row.phase}.track_{name}", {})[point] = told
+        found[f"stored.{row.workload}.{row.phase}.track_{name}"] = {_point(row): values}
+    return found
 
 
 def _interval(name: str, row: Row) -> Interval:
@@ -211,11 +180,11 @@ def _interval(name: str, row: Row) -> Interval:
     if name == "time":
         pairs = [[(1.0, method_s) for _, method_s in run] for run in pairs]
     found = paired_ratio(pairs, 0.99)
-    estimate = 1 / found.estimate if name == "ratio" else row.median_s or math.nan
+    estimate = 1 / found.estimate if name == "ratio" else row.sparse.median_s or math.nan
     return Interval(estimate, *((1 / found.high, 1 / found.low) if found.bounded else (-math.inf, math.inf)))
 
 
-def _statistics(samples: list[float], interval: Interval) -> _Values:
+def _statistics(samples: list[float], interval: Interval) -> dict[str, Any]:
     middle, half = median(samples), iqr(samples) / 2
     lower, upper = middle - half, middle + half
     if len(samples) > 1:
@@ -232,15 +201,14 @@ def _statistics(samples: list[float], interval: Interval) -> _Values:
     }
 
 
-def _point(row: Row) -> _Point:
-    device = f"cpu:{row.threads}" if row.device == "cpu" else row.device
-    shape, told = _shape(row)
-    told |= {"workload", "method", "k", "device", *(("threads",) if row.device == "cpu" else ())}
-    return tuple(map(repr, (row.method, row.k, shape, device, _variant(row, told))))
+def _point(row: Row) -> tuple[str, ...]:
+    """Return a value for each parameter, by `repr` as asv has them."""
+    shape, said = _shape(row)
+    return tuple(map(repr, (row.method, row.k, shape, device_name(row), _variant(row, said))))
 
 
 def _shape(row: Row) -> tuple[str, set[str]]:
-    """Return the shape in words, and the axes that it tells."""
+    """Return the shape in words, and the axes that it says."""
     if row.data is not None:
         return f"{row.data} h={row.out_features}", {"data", "in_features", "out_features"}
     shape = f"h={row.out_features}" if row.in_features is None else f"{row.in_features}→{row.out_features}"
@@ -249,209 +217,20 @@ def _shape(row: Row) -> tuple[str, set[str]]:
         (row.filter, f"filter {row.filter}"),
         (row.length, f"T={row.length}"),
     )
-    told = {"data", "in_features", "out_features", "size", "filter", "length", "batch"}
-    return " ".join([shape, *(text for value, text in extras if value is not None), f"B={row.batch}"]), told
+    said = {"data", "in_features", "out_features", "size", "filter", "length", "batch"}
+    return " ".join([shape, *(text for value, text in extras if value is not None), f"B={row.batch}"]), said
 
 
-_WORDS = {
-    "gradient": "gradient {}",
-    "kernel_requested": "kernel {}",
-    "dtype": "{}",
-    "allocator": "{} allocator",
-    "layers": "{} layers",
-    "optimizer": "{}",
-    "rate": "rate {}",
-    "share": "share {}",
-    "slowdown": "slowdown {}",
-    "caches": "{} caches",
-    "launch": "{} launch",
-    "threads": "{} threads",
-}
-"""How a variant says an axis, in this order; any other follows by its name."""
-
-_SAID = {"allocator": "kept", "layers": None, "optimizer": None, "slowdown": 0.0}
-"""What needs no word, where that is not what an axis is when nothing is said."""
-
-
-def _variant(row: Row, told: Container[str]) -> str:
-    names = [name for name in dict.fromkeys((*_WORDS, *AXES)) if name not in told]
-    values = {name: value for name in names if (value := getattr(row, name)) is not None}
-    return (
-        ", ".join(
-            _WORDS.get(name, f"{name.replace('_', '-')} {{}}").format(value)
-            for name, value in values.items()
-            if value != _SAID.get(name, AXES[name])
-        )
-        or _USUAL
-    )
-
-
-def _write(results: Path, file: _File, name: str, commits: _Commits, replaced: list[str]) -> Path:
-    folder = results / file.machine
-    machine = _machine(folder / "machine.json", file)
-    environment = file.environment
-    python = re.sub(r"^\D*(\d+\.\d+).*", r"\1", str(environment.get("python")))
-    path = folder / f"{file.commit[:8]}-stored-{name}.json"
-    found = _joined(_points_of(path), file.found, replaced)
-    record = {
-        "commit_hash": file.commit,
-        "env_name": f"stored-{name}",
-        "date": commits.date_ms(file.commit),
-        "params": {
-            **{key: value for key, value in machine.items() if key != "version"},
-            "python": python,
-            "torch": str(environment.get("torch")),
-            "environment": name,
-        },
-        "python": python,
-        "requirements": {"torch": str(environment.get("torch"))},
-        "env_vars": {},
-        "result_columns": list(_COLUMNS),
-        "results": {benchmark: _columns(points, file.started_ms) for benchmark, points in sorted(found.items())},
-        "durations": {},
-        "version": _FORMAT,
-    }
-    _save(path, record)
-    return path
-
-
-def _machine(path: Path, file: _File) -> dict[str, Any]:
-    """Return asv's record of the machine, made from the environment if there is none."""
-    if (known := _read(path)) is not None:
-        return known
-    environment = file.environment
-    made = {
-        "arch": str(environment.get("architecture")),
-        "cpu": str(environment.get("cpu_model")),
-        "machine": file.machine,
-        "num_cpu": str(environment.get("cpu_usable_cores")),
-        "os": str(environment.get("os")),
-        "ram": f"{environment.get('memory_gib')} GiB",
-        "version": 1,
-    }
-    _save(path, made)
-    return made
-
-
-def _joined(
-    old: Mapping[str, Mapping[_Point, _Values]], new: Mapping[str, Mapping[_Point, _Values]], replaced: list[str]
-) -> dict[str, dict[_Point, _Values]]:
-    """Return both, the new ones in place of the old; say which of these were others."""
-    for name, points in new.items():
-        for point, told in points.items():
-            before = old.get(name, {}).get(point)
-            if before is not None and before["result"] != told["result"]:
-                replaced.append(f"{name}({', '.join(point)}): {before['result']:.6g} by {told['result']:.6g}")
-    return {name: {**old.get(name, {}), **new.get(name, {})} for name in (*old, *new)}
-
-
-def _points_of(path: Path) -> dict[str, dict[_Point, _Values]]:
-    """Return what a result file of ours holds; nothing where there is none."""
-    record = _read(path)
-    if record is None:
-        return {}
-    try:
-        stored = checked(record, _Stored)
-        found: dict[str, dict[_Point, _Values]] = {}
-        for benchmark, row in stored.results.items():
-            columns = dict(zip(stored.result_columns, row, strict=False))
-            params = _checked_params(columns.get("params"))
-            for index, point in enumerate(itertools.product(*params)):
-                told = {name: columns[name][index] for name in _OF_POINT if columns.get(name) is not None}
-                if told.get("result") is not None and math.isfinite(told["result"]):
-                    found.setdefault(benchmark, {})[point] = told
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise refused(str(path), error, "it is no export of this package: remove it") from None
-    return found
-
-
-@dataclass
-class _Stored:
-    """What is read again of a result file."""
-
-    result_columns: list[str]
-    results: dict[str, list[Any]]
-
-
-def _columns(points: Mapping[_Point, _Values], started_ms: int) -> list[Any]:
-    params = _params(points)
-    grid = list(itertools.product(*params))
-    columns = {name: [points.get(point, {}).get(name) for point in grid] for name in _OF_POINT}
-    columns["result"] = [points.get(point, _ABSENT)["result"] for point in grid]
-    told = {"params": params, "version": _VERSION, "started_at": started_ms}
-    return [told.get(name, columns.get(name)) for name in _COLUMNS]
-
-
-def _params(points: Iterable[_Point]) -> list[list[str]]:
-    """Return the values of each parameter, what is usual first (asv's page shows the first), numbers by size."""
-    return [sorted(dict.fromkeys(column), key=_rank) for column in zip(*points, strict=True)]
-
-
-def _rank(text: str) -> tuple[int, float, str]:
-    if text == repr(_USUAL):
-        return (0, 0.0, text)
-    try:
-        return (1, float(text), text)
-    except ValueError:
-        return (2, 0.0, text)
-
-
-def _write_benchmarks(results: Path, found: Sequence[Mapping[str, Mapping[_Point, _Values]]]) -> None:
-    """Add the benchmarks to asv's list; a parameter keeps the values that it has there."""
-    path = results / "benchmarks.json"
-    record = _read(path) or {}
-    for name in sorted({name for file in found for name in file}):
-        cost = COSTS[name.rpartition("track_")[2]]
-        points = [point for file in found for point in file.get(name, {})]
-        old = _params_of(record.get(name), path)
-        record[name] = {
-            "name": name,
-            "code": cost.meaning,
-            "type": cost.kind,
-            "unit": cost.unit,
-            "param_names": list(PARAMETERS),
-            "params": [
-                sorted({*before, *column}, key=_rank) for before, column in zip(old, _params(points), strict=True)
-            ],
-            "version": _VERSION,
-        }
-    _save(path, {**record, "version": _FORMAT})
-
-
-def _params_of(benchmark: object, path: Path) -> list[list[str]]:
-    """Return the values of each parameter that asv's list has of a benchmark of ours."""
-    if benchmark is None:
-        return [[] for _ in PARAMETERS]
-    try:
-        params = checked(benchmark, dict[str, Any]).get("params")
-        return _checked_params(params) if params else [[] for _ in PARAMETERS]
-    except ValueError as error:
-        raise refused(str(path), error, "repair or remove it") from None
-
-
-def _checked_params(params: object) -> list[list[str]]:
-    found = checked(params, list[list[str]])
-    if len(found) != len(PARAMETERS):
-        raise ValueError(f"params are of {len(found)} parameters, and ours are {', '.join(PARAMETERS)}")
-    return found
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(f"cannot read {path}: {reason}; repair or remove it") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is not a file of asv's: repair or remove it")
-    return record
-
-
-def _save(path: Path, record: Mapping[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another folder with --to") from None
-    replace_file(path, json.dumps(record, indent=1) + "\n")
+def _variant(row: Row, said: Container[str]) -> str:
+    """Return what is not as usual of the axes that no other parameter says; those with words of their own first."""
+    others = [axis for axis in AXES.values() if axis.field not in ("workload", "method", "k", "device", "threads")]
+    values = [(axis, getattr(row, axis.stored)) for axis in others if axis.field not in said]
+    words = [(axis.variant, value) for axis, value in values if axis.variant and value not in (None, axis.usual)]
+    if row.device != "cpu" and row.threads is not None:
+        words.append((AXES["threads"].variant, row.threads))
+    words += [
+        (f"{axis.field.replace('_', '-')} {{}}", value)
+        for axis, value in values
+        if not axis.variant and value not in (None, axis.usual)
+    ]
+    return ", ".join(template.format(value) for template, value in words) or USUAL

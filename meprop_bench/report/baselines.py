@@ -11,21 +11,21 @@ Neither of two that disagree can be believed without the other one measured anew
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from meprop_bench.measure.notes import Note
+from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
-from meprop_bench.workloads.case import DENSE_AXES
 
-__all__ = ["AGREE", "NOTE", "disagreement", "with_disagreements"]
+__all__ = ["AGREE", "disagreement", "with_disagreements"]
 
 AGREE = 1.25
 """Factor within which equal dense times agree. Medians of identical code differ by some 3% from process to process and
 by 20% where a neighbour is on the same cores (reports/LOG.md); a speed-up that is off by more than that misleads."""
 
-NOTE = r"dense times of the same work differ by up to ([\d.]+)x here: do not believe this speed-up"
-"""The note of a row whose dense time disagrees with another's, as a pattern."""
+_NOTE = "dense-times"
+"""The kind of the note that such a row gets."""
 
 
 def with_disagreements(rows: Iterable[Row]) -> list[Row]:
@@ -33,13 +33,13 @@ def with_disagreements(rows: Iterable[Row]) -> list[Row]:
     plain = [_plain(row) for row in rows]
     extremes: dict[tuple[object, ...], tuple[float, float]] = {}
     for row in plain:
-        if own := row.baseline_median_s:
+        if own := row.dense.median_s:
             least, most = extremes.get(_work(row), (own, own))
             extremes[_work(row)] = min(least, own), max(most, own)
     found = []
     for row in plain:
         factor = 1.0
-        if own := row.baseline_median_s:
+        if own := row.dense.median_s:
             least, most = extremes[_work(row)]
             factor = max(own / least, most / own)
         found.append(_marked(row, factor) if factor > AGREE else row)
@@ -66,13 +66,12 @@ def _work(row: Row) -> tuple[object, ...]:
 
 
 def _marked(row: Row, factor: float) -> Row:
-    note = NOTE.replace(r"([\d.]+)", f"{factor:.2f}")
-    return replace(row, baseline_disagreement=factor, notes=(*row.notes, note))
+    return replace(row, baseline_disagreement=factor, notes=(*row.notes, Note.of(_NOTE, factor=factor)))
 
 
 def _plain(row: Row) -> Row:
     """Return a row as it was before it was marked: it may be judged among others now."""
     if row.baseline_disagreement is None:
         return row
-    notes = tuple(note for note in row.notes if not re.fullmatch(NOTE, note))
+    notes = tuple(note for note in row.notes if note.kind != _NOTE)
     return replace(row, baseline_disagreement=None, notes=notes)

@@ -16,12 +16,13 @@ from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
     "ABSENT",
+    "IN_SHAPE",
+    "SHAPE",
     "WIDEST_POINTS",
     "Cell",
     "check",
     "efficiency",
     "failure",
-    "interval",
     "joules",
     "kept",
     "label",
@@ -38,9 +39,12 @@ __all__ = [
     "seconds_within",
     "shape",
     "speedup",
+    "vague_points",
 ]
 
 ABSENT = "–"
+SHAPE, IN_SHAPE = "batch, m → n", ("batch", "in_features", "out_features")
+"""Heading of `shape`, and the axes that it says together."""
 WIDEST_POINTS = 20.0
 """Points of accuracy that an interval spans at most to be shown: beyond, one example in ten may be lost, or won."""
 Tone: TypeAlias = Literal["", "good", "bad", "quiet"]
@@ -65,13 +69,12 @@ def seconds(value: float | None) -> str:
     return _small(value, "s")
 
 
-def seconds_within(value: float, low: float | None, high: float | None) -> str:
+def seconds_within(found: Interval) -> str:
     """A time with its interval, as in `400 µs ±2%`, or `cannot tell`; negative, as a difference of two may be."""
-    text = seconds(value) if value >= 0 else f"-{seconds(-value)}"
-    if low is None or high is None:
-        return text
-    half = Interval(value, low, high).half_width
-    return CANNOT_TELL if too_wide(half) else f"{text} {plus_minus(half, '.0%')}"
+    if too_wide(found.half_width):
+        return CANNOT_TELL
+    text = seconds(found.estimate) if found.estimate >= 0 else f"-{seconds(-found.estimate)}"
+    return f"{text} {plus_minus(found.half_width, '.0%')}" if found.bounded else text
 
 
 def joules(value: float | None) -> str:
@@ -121,28 +124,24 @@ def ratio(value: float) -> str:
     return f"{digits(value)}x"
 
 
-def interval(low: float | None, high: float | None, sign: str = "") -> str:
-    """An interval as in ` [5.02, 5.22]`, leading space included, or nothing where there is none."""
-    if low is None or high is None:
-        return ""
-    return f" [{low:+.2f}, {high:+.2f}]" if sign else f" [{digits(low)}, {digits(high)}]"
-
-
-def ratio_within(estimate: float, low: float | None, high: float | None, form: Callable[[float], str] = ratio) -> str:
+def ratio_within(found: Interval, form: Callable[[float], str] = ratio) -> str:
     """A ratio with its interval, `5.12x [5.02, 5.22]`; where that is too wide, what it still says: `cannot tell`."""
-    if low is None or high is None:
-        return form(estimate)
-    if not too_wide(Interval(estimate, low, high).half_width):
-        return form(estimate) + interval(low, high)
-    side = f", above {form(low)}" if low > 1 else f", below {form(high)}" if high < 1 else ""
-    return CANNOT_TELL + side
+    low, high = found.low, found.high
+    if too_wide(found.half_width):
+        return CANNOT_TELL + (f", above {form(low)}" if low > 1 else f", below {form(high)}" if high < 1 else "")
+    return form(found.estimate) + (f" [{digits(low)}, {digits(high)}]" if found.bounded else "")
 
 
-def points(difference: float, low: float | None, high: float | None) -> str:
+def vague_points(found: Interval) -> bool:
+    """Whether an interval in points of accuracy is too wide for its estimate to be a figure."""
+    return found.high - found.low > WIDEST_POINTS
+
+
+def points(found: Interval) -> str:
     """Points of accuracy with their interval, `+0.04 [-0.26, +0.34]`, or `cannot tell` where that is too wide."""
-    if low is not None and high is not None and high - low > WIDEST_POINTS:
+    if vague_points(found):
         return CANNOT_TELL
-    return f"{difference:+.2f}{interval(low, high, '+')}"
+    return f"{found.estimate:+.2f}" + (f" [{found.low:+.2f}, {found.high:+.2f}]" if found.bounded else "")
 
 
 def speedup(row: Row, *, told_apart: bool = True) -> Cell:
@@ -151,18 +150,17 @@ def speedup(row: Row, *, told_apart: bool = True) -> Cell:
     One over a dense time that disagrees with another's is marked whatever its interval says (`baselines`).
     `told_apart` is whether it still differs from 1 when it is judged together with all others (`significance`).
     """
-    if not row.passed or row.speedup is None:
+    if not row.passed or row.interval is None:
         return Cell(ABSENT, "quiet")
     doubt = " do not believe" * (row.baseline_disagreement is not None)
     if row.significant is None:
-        return Cell(f"{ratio(row.speedup)} no interval{doubt}", "bad" if doubt else "quiet")
-    text = ratio_within(row.speedup, row.speedup_low, row.speedup_high) + " ~" * (row.converged is False)
+        return Cell(f"{ratio(row.interval.estimate)} no interval{doubt}", "bad" if doubt else "quiet")
+    text = ratio_within(row.interval) + " ~" * (row.converged is False)
     if doubt:
         return Cell(text + doubt, "bad")
     if not (row.significant and told_apart):
-        vague = text.startswith(CANNOT_TELL)
-        return Cell(text if vague else f"{text} not significant", "quiet")
-    return Cell(text, "good" if row.speedup > 1 else "bad")
+        return Cell(text if too_wide(row.half_width) else f"{text} not significant", "quiet")
+    return Cell(text, "good" if row.interval.estimate > 1 else "bad")
 
 
 def plain_speedup(row: Row) -> str:
@@ -176,7 +174,8 @@ def plain_speedup(row: Row) -> str:
 
 def efficiency(row: Row) -> Cell:
     """The floor as a share of the measured time, in percent."""
-    return Cell(ABSENT, "quiet") if row.efficiency is None or not row.passed else Cell(f"{100 * row.efficiency:.0f}%")
+    share = row.sparse.efficiency if row.passed else None
+    return Cell(ABSENT, "quiet") if share is None else Cell(f"{100 * share:.0f}%")
 
 
 def check(row: Row) -> Cell:
@@ -199,7 +198,7 @@ def parity(row: Row) -> Cell:
         return Cell(ABSENT, "quiet")
     found = row.parity
     tones: dict[str, Tone] = {"pass": "good", "fail": "bad", "inconclusive": "quiet"}
-    return Cell(f"{found.verdict} {points(found.difference, found.low, found.high)}", tones[found.verdict])
+    return Cell(f"{found.verdict} {points(found.interval)}", tones[found.verdict])
 
 
 def shape(row: Row) -> str:

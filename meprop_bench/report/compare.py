@@ -30,14 +30,14 @@ from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio_w
 from meprop_bench.report.document import Document, doubts
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
 from meprop_bench.report.significance import LEVEL, judged_runs
+from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
-from meprop_bench.workloads.case import AXES as AXES_OF_A_CASE
 
 __all__ = ["Change", "Comparison", "compare"]
 
 Figure = Literal["time", "speedup"]
-_FIGURES: tuple[Figure, ...] = ("time", "speedup")
+_FIGURES: Mapping[Figure, str] = {"time": "time", "speedup": "speed-up over dense"}
 _OF_EITHER = ("kernel", "environment")
 """Axes that may differ within a pair."""
 
@@ -188,12 +188,11 @@ class Comparison:
             lines.append(f"{doubted} phases whose dense times disagree are in no mean below.")
         lines += [f"Different environments, {line}" for line in self.environments]
         for (workload, phase), changes in self._kinds().items():
-            told = []
-            for figure in _FIGURES:
-                words = {"time": "time", "speedup": "speed-up over dense"}[figure]
+            means = []
+            for figure, words in _FIGURES.items():
                 mean = self.mean(changes, figure)
-                told.append(f"{words} {_precise(mean)}{self._count(changes, figure)}")
-            lines.append(f"{workload} {phase}, {_cases(len(changes))}: {'; '.join(told)}.")
+                means.append(f"{words} {_precise(mean)}{self._count(changes, figure)}")
+            lines.append(f"{workload} {phase}, {_cases(len(changes))}: {'; '.join(means)}.")
         return lines
 
     def _kinds(self) -> dict[tuple[str, str], list[Change]]:
@@ -206,8 +205,8 @@ class Comparison:
     def _count(self, changes: Sequence[Change], figure: Figure) -> str:
         chosen = {id(change) for change in changes}
         verdicts = [self.verdict(place, figure) for place, change in enumerate(self.changes) if id(change) in chosen]
-        told = [f"{verdicts.count(word)} {word}" for word in ("better", "worse") if word in verdicts]
-        return f" ({', '.join(told) or 'none significant'})"
+        counts = [f"{verdicts.count(word)} {word}" for word in ("better", "worse") if word in verdicts]
+        return f" ({', '.join(counts) or 'none significant'})"
 
     @property
     def sections(self) -> list[Section]:
@@ -227,7 +226,7 @@ class Comparison:
                 *(Cell(AXES[name](change.head)) for name in axes),
                 *((Cell(change.head.allocator),) if allocators else ()),
                 *(Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either),
-                Cell(pair(seconds(change.base.median_s), seconds(change.head.median_s))),
+                Cell(pair(seconds(change.base.sparse.median_s), seconds(change.head.sparse.median_s))),
                 self._cell(place, "time", reasons),
                 Cell(pair(*map(plain_speedup, (change.base, change.head)))),
                 self._cell(place, "speedup", reasons),
@@ -282,9 +281,9 @@ class Comparison:
         record: dict[str, Any] = {
             "case_id": change.head.case_id,
             "phase": change.head.phase,
-            **{name: getattr(change.head, name) for name in AXES_OF_A_CASE},
-            "base_median_s": change.base.median_s,
-            "head_median_s": change.head.median_s,
+            **{axis.stored: getattr(change.head, axis.stored) for axis in TABLE.values()},
+            "base_median_s": change.base.sparse.median_s,
+            "head_median_s": change.head.sparse.median_s,
             "base_speedup": change.base.speedup,
             "head_speedup": change.head.speedup,
             "base_baseline_disagreement": change.base.baseline_disagreement,
@@ -314,7 +313,7 @@ def compare(base: Document, head: Document, *, across_environments: bool = False
     """Pair two results.
 
     Raises:
-        UserError: nothing was measured (5); no case is in both, or the environments differ and that was not asked for
+        UserError: nothing was measured (5); no case is in both, or the environments differ and that was not requested
             (3).
 
     """
@@ -364,9 +363,9 @@ def _differences(base: Document, head: Document, changes: Iterable[Change]) -> l
             lines.append(f"{one} and {other}")
             continue
         names = [name for name in {**known, **found} if name not in NOT_IN_ID and known.get(name) != found.get(name)]
-        told = [f"{name} {_short(known.get(name))} → {_short(found.get(name))}" for name in names[:_MOST]]
+        changed = [f"{name} {_short(known.get(name))} → {_short(found.get(name))}" for name in names[:_MOST]]
         more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
-        lines.append(", ".join([*told, *more]) or f"{one} and {other}")
+        lines.append(", ".join([*changed, *more]) or f"{one} and {other}")
     return lines
 
 
@@ -381,9 +380,8 @@ def _short(value: object) -> str:
 
 def _precise(found: Interval) -> str:
     """A ratio near 1 with as many digits as it needs."""
-    bounds = (found.low, found.high) if found.bounded else (None, None)
     if found.estimate >= _FAR or found.estimate <= 1 / _FAR or too_wide(found.half_width):
-        return ratio_within(found.estimate, *bounds)
+        return ratio_within(found)
     return f"{found.estimate:.3f}x" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else "")
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from meprop_bench.measure.busy import was_busy
+from meprop_bench.measure.notes import Note
 from meprop_bench.report.baselines import disagreement, with_disagreements
 from meprop_bench.report.cells import memory, quantity
 from meprop_bench.report.floors import saving_sections
 from meprop_bench.report.identical import identical_section, identical_summary
 from meprop_bench.report.sections import Section, parity_section, sections, summary
 from meprop_bench.report.utilization import utilization_section
-from meprop_bench.results.schema import SCHEMA, Row
+from meprop_bench.results.schema import Row, as_object
 from meprop_bench.results.store import Store
 from meprop_bench.results.suite_file import read_suite_file
+
+if TYPE_CHECKING:
+    from meprop_bench.report.plots import Plot
 
 __all__ = ["HOW_TO_READ", "Document", "Readable", "doubts"]
 
@@ -70,28 +75,16 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Document:
-    """One results folder, ready to be printed.
+    """One results folder, ready to be printed."""
 
-    Attributes:
-        title: the folder's name.
-        command: what made the results.
-        started: when, ISO 8601.
-        rows: in the order of their measurement, marked where their dense times disagree.
-        environments: what each environment id stands for.
-        peaks: the machine's measured peaks, which the floors come from.
-        notes: what was noticed while the results were read.
-        states: the machine's, each time that the run was begun.
-
-    """
-
-    title: str
-    command: str
-    started: str
-    rows: Sequence[Row]
-    environments: Mapping[str, Any] = field(default_factory=dict)
-    peaks: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    states: Sequence[Mapping[str, Any]] = ()
+    title: str  # the folder's name
+    command: str  # what made the results
+    started: str  # when, ISO 8601
+    rows: Sequence[Row]  # in the order of their measurement, marked where their dense times disagree
+    environments: Mapping[str, Any] = field(default_factory=dict)  # what each environment id stands for
+    peaks: Mapping[str, Any] = field(default_factory=dict)  # the machine's measured peaks, which the floors come from
+    notes: Sequence[str] = ()  # what was noticed while the results were read
+    states: Sequence[Mapping[str, Any]] = ()  # the machine's, each time that the run was begun
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", with_disagreements(self.rows))
@@ -142,12 +135,12 @@ class Document:
             states=[state for document in documents for state in document.states],
         )
 
-    @property
+    @cached_property
     def doubts(self) -> list[str]:
         """A busy machine, and dense times that disagree."""
         return doubts(self.states, self.rows)
 
-    @property
+    @cached_property
     def summary(self) -> list[str]:
         """The result in a few sentences."""
         return [*summary(self.rows), *identical_summary(self.rows)]
@@ -157,7 +150,7 @@ class Document:
         """What a tilde and a mean are."""
         return HOW_TO_READ[1:4]
 
-    @property
+    @cached_property
     def sections(self) -> list[Section]:
         """The tables: times, A/A, what was to be expected of them, what the machine did meanwhile, accuracy."""
         others = (
@@ -167,6 +160,10 @@ class Document:
             parity_section(self.rows),
         )
         return [*sections(self.rows), *(section for section in others if section is not None)]
+
+    def curves(self) -> list[Plot]:
+        """Draw what a written report shows besides its rows; needs matplotlib (ImportError)."""
+        return []
 
     @property
     def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -188,13 +185,8 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--format json` prints; `environment` maps each row's environment id to what it is."""
-        return {
-            "schema": SCHEMA,
-            "command": self.command,
-            "environment": dict(self.environments),
-            "rows": [row.to_json() for row in self.rows],
-            **({"doubts": self.doubts} if self.doubts else {}),
-        }
+        doubts = {"doubts": self.doubts} if self.doubts else {}
+        return as_object(self.command, self.environments, self.rows, **doubts)
 
 
 def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -211,10 +203,10 @@ def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str
         rows: as `with_disagreements` gives them.
 
     """
-    remarks: dict[str, list[str]] = {}
+    notes: dict[str, list[Note]] = {}
     for row in rows:
-        remarks.setdefault(row.case_id, []).extend(row.notes)
-    return [line for line in (was_busy(states, remarks), disagreement(rows)) if line]
+        notes.setdefault(row.case_id, []).extend(row.notes)
+    return [line for line in (was_busy(states, notes), disagreement(rows)) if line]
 
 
 def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:

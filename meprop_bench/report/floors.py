@@ -17,10 +17,10 @@ from typing import Any
 
 from meprop_bench.measure.peaks import Peaks, peaks_key
 from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio
-from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
-from meprop_bench.results.schema import Row, select
+from meprop_bench.report.sections import AXES, WORDS, Section, by_phase, varying
+from meprop_bench.results.schema import Row, Side, select
 
-__all__ = ["peaks_of", "saving_sections"]
+__all__ = ["peaks_of", "saving_sections", "savings"]
 
 _REMARK = (
     "How much less the method needs than dense: operations and least bytes from its definition, the ratio of the floors"
@@ -60,56 +60,54 @@ def saving_sections(rows: Sequence[Row], peaks: Mapping[str, Any]) -> list[Secti
 
 
 def _section(rows: Sequence[Row], peaks: Mapping[str, Any], remark: str) -> Section:
-    rows = sorted(rows, key=lambda row: phase_order(row.phase))
     axes, constants = varying(rows)
     axes = [name for name in axes if name != _ENVIRONMENT]
-    lines = [dict(zip(_FIGURES, _figures(row, peaks_of(row, peaks)), strict=True)) for row in rows]
-    bounds = {line["bound by"].text for line in lines}
+    found = {id(row): dict(zip(_FIGURES, _figures(row, peaks_of(row, peaks)), strict=True)) for row in rows}
+    bounds = {figures["bound by"].text for figures in found.values()}
     shown = [name for name in _FIGURES if name != "bound by" or len(bounds) > 1]
     if "bound by" not in shown:
         constants = "; ".join(filter(None, (constants, f"bound by {bounds.pop()}" if bounds != {ABSENT} else "")))
-    cells = [
-        (row.phase, (*(Cell(AXES[name](row)) for name in axes), *(line[name] for name in shown)))
-        for row, line in zip(rows, lines, strict=True)
-    ]
+
+    def line(row: Row) -> tuple[Cell, ...]:
+        return (*(Cell(AXES[name](row)) for name in axes), *(found[id(row)][name] for name in shown))
+
     return Section(
         title=f"Predicted against measured saving: {rows[0].workload}, {rows[0].allocator} allocator",
         constants=constants,
         columns=(*axes, *shown),
-        groups=tuple(
-            tuple(line for phase, line in cells if phase == own) for own in dict.fromkeys(phase for phase, _ in cells)
-        ),
+        groups=by_phase(rows, line),
         remark=remark,
         left=WORDS | {"bound by"},
     )
 
 
 def _spares(row: Row) -> bool:
-    known = row.flops is not None and row.baseline_flops is not None and row.speedup is not None
-    return known and (row.flops, row.bytes) != (row.baseline_flops, row.baseline_bytes)
+    sparse, dense = row.sparse, row.dense
+    known = sparse.flops is not None and dense.flops is not None and row.speedup is not None
+    return known and (sparse.flops, sparse.bytes) != (dense.flops, dense.bytes)
+
+
+def savings(row: Row) -> tuple[float | None, float | None, float | None]:
+    """Return dense / sparse of operations, bytes and floors, None for what was not counted or is not spared at all."""
+    flops, nbytes, floors = (
+        dense / sparse if (dense := getattr(row.dense, name)) and (sparse := getattr(row.sparse, name)) else None
+        for name in ("flops", "bytes", "floor_s")
+    )
+    return flops, nbytes, floors
 
 
 def _figures(row: Row, peaks: Peaks | None) -> tuple[Cell, ...]:
-    ratios = (
-        (row.baseline_flops, row.flops),
-        (row.baseline_bytes, row.bytes),
-        (row.baseline_floor_s, row.floor_s),
-    )
-    efficiencies = (_share(row.baseline_floor_s, row.baseline_median_s), _share(row.floor_s, row.median_s))
+    sides = (row.dense, row.sparse)
+    shares = (ABSENT if side.efficiency is None else f"{100 * side.efficiency:.0f}%" for side in sides)
     return (
-        *(Cell(ratio(dense / sparse) if dense and sparse else ABSENT) for dense, sparse in ratios),
+        *(Cell(ABSENT if found is None else ratio(found)) for found in savings(row)),
         Cell(plain_speedup(row)),
-        Cell(pair(*efficiencies)),
-        Cell(" → ".join(dict.fromkeys(_bound(side, row, peaks) for side in ("baseline_", "")))),
+        Cell(pair(*shares)),
+        Cell(" → ".join(dict.fromkeys(_bound(side, row.dtype, peaks) for side in sides))),
     )
 
 
-def _share(floor_s: float | None, median_s: float | None) -> str:
-    return f"{100 * floor_s / median_s:.0f}%" if floor_s is not None and median_s else ABSENT
-
-
-def _bound(side: str, row: Row, peaks: Peaks | None) -> str:
-    flops, nbytes = getattr(row, f"{side}flops"), getattr(row, f"{side}bytes")
-    if peaks is None or flops is None or nbytes is None or row.dtype not in peaks.flops_per_s:
+def _bound(side: Side, dtype: str, peaks: Peaks | None) -> str:
+    if peaks is None or side.flops is None or side.bytes is None or dtype not in peaks.flops_per_s:
         return ABSENT
-    return peaks.bound(flops, nbytes, row.dtype)
+    return peaks.bound(side.flops, side.bytes, dtype)

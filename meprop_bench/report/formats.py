@@ -9,19 +9,18 @@ from dataclasses import fields
 from io import StringIO
 from typing import Any, TextIO
 
-from meprop_bench.errors import UserError
-from meprop_bench.optional import unavailable_reason
+from meprop_bench.optional import require
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.table import as_table
-from meprop_bench.results.schema import Parity, Row, Utilization
+from meprop_bench.results.schema import KEYS, Parity, Utilization
 
 __all__ = ["FORMATS", "as_csv", "as_json", "as_page", "write_as"]
 
 FORMATS = ("table", "json", "md", "csv", "html")
 _NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
 # Thousands of figures in one cell help nobody; JSON has them.
-_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed")
+_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds")
 
 
 def as_json(document: Document) -> str:
@@ -31,19 +30,20 @@ def as_json(document: Document) -> str:
 
 def as_csv(document: Document) -> str:
     """Return the rows as CSV with a header: every field but the raw values, nested ones as columns of their own."""
-    plain = [field.name for field in fields(Row) if field.name not in (*_RAW, *_NESTED)]
+    plain = [key for key in KEYS if key not in (*_RAW, *_NESTED)]
     apart = [(name, field.name) for name, kind in _NESTED.items() for field in fields(kind)]
     target = StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow([*plain, *(f"{name}_{part}" for name, part in apart)])
     for row in document.rows:
-        cells = [_cell(getattr(row, name)) for name in plain]
-        writer.writerow(cells + [_cell(getattr(getattr(row, name), part, None)) for name, part in apart])
+        record = row.to_json()
+        cells = [_cell(record[name]) for name in plain]
+        writer.writerow(cells + [_cell((record[name] or {}).get(part)) for name, part in apart])
     return target.getvalue()
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, list):
         return "; ".join(str(item) for item in value)
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {item}" for key, item in value.items())
@@ -57,8 +57,7 @@ def as_page(document: Document) -> str:
     from meprop_bench.report import draw
     from meprop_bench.report.html import as_html
 
-    if (reason := unavailable_reason("jinja2")) is not None:
-        raise UserError(f"the HTML page needs jinja2, which {reason}: pip install 'meprop-bench[report]'")
+    require("jinja2", "the HTML page needs jinja2", "report")
     return as_html(document, *draw(document))
 
 

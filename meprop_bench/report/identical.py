@@ -31,9 +31,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, Cell, seconds
+from meprop_bench.report.cells import ABSENT, SHAPE, Cell, seconds
 from meprop_bench.report.sections import AXES, WORDS, Section
 from meprop_bench.report.significance import LEVEL, judged_runs, mean_speedup
+from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import process_medians, ratio_p_value
 
@@ -54,7 +55,7 @@ _REMARK = (
     " whole runs drawn with replacement)."
 )
 _RESAMPLED = ("resampled standard deviation", "resampled slower")
-_NOT_SHOWN = ("method", "k", "seed", "kernel", "gradient", "slowdown")
+_NOT_SHOWN = frozenset(axis.heading for axis in TABLE.values() if not axis.dense)
 _HEADS = ("slowdown", "repeats", "expected", "speed-up", "standard deviation", "slower", "a run", *_RESAMPLED)
 
 
@@ -118,7 +119,7 @@ def identical_section(rows: Sequence[Row]) -> Section | None:
         return None
     firsts = [group[0] for group in groups]
     axes = [name for name in AXES if name not in _NOT_SHOWN and len({AXES[name](row) for row in firsts}) > 1]
-    axes = axes or ["batch, m → n"]
+    axes = axes or [SHAPE]
     return Section(
         title="A/A: the same code on both sides",
         columns=(*axes, *_HEADS),

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from meprop_bench.report.cells import shape
+from meprop_bench.report.cells import IN_SHAPE, shape
+from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row
 
 if TYPE_CHECKING:
@@ -62,12 +63,12 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
 
     drawn: list[Plot] = []
     with mpl.rc_context(STYLE):
-        for found in grouped(rows, lambda row: (row.workload, *_setting(row), row.phase)):
+        for found in grouped(rows, lambda row: (*_setting(row), row.phase)):
             timed = [row for row in found if row.speedup is not None]
             lines = [{row.k for row in series} for series in grouped(timed, _line)]
             if found[0].phase in ("backward", "linear-backward", "step") and any(len(ks) > 1 for ks in lines):
                 drawn.append(_over_k(timed, len(drawn)))
-        settings = grouped(rows, lambda row: (row.workload, *_setting(row)))
+        settings = grouped(rows, _setting)
         for found in settings:
             ordered = sorted(found, key=lambda row: (row.method, row.gradient, row.k))
             cases = [case for case in grouped(ordered, lambda row: (row.case_id,)) if _phases(case)]
@@ -84,14 +85,20 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], tuple[object, ...]]) -> li
     return list(groups.values())
 
 
+# A plot is of one dense work, however it was launched: the other axes make lines of it.
+_LINES = [axis for axis in AXES.values() if (not axis.dense or axis.came_later) and axis.field not in ("method", "k")]
+_SETTING = [axis for axis in AXES.values() if axis.dense and not axis.came_later]
+_IN_TITLE = (*IN_SHAPE, "workload", "device", "threads", "dtype", "allocator", "data")
+
+
 def _setting(row: Row) -> tuple[object, ...]:
-    sizes = (row.batch, row.in_features, row.out_features, row.size, row.filter, row.length, row.layers)
-    return (*sizes, row.device, row.threads, row.dtype, row.allocator, row.data, row.environment_id)
+    return (*(getattr(row, axis.stored) for axis in _SETTING), row.environment_id)
 
 
 def _title(row: Row) -> str:
     parts = [f"batch {shape(row)}", row.device, f"{row.threads} threads" if row.threads else "", row.dtype]
-    return ", ".join(part for part in (*parts, f"{row.allocator} allocator", row.data or "") if part)
+    others = [axis.said(row) for axis in _SETTING if axis.field not in _IN_TITLE]
+    return ", ".join(filter(None, (*parts, f"{row.allocator} allocator", row.data, *others)))
 
 
 def _over_k(rows: list[Row], number: int) -> Plot:
@@ -102,7 +109,7 @@ def _over_k(rows: list[Row], number: int) -> Plot:
     axes = figure.add_subplot()
     for index, series in enumerate(grouped(rows, _line)):
         _series(axes, sorted(series, key=lambda row: row.k), index)
-    if any(row.floor_s for row in rows):
+    if any(row.sparse.floor_s for row in rows):
         axes.plot([], [], color="#777777", linewidth=1.1, linestyle=":", label="at the machine's floor")
     _bound(axes, rows)
     _paper(axes, rows)
@@ -145,10 +152,14 @@ def _line(row: Row) -> tuple[str, ...]:
     return (row.method, f"{row.gradient} gradient", *_way(row))
 
 
-def _way(row: Row) -> tuple[str, ...]:
+def _way(row: Row) -> list[str]:
     """How it was computed, launched and found in the caches, as far as that is not the usual way."""
-    ways = ((row.kernel_requested, "auto"), (row.launch, "eager"), (row.caches, "warm"))
-    return tuple(way for way, usual in ways if way != usual)
+    ways = [(axis, getattr(row, axis.stored)) for axis in _LINES if axis.field != "gradient"]
+    return [
+        value if isinstance(value, str) else f"{axis.option} {axis.text(value)}"
+        for axis, value in ways
+        if value not in (None, axis.default, axis.usual_in(row.workload))
+    ]
 
 
 def _series(axes: Axes, rows: list[Row], index: int) -> None:
@@ -162,7 +173,8 @@ def _series(axes: Axes, rows: list[Row], index: int) -> None:
     ]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "capsize": 3}
     axes.errorbar(ks, values, yerr=spread, label=", ".join(_line(rows[0])), **style)
-    floors = [(row.k, row.baseline_median_s / row.floor_s) for row in rows if row.baseline_median_s and row.floor_s]
+    times = [(row.k, row.dense.median_s, row.sparse.floor_s) for row in rows]
+    floors = [(k, dense_s / floor_s) for k, dense_s, floor_s in times if dense_s and floor_s]
     if len(floors) > 1:
         axes.plot(*zip(*floors, strict=True), color=colour, linewidth=1.1, linestyle=":")
 
@@ -187,7 +199,7 @@ def _paper(axes: Axes, rows: list[Row]) -> None:
 
 def _phases(case: list[Row]) -> list[Row]:
     """The rows that add up to a step, if the case has several of them, timed on both sides."""
-    found = {row.phase: row for row in case if row.median_s is not None and row.baseline_median_s is not None}
+    found = {row.phase: row for row in case if row.sparse.median_s is not None and row.dense.median_s is not None}
     stack = [found[phase] for phase in _STACK if phase in found]
     return stack if len(stack) > 1 else []
 
@@ -197,7 +209,7 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
 
     figure = Figure(figsize=(8, 1.5 + 0.62 * len(cases)), layout="constrained")
     axes = figure.add_subplot()
-    most = max(sum(row.baseline_median_s or 0 for row in _phases(case)) for case in cases)
+    most = max(sum(row.dense.median_s or 0 for row in _phases(case)) for case in cases)
     unit, scale = ("s", 1.0) if most >= 1 else ("ms", 1e3) if most >= 1e-3 else ("µs", 1e6)
     ticks: list[tuple[float, str]] = []
     for index, case in enumerate(cases):
@@ -207,7 +219,7 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
         for offset, side in ((-0.2, "dense"), (0.2, named)):
             start = 0.0
             for row in _phases(case):
-                seconds = row.baseline_median_s if side == "dense" else row.median_s
+                seconds = row.side(side).median_s
                 assert seconds is not None
                 label = str(row.phase) if index == 0 and side == "dense" else None
                 colour = _STACK[str(row.phase)]

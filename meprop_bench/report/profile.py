@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.report.table import new_page, printed, say
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
-from meprop_bench.stats import CANNOT_TELL
+from meprop_bench.stats import Interval, too_wide
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["as_text"]
 
-_PROSE = 110
 _TREE = 62
 """Columns that a tree needs: two of them stand side by side where there is room."""
 
@@ -43,37 +42,27 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
         width: columns (default: the terminal's; without one, enough for both trees side by side).
 
     """
-    from rich.console import Console
-    from rich.text import Text
-
-    target = StringIO()
-    columns = width if terminal else (width or 2 * _TREE + 4)
-    console = Console(file=target, force_terminal=terminal, width=columns, highlight=False, markup=False, emoji=False)
-
-    def say(style: str, *texts: str) -> None:
-        for text in filter(None, texts):
-            console.print(Text(text, style), width=min(console.width, _PROSE))
-
-    say("bold red", *profile.doubts)
-    say("bold", profile.label)
-    console.print(_phases(profile))
+    page = new_page(terminal=terminal, width=width if terminal else (width or 2 * _TREE + 4))
+    say(page, "bold red", *profile.doubts)
+    say(page, "bold", profile.label)
+    page.print(_phases(profile))
     if profile.stages_of is not None:
-        say("bold", f"Stages of the {profile.stages_of}")
-        console.print(_stages(profile))
-        say("dim", _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else ""))
-        console.print()
-    say("bold", "Operators")
-    _print_trees(console, profile)
-    say("dim", _slowdown(profile))
-    console.print()
+        say(page, "bold", f"Stages of the {profile.stages_of}")
+        page.print(_stages(profile))
+        say(page, "dim", _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else ""))
+        page.print()
+    say(page, "bold", "Operators")
+    _print_trees(page, profile)
+    say(page, "dim", _slowdown(profile))
+    page.print()
     for answer in answers(profile):
-        say("bold", answer.question)
-        say("", answer.text)
-        say("dim", f"[{answer.how}]")
+        say(page, "bold", answer.question)
+        say(page, "", answer.text)
+        say(page, "dim", f"[{answer.how}]")
     if profile.notes:
-        console.print()
-        say("", *profile.notes)
-    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+        page.print()
+        say(page, "", *profile.notes)
+    return printed(page)
 
 
 def _new_table(*columns: str) -> Table:
@@ -92,10 +81,9 @@ def _phases(profile: Profile) -> Table:
         table.add_row(
             phase_name(row.phase or ""),
             *(_timed(profile, side, row.phase or "") for side in SIDES),
-            ABSENT if row.speedup is None else ratio_within(row.speedup, row.speedup_low, row.speedup_high),
-            seconds(row.baseline_floor_s),
-            seconds(row.floor_s),
-            ABSENT if row.efficiency is None else f"{row.efficiency:.0%}",
+            ABSENT if row.interval is None else ratio_within(row.interval),
+            *(seconds(side.floor_s) for side in (row.dense, row.sparse)),
+            ABSENT if row.sparse.efficiency is None else f"{row.sparse.efficiency:.0%}",
         )
     return table
 
@@ -114,31 +102,31 @@ def _stages(profile: Profile) -> Table:
 def _timed(profile: Profile, side: str, phase: str) -> str:
     """Return a time with its interval over the processes."""
     found, value = profile.within(side, phase), profile.seconds(side, phase)
-    if value is None or found is None or not found.bounded:
+    if value is None or found is None:
         return seconds(value)
-    return seconds_within(value, found.low, found.high)
+    return seconds_within(Interval(value, found.low, found.high))
 
 
 def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
     if stage is None:
         return ABSENT, "", ""
-    time = seconds_within(stage.seconds, stage.low, stage.high)
+    time = seconds_within(stage.interval)
     if not stage.floor_s or stage.vague:
         return time, "", ""
     return time, seconds(stage.floor_s), ratio(stage.seconds / stage.floor_s)
 
 
-def _print_trees(console: Console, profile: Profile) -> None:
+def _print_trees(page: Console, profile: Profile) -> None:
     from rich.table import Table
 
     trees = [_tree(side, profile) for side in SIDES]
-    if console.width < 2 * _TREE:
+    if page.width < 2 * _TREE:
         for tree in trees:
-            console.print(tree)
+            page.print(tree)
         return
     grid = Table.grid(padding=(0, 4))
     grid.add_row(*trees)
-    console.print(grid)
+    page.print(grid)
 
 
 def _tree(side: str, profile: Profile) -> Tree:
@@ -159,9 +147,10 @@ def _grow(tree: Tree, node: Node, scale: float, whole_s: float) -> None:
 
     time_s = node.seconds * scale
     name = node.name if len(node.name) <= _NAME else node.name[: _NAME - 1] + "…"
-    bounds = (None if bound is None else bound * scale for bound in (node.low, node.high))
-    text = Text(name).append(f" {seconds_within(time_s, *bounds)}")
-    if whole_s and CANNOT_TELL not in text.plain:
+    low, high = (None if bound is None else bound * scale for bound in (node.low, node.high))
+    found = Interval.of(time_s, low, high)
+    text = Text(name).append(f" {seconds_within(found)}")
+    if whole_s and not too_wide(found.half_width):
         text.append(f" {time_s / whole_s:.0%}", "dim")
     if node.calls != 1:
         text.append(f" ×{node.calls:.3g}", "dim")

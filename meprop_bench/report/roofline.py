@@ -22,7 +22,7 @@ from meprop_bench.measure.peaks import Peaks
 from meprop_bench.report.cells import quantity
 from meprop_bench.report.floors import peaks_of
 from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg, grouped
-from meprop_bench.results.schema import Row
+from meprop_bench.results.schema import Row, Side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,20 +52,14 @@ def _main(rows: Sequence[Row]) -> list[Row]:
     """Return the row of each case that is about the method, where it passed and both its sides were counted."""
     chosen = []
     for case in grouped(rows, lambda row: (row.case_id,)):
-        phases = {
-            row.phase: row for row in case if row.passed and all(_point(row, dense=side) for side in (True, False))
-        }
+        phases = {row.phase: row for row in case if row.passed and _point(row.dense) and _point(row.sparse)}
         chosen += [phases[phase] for phase in _PHASES if phase in phases][:1]
     return chosen
 
 
-def _point(row: Row, *, dense: bool) -> tuple[float, float] | None:
+def _point(side: Side) -> tuple[float, float] | None:
     """Return operations per byte, and operations a second."""
-    flops, nbytes, median_s = (
-        (row.baseline_flops, row.baseline_bytes, row.baseline_median_s)
-        if dense
-        else (row.flops, row.bytes, row.median_s)
-    )
+    flops, nbytes, median_s = side.flops, side.bytes, side.median_s
     return (flops / nbytes, flops / median_s) if flops and nbytes and median_s else None
 
 
@@ -77,16 +71,16 @@ def _roofline(rows: list[Row], machine: Peaks, number: int) -> Plot:
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.set_yscale("log")
-    points = [point for row in rows for side in (True, False) if (point := _point(row, dense=side))]
+    points = [point for row in rows for side in (row.dense, row.sparse) if (point := _point(side))]
     _roofs(axes, machine, first.dtype, [x for x, _ in points])
-    dense = [point for row in rows if (point := _point(row, dense=True))]
+    dense = [point for row in rows if (point := _point(row.dense))]
     axes.plot(*zip(*dense, strict=True), color=_DENSE, marker="x", markersize=6, linestyle="", label="dense")
     for index, series in enumerate(grouped(rows, _series)):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         label: str | None = ", ".join(map(str, _series(series[0])))
         for shape in grouped(series, lambda row: (row.workload, row.batch, row.in_features, row.out_features)):
             ordered = sorted(shape, key=lambda row: row.k)
-            found = [point for row in ordered if (point := _point(row, dense=False))]
+            found = [point for row in ordered if (point := _point(row.sparse))]
             style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 0.8}
             axes.plot(*zip(*found, strict=True), label=label, **style)
             label = None

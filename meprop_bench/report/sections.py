@@ -10,8 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from meprop_bench.measure.notes import Note
 from meprop_bench.report.cells import (
     ABSENT,
+    IN_SHAPE,
+    SHAPE,
     Cell,
     check,
     efficiency,
@@ -29,10 +32,23 @@ from meprop_bench.report.cells import (
 )
 from meprop_bench.report.footnotes import Footnotes
 from meprop_bench.report.significance import mean_speedup, significant_rows
+from meprop_bench.results.axes import AXES as TABLE
+from meprop_bench.results.axes import Axis
 from meprop_bench.results.schema import PASSED, Row, select
 from meprop_bench.stats import too_wide
 
-__all__ = ["AXES", "PHASES", "WORDS", "Section", "parity_section", "phase_order", "sections", "summary", "varying"]
+__all__ = [
+    "AXES",
+    "PHASES",
+    "WORDS",
+    "Section",
+    "by_phase",
+    "parity_section",
+    "phase_order",
+    "sections",
+    "summary",
+    "varying",
+]
 
 PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")
 
@@ -56,36 +72,38 @@ class Section:
     left: frozenset[str] = field(default=frozenset())  # columns of words; the others hold figures
 
 
+def _column(axis: Axis) -> Callable[[Row], str]:
+    """Return what a column shows of an axis: as it was carried out, or else as it was requested."""
+
+    def text(row: Row) -> str:
+        value = getattr(row, axis.field)
+        if value is None:
+            value = getattr(row, axis.stored)
+        return ABSENT if value is None else axis.cell.format(*(axis.text(value),) * 2)
+
+    return text
+
+
 AXES: dict[str, Callable[[Row], str]] = {
     "phase": lambda row: row.phase or ABSENT,
     "method": lambda row: row.method,
-    "batch, m → n": shape,
+    SHAPE: shape,
     "k": kept,
-    "gradient": lambda row: row.gradient,
-    "kernel": lambda row: row.kernel or row.kernel_requested,
-    "device": lambda row: row.device,
-    "threads": lambda row: ABSENT if row.threads is None else str(row.threads),
-    "dtype": lambda row: row.dtype,
-    "data": lambda row: row.data or ABSENT,
-    "layers": lambda row: ABSENT if row.layers is None else str(row.layers),
-    "optimizer": lambda row: row.optimizer or ABSENT,
-    "maps": lambda row: ABSENT if row.size is None else f"{row.size} x {row.size}",
-    "filter": lambda row: ABSENT if row.filter is None else f"{row.filter} x {row.filter}",
-    "length": lambda row: ABSENT if row.length is None else str(row.length),
-    "rate": lambda row: ABSENT if row.rate is None else f"{row.rate:g}",
-    "share": lambda row: ABSENT if row.share is None else f"{row.share:g}",
-    "slowdown": lambda row: ABSENT if row.slowdown is None else f"{100 * row.slowdown:g}%",
-    "caches": lambda row: row.caches,
-    "launch": lambda row: row.launch,
-    "seed": lambda row: ABSENT if row.seed is None else str(row.seed),
+    **{
+        axis.heading: _column(axis)
+        for axis in TABLE.values()
+        if not axis.titled and axis.field not in (*IN_SHAPE, "method", "k")
+    },
     "environment": lambda row: row.environment_id,
 }
-_USUAL = {"caches": "warm", "launch": "eager"}
-"""What needs no word where it is the same for all rows."""
+"""Heading of a column -> its text; workload and allocator are in the titles."""
+
+_NEED_NO_WORD = {axis.heading: axis.text(axis.default) for axis in TABLE.values() if axis.came_later}
+"""Where it is the same for all rows: nobody chose it."""
 
 _FIGURES: dict[str, Callable[[Row], Cell]] = {
-    "dense": lambda row: Cell(seconds(row.baseline_median_s)),
-    "sparse": lambda row: Cell(seconds(row.median_s if row.passed else None)),
+    "dense": lambda row: Cell(seconds(row.dense.median_s)),
+    "sparse": lambda row: Cell(seconds(row.sparse.median_s if row.passed else None)),
     "speed-up": speedup,
     "efficiency": efficiency,
     "peak memory": lambda row: Cell(_memory_pair(row)),
@@ -94,14 +112,7 @@ _FIGURES: dict[str, Callable[[Row], Cell]] = {
 }
 _ALWAYS = ("method", "k")
 WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {
-    "k",
-    "threads",
-    "layers",
-    "seed",
-    "length",
-    "rate",
-    "share",
-    "slowdown",
+    axis.heading for axis in TABLE.values() if not axis.words
 }
 
 
@@ -129,7 +140,7 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     rows = list(rows)
     texts = {name: {axis(row) for row in rows} for name, axis in AXES.items()}
     axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
-    silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_USUAL.get(name)})}
+    silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_NEED_NO_WORD.get(name)})}
     said = [name for name in AXES if name not in axes and name not in silent]
     return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
 
@@ -139,35 +150,40 @@ def _section(title: str, rows: list[Row], remark: str, told_apart: frozenset[int
     absent = {
         "check": all(row.check == PASSED for row in rows),
         "parity": not any(row.parity for row in rows),
-        "efficiency": all(row.efficiency is None for row in rows),
+        "efficiency": all(row.sparse.efficiency is None for row in rows),
         "peak memory": all(_memory_pair(row) == ABSENT for row in rows),
     }
     figures = [name for name in _FIGURES if not absent.get(name)]
     if absent["check"]:
         constants = "; ".join(filter(None, (constants, "check passed")))
     failures = [text for row in rows if (text := failure(row))]
-    notes = Footnotes([row.notes for row in rows if row.median_s is not None or row.notes], failures)
+    notes = Footnotes([row.notes for row in rows if row.sparse.median_s is not None or row.notes], failures)
 
-    def marked(cell: Cell, texts: Iterable[str | None]) -> Cell:
-        return Cell(cell.text + notes.marks(filter(None, texts)), cell.tone)
+    def marked(cell: Cell, own: Iterable[Note]) -> Cell:
+        return Cell(cell.text + notes.marks(own), cell.tone)
 
     def line(row: Row) -> tuple[Cell, ...]:
         cells = {name: _FIGURES[name](row) for name in figures}
         cells["speed-up"] = marked(speedup(row, told_apart=id(row) in told_apart), row.notes)
         if "check" in cells:
-            cells["check"] = marked(cells["check"], [failure(row)])
+            cells["check"] = marked(cells["check"], [Note(text) for text in (failure(row),) if text])
         return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
 
-    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
     return Section(
         title=title,
         constants=constants,
         remark=remark,
         columns=(*axes, *figures),
-        groups=tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases),
+        groups=by_phase(rows, line),
         footnotes=notes.lines,
         left=WORDS,
     )
+
+
+def by_phase(rows: Sequence[Row], line: Callable[[Row], tuple[Cell, ...]]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
+    """Return the lines of rows in groups, phase by phase in the order of a step."""
+    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
+    return tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases)
 
 
 def phase_order(phase: str | None) -> int:
@@ -176,7 +192,7 @@ def phase_order(phase: str | None) -> int:
 
 
 def _memory_pair(row: Row) -> str:
-    return pair(memory(row.baseline_peak_memory_bytes), memory(row.peak_memory_bytes))
+    return pair(memory(row.dense.peak_memory_bytes), memory(row.sparse.peak_memory_bytes))
 
 
 _METRICS = {"accuracy_percent": "development-set accuracy"}
@@ -200,7 +216,7 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
                 Cell(str(len(found.seeds))),
                 Cell(str(found.steps)),
                 *(Cell(mean) for mean in means),
-                Cell(points(found.difference, found.low, found.high)),
+                Cell(points(found.interval)),
                 Cell(f"{found.margin:g}"),
                 Cell(found.verdict, parity(row).tone),
             )
@@ -210,7 +226,7 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
     heads = (
         "method",
         "k",
-        "batch, m → n",
+        SHAPE,
         "task",
         "seeds",
         "steps",
@@ -247,13 +263,13 @@ def summary(rows: Sequence[Row]) -> list[str]:
     verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
     if verdicts:
         words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
-        told = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
-        lines.append(f"Accuracy parity with dense: {told}.")
+        counts = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
+        lines.append(f"Accuracy parity with dense: {counts}.")
     return lines
 
 
 def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    rows = [row for row in rows if row.method != "dense"]  # `identical` tells of those
+    rows = [row for row in rows if row.method != "dense"]  # `identical` reports those
     tuned = [row for row in rows if row.allocator != "default"] or rows
     kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
     return [
@@ -281,8 +297,7 @@ def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
     span = " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
     text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}{without}"
     if len(rows) > 1 and (mean := mean_speedup(rows)) is not None:
-        bounds = (mean.low, mean.high) if mean.bounded else (None, None)
-        text += f", geometric mean {ratio_within(mean.estimate, *bounds)}"
+        text += f", geometric mean {ratio_within(mean)}"
     if unclear := sum(row.significant is not None and id(row) not in told_apart for row in rows):
         text += f", {unclear} of them not significant"
     if slower := sum(id(row) in told_apart and (row.speedup or 0) < 1 for row in rows):

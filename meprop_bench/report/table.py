@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.document import Readable
 from meprop_bench.report.sections import Section
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-__all__ = ["as_table"]
+__all__ = ["as_table", "new_page", "printed", "say"]
 
 _STYLES = {"": "", "good": "green", "bad": "bold red", "quiet": "dim"}
 _UNBOUNDED = 1000  # columns: nobody wraps a file, and no table is wider
@@ -29,34 +31,45 @@ def as_table(
         summary_first: whether the result comes before the tables: a verdict does, figures sum up what was shown.
 
     """
-    from io import StringIO
-
-    from rich.console import Console
     from rich.text import Text
 
-    target = StringIO()
-    wide = width if terminal else (width or _UNBOUNDED)
-    console = Console(file=target, force_terminal=terminal, width=wide, highlight=False, markup=False, emoji=False)
-
-    def say(style: str, *texts: str) -> None:
-        for text in filter(None, texts):
-            console.print(Text(text, style), width=min(console.width, _PROSE))
-
-    say("bold red", *document.doubts)
-    say("bold", document.title)
-    console.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
+    page = new_page(terminal=terminal, width=width if terminal else (width or _UNBOUNDED))
+    say(page, "bold red", *document.doubts)
+    say(page, "bold", document.title)
+    page.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
     if summary_first:
-        say("", *document.summary)
+        say(page, "", *document.summary)
     for section in document.sections:
-        console.print()
-        say("bold", section.title)
-        say("dim", section.constants, section.remark)
-        console.print(_table(section))
-        say("dim", *section.footnotes)
-    console.print()
-    say("", *(() if summary_first else document.summary), *document.notes)
-    say("dim", *document.hints)
-    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+        page.print()
+        say(page, "bold", section.title)
+        say(page, "dim", section.constants, section.remark)
+        page.print(_table(section))
+        say(page, "dim", *section.footnotes)
+    page.print()
+    say(page, "", *(() if summary_first else document.summary), *document.notes)
+    say(page, "dim", *document.hints)
+    return printed(page)
+
+
+def new_page(*, terminal: bool, width: int | None) -> Console:
+    """Return a console that keeps what is printed; without a terminal it has no colour."""
+    from rich.console import Console
+
+    return Console(file=StringIO(), force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(page: Console, style: str, *texts: str) -> None:
+    """Print paragraphs, without those that are empty."""
+    from rich.text import Text
+
+    for text in filter(None, texts):
+        page.print(Text(text, style), width=min(page.width, _PROSE))
+
+
+def printed(page: Console) -> str:
+    """Return what was printed on a page."""
+    assert isinstance(page.file, StringIO)
+    return "\n".join(line.rstrip() for line in page.file.getvalue().splitlines()) + "\n"
 
 
 def _table(section: Section) -> Table:

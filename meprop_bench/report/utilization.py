@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from meprop_bench.report.cells import ABSENT, Cell, joules, memory, pair, percent
-from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
+from meprop_bench.report.sections import AXES, WORDS, Section, by_phase, phase_order, varying
 from meprop_bench.results.schema import Row, Utilization
 
 __all__ = ["utilization_section"]
@@ -60,14 +60,14 @@ _OBVIOUS = "the device is the CPU"
 
 def utilization_section(rows: Sequence[Row]) -> Section | None:
     """Return the table of what was watched, one line for each case; None if none was."""
-    watched = sorted((row for row in rows if row.utilization is not None), key=lambda row: phase_order(row.phase))
+    watched = [row for row in rows if row.sparse.utilization is not None]
+    watched.sort(key=lambda row: phase_order(row.phase))  # so that reasons stand in the order of the lines
     if not watched:
         return None
     axes, constants = varying(watched)
     own = [name for name, axis in _OWN.items() if len({axis(row) for row in watched}) > 1]
     figures = [name for name in _FIGURES if any(_figure(row, name) != ABSENT for row in watched)]
     heads = {**{name: _OWN[name] for name in own}, **{name: AXES[name] for name in axes}}
-    phases = dict.fromkeys(row.phase for row in watched)
 
     def line(row: Row) -> tuple[Cell, ...]:
         return tuple(Cell(axis(row)) for axis in heads.values()) + tuple(Cell(_figure(row, name)) for name in figures)
@@ -76,7 +76,7 @@ def utilization_section(rows: Sequence[Row]) -> Section | None:
         title="Utilisation and energy",
         constants=constants,
         columns=(*heads, *figures),
-        groups=tuple(tuple(line(row) for row in watched if row.phase == phase) for phase in phases),
+        groups=by_phase(watched, line),
         remark=_REMARK,
         footnotes=_reasons(watched),
         left=WORDS | set(_OWN),
@@ -85,7 +85,7 @@ def utilization_section(rows: Sequence[Row]) -> Section | None:
 
 def _figure(row: Row, name: str) -> str:
     figure = _FIGURES[name]
-    sides = (row.baseline_utilization, row.utilization)
+    sides = (row.dense.utilization, row.sparse.utilization)
     return pair(*(ABSENT if side is None else figure(side) for side in sides))
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from meprop_bench.report.cells import digits, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.report.floors import savings
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
-from meprop_bench.results.schema import Row
-from meprop_bench.stats import CANNOT_TELL
+from meprop_bench.stats import CANNOT_TELL, too_wide
 
 __all__ = ["Answer", "amdahl", "answers", "phase_name", "stage_names"]
 
@@ -118,8 +118,8 @@ def _floors(profile: Profile) -> Answer | None:
     parts, vague = [one for one in every if not one[1].vague], [name for name, stage in every if stage.vague]
     for phase in ("forward", "update") if every else ("forward", "backward", "update"):
         row = profile.row(phase)
-        if row is not None and row.median_s is not None and row.floor_s is not None:
-            parts.append((phase_name(phase), Stage(name=phase, seconds=row.median_s, floor_s=row.floor_s)))
+        if row is not None and (side := row.sparse).median_s is not None and side.floor_s is not None:
+            parts.append((phase_name(phase), Stage(name=phase, seconds=side.median_s, floor_s=side.floor_s)))
     known = [(name, stage.seconds / stage.floor_s, stage) for name, stage in parts if stage.floor_s and stage.seconds]
     if not known:
         return None
@@ -171,22 +171,19 @@ def _overhead(profile: Profile) -> Answer | None:
         return None
     layers = profile.layers[0]
     parts = []
-    bounds = profile.overhead_within.get("backward", ((None, None), (None, None)))
-    for side, tiny_s, (low, high) in zip(SIDES, profile.overhead["backward"], bounds, strict=True):
-        if (found := seconds_within(tiny_s, low, high)).startswith(CANNOT_TELL):
-            parts.append(f"{side}: {found}")
+    for side, tiny in zip(SIDES, profile.overhead_of("backward"), strict=True):
+        if too_wide(tiny.half_width):
+            parts.append(f"{side}: {CANNOT_TELL}")
             continue
         whole_s = profile.seconds(side, profile.stages_of)
         floors = [stage.floor_s for stage in profile.stages.get(side, ()) if stage.floor_s is not None]
         if whole_s:
-            calls_s = layers * tiny_s
+            calls_s = layers * tiny.estimate
             parts.append(
                 f"{side}: {seconds(calls_s)} of {seconds(whole_s)} are the calls ({min(1.0, calls_s / whole_s):.0%}),"
                 f" {seconds(sum(floors))} the stages' floors"
             )
-    forward = profile.overhead["forward"]
-    within = profile.overhead_within.get("forward", ((None, None), (None, None)))
-    dense, sparse = (seconds_within(value, *bounds) for value, bounds in zip(forward, within, strict=True))
+    dense, sparse = map(seconds_within, profile.overhead_of("forward"))
     text = "; ".join(parts) + f". A forward pass of next to nothing takes {dense} dense and {sparse} sparse, per layer."
     text = text[0].upper() + text[1:]
     layer = "1 layer" if layers == 1 else f"{layers} layers, each counted"
@@ -199,26 +196,17 @@ def _overhead(profile: Profile) -> Answer | None:
 
 def _saving(profile: Profile) -> Answer | None:
     row = next((found for phase in ("linear-backward", "backward") if (found := profile.row(phase))), None)
-    if row is None or row.speedup is None or (predicted := _predicted(row)) is None:
+    if row is None or row.interval is None:
         return None
-    flops, nbytes, floors = predicted
+    flops, nbytes, floors = savings(row)
+    if flops is None or nbytes is None or floors is None:
+        return None
     text = (
         f"The {row.phase} needs {ratio(flops)} fewer operations and {ratio(nbytes)} fewer bytes than dense, so that at"
         f" this machine's floors it would be {ratio(floors)} as fast; measured:"
-        f" {ratio_within(row.speedup, row.speedup_low, row.speedup_high)}."
+        f" {ratio_within(row.interval)}."
     )
     return Answer("How much was to be expected?", text, "counts from the method's definition, peaks of this machine")
-
-
-def _predicted(row: Row) -> tuple[float, float, float] | None:
-    """Return dense / sparse of operations, bytes and floors."""
-    pairs = (
-        (row.baseline_flops, row.flops),
-        (row.baseline_bytes, row.bytes),
-        (row.baseline_floor_s, row.floor_s),
-    )
-    found = [dense / sparse for dense, sparse in pairs if dense and sparse]
-    return (found[0], found[1], found[2]) if len(found) == 3 else None
 
 
 def _break_even(found: BreakEven) -> Answer:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from meprop_bench.stats import mean_difference, non_inferiority
 
 if TYPE_CHECKING:
-    from meprop_bench.results.schema import Parity, Row, Utilization
+    from meprop_bench.results.schema import Flat, Parity, Row, Side, Utilization
 
-__all__ = ["FAR", "check_parity", "check_row", "check_utilization"]
+__all__ = ["FAR", "WATCHED", "check_parity", "check_row", "check_utilization"]
 
 _TOLERANCE = 1e-6
 """Relative; of points of accuracy absolute."""
@@ -32,46 +32,26 @@ FAR = 10.0
 ratios is not the ratio of medians, but neither is it another order of magnitude. And how far a time may be below its
 floor, which was measured as well."""
 
-_NAMES = (
-    *(
-        "case_id",
-        "workload",
-        "method",
-        "kernel",
-        "kernel_requested",
-        "device",
-        "dtype",
-        "gradient",
-        "allocator",
-        "phase",
-    ),
-    *("data", "optimizer", "caches", "launch", "git_revision", "environment_id"),
-)
-_NUMBERS = (
-    *("median_s", "values_s", "baseline_median_s", "baseline_values_s", "run_lengths", "speedup", "speedup_low"),
-    *("speedup_high", "floor_s", "efficiency", "peak_memory_bytes", "process_peak_bytes", "utilization", "parity"),
-)
-"""Fields that a case has only if it ran."""
-
-_WATCHED = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
-"""Fields that a row takes out of the method's `utilization`."""
+WATCHED = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
+"""Fields of the method's `Utilization` that a stored row repeats, and whose absence `Row.unavailable` explains."""
 
 
-def check_row(row: Row) -> None:
-    """Raise ValueError for a row that contradicts itself."""
-    for name in _NAMES:
-        value = getattr(row, name)
-        if value is not None and not value.isprintable():
+def check_row(row: Row, flat: Flat) -> None:
+    """Raise ValueError for a row that contradicts itself, or what is stored beside its structures."""
+    for name, value in vars(row).items():
+        if isinstance(value, str) and not value.isprintable():
             raise ValueError(f"{name} is {value[:60]!r}, and holds what cannot be printed")
     _check_outcome(row)
-    _check_values(row)
+    if row.measurement is not None:
+        _check_values(row, flat)
     _check_interval(row)
-    _check_efficiency(row)
-    for side in (row.utilization, row.baseline_utilization):
-        if side is not None:
-            check_utilization(side)
-    for name in _WATCHED if row.utilization is not None else ():
-        _same(name, getattr(row, name), getattr(row.utilization, name), "its utilization has")
+    _check_efficiency(row.sparse, flat.efficiency)
+    for side in (row.sparse, row.dense):
+        if side.utilization is not None:
+            check_utilization(side.utilization)
+    if (watched := row.sparse.utilization) is not None:
+        for name in WATCHED:
+            _same(name, getattr(flat, name), getattr(watched, name), "its utilization has")
     if row.parity is not None:
         check_parity(row.parity)
 
@@ -79,27 +59,20 @@ def check_row(row: Row) -> None:
 def _check_outcome(row: Row) -> None:
     if row.speedup is not None and not row.passed:
         raise ValueError(f"a speed-up for a case that failed: check {row.check!r}, error {row.error!r}")
-    if row.error is not None and (numbers := [name for name in _NUMBERS if getattr(row, name) is not None]):
+    if row.error is None:
+        return
+    found = {"values_s": row.measurement, "parity": row.parity, **vars(row.sparse)}
+    found |= {f"baseline_{name}": value for name, value in vars(row.dense).items()}
+    if numbers := [name for name, value in found.items() if value is not None]:
         raise ValueError(f"{numbers[0]} in a row that holds an error")
 
 
-def _check_values(row: Row) -> None:
-    values, baseline, lengths = row.values_s, row.baseline_values_s, row.run_lengths
-    if values is None or baseline is None or lengths is None:
-        if any(part is not None for part in (values, baseline, lengths)):
-            raise ValueError("values_s, baseline_values_s and run_lengths come together or not at all")
-        return
-    if not len(values) == len(baseline) == sum(lengths) or not values:
-        raise ValueError(
-            f"{len(values)} values, {len(baseline)} baseline values and run_lengths {list(lengths)[:8]} do not pair up"
-        )
-    if row.disturbed is not None and len(row.disturbed) != len(values):
-        raise ValueError(f"{len(row.disturbed)} marks of disturbed pairs for {len(values)} values")
+def _check_values(row: Row, flat: Flat) -> None:
     found = row.measurement
     assert found is not None
-    _same("processes", row.processes, found.processes, "run_lengths say")
-    _same("median_s", row.median_s, found.median_s, "the values have")
-    _same("baseline_median_s", row.baseline_median_s, found.baseline_median_s, "the values have")
+    _same("processes", flat.processes, found.processes, "run_lengths say")
+    _same("median_s", row.sparse.median_s, found.median_s, "the values have")
+    _same("baseline_median_s", row.dense.median_s, found.baseline_median_s, "the values have")
     if row.speedup is None:
         return
     interval = found.speedup
@@ -116,20 +89,20 @@ def _check_interval(row: Row) -> None:
         raise ValueError(f"speedup {speedup} is not in its interval [{low}, {high}]")
     if row.converged and low is None:
         raise ValueError("converged without an interval that could be narrow enough")
-    if speedup is not None and row.median_s is not None and row.baseline_median_s is not None:
-        ratio = row.baseline_median_s / row.median_s
-        if row.values_s is None and not ratio / FAR <= speedup <= ratio * FAR:
+    if speedup is not None and row.sparse.median_s is not None and row.dense.median_s is not None:
+        ratio = row.dense.median_s / row.sparse.median_s
+        if row.measurement is None and not ratio / FAR <= speedup <= ratio * FAR:
             raise ValueError(f"speedup is {speedup:.6g}, but the medians have {ratio:.6g}")
 
 
-def _check_efficiency(row: Row) -> None:
-    if row.efficiency is None:
+def _check_efficiency(side: Side, stored: float | None) -> None:
+    if stored is None:
         return
-    if row.floor_s is None or row.median_s is None:
+    if side.efficiency is None:
         raise ValueError("an efficiency without the floor and the median that it is made of")
-    _same("efficiency", row.efficiency, row.floor_s / row.median_s, "floor_s / median_s is")
-    if row.efficiency > FAR:
-        raise ValueError(f"efficiency is {row.efficiency:.6g}: a floor is no such multiple of what was measured")
+    _same("efficiency", stored, side.efficiency, "floor_s / median_s is")
+    if stored > FAR:
+        raise ValueError(f"efficiency is {stored:.6g}: a floor is no such multiple of what was measured")
 
 
 def check_utilization(found: Utilization) -> None:

@@ -27,20 +27,13 @@ MOST_SAMPLES = 99
 
 @dataclass(frozen=True)
 class Cost:
-    """One cost of a row.
+    """One cost of a row."""
 
-    Attributes:
-        kind: how asv shows it: "time" and "memory" with prefixes of their units, "track" as the number that it is.
-        unit: in words.
-        of: the samples of a row, or its one figure; NaN where the row has none.
-        meaning: one line.
-
-    """
-
+    # how asv shows it: "time" and "memory" with prefixes of their units, "track" as the number that it is
     kind: Literal["time", "memory", "track"]
-    unit: str
-    of: Callable[[Row], list[float] | float]
-    meaning: str
+    unit: str  # in words
+    of: Callable[[Row], list[float] | float]  # the samples of a row, or its one figure; NaN where the row has none
+    meaning: str  # one line
 
 
 def judged_pairs(row: Row) -> Runs:
@@ -78,18 +71,24 @@ def _gap(row: Row) -> float:
 COSTS: Mapping[str, Cost] = {
     "time": Cost("time", "seconds", _times, "One iteration of the phase by the method."),
     "ratio": Cost("track", "method / dense time", _ratios, "Method / dense time of the same pairs: below 1 it pays."),
-    "flops": Cost("track", "operations", lambda row: _or_nan(row.flops), "What the method must compute."),
-    "bytes": Cost("memory", "bytes", lambda row: _or_nan(row.bytes), "What the method must move at least."),
+    "flops": Cost("track", "operations", lambda row: _or_nan(row.sparse.flops), "What the method must compute."),
+    "bytes": Cost("memory", "bytes", lambda row: _or_nan(row.sparse.bytes), "What the method must move at least."),
     "peak_memory": Cost(
-        "memory", "bytes", lambda row: _or_nan(row.peak_memory_bytes), "Tensors on top of what the phase starts with."
+        "memory",
+        "bytes",
+        lambda row: _or_nan(row.sparse.peak_memory_bytes),
+        "Tensors on top of what the phase starts with.",
     ),
     "rss": Cost(
-        "memory", "bytes", lambda row: _or_nan(row.process_peak_bytes), "Largest resident set of the measuring process."
+        "memory",
+        "bytes",
+        lambda row: _or_nan(row.sparse.process_peak_bytes),
+        "Largest resident set of the measuring process.",
     ),
     "gpu_idle": Cost(
         "track",
         "% of the time without a kernel",
-        lambda row: 100 - _or_nan(row.gpu_utilization),
+        lambda row: 100 - _or_nan(getattr(row.sparse.utilization, "gpu_utilization", None)),
         "100 - utilisation of the GPU over a steady loop.",
     ),
     "accuracy_gap": Cost(

@@ -14,17 +14,17 @@ others. A key that an object has twice is refused: which of the two is meant can
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import msgspec.inspect
 from msgspec import Meta
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, nearest
 from meprop_bench.results.redact import one_line
 
 __all__ = [
@@ -40,7 +40,9 @@ __all__ = [
     "Seconds",
     "Share",
     "checked",
+    "conforming",
     "parsed",
+    "parts",
     "refused",
     "unique",
 ]
@@ -66,6 +68,8 @@ Finite: TypeAlias = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 
 _Structure = TypeVar("_Structure")
+
+_WORDS: Mapping[Any, str] = {bool: "true or false", str: "a text"}
 
 _EXPECTED = re.compile(r"(?P<what>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.+)`")
@@ -108,6 +112,32 @@ def checked(record: object, kind: type[_Structure]) -> _Structure:
         raise ValueError(one_line(str(error), 80)) from None
 
 
+def parts(kind: Any) -> tuple[tuple[type, str], ...]:
+    """Return the types that a value of a kind may have in Python, each with its `description`."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    found = []
+    for member in members:
+        base, *bounds = get_args(member) if get_origin(member) is Annotated else (member,)
+        said = [bound.description for bound in bounds if bound.description]
+        found.append((base, said[0] if said else _WORDS.get(base, "")))
+    return tuple(found)
+
+
+def conforming(what: str, value: object, kind: Any) -> Any:
+    """Return what a user gave as the kind has it: `batch must be an integer of at least 1, not 0`.
+
+    Raises:
+        UserError: it is none of the kind; what it must be is said in the `description`s of its types.
+
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        most = re.search(r"`int` <= (\d+)", str(error))
+        must = f"{what} must be {' or '.join(words for _, words in parts(kind))}, not {value!r}"
+        raise UserError(f"{must}: at most {most[1]}" if most else must) from None
+
+
 def refused(where: str, error: Exception, advice: str = "measure again") -> UserError:
     """Return the error that names the file and the line of what `parsed` or `checked` refused."""
     return UserError(f"{where}: {one_line(str(error), 240)}; {advice}")
@@ -141,12 +171,12 @@ def _told(message: str, record: object, kind: object) -> str:
     what, place = found["what"], (found["place"] or "$").removeprefix("$").removeprefix(".")
     if (missing := _MISSING.fullmatch(what)) is not None:
         owner = _at(record, place)
-        close = difflib.get_close_matches(missing["field"], list(owner) if isinstance(owner, Mapping) else [], n=1)
-        hint = f"; did you mean it by {one_line(repr(close[0]), 60)}?" if close else ""
+        close = nearest(missing["field"], list(owner) if isinstance(owner, Mapping) else [])
+        hint = f"; did you mean it by {one_line(repr(close), 60)}?" if close else ""
         return f"{place or 'the record'} has no {missing['field']!r}{hint}"
     if (superfluous := _SUPERFLUOUS.fullmatch(what)) is not None:
-        close = difflib.get_close_matches(superfluous["field"], _names(msgspec.inspect.type_info(kind)), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        close = nearest(superfluous["field"], _names(msgspec.inspect.type_info(kind)))
+        hint = f"; did you mean {close!r}?" if close else ""
         return f"{place or 'the record'} has an unknown {one_line(repr(superfluous['field']), 60)}{hint}"
     value = _at(record, place)
     held = f" is {one_line(repr(value), 60)}" if isinstance(value, str | int | float | None) else ""

@@ -22,36 +22,27 @@ SIDES = ("dense", "sparse")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of the linear layers' backward pass, run by itself.
+    """A part of the linear layers' backward pass, run by itself."""
 
-    Attributes:
-        name: "selection", "gather" (where it can be told from the products), "dx", "dW", "scatter", "dense layers" or
-            "rest".
-        seconds: the mean of the processes' medians.
-        low: with `high`, its 95% interval over the processes; None where there is one process.
-        high: likewise.
-        flops: floating-point operations that it needs; None where nobody counts (the rest).
-        bytes: bytes that it must move at least; likewise.
-        floor_s: least seconds that the machine allows, where it is known.
-        bound: what makes the floor: "arithmetic" or "memory".
-
-    """
-
+    # "selection", "gather" (where it can be told from the products), "dx", "dW", "scatter", "dense layers" or "rest"
     name: str
-    seconds: float
-    flops: int | None = None
-    bytes: int | None = None
-    floor_s: float | None = None
-    bound: str | None = None
-    low: float | None = None
-    high: float | None = None
+    seconds: float  # the mean of the processes' medians
+    flops: int | None = None  # floating-point operations that it needs; None where nobody counts (the rest)
+    bytes: int | None = None  # bytes that it must move at least; likewise
+    floor_s: float | None = None  # least seconds that the machine allows, where it is known
+    bound: str | None = None  # what makes the floor: "arithmetic" or "memory"
+    low: float | None = None  # with `high`, its 95% interval over the processes; None where there is one process
+    high: float | None = None  # likewise
+
+    @property
+    def interval(self) -> Interval:
+        """The time with its bounds."""
+        return Interval.of(self.seconds, self.low, self.high)
 
     @property
     def vague(self) -> bool:
         """Whether its interval is too wide for its time to be a figure."""
-        if self.low is None or self.high is None:
-            return False
-        return too_wide(Interval(self.seconds, self.low, self.high).half_width)
+        return too_wide(self.interval.half_width)
 
     @property
     def efficiency(self) -> float | None:
@@ -61,24 +52,15 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class BreakEven:
-    """Where, along one axis, the sparse backward pass of the linear layers stops to be faster.
+    """Where, along one axis, the sparse backward pass of the linear layers stops to be faster."""
 
-    Attributes:
-        axis: "k" or "hidden".
-        pays: the value nearest to the turn at which it was faster, or None when it never was.
-        loses: the value nearest to the turn at which it was not, or None likewise.
-        ends: the smallest and the largest value that make sense, or that were allowed.
-        points: (value, speed-up) in the order tried; single short measurements, hence approximate.
-        held: what stayed as it was, in words.
-
-    """
-
-    axis: str
-    pays: Count | None
-    loses: Count | None
-    ends: tuple[Count, Count]
+    axis: str  # "k" or "hidden"
+    pays: Count | None  # the value nearest to break-even at which it was faster, or None when it never was
+    loses: Count | None  # the value nearest to break-even at which it was not, or None likewise
+    ends: tuple[Count, Count]  # the smallest and the largest value that make sense, or that were allowed
+    # (value, speed-up) in the order tried; single short measurements, hence approximate
     points: tuple[tuple[Count, float], ...]
-    held: str = ""
+    held: str = ""  # what stayed as it was, in words
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -88,34 +70,22 @@ class BreakEven:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One case, taken apart.
+    """One case, taken apart."""
 
-    Attributes:
-        label: the case in words.
-        rows: its phases, timed in pairs, in several processes.
-        stages: side -> stages of the linear layers' backward pass, in order; they add up to `stages_of`.
-        stages_of: the phase that the stages make up, or None without stages.
-        layers: linear layers, all of them, and those that are sparsified.
-        overhead: phase -> (dense, sparse): seconds of the same call on a layer of almost nothing.
-        trees: side -> a tree for each phase, seconds under the profiler.
-        break_even: what was searched for, in one process.
-        notes: what a reader should know, one line each.
-        overhead_within: phase -> the 95% interval of each of `overhead`, over the processes.
-        doubts: why it is not to be believed, a line each: a machine that was busy.
-
-    """
-
-    label: str
-    rows: tuple[Row, ...]
+    label: str  # the case in words
+    rows: tuple[Row, ...]  # its phases, timed in pairs, in several processes
+    # side -> stages of the linear layers' backward pass, in order; they add up to `stages_of`
     stages: Mapping[str, tuple[Stage, ...]]
-    stages_of: str | None
-    layers: tuple[int, int]
+    stages_of: str | None  # the phase that the stages make up, or None without stages
+    layers: tuple[int, int]  # linear layers, all of them, and those that are sparsified
+    # phase -> (dense, sparse): seconds of the same call on a layer of almost nothing
     overhead: Mapping[str, tuple[float, float]]
-    trees: Mapping[str, tuple[Node, ...]]
-    break_even: tuple[BreakEven, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    trees: Mapping[str, tuple[Node, ...]]  # side -> a tree for each phase, seconds under the profiler
+    break_even: tuple[BreakEven, ...] = ()  # what was searched for, in one process
+    notes: tuple[str, ...] = field(default=())  # what a reader should know, one line each
+    # phase -> the 95% interval of each of `overhead`, over the processes
     overhead_within: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()  # why it is not to be believed, a line each: a machine that was busy
 
     def row(self, phase: str) -> Row | None:
         """Return the row of a phase."""
@@ -139,18 +109,20 @@ class Profile:
     def seconds(self, side: str, phase: str) -> float | None:
         """Return the median of a phase, measured without a profiler."""
         row = self.row(phase)
-        return None if row is None else row.baseline_median_s if side == "dense" else row.median_s
+        return None if row is None else row.side(side).median_s
+
+    def overhead_of(self, phase: str) -> tuple[Interval, Interval]:
+        """Return `overhead` of a phase, dense and sparse, with its bounds."""
+        bounds = self.overhead_within.get(phase, ((None, None), (None, None)))
+        dense, sparse = (Interval.of(s, *own) for s, own in zip(self.overhead[phase], bounds, strict=True))
+        return dense, sparse
 
     def within(self, side: str, phase: str) -> Interval | None:
         """Return the time of a phase with its interval over the processes; None where there are no raw values."""
         row = self.row(phase)
-        if row is None or row.run_lengths is None:
+        if row is None or row.measurement is None:
             return None
-        values = row.baseline_values_s if side == "dense" else row.values_s
-        if not values or min(values) <= 0:
-            return None
-        rest = iter(values)
-        return process_interval([[next(rest) for _ in range(length)] for length in row.run_lengths])
+        return process_interval([[pair[SIDES.index(side)] for pair in run] for run in row.measurement.runs])
 
     @property
     def vague_phases(self) -> list[str]:

@@ -29,6 +29,7 @@ def without_paths(text: str) -> str:
 
 def one_line(text: str, limit: int = 300) -> str:
     """Return `text` as one printable line of at most `limit` characters, without absolute paths."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    line = without_paths(line)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    line = without_paths(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,9 +1,16 @@
 """One row: what was measured about one phase of one case, with the raw values kept.
 
-A row is one JSON object on one line of `measurements.jsonl`. Statistics in it (medians, the speed-up and its interval)
-can be recomputed from what is beside them: `values_s[i]` and `baseline_values_s[i]` were measured next to each other in
-random order, and `run_lengths` cuts both lists into fresh processes, the replicates that the interval is taken over;
-`disturbed` marks the pairs during which the machine did something else (null: it could not be told).
+In a program a row is made of structures: the axes of its case, the `Measurement` with its pairs, what each `Side` took
+and needs at least, notes. Stored, it is one flat JSON object on one line of `measurements.jsonl`; `Row.to_json` and
+`Row.from_json` are the only places that know its keys:
+
+    name, baseline_name   of the fields of a `Side`: the method's and the baseline's
+    values_s[i], baseline_values_s[i]    measured next to each other in random order; run_lengths cuts both lists into
+                          fresh processes, the replicates that the interval is taken over; disturbed marks the pairs
+                          during which the machine did something else (null: it could not be told)
+    processes, efficiency, gpu_utilization, cpu_utilization, power_w, energy_per_step_j
+                          follow from the structures, and are there for those who read a row without this package
+    notes, note_kinds     what a reader should know, in words; and the same as data, in the same order
 
 The rules that every row obeys, on writing and on reading:
 
@@ -17,16 +24,18 @@ The rules that every row obeys, on writing and on reading:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
-from typing import Annotated, Any, Literal, TypeAlias
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.results.consistency import check_row, check_utilization
+from meprop_bench.measure.notes import Note
+from meprop_bench.results.axes import StoredAxes
+from meprop_bench.results.consistency import WATCHED, check_row, check_utilization
 from meprop_bench.results.incoming import (
     Amount,
     Busy,
@@ -37,17 +46,27 @@ from meprop_bench.results.incoming import (
     Percent,
     Ratio,
     Seconds,
-    Share,
     checked,
 )
 from meprop_bench.results.redact import one_line
+from meprop_bench.stats import Interval, Verdict
 
-__all__ = ["PASSED", "SCHEMA", "Parity", "Row", "Utilization", "check_schema", "select"]
+__all__ = [
+    "KEYS",
+    "PASSED",
+    "SCHEMA",
+    "Flat",
+    "Parity",
+    "Row",
+    "Side",
+    "Utilization",
+    "as_object",
+    "check_schema",
+    "select",
+]
 
 SCHEMA = "meprop-bench/1"
 PASSED = "passed"
-
-Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 
 def check_schema(record: object) -> None:
@@ -59,106 +78,75 @@ def check_schema(record: object) -> None:
         raise UserError(f"results of schema {found} cannot be read: this version reads {SCHEMA!r}")
 
 
+class _Record:
+    """What a row is made of: lists become tuples, and a number that is not finite None, as JSON gives them back."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                object.__setattr__(self, name, None)
+            elif isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            elif name == "unavailable":
+                reasons = {one_line(key): one_line(text) or "no reason was given" for key, text in value.items()}
+                object.__setattr__(self, name, reasons)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Parity:
-    """Accuracy of the method against dense training from the same seeds and the same batches.
+class Parity(_Record):
+    """Accuracy of the method against dense training from the same seeds and the same batches."""
 
-    Attributes:
-        task: the data, "digits" or "mnist".
-        metric: what `baseline` and `method` hold, in percent.
-        seeds: one training run of each side per seed.
-        steps: optimizer steps of one training run.
-        baseline: the dense runs, one figure per seed.
-        method: the method's runs, one figure per seed.
-        difference: mean of method minus baseline, in points, with the 95% interval `low`, `high`.
-        margin: the loss in points that still counts as parity.
-        verdict: "pass", "fail" or "inconclusive".
-
-    """
-
-    task: Name
-    metric: Name = "accuracy_percent"
-    seeds: tuple[Number, ...]
-    steps: Count
-    baseline: tuple[Percent, ...]
-    method: tuple[Percent, ...]
+    task: Name  # the data, "digits" or "mnist"
+    metric: Name = "accuracy_percent"  # what `baseline` and `method` hold, in percent
+    seeds: tuple[Number, ...]  # one training run of each side per seed
+    steps: Count  # optimizer steps of one training run
+    baseline: tuple[Percent, ...]  # the dense runs, one figure per seed
+    method: tuple[Percent, ...]  # the method's runs, one figure per seed
+    # mean of method minus baseline, in points, with the 95% interval `low`, `high`
     difference: Annotated[float, Meta(ge=-101, le=101)]
     low: Finite | None
     high: Finite | None
-    margin: Percent
-    verdict: Verdict
+    margin: Percent  # the loss in points that still counts as parity
+    verdict: Verdict  # "pass", "fail" or "inconclusive"
 
-    def __post_init__(self) -> None:
-        _normalise(self)
+    @property
+    def interval(self) -> Interval:
+        """The difference with its bounds."""
+        return Interval.of(self.difference, self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utilization:
-    """What a steady loop of one side took of the machine; its device is the GPU, or on the CPU all of its packages.
+class Utilization(_Record):
+    """What a steady loop of one side took of the machine; its device is the GPU, or on the CPU all of its packages."""
 
-    Attributes:
-        seconds: of the loop while it was watched.
-        iterations: of the phase in these seconds.
-        power_w: mean power of the device, idle power included.
-        energy_per_step_j: energy of the device over the loop / iterations, idle power included.
-        energy_source: "NVML counter", "NVML power readings" or "RAPL".
-        cpu_utilization: of the process, in percent of one core: 200 is two cores.
-        others_cpu_utilization: of everything else on the machine, likewise.
-        cpu_steal: given to other guests of the hypervisor, likewise.
-        cpu_frequency_mhz: mean.
-        cpu_throttled_s: for which a CPU quota held the process back.
-        cpu_energy_j: of all packages over the loop.
-        rss_bytes: largest resident set of the process.
-        voluntary_switches: of all threads of the process over the loop: they waited for something.
-        involuntary_switches: likewise: they had to make room.
-        page_faults: pages mapped at first touch over the loop.
-        gpu_utilization: percent of the time in which some kernel ran.
-        gpu_memory_utilization: percent of the time in which device memory was read or written.
-        gpu_memory_used_bytes: the most in use on the device, by anybody.
-        gpu_power_w: mean of the power readings.
-        gpu_energy_j: of the board over the loop.
-        sm_clock_mhz: mean clock of the multiprocessors.
-        temperature_c: the highest of the GPU.
-        throttle_reasons: what held the GPU's clocks down; empty when nothing did.
-        sm_utilization: percent of the multiprocessors that were busy (this and the next three: Hopper and later).
-        sm_occupancy: percent of the warps that they can hold.
-        tensor_utilization: percent of the time in which tensor cores worked.
-        dram_utilization: percent of the memory's bandwidth.
-        unavailable: field -> why it is null.
-
-    """
-
-    seconds: Seconds
-    iterations: Count
-    power_w: Amount | None = None
-    energy_per_step_j: Amount | None = None
-    energy_source: Name | None = None
-    cpu_utilization: Amount | None = None
-    others_cpu_utilization: Amount | None = None
-    cpu_steal: Amount | None = None
-    cpu_frequency_mhz: Amount | None = None
-    cpu_throttled_s: Amount | None = None
-    cpu_energy_j: Amount | None = None
-    rss_bytes: Number | None = None
-    voluntary_switches: Number | None = None
-    involuntary_switches: Number | None = None
-    page_faults: Number | None = None
-    gpu_utilization: Busy | None = None
-    gpu_memory_utilization: Busy | None = None
-    gpu_memory_used_bytes: Number | None = None
-    gpu_power_w: Amount | None = None
-    gpu_energy_j: Amount | None = None
-    sm_clock_mhz: Amount | None = None
-    temperature_c: Annotated[float, Meta(ge=-273.15, le=1e4)] | None = None
-    throttle_reasons: tuple[str, ...] | None = None
-    sm_utilization: Busy | None = None
-    sm_occupancy: Busy | None = None
-    tensor_utilization: Busy | None = None
-    dram_utilization: Busy | None = None
-    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        _normalise(self)
+    seconds: Seconds  # of the loop while it was watched
+    iterations: Count  # of the phase in these seconds
+    power_w: Amount | None = None  # mean power of the device, idle power included
+    energy_per_step_j: Amount | None = None  # energy of the device over the loop / iterations, idle power included
+    energy_source: Name | None = None  # "NVML counter", "NVML power readings" or "RAPL"
+    cpu_utilization: Amount | None = None  # of the process, in percent of one core: 200 is two cores
+    others_cpu_utilization: Amount | None = None  # of everything else on the machine, likewise
+    cpu_steal: Amount | None = None  # given to other guests of the hypervisor, likewise
+    cpu_frequency_mhz: Amount | None = None  # mean
+    cpu_throttled_s: Amount | None = None  # for which a CPU quota held the process back
+    cpu_energy_j: Amount | None = None  # of all packages over the loop
+    rss_bytes: Number | None = None  # largest resident set of the process
+    voluntary_switches: Number | None = None  # of all threads of the process over the loop: they waited for something
+    involuntary_switches: Number | None = None  # likewise: they had to make room
+    page_faults: Number | None = None  # pages mapped at first touch over the loop
+    gpu_utilization: Busy | None = None  # percent of the time in which some kernel ran
+    gpu_memory_utilization: Busy | None = None  # percent of the time in which device memory was read or written
+    gpu_memory_used_bytes: Number | None = None  # the most in use on the device, by anybody
+    gpu_power_w: Amount | None = None  # mean of the power readings
+    gpu_energy_j: Amount | None = None  # of the board over the loop
+    sm_clock_mhz: Amount | None = None  # mean clock of the multiprocessors
+    temperature_c: Annotated[float, Meta(ge=-273.15, le=1e4)] | None = None  # the highest of the GPU
+    throttle_reasons: tuple[str, ...] | None = None  # what held the GPU's clocks down; empty when nothing did
+    sm_utilization: Busy | None = None  # percent of the multiprocessors that were busy (and the next three: Hopper)
+    sm_occupancy: Busy | None = None  # percent of the warps that they can hold
+    tensor_utilization: Busy | None = None  # percent of the time in which tensor cores worked
+    dram_utilization: Busy | None = None  # percent of the memory's bandwidth
+    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)  # field -> why it is null
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Utilization:
@@ -169,17 +157,37 @@ class Utilization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One phase of one case. Times are seconds per iteration, sizes bytes; see the module for the rules.
+class Side(_Record):
+    """One side of a phase, the baseline or the method: its time, what it needs at least, and what it took."""
 
-    `utilization` and `baseline_utilization` belong to the phase that was run steadily, and so do the four fields before
-    them, which are the method's, taken out of it. `unavailable` says of a field that is null why it is.
+    median_s: Seconds | None = None  # of one iteration
+    floor_s: Amount | None = None  # the least that this machine's measured peaks allow
+    flops: Amount | None = None  # from the definition of the method
+    bytes: Amount | None = None  # that must be moved at least, likewise
+    peak_memory_bytes: Number | None = None  # of tensors, on top of what the phase starts with; so is the next
+    peak_reserved_bytes: Number | None = None  # of CUDA's caching allocator
+    process_peak_bytes: Number | None = None  # the largest resident set, everything included
+    process_growth_bytes: Number | None = None  # how much of that is new
+    utilization: Utilization | None = None  # where the phase was run steadily
+
+    @property
+    def efficiency(self) -> float | None:
+        """The floor as a share of the time."""
+        return None if self.floor_s is None or self.median_s is None else self.floor_s / self.median_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(StoredAxes, _Record):
+    """One phase of one case: its axes, and what was measured. Times are seconds per iteration, sizes bytes.
+
+    `unavailable` says of the fields `WATCHED` that are null why they are.
 
     `data_published` says whether the data were those that were published, by their SHA-256: false where files of their
     names hold something else, null where no published SHA-256 is known.
 
-    `caches` says what a timed call found in them ("cold": emptied before it); rows without it are "warm".
-    `launch` says how calls reached a GPU ("graph": recorded once and replayed); rows without it are "eager".
+    `kernel` is the one that ran, `kernel_requested` the axis.
+
+    The speed-up and its interval are kept as they were stored; they are those of `measurement`, where it is there.
 
     `baseline_disagreement` is set by a report, and null in what is stored: the largest factor between the baseline's
     median and that of another row whose dense work is the same, where they disagree (`report.baselines`).
@@ -188,123 +196,83 @@ class Row:
 
     `git_revision` is that of the code which was measured; of rows without it, that of their environment. A run may be
     resumed at another one, and an environment's id does not tell them apart.
-
-    Memory is what the phase takes on top of what it starts with: `peak_memory_bytes` of tensors, `peak_reserved_bytes`
-    of CUDA's caching allocator, `process_growth_bytes` of the process's resident set, which was at most
-    `process_peak_bytes`.
     """
 
-    case_id: Name
-    workload: Name
-    method: Name
     kernel: Name | None
-    kernel_requested: Name
-    k: Count | Annotated[float, Meta(gt=0, le=1e12)]
-    batch: Count
-    in_features: Count | None
-    out_features: Count | None
-    device: Name
-    threads: Count | None
-    dtype: Name
-    gradient: Name
-    allocator: Name
     phase: Name | None
-    data: Name | None = None
     data_published: bool | None = None
-    layers: Count | None = None
-    optimizer: Name | None = None
-    size: Count | None = None
-    filter: Count | None = None
-    length: Count | None = None
-    rate: Share | None = None
-    share: Share | None = None
-    slowdown: Annotated[float, Meta(ge=0, le=100)] | None = None
-    caches: Name = "warm"
-    launch: Name = "eager"
-    median_s: Seconds | None = None
-    values_s: tuple[Seconds, ...] | None = None
-    baseline_median_s: Seconds | None = None
+    measurement: Measurement | None = None
+    sparse: Side = Side()
+    dense: Side = Side()
     baseline_disagreement: Annotated[float, Meta(ge=1, le=1e30)] | None = None
-    baseline_values_s: tuple[Seconds, ...] | None = None
-    run_lengths: tuple[Count, ...] | None = None
-    disturbed: tuple[bool, ...] | None = None
-    loops: Count | None = None
     speedup: Ratio | None = None
     speedup_low: Ratio | None = None
     speedup_high: Ratio | None = None
     converged: bool | None = None
-    processes: Count | None = None
-    floor_s: Amount | None = None
-    baseline_floor_s: Amount | None = None
-    efficiency: Ratio | None = None
-    flops: Amount | None = None
-    bytes: Amount | None = None
-    baseline_flops: Amount | None = None
-    baseline_bytes: Amount | None = None
-    peak_memory_bytes: Number | None = None
-    baseline_peak_memory_bytes: Number | None = None
-    peak_reserved_bytes: Number | None = None
-    baseline_peak_reserved_bytes: Number | None = None
-    process_peak_bytes: Number | None = None
-    baseline_process_peak_bytes: Number | None = None
-    process_growth_bytes: Number | None = None
-    baseline_process_growth_bytes: Number | None = None
-    gpu_utilization: Busy | None = None
-    cpu_utilization: Amount | None = None
-    power_w: Amount | None = None
-    energy_per_step_j: Amount | None = None
-    utilization: Utilization | None = None
-    baseline_utilization: Utilization | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
     check: str | None = None
     parity: Parity | None = None
-    seed: Number | None = None
     elapsed_s: Amount | None = None
     git_revision: Name | None = None
     environment_id: Name
     error: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("check", "error"):
             if isinstance(text := getattr(self, name), str):
                 object.__setattr__(self, name, one_line(text) or "no reason was given")
-        if isinstance(self.notes, list | tuple) and all(isinstance(note, str) for note in self.notes):
-            object.__setattr__(self, "notes", tuple(line for note in self.notes if (line := one_line(note))))
-        _normalise(self)
-
-    @cached_property
-    def measurement(self) -> Measurement | None:
-        """The raw values as what was measured; None where there are none."""
-        if self.values_s is None or self.baseline_values_s is None or self.run_lengths is None:
-            return None
-        phase, loops = self.phase or "", self.loops or 1
-        return Measurement.from_values(
-            phase, self.baseline_values_s, self.values_s, self.run_lengths, loops, self.disturbed
-        )
+        notes = tuple(replace(note, text=line) for note in self.notes if (line := one_line(note.text)))
+        object.__setattr__(self, "notes", notes)
+        super().__post_init__()
 
     @property
     def passed(self) -> bool:
         """Whether the case ran and its correctness check passed: only then may a speed-up be shown."""
         return self.error is None and self.check == PASSED
 
+    def side(self, name: str) -> Side:
+        """Return the side "dense", the baseline, or "sparse", the method."""
+        return self.dense if name == "dense" else self.sparse
+
+    @property
+    def interval(self) -> Interval | None:
+        """The speed-up with its bounds, NaN where there are none (a single process); None without a speed-up."""
+        return None if self.speedup is None else Interval.of(self.speedup, self.speedup_low, self.speedup_high)
+
     @property
     def significant(self) -> bool | None:
         """Whether the interval excludes 1; None where there is no interval (a single process)."""
-        if self.speedup_low is None or self.speedup_high is None:
-            return None
-        return not self.speedup_low <= 1.0 <= self.speedup_high
+        return None if self.interval is None else self.interval.significant()
 
     @property
     def half_width(self) -> float | None:
         """Half the interval's width relative to the speed-up: the quantity that the target of a run is about."""
-        if not self.speedup or self.speedup_low is None or self.speedup_high is None:
-            return None
-        return (self.speedup_high - self.speedup_low) / (2 * self.speedup)
+        return None if self.interval is None or not self.interval.bounded else self.interval.half_width
+
+    @classmethod
+    def of(cls, **stored: Any) -> Row:
+        """Build from the keys of a stored row, whose values are not checked."""
+        if unknown := sorted(stored.keys() - set(KEYS)):
+            raise TypeError(f"a row has no key {unknown[0]!r}")
+        own: dict[str, Any] = {name: stored[name] for name in _PLAIN if name in stored}
+        own |= {name: Side(**side) for name, side in _sides(stored).items()}
+        flat = Flat(**{spec.name: stored[spec.name] for spec in fields(Flat) if spec.name in stored})
+        return flat.completed(cls(**own))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
-        return {"schema": SCHEMA, **_as_json(asdict(self))}
+        found, sides = self.measurement, {"": self.sparse, "baseline_": self.dense}
+        return _as_json({
+            "schema": SCHEMA,
+            **{name: getattr(self, name) for name in _PLAIN},
+            **{prefix + name: getattr(side, name) for name in _OF_SIDE for prefix, side in sides.items()},
+            **{name: getattr(found, own, None) for name, own in _RAW.items()},
+            "efficiency": self.sparse.efficiency,
+            **{name: getattr(self.sparse.utilization, name, None) for name in WATCHED},
+            "notes": [note.text for note in self.notes],
+            "note_kinds": [note.to_json() for note in self.notes],
+        })  # fmt: skip
 
     @classmethod
     def from_json(cls, record: object) -> Row:
@@ -316,9 +284,85 @@ class Row:
 
         """
         check_schema(record)
-        row = checked(record, cls)
-        check_row(row)
+        assert isinstance(record, Mapping)
+        flat = checked(record, Flat)
+        try:
+            plain = {name: value for name, value in record.items() if name not in _NOT_PLAIN}
+            row = flat.completed(checked(plain | _sides(record), cls))
+        except ValueError as error:
+            raise ValueError(re.sub(r"^(sparse|dense)\.", lambda found: _SIDES[found[1]], str(error))) from None
+        check_row(row, flat)
         return row
+
+
+@dataclass(kw_only=True)
+class Flat:
+    """The keys of a stored row that a `Row` has no fields of: its raw values, what follows from its structures, notes.
+
+    They are checked on reading (`results.consistency`), and made anew on writing.
+    """
+
+    values_s: tuple[Seconds, ...] | None = None
+    baseline_values_s: tuple[Seconds, ...] | None = None
+    run_lengths: tuple[Count, ...] | None = None
+    disturbed: tuple[bool, ...] | None = None
+    loops: Count | None = None
+    processes: Count | None = None
+    efficiency: Ratio | None = None
+    gpu_utilization: Busy | None = None
+    cpu_utilization: Amount | None = None
+    power_w: Amount | None = None
+    energy_per_step_j: Amount | None = None
+    notes: Sequence[str] = ()
+    note_kinds: Sequence[Mapping[str, Any]] | None = None
+
+    def completed(self, row: Row) -> Row:
+        """Return a row with its measurement and its notes; ValueError where the raw values do not fit."""
+        values, baseline, lengths = self.values_s, self.baseline_values_s, self.run_lengths
+        measurement = None
+        if values is not None and baseline is not None and lengths is not None:
+            measurement = Measurement.from_values(
+                row.phase or "", baseline, values, lengths, self.loops or 1, self.disturbed
+            )
+        elif any(part is not None for part in (values, baseline, lengths)):
+            raise ValueError("values_s, baseline_values_s and run_lengths come together or not at all")
+        if self.note_kinds is not None and len(self.note_kinds) != len(self.notes):
+            raise ValueError(f"{len(self.note_kinds)} note_kinds for {len(self.notes)} notes")
+        kinds: dict[int, Mapping[str, Any]] = dict(enumerate(self.note_kinds or ()))
+        notes = tuple(Note.read(text, kinds.get(place)) for place, text in enumerate(self.notes))
+        return replace(row, measurement=measurement, notes=notes)
+
+
+_RAW = {
+    **{name: name for name in ("values_s", "baseline_values_s", "run_lengths")},
+    **{"disturbed": "disturbed_values", "loops": "loops", "processes": "processes"},
+}
+"""Key of a stored row -> what a `Measurement` has of it."""
+_SIDES = {"sparse": "", "dense": "baseline_"}
+"""Field of a row -> what the keys of that side begin with."""
+_OF_SIDE = tuple(spec.name for spec in fields(Side))
+_PLAIN = tuple(spec.name for spec in fields(Row) if spec.name not in (*_SIDES, "measurement", "notes"))
+_NOT_PLAIN = frozenset({*_SIDES, "measurement", *(spec.name for spec in fields(Flat))})
+KEYS = (
+    *_PLAIN,
+    *(prefix + name for name in _OF_SIDE for prefix in _SIDES.values()),
+    *(spec.name for spec in fields(Flat)),
+)
+"""All keys of a stored row, besides its schema."""
+
+
+def as_object(command: str, environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> dict[str, Any]:
+    """Return the object that `--format json` prints.
+
+    Args:
+        command: what made it.
+        environments: what each environment id stands for.
+        rows: what was measured.
+        more: of the verb.
+
+    """
+    environment, records = dict(environments), [row.to_json() for row in rows]
+    return {"schema": SCHEMA, "command": command, "environment": environment, "rows": records, **more}
 
 
 def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
@@ -329,21 +373,23 @@ def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
     return [row for row in rows if all(getattr(row, name) == wanted for name, wanted in criteria.items())]
 
 
-def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn tuples into lists, at any depth."""
+def _sides(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a stored row has of each side."""
     return {
-        key: list(value) if isinstance(value, tuple) else _as_json(value) if isinstance(value, Mapping) else value
-        for key, value in record.items()
+        side: {name: record[prefix + name] for name in _OF_SIDE if prefix + name in record}
+        for side, prefix in _SIDES.items()
     }
 
 
-def _normalise(record: Row | Parity | Utilization) -> None:
-    """Turn lists into tuples, and a number that is not finite into None, as JSON gives them back."""
-    for name, value in vars(record).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            object.__setattr__(record, name, None)
-        elif isinstance(value, list):
-            object.__setattr__(record, name, tuple(value))
-        elif name == "unavailable":
-            reasons = {one_line(key): one_line(text) or "no reason was given" for key, text in value.items()}
-            object.__setattr__(record, name, reasons)
+def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn structures into objects and tuples into lists, at any depth."""
+    return {
+        key: list(value)
+        if isinstance(value, tuple)
+        else _as_json(value)
+        if isinstance(value, Mapping)
+        else _as_json(asdict(value))
+        if isinstance(value, Parity | Utilization)
+        else value
+        for key, value in record.items()
+    }

@@ -26,7 +26,9 @@ from typing import Annotated, Any, Self
 
 from msgspec import Meta
 
+from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
+from meprop_bench.measure.notes import Note
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
@@ -42,23 +44,14 @@ _NOT_STORED = "it was not stored, since nobody could read it: please report this
 
 
 def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
-    """Write `path` as a whole or not at all (temporary file, sync, rename); raises `UserError` if it cannot.
+    """Write `path` as a whole or not at all; raises `UserError` if it cannot.
 
     What is too long to be held at once may come in pieces.
     """
     pieces: Iterable[str | bytes] = (content,) if isinstance(content, str | bytes) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _or_user_error(path):
-        try:
-            with temporary.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with _or_user_error(path), replacing(path) as file:
+        for piece in pieces:
+            file.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)
 
 
 def append_lines(path: Path, lines: Iterable[bytes], fd: int | None = None) -> None:
@@ -169,10 +162,12 @@ class Store:
         """Add the rows of one case: all of them are on the disk when this returns, or none (`UserError`)."""
         if self._fd is None:
             raise ValueError("append: the store is not open for writing")
+        rows = list(rows)
         lines = [json.dumps(row.to_json(), allow_nan=False).encode() for row in rows]
-        found = [_parse(line, self.folder / MEASUREMENTS, "(new row)", _NOT_STORED) for line in lines]
+        for line in lines:
+            _parse(line, self.folder / MEASUREMENTS, "(new row)", _NOT_STORED)
         append_lines(self.folder / MEASUREMENTS, lines, self._fd)
-        self._rows.extend(found)
+        self._rows.extend(rows)
 
     def take(self, other: Store, case_ids: Collection[str]) -> int:
         """Add the rows that another folder has of these cases, and where they were measured; return of how many cases.
@@ -187,7 +182,7 @@ class Store:
             self.write_environment(of_rows, other.header["peaks"])
         for case_id in (case_id for case_id in case_ids if case_id in wanted):
             rows = [row for row in other.rows() if row.case_id == case_id]
-            self.append([replace(row, notes=(*row.notes, f"measured for {other.folder.name}")) for row in rows])
+            self.append([replace(row, notes=(*row.notes, Note(f"measured for {other.folder.name}"))) for row in rows])
         return len(wanted)
 
     def rows(self) -> list[Row]:

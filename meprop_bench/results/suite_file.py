@@ -23,20 +23,12 @@ __all__ = ["SuiteFile", "read_suite_file"]
 
 @dataclass(frozen=True)
 class SuiteFile:
-    """What the suite left in a file.
+    """What the suite left in a file."""
 
-    Attributes:
-        command: what made it.
-        started: when it was written, ISO 8601.
-        rows: in the file's order.
-        environments: id -> what a measuring process saw.
-
-    """
-
-    command: str
-    started: str
-    rows: tuple[Row, ...]
-    environments: Mapping[str, Any]
+    command: str  # what made it
+    started: str  # when it was written, ISO 8601
+    rows: tuple[Row, ...]  # in the file's order
+    environments: Mapping[str, Any]  # id -> what a measuring process saw
 
 
 def read_suite_file(path: Path) -> SuiteFile:

@@ -1,4 +1,4 @@
-"""Blocks: one side of a case, timed for a few milliseconds at a time, as a worker takes them in its turns.
+"""Blocks: one side of a case, timed for a few milliseconds at a time, interleaved with those of other workers.
 
     lead      iterations that are not timed, so that a block does not pay for what ran before it
     block     some iterations under the case's clock: one value a phase, and whether the machine disturbed it

@@ -1,4 +1,4 @@
-"""Can this machine measure these cases at all? Asked first, not after an hour of measuring others."""
+"""Can this machine measure these cases at all? Checked first, not after an hour of measuring others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from meprop_bench.errors import UserError
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.optional import unavailable_reason
 from meprop_bench.workloads.case import Case
 
 __all__ = ["check_feasible"]
@@ -45,17 +44,16 @@ def _check_data(name: str) -> None:
     Another set in files of the same names is none of that: it is measured, and each row says so.
     """
     if name == "digits":
-        if (reason := unavailable_reason("sklearn")) is not None:
-            how = "pip install 'meprop-bench[digits]'"
-            raise UserError(f"the digits data come with scikit-learn, which {reason}: {how}")
+        from meprop_bench.data.digits import check_installed
+
+        check_installed()
         return
     from meprop_bench.data import load_images
-    from meprop_bench.data.content import State, inspect
+    from meprop_bench.data.content import condition
     from meprop_bench.data.location import data_folder
     from meprop_bench.data.sources import SOURCES
 
-    folder, source = data_folder(), SOURCES[name]
-    if all(inspect(folder, source, file, thorough=True)[0] is State.VERIFIED for file in source.files):
+    if condition(data_folder(), SOURCES[name], thorough=True)[0] == "present":
         return
     try:
         load_images(name)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from meprop_bench.errors import UserError
+from meprop_bench.measure.notes import Note
 from meprop_bench.measure.replicate import Asked, Worker, WorkerDied
 from meprop_bench.measure.serve import serve
 from meprop_bench.results.schema import Parity, Row
@@ -266,7 +267,7 @@ class _Crew:
             share=recipe.details.get("share"),
             parity=self.parity(),
             environment_id=answer["environment_id"],
-            notes=(f"{recipe.label}: trained for {recipe.epochs} epochs", *answer["notes"]),
+            notes=tuple(map(Note, (f"{recipe.label}: trained for {recipe.epochs} epochs", *answer["notes"]))),
         )
 
     def _tell(self, seed: int | None = None) -> None:

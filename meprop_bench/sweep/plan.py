@@ -11,86 +11,33 @@ here, before anything is measured.
 from __future__ import annotations
 
 import itertools
-import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import GenericAlias
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
-from meprop_bench.errors import UserError
-from meprop_bench.workloads.case import DATA, WORKLOADS, Case, one_of
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
-__all__ = [
-    "AXES",
-    "CHECKS",
-    "DEFAULT_AXES",
-    "Plan",
-    "Preset",
-    "load_preset",
-    "parse_axis",
-    "plan_axes",
-    "plan_preset",
-    "preset_names",
-]
+from meprop_bench.errors import UserError, one_of
+from meprop_bench.results.axes import AXES
+from meprop_bench.results.incoming import checked, conforming
+from meprop_bench.workloads.case import DATA, WORKLOADS, Case
 
-AXES = {
-    "workload": "workload",
-    "method": "method",
-    "k": "k",
-    "in-features": "in_features",
-    "hidden": "out_features",
-    "batch": "batch",
-    "device": "device",
-    "threads": "threads",
-    "dtype": "dtype",
-    "kernel": "kernel",
-    "gradient": "gradient",
-    "allocator": "allocator",
-    "data": "data",
-    "layers": "layers",
-    "optimizer": "optimizer",
-    "size": "size",
-    "filter": "filter",
-    "length": "length",
-    "rate": "rate",
-    "share": "share",
-    "slowdown": "slowdown",
-    "caches": "caches",
-    "launch": "launch",
-    "seed": "seed",
-}
-"""Axis, as options and presets spell it -> the field of a case."""
-
-_INTEGERS = ("in-features", "hidden", "batch", "threads", "layers", "size", "filter", "length", "seed")
-_RATIOS = ("rate", "share", "slowdown")
-_OF_SOME = tuple(dict.fromkeys(name for workload in WORKLOADS.values() for name in workload.fields))
-
-DEFAULT_AXES: Mapping[str, tuple[Any, ...]] = {
-    "workload": ("linear",),
-    "method": ("meprop", "unified"),
-    "k": (10, 30, 100),
-    "hidden": (500,),
-    "batch": (50,),
-}
-"""What `speedup` measures when it is told nothing: a hidden layer of the papers' MNIST model."""
-
-_OTHERWISE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    # The papers' second convolution, 16 -> 32 maps with filters of 5 x 5, on what pooling left of an image.
-    "conv": {"k": (0.01, 0.05, 0.1), "hidden": (32,), "in-features": (16,), "batch": (10,)},
-    "lstm": {"in-features": (190,), "batch": (1, 10)},  # the papers' tagger: 50 + 7 x 20 dimensions
-    "gru": {"in-features": (190,), "batch": (1, 10)},
-    "seq2seq": {"batch": (20,), "k": (30,)},
-    "mesimp": {"k": (80,), "batch": (50,)},
-    "meact": {"k": (1,)},  # it has none
-}
-"""Workload -> what it is measured with when nothing is said, where that is not the same."""
+__all__ = ["CHECKS", "Plan", "Preset", "load_preset", "parse_axis", "plan_axes", "plan_preset", "preset_names"]
 
 CHECKS = ("gradients", "accuracy")
 """What a preset may require. Gradients are checked always; accuracy is compared where data are learnt."""
 
 _Axes = Mapping[str, Sequence[Any]]
+
+_Width: TypeAlias = Annotated[float, Meta(gt=0, lt=1, description="between 0 and 1 (0.02 is ±2%)")]
+_Budget: TypeAlias = Annotated[float, Meta(gt=0, lt=1e6, description="more than 0 seconds, and finite")]
+_Number: TypeAlias = Annotated[int, Meta(ge=1, le=10_000, description="an integer from 1 to 10000")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +53,7 @@ class Plan:
         budget: seconds of timing for a case.
         processes: fresh processes for a case, the replicates of its interval.
         keep_processes: let the processes serve all cases that share device, threads and allocator; otherwise each
-            case gets
-            its own. Loading torch five times costs as much as measuring a small case.
+            case gets its own. Loading torch five times costs as much as measuring a small case.
         pin: bind each process to as many physical cores as it has threads.
         utilization: watch utilisation, power and energy after the timing, for 2 s of each side.
         watched: ids of cases for which that is done although it is not for all.
@@ -122,15 +68,15 @@ class Plan:
     cases: tuple[Case, ...]
     analysis: str = ""
     checks: tuple[str, ...] = CHECKS
-    target: float = 0.02
-    budget: float = 20.0
-    processes: int = 5
+    target: _Width = 0.02
+    budget: _Budget = 20.0
+    processes: _Number = 5
     keep_processes: bool = False
     pin: bool = False
     utilization: bool = True
     watched: tuple[str, ...] = ()
-    accuracy_seeds: int = 5
-    accuracy_steps: int = 400
+    accuracy_seeds: _Number = 5
+    accuracy_steps: _Number = 400
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -138,16 +84,9 @@ class Plan:
             raise UserError(f"the sweep {self.name!r} has no case")
         for check in self.checks:
             one_of("check", check, CHECKS)
-        _check_number("target", self.target, lambda value: 0 < value < 1, "between 0 and 1 (0.02 is ±2%)")
-        _check_number("budget", self.budget, lambda value: 0 < value < 1e6, "more than 0 seconds, and finite")
-        for name in ("processes", "accuracy_seeds", "accuracy_steps"):
-            value = getattr(self, name)
-            _check_number(
-                name.replace("_", "-"), value, lambda v: isinstance(v, int) and 1 <= v <= 10_000, "an integer from 1"
-            )
-        for name in ("keep_processes", "pin", "utilization"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise UserError(f"{name.replace('_', '-')} must be true or false, not {value!r}")
+        for name, kind in _settings().items():
+            if name != "checks":
+                conforming(name.replace("_", "-"), getattr(self, name), kind)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; two plans with the same one measure the same.
@@ -169,23 +108,29 @@ class Preset:
     watched: tuple[bool, ...]
 
 
-_SETTINGS = {
-    "name": str,
-    "analysis": str,
-    "checks": list,
-    "target": float,
-    "budget": float,
-    "processes": int,
-    "keep-processes": bool,
-    "pin": bool,
-    "utilization": bool,
-    "accuracy-seeds": int,
-    "accuracy-steps": int,
-}
-
-
 _WATCHED = "utilization"
 """What a sweep of a preset may say for its own cases, too."""
+
+
+@cache
+def _settings() -> Mapping[str, Any]:
+    """Return the fields of a plan that a preset sets -> their types."""
+    hints = get_type_hints(Plan, include_extras=True)
+    return {name: kind for name, kind in hints.items() if name not in ("cases", "watched", "seed")}
+
+
+@cache
+def _file() -> type[msgspec.Struct]:
+    """Return the structure of a preset's file: the settings of a plan, and the axes of each sweep."""
+    axes = [(axis.field, axis.kind | GenericAlias(list, (axis.kind,)) | UnsetType, UNSET) for axis in AXES.values()]
+    names = {axis.field: axis.option for axis in AXES.values()}
+    sweep = msgspec.defstruct("Sweep", [*axes, (_WATCHED, bool, False)], rename=names)
+    settings = [
+        (name, kind) if name in ("name", "analysis", "checks") else (name, kind | UnsetType, UNSET)
+        for name, kind in _settings().items()
+    ]
+    sweeps = ("sweep", GenericAlias(list, (sweep,)))
+    return msgspec.defstruct("File", [*settings, sweeps], rename="kebab", kw_only=True)
 
 
 def preset_names() -> list[str]:
@@ -219,65 +164,36 @@ def load_preset(name: str) -> Preset:
 
 
 def _preset(record: Mapping[str, Any], where: str) -> Preset:
-    settings: dict[str, Any] = {}
-    for key, value in record.items():
-        one_of(f"key in the {where}:", key, (*_SETTINGS, "sweep"))
-        if key != "sweep":
-            settings[key.replace("-", "_")] = _setting(key, value, where)
-    for key in ("name", "analysis", "checks"):
-        if key not in settings:
-            raise UserError(
-                f"the {where} has no {key!r}: a preset says its name, what it is for and what its cases must pass"
-            )
+    settings = {name.replace("_", "-"): name for name in _settings()}
+    for key in record:
+        one_of(f"key in the {where}:", key, (*settings, "sweep"))
     sweeps = record.get("sweep")
     if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps) or not sweeps:
         raise UserError(f"the {where} has no sweep: write its axes under [[sweep]]")
-    watched = tuple(_setting(_WATCHED, sweep.pop(_WATCHED, False), where) for sweep in sweeps)
-    return Preset(settings, tuple(_axes_of(sweep, where) for sweep in sweeps), watched)
-
-
-def _setting(key: str, value: Any, where: str) -> Any:
-    wanted = _SETTINGS[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (number and float(value) == wanted(value) if wanted in (int, float) else isinstance(value, wanted)):
-        raise UserError(f"{key} in the {where} must be of type {wanted.__name__}, not {value!r}")
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _axes_of(sweep: Mapping[str, Any], where: str) -> _Axes:
-    axes: dict[str, list[Any]] = {}
-    for key, value in sweep.items():
-        one_of(f"axis in the {where}:", key, tuple(AXES))
-        axes[key] = value if isinstance(value, list) else [value]
-        if not axes[key]:
-            raise UserError(f"the axis {key!r} in the {where} is empty")
-    return axes
+    for key, value in itertools.chain(*(sweep.items() for sweep in sweeps)):
+        one_of(f"axis in the {where}:", key, (*AXES, _WATCHED))
+        if value == []:
+            raise UserError(f"the axis {key!r} in the {where} is empty: give it a value")
+    try:
+        checked(record, _file())
+    except ValueError as error:
+        raise UserError(f"the {where} cannot be used: {error}") from None
+    return Preset(
+        {settings[key]: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+         if key != "sweep"},
+        tuple({key: value if isinstance(value, list) else [value] for key, value in sweep.items() if key != _WATCHED}
+              for sweep in sweeps),
+        tuple(sweep.get(_WATCHED, False) for sweep in sweeps),
+    )  # fmt: skip
 
 
 def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
     """Return the values of an axis as typed: words with commas between them, as numbers where the axis has numbers."""
-    words = [word.strip() for text in texts for word in text.split(",")]
-    return [_parse(axis, word) for word in words]
-
-
-def _parse(axis: str, word: str) -> Any:
-    kinds = (int, float) if axis == "k" else (int,) if axis in _INTEGERS else (float,) if axis in _RATIOS else ()
-    for kind in kinds:
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    if not kinds:
-        return word
-    wanted = {
-        int: f"an integer of at least {int(axis != 'seed')}",
-        float: "a share, 0.03 for 3%" if axis == "slowdown" else "a ratio in (0, 1]",
-    }
-    raise UserError(f"{axis} must be {', or '.join(wanted[kind] for kind in kinds)}, not {word!r}")
+    return [AXES[axis].read(word.strip()) for text in texts for word in text.split(",")]
 
 
 def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:
-    """Return the plan of a product of axes; what is not given comes from `DEFAULT_AXES` and the defaults of `Case`.
+    """Return the plan of a product of axes; what is not given comes from their table.
 
     The setting `seed` is that of all cases where there is no axis of that name.
     """
@@ -304,9 +220,9 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
 
 def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
     """Multiply one sweep out. An axis that no workload of it has is an error, as it would do nothing."""
-    workloads = axes.get("workload", DEFAULT_AXES["workload"])
+    workloads = axes.get("workload", AXES["workload"].sweep)
     for workload in workloads:
-        one_of("workload", workload, tuple(WORKLOADS))
+        one_of("workload", workload, WORKLOADS)
         own = {
             "seed": (seed,),
             **_usual(workload),
@@ -326,27 +242,24 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
 
 def _usual(workload: str) -> dict[str, Sequence[Any]]:
     """Return the axes that are there when nothing is said."""
-    usual: dict[str, Sequence[Any]] = {**DEFAULT_AXES, **_OTHERWISE.get(workload, {})}
+    found = {name: axis.swept(workload) for name, axis in AXES.items()}
+    usual: dict[str, Sequence[Any]] = {name: values for name, values in found.items() if values and name != "workload"}
     methods = WORKLOADS[workload].methods
     usual["method"] = [method for method in usual["method"] if method in methods] or methods[:1]
-    if "data" in WORKLOADS[workload].fields:
-        usual["data"] = ["auto"]
-    del usual["workload"]
     return usual
 
 
 def _takes(workload: str, axis: str) -> bool:
     """Whether the axis can be chosen for the workload: of a perceptron, the inputs follow from the data."""
-    field, has = AXES[axis], WORKLOADS[workload].fields
-    return field not in _OF_SOME or (field in has and not (field == "in_features" and "data" in has))
+    return AXES[axis].of(workload) and not (axis == "in-features" and AXES["data"].of(workload))
 
 
 def _case(workload: str, values: Mapping[str, Any]) -> Case:
-    chosen = {AXES[axis]: value for axis, value in values.items()}
+    chosen = {AXES[axis].field: value for axis, value in values.items()}
     if "data" in chosen:
         chosen["data"] = _which_data(chosen["data"])
         chosen["in_features"] = DATA[chosen["data"]]
-    elif "in_features" in WORKLOADS[workload].fields:
+    elif AXES["in-features"].of(workload):
         chosen.setdefault("in_features", chosen["out_features"])
     return Case(workload=workload, **chosen)
 
@@ -355,17 +268,10 @@ def _which_data(name: object) -> str:
     """Turn "auto" into what `data.load_images` would load: a case names its data, since its numbers depend on them."""
     if name != "auto":
         return one_of("data", name, ("auto", *DATA))
-    from meprop_bench.data.location import data_folder, locate
-    from meprop_bench.data.sources import SOURCES
+    from meprop_bench.data import auto_images
 
-    folder, source = data_folder(), SOURCES["mnist"]
-    return "mnist" if all(locate(folder, source, file) for file in source.files) else "digits"
+    return auto_images()
 
 
 def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(dict.fromkeys(cases))
-
-
-def _check_number(name: str, value: Any, sound: Any, wanted: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not sound(value):
-        raise UserError(f"{name} must be {wanted}, not {value!r}")

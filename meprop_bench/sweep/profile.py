@@ -208,11 +208,11 @@ class _Parent:
             )
             for phase in setup["phases"]
         ]
-        remarks = total([Activity(**answer["activity"]) for answer in answers]).remarks
+        notes = total([Activity(**answer["activity"]) for answer in answers]).notes
         peaks = self._machine.unbeaten(peaks, case, environment_id, self._put, setup["costs"], measured)
         rows = case_rows(
             case, setup, measured, peaks=peaks, memory={}, utilization="a profile does not watch the machine",
-            parity=None, environment_id=environment_id, target=0.02, notes=remarks,
+            parity=None, environment_id=environment_id, target=0.02, notes=notes,
         )  # fmt: skip
         self._progress("timing the stages")
         stages = self._each("stages", seconds=self._share(_STAGES_S))
@@ -239,7 +239,7 @@ class _Parent:
             trees=trees,
             break_even=break_even,
             notes=() if break_even or search_s <= 0 else (_NO_SEARCH,),
-            doubts=tuple(filter(None, (was_busy([before], {case.case_id: remarks}),))),
+            doubts=tuple(filter(None, (was_busy([before], {case.case_id: notes}),))),
         )
         return profile, {environment_id: hello["environment"]}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.notes import Note
 from meprop_bench.measure.peaks import Peaks
-from meprop_bench.results.consistency import FAR
-from meprop_bench.results.schema import PASSED, Parity, Row, Utilization
-from meprop_bench.workloads.case import AXES, WORKLOADS, Case
+from meprop_bench.results.axes import AXES
+from meprop_bench.results.consistency import FAR, WATCHED
+from meprop_bench.results.schema import PASSED, Parity, Row, Side, Utilization
+from meprop_bench.workloads.case import Case
 
 __all__ = ["case_rows", "failed_row"]
 
@@ -25,7 +28,7 @@ def case_rows(
     parity: Parity | None,
     environment_id: str,
     target: float,
-    notes: Sequence[str],
+    notes: Sequence[Note],
 ) -> list[Row]:
     """Return a row for each phase.
 
@@ -44,88 +47,79 @@ def case_rows(
     """
     rows = []
     for found in measurements:
-        costs = setup["costs"].get(found.phase)
-        interval = found.speedup
+        own = [*map(Note, setup["notes"]), *notes, *found.notes]
         converged = found.converged(target)
-        remarks = [*setup["notes"], *notes, *found.warnings]
-        if not converged and interval.bounded:
-            remarks.append(f"the budget was spent before ±{100 * target:g}% was reached")
-        numbers: dict[str, Any] = {}
-        if costs is not None:
-            (baseline_flops, baseline_bytes), (flops, nbytes) = costs
-            floor = peaks.floor_s(flops, nbytes, case.dtype)
-            numbers |= {
-                "flops": flops,
-                "bytes": nbytes,
-                "baseline_flops": baseline_flops,
-                "baseline_bytes": baseline_bytes,
-                "floor_s": floor,
-                "baseline_floor_s": peaks.floor_s(baseline_flops, baseline_bytes, case.dtype),
-                "efficiency": floor / found.median_s,
-            }
-            if floor > FAR * found.median_s:  # such a row would be refused when it is read
-                numbers["efficiency"] = numbers["floor_s"] = numbers["baseline_floor_s"] = None
-                remarks.append("no floor: the machine has been measured as too slow for this phase")
-        numbers |= _weights(memory.get(found.phase, ()), remarks)
-        numbers |= _utilization(found.phase, utilization)
+        if not converged and found.speedup.bounded:
+            own.append(Note.of("budget", percent=100 * target))
+        weights = memory.get(found.phase) or ({}, {})
+        if any(side.get("exact") is False for side in weights):
+            own.append(Note.of("sampled-memory"))
+        watched, unavailable = _utilization(found.phase, utilization)
+        costs = setup["costs"].get(found.phase) or (None, None)
+        dense, sparse = (
+            _side(median_s, cost, weight, seen, peaks, case.dtype)
+            for median_s, cost, weight, seen in zip(
+                (found.baseline_median_s, found.median_s), costs, weights, watched, strict=True
+            )
+        )
+        if (sparse.efficiency or 0.0) > FAR:  # such a row would be refused when it is read
+            dense, sparse = replace(dense, floor_s=None), replace(sparse, floor_s=None)
+            own.append(Note.of("no-floor"))
         rows.append(
             Row(
                 **_axes(case, k=setup["k"], kernel=setup["kernel"]),
-                **numbers,
                 phase=found.phase,
                 data_published=setup.get("data_published"),
-                median_s=found.median_s,
-                values_s=tuple(found.values_s),
-                baseline_median_s=found.baseline_median_s,
-                baseline_values_s=tuple(found.baseline_values_s),
-                run_lengths=tuple(found.run_lengths),
-                disturbed=None if found.disturbed_values is None else tuple(found.disturbed_values),
-                loops=found.loops,
-                speedup=interval.estimate,
-                speedup_low=interval.low,
-                speedup_high=interval.high,
+                measurement=found,
+                dense=dense,
+                sparse=sparse,
+                speedup=found.speedup.estimate,
+                speedup_low=found.speedup.low,
+                speedup_high=found.speedup.high,
                 converged=converged,
-                processes=found.processes,
+                unavailable=unavailable,
                 check=PASSED,
                 parity=parity if found.phase == "step" else None,
                 environment_id=environment_id,
-                notes=tuple(remarks),
+                notes=tuple(own),
             )
         )
     return rows
 
 
-_WEIGHTS = {
-    "tensor_bytes": "peak_memory_bytes",
-    "reserved_bytes": "peak_reserved_bytes",
-    "process_bytes": "process_peak_bytes",
-    "growth_bytes": "process_growth_bytes",
-}
-_WATCHED = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
-"""Fields of the method's `Utilization` that a row has, too."""
+def _side(
+    median_s: float,
+    cost: tuple[float, float] | None,
+    weight: Mapping[str, Any],
+    watched: Utilization | None,
+    peaks: Peaks,
+    dtype: str,
+) -> Side:
+    flops, nbytes = cost or (None, None)
+    return Side(
+        median_s=median_s,
+        floor_s=None if flops is None or nbytes is None else peaks.floor_s(flops, nbytes, dtype),
+        flops=flops,
+        bytes=nbytes,
+        peak_memory_bytes=weight.get("tensor_bytes"),
+        peak_reserved_bytes=weight.get("reserved_bytes"),
+        process_peak_bytes=weight.get("process_bytes"),
+        process_growth_bytes=weight.get("growth_bytes"),
+        utilization=watched,
+    )
 
 
-def _weights(sides: Sequence[Mapping[str, Any]], remarks: list[str]) -> dict[str, Any]:
-    """Return the memory fields of a row; `remarks` gets a line when a figure is not what it seems."""
-    if any(side.get("exact") is False for side in sides):
-        remarks.append("the process's peak was sampled each millisecond: its high-water mark cannot be set back here")
-    return {
-        f"{prefix}{field}": side.get(key)
-        for prefix, side in zip(("baseline_", ""), sides, strict=False)
-        for key, field in _WEIGHTS.items()
-    }
-
-
-def _utilization(phase: str, found: Mapping[str, Any] | str) -> dict[str, Any]:
-    """Return the utilisation fields of a row, with a reason for each that is null."""
+def _utilization(
+    phase: str, found: Mapping[str, Any] | str
+) -> tuple[tuple[Utilization, Utilization] | tuple[None, None], dict[str, str]]:
+    """Return what was watched of baseline and method, and a reason for each figure of `WATCHED` that is not there."""
     if isinstance(found, str):
-        return {"unavailable": dict.fromkeys(_WATCHED, found)}
+        return (None, None), dict.fromkeys(WATCHED, found)
     if phase != found["phase"]:
-        return {"unavailable": dict.fromkeys(_WATCHED, f"only the phase {found['phase']} is run steadily")}
+        return (None, None), dict.fromkeys(WATCHED, f"only the phase {found['phase']} is run steadily")
     baseline, method = (Utilization.from_json(side) for side in found["sides"])
-    values = {name: getattr(method, name) for name in _WATCHED}
-    reasons = {name: method.unavailable.get(name, "not read") for name, value in values.items() if value is None}
-    return {**values, "utilization": method, "baseline_utilization": baseline, "unavailable": reasons}
+    missing = [name for name in WATCHED if getattr(method, name) is None]
+    return (baseline, method), {name: method.unavailable.get(name, "not read") for name in missing}
 
 
 def failed_row(case: Case, error: str | None, environment_id: str, *, check: str | None = None) -> Row:
@@ -135,11 +129,9 @@ def failed_row(case: Case, error: str | None, environment_id: str, *, check: str
     )
 
 
-_OF_SOME = {name for workload in WORKLOADS.values() for name in workload.fields} - {"kernel", "dtype", "gradient"}
-"""Axes that a row has only if its workload does; the three have a usual value that every row may have."""
-
-
 def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
-    absent = _OF_SOME - WORKLOADS[case.workload].fields.keys()
-    axes = {name: None if name in absent else getattr(case, name) for name in AXES if name != "kernel_requested"}
-    return {**axes, "case_id": case.case_id, "kernel": kernel, "kernel_requested": case.kernel, "k": k}
+    axes = {
+        axis.stored: None if axis.nullable and not axis.of(case.workload) else getattr(case, axis.field)
+        for axis in AXES.values()
+    }
+    return {**axes, "case_id": case.case_id, "kernel": kernel, "k": k}

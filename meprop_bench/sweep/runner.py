@@ -35,9 +35,11 @@ from typing import Any
 
 from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.notes import Note
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
 from meprop_bench.measure.replicate import Asked, WorkerDied
 from meprop_bench.measure.turn import turn
+from meprop_bench.results.axes import default_threads
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies
@@ -46,7 +48,7 @@ from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import case_rows, failed_row
 from meprop_bench.sweep.team import PATIENCE_S, CaseFailed, CaseRefused, NoRoom, Team, ask, ask_together, start_team
-from meprop_bench.workloads.case import Case, default_threads
+from meprop_bench.workloads.case import Case
 
 __all__ = ["Progress", "Runner"]
 
@@ -187,15 +189,15 @@ class Runner:
         checks = [ask(worker, {"do": "check", "warm_s": _WARM_S}) for worker in workers]
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
-        measurements, remarks = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
+        measurements, notes = self._rounds(case, workers, setup["phases"], max(check["loops"] for check in checks))
         peaks = self._unbeaten(case, workers[0], peaks, setup["costs"], measurements)
         memory = ask(workers[0], {"do": "memory", "device": case.device})["weights"]
         parity = self._parity(case, workers)
         utilization = self._utilization(case, workers[0])
-        notes = ["its processes had measured other cases before"] if self._plan.keep_processes else []
-        notes += remarks
+        if self._plan.keep_processes:
+            notes.insert(0, Note.of("shared-processes"))
         if isinstance(parity, str):
-            notes.append(parity)
+            notes.append(Note(parity))
         return case_rows(
             case,
             setup,
@@ -211,8 +213,8 @@ class Runner:
 
     def _rounds(
         self, case: Case, workers: Sequence[Asked], phases: Sequence[str], loops: int
-    ) -> tuple[list[Measurement], list[str]]:
-        """Return what was measured of each phase, and what the machine did meanwhile, a line each."""
+    ) -> tuple[list[Measurement], list[Note]]:
+        """Return what was measured of each phase, and what the machine did meanwhile."""
         marks: list[list[bool]] | None = [[] for _ in workers]
         activities: list[Activity] = []
         runs: list[dict[str, list[tuple[float, float]]]] = [{phase: [] for phase in phases} for _ in workers]
@@ -247,7 +249,7 @@ class Runner:
             if rounds >= _LEAST_ROUNDS and (
                 spent or all(measurement.converged(self._plan.target) for measurement in found)
             ):
-                return found, total(activities).remarks
+                return found, total(activities).notes
 
     def _parity(self, case: Case, workers: Sequence[Asked]) -> Parity | str | None:
         """Compare the accuracies of what learns something, or say why not.

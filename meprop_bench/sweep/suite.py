@@ -28,11 +28,12 @@ from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.environment import machine_slug
-from meprop_bench.results.naming import WITHOUT_K
+from meprop_bench.results.axes import AXES
+from meprop_bench.results.naming import WITHOUT_K, device_name
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.feasible import check_feasible
-from meprop_bench.sweep.plan import AXES, Plan, Preset, load_preset, plan_preset
+from meprop_bench.sweep.plan import Plan, Preset, load_preset, plan_preset
 from meprop_bench.sweep.runner import Progress, Runner
 from meprop_bench.workloads.case import Case
 
@@ -48,7 +49,7 @@ _ALWAYS = ("method", "k", "hidden", "batch", "device")
 """Parameters of every grid, but k where no case has one. Another axis becomes one where the workload's cases differ."""
 
 _IN_DEVICE = ("device", "threads")
-"""Axes that the parameter `device` tells together: cpu:2 (threads), cuda:0 (number)."""
+"""Axes that the parameter `device` says together: cpu:2 (threads), cuda:0 (number)."""
 
 _SHARE = 3
 """One in this many cases of a stratum is run by default."""
@@ -156,16 +157,16 @@ def measured(
 
     Args:
         plan: what to measure.
-        folder: where the results are kept for the next call; by default nowhere.
-        progress: told of each stage.
+        folder: where the results stay for the next call; by default nowhere.
+        progress: called at each stage.
 
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="meprop-bench-") as temporary:
             return measured(plan, Path(temporary), progress)
     machine, record = machine_slug(), plan.to_json()
-    kept = Store.find_resumable(folder, plan.name, machine, record)
-    with kept or Store.create(folder, plan.name, machine, f"suite {plan.name}", record) as store:
+    begun = Store.find_resumable(folder, plan.name, machine, record)
+    with begun or Store.create(folder, plan.name, machine, f"suite {plan.name}", record) as store:
         Runner(plan, store, progress=progress).run()
         return store.rows(), store.header["environments"]
 
@@ -176,7 +177,7 @@ def _part(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
     def rank(case: Case) -> str:
         return hashlib.sha256(f"{seed} {case.workload} {grids[case.workload].label(case)}".encode()).hexdigest()
 
-    strata = _by(cases, lambda case: (case.workload, case.method, _device(case), case.data))
+    strata = _by(cases, lambda case: (case.workload, case.method, device_name(case), case.data))
     drawn = {case for own in strata.values() for case in sorted(own, key=rank)[: math.ceil(len(own) / _SHARE)]}
     return tuple(case for case in cases if case in drawn)
 
@@ -193,15 +194,11 @@ def _differ(axis: str, cases: Sequence[Case]) -> bool:
         any(case.data is not None for case in cases) or all(case.in_features == case.out_features for case in cases)
     ):
         return False  # it follows from the data, or from the size
-    return axis != "workload" and len({getattr(case, AXES[axis]) for case in cases}) > 1
+    return axis != "workload" and len({getattr(case, AXES[axis].field) for case in cases}) > 1
 
 
 def _parameter(name: str, case: Case) -> Any:
-    return _device(case) if name == "device" else getattr(case, AXES[name])
-
-
-def _device(case: Case) -> str:
-    return f"cpu:{case.threads}" if case.device == "cpu" else case.device
+    return device_name(case) if name == "device" else getattr(case, AXES[name].field)
 
 
 def _needs(case: Case) -> tuple[object, ...]:

@@ -6,16 +6,15 @@ It holds tensors, numbers, text, lists and dictionaries only and is read with `w
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
 
 __all__ = ["FORMAT", "read", "write"]
@@ -30,19 +29,12 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
         UserError: it cannot be written; an earlier one is still there.
 
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk in a way of its own
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any] | None:

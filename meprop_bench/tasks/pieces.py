@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from meprop_bench.errors import UserError
-from meprop_bench.optional import unavailable_reason
+from meprop_bench.optional import require
 
 __all__ = ["BOS", "EOS", "PAD", "Pieces"]
 
@@ -42,8 +42,7 @@ class Pieces:
     """
 
     def __init__(self, name: str, sentences: Iterable[str], size: int) -> None:
-        if (reason := unavailable_reason("sentencepiece")) is not None:
-            raise UserError(f"translation needs sentencepiece, which {reason}: pip install 'meprop-bench[translation]'")
+        require("sentencepiece", "translation needs sentencepiece", "translation")
         import sentencepiece
 
         model = io.BytesIO()

@@ -14,19 +14,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from meprop_bench.errors import UserError
 
-if TYPE_CHECKING:
-    from meprop_bench.tasks.recipe import Recipe
-
-__all__ = ["Split", "Task"]
+__all__ = ["Sparsifier", "Split", "Task"]
 
 Split = Literal["dev", "test"]
+
+
+class Sparsifier(Protocol):
+    """What converts layers: a `tasks.recipe.Recipe`."""
+
+    def sparsify(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+        """Convert a model's layers of these kinds, in place."""
 
 
 class Task(ABC):
@@ -69,7 +73,7 @@ class Task(ABC):
     def build(self, seed: int) -> nn.Module:
         """Return the dense model on the task's device; its initial weights depend on the seed alone."""
 
-    def sparsify(self, model: nn.Module, recipe: Recipe) -> None:
+    def sparsify(self, model: nn.Module, recipe: Sparsifier) -> None:
         """Convert the layers that the papers sparsify, in place; dense leaves the model as it is."""
         recipe.sparsify(model, self.kinds)
 

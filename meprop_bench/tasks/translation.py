@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 from meprop_bench.data.parallel import Corpus, Pair, load_multi30k, made_up_corpus, read_corpus
 from meprop_bench.errors import UserError
 from meprop_bench.models.translator import Translator
-from meprop_bench.optional import unavailable_reason
+from meprop_bench.optional import require
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
 from meprop_bench.tasks.checks import check_count, check_dropout, check_examples, on_device
 from meprop_bench.tasks.pieces import BOS, EOS, PAD, Pieces
@@ -181,8 +181,7 @@ def _corpus(files: str | None, examples: int | None, *, made_up: bool) -> Corpus
 
 def _bleu() -> Any:
     """Return sacrebleu's BLEU at its defaults."""
-    if (reason := unavailable_reason("sacrebleu")) is not None:
-        raise UserError(f"translation needs sacrebleu, which {reason}: pip install 'meprop-bench[translation]'")
+    require("sacrebleu", "translation needs sacrebleu", "translation")
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU()

@@ -1,7 +1,7 @@
 """A case taken apart: the stages of its backward passes, the price of a call, and where sparse stops to pay.
 
-A compiled kernel is one opaque call, and marks inside it would cost what they measure. So it is asked for less, and
-what it spares is what the missing part costs (T: median seconds of a call):
+A compiled kernel is one opaque call, and marks inside it would cost what they measure. So it is called for fewer
+gradients, and what it spares is what the missing part costs (T: median seconds of a call):
 
     selection   T(db)                        selecting needs dy alone, and the bias gradient comes with it
     dx          T(db, dx) - T(db)            gather and product: the chosen rows of W are read while they are multiplied
@@ -73,11 +73,10 @@ def stages(layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str
     """Time the stages of the layers' backward passes, all layers together: side -> stages, without the rest."""
     sparsified = [layer for layer in layers if layer.request is not None]
     others = [layer for layer in layers if layer.request is None]
-    calls = {f"dense {name}": call for name, call in _dense_calls(sparsified).items()}
-    calls |= {f"sparse {name}": call for name, call in _sparse_calls(sparsified).items()}
-    if others:
-        calls["dense layers"] = _one_after_the_other([_dense_backward(layer) for layer in others])
-    taken = _medians({name: call for name, call in calls.items() if call is not None}, clock, seconds)
+    calls = {f"dense {name}": found for name, found in _dense_calls(sparsified).items()}
+    calls |= {f"sparse {name}": found for name, found in _sparse_calls(sparsified).items()}
+    calls["dense layers"] = [call for layer in others for found in _dense_calls([layer]).values() for call in found]
+    taken = _medians({name: _one_after_the_other(found) for name, found in calls.items() if found}, clock, seconds)
     dense = {name: taken.get(f"dense {name}", 0.0) for name in ("selection", "dx", "dW")} if sparsified else {}
     sparse = _differences({name.removeprefix("sparse "): value for name, value in taken.items()}) if sparsified else {}
     result = {}
@@ -118,8 +117,7 @@ def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: 
     That of the sparsified linear layers, or of a layer of another kind. None for a model without linear layers, and
     where nothing is sparsified.
     """
-    sparsified = [layer for layer in layers if layer.request is not None]
-    if not sparsified and not _is_another_layer(case, layers):
+    if (sparsified := _sparsified(case, layers)) is None:
         return None
     n, what = _entries(case)
 
@@ -127,8 +125,7 @@ def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: 
         return _sides(case, sparsified, k) if sparsified else _of_case(replace(case, k=k))
 
     ratio = _Ratios(sides, clock, seconds)
-    pays, loses = _search(ratio, min(resolve_k(case.k, n), n - 1), ends := (1, n - 1), small_pays=True)
-    return BreakEven(axis="k", pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=f"of {n} {what}")
+    return _break_even("k", ratio, min(resolve_k(case.k, n), n - 1), (1, n - 1), f"of {n} {what}")
 
 
 def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
@@ -136,8 +133,7 @@ def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, second
 
     Inputs as wide as the layer stay as wide as it; others stay as they are.
     """
-    sparsified = [layer for layer in layers if layer.request is not None]
-    if not sparsified and not _is_another_layer(case, layers):
+    if (sparsified := _sparsified(case, layers)) is None:
         return None
     known, inputs = case.out_features, case.in_features
     square = [layer.w.shape[1] == layer.w.shape[0] for layer in sparsified] or [inputs == known]
@@ -150,10 +146,14 @@ def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, second
 
     largest = min(_WIDEST if sparsified else _WIDEST // 8, math.isqrt(_LARGEST) if any(square) else _LARGEST // inputs)
     smallest = int(case.k) + 1 if isinstance(case.k, int) and case.size is None else 2
-    ratio = _Ratios(sides, clock, seconds)
-    pays, loses = _search(ratio, known, ends := (min(smallest, known), max(known, largest)), small_pays=False)
     held = f"k={case.k:g}" + ("" if any(square) else f", {inputs} inputs")
-    return BreakEven(axis="hidden", pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=held)
+    ends = min(smallest, known), max(known, largest)
+    return _break_even("hidden", _Ratios(sides, clock, seconds), known, ends, held)
+
+
+def _break_even(axis: str, ratio: _Ratios, known: int, ends: tuple[int, int], held: str) -> BreakEven:
+    pays, loses = _search(ratio, known, ends, small_pays=axis == "k")
+    return BreakEven(axis=axis, pays=pays, loses=loses, ends=ends, points=tuple(ratio.points), held=held)
 
 
 def _entries(case: Case) -> tuple[int, str]:
@@ -163,9 +163,11 @@ def _entries(case: Case) -> tuple[int, str]:
     return case.out_features, "neurons"
 
 
-def _is_another_layer(case: Case, layers: Sequence[Layer]) -> bool:
-    """Whether the case is one layer, no linear one, and its method selects anything."""
-    return not layers and not WORKLOADS[case.workload].trains and METHODS[case.method].selection is not None
+def _sparsified(case: Case, layers: Sequence[Layer]) -> list[Layer] | None:
+    """Return the sparsified linear layers, none for a case that is a sparsified layer of another kind; else None."""
+    another = not layers and not WORKLOADS[case.workload].trains and METHODS[case.method].selection is not None
+    found = [layer for layer in layers if layer.request is not None]
+    return found if found or another else None
 
 
 def _of_case(case: Case) -> _Sides:
@@ -229,7 +231,7 @@ def _subject(call: Call) -> Subject:
 
 
 def _sides(case: Case, layers: Iterable[Layer], k: float | None = None) -> _Sides:
-    """Return the backward passes of all layers, dense and sparse, by autograd on graphs that are kept."""
+    """Return the backward passes of all layers, dense and sparse, by autograd on graphs that stay."""
     dense, sparse = [], []
     for layer in layers:
         x, w, b = layer.x.detach().requires_grad_(layer.need_dx), layer.w.detach().requires_grad_(), layer.b.detach()
@@ -254,54 +256,41 @@ def _of_width(case: Case, layer: Layer, width: int, square: bool) -> Layer:
     return Layer(dy=dy, x=x, w=w, b=b, need_dx=layer.need_dx, request=layer.request, kernel=layer.kernel)
 
 
-def _dense_calls(layers: Sequence[Layer]) -> dict[str, Call | None]:
+def _dense_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
     return {
-        "selection": _together([partial(layer.dy.sum, 0) for layer in layers]),
-        "dx": _together([partial(torch.mm, layer.dy, layer.w) for layer in layers if layer.need_dx]),
-        "dW": _together([partial(torch.mm, layer.dy.t(), layer.x) for layer in layers]),
+        "selection": [partial(layer.dy.sum, 0) for layer in layers],
+        "dx": [partial(torch.mm, layer.dy, layer.w) for layer in layers if layer.need_dx],
+        "dW": [partial(torch.mm, layer.dy.t(), layer.x) for layer in layers],
     }
 
 
-def _dense_backward(layer: Layer) -> Call:
-    calls = [call for call in _dense_calls([layer]).values() if call is not None]
-    return _one_after_the_other(calls)
-
-
-def _sparse_calls(layers: Sequence[Layer]) -> dict[str, Call | None]:
+def _sparse_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
     """Return the calls whose differences are the stages."""
-    scatter = [layer.kernel in _SCATTERS and layer.request is not None and not layer.request.rows for layer in layers]
-    as_rows = [layer for layer in layers if layer.request is not None and layer.request.rows]
-    return {
-        "selection": _together([_asking(layer) for layer in layers]),
-        "db+dx": _together([_asking(layer, dx=layer.need_dx) for layer in layers]),
-        "db+dW": _together([_asking(layer, dw=True) for layer in layers]),
-        "db+rows": _together([_asking(layer, dw=True, rows=True) for layer in layers]) if all(scatter) else None,
-        "rows": _together([_tensor_of_rows(layer) for layer in as_rows]),
-        **_gathers(layers),
-    }
-
-
-def _gathers(layers: Sequence[Layer]) -> dict[str, Call | None]:
-    """Return the copies that such kernels make of dy and of w; none where another kernel runs, too."""
-    if any(layer.kernel not in _GATHERS for layer in layers):
-        return {}
+    scatter = all(layer.kernel in _SCATTERS and layer.request and not layer.request.rows for layer in layers)
     chosen = [(layer, select(layer.dy, layer.request.k, layer.request.selection)) for layer in layers if layer.request]
-    return {
-        "gather dy": _together([partial(layer.dy.index_select, 1, t) for layer, t in chosen]),
-        "gather w": _together([partial(layer.w.index_select, 0, t) for layer, t in chosen if layer.need_dx]),
+    found: dict[str, list[Call]] = {
+        "selection": [_backward(layer) for layer in layers],
+        "db+dx": [_backward(layer, dx=layer.need_dx) for layer in layers],
+        "db+dW": [_backward(layer, dw=True) for layer in layers],
+        "db+rows": [_backward(layer, dw=True, rows=True) for layer in layers if scatter],
+        "rows": [_tensor_of_rows(layer, t) for layer, t in chosen if layer.request and layer.request.rows],
     }
+    if all(layer.kernel in _GATHERS for layer in layers):
+        found["gather dy"] = [partial(layer.dy.index_select, 1, t) for layer, t in chosen]
+        found["gather w"] = [partial(layer.w.index_select, 0, t) for layer, t in chosen if layer.need_dx]
+    return found
 
 
-def _asking(layer: Layer, *, dx: bool = False, dw: bool = False, rows: bool | None = None) -> Call:
+def _backward(layer: Layer, *, dx: bool = False, dw: bool = False, rows: bool | None = None) -> Call:
+    """Return the kernel's backward pass of some of the gradients, db among them."""
     assert layer.request is not None
     rows = layer.request.rows if rows is None else rows
     request = layer.request._replace(rows=rows, need_dx=dx, need_dw=dw, need_db=True)
     return partial(KERNELS[layer.kernel].backward, layer.dy, layer.x, layer.w, request)
 
 
-def _tensor_of_rows(layer: Layer) -> Call:
-    assert layer.request is not None
-    indices = torch.unique(select(layer.dy, layer.request.k, layer.request.selection))
+def _tensor_of_rows(layer: Layer, chosen: Tensor) -> Call:
+    indices = torch.unique(chosen)
     return partial(hybrid_rows, indices, layer.w[indices], layer.w.shape[0])
 
 
@@ -350,13 +339,8 @@ def _costs(layers: Iterable[Layer], side: str) -> dict[str, Cost]:
 
 
 def _stage(name: str, seconds: float, cost: Cost | None) -> Stage:
-    if cost is None:
-        return Stage(name=name, seconds=seconds)
-    return Stage(name=name, seconds=seconds, flops=cost.flops, bytes=cost.bytes)
-
-
-def _together(calls: Sequence[Call]) -> Call | None:
-    return _one_after_the_other(calls) if calls else None
+    flops, nbytes = (None, None) if cost is None else cost
+    return Stage(name=name, seconds=seconds, flops=flops, bytes=nbytes)
 
 
 def _one_after_the_other(calls: Sequence[Call]) -> Call:
@@ -371,7 +355,7 @@ def _one_after_the_other(calls: Sequence[Call]) -> Call:
 
 
 def _medians(calls: Mapping[str, Call], clock: Clock, seconds: float) -> dict[str, float]:
-    """Return the median seconds of each call; they take turns in random order, so that drift hits all alike."""
+    """Return the median seconds of each call; interleaved in random order, so that drift hits all alike."""
     rng = random.Random(0)
     loops = {}
     for name, call in calls.items():

@@ -20,7 +20,7 @@ def row(case_id="a", environment_id="e0", scale=1.0):
     base |= {"gradient": "rows", "allocator": "kept", "phase": "backward", "check": "passed"}
     base |= {"values_s": values, "baseline_values_s": [5e-3] * 3, "run_lengths": [1, 1, 1], "loops": 1}
     speedup = Measurement.from_values("backward", [5e-3] * 3, values, [1, 1, 1], 1).speedup.estimate
-    return Row(case_id=case_id, environment_id=environment_id, **base, median_s=values[1], speedup=speedup)
+    return Row.of(case_id=case_id, environment_id=environment_id, **base, median_s=values[1], speedup=speedup)
 
 
 @pytest.fixture

@@ -49,12 +49,11 @@ def _short(row: Row) -> Row:
     """The same row with four pairs of each process, and the figures that these have."""
     assert row.measurement is not None
     runs = [run[:4] for run in row.measurement.runs]
-    found = Measurement(row.phase or "", tuple(runs), row.loops or 1)
+    found = Measurement(row.phase or "", tuple(runs), row.measurement.loops)
     return replace(
-        row, values_s=tuple(found.values_s), baseline_values_s=tuple(found.baseline_values_s), disturbed=None,
-        run_lengths=tuple(found.run_lengths), median_s=found.median_s, baseline_median_s=found.baseline_median_s,
-        speedup=found.speedup.estimate, speedup_low=found.speedup.low, speedup_high=found.speedup.high,
-        efficiency=None if row.floor_s is None else row.floor_s / found.median_s,
+        row, measurement=found, sparse=replace(row.sparse, median_s=found.median_s),
+        dense=replace(row.dense, median_s=found.baseline_median_s), speedup=found.speedup.estimate,
+        speedup_low=found.speedup.low, speedup_high=found.speedup.high,
     )  # fmt: skip
 
 

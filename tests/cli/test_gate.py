@@ -174,7 +174,7 @@ def test_what_stored_results_say_of_their_machine_comes_first(tmp_path, monkeypa
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    row = Row(
+    row = Row.of(
         case_id="a", workload="linear", method="meprop", kernel="native", kernel_requested="auto", k=8, batch=10,
         in_features=20, out_features=20, device="cpu", threads=1, dtype="float32", gradient="dense", allocator="kept",
         phase="backward", median_s=1e-3, values_s=(1e-3,) * 4, baseline_median_s=2e-3, baseline_values_s=(2e-3,) * 4,

@@ -107,7 +107,7 @@ def test_a_table_is_made_of_the_cases_that_another_folder_has_as_far_as_the_dead
 
 
 def _timed(case, phase):
-    return Row(
+    return Row.of(
         case_id=case.case_id, workload=case.workload, method=case.method, kernel="gather", kernel_requested="auto",
         k=case.k, batch=case.batch, in_features=case.in_features, out_features=case.out_features, device=case.device,
         threads=case.threads, dtype=case.dtype, gradient=case.gradient, allocator=case.allocator, phase=phase,

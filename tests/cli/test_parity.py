@@ -84,7 +84,7 @@ def test_the_verdict_is_of_the_paired_difference(judge, sparse, verdict):
     assert row.parity == found
     assert row.environment_id == "e" * 12
     assert found.metric == "accuracy on the test set, at the best development score"
-    assert (row.notes[-1], row.data_published) == ("all of it", False)
+    assert (row.notes[-1].text, row.data_published) == ("all of it", False)
     assert (row.batch, row.out_features, row.k) == (50, 500, 4)
     assert not (folder / "checkpoints").exists()
 

@@ -13,9 +13,9 @@ import pytest
 
 from meprop_bench import cli
 from meprop_bench.cli.profile import _case
-from meprop_bench.cli.speedup import AXIS_HELPS
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.peaks import Peaks
+from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.sweep import profile as profile_module
 
@@ -39,7 +39,7 @@ def test_a_layer_as_json_with_a_trace(
     printed = json.loads(out)
     rows = [Row.from_json(row) for row in printed["rows"]]
     assert [row.phase for row in rows] == ["forward", "backward"]
-    assert all(row.passed and row.speedup and row.floor_s and row.processes == 2 for row in rows)
+    assert all(row.passed and row.speedup and row.sparse.floor_s and row.measurement.processes == 2 for row in rows)
     assert all(row.speedup_low is not None and row.speedup_high is not None for row in rows)
     assert list(printed["environment"]) == [rows[0].environment_id]
     found = printed["profile"]
@@ -152,8 +152,11 @@ def test_the_help_loads_no_torch(tmp_path: Path) -> None:
 
 
 def test_what_is_not_said_is_the_usual() -> None:
-    nothing = dict.fromkeys(axis.replace("-", "_") for axis in AXIS_HELPS)
-    case = _case(nothing, 0)
+    nothing = dict.fromkeys(name.replace("-", "_") for name in AXES)
+    case = _case({**nothing})
     assert (case.workload, case.method, case.k, case.batch, case.out_features) == ("linear", "meprop", 30, 50, 500)
-    assert _case({**nothing, "workload": "mesimp"}, 0).method == "mesimp"
-    assert _case({**nothing, "k": "0.1", "method": "unified"}, 7).to_json().items() >= {"k": 0.1, "seed": 7}.items()
+    assert _case({**nothing, "workload": "mesimp"}).method == "mesimp"
+    assert (
+        _case({**nothing, "k": "0.1", "method": "unified", "seed": "7"}).to_json().items()
+        >= {"k": 0.1, "seed": 7}.items()
+    )

@@ -19,7 +19,7 @@ def row(case_id="a", environment_id="e0", **changes):
     base = {"workload": "linear", "method": "unified", "kernel": "gather", "kernel_requested": "auto", "k": 8}
     base |= {"batch": 10, "in_features": 784, "out_features": 500, "device": "cpu", "threads": 2, "dtype": "float32"}
     base |= {"gradient": "rows", "allocator": "kept", "phase": "backward", "check": "passed", "speedup": 5.0}
-    return Row(case_id=case_id, environment_id=environment_id, **{**base, **changes})
+    return Row.of(case_id=case_id, environment_id=environment_id, **{**base, **changes})
 
 
 @pytest.fixture
@@ -48,6 +48,14 @@ def test_the_default_prints_the_table_and_writes_the_report(make):
     assert "\x1b" not in result.stdout
     assert "README.md" in result.stderr
     assert (folder / "README.md").exists()
+
+
+def test_each_row_is_read_once_for_the_table_and_the_pages(make, monkeypatch):
+    folder, read = make(row("a"), row("b")), []
+    once = Row.from_json.__func__
+    monkeypatch.setattr(Row, "from_json", classmethod(lambda cls, record: read.append(record) or once(cls, record)))
+    assert call(folder).exception is None
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "md", "html"])

@@ -55,9 +55,9 @@ def test_smoke_from_the_command_to_the_report(run: Run, tmp_path: Path) -> None:
     assert [row.phase for row in rows] == ["forward", "backward"] * 2 + [
         "forward", "backward", "update", "step", "linear-backward"
     ]  # fmt: skip
-    assert all(row.passed and row.speedup is not None and row.processes == 2 for row in rows)
+    assert all(row.passed and row.measurement is not None and row.measurement.processes == 2 for row in rows)
     assert {row.allocator for row in rows} <= {"kept", "default"}
-    assert all(row.floor_s and row.efficiency for row in rows)
+    assert all(row.sparse.floor_s and row.sparse.efficiency for row in rows)
     assert [row.phase for row in rows if row.parity] == ["step"]
     assert "[3/3]" in found.stderr
     folder = _only_folder(tmp_path / "reports")
@@ -219,8 +219,8 @@ kernel = "gather"
     assert unable.error is not None
     assert "gather" in unable.error
     assert [(row.method, row.passed) for row in sound] == [("unified", True)] * 2
-    assert (exhausted.utilization, unable.utilization) == (None, None)
-    watched = {row.phase: row.utilization for row in sound}
+    assert (exhausted.sparse.utilization, unable.sparse.utilization) == (None, None)
+    watched = {row.phase: row.sparse.utilization for row in sound}
     assert watched["forward"] is None
     assert watched["backward"] is not None
     assert watched["backward"].seconds >= 2
@@ -330,7 +330,7 @@ def _row(**changes: Any) -> Row:
         "gradient": "dense", "allocator": "kept", "phase": "step", "environment_id": "e", "check": "passed",
         "speedup": 1.5, "speedup_low": 1.4, "speedup_high": 1.6,
     }  # fmt: skip
-    return Row(**{**common, **changes})
+    return Row.of(**{**common, **changes})
 
 
 def _parity(verdict: Any) -> Parity:

@@ -43,7 +43,8 @@ def state_of(**changes: Any) -> dict[str, Any]:
         "swapping": False,
     }
     found = calm | changes
-    return {**found, "warnings": instrument._warnings(found), "unavailable": {"cpu_limit": "no control group"}}
+    lines = [": ".join(parts) for parts in instrument.warnings(found).values()]
+    return {**found, "warnings": lines, "unavailable": {"cpu_limit": "no control group"}}
 
 
 def by_check(findings: list[Finding]) -> dict[str, Finding]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,13 +23,7 @@ def by_check(findings: list[Finding]) -> dict[str, Finding]:
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Distribution -> its version; a test fills it. The package's own metadata are those of pyproject.toml."""
     there: dict[str, str] = {}
-
-    def version(name: str) -> str:
-        if name not in there:
-            raise PackageNotFoundError(name)
-        return there[name]
-
-    monkeypatch.setattr(software, "version", version)
+    monkeypatch.setattr(software, "installed", there.get)
     return there
 
 

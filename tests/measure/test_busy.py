@@ -15,13 +15,13 @@ CALM = {
 }  # fmt: skip
 
 
-def remarks(**changes):
+def notes(**changes):
     quiet = {"wall_s": 2.0, "cores": 2, "others_s": 0.0, "stolen_s": 0.0, "throttled_s": 0.0, "overheated": 0}
-    return Activity(**{**quiet, "swapped_in": 0, **changes}).remarks
+    return Activity(**{**quiet, "swapped_in": 0, **changes}).notes
 
 
 def test_a_calm_machine_has_no_line():
-    assert was_busy([CALM], {"a": remarks(others_s=0.5), "b": []}) == ""
+    assert was_busy([CALM], {"a": notes(others_s=0.5), "b": []}) == ""
     assert was_busy([], {}) == ""
     assert was_busy([{"warnings": []}], {}) == ""  # a state of an older version
 
@@ -53,30 +53,30 @@ def test_a_heavy_state_is_told_in_words(changes, check, words):
 
 def test_half_the_cores_taken_make_times_twice_as_long():
     assert "by a factor of 2 or more." in was_busy([{**CALM, "others_cores": 1.0}], {})
-    assert "by a factor of 2 or more." in was_busy([], {"a": remarks(others_s=2.0)})
+    assert "by a factor of 2 or more." in was_busy([], {"a": notes(others_s=2.0)})
     assert "by a factor of 20 or more." in was_busy([{**CALM, "others_cores": 2.0}], {})
     assert "by a factor of 2 or more." in was_busy([{**CALM, "cpu_limit": 1.0}], {})
 
 
 def test_what_happened_during_the_cases_counts_by_the_same_shares():
     assert HEAVY == {"others": 0.25, "steal": 0.10}
-    line = was_busy([CALM], {"a": remarks(others_s=2.4), "b": [], "c": remarks(stolen_s=0.5)})
+    line = was_busy([CALM], {"a": notes(others_s=2.4), "b": [], "c": notes(stolen_s=0.5)})
     assert "other processes took up to 60% of the cores during 1 of 3 cases" in line
     assert "the hypervisor withheld up to 12% of the cores during 1 of 3 cases" in line
-    assert was_busy([], {"a": remarks(others_s=1.0)}) == ""
+    assert was_busy([], {"a": notes(others_s=1.0)}) == ""
 
 
 def test_an_observer_leaves_ours_and_our_childrens_time_out(monkeypatch):
     monkeypatch.setattr("meprop_bench.measure.busy.state", lambda threads: {**CALM, "threads": threads})
     observer = Observer(2)
     assert observer.state["threads"] == 2
-    monkeypatch.setattr(observer, "_watch", _Watched(remarks(others_s=2.4)))
+    monkeypatch.setattr(observer, "_watch", _Watched(notes(others_s=2.4)))
     assert "60% of the cores during the measurement" in observer.line()
 
 
 class _Watched:
     def __init__(self, lines):
-        self.remarks = lines
+        self.notes = lines
 
     def activity(self):
         return self

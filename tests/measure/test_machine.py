@@ -58,7 +58,7 @@ def test_what_happened_over_a_stretch(system):
     assert activity == Activity(
         wall_s=2.0, cores=2, others_s=1.0, stolen_s=pytest.approx(0.3), throttled_s=0.25, overheated=2, swapped_in=7
     )
-    assert activity.remarks == [
+    assert [note.text for note in activity.notes] == [
         "other processes took 25% of the cores meanwhile",
         "the hypervisor withheld 8% of the cores meanwhile",
         "a CPU quota held the process back for 0.25 s",
@@ -71,7 +71,7 @@ def test_what_happened_over_a_stretch(system):
 def test_a_calm_machine_needs_no_remark(system):
     machine(system)
     watch = Watch()
-    assert watch.activity().remarks == []
+    assert watch.activity().notes == []
 
 
 @linux
@@ -80,7 +80,7 @@ def test_what_cannot_be_counted_is_none_with_a_reason(system):
     activity = watch.activity()
     assert (activity.others_s, activity.stolen_s, activity.overheated) == (None, None, None)
     assert activity.wall_s >= 0
-    assert activity.remarks == []
+    assert activity.notes == []
     assert watch.unavailable["overheated"] == "the kernel does not count it"
     assert "wall_s" not in watch.unavailable
 

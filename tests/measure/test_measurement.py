@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.notes import Note
 
 RUNS = (((0.4, 0.1), (0.5, 0.1), (0.6, 0.2)), ((0.4, 0.1), (0.42, 0.1)))
 
@@ -35,24 +36,24 @@ def test_one_process_gives_no_interval_and_never_converges():
     measurement = Measurement("step", RUNS[:1], loops=1)
     assert math.isnan(measurement.speedup.low)
     assert not measurement.converged(1e9)
-    assert "one process: no interval" in measurement.warnings
+    assert Note.of("one-process") in measurement.notes
 
 
 def test_converged_looks_at_the_half_width():
     measurement = Measurement("step", ((((1.0, 0.5),),) * 3), loops=1)
     assert measurement.converged(0.0)
-    assert measurement.warnings == []
+    assert measurement.notes == []
     noisy = Measurement("step", (((1.0, 0.5),), ((1.0, 0.4),), ((1.0, 0.6),)), loops=1)
     assert not noisy.converged(0.02)
     assert noisy.converged(noisy.speedup.half_width)
-    assert any("differ by up to 50%" in line for line in noisy.warnings)
+    assert any("differ by up to 50%" in note.text for note in noisy.notes)
 
 
-def test_warnings_name_short_values_and_noisy_pairs():
+def test_notes_name_short_values_and_noisy_pairs():
     short = Measurement("forward", (((2e-6, 1e-6),),) * 2, loops=3)
-    assert any("3 µs" in line for line in short.warnings)
+    assert any("3 µs" in note.text for note in short.notes)
     noisy = Measurement("forward", (((1.0, 1.0), (1.0, 2.0), (1.0, 3.0)),) * 2, loops=1)
-    assert any("noisy pairs" in line for line in noisy.warnings)
+    assert any("noisy pairs" in note.text for note in noisy.notes)
 
 
 @pytest.mark.parametrize("runs", [(), ((),), (((0.0, 1.0),),), (((1.0, math.nan),),), (((1.0, math.inf),),)])
@@ -69,7 +70,7 @@ def test_disturbed_pairs_are_kept_but_do_not_count():
     assert measurement.values_s == [0.1, 0.1, 0.2, 0.1, 0.1]
     assert measurement.disturbed_values == [False, True, False, True, True]
     assert measurement.speedup == Measurement("backward", measurement.judged_runs, loops=10).speedup
-    assert measurement.warnings[-2:] == [
+    assert [note.text for note in measurement.notes[-2:]] == [
         "3 of 5 pairs were disturbed by the machine",
         "most pairs of 1 of 2 processes were disturbed: all of theirs count",
     ]
@@ -89,7 +90,7 @@ def test_without_marks_all_pairs_count():
     assert measurement.judged_runs == RUNS
     assert measurement.disturbed_values is None
     calm = Measurement("backward", RUNS, loops=10, disturbed=((False,) * 3, (False,) * 2))
-    assert (calm.judged_runs, calm.warnings) == (RUNS, measurement.warnings)
+    assert (calm.judged_runs, calm.notes) == (RUNS, measurement.notes)
 
 
 def test_leaving_disturbed_pairs_out_favours_nobody():
@@ -120,5 +121,5 @@ def test_marks_must_fit():
 
 
 def test_lengths_must_fit():
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not pair up"):
         Measurement.from_values("step", [1.0, 2.0], [1.0, 2.0], [1], 1)

@@ -164,7 +164,7 @@ def row(speedup, low, high, phase="linear-backward", **changes):
     base |= {"in_features": 784, "out_features": 500, "device": "cpu", "threads": 2, "dtype": "float32"}
     base |= {"gradient": "dense", "allocator": "kept", "check": "passed", "case_id": "x", "environment_id": "e"}
     times = {"speedup": speedup, "speedup_low": low, "speedup_high": high}
-    return Row(**{**base, **times, "phase": phase, "median_s": 1e-3, "baseline_median_s": 3e-3, **changes})
+    return Row.of(**{**base, **times, "phase": phase, "median_s": 1e-3, "baseline_median_s": 3e-3, **changes})
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ import pytest
 
 from meprop_bench.measure.replicate import WorkerDied
 from meprop_bench.paper.experiment import experiment
-from meprop_bench.paper.folder import read, write_page
+from meprop_bench.paper.folder import read
 from meprop_bench.paper.overview import as_overview, best_results
 from meprop_bench.paper.published import table
 from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
 from meprop_bench.paper.trainings import Evaluation, Trained, Trainings
+from meprop_bench.report import write_report
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.deadline import Deadline
 
@@ -120,8 +121,8 @@ def test_what_breaks_the_run_passes_through_and_keeps_what_is_done(run):
 def test_the_page_and_that_of_claims_show_the_paper_beside_ours(run, tmp_path):
     *_, folder = run()
     with Store.open(folder) as store:
-        names = {path.name for path in write_page(store)}
         document = read(store)
+        names = {path.name for path in write_report(folder, document)}
     assert {"README.md", "index.html"} <= names
     page = (folder / "README.md").read_text()
     assert "91.20 ± 0.10%" in page
@@ -146,12 +147,12 @@ def test_what_claims_nothing_is_counted_wherever_claims_are(run, tmp_path):
     path.write_text("".join(lines)[:-20])
     words = "of 6 trainings 1 failed, 1 cut off, 1 not run: these claim nothing"
     with Store.open(folder) as store:
-        write_page(store)
-        claims = read(store).claims
+        document = read(store)
+    write_report(folder, document)
     assert words in (folder / "README.md").read_text()
     assert words in as_overview(tmp_path)
-    assert {claim.verdict for claim in claims} == {"inconclusive"}
-    assert any("1 failed" in claim.why for claim in claims)
+    assert {claim.verdict for claim in document.claims} == {"inconclusive"}
+    assert any("1 failed" in claim.why for claim in document.claims)
 
 
 def test_a_result_within_a_report_of_several_runs_counts_and_is_linked_where_it_is(run, tmp_path):

@@ -3,7 +3,6 @@
 import math
 import random
 import statistics
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -21,8 +20,13 @@ ENVIRONMENT = {"cpu": "AMD EPYC 7B13", "cores": 2, "torch": "2.13.0", "cache": {
 PEAKS = {"flops_per_s": {"float32": 2.0e11}, "bandwidth": [[65536, 8.1e10], [536870912, 3.5e10]]}
 
 
-def make_row(case_id, *, median=1e-3, speedup=5.0, half=0.01, processes=5, **changes):
+def make_row(case_id, **changes):
     """A timed row whose values scatter about the medians that the arguments give."""
+    return Row.of(**stored(case_id, **changes))
+
+
+def stored(case_id, *, median=1e-3, speedup=5.0, half=0.01, processes=5, **changes):
+    """What a row stores."""
     lengths = [4] * processes
     values, baseline = scattered(median, speedup, half, processes)
     found = Measurement.from_values("backward", baseline, values, lengths, 1)
@@ -51,15 +55,13 @@ def make_row(case_id, *, median=1e-3, speedup=5.0, half=0.01, processes=5, **cha
         "speedup_low": found.speedup.low,
         "speedup_high": found.speedup.high,
         "converged": half <= 0.02 and processes > 1,
-        "processes": processes,
         "floor_s": found.median_s * 0.6,
         "baseline_floor_s": found.baseline_median_s * 0.85,
-        "efficiency": 0.6,
         "peak_memory_bytes": 36 << 20,
         "baseline_peak_memory_bytes": 288 << 20,
         **BIG,
     }
-    return Row(case_id=str(case_id), **{**row, **changes})
+    return {"case_id": str(case_id), **row, **changes}
 
 
 def scattered(median, speedup, half, processes):
@@ -80,27 +82,17 @@ def noisy_row(case_id, *, seed, speedup=1.0, spread=0.01, processes=5, **changes
     values = [1e-3] * 4 * processes
     baseline = [1e-3 * factor for factor in factors for _ in range(4)]
     found = Measurement.from_values("step", baseline, values, [4] * processes, 1).speedup
-    row = make_row(case_id, processes=processes, **changes)
-    return replace(
-        row,
-        values_s=values,
-        baseline_values_s=baseline,
-        median_s=1e-3,
-        baseline_median_s=statistics.median(baseline),
-        efficiency=0.6,
-        floor_s=0.6e-3,
-        speedup=found.estimate,
-        speedup_low=found.low,
-        speedup_high=found.high,
-        seed=seed,
-    )
+    row = stored(case_id, processes=processes, **changes)
+    row |= {"values_s": values, "baseline_values_s": baseline, "median_s": 1e-3, "floor_s": 0.6e-3, "seed": seed}
+    row |= {"baseline_median_s": statistics.median(baseline), "speedup": found.estimate}
+    return Row.of(**row | {"speedup_low": found.low, "speedup_high": found.high})
 
 
 def failed_row(case_id, **changes):
     """A row of a case that could not be run, or whose check failed: `changes` says which."""
     names = "median_s values_s baseline_median_s baseline_values_s run_lengths loops speedup speedup_low speedup_high"
-    names += " converged processes floor_s baseline_floor_s efficiency peak_memory_bytes baseline_peak_memory_bytes"
-    return replace(make_row(case_id), **{**dict.fromkeys(names.split()), "check": None, **changes})
+    names += " converged floor_s baseline_floor_s peak_memory_bytes baseline_peak_memory_bytes"
+    return Row.of(**{**stored(case_id), **dict.fromkeys(names.split()), "check": None, **changes})
 
 
 def accuracy(difference, spread, verdict):

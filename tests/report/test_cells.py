@@ -1,6 +1,7 @@
 import pytest
 
 from meprop_bench.report import cells
+from meprop_bench.stats import Interval
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,9 @@ def test_no_speed_up_without_a_passed_check(failed_row, changes, word):
 
 
 def test_points_that_span_too_much_are_no_figure():
-    assert cells.points(0.04, -0.26, 0.34) == "+0.04 [-0.26, +0.34]"
-    assert cells.points(-2.5, -47.0, 42.0) == "cannot tell"
-    assert cells.points(-2.5, None, None) == "-2.50"
+    assert cells.points(Interval(0.04, -0.26, 0.34)) == "+0.04 [-0.26, +0.34]"
+    assert cells.points(Interval(-2.5, -47.0, 42.0)) == "cannot tell"
+    assert cells.points(Interval.of(-2.5, None, None)) == "-2.50"
 
 
 def test_a_speed_up_without_its_interval_is_a_figure_or_none(make_row):
@@ -93,7 +94,7 @@ def test_a_speed_up_without_its_interval_is_a_figure_or_none(make_row):
 
 
 def test_a_time_within_its_interval():
-    assert cells.seconds_within(4e-4, 3.9e-4, 4.1e-4) == "400 µs ±2%"
-    assert cells.seconds_within(4e-4, None, None) == "400 µs"
-    assert cells.seconds_within(-4e-6, -4.4e-6, -3.6e-6) == "-4.00 µs ±10%"
-    assert cells.seconds_within(4e-6, -4e-6, 12e-6) == "cannot tell"
+    assert cells.seconds_within(Interval(4e-4, 3.9e-4, 4.1e-4)) == "400 µs ±2%"
+    assert cells.seconds_within(Interval.of(4e-4, None, None)) == "400 µs"
+    assert cells.seconds_within(Interval(-4e-6, -4.4e-6, -3.6e-6)) == "-4.00 µs ±10%"
+    assert cells.seconds_within(Interval(4e-6, -4e-6, 12e-6)) == "cannot tell"

@@ -12,8 +12,8 @@ from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.table import as_table
+from meprop_bench.results.axes import AXES
 from meprop_bench.stats import independent_p_value
-from meprop_bench.workloads.case import AXES
 
 
 def document(rows, title="base", environments=None):
@@ -68,7 +68,7 @@ def test_every_format_says_the_same(measured):
     found = compare(measured("before", seed=1), measured("after", factor=1.2, seed=10))
     table, text = as_table(found), as_markdown(found)
     record, lines = json.loads(json.dumps(found.to_json(), allow_nan=False)), found.to_csv().splitlines()
-    assert record["rows"][0].keys() >= AXES.keys()
+    assert record["rows"][0].keys() >= {axis.stored for axis in AXES.values()}
     cell = found.sections[0].groups[0][0][-3].text
     assert cell in table
     assert "not significant" in table
@@ -130,9 +130,12 @@ def test_what_only_one_has_is_counted(measured, make_row):
 
 
 def test_one_process_has_no_interval(measured):
+    def joined(found):
+        return replace(found, runs=(tuple(pair for run in found.runs for pair in run),))
+
     def single(found):
         return document([
-            replace(row, run_lengths=[len(row.values_s)], processes=1, speedup_low=None, speedup_high=None)
+            replace(row, measurement=joined(row.measurement), speedup_low=None, speedup_high=None)
             for row in found.rows
         ])  # fmt: skip
 

@@ -92,7 +92,7 @@ def test_too_few_repeats_or_uneven_ones_are_not_resampled(noisy_row, make_row):
     assert Resampled.of(rows[:4]) is None
     assert Resampled.of([*rows, noisy_row("x", seed=7, processes=3, method="dense", slowdown=0.0)]) is None
     assert Resampled.of([make_row(f"{seed}", processes=1, method="dense") for seed in range(6)]) is None
-    assert Resampled.of([replace(row, values_s=None, baseline_values_s=None, run_lengths=None) for row in rows]) is None
+    assert Resampled.of([replace(row, measurement=None) for row in rows]) is None
 
 
 def test_the_longest_run_is_told(noisy_row):

@@ -14,7 +14,14 @@ def test_disturbed_pairs_are_left_out_here_too(make_row):
     row = make_row("a", disturbed=marks)
     runs = judged_runs(row)
     assert [len(run) for run in runs] == [3] * 5
-    whole = Measurement.from_values("backward", row.baseline_values_s, row.values_s, row.run_lengths, 1, marks)
+    whole = Measurement.from_values(
+        "backward",
+        row.measurement.baseline_values_s,
+        row.measurement.values_s,
+        row.measurement.run_lengths,
+        1,
+        marks,
+    )
     assert runs == whole.judged_runs
 
 

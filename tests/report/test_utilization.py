@@ -33,14 +33,8 @@ def watched(make_row):
             iterations=250,
             **{name: 4 * v if name == "energy_per_step_j" else v for name, v in found.items()},
         )
-        flat = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
-        row = make_row(case_id, **changes)
-        return replace(
-            row,
-            utilization=method,
-            baseline_utilization=baseline,
-            unavailable=reasons or {},
-            **{name: found.get(name) for name in flat},
+        return make_row(
+            case_id, utilization=method, baseline_utilization=baseline, unavailable=reasons or {}, **changes
         )
 
     return make

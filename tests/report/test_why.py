@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.profile import Node, merged
 from meprop_bench.report.profile import as_text
 from meprop_bench.report.why import amdahl, answers
@@ -215,8 +216,8 @@ def test_json_holds_everything_but_the_rows(profile):
 
 def test_what_the_processes_do_not_agree_on_is_no_figure(profile):
     def spread(row):
-        values = tuple(1e-4 * factor for factor in (0.01, 0.1, 1.0, 10.0))
-        return replace(row, values_s=values, baseline_values_s=values, run_lengths=(1, 1, 1, 1), median_s=3e-4)
+        runs = tuple(((1e-4 * factor, 1e-4 * factor),) for factor in (0.01, 0.1, 1.0, 10.0))
+        return replace(row, measurement=Measurement(row.phase, runs, 1))
 
     wild = replace(profile, rows=tuple(spread(row) for row in profile.rows))
     assert wild.vague_phases == ["forward", "backward"]

@@ -46,4 +46,4 @@ def test_a_case_and_its_row_are_named_by_all_that_tells_them_apart(changes: dict
     case = Case(**{"threads": 2, "allocator": "kept", **changes})
     row = failed_row(case, "it was not measured", "e0")
     assert case.label == name
-    assert case_name(row, in_features=row.in_features, kernel=row.kernel_requested) == name
+    assert case_name(row) == name

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.measurement import Measurement
-from meprop_bench.results.schema import SCHEMA, Parity, Row, Utilization, select
+from meprop_bench.measure.notes import Note
+from meprop_bench.results.schema import KEYS, SCHEMA, Flat, Parity, Row, Side, Utilization, select
 from meprop_bench.stats import mean_difference
 
 NAMES = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=12)
@@ -42,27 +43,29 @@ def read(**changes):
     return Row.from_json({**json.loads(json.dumps(row(**timed()).to_json())), **changes})
 
 
+BASE = {
+    "case_id": "0123abcd",
+    "workload": "linear",
+    "method": "unified",
+    "kernel": "gather",
+    "kernel_requested": "auto",
+    "k": 8,
+    "batch": 1024,
+    "in_features": 8192,
+    "out_features": 8192,
+    "device": "cpu",
+    "threads": 2,
+    "dtype": "float32",
+    "gradient": "rows",
+    "allocator": "kept",
+    "phase": "backward",
+    "environment_id": "aabbccddeeff",
+    "check": "passed",
+}
+
+
 def row(**changes):
-    base = {
-        "case_id": "0123abcd",
-        "workload": "linear",
-        "method": "unified",
-        "kernel": "gather",
-        "kernel_requested": "auto",
-        "k": 8,
-        "batch": 1024,
-        "in_features": 8192,
-        "out_features": 8192,
-        "device": "cpu",
-        "threads": 2,
-        "dtype": "float32",
-        "gradient": "rows",
-        "allocator": "kept",
-        "phase": "backward",
-        "environment_id": "aabbccddeeff",
-        "check": "passed",
-    }
-    return Row(**{**base, **changes})
+    return Row.of(**{**BASE, **changes})
 
 
 def parity(**changes):
@@ -143,7 +146,7 @@ def test_the_json_has_the_promised_keys():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_becomes_null(value):
-    assert row(median_s=value, efficiency=value).to_json()["median_s"] is None
+    assert row(median_s=value).to_json()["median_s"] is None
 
 
 def test_one_process_has_a_speed_up_without_an_interval():
@@ -234,13 +237,14 @@ def test_a_row_that_contradicts_itself_is_refused(changes, named):
 def test_a_rounding_of_another_machine_and_an_efficiency_above_1_contradict_nothing():
     one = row(**timed())
     assert read(speedup=one.speedup * (1 + 1e-9), efficiency=0.25 * (1 - 1e-9)).speedup > 0
-    assert read(floor_s=1.02 * one.median_s, efficiency=1.02).efficiency == 1.02
+    assert read(floor_s=1.02 * one.sparse.median_s, efficiency=1.02).sparse.efficiency == pytest.approx(1.02)
 
 
 def test_no_numeric_field_but_a_difference_takes_what_is_negative_or_beyond_all_bounds():
     record = {**row(**timed(), parity=parity(), utilization=utilization()).to_json()}
     may_be_negative = {"difference", "low", "high", "temperature_c"}
-    for owner, kind in ((None, Row), ("parity", Parity), ("utilization", Utilization)):
+    kinds = ((None, Row), (None, Side), (None, Flat), ("parity", Parity), ("utilization", Utilization))
+    for owner, kind in kinds:
         for spec in dataclasses.fields(kind):
             if spec.name in may_be_negative or not re.search(
                 r"float|int\b|Amount|Busy|Count|Number|Percent|Ratio|Seconds|Share", str(spec.type)
@@ -256,7 +260,49 @@ def test_no_numeric_field_but_a_difference_takes_what_is_negative_or_beyond_all_
 def test_free_text_is_one_line_without_paths_or_escapes():
     one = row(error="Traceback:\n  \x1b[31mcannot open /home/someone/secret/mnist.gz", check=None, notes=["a\r\nb"])
     assert one.error == "Traceback: [31mcannot open …/mnist.gz"
-    assert one.notes == ("a b",)
+    assert [note.text for note in one.notes] == ["a b"]
+
+
+def test_the_keys_are_those_that_are_written_and_a_row_is_made_of_no_others():
+    one = row(**timed(), utilization=utilization(), notes=["a note"])
+    assert list(one.to_json()) == ["schema", *KEYS]
+    assert Row.of(**{name: value for name, value in one.to_json().items() if name in timed()}, **BASE).sparse == Side(
+        median_s=one.sparse.median_s, floor_s=one.sparse.floor_s
+    )
+    with pytest.raises(TypeError, match="'flpos'"):
+        row(flpos=3)
+
+
+def test_what_follows_from_the_structures_is_written_beside_them():
+    one = row(**timed(), utilization=utilization(), baseline_flops=3.0)
+    record = one.to_json()
+    assert (record["processes"], record["cpu_utilization"], record["power_w"]) == (2, 198.0, None)
+    assert record["efficiency"] == one.sparse.floor_s / one.sparse.median_s
+    assert (record["flops"], record["baseline_flops"], one.dense.flops) == (None, 3.0, 3.0)
+    assert record["values_s"] == one.measurement.values_s == [1e-3, 2e-3]
+
+
+def test_notes_are_stored_in_words_and_as_data():
+    notes = (Note.of("others", share=0.314), Note.of("one-process"), Note("something else"))
+    one = dataclasses.replace(row(**timed()), notes=notes)
+    record = json.loads(json.dumps(one.to_json()))
+    assert record["notes"] == [
+        "other processes took 31% of the cores meanwhile",
+        "one process: no interval",
+        "something else",
+    ]
+    assert record["note_kinds"] == [{"kind": "others", "share": 0.314}, {"kind": "one-process"}, {"kind": "other"}]
+    assert Row.from_json(record).notes == notes
+    for wrong in ([], [{"kind": "others"}] * 3, [{"kind": "others", "share": "1"}] * 3, [{"kind": "heat", "a": 1}] * 3):
+        with pytest.raises(ValueError, match="note_kinds"):
+            Row.from_json({**record, "note_kinds": wrong})
+    del record["note_kinds"]  # as older versions wrote it
+    older = Row.from_json(record).notes
+    assert [(note.kind, dict(note.values)) for note in older] == [
+        ("others", {"share": 0.31}),
+        ("one-process", {}),
+        ("other", {}),
+    ]
 
 
 def test_unknown_keys_are_ignored_and_another_schema_is_refused():
@@ -289,9 +335,8 @@ def test_a_parity_that_its_accuracies_contradict_is_refused(changes, named):
 
 
 def test_utilization_is_checked_and_says_why_something_is_missing():
-    one = row(utilization=utilization(power_w=math.nan), gpu_utilization=math.inf, unavailable={"power_w": "a\nb"})
-    assert one.utilization.power_w is None
-    assert one.gpu_utilization is None
+    one = row(utilization=utilization(power_w=math.nan), unavailable={"power_w": "a\nb"})
+    assert one.sparse.utilization.power_w is None
     assert one.unavailable == {"power_w": "a b"}
     record = one.to_json()
     assert record["utilization"]["throttle_reasons"] == ["power cap", "idle"]

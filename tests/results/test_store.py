@@ -21,7 +21,7 @@ def row(case_id="a", phase="backward", **changes):
     base = {"workload": "linear", "method": "unified", "kernel": "gather", "kernel_requested": "auto", "k": 8}
     base |= {"batch": 10, "in_features": 784, "out_features": 500, "device": "cpu", "threads": 2, "dtype": "float32"}
     base |= {"gradient": "rows", "allocator": "kept", "environment_id": "e0", "check": "passed"}
-    return Row(case_id=case_id, phase=phase, **{**base, **changes})
+    return Row.of(case_id=case_id, phase=phase, **{**base, **changes})
 
 
 def create(root, name="quick", now=NOW, plan=PLAN):
@@ -49,6 +49,13 @@ def test_a_folder_is_made_and_read_again(store, tmp_path):
     assert sorted(path.name for path in store.folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
 
 
+def test_what_was_appended_is_held_as_it_is(store):
+    one = row(notes=["a note"])
+    store.append([one])
+    assert store.rows()[0] is one
+    assert Store.open(store.folder).rows() == [one]
+
+
 def test_cases_are_taken_from_another_folder_with_where_they_were_measured(store, tmp_path):
     with create(tmp_path, "sweep") as other:
         other.append([row("a", phase="forward"), row("a")])
@@ -63,7 +70,10 @@ def test_cases_are_taken_from_another_folder_with_where_they_were_measured(store
     assert [(found.case_id, found.phase) for found in read.rows()] == [
         ("there", "backward"), ("b", "backward"), ("a", "forward"), ("a", "backward")
     ]  # fmt: skip
-    assert [found.notes for found in read.rows()] == [("own",), *[("measured for 2026-03-04_amd-2c_sweep",)] * 3]
+    assert [[note.text for note in found.notes] for found in read.rows()] == [
+        ["own"],
+        *[["measured for 2026-03-04_amd-2c_sweep"]] * 3,
+    ]
     assert read.header["environments"] == {"e0": {"cpu": "x"}, "e1": {"cpu": "y"}}
     assert read.header["peaks"] == {"cpu float32": PEAKS}
     assert store.take(other, ["b", "a"]) == 0

@@ -11,8 +11,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from meprop_bench.measure.notes import Note
 from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.replicate import WorkerDied
+from meprop_bench.results.consistency import WATCHED
+from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
@@ -20,6 +23,14 @@ from meprop_bench.sweep.runner import Progress, Runner
 from meprop_bench.workloads.case import Case
 
 _CASES = (Case(k=3, threads=1), Case(k=4, threads=1))
+
+
+def _kinds(row: Row) -> set[str]:
+    return {note.kind for note in row.notes}
+
+
+def _watts(row: Row) -> float | None:
+    return None if row.sparse.utilization is None else row.sparse.utilization.power_w
 
 
 class _Clock:
@@ -179,11 +190,19 @@ def test_each_case_gets_its_own_processes_and_a_row_for_each_phase(run: Callable
     row = rows[1]
     assert row.speedup == pytest.approx(4, rel=1e-3)
     assert row.converged
-    assert (row.processes, row.loops, row.check, row.kernel, row.kernel_requested) == (3, 3, "passed", "gather", "auto")
-    assert row.floor_s == pytest.approx(max(100 / 1e11, 20 / 1e10))
-    assert row.efficiency == pytest.approx(row.floor_s / 1e-3)
-    assert (row.baseline_peak_memory_bytes, row.peak_memory_bytes) == (200, 100)
-    assert (rows[0].floor_s, rows[0].peak_memory_bytes) == (None, None)
+    found = row.measurement
+    assert found is not None
+    assert (found.processes, found.loops, row.check, row.kernel, row.kernel_requested) == (
+        3,
+        3,
+        "passed",
+        "gather",
+        "auto",
+    )
+    assert row.sparse.floor_s == pytest.approx(max(100 / 1e11, 20 / 1e10))
+    assert row.sparse.efficiency == pytest.approx(row.sparse.floor_s / 1e-3)
+    assert (row.dense.peak_memory_bytes, row.sparse.peak_memory_bytes) == (200, 100)
+    assert (rows[0].sparse.floor_s, rows[0].sparse.peak_memory_bytes) == (None, None)
     assert list(store.header["environments"]) == ["e1"]
 
 
@@ -238,7 +257,7 @@ def test_it_stops_once_the_interval_is_narrow(run: Callable[..., Store]) -> None
     row = run(noisy, _CASES[:1]).rows()[0]
     assert not row.converged
     assert noisy.count("measure") > quiet.count("measure")
-    assert any("the budget was spent" in note for note in row.notes)
+    assert "budget" in _kinds(row)
     assert row.data_published is False
 
 
@@ -257,7 +276,7 @@ def test_one_process_gives_no_interval(run: Callable[..., Store]) -> None:
 def test_the_processes_take_turns_in_random_order(run: Callable[..., Store]) -> None:
     teams = _Teams(noise=0.2)
     store = run(teams, _CASES[:1])
-    assert store.rows()[0].run_lengths == (99, 99, 99)
+    assert store.rows()[0].measurement.run_lengths == [99, 99, 99]
     assert len({message["seed"] for do, message in teams.log if do == "measure"}) == teams.count("measure")
 
 
@@ -273,7 +292,7 @@ def test_rows_name_the_launch_and_replays_are_watched_too(run: Callable[..., Sto
     cases = [Case(k=3, threads=1, device="cuda"), Case(k=3, threads=1, device="cuda", launch="graph")]
     _, eager, _, replayed = run(_Teams(), cases).rows()
     assert (eager.launch, replayed.launch) == ("eager", "graph")
-    assert (eager.power_w, replayed.power_w) == (50.0, 50.0)
+    assert [_watts(row) for row in (eager, replayed)] == [50.0, 50.0]
 
 
 def test_processes_that_are_kept_serve_a_group_and_the_rows_say_so(run: Callable[..., Store]) -> None:
@@ -283,19 +302,20 @@ def test_processes_that_are_kept_serve_a_group_and_the_rows_say_so(run: Callable
     assert teams.started == [("kept", 3), ("default", 3)]
     assert teams.closed == 2
     assert [row.allocator for row in store.rows()] == ["kept"] * 4 + ["default"] * 2
-    assert all("its processes had measured other cases before" in row.notes for row in store.rows())
+    assert all("shared-processes" in _kinds(row) for row in store.rows())
 
 
 def test_disturbed_pairs_are_kept_marked_and_left_out(run: Callable[..., Store]) -> None:
     store = run(_Teams(), [_CASES[0], Case(k=3, threads=1, device="cuda:0")])
     row, *_, untold = store.rows()
-    assert row.baseline_values_s is not None
-    assert row.disturbed is not None
-    assert [value for value, mark in zip(row.baseline_values_s, row.disturbed, strict=True) if mark] == [9.0] * 6
+    found = row.measurement
+    assert found is not None
+    assert found.disturbed_values is not None
+    marked = zip(found.baseline_values_s, found.disturbed_values, strict=True)
+    assert [value for value, mark in marked if mark] == [9.0] * 6
     assert row.speedup == pytest.approx(4, rel=1e-3)
-    assert "6 of 18 pairs were disturbed by the machine" in row.notes
-    assert "other processes took 25% of the cores meanwhile" in row.notes
-    assert untold.disturbed is None  # where the machine cannot tell, every pair counts; the median bears it
+    assert {Note.of("disturbed-pairs", disturbed=6, pairs=18), Note.of("others", share=0.25)} <= set(row.notes)
+    assert untold.measurement.disturbed is None  # where the machine cannot tell, every pair counts; the median bears it
 
 
 def test_the_machine_s_state_is_recorded_before_anything_is_measured(run: Callable[..., Store]) -> None:
@@ -424,33 +444,33 @@ def test_a_row_holds_what_a_steady_loop_takes_and_why_the_rest_is_null(run: Call
     teams = _Teams()
     forward, backward = run(teams, _CASES[:1]).rows()
     assert [message["seconds"] for do, message in teams.log if do == "utilization"] == [2.0]
-    assert (backward.cpu_utilization, backward.power_w, backward.energy_per_step_j) == (190.0, 50.0, 0.125)
-    assert backward.utilization is not None
-    assert backward.baseline_utilization is not None
-    assert (backward.utilization.iterations, backward.baseline_utilization.iterations) == (800, 200)
-    assert backward.baseline_utilization.energy_per_step_j == 0.5
+    assert [backward.to_json()[name] for name in WATCHED] == [None, 190.0, 50.0, 0.125]
+    dense, sparse = backward.dense.utilization, backward.sparse.utilization
+    assert dense is not None
+    assert sparse is not None
+    assert (sparse.iterations, dense.iterations, dense.energy_per_step_j) == (800, 200, 0.5)
     assert backward.unavailable == {"gpu_utilization": "the device is the CPU"}
-    assert forward.utilization is None
+    assert forward.sparse.utilization is None
     assert forward.unavailable["power_w"] == "only the phase backward is run steadily"
 
 
 def test_memory_of_tensors_and_of_the_process(run: Callable[..., Store]) -> None:
     forward, backward = run(_Teams(), _CASES[:1]).rows()
-    assert (backward.baseline_peak_memory_bytes, backward.peak_memory_bytes) == (200, 100)
-    assert (backward.process_peak_bytes, backward.baseline_process_growth_bytes) == (9000, 300)
-    assert backward.peak_reserved_bytes is None
-    assert (forward.peak_memory_bytes, forward.process_peak_bytes) == (None, None)
-    assert not any("sampled" in note for note in backward.notes)
+    assert (backward.dense.peak_memory_bytes, backward.sparse.peak_memory_bytes) == (200, 100)
+    assert (backward.sparse.process_peak_bytes, backward.dense.process_growth_bytes) == (9000, 300)
+    assert backward.sparse.peak_reserved_bytes is None
+    assert (forward.sparse.peak_memory_bytes, forward.sparse.process_peak_bytes) == (None, None)
+    assert "sampled-memory" not in _kinds(backward)
     weight = {"tensor_bytes": 1, "process_bytes": 2, "growth_bytes": 1, "exact": False}
     sampled = _Teams(faults={("memory", 3): {"weights": {"backward": [weight, weight]}}})
-    assert any("sampled each millisecond" in note for note in run(sampled, _CASES[:1]).rows()[1].notes)
+    assert "sampled-memory" in _kinds(run(sampled, _CASES[:1]).rows()[1])
 
 
 def test_nothing_is_watched_where_the_plan_does_not_ask_for_it(run: Callable[..., Store]) -> None:
     teams = _Teams()
     row = run(teams, _CASES[:1], utilization=False).rows()[0]
     assert teams.count("utilization") == 0
-    assert row.utilization is None
+    assert row.sparse.utilization is None
     assert row.unavailable["gpu_utilization"] == "not asked for (utilization is off)"
 
 
@@ -458,7 +478,7 @@ def test_cases_that_the_plan_names_are_watched_where_the_others_are_not(run: Cal
     teams = _Teams()
     rows = run(teams, utilization=False, watched=(_CASES[1].case_id,)).rows()
     assert teams.count("utilization") == 1
-    assert [(row.k, row.power_w) for row in rows if row.phase == "backward"] == [(3, None), (4, 50.0)]
+    assert [(row.k, _watts(row)) for row in rows if row.phase == "backward"] == [(3, None), (4, 50.0)]
 
 
 @pytest.mark.parametrize(
@@ -476,9 +496,9 @@ def test_a_fault_while_it_is_watched_costs_these_figures_alone(
     rows = run(teams, keep_processes=keep).rows()
     assert [(row.k, row.error) for row in rows] == [(3, None)] * 2 + [(4, None)] * 2
     assert rows[1].speedup is not None
-    assert rows[1].utilization is None
+    assert rows[1].sparse.utilization is None
     assert rows[1].unavailable["power_w"].startswith(reason)
-    assert rows[3].power_w == 50.0
+    assert _watts(rows[3]) == 50.0
     assert len(teams.started) == 2  # whoever met the fault is not asked again
 
 
@@ -518,7 +538,7 @@ def test_an_accuracy_that_is_refused_costs_itself_alone(run: Callable[..., Store
     rows = run(teams, [case]).rows()
     assert [row.error for row in rows] == [None] * 2
     assert [row.parity for row in rows] == [None] * 2
-    assert "its accuracy is not compared: pretrain 1 leaves meAct nothing" in rows[1].notes
+    assert Note("its accuracy is not compared: pretrain 1 leaves meAct nothing") in rows[1].notes
 
 
 def test_accuracy_is_left_out_where_the_plan_does_not_ask_for_it(run: Callable[..., Store]) -> None:
@@ -532,14 +552,14 @@ def test_peaks_that_a_case_beats_are_measured_again_at_most_twice(run: Callable[
     teams = _Teams(faults={("setup", k): _beaten_setup(k) for k in (3, 4, 5)})
     store = run(teams, [Case(k=k, threads=1) for k in (3, 4, 5)])
     assert teams.count("peaks") == 1 + 2
-    assert [row.efficiency for row in store.rows() if row.phase == "backward"] == [2.0] * 3
+    assert [row.sparse.efficiency for row in store.rows() if row.phase == "backward"] == [2.0] * 3
 
 
 def test_a_floor_that_nobody_could_believe_is_left_out(run: Callable[..., Store]) -> None:
     store = run(_Teams(faults={("setup", 3): _beaten_setup(3, 1e9)}), [Case(k=3, threads=1)])
     (row,) = (row for row in store.rows() if row.phase == "backward")
-    assert (row.floor_s, row.efficiency, row.flops) == (None, None, 2e9)
-    assert any(note.startswith("no floor") for note in row.notes)
+    assert (row.sparse.floor_s, row.sparse.efficiency, row.sparse.flops) == (None, None, 2e9)
+    assert "no-floor" in _kinds(row)
 
 
 def _beaten_setup(k: int, flops: float = 1e8) -> dict[str, Any]:

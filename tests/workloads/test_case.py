@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from meprop_bench.errors import UserError
-from meprop_bench.workloads.case import Case, one_of
+from meprop_bench.errors import UserError, one_of
+from meprop_bench.workloads.case import Case
 
 
 def test_a_case_survives_json() -> None:
@@ -59,7 +59,9 @@ def test_no_k_means_no_gradient(k: object) -> None:
         ("kernel", "nativ", "did you mean 'native'"),
         ("batch", 0, "batch must be an integer of at least 1, not 0"),
         ("threads", 2.0, "threads must be an integer"),
-        ("seed", -1, "seed must be"),
+        ("batch", 1 << 41, "not 2199023255552: at most 1099511627776"),
+        ("seed", -1, "seed must be an integer of at least 0, not -1"),
+        ("seed", 1 << 32, "not 4294967296: at most 4294967295"),
         ("data", "mnist", "workload mlp"),
         ("caches", "hot", "choose from warm, cold"),
         ("launch", "later", "choose from eager, graph"),

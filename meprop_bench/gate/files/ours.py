@@ -106,20 +106,20 @@ def newest(root: Path, baseline: Path) -> Path:
 
 def add_row(found: Figures, row: Row) -> None:
     """Add what a row tells of its case, or why it tells nothing."""
-    case = case_name(row, in_features=row.in_features, kernel=row.kernel_requested)
+    case = case_name(row)
     found.ids[case] = row.case_id
     if not row.passed:
         found.failures[case] = failure(row) or "its check was not run"
         return
     phase, where = row.phase or "step", row.environment_id
-    if row.values_s and row.baseline_values_s and row.run_lengths:
+    if row.measurement is not None:
         runs = judged_pairs(row)
         times = tuple(median(method_s for _, method_s in run) for run in runs)
         ratios = tuple(median(method_s / baseline_s for baseline_s, method_s in run) for run in runs)
         found.add(case, Kind(phase, "time", "s"), times, where, own_processes=True)
         found.add(case, Kind(f"sparse/dense {phase}", "ratio", "1"), ratios, where, own_processes=True)
     for field, (name, quantity, unit) in _SIZES.items():
-        if (value := getattr(row, field)) is not None:
+        if (value := getattr(row.sparse, field)) is not None:
             size = number(value, f"{found.name}: the {name} of {quoted(case)}")
             found.add(case, Kind(f"{name} {phase}", quantity, unit), (size,), where)
     if row.parity is not None:

@@ -32,7 +32,7 @@ def row(case_id="a", *, factor=1.0, **changes):
     base |= {"gradient": "dense", "allocator": "kept", "environment_id": "e0", "check": "passed", "phase": "backward"}
     base |= {"values_s": values, "baseline_values_s": [4e-3] * 6, "run_lengths": [3, 3], "loops": 5}
     base |= {"disturbed": [False, False, False, True, False, False], "peak_memory_bytes": 1000, "flops": 2e6}
-    return Row(case_id=case_id, **{**base, **changes})
+    return Row.of(case_id=case_id, **{**base, **changes})
 
 
 def folder(root, rows, *, name="quick", day=1, environments=None):

@@ -1,0 +1,324 @@
+"""The axes of a sweep, each written once: what a measurement depends on, and nothing that it results in.
+
+    Axes  ->  AXES  ->  options of the command line, keys of presets, the reference of the docs
+          ->  Case  (`workloads.case`): a point of a sweep; each axis has a value
+          ->  Row   (`results.schema`): what was measured there, as stored; null where the workload lacks the axis
+          ->  names of cases, columns and lines of reports, parameters of asv exports, comparisons, the suites' fields
+
+An axis that is added is one line in `Axes`. Until it says otherwise the dense side is taken to depend on it, so that
+its times are not held against those of cases that differ in it. Rows from before have its default.
+
+Nothing here imports torch: planning and `--help` must not wait three seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, make_dataclass, replace
+from functools import cache, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar, get_type_hints
+
+from msgspec import Meta
+
+from meprop_bench.errors import one_of
+from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
+from meprop_bench.measure.arithmetic import TF32
+from meprop_bench.measure.clocks import CACHES, LAUNCHES
+from meprop_bench.results.incoming import Name, conforming, parts
+
+__all__ = ["AXES", "DENSE_AXES", "Axes", "Axis", "StoredAxes", "default_allocator", "default_threads", "number"]
+
+LAYERS = ("linear", "conv", "lstm", "gru")
+PERCEPTRONS = ("mlp", "mesimp", "meact")
+MODELS = (*PERCEPTRONS, "seq2seq")
+
+Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40, description="an integer of at least 1")]
+K: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1, description="a ratio in (0, 1]")]
+MeanK: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1e12)]
+"""Of a method that decides by itself how many neurons an example trains: their mean."""
+Part: TypeAlias = Annotated[float, Meta(gt=0, lt=1, description="between 0 and 1")]
+Delay: TypeAlias = Annotated[float, Meta(ge=0, le=100, description="a share from 0 to 100 (0.03 is 3%)")]
+Seed: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 32) - 1, description="an integer of at least 0")]
+
+Absent = TypeVar("Absent")
+"""What stands for an axis that does not apply: a case has none (`Never`), a row `None`."""
+
+
+@cache
+def default_threads() -> int:
+    """Return the physical cores this process may run on: a second thread on one adds nothing to a product."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+@cache
+def default_allocator() -> str:
+    """Return what serves a training process best: "kept" where the C library can do it, else "default"."""
+    return "default" if unavailable_reason("kept") else "kept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What the package knows of an axis. Templates are filled with a value's `text`, those of asv with the value."""
+
+    help: str  # in the options and in the reference
+    option: str = ""  # as options and presets spell it; the field with hyphens unless said otherwise
+    stored: str = ""  # field of a row, where that is not the case's
+    carried_out: Any = None  # type of the value in a row, where that is not the requested one
+    required: bool = False  # every stored row has it, as it has been there from the first version on
+    choices: tuple[str, ...] = ()  # all that is allowed, of an axis of words
+    workloads: Mapping[str, Any] | None = None  # that have it (None: all) -> own default (None: the usual one)
+    sweep: tuple[Any, ...] = ()  # what `speedup` measures if nothing is said
+    otherwise: Mapping[str, tuple[Any, ...]] | None = None  # workload -> the same, where it is not `sweep`
+    usual: Any = ...  # needs no word, where that is not the default
+    dense: bool = True  # the dense side's time depends on it; not if it is the sparse side's alone, or draws numbers
+    heading: str = ""  # of its column; its option unless said otherwise
+    titled: bool = False  # titles say it, and no column
+    cell: str = "{}"  # how a table shows a value
+    label: str = ""  # how the name of a case says a value that is not usual; by the option unless said otherwise
+    place: int = 50  # of the label in the name
+    variant: str = ""  # how that parameter of asv says it; by the field, behind the others, unless said otherwise
+    percent: bool = False  # a value is shown in percent
+    # These follow from the field.
+    field: str = ""
+    kind: Any = None  # type of a value, with its bounds
+    default: Any = None  # None where the machine says, or the workload
+    optional: bool = False  # a case may be without it
+    nullable: bool = False  # so may a row, as where its workload lacks it
+
+    @property
+    def bases(self) -> tuple[Callable[[str], Any], ...]:
+        """Python's types of a value, in the order in which a word is tried for them."""
+        return tuple(base for base, _ in parts(self.kind))
+
+    @property
+    def words(self) -> bool:
+        """Whether its column holds words, which begin at the left."""
+        return str in self.bases or self.cell.count("{") > 1
+
+    @property
+    def came_later(self) -> bool:
+        """Whether rows from before were what it is by default, as nobody could choose."""
+        return not (self.required or self.nullable or self.default is None)
+
+    def of(self, workload: str) -> bool:
+        """Whether a workload has it; of one that is not known here, too."""
+        return self.workloads is None or workload in self.workloads or workload not in (*LAYERS, *MODELS)
+
+    def swept(self, workload: str) -> tuple[Any, ...]:
+        """Return what `speedup` measures of a workload if nothing is said."""
+        return (self.otherwise or {}).get(workload, self.sweep)
+
+    def usual_in(self, workload: str, otherwise: Any = ...) -> Any:
+        """Return the default that a workload has of its own, or else `otherwise` (what needs no word anywhere)."""
+        own = (self.workloads or {}).get(workload)
+        return own if own is not None else self.usual if otherwise is ... else otherwise
+
+    def read(self, word: str) -> Any:
+        """Return the value of a word that a user typed; `UserError` for one that is none."""
+        for base in self.bases:
+            try:
+                return base(word)
+            except ValueError:
+                continue
+        return conforming(self.option, word, self.kind)
+
+    def check(self, value: object) -> None:
+        """Raise `UserError` for a value that is not allowed."""
+        if value is None and self.optional:
+            return
+        if self.choices:
+            one_of(self.option, value, self.choices)
+        conforming(self.option, value, self.kind)
+
+    def text(self, value: Any) -> str:
+        """Return a value as it is shown."""
+        if isinstance(value, str):
+            return value
+        return number(100 * value if self.percent else value)
+
+    def said(self, one: Any, *, always: bool = False) -> str:
+        """Return how the name of a case, or of a row, says it; nothing where it is as usual."""
+        value, always = getattr(one, self.stored), always or bool(self.sweep)
+        if value is None or not (always or value not in (self.default, self.usual)):
+            return ""
+        text = self.text(value)
+        return self.label.format(*(text,) * self.label.count("{"))
+
+
+def number(value: float) -> str:
+    """Return a number as short as it can be without being another's."""
+    text = str(value) if isinstance(value, int) else f"{value:g}"
+    return text if float(text) == value else f"{value:.12g}"
+
+
+def _axis(help: str, **marks: Any) -> Mapping[str, Axis]:
+    """Return the metadata of a field of `Axes`."""
+    return {"axis": Axis(help=help, **marks)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes(Generic[Absent]):
+    """The table. Its order is that of the options, and of the columns of a report."""
+
+    # fmt: off
+    workload: Name = field(default="linear", metadata=_axis(
+        "A layer: linear, conv, lstm, gru. A model, trained: mlp, seq2seq, mesimp, meact.",
+        required=True, sweep=("linear",), titled=True, label="{}", place=0,
+    ))
+    method: Name = field(default="meprop", metadata=_axis(
+        "meprop, unified, random, random-unified; dense: the baseline against itself (A/A).",
+        required=True, dense=False, sweep=("meprop", "unified"), label="{}", place=8,
+    ))
+    k: K = field(default=30, metadata=_axis(
+        "Neurons kept (of a convolution: positions): an integer, or a ratio in (0, 1].",
+        carried_out=MeanK, required=True, dense=False, sweep=(10, 30, 100), label="k={}", place=9,
+        otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,)},
+    ))
+    # Of a convolution the papers' second one, 16 -> 32 maps with filters of 5 x 5, on what pooling left of an image; of
+    # a recurrent layer the papers' tagger, 50 + 7 x 20 dimensions.
+    out_features: Size | Absent = field(default=500, metadata=_axis(
+        "Outputs of the layer, maps that come out, neurons of a gate or of a hidden layer.",
+        option="hidden", required=True, sweep=(500,), otherwise={"conv": (32,)}, label="h={}", place=2,
+    ))
+    batch: Size = field(default=50, metadata=_axis(
+        "Examples in a batch.", required=True, label="B={}", place=7, sweep=(50,),
+        otherwise={"conv": (10,), "lstm": (1, 10), "gru": (1, 10), "seq2seq": (20,)},
+    ))
+    in_features: Size | Absent = field(default=500, metadata=_axis(
+        "Inputs of the layer, maps that come in [default: as many as --hidden].",
+        required=True, workloads=dict.fromkeys((*LAYERS, *PERCEPTRONS)), label="m={}", place=2,
+        otherwise={"conv": (16,), "lstm": (190,), "gru": (190,)},
+    ))
+    gradient: Name = field(default="dense", metadata=_axis(
+        "Weight gradient: dense, or rows (sparse).", choices=("dense", "rows"), required=True, dense=False,
+        workloads=dict.fromkeys(("linear", "mlp")), label="{} gradient", place=15, variant="gradient {}",
+    ))
+    kernel: Name | Absent = field(default="auto", metadata=_axis(
+        "How the method is computed [default: auto].", stored="kernel_requested", required=True, dense=False,
+        workloads=dict.fromkeys((*LAYERS, "mlp")), label="{} kernel", place=14, variant="kernel {}",
+    ))
+    device: Name = field(default="cpu", metadata=_axis("cpu, cuda, cuda:N.", required=True, label="{}", place=80))
+    threads: Size | Absent = field(default_factory=default_threads, metadata=_axis(
+        "Threads of torch [default: the physical cores].", required=True,
+        label="{} threads", place=81, variant="{} threads",
+    ))
+    dtype: Name = field(default="float32", metadata=_axis(
+        "float32, float64, bfloat16, float16; on a GPU tf32: float32, its products rounded.",
+        choices=("float32", "float64", "bfloat16", "float16", TF32), required=True, workloads=dict.fromkeys(LAYERS),
+        label="{}", place=16, variant="{}",
+    ))
+    allocator: Name = field(default_factory=default_allocator, metadata=_axis(
+        "kept, huge-pages, default: what fresh memory costs.", choices=tuple(ALLOCATORS),
+        required=True, usual="kept", titled=True, label="{} allocator", place=17, variant="{} allocator",
+    ))
+    data: Name | None = field(default=None, metadata=_axis(
+        "Of a perceptron: auto, mnist, digits.", workloads=dict.fromkeys(PERCEPTRONS), label="{}", place=1,
+        otherwise=dict.fromkeys(PERCEPTRONS, ("auto",)),
+    ))
+    layers: Size | Absent = field(default=2, metadata=_axis(
+        "Hidden layers of a perceptron; layers of encoder and decoder.", workloads=dict.fromkeys(MODELS),
+        label="layers={}", place=6, variant="{} layers",
+    ))
+    # SparseAdam is left out: it moves only the rows it is given, which is another algorithm than Adam.
+    optimizer: Name | Absent = field(default="adam", metadata=_axis(
+        "Optimizer of the trained workloads: adam, sgd, adagrad.", choices=("adam", "sgd", "adagrad"),
+        workloads=dict.fromkeys(MODELS), label="{}", place=13, variant="{}",
+    ))
+    size: Size | None = field(default=None, metadata=_axis(
+        "Height and width of a convolution's maps.", workloads={"conv": 12}, heading="maps", cell="{} x {}",
+        label="{}x{}", place=3,
+    ))
+    filter: Size | None = field(default=None, metadata=_axis(
+        "Height and width of a convolution's filters [default: 5].", workloads={"conv": 5}, cell="{} x {}",
+        label="filter={}", place=4,
+    ))
+    length: Size | None = field(default=None, metadata=_axis(
+        "Time steps of lstm and gru; words of a sentence.", workloads={"lstm": 25, "gru": 25, "seq2seq": 20},
+        label="T={}", place=5,
+    ))
+    rate: Part | None = field(default=None, metadata=_axis(
+        "meSimp's p: neurons active in fewer examples are removed.", workloads={"mesimp": 0.1}, dense=False,
+        label="p={}", place=10, variant="rate {}",
+    ))
+    share: Part | None = field(default=None, metadata=_axis(
+        "meAct's p: share of the gradient from which a neuron is trained.", workloads={"meact": 0.004},
+        dense=False, label="p={}", place=11, variant="share {}",
+    ))
+    slowdown: Delay | None = field(default=None, metadata=_axis(
+        "Of the method dense: share by which its second side is held back.", workloads={"linear": None},
+        usual=0.0, dense=False, percent=True, cell="{}%", label="+{}%", place=12, variant="slowdown {}",
+    ))
+    caches: Name = field(default="warm", metadata=_axis(
+        "What a timed call may find in them: warm, cold (emptied before each).", choices=CACHES,
+        label="{} caches", place=18, variant="{} caches",
+    ))
+    launch: Name = field(default="eager", metadata=_axis(
+        "On a GPU: eager, or graph (a layer's calls replayed as CUDA graphs).", choices=LAUNCHES,
+        label="{} launch", place=19, variant="{} launch",
+    ))
+    seed: Seed | Absent = field(default=0, metadata=_axis(
+        "Of weights, data, selections and orders; of several, a case each [default: 0].", dense=False,
+        label="seed={}", place=90,
+    ))
+    # fmt: on
+
+
+def _axes() -> Iterator[Axis]:
+    """Fill in what follows from the name and the type of each axis."""
+    for name, kind in get_type_hints(Axes, include_extras=True).items():
+        spec = Axes.__dataclass_fields__[name]
+        own: Axis = spec.metadata["axis"]
+        option = own.option or name.replace("_", "-")
+        empty = {Absent, type(None)} & set(getattr(kind, "__args__", ()))
+        default = None if spec.default is MISSING else spec.default
+        nullable = bool(empty) and not own.stored
+        yield replace(
+            own,
+            field=name,
+            option=option,
+            stored=own.stored or name,
+            kind=reduce(or_, (part for part in kind.__args__ if part not in empty)) if empty else kind,
+            default=default,
+            optional=type(None) in empty,
+            nullable=nullable,
+            usual=own.usual if own.usual is not ... else None if nullable and own.workloads else default,
+            heading=own.heading or option,
+            label=own.label or f"{option}={{}}",
+        )
+
+
+AXES: Mapping[str, Axis] = {axis.option: axis for axis in _axes()}
+"""Option -> axis, in the order of the table."""
+
+DENSE_AXES = tuple(axis.field for axis in AXES.values() if axis.dense)
+"""Fields that the dense side depends on: cases that are equal in these do the same dense work."""
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True, kw_only=True)
+    class StoredAxes(Axes[None]):
+        """The axes as a row has them."""
+
+        case_id: str
+        kernel_requested: str
+
+else:
+
+    def _stored(axis: Axis) -> tuple[Any, ...]:
+        """Return a row's field; rows from before have null there, or what it was when nobody could choose."""
+        null = axis.nullable or axis.default is None
+        kind = axis.carried_out or axis.kind
+        return (
+            axis.stored,
+            kind | None if null else kind,
+            field() if axis.required else field(default=None if null else axis.default),
+        )
+
+    StoredAxes = make_dataclass(
+        "StoredAxes", [("case_id", Name), *map(_stored, AXES.values())], frozen=True, kw_only=True
+    )
