@@ -12,19 +12,20 @@ order:
     speedup = exp(mean_i r_i)
     interval = exp(mean_i r_i  ±  t(p-1) * sd_i(r_i) / sqrt(p))     p processes, Student's t with p - 1 degrees
 
-The process is the unit of replication: more pairs sharpen r_i, only more processes narrow the interval. The
-trade-off: two processes give honest but very wide intervals (t = 12.7); five to eight are the useful range. One
-process gives no interval at all (its bounds are NaN, null in a report) rather than a wrong one.
+The process is the unit of replication: more pairs sharpen r_i, only more processes narrow the interval. Two processes
+give honest but very wide intervals (t = 12.7); five to eight are the useful range. One process gives no interval at
+all (its bounds are NaN, null in a report) rather than a wrong one.
 
-Two results that were measured apart share no pairs: there the r_i of both are compared as independent samples, with the
-variance of each (Welch, `independent_ratio`). What happened to the machine between the two is then in the difference
-of *times*, and no interval knows of it; a change of the speed-up, a ratio within each, is nearly free of it.
+Two results that were measured apart share no pairs: their r_i are compared as independent samples, with the variance of
+each (Welch, `independent_ratio`). What happened to the machine between the two is then in the difference of *times*,
+and no interval knows of it; a change of the speed-up, a ratio within each, is nearly free of it.
 
-Judging. One ratio against a bound is Student's one-sample t of the r_i against log(bound), one-sided for a gate ("is it
-slower than allowed?"). Many at once need a correction, or every twentieth identical case is a discovery: Holm's
-step-down keeps the chance of *any* false alarm at the level, whatever the dependence between the cases. Over C cases
-the summary is the geometric mean, exp(mean_c mean_i r_ci), whose interval says how well these C cases are measured, not
-how other cases would fare. "Not significant" is a result: that the interval holds 1, not that the two are equal.
+Judging. Whatever is decided here or elsewhere (speed-ups, comparisons, the gate, parity) rests on three rules: an
+interval lies clear of a bound or it does not (`clear_of`), Student's t of an `Estimate` gives intervals and p-values,
+none of a single value, and many p-values at once go through Holm's step-down (`holm`), or every twentieth identical
+case is a discovery. Over C cases the summary is the geometric mean, exp(mean_c mean_i r_ci), whose interval says how
+well these C cases are measured, not how other cases would fare. "Not significant" is a result: that the interval holds
+1, not that the two are equal.
 
 Nothing here imports torch; `scipy.special` is loaded when a quantile is asked for (`scipy.stats` would cost seconds).
 """
@@ -36,15 +37,18 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 __all__ = [
     "CANNOT_TELL",
+    "LEVEL",
     "Alternative",
+    "Estimate",
     "Interval",
     "Runs",
     "Samples",
     "Verdict",
+    "clear_of",
     "geometric_mean_ratio",
     "holm",
     "independent_p_value",
@@ -73,6 +77,9 @@ Runs = Sequence[Sequence[tuple[float, float]]]
 
 Samples = Sequence[Sequence[float]]
 """For each process its values, without pairs."""
+
+LEVEL = 0.05
+"""Chance, two-sided, of calling different what is equal, in all that one report judges at once."""
 
 CANNOT_TELL = "cannot tell"
 """What stands for a figure whose interval is too wide for it to be one."""
@@ -112,7 +119,58 @@ class Interval:
 
     def significant(self, null: float = 1.0) -> bool | None:
         """Whether the interval leaves out `null` (1 for a ratio, 0 for a difference); None where there is none."""
-        return not self.low <= null <= self.high if self.bounded else None
+        return any(clear_of(self.low, self.high, null)) if self.bounded else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What Student's t makes intervals and p-values of; the standard error is NaN where nothing tells it."""
+
+    value: float
+    error: float
+    degrees: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Return the mean of independent values, one for each process or seed; a single one has no error."""
+        count = len(values)
+        mean = math.fsum(values) / count
+        if count == 1:
+            return cls(mean, math.nan, 0)
+        return cls(mean, statistics.stdev(values, mean) / math.sqrt(count), count - 1)
+
+    def interval(self, confidence: float) -> Interval:
+        """Return it with two-sided bounds."""
+        if not 0 < confidence < 1:
+            raise ValueError(f"the confidence lies between 0 and 1, got {confidence!r}")
+        if math.isnan(self.error):
+            return Interval(self.value, math.nan, math.nan)
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(self.degrees, (1 + confidence) / 2)) * self.error
+        return Interval(self.value, self.value - half, self.value + half)
+
+    def p_value(self, null: float = 0.0, alternative: Alternative = "differs") -> float:
+        """Return the p-value of "it is `null`"; NaN without an error."""
+        if math.isnan(self.error):
+            return math.nan
+        from scipy.special import stdtr
+
+        distance = self.value - null
+        # Identical processes, as on a fake clock, leave no doubt.
+        certain = math.copysign(math.inf, distance) if distance else 0.0
+        t = distance / self.error if self.error > 0 else certain
+        if alternative == "differs":
+            return min(1.0, 2 * float(stdtr(self.degrees, -abs(t))))
+        return float(stdtr(self.degrees, t if alternative == "below" else -t))
+
+
+def clear_of(low: Any, high: Any, bound: Any) -> tuple[Any, Any]:
+    """Return whether an interval lies wholly above a bound, and whether wholly below it; NaN does neither.
+
+    All that is judged here is judged by this: an interval that holds the bound says neither. Of numbers, or of arrays.
+    """
+    return low > bound, high < bound
 
 
 def too_wide(half_width: float | None) -> bool:
@@ -173,38 +231,18 @@ def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:
         ValueError: no run, a run without pairs, or a time that is not positive and finite.
 
     """
-    return _exponential(_t_interval(process_medians(runs), confidence))
+    return _exponential(Estimate.of(process_medians(runs)).interval(confidence))
 
 
 def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "differs") -> float:
-    """Return the p-value of "the speed-up is `bound`" against an alternative: Student's t over the processes' medians.
+    """Return the p-value of "the speed-up is `bound`", NaN for a single process; runs as in `paired_ratio`.
 
-    Args:
-        runs: for each process its pairs `(baseline_s, method_s)`, both in seconds and positive.
-        bound: positive; 1 - margin to prove a slowdown beyond a margin ("below").
-        alternative: what a small p-value speaks for: that the speed-up "differs" from the bound, or lies "below" or
-            "above" it.
-
-    Returns:
-        In [0, 1]; NaN for a single process, which gives nothing to judge by.
-
+    A small one speaks for the alternative: the speed-up "differs" from the bound, or lies "below" it (1 - margin, to
+    prove a slowdown beyond a margin) or "above" it.
     """
     if not 0 < bound < math.inf:
         raise ValueError(f"the bound of a ratio is positive and finite, got {bound!r}")
-    logs = process_medians(runs)
-    count = len(logs)
-    if count == 1:
-        return math.nan
-    mean = math.fsum(logs) / count
-    distance, spread = mean - math.log(bound), statistics.stdev(logs, mean)
-    # Identical processes, as on a fake clock, leave no doubt.
-    certain = math.copysign(math.inf, distance) if distance else 0.0
-    t = distance / (spread / math.sqrt(count)) if spread > 0 else certain
-    from scipy.special import stdtr
-
-    if alternative == "differs":
-        return min(1.0, 2 * float(stdtr(count - 1, -abs(t))))
-    return float(stdtr(count - 1, t if alternative == "below" else -t))
+    return Estimate.of(process_medians(runs)).p_value(math.log(bound), alternative)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -244,19 +282,9 @@ def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, sam
         raise ValueError("a geometric mean needs at least one case")
     logs = [process_medians(runs) for runs in cases]
     if same_processes:
-        if len({len(case) for case in logs}) > 1:
-            raise ValueError(f"the cases differ in their processes: {[len(case) for case in logs]}")
-        return _exponential(_t_interval([math.fsum(of) / len(of) for of in zip(*logs, strict=True)], confidence))
+        return _exponential(Estimate.of(_joint(logs)).interval(confidence))
     mean = math.fsum(math.fsum(case) / len(case) for case in logs) / len(logs)
-    if min(map(len, logs)) == 1:
-        return _exponential(Interval(mean, math.nan, math.nan))
-    shares = [(statistics.variance(case) / len(case) / len(logs) ** 2, len(case) - 1) for case in logs]
-    variance = math.fsum(share for share, _ in shares)
-    if variance == 0:
-        return _exponential(Interval(mean, mean, mean))
-    degrees = variance**2 / math.fsum(share**2 / own for share, own in shares)
-    half = _t_quantile(degrees, confidence) * math.sqrt(variance)
-    return _exponential(Interval(mean, mean - half, mean + half))
+    return _exponential(_welch(mean, logs, len(logs)).interval(confidence))
 
 
 def independent_ratio(
@@ -277,9 +305,7 @@ def independent_ratio(
     involved", Biometrika 34 (1947).
 
     """
-    mean, error, degrees = _independent(cases, same_processes=same_processes)
-    half = _t_quantile(degrees, confidence) * error
-    return _exponential(Interval(mean, mean - half, mean + half))
+    return _exponential(_independent(cases, same_processes=same_processes).interval(confidence))
 
 
 def process_interval(samples: Samples, confidence: float = 0.95) -> Interval:
@@ -289,45 +315,26 @@ def process_interval(samples: Samples, confidence: float = 0.95) -> Interval:
         ValueError: no process, a process without values, or a value that is not positive and finite.
 
     """
-    return _exponential(_t_interval(_log_medians(samples), confidence))
+    return _exponential(Estimate.of(_log_medians(samples)).interval(confidence))
 
 
 def independent_p_value(first: Samples, second: Samples) -> float:
     """Return the two-sided p-value of "first / second is 1" (Welch); NaN where a side has a single process."""
-    mean, error, degrees = _independent([(first, second)])
-    if math.isnan(error):
-        return math.nan
-    from scipy.special import stdtr
-
-    if error == 0:  # identical processes, as on a fake clock, leave no doubt
-        return 0.0 if mean else 1.0
-    return min(1.0, 2 * float(stdtr(degrees, -abs(mean / error))))
+    return _independent([(first, second)]).p_value()
 
 
 def mean_difference(pairs: Sequence[tuple[float, float]], confidence: float = 0.95) -> Interval:
-    """Return the mean of method - baseline, in the values' unit, with its interval over the pairs.
-
-    Args:
-        pairs: `(baseline, method)`, one pair for each seed, which share that seed and its batches.
-        confidence: two-sided, in (0, 1).
-
-    """
+    """Return the mean of method - baseline, in the values' unit, over pairs `(baseline, method)`, one for each seed."""
     if not pairs:
         raise ValueError("a difference needs at least one pair")
-    return _t_interval([method - baseline for baseline, method in pairs], confidence)
+    return mean_interval([method - baseline for baseline, method in pairs], confidence)
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Return the mean of independent values, one for each process, with its interval, in their unit.
-
-    Args:
-        values: at least one; of one there is no interval.
-        confidence: two-sided, in (0, 1).
-
-    """
+    """Return the mean of independent values, one for each process, with its interval, in their unit."""
     if not values:
         raise ValueError("a mean needs at least one value")
-    return _t_interval(values, confidence)
+    return Estimate.of(values).interval(confidence)
 
 
 def non_inferiority(interval: Interval, margin: float) -> Verdict:
@@ -338,17 +345,12 @@ def non_inferiority(interval: Interval, margin: float) -> Verdict:
     """
     if not (margin >= 0 and math.isfinite(margin)):
         raise ValueError(f"the margin is a number of at least 0, got {margin!r}")
-    if interval.low > -margin:
-        return "pass"
-    if interval.high < -margin:
-        return "fail"
-    return "inconclusive"
+    lost, safe = clear_of(-interval.high, -interval.low, margin)
+    return "fail" if lost else "pass" if safe else "inconclusive"
 
 
-def _independent(
-    cases: Sequence[tuple[Samples, Samples]], *, same_processes: bool = False
-) -> tuple[float, float, float]:
-    """Return the mean log ratio, its standard error (NaN where a side has one process) and the degrees of freedom."""
+def _independent(cases: Sequence[tuple[Samples, Samples]], *, same_processes: bool = False) -> Estimate:
+    """Return the mean log ratio over the cases."""
     if not cases:
         raise ValueError("a ratio needs at least one case")
     sides = [[_log_medians(case[side]) for case in cases] for side in (0, 1)]
@@ -356,19 +358,26 @@ def _independent(
         sign * math.fsum(logs) / len(logs) for sign, side in zip((1, -1), sides, strict=True) for logs in side
     ) / len(cases)
     if same_processes:
-        if any(len({len(logs) for logs in side}) > 1 for side in sides):
-            raise ValueError(f"the cases differ in their processes: {[[len(logs) for logs in side] for side in sides]}")
-        # One figure for each process, its mean over the cases: their errors are not independent.
-        samples, parts = [[math.fsum(of) / len(of) for of in zip(*side, strict=True)] for side in sides], 1
-    else:
-        samples, parts = [logs for side in sides for logs in side], len(cases)
+        return _welch(mean, [_joint(side) for side in sides], 1)
+    return _welch(mean, [logs for side in sides for logs in side], len(cases))
+
+
+def _joint(cases: Sequence[Sequence[float]]) -> list[float]:
+    """Return one figure for each process, its mean over the cases, whose errors are not independent."""
+    if len({len(case) for case in cases}) > 1:
+        raise ValueError(f"the cases differ in their processes: {[len(case) for case in cases]}")
+    return [math.fsum(of) / len(of) for of in zip(*cases, strict=True)]
+
+
+def _welch(mean: float, samples: Sequence[Sequence[float]], parts: int) -> Estimate:
+    """Return an estimate to which the mean of each of independent samples, divided by `parts`, adds its variance."""
     if min(map(len, samples)) == 1:
-        return mean, math.nan, 0
-    shares = [(statistics.variance(logs) / len(logs) / parts**2, len(logs) - 1) for logs in samples]
+        return Estimate(mean, math.nan, 0)
+    shares = [(statistics.variance(values) / len(values) / parts**2, len(values) - 1) for values in samples]
     variance = math.fsum(share for share, _ in shares)
     if variance == 0:
-        return mean, 0.0, 1
-    return mean, math.sqrt(variance), variance**2 / math.fsum(share**2 / own for share, own in shares)
+        return Estimate(mean, 0.0, 1)
+    return Estimate(mean, math.sqrt(variance), variance**2 / math.fsum(share**2 / own for share, own in shares))
 
 
 def _log_medians(values: Samples) -> list[float]:
@@ -392,23 +401,3 @@ def _exponential(interval: Interval) -> Interval:
 def _exp(value: float) -> float:
     """As `math.exp`, but infinite where that overflows: two processes that disagree have intervals as wide as that."""
     return math.inf if value > _LARGEST_LOG else math.exp(value)
-
-
-def _t_interval(values: Sequence[float], confidence: float) -> Interval:
-    """Student's t interval for the mean of independent `values`."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    quantile = _t_quantile(count - 1, confidence)
-    if count == 1:
-        return Interval(mean, math.nan, math.nan)
-    half = quantile * statistics.stdev(values, mean) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
-
-
-def _t_quantile(degrees: float, confidence: float) -> float:
-    """Return the half-width, in standard errors, of a two-sided interval; NaN without a degree of freedom."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"the confidence lies between 0 and 1, got {confidence!r}")
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, (1 + confidence) / 2)) if degrees > 0 else math.nan

@@ -1,4 +1,4 @@
-"""Activeness: how often a neuron was among the k entries that the backward pass kept (TKDE, Algorithm 2, line 7).
+"""Activeness: how often a neuron was among the k entries that the backward pass selected (TKDE, Algorithm 2, line 7).
 
     S_b  =  the k neurons selected for example b            from dy (B, n), see `meprop_bench.ops.selection`
     c_i  ←  c_i + |{b : i ∈ S_b and dy_bi ≠ 0}|             hits of neuron i, an integer
@@ -11,9 +11,9 @@ the sort, and an accident must not decide which neurons live. The mean number of
 An LSTM selects k of n in each of its four gates by itself, and a neuron lives or dies in all of them together (TKDE,
 section 2.3.2: "the most active path across all gates are kept"). We read it as c_i = the maximum over the gates.
 
-Kernels select within the backward pass and tell nobody. For a linear layer a hook on its output sees the same dy and
+Kernels select within the backward pass and report nothing. For a linear layer a hook on its output sees the same dy and
 selects again, which gives the kernel's selection but for entries of equal, non-zero magnitude at the k-th place. That
-costs one more selection for each step, and keeps the kernels free of bookkeeping that only meSimp needs. A recurrent
+costs one more selection for each step, and leaves the kernels free of bookkeeping that only meSimp needs. A recurrent
 layer, whose dy no hook can see, calls the record itself, once for each backward pass: `record(dy, idx)`.
 """
 
@@ -39,7 +39,7 @@ class Activeness:
         neurons: n.
         gates: entries of dy that belong to one neuron and are selected apart from each other: 4 for an LSTM.
         count_zeros: count an entry that was selected although it is zero.
-        device: where the counts are kept.
+        device: where the counts are.
 
     """
 
@@ -49,7 +49,7 @@ class Activeness:
         self.gates = gates
         self.count_zeros = count_zeros
         self.enabled = True
-        """A layer that calls the record may ask, and spare itself the work; a call while False changes nothing."""
+        """A layer that calls the record may look here and spare itself the work; a call while False does nothing."""
         self._device = device
         self.resize(neurons)
 
@@ -120,7 +120,7 @@ class Activeness:
         Args:
             rate: p.
             live: bool, `(n,)`: neurons that are left, on the CPU.
-            round_to: the number kept is a multiple of this, or all that are left.
+            round_to: the number is a multiple of this, or all that are left.
 
         """
         active = int((self.counts.cpu()[live] >= int(self.examples * rate)).sum())

@@ -6,7 +6,7 @@
 One rate p gives each layer a size of its own: where the same neurons are in every top k, more of them pass. A removed
 neuron never comes back. k stays what it was, so that a layer may end up with fewer neurons than k and be dense.
 
-Cycled training (TKDE, section 2.2): some epochs with simplification, some without, and so on; at each turn the
+Cycled training (TKDE, section 2.2): some epochs with simplification, some without, and so on; at each change the
 optimizer starts anew, since the dynamics it remembers are those of another network. As in the authors' code, the epochs
 without simplification still train by top k.
 
@@ -73,17 +73,17 @@ class MeSimp:
     """Simplifies a model while somebody else trains it.
 
     Args:
-        model: a model with layers turned by `meprop_bench.nn.convert`.
+        model: a model with layers converted by `meprop_bench.nn.convert`.
         optimizer: the one that trains it, whose state follows the neurons. None: there is no state.
         interval: m, examples between prunes.
         rate: p, the share of examples in whose top k a neuron must be, to stay. In (0, 1].
-        layers: qualified names of the layers to simplify; by default all that were turned, but for the output layer.
+        layers: qualified names of the layers to simplify; by default all that were converted, but for the output layer.
         round_to: a layer keeps a multiple of this many neurons, more rather than less.
         mode: "remove", or "mask" to hold the neurons at zero instead; the two compute the same.
         count_zeros: let entries of dy that are zero count as active when they fill k up; see `activeness`.
         cycle: epochs with and without; None for simplification throughout.
 
-    A ratio k is turned into the number it means now, and stays that. An example of a recurrent layer's record is one
+    A ratio k becomes the number it means now, and stays that. An example of a recurrent layer's record is one
     time step of one example. All cells of one recurrent module keep as many neurons as the one with the most active
     ones, since the module has one hidden size. With k neurons or fewer it is dense, and meSimp leaves it as it is.
 
@@ -115,7 +115,7 @@ class MeSimp:
         self.interval, self.rate, self.round_to = interval, rate, round_to
         self.cycle = cycle
         self.simplifying = True
-        """Whether records are kept and neurons removed now, or this is the normal part of a stage."""
+        """Whether neurons are recorded and removed now, or this is the normal part of a stage."""
         self.examples = 0
         self.epochs = 0
         self.history: list[Pruning] = []
@@ -149,7 +149,7 @@ class MeSimp:
         return self.prune() if due else None
 
     def after_epoch(self) -> None:
-        """Say that an epoch is over; turns where the cycle says so."""
+        """Say that an epoch is over; goes on to the other part of a cycle where it is time."""
         self.epochs += 1
         if self.cycle is not None:
             within = self.epochs % (self.cycle.simplify + self.cycle.normal)
@@ -172,7 +172,7 @@ class MeSimp:
             ValueError: a record is empty, or the optimizer's state cannot follow; nothing is changed then.
 
         """
-        keep = {group: kept for layer in self._layers() for group, kept in self._keep(layer).items()}
+        keep = {group: mask for layer in self._layers() for group, mask in self._keep(layer).items()}
         nonzeros = {name: record.mean_nonzeros for name, record in self.records.items()}
         if self._masks is None:
             remove(self._structure, keep, self.optimizer)
@@ -225,8 +225,9 @@ class MeSimp:
         for handle in self._handles:
             handle.remove()
         for group in self.groups.values():
-            if group.cell and hasattr(group.layer, "activeness"):
-                _give(group.layer, None)
+            layer: Any = group.layer
+            if group.cell and hasattr(layer, "activeness"):
+                layer.activeness = None
         if self._masks is not None:
             self._masks.release()
 
@@ -275,19 +276,19 @@ def _check(interval: int, rate: float, round_to: int, mode: str, count_zeros: bo
 def _choose(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
     if layers is None:
-        return {name: layer for name, layer in modules.items() if _is_turned(layer)}
+        return {name: layer for name, layer in modules.items() if _is_converted(layer)}
     chosen = {}
     for name in layers:
         layer = modules.get(name)
-        if not _is_turned(layer) and not isinstance(layer, nn.RNNBase):
+        if not _is_converted(layer) and not isinstance(layer, nn.RNNBase):
             what = "there is no such layer" if layer is None else f"it is {type(layer).__name__}"
-            raise ValueError(f"cannot simplify {name!r}: {what}; name layers turned by nn.convert")
+            raise ValueError(f"cannot simplify {name!r}: {what}; name layers converted by nn.convert")
         assert layer is not None
         chosen[name] = layer
     return chosen
 
 
-def _is_turned(layer: nn.Module | None) -> bool:
+def _is_converted(layer: nn.Module | None) -> bool:
     return isinstance(layer, MePropLinear) or (isinstance(layer, nn.RNNBase) and hasattr(layer, "activeness"))
 
 
@@ -298,12 +299,12 @@ def _check_chosen(chosen: dict[str, nn.Module], groups: list[Group], named: Iter
             if layer not in found:
                 raise ValueError(f"cannot simplify {name!r}: it is the output layer, or the forward does not call it")
     if not groups:
-        raise ValueError("there is no layer to simplify: turn hidden layers by nn.convert first")
+        raise ValueError("there is no layer to simplify: convert hidden layers with nn.convert first")
 
 
 def _fix_method(layer: Any) -> None:
     """Check a layer's selection, and make its ratio k a number. (A plain recurrent layer has neither.)"""
-    if _is_turned(layer) and hasattr(layer, "k"):
+    if _is_converted(layer) and hasattr(layer, "k"):
         check_recordable(layer.selection)
         layer.k = resolve_k(layer.k, layer.out_features if isinstance(layer, nn.Linear) else layer.hidden_size)
 
@@ -321,11 +322,6 @@ def _record(group: Group, count_zeros: bool) -> Activeness:
     layer: Any = group.layer
     device = next(layer.parameters()).device
     record = Activeness(group.size, gates=group.gates, count_zeros=count_zeros, device=device)
-    if group.cell and hasattr(layer, "activeness"):
+    if group.cell and hasattr(layer, "activeness"):  # its cells call their record: `record(dy, idx)`, dy (N, gates · n)
         layer.activeness = {**(layer.activeness or {}), group.cell: record}
     return record
-
-
-def _give(layer: Any, records: dict[str, Activeness] | None) -> None:
-    """Give a recurrent layer the records that its cells call: `record(dy, idx)`, dy `(N, gates · n)`."""
-    layer.activeness = records

@@ -1,6 +1,6 @@
 """Removal of neurons, physically, in the midst of training; and its twin that only holds them at zero.
 
-    remove   every axis is cut to the neurons kept: parameters, buffers, and the optimizer's state for them
+    remove   every axis is cut to the neurons that stay: parameters, buffers, and the optimizer's state for them
     mask     every parameter is multiplied by 0 along the neurons removed, and so is each gradient from then on
 
 The two compute the same: a neuron that no layer reads gets no gradient, so its own rows would not change anything, and
@@ -39,8 +39,8 @@ def remove(structure: Structure, keep: dict[Group, Tensor], optimizer: torch.opt
         ValueError: state of the optimizer that cannot follow (nothing is changed then), or a group would be empty.
 
     """
-    for group, kept in keep.items():
-        if not kept.any():
+    for group, mask in keep.items():
+        if not mask.any():
             raise ValueError(f"no neuron would be left of {group.name!r}")
     cuts = _cuts(structure, keep)
     state = {} if optimizer is None else optimizer.state
@@ -54,8 +54,8 @@ def remove(structure: Structure, keep: dict[Group, Tensor], optimizer: torch.opt
             if isinstance(value, Tensor) and value.shape == tensor.shape and value.dim():
                 state[tensor][key] = _cut(value, dims)
         _replace(tensor, _cut(tensor.detach(), dims))
-    for group, kept in keep.items():
-        group.size = int(kept.sum())
+    for group, mask in keep.items():
+        group.size = int(mask.sum())
     for owner in {owner for owner, _ in cuts}:
         _describe(owner)
 
@@ -94,8 +94,8 @@ class Masks:
     def add(self, keep: dict[Group, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         """Mask all neurons but those of `keep`; arguments as for `remove`."""
         state = {} if optimizer is None else optimizer.state
-        for group, kept in keep.items():
-            self._live[group] &= kept.cpu()
+        for group, mask in keep.items():
+            self._live[group] &= mask.cpu()
         cuts = _cuts(self._structure, self._live)
         _check_state(cuts, state, optimizer)
         for (owner, name), dims in cuts.items():

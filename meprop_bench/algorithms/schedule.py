@@ -1,4 +1,4 @@
-"""Schedules of k: how many neurons the backward pass keeps, as a function of the training step.
+"""Schedules of k: how many neurons the backward pass selects, as a function of the training step.
 
     constant   k(t) = k
     linear     k(t) = start + (end - start) · t / steps                      0 ≤ t ≤ steps, and k(t) = end after that
@@ -135,7 +135,7 @@ def sparsified_layers(model: nn.Module) -> dict[str, Sparsified]:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Sparsified)}
     if not layers:
-        raise ValueError(f"no layer of {type(model).__name__} has a k: turn some with meprop_bench.nn.convert first")
+        raise ValueError(f"no layer of {type(model).__name__} has a k: convert some with meprop_bench.nn.convert first")
     return layers
 
 

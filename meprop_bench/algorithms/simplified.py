@@ -97,12 +97,10 @@ def _cost(
     timer: Timer | None,
 ) -> LayerCost:
     parameters = list(layer.parameters(recurse=False))
-    entries = (
-        0 if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) else sum(p.numel() for p in parameters if p.dim() > 1)
-    )
+    entries = sum(p.numel() for p in parameters if p.dim() > 1)
     neurons = layer.hidden_size if isinstance(layer, nn.RNNBase) else parameters[0].shape[0]
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        neurons = layer.embedding_dim
+        entries, neurons = 0, layer.embedding_dim
     return LayerCost(
         name=name,
         kind=type(layer).__name__,

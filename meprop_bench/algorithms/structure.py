@@ -51,7 +51,7 @@ _SCALED = frozenset(
 
 @dataclass(eq=False)
 class Group:
-    """Neurons of one layer, or of one cell of a recurrent one, that are kept or removed each for itself."""
+    """Neurons of one layer, or of one cell of a recurrent one, each of which can be removed for itself."""
 
     name: str
     layer: nn.Module
@@ -74,9 +74,9 @@ class Axis(NamedTuple):
     parts: tuple[Group, ...]
     repeat: int
 
-    def keep(self, kept: dict[Group, Tensor]) -> Tensor:
+    def keep(self, neurons: dict[Group, Tensor]) -> Tensor:
         """Return which entries to keep, bool, given that of the neurons of some groups."""
-        masks = [kept.get(g, torch.ones(g.size, dtype=torch.bool)).cpu() for g in self.parts]
+        masks = [neurons.get(g, torch.ones(g.size, dtype=torch.bool)).cpu() for g in self.parts]
         return torch.cat(masks).repeat(self.repeat)
 
 
@@ -257,7 +257,7 @@ class _Walk:
 
     def function(self, node: fx.Node, inputs: list[_Input]) -> _Layout | _Returned | None:
         source, value = inputs[0]
-        if _asks_for_a_shape(node) or (isinstance(value, _Returned) and _is_unused_state(node)):
+        if _is_shape(node) or (isinstance(value, _Returned) and _is_unused_state(node)):
             return None
         if len(inputs) == 1 and isinstance(value, _Returned):
             if node.target is operator.getitem and node.args == (source, 0):
@@ -324,7 +324,7 @@ def _not_plain(layer: nn.Linear | nn.RNNBase) -> str | None:
     return None
 
 
-def _asks_for_a_shape(node: fx.Node) -> bool:
+def _is_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel")
     return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")

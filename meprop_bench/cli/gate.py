@@ -19,7 +19,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from meprop_bench.cli.output import complaining, console, with_format, write
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from meprop_bench.gate.judgement import Judgements, Outcome
+    from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.revisions import Progress
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
@@ -94,9 +94,9 @@ def command(
 ) -> int:
     """Compare two revisions, or two stored results, and fail when something got worse.
 
-    Revisions are checked out beside each other and measured in pairs of fresh processes, in turns, until each case is
-    decided or its budget is spent. A figure fails when the interval of head / base lies above the margin, passes when
-    it lies below, and is inconclusive otherwise.
+    Revisions are checked out beside each other and measured in pairs of fresh processes, interleaved, until each case
+    is decided or its budget is spent. A figure fails when the interval of head / base lies above the margin, passes
+    when it lies below, and is inconclusive otherwise.
 
     With the default margin of 5% identical code passes, in about 5 minutes, and a slowdown of 10% or more of a backward
     pass fails with 90% probability, on a shared machine with two cores that does nothing else. What would have been
@@ -104,46 +104,46 @@ def command(
     """
     from meprop_bench.gate.settings import load_settings
 
-    _check_mode(
-        base=base, head=head, baseline=baseline, candidate=candidate, self_test=self_test, ratios_only=ratios_only
-    )
+    _check_mode(base, head, baseline, candidate, self_test, ratios_only)
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints text alone: leave out --output and --format")
     _check_outputs(outputs)
-    told = {name: value if value != () else None for name, value in options.items()}
-    settings = load_settings(Path.cwd(), **told)
+    given = {name: value if value != () else None for name, value in options.items()}
+    settings = load_settings(Path.cwd(), **given)
     if self_test:
         return _self_test(head, settings)
+    begun = time.monotonic()
     if baseline is not None:
         outcome = _of_files(baseline, candidate, ratios_only, settings)
     else:
         assert base is not None
         outcome = _of_revisions(base, head, settings)
-    _write(replace(outcome, suite=suite or _suite(baseline, settings)), form, outputs)
+    outcome = replace(
+        outcome,
+        notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
+        command=_typed(),
+        seconds=time.monotonic() - begun,
+        suite=suite or _suite(baseline, settings),
+    )
+    _write(outcome, form, outputs)
     return outcome.exit_code
 
 
 def _check_mode(
-    *,
-    base: str | None,
-    head: str | None,
-    baseline: Path | None,
-    candidate: Path | None,
-    self_test: bool,
-    ratios_only: bool,
+    base: object, head: object, baseline: object, candidate: object, self_test: bool, ratios_only: bool
 ) -> None:
-    """See that exactly one thing is asked for, and nothing that does not belong to it."""
+    """See that exactly one thing is to be done, and that all that is given belongs to it."""
     modes = {"--base": base is not None, "--baseline": baseline is not None, "--self-test": self_test}
-    asked = [name for name, given in modes.items() if given]
-    if len(asked) != 1:
-        given = f"{' and '.join(asked)} exclude each other" if asked else "there is nothing to compare"
-        raise UserError(f"{given}: give --base REV, --baseline FILE or --self-test")
+    chosen = [name for name, given in modes.items() if given]
+    if len(chosen) != 1:
+        wrong = f"{' and '.join(chosen)} exclude each other" if chosen else "there is nothing to compare"
+        raise UserError(f"{wrong}: give --base REV, --baseline FILE or --self-test")
     belongs = {"--head": (head, ("--base", "--self-test")), "--candidate": (candidate, ("--baseline",))}
     for name, (value, owners) in belongs.items():
-        if value is not None and asked[0] not in owners:
-            raise UserError(f"{name} goes with {' or '.join(owners)}, not with {asked[0]}")
-    if ratios_only and asked != ["--baseline"]:
-        raise UserError(f"--ratios-only goes with --baseline, not with {asked[0]}: revisions share one machine")
+        if value is not None and chosen[0] not in owners:
+            raise UserError(f"{name} goes with {' or '.join(owners)}, not with {chosen[0]}")
+    if ratios_only and chosen != ["--baseline"]:
+        raise UserError(f"--ratios-only goes with --baseline, not with {chosen[0]}: revisions share one machine")
 
 
 def _check_outputs(outputs: Iterable[Path]) -> None:
@@ -160,15 +160,14 @@ def _check_outputs(outputs: Iterable[Path]) -> None:
 def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings) -> Outcome:
     from meprop_bench.gate.decide import judge
     from meprop_bench.gate.files import read
+    from meprop_bench.gate.judgement import Outcome
 
-    begun = time.monotonic()
     compared = read(baseline, candidate, ratios_only=ratios_only)
     judgements = judge(compared.rest, settings, blocks=compared.blocks)
-    doubts = _stored_doubts(baseline, candidate)
-    return _outcome(compared.base, compared.head, judgements, compared.notes, None, begun, settings, doubts)
+    return Outcome(compared.base, compared.head, judgements, compared.notes, doubts=_stored_doubts(baseline, candidate))
 
 
-def _stored_doubts(*paths: Path | None) -> list[str]:
+def _stored_doubts(*paths: Path | None) -> tuple[str, ...]:
     """Return why results folders are not to be believed: their machine was busy, or equal dense times disagree."""
     from meprop_bench.report.document import Document
     from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
@@ -178,17 +177,17 @@ def _stored_doubts(*paths: Path | None) -> list[str]:
     for folder in folders:
         with suppress(UserError):  # what cannot be read was said when the figures were
             documents += [Document.load(folder)] if (folder / ENVIRONMENT).is_file() else []
-    return [f"{document.title}: {line}" for document in documents for line in document.doubts]
+    return tuple(f"{document.title}: {line}" for document in documents for line in document.doubts)
 
 
 def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
     from meprop_bench.gate.decide import judge, undecided
+    from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.looks import Looks
     from meprop_bench.gate.revisions import measure
     from meprop_bench.gate.worktree import repository_of, work_trees
     from meprop_bench.measure.busy import Observer
 
-    begun = time.monotonic()
     plan, looks = _plan(settings), Looks.within(settings.pairs)
 
     def waiting(series: Iterable[Series]) -> frozenset[str]:
@@ -197,9 +196,9 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
     with work_trees(repository_of(Path.cwd()), base, head) as (first, second), _showing() as progress:
         observer = Observer(max(case.threads for case in plan.cases))
         found = measure(plan, first, second, undecided=waiting, progress=progress)
-        doubts = [line for line in (observer.line(),) if line]
+        doubts = tuple(filter(None, (observer.line(),)))
     judgements = judge(found.series, settings, looks)
-    return _outcome(first.name, second.name, judgements, found.notes, found.environment, begun, settings, doubts)
+    return Outcome(first.name, second.name, judgements, found.notes, environment=dict(found.environment), doubts=doubts)
 
 
 def _self_test(head: str | None, settings: Settings) -> int:
@@ -233,30 +232,6 @@ def _plan(settings: Settings) -> Plan:
         )
     check_feasible(cases)
     return replace(plan, cases=cases, budget=settings.budget, processes=min(plan.processes, settings.pairs))
-
-
-def _outcome(
-    base: str,
-    head: str,
-    judgements: Judgements,
-    notes: Iterable[str],
-    environment: Mapping[str, Any] | None,
-    begun: float,
-    settings: Settings,
-    doubts: Iterable[str] = (),
-) -> Outcome:
-    from meprop_bench.gate.judgement import Outcome
-
-    return Outcome(
-        base=base,
-        head=head,
-        judgements=judgements,
-        notes=(*notes, *settings.idle_globs(judgements.names)),
-        command=_typed(),
-        environment=None if environment is None else dict(environment),
-        seconds=time.monotonic() - begun,
-        doubts=tuple(doubts),
-    )
 
 
 def _suite(baseline: Path | None, settings: Settings) -> str:
@@ -308,7 +283,7 @@ def _where(progress: Progress, *, short: bool = False) -> str:
 
 
 def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
-    """Print the outcome, write the files that were asked for, and the summary of a GitHub job.
+    """Print the outcome, write the files that were named, and the summary of a GitHub job.
 
     The verdict stands whatever of that cannot be done.
     """

@@ -30,7 +30,7 @@ from contextlib import suppress
 from typing import Any
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.tally import SIDES, Side
+from meprop_bench.gate.case_records import SIDES, Side
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of

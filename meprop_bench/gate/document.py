@@ -20,7 +20,7 @@ from meprop_bench.report.cells import ABSENT, WIDEST_POINTS, Cell, memory, quant
 from meprop_bench.report.sections import Section
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
-__all__ = ["OutcomeDocument", "caught", "change", "margin", "result", "section", "told"]
+__all__ = ["OutcomeDocument", "caught", "change", "counted", "margin", "result", "section"]
 
 _COLUMNS = ("verdict", "case", "figure", "base", "head", "head / base", "margin", "pairs", "noise", "why")
 _TONES = {"fail": "bad", "inconclusive": "quiet", "pass": "good"}
@@ -28,13 +28,7 @@ _TONES = {"fail": "bad", "inconclusive": "quiet", "pass": "good"}
 
 @dataclass(frozen=True)
 class OutcomeDocument:
-    """An outcome, ready to be printed (`report.document.Readable`).
-
-    Attributes:
-        outcome: what the gate found.
-        most: lines of the table at most.
-
-    """
+    """An outcome, ready to be printed (`report.document.Readable`), with so many lines of the table at `most`."""
 
     outcome: Outcome
     most: int = 200
@@ -60,7 +54,7 @@ class OutcomeDocument:
         verdict, what = result(self.outcome)
         return [
             f"{verdict}: {what}.",
-            f"{told(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
+            f"{counted(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
             *caught(self.outcome.judgements.caught),
         ]
 
@@ -69,7 +63,7 @@ class OutcomeDocument:
         """The table."""
         every = self.outcome.judgements
         places, rest = every.worst_first[: self.most], every.worst_first[self.most :]
-        more = f"{len(rest)} more are not shown: {told(every.counts(rest))}." if len(rest) else ""
+        more = f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else ""
         return [section("Verdicts", [every[place] for place in places.tolist()], more)]
 
     @property
@@ -96,7 +90,7 @@ def caught(slowdown: float | None) -> list[str]:
     return [f"A slowdown of {slowdown:.1%} or more, of any time judged here, would have failed with 90% probability."]
 
 
-def told(counts: Mapping[str, int]) -> str:
+def counted(counts: Mapping[str, int]) -> str:
     """Return how many failed, passed and so on: `1 failed, 2 inconclusive, 9 passed, 3 only reported`."""
     words = {"fail": "failed", "inconclusive": "inconclusive", "pass": "passed", "report_only": "only reported"}
     return ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key]) or "none"

@@ -1,8 +1,9 @@
-"""What a series says of the change, as three numbers: an estimate, its standard error and its degrees of freedom.
+"""What a figure's values say of its change, as three numbers: an estimate, its standard error and degrees of freedom.
 
     change               scale    estimate                     standard error                     degrees
     pairs of processes   log      mean_i r_i                   sd(r_i) / sqrt(p)                  p - 1
     seeds (accuracy)     points   mean_i (base_i - head_i)     sd / sqrt(seeds)                   seeds - 1
+    counts               log      between the extreme ratios   none: half their distance          infinite
     own processes        log      difference of mean logs      Welch: sqrt(v_b + v_h)             Satterthwaite's
     one process          log      log of the medians' ratio    Price and Bonett, and the noise    Satterthwaite's
                                                                between processes
@@ -17,30 +18,29 @@ from two order statistics of the logs, without an assumption about the distribut
 Simulation 72, 2002). That interval says how well *this process* is known. The next one of the same code is elsewhere by
 some percent (`settings.process_noise`), which no number of values of one process can show: its variance is added.
 
-All of it is computed for all series at once: a file may hold a million.
+All of it is computed for all figures at once: a file may hold a million.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from meprop_bench.gate.block import Floats, Sides
-from meprop_bench.stats import Runs, median
+from meprop_bench.gate.columns import Flags, Floats, Sides
 
-CAUGHT = 0.9
+__all__ = ["Evidence", "detectable", "lower_rank", "unpaired"]
+
+_CAUGHT = 0.9
 """Probability at which a slowdown counts as one that is caught."""
-
-__all__ = ["CAUGHT", "Evidence", "Moments", "log_ratios", "lower_rank", "of_values", "ratios"]
+_MEMORY_NOISE = 0.005
+"""Standard deviation that a single size is taken to have, relative: what a few pages or an arena more amount to."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Estimates of many changes.
+    """Estimates of many changes, in arrays of one shape.
 
     Attributes:
         estimate: of each change: the log of head / base, or points lost.
@@ -61,10 +61,6 @@ class Evidence:
             half: Floats = -stdtrit(self.degrees, np.broadcast_to(level, self.degrees.shape)) * self.error
         return np.where(self.error == 0, 0.0, half)
 
-    def caught(self, bound: Floats, level: float | Floats) -> Floats:
-        """Return the changes that would be found above a bound, at an error of `level`, with 90% probability."""
-        return bound + self.half_width(level) + self.half_width(1 - CAUGHT)
-
     def above(self, bound: Floats) -> Floats:
         """Return the p-values of "the change is at most `bound`"; NaN without an error."""
         from scipy.special import stdtr
@@ -77,29 +73,24 @@ class Evidence:
         return found
 
 
-def log_ratios(runs: Runs) -> list[float]:
-    """Return r_i, the median log(head / base) of each pair of processes."""
-    return [median(math.log(head) - math.log(base) for base, head in run) for run in runs]
+def detectable(error: Floats, pairs: Floats, bound: Floats, level: float) -> Floats:
+    """Return the slowdowns, relative, that would be found above a bound with 90% probability.
 
+    Args:
+        error: standard errors of log ratios over some pairs of processes.
+        pairs: how many each is over.
+        bound: on the log scale.
+        level: one-sided error at which they would be found.
 
-def of_values(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return estimate, error and degrees of the mean of independent values."""
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan, math.nan
-    return mean, statistics.stdev(values, mean) / math.sqrt(len(values)), len(values) - 1.0
+    """
+    found = Evidence(error, error, pairs - 1.0)
+    return np.expm1(bound + found.half_width(level) + found.half_width(1 - _CAUGHT))
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What is known of one side of many figures.
-
-    Attributes:
-        middle: the median, in the figure's unit.
-        location: where it is on the log scale: the mean of the logs, or their median.
-        variance: of the location; NaN where nothing tells it.
-        size: values that it is over.
-
+class _Moments:
+    """What is known of one side of many figures: the median, where the side is on the log scale (the mean of the logs,
+    or their median), the variance of that, NaN where nothing tells it, and how many values it is over.
     """
 
     middle: Floats
@@ -108,55 +99,45 @@ class Moments:
     size: Floats
 
     @classmethod
-    def of_processes(cls, sides: Sides) -> Moments:
-        """Return them of sides whose values come from a process each."""
-        found = cls._of_singles(sides)
-        for places, values in sides.matrices():
-            count = values.shape[1]
-            found.middle[places] = _middle(np.sort(values, axis=1))
-            logs = np.log(values)
-            found.location[places] = mean = logs.sum(axis=1) / count
-            if count > 1:
-                found.variance[places] = ((logs - mean[:, None]) ** 2).sum(axis=1) / (count - 1) / count
-        return found
-
-    @classmethod
-    def of_medians(cls, sides: Sides) -> Moments:
-        """Return them of sides whose values come from one process each."""
-        from scipy.special import bdtr, ndtri
-
-        found = cls._of_singles(sides)
-        for places, values in sides.matrices():
-            count = values.shape[1]
-            values.sort(axis=1)
-            found.middle[places] = _middle(values)
-            found.location[places] = (np.log(values[:, (count - 1) // 2]) + np.log(values[:, count // 2])) / 2
-            if count > 1:
-                # Price and Bonett: between the c-th value from below and that from above lie 2 z standard errors.
-                rank = lower_rank(count)
-                z = float(ndtri(1 - bdtr(rank - 1, count, 0.5)))
-                width = np.log(values[:, count - rank]) - np.log(values[:, rank - 1])
-                found.variance[places] = (width / (2 * z)) ** 2
-        return found
-
-    @classmethod
-    def _of_singles(cls, sides: Sides) -> Moments:
-        """Return them as they are where each side is a single value or a summary."""
-        middle = sides.firsts
-        variance = np.full(len(sides), np.nan)
+    def of(cls, sides: Sides, *, processes: bool) -> _Moments:
+        """Return them; `processes`: each value comes from a process of its own, not all of a side from one."""
+        # As they are where each side is a single value or a summary.
+        middle, variance = sides.firsts, np.full(len(sides), np.nan)
         summaries = np.flatnonzero(sides.summarised)
         with np.errstate(over="ignore"):
             variance[summaries] = (sides.values[sides.starts[summaries] + 1] / middle[summaries]) ** 2
-        return cls(middle, np.log(middle), variance, sides.sizes)
+        location = np.log(middle)
+        for places, values in sides.matrices():
+            ordered = np.sort(values, axis=1)
+            count = values.shape[1]
+            low, high = ordered[:, (count - 1) // 2], ordered[:, count // 2]
+            with np.errstate(over="ignore"):
+                middle[places] = (low + high) / 2
+            if processes:
+                logs = np.log(values)
+                location[places] = mean = logs.sum(axis=1) / count
+            else:
+                location[places] = (np.log(low) + np.log(high)) / 2
+            if count == 1:
+                continue
+            if processes:
+                variance[places] = ((logs - mean[:, None]) ** 2).sum(axis=1) / (count - 1) / count
+            else:
+                variance[places] = _of_median(ordered)
+        return cls(middle, location, variance, sides.sizes)
 
 
-def ratios(base: Moments, head: Moments, noise: float = 0.0) -> Evidence:
-    """Return the ratios head / base (Welch, Satterthwaite); `noise` is what a process has, where each side has one."""
-    variance = base.variance + head.variance + noise**2
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        degrees = variance**2 / (base.variance**2 / (base.size - 1) + head.variance**2 / (head.size - 1))
-    degrees = np.where(np.isnan(degrees) & ~np.isnan(variance), np.inf, degrees)  # no variance but the known one
-    return Evidence(head.location - base.location, np.sqrt(variance), degrees)
+def _of_median(ordered: Floats) -> Floats:
+    """Return the variance of each line's median log; lines rise."""
+    from scipy.special import bdtr, ndtri
+
+    # Price and Bonett: between the c-th value from below and that from above lie 2 z standard errors.
+    count = ordered.shape[1]
+    rank = lower_rank(count)
+    z = float(ndtri(1 - bdtr(rank - 1, count, 0.5)))
+    width = np.log(ordered[:, count - rank]) - np.log(ordered[:, rank - 1])
+    found: Floats = (width / (2 * z)) ** 2
+    return found
 
 
 def lower_rank(count: int) -> int:
@@ -164,9 +145,27 @@ def lower_rank(count: int) -> int:
     return max(1, round((count + 1) / 2 - math.sqrt(count)))
 
 
-def _middle(ordered: Floats) -> Floats:
-    """Return the median of each line, whose values rise."""
-    count = ordered.shape[1]
-    with np.errstate(over="ignore"):
-        found: Floats = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
-    return found
+def unpaired(
+    base: Sides, head: Sides, *, processes: bool, memory: Flags | bool, noise: float
+) -> tuple[Evidence, Floats, Floats, Floats]:
+    """Return what sides that were not taken together say of head / base; the medians of both, and the smaller size.
+
+    Args:
+        base: of each figure.
+        head: of each figure.
+        processes: whether each value is of a process of its own.
+        memory: which figures are sizes.
+        noise: standard deviation between processes, of log ratios, for sides of one process each.
+
+    """
+    first, second = (_Moments.of(sides, processes=processes) for sides in (base, head))
+    variance = first.variance + second.variance + (0.0 if processes else noise) ** 2
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        degrees = variance**2 / (first.variance**2 / (first.size - 1) + second.variance**2 / (second.size - 1))
+    degrees = np.where(np.isnan(degrees) & ~np.isnan(variance), np.inf, degrees)  # no variance but the known one
+    error = np.sqrt(variance)
+    # Sizes do not differ from process to process as times do, and a file has but one of each.
+    single = memory & np.isnan(error)
+    error, degrees = np.where(single, _MEMORY_NOISE, error), np.where(single, np.inf, degrees)
+    evidence = Evidence(second.location - first.location, error, degrees)
+    return evidence, first.middle, second.middle, np.minimum(first.size, second.size)

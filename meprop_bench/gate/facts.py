@@ -1,7 +1,7 @@
 """What a comparison of two revisions takes once for each case: which phases both have, and the figures without noise.
 
 timed phases    those that are compared, and those that one side alone has
-weighed         FLOPs, bytes, operators and peak memory of each phase, which are the same in every process
+exact figures   FLOPs, bytes, operators and peak memory of each phase, which are the same in every process
 accuracies      of the sparsified side, trained from the same seeds by both
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meprop_bench.gate.asking import ask, ask_both
-from meprop_bench.gate.tally import SIDES, Fact, Side
+from meprop_bench.gate.case_records import SIDES, Fact, Side
 from meprop_bench.gate.turns import Turns
 from meprop_bench.measure.replicate import Asked
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Facts", "accuracies", "timed_phases", "times_alone", "weighed"]
+__all__ = ["Facts", "accuracies", "exact_figures", "timed_phases", "times_alone"]
 
 Facts = dict[Fact, tuple[float | None, float | None]]
 """Figure -> its value for base and head; None for a revision that has no such figure."""
@@ -27,9 +27,9 @@ _TIMED = ("forward", "backward", "update", "step")
 
 def timed_phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], dict[Side, list[str]]]:
     """Return the phases that are timed, and those of one side alone; others than `_TIMED` where it has none of them."""
-    told = {side: list(setup[side]["phases"]) for side in SIDES}
-    named = {side: [phase for phase in told[side] if phase in _TIMED] or told[side] for side in SIDES}
-    phases = [phase for phase in named["head"] if phase in told["base"]]
+    has = {side: list(setup[side]["phases"]) for side in SIDES}
+    named = {side: [phase for phase in has[side] if phase in _TIMED] or has[side] for side in SIDES}
+    phases = [phase for phase in named["head"] if phase in has["base"]]
     return phases, {side: [phase for phase in named[side] if phase not in phases] for side in SIDES}
 
 
@@ -45,7 +45,7 @@ def times_alone(turns: Turns, alone: Mapping[Side, Sequence[str]]) -> Facts:
     return found
 
 
-def weighed(case: Case, workers: Mapping[Side, Asked], setup: Mapping[Side, Mapping[str, Any]]) -> Facts:
+def exact_figures(case: Case, workers: Mapping[Side, Asked], setup: Mapping[Side, Mapping[str, Any]]) -> Facts:
     """Return the figures without noise."""
     each: dict[Side, dict[Fact, float]] = {}
     for side in SIDES:

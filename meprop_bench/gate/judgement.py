@@ -1,14 +1,8 @@
 """What the gate says of one figure of one case, and of all of them together.
 
 Every figure is a cost (seconds, bytes, operations, sparse time / dense time, points of accuracy lost), so that one rule
-judges them all: with `change` = head / base and its interval,
-
-    fail          low > 1 + margin, and the difference is at least `least`
-    pass          high < 1 + margin, or the difference is below `least`
-    inconclusive  neither, when the budget is spent
-
-Accuracy is judged by its difference in points instead of a ratio, against a margin in points; a count has no noise, so
-its interval is a point. What a figure is worth, `noise` says: the half-width of the interval that the pairs gave.
+judges them all (`decide`): by head / base with its interval, of an accuracy by the points lost. What a figure is worth,
+`noise` says: the half-width of the interval that the pairs gave.
 """
 
 from __future__ import annotations
@@ -25,10 +19,10 @@ import numpy.typing as npt
 from meprop_bench.errors import ExitCode
 from meprop_bench.stats import Interval, Verdict
 
-__all__ = ["ROW", "VERDICTS", "Judgement", "Judgements", "Outcome", "Quantity"]
+__all__ = ["ROW", "VERDICTS", "Judgement", "Judgements", "Kind", "Outcome", "Quantity"]
 
 Quantity = Literal["time", "ratio", "memory", "count", "accuracy"]
-_Kind: TypeAlias = tuple[str, Quantity, str]
+Kind: TypeAlias = tuple[str, Quantity, str]
 """Figure, quantity and unit."""
 
 VERDICTS: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
@@ -41,7 +35,7 @@ ROW = np.dtype(
         ("report_only", np.bool_),
     ]
 )
-"""What is kept of a judgement besides its case. NaN stands for None; kind, reason and verdict are places."""
+"""A judgement without its case. NaN stands for None; kind, reason and verdict are places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +43,8 @@ class Judgement:
     """One figure of one case.
 
     Attributes:
-        case: the case's label, the same in base and head.
-        figure: what of it: "backward", "sparse/dense backward", "peak memory backward", "flops", "accuracy", ...
-        quantity: its kind.
-        unit: "s", "B", "1" or "points".
-        base: the base's median, in `unit`; None where it has none.
-        head: the head's.
+        case: as in `Series`, and so are `figure`, `quantity` and `unit`.
+        base: the base's median, in `unit`; None where it has none. `head`: the head's.
         change: head / base with its interval; of an accuracy base - head, in points.
         margin: how much may be lost: 0.01 is one percent; of an accuracy, points.
         least: the least absolute difference that counts, in `unit`.
@@ -97,16 +87,11 @@ class Judgement:
 class Judgements(Sequence[Judgement]):
     """Judgements as columns, 100 bytes each besides the case's name: a million of them as objects take a GB.
 
-    Args:
-        cases: of each.
-        rows: the rest of each, of the type `ROW`.
-        kinds: what the column `kind` points into.
-        reasons: what the column `reason` points into.
-
+    `rows` are of the type `ROW`, whose columns `kind` and `reason` point into `kinds` and `reasons`.
     """
 
     def __init__(
-        self, cases: Sequence[str], rows: npt.NDArray[np.void], kinds: Sequence[_Kind], reasons: Sequence[str]
+        self, cases: Sequence[str], rows: npt.NDArray[np.void], kinds: Sequence[Kind], reasons: Sequence[str]
     ) -> None:
         if len(cases) != len(rows):
             raise ValueError(f"{len(cases)} cases and {len(rows)} rows")
@@ -116,7 +101,7 @@ class Judgements(Sequence[Judgement]):
     def of(cls, judgements: Iterable[Judgement]) -> Judgements:
         """Return some judgements as columns."""
         every = list(judgements)
-        kinds: dict[_Kind, int] = {}
+        kinds: dict[Kind, int] = {}
         reasons: dict[str, int] = {}
         nothing = Interval(math.nan, math.nan, math.nan)
         rows = [
@@ -132,26 +117,6 @@ class Judgements(Sequence[Judgement]):
             for one in every
         ]
         return cls([one.case for one in every], np.array(rows, ROW), tuple(kinds), tuple(reasons))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Judgements]) -> Judgements:
-        """Return the judgements of all parts, one after the other."""
-        parts = [part for part in parts if len(part)]
-        if len(parts) == 1:
-            return parts[0]
-        cases: list[str] = []
-        kinds: list[_Kind] = []
-        reasons: list[str] = []
-        rows = []
-        for part in parts:
-            moved = part.rows.copy()
-            moved["kind"] += len(kinds)
-            moved["reason"] += len(reasons)
-            rows.append(moved)
-            cases.extend(part.cases)
-            kinds.extend(part.kinds)
-            reasons.extend(part.reasons)
-        return cls(cases, np.concatenate(rows) if rows else np.empty(0, ROW), kinds, reasons)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -250,9 +215,9 @@ class Outcome:
     head: str
     judgements: Judgements
     notes: tuple[str, ...]
-    command: str
-    environment: dict[str, Any] | None
-    seconds: float
+    command: str = ""
+    environment: dict[str, Any] | None = None
+    seconds: float = 0.0
     suite: str = "gate"
     doubts: tuple[str, ...] = ()
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as Xml
 
 import numpy as np
 
-from meprop_bench.gate.document import change, margin, told
+from meprop_bench.gate.document import change, counted, margin
 from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.gate.names import visible
 
@@ -46,7 +46,7 @@ def as_junit(outcome: Outcome) -> str:
         Xml.SubElement(properties, "property", {"name": name, "value": _clean(value)})
     for place in shown.tolist():
         _add(suite, every[place])
-    more = f"{len(rest)} more are not in this file: {told(every.counts(rest))}" if len(rest) else ""
+    more = f"{len(rest)} more are not in this file: {counted(every.counts(rest))}" if len(rest) else ""
     Xml.SubElement(suite, "system-out").text = _clean("\n".join(filter(None, (*outcome.doubts, more, *outcome.notes))))
     Xml.indent(suites, " ")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(suites, encoding="unicode") + "\n"

@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.document import OutcomeDocument, caught, result, section, told
+from meprop_bench.gate.document import OutcomeDocument, caught, counted, result, section
 from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.gate.names import LONGEST, shown
 from meprop_bench.report.markdown import GAP, code_block, escaped, table
@@ -105,9 +105,9 @@ def _text(outcome: Outcome, most: int) -> str:
         marker(outcome.suite),
         *(f"**{escaped(neutral(line))}**" for line in outcome.doubts),
         f"### {verdict}: {_span(outcome.head)} against {_span(outcome.base)}",
-        f"{what[0].upper()}{what[1:]}. {told(counts).capitalize()}, in {outcome.seconds:.0f} s.",
+        f"{what[0].upper()}{what[1:]}. {counted(counts).capitalize()}, in {outcome.seconds:.0f} s.",
         *caught(every.caught),
-        f"{len(rest)} more are not shown: {told(every.counts(rest))}." if len(rest) else "",
+        f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else "",
     ]
     for verdict, title in (("fail", "Failed"), ("inconclusive", "Inconclusive")):
         if parts[verdict]:

@@ -22,6 +22,11 @@ __all__ = ["SCHEMA", "as_json", "json_pieces", "schema"]
 
 SCHEMA = "meprop-bench-gate/1"
 _AT_ONCE = 10_000
+_KEYS = (
+    *("case", "figure", "quantity", "unit", "base", "head", "change", "change_low", "change_high", "margin", "least"),
+    *("pairs", "noise", "caught", "report_only", "verdict", "reason"),
+)
+"""Of a judgement."""
 
 
 def schema() -> dict[str, Any]:
@@ -60,44 +65,20 @@ def json_pieces(outcome: Outcome) -> Iterator[str]:
     yield "\n ]\n}\n"
 
 
-class _Line(msgspec.Struct, gc=False):
-    """What is told of a judgement; msgspec writes null for what is no finite number."""
-
-    case: str
-    figure: str
-    quantity: str
-    unit: str
-    base: float
-    head: float
-    change: float
-    change_low: float
-    change_high: float
-    margin: float
-    least: float
-    pairs: int
-    noise: float
-    caught: float
-    report_only: bool
-    verdict: str
-    reason: str
-
-
 def _lines(judgements: Judgements) -> list[str]:
     kinds, reasons = judgements.kinds, judgements.reasons
     lines = []
     for case, row, noise in zip(judgements.cases, judgements.rows.tolist(), judgements.noise.tolist(), strict=True):
         base, head, change, low, high, margin, least, caught, pairs, kind, reason, verdict, only = row
-        figure, quantity, unit = kinds[kind]
-        numbers = (base, head, change, low, high, margin, least, pairs, noise, caught)
-        lines.append(_Line(case, figure, quantity, unit, *numbers, only, VERDICTS[verdict], reasons[reason]))
+        values = (case, *kinds[kind], base, head, change, low, high, margin, least, pairs, noise, caught, only)
+        lines.append(dict(zip(_KEYS, (*values, VERDICTS[verdict], reasons[reason]), strict=True)))
     try:
-        text = msgspec.json.Encoder().encode_lines(lines)
+        text = msgspec.json.Encoder().encode_lines(lines)  # what is no finite number becomes null
     except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
         text = b"\xff"
     return text.decode().splitlines() if text.isascii() else [_escaped(line) for line in lines]
 
 
-def _escaped(line: _Line) -> str:
-    told = msgspec.structs.asdict(line)
-    numbers = {key: None for key, value in told.items() if isinstance(value, float) and not math.isfinite(value)}
-    return json.dumps(told | numbers)
+def _escaped(line: dict[str, Any]) -> str:
+    missing = {key: None for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps(line | missing)

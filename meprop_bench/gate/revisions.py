@@ -36,9 +36,9 @@ from typing import Any, TypeAlias
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.asking import Fault, ask, ask_both, cores_of, start_worker
-from meprop_bench.gate.facts import accuracies, timed_phases, times_alone, weighed
+from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
+from meprop_bench.gate.facts import accuracies, exact_figures, timed_phases, times_alone
 from meprop_bench.gate.series import Series
-from meprop_bench.gate.tally import SIDES, Blocks, Record, Side, Tally, record_of
 from meprop_bench.gate.turns import Turns
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.replicate import Asked
@@ -208,7 +208,7 @@ class Rounds:
         self._begun = now()
         self._round = 0
         self._left = len(plan.cases)
-        self.tallies = {case: Tally(case) for case in plan.cases}
+        self.tallies = {case: CaseRecords(case) for case in plan.cases}
         self.environment: Mapping[str, Any] = {}
 
     def prepare(self) -> None:
@@ -235,7 +235,7 @@ class Rounds:
         """Return all figures so far."""
         return [replace(series, most=self._most(tally)) for tally in self.tallies.values() for series in tally.series()]
 
-    def _most(self, tally: Tally) -> int:
+    def _most(self, tally: CaseRecords) -> int:
         """Return the pairs of processes that a case's budget allows, going by those that there were."""
         return int(self._plan.budget * tally.rounds / tally.spent_s) if tally.spent_s > 0 else 0
 
@@ -265,7 +265,7 @@ class Rounds:
                         return group[index + 1 :]
         return []
 
-    def _lost(self, tally: Tally, workers: Mapping[Side, Asked], started: float) -> bool:
+    def _lost(self, tally: CaseRecords, workers: Mapping[Side, Asked], started: float) -> bool:
         """Measure a case; return whether that cost one of the processes. What it waited for its turn is not its own."""
         before = self._now()
         try:
@@ -321,7 +321,7 @@ class Rounds:
                 )
         self.environment = answers["head"]["environment"]
 
-    def _take(self, tally: Tally, workers: Mapping[Side, Asked]) -> None:
+    def _take(self, tally: CaseRecords, workers: Mapping[Side, Asked]) -> None:
         """Take one slice of a case, and at the first time the figures that have no noise."""
         case = tally.case
         self._tell("checking", case)
@@ -337,7 +337,7 @@ class Rounds:
         turns = Turns(workers, {"baseline": dense_loops, "method": tally.loops}, self._rng)
         taken = self._slice(turns, phases)
         if not tally.facts:
-            tally.facts = weighed(case, workers, setup) | times_alone(turns, alone)
+            tally.facts = exact_figures(case, workers, setup) | times_alone(turns, alone)
             kernels = [setup[side].get("kernel") for side in SIDES]
             if kernels[0] != kernels[1]:
                 tally.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
@@ -373,7 +373,7 @@ class Rounds:
         )
 
 
-def _settle(tally: Tally, fault: Fault) -> None:
+def _settle(tally: CaseRecords, fault: Fault) -> None:
     """Decide what a fault means for its case."""
     if fault.fatal:
         tally.faults[fault.side].append(fault.reason)

@@ -32,17 +32,17 @@ import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.asking import start_worker
+from meprop_bench.gate.case_records import Record
 from meprop_bench.gate.decide import judge, undecided
-from meprop_bench.gate.evidence import Evidence
+from meprop_bench.gate.evidence import detectable
 from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.revisions import SLICE_S, Hold, Progress, Rounds
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
-from meprop_bench.gate.tally import Record
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.replicate import Asked
 from meprop_bench.measure.turn import turn
-from meprop_bench.stats import median
+from meprop_bench.stats import process_medians
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
 
@@ -92,15 +92,7 @@ class CasePromise:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a self-test found.
-
-    Attributes:
-        cases: case by case.
-        margin: of the gate, relative.
-        budget: seconds for a case.
-        seconds: how long it took.
-
-    """
+    """What a self-test found, case by case; the gate's margin and budget in seconds; how many seconds it took."""
 
     cases: tuple[CasePromise, ...]
     margin: float
@@ -117,7 +109,7 @@ class Promise:
         return slowdown >= 2 * self.margin
 
     @property
-    def kept(self) -> bool:
+    def met(self) -> bool:
         """Whether false alarms are at most 1 in 200, and 90% of identical code passes and of large slowdowns fail."""
         tries, alarms, unsure = self.total(0.0)
         caught = [self.total(slowdown) for slowdown in SLOWDOWNS if self.has_goal(slowdown)]
@@ -130,7 +122,7 @@ class Promise:
     @property
     def exit_code(self) -> ExitCode:
         """0 when the targets are met here, else 4: the noise hides what the gate should see."""
-        return ExitCode.OK if self.kept else ExitCode.INCONCLUSIVE
+        return ExitCode.OK if self.met else ExitCode.INCONCLUSIVE
 
 
 def check(
@@ -156,10 +148,7 @@ def check(
         seconds: for measuring; twenty budgets of a case if None, 1800 s by default. At least two rounds are made.
             Replaying takes some more.
         tries: of the gate, for no slowdown; for each slowdown as many of each case.
-        progress: told of each stage.
-        start: starts a worker.
-        hold: keeps other runs from measuring on a device.
-        now: wall seconds.
+        progress: as in `revisions.Rounds`, and so is what follows.
 
     Raises:
         UserError: a case failed in A/A.
@@ -185,9 +174,9 @@ def check(
     while made < 2 or (now() - measuring) * (1 + 1 / made) <= seconds:
         rounds.once(plan.cases)
         made += 1
-        if broken := [tally for tally in rounds.tallies.values() if not tally.open]:
-            reason = broken[0].failure or broken[0].missing
-            raise UserError(f"{broken[0].case.label} cannot be measured: {reason}", ExitCode.NOTHING_MEASURED)
+        if broken := next((records for records in rounds.tallies.values() if not records.open), None):
+            reason = broken.failure or broken.missing
+            raise UserError(f"{broken.case.label} cannot be measured: {reason}", ExitCode.NOTHING_MEASURED)
     replay = _Replay(rounds, settings, random.Random(plan.seed))
     return Promise(
         tuple(replay.promise(case, tries) for case in plan.cases),
@@ -201,10 +190,11 @@ class _Replay:
     """Runs of the gate on what was measured."""
 
     def __init__(self, rounds: Rounds, settings: Settings, rng: random.Random) -> None:
-        self._tallies, self._settings, self._rng = rounds.tallies, settings, rng
-        self._affordable = {case: self._afford(case) for case in self._tallies}
+        self._cases, self._settings, self._rng = rounds.tallies, settings, rng
+        self._looks = Looks.within(settings.pairs)
+        self._affordable = {case: self._afford(case) for case in self._cases}
         self._clean: list[dict[Case, str]] = []
-        records = {case: tally.records[0.0] for case, tally in self._tallies.items()}
+        records = {case: own.records[0.0] for case, own in self._cases.items()}
         self._family = len(self._series(records, dict.fromkeys(records)))
 
     def promise(self, case: Case, tries: int) -> CasePromise:
@@ -214,52 +204,56 @@ class _Replay:
         found = {0.0: _count([verdicts[case] for verdicts in self._clean])}
         for slowdown in SLOWDOWNS:
             found[slowdown] = _count([self._try({case: slowdown})[case] for _ in range(tries)])
-        records = self._tallies[case].records
-        logs = _logs(records[0.0])
-        spread = statistics.stdev(logs)
+        records, pairs = self._cases[case].records, self._affordable[case]
+        spread = statistics.stdev(_logs(records[0.0]))
+        # What the last look finds among all figures that are judged at once (Holm's first step).
+        least = detectable(
+            np.array([spread / math.sqrt(pairs)]),
+            np.array([float(pairs)]),
+            np.log1p([self._settings.usual_margin("time")]),
+            self._settings.alpha * self._looks.weights[-1] / self._family,
+        )
         return CasePromise(
             case=case.label,
             pairs=len(records[0.0]),
-            affordable=self._affordable[case],
+            affordable=pairs,
             spread=spread,
-            detectable=_detectable(spread, self._affordable[case], self._settings, self._family),
+            detectable=least.item(),
             tries=found,
             seen={slowdown: math.expm1(statistics.fmean(_logs(records[slowdown]))) for slowdown in SLOWDOWNS},
         )
 
     def _afford(self, case: Case) -> int:
         """Return the pairs that the budget of a case allows, at the gate's own slices."""
-        tally = self._tallies[case]
-        besides_s = tally.spent_s / tally.rounds - _SLICE_S
+        own = self._cases[case]
+        besides_s = own.spent_s / own.rounds - _SLICE_S
         within = int(self._settings.budget / (SLICE_S + max(besides_s, 0.0)))
-        return max(2, min(self._settings.pairs, within, len(tally.records[0.0])))
+        return max(2, min(self._settings.pairs, within, len(own.records[0.0])))
 
     def _try(self, slowed: Mapping[Case, float]) -> dict[Case, str]:
         """Run the gate once, and return each case's verdict."""
-        drawn = {case: self._draw(case, slowed.get(case, 0.0)) for case in self._tallies}
+        drawn = {
+            case: self._rng.sample(own.records[slowed.get(case, 0.0)], self._affordable[case])
+            for case, own in self._cases.items()
+        }
         counts = dict.fromkeys(drawn, 0)
-        looks = Looks.within(self._settings.pairs)
         waiting = set(drawn)
         while waiting:
             for case in waiting:
-                counts[case] = min((c for c in looks.counts if c > counts[case]), default=self._affordable[case])
-                counts[case] = min(counts[case], self._affordable[case])
-            labels = undecided(self._series(drawn, counts), self._settings, looks)
+                planned = min((c for c in self._looks.counts if c > counts[case]), default=self._affordable[case])
+                counts[case] = min(planned, self._affordable[case])
+            labels = undecided(self._series(drawn, counts), self._settings, self._looks)
             waiting = {case for case in waiting if case.label in labels and counts[case] < self._affordable[case]}
-        found = judge(self._series(drawn, counts), self._settings, looks)
-        return {
-            case: _worst([one.verdict for one in found if one.case == case.label and not one.report_only])
-            for case in drawn
-        }
-
-    def _draw(self, case: Case, slowdown: float) -> list[Record]:
-        return self._rng.sample(self._tallies[case].records[slowdown], self._affordable[case])
+        verdicts: dict[str, list[str]] = {case.label: [] for case in drawn}
+        for one in judge(self._series(drawn, counts), self._settings, self._looks):
+            verdicts[one.case] += [] if one.report_only else [one.verdict]
+        return {case: _worst(verdicts[case.label]) for case in drawn}
 
     def _series(self, drawn: Mapping[Case, Sequence[Record]], counts: Mapping[Case, int | None]) -> list[Series]:
         return [
             series
             for case, records in drawn.items()
-            for series in self._tallies[case].series(records[: counts[case]])
+            for series in self._cases[case].series(records[: counts[case]])
             if series.pairs is not None
         ]
 
@@ -273,15 +267,9 @@ def _count(verdicts: Sequence[str]) -> tuple[int, int, int]:
 
 
 def _logs(records: Sequence[Record]) -> list[float]:
+    """Return log(head / base) of each pair of processes."""
     phase = "backward" if "backward" in records[0].pairs else next(iter(records[0].pairs))
-    return [median(math.log(head / base) for base, head in record.pairs[phase]) for record in records]
-
-
-def _detectable(spread: float, pairs: int, settings: Settings, family: int) -> float:
-    """Return the slowdown that the last look finds with 90% probability among `family` figures (Holm's first step)."""
-    one = Evidence(np.zeros(1), np.array([spread / math.sqrt(pairs)]), np.array([pairs - 1.0]))
-    level = settings.alpha * Looks.within(settings.pairs).weights[-1] / family
-    return math.expm1(one.caught(np.log1p([settings.usual_margin("time")]), level).item())
+    return [-ratio for ratio in process_medians([record.pairs[phase] for record in records])]
 
 
 def as_text(promise: Promise) -> str:
@@ -319,7 +307,7 @@ def as_text(promise: Promise) -> str:
         "Every value was measured; tries are drawn from the same pairs of processes without replacement, so they share"
         " pairs and are not independent.",
         "The targets are met on this machine."
-        if promise.kept
+        if promise.met
         else "The targets are not met on this machine: raise the margin, or the budget and the pairs.",
     ]
     return "\n".join(lines) + "\n"

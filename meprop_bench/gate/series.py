@@ -6,7 +6,7 @@ Three shapes, by how the values came about:
                   is the unit: it gives one figure, the median log ratio of its values
     base, head    values that were not taken together, as of two files: one for each process (or seed, or one count), or
                   the many values of a single process, which know nothing of what differs from process to process
-    Summary       what a file says that kept no values: a median and how well it is known
+    Summary       what a file says that has no values: a median and how well it is known
 
 Every figure is a cost, but an accuracy, which is given as it is (percent, higher is better) and judged by what was
 lost.
@@ -31,13 +31,8 @@ _MEDIAN_ERROR = 1.2533141
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A side of which a file kept no values.
-
-    Attributes:
-        median: in the figure's unit (a mean, where the file has nothing else).
-        error: its standard error, in the same unit; NaN where the file does not tell.
-        count: values that it is over; 0 where the file does not tell.
-
+    """A side without values: its median (or mean, where the file has nothing else) with its standard error, NaN where
+    the file does not say, and how many values it is over, 0 where the file does not say.
     """
 
     median: float
@@ -67,7 +62,7 @@ class Summary:
 
     @classmethod
     def of_interval(cls, median: float, low: float, high: float, confidence: float, count: int) -> Summary:
-        """Return it from a confidence interval of the median (asv keeps one of 99%)."""
+        """Return it from a confidence interval of the median (asv has one of 99%)."""
         if not (math.isfinite(low) and math.isfinite(high)) or count < 2:
             return cls(median, math.nan, count)
         from scipy.special import stdtrit
@@ -87,15 +82,14 @@ class Series:
         case: the case's label, the same in base and head.
         figure: what of it: "backward", "sparse/dense backward", "peak memory backward", "flops", "accuracy", ...
         quantity: its kind.
-        unit: "s", "B", "1" or "points"; of an accuracy the values are percent, or points between any two bounds.
+        unit: "s", "B", "1" or "points"; of an accuracy the values are percent.
         pairs: process by process the values (base, head); None where they were not taken together.
-        base: the base's values, where there are no pairs.
-        head: the head's. Of an accuracy base and head have one value for each seed, in the same order.
+        base: the base's values, where there are no pairs; of an accuracy one for each seed.
+        head: the head's, in the same order.
         own_processes: whether each of those values is of a process (or seed) of its own. Values of a single process
             understate the noise, which is then added (`settings.process_noise`).
         most: pairs of processes that the budget allows, 0 where there is none; what is decided early has fewer.
-        failure: why the head has no figure though it was asked for one (its check failed, it crashed, ...): such a
-            figure fails. Empty where the head has values, or was never asked.
+        failure: why the head has no figure though it should (its check failed, it crashed, ...): such a figure fails.
 
     """
 

@@ -1,4 +1,4 @@
-"""What the gate is told: `[tool.meprop-bench.gate]` of the user's pyproject.toml, and options that take its place.
+"""The gate's settings: `[tool.meprop-bench.gate]` of the user's pyproject.toml, and options that take its place.
 
     [tool.meprop-bench.gate]
     preset = "gate"                       # which cases are measured: a preset of the package, or a TOML file
@@ -23,13 +23,17 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import msgspec
+import numpy as np
 
 from meprop_bench.errors import UserError, one_of
+from meprop_bench.gate.columns import Flags, Floats
 from meprop_bench.gate.judgement import Quantity
 
 __all__ = ["KEYS", "MARGINS", "Settings", "load_settings", "matches"]
@@ -52,31 +56,10 @@ MARGINS: Mapping[Quantity, float] = {"time": 0.05, "ratio": 0.075, "memory": 0.0
 """How much may be lost where nothing is said.
 
 Memory and counts have no noise between revisions. Times have, and the least margin at which identical code passes is a
-property of the machine. The reckoning is of the cases of the preset "gate" on a shared machine with two cores, whose
-self-test (reports/LOG.md, 2026-11-21) found pairs of processes of identical code to spread by 2.3 to 3.5% in backward
-passes and 0.5% in forward ones; the dense side of the ratio sparse/dense was taken to add 2.5%. 200 runs of the gate
-each, drawn from normal distributions of these and judged by `decide` with its looks and Holm's correction (so that a
-rate near 50% is known to ±7 points). "Passes": all figures of all five cases; "fails": the case whose
-backward pass alone is slower by so much.
-
-    pairs, budget   margin   identical: passes   false alarms   pairs a case   3% fails    5%     8%    10%
-    14, 60 s        2%             0%            0 of 200          13.7             4%     57%   100%   100%
-    14, 60 s        3%            16%            0 of 200          13.1             0%     13%    96%    99%
-    14, 60 s        4%            55%            0 of 200          11.9             0%      6%    83%    99%
-    14, 60 s        5%            89%            0 of 200          10.6             0%      0%    49%    92%
-    14, 60 s        6%            96%            0 of 200           9.6             0%      0%    19%    74%
-    20, 90 s        2%             2%            0 of 200          19.0             8%     82%   100%   100%
-    20, 90 s        3%            42%            0 of 200          16.7             0%     34%    99%   100%
-    20, 90 s        4%            88%            0 of 200          14.1             0%      6%    95%   100%
-    20, 90 s        5%           100%            0 of 200          12.2             0%      0%    77%    99%
-    20, 90 s        6%           100%            0 of 200          10.8             0%      0%    36%    96%
-
-5% with 20 pairs is the least that passes identical code nearly always; since it mostly passes at an early look it takes
-less time than 60 s a case did, all of which were spent at 1%. A slowdown of 10% or more fails with 90% probability and
-more. On 2026-11-28 pairs of another machine of that kind spread by more (a layer at B = 10 by 7%), and with 20 pairs in
-90 s one figure of 71 was left undecided, a ratio that lay at 1.019 [0.986, 1.052]: so what is undecided gets up to 32
-pairs in 150 s, which costs nothing where it is decided early, and ratios, which have the noise of two sides, 7.5%.
-Earlier looks with more of alpha (0.05, 0.15, 0.30, 0.50) saved 0.4 pairs a case: not worth a wider last interval.
+property of the machine: docs/gate.md, "How the margin was chosen", has the simulation of 200 runs for each of ten
+settings, from the spreads that a self-test measured on a shared machine with two cores. Of 20 pairs in 90 s, 5% is the
+least margin that passes identical code nearly always. Pairs of another machine of that kind spread by more
+(reports/LOG.md, 2026-11-28), hence up to 32 pairs in 150 s; ratios have the noise of two sides.
 """
 
 
@@ -147,12 +130,12 @@ class Settings:
         """Whether a case may have a figure that is judged: only such a case is worth measuring."""
         return any(matches(glob, case, figure) for glob in self.cases for figure in _FIGURES)
 
-    def margin_of(self, case: str, figure: str, quantity: Quantity) -> float:
-        """Return what may be lost: a share, of an accuracy points."""
-        points = quantity == "accuracy"
-        globs = self.accuracy_margins if points else self.margins
-        found = [margin for glob, margin in globs.items() if matches(glob, case, figure)] if globs else []
-        return found[-1] if found else self.usual_margin(quantity)
+    def margins_of(self, cases: Sequence[str], figure: str, quantity: Quantity) -> Floats:
+        """Return what may be lost of a figure of each case: a share, of an accuracy points; the last match wins."""
+        found = np.full(len(cases), self.usual_margin(quantity))
+        for glob, margin in (self.accuracy_margins if quantity == "accuracy" else self.margins).items():
+            found[self.matched((glob,), cases, figure)] = margin
+        return found
 
     def usual_margin(self, quantity: Quantity) -> float:
         """Return what may be lost where no glob says otherwise."""
@@ -164,21 +147,18 @@ class Settings:
         """Return the least difference that counts, in the quantity's unit."""
         return {"time": self.least_time, "memory": self.least_memory}.get(quantity, 0.0)
 
-    def only_reported(self, case: str, figure: str) -> bool:
-        """Whether the figure is shown and does not decide."""
-        return any(matches(glob, case, figure) for glob in self.report_only)
-
     @staticmethod
-    def matched(globs: Iterable[str], cases: Sequence[str], figure: str) -> list[bool]:
+    def matched(globs: Iterable[str], cases: Sequence[str], figure: str) -> Flags:
         """Return of which cases one of the globs is about a figure: `matches` of each, for many."""
-        found = [False] * len(cases)
+        found = np.zeros(len(cases), np.bool_)
         for glob in globs:
             if glob == figure or _compiled(glob).match(figure):  # "*" as well
-                return [True] * len(cases)
+                found[:] = True
+                break
             match, tail = _compiled(glob).match, f"/{figure}"
-            found = [
-                one or case == glob or match(case) is not None or case + tail == glob or match(case + tail) is not None
-                for one, case in zip(found, cases, strict=True)
+            found |= [
+                case == glob or match(case) is not None or case + tail == glob or match(case + tail) is not None
+                for case in cases
             ]
         return found
 
@@ -212,8 +192,16 @@ def _compiled(glob: str) -> re.Pattern[str]:
     return re.compile(translate(glob))
 
 
-KEYS = tuple(entry.name.replace("_", "-") for entry in fields(Settings))
+_TYPES: Mapping[str, Any] = {name.replace("_", "-"): kind for name, kind in get_type_hints(Settings).items()}
+KEYS = tuple(_TYPES)
 """The keys of [tool.meprop-bench.gate]."""
+_WANTED = {
+    **dict.fromkeys(("cases", "report-only"), "a list of globs"),
+    **dict.fromkeys(("margins", "accuracy-margins"), 'a table of globs and numbers, as "*/backward" = 0.02'),
+    "preset": "a name",
+    "pairs": "an integer",
+}
+"""What a key must be; a number where nothing is said."""
 
 
 def load_settings(folder: Path, **options: Any) -> Settings:
@@ -227,8 +215,7 @@ def load_settings(folder: Path, **options: Any) -> Settings:
         UserError: the file is not TOML, a key is not known, a value is of another type or out of its range.
 
     """
-    told = _read(folder / "pyproject.toml")
-    values = {name.replace("-", "_"): _value(name, value) for name, value in told.items()}
+    values = {name.replace("-", "_"): _value(name, value) for name, value in _read(folder / "pyproject.toml").items()}
     return Settings(**{**values, **{name: value for name, value in options.items() if value is not None}})
 
 
@@ -251,30 +238,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _value(name: str, value: Any) -> Any:
     """Return a value of the file as its field has it."""
     one_of(f"key in {_WHERE}:", name, KEYS)
-    usual = getattr(_DEFAULTS, name.replace("-", "_"))
-    kind: type = float if usual is None else type(usual)
-    if kind is dict:
-        if not (isinstance(value, dict) and all(_is_number(entry) for entry in value.values())):
-            raise UserError(f'{name} in {_WHERE} must be a table of globs and numbers, as "*/backward" = 0.02')
-        return dict(value)
-    if kind is tuple:
-        if not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
-            raise UserError(f"{name} in {_WHERE} must be a list of globs, not {value!r}")
-        return tuple(value)
-    sound = isinstance(value, str) if kind is str else _is_number(value) and (kind is float or value == int(value))
-    if not sound:
-        wanted = {str: "a name", int: "an integer", float: "a number"}[kind]
-        raise UserError(f"{name} in {_WHERE} must be {wanted}, not {value!r}")
-    return kind(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return msgspec.convert(value, _TYPES[name])
+    except msgspec.ValidationError:
+        raise UserError(f"{name} in {_WHERE} must be {_WANTED.get(name, 'a number')}, not {value!r}") from None
 
 
 def _check(name: str, value: float, least: float, below: float, wanted: str) -> None:
     if not least <= value < below:
         raise UserError(f"{name.replace('_', '-')} must be {wanted}, not {value!r}")
-
-
-_DEFAULTS = Settings()

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meprop_bench.gate.asking import Fault, ask, ask_both
-from meprop_bench.gate.tally import SIDES, Blocks, Side
+from meprop_bench.gate.case_records import SIDES, Blocks, Side
 from meprop_bench.measure.replicate import Asked
 
 __all__ = ["Turns"]

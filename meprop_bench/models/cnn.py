@@ -11,7 +11,7 @@ normalisation. The paper does not say how the images are padded; here they are n
 rows, as for `MLP`, so that data and training are the same for both.
 
 Of the gradient of a convolution at most a quarter is not zero, since pooling passes it on to one of four positions; so
-what k keeps beyond that changes nothing.
+what k allows beyond that changes nothing.
 
 Initialisation: the linear layers as in `MLP`, from U(±1/sqrt(n)) for n outputs. The authors' convolutional code is
 unpublished, and their rule makes no sense of a convolution, whose number of maps says nothing about the sums it makes,

@@ -13,7 +13,7 @@ paper, section 4.1), which is what
 
     convert(model, k=10, kinds=(nn.LSTM,))
 
-does: there, an LSTM that keeps k neurons of each gate takes the place of torch's and shares its parameters.
+does: there, an LSTM that selects k neurons of each gate takes the place of torch's and shares its parameters.
 
 Initialisation: the authors' code for this model is unpublished. The output layer as in `MLP`; the LSTM from
 U(±1/sqrt(h)), as PyTorch does; embeddings of d numbers from U(±sqrt(3/d)), as common for taggers, so that a vector has

@@ -34,7 +34,7 @@ __all__ = ["LABELLED", "NONE", "PLACES", "SHIFT", "Ints", "States", "derivations
 Ints = NDArray[np.int32]
 
 PLACES = 18
-"""Places that a state's features look at."""
+"""Places that a state's features read."""
 
 LABELLED = 12
 """The last so many of them are children, which have a label."""

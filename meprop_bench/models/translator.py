@@ -11,8 +11,8 @@ before it, and the decoder is a loop over T calls of one step; without, it is on
 attention and output are two large products. The default is without, as the paper does not say which it took: forward
 and backward then take 246 ms instead of 442 (B = 64, S = T = 25, h = 256, 3 layers, V = 2000; x86-64, 2 cores).
 
-The LSTMs are torch's own layers either way, and `convert(model, k=0.0625, kinds=(nn.LSTM,))` turns them; with that k,
-unified, the two figures are 142 and 241 ms. `algorithms.alternating` lets encoder and decoder take turns.
+The LSTMs are torch's own layers either way, and `convert(model, k=0.0625, kinds=(nn.LSTM,))` sparsifies them; with that
+k, unified, the two figures are 142 and 241 ms. `algorithms.alternating` sparsifies encoder and decoder alternately.
 
 Sentences are padded on the right. The encoder packs them, so that its backward direction begins at the last word;
 attention gives padding no weight. Parameters are drawn from U(-0.1, 0.1), as by Luong et al. (section 4.1). The paper's

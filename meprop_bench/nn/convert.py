@@ -15,14 +15,14 @@ other kinds are all converted. Where that is wrong, and wherever else, a filter 
 
     convert(model, k=0.05, filter=lambda module, name: name.startswith("encoder."))
 
-Kinds that want different keywords are converted one call after the other.
+Kinds that need different keywords are converted one call after the other.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -35,30 +35,15 @@ from meprop_bench.nn.tools import Sparsified
 __all__ = ["convert", "revert"]
 
 
-class _Kind(NamedTuple):
-    """How one kind of layer is converted."""
-
-    target: Any
-    """What its class becomes: a subclass with `configure(*, k, …)`, which takes k and the keywords below."""
-    sizes: tuple[int, ...]
-    """Arguments with which one can be made, only to check the keywords."""
-    keywords: frozenset[str]
-    """Which of the keywords of `convert` it takes, besides k."""
-    check: Callable[[Any], None] = lambda layer: None
-    """Raises ValueError for a layer of this kind that cannot be converted."""
-
-
-_KINDS: dict[type[nn.Module], _Kind] = {
-    nn.Linear: _Kind(MePropLinear, (1, 1), frozenset({"selection", "sparse", "kernel"})),
-    nn.Conv1d: _Kind(MePropConv1d, (1, 1, 1), frozenset({"selection", "kernel"})),
-    nn.Conv2d: _Kind(MePropConv2d, (1, 1, 1), frozenset({"selection", "kernel"})),
-    nn.LSTM: _Kind(MePropLSTM, (1, 1), frozenset({"selection", "kernel"}), MePropLSTM.check),
-    nn.GRU: _Kind(MePropGRU, (1, 1), frozenset({"selection", "kernel"}), MePropGRU.check),
-    nn.RNN: _Kind(MePropRNN, (1, 1), frozenset({"selection", "kernel"}), MePropRNN.check),
+_KINDS: dict[type[nn.Module], Any] = {
+    nn.Linear: MePropLinear,
+    nn.Conv1d: MePropConv1d,
+    nn.Conv2d: MePropConv2d,
+    nn.LSTM: MePropLSTM,
+    nn.GRU: MePropGRU,
+    nn.RNN: MePropRNN,
 }
-
-_DEFAULTS = {"selection": "example", "sparse": False, "kernel": "auto"}
-"""The keywords besides k; one with its default is not asked for, hence no error where it does not apply."""
+"""What the class of a layer becomes."""
 
 
 def convert(
@@ -75,7 +60,7 @@ def convert(
 
     Args:
         model: any module; changed in place.
-        k: entries kept, as the kind of layer understands it: of the outputs of `nn.Linear`, of the positions of a map
+        k: entries selected, as the kind of layer has it: of the outputs of `nn.Linear`, of the positions of a map
             of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1].
         selection: as for the layers converted, e.g. `MePropLinear`.
         sparse: as for `MePropLinear`.
@@ -93,11 +78,10 @@ def convert(
     Raises:
         ValueError: for a kind that cannot be converted, a keyword that one of the kinds does not take, a k, selection
             or kernel that does not exist, a layer that cannot be converted (an LSTM with projections), or if the model
-            itself is a linear layer, to be converted, and no filter says what is wanted. Nothing is changed then.
+            itself is a linear layer, to be converted, and no filter decides. Nothing is changed then.
 
     """
-    given = {"selection": selection, "sparse": sparse, "kernel": kernel}
-    keywords = _check(kinds, k, given)
+    methods = _methods(kinds, k, selection, sparse, kernel)
     output = _output(model) if filter is None and nn.Linear in kinds else None
     converted: dict[str, Any] = {}
     left: dict[str, str] = {}
@@ -119,8 +103,8 @@ def convert(
             raise ValueError(f"cannot convert {name!r}: {error}, so leave it out by the filter") from error
     for layer in converted.values():
         kind = type(layer)
-        layer.__class__ = _KINDS[kind].target
-        layer.configure(k=k, **keywords[kind])
+        layer.__class__ = _KINDS[kind]
+        layer.configure(**methods[kind])
     found = Conversion(converted, left)
     if not found:
         warnings.warn(f"no layer of {type(model).__name__} was converted: {found.reasons()}", stacklevel=2)
@@ -144,7 +128,7 @@ def revert(model: nn.Module) -> nn.Module:
             is changed then.
 
     """
-    plain: dict[type[nn.Module], type[nn.Module]] = {kind.target: dense for dense, kind in _KINDS.items()}
+    plain: dict[type[nn.Module], type[nn.Module]] = {kind: dense for dense, kind in _KINDS.items()}
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, Sparsified)}
     for name, layer in layers.items():
         if type(layer) not in plain:
@@ -156,26 +140,28 @@ def revert(model: nn.Module) -> nn.Module:
     return model
 
 
-def _check(
-    kinds: tuple[type[nn.Module], ...], k: float, given: dict[str, Any]
+def _methods(
+    kinds: tuple[type[nn.Module], ...], k: float, selection: str, sparse: bool, kernel: str
 ) -> dict[type[nn.Module], dict[str, Any]]:
-    """Check all keywords for all kinds, and return those that each kind takes."""
+    """Check all keywords for all kinds, and return those that `configure` of each kind takes."""
     known = ", ".join(f"nn.{kind.__name__}" for kind in _KINDS)
     if not isinstance(kinds, tuple) or not kinds:
         raise ValueError(f"kinds must be a tuple of one or more of {known}, not {kinds!r}")
-    keywords = {}
+    methods = {}
     for kind in kinds:
-        entry = _KINDS.get(kind)
-        if entry is None:
+        if kind not in _KINDS:
             raise ValueError(f"no layers of the kind {kind!r} can be converted: choose from {known}")
-        for name, value in given.items():
-            if name not in entry.keywords and value != _DEFAULTS[name]:
-                raise ValueError(
-                    f"{name}={value!r} does not apply to nn.{kind.__name__}: convert that kind in a call of its own"
-                )
-        keywords[kind] = {name: value for name, value in given.items() if name in entry.keywords}
-        entry.target(*entry.sizes, device="meta", k=k, **keywords[kind])
-    return keywords
+        method: dict[str, Any] = {"k": k, "selection": selection, "kernel": kernel}
+        if kind is nn.Linear:
+            method["sparse"] = sparse
+        elif sparse:
+            raise ValueError(
+                f"sparse={sparse!r} does not apply to nn.{kind.__name__}: convert that kind in a call of its own"
+            )
+        sizes = (1, 1, 1) if issubclass(kind, nn.modules.conv._ConvNd) else (1, 1)
+        _KINDS[kind](*sizes, device="meta", **method)  # a layer that is made for its checks alone
+        methods[kind] = method
+    return methods
 
 
 def _output(model: nn.Module) -> nn.Module | None:

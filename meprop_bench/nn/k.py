@@ -5,7 +5,7 @@ until it first differs, and then as a variable of the graph. So a layer holds it
 of all changes only the first compiles again (and the first to k >= n, where the graph is that of the dense layer, and
 the first from a count to a ratio).
 
-    count k      size = k                    a linear layer, which knows its n, turns any k into a count
+    count k      size = k                    a linear layer, which knows its n, makes any k a count
     ratio k      size = k · 2^bits           a convolution, whose maps have the size that their input gives them
 
 A ratio is held exactly: a float is 53 binary digits, which are all there with bits = 62 down to k = 2^-10 (and bits is
@@ -21,7 +21,8 @@ from numbers import Integral
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from meprop_bench.ops.tracing import is_tracing
+from meprop_bench.nn.tools import Sparsified
+from meprop_bench.ops.graph import is_tracing
 
 __all__ = ["ChangingK"]
 
@@ -29,15 +30,14 @@ _LEAST = 2.0**-60
 """A smaller ratio keeps one entry of whatever there is, as this one does."""
 
 
-class ChangingK:
-    """A module's k: set by `_set_k`, and read within `forward` by `_current_k`."""
+class ChangingK(Sparsified):
+    """A layer whose k is read within `forward` by `_current_k`."""
 
-    _k: float
     _sized_k: torch.Tensor
     _bits: int
 
-    def _set_k(self, k: float, held: float) -> None:
-        """Set k, as it was given, and what the layer's function gets of it, both checked."""
+    def _set_k(self, k: float) -> None:
+        held = self._resolved(k)
         if isinstance(held, Integral):
             size, bits = int(held), 0
         else:
@@ -47,8 +47,12 @@ class ChangingK:
         # One more: sizes 0 and 1 are always constants.
         self._k, self._bits, self._sized_k = k, bits, torch.empty(size + 1, 0)
 
+    def _resolved(self, k: float) -> float:
+        """Return what the layer's function gets of a k that was given."""
+        return k
+
     def _outdated(self) -> bool:
-        """Whether what is held is of another layer than this is by now."""
+        """Whether what was resolved is of another layer than this is by now."""
         return False
 
     def _current_k(self) -> float:

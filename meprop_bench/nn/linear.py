@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from meprop_bench.nn.k import ChangingK
-from meprop_bench.nn.tools import Sparsified
 from meprop_bench.ops import kernels
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import check_selection, resolve_k
@@ -26,7 +25,7 @@ __all__ = ["MePropLinear"]
 torch.fx.wrap("linear")  # one node, where a layer itself is what torch.fx traces
 
 
-class MePropLinear(Sparsified, ChangingK, nn.Linear):
+class MePropLinear(ChangingK, nn.Linear):
     """Linear layer trained by sparsified back propagation.
 
     Args:
@@ -35,7 +34,7 @@ class MePropLinear(Sparsified, ChangingK, nn.Linear):
         bias: learn a bias; its gradient stays full.
         device: as for `nn.Linear`.
         dtype: as for `nn.Linear`.
-        k: outputs kept in the backward pass: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
+        k: outputs selected in the backward pass: an int >= 1, or a ratio of n in (0, 1]. k >= n is the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
         sparse: give the weight gradient as sparse rows, as `nn.Embedding(sparse=True)` does. Not under
             DistributedDataParallel, FullyShardedDataParallel or fully_shard, which reduce dense gradients.
@@ -64,7 +63,7 @@ class MePropLinear(Sparsified, ChangingK, nn.Linear):
         self.configure(k=k, selection=selection, sparse=sparse, kernel=kernel)
 
     _n = 0
-    """Outputs for which k was turned into a count."""
+    """Outputs for which k was made a count."""
 
     @classmethod
     def from_linear(
@@ -79,35 +78,21 @@ class MePropLinear(Sparsified, ChangingK, nn.Linear):
                 a parameter but computed from others (weight_norm, parametrize, prune), which could not be shared.
 
         """
-        if set(layer._parameters) != {"weight", "bias"}:
-            raise ValueError(f"parameters of {layer} are computed from others: take a plain layer, then wrap it")
-        new = cls.__new__(cls)
-        nn.Module.__init__(new)
-        new.in_features, new.out_features = layer.in_features, layer.out_features
-        for name, parameter in layer._parameters.items():
-            new.register_parameter(name, parameter)
-        new.configure(k=k, selection=selection, sparse=sparse, kernel=kernel)
-        return new.train(layer.training)
+        method: dict[str, Any] = {"k": k, "selection": selection, "sparse": sparse, "kernel": kernel}
+        return cls(layer.in_features, layer.out_features, layer.bias is not None, "meta", **method)._adopt(layer)
 
-    def configure(self, *, k: float, selection: str, sparse: bool, kernel: str) -> None:
+    def configure(self, *, k: float, selection: str, sparse: bool, kernel: str) -> None:  # type: ignore[override]
         """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
+        super().configure(k=k, selection=selection, kernel=kernel)
+        self.sparse = sparse
+
+    def _check(self, selection: str, kernel: str) -> None:
         check_selection(selection)
         kernels.get(kernel)
-        self.k = k
-        self.selection = selection
-        self.sparse = sparse
-        self.kernel = kernel
-        self._be_one_node()
 
-    @property
-    def k(self) -> float:
-        """Outputs kept, an int or a ratio, as it was given."""
-        return self._k
-
-    @k.setter
-    def k(self, k: float) -> None:
-        self._set_k(k, resolve_k(k, self.out_features))
+    def _resolved(self, k: float) -> int:
         self._n = self.out_features
+        return resolve_k(k, self.out_features)
 
     def _outdated(self) -> bool:
         return self.weight.shape[0] != self._n  # neurons were removed since
@@ -135,8 +120,3 @@ class MePropLinear(Sparsified, ChangingK, nn.Linear):
         if rows and resolve_k(self.k, self.out_features) < self.out_features:
             wrapper = "DistributedDataParallel" if ddp else "FullyShardedDataParallel or fully_shard"
             raise RuntimeError(f"{wrapper} cannot reduce the sparse rows of this layer: set its sparse=False ({self})")
-
-    def extra_repr(self) -> str:
-        """Describe the layer as `nn.Linear` does, and the method."""
-        rest = "" if self.kernel == "auto" else f", kernel={self.kernel}"
-        return f"{super().extra_repr()}, k={self.k}, selection={self.selection}, sparse={self.sparse}{rest}"

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from meprop_bench.nn.tools import Sparsified
+from meprop_bench.ops.graph import is_tracing
 from meprop_bench.ops.recurrent import check_kernel, recurrent
 from meprop_bench.ops.recurrent.cells import Tensors
 from meprop_bench.ops.recurrent.function import Record
 from meprop_bench.ops.recurrent.through_time import Weights
-from meprop_bench.ops.selection import check_k, check_selection, resolve_k
-from meprop_bench.ops.tracing import is_tracing
+from meprop_bench.ops.selection import check_selection, resolve_k
 
 __all__ = ["MePropGRU", "MePropLSTM", "MePropRNN"]
 
@@ -40,7 +40,7 @@ class _Recurrent(Sparsified, nn.RNNBase):
     """What the three have in common."""
 
     activeness: Mapping[str, Record] | None = None
-    """Who is told which neurons are selected, by cell: "l0", "l0_reverse", "l1", …: see `algorithms.activeness`."""
+    """What counts the neurons selected, by cell: "l0", "l0_reverse", "l1", …: see `algorithms.activeness`."""
 
     def __init__(self, *args: Any, k: float, selection: str = "example", kernel: str = "auto", **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -57,25 +57,10 @@ class _Recurrent(Sparsified, nn.RNNBase):
         if layer.proj_size:
             raise ValueError(f"proj_size must be 0, not {layer.proj_size}: layers with projections are not supported")
 
-    def configure(self, *, k: float, selection: str, kernel: str) -> None:
-        """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
+    def _check(self, selection: str, kernel: str) -> None:
         self.check(self)
         check_selection(selection)
         check_kernel(kernel)
-        self.k = k
-        self.selection = selection
-        self.kernel = kernel
-        self._be_one_node()
-
-    @property
-    def k(self) -> float:
-        """Neurons kept of each gate, an int or a ratio, as it was given."""
-        return self._k
-
-    @k.setter
-    def k(self, k: float) -> None:
-        check_k(k)
-        self._k = k
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run the layer; arguments and results are those of torch's layer."""
@@ -154,19 +139,14 @@ class _Recurrent(Sparsified, nn.RNNBase):
                 x = F.dropout(x, self.dropout)
         return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
-    def extra_repr(self) -> str:
-        """Describe the layer as torch does, and the method."""
-        rest = "" if self.kernel == "auto" else f", kernel={self.kernel}"
-        return f"{super().extra_repr()}, k={self.k}, selection={self.selection}{rest}"
-
 
 class MePropLSTM(_Recurrent, nn.LSTM):
     """LSTM trained by sparsified back propagation (TKDE, section 2.3.2).
 
     Args:
         *args: as for `nn.LSTM`.
-        k: neurons of each gate kept in the backward pass, for each time step: an int >= 1, or a ratio of hidden_size in
-            (0, 1]. k >= hidden_size is exactly the dense layer.
+        k: neurons of each gate selected in the backward pass, at each time step: an int >= 1, or a ratio of
+            hidden_size in (0, 1]. k >= hidden_size is exactly the dense layer.
         selection: "example", "unified", "random" or "random-unified", for each gate and time step anew.
         kernel: "auto", "native", "embedding_bag" or "masked": see `meprop_bench.ops.recurrent`.
         **keywords: as for `nn.LSTM`; projections (proj_size > 0) are not supported.

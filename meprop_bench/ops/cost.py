@@ -30,11 +30,11 @@ A convolution has P output positions with patches of m = C kh kw numbers, and N 
 | dense backward | 4BPNm + BNP (2BPNm without dx) | dy, x, W, dx, dW, db (without dx: dy, x, dW, db) |
 | sparse backward | 4BNkm + 2BNP (2BNkm without dx) | as dense |
 
-Each map keeps positions of its own, so that of x and dx nearly every pixel is in a patch of some map (all but 2% at
+Each map has positions of its own, so that of x and dx nearly every pixel is in a patch of some map (all but 2% at
 k = 0.01 P with 16 maps of 5x5 taps), and of W and dW every row is used: bytes are not saved.
 
 A recurrent layer of G gates with h neurons each takes T steps; its element-wise functions are left out, as are second
-readings of W_hh, which a step needs that the step before needed, too. The gates are what forward keeps for backward:
+readings of W_hh, which a step needs that the step before needed, too. The gates are what forward saves for backward:
 
 | pass | operations | least bytes, in elements |
 | --- | --- | --- |
@@ -66,8 +66,6 @@ from meprop_bench.ops.selection import resolve_k
 
 __all__ = [
     "Cost",
-    "adagrad_update",
-    "adam_update",
     "conv_backward",
     "conv_forward",
     "expected_rows",
@@ -76,7 +74,7 @@ __all__ = [
     "linear_stages",
     "recurrent_backward",
     "recurrent_forward",
-    "sgd_update",
+    "update",
 ]
 
 
@@ -120,12 +118,12 @@ def linear_backward(
         n: outputs (neurons).
         itemsize: bytes of an element.
         method: "dense", "meprop", "unified", "random" or "random-unified".
-        k: neurons kept, a count or a ratio; for the sparse methods.
+        k: neurons selected, a count or a ratio; for the sparse methods.
         gradient: "dense" writes all of dW, "rows" only the rows that were selected.
         rows: how many distinct rows were selected, when it is known.
 
     """
-    resolved, selection, rows = _kept(batch, n, method, k, rows)
+    resolved, selection, rows = _selected(batch, n, method, k, rows)
     outside = batch * n + 2 * batch * m + n  # dy, x and dx, db
     written = n if gradient == "dense" else rows
     flops = 4 * batch * resolved * m + batch * n + selection
@@ -146,7 +144,7 @@ def linear_stages(
 
     The arguments are those of `linear_backward`. The dense pass has no selection: its stage "selection" is db alone.
     """
-    resolved, selection, rows = _kept(batch, n, method, k, rows)
+    resolved, selection, rows = _selected(batch, n, method, k, rows)
     values = batch * resolved
     product = 2 * batch * resolved * m
     sparse = resolved < n
@@ -160,7 +158,7 @@ def linear_stages(
     return {name: Cost(flops, round(itemsize * elements)) for name, (flops, elements) in stages.items()}
 
 
-def _kept(batch: int, n: int, method: str, k: float | None, rows: float | None) -> tuple[int, int, float]:
+def _selected(batch: int, n: int, method: str, k: float | None, rows: float | None) -> tuple[int, int, float]:
     """Return k as resolved, the operations of the selection, and how many rows of W are selected."""
     resolved = n if method == "dense" or k is None else min(n, resolve_k(k, n))
     if resolved == n:
@@ -171,19 +169,14 @@ def _kept(batch: int, n: int, method: str, k: float | None, rows: float | None) 
     return resolved, (2 if unified else 1) * batch * n, rows
 
 
-def adam_update(parameters: float, itemsize: int) -> Cost:
-    """Return the cost of one dense Adam step: reads p, g and both moments, writes p and both moments."""
-    return Cost(round(12 * parameters), round(7 * parameters * itemsize))
+_UPDATES = {"sgd": (2, 3), "adagrad": (7, 5), "adam": (12, 7)}
+"""Of a parameter: operations, and numbers read and written."""
 
 
-def adagrad_update(parameters: float, itemsize: int) -> Cost:
-    """Return the cost of one AdaGrad step: reads p, g and the sum of squares, writes p and the sum."""
-    return Cost(round(7 * parameters), round(5 * parameters * itemsize))
-
-
-def sgd_update(parameters: float, itemsize: int) -> Cost:
-    """Return the cost of one step of plain SGD: reads p and g, writes p."""
-    return Cost(round(2 * parameters), round(3 * parameters * itemsize))
+def update(optimizer: str, parameters: float, itemsize: int) -> Cost:
+    """Return the cost of one step of "sgd", "adagrad" or "adam" that moves so many parameters."""
+    flops, numbers = _UPDATES[optimizer]
+    return Cost(round(flops * parameters), round(numbers * parameters * itemsize))
 
 
 _PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
@@ -205,17 +198,17 @@ def conv_backward(
         x: shape of the input, (B, G C, H, W).
         w: shape of the weight, (N, C, kh, kw).
         itemsize: bytes of an element.
-        k: positions kept of each map, a count or a ratio; None for the dense layer.
-        dx: whether dx is wanted.
+        k: positions selected of each map, a count or a ratio; None for the dense layer.
+        dx: whether dx is needed.
         geometry: stride, padding, dilation and groups.
 
     """
     entries, m = _outputs(x, w, geometry), math.prod(w[1:])
     maps = x[0] * w[0]
     positions = entries // maps
-    kept = positions if k is None else min(resolve_k(k, positions), positions)
-    selection = entries if kept < positions else 0
-    flops = (4 if dx else 2) * maps * kept * m + entries + selection
+    count = positions if k is None else min(resolve_k(k, positions), positions)
+    selection = entries if count < positions else 0
+    flops = (4 if dx else 2) * maps * count * m + entries + selection
     return Cost(flops, itemsize * (entries + (1 + dx) * math.prod(x) + (1 + dx) * math.prod(w) + w[0]))
 
 
@@ -245,13 +238,13 @@ def recurrent_backward(
         gates: G: 4 for the LSTM, 3 for the GRU, 1 for the plain network.
         itemsize: bytes of an element.
         method: "dense", "meprop", "unified", "random" or "random-unified".
-        k: neurons kept of each gate, a count or a ratio; for the sparse methods.
+        k: neurons selected of each gate, a count or a ratio; for the sparse methods.
 
     """
     rows = length * batch
     choices = length if method in {"unified", "random-unified"} else rows
     resolved = h if method == "dense" or k is None else min(h, resolve_k(k, h))
-    selection = 0 if resolved == h else gates * _kept(rows, h, method, resolved, None)[1]
+    selection = 0 if resolved == h else gates * _selected(rows, h, method, resolved, None)[1]
     read = gates * (h if resolved == h else expected_rows(choices, h, resolved))
     flops = 4 * rows * gates * resolved * (m + h) + rows * gates * h + selection
     elements = rows * (2 * h + gates * h + 2 * m) + (read + gates * h) * (m + h) + 2 * gates * h

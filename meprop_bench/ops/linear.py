@@ -3,15 +3,13 @@
     forward     y  = x Wᵀ + b                                  exactly `F.linear`
     backward    dx = S(dy) W,  dW = S(dy)ᵀ x,  db = Σ dy       S keeps k entries of dy: see `selection`
 
-Three things are kept apart: the *kernels* (ways to compute this backward), the pure function `linear_backward`, which
+Three things stand apart: the *kernels* (ways to compute this backward), the pure function `linear_backward`, which
 brings any shape into the kernels' two dimensions, and the *registrations* with autograd, which all call it:
 
 * `_Linear`, eager. At B = 10 a whole layer takes some 30 microseconds, so what this adds to `F.linear` counts.
 * the same in C++, for the kernel "native", where it is built: see `node`.
 * `sparsified`, torch's own layer and operators, for what is not plain memory and under `torch.func`: see there.
-* the operators `meprop_bench::linear` and `meprop_bench::linear_backward`, opaque, under `torch.compile`. An
-  `autograd.Function` would not do there: within `torch.func.grad` Dynamo drops its backward without a word (pytorch
-  issue 193279) and the layer would become dense. An operator raises in that place.
+* the operators `meprop_bench::linear` and `meprop_bench::linear_backward`, opaque, under `torch.compile`: see `graph`.
 
 Double backward differentiates the sparsified gradient with the selection held fixed.
 
@@ -23,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -31,15 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meprop_bench.ops import kernels, node
-from meprop_bench.ops.autocast import cast_to, lower_precision
-from meprop_bench.ops.kernels import Gradients, Kernel, Request
+from meprop_bench.ops.autocast import autocast
+from meprop_bench.ops.graph import break_graph, is_plain, is_tracing, operators
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, check_supported
 from meprop_bench.ops.kernels.auto import Auto
-from meprop_bench.ops.nested import by_rows
-from meprop_bench.ops.plain import for_a_graph, memory, transformed, undisturbed, unwatched
+from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
 from meprop_bench.ops.saved import attached, pinned
-from meprop_bench.ops.selection import check_selection, keep, resolve_k, select
+from meprop_bench.ops.selection import check_selection, resolve_k, survivors
 from meprop_bench.ops.sparsified import sparsified
-from meprop_bench.ops.tracing import is_tracing
 
 __all__ = ["linear", "linear_backward"]
 
@@ -67,7 +63,7 @@ def linear(
         x: input, `(*, m)`; all leading dimensions are the batch.
         w: weight, `(n, m)`.
         b: bias, `(n,)`; its gradient stays full.
-        k: outputs kept: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
+        k: outputs selected: an int >= 1, or a ratio of n in (0, 1]. k >= n is exactly the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
         sparse: give the weight gradient as sparse rows, which `SGD`, `Adagrad` and `SparseAdam` accept: of the neurons
             that have a selected entry other than zero, with every kernel; but on a GPU, where the host would wait for
@@ -83,29 +79,29 @@ def linear(
     """
     compiling = torch.compiler.is_compiling()
     if not compiling:
-        y = _node.ask(x, w, b, k, selection, sparse, kernel)
+        y = _node.linear(x, w, b, k, selection, sparse, kernel)
         if y is not None:
             return y
     check_selection(selection)
     if is_tracing():
         return F.linear(x, w, b)
     n = w.shape[0]
-    kept = resolve_k(k, n)
+    count = resolve_k(k, n)
     chosen = kernels.get(kernel)
-    if kept >= n or not torch.is_grad_enabled():
+    if count >= n or not torch.is_grad_enabled():
         return F.linear(x, w, b)
-    what = kept, selection, sparse
+    what = count, selection, sparse
     if not compiling and (transformed() or not (memory.plain(x) and memory.plain(w))):
         return _in_operators(x, w, b, what, kernel)
     if torch._C._is_any_autocast_enabled():
-        x, w, b = _autocast(x, w, b, sparse)
+        x, w, b = autocast(x, w, b, rows=sparse)
     return _compiled(x, w, b, what, kernel) if compiling else _apply(x, w, b, (what, chosen))
 
 
 def linear_backward(dy: Tensor, x: Tensor | None, w: Tensor | None, request: Request, kernel: Kernel) -> Gradients:
-    """Return the gradients of x `(*, m)`, w `(n, m)` and the bias for dy `(*, n)`, as far as `request` wants them.
+    """Return the gradients of x `(*, m)`, w `(n, m)` and the bias for dy `(*, n)`, as far as `request` needs them.
 
-    x may be None where dW is not wanted, and w where dx is not.
+    x may be None where dW is not needed, and w where dx is not.
     """
     if dy.layout is not torch.strided:
         dy = dy.to_dense()
@@ -126,46 +122,32 @@ def _in_operators(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: s
     """Apply the layer by torch's operators alone."""
     k, selection, sparse = what
     if getattr(x, "is_nested", False) and (x.layout is torch.strided or x.is_contiguous()):  # F.linear refuses others
-        return by_rows(x, lambda rows: linear(rows, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
+        return _by_rows(x, lambda rows: linear(rows, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
     if sparse:
         raise ValueError(_NO_ROWS)
     y = F.linear(x, w, None if b is None else b.detach())
-    return sparsified(partial(_kept, k, selection), y, b)[0]
+    return sparsified(lambda dy: (survivors(dy, k, selection),), y, b)[0]
 
 
-def _kept(k: int, selection: str, dy: Tensor) -> tuple[Tensor]:
-    rows = _matrix(dy)
-    with torch.no_grad():
-        idx = select(rows, k, selection)
-    return (keep(rows, idx).reshape(dy.shape),)
+def _by_rows(x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a layer `(*, m)` -> `(*, n)` to a nested tensor, contiguous if it is jagged: all its rows are one batch.
 
-
-def _autocast(x: Tensor, w: Tensor, b: Tensor | None, sparse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast as autocast does for `F.linear`."""
-    dtype = lower_precision(x)
-    if dtype is None:
-        return x, w, b
-    w = _CastRows.apply(w, dtype) if sparse else cast_to(w, dtype)  # type: ignore[no-untyped-call]
-    return cast_to(x, dtype), w, cast_to(b, dtype)
-
-
-class _CastRows(torch.autograd.Function):
-    """A cast whose gradient may be sparse rows, which the derivative of `Tensor.to` refuses."""
-
-    @staticmethod
-    def forward(ctx, w, dtype):  # type: ignore[no-untyped-def]
-        ctx.dtype = w.dtype
-        return cast_to(w, dtype)
-
-    @staticmethod
-    def backward(ctx, dw):  # type: ignore[no-untyped-def]
-        return dw.to(ctx.dtype), None
+    The output has the form of the input: for the layout "jagged" its very offsets, so that the two can be added.
+    """
+    if x.layout is torch.jagged:
+        return torch.nested.nested_tensor_from_jagged(layer(x.values()), x.offsets())  # type: ignore[attr-defined]
+    parts = x.unbind()
+    rows = [part.reshape(-1, part.shape[-1]) for part in parts]
+    ys = torch.split(layer(torch.cat(rows)), [len(part) for part in rows])
+    return torch.nested.as_nested_tensor(
+        [y.reshape(*part.shape[:-1], y.shape[1]) for y, part in zip(ys, parts, strict=True)]
+    )
 
 
 def _check_supported(kernel: Kernel, y: Tensor, x: Tensor, w: Tensor, request: Request) -> None:
     """Raise ValueError if the kernel cannot do this; y stands for dy, which is like it."""
-    if y.numel() and x.numel() and (reason := kernel.unsupported(y, x, w, request)):
-        raise ValueError(f"kernel {kernel.name!r} does not support this case: {reason}")
+    if y.numel() and x.numel():
+        check_supported(kernel.name, kernel.unsupported(y, x, w, request))
 
 
 class _Linear(torch.autograd.Function):
@@ -218,21 +200,21 @@ _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Linear).apply
 
 
 class _Node:
-    """The C++ registration, or nothing; it is looked for when the first case comes that it might take."""
+    """The C++ registration, or nothing; it is loaded when the first case comes that it might take."""
 
     def __init__(self) -> None:
-        self.ask: Callable[..., Tensor | None] = self._first
+        self.linear: Callable[..., Tensor | None] = self._first
 
     def _first(self, x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor | None:
         cpu = isinstance(w, Tensor) and w.dtype == torch.float32 and w.device.type == "cpu"
         if not cpu or what[-1] not in ("auto", "native") or not torch.is_grad_enabled():
             return None
-        self.ask = node.load(_plan, _backward_beside) or _nothing
-        return self.ask(x, w, b, *what)
+        self.linear = node.load(_plan, _backward_beside) or _nothing
+        return self.linear(x, w, b, *what)
 
 
 def _nothing(*_: Any) -> None:
-    """Stand where there is no C++ node."""
+    """Take no case: there is no C++ node."""
 
 
 def _plan(
@@ -240,18 +222,18 @@ def _plan(
 ) -> tuple[int, int, int, int, bool] | None:
     """Tell the C++ node what to do with a shape: see `node.load`."""
     n, m = w.shape
-    kept, kernel = resolve_k(k, n), kernels.get(name)
-    if kept >= n:
+    count, kernel = resolve_k(k, n), kernels.get(name)
+    if count >= n:
         return None
     if isinstance(kernel, Auto):
-        kernel = kernel.choose(x.new_empty(0, n), x, w, Request(kept, selection, sparse, True, True, True))
+        kernel = kernel.choose(x.new_empty(0, n), x, w, Request(count, selection, sparse, True, True, True))
     if kernel.name != "native":
         return None
     from meprop_bench.ops.kernels.native import plan, uncountable
 
     b = x.numel() // m
     # Too large: in Python another kernel takes it, or an error says why not.
-    return None if uncountable(selection, b, n, kept) else (kept, *plan(selection, threads, b, n, m, kept))
+    return None if uncountable(selection, b, n, count) else (count, *plan(selection, threads, b, n, m, count))
 
 
 def _backward_beside(dy: Tensor, x: Tensor | None, w: Tensor | None, *request: Any) -> Gradients:
@@ -264,64 +246,32 @@ _node = _Node()
 
 def _compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:
     k, selection, sparse = what
-    if sparse or not for_a_graph(x, w):  # the number of rows is known too late
-        from meprop_bench.ops.uncompiled import cannot_be_compiled
-
-        return cast(Tensor, cannot_be_compiled(linear, x, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
+    if sparse or not is_plain(x, w):  # the number of rows is known too late
+        return cast(Tensor, break_graph(linear, x, w, b, k=k, selection=selection, sparse=sparse, kernel=kernel))
     return cast(Tensor, _linear_op(x, w, b, k, selection, kernel))
 
 
-@torch.library.custom_op(
-    "meprop_bench::linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor w, Tensor? b, SymInt k, str selection, str kernel) -> Tensor",
-)
-def _linear_op(x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor:
-    y = F.linear(x, w, b)
-    k, selection, kernel = what
+def _check_in_graph(x: Tensor, w: Tensor, y: Tensor, k: int, selection: str, kernel: str) -> None:
     _check_supported(kernels.get(kernel), y, x, w, Request(k, selection, False, True, True, True))
-    return y
 
 
-@_linear_op.register_fake
-def _(x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor:
-    return F.linear(x, w, b)
+def _backward_in_graph(
+    dy: Tensor, x: Tensor | None, w: Tensor | None, k: int, selection: str, kernel: str, need: list[bool]
+) -> Gradients:
+    return linear_backward(dy, x, w, Request(k, selection, False, *need), kernels.get(kernel))
 
 
-@torch.library.custom_op(
-    "meprop_bench::linear_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor dy, Tensor? x, Tensor? w, SymInt k, str selection, str kernel, bool[] need)"
-        " -> (Tensor, Tensor, Tensor)"
-    ),
+def _shapes(dy: Tensor, x: Tensor | None, w: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    n = dy.shape[-1]
+    return () if w is None else (*dy.shape[:-1], w.shape[1]), () if x is None else (n, x.shape[-1]), (n,)
+
+
+_linear_op, _linear_backward_op = operators(
+    "linear",
+    "SymInt k, str selection, str kernel",
+    lambda x, w, b, *_: F.linear(x, w, b),
+    _check_in_graph,
+    _backward_in_graph,
+    _shapes,
+    saves_both=False,
 )
-def _linear_backward_op(dy: Tensor, x: Tensor | None, w: Tensor | None, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
-    k, selection, kernel, need = what
-    grads = linear_backward(dy, x, w, Request(k, selection, False, *need), kernels.get(kernel))
-    dx, dw, db = (dy.new_empty(0) if grad is None else grad for grad in grads)  # an operator cannot return None
-    return dx, dw, db
-
-
-@_linear_backward_op.register_fake
-def _(dy: Tensor, x: Tensor | None, w: Tensor | None, *what: Any) -> tuple[Tensor, Tensor, Tensor]:
-    n, (need_dx, need_dw, need_db) = dy.shape[-1], what[-1]
-    dx = dy.new_empty((*dy.shape[:-1], cast(Tensor, w).shape[1]) if need_dx else 0)
-    dw = dy.new_empty((n, cast(Tensor, x).shape[-1]) if need_dw else 0)
-    db = dy.new_empty(n if need_db else 0)
-    return dx, dw, db
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, *ctx.what = inputs
-    need_dx, need_dw, *_ = ctx.needs_input_grad
-    ctx.save_for_backward(x if need_dw else None, w if need_dx else None)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    need = list(ctx.needs_input_grad[:3])
-    grads = _linear_backward_op(dy, *ctx.saved_tensors, *ctx.what, need)
-    return *(grad if wanted else None for grad, wanted in zip(grads, need, strict=True)), None, None, None
-
-
-_linear_op.register_autograd(_backward, setup_context=_setup_context)

@@ -5,9 +5,9 @@ and for nothing else: a subclass (`FakeTensor`, `DTensor`, quantized weights), a
 view or a tensor on the meta device has no such memory, or means something else by it. There the same mathematics is
 done in torch's operators, which each of them has a meaning for.
 
-Torch itself decides by a tensor's *dispatch keys*, so they are asked here, not a list of known exceptions. Forward and
-backward both ask: which dy will come is not known before it does. From Python, keys cost some 0.6 microseconds for each
-tensor, of the 30 that a layer takes; so where the C++ node is built, it is asked instead.
+Torch itself decides by a tensor's *dispatch keys*, so they decide here, not a list of known exceptions. Forward and
+backward both look: which dy will come is not known before it does. From Python, keys cost some 0.6 microseconds for
+each tensor, of the 30 that a layer takes; so where the C++ node is built, it looks instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["for_a_graph", "in_python", "memory", "transformed", "undisturbed", "unwatched"]
+__all__ = ["in_python", "memory", "transformed", "undisturbed", "unwatched"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -51,7 +51,7 @@ def in_python(*tensors: Any) -> bool:
     """Whether tensors are strided memory of real numbers, of one dtype and on one device, and nothing changes what
     operators mean by it: no subclass, no wrapper, no lazy negation. None is passed over.
     """
-    first, wanted = None, 0
+    first, expected = None, 0
     for t in tensors:
         if t is None:
             continue
@@ -59,10 +59,10 @@ def in_python(*tensors: Any) -> bool:
             return False
         keys = _keys(t).raw_repr() & _TELLING
         if first is None:
-            first, wanted = t, keys
+            first, expected = t, keys
             if keys & ~_DEVICES != _DENSE or keys & _META or t.is_complex():
                 return False
-        elif keys != wanted or t.dtype is not first.dtype:
+        elif keys != expected or t.dtype is not first.dtype:
             return False
     return True
 
@@ -74,13 +74,8 @@ def _is_tensor(t: Any) -> bool:
     return override in (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)  # type: ignore[attr-defined]
 
 
-def for_a_graph(*tensors: Tensor) -> bool:
-    """Whether an operator of ours may stand for a layer of these in a compiled graph: real, and not of a subclass."""
-    return all(type(t) in _EXACT and not t.is_complex() for t in tensors)
-
-
 class _Memory:
-    """Whom to ask, which is found out at the first call."""
+    """The predicate in C++ or in Python, chosen at the first call."""
 
     def __init__(self) -> None:
         self.plain: Callable[..., bool] = self._first

@@ -22,8 +22,8 @@ __all__ = ["backward", "keep", "select", "top_k"]
 
 def top_k(v: list[float], k: int) -> list[float]:
     """Keep the k entries of v with the greatest magnitudes: top_2(<1, 2, 3, -4>) = <0, 0, 3, -4>."""
-    kept = _greatest(v, k)
-    return [value if i in kept else 0.0 for i, value in enumerate(v)]
+    chosen = _greatest(v, k)
+    return [value if i in chosen else 0.0 for i, value in enumerate(v)]
 
 
 def _greatest(v: list[float], k: int) -> list[int]:
@@ -46,10 +46,10 @@ def select(dy: Tensor, k: int, selection: str) -> Tensor:
 
 def keep(idx: Tensor, batch: int, n: int) -> Tensor:
     """Say of each entry whether idx, `(B, k)` or `(k,)`, holds it: bool, `(B, n)`."""
-    kept = torch.zeros(batch, n, dtype=torch.bool)
+    mask = torch.zeros(batch, n, dtype=torch.bool)
     for b in range(batch):
-        kept[b, idx if idx.dim() == 1 else idx[b]] = True
-    return kept
+        mask[b, idx if idx.dim() == 1 else idx[b]] = True
+    return mask
 
 
 def backward(
@@ -66,11 +66,11 @@ def backward(
 
     """
     dy, x, w = dy.to(dtype), x.to(dtype), w.to(dtype)
-    kept = keep(idx, *dy.shape)
+    mask = keep(idx, *dy.shape)
     dx, dw, db = torch.zeros_like(x), torch.zeros_like(w), torch.zeros_like(dy[:1].sum(0))
     for b in range(dy.shape[0]):
         for i in range(dy.shape[1]):
-            if kept[b, i]:
+            if mask[b, i]:
                 dw[i] += dy[b, i] * x[b]  # (5)
                 dx[b] += dy[b, i] * w[i]  # (6)
         db += dy[b]

@@ -3,7 +3,7 @@
 Autograd saves a variable itself, so that `w.data = other` between the two changes what is read: its values, and even
 its size. `F.linear` multiplies by a transposed view, and it is the view that is saved: that keeps the old numbers, and
 shares the version counter by which a change in place is noticed. `pinned` saves a view just so, without the node in the
-graph that a view costs; `attached` puts the node there when gradients of gradients are wanted, and not before.
+graph that a view costs; `attached` puts the node there when gradients of gradients are needed, and not before.
 """
 
 from __future__ import annotations

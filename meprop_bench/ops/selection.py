@@ -9,7 +9,7 @@ A linear layer `y = x Wᵀ + b` gets dy of shape `(B, n)` from above. Of it, a *
 
 The unified selections trade fidelity for dense, gathered matrix products; the random ones are the control experiment.
 NaN counts as the greatest magnitude, and the random selections draw non-finite entries before all others: an overflow
-upstream shows in the gradients, as it would without meProp. Which of equal magnitudes are kept, and the order within
+upstream shows in the gradients, as it would without meProp. Which of equal magnitudes are taken, and the order within
 idx, are unspecified but the same for the same input.
 
 Run `python -m pytest tests/ops/test_selection.py`.
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from meprop_bench.ops.plain import memory, unwatched
 
-__all__ = ["SELECTIONS", "check_k", "check_selection", "column_statistics", "keep", "resolve_k", "select"]
+__all__ = ["SELECTIONS", "check_k", "check_selection", "column_statistics", "keep", "resolve_k", "select", "survivors"]
 
 SELECTIONS = ("example", "unified", "random", "random-unified")
 
@@ -34,7 +34,7 @@ SELECTIONS = ("example", "unified", "random", "random-unified")
 # buffer (x86-64, 2 cores, torch 2.13).
 _SLICE = 1 << 19
 
-# From this size on, and with 9 entries or more for each one kept, the selection in two levels pays for its launches:
+# From this size on, and with 9 entries or more for each one taken, the selection in two levels pays for its launches:
 # one thread, (1024, 8192), k = 8 / 32 / 512: 67 / 82 / 171 ms with topk alone, 14 / 27 / 97 ms in two levels; (64,
 # 1024), k = 16: a draw at 0.5 ms; (50, 500), k = 30: 0.36 against 0.44 ms (same machine).
 _TWO_LEVELS = 1 << 17
@@ -121,11 +121,19 @@ def keep(dy: Tensor, idx: Tensor) -> Tensor:
     one, differentiates at dy = 0, for the sake of the layer's forward pass.
     """
     each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)
-    kept = torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))
+    selected = torch.zeros_like(dy).scatter(1, each, dy.gather(1, each))
     if not torch.is_grad_enabled():
-        return kept
+        return selected
     zero = dy == 0
-    return torch.where(zero.all(1, keepdim=True) if idx.dim() == 2 else zero.all(), dy, kept)
+    return torch.where(zero.all(1, keepdim=True) if idx.dim() == 2 else zero.all(), dy, selected)
+
+
+def survivors(dy: Tensor, k: int, selection: str, dims: int = 1) -> Tensor:
+    """Return S(dy), differentiable, for a selection among the last `dims` dimensions of dy, each for all others."""
+    rows = dy.reshape(math.prod(dy.shape[:-dims]), math.prod(dy.shape[-dims:]))
+    with torch.no_grad():  # not `detach`, which batched gradients have not
+        idx = select(rows, k, selection)
+    return keep(rows, idx).reshape(dy.shape)
 
 
 def column_statistics(dy: Tensor, *, sums: bool) -> tuple[Tensor, Tensor | None]:

@@ -60,8 +60,8 @@ class _Sparsified(torch.autograd.Function):
             return (None,) * (1 + 2 * len(d))
         d = tuple(torch.zeros_like(some) if grad is None else grad for grad in d)
         d = tuple(grad if grad.layout is torch.strided else grad.to_dense() for grad in d)
-        wanted = ctx.needs_input_grad[1 + len(d) :]
-        biases = (g.sum_to_size(s) if w else None for g, s, w in zip(d, ctx.biases, wanted, strict=True))
+        needed = ctx.needs_input_grad[1 + len(d) :]
+        biases = (g.sum_to_size(s) if w else None for g, s, w in zip(d, ctx.biases, needed, strict=True))
         return None, *ctx.keep(*d), *biases
 
     @staticmethod

@@ -120,9 +120,9 @@ class RowAdam(Optimizer):
                     group[name] = group[name].item()
             group["betas"] = tuple(float(beta) for beta in group["betas"])
             _check_settings(group)
-        for p, kept in state["state"].items():
-            if kept:
-                _restore(p, kept)
+        for p, loaded in state["state"].items():
+            if loaded:
+                _restore(p, loaded)
         super().__setstate__(state)
 
     @overload
@@ -242,18 +242,7 @@ class RowAdamW(RowAdam):
     """AdamW (Loshchilov and Hutter, Algorithm 2): as `RowAdam`, but weight decay scales the weights.
 
     A row is multiplied by 1 - lr · weight_decay when it moves, that is, when it has a gradient: see the module.
-
-    Args:
-        params: parameters, or parameter groups.
-        lr: learning rate, at least 0.
-        betas: decay of the two moments, each in [0, 1).
-        eps: added to the denominator, at least 0.
-        weight_decay: share of a weight, per lr, that an update takes away; at least 0.
-        maximize: go up the gradient instead of down.
-
-    Raises:
-        ValueError: as for `RowAdam`.
-
+    Arguments are those of `RowAdam`.
     """
 
     decoupled_weight_decay: ClassVar[bool] = True
@@ -285,19 +274,19 @@ def _not_zero(values: Tensor) -> Tensor | None:
     return flat.abs().amax(1) != 0
 
 
-def _restore(p: Tensor, kept: dict[str, Any]) -> None:
+def _restore(p: Tensor, loaded: dict[str, Any]) -> None:
     """Bring the state of a parameter, from a checkpoint, into the form that it has here."""
-    if missing := {"step", "exp_avg", "exp_avg_sq"} - kept.keys():
+    if missing := {"step", "exp_avg", "exp_avg_sq"} - loaded.keys():
         raise ValueError(f"the checkpoint is not of an Adam: a parameter has no {' and no '.join(sorted(missing))}")
-    step = torch.as_tensor(kept["step"], dtype=torch.float32)  # a number in the checkpoints of old versions
+    step = torch.as_tensor(loaded["step"], dtype=torch.float32)  # a number in the checkpoints of old versions
     if step.numel() == 1 and step.shape != p.shape[:1]:
         step = step.cpu().reshape(())  # on the device with capturable=True
     fitting = {"step": ((), tuple(p.shape[:1])), "exp_avg": (tuple(p.shape),), "exp_avg_sq": (tuple(p.shape),)}
     for name, shapes in fitting.items():
-        shape = tuple((step if name == "step" else kept[name]).shape)
+        shape = tuple((step if name == "step" else loaded[name]).shape)
         if shape not in shapes:
             raise ValueError(f"the checkpoint does not fit: {name} of a parameter {tuple(p.shape)} has shape {shape}")
-    kept["step"] = step
+    loaded["step"] = step
 
 
 def _tensors(p: Tensor, state: dict[str, Tensor]) -> list[Tensor]:

@@ -29,10 +29,10 @@ from meprop_bench.report.baselines import with_disagreements
 from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio_within, seconds
 from meprop_bench.report.document import Document, doubts
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
-from meprop_bench.report.significance import LEVEL, judged_runs
+from meprop_bench.report.significance import judged_runs
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import SCHEMA, Row
-from meprop_bench.stats import Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
+from meprop_bench.stats import LEVEL, Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
 
 __all__ = ["Change", "Comparison", "compare"]
 

@@ -14,11 +14,9 @@ import math
 from collections.abc import Sequence
 
 from meprop_bench.results.schema import Row
-from meprop_bench.stats import Interval, Runs, geometric_mean_ratio, holm, ratio_p_value
+from meprop_bench.stats import LEVEL, Interval, Runs, geometric_mean_ratio, holm, ratio_p_value
 
-__all__ = ["LEVEL", "judged_runs", "mean_speedup", "p_value", "significant_rows"]
-
-LEVEL = 0.05
+__all__ = ["judged_runs", "mean_speedup", "p_value", "significant_rows"]
 
 
 def judged_runs(row: Row) -> Runs | None:

@@ -1,4 +1,4 @@
-"""Is the gradient right? Asked in the process that is about to be timed, on the very shapes, through the very function.
+"""Is the gradient right? Checked in the process that is about to be timed, on the very shapes, by the very function.
 
 Every kernel must return exactly
 
@@ -8,7 +8,7 @@ and here it is computed in the obvious way, by dense products of the masked dy: 
 (`ops.reference`) goes entry by entry, which takes hours at the papers' sizes; this costs one dense backward pass, in
 float32 where the layer's own arithmetic is coarser: a library may add up long sums of 16-bit numbers in 16 bits. Two
 correct kernels may still differ, in rounding (hence tolerances) and in S where two entries tie (hence a *gap*: before
-the comparison the entries that the oracle keeps are doubled, so that whoever selects otherwise is wrong and not
+the comparison the entries that the oracle selects are doubled, so that whoever selects otherwise is wrong and not
 unlucky).
 
 Two more things have gone wrong in other implementations, silently: k >= n must be the dense gradient, and a NaN in dy
@@ -43,7 +43,7 @@ _TF32 = 2e-3
 
 _NAMES = ("dx", "dw", "db")
 
-# Rows of the batch for questions that do not need all of it.
+# Rows of the batch for checks that do not need all of it.
 _FEW = 8
 
 
@@ -59,17 +59,8 @@ def check_linear(
 ) -> str:
     """Return "passed", or one line that says what is wrong.
 
-    Args:
-        x: input, `(B, m)`, requires a gradient.
-        w: weight, `(n, m)`, requires a gradient.
-        b: bias, `(n,)`, requires a gradient.
-        dy: incoming gradient, `(B, n)`.
-        k: neurons kept, resolved.
-        selection: one of `ops.SELECTIONS`.
-        sparse: whether dW comes as rows.
-        kernel: a name in the registry.
-        seed: for the random selections, which both sides then draw alike.
-
+    x `(B, m)`, w `(n, m)` and b `(n,)` require gradients; dy is `(B, n)`, and k is resolved. The method is described as
+    for `ops.linear`; the seed is for the random selections, which both sides then draw alike.
     """
 
     def gradients(k: int, x: Tensor, dy: Tensor) -> list[Tensor]:
@@ -93,16 +84,8 @@ def check_linear(
 def check_conv(x: Tensor, w: Tensor, b: Tensor, dy: Tensor, *, k: int, selection: str, kernel: str, seed: int) -> str:
     """Return "passed", or one line that says what is wrong with a convolution without padding.
 
-    Args:
-        x: images, `(B, m, H, W)`, require a gradient.
-        w: weight, `(n, m, f, f)`, requires a gradient.
-        b: bias, `(n,)`, requires a gradient.
-        dy: incoming gradient, `(B, n, OH, OW)`.
-        k: positions kept of each map, resolved.
-        selection: one of `ops.conv.SELECTIONS`.
-        kernel: a name in the registry of convolutions.
-        seed: for the random selection, which both sides then draw alike.
-
+    x `(B, m, H, W)`, w `(n, m, f, f)` and b `(n,)` require gradients; dy is `(B, n, OH, OW)`, and k is resolved. The
+    rest is as for `check_linear`.
     """
 
     def gradients(k: int, dy: Tensor) -> list[Tensor]:
@@ -117,8 +100,8 @@ def check_conv(x: Tensor, w: Tensor, b: Tensor, dy: Tensor, *, k: int, selection
         maps = with_gap(dy.reshape(-1, positions), k, selection)  # (B n, P)
         torch.manual_seed(seed)
         idx = select(maps, k, selection)
-        got, kept = gradients(k, maps.view_as(dy)), torch.zeros_like(maps).scatter_(1, idx, maps.gather(1, idx))
-        if reason := compare(got, [*dense(kept.view_as(dy))[:2], maps.view_as(dy).sum((0, 2, 3))]):
+        got, sparse = gradients(k, maps.view_as(dy)), torch.zeros_like(maps).scatter_(1, idx, maps.gather(1, idx))
+        if reason := compare(got, [*dense(sparse.view_as(dy))[:2], maps.view_as(dy).sum((0, 2, 3))]):
             return reason
     if reason := compare(gradients(positions, dy), dense(dy)):
         return f"all positions are not the dense gradient: {reason}"
@@ -127,20 +110,14 @@ def check_conv(x: Tensor, w: Tensor, b: Tensor, dy: Tensor, *, k: int, selection
 
 _EXCHANGED = 1e-2
 """Tolerance where the selection follows from what a layer computes itself: rounding may exchange two of the smallest
-entries that are kept, which changes a gradient by about this; a wrong gradient is off by tenths."""
+entries selected, which changes a gradient by about this; a wrong gradient is off by tenths."""
 
 
 def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> str:
     """Return "passed", or one line that says what is wrong with a recurrent layer of `meprop_bench.nn`.
 
-    It is compared with itself in float64 by the kernel "masked" and, with all neurons kept, with the dense layer.
-
-    Args:
-        layer: what is checked.
-        x: input, `(T, B, m)`.
-        dy: incoming gradient of the output, `(T, B, n)`, or twice as wide for two directions.
-        seed: for the random selections, which both sides then draw alike.
-
+    It is compared with itself in float64 by the kernel "masked" and, with all neurons selected, with the dense layer,
+    for x `(T, B, m)` and dy `(T, B, n)`, twice as wide for two directions.
     """
 
     def gradients(module: nn.Module, dtype: torch.dtype, dy: Tensor) -> list[Tensor]:
@@ -152,8 +129,8 @@ def check_recurrent(layer: nn.RNNBase, x: Tensor, dy: Tensor, *, seed: int) -> s
     exact = copy.deepcopy(layer).double()
     exact.kernel = "masked"
     got = gradients(layer, x.dtype, dy)
-    wanted = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
-    if reason := compare(got, wanted, names, max(_EXCHANGED, _tolerance(x))):
+    expected = [gradient.to(x.dtype) for gradient in gradients(exact, torch.float64, dy)]
+    if reason := compare(got, expected, names, max(_EXCHANGED, _tolerance(x))):
         return reason
     whole, plain = copy.deepcopy(layer), copy.deepcopy(layer)
     whole.k = layer.hidden_size
@@ -175,10 +152,10 @@ def _by_definition(x: Tensor, w: Tensor, dy: Tensor, idx: Tensor, sparse: bool) 
     dtype, wide = dy.dtype, torch.float64 if dy.dtype == torch.float64 else torch.float32
     x, w, dy = (tensor.to(wide) for tensor in (x, w, dy))
     each = idx if idx.dim() == 2 else idx.expand(dy.shape[0], -1)  # (B, k)
-    kept = torch.zeros_like(dy).scatter_(1, each, dy.gather(1, each))  # S(dy), (B, n)
+    sparse_dy = torch.zeros_like(dy).scatter_(1, each, dy.gather(1, each))  # S(dy), (B, n)
     rows = torch.unique(idx) if sparse else slice(None)
     with adopted("float32"):
-        dx, dw, db = ((kept @ w).to(dtype), (kept[:, rows].t() @ x).to(dtype), dy.sum(0).to(dtype))
+        dx, dw, db = ((sparse_dy @ w).to(dtype), (sparse_dy[:, rows].t() @ x).to(dtype), dy.sum(0).to(dtype))
     return [dx, hybrid_rows(rows, dw, w.shape[0]) if isinstance(rows, Tensor) else dw, db]
 
 
@@ -198,8 +175,8 @@ def compare(
         tolerance: another one than that of their arithmetic.
 
     """
-    for name, mine, wanted in zip(names, got, true, strict=True):
-        error, most = _relative_error(mine, wanted), tolerance or _tolerance(mine)
+    for name, mine, expected in zip(names, got, true, strict=True):
+        error, most = _relative_error(mine, expected), tolerance or _tolerance(mine)
         if not error <= most:  # NaN is wrong, too
             return f"{name} is off by {error:.1e}, relative; at most {most:.0e} is rounding"
     return None

@@ -1,5 +1,5 @@
 """One convolution, x (B, m, s, s) -> y (B, n, s - f + 1, s - f + 1): dense by torch's own `F.conv2d`, against the one
-that keeps k positions of each map.
+that selects k positions of each map.
 
     forward    y from x, W (n, m, f, f), b (n,)
     backward   (dx, dW, db) for dy, normal; for the method with its selection
@@ -16,8 +16,8 @@ from meprop_bench.ops import resolve_k
 from meprop_bench.ops.conv import conv2d, get
 from meprop_bench.ops.conv.auto import Auto
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Request
 from meprop_bench.ops.cost import conv_backward, conv_forward
+from meprop_bench.ops.kernels import Request
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_conv
 from meprop_bench.workloads.layer import draw, sides
@@ -69,5 +69,5 @@ def _kernel_that_runs(case: Case, dy: Tensor, x: Tensor, w: Tensor, k: int) -> s
     if k >= dy[0, 0].numel():
         return "dense"
     kernel = get(case.kernel)
-    request = Request(k, case.selection, True, True, True)
+    request = Request(k, case.selection, False, True, True, True)
     return (kernel.choose(dy, x, w, _PLAIN, request) if isinstance(kernel, Auto) else kernel).name

@@ -8,7 +8,7 @@ what the instrument resolves, and the share of repeats that are called slower is
 slowdown of known size the same repeats say how often one of that size is seen.
 
 The wait is a loop that reads the clock: a sleep takes 50 µs at least, and an operation in its place would change the
-caches, too. Around nothing it takes 0.25 µs (AMD EPYC), so a slowdown is that much larger than asked for: 0.1% of a
+caches, too. Around nothing it takes 0.25 µs (AMD EPYC), so a slowdown is that much larger than requested: 0.1% of a
 step of 0.3 ms. How long to wait is found in each process by its first call, when it has the machine to itself.
 """
 
@@ -34,7 +34,7 @@ from meprop_bench.workloads.prepared import Call, Prepared
 __all__ = ["Slowed", "prepare"]
 
 _WARM_NS = 50_000_000
-_LOOK_NS = 200_000_000
+_SEARCH_NS = 200_000_000
 _LEAST, _MOST = 5, 1000
 """Calls behind the median that a slowdown is a share of."""
 
@@ -68,7 +68,7 @@ class Slowed:
         call, now = self._call, self._now
         begun = now()
         taken: list[int] = []
-        while len(taken) < _LEAST or (now() - begun < _LOOK_NS and len(taken) < _MOST):
+        while len(taken) < _LEAST or (now() - begun < _SEARCH_NS and len(taken) < _MOST):
             start = now()
             call()
             if (end := now()) - begun > _WARM_NS or end - start > _WARM_NS:
@@ -94,8 +94,8 @@ def prepare(case: Case, x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> Prepared
     again: Call = Slowed(step, case.slowdown) if case.slowdown else step
 
     def check() -> str:
-        mine, wanted = (list(cast("tuple[Tensor, ...]", side())) for side in (again, step))
-        return compare(mine, wanted) or PASSED
+        mine, expected = (list(cast("tuple[Tensor, ...]", side())) for side in (again, step))
+        return compare(mine, expected) or PASSED
 
     shape = (case.batch, case.in_features, case.out_features, dy.element_size())
     cost = linear_forward(*shape) + linear_backward(*shape)

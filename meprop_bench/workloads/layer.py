@@ -1,7 +1,7 @@
 """One layer as two subjects: the dense one by torch's own function, the sparsified one, on the same numbers.
 
     forward    y, with the graph that training needs
-    backward   the gradients of input and parameters: autograd's engine on (y, dy), again and again on one kept graph
+    backward   the gradients of input and parameters: autograd's engine on (y, dy), again and again on one graph
 
 That is what a training step pays: autograd's own call, and fresh tensors for all gradients, as after
 `zero_grad(set_to_none=True)`. It is not all that a training step sees: dy has no exact zeros, where a ReLU above would
@@ -55,7 +55,7 @@ def sides(
 
 
 def timed_backward(y: Tensor, inputs: tuple[Tensor, ...], dy: Tensor) -> Callable[[], Any]:
-    """Return the call that computes the gradients of `inputs` from a graph that is kept.
+    """Return the call that computes the gradients of `inputs` from a retained graph.
 
     It is the call of autograd's engine itself. `torch.autograd.grad` first spends some 70 microseconds of Python on its
     arguments, as much as a small layer takes, which a training step pays once for all of its layers.

@@ -73,8 +73,8 @@ def kernel_that_runs(name: str, dy: Tensor, x: Tensor, w: Tensor, request: Reque
 
 
 def _numbers(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x (B, m), W (n, m), b (n,) with gradients wanted, and dy (B, n): seeded, the same on every device."""
-    drawn = _on_host if case.device == "cpu" else _kept_on_host
+    """x (B, m), W (n, m), b (n,) that need gradients, and dy (B, n): seeded, the same on every device."""
+    drawn = _on_host if case.device == "cpu" else _cached_on_host
     numbers = drawn(case.seed, case.batch, case.in_features, case.out_features)
     x, w, b, dy = (tensor.to(case.device, tensor_type(case.dtype)) for tensor in numbers)
     return x.requires_grad_(), w.requires_grad_(), b.requires_grad_(), dy
@@ -85,7 +85,7 @@ def _on_host(seed: int, B: int, m: int, n: int) -> tuple[Tensor, Tensor, Tensor,
     return normal(B, m), normal(n, m, scale=m**-0.5), normal(n), normal(B, n)
 
 
-_kept_on_host = lru_cache(maxsize=1)(_on_host)
+_cached_on_host = lru_cache(maxsize=1)(_on_host)
 """A GPU's cases of one shape follow one another, and drawing 8192 x 8192 numbers takes half a second (AMD EPYC), as
 long as measuring a case. Each case has copies on its device."""
 

@@ -26,7 +26,7 @@ from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
 from meprop_bench.workloads.prepared import PASSED, Prepared
-from meprop_bench.workloads.steps import PHASES, WALK, Side, steady, weighed
+from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
 
@@ -71,14 +71,11 @@ def setup(case: Case) -> Prepared:
     baseline, method = Side(dense, stream), Side(active, stream)
     size = act.average_size
     return Prepared(
+        **sides(baseline, method),
         phases=PHASES,
-        baseline=baseline,
-        method=method,
         check=lambda: _check(active, stream[0]),
         kernel="masks",
         k=size,
-        memory=weighed(baseline, method),
-        steady=steady(baseline, method),
         data_published=data.published,
         notes=(
             *data.notes,
@@ -112,5 +109,5 @@ def _check(step: _Active, batch: _Batch) -> str:
     for name, layer in layers[:-1]:
         y = F.relu(F.linear(y, layer.weight, layer.bias) * step.act.active(name, ids))
     loss = F.cross_entropy(layers[-1][1](y), labels)
-    wanted = torch.autograd.grad(loss, list(parameters.values()))
-    return compare(list(got), list(wanted), tuple(parameters)) or PASSED
+    expected = torch.autograd.grad(loss, list(parameters.values()))
+    return compare(list(got), list(expected), tuple(parameters)) or PASSED

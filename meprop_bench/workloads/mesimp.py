@@ -28,7 +28,7 @@ from meprop_bench.optimizers import make_optimizer
 from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.prepared import PASSED, Prepared
-from meprop_bench.workloads.steps import PHASES, WALK, Side, steady, weighed
+from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
 
@@ -48,15 +48,12 @@ def setup(case: Case) -> Prepared:
     decode = (_decoding(dense, stream[0]), _decoding(simplified, stream[0]))
     hidden = [", ".join(map(str, each[1:-1])) for each in widths]
     return Prepared(
+        **sides(baseline, method, decode=decode),
         phases=(*PHASES, "decode"),
-        baseline=baseline,
-        method=method,
         check=lambda: _check(case, data, stream),
         kernel="+".join(dict.fromkeys(m.kernel for m in simplified.modules() if isinstance(m, MePropLinear))),
         k=case.k,
         costs={"forward": (forward[0], forward[1]), "decode": (forward[0], forward[1])},
-        memory={**weighed(baseline, method), "decode": decode},
-        steady=steady(baseline, method),
         data_published=data.published,
         notes=(*data.notes, f"{_STEPS} steps with meSimp left {hidden[1]} of {hidden[0]} neurons in the hidden layers"),
     )
@@ -86,7 +83,7 @@ def _trained(case: Case, data: ImageData, stream: list[Batch], *, simplify: bool
 
 
 def _side(case: Case, model: nn.Module, stream: list[Batch]) -> Side:
-    """Return a model in training, with an optimizer that starts anew, as at the turn of a cycle."""
+    """Return a model in training, with an optimizer that starts anew, as in the middle of a cycle."""
     decode = _decoding(model, stream[0])
     return Side(Step(model, make_optimizer(case.optimizer, model.parameters())), stream, {"decode": decode})
 

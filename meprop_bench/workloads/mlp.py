@@ -26,15 +26,7 @@ from meprop_bench.data import Batch, ImageData, batches, load_images
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops import resolve_k
-from meprop_bench.ops.cost import (
-    Cost,
-    adagrad_update,
-    adam_update,
-    expected_rows,
-    linear_backward,
-    linear_forward,
-    sgd_update,
-)
+from meprop_bench.ops.cost import Cost, expected_rows, linear_backward, linear_forward, update
 from meprop_bench.ops.kernels import Request
 from meprop_bench.optimizers import make_optimizer
 from meprop_bench.training import Step
@@ -43,13 +35,11 @@ from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.layer import timed_backward
 from meprop_bench.workloads.linear import kernel_that_runs
 from meprop_bench.workloads.prepared import PASSED, Layer, Prepared
-from meprop_bench.workloads.steps import PHASES, WALK, Side, steady, weighed
+from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["build_model", "setup"]
 
 _PHASES = (*PHASES, "linear-backward")
-
-_UPDATES = {"adam": adam_update, "adagrad": adagrad_update, "sgd": sgd_update}
 
 
 def build_model(case: Case, data: ImageData, *, sparsified: bool, seed: int) -> nn.Module:
@@ -70,18 +60,12 @@ def setup(case: Case) -> Prepared:
     )
     layers = tuple(_layers(case, method))
     return Prepared(
+        **sides(baseline, method, **{"linear-backward": (baseline.linear_backward, method.linear_backward)}),
         phases=_PHASES,
-        baseline=baseline,
-        method=method,
         check=lambda: _check(case, baseline, method),
         kernel="+".join(dict.fromkeys(layer.kernel for layer in layers if layer.request)) or "dense",
         k=case.k,
         costs=_costs(case, data),
-        memory={
-            **weighed(baseline, method),
-            "linear-backward": (baseline.linear_backward, method.linear_backward),
-        },
-        steady=steady(baseline, method),
         layers=layers,
         data_published=data.published,
         notes=data.notes,
@@ -89,7 +73,7 @@ def setup(case: Case) -> Prepared:
 
 
 class _Layer:
-    """A copy of a linear layer (training moves the original) with input and dy of a real step, and its graph, kept."""
+    """A copy of a linear layer (training moves the original) with input and dy of a real step, and its graph."""
 
     def __init__(self, module: nn.Linear, x: Tensor, dy: Tensor, first: bool) -> None:
         self.module, self.dy = copy.deepcopy(module), dy
@@ -179,7 +163,7 @@ def _costs(case: Case, data: ImageData) -> dict[str, tuple[Cost, Cost]]:
     forward = sum((linear_forward(case.batch, m, n, 4) for m, n in shapes), Cost(0, 0))
     dense, sparse = (_layers_backward(case, shapes, method) for method in ("dense", case.method))
     dense_update, sparse_update = (
-        _UPDATES[case.optimizer](_moved(case, shapes, gradient), 4) for gradient in ("dense", case.gradient)
+        update(case.optimizer, _moved(case, shapes, gradient), 4) for gradient in ("dense", case.gradient)
     )
     return {
         "forward": (forward, forward),

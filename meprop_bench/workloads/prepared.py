@@ -1,9 +1,8 @@
-"""What every workload hands to whoever measures it: two subjects, their check, their costs, and calls to weigh their
-memory, to run steadily and to take apart.
+"""What every workload gives to be measured: two subjects, their check, their costs, and calls whose memory is measured,
+which run steadily, or which are taken apart.
 
-The two sides do the same work on the same data and differ in the method alone. `check` has to pass in the process
-that is then
-timed: a fast wrong gradient is not a result.
+The two sides do the same work on the same data and differ in the method alone. `check` has to pass in the process that
+is then timed: a fast wrong gradient is not a result.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class After:
-    """A call that needs another one right before it, which is not weighed: a backward pass after its forward pass."""
+    """A call that needs another one right before it, which is not measured: a backward pass after its forward pass."""
 
     before: Call
     call: Call
@@ -48,8 +47,8 @@ class Layer:
         x: input, (B, m).
         w: weight, (n, m).
         b: bias, (n,).
-        need_dx: whether anybody wants dx: not of a model's first layer.
-        request: what the method asks a kernel for; None where the layer stays dense on both sides.
+        need_dx: whether dx is needed: not of a model's first layer.
+        request: what the method requests of a kernel; None where the layer stays dense on both sides.
         kernel: the kernel that runs, or "dense".
 
     """
@@ -72,11 +71,11 @@ class Prepared:
         baseline: the dense side.
         method: the sparsified side.
         check: compares the method with its definition; `PASSED`, or one line that says why not.
-        kernel: the kernel that runs, where one was chosen ("auto" is a wish).
-        k: as resolved; of the mlp, as asked for, since its layers may differ.
+        kernel: the kernel that runs, where one was chosen ("auto" is none).
+        k: as resolved; of the mlp, as given, since its layers may differ.
         costs: phase -> (baseline, method): what the definitions say they must compute and move. A phase may be missing.
-        memory: phase -> (baseline, method): calls that are weighed, `After` another one where need be. A phase may be
-            missing.
+        memory: phase -> (baseline, method): calls whose memory is measured, `After` another one where need be. A phase
+            may be missing.
         steady: phase -> (baseline, method): calls that may be repeated for seconds while the machine is watched; the
             first phase is the one that is. Without any: "step" of `memory`, else "backward".
         layers: the linear layers whose backward passes are timed, in order; empty where there are others.

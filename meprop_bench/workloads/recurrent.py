@@ -1,5 +1,5 @@
-"""One recurrent layer, x (T, B, m) -> y (T, B, n): torch's own LSTM or GRU, against the one that keeps k neurons of
-each gate.
+"""One recurrent layer, x (T, B, m) -> y (T, B, n): torch's own LSTM or GRU, against the one that selects k neurons
+of each gate.
 
     forward    y, as in training
     backward   the gradients of x and of all parameters for dy (T, B, n), normal, at every time step
@@ -38,13 +38,13 @@ def setup(case: Case) -> Prepared:
     k = resolve_k(case.k, case.out_features)
     kind = {"device": case.device, "dtype": tensor_type(case.dtype)}
     layer = plain(*shape, **kind)
-    turned = sparsified(*shape, **kind, k=k, selection=case.selection, kernel=case.kernel)
+    sparse_layer = sparsified(*shape, **kind, k=k, selection=case.selection, kernel=case.kernel)
     normal = draw(case)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(normal(*parameter.shape, scale=0.5 * case.out_features**-0.5))
     for name, parameter in layer.named_parameters():
-        setattr(turned, name, parameter)
+        setattr(sparse_layer, name, parameter)
     x, dy = normal(case.length, case.batch, case.in_features), normal(case.length, case.batch, case.out_features)
     x.requires_grad_()
 
@@ -52,16 +52,16 @@ def setup(case: Case) -> Prepared:
         return cast(Tensor, layer(x)[0])
 
     def sparse() -> Tensor:
-        return cast(Tensor, turned(x)[0])
+        return cast(Tensor, sparse_layer(x)[0])
 
     sizes = (case.length, case.batch, *shape, gates, dy.element_size())
     forward = recurrent_forward(*sizes)
     return Prepared(
         **sides(dense, sparse, (x, *layer.parameters()), dy),
-        check=lambda: check_recurrent(turned, x, dy, seed=case.seed),
+        check=lambda: check_recurrent(sparse_layer, x, dy, seed=case.seed),
         kernel="dense"
         if k >= case.out_features
-        else choose(case.kernel, k, case.selection, cast(Weights, tuple(turned.parameters())), x)[1],
+        else choose(case.kernel, k, case.selection, cast(Weights, tuple(sparse_layer.parameters())), x)[1],
         k=k,
         costs={
             "forward": (forward, forward),

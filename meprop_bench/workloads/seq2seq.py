@@ -1,10 +1,10 @@
-"""The papers' translator in training: dense, against encoder and decoder sparsified by turns (TKDE, section 3.3.3).
+"""The papers' translator in training: dense, against encoder and decoder sparsified alternately (TKDE, section 3.3.3).
 
     forward    loss of a batch of sentences
     backward   the LSTMs are sparsified; embedding, attention and output are not
     update, step
 
-The paper sparsifies the encoder in one epoch and the decoder in the next; here they take turns from batch to batch,
+The paper sparsifies the encoder in one epoch and the decoder in the next; here they alternate from batch to batch,
 which takes the same time on average. Sentences are random words, all of one length: what a step costs does not depend
 on what they say. The vocabulary is `_WORDS` on both sides, so the output layer is a large part of a step, as it is in
 translation.
@@ -27,7 +27,7 @@ from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_recurrent
 from meprop_bench.workloads.prepared import PASSED, Prepared
-from meprop_bench.workloads.steps import PHASES, WALK, Side, steady, weighed
+from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
 
@@ -41,7 +41,7 @@ _Batch = tuple[Tensor, Tensor, Tensor, int]
 
 @dataclass(frozen=True, eq=False)
 class _Translation(Step):
-    """A step of the translator; with an alternation, of the part whose turn it is."""
+    """A step of the translator; with an alternation, part by part."""
 
     alternating: Alternating | None
 
@@ -59,14 +59,11 @@ def setup(case: Case) -> Prepared:
     stream = _sentences(case)
     baseline, method = (_side(case, stream, sparsified=sparsified) for sparsified in (False, True))
     return Prepared(
+        **sides(baseline, method),
         phases=PHASES,
-        baseline=baseline,
-        method=method,
         check=lambda: _check(case, stream, baseline, method),
         kernel=case.kernel,
         k=case.k,
-        memory=weighed(baseline, method),
-        steady=steady(baseline, method),
         notes=("encoder and decoder are sparsified by turns, so at most half of their backward passes is saved",),
     )
 

@@ -11,7 +11,7 @@ after each `WALK` steps. What was timed is thus the beginning of training, on bo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from meprop_bench.measure.clock import Clock
 from meprop_bench.training import Step
 from meprop_bench.workloads.prepared import After, Call
 
-__all__ = ["PHASES", "WALK", "Side", "steady", "weighed"]
+__all__ = ["PHASES", "WALK", "Side", "sides"]
 
 PHASES = ("forward", "backward", "update", "step")
 
@@ -128,20 +128,28 @@ class Side:
             tensor.copy_(start)
 
 
-def weighed(baseline: Side, method: Side) -> dict[str, tuple[Call, Call]]:
-    """Return the calls whose memory is weighed, for each phase of a step."""
+class _Sides(TypedDict):
+    baseline: Side
+    method: Side
+    memory: Mapping[str, tuple[Call, Call]]
+    steady: Mapping[str, tuple[Call, Call]]
+
+
+def sides(baseline: Side, method: Side, **memory: tuple[Call, Call]) -> _Sides:
+    """Return what `Prepared` wants of the two sides; `memory` has the calls of phases that stand apart."""
 
     def both(make: Callable[[Side], Call]) -> tuple[Call, Call]:
         return make(baseline), make(method)
 
-    return {
+    of_a_step = {
         "step": both(lambda side: side.whole_step),
         "forward": both(lambda side: side.first_forward),
         "backward": both(lambda side: After(side.first_forward, side.first_backward)),
         "update": both(lambda side: After(side.next_pass, side.next_update)),
     }
-
-
-def steady(baseline: Side, method: Side) -> dict[str, tuple[Call, Call]]:
-    """Return the calls that may be repeated for seconds."""
-    return {"step": (baseline.next_step, method.next_step)}
+    return {
+        "baseline": baseline,
+        "method": method,
+        "memory": {**of_a_step, **memory},
+        "steady": {"step": both(lambda side: side.next_step)},
+    }

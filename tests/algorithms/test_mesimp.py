@@ -420,7 +420,7 @@ def test_a_pruned_tagger_goes_on_improving():
         ({"mode": "mask", "count_zeros": True}, "does not go with count_zeros"),
         ({"layers": ["none"]}, "cannot simplify 'none': there is no such layer"),
         ({"layers": ["relu0"]}, "cannot simplify 'relu0': it is ReLU"),
-        ({"layers": ["output"]}, "cannot simplify 'output': it is Linear; name layers turned by nn.convert"),
+        ({"layers": ["output"]}, "cannot simplify 'output': it is Linear; name layers converted by nn.convert"),
     ],
 )
 def test_wrong_use(settings, message):
@@ -429,7 +429,7 @@ def test_wrong_use(settings, message):
 
 
 def test_models_that_cannot_be_simplified():
-    with pytest.raises(ValueError, match="no layer to simplify: turn hidden layers"):
+    with pytest.raises(ValueError, match="no layer to simplify: convert hidden layers"):
         MeSimp(MLP(5, 6, 2), interval=10, rate=0.1)
     with pytest.raises(ValueError, match="chance tells nothing"):
         MeSimp(build(selection="random"), interval=10, rate=0.1)

@@ -15,11 +15,11 @@ import pytest
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.asking import start_worker
+from meprop_bench.gate.case_records import SIDES, CaseRecords, Record
 from meprop_bench.gate.decide import judge
 from meprop_bench.gate.revisions import Measured, Progress, Rounds, measure
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
-from meprop_bench.gate.tally import SIDES, Record, Tally
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.replicate import WorkerDied
 from meprop_bench.stats import median, paired_ratio
@@ -448,9 +448,9 @@ def test_an_interrupt_ends_the_processes() -> None:
 def test_set_ups_that_were_disturbed_are_left_out_unless_most_were() -> None:
     (case,) = _plan().cases
     pairs = {"backward": ((1.0, 1.0), (1.0, 9.0), (1.0, 1.0))}
-    tally = Tally(case, records={0.0: [Record(pairs, (False, True, False), {})]})
+    tally = CaseRecords(case, records={0.0: [Record(pairs, (False, True, False), {})]})
     assert tally.series()[0].pairs == (((1.0, 1.0), (1.0, 1.0)),)
-    tally = Tally(case, records={0.0: [Record(pairs, None, {})]})
+    tally = CaseRecords(case, records={0.0: [Record(pairs, None, {})]})
     assert tally.series()[0].pairs == (pairs["backward"],)
 
 

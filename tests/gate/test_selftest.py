@@ -92,7 +92,7 @@ def _promise(spread: float, tries: int = 20) -> Promise:
 
 def test_a_quiet_machine_can_promise_everything() -> None:
     promise = _promise(0.002)
-    assert promise.kept
+    assert promise.met
     assert promise.exit_code == ExitCode.OK
     assert promise.total(0.0) == (40, 0, 0)
     assert SLOWDOWNS == (0.05, 0.10)  # the margin, which decides nothing, and twice that
@@ -114,7 +114,7 @@ def test_a_noisy_machine_cannot_and_says_so_instead_of_crying_wolf() -> None:
     promise = _promise(0.08)
     assert promise.total(0.0)[1] <= 2
     assert promise.total(0.0)[2] > 0  # inconclusive
-    assert not promise.kept
+    assert not promise.met
     assert promise.exit_code == ExitCode.INCONCLUSIVE
     assert all(case.detectable > 0.10 for case in promise.cases)
     assert "not met on this machine: raise the margin" in as_text(promise)

@@ -107,11 +107,11 @@ def test_globs(glob, found):
 
 def test_the_last_margin_that_matches_wins():
     settings = Settings(margins={"*": 0.5, "a/*": 0.2, "*/step": 0.1}, accuracy_margins={"a": 2})
-    assert settings.margin_of("a", "backward", "time") == 0.2
-    assert settings.margin_of("a", "step", "time") == 0.1
-    assert settings.margin_of("b", "flops", "count") == 0.5
-    assert settings.margin_of("a", "accuracy", "accuracy") == 2  # a share of the time is no margin in points
-    assert settings.margin_of("b", "accuracy", "accuracy") == Settings().accuracy_margin
+    assert settings.margins_of(["a"], "backward", "time") == 0.2
+    assert settings.margins_of(["a"], "step", "time") == 0.1
+    assert settings.margins_of(["b"], "flops", "count") == 0.5
+    assert settings.margins_of(["a"], "accuracy", "accuracy") == 2  # a share of the time is no margin in points
+    assert settings.margins_of(["b"], "accuracy", "accuracy") == Settings().accuracy_margin
 
 
 def test_a_glob_that_matches_nothing_is_told():
@@ -135,12 +135,13 @@ def test_infinite_margins_are_refused():
 
 def test_the_margin_is_by_quantity_unless_one_is_given():
     usual = Settings()
-    assert [usual.margin_of("a", "b", quantity) for quantity in ("time", "ratio", "memory", "count")] == [
+    assert [usual.margins_of(["a"], "b", quantity) for quantity in ("time", "ratio", "memory", "count")] == [
         0.05,
         0.075,
         0.01,
         0.01,
     ]
     given = Settings(margin=0.2)
-    assert {given.margin_of("a", "b", quantity) for quantity in ("time", "ratio", "memory", "count")} == {0.2}
+    for quantity in ("time", "ratio", "memory", "count"):
+        assert given.margins_of(["a"], "b", quantity) == 0.2
     assert usual.usual_margin("accuracy") == usual.accuracy_margin

@@ -13,8 +13,9 @@ from meprop_bench.ops import conv
 from meprop_bench.ops.conv import conv1d, conv2d, reference
 from meprop_bench.ops.conv.function import _conv_backward_op, _conv_op
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Request, select_positions
+from meprop_bench.ops.conv.kernels import select_positions
 from meprop_bench.ops.cost import Cost, conv_backward, conv_forward
+from meprop_bench.ops.kernels import Request
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="the native kernel needs Numba (extra `cpu`)"
@@ -98,7 +99,7 @@ def test_kernel_equals_the_oracle(kernel, data):
     w, b = torch.randn(maps, channels, *taps).to(dtype), torch.randn(maps).to(dtype)
     dy = arrange(torch.randn(batch, maps, *geometry.output(*size, taps)).to(dtype), draw(layouts))
     assume(selection == "random" or has_boundary(dy, k))
-    request = Request(k, selection, *need)
+    request = Request(k, selection, False, *need)
     torch.manual_seed(seed)
     if selection == "random":
         idx = select_positions(dy, request)
@@ -138,9 +139,9 @@ def test_larger_layers_equal_masked(kernel, x, w, geometry, k):
     torch.manual_seed(0)
     x, w = torch.randn(x), torch.randn(w)
     dy = torch.randn(x.shape[0], w.shape[0], *geometry.output(*x.shape[2:], w.shape[2:]))
-    got = conv.get(kernel).backward(dy, x, w, geometry, Request(k, "example", True, True, True))
+    got = conv.get(kernel).backward(dy, x, w, geometry, Request(k, "example", False, True, True, True))
     exact = [t.double() for t in (dy, x, w)]
-    expected = conv.get("masked").backward(*exact, geometry, Request(k, "example", True, True, True))
+    expected = conv.get("masked").backward(*exact, geometry, Request(k, "example", False, True, True, True))
     for a, e in zip(got, expected, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5 * e.abs().max().item())
 
@@ -165,7 +166,7 @@ def test_non_finite_gradients_show_and_only_where_they_belong(kernel, selection,
     x, w = torch.randn(2, 3, 9, 9), torch.randn(4, 3, 3, 3)
     dy = torch.randn(2, 4, 7, 7)
     dy[1, 2, 3, 4] = wild
-    request = Request(2, selection, True, True, True)
+    request = Request(2, selection, False, True, True, True)
     dx, dw, db = conv.get(kernel).backward(dy, x, w, PLAIN, request)
     bad = torch.zeros(2, 3, 9, 9, dtype=torch.bool)
     bad[1, :, 3:6, 4:7] = True
@@ -322,7 +323,7 @@ def test_auto_takes_what_was_measured_to_be_fastest(monkeypatch):
         one = torch.empty(1, dtype=dtype)
         x, dy = (one.expand(batch, maps_or_channels, size, size) for maps_or_channels in (channels, maps))
         w = one.expand(maps, channels // groups, 3, 3)
-        request = Request(k, "example", dx, True, True)
+        request = Request(k, "example", False, dx, True, True)
         return auto.choose(dy, x, w, PLAIN._replace(padding=(1, 1), groups=groups), request).name
 
     assert chosen(32, 64, 32, 128, 51) == "native"
@@ -479,7 +480,7 @@ def test_the_number_of_threads_changes_rounding_alone():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            request = Request(6, "example", True, True, True)
+            request = Request(6, "example", False, True, True, True)
             results.append(conv.get("native").backward(dy, x, w, PLAIN, request))
     finally:
         torch.set_num_threads(before)
@@ -509,7 +510,7 @@ def test_pixels_that_32_bits_cannot_count_are_refused_or_left_to_another_kernel(
     """Padding counts; an expanded tensor has the shape alone."""
     x, w = torch.empty(1).expand(batch, 1, size, size), torch.empty(2, 1, 3, 3)
     dy = torch.empty(1).expand(batch, 2, 40, 40)
-    geometry, request = Geometry((1, 1), (padding, padding), (1, 1), 1), Request(3, "example", True, True, True)
+    geometry, request = Geometry((1, 1), (padding, padding), (1, 1), 1), Request(3, "example", False, True, True, True)
     reason = conv.kernels.get("native").unsupported(x, w, geometry)
     assert (reason is None) == supported
     assert (conv.kernels.get("auto").choose(dy, x, w, geometry, request).name == "native") == supported

@@ -41,12 +41,12 @@ def uses_node(y):
 
 def in_python(function):
     """Call without the node."""
-    before = registrations._node.ask
-    registrations._node.ask = registrations._nothing
+    before = registrations._node.linear
+    registrations._node.linear = registrations._nothing
     try:
         return function()
     finally:
-        registrations._node.ask = before
+        registrations._node.linear = before
 
 
 def both(function):

@@ -24,7 +24,7 @@ from meprop_bench.ops import linear, node
 from meprop_bench.ops.conv import conv2d
 from meprop_bench.ops.conv import native as conv_native
 from meprop_bench.ops.kernels import native
-from meprop_bench.ops.kernels.native import scratch, threads
+from meprop_bench.ops.kernels.native import memory, threads
 from meprop_bench.ops.recurrent import native as recurrent_native
 from meprop_bench.ops.recurrent import recurrent
 
@@ -124,10 +124,10 @@ def check_everything():
     for name, case in CASES.items():
         # oneDNN's own convolutions of a smaller team give wrong weight gradients, or wait for ever.
         torch.backends.mkldnn.enabled = name != "conv"
-        ways = [registrations._Node().ask, registrations._nothing] if name.startswith("linear") else [None]
+        ways = [registrations._Node().linear, registrations._nothing] if name.startswith("linear") else [None]
         found = []  # first, lest memory hold what is right already
         for way in ways:
-            registrations._node.ask = way or registrations._node.ask
+            registrations._node.linear = way or registrations._node.linear
             found += [results(case)]
             found += [results(case, between=lambda: torch.set_num_threads(asked + 1))]
             found += [results(case, between=lambda: torch.set_num_threads(asked))]
@@ -191,7 +191,7 @@ class Runtime:
 
 @pytest.fixture
 def in_python(monkeypatch):
-    monkeypatch.setattr(registrations._node, "ask", registrations._nothing)
+    monkeypatch.setattr(registrations._node, "linear", registrations._nothing)
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_the_memory_to_work_in_is_enough_for_all_threads_asked_for(asked, monkey
         blocks.append((torch.full((size + 4096,), 77, dtype=torch.uint8), size))
         return blocks[-1][0].data_ptr()
 
-    monkeypatch.setattr(scratch, "address", address)
+    monkeypatch.setattr(memory, "scratch", address)
     monkeypatch.setattr(torch, "get_num_threads", lambda: asked)
     Runtime(3).use(monkeypatch)
     for name, case in CASES.items():

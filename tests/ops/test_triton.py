@@ -429,7 +429,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from meprop_bench.ops.kernels import Request
-from meprop_bench.ops.kernels import triton as room
+from meprop_bench.ops.kernels import triton as kernels
 from meprop_bench.ops.kernels.triton import atomic, example, largest, unified
 
 NAMES = {
@@ -469,9 +469,9 @@ for (dtype, precision), cases in CASES.items():
     dy, x, w = torch.ones(128, 512, dtype=dtype), torch.ones(128, 256, dtype=dtype), torch.ones(512, 256, dtype=dtype)
     for selection, k, rows, few in cases:
         example._FEW = few
-        room.KERNEL.backward(dy, x, w, Request(k, selection, rows, True, True, True))
+        kernels.KERNEL.backward(dy, x, w, Request(k, selection, rows, True, True, True))
     only_dw = Request(4, "example", dtype == torch.float32, False, True, False)
-    room.each_example(dy, x, w, only_dw, atomic.weight_gradient)
+    kernels.each_example(dy, x, w, only_dw, atomic.weight_gradient)
 largest.rows(torch.ones(2, 8192), 8, "example")
 print(*sorted({name for name, *_ in seen}))
 """

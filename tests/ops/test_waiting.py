@@ -66,7 +66,7 @@ def chosen_conv():
     auto = conv.get("auto")
     shapes = (4, 6, 8, 8), (4, 3, 8, 8), (6, 3, 3, 3)
     for selection, k in itertools.product(conv.SELECTIONS, (1, 6, 60)):
-        kernel = auto.choose(*(meta(*shape) for shape in shapes), GEOMETRY, conv.Request(k, selection, 1, 1, 1))
+        kernel = auto.choose(*(meta(*shape) for shape in shapes), GEOMETRY, Request(k, selection, False, 1, 1, 1))
         yield kernel.name, selection, k
         yield "gather", selection, k  # by name
 
@@ -124,7 +124,7 @@ def backward(kind, choice, device):
         with Unwaited():
             return kernels.get(name).backward(*tensors, request)
     if kind is MePropConv2d:
-        request = conv.Request(k, selection, True, True, True)
+        request = Request(k, selection, False, True, True, True)
         tensors = draw(4, 6, 8, 8), draw(4, 3, 8, 8), draw(6, 3, 3, 3)
         with Unwaited():
             return conv.get(name).backward(*tensors, GEOMETRY, request)

@@ -58,7 +58,7 @@ def test_a_gpu_s_cases_of_one_shape_have_numbers_that_were_drawn_once(monkeypatc
     drawn: list[int] = []
     draw = linear.draw_on_host
     monkeypatch.setattr(linear, "draw_on_host", lambda seed: drawn.append(seed) or draw(seed))
-    linear._kept_on_host.cache_clear()
+    linear._cached_on_host.cache_clear()
     shape = {"batch": 4, "in_features": 6, "out_features": 10}
 
     def numbers(device: str, seed: int = 7, dtype: str = "float32") -> tuple[torch.Tensor, ...]:
@@ -68,7 +68,7 @@ def test_a_gpu_s_cases_of_one_shape_have_numbers_that_were_drawn_once(monkeypatc
         x, _, _, dy = numbers("meta", dtype=dtype)  # what stands for a GPU
         assert (x.device.type, x.is_leaf, x.requires_grad, dy.dtype) == ("meta", True, True, tensor_type(dtype))
     assert drawn == [7]
-    kept = linear._kept_on_host(7, 4, 6, 10)
+    kept = linear._cached_on_host(7, 4, 6, 10)
     for _ in range(2):  # the processor's are fresh, as they may be written into
         for mine, theirs in zip(numbers("cpu"), kept, strict=True):
             assert torch.equal(mine, theirs)

@@ -32,13 +32,10 @@ _KINDS = "results of meprop-bench, pytest-benchmark's JSON or an asv result"
 def read(
     baseline: Path, candidate: Path | None = None, *, ratios_only: bool = False, reports: Path = REPORTS
 ) -> Compared:
-    """Return what a baseline and a candidate have in common.
+    """Return what a baseline and a candidate, files or results folders, have in common.
 
-    Args:
-        baseline: a file or a results folder.
-        candidate: likewise; by default the newest results under `reports` of the baseline's preset.
-        ratios_only: compare only ratios sparse / dense, which may come from different environments.
-        reports: the folder of results folders.
+    The candidate is by default the newest of the results under `reports` of the baseline's preset. Ratios sparse /
+    dense, `ratios_only`, may come from different environments.
 
     Raises:
         UserError: a file that is not there or not a result (exit code 2), without figures (5), or that cannot be

@@ -192,7 +192,7 @@ def _is_names(value: object) -> TypeGuard[list[str]]:
 
 
 def _identity(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Machine, as asv was told, with Python, what was installed for the benchmarks, and variables that were set."""
+    """Machine, as asv was set up, with Python, what was installed for the benchmarks, and variables that were set."""
     parts = {key: document.get(key) for key in ("params", "requirements", "env_vars")}
     found = flat({key: value for key, value in parts.items() if isinstance(value, Mapping)})
     python = document.get("python")

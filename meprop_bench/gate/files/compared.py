@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.block import Block, Integers
-from meprop_bench.gate.files.figures import Figures, Kind
+from meprop_bench.gate.columns import Block, Integers
+from meprop_bench.gate.files.figures import ALONE, OWN_PROCESSES, Figures, Kind
 from meprop_bench.gate.names import shown, without_addresses
 from meprop_bench.gate.series import Series
 from meprop_bench.results.redact import one_line
@@ -35,12 +35,7 @@ _SHOWN = 3
 
 
 class Compared:
-    """The figures that two files have in common, as series one after the other.
-
-    Args:
-        base: what is compared with.
-        head: what is judged.
-        ratios_only: whether only ratios sparse / dense are compared.
+    """The figures that two files have in common, as series one after the other, or as `blocks` and the `rest`.
 
     Attributes:
         base: what the base is, in a few words.
@@ -100,30 +95,24 @@ class Compared:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The figures that are judged by their ratio, as columns."""
-        return self._split[0]
+        return tuple(itertools.chain.from_iterable(self._columns.values()))
 
     @property
     def rest(self) -> Iterator[Series]:
         """What is in no block: counts, accuracy, figures with a 0, and what failed in the head."""
-        for kind, cases in self._split[1]:
-            yield from self._series(kind, cases)
+        for kind, blocks in self._columns.items():
+            ours = self._base.places(kind)
+            if sum(map(len, blocks)) < len(ours):
+                held = set(itertools.chain.from_iterable(block.cases for block in blocks))
+                yield from self._series(kind, [case for case in ours if case not in held])
         yield from self._alone()
 
     @cached_property
-    def _split(self) -> tuple[tuple[Block, ...], list[tuple[Kind, list[str]]]]:
-        blocks: list[Block] = []
-        rest: list[tuple[Kind, list[str]]] = []
-        for kind in self._kinds:
-            ours = self._base.places(kind)
-            own = self._blocks(kind) if kind.quantity in _IN_BLOCKS else []
-            if sum(map(len, own)) < len(ours):
-                held = set(itertools.chain.from_iterable(block.cases for block in own))
-                rest.append((kind, [case for case in ours if case not in held]))
-            blocks += own
-        return tuple(blocks), rest
+    def _columns(self) -> dict[Kind, list[Block]]:
+        """The blocks of each kind: what both have, apart by whether each value has a process of its own."""
+        return {kind: self._blocks(kind) if kind.quantity in _IN_BLOCKS else [] for kind in self._kinds}
 
     def _blocks(self, kind: Kind) -> list[Block]:
-        """Return the figures of a kind that both have, apart by whether each value has a process of its own."""
         base, head = self._base, self._head
         ours, theirs = base.places(kind), head.places(kind)
         cases = [case for case in ours if case in theirs]
@@ -136,8 +125,8 @@ class Compared:
             base=base.sides(first),
             head=head.sides(second),
         )
-        own = base.of_own_processes(first) & head.of_own_processes(second)
-        sound = base.sound(first) & head.sound(second)
+        own = base.flagged(first, OWN_PROCESSES) & head.flagged(second, OWN_PROCESSES)
+        sound = ~(base.flagged(first, ALONE) | head.flagged(second, ALONE))
         apart = [replace(whole.only(sound & (own == each)), own_processes=each) for each in (True, False)]
         return [block for block in apart if len(block)]
 
@@ -156,12 +145,12 @@ class Compared:
                 unit=kind.unit,
                 base=base.side(place),
                 head=() if other is None else head.side(other),
-                own_processes=base.own_processes(place) and (other is None or head.own_processes(other)),
+                own_processes=other is not None and base.own_processes(place) and head.own_processes(other),
                 failure=failure,
             )
 
     def _alone(self) -> Iterator[Series]:
-        """Yield what failed in the head, and has no figure of the base that it could be told at."""
+        """Yield what failed in the head, and has no figure of the base under which to show it."""
         for case in self._failures_alone:
             yield Series(case=case, figure="run", quantity="count", unit="1", failure=self._failures[case])
 
@@ -173,7 +162,8 @@ class Compared:
             for case in own.cases():
                 if "0x" in case and not other.has(case) and (plain := without_addresses(case)) != case:
                     groups[plain][place].append(case)
-        one, several = _Names(), _Names()
+        one = _Names("matched without the address in the name")
+        several = _Names("not judged, as several differ by the address in the name alone")
         names: dict[str, str] = {}
         for plain, (first, second) in groups.items():
             if len(first) == len(second) == 1:
@@ -186,12 +176,8 @@ class Compared:
                 failed = [case for case in second if case in head.failures]
                 if len(failed) > sum(case in base.failures for case in first):
                     self._failures_alone += failed
-        if names:
-            head.rename(names)
-        return [
-            one.line("matched without the address in the name"),
-            several.line("not judged, as several differ by the address in the name alone"),
-        ]
+        head.rename(names)
+        return [one.line, several.line]
 
     def _failures_of_the_head(self) -> dict[str, str]:
         """Return why the head has nothing of a case although it was asked for, by the base's name of the case."""
@@ -208,13 +194,23 @@ class Compared:
     def _match(self, head_kinds: list[Kind]) -> list[str]:
         """Count what both have; return what is to be said of the rest."""
         base, head = self._base, self._head
-        gone, new, mended, version, unit, left, found_again = (_Names() for _ in range(7))
+        gone, new, mended, left, found_again, version, unit = names = [
+            _Names(f"not judged, {why}")
+            for why in (
+                f"in {base.name} only",
+                f"in {head.name} only",
+                f"failed in {base.name}",
+                f"without a figure in {head.name}",
+                f"without a figure in {base.name}",
+                "measured by another version of the benchmark, or with other seeds",
+                "measured in another unit",
+            )
+        ]
         shared = dict.fromkeys(head_kinds, 0)
         listed = set(self._failures_alone)  # failures that have a line in the table
         for kind in self._kinds:
-            theirs = head.places(kind)
+            ours, theirs = base.places(kind), head.places(kind)
             alike = [each for each in head_kinds if each != kind and each.figure == kind.figure]
-            ours = base.places(kind)
             shared[kind] = sum(map(theirs.__contains__, ours))
             self._count += shared[kind]
             for case in ours if shared[kind] < len(ours) else ():
@@ -236,28 +232,20 @@ class Compared:
                 if case not in ours and case not in self._unclear and not any(case in of for of in similar):
                     failed = case in base.failures or head.ids.get(case) in base.failures
                     (mended if failed else found_again if case in base.left_out else new).add(case, kind)
-        remarks = [
-            gone.line(f"not judged, in {base.name} only"),
-            new.line(f"not judged, in {head.name} only"),
-            mended.line(f"not judged, failed in {base.name}"),
-            left.line(f"not judged, without a figure in {head.name}"),
-            found_again.line(f"not judged, without a figure in {base.name}"),
-            version.line("not judged, measured by another version of the benchmark, or with other seeds"),
-            unit.line("not judged, measured in another unit"),
-            *self._other_failures(listed),
-            *(
-                f"{found.name}: rounds of 0 s count as the shortest of their benchmark: {found.zeros}"
-                for found in (base, head)
-                if found.zeros
-            ),
-        ]
+        failures = self._other_failures(listed)
         self._count += len(self._failures_alone)
-        return remarks
+        replaced = [
+            f"{found.name}: rounds of 0 s count as the shortest of their benchmark: {found.zeros}"
+            for found in (base, head)
+            if found.zeros
+        ]
+        return [*(each.line for each in names), *failures, *replaced]
 
     def _other_failures(self, listed: set[str]) -> list[str]:
         """Give what failed in the head a line if the base ran it; return what to say of the rest."""
         base, head = self._base, self._head
-        both, new = _Names(), _Names()
+        both = _Names("failed in both")
+        new = _Names(f"failed in {head.name}, and {base.name} has nothing to compare with")
         for case in self._failures:
             if case in listed:
                 continue
@@ -267,10 +255,7 @@ class Compared:
                 self._failures_alone.append(case)
             else:
                 new.add(case)
-        return [
-            both.line("failed in both"),
-            new.line(f"failed in {head.name}, and {base.name} has nothing to compare with"),
-        ]
+        return [both.line, new.line]
 
     def _check_environments(self) -> bool:
         """Return whether there is a figure that depends on them; raises `UserError` where they differ then."""
@@ -305,19 +290,20 @@ def _places(of: Mapping[str, int], cases: list[str]) -> Integers:
 
 
 class _Names:
-    """The first of many names, and how many there were."""
+    """The first of many names of which one thing is said, and how many there were."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what, self._count = what, 0
         self._first: list[str] = []
-        self._count = 0
 
     def add(self, case: str, kind: Kind | None = None) -> None:
         self._count += 1
         if len(self._first) < _SHOWN:
             self._first.append(shown(case if kind is None else f"{case}/{kind.figure}", 120))
 
-    def line(self, what: str) -> str:
-        return f"{self._count} {what}: {_listed(self._first, self._count)}" if self._count else ""
+    @property
+    def line(self) -> str:
+        return f"{self._count} {self._what}: {_listed(self._first, self._count)}" if self._count else ""
 
 
 def _listed(first: list[str], count: int) -> str:

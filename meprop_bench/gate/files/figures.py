@@ -19,35 +19,30 @@ from typing import Any
 import numpy as np
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.block import Flags, Floats, Integers, Sides
+from meprop_bench.gate.columns import Flags, Floats, Integers, Sides
 from meprop_bench.gate.evidence import lower_rank
 from meprop_bench.gate.files.number import LARGEST, out_of_range
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted
 from meprop_bench.gate.series import Side, Summary
 
-__all__ = ["MOST_VALUES", "SKIPPED", "Figures", "Kind", "flat"]
+__all__ = ["ALONE", "MOST_VALUES", "OWN_PROCESSES", "SKIPPED", "Figures", "Kind", "flat"]
 
 SKIPPED = "skipped"
 """Why a case is left out that did not run."""
 MOST_VALUES = 1000
 """Values of a figure that are kept, evenly spaced ones if there are more: what they leave unknown is the processes."""
 
-_SUMMARY, _OWN_PROCESSES, _ALONE = 1, 2, 4
-"""Flags; the last says that a figure has a 0, or no value, so that no ratio of it can be taken with those of others."""
+_SUMMARY, OWN_PROCESSES, ALONE = 1, 2, 4
+"""Flags. Own processes: each value is of a process, or a seed, of its own; alone: the figure has a 0, or no value, so
+that no ratio of it can be taken together with those of others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What of a case is told: the same in base and head, or the two are not compared.
+    """What of a case is judged, as in `Series`: the same in base and head, or the two are not compared.
 
-    Attributes:
-        figure: its name, as in `Series`.
-        quantity: likewise.
-        unit: likewise.
-        basis: what else has to be equal: the seeds and steps of a training run, the version of a benchmark's code;
-            empty where nothing has.
-
+    `basis` is what else has to be equal: the seeds and steps of a training run, the version of a benchmark's code.
     """
 
     figure: str
@@ -119,14 +114,7 @@ class Figures:
         return self.left_out.get(case, SKIPPED) != SKIPPED or any(case in of for of in self._places.values())
 
     def add(self, case: str, kind: Kind, side: Side, environment: str = "", *, own_processes: bool = False) -> None:
-        """Add a figure.
-
-        Args:
-            case: of the figure.
-            kind: of the figure.
-            side: at least one value, or the summary of some.
-            environment: key into `environments`.
-            own_processes: whether each value is of a process, or a seed, of its own.
+        """Add a figure: at least one value, or the summary of some, measured in one of `environments`.
 
         Raises:
             UserError: the file has it already, or a value cannot be one of its quantity.
@@ -147,36 +135,33 @@ class Figures:
             self._values.extend(side if len(side) <= MOST_VALUES else side[:: math.ceil(len(side) / MOST_VALUES)])
         self._ends.append(len(self._values))
         self._where.append(self._key(environment))
-        self._flags.append(_SUMMARY * isinstance(side, Summary) + _OWN_PROCESSES * own_processes + _ALONE * alone)
+        self._flags.append(_SUMMARY * isinstance(side, Summary) + OWN_PROCESSES * own_processes + ALONE * alone)
 
     def add_many(self, cases: Sequence[str], kind: Kind, values: Sequence[Sequence[float]]) -> None:
         """Add a figure of each of many cases: what `add` does for each of them, six times as fast."""
         lengths = np.fromiter(map(len, values), np.int64, len(values))
         every = np.fromiter(chain.from_iterable(values), np.float64, int(lengths.sum()))
-        if len(every) == 0 or lengths.max() > MOST_VALUES or not self._all_new_and_usable(cases, kind, every):
-            for case, side in zip(cases, values, strict=True):
-                self.add(case, kind, tuple(side))
+        if len(every) and lengths.max() <= MOST_VALUES and self._all_new_and_usable(cases, kind, every):
+            self._append(cases, kind, every, lengths, 0)
             return
-        self._append(cases, kind, every, lengths, 0)
+        for case, side in zip(cases, values, strict=True):
+            self.add(case, kind, tuple(side))
 
     def add_many_summaries(self, cases: Sequence[str], kind: Kind, known: Sequence[tuple[float, float, int]]) -> None:
         """Likewise, of cases of which median, standard error and count are known."""
         every = np.array(known, np.float64).reshape(-1, 3)
-        if not self._all_new_and_usable(cases, kind, every[:, 0]) or not every[:, 2].all():
-            for case, (median, error, count) in zip(cases, known, strict=True):
-                self.add(case, kind, Summary(median, error, count))
+        if every[:, 2].all() and self._all_new_and_usable(cases, kind, every[:, 0]):
+            self._append(cases, kind, every.ravel(), np.full(len(known), 3, np.int64), _SUMMARY)
             return
-        self._append(cases, kind, every.ravel(), np.full(len(known), 3, np.int64), _SUMMARY)
+        for case, one in zip(cases, known, strict=True):
+            self.add(case, kind, Summary(*one))
 
-    def _append(
-        self, cases: Sequence[str], kind: Kind, every: Floats, lengths: Integers, flags: int, environment: str = ""
-    ) -> None:
+    def _append(self, cases: Sequence[str], kind: Kind, every: Floats, lengths: Integers, flags: int) -> None:
         first, count = len(self._where), len(cases)
         self._places.setdefault(kind, {}).update(zip(cases, range(first, first + count), strict=True))
-        ends = lengths.cumsum() + len(self._values)
+        self._ends.frombytes((lengths.cumsum() + len(self._values)).tobytes())
         self._values.frombytes(every.tobytes())
-        self._ends.frombytes(ends.tobytes())
-        self._where.extend([self._key(environment)] * count)
+        self._where.extend([self._key("")] * count)
         self._flags.extend([flags] * count)
 
     def _all_new_and_usable(self, cases: Sequence[str], kind: Kind, values: Floats) -> bool:
@@ -200,24 +185,17 @@ class Figures:
     def sides(self, places: Integers) -> Sides:
         """Return what was added at some places, as columns over this object's own values."""
         values, ends = np.frombuffer(self._values), np.frombuffer(self._ends, np.int64)
-        flags = np.frombuffer(self._flags, np.uint8)[places]
-        summarised = (flags & _SUMMARY) != 0
-        starts = ends[places]
+        starts, summarised = ends[places], self.flagged(places, _SUMMARY)
         return Sides(values, starts, np.where(summarised, 1, ends[places + 1] - starts), summarised)
 
-    def of_own_processes(self, places: Integers) -> Flags:
-        """Return what was said of what was added at some places."""
-        found: Flags = (np.frombuffer(self._flags, np.uint8)[places] & _OWN_PROCESSES) != 0
-        return found
-
-    def sound(self, places: Integers) -> Flags:
-        """Return which of what was added at some places is judged by its ratio together with others."""
-        found: Flags = (np.frombuffer(self._flags, np.uint8)[places] & _ALONE) == 0
+    def flagged(self, places: Integers, flag: int) -> Flags:
+        """Return which of what was added at some places have a flag: `OWN_PROCESSES` or `ALONE`."""
+        found: Flags = (np.frombuffer(self._flags, np.uint8)[places] & flag) != 0
         return found
 
     def own_processes(self, place: int) -> bool:
         """Return what was said of what was added."""
-        return bool(self._flags[place] & _OWN_PROCESSES)
+        return bool(self._flags[place] & OWN_PROCESSES)
 
     def environment(self, place: int) -> str:
         """Return the key of the environment of what was added."""

@@ -18,17 +18,7 @@ _DIGITS = 300
 
 
 def number(value: object, what: str, *, signed: bool = False) -> float:
-    """Return a value of a file as a float.
-
-    Args:
-        value: as JSON gave it.
-        what: what it is, for the message: "a.json: the result of 'x'".
-        signed: whether it may be negative.
-
-    Raises:
-        UserError: it is no number, or not a finite one.
-
-    """
+    """Return a value of a file as a float; raises `UserError`, which names `what` it is, for one that cannot be."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise UserError(f"{what} is {one_line(repr(value), 40)}, not a number; measure again")
     if not (-LARGEST if signed else 0) <= value <= LARGEST:  # NaN is not between them either

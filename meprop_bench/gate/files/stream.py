@@ -1,10 +1,8 @@
 """A JSON object of which one member is too long a list to be held as Python objects.
 
 A pytest-benchmark file of a million rows is 0.7 GB, 1.6 GB with the values. `json.load` makes 35 objects of each row:
-of 100,000 rows without values (68 MB) it takes 1.9 s and 0.24 GiB. Rows that are decoded straight into the five fields
-that are wanted (`msgspec`) take 0.6 s and 0.06 GiB; a million of them took 5.2 to 5.6 s and 0.24 GiB, 100,000 with 20
-values each 1.2 s and 0.08 GiB (seconds of a processor that others used as well, AMD EPYC, Python 3.11). msgspec decodes
-whole documents only, so the list is cut:
+of 100,000 rows without values (68 MB) it takes 1.9 s and 0.24 GiB. Rows that are decoded straight into the fields that
+are wanted (`msgspec`) take 0.6 s and 0.06 GiB. msgspec decodes whole documents only, so the list is cut:
 
     ... {row}, {row}, {row}, {r|ow}, ...      what is in memory, about 1 MiB
              `[` {row}, {row} `]`             up to a `}, {` near its end, decoded as a list of its own
@@ -12,6 +10,7 @@ whole documents only, so the list is cut:
 A cut inside a row or a string leaves brackets open, so whatever decodes was cut between rows. What does not decode
 (such a cut, NaN or Infinity, which Python writes and JSON does not have) is read row by row with `json`, the slow and
 sure way, and so are all members beside the list. Memory is bounded by the longest row and the longest other member.
+Libraries that do it were tried (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -55,15 +54,8 @@ def read_object(
 ) -> tuple[dict[str, Any], bool]:
     """Return the object that a file begins with, and whether there is more behind it (as in a file of JSON lines).
 
-    Args:
-        path: the file, in UTF-8, with or without a byte order mark.
-        listed: the member that, if it is a list, is given away in pieces and stands as the number of its rows.
-        row: the type of its rows, one that msgspec decodes.
-        take: called with some rows after the other.
-
-    Raises:
-        UserError: the file cannot be read, or is not such an object.
-
+    The member `listed`, if it is a list, is given to `take` in pieces, its rows as msgspec decodes them to the type
+    `row`, and stands as their number. Raises `UserError` for what cannot be read, or is not such an object.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -93,6 +85,11 @@ class _Text:
         self.text, self.at = "", 0
         self._before = 0
 
+    @property
+    def place(self) -> int:
+        """Which character of the file is next."""
+        return self._before + self.at
+
     def more(self) -> bool:
         """Read on, twice as much as is unread or a chunk; False at the file's end."""
         unread = self.text[self.at :]
@@ -104,7 +101,7 @@ class _Text:
     def peek(self) -> str:
         """Return the next character that is not space, without passing it; nothing at the end."""
         while True:
-            self.at = _end_of_space(self.text, self.at)
+            self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]  # it may be empty
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.more():
@@ -138,14 +135,7 @@ class _Text:
 
     def error(self, what: str) -> UserError:
         """Return the error that says where the text is not JSON."""
-        where = f"at character {self._before + self.at}"
-        return UserError(f"{self.name} is not JSON, or was cut off: {what} {where}; measure again")
-
-
-def _end_of_space(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    assert match is not None  # it may be empty
-    return match.end()
+        return UserError(f"{self.name} is not JSON, or was cut off: {what} at character {self.place}; measure again")
 
 
 def _members(text: _Text, listed: str, row: type[_Row], take: Callable[[list[_Row]], None]) -> dict[str, Any]:
@@ -171,19 +161,15 @@ def _members(text: _Text, listed: str, row: type[_Row], take: Callable[[list[_Ro
 def _rows(text: _Text, row: type[_Row], take: Callable[[list[_Row]], None]) -> int:
     """Pass the list, give its rows to `take`, and return how many there were."""
     decoder = msgspec.json.Decoder(list[row])  # type: ignore[valid-type]
-    count = alone = 0
-    step = 1  # rows to read by themselves after a failure, more after each: a failed attempt costs a chunk
+    count = again = 0  # from where to try many at once: an attempt that failed has cost a chunk
     text.expect("[")
     if text.peek() == "]":
         text.expect("]")
         return 0
     while True:
-        rows: list[_Row] = [] if alone else _many(text, decoder)
-        if rows:
-            step = 1
-        else:
-            alone = alone - 1 if alone else step - 1
-            step = min(2 * step, 1024) if alone == 0 else step
+        rows = _many(text, decoder) if text.place >= again else []
+        if not rows:
+            again = again if text.place < again else text.place + _CHUNK
             rows = [_one(text, row, count)]
         count += len(rows)
         take(rows)

@@ -2,7 +2,7 @@
 
 Backward time of torch's dense convolution divided by that of `native`, selection included; dy is normally distributed,
 B x C x H x W -> N maps, 3x3 taps with padding 1 unless said otherwise (5x5 without); 2 cores (AMD EPYC, AVX-512),
-torch 2.13 with oneDNN, float32, glibc's kept arena, medians of interleaved pairs:
+torch 2.13 with oneDNN, float32, glibc's retained arena, medians of interleaved pairs:
 
 | layer | dense, ms | k/P = 0.01 | 0.05 | 0.1 | 0.2 | 0.5 |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -38,8 +38,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Kernel, Request, get
-from meprop_bench.ops.kernels import Gradients, compiled
+from meprop_bench.ops.conv.kernels import Kernel, get
+from meprop_bench.ops.kernels import Gradients, Request, compiled
 
 __all__ = ["KERNEL", "Auto"]
 
@@ -51,13 +51,13 @@ _GATHER_FROM = 1 << 18
 float64 and bfloat16 the ratio is between 0.05 and 0.1; in float16 masked is slower at all of them."""
 
 
-class Auto:
+class Auto(Kernel):
     """See the module."""
 
     name = "auto"
 
     def choose(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Kernel:
-        """Return the kernel that `backward` runs."""
+        """Return the kernel that `backward` runs; there is always one."""
         positions = dy.shape[2] * dy.shape[3]
         numbers = w[0].numel() * (request.need_dx + request.need_dw)
         there = x.device.type == "cpu" and compiled.load(_NATIVE) is not None
@@ -68,10 +68,6 @@ class Auto:
         if few and dy.numel() >= _GATHER_FROM and geometry.groups == 1 and x.device.type == "cpu":
             return get("gather")
         return get("masked")
-
-    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
-        """Say why not: never, there is always a kernel."""
-        return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""

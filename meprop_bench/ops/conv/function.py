@@ -6,22 +6,20 @@ example without a batch is a batch of one. What is saved is what torch saves: x 
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meprop_bench.ops.autocast import cast_to, lower_precision
+from meprop_bench.ops.autocast import autocast
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Kernel, Request, check_kernel, check_selection, get
-from meprop_bench.ops.kernels import Gradients
-from meprop_bench.ops.plain import for_a_graph, memory, transformed, undisturbed, unwatched
-from meprop_bench.ops.selection import keep, resolve_k, select
+from meprop_bench.ops.conv.kernels import Kernel, check_kernel, check_selection, get
+from meprop_bench.ops.graph import break_graph, is_plain, is_tracing, operators
+from meprop_bench.ops.kernels import Gradients, Request, check_supported
+from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
+from meprop_bench.ops.selection import resolve_k, survivors
 from meprop_bench.ops.sparsified import sparsified
-from meprop_bench.ops.tracing import is_tracing
 
 __all__ = ["conv1d", "conv2d", "conv_backward"]
 
@@ -49,8 +47,8 @@ def conv2d(
         padding: also "valid" or "same".
         dilation: distance of the taps.
         groups: G.
-        k: positions kept in each map of each example: an int >= 1, or a ratio of the positions in (0, 1]. All of them
-            is exactly the dense layer.
+        k: positions selected in each map of each example: an int >= 1, or a ratio of them in (0, 1]. All of them is
+            exactly the dense layer.
         selection: "example", the k greatest |dy| of a map, or "random", k positions of it drawn without replacement.
         kernel: a name in `meprop_bench.ops.conv.KERNELS`. Double backward, `torch.func` and tensors that are
             not plain memory (see `meprop_bench.ops.plain`) always take "masked".
@@ -129,18 +127,18 @@ def _conv(x: Tensor, w: Tensor, b: Tensor | None, given: _Given, k: float, selec
         x = F.pad(x, more)
     size, taps = ((1, *t.shape[2 - w.dim() :])[-2:] for t in (x, w))
     positions = geometry.output(size[0], size[1], (taps[0], taps[1]))
-    kept = resolve_k(k, positions[0] * positions[1])
+    count = resolve_k(k, positions[0] * positions[1])
     if not torch.is_grad_enabled() or min(positions) < 1 or x.dim() not in (w.dim() - 1, w.dim()):
         return _torchs(x, w, b, geometry)  # which raises where the image is too small, or not an image
-    if kept >= positions[0] * positions[1]:
-        if kept > positions[0] * positions[1]:
+    if count >= positions[0] * positions[1]:
+        if count > positions[0] * positions[1]:
             raise ValueError(
                 f"k = {k} is more than the {positions[0]} x {positions[1]} positions of a map: give a ratio in (0, 1]"
             )
         return _torchs(x, w, b, geometry)
     if x.dim() < w.dim():
-        return _recorded(x.unsqueeze(0), w, b, geometry, kept, selection, kernel).squeeze(0)
-    return _recorded(x, w, b, geometry, kept, selection, kernel)
+        return _recorded(x.unsqueeze(0), w, b, geometry, count, selection, kernel).squeeze(0)
+    return _recorded(x, w, b, geometry, count, selection, kernel)
 
 
 def _torchs(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
@@ -159,15 +157,13 @@ def _recorded(
     if not compiling and (transformed() or not (memory.plain(x) and memory.plain(w))):
         bias = None if b is None else b.reshape(-1, *(1,) * (w.dim() - 2))
         y = _torchs(x, w, None if b is None else b.detach(), geometry)
-        return sparsified(partial(_kept, k, selection, w.dim() - 2), y, bias)[0]
-    if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
-        x, w, b = cast_to(x, dtype), cast_to(w, dtype), cast_to(b, dtype)
+        return sparsified(lambda dy: (survivors(dy, k, selection, w.dim() - 2),), y, bias)[0]
+    if torch._C._is_any_autocast_enabled():
+        x, w, b = autocast(x, w, b)
     if not compiling:
         return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, get(kernel)))  # type: ignore[no-untyped-call]
-    if not for_a_graph(x, w):
-        from meprop_bench.ops.uncompiled import cannot_be_compiled
-
-        return cast(Tensor, cannot_be_compiled(_recorded, x, w, b, geometry, k, selection, kernel))
+    if not is_plain(x, w):
+        return cast(Tensor, break_graph(_recorded, x, w, b, geometry, k, selection, kernel))
     images, filters = _in_two_dimensions(w.dim(), x, w)
     y = cast(Tensor, _conv_op(images, filters, b, *geometry, k, selection, kernel))
     return y if w.dim() == 4 else y.squeeze(-2)
@@ -176,13 +172,6 @@ def _recorded(
 def _in_two_dimensions(dimensions: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Give images of one dimension, whose weight has 3, a height of 1."""
     return tensors if dimensions == 4 else tuple(t.unsqueeze(-2) for t in tensors)
-
-
-def _kept(k: int, selection: str, dimensions: int, dy: Tensor) -> tuple[Tensor]:
-    maps = dy.reshape(math.prod(dy.shape[:-dimensions]), math.prod(dy.shape[-dimensions:]))
-    with torch.no_grad():
-        idx = select(maps, k, selection)
-    return (keep(maps, idx).reshape(dy.shape),)
 
 
 def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: Kernel) -> Gradients:
@@ -196,8 +185,8 @@ def conv_backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request:
 
 def _check_supported(kernel: Kernel, x: Tensor, w: Tensor, geometry: Geometry) -> None:
     """Raise ValueError if the kernel cannot do this."""
-    if x.numel() and (reason := kernel.unsupported(x, w, geometry)):
-        raise ValueError(f"kernel {kernel.name!r} does not support this case: {reason}")
+    if x.numel():
+        check_supported(kernel.name, kernel.unsupported(x, w, geometry))
 
 
 class _Conv(torch.autograd.Function):
@@ -209,7 +198,7 @@ class _Conv(torch.autograd.Function):
         _check_supported(kernel, images, filters, geometry)
         ctx.save_for_backward(x, w)
         ctx.set_materialize_grads(False)
-        ctx.call = geometry, Request(k, selection, *ctx.needs_input_grad[:3]), kernel, (x.shape, w.shape)
+        ctx.call = geometry, Request(k, selection, False, *ctx.needs_input_grad[:3]), kernel, (x.shape, w.shape)
         return _torchs(x, w, b, geometry)
 
     @staticmethod
@@ -230,57 +219,25 @@ class _Conv(torch.autograd.Function):
         return dx, dw, db, None, None, None, None
 
 
-_ARGUMENTS = (
-    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt k, str selection, str kernel"
-)
-
-
 def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
     return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
-@torch.library.custom_op(
-    "meprop_bench::conv2d", mutates_args=(), schema=f"(Tensor x, Tensor w, Tensor? b, {_ARGUMENTS}) -> Tensor"
-)
-def _conv_op(x: Tensor, w: Tensor, b: Tensor | None, *call: Any) -> Tensor:
+def _check_in_graph(x: Tensor, w: Tensor, y: Tensor, *call: Any) -> None:
     _check_supported(get(call[-1]), x, w, _geometry(*call[:4]))
-    return F.conv2d(x, w, b, *call[:4])
 
 
-@_conv_op.register_fake
-def _(x: Tensor, w: Tensor, b: Tensor | None, *call: Any) -> Tensor:
-    return F.conv2d(x, w, b, *call[:4])
-
-
-@torch.library.custom_op(
-    "meprop_bench::conv2d_backward",
-    mutates_args=(),
-    schema=f"(Tensor dy, Tensor x, Tensor w, {_ARGUMENTS}, bool[] need) -> (Tensor, Tensor, Tensor)",
-)
-def _conv_backward_op(dy: Tensor, x: Tensor, w: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_in_graph(dy: Tensor, x: Tensor, w: Tensor, *call: Any) -> Gradients:
     *arguments, k, selection, kernel, need = call
-    grads = conv_backward(dy, x, w, _geometry(*arguments), Request(k, selection, *need), get(kernel))
-    # An operator cannot return None, and what it returns has the strides that the graph was made for.
-    dx, dw, db = (dy.new_empty(0) if grad is None else grad.contiguous() for grad in grads)
-    return dx, dw, db
+    return conv_backward(dy, x, w, _geometry(*arguments), Request(k, selection, False, *need), get(kernel))
 
 
-@_conv_backward_op.register_fake
-def _(dy: Tensor, x: Tensor, w: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (x.shape, w.shape, w.shape[:1])
-    dx, dw, db = (dy.new_empty(shape if wanted else 0) for shape, wanted in zip(shapes, call[-1], strict=True))
-    return dx, dw, db
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, *ctx.call = inputs
-    ctx.save_for_backward(x, w)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    need = list(ctx.needs_input_grad[:3])
-    grads = _conv_backward_op(dy, *ctx.saved_tensors, *ctx.call, need)
-    return *(grad if wanted else None for grad, wanted in zip(grads, need, strict=True)), *(None,) * 7
-
-
-_conv_op.register_autograd(_backward, setup_context=_setup_context)
+_conv_op, _conv_backward_op = operators(
+    "conv2d",
+    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt k, str selection, str kernel",
+    lambda x, w, b, *call: F.conv2d(x, w, b, *call[:4]),
+    _check_in_graph,
+    _backward_in_graph,
+    lambda dy, x, w: (x.shape, w.shape, w.shape[:1]),
+    saves_both=True,
+)

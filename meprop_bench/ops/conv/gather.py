@@ -1,14 +1,14 @@
 """Kernel `gather`, in operators of torch: the runs of the selected patches are rows of a table, summed up in bags.
 
 With the images pixel by pixel (`geometry`), a patch has R runs of L consecutive numbers, and the run that begins at
-pixel q is row q of a table T of x; the rows of W are cut alike. A kept entry s is map n, value v and first pixel q:
+pixel q is row q of a table T of x; the rows of W are cut alike. A selected entry s is map n, value v and first pixel q:
 
     dW[n, r]   =  Σ_{s of map n}                v_s T[q_s + o_r]        a bag for each map and run
     dT[q]      =  Σ_{s, r : q_s + o_r = q}      v_s W[n_s, r]           a bag for each pixel, entries sorted by pixel
     dx         =  the runs of dT, added up where they overlap
 
 Both are `embedding_bag`, as in the linear layer's kernel of that name. The table costs kw times the memory of x, dT the
-same of dx, and the sort R entries for each one kept: that is why the compiled kernel `native` reads x in place instead.
+same of dx, and the sort R entries for each one selected: hence the compiled kernel `native` reads x in place instead.
 """
 
 from __future__ import annotations
@@ -17,21 +17,17 @@ import torch
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry, Sizes, sizes
-from meprop_bench.ops.conv.kernels import Request, select_positions
-from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.conv.kernels import Kernel, select_positions
+from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.kernels.embedding_bag import bag_starts, bags
 
 __all__ = ["KERNEL", "Gather"]
 
 
-class Gather:
+class Gather(Kernel):
     """See the module."""
 
     name = "gather"
-
-    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
-        """None: it supports everything."""
-        return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""

@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
 def sizes(x: torch.Size, w: torch.Size, geometry: Geometry, device: torch.device = _CPU) -> Sizes:
     """Return the sizes for x `(B, G C, H, W)` and w `(N, C, kh, kw)`, with tables on a device."""
     # A GPU's are made where they are needed: copies to it are waited for, and a CUDA graph has memory of its own.
-    return _kept(x, w, geometry, device) if device == _CPU else _sizes(x, w, geometry, device)
+    return _cached(x, w, geometry, device) if device == _CPU else _sizes(x, w, geometry, device)
 
 
 def _sizes(x: torch.Size, w: torch.Size, geometry: Geometry, device: torch.device) -> Sizes:
@@ -73,4 +73,4 @@ def _sizes(x: torch.Size, w: torch.Size, geometry: Geometry, device: torch.devic
     return Sizes(batch * groups, channels, (hp, wp), run, runs.flatten(), patches.flatten())
 
 
-_kept = lru_cache(maxsize=256)(_sizes)
+_cached = lru_cache(maxsize=256)(_sizes)

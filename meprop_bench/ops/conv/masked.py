@@ -7,41 +7,31 @@ dense layer (0 · inf = NaN).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry
-from meprop_bench.ops.conv.kernels import Request
-from meprop_bench.ops.kernels import Gradients
-from meprop_bench.ops.selection import keep, select
+from meprop_bench.ops.conv.kernels import Kernel
+from meprop_bench.ops.kernels import Gradients, Request
+from meprop_bench.ops.selection import survivors
 
 __all__ = ["KERNEL", "Masked"]
 
 
-class Masked:
+class Masked(Kernel):
     """See the module."""
 
     name = "masked"
 
-    def unsupported(self, x: Tensor, w: Tensor, geometry: Geometry) -> str | None:
-        """None: it supports everything."""
-        return None
-
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
-        batch, n, *size = dy.shape
-        maps = dy.reshape(batch * n, math.prod(size))
-        with torch.no_grad():  # not `detach`, which batched gradients have not
-            idx = select(maps, request.k, request.selection)
-        kept = keep(maps, idx).reshape(dy.shape)
+        sparse = survivors(dy, request.k, request.selection, 2)
         stride, padding, dilation, groups = geometry
         need = [request.need_dx, request.need_dw, False]
         dx, dw = None, None
         if any(need):
             dx, dw, _ = torch.ops.aten.convolution_backward(
-                kept, x, w, None, stride, padding, dilation, False, (0, 0), groups, need
+                sparse, x, w, None, stride, padding, dilation, False, (0, 0), groups, need
             )
         return dx, dw, dy.sum((0, 2, 3)) if request.need_db else None
 

@@ -1,6 +1,6 @@
 """Kernel `native`: only what survives, compiled; float32 on the CPU, with Numba. See `ops.kernels.native.conv`.
 
-It works in memory that is kept from call to call: a padded copy of x, two of W, and eight bytes for each entry kept.
+It works in memory that stays from call to call: a padded copy of x, two of W, eight bytes for each selected entry.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from meprop_bench.ops.conv.geometry import Geometry, sizes
-from meprop_bench.ops.conv.kernels import Request, select_positions
-from meprop_bench.ops.kernels import Gradients
+from meprop_bench.ops.conv.kernels import Kernel, select_positions
+from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.kernels.native import conv as compiled
-from meprop_bench.ops.kernels.native import scratch
+from meprop_bench.ops.kernels.native import memory
+from meprop_bench.ops.kernels.native.memory import address
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 
 __all__ = ["KERNEL", "Native"]
@@ -28,7 +29,7 @@ _COUNTED = 1 << 31
 """Pixels, padding included, and numbers of a patch are counted in 32 bits."""
 
 
-class Native:
+class Native(Kernel):
     """See the module."""
 
     name = "native"
@@ -48,25 +49,21 @@ class Native:
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
         dy, x, w = dy.contiguous(), x.contiguous(), w.contiguous()
         threads = torch.get_num_threads() if OPENMP else 1
-        plan = _plan(x.shape, w.shape, geometry, request.k, threads)
+        case = _case(x.shape, w.shape, geometry, request.k, threads)
         idx = select_positions(dy, request) if request.selection == "random" else None
         dx = torch.empty_like(x) if request.need_dx else None
         dw = torch.empty_like(w) if request.need_dw else None
         db = dy.new_empty(w.shape[0]) if request.need_db else None
         compiled.backward(
-            OPENMP, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, plan.shares, plan.address, dy.data_ptr(),
-            _address(idx), x.data_ptr(), w.data_ptr(), _address(dx), _address(dw), _address(db),
-            scratch.address(plan.scratch),
+            OPENMP, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, case.shares, case.plan, dy.data_ptr(),
+            address(idx), x.data_ptr(), w.data_ptr(), address(dx), address(dw), address(db),
+            memory.scratch(case.scratch),
         )  # fmt: skip
         return dx, dw, db
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-class _Plan:
-    """What the compiled code needs to know of a shape: see the names beside `PLAN_WORDS` there."""
+class _Case:
+    """What the compiled code needs to know of a shape: the address of its `Plan`, and how it is shared out."""
 
     def __init__(self, x: torch.Size, w: torch.Size, geometry: Geometry, k: int, threads: int) -> None:
         at = sizes(x, w, geometry)
@@ -85,20 +82,18 @@ class _Plan:
         self.slots = (vector * lanes + lane).astype(np.int32)
         self.patches = at.patches.numpy().astype(np.int32)
         tile = max(1, _TILE // (4 * hp * wp * c * geometry.groups))
-        self.words = np.array(
-            [
-                batch, geometry.groups, c, height, width, hp, wp, *geometry.padding, n, len(self.patches), k, kh * kw,
-                runs * full, rest, len(places), tile,
-                self.places.ctypes.data, self.slots.ctypes.data, self.patches.ctypes.data,
-            ],
-            np.int64,
+        plan = compiled.Plan(
+            batch, geometry.groups, c, height, width, hp, wp, *geometry.padding, n, len(self.patches), k, kh * kw,
+            full=runs * full, rest=rest, vectors=len(places), tile=tile, place=self.places.ctypes.data,
+            slot=self.slots.ctypes.data, patch=self.patches.ctypes.data,
         )  # fmt: skip
-        self.address: int = self.words.ctypes.data
+        self.words = np.array(plan, np.int64)
+        self.plan: int = self.words.ctypes.data
         work = batch * n * (_SELECTED * len(self.patches) + 2 * k * c * kh * kw)
         self.shares: int = min(shares(threads, work), max(n, at.images))
-        self.scratch: int = compiled.scratch_bytes(self.address, self.shares)
+        self.scratch: int = compiled.scratch_bytes(self.plan, self.shares)
 
 
-_plan = lru_cache(maxsize=256)(_Plan)
+_case = lru_cache(maxsize=256)(_Case)
 
 KERNEL = Native()

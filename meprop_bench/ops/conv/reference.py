@@ -1,4 +1,4 @@
-"""The oracle of convolutions: TKDE, section 3.3.2, one kept entry of dy after the other, in float64.
+"""The oracle of convolutions: TKDE, section 3.3.2, one selected entry of dy after the other, in float64.
 
 Written from the definition of a convolution, as a sum over the patch of each output position. Nothing may import it but
 tests and checks.

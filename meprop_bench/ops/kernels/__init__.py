@@ -1,4 +1,4 @@
-"""One way to compute the sparsified backward pass of a linear layer is a *kernel*; this room is their registry.
+"""One way to compute the sparsified backward pass of a linear layer is a *kernel*; here are the interface and registry.
 
 For `y = x Wᵀ + b` with x `(B, m)`, W `(n, m)` and the incoming gradient dy `(B, n)`, every kernel computes, exactly,
 
@@ -7,8 +7,8 @@ For `y = x Wᵀ + b` with x `(B, m)`, W `(n, m)` and the incoming gradient dy `(
     db = Σ_batch dy       (n,)        in full: the authors' code does not sparsify the bias gradient
 
 where S keeps the selected entries and puts zero elsewhere. Kernels differ in cost alone, so the tests hold all of them
-against one oracle. A kernel that cannot do a case says why in `unsupported`, and asking for it by name is then an
-error: no kernel is ever exchanged silently for another, except by `auto`, whose job that is.
+against one oracle. A kernel that cannot do a case says why in `unsupported`, and its name is then an error: no kernel
+is ever exchanged silently for another, except by `auto`, whose job that is.
 
 As sparse rows, dW has a row for each neuron with a selected entry other than zero, and no others, since which neurons
 without any gradient fill a selection up differs from kernel to kernel. But on a GPU, where the host would wait for
@@ -20,35 +20,45 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from meprop_bench.ops.kernels import compiled
 
-__all__ = ["KERNELS", "Gradients", "Kernel", "Request", "get", "hybrid_rows", "unified_rows"]
+__all__ = [
+    "KERNELS",
+    "Gradients",
+    "Kernel",
+    "Registry",
+    "Request",
+    "check_supported",
+    "get",
+    "hybrid_rows",
+    "unified_rows",
+]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""(dx, dw, db); None where it was not asked for."""
+"""(dx, dw, db); None where it was not requested."""
 
 
 class Request(NamedTuple):
     """What one backward pass has to deliver (a NamedTuple: it is made on a path of some 30 microseconds)."""
 
     k: int
-    """Entries kept, resolved: 1 <= k < n."""
+    """Entries selected, resolved: 1 <= k < n; of a convolution, positions of each map."""
     selection: str
     """One of `meprop_bench.ops.selection.SELECTIONS`."""
     rows: bool
-    """Weight gradient as sparse rows (`hybrid_rows`) instead of dense `(n, m)`."""
+    """Weight gradient as sparse rows (`hybrid_rows`) instead of dense `(n, m)`; of a linear layer alone."""
     need_dx: bool
     need_dw: bool
     need_db: bool
 
 
 class Kernel(Protocol):
-    """One implementation of the backward pass; modules of this room hold an instance named `KERNEL`."""
+    """One implementation of the backward pass of a linear layer."""
 
     name: str
 
@@ -57,62 +67,99 @@ class Kernel(Protocol):
 
         Reads sizes, dtype and device of dy, which x and w share, or the settings; x and w may be None as below.
         """
-        ...
+        return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m), contiguous or not, none of them empty.
 
-        x is None where dW is not wanted, and w where dx is not: what is not read need not be saved.
+        x is None where dW is not needed, and w where dx is not: what is not read need not be saved.
         """
         ...
 
 
-class _Registry(Mapping[str, Kernel]):
-    """All names are known; a kernel's module is imported when the kernel is first asked for (Numba costs seconds).
+_K = TypeVar("_K")
 
-    "native" raises ImportError where it cannot be used.
+
+class Registry(Mapping[str, _K]):
+    """The kernels of one kind of layer, by name; a kernel's module is imported at its first use (Numba costs seconds).
+
+    By subscript, "native" raises ImportError where it cannot be used.
+
+    Args:
+        places: name -> the module in which the kernel is `KERNEL`, or "module:NAME".
+        layers: of which layers, for the message about a wrong name.
+
     """
 
-    _names = ("masked", "coo", "embedding_bag", "gather", "native", "triton", "triton_gather", "triton_atomic", "auto")
+    def __init__(self, places: Mapping[str, str], layers: str = "") -> None:
+        self._places = places
+        self._layers = layers
+        self._loaded: dict[str, _K] = {}
 
-    def __init__(self) -> None:
-        self._loaded: dict[str, Kernel] = {}
-
-    def __getitem__(self, name: str) -> Kernel:
+    def __getitem__(self, name: str) -> _K:
         kernel = self._loaded.get(name)
         if kernel is None:
-            if name not in self._names:
-                raise KeyError(name)
-            module = (compiled.require if name == "native" else import_module)(f"{__name__}.{name}")
-            kernel = cast(Kernel, module.KERNEL)
+            module, _, attribute = self._places[name].partition(":")
+            found = (compiled.require if name == "native" else import_module)(module)
+            kernel = cast(_K, getattr(found, attribute or "KERNEL"))
             self._loaded[name] = kernel
         return kernel
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._places)
+
+    def check(self, name: str) -> None:
+        """Check the name of a kernel, without importing it.
+
+        Raises:
+            ValueError: no kernel has that name.
+
+        """
+        if not isinstance(name, str) or name not in self._places:
+            close = difflib.get_close_matches(str(name), self._places, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(self._places)}"
+            raise ValueError(f"unknown kernel {name!r}{self._layers}: {hint}")
+
+    def usable(self, name: str) -> _K:
+        """Look a kernel up.
+
+        Raises:
+            ValueError: no kernel has that name, or it cannot be used here.
+
+        """
+        if isinstance(name, str) and (kernel := self._loaded.get(name)) is not None:  # on the path of every call
+            return kernel
+        self.check(name)
+        try:
+            return self[name]
+        except ImportError as error:
+            raise ValueError(str(error)) from error
 
 
-KERNELS: Mapping[str, Kernel] = _Registry()
+_HERE = ("masked", "coo", "embedding_bag", "gather", "native", "triton")
+KERNELS: Registry[Kernel] = Registry(
+    {
+        **{name: f"{__name__}.{name}" for name in _HERE},
+        "triton_gather": f"{__name__}.triton:GATHER",
+        "triton_atomic": f"{__name__}.triton:ATOMIC",
+        "auto": f"{__name__}.auto",
+    }
+)
+get = KERNELS.usable
 
 
-def get(name: str) -> Kernel:
-    """Look a kernel up.
+def check_supported(name: str, reason: str | None) -> None:
+    """Refuse what a kernel that was chosen by name says it cannot do.
 
     Raises:
-        ValueError: no kernel has that name, or it cannot be used here.
+        ValueError: there is a reason.
 
     """
-    try:
-        return KERNELS[name]
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    except (KeyError, TypeError):
-        close = difflib.get_close_matches(str(name), KERNELS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(KERNELS)}"
-        raise ValueError(f"unknown kernel {name!r}: {hint}") from None
+    if reason:
+        raise ValueError(f"kernel {name!r} does not support this case: {reason}")
 
 
 def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:

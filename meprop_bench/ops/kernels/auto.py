@@ -30,13 +30,13 @@ _DENSE_FROM = {"native": 0.35, "embedding_bag": 0.25}
 _NATIVE = "meprop_bench.ops.kernels.native"
 
 
-class Auto:
+class Auto(Kernel):
     """See the module."""
 
     name = "auto"
 
     def choose(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Kernel:
-        """Return the kernel that `backward` runs."""
+        """Return the kernel that `backward` runs; there is always one."""
         unified = request.selection in ("unified", "random-unified")
         kernel = kernels.KERNELS["gather" if unified else "embedding_bag"]
         if dy.dtype == torch.float32 and dy.device.type == "cpu" and compiled.load(_NATIVE) is not None:
@@ -46,10 +46,6 @@ class Auto:
         if not unified and request.k > _DENSE_FROM[kernel.name] * dy.shape[-1]:
             return kernels.KERNELS["masked"]
         return kernel
-
-    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Say why not: never, there is always a kernel."""
-        return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""

@@ -1,9 +1,9 @@
-"""Whether kernels that Numba compiles can be used here, and why not: everybody asks in this one place.
+"""Whether kernels that Numba compiles can be used here, and why not: decided in this one place.
 
-Numba may be installed and not importable (another NumPy than it was built for, llvmlite missing), may be told to
+Numba may be installed and not importable (another NumPy than it was built for, llvmlite missing), may be set to
 compile nothing (NUMBA_DISABLE_JIT), or may fail to compile for this processor. So a module of compiled code counts as
-usable when it has been imported, which compiles it. Else layers run on torch's operators, a kernel asked for by name is
-an error that says why, and `meprop-bench doctor` says it, too.
+usable when it has been imported, which compiles it. Else layers run on torch's operators, a kernel chosen by name is an
+error that says why, and `meprop-bench doctor` says it, too.
 """
 
 from __future__ import annotations

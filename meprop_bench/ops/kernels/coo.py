@@ -12,20 +12,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows
 from meprop_bench.ops.selection import select
 
 __all__ = ["KERNEL", "Coo"]
 
 
-class Coo:
+class Coo(Kernel):
     """See the module."""
 
     name = "coo"
-
-    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """None: it supports everything."""
-        return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""

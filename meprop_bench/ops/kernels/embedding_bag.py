@@ -18,13 +18,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows
 from meprop_bench.ops.selection import select
 
 __all__ = ["KERNEL", "EmbeddingBag", "bag_starts", "bags"]
 
 
-class EmbeddingBag:
+class EmbeddingBag(Kernel):
     """See the module."""
 
     name = "embedding_bag"

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, unified_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, unified_rows
 from meprop_bench.ops.selection import column_statistics, select
 
 __all__ = ["KERNEL", "Gather", "products"]
 
 
-class Gather:
+class Gather(Kernel):
     """See the module."""
 
     name = "gather"
@@ -44,7 +44,7 @@ class Gather:
 
 
 def products(t: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx and dW through neurons selected before: t, (k,), ascending if rows are wanted."""
+    """Return dx and dW through neurons selected before: t, (k,), ascending for a gradient as rows."""
     g = dy.index_select(1, t)
     dx = g @ w.index_select(0, t) if request.need_dx else None
     dw = None

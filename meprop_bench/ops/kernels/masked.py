@@ -13,20 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows
 from meprop_bench.ops.selection import keep, select
 
 __all__ = ["KERNEL", "Masked"]
 
 
-class Masked:
+class Masked(Kernel):
     """See the module."""
 
     name = "masked"
-
-    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """None: it supports everything."""
-        return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
@@ -36,14 +32,14 @@ class Masked:
 
     def products(self, idx: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients through entries selected before: idx, (B, k) or (k,)."""
-        kept = keep(dy, idx)
-        dx = kept @ w.conj() if request.need_dx else None
+        survivors = keep(dy, idx)
+        dx = survivors @ w.conj() if request.need_dx else None
         dw = None
         if request.need_dw and request.rows:
-            rows = kept.any(0).nonzero().squeeze(1)
-            dw = hybrid_rows(rows, kept.index_select(1, rows).t() @ x.conj(), dy.shape[1])
+            rows = survivors.any(0).nonzero().squeeze(1)
+            dw = hybrid_rows(rows, survivors.index_select(1, rows).t() @ x.conj(), dy.shape[1])
         elif request.need_dw:
-            dw = kept.t() @ x.conj()
+            dw = survivors.t() @ x.conj()
         return dx, dw, dy.sum(0) if request.need_db else None
 
 

@@ -42,7 +42,7 @@ def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | No
     Args:
         plan_of: (threads, x, w, k, selection, sparse, kernel) -> (k resolved, shares of the selection and of the
             products, bytes of scratch, whether results go past the caches), or None for a case that is not the native
-            kernel's. Asked once for each shape.
+            kernel's. Called once for each shape.
         backward: (dy, x, w, k, selection, rows, need_dx, need_dw, need_db) -> gradients; called for what is not
             ordinary.
 
@@ -59,7 +59,7 @@ def predicate(keys: tuple[int, int, int, int], in_python: Callable[..., bool]) -
 
     Args:
         keys: the bits of the keys that are harmless, of "dense", of all devices, and of the meta device.
-        in_python: asked about subclasses.
+        in_python: called for subclasses.
 
     """
     module, _ = _loaded()

@@ -34,7 +34,9 @@ using Word = int64_t;
 template <typename... Arguments>
 using Compiled = int (*)(Word* result, void** raised, Arguments...);
 
-// In the order in which `setup` gets them.
+// What is called, in the order in which `setup` gets it: the addresses of torch's OpenMP (0: one thread), of the bodies
+// of parallel regions (of `unified` the first three, of `example` the others), and of the three entry points, whose
+// arguments are described there.
 struct Native {
   Word openmp, sum, gather, multiply, select, sort, sums;
   Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
@@ -58,7 +60,8 @@ Word call(Compiled<Arguments...> compiled, std::common_type_t<Arguments>... argu
   return result;
 }
 
-// A case, as far as its plan depends on it. k is an int, or the bits of a ratio.
+// A case, as far as its plan depends on it: x (b, m), W (n, m). k is an int, or the bits of a ratio; rows says that dW
+// comes as sparse rows, automatic that the kernel is "auto".
 struct Case {
   Word b, n, m, k, threads;
   bool ratio, unified, rows, automatic;
@@ -77,6 +80,8 @@ struct Hash {
   }
 };
 
+// What to do with a case: whether this node takes it, k resolved, shares of the selection and of the products, bytes to
+// work in, and whether results are written past the caches.
 struct Plan {
   bool ours = false;
   Word k = 0, few = 0, shares = 0, bytes = 0, streaming = 0;
@@ -228,6 +233,8 @@ class MePropLinearBackward : public torch::autograd::Node {
   // The number of threads is another than in the forward pass, and with it the memory to work in.
   Plan planned_anew(Case& c) const;
 
+  // One selection for the whole batch: dy (b, n), x (b, m), W (n, m) -> dx (b, m), dW (n, m) or its k rows, db (n,), in
+  // one call. Memory is made on this thread; the regions inside run on torch's, each share on its own columns.
   variable_list unified(const Tensor& dy, const Tensor& x, const Tensor& w, const Case& c, const Plan& plan) {
     const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = c;
     const Word k = plan.k;
@@ -244,6 +251,8 @@ class MePropLinearBackward : public torch::autograd::Node {
     return {dx, dw, db};
   }
 
+  // A selection for each example, in two calls: `pairs` selects and sorts, which says how many rows dW has, and leaves
+  // the sorted pairs in the scratch memory, from which `products` sums dx and dW up.
   variable_list example(const Tensor& dy, const Tensor& x, const Tensor& w, const Case& c, const Plan& plan) {
     const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = c;
     const Word k = plan.k, working = scratch(plan.bytes);
@@ -354,6 +363,7 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   }
   const Tensor &x = THPVariable_Unpack(a[0]), &w = THPVariable_Unpack(a[1]);
   const Tensor b = a[2] == Py_None ? Tensor() : THPVariable_Unpack(a[2]);
+  // What the Python registration takes instead: other selections and kernels, and whatever is not ordinary.
   const auto unified = is_first(a[4], "unified", "example");
   const auto automatic = is_first(a[6], "auto", "native");
   Case c{};
@@ -376,11 +386,13 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   const Plan plan = plan_for(c, a);
   if (!plan.ours) Py_RETURN_NONE;
 
+  // The node, with edges to x, W and b, where any of them needs a gradient.
   decltype(make_node<MePropLinearBackward>()) node;
   if (torch::autograd::compute_requires_grad(x, w, b)) {
     node = make_node<MePropLinearBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, w, b));
   }
+  // y (…, n), without the interpreter's lock and without torch's own node.
   Tensor y;
   {
     pybind11::gil_scoped_release unlocked;

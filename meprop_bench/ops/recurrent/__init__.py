@@ -1,4 +1,4 @@
-"""Recurrent layers whose backward pass keeps k neurons of each gate (TKDE, section 2.3.2).
+"""Recurrent layers whose backward pass selects k neurons of each gate (TKDE, section 2.3.2).
 
 Top-k is for the matrix products alone (TKDE, section 2.3.1): element-wise operations keep their gradient. In a
 recurrent layer the products are those that make the pre-activations of the gates,
@@ -17,7 +17,7 @@ and use the same neurons for both: the paper selects of a gate, not of a matrix,
 counts; a neuron's two halves would otherwise be trained on different examples. Gates r and z are the same either way.
 
 Only dh has to be computed step by step; dx, dW_ih and dW_hh are one product each over the N = Σ_t B_t rows of all time
-steps. Rooms: `cells` the equations, `through_time` the loops in torch's operators, `native` the same compiled,
+steps. `cells` has the equations, `through_time` the loops in torch's operators, `native` the same compiled,
 `function` the registration with autograd, `reference` the oracle.
 """
 

@@ -7,15 +7,16 @@ and everything else is element-wise (σ the logistic function, ⊙ understood, '
     gru         r z = σ(a + b)      n = tanh(a_n + r b_n)                                 h = n + z (h' - n)
     tanh, relu                                                                            h = tanh(a + b), max(0, a + b)
 
-`forward` keeps what `backward` needs, as tensors of n rows. `backward` takes the gradients of the states after the step
-and gives those at the *pre-activations* of the gates, which is where the selection acts: once as the gradient of a,
-once as that of b. The two are one tensor but for the new gate of the GRU, whose b is multiplied by r; and it gives what
-goes to the states before the step by element-wise paths, not through W_hh. Both are made of differentiable operators.
+`forward` saves what `backward` needs, the tape, as tensors of n rows. `backward` takes the gradients of the states
+after the step and gives those at the *pre-activations* of the gates, which is where the selection acts: once as the
+gradient of a, once as that of b. The two are one tensor but for the new gate of the GRU, whose b is multiplied by r;
+and it gives what goes to the states before the step by element-wise paths, not through W_hh. Both are made of
+differentiable operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -24,6 +25,8 @@ from torch import Tensor
 __all__ = ["CELLS", "Cell", "Tensors"]
 
 Tensors = tuple[Tensor, ...]
+AtGates = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]
+"""Gradients of a, of b, and of the states before, but for what b gives them."""
 
 
 class Cell(Protocol):
@@ -36,13 +39,11 @@ class Cell(Protocol):
     """1 for h, 2 for h and c."""
 
     def forward(self, a: Tensor, b: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
-        """Return the states after the step, each (n, h), and what is kept, for a and b (n, G h)."""
+        """Return the states after the step, each (n, h), and the tape, for a and b (n, G h)."""
         ...
 
-    def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        """Return the gradients of a and of b, (n, G h), and of the states before, but for what b gives them."""
+    def backward(self, d_after: Tensors, h_before: Tensor, tape: Tensors) -> AtGates:
+        """Return the gradients: `AtGates`, of a and b (n, G h)."""
         ...
 
 
@@ -56,11 +57,9 @@ class _LSTM:
         t = c.tanh()
         return (o * t, c), (torch.cat((i, f, g, o), 1), before[1], t)
 
-    def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def backward(self, d_after: Tensors, h_before: Tensor, tape: Tensors) -> AtGates:
         dh, dc = d_after
-        activated, c_before, t = kept
+        activated, c_before, t = tape
         i, f, g, o = activated.chunk(4, 1)
         dc = dc + dh * o * (1 - t * t)
         d = torch.cat(
@@ -79,11 +78,9 @@ class _GRU:
         n = (a_n + r * b_n).tanh()
         return (n + z * (h_before - n),), (torch.cat((r, z, n), 1), b_n)
 
-    def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def backward(self, d_after: Tensors, h_before: Tensor, tape: Tensors) -> AtGates:
         (dh,) = d_after
-        activated, b_n = kept
+        activated, b_n = tape
         r, z, n = activated.chunk(3, 1)
         d_n = dh * (1 - z) * (1 - n * n)
         d_z = dh * (h_before - n) * z * (1 - z)
@@ -91,32 +88,24 @@ class _GRU:
         return torch.cat((d_r, d_z, d_n), 1), torch.cat((d_r, d_z, d_n * r), 1), (dh * z,)
 
 
-class _Tanh:
-    name, gates, states = "tanh", 1, 1
+class _Plain:
+    """h = f(a + b), whose derivative h tells."""
+
+    gates, states = 1, 1
+
+    def __init__(self, name: str, f: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.name, self._f, self._back = name, f, back
 
     def forward(self, a: Tensor, b: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
-        h = (a + b).tanh()
+        h = self._f(a + b)
         return (h,), (h,)
 
-    def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        d = d_after[0] * (1 - kept[0] * kept[0])
+    def backward(self, d_after: Tensors, h_before: Tensor, tape: Tensors) -> AtGates:
+        d = self._back(d_after[0], tape[0])
         return d, d, (None,)
 
 
-class _ReLU:
-    name, gates, states = "relu", 1, 1
+_TANH = _Plain("tanh", torch.tanh, lambda dh, h: dh * (1 - h * h))
+_RELU = _Plain("relu", torch.relu, lambda dh, h: torch.where(h <= 0, 0, dh))  # NaN in h lets dh pass, as in torch's own
 
-    def forward(self, a: Tensor, b: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
-        h = (a + b).relu()
-        return (h,), (h,)
-
-    def backward(
-        self, d_after: Tensors, h_before: Tensor, kept: Tensors
-    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        d = torch.where(kept[0] <= 0, 0, d_after[0])  # a NaN in h lets the gradient pass, as torch's own does
-        return d, d, (None,)
-
-
-CELLS: Mapping[str, Cell] = {cell.name: cell for cell in (_LSTM(), _GRU(), _Tanh(), _ReLU())}
+CELLS: Mapping[str, Cell] = {cell.name: cell for cell in (_LSTM(), _GRU(), _TANH, _RELU)}

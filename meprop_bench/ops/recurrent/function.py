@@ -1,7 +1,7 @@
 """Registration of a recurrent layer with autograd: see `ops.linear` for why there are several.
 
-* `_Layer`, eager. What it keeps is made by the forward pass, with the weights of the forward pass (see `ops.saved`),
-  and the inputs, as torch's own LSTM keeps them; differentiating its gradients once more, it computes the
+* `_Layer`, eager. It saves what the forward pass made, with the weights of the forward pass (see `ops.saved`), and the
+  inputs, as torch's own LSTM does; differentiating its gradients once more, it computes the
   forward pass anew by differentiable operators, and the selection is held fixed.
 * `through_time.sparsified`, under `torch.func` and for what is not plain memory: differentiated by torch itself.
 * `torch.compile` breaks the graph here, as it does at torch's own recurrent layers, or raises under `fullgraph=True`.
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.autocast import cast_to, lower_precision
-from meprop_bench.ops.kernels import Request, compiled
+from meprop_bench.ops.autocast import autocast
+from meprop_bench.ops.graph import break_graph
+from meprop_bench.ops.kernels import Request, check_supported, compiled
 from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
 from meprop_bench.ops.recurrent import through_time
 from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
@@ -26,7 +27,7 @@ from meprop_bench.ops.selection import check_selection, resolve_k
 __all__ = ["KERNELS", "Record", "check_kernel", "choose", "recurrent"]
 
 KERNELS = ("masked", "embedding_bag", "native", "auto")
-"""The kernels that take a selection made before, which is what a time step and then all of them together need."""
+"""Kernels that take a selection made before, which is what a time step and then all of them together need."""
 
 _DENSE_FROM = {"native": 0.6, "embedding_bag": 0.25}
 """Share k / h above which `masked` is faster. Backward of an LSTM, 200 -> 500, T = 25, in ms, native / embedding_bag /
@@ -37,14 +38,14 @@ _NATIVE = "meprop_bench.ops.recurrent.native"
 
 
 class Record(Protocol):
-    """What is told of the selections, as `meprop_bench.algorithms.activeness` counts them.
+    """What counts the selections, as `meprop_bench.algorithms.activeness` does.
 
     If it has an attribute `count_zeros` that is true, it gets the zeros that `select` takes, whichever the kernel.
     """
 
     @property
     def enabled(self) -> bool:
-        """Whether it wants to be told now."""
+        """Whether it counts now."""
         ...
 
     def __call__(self, dy: Tensor, idx: Tensor) -> None:
@@ -98,11 +99,11 @@ def recurrent(
             the biases stay full.
         sizes: how many examples each time step has, not increasing; the sum is N, the first is B.
         reverse: start at the last step of each example.
-        k: neurons of each gate that are kept, for each time step: an int >= 1, or a ratio of h in (0, 1].
+        k: neurons of each gate that are selected, at each time step: an int >= 1, or a ratio of h in (0, 1].
         selection: "example", "unified", "random" or "random-unified", for each time step anew.
         kernel: one of `KERNELS`. Double backward, `torch.func` and tensors that are not plain memory (see
             `meprop_bench.ops.plain`) always take "masked".
-        record: told once in each backward pass of all time steps, in the order of x; not under `torch.func`, nor of
+        record: called once in each backward pass of all time steps, in the order of x; not under `torch.func`, nor of
             tensors that are not plain memory.
 
     Returns:
@@ -118,23 +119,21 @@ def recurrent(
     check_selection(selection)
     check_kernel(kernel)
     h = weights[1].shape[1]
-    kept = resolve_k(k, h)
-    if kept >= h:
+    count = resolve_k(k, h)
+    if count >= h:
         raise ValueError(f"k = {k!r} keeps all of {h} neurons: take the layer of torch.nn")
     if torch.compiler.is_compiling():
         method = {"k": k, "selection": selection, "kernel": kernel, "record": record}
-        from meprop_bench.ops.uncompiled import cannot_be_compiled
-
-        broken = cannot_be_compiled(recurrent, cell, x, states, weights, sizes=sizes, reverse=reverse, **method)
+        broken = break_graph(recurrent, cell, x, states, weights, sizes=sizes, reverse=reverse, **method)
         return cast(tuple[Tensor, Tensors], broken)
     if transformed() or not all(t is None or memory.plain(t) for t in (x, *weights, *states)):
         steps = Steps(sizes, reverse)
-        return through_time.sparsified(CELLS[cell], x, states, weights, steps, kept, selection)
-    if torch._C._is_any_autocast_enabled() and (dtype := lower_precision(x)) is not None:
-        x = cast_to(x, dtype)
-        states, weights = (cast(Any, tuple(cast_to(t, dtype) for t in ts)) for ts in (states, weights))
-    forward, kernel = choose(kernel, kept, selection, weights, x, *states)
-    call = _Call(CELLS[cell], Steps(sizes, reverse), kept, selection, forward, kernel, record)
+        return through_time.sparsified(CELLS[cell], x, states, weights, steps, count, selection)
+    if torch._C._is_any_autocast_enabled():
+        x, *others = autocast(x, *weights, *states)
+        weights, states = cast(Weights, tuple(others[:4])), tuple(others[4:])
+    forward, kernel = choose(kernel, count, selection, weights, x, *states)
+    call = _Call(CELLS[cell], Steps(sizes, reverse), count, selection, forward, kernel, record)
     y, *last = _Layer.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
     return y, tuple(last)
 
@@ -143,19 +142,19 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
     """Return the forward pass and the kernel of the backward pass.
 
     Raises:
-        ValueError: `native` is asked for by name and does not support this case, or cannot be used here.
+        ValueError: `native` is chosen by name and does not support this case, or cannot be used here.
 
     """
     tensors = [t for t in (*weights, *inputs) if t is not None]
     single = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     chance = selection.startswith("random")
     gates = weights[1].shape[0] // weights[1].shape[1]
-    many = inputs[0].shape[0] * gates * k >= 1 << 31  # entries kept, which it counts in 32 bits
+    many = inputs[0].shape[0] * gates * k >= 1 << 31  # entries selected, which it counts in 32 bits
     if kernel == "native" and (chance or not single or many):
         reason = f"it has no selection {selection!r}" if chance else "it computes in float32 on the CPU"
         if single and not chance:
             reason = f"it counts in 32 bits, and k = {k} for {inputs[0].shape[0]} rows are too many"
-        raise ValueError(f"kernel 'native' does not support this case: {reason}")
+        check_supported(kernel, reason)
     if not inputs[0].numel() or not unwatched():
         return through_time.forward, "masked"
     native = compiled.load(_NATIVE) if single else None
@@ -173,7 +172,7 @@ def _gradients(
     needs: tuple[bool, ...],
     d: Tensors,
     inputs: Any,
-    kept: Tensors,
+    tape: Tensors,
     kernel: str,
     record: Record | None = None,
 ) -> Any:
@@ -181,7 +180,7 @@ def _gradients(
     x, w_ih, w_hh, *_ = inputs
     need_x, need_ih, need_hh, need_b_ih, need_b_hh, *_ = needs
     request = Request(call.k, call.selection, False, need_x, need_ih or need_hh, need_b_ih or need_b_hh)
-    common = (call.cell, d[0], d[1:], x, (w_ih, w_hh), kept, call.steps, request)
+    common = (call.cell, d[0], d[1:], x, (w_ih, w_hh), tape, call.steps, request)
     if kernel == "native":
         from meprop_bench.ops.recurrent import native
 
@@ -203,10 +202,10 @@ class _Layer(torch.autograd.Function):
     def forward(ctx, call, *inputs):  # type: ignore[no-untyped-def]
         x, weights, states = inputs[0], inputs[1:5], inputs[5:]
         with torch.autocast(x.device.type, enabled=False):
-            y, last, kept = undisturbed(call.forward, call.cell, x, states, weights, call.steps)
-        ctx.save_for_backward(x, *(pinned(w) for w in weights[:2]), *inputs[3:], *kept)
+            y, last, tape = undisturbed(call.forward, call.cell, x, states, weights, call.steps)
+        ctx.save_for_backward(x, *(pinned(w) for w in weights[:2]), *inputs[3:], *tape)
         ctx.set_materialize_grads(False)
-        ctx.call = call, [t.shape for t in (*inputs, *kept) if t is not None]
+        ctx.call = call, [t.shape for t in (*inputs, *tape) if t is not None]
         return y, *last
 
     @staticmethod
@@ -223,13 +222,13 @@ class _Layer(torch.autograd.Function):
         ordinary = unwatched() and memory.plain(*d, *saved) and shapes == [t.shape for t in saved]
         kernel = call.kernel if ordinary else "masked"
         count = 5 + call.cell.states
-        inputs, kept = all_saved[:count], all_saved[count:]
+        inputs, tape = all_saved[:count], all_saved[count:]
         with torch.autocast(d[0].device.type, enabled=False):
             if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable
                 kernel = "masked"
                 weights = (attached(w, ctx.next_functions[1 + i]) for i, w in enumerate(inputs[1:3]))
                 inputs = (inputs[0], *weights, *inputs[3:])
-                _, _, kept = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
+                _, _, tape = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
             record = call.record if ordinary else None
             needs = ctx.needs_input_grad[1:]
-            return None, *undisturbed(_gradients, call, needs, d, inputs, kept, kernel, record)
+            return None, *undisturbed(_gradients, call, needs, d, inputs, tape, kernel, record)

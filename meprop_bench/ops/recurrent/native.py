@@ -22,6 +22,7 @@ from torch import Tensor
 
 from meprop_bench.ops.kernels import Request
 from meprop_bench.ops.kernels.native import example, plan, recurrent_backward, recurrent_forward
+from meprop_bench.ops.kernels.native.memory import address
 from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS, PASS_BACK_ROWS
 from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, PRODUCT, RELU, STEP, TANH
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
@@ -44,15 +45,15 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     states = tuple(s.clone(memory_format=torch.contiguous_format) for s in states)
     y, before = x.new_empty(x.shape[0], h), x.new_empty(x.shape[0], h)
     more = [torch.empty_like(y) for _ in range({"lstm": 2, "gru": 1}.get(cell.name, 0))]
-    state, memory = (_address(s) for s in (*states, None)[:2])
-    other, last = (_address(m) for m in (*more, None, None)[:2])
+    state, memory = (address(s) for s in (*states, None)[:2])
+    other, last = (address(m) for m in (*more, None, None)[:2])
     fixed = (state, memory, gate.data_ptr(), other, last, before.data_ptr(), y.data_ptr())
     kind, rows = _CELL[cell.name], cell.gates * h
     if steps.sizes[0] == 1 and rows >= 4:
         w_hh, b_hh, pre = w_hh.contiguous(), b_hh if b_hh is None else b_hh.contiguous(), gate.new_empty(rows)
         recurrent_forward.alone(
             OPENMP, PRODUCT, max(1, min(shares(threads, rows * h), rows // 8)), kind, h, len(steps.sizes),
-            steps.reverse, w_hh.data_ptr(), _address(b_hh), pre.data_ptr(), *fixed,
+            steps.reverse, w_hh.data_ptr(), address(b_hh), pre.data_ptr(), *fixed,
         )  # fmt: skip
         return y, states, (before, gate, *more)
     recur = _product(w_hh, b_hh, steps)
@@ -71,13 +72,13 @@ def backward(
     d_states: Tensors,
     x: Tensor,
     weights: tuple[Tensor, Tensor],
-    kept: Tensors,
+    tape: Tensors,
     steps: Steps,
     request: Request,
 ) -> tuple[tuple[Tensor | None, ...], Tensors, tuple[Tensor, Tensor]]:
     """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance."""
     w_ih, w_hh = (w.contiguous() for w in weights)
-    before, gate, *more = (part.contiguous() for part in kept)  # hooks for saved tensors may give other strides
+    before, gate, *more = (part.contiguous() for part in tape)  # hooks for saved tensors may give other strides
     (b, h), k = d_states[0].shape, request.k
     threads = torch.get_num_threads() if OPENMP else 1
     x, dy = x.contiguous(), dy.contiguous()
@@ -91,12 +92,12 @@ def backward(
     most = min(b, shares(threads, rows * cell.gates * h * (_CELL_WORK + k)))
     scratch = torch.empty(recurrent_backward.scratch_bytes(most, h, k, cell.gates), dtype=torch.uint8)
     sizes, starts = torch.tensor(steps.sizes), torch.tensor(_starts(steps))
-    memory = torch.tensor([scratch.data_ptr(), idx.data_ptr()])
     recurrent_backward.through_time(
         OPENMP, CHAINS, BACK_ROWS, PASS_BACK_ROWS, most, alike, _CELL[cell.name], b, h, k, len(steps.sizes),
         steps.reverse, sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(),
-        *(_address(part) for part in (*more, None, None)[:2]), before.data_ptr(), w_hh.data_ptr(),
-        *(_address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), memory.data_ptr(),
+        *(address(part) for part in (*more, None, None)[:2]), before.data_ptr(), w_hh.data_ptr(),
+        *(address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), idx.data_ptr(),
+        scratch.data_ptr(),
     )  # fmt: skip
     inputs = (x, w_ih, request.need_dx)
     if d_b is d_a:
@@ -111,14 +112,14 @@ def backward(
 def _products(
     idx: Tensor, d: Tensor, request: Request, *layers: tuple[Tensor, Tensor, bool]
 ) -> tuple[list[tuple[Tensor | None, Tensor | None]], Tensor | None]:
-    """Return, for layers (x, w, whether dx is wanted) with the same S(d), all of (dx, dw), and db."""
+    """Return, for layers (x, w, whether dx is needed) with the same S(d), all of (dx, dw), and db."""
     (b, n), k = d.shape, idx.shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
     plans = [plan("example", threads, b, n, x.shape[1], k) for x, _, _ in layers]
     few, memory = plans[0].few, torch.empty(plans[0].scratch, dtype=torch.uint8)
     db = d.new_empty(n) if request.need_db else None
     rows = example.pairs(
-        OPENMP, example.SELECT, example.SORT, few, d.data_ptr(), idx.data_ptr(), b, n, k, _address(db),
+        OPENMP, example.SELECT, example.SORT, few, d.data_ptr(), idx.data_ptr(), b, n, k, address(db),
         memory.data_ptr(),
     )  # fmt: skip
     grads = []
@@ -128,7 +129,7 @@ def _products(
         dw = w.new_empty(n, m) if request.need_dw else None
         if need_dx or request.need_dw:
             example.products(
-                OPENMP, example.SUMS, case.shares, x.data_ptr(), w.data_ptr(), _address(dx), _address(dw), b, n, k, m,
+                OPENMP, example.SUMS, case.shares, x.data_ptr(), w.data_ptr(), address(dx), address(dw), b, n, k, m,
                 rows, 0, memory.data_ptr(), case.streaming,
             )  # fmt: skip
         grads.append((dx, dw))
@@ -147,7 +148,3 @@ def _product(w: Tensor, b: Tensor | None, steps: Steps) -> Callable[[Tensor], Te
 def _starts(steps: Steps) -> list[int]:
     """Return the first row of each time step."""
     return [0, *accumulate(steps.sizes[:-1])]
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

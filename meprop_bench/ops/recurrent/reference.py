@@ -38,7 +38,7 @@ def run(
         weights: w_ih, w_hh, b_ih, b_hh.
         sizes: examples of each time step.
         reverse: the direction.
-        k: neurons kept of each gate.
+        k: neurons selected of each gate.
         selection: "example" or "unified".
         dy: gradient of the output, `(N, h)`.
         d_states: gradients of the final states.
@@ -74,12 +74,12 @@ def run(
         d_after[0] += dy[rows]
         d_pre, times_r, d_before = _backward(cell, d_after, before, after, gates, b)
         for g in names:
-            kept = reference.keep(reference.select(d_pre[g], k, selection), size, d_pre[g].shape[1])
+            mask = reference.keep(reference.select(d_pre[g], k, selection), size, d_pre[g].shape[1])
             d_a, d_b = d_pre[g], d_pre[g] * times_r.get(g, 1)
-            dx[rows] += (d_a * kept) @ w_ih[g]
-            d_before[0] = d_before[0] + (d_b * kept) @ w_hh[g]
-            grads[0][g] += (d_a * kept).t() @ x[rows]
-            grads[1][g] += (d_b * kept).t() @ before[0]
+            dx[rows] += (d_a * mask) @ w_ih[g]
+            d_before[0] = d_before[0] + (d_b * mask) @ w_hh[g]
+            grads[0][g] += (d_a * mask).t() @ x[rows]
+            grads[1][g] += (d_b * mask).t() @ before[0]
             grads[2][g] += d_a.sum(0)
             grads[3][g] += d_b.sum(0)
         for d, new in zip(d_now, d_before, strict=True):

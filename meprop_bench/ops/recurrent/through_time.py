@@ -10,8 +10,9 @@ lengths are equal. `Steps` says which rows a step has, and in which direction th
                 dh' = S(d) W_hh                     step by step
                 dx = S(d) W_ih, dW_ih = S(d)ᵀ x, dW_hh = S(d)ᵀ h', db = Σ d       one product each for all time steps
 
-What is kept for backward is one tensor of N rows for each thing, so that either direction of time, and the compiled
-loops of `native`, can do with the same. Made of differentiable operators as long as the kernel is `masked`.
+What forward saves for backward, the *tape*, is one tensor of N rows for each thing, so that either direction of time,
+and the compiled loops of `native`, can do with the same. All is made of differentiable operators if the kernel is
+`masked`.
 
 `sparsified` is the same layer for what is not plain memory: torch differentiates forward, whose gradients at a and b
 lose what is not selected on their way back (see `ops.sparsified`).
@@ -52,7 +53,7 @@ class Steps(NamedTuple):
 
 
 class _Products(Protocol):
-    """What is asked of a kernel here: products through entries selected before."""
+    """What a kernel does here: products through entries selected before."""
 
     name: str
 
@@ -83,16 +84,16 @@ def forward(
     """
     w_ih, w_hh, b_ih, b_hh = weights
     a = F.linear(x, w_ih, b_ih).split_with_sizes(steps.sizes)
-    outputs, kept = [], []
+    outputs, tape = [], []
     for t in steps.order():
         size = steps.sizes[t]
         before = tuple(s[:size] for s in states)
         after, saved = cell.forward(*at_gates(a[t], F.linear(before[0], w_hh, b_hh)), before)
         outputs.append(after[0])
-        kept.append((before[0], *saved))
+        tape.append((before[0], *saved))
         states = _update(states, after, size)
     by_time = slice(None, None, -1 if steps.reverse else 1)
-    return torch.cat(outputs[by_time]), states, tuple(torch.cat(part[by_time]) for part in zip(*kept, strict=True))
+    return torch.cat(outputs[by_time]), states, tuple(torch.cat(part[by_time]) for part in zip(*tape, strict=True))
 
 
 def sparsified(
@@ -102,13 +103,13 @@ def sparsified(
     w_ih, w_hh, *biases = weights
     b_ih, b_hh = (None if b is None else b.detach() for b in biases)
 
-    def kept(d_a: Tensor, d_b: Tensor) -> Tensors:
+    def selected(d_a: Tensor, d_b: Tensor) -> Tensors:
         with torch.no_grad():
             idx = select_in_gates(d_a, cell.gates, k, selection)
         return keep(d_a, idx), keep(d_b, idx)
 
     def at_gates(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = on_the_way_back(kept, a, b, *biases)
+        a, b = on_the_way_back(selected, a, b, *biases)
         return a, b
 
     y, last, _ = forward(cell, x, states, (w_ih, w_hh, b_ih, b_hh), steps, at_gates)
@@ -121,7 +122,7 @@ def backward(
     d_states: Tensors,
     x: Tensor,
     weights: tuple[Tensor, Tensor],
-    kept: Tensors,
+    tape: Tensors,
     steps: Steps,
     request: Request,
     kernel: str,
@@ -134,19 +135,19 @@ def backward(
         d_states: gradients of the final states, each `(B, h)`.
         x: input.
         weights: w_ih and w_hh.
-        kept: what `forward` kept.
+        tape: what `forward` saved.
         steps: as for `forward`.
-        request: k entries of each gate, the selection, and which of x, weights and biases want a gradient.
+        request: k entries of each gate, the selection, and which of x, weights and biases need a gradient.
         kernel: "masked" or "embedding_bag".
 
     Returns:
-        the gradients of x, w_ih, w_hh, b_ih and b_hh, None where it was not asked for; those of the initial states; and
+        the gradients of x, w_ih, w_hh, b_ih and b_hh, None where it is not needed; those of the initial states; and
         what was selected of what: the gradients at the gates `(N, G h)`, and int64 columns of it `(N, G k)`.
 
     """
     w_ih, w_hh = weights
     chosen = cast(_Products, kernels.get(kernel))
-    parts = [part.split_with_sizes(steps.sizes) for part in (dy, *kept)]
+    parts = [part.split_with_sizes(steps.sizes) for part in (dy, *tape)]
     k, selection, _, need_dx, need_dw, need_db = request
     all_gates = Request(cell.gates * k, selection, False, True, False, False)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -165,7 +166,7 @@ def backward(
     idx, d_a, d_b = (torch.cat(part[:: 1 if steps.reverse else -1]) for part in zip(*found, strict=True))
     ours = all_gates._replace(need_dx=need_dx, need_dw=need_dw, need_db=need_db)
     dx, dw_ih, db_ih = chosen.products(idx, d_a, x, w_ih, ours)
-    _, dw_hh, db_hh = chosen.products(idx, d_b, kept[0], w_hh, ours._replace(need_dx=False))
+    _, dw_hh, db_hh = chosen.products(idx, d_b, tape[0], w_hh, ours._replace(need_dx=False))
     return (dx, dw_ih, dw_hh, db_ih, db_hh), d_states, (d_a, idx)
 
 
@@ -201,7 +202,7 @@ def with_the_zeros_of_select(d: Tensor, idx: Tensor, cell: Cell, k: int, selecti
         d: the gradients at the pre-activations, `(N, G h)`.
         idx: what was selected of them, `(N, G k)`.
         cell: the cell.
-        k: entries kept of each gate.
+        k: entries selected of each gate.
         selection: "example" or "unified".
         steps: which rows are a time step.
 

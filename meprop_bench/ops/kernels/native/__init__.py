@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, hybrid_rows, unified_rows
-from meprop_bench.ops.kernels.native import example, scratch, unified
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows, unified_rows
+from meprop_bench.ops.kernels.native import example, memory, unified
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.selection import select
 
@@ -37,7 +37,7 @@ _STREAM = 1 << 23
 
 
 _COUNTED = 1 << 31
-"""Examples, neurons, and those pairs of them that are kept, are counted in 32 bits: half of what 64 take to move."""
+"""Examples, neurons, and the pairs of them that are selected, are counted in 32 bits: half of what 64 take to move."""
 
 
 def uncountable(selection: str, b: int, n: int, k: int) -> str | None:
@@ -48,7 +48,7 @@ def uncountable(selection: str, b: int, n: int, k: int) -> str | None:
     return f"it counts in 32 bits, and k = {k} of {n} neurons for {b} examples are too many: take another kernel"
 
 
-class Native:
+class Native(Kernel):
     """See the module."""
 
     name = "native"
@@ -105,13 +105,13 @@ def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
 
 
 def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-    # x, or w, is any tensor where nothing is read of it.
+    # x, or w, is any tensor where nothing is read of it. Addresses are 0 for what is not needed.
     k, selection, as_rows, need_dx, need_dw, need_db = request
     b, n = dy.shape
     m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
     few, most, size, streaming = plan(selection, threads, b, n, m, k)
-    working = scratch.address(size)
+    working = memory.scratch(size)
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
     rows = example.pairs(
@@ -141,16 +141,16 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     dx = dy.new_empty(b, m) if need_dx else None
     dw = dy.new_empty(k if as_rows else n, m) if need_dw else None
     db = dy.new_empty(n) if need_db else None
-    kept = unified.backward(
+    count = unified.backward(
         OPENMP, unified.SUM, unified.GATHER, unified.MULTIPLY, few, most,
         dy.data_ptr(), x.data_ptr(), w.data_ptr(), 0 if dx is None else dx.data_ptr(),
         0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
-        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, scratch.address(size),
+        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, memory.scratch(size),
     )  # fmt: skip
     if as_rows and dw is not None and given:
         return dx, unified_rows(hits[0], dw, dy, n), db
     if as_rows and dw is not None:
-        return dx, hybrid_rows(hits, dw, n) if kept == k else hybrid_rows(hits[:, :kept], dw[:kept], n), db
+        return dx, hybrid_rows(hits, dw, n) if count == k else hybrid_rows(hits[:, :count], dw[:count], n), db
     return dx, dw, db
 
 

@@ -30,7 +30,7 @@ from numba.extending import intrinsic
 
 from meprop_bench.cache import writable
 
-__all__ = ["LANES", "address", "callback", "function", "load_f32", "load_i32", "splat", "view"]
+__all__ = ["LANES", "address", "callback", "function", "load_f32", "load_i32", "loop", "splat", "view"]
 
 LANES = 16 if get_host_cpu_features().get("avx512f") else 8
 """float32 numbers in a vector."""
@@ -94,11 +94,11 @@ def address(compiled: Any) -> int:
 def callback(signature: Any, f: Callable[..., Any]) -> int:
     """Compile a function for C to call and return its address."""
     compiled = _compiled(f, lambda cache: cfunc(signature, cache=cache, fastmath={"contract"}, error_model="numpy"))
-    _KEPT.append(compiled)  # its machine code lives as long as it does
+    _CALLBACKS.append(compiled)  # its machine code lives as long as it does
     return int(compiled.address)
 
 
-_KEPT: list[Any] = []
+_CALLBACKS: list[Any] = []
 
 
 @intrinsic
@@ -163,6 +163,54 @@ def splat(builder: Any, kind: Any, value: Any) -> Any:
     undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
+
+
+def loop(
+    builder: Any,
+    bounds: tuple[Any, Any],
+    step: int,
+    starts: list[Any],
+    body: Callable[[Any, list[Any]], list[Any]],
+    *,
+    may_be_empty: bool = False,
+) -> list[Any]:
+    """Emit a loop over i = first, first + step, … < last, with values that stay in registers from one pass to the next.
+
+    Args:
+        builder: where it goes.
+        bounds: first and last, int64; there is a pass for first whatever last is, unless the loop may be empty.
+        step: a constant.
+        starts: the values before the first pass.
+        body: emits one pass, without branches: (i, the values before it) -> the values after it.
+        may_be_empty: whether to look first if there is a pass.
+
+    Returns:
+        the values after the last pass.
+
+    """
+    first, last = bounds
+    before, block, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    if may_be_empty:
+        builder.cbranch(builder.icmp_signed("<", first, last), block, after)
+    else:
+        builder.branch(block)
+    builder.position_at_end(block)
+    i = builder.phi(_I64)
+    values = [builder.phi(start.type) for start in starts]
+    new = body(i, values)
+    following = builder.add(i, ir.Constant(_I64, step))
+    builder.cbranch(builder.icmp_signed("<", following, last), block, after)
+    for phi, start, change in zip([i, *values], [first, *starts], [following, *new], strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(change, block)
+    builder.position_at_end(after)
+    if not may_be_empty:
+        return new
+    results = [builder.phi(start.type) for start in starts]
+    for phi, start, change in zip(results, starts, new, strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(change, block)
+    return results
 
 
 @intrinsic

@@ -1,11 +1,11 @@
-"""The backward pass of a convolution where each map of each example keeps its own k positions.
+"""The backward pass of a convolution where each map of each example has its own k positions.
 
 With the images stored pixel by pixel (padded, channels last), the patch under an output position is a few *runs* of
-consecutive numbers: kh runs of kw C numbers, or kh kw runs of C where the taps are dilated. A kept entry (b, n, p) of
-value v is then two multiply-adds on those runs, from and to where they lie, with no matrix of patches in between:
+consecutive numbers: kh runs of kw C numbers, or kh kw runs of C where the taps are dilated. A selected entry
+(b, n, p) of value v is then two multiply-adds on those runs, where they lie, with no matrix of patches in between:
 
-    dW[n]          +=  v x[b, patch p]            (1)    sums in registers over all kept p, x is read in place
-    dx[b, patch p] +=  v W[n]                     (2)    W in registers over all kept p of a map, dx is read and written
+    dW[n]          +=  v x[b, patch p]            (1)    sums in registers over all p, x is read in place
+    dx[b, patch p] +=  v W[n]                     (2)    W in registers over all p of a map, dx is read and written
 
 A vector of (1) costs a load and a multiply-add, of (2) a store besides; but where an image does not fit into the first
 cache, both wait for the second: 0.024 ns a number each, where a dense product takes 0.010 (32x64x32x32 -> 128, 3x3, a
@@ -21,6 +21,8 @@ A patch is cut into vectors: first those that are full, for all runs, then for e
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import carray, types
 
@@ -29,18 +31,66 @@ from meprop_bench.ops.kernels.native.patches import LANES, VECTOR_BYTES, gather_
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
-__all__ = ["IMAGES", "LANES", "MAPS", "PIXELS", "PLAN_WORDS", "backward", "scratch_bytes"]
+__all__ = ["IMAGES", "LANES", "MAPS", "PIXELS", "Plan", "backward", "scratch_bytes"]
 
-# The plan: sizes, and the addresses of three tables. Of a patch: where its vectors are (bytes, int64), and where among
-# the numbers of the vectors the weight of a channel and tap is, (C, taps) (int32). Of an image: where its patches
-# are, by output position (pixels, int32).
-(_B, _G, _C, _H, _W, _HP, _WP, _TOP, _LEFT, _N, _P, _K) = range(12)
-(_TAPS, _FULL, _REST, _VECTORS, _TILE, _PLACE, _SLOT, _PATCH) = range(12, 20)
-PLAN_WORDS = 20
 
-# The arguments of the bodies, one word each.
-(_PLAN, _DY, _IDX, _X, _WEIGHT, _DX, _DW, _DB) = range(8)
-(_XP, _PACKED, _DWP, _PIXEL, _VALUE, _START, _PARTS, _WORKING, _IMAGE) = range(8, 17)
+class Plan(NamedTuple):
+    """What follows from the shapes, made once for each by `ops.conv.native`: an int64 word each."""
+
+    batch: int
+    groups: int
+    channels: int
+    height: int
+    width: int
+    padded_height: int
+    padded_width: int
+    top: int
+    left: int
+    maps: int
+    positions: int
+    k: int
+    taps: int
+    full: int
+    """Vectors of a patch that belong to one run; after them, for each run, one with the rest."""
+    rest: int
+    """Numbers in each of those."""
+    vectors: int
+    """Of a patch, both kinds."""
+    tile: int
+    """Examples that one pass over all maps reads."""
+    place: int
+    """Address of int64 (vectors,): where each begins, in bytes from the patch's first number."""
+    slot: int
+    """Address of int32 (C, taps): where a weight is among the numbers of the vectors."""
+    patch: int
+    """Address of int32 (P,): where the patch of an output position begins, in pixels of its image."""
+
+
+PLAN_WORDS = len(Plan._fields)
+(
+    _B, _G, _C, _H, _W, _HP, _WP, _TOP, _LEFT, _N, _P, _K, _TAPS, _FULL, _REST, _VECTORS, _TILE, _PLACE, _SLOT, _PATCH,
+) = range(PLAN_WORDS)  # fmt: skip
+
+# The words of the regions: addresses of contiguous memory (0: not there). The letters are those of `Plan`.
+(
+    _PLAN,  # int64 (PLAN_WORDS,)
+    _DY,  # float32 (B, N, P)
+    _IDX,  # int64 (B N, K), a selection made before; 0: select the K largest
+    _X,  # float32 (B, G C, H, W)
+    _WEIGHT,  # float32 (N, C, taps)
+    _DX,  # as x, written
+    _DW,  # as the weight, written
+    _DB,  # float32 (N,), written
+    _XP,  # float32 (B G, Hp, Wp, C), padded pixels of x
+    _PACKED,  # float32 (N, vectors, LANES), the weight in the order of a patch's vectors
+    _DWP,  # the same, of dW
+    _PIXEL,  # int32 (N, B K), by map: the pixel where each selected patch begins, counted over all images
+    _VALUE,  # float32 (N, B K), dy there
+    _START,  # int32 (N, B + 1), where an example's entries begin in the two
+    _PARTS,  # float32 (N, _SUMS), sums for the bias
+    _WORKING,  # for each share, what `largest` works in, and int32 (K,) for the positions it finds
+    _IMAGE,  # float32 (shares, Hp, Wp, C): the image of dx that a share adds to
+) = range(17)
 WORDS = 17
 
 _SUMS = 64
@@ -58,6 +108,7 @@ def _pixels(a, share, shares):
     a = carray(a, WORDS)
     plan = view(a[_PLAN], PLAN_WORDS, np.int64)
     c, h, w, hp, wp, top, left = plan[_C], plan[_H], plan[_W], plan[_HP], plan[_WP], plan[_TOP], plan[_LEFT]
+    # x (C, H, W) -> (Hp, Wp, C), image by image, a share of them: as one transposition, or row by row into the padding.
     if a[_DW] != 0:
         images = plan[_B] * plan[_G]
         for image in range(images * share // shares, images * (share + 1) // shares):
@@ -69,6 +120,7 @@ def _pixels(a, share, shares):
             for y in range(h):
                 inside = target + 4 * ((y + top) * wp + left) * c
                 transpose(source + 4 * y * w, 4 * h * w, c, w, inside, 4 * c)
+    # W (C, taps) -> (vectors, LANES), map by map, a share of them; lanes that hold no weight are never used.
     if a[_DX] != 0:
         n, count, numbers = plan[_N], c * plan[_TAPS], plan[_VECTORS] * LANES
         slots = view(plan[_SLOT], count, np.int32)
@@ -80,8 +132,8 @@ def _pixels(a, share, shares):
 
 
 @function()
-def _keep(a, plan, b, n, fill, working, places):
-    """Select in one map; append what is kept to the map's list, from `fill` on, and return where it ends."""
+def _select(a, plan, b, n, fill, working, places):
+    """Select in map n of example b; append the entries to the map's list, from `fill` on; return where it ends."""
     p, k, maps, batch = plan[_P], plan[_K], plan[_N], plan[_B]
     number = b * maps + n
     row = view(a[_DY] + 4 * number * p, p, np.float32)
@@ -92,6 +144,7 @@ def _keep(a, plan, b, n, fill, working, places):
             places[s] = given[s]
     else:
         count = largest(a[_DY] + 4 * number * p, p, k, working, places)
+    # Each position as the pixel where its patch begins, counted over all images, and dy there.
     patch = view(plan[_PATCH], p, np.int32)
     pixel, value = view(a[_PIXEL], (maps, batch * k), np.int32), view(a[_VALUE], (maps, batch * k), np.float32)
     image = (b * plan[_G] + n // (maps // plan[_G])) * plan[_HP] * plan[_WP]
@@ -112,7 +165,7 @@ def _add_up(row, p, sums):
 
 
 def _maps(a, share, shares):
-    """Region 2: selection, dW and db; the maps are shared out."""
+    """Region 2: selection, dW and db; a share has maps [low, high) of all examples."""
     a = carray(a, WORDS)
     plan = view(a[_PLAN], PLAN_WORDS, np.int64)
     batch, maps, p, k, c, count = plan[_B], plan[_N], plan[_P], plan[_K], plan[_C], plan[_C] * plan[_TAPS]
@@ -126,19 +179,21 @@ def _maps(a, share, shares):
     for n in range(low, high):
         starts[n, 0] = 0
         sums[n] = 0
+    # Tile by tile of examples, whose pixels stay in the second cache while all maps read them: select, then (1).
     for tile in range(0, batch, plan[_TILE]):
         stop = min(batch, tile + plan[_TILE])
         for n in range(low, high):
             for b in range(tile, stop):
                 if a[_DB] != 0:
                     _add_up(a[_DY] + 4 * (b * maps + n) * p, p, sums[n])
-                starts[n, b + 1] = _keep(a, plan, b, n, np.int64(starts[n, b]), working, places)
+                starts[n, b + 1] = _select(a, plan, b, n, np.int64(starts[n, b]), working, places)
             if a[_DW] != 0:
                 entries = 4 * n * batch * k
                 gather_all(
                     a[_DWP] + VECTOR_BYTES * n * vectors, plan[_PLACE], vectors, a[_XP], 4 * c, a[_PIXEL] + entries,
                     a[_VALUE] + entries, np.int64(starts[n, tile]), np.int64(starts[n, stop]),
                 )  # fmt: skip
+    # dW from the order of vectors into that of the weight, and the sums of a map into one.
     if a[_DW] != 0:
         for n in range(low, high):
             packed = view(a[_DWP] + VECTOR_BYTES * n * vectors, vectors * LANES, np.float32)
@@ -154,7 +209,7 @@ def _maps(a, share, shares):
 
 
 def _images(a, share, shares):
-    """Region 3: dx; the images are shared out."""
+    """Region 3: dx; a share has some of the B G images, and works on one at a time."""
     a = carray(a, WORDS)
     plan = view(a[_PLAN], PLAN_WORDS, np.int64)
     batch, groups, maps, k, c = plan[_B], plan[_G], plan[_N], plan[_K], plan[_C]
@@ -166,6 +221,7 @@ def _images(a, share, shares):
     for image in range(batch * groups * share // shares, batch * groups * (share + 1) // shares):
         flat[:] = 0
         table = a[_IMAGE] + _image_bytes(plan) * (share - image)  # so that pixels, counted over all images, begin in it
+        # (2) for all maps of its group: the entries of this example.
         b, g = image // groups, image % groups
         for n in range(g * each, (g + 1) * each):
             entries = 4 * n * batch * k
@@ -173,6 +229,7 @@ def _images(a, share, shares):
                 a[_PACKED] + VECTOR_BYTES * n * vectors, plan[_PLACE], plan[_FULL], vectors, plan[_REST], table, 4 * c,
                 a[_PIXEL] + entries, a[_VALUE] + entries, np.int64(starts[n, b]), np.int64(starts[n, b + 1]),
             )  # fmt: skip
+        # (Hp, Wp, C) -> (C, H, W), without the padding.
         target, source = a[_DX] + 4 * image * c * h * w, a[_IMAGE] + _image_bytes(plan) * share
         if hp * wp == h * w:
             transpose(source, 4 * c, h * w, c, target, 4 * h * w)
@@ -210,17 +267,11 @@ def scratch_bytes(plan, shares):
 
 @function(types.void(*[types.int64] * 14))
 def backward(openmp, pixels, maps, images, shares, plan, dy, idx, x, w, dx, dw, db, scratch):
-    """Compute dx, dW and db through the kept positions.
+    """Compute dx, dW and db through the selected positions; for words of the regions, see there.
 
     Args:
-        openmp: `OPENMP`.
-        pixels, maps, images: `PIXELS`, `MAPS`, `IMAGES`.
+        openmp, pixels, maps, images: `OPENMP`, `PIXELS`, `MAPS`, `IMAGES`.
         shares: into how many the work is cut.
-        plan: address of the plan.
-        dy: float32 (B, N, P).
-        idx: int64 (B N, k), positions, or 0 to select the k largest magnitudes.
-        x, w: float32 (B, G C, H, W) and (N, C, kh, kw), contiguous.
-        dx, dw, db: the same and (N,), written; each 0 where it is not wanted.
         scratch: `scratch_bytes(plan, shares)` bytes.
 
     """

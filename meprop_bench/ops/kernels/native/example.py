@@ -1,6 +1,6 @@
-"""The backward pass where each example keeps its own k neurons.
+"""The backward pass where each example has k neurons of its own.
 
-    dx[e] = Σ_{j in S(e)} dy[e, j] W[j]              S(e): what example e keeps
+    dx[e] = Σ_{j in S(e)} dy[e, j] W[j]              S(e): what example e selects
     dW[j] = Σ_{e : j in S(e)} dy[e, j] x[e]
 
 Both sums run over the same B k pairs (e, j), and a pair costs two multiply-adds on rows of m numbers: there is no
@@ -33,6 +33,7 @@ from meprop_bench.ops.kernels.native.compiler import (
     load,
     load_f32,
     load_i32,
+    loop,
     offset,
     splat,
     store,
@@ -49,36 +50,28 @@ PIECE = 4 * LANES
 
 
 def _bag(columns: int, streaming: bool = False) -> Any:
-    """Make the inner loop: out = sum over s of values[s] table[rows[s]], over some columns."""
+    """Make the inner loop: out = Σ values[s] table[rows[s]] over s in [first, last), for some columns.
+
+    All arguments are addresses but the stride of the table, in bytes, and first and last; rows is int32.
+    """
     vectors, lanes = (columns // LANES, LANES) if columns >= LANES else (columns, 1)
     kind = ir.VectorType(ir.FloatType(), lanes) if lanes > 1 else ir.FloatType()
-    word = ir.IntType(64)
     size = 4 * lanes
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         out, table, stride, rows, values, first, last = arguments
         zero = ir.Constant(kind, [0.0] * lanes if lanes > 1 else 0.0)
-        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.cbranch(builder.icmp_signed("<", first, last), loop, after)
-        builder.position_at_end(loop)
-        s = builder.phi(word)
-        sums = [builder.phi(kind) for _ in range(vectors)]
-        row = builder.add(table, builder.mul(load_i32(builder, rows, s), stride))
-        value = splat(builder, kind, load_f32(builder, values, s))
-        new = [
-            fused(builder, value, load(builder, kind, offset(builder, row, i * size)), total)
-            for i, total in enumerate(sums)
-        ]
-        following = builder.add(s, ir.Constant(word, 1))
-        builder.cbranch(builder.icmp_signed("<", following, last), loop, after)
-        for phi, start, step in zip([s, *sums], [first, *[zero] * vectors], [following, *new], strict=True):
-            phi.add_incoming(start, before)
-            phi.add_incoming(step, loop)
-        builder.position_at_end(after)
-        totals = [builder.phi(kind) for _ in range(vectors)]
-        for total, step in zip(totals, new, strict=True):
-            total.add_incoming(zero, before)
-            total.add_incoming(step, loop)
+
+        # One pair s: `columns` numbers of its row of the table, times its value; the sums stay in registers.
+        def body(s: Any, sums: list[Any]) -> list[Any]:
+            row = builder.add(table, builder.mul(load_i32(builder, rows, s), stride))
+            value = splat(builder, kind, load_f32(builder, values, s))
+            return [
+                fused(builder, value, load(builder, kind, offset(builder, row, i * size)), total)
+                for i, total in enumerate(sums)
+            ]
+
+        totals = loop(builder, (first, last), 1, [zero] * vectors, body, may_be_empty=True)
         for i, total in enumerate(totals):
             store(builder, total, offset(builder, out, i * size), streaming)
         return context.get_dummy_value()
@@ -95,7 +88,7 @@ _piece, _vector, _single = _bag(PIECE), _bag(LANES), _bag(1)
 
 
 @function()
-def _sum_rows(out, table, m, rows, values, first, last, streaming):
+def sum_rows(out, table, m, rows, values, first, last, streaming):
     """Write out[c] = sum over s in [first, last) of values[s] table[rows[s], c], for all c < m; all are addresses."""
     c = 0
     if streaming and out & 63 == 0:
@@ -116,13 +109,37 @@ def _sum_rows(out, table, m, rows, values, first, last, streaming):
         c += 1
 
 
-# The arguments of both entry points, one word each.
-(_DY, _IDX, _B, _N, _K, _KEYS, _PICKED, _VALUE, _COUNT, _HIST, _DBS) = range(11)
-(_OFFSET, _EXAMPLE, _SORTED, _X, _W, _DX, _DW, _M, _HITS, _ROWS, _COMPACT, _STREAMING) = range(11, 23)
+# The words of all regions here, int64 each: numbers, flags, and addresses of contiguous memory (0: not there).
+(
+    _DY,  # float32 (B, N)
+    _IDX,  # int64 (B, K), a selection made before; 0: select the K largest
+    _B,
+    _N,
+    _K,
+    _KEYS,  # `working_bytes(N, K)` for each share, which `largest` works in
+    _PICKED,  # int32 (B, K), by example: the neurons it picked, COUNT[e] of them
+    _VALUE,  # float32 (B, K), their gradients
+    _COUNT,  # int32 (B,)
+    _HIST,  # int32 (shares, N), how many of a share's examples picked each neuron; then, where it puts its next pair
+    _DBS,  # float32 (shares, N), sums of dy over a share's examples; 0: no bias
+    _OFFSET,  # int32 (N + 1,), where each neuron's pairs begin in the next two
+    _EXAMPLE,  # int32 (B K,), by neuron: the examples that picked it
+    _SORTED,  # float32 (B K,), their gradients
+    _X,  # float32 (B, M)
+    _W,  # float32 (N, M)
+    _DX,  # float32 (B, M), written
+    _DW,  # float32 (ROWS, M) if COMPACT, else (N, M), written
+    _M,
+    _HITS,  # int32 (N,), the neurons that any example picked, ascending
+    _ROWS,  # how many they are
+    _COMPACT,  # whether dW has their rows alone
+    _STREAMING,  # whether dx and dW are written past the caches
+) = range(23)
 WORDS = 23
 
 
 def _select(a, share, shares):
+    """Select in a share of the examples, count how often each neuron is picked, and sum dy up for the bias."""
     a = carray(a, WORDS)
     n, k, batch = a[_N], a[_K], a[_B]
     working = a[_KEYS] + share * working_bytes(n, k)
@@ -132,11 +149,13 @@ def _select(a, share, shares):
     if a[_DBS]:
         view(a[_DBS] + 4 * share * n, n, np.float32)[:] = 0
     for e in range(batch * share // shares, batch * (share + 1) // shares):
+        # db is summed while the row is in the first cache anyhow, for the selection.
         row = view(a[_DY] + 4 * e * n, n, np.float32)
         if a[_DBS]:
             db = view(a[_DBS] + 4 * share * n, n, np.float32)
             for j in range(n):
                 db[j] += row[j]
+        # The neurons: those given, without the zeros among them, or the largest.
         picked = places[e]
         if a[_IDX]:
             given = view(a[_IDX] + 8 * e * k, k, np.int64)
@@ -146,6 +165,7 @@ def _select(a, share, shares):
                 count += row[given[s]] != 0
         else:
             count = largest(a[_DY] + 4 * e * n, n, k, working, picked)
+        # Their gradients, and one count more for each of them.
         counts[e] = count
         for s in range(count):
             values[e, s] = row[picked[s]]
@@ -153,6 +173,7 @@ def _select(a, share, shares):
 
 
 def _sort(a, share, shares):
+    """Put a share's pairs in the order of neurons, then examples; `starts` says where a neuron's next one goes."""
     a = carray(a, WORDS)
     n, k, batch = a[_N], a[_K], a[_B]
     places, values = view(a[_PICKED], (batch, k), np.int32), view(a[_VALUE], (batch, k), np.float32)
@@ -168,11 +189,7 @@ def _sort(a, share, shares):
 
 @function()
 def _place_pairs(a, scratch):
-    """Set where the pairs are, by example and by neuron; return where they end.
-
-    Example e has count[e] pairs from e k on, each a picked neuron and its value. Neuron j has the pairs [offset[j],
-    offset[j + 1]), each an example and its value; hits are the neurons that have any.
-    """
+    """Set where the pairs are, by example and by neuron; return where they end."""
     a[_EXAMPLE] = scratch
     a[_SORTED] = a[_EXAMPLE] + 4 * a[_B] * a[_K]
     a[_OFFSET] = a[_SORTED] + 4 * a[_B] * a[_K]
@@ -185,15 +202,11 @@ def _place_pairs(a, scratch):
 
 @function(types.int64(*[types.int64] * 11))
 def pairs(openmp, select, sort, shares, dy, idx, b, n, k, db, scratch):
-    """Select in every example and sort the pairs (example, neuron) by neuron.
+    """Select in every example and sort the pairs (example, neuron) by neuron; for words of the regions, see there.
 
     Args:
-        openmp: `OPENMP`.
-        select, sort: `SELECT`, `SORT`.
+        openmp, select, sort: `OPENMP`, `SELECT`, `SORT`.
         shares: into how many the work is cut.
-        dy: float32 (b, n).
-        idx: int64 (b, k), or 0 to select the k largest magnitudes.
-        b, n, k: sizes.
         db: float32 (n,), written: the sum over the batch; or 0.
         scratch: `scratch_bytes(shares, b, n, k)` bytes; the sorted pairs stay there for `products`.
 
@@ -201,12 +214,14 @@ def pairs(openmp, select, sort, shares, dy, idx, b, n, k, db, scratch):
         how many neurons have any.
 
     """
+    # In the scratch memory: the pairs, then what is needed here alone. One share sums straight into db.
     a = np.empty(WORDS, np.int64)
     a[_DY], a[_IDX], a[_B], a[_N], a[_K] = dy, idx, b, n, k
     a[_HIST] = _place_pairs(a, scratch)
     a[_KEYS] = a[_HIST] + 4 * n * shares
     a[_DBS] = 0 if db == 0 else (db if shares == 1 else a[_KEYS] + shares * working_bytes(n, k))
     parallel(openmp, shares, select, a)
+    # Counts become places: neuron by neuron, and within one share by share, as many places as it counted.
     offset_of, hit = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
     hist = view(a[_HIST], (shares, n), np.int32)
     run, rows = 0, 0
@@ -219,6 +234,7 @@ def pairs(openmp, select, sort, shares, dy, idx, b, n, k, db, scratch):
         hit[rows] = j
         rows += run > offset_of[j]
     offset_of[n] = run
+    # The shares' sums, added up in their order: (shares, n) -> (n,).
     if db != 0 and shares > 1:
         total, parts = view(db, n, np.float32), view(a[_DBS], (shares, n), np.float32)
         total[:] = parts[0]
@@ -236,11 +252,13 @@ def scratch_bytes(shares, b, n, k):
 
 
 def _sums(a, share, shares):
-    """Compute rows of dW, as many as make up a share of the pairs, then rows of dx."""
+    """Compute rows of dW, as many as make up a share of the pairs, then a share of the rows of dx."""
     a = carray(a, WORDS)
     batch, n, k, m, rows = a[_B], a[_N], a[_K], a[_M], a[_ROWS]
     streaming = a[_STREAMING]
     offsets, hits = view(a[_OFFSET], n + 1, np.int32), view(a[_HITS], n, np.int32)
+    # A row of dW belongs to the share in whose part of the sorted pairs its first one lies, and with it the rows of
+    # zeros between it and the row before.
     if a[_DW] != 0:
         low, high = offsets[n] * share // shares, offsets[n] * (share + 1) // shares
         following = 0
@@ -252,16 +270,17 @@ def _sums(a, share, shares):
                     for blank in range(following, j):
                         zero_row(a[_DW] + 4 * blank * m, m, streaming)
                 dw = a[_DW] + 4 * (i if a[_COMPACT] else j) * m
-                _sum_rows(dw, a[_X], m, a[_EXAMPLE], a[_SORTED], first, last, streaming)
+                sum_rows(dw, a[_X], m, a[_EXAMPLE], a[_SORTED], first, last, streaming)
             following = j + 1
         if share == shares - 1 and not a[_COMPACT]:
             for blank in range(following, n):
                 zero_row(a[_DW] + 4 * blank * m, m, streaming)
+    # A row of dx is a sum of as many rows of W as its example picked neurons.
     if a[_DX] != 0:
         counts = view(a[_COUNT], batch, np.int32)
         for e in range(batch * share // shares, batch * (share + 1) // shares):
             first, last = e * k, e * k + np.int64(counts[e])
-            _sum_rows(a[_DX] + 4 * e * m, a[_W], m, a[_PICKED], a[_VALUE], first, last, streaming)
+            sum_rows(a[_DX] + 4 * e * m, a[_W], m, a[_PICKED], a[_VALUE], first, last, streaming)
 
 
 SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
@@ -269,18 +288,13 @@ SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
 
 @function(types.void(*[types.int64] * 15))
 def products(openmp, sums, shares, x, w, dx, dw, b, n, k, m, rows, listed, scratch, streaming):
-    """Compute dx and dW from the sorted pairs.
+    """Compute dx and dW from the sorted pairs; for words of the regions, see there.
 
     Args:
-        openmp: `OPENMP`.
-        sums: `SUMS`.
+        openmp, sums: `OPENMP`, `SUMS`.
         shares: into how many the work is cut.
-        x, w, dx: float32 (b, m), (n, m) and (b, m), contiguous; dx is 0 when it is not wanted.
-        dw: float32, contiguous: (rows, m) when `listed` is given, else (n, m); 0 when it is not wanted.
-        b, n, k, m: sizes, as for `pairs`.
         rows, scratch: as `pairs` left them.
-        listed: int64 (rows,), written: which rows dw holds; or 0 when it holds all.
-        streaming: whether dw and dx go past the caches.
+        listed: int64 (rows,), written: which rows dw holds; 0 when it holds all.
 
     """
     a = np.empty(WORDS, np.int64)

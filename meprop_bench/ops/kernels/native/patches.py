@@ -20,6 +20,7 @@ from meprop_bench.ops.kernels.native.compiler import (
     load,
     load_f32,
     load_i32,
+    loop,
     offset,
     splat,
     store,
@@ -35,27 +36,19 @@ _I64 = ir.IntType(64)
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
-def _loop_over_kept(builder: Any, arguments: Any, start: list[Any], step: Any) -> list[Any]:
-    """Emit the loop over the kept entries [first, last): `step(patch address, value, carried)` gives the next carried.
+def _loop_over_entries(builder: Any, arguments: Any, starts: list[Any], step: Any) -> list[Any]:
+    """Emit the loop over the selected entries s in [first, last), of which there is one at least.
 
     arguments: table, stride, pixels, values, first, last; an entry's patch begins `pixels[s] * stride` bytes into the
-    table. There must be one entry at least.
+    table. `step(patch address, value, vectors)` gives the vectors that the next entry gets.
     """
-    table, stride, pixels, values, first, last = arguments
-    before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    s = builder.phi(_I64)
-    carried = [builder.phi(VECTOR) for _ in start]
-    patch = builder.add(table, builder.mul(load_i32(builder, pixels, s), stride))
-    new = step(patch, splat(builder, VECTOR, load_f32(builder, values, s)), carried)
-    following = builder.add(s, ir.Constant(_I64, 1))
-    builder.cbranch(builder.icmp_signed("<", following, last), loop, after)
-    for phi, value, change in zip([s, *carried], [first, *start], [following, *new], strict=True):
-        phi.add_incoming(value, before)
-        phi.add_incoming(change, loop)
-    builder.position_at_end(after)
-    return list(new)
+    table, stride, pixels, values, *bounds = arguments
+
+    def body(s: Any, vectors: list[Any]) -> list[Any]:
+        patch = builder.add(table, builder.mul(load_i32(builder, pixels, s), stride))
+        return list(step(patch, splat(builder, VECTOR, load_f32(builder, values, s)), vectors))
+
+    return loop(builder, tuple(bounds), 1, starts, body)
 
 
 def _offsets(builder: Any, offsets: Any, count: int) -> list[Any]:
@@ -79,7 +72,7 @@ def _gather(vectors: int) -> Any:
             ]
 
         start = [load(builder, VECTOR, offset(builder, dw, i * VECTOR_BYTES)) for i in range(vectors)]
-        for i, total in enumerate(_loop_over_kept(builder, entries, start, step)):
+        for i, total in enumerate(_loop_over_entries(builder, entries, start, step)):
             store(builder, total, offset(builder, dw, i * VECTOR_BYTES))
         return context.get_dummy_value()
 
@@ -104,7 +97,7 @@ def _scatter(vectors: int) -> Any:
                 store(builder, fused(builder, value, weight, load(builder, VECTOR, address)), address)
             return []
 
-        _loop_over_kept(builder, entries, [], step)
+        _loop_over_entries(builder, entries, [], step)
         return context.get_dummy_value()
 
     @intrinsic

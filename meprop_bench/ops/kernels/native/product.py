@@ -27,6 +27,7 @@ from meprop_bench.ops.kernels.native.compiler import (
     fused,
     load,
     load_f32,
+    loop,
     offset,
     splat,
     store,
@@ -49,32 +50,31 @@ _WORD = ir.IntType(64)
 _FRESH, _ADDED, _STREAMED = range(3)
 
 
-def _loop(builder: Any, height: int, mode: int, arguments: Any) -> None:
-    """Emit the tile's loop: rows[r][shift:] = (or +=) sum over p < deep of a[p, r] b[p], for r < height."""
+def _emit_tile(builder: Any, height: int, mode: int, arguments: Any) -> None:
+    """Emit a tile: rows[r][shift:] = (or +=) Σ a[p, r] b[p] over p < deep, for r < height.
+
+    a is (deep, height) and b (deep, WIDE), packed; rows has the addresses of `height` rows, of each of which WIDE
+    numbers are written, from `shift` bytes on. All sums stay in registers: height x VECTORS of them.
+    """
     a, b, rows, shift, deep = arguments
     starts_at = [builder.add(load(builder, _WORD, offset(builder, rows, 8 * r)), shift) for r in range(height)]
     places = [offset(builder, row, 4 * LANES * v) for row in starts_at for v in range(VECTORS)]
     zero = ir.Constant(VECTOR, [0.0] * LANES)
     starts = [load(builder, VECTOR, place) if mode == _ADDED else zero for place in places]
-    before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    p = builder.phi(_WORD)
-    sums = [builder.phi(VECTOR) for _ in places]
-    at = builder.add(b, builder.mul(p, ir.Constant(_WORD, 4 * WIDE)))
-    wide = [load(builder, VECTOR, offset(builder, at, 4 * LANES * v)) for v in range(VECTORS)]
-    first = builder.mul(p, ir.Constant(_WORD, height))
-    new = []
-    for r in range(height):
-        tall = splat(builder, VECTOR, load_f32(builder, a, builder.add(first, ir.Constant(_WORD, r))))
-        new += [fused(builder, tall, wide[v], sums[VECTORS * r + v]) for v in range(VECTORS)]
-    following = builder.add(p, ir.Constant(_WORD, 1))
-    builder.cbranch(builder.icmp_signed("<", following, deep), loop, after)
-    for phi, start, step in zip([p, *sums], [ir.Constant(_WORD, 0), *starts], [following, *new], strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(step, loop)
-    builder.position_at_end(after)
-    for place, total in zip(places, new, strict=True):
+
+    # One summand p: WIDE numbers of b, times each of the `height` numbers of a in all lanes.
+    def body(p: Any, sums: list[Any]) -> list[Any]:
+        at = builder.add(b, builder.mul(p, ir.Constant(_WORD, 4 * WIDE)))
+        wide = [load(builder, VECTOR, offset(builder, at, 4 * LANES * v)) for v in range(VECTORS)]
+        first = builder.mul(p, ir.Constant(_WORD, height))
+        new = []
+        for r in range(height):
+            tall = splat(builder, VECTOR, load_f32(builder, a, builder.add(first, ir.Constant(_WORD, r))))
+            new += [fused(builder, tall, wide[v], sums[VECTORS * r + v]) for v in range(VECTORS)]
+        return new
+
+    totals = loop(builder, (ir.Constant(_WORD, 0), deep), 1, starts, body)
+    for place, total in zip(places, totals, strict=True):
         store(builder, total, place, mode == _STREAMED)
 
 
@@ -90,7 +90,7 @@ def _tile(typingctx: Any, kind: Any, a: Any, b: Any, rows: Any, shift: Any, deep
                 block = builder.append_basic_block()
                 choice.add_case(ir.Constant(_WORD, 16 * mode + height), block)
                 builder.position_at_end(block)
-                _loop(builder, height, mode, arguments[1:])
+                _emit_tile(builder, height, mode, arguments[1:])
                 builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -135,6 +135,8 @@ def _pack(source, stride, hits, first, deep, columns, packed):
     """Pack rows of the wide operand in strips of WIDE columns; rows hits[first:], or first and on when hits is 0."""
     chosen = view(hits, first + deep, np.int64)
     full = columns // WIDE
+    # (deep, columns) -> (strips, deep, WIDE): what a tile reads, one vector pair after the other. The last strip, where
+    # columns are left over, is filled up with zeros.
     for p in range(deep):
         row = source + (chosen[first + p] if hits != 0 else first + p) * stride
         for strip in range(full):
@@ -159,6 +161,7 @@ def multiply(tall, height, rows, total, source, stride, hits, out, out_hits, m, 
         streaming: whether the result goes past the caches.
 
     """
+    # A panel is as many columns as stay in the second cache; the sums are DEEP terms long at most, and go on in `out`.
     deepest = min(DEEP, total)
     panel = max(1, PANEL // (deepest * WIDE)) * WIDE
     while start < stop:
@@ -178,6 +181,7 @@ def _panel(tall, height, rows, total, deep, out, out_hits, m, columns, packed, a
     place = np.empty(TALLEST, np.int64)
     chosen = view(out_hits, rows, np.int64)
     full, rest = columns // WIDE, columns % WIDE
+    # Tile by tile of `height` rows, where each row goes; those beyond the last go aside, past every strip.
     for tile in range((rows + height - 1) // height):
         a, inside = tall + 4 * height * tile * total, min(height, rows - tile * height)
         for r in range(inside):
@@ -187,6 +191,7 @@ def _panel(tall, height, rows, total, deep, out, out_hits, m, columns, packed, a
         whole = inside == height
         if streaming and whole and not adding and height == TALLEST and (place[0] | 4 * m) & 63 == 0:
             kind = height + 16 * _STREAMED
+        # (height, deep) · (deep, WIDE), strip by strip; then what is left of the columns.
         for strip in range(full):
             shift = 4 * WIDE * strip
             for r in range(inside, height):

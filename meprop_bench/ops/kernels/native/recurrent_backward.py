@@ -1,6 +1,6 @@
 """A recurrent layer backward through time: gradients of the gates, selection and dh', in one call for all time steps.
 
-Where each example keeps k entries of each gate for itself, the examples have nothing to do with one another:
+Where each example has k entries of each gate for itself, the examples have nothing to do with one another:
 
     for each example, dealt out to the threads
         for each of its time steps, from its last
@@ -18,7 +18,7 @@ import numpy as np
 from numba import carray, types
 
 from meprop_bench.ops.kernels.native.compiler import function, view
-from meprop_bench.ops.kernels.native.example import _sum_rows
+from meprop_bench.ops.kernels.native.example import sum_rows
 from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, TANH, copy, gates_of, row_of
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
@@ -27,15 +27,39 @@ __all__ = ["BACK_ROWS", "CHAINS", "PASS_BACK_ROWS", "scratch_bytes", "through_ti
 
 _ONE = np.float32(1)
 
-# The arguments of the parallel regions, one word each; _OTHER and _MORE as in `recurrent_forward`, _STATE and _MEMORY
-# are dh and dc.
-(_CELL, _B, _H, _K, _T, _REVERSE, _SIZES, _STARTS, _GATE, _OTHER, _MORE, _BEFORE) = range(12)
-(_Y, _STATE, _MEMORY, _W, _D, _DB, _IDX, _AT, _SIZE, _SCRATCH, _COUNT) = range(12, 23)
+# The words of the parallel regions, int64 each: numbers, and addresses of contiguous memory, float32 but for what says
+# otherwise (0: not there). N, ' and the first of these arrays as in `recurrent_forward`, which wrote them.
+(
+    _CELL,
+    _B,
+    _H,
+    _K,  # entries of each gate
+    _T,
+    _REVERSE,  # whether forward ran from the last step to the first
+    _SIZES,  # int64 (T,), examples of each step
+    _STARTS,  # int64 (T,), the first row of each step
+    _GATE,  # (N, G H)
+    _OTHER,  # (N, H)
+    _MORE,  # (N, H)
+    _BEFORE,  # (N, H)
+    _Y,  # (N, H), dy
+    _STATE,  # (B, H), dh: of the last states first, in the end of the initial ones
+    _MEMORY,  # (B, H), dc likewise
+    _W,  # (G H, H), W_hh
+    _D,  # (N, G H), written: the gradient of a
+    _DB,  # (N, G H), written: that of b, the same but for a GRU
+    _IDX,  # int64 (N, G K), written: the rows of the weights that were selected
+    _AT,  # the step's rows are AT, AT + 1, … of N, where all examples of a step share the selection
+    _SIZE,  # how many they are
+    _SCRATCH,  # what `_shared` says, then `_own_bytes` for each share
+    _COUNT,  # how many rows were selected for the step, zeros left out
+) = range(23)
 WORDS = 23
 
 
 @function()
 def _back_lstm(a, e, row):
+    """dc += dh o (1 - t²), the gradients at i f g o, and dc' = dc f; loop by loop, each with one array to write."""
     h = a[_H]
     gate, d = row_of(a[_GATE], row, 4 * h), row_of(a[_D], row, 4 * h)
     i, f, g, o = gate[:h], gate[h : 2 * h], gate[2 * h : 3 * h], gate[3 * h :]
@@ -58,6 +82,7 @@ def _back_lstm(a, e, row):
 
 @function()
 def _back_gru(a, e, row):
+    """The gradients at r z n, for b with d_n r in the place of d_n, and the part z dh of dh'."""
     h = a[_H]
     gate, d_a, d_b = row_of(a[_GATE], row, 3 * h), row_of(a[_D], row, 3 * h), row_of(a[_DB], row, 3 * h)
     r, z, n = gate[:h], gate[h : 2 * h], gate[2 * h :]
@@ -79,6 +104,7 @@ def _back_gru(a, e, row):
 
 @function()
 def _back_plain(a, e, row):
+    """dh (1 - h²), or dh where h > 0 or is NaN."""
     h = a[_H]
     gate, d, dh = row_of(a[_GATE], row, h), row_of(a[_D], row, h), row_of(a[_STATE], e, h)
     if a[_CELL] == TANH:
@@ -129,7 +155,7 @@ def _choose(source, h, k, first, working, picked, chosen, count):
 
 @function()
 def _pass_back(a, e, row, gates, picked, count, values):
-    """Compute dh' of example e from the selected entries of its row; `values` is followed by room for h numbers."""
+    """Compute dh' of example e from the selected entries of its row; `values` is followed by space for h numbers."""
     h = a[_H]
     d = row_of(a[_DB], row, gates * h)
     value = view(values, count, np.float32)
@@ -138,12 +164,12 @@ def _pass_back(a, e, row, gates, picked, count, values):
     target = a[_STATE] + 4 * e * h
     if a[_CELL] == GRU:
         through = values + 4 * gates * a[_K]
-        _sum_rows(through, a[_W], h, picked.ctypes.data, values, 0, count, False)
+        sum_rows(through, a[_W], h, picked.ctypes.data, values, 0, count, False)
         dh, added = view(target, h, np.float32), view(through, h, np.float32)
         for j in range(h):
             dh[j] += added[j]
     else:
-        _sum_rows(target, a[_W], h, picked.ctypes.data, values, 0, count, False)
+        sum_rows(target, a[_W], h, picked.ctypes.data, values, 0, count, False)
 
 
 @function()
@@ -174,6 +200,7 @@ def _chains(a, share, shares):
     working = _own(a, share, gates)
     picked = view(working + working_bytes(h, k), gates * k, np.int32)
     values = working + working_bytes(h, k) + 4 * gates * k
+    # Every shares-th example: lengths do not increase, so that each share has long and short ones.
     for e in range(share, a[_B], shares):
         length = 0
         while length < a[_T] and sizes[length] > e:
@@ -193,7 +220,7 @@ CHAINS = body(_chains)
 
 
 def _back_rows(a, share, shares):
-    """Compute the gradients at the pre-activations for one time step."""
+    """Compute the gradients at the pre-activations for one time step: a share of its examples."""
     a = carray(a, WORDS)
     for e in range(a[_SIZE] * share // shares, a[_SIZE] * (share + 1) // shares):
         _back(a, e, a[_AT] + e)
@@ -209,7 +236,7 @@ def _shared(a, gates):
 
 
 def _pass_back_rows(a, share, shares):
-    """Compute dh' for one time step whose selection is made."""
+    """Compute dh' for one time step whose selection is made: a share of its examples."""
     a = carray(a, WORDS)
     h, k, cell = a[_H], a[_K], a[_CELL]
     gates = gates_of(cell)
@@ -243,44 +270,34 @@ def _choose_for_all(a, gates):
     return count
 
 
-@function(types.void(*[types.int64] * 25))
+@function(types.void(*[types.int64] * 26))
 def through_time(
     openmp, chains, back, pass_back, shares, unified, cell, b, h, k, steps, reverse, sizes, starts,
-    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, memory,
+    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, idx, scratch,
 ):  # fmt: skip
-    """Compute the gradients at all pre-activations and select of them.
+    """Compute the gradients at all pre-activations and select of them; for words of the regions, see there.
 
     Args:
-        openmp: `OPENMP`.
-        chains, back, pass_back: `CHAINS`, `BACK_ROWS`, `PASS_BACK_ROWS`.
+        openmp, chains, back, pass_back: `OPENMP`, `CHAINS`, `BACK_ROWS`, `PASS_BACK_ROWS`.
         shares: into how many the examples are cut.
         unified: whether all examples of a time step share the selection.
-        cell: as for `step`.
-        b, h, k: examples, neurons of a gate, and how many of them are kept, 1 <= k < h.
-        steps, sizes, starts: number of time steps, and int64 (steps,): examples of each, and the first row of each.
-        reverse: whether forward ran from the last step to the first.
-        dy: float32 (N, h).
-        gate, other, more, before: as `step` left them.
-        w_hh: float32 (G h, h).
-        d_state, d_memory: float32 (B, h): gradients of the last states, which become those of the first.
-        d_a, d_b: float32 (N, G h), written: gradients of a and of b; the same but for the GRU.
-        memory: two addresses, int64 (2,): of `scratch_bytes(shares, h, k, G)` bytes, on a multiple of 8, and of int64
-            (N, G k), which is written: what was selected, as rows of the weights.
+        steps: T.
+        scratch: `scratch_bytes(shares, h, k, G)` bytes, on a multiple of 8.
 
     """
     w = np.empty(WORDS, np.int64)
-    addresses = view(memory, 2, np.int64)
     w[_CELL], w[_B], w[_H], w[_K], w[_T], w[_REVERSE] = cell, b, h, k, steps, reverse
     w[_SIZES], w[_STARTS], w[_Y], w[_GATE], w[_OTHER], w[_MORE], w[_BEFORE] = (
         sizes, starts, dy, gate, other, more, before,
     )  # fmt: skip
     w[_W], w[_STATE], w[_MEMORY], w[_D], w[_DB] = w_hh, d_state, d_memory, d_a, d_b
-    w[_SCRATCH], w[_IDX] = addresses[0], addresses[1]
+    w[_IDX], w[_SCRATCH] = idx, scratch
     if not unified:
         parallel(openmp, shares, chains, w)
         return
     gates = gates_of(cell)
     size, start = view(sizes, steps, np.int64), view(starts, steps, np.int64)
+    # Three regions or parts for each step: the gradients by all threads, the selection by this one, dh' by all.
     for s in range(steps):
         t = s if reverse else steps - 1 - s
         w[_AT], w[_SIZE] = start[t], size[t]

@@ -24,6 +24,7 @@ from meprop_bench.ops.kernels.native.compiler import (
     function,
     fused,
     load,
+    loop,
     offset,
     store,
     view,
@@ -83,42 +84,63 @@ def _tanh(x):
     return m / (m + _TWO) + (x if np.isnan(x) else np.float32(0))
 
 
-# The arguments of the parallel regions, one word each. _OTHER and _MORE are what a cell keeps besides its gates: c' and
-# tanh c of the LSTM, b_n of the GRU.
-(_CELL, _H, _AT, _SIZE, _PRE, _STATE, _MEMORY, _GATE, _OTHER, _MORE, _BEFORE, _Y, _W, _B) = range(14)
+# The words of the parallel regions, int64 each: numbers, and addresses of contiguous float32 (0: not there). N rows are
+# the examples of all time steps, one after the other; ' is the step before.
+(
+    _CELL,  # LSTM, GRU, TANH or RELU
+    _H,
+    _AT,  # the step's rows are AT, AT + 1, … of N
+    _SIZE,  # how many they are
+    _PRE,  # (SIZE, G H), W_hh h' + b_hh
+    _STATE,  # (B, H), h' before the step and h after it
+    _MEMORY,  # (B, H), c' and c of an LSTM
+    _GATE,  # (N, G H), W_ih x + b_ih before the step; the gates after it
+    _OTHER,  # (N, H), saved for backward: c' of an LSTM, b_n of a GRU
+    _MORE,  # (N, H), likewise: tanh c of an LSTM
+    _BEFORE,  # (N, H), likewise: h'
+    _Y,  # (N, H), h
+    _W,  # (G H, H), W_hh
+    _B,  # (G H,), b_hh
+) = range(14)
 WORDS = 14
 
 
 @function()
 def gates_of(cell):
+    """Return G."""
     return 4 if cell == LSTM else (3 if cell == GRU else 1)
 
 
 @function()
 def row_of(address, row, width):
+    """Return a row of a float32 array at an address."""
     return view(address + 4 * row * width, width, np.float32)
 
 
 @function()
 def copy(target, source):
+    """Copy; a slice assignment would look first whether the two overlap."""
     for j in range(target.size):
         target[j] = source[j]
 
 
 @function()
 def _sigmoids(a, b):
+    """a ← σ(a + b)."""
     for j in range(a.size):
         a[j] = _sigmoid(a[j] + b[j])
 
 
 @function()
 def _tanhs(a, b):
+    """a ← tanh(a + b)."""
     for j in range(a.size):
         a[j] = _tanh(a[j] + b[j])
 
 
 @function()
 def _step_lstm(a, e, row):
+    """i f o = σ(a + b), g = tanh(a + b), c = f c' + i g, h = o tanh c; of example e, whose row is `row`."""
     h = a[_H]
     b, gate = row_of(a[_PRE], e, 4 * h), row_of(a[_GATE], row, 4 * h)
     _sigmoids(gate[: 2 * h], b[: 2 * h])
@@ -137,6 +159,7 @@ def _step_lstm(a, e, row):
 
 @function()
 def _step_gru(a, e, row):
+    """r z = σ(a + b), n = tanh(a + r b_n), h = n + z (h' - n)."""
     h = a[_H]
     b, gate = row_of(a[_PRE], e, 3 * h), row_of(a[_GATE], row, 3 * h)
     _sigmoids(gate[: 2 * h], b[: 2 * h])
@@ -151,6 +174,7 @@ def _step_gru(a, e, row):
 
 @function()
 def _step_plain(a, e, row):
+    """h = tanh(a + b), or max(0, a + b), which lets NaN through."""
     h = a[_H]
     b, gate = row_of(a[_PRE], e, h), row_of(a[_GATE], row, h)
     if a[_CELL] == TANH:
@@ -178,6 +202,7 @@ def _step_of(a, e):
 
 
 def _step(a, share, shares):
+    """Compute the cell for a share of the step's examples."""
     a = carray(a, WORDS)
     for e in range(a[_SIZE] * share // shares, a[_SIZE] * (share + 1) // shares):
         _step_of(a, e)
@@ -193,26 +218,20 @@ def _four_dots(typingctx: Any, table: Any, stride: Any, x: Any, length: Any, out
         rows = [table]
         for _ in range(3):
             rows.append(builder.add(rows[-1], stride))
-        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        j = builder.phi(word)
-        sums = [builder.phi(VECTOR) for _ in rows]
-        at = builder.shl(j, ir.Constant(word, 2))
-        part = load(builder, VECTOR, builder.add(x, at))
-        new = [
-            fused(builder, load(builder, VECTOR, builder.add(row, at)), part, total)
-            for row, total in zip(rows, sums, strict=True)
-        ]
-        following = builder.add(j, ir.Constant(word, LANES))
-        builder.cbranch(builder.icmp_signed("<", following, length), loop, after)
-        for phi, start, step in zip([j, *sums], [ir.Constant(word, 0), *[zero] * 4], [following, *new], strict=True):
-            phi.add_incoming(start, before)
-            phi.add_incoming(step, loop)
-        builder.position_at_end(after)
+
+        # LANES numbers of x at once, read once for the four rows; a row's sums stay apart, lane by lane, to the end.
+        def body(j: Any, sums: list[Any]) -> list[Any]:
+            at = builder.shl(j, ir.Constant(word, 2))
+            part = load(builder, VECTOR, builder.add(x, at))
+            return [
+                fused(builder, load(builder, VECTOR, builder.add(row, at)), part, total)
+                for row, total in zip(rows, sums, strict=True)
+            ]
+
+        totals = loop(builder, (ir.Constant(word, 0), length), LANES, [zero] * 4, body)
         kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), VECTOR])
         reduce = declare(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", kind)
-        for r, total in enumerate(new):
+        for r, total in enumerate(totals):
             dot = builder.call(reduce, [ir.Constant(ir.FloatType(), 0.0), total], fastmath=("reassoc",))
             store(builder, dot, offset(builder, out, 4 * r))
         return context.get_dummy_value()
@@ -233,6 +252,7 @@ def _dots(a, first, last):
             _four_dots(a[_W] + 4 * r * h, 4 * h, a[_STATE], whole, a[_PRE] + 4 * r)
         else:
             out[r : r + 4] = 0
+        # What is left of the row, less than a vector, and the bias.
         for i in range(r, r + 4):
             w, total = row_of(a[_W], i, h), out[i]
             for j in range(whole, h):
@@ -242,7 +262,7 @@ def _dots(a, first, last):
 
 
 def _product(a, share, shares):
-    """Compute W_hh h' + b_hh for one example."""
+    """Compute W_hh h' + b_hh for one example: a share of the rows, in fours but for the last share's end."""
     a = carray(a, WORDS)
     rows = gates_of(a[_CELL]) * a[_H]
     first, last = rows * share // shares // 4 * 4, rows * (share + 1) // shares // 4 * 4
@@ -254,6 +274,7 @@ STEP, PRODUCT = body(_step), body(_product)
 
 @function()
 def _set(w, state, memory, gate, other, more, before, y):
+    """Set the words that are the same for all steps."""
     w[_STATE], w[_MEMORY], w[_GATE], w[_OTHER], w[_MORE], w[_BEFORE], w[_Y] = (
         state, memory, gate, other, more, before, y,
     )  # fmt: skip
@@ -261,21 +282,11 @@ def _set(w, state, memory, gate, other, more, before, y):
 
 @function(types.void(*[types.int64] * 15))
 def step(openmp, run, shares, cell, h, at, size, pre, state, memory, gate, other, more, before, y):
-    """Compute one time step, rows [at, at + size) of the arrays of N rows, from the products with the weights.
+    """Compute one time step from the products with the weights; for words of the regions, see there.
 
     Args:
-        openmp: `OPENMP`.
-        run: `STEP`.
+        openmp, run: `OPENMP`, `STEP`.
         shares: into how many the examples are cut.
-        cell: `LSTM`, `GRU`, `TANH` or `RELU`.
-        h: neurons of a gate.
-        at, size: which rows.
-        pre: float32 (size, G h), W_hh h' + b_hh.
-        state, memory: float32 (B, h), h and c, read and written; memory is 0 but for the LSTM.
-        gate: float32 (N, G h), W_ih x + b_ih, overwritten by the gates after their non-linear functions.
-        other, more: float32 (N, h), written: c' and tanh c of the LSTM, b_n and nothing (0) of the GRU, nothing (0).
-        before: float32 (N, h), written: h'.
-        y: float32 (N, h), written: h.
 
     """
     w = np.empty(WORDS, np.int64)
@@ -288,19 +299,12 @@ def step(openmp, run, shares, cell, h, at, size, pre, state, memory, gate, other
 def alone(
     openmp, product, shares, cell, h, steps, reverse, w_hh, b_hh, pre, state, memory, gate, other, more, before, y
 ):
-    """Compute all time steps of a batch of one example, in which step t is row t.
+    """Compute all time steps of a batch of one example, in which step t is row t; for words of the regions, see there.
 
     Args:
-        openmp: `OPENMP`.
-        product: `PRODUCT`.
-        shares: into how many the rows of w_hh are cut; at most one for each 8 of them.
-        cell, h: as for `step`.
-        steps: how many time steps.
-        reverse: whether the last is taken first.
-        w_hh: float32 (G h, h), G h >= 4.
-        b_hh: float32 (G h,), or 0.
-        state, memory, gate, other, more, before, y: as for `step`, with N = steps.
-        pre: float32 (G h,), to work in.
+        openmp, product: `OPENMP`, `PRODUCT`.
+        shares: into how many the rows of w_hh, 4 at least, are cut; at most one for each 8 of them.
+        steps, reverse: how many time steps, and whether the last is taken first.
 
     """
     w = np.empty(WORDS, np.int64)

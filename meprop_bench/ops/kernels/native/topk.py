@@ -21,7 +21,9 @@ import numpy as np
 from meprop_bench.ops.kernels.native.compiler import function, reached_block, trailing_zeros, view
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
+"""Takes the sign off a pattern, which leaves its *key*."""
 BLOCK = 64
+"""Entries whose comparisons make one word of bits, walked through bit by bit."""
 
 
 @function()
@@ -84,6 +86,7 @@ def largest(row, n, k, working, places):
         how many there are, at most k.
 
     """
+    # The largest key of each column: (n,) seen as (rows, width) -> (width,).
     width = columns(n, k)
     maxima = view(working, width, np.int32)
     maxima[:] = 0
@@ -92,15 +95,17 @@ def largest(row, n, k, working, places):
         part = view(row + 4 * start, length, np.int32)
         for i in range(length):
             maxima[i] = max(maxima[i], np.int32(part[i] & MAGNITUDE))
+    # What at least k entries reach: the k-th largest maximum, or 1, which all but zeros reach.
     least = np.int32(1)
     if reaching(working, width, least) > k:
         least = kth_largest(working, width, k, least)
+    # The candidates, and among them the k-th largest itself.
     keys = working + 4 * width
     count = _candidates(row, n, least, view(keys, n, np.int32))
     spare = 0
     if count > k:
         least = kth_largest(keys, count, k, least)
-        spare = reaching(keys, count, least) - k  # ties: so many of those that equal `least` find no room
+        spare = reaching(keys, count, least) - k  # ties: so many of those that equal `least` are left out
     return _places(row, n, k, least, spare, places)
 
 
@@ -121,6 +126,7 @@ def _candidates(row, n, least, keys):
 @function()
 def _places(row, n, k, least, spare, places):
     """Write the places of the keys that reach `least`, but for the last `spare` that equal it; return how many."""
+    # Without ties every key that reaches `least` is taken; with ties, of those that equal it only the first ones.
     count, equal = 0, k
     if spare > 0:
         equal = k - reaching_magnitude(row, n, least + np.int32(1))

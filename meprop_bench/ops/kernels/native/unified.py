@@ -1,6 +1,6 @@
-"""The backward pass where the whole batch keeps the same k neurons.
+"""The backward pass where the whole batch has the same k neurons.
 
-With the kept neurons h (k,), everything is small and dense:
+With the selected neurons h (k,), everything is small and dense:
 
     dx = dy[:, h] W[h]        (B, k) (k, m)
     dW[h] = dy[:, h]ᵀ x       (k, B) (B, m)
@@ -28,30 +28,31 @@ from meprop_bench.ops.kernels.native.product import TALLEST, WIDE, multiply, pac
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
-# The arguments of the parallel regions, one word each.
+# The words of the parallel regions, int64 each: numbers, flags, and addresses of contiguous memory (0: not there).
 (
-    _DY,
-    _X,
-    _W,
-    _DX,
-    _DW,
+    _DY,  # float32 (B, N)
+    _X,  # float32 (B, M)
+    _W,  # float32 (N, M)
+    _DX,  # float32 (B, M), written
+    _DW,  # float32 (K, M) if COMPACT, else (N, M), written
     _B,
     _N,
     _M,
-    _K,
-    _HITS,
-    _PARTS,
-    _TALL_DX,
-    _TALL_DW,
-    _GATHERED,
-    _PACKED,
-    _COMPACT,
-    _STREAMING,
+    _K,  # neurons selected that have a gradient
+    _HITS,  # int64 (K,), which they are, ascending
+    _PARTS,  # float32 (shares, 2, N), Σ|dy| and Σdy over a share's examples
+    _TALL_DX,  # float32 (tiles, K, height), dy[:, HITS] in tiles of examples: the tall operand of dx
+    _TALL_DW,  # float32 (tiles, B, height), dy[:, HITS] in tiles of neurons: the tall operand of dW
+    _GATHERED,  # whether both are made before, once for all shares; else each share makes its own
+    _PACKED,  # `packed_bytes()` for each share: its panel of the wide operand
+    _COMPACT,  # whether dW has the rows HITS alone
+    _STREAMING,  # whether results are written past the caches
 ) = range(17)
 WORDS = 17
 
 
 def _sum(a, share, shares):
+    """Sum a share of the examples up: Σ|dy| and Σdy, (N,) each, eight rows at a time."""
     a = carray(a, WORDS)
     b, n = a[_B], a[_N]
     part = a[_PARTS] + 8 * share * n
@@ -86,6 +87,7 @@ def _select(openmp, run, shares, a, k, db, working):
     Neurons without any gradient are left out. Returns how many neurons there are; with k = 0 it only sums up.
     """
     n = a[_N]
+    # (B, N) -> (shares, 2, N) by all threads, -> (2, N) by this one, in the order of the shares.
     parallel(openmp, shares, run, a)
     parts = view(a[_PARTS], (shares, 2, n), np.float32)
     for t in range(1, shares):
@@ -106,7 +108,7 @@ def _select(openmp, run, shares, a, k, db, working):
 
 @function()
 def _pack_examples(a, low, high):
-    """Pack dy[:, hits] in tiles of examples, for dx; these tiles."""
+    """Pack dy[:, hits] for dx: tiles [low, high) of `height` examples, (K, height) each, zeros after the last."""
     b, n, k = a[_B], a[_N], a[_K]
     height = pack_height(b)
     hits = view(a[_HITS], k, np.int64)
@@ -125,7 +127,7 @@ def _pack_examples(a, low, high):
 
 @function()
 def _pack_neurons(a, low, high):
-    """Pack dy[:, hits] in tiles of neurons, for dW; these examples."""
+    """Pack dy[:, hits] for dW, in tiles of `height` neurons, (B, height) each: the rows of examples [low, high)."""
     b, n, k = a[_B], a[_N], a[_K]
     height = pack_height(k)
     hits = view(a[_HITS], k, np.int64)
@@ -141,6 +143,7 @@ def _pack_neurons(a, low, high):
 
 
 def _gather(a, share, shares):
+    """Pack a share of both: of the tiles for dx, of the examples for dW."""
     a = carray(a, WORDS)
     b = a[_B]
     height = pack_height(b)
@@ -171,6 +174,7 @@ def tall_bytes(b, k):
 
 
 def _multiply(given, share, shares):
+    """Compute a share of the columns of dx and, after them, of dW; and write a share of dW's rows of zeros."""
     a = carray(given, WORDS).copy()  # each share's own: what it gathers goes to its own memory
     b, m, k = a[_B], a[_M], a[_K]
     if a[_DW] != 0 and not a[_COMPACT]:
@@ -185,9 +189,11 @@ def _multiply(given, share, shares):
     if not a[_GATHERED]:
         a[_TALL_DX] += share * tall_bytes(b, k)
         a[_TALL_DW] += share * tall_bytes(b, k)
+    # The strips of WIDE columns, those of dx first and then those of dW, are dealt out in order: [low, high).
     strips = (m + WIDE - 1) // WIDE
     both = a[_DX] != 0 and a[_DW] != 0
     low, high = (1 + both) * strips * share // shares, (1 + both) * strips * (share + 1) // shares
+    # dx = dy[:, hits] · W[hits], columns [start, stop).
     if a[_DX] != 0 and low < strips:
         start, stop = low * WIDE, min(high * WIDE, m)
         if not a[_GATHERED]:
@@ -195,6 +201,7 @@ def _multiply(given, share, shares):
         multiply(
             a[_TALL_DX], high_dx, b, k, a[_W], 4 * m, a[_HITS], a[_DX], 0, m, start, stop, packed, a[_STREAMING] != 0
         )
+    # dW[hits] = dy[:, hits]ᵀ · x, columns [start, stop), into the rows `out_hits` of dW or one below the other.
     if a[_DW] != 0 and high > both * strips:
         start, stop = max(0, low - both * strips) * WIDE, min((high - both * strips) * WIDE, m)
         if not a[_GATHERED]:
@@ -211,27 +218,20 @@ def backward(
     openmp, sums, gather, run, few, shares,
     dy, x, w, dx, dw, db, b, n, m, k, hits, given, compact, streaming, scratch,
 ):  # fmt: skip
-    """Compute the gradients.
+    """Compute the gradients; arguments that are words of the regions are described there.
 
     Args:
-        openmp: `OPENMP`.
-        sums, gather, run: `SUM`, `GATHER`, `MULTIPLY`.
+        openmp, sums, gather, run: `OPENMP`, `SUM`, `GATHER`, `MULTIPLY`.
         few, shares: into how many summing and gathering are cut, and multiplying; one that sums gathers in passing.
-        dy, x, w: float32 (b, n), (b, m) and (n, m), contiguous.
-        dx: float32 (b, m), or 0.
-        dw: float32 (n, m), or (k, m) when it is compact, or 0.
-        db: float32 (n,), or 0.
-        b, n, m, k: sizes.
-        hits: int64 (k,), the neurons, ascending; written unless they are given.
-        given: whether they are.
-        compact: whether dw holds the rows `hits` alone.
-        streaming: whether results go past the caches.
+        db: float32 (n,), written; or 0.
+        hits, given: written, unless they are given.
         scratch: `scratch_bytes(few, shares, b, n, k)` bytes.
 
     Returns:
         how many neurons have a gradient: of `hits`, and of a compact dw, only so many are written.
 
     """
+    # In the scratch memory: panels, then the sums; once these have selected, the tall operands take their place.
     a = np.empty(WORDS, np.int64)
     a[_DY], a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_M] = dy, x, w, dx, dw, b, n, m
     a[_HITS], a[_COMPACT], a[_STREAMING], a[_GATHERED] = hits, compact, streaming, few > 1

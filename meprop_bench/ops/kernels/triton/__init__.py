@@ -1,4 +1,6 @@
-"""Kernel `triton`: the backward pass on NVIDIA's GPUs, in Triton; float32 (exact or TF32), bfloat16 and float16.
+"""Kernels `triton`, `triton_gather` and `triton_atomic`: the backward pass on NVIDIA's GPUs.
+
+They are written in Triton and compute in float32 (exact or TF32), bfloat16 and float16.
 
 Dense products got far faster over the years than memory did, so what is left of the sparse ones is bytes and launches.
 The least bytes of a unified backward pass with rows are dy, x and dx once and k rows of W and dW, 101 MB at B = 1024,
@@ -34,23 +36,27 @@ selection, and torch's products. Nothing here is imported before it is needed: t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Request, unified_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, gather, unified_rows
 from meprop_bench.ops.kernels.triton.launch import unavailable_reason
 from meprop_bench.ops.selection import select
 
-__all__ = ["KERNEL", "Triton", "each_example", "on_device_of", "select_unified"]
+__all__ = ["ATOMIC", "GATHER", "KERNEL", "Triton", "TritonAtomic", "TritonGather", "each_example"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NO_ORDER = (
+    "it adds the weight gradient up in no fixed order, and deterministic algorithms are asked for: take 'triton'"
+)
 
 
-class Triton:
-    """See the module."""
+class Triton(Kernel):
+    """Kernel `triton`: see the module."""
 
     name = "triton"
 
@@ -67,7 +73,7 @@ class Triton:
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
-        with on_device_of(dy):
+        with _on_device_of(dy):
             if request.selection not in ("example", "random"):
                 return _unified(dy, x, w, request)
             from meprop_bench.ops.kernels.triton.example import weight_gradient
@@ -75,7 +81,75 @@ class Triton:
             return each_example(dy, x, w, request, weight_gradient)
 
 
-def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+class TritonGather(Triton):
+    """Kernel `triton_gather`: selects as `triton` does, and multiplies as `gather` does.
+
+    What a product of tiles is worth beside the library's cannot be told from its bytes. Reading W's rows where they lie
+    spares a copy of k rows, and a launch; a strict float32 product keeps the arithmetic units busy from k = 32 or so
+    on, and there the library's tiles should be hard to beat. The one pass over dy and the selection in registers need
+    no such doubt: torch's operators move four times the bytes for the first, and read the sums sixteen times over for
+    the second. On an H100 the library's products are the faster ones from k = 32 on, in TF32 by far (LOG, "part by
+    part").
+    """
+
+    name = "triton_gather"
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        """Say why not: it needs both Triton and one set of neurons for the whole batch."""
+        return super().unsupported(dy, x, w, request) or gather.KERNEL.unsupported(dy, x, w, request)
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients for dy (B, n), x (B, m), w (n, m)."""
+        with _on_device_of(dy):
+            t, db = _select_unified(dy, request)
+            return *gather.products(t, dy, x, w, request), db
+
+
+class TritonAtomic(Triton):
+    """Kernel `triton_atomic`: as `triton` for a selection of each example's own, but that it adds dW up atomically.
+
+    Both give the same numbers but for the order of the additions. In `triton` it is fixed: the pairs of example and
+    neuron are sorted first, and the same input gives the same bits. Here it is not: the sort is spared, and the last
+    bits of dW differ from run to run (`atomic`); dx, db and what is selected are the same, bit for bit. Which one is
+    faster depends on the layer: on an H100, call by call, this one at 8192 neurons, neither at 2048 (LOG, "part by
+    part"). Where `torch.use_deterministic_algorithms` is set, a weight gradient is refused, as torch's own operators of
+    this kind do, or with `warn_only` warned of.
+    """
+
+    name = "triton_atomic"
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        """Say why not: what `triton` cannot do, nothing to add atomically, or an order that has to be fixed."""
+        if reason := super().unsupported(dy, x, w, request):
+            return reason
+        if request.selection not in ("example", "random"):
+            return f"it needs a selection for each example, not {request.selection!r}, where one program writes a row"
+        if _needs_order(request) and not torch.is_deterministic_algorithms_warn_only_enabled():
+            return _NO_ORDER
+        return None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Gradients for dy (B, n), x (B, m), w (n, m); the last bits of dW differ from run to run.
+
+        Raises:
+            RuntimeError: a weight gradient, where deterministic algorithms were set since the forward pass.
+
+        """
+        if _needs_order(request):
+            if not torch.is_deterministic_algorithms_warn_only_enabled():
+                raise RuntimeError(f"kernel {self.name!r} does not support this case: {_NO_ORDER}")
+            warnings.warn(f"kernel {self.name!r}: {_NO_ORDER}", stacklevel=2)
+        with _on_device_of(dy):
+            from meprop_bench.ops.kernels.triton.atomic import weight_gradient
+
+            return each_example(dy, x, w, request, weight_gradient)
+
+
+def _needs_order(request: Request) -> bool:
+    return request.need_dw and torch.are_deterministic_algorithms_enabled()
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Have Triton launch on a tensor's device: it launches on the current one."""
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
         return nullcontext()
@@ -85,15 +159,15 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     from meprop_bench.ops.kernels.triton.unified import products
 
-    t, db = select_unified(dy, request)
+    t, db = _select_unified(dy, request)
     if not (request.need_dx or request.need_dw):
         return None, None, db
     dx, dw = products(dy, t, x, w, request.need_dx, request.need_dw, request.rows)
     return dx, dw if dw is None or not request.rows else unified_rows(t, dw, dy, dy.shape[1]), db
 
 
-def select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
-    """Return the neurons kept, ascending int64 `(k,)`, and the bias gradient if it is wanted."""
+def _select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
+    """Return the neurons selected, ascending int64 `(k,)`, and the bias gradient if it is needed."""
     if request.selection != "unified":
         t = select(dy, request.k, request.selection).sort().values
         return t, dy.sum(0) if request.need_db else None
@@ -121,4 +195,4 @@ def each_example(
     return dx, dw, dy.sum(0) if request.need_db else None
 
 
-KERNEL = Triton()
+KERNEL, GATHER, ATOMIC = Triton(), TritonGather(), TritonAtomic()

@@ -5,7 +5,7 @@
 `example` has the pairs (b, j) sorted by neuron, so that one program adds a row up in its registers. Here a program has
 an example: it reads a panel of x[b] once and adds it, times each v[b, j], to k rows of dW, by atomic additions. These
 happen in L2, in the order in which programs happen to come by. So all numbers are the same but for rounding, and *the
-last bits differ from run to run*; whoever asks for deterministic algorithms has to take the other way. Additions are
+last bits differ from run to run*; whoever needs deterministic algorithms has to take the other way. Additions are
 relaxed: nobody waits for another's, and the sum is read when all are through. The hardware's flush subnormal numbers,
 those below 1.2e-38, to zero.
 
@@ -14,7 +14,7 @@ cleared first and, for half precision, cast at the end: 268 MB and 403 MB for an
 read and a write in L2 where a sorted sum has a read. As there, panels keep what is worked on in the cache: 2 KB of each
 row of dW, 17 MB of those 268.
 
-Sparse rows are added up in their places among the neurons that any example keeps, which a mark for each neuron and a
+Sparse rows are added up in their places among the neurons that any example selects, which a mark for each neuron and a
 running count of the marks give. How many they are is known on the device alone, and waited for.
 """
 
@@ -65,10 +65,10 @@ def weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> T
     """
     if not as_rows:
         return _sums(t, v, x, None, n)
-    kept = torch.zeros(n, dtype=torch.int32, device=t.device)
-    kept = kept.index_add_(0, t.view(-1).long(), (v.view(-1) != 0).int()).clamp_(max=1)
-    hits = kept.nonzero().view(-1)
-    return hybrid_rows(hits, _sums(t, v, x, kept.cumsum(0, dtype=torch.int32) - 1, len(hits)), n)
+    marks = torch.zeros(n, dtype=torch.int32, device=t.device)
+    marks = marks.index_add_(0, t.view(-1).long(), (v.view(-1) != 0).int()).clamp_(max=1)
+    hits = marks.nonzero().view(-1)
+    return hybrid_rows(hits, _sums(t, v, x, marks.cumsum(0, dtype=torch.int32) - 1, len(hits)), n)
 
 
 def _sums(t: Tensor, v: Tensor, x: Tensor, places: Tensor | None, rows: int) -> Tensor:

@@ -12,7 +12,7 @@ cores.
 For dW the pairs (b, j) are needed neuron by neuron. Up to `_FEW` of them each program looks through all for its own,
 one launch in all; else they are sorted by neuron first, by a stable sort. In both, the examples of a neuron are added
 up in their order, by one program, so the same input gives the same bits, whether or not
-`torch.use_deterministic_algorithms` asks for it. Who would rather spare the sort, and the order with it, takes
+`torch.use_deterministic_algorithms` demands it. Who would rather spare the sort, and the order with it, takes
 `atomic`: kernel `triton_atomic`. The dense gradient is written in one pass, zeros included.
 """
 
@@ -102,7 +102,7 @@ def weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> T
         v: values, `(B, k)`.
         x: input, `(B, m)`.
         n: neurons of the layer.
-        as_rows: whether sparse rows are wanted.
+        as_rows: whether dW is sparse rows.
 
     """
     if t.numel() <= _FEW and not as_rows:

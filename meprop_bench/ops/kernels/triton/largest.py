@@ -6,7 +6,7 @@ Then it stays. Each of at most 31 steps compares the registers and adds the resu
 read once, where `torch.topk` reads it again for every two bits. A step that exactly k entries reach ends the search,
 which for numbers without ties is after some 15.
 
-Ties go to the lower index, and places are ascending: a running count gives each entry that is kept its place, so that
+Ties go to the lower index, and places are ascending: a running count gives each entry that is taken its place, so that
 nothing has to be sorted, and the same input gives the same indices. For more than `LIMIT` entries torch's own top-k is
 called, which then has several programs for a row.
 """
@@ -45,7 +45,7 @@ def _bounds(keys, k, ROWS: tl.constexpr):
     """Find, for each row of keys, (ROWS, N) and -1 for padding, what the k largest reach.
 
     At least k keys reach the bound, and less than k reach the ceiling. Those in between are all needed, or they are
-    equal and only so many find room as is returned last.
+    equal and only so many are taken as is returned last.
     """
     bound = tl.zeros((ROWS,), tl.int32)
     ceiling = tl.full((ROWS,), 0x7FFFFFFF, tl.int32)
@@ -53,7 +53,7 @@ def _bounds(keys, k, ROWS: tl.constexpr):
     bit = 30
     unsettled = 1
     # Bisection over the 31 bits of the keys, all rows at once: try the bound with the next bit set; it stays where k
-    # keys still reach it. `over` counts those above the ceiling, which are kept whatever happens.
+    # keys still reach it. `over` counts those above the ceiling, which are taken whatever happens.
     while (bit >= 0) & (unsettled > 0):
         middle = bound | (1 << bit)
         reached = tl.sum((keys >= middle[:, None]).to(tl.int32), axis=1)
@@ -66,14 +66,14 @@ def _bounds(keys, k, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _places(keys, bound, ceiling, room, above_before, between_before):
-    """Say which keys are kept, and their places in order, of which the first depends on what stood before them."""
+def _places(keys, bound, ceiling, left, above_before, between_before):
+    """Say which keys are taken, and their places in order, of which the first depends on what stood before them."""
     above = (keys >= ceiling).to(tl.int32)
     between = (keys >= bound).to(tl.int32) - above
     running = tl.cumsum(above + (between << 16), axis=1)  # two counts in one, each below 1 << 15
     between_so_far = between_before + (running >> 16)
-    kept = (above > 0) | ((between > 0) & (between_so_far <= room))
-    return kept, above_before + (running & 0xFFFF) + tl.minimum(between_so_far, room) - 1, above, between
+    taken = (above > 0) | ((between > 0) & (between_so_far <= left))
+    return taken, above_before + (running & 0xFFFF) + tl.minimum(between_so_far, left) - 1, above, between
 
 
 @triton.jit
@@ -92,9 +92,9 @@ def _select_columns(parts, totals, t, db, chunks, n, k, N: tl.constexpr, SUMS: t
         tl.store(db + column, total, mask=inside)
     # What the k largest reach, and where each of them goes: ascending, as the running count has it.
     keys = tl.where(inside, _keys(magnitude), -1)[None, :]
-    bound, ceiling, room = _bounds(keys, k, 1)
-    kept, place, _, _ = _places(keys, bound, ceiling, room, 0, 0)
-    tl.store(t + place, tl.broadcast_to(column[None, :], place.shape), mask=kept)
+    bound, ceiling, left = _bounds(keys, k, 1)
+    taken, place, _, _ = _places(keys, bound, ceiling, left, 0, 0)
+    tl.store(t + place, tl.broadcast_to(column[None, :], place.shape), mask=taken)
 
 
 @triton.jit
@@ -109,16 +109,16 @@ def _select_rows(dy, t, v, batch, n, k, dy_b, dy_n, ROWS: tl.constexpr, N: tl.co
     # A program has ROWS examples, one for long rows; first the whole rows, for the bound of each: (ROWS, N).
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     _, all_keys = _load_keys(dy, row, tl.arange(0, N)[None, :], batch, n, dy_b, dy_n)
-    bound, ceiling, room = _bounds(all_keys, k, ROWS)
+    bound, ceiling, left = _bounds(all_keys, k, ROWS)
     above_before = tl.zeros((ROWS, 1), tl.int32)
     between_before = tl.zeros((ROWS, 1), tl.int32)
     for first in range(0, N, PART):  # again, out of the cache, in parts: all places at once would take all registers
         column = first + tl.arange(0, PART)[None, :]
         values, keys = _load_keys(dy, row, column, batch, n, dy_b, dy_n)
-        kept, place, above, between = _places(keys, bound, ceiling, room, above_before, between_before)
+        taken, place, above, between = _places(keys, bound, ceiling, left, above_before, between_before)
         place = row * k + place
-        tl.store(t + place, tl.broadcast_to(column, place.shape), mask=kept)
-        tl.store(v + place, values, mask=kept)
+        tl.store(t + place, tl.broadcast_to(column, place.shape), mask=taken)
+        tl.store(v + place, values, mask=taken)
         above_before += tl.sum(above, axis=1)[:, None]
         between_before += tl.sum(between, axis=1)[:, None]
 
@@ -148,7 +148,7 @@ def columns(parts: Tensor, totals: Tensor | None, db: Tensor | None, k: int) -> 
 
 
 def rows(dy: Tensor, k: int, selection: str) -> tuple[Tensor, Tensor]:
-    """Return, for each row of dy `(B, n)`, the neurons kept and their values: both `(B, k)`.
+    """Return, for each row of dy `(B, n)`, the neurons selected and their values: both `(B, k)`.
 
     Neurons come in the narrowest type that holds n: sorting them costs a pass for each byte.
     """

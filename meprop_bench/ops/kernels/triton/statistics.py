@@ -1,10 +1,10 @@
-"""One pass over dy `(B, n)` that gives both what the unified selection asks for and the bias gradient.
+"""One pass over dy `(B, n)` that gives both what the unified selection needs and the bias gradient.
 
     magnitudes[j] = Σ_b |dy[b, j]|        sums[j] = Σ_b dy[b, j]        added in float32, whatever dy's type is
 
 Torch's operators read dy for the magnitudes, write and read them again to be added up, and read dy once more for the
 sums: four times the bytes. A program takes columns that fill a cache line of 128 bytes, which it reads whole, and walks
-down the batch. Where that makes too few programs to ask all of the memory at once, the batch is cut into chunks, whose
+down the batch. Where that makes too few programs to use all of the memory at once, the batch is cut into chunks, whose
 sums whoever selects adds up. No atomic additions: their order would change the last bits of the sums from one run to
 the next, and with them what is selected.
 """

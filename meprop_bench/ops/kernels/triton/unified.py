@@ -158,10 +158,10 @@ def products(
 
     Args:
         dy: incoming gradient, `(B, n)`.
-        t: the neurons kept, int64 `(k,)`.
+        t: the neurons selected, int64 `(k,)`.
         x: input, `(B, m)`; None if dW is not needed.
         w: weight, `(n, m)`; None if dx is not needed.
-        need_dx, need_dw: what is wanted; at least one.
+        need_dx, need_dw: what is needed; at least one.
         as_rows: whether dW is its rows t alone, `(k, m)`, or the whole of it, `(n, m)`, which is cleared first.
 
     """

@@ -1,9 +1,9 @@
 """What is known of one case in two revisions, pair of processes by pair of processes, and the figures that it makes.
 
-    blocks    a block of each side, next to each other: phase -> seconds, and whether the machine disturbed it
-    set-up    some of them -> pairs of values (base, head) for each phase
-    record    the pairs of one pair of processes
-    tally     the records of a case, its figures without noise, and what went wrong
+    blocks          a block of each side, next to each other: phase -> seconds, and whether the machine disturbed it
+    set-up          some of them -> pairs of values (base, head) for each phase
+    record          the pairs of one pair of processes
+    case records    those of a case, its figures without noise, and what went wrong
 
 A set-up gives the pairs that nothing disturbed. On a machine that is busy with other work there may be none, and then
 what is next to each other no longer says something of the code. Two threads that meet at the end of each parallel
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from meprop_bench.gate.judgement import Quantity
@@ -26,7 +27,7 @@ from meprop_bench.measure.measurement import Measurement
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SIDES", "Blocks", "Fact", "Record", "Side", "Tally", "record_of"]
+__all__ = ["SIDES", "Blocks", "CaseRecords", "Fact", "Record", "Side", "record_of"]
 
 Side: TypeAlias = Literal["base", "head"]
 SIDES: tuple[Side, Side] = ("base", "head")
@@ -62,7 +63,7 @@ class Record:
 
 
 @dataclass
-class Tally:
+class CaseRecords:
     """All that is known of one case.
 
     Attributes:
@@ -99,63 +100,44 @@ class Tally:
     @property
     def busy(self) -> tuple[int, int]:
         """How many set-ups the machine disturbed from beginning to end, and how many there were."""
-        told = [record for record in self.records.get(0.0, []) if record.disturbed is not None]
-        return sum(sum(record.disturbed or ()) for record in told), sum(record.setups for record in told)
+        marked = [record for record in self.records.get(0.0, []) if record.disturbed is not None]
+        return sum(sum(record.disturbed or ()) for record in marked), sum(record.setups for record in marked)
 
     def remarks(self) -> list[str]:
         """Return what a reader should know of the case, one line each."""
-        label = self.case.label
         if self.missing:
-            return [f"{label}: not comparable, the base cannot do it: {self.missing}"]
+            return [f"{self.case.label}: not comparable, the base cannot do it: {self.missing}"]
         if self.failure:
             return []
-        lines = [f"{label}: {note}" for note in self.notes]
-        lines += [
-            f"{label}: a process of the {side} {reason}; its pair is left out"
-            for side, reasons in self.faults.items()
-            for reason in reasons
-        ]
+        lines = list(self.notes)
+        for side, reasons in self.faults.items():
+            lines += [f"a process of the {side} {reason}; its pair is left out" for reason in reasons]
         disturbed, setups = self.busy
         if disturbed > _BUSY * setups:
             lines.append(
-                f"{label}: the machine was busy with something else during {disturbed} of {setups} set-ups, so the"
-                " times say little: let the gate run alone"
+                f"the machine was busy with something else during {disturbed} of {setups} set-ups, so the times say"
+                " little: let the gate run alone"
             )
-        return lines
+        return [f"{self.case.label}: {line}" for line in lines]
 
     def series(self, records: Sequence[Record] | None = None) -> list[Series]:
-        """Return its figures.
-
-        Args:
-            records: others than those without a slowdown, for the self-test.
-
-        """
-        label = self.case.label
+        """Return its figures; of other records than those without a slowdown, for the self-test."""
         if self.missing:
             return []
+        one = partial(Series, case=self.case.label)
         if self.failure:
-            return [
-                Series(case=label, figure="correctness check", quantity="count", unit="1", failure=self.failure),
-            ]
+            return [one(figure="correctness check", quantity="count", unit="1", failure=self.failure)]
         records = self.records.get(0.0, []) if records is None else records
         if not records:  # its processes died, or the budget ended
-            return [Series(case=label, figure="times", quantity="time", unit="s", pairs=())]
-        found = _timed(label, records, self.loops)
+            return [one(figure="times", quantity="time", unit="s", pairs=())]
+        found = _timed(self.case.label, records, self.loops)
         for (name, quantity, unit), sides in self.facts.items():
             base, head = (() if value is None else (value,) for value in sides)
-            found.append(Series(case=label, figure=name, quantity=quantity, unit=unit, base=base, head=head))
+            found.append(one(figure=name, quantity=quantity, unit=unit, base=base, head=head))
         if self.accuracy is not None:
-            base_values, head_values = self.accuracy
+            before, after = self.accuracy
             found.append(
-                Series(
-                    case=label,
-                    figure="accuracy",
-                    quantity="accuracy",
-                    unit="points",
-                    base=base_values,
-                    head=head_values,
-                    own_processes=True,
-                )
+                one(figure="accuracy", quantity="accuracy", unit="points", base=before, head=after, own_processes=True)
             )
         return found
 
@@ -164,8 +146,7 @@ def _timed(label: str, records: Sequence[Record], loops: int) -> list[Series]:
     found = []
     marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
     for phase in records[0].pairs:
-        runs = tuple(record.pairs[phase] for record in records)
-        judged = Measurement(phase, runs, loops, marks).judged_runs
+        judged = Measurement(phase, tuple(record.pairs[phase] for record in records), loops, marks).judged_runs
         found.append(Series(case=label, figure=phase, quantity="time", unit="s", pairs=judged))
         if phase in _RATIOS and all(phase in record.dense for record in records):
             medians = [(median(b for b, _ in run), median(h for _, h in run)) for run in judged]
@@ -178,27 +159,20 @@ def _timed(label: str, records: Sequence[Record], loops: int) -> list[Series]:
 
 
 def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phases: Sequence[str]) -> Record:
-    """Return what a pair of processes gave.
-
-    Args:
-        setups: for each set-up its blocks of the sparsified side.
-        dense: blocks of the dense side.
-        phases: those that are timed.
-
-    """
+    """Return what a pair of processes gave for some phases: of each set-up its blocks, and those of the dense side."""
     marks = [[_disturbed(blocks) for blocks in of_one] for of_one in setups]
     known = not any(mark is None for of_one in marks for mark in of_one)
-    told = [_calm(of_one) for of_one in setups]
+    calm_ones = [_calm(of_one) for of_one in setups]
     return Record(
         {
             phase: tuple(
                 pair
-                for of_one, calm in zip(setups, told, strict=True)
+                for of_one, calm in zip(setups, calm_ones, strict=True)
                 for pair in ([_values([one], phase) for one in calm] or [_values(of_one, phase)])
             )
             for phase in phases
         },
-        tuple(not calm for calm in told for _ in calm or (None,)) if known else None,
+        tuple(not calm for calm in calm_ones for _ in calm or (None,)) if known else None,
         {phase: _values(dense, phase) for phase in phases},
         len(setups),
     )

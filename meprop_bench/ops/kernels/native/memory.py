@@ -1,12 +1,16 @@
-"""Memory that compiled kernels work in, kept from call to call: fresh memory costs more than the work done in it."""
+"""Memory by its address, as compiled kernels take it: a tensor's, and some to work in.
+
+The latter stays from call to call: fresh memory costs more than the work done in it.
+"""
 
 from __future__ import annotations
 
 import threading
 
 import torch
+from torch import Tensor
 
-__all__ = ["address"]
+__all__ = ["address", "scratch"]
 
 
 class _Scratch(threading.local):
@@ -19,8 +23,13 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def address(size: int) -> int:
+def scratch(size: int) -> int:
     """Return the address of `size` bytes, whose content nobody relies on after the call."""
     if _scratch.block.numel() < size:
         _scratch.block = torch.empty(size, dtype=torch.uint8)
     return _scratch.block.data_ptr()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Return the address of a tensor's numbers, 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()

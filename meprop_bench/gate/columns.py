@@ -36,14 +36,8 @@ _AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Sides:
-    """One side of many figures; none of them is empty.
-
-    Attributes:
-        values: of all, and more perhaps; of a summary its median, standard error and count.
-        starts: where each figure's begin. (figures,)
-        counts: values of each; 1 for a summary, which stands for one. (figures,)
-        summarised: which are summaries. (figures,)
-
+    """One side of many figures, none of them empty: where their values start in `values`, which may hold others as
+    well, how many each has (a summary stands for one), and which are summaries. (figures,) each.
     """
 
     values: Floats
@@ -99,15 +93,7 @@ class Sides:
 class Block:
     """Figures of one kind that both sides have, whose values were not taken together: `Series` by the thousand.
 
-    Attributes:
-        figure: as in `Series`, and so is what follows.
-        quantity: a cost that is judged by its ratio; its values are positive and finite.
-        unit: likewise.
-        cases: of each figure.
-        base: of each.
-        head: of each.
-        own_processes: of all.
-
+    Fields are as in `Series`; the quantity is a cost that is judged by its ratio, its values are positive and finite.
     """
 
     figure: str
