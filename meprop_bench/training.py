@@ -10,7 +10,6 @@ The loop over these steps is in `tasks.run`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,73 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.errors import UserError
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.optim import RowAdam, RowAdamW
 
-__all__ = ["OPTIMIZERS", "Step", "evaluate", "make_optimizer"]
-
-OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] = {
-    # The papers' settings (ICML 2017, section 4.1); AdaGrad's rate is the one they give for MNIST.
-    "adam": (torch.optim.Adam, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}),
-    # Its epsilon stands under the root, g / sqrt(sum of g² + 1e-6), as in the parser of Chen and Manning (2014),
-    # from which the papers have the number. With torch's `eps`, which is added to the root, every weight's first
-    # step would be the rate.
-    "adagrad": (torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 1e-6, "eps": 0.0}),
-    # Not in the papers: the cheapest update there is. The rate is where the papers' MLP learns MNIST well.
-    "sgd": (torch.optim.SGD, {"lr": 0.1}),
-    # Not in the papers either, and other algorithms than dense Adam, at its settings: see `meprop_bench.optim`.
-    "rowadam": (RowAdam, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}),
-    "rowadamw": (RowAdamW, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}),
-}
-"""Optimizers by name: the class and its settings."""
-
-_FUSED: Mapping[str, tuple[str, ...]] = {"adam": ("cpu", "cuda"), "sgd": ("cpu", "cuda"), "adagrad": ("cpu",)}
-"""Optimizers that have a fused step, and on which devices."""
-
-_TAKES_ROWS = ("adagrad", "sgd", "rowadam", "rowadamw")
-
-
-def make_optimizer(
-    name: str,
-    parameters: Iterable[nn.Parameter],
-    *,
-    gradient: str = "dense",
-    fused: bool = False,
-    rate: float | None = None,
-) -> torch.optim.Optimizer:
-    """Return an unmodified optimizer of torch, or one of this package for rows, with the papers' settings.
-
-    Args:
-        name: one of `OPTIMIZERS`.
-        parameters: what it moves.
-        gradient: "dense", or "rows" when some weights get a row-sparse gradient.
-        fused: take torch's fused step where there is one: the same mathematics, rounded otherwise, in one pass over the
-            parameters, which is several times as fast. Those for rows have none.
-        rate: learning rate, for a task whose rate is another one than that of MNIST.
-
-    Raises:
-        UserError: an unknown name, or an optimizer that cannot take row gradients.
-
-    """
-    if name not in OPTIMIZERS:
-        raise UserError(f"there is no optimizer {name!r}: choose from {', '.join(OPTIMIZERS)}")
-    if gradient not in ("dense", "rows"):
-        raise ValueError(f"gradient must be 'dense' or 'rows', not {gradient!r}")
-    if gradient == "rows" and name not in _TAKES_ROWS:
-        raise UserError(
-            f"{name} does not take row gradients (it moves every row at every step): "
-            f"use {', '.join(_TAKES_ROWS)}, or dense gradients"
-        )
-    kind: Any
-    kind, settings = OPTIMIZERS[name]
-    parameters = list(parameters)
-    if rate is not None:
-        settings = {**settings, "lr": rate}
-    if fused and gradient == "dense" and all(p.device.type in _FUSED.get(name, ()) for p in parameters):
-        settings = {**settings, "fused": True}
-    optimizer: torch.optim.Optimizer = kind(parameters, **settings)
-    return optimizer
+__all__ = ["Step", "evaluate"]
 
 
 @dataclass(frozen=True, eq=False)

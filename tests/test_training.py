@@ -5,7 +5,8 @@ from torch import nn
 from meprop_bench.data import ImageData, Part, batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
-from meprop_bench.training import OPTIMIZERS, Step, evaluate, make_optimizer
+from meprop_bench.optimizers import OPTIMIZERS, make_optimizer
+from meprop_bench.training import Step, evaluate
 
 
 @pytest.fixture(scope="module")

@@ -151,14 +151,7 @@ class Measured:
         for row in self._rows or ():
             if row.case_id == case.case_id and row.parity:
                 return row.parity
-        from meprop_bench.workloads.accuracy import accuracies
-
-        def train(sparsified: bool) -> dict[int, float]:
-            seeds = self._accuracies.seeds
-            found = accuracies(case, sparsified=sparsified, seeds=seeds, steps=self._accuracies.steps)
-            return dict(zip(seeds, found, strict=True))
-
-        return self._accuracies.compare(case, train)
+        return self._accuracies.compare(case)
 
     def _show(self, progress: SweepProgress) -> None:
         if progress.stage == "done":

@@ -23,8 +23,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from meprop_bench.results.schema import Row
+    from meprop_bench.results.store import Store
 
-__all__ = ["as_record", "complaining", "console", "with_format", "with_out", "write"]
+__all__ = [
+    "as_record",
+    "command_line",
+    "complaining",
+    "console",
+    "live",
+    "results_folder",
+    "with_format",
+    "with_out",
+    "write",
+]
 
 
 def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -55,6 +66,24 @@ def write(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
+def command_line() -> str:
+    """Return the command that runs now, as it is stored: without --resume, with which it goes on."""
+    return shlex.join(["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")])
+
+
+def results_folder(out: Path, name: str, machine: str, plan: Mapping[str, Any], *, resume: bool, what: str) -> Store:
+    """Return a new results folder under `out`, or with `resume` the latest one that was begun with the same plan."""
+    from meprop_bench.results.store import Store
+
+    if resume:
+        found = Store.find_resumable(out, name, machine, plan)
+        for note in found.notes if found else [f"no earlier run of {what}: starting anew"]:
+            click.echo(note, err=True)
+        if found is not None:
+            return found
+    return Store.create(out, name, machine, command_line(), plan)
+
+
 def console(**settings: Any) -> Console:
     """Return rich's console, for which a pipe that its reader closed is an error like others.
 
@@ -70,6 +99,33 @@ def console(**settings: Any) -> Console:
             self.quiet = True
 
     return Plain(**settings)
+
+
+@contextmanager
+def live(label: str) -> Iterator[tuple[Callable[[float, float | None], None], Callable[[str], None]]]:
+    """Give two functions that tell on standard error where trainings are: the share that is done, and a line.
+
+    The share, with the seconds that are left, moves a live line on a terminal, and is not told elsewhere.
+    """
+    from rich import progress as bar
+
+    target = console(stderr=True, highlight=False)
+
+    def line(text: str) -> None:
+        target.print(text, markup=False, soft_wrap=True)
+
+    if not target.is_terminal:
+        yield lambda share, left_s: None, line
+        return
+    columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.TaskProgressColumn())
+    with bar.Progress(*columns, console=target, transient=True) as bars:
+        one = bars.add_task(label, total=1.0)
+
+        def update(share: float, left_s: float | None) -> None:
+            left = "" if left_s is None else f" · {left_s:.0f} s left"
+            bars.update(one, completed=share, description=label + left)
+
+        yield update, line
 
 
 @contextmanager

@@ -13,8 +13,6 @@ can be run here, 130 after Ctrl-C: what is done stays, and the same command with
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import complaining, with_out
+from meprop_bench.cli.output import complaining, results_folder, with_out
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SCALE = click.Choice(["smoke", "short", "full"])
-_LEDGER = "PAPERS.md"
+_PAGE = "PAPERS.md"
 
 
 @click.group(name="paper", short_help="Every table of both papers: as printed, and measured here.")
@@ -48,7 +46,7 @@ def command() -> None:
 @click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
 def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
-    from meprop_bench.paper.ledger import best_results
+    from meprop_bench.paper.overview import best_results
     from meprop_bench.paper.published import published
 
     results = best_results(out)
@@ -56,7 +54,7 @@ def list_tables(out: Path, processes: int | None) -> int:
     notes: list[str] = []
     for found in published().values():
         document = results.get(found.table_id)
-        result = "–" if document is None else f"{_scale_of(document)}: {document.outcome}"
+        result = "–" if document is None else f"{document.evidence.experiment.scale}: {document.outcome}"
         tasks = ", ".join(dict.fromkeys(part.task for part in found.parts))
         times, skipped = _times(found.table_id, _workers(processes))
         lines.append((found.table_id, found.title, tasks, *times, result))
@@ -67,10 +65,6 @@ def list_tables(out: Path, processes: int | None) -> int:
         for note in notes:
             click.echo(f"  {note}")
     return ExitCode.OK
-
-
-def _scale_of(document: PaperDocument) -> str:
-    return document.evidence.experiment.scale if document.evidence else ""
 
 
 def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]]:
@@ -141,8 +135,10 @@ def run_table(
     reuse: tuple[Path, ...],
 ) -> int:
     """Train every row with the same seeds and batches, time what the table times, print the paper beside ours."""
+    from meprop_bench.measure.environment import machine_slug
     from meprop_bench.paper.experiment import check_runnable, experiment, reasons
     from meprop_bench.paper.published import table
+    from meprop_bench.paper.runner import slug
     from meprop_bench.paper.trainings import Trainings
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
@@ -157,7 +153,8 @@ def run_table(
         check_feasible(found.distinct_cases)
     for line in reasons(found.skipped):
         click.echo(f"not trained: {line}", err=True)
-    with _store(found, device, out, resume) as store:
+    plan, what = {**found.to_json(), "device": device}, "this table with these settings"
+    with results_folder(out, slug(found), machine_slug(device), plan, resume=resume, what=what) as store:
         click.echo(f"about {_duration(found.estimate_s(workers))} to {store.folder}", err=True)
         try:
             trainings = Trainings(store.folder, write=True)
@@ -173,32 +170,14 @@ def run_table(
     return code
 
 
-def _store(found: Experiment, device: str, out: Path, resume: bool) -> Store:
-    from meprop_bench.measure.environment import machine_slug
-    from meprop_bench.paper.runner import slug
-    from meprop_bench.results.store import Store
-
-    name, machine, plan = slug(found), machine_slug(device), {**found.to_json(), "device": device}
-    if resume:
-        store = Store.find_resumable(out, name, machine, plan)
-        for note in store.notes if store else ["no earlier run of this table with these settings: starting anew"]:
-            click.echo(note, err=True)
-        if store is not None:
-            return store
-    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
-    return Store.create(out, name, machine, shlex.join(words), plan)
-
-
 def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence[Store]) -> None:
     from meprop_bench.paper.runner import take
 
+    wanted = (len(found.distinct_arms) * len(found.seeds), "trainings"), (len(found.distinct_cases), "timed cases")
     for other in known:
-        trained, timed = take(found, store, trainings, other)
-        told = (
-            f"{trained} of {len(found.distinct_arms) * len(found.seeds)} trainings" if found.distinct_arms else "",
-            f"{timed} of {len(found.distinct_cases)} timed cases" if found.distinct_cases else "",
-        )
-        click.echo(f"{' and '.join(filter(None, told))} are those of {other.folder}", err=True)
+        taken = zip(take(found, store, trainings, other), wanted, strict=True)
+        words = [f"{count} of {total} {what}" for count, (total, what) in taken if total]
+        click.echo(f"{' and '.join(words)} are those of {other.folder}", err=True)
 
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
@@ -209,7 +188,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
 
     store.write_state(state(workers))
 
-    def tell(step: Step) -> None:
+    def report(step: Step) -> None:
         one = step.trained
         result = f"test {one.test:.2f}, best in epoch {one.best_epoch:g}" if one.test is not None else f"{one.error}"
         click.echo(
@@ -218,7 +197,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
             err=True,
         )
 
-    if late := train_all(found, store, trainings, processes=workers, device=device, progress=tell, deadline=deadline):
+    if late := train_all(found, store, trainings, processes=workers, device=device, progress=report, deadline=deadline):
         click.echo(f"the deadline left no time for {late} trainings; the same command with --resume goes on", err=True)
     count_data(found, store)
     decode_all(found, store, trainings, device=device, tell=partial(click.echo, err=True), deadline=deadline)
@@ -254,30 +233,30 @@ def _print_document(document: PaperDocument) -> None:
         _print_table(lines)
 
 
-@command.command(name="report", short_help="Write the page of stored results, or the ledger of claims, anew.")
+@command.command(name="report", short_help="Write the page of stored results, or that of all claims, anew.")
 @click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--claims", is_flag=True, help=f"Write {_LEDGER}: one line for each claim, of all stored results.")
-@click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_LEDGER} is out of date.")
+@click.option("--claims", is_flag=True, help=f"Write {_PAGE}: one line for each claim, of all stored results.")
+@click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_PAGE} is out of date.")
 @with_out
 def report(folders: tuple[Path, ...], claims: bool, check: bool, out: Path) -> int:
-    """Write README.md, index.html and the plots of results folders anew, or the ledger. Nothing is measured."""
+    """Write README.md, index.html and the plots of results folders anew, or the page of claims. Nothing is measured."""
     from meprop_bench.results.store import Store
 
     if check and not claims:
-        raise UserError("--check is of the ledger: add --claims")
+        raise UserError("--check is of the page of claims: add --claims")
     if not folders and not claims:
         raise UserError("name results folders of `meprop-bench paper run`, or add --claims")
     for folder in folders:
         with Store.open(folder) as store:
             _report(store)
-    return _ledger(out, check) if claims else ExitCode.OK
+    return _claims(out, check) if claims else ExitCode.OK
 
 
-def _ledger(out: Path, check: bool) -> int:
-    from meprop_bench.paper.ledger import as_ledger
+def _claims(out: Path, check: bool) -> int:
+    from meprop_bench.paper.overview import as_overview
     from meprop_bench.results.store import replace_file
 
-    text, path = as_ledger(out), out / _LEDGER
+    text, path = as_overview(out), out / _PAGE
     if not check:
         if not out.is_dir():
             raise UserError(f"{out} is no folder: run a table first, or name another by --out")

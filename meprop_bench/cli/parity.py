@@ -7,15 +7,13 @@ Both sides are trained from the same seeds on the same batches, side by side; th
 metric, at the best development score, gives the mean difference with its 95% interval. It holds when the whole
 interval lies above minus the margin. Pairs are stored as they come, in FOLDER/<date>_<machine>_parity-<what>/.
 
-Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may tell), 2 for a wrong wish, 130 after Ctrl-C; the
+Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may tell), 2 for wrong options, 130 after Ctrl-C; the
 same command with --resume goes on.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import as_record, complaining, console, with_format, with_out, write
+from meprop_bench.cli.output import as_record, complaining, console, live, results_folder, with_format, with_out, write
 from meprop_bench.cli.train import recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
+from meprop_bench.sweep.accuracy import MARGIN
 
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Parity
@@ -41,7 +40,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
 
 @click.command(name="parity", short_help="Judge whether a method keeps the accuracy of dense training.")
 @with_recipe
-@click.option("--margin", type=float, default=0.5, show_default=True, metavar="POINTS", help="That may be lost.")
+@click.option("--margin", type=float, default=MARGIN, show_default=True, metavar="POINTS", help="That may be lost.")
 @click.option("--seeds", type=int, default=5, show_default=True, metavar="N", help="Trainings of each side.")
 @click.option(
     "--processes", type=click.IntRange(1), metavar="N", help="Trainings side by side [default: the physical cores]."
@@ -51,15 +50,14 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this comparison.")
 @with_format("table", "json", "md")
 def command(
-    form: str, resume: bool, out: Path, threads: int, processes: int | None, seeds: int, margin: float, **wishes: Any
+    form: str, resume: bool, out: Path, threads: int, processes: int | None, seeds: int, margin: float, **given: Any
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
     from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_threads
     from meprop_bench.sweep.parity import Comparison, compare
 
-    comparison = Comparison(recipe_of(wishes), seeds, margin, threads)
-    comparison.recipe.settings(1)  # what is wrong with the wish is found before a process is started
+    comparison = Comparison(recipe_of(given), seeds, margin, threads)
     if processes is None:
         on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
         processes = max(1, default_threads() // threads) if on_cpu else 1
@@ -79,51 +77,26 @@ def command(
 
 def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
-    from meprop_bench.results.store import Store
     from meprop_bench.tasks.checks import on_device
 
     machine = machine_slug(str(on_device(comparison.recipe.options.get("device", "cpu"))))
     name = "parity-" + re.sub(r"[^A-Za-z0-9.]+", "-", comparison.recipe.label).strip("-")
-    if resume:
-        found = Store.find_resumable(out, name, machine, comparison.to_json())
-        for note in found.notes if found else ["no earlier run of this comparison: starting anew"]:
-            click.echo(note, err=True)
-        if found is not None:
-            return found
-    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
-    return Store.create(out, name, machine, shlex.join(words), comparison.to_json())
+    return results_folder(out, name, machine, comparison.to_json(), resume=resume, what="this comparison")
 
 
 @contextmanager
 def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None]]:
     """Give a function that shows where a comparison is: a live line on a terminal, a line for each pair anywhere."""
-    from rich import progress as bar
-
-    target = console(stderr=True, highlight=False)
     label = comparison.recipe.label
-
-    def line(found: ParityProgress) -> None:
-        if found.seed is None or found.pair is None:
-            return
-        dense, sparse = found.pair
-        left = "" if found.left_s is None else f" ({found.left_s:.0f} s left)"
-        target.print(
-            f"seed {found.seed}: dense {dense:.2f}, {label} {sparse:.2f}, {sparse - dense:+.2f}{left}",
-            markup=False,
-            soft_wrap=True,
-        )
-
-    if not target.is_terminal:
-        yield line
-        return
-    columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.TaskProgressColumn())
-    with bar.Progress(*columns, console=target, transient=True) as bars:
-        one = bars.add_task(label, total=1.0)
+    with live(label) as (update, line):
 
         def show(found: ParityProgress) -> None:
-            left = "" if found.left_s is None else f" · {found.left_s:.0f} s left"
-            bars.update(one, completed=found.share, description=label + left)
-            line(found)
+            update(found.share, found.left_s)
+            if found.seed is None or found.pair is None:
+                return
+            dense, sparse = found.pair
+            left = "" if found.left_s is None else f" ({found.left_s:.0f} s left)"
+            line(f"seed {found.seed}: dense {dense:.2f}, {label} {sparse:.2f}, {sparse - dense:+.2f}{left}")
 
         yield show
 

@@ -9,7 +9,7 @@ The folder holds settings.json, history.jsonl (one evaluation a line), checkpoin
 weights_only=True)`: "model" and "best_model" are state dicts) and curve.svg. The same command with --resume goes on,
 after kill -9 too, and ends as if nothing had been: on the CPU with the same parameters, to the bit.
 
-Exit codes: 2 for a wrong wish, for a folder that holds a training already (without --resume) or another one (with it),
+Exit codes: 2 for wrong options, for a folder that holds a training already (without --resume) or another one (with it),
 130 after Ctrl-C, which saves where it is.
 """
 
@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,13 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.output import console, with_format
+from meprop_bench.cli.output import command_line, live, with_format
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.methods import METHODS
+from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.tasks import TASKS
+from meprop_bench.tasks.algorithm import ALGORITHMS
+from meprop_bench.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
-    from meprop_bench.tasks.recipe import Recipe
     from meprop_bench.tasks.run import Evaluation, Progress, Result
     from meprop_bench.tasks.task import Task
 
@@ -84,15 +85,15 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what to train and how; `recipe_of` takes them."""
     options = [
         click.option("--task", required=True, metavar="NAME", help=f"{', '.join(TASKS)}."),
-        click.option("--method", metavar="NAME", help="dense, meprop, unified, random, random-unified."),
+        click.option("--method", metavar="NAME", help=f"{', '.join(METHODS)}."),
         click.option("--k", metavar="K", help="Neurons kept: an integer, or a ratio in (0, 1]."),
         click.option("--gradient", metavar="LAYOUT", help="Weight gradients: dense or rows [default: dense]."),
         click.option("--kernel", metavar="NAME", help="How the method is computed [default: auto]."),
-        click.option("--optimizer", metavar="NAME", help="adam, adagrad, sgd, rowadam, rowadamw [default: adam]."),
+        click.option("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} [default: adam]."),
         click.option("--epochs", type=int, metavar="N", help="Passes over the training examples [default: 20]."),
         click.option("--evaluations", type=int, metavar="N", help="On the dev set, in an epoch [default: 1]."),
         click.option("--best-after", type=int, metavar="N", help="Epochs before one may be the best [default: 0]."),
-        click.option("--algorithm", metavar="NAME", help="mesimp, meact, schedule, alternating."),
+        click.option("--algorithm", metavar="NAME", help=f"{', '.join(ALGORITHMS)}."),
         *(
             click.option(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
             for name, kind, text in (*_OPTIONS, *_DETAILS)
@@ -103,8 +104,8 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def recipe_of(wishes: dict[str, Any]) -> Recipe:
-    """Take what `with_recipe` gave out of the wishes.
+def recipe_of(options: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that the options of `with_recipe` describe.
 
     Raises:
         UserError: a k that is no number, or an unknown task.
@@ -112,19 +113,19 @@ def recipe_of(wishes: dict[str, Any]) -> Recipe:
     """
     from meprop_bench.errors import one_of
     from meprop_bench.sweep.plan import parse_axis
-    from meprop_bench.tasks.recipe import Recipe
 
-    one_of("task", wishes["task"], tuple(TASKS))
-    given = {name: value for name, value in wishes.items() if value is not None}
+    one_of("task", options["task"], tuple(TASKS))
+    given = {name: value for name, value in options.items() if value is not None}
     for name in ("k", "end"):
         if name in given:
             (given[name], *more) = parse_axis("k", [given[name]])
             if more:
                 raise UserError(f"a training has one {name}: give --{name} one value")
-    options = {name: given.pop(name) for name, _, _ in _OPTIONS if name in given}
-    details = {name: given.pop(name) for name, _, _ in _DETAILS if name in given}
+    of_task, of_algorithm = (
+        {name: given.pop(name) for name, _, _ in table if name in given} for table in (_OPTIONS, _DETAILS)
+    )
     given.setdefault("method", "meprop" if "k" in given else "dense")
-    return Recipe(**given, options=options, details=details)
+    return Recipe(**given, options=of_task, details=of_algorithm)
 
 
 @click.command(name="train", short_help="Train one model of a task.")
@@ -136,23 +137,24 @@ def recipe_of(wishes: dict[str, Any]) -> Recipe:
 )
 @click.option("--resume", is_flag=True, help="Go on with the training in the folder.")
 @with_format("table", "json")
-def command(form: str, resume: bool, out: Path | None, threads: int | None, seed: int, **wishes: Any) -> int:
+def command(form: str, resume: bool, out: Path | None, threads: int | None, seed: int, **given: Any) -> int:
     """Train one model of a task, dense or by a method, with checkpoints, a history and a learning curve."""
     import torch
 
     from meprop_bench.results.axes import default_threads
+    from meprop_bench.tasks.checks import check_count
     from meprop_bench.tasks.run import describe, run
 
-    recipe = recipe_of(wishes)
-    settings = recipe.settings(seed)
+    recipe = recipe_of(given)
+    check_count("seed", seed, 0)
     threads = threads or default_threads()
     torch.set_num_threads(threads)
     task = recipe.load()
-    told = {**describe(task, settings), "threads": threads}
+    settings = {**describe(task, recipe, seed), "threads": threads}
     if task.data_published is False:  # those of the folder are not gone on with on other data
-        told["data_published"] = False
+        settings["data_published"] = False
     folder = out or Path("training") / f"{recipe.label} seed={seed}".replace(" ", "-").replace("=", "")
-    with _folder(folder, told, resume) as fresh, _showing(recipe.label, told["epochs"]) as show, _interruptible() as at:
+    with _folder(folder, settings, resume) as fresh, _showing(recipe) as show, _interruptible() as at:
         click.echo(f"{'training' if fresh else 'going on'} in {folder}", err=True)
         for note in task.notes:
             click.echo(note, err=True)
@@ -162,29 +164,31 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
             show(found)
 
         try:
-            result = run(task, settings, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
+            result = run(task, recipe, seed, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
             return ExitCode.INTERRUPTED
         _write_history(folder, result.history)
         _draw(folder, result, f"{recipe.label}, seed {seed}", task.metric)
-    _print(form, told, result, task)
+    _print(form, settings, result, task)
     return ExitCode.OK
 
 
 @contextmanager
-def _folder(folder: Path, told: Mapping[str, Any], resume: bool) -> Iterator[bool]:
+def _folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[bool]:
     """Hold the folder of one training; give whether it is new.
 
     Raises:
-        UserError: it holds a training and nobody wants to go on, another one, something else; or another process trains
+        UserError: it holds a training that is not to be resumed, another one, something else; or another process trains
             in it.
 
     """
+    from meprop_bench.measure.allocator import current
+    from meprop_bench.measure.environment import collect
     from meprop_bench.results.incoming import checked, parsed
     from meprop_bench.results.store import lock, replace_file
 
-    told = json.loads(json.dumps(told))
+    settings = json.loads(json.dumps(settings))
     path = folder / SETTINGS
     fresh = not path.exists()
     if fresh:
@@ -192,8 +196,11 @@ def _folder(folder: Path, told: Mapping[str, Any], resume: bool) -> Iterator[boo
             if any(not name.startswith(".") for name in os.listdir(folder)):
                 raise UserError(f"{folder} holds something else than a training: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")])
-        record = {"command": command, "settings": told, "environment": _environment(told["device"])}
+        record = {
+            "command": command_line(),
+            "settings": settings,
+            "environment": collect(settings["device"], current()),
+        }
         replace_file(path, json.dumps(record, indent=1) + "\n")
     held = lock(path)
     try:
@@ -201,24 +208,17 @@ def _folder(folder: Path, told: Mapping[str, Any], resume: bool) -> Iterator[boo
             found = checked(parsed(path.read_bytes())["settings"], dict[str, Any])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: choose another --out, or delete the folder") from None
-        for name in (*told, *found):
-            if found.get(name) != told.get(name):
+        for name in (*settings, *found):
+            if found.get(name) != settings.get(name):
                 raise UserError(
                     f"{folder} holds another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
-                    f"{told.get(name)!r}: choose another --out"
+                    f"{settings.get(name)!r}: choose another --out"
                 )
         if not fresh and not resume:
             raise UserError(f"{folder} holds this training already: add --resume to go on, or choose another --out")
         yield fresh
     finally:
         os.close(held)
-
-
-def _environment(device: str) -> dict[str, Any]:
-    from meprop_bench.measure.allocator import current
-    from meprop_bench.measure.environment import collect
-
-    return collect(device, current())
 
 
 @contextmanager
@@ -250,30 +250,17 @@ def _interruptible() -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _showing(label: str, epochs: int) -> Iterator[Callable[[Progress], None]]:
+def _showing(recipe: Recipe) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows where a training is: a live line on a terminal, a line an evaluation elsewhere."""
-    from rich import progress as bar
-
-    target = console(stderr=True, highlight=False)
     shown = 0
-
-    def lines(found: Progress) -> None:
-        nonlocal shown
-        for evaluation in found.history[shown:] if shown else found.history[-1:]:
-            target.print(_line(evaluation, epochs, found.left_s), markup=False, soft_wrap=True)
-        shown = len(found.history)
-
-    if not target.is_terminal:
-        yield lines
-        return
-    columns = (bar.TextColumn("{task.description}", markup=False), bar.BarColumn(20), bar.MofNCompleteColumn())
-    with bar.Progress(*columns, console=target, transient=True) as bars:
-        one = bars.add_task(label, total=None)
+    with live(recipe.label) as (update, line):
 
         def show(found: Progress) -> None:
-            text = f"{label} · {found.left_s:.0f} s left"
-            bars.update(one, completed=found.step, total=found.steps, description=text)
-            lines(found)
+            nonlocal shown
+            update(found.step / found.steps, found.left_s)
+            for evaluation in found.history[shown:] if shown else found.history[-1:]:
+                line(_line(evaluation, recipe.epochs, found.left_s))
+            shown = len(found.history)
 
         yield show
 
@@ -305,24 +292,21 @@ def _draw(folder: Path, result: Result, title: str, metric: str) -> None:
     replace_file(folder / CURVE, curve([found.to_json() for found in result.history], title, metric))
 
 
-def _print(form: str, told: Mapping[str, Any], result: Result, task: Task) -> None:
-    metric = task.metric
-    found = {
-        "metric": metric,
-        "data_published": task.data_published,
-        "notes": list(task.notes),
-        "iterations": result.iterations,
-        "best_dev": result.best_dev,
-        "test_at_best": result.test_at_best,
-        "final_dev": result.final_dev,
-        "seconds": result.seconds,
-        "figures": dict(result.figures),
-    }
+def _print(form: str, settings: Mapping[str, Any], result: Result, task: Task) -> None:
     if form == "json":
-        record = {"settings": dict(told), **found, "history": [one.to_json() for one in result.history]}
+        figures = ("iterations", "best_dev", "test_at_best", "final_dev", "seconds")
+        record = {
+            "settings": dict(settings),
+            "metric": task.metric,
+            "data_published": task.data_published,
+            "notes": list(task.notes),
+            **{name: getattr(result, name) for name in figures},
+            "figures": dict(result.figures),
+            "history": [one.to_json() for one in result.history],
+        }
         click.echo(json.dumps(record, indent=1, allow_nan=False))
         return
-    click.echo(f"{metric}: test {result.test_at_best:.2f} at the best dev {result.best_dev:.2f}, after "
+    click.echo(f"{task.metric}: test {result.test_at_best:.2f} at the best dev {result.best_dev:.2f}, after "
                f"{result.iterations:.3g} epochs; dev at the end {result.final_dev:.2f}; "
                f"{result.seconds:.1f} s in steps")  # fmt: skip
     for name, value in result.figures.items():

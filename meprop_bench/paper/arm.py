@@ -1,78 +1,121 @@
-"""Train one arm from one seed: the published setting as a task, a method, an optimizer and what goes along with them.
+"""An arm of a table: one recipe, trained from every seed of its scale, under an id that stored trainings have.
 
-    meprop, unified, random   the task's hidden layers, turned
-    mesimp                    top k, and `tasks.algorithm.Simplification`: 5 epochs with, 5 without, as in the paper
-    meact                     `tasks.algorithm.Activation`
-    by turns                  parts of a subject that is trained so, `tasks.algorithm.Alternation`
+    meprop, unified, random   the task's hidden layers, sparsified
+    mesimp                    top k, and removal of neurons: 5 epochs with, 5 without, as in the paper
+    meact                     each example's own neurons, after `masked_after` epochs
+    alternating               parts of a subject that is trained so, an epoch each
 
 The best model of meSimp is chosen after its first simplification, that of meAct after its masks are fixed: before that
 there is nothing of either in the model. Of a run too short for a stage of ten epochs half simplifies.
+
+Nothing here imports torch before something is trained.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from meprop_bench.algorithms.meact import ParameterChange
-from meprop_bench.paper.experiment import Arm
+from meprop_bench.methods import METHODS
+from meprop_bench.paper.published import Setting
 from meprop_bench.paper.subjects import subject_of
 from meprop_bench.paper.trainings import Evaluation, Trained
-from meprop_bench.tasks import load_task
-from meprop_bench.tasks.algorithm import Activation, Algorithm, Alternation, Running, Simplification
-from meprop_bench.tasks.run import Progress, Result, RunSettings, run
-from meprop_bench.tasks.task import Method, Task
+from meprop_bench.tasks.algorithm import UPDATE
+from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["settings_of", "task_of", "train_arm"]
+if TYPE_CHECKING:
+    from meprop_bench.tasks.run import Progress
+
+__all__ = ["Arm", "train_arm"]
 
 _STAGE = 5
 """Epochs of half a stage of meSimp (TKDE, section 3.1)."""
 
 
-def task_of(arm: Arm, device: str = "cpu") -> Task:
-    """Load the task of an arm with what its setting says of the model and the batch."""
-    names = [name for name in subject_of(arm.task).options if getattr(arm.setting, name)]
-    options: dict[str, Any] = {name: getattr(arm.setting, name) for name in names}
-    if arm.examples is not None:
-        options["examples"] = arm.examples
-    return load_task(arm.task, **options, device=device)
+@dataclass(frozen=True)
+class Arm:
+    """One configuration to train.
 
+    Attributes:
+        task: what it is trained on.
+        data: where the examples come from: "mnist", "digits", …
+        setting: of the row, with what the scale changed.
+        epochs: how long.
+        examples: how many of the training examples; None for all.
+        watched: whether the change of the parameters is measured at every update, which takes time.
 
-def settings_of(arm: Arm, seed: int) -> RunSettings:
-    """Return how an arm is trained from a seed."""
-    setting = arm.setting
-    algorithm: Algorithm | None = None
-    name, best_after = setting.method or "dense", 0
-    if name == "mesimp":
-        assert setting.rate is not None
-        best_after = min(_STAGE, max(1, arm.epochs // 2))
-        algorithm = Simplification(rate=setting.rate, simplify=best_after, normal=best_after)
-        name = "meprop"
-    elif name == "meact":
-        assert setting.share is not None
-        assert setting.masked_after is not None
-        algorithm, best_after = Activation(setting.share, setting.masked_after), setting.masked_after
-        name = "dense"
-    elif name != "dense" and subject_of(arm.task).by_turns:
-        algorithm = Alternation()
-    if arm.watched and setting.method == "mesimp":
-        raise ValueError("parameters that meSimp removes cannot be watched")
-    if arm.watched:
-        algorithm = Watched(algorithm)
-    return RunSettings(
-        method=Method(name, None if name == "dense" else setting.k),
-        optimizer=setting.optimizer or "adam",
-        epochs=arm.epochs,
-        seed=seed,
-        best_after=best_after if best_after < arm.epochs else 0,
-        algorithm=algorithm,
-    )
+    """
+
+    task: str
+    data: str
+    setting: Setting
+    epochs: int
+    examples: int | None = None
+    watched: bool = False
+
+    @property
+    def arm_id(self) -> str:
+        """12 hexadecimal digits; the same for the same training."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def trained_alike(self) -> tuple[str, ...]:
+        """The ids of the arms whose trainings are this one's, too: its own, and that of the same under watch."""
+        return tuple(dict.fromkeys((self.arm_id, replace(self, watched=True).arm_id)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, without what is not set: a field that is added later leaves stored ids alone."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**found, "setting": {name: value for name, value in found["setting"].items() if value is not None}}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Arm:
+        """Build from a JSON object."""
+        return cls(**{**record, "setting": Setting(**record["setting"])})
+
+    @property
+    def label(self) -> str:
+        """What tells it from others, on one line."""
+        setting = self.setting
+        known = {"h": setting.hidden, "k": setting.k, "layers": setting.layers, "p": setting.rate}
+        known |= {"share": setting.share, "e": setting.masked_after, "B": setting.batch}
+        words = [f"{name}={value:g}" for name, value in known.items() if value is not None]
+        return " ".join([self.task, setting.method or "", *words, setting.optimizer or ""]).strip()
+
+    def recipe(self, device: str = "cpu") -> Recipe:
+        """Return what is trained, with what the setting says of the model, the batch and the method.
+
+        Raises:
+            UserError: the setting makes no sense.
+
+        """
+        setting, about = self.setting, subject_of(self.task)
+        method, best_after, details, algorithm = setting.method or "dense", 0, dict[str, Any](), None
+        if method == "mesimp":
+            best_after = min(_STAGE, max(1, self.epochs // 2))
+            details = {"rate": setting.rate, "simplify": best_after, "normal": best_after}
+        elif method == "meact":
+            best_after = setting.masked_after or 0
+            details = {"share": setting.share, "pretrain": best_after}
+        elif method != "dense" and about.alternates:
+            algorithm = "alternating"
+        options = {name: value for name in about.options if (value := getattr(setting, name))}
+        return Recipe(
+            self.task,
+            options | ({} if self.examples is None else {"examples": self.examples}) | {"device": device},
+            method,
+            None if METHODS[method].selection is None else setting.k,
+            optimizer=setting.optimizer or "adam",
+            epochs=self.epochs,
+            best_after=best_after if best_after < self.epochs else 0,
+            algorithm=algorithm,
+            details=details,
+            watched=self.watched,
+        )
 
 
 def train_arm(
@@ -83,78 +126,31 @@ def train_arm(
     environment_id: str = "unknown",
     progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
-    """Train, and return what is kept of it.
+    """Train, and return what is stored of it.
 
     Raises:
         UserError: the task or its data are not there, or the setting does not fit it.
 
     """
-    task = task_of(arm, device)
-    return _kept(arm, task, run(task, settings_of(arm, seed), progress=progress), environment_id)
+    from meprop_bench.tasks.run import run
 
-
-def _kept(arm: Arm, task: Task, result: Result, environment_id: str) -> Trained:
-    evaluations = tuple(
-        Evaluation(found.epoch, found.loss if math.isfinite(found.loss) else -1.0, found.dev)
-        for found in result.history
-    )
+    recipe = arm.recipe(device)
+    task = recipe.load()
+    result = run(task, recipe, seed, progress=progress)
     return Trained(
         arm_id=arm.arm_id,
-        seed=result.seed,
-        evaluations=evaluations,
+        seed=seed,
+        evaluations=tuple(
+            Evaluation(found.epoch, found.loss if math.isfinite(found.loss) else -1.0, found.dev)
+            for found in result.history
+        ),
         best_epoch=result.iterations,
         best_dev=result.best_dev,
         test=result.test_at_best,
         final_dev=result.final_dev,
         sizes={name: size for name, size in result.figures.items() if name.split()[0] in ("size", "nonzeros")},
-        updates=tuple(found.figures[_UPDATE] for found in result.history if _UPDATE in found.figures),
+        updates=tuple(found.figures[UPDATE] for found in result.history if UPDATE in found.figures),
         seconds=result.seconds,
         environment_id=environment_id,
         data_published=task.data_published,
     )
-
-
-_UPDATE = "update"
-
-
-@dataclass(frozen=True)
-class Watched(Algorithm):
-    """Another algorithm, or none, with the mean absolute change of a parameter at an update (TKDE, figure 4, right)."""
-
-    inner: Algorithm | None = None
-
-    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
-        """Begin both."""
-        inner = Running() if self.inner is None else self.inner.start(task, model, optimizer, steps)
-        return _Watching(inner, ParameterChange(model.parameters()))
-
-
-class _Watching(Running):
-    def __init__(self, inner: Running, change: ParameterChange) -> None:
-        self.inner, self.change = inner, change
-
-    def before_step(self, step: int) -> None:
-        self.inner.before_step(step)
-
-    def batch(self, batch: Any) -> AbstractContextManager[object]:
-        return self.inner.batch(batch)
-
-    def after_step(self, batch: Any) -> None:
-        self.change.after_update()
-        self.inner.after_step(batch)
-
-    def after_epoch(self, epochs: int) -> None:
-        self.inner.after_epoch(epochs)
-
-    def figures(self) -> dict[str, float]:
-        """Return the other's figures, and the mean change since the last evaluation."""
-        return {**self.inner.figures(), _UPDATE: self.change.take()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.inner.load_state_dict(state)
-
-    def close(self) -> None:
-        self.inner.close()

@@ -31,15 +31,16 @@ its own ratios). LATER = 2 epochs, since the dev curve of a perceptron is flat n
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learning, unit_of
-from meprop_bench.paper.evidence import Evidence, figure, time_column, values
-from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
+from meprop_bench.paper.evidence import Evidence, Place, figure
+from meprop_bench.paper.published import COLUMNS
 from meprop_bench.paper.trainings import Trained
 from meprop_bench.report.cells import points, ratio_within, vague_points
-from meprop_bench.stats import Interval, mean_difference, paired_ratio, too_wide
+from meprop_bench.stats import Interval, mean_difference, non_inferiority, paired_ratio, too_wide
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
 
@@ -50,6 +51,15 @@ _NOTHING = "–"
 
 NEARLY = 0.9
 """Share of a printed factor that counts as reaching it."""
+
+
+_Ours: TypeAlias = tuple[str, Verdict, str]
+"""Our figure in words, the verdict that it gives, and why."""
+
+_Found: TypeAlias = tuple[str, str, _Ours | None]
+"""What is claimed, the paper's figure, and ours, if anything is known yet."""
+
+_UNKNOWN: _Ours | None = None
 
 
 @dataclass(frozen=True)
@@ -80,18 +90,29 @@ class Claim:
 
 def judge(evidence: Evidence) -> list[Claim]:
     """Return every claim of the table with its verdict."""
-    found: list[Claim] = []
-    for part in evidence.experiment.table.parts:
-        for row in part.rows:
-            for kind in row.claims:
-                found += (_doubted(evidence, part, row, claim) for claim in _KINDS[kind](evidence, part, row))
-    return found
+    return [
+        _claim(place, kind, *found)
+        for place in evidence.places
+        for kind in place.row.claims
+        for found in _KINDS[kind](place, kind)
+    ]
 
 
-def _doubted(evidence: Evidence, part: Part, row: PublishedRow, claim: Claim) -> Claim:
-    """Return a claim that reproduces the paper no better than its evidence lets it."""
-    found = None if claim.ours == _NOTHING else doubt(evidence, part, row, claim.kind, claim.verdict)
-    return claim if found is None else replace(claim, verdict=found[0], why=f"{claim.why}; but {found[1]}")
+def _claim(place: Place, kind: str, says: str, paper: str, ours: _Ours | None) -> Claim:
+    """Return a claim: what is not known yet with the reason, and the others no better than their evidence lets them."""
+    figure, verdict, why = ours or (_NOTHING, "inconclusive", _unknown(place, kind))
+    if ours and (found := doubt(place, kind, verdict)):
+        verdict, why = found[0], f"{why}; but {found[1]}"
+    return Claim(place.part.name, place.row.name, kind, says, paper, figure, verdict, why)
+
+
+def _unknown(place: Place, kind: str) -> str:
+    experiment = place.evidence.experiment
+    if kind in ("faster", "factor"):
+        known = (place.part.name, place.row.name) in experiment.cases
+        return place.failure or ("not measured yet" if known else "this scale leaves it out")
+    skipped = dict(experiment.skipped).get(place.part.name)
+    return skipped or place.evidence.lacking(place.summed_up) or "not run yet"
 
 
 def overall(claims: list[Claim]) -> str:
@@ -100,199 +121,150 @@ def overall(claims: list[Claim]) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no claim"
 
 
-def _direction(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[Claim]:
-    baseline = part.baseline(row)
+def _direction(place: Place, kind: str) -> Iterator[_Found]:
+    row, baseline = place.row, place.baseline
     if baseline is None or row.setting.method is None:
         return
     column = "test_bleu" if "test_bleu" in row.figures else "test"
-    unit = unit_of(row)
-    printed = _difference(row, baseline, column)
-    says = f"{'at least as good as' if kind == 'at-least' else 'better than'} {baseline.name}"
-    pairs = evidence.pairs(part, row, _test)
+    both = column in row.figures and column in baseline.row.figures
+    paper = f"{row.figures[column] - baseline.row.figures[column]:+.2f} points" if both else "no figure"
+    says = f"{'at least as good as' if kind == 'at-least' else 'better than'} {baseline.row.name}"
+    pairs = place.pairs(lambda trained: figure(trained, "test"))
     if not pairs:
-        yield _open(evidence, part, row, kind, says, printed)
+        yield says, paper, None
         return
     interval = mean_difference(pairs)
-    bound = -SAME[unit] if kind == "at-least" else 0.0
+    bound = -SAME[unit_of(row)] if kind == "at-least" else 0.0
     verdict, why = _above(interval, bound, f"{bound:g} points")
-    ours = _points(interval)
-    yield Claim(part.name, row.name, kind, says, printed, ours, verdict, f"{why}, {len(pairs)} seeds")
+    yield says, paper, (_points(interval), verdict, f"{why}, {len(pairs)} seeds")
 
 
-def _at_least(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _direction(evidence, part, row, "at-least")
+def _level(place: Place, kind: str) -> Iterator[_Found]:
+    for column in ("test", "test_bleu") if kind == "level" else ("best_test",):
+        if (printed := place.row.figures.get(column)) is None:
+            continue
+        unit = COLUMNS[column].unit
+        paper = f"{printed:.2f} {unit}"
+        found = place.values(column)
+        yield f"test {paper}", paper, _leveled(place, printed, unit, found) if found else None
 
 
-def _better(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _direction(evidence, part, row, "better")
-
-
-def _level(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    for column in ("test", "test_bleu"):
-        if column in row.figures:
-            yield _leveled(evidence, part, row, column, "level")
-
-
-def _best(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    if "best_test" in row.figures:
-        yield _leveled(evidence, part, row, "best_test", "best")
-
-
-def _leveled(evidence: Evidence, part: Part, row: PublishedRow, column: str, kind: str) -> Claim:
-    unit, printed = COLUMNS[column].unit, row.figures[column]
-    says = f"test {printed:.2f} {unit}"
-    paper = f"{printed:.2f} {unit}"
-    found = values(evidence, part, row, column)
-    if not found:
-        return _open(evidence, part, row, kind, says, paper)
-    best = max(found)
-    distance = best - printed
-    ours = f"{best:.2f} {unit} (best of {len(found)})"
+def _leveled(place: Place, printed: float, unit: str, found: Sequence[float]) -> _Ours:
+    distance = max(found) - printed
+    ours = f"{max(found):.2f} {unit} (best of {len(found)})"
     why = f"{distance:+.2f} from the paper, {SAME[unit]:g} allowed"
-    verdict: Verdict
-    if not evidence.same_data(part):
-        verdict, why = "inconclusive", "other data than the paper's, so the level cannot be compared"
-    elif abs(distance) <= SAME[unit]:
-        verdict = "reproduced"
-    elif distance < 0 and still_learning(evidence, part, row):
-        verdict, why = "inconclusive", f"{why}; but most seeds were best in their last epoch, still learning"
-    else:
-        verdict = "not reproduced"
-    return Claim(part.name, row.name, kind, says, paper, ours, verdict, why)
+    if not place.same_data:
+        return ours, "inconclusive", "other data than the paper's, so the level cannot be compared"
+    if abs(distance) <= SAME[unit]:
+        return ours, "reproduced", why
+    if distance < 0 and still_learning(place):
+        return ours, "inconclusive", f"{why}; but most seeds were best in their last epoch, still learning"
+    return ours, "not reproduced", why
 
 
-def _iterations(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    baseline = part.baseline(row)
+def _iterations(place: Place, kind: str) -> Iterator[_Found]:
+    row, baseline = place.row, place.baseline
     if baseline is None or "iterations" not in row.figures:
         return
-    before, after = baseline.figures["iterations"], row.figures["iterations"]
-    says, paper = f"no more iterations than {baseline.name}", f"{after:g} against {before:g}"
-    pairs = evidence.pairs(part, row, lambda trained: trained.best_epoch)
-    if not pairs:
-        yield _open(evidence, part, row, "iterations", says, paper)
-        return
-    interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than the baseline
-    verdict, why = _above(interval, -LATER, f"{LATER:g} epochs", within=True)
-    later = _negated(interval)
-    means = [statistics.fmean(side) for side in zip(*pairs, strict=True)]
-    ours = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
-    yield Claim(part.name, row.name, "iterations", says, paper, ours, verdict, f"{why}, {len(pairs)} seeds")
+    paper = f"{row.figures['iterations']:g} against {baseline.row.figures['iterations']:g}"
+    pairs = place.pairs(lambda trained: trained.best_epoch)
+    ours = _UNKNOWN
+    if pairs:
+        interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than baseline
+        verdict, why = _above(interval, -LATER, f"{LATER:g} epochs", within=True)
+        later, means = _negated(interval), [statistics.fmean(side) for side in zip(*pairs, strict=True)]
+        words = f"{means[1]:.1f} against {means[0]:.1f}, {later.estimate:+.1f}{_brackets(later, '+.1f')}"
+        ours = words, verdict, f"{why}, {len(pairs)} seeds"
+    yield f"no more iterations than {baseline.row.name}", paper, ours
 
 
-def _faster(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _speed(evidence, part, row, "faster")
-
-
-def _factor(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    return _speed(evidence, part, row, "factor")
-
-
-def _speed(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> Iterator[Claim]:
-    column, printed = time_column(row), row.figures.get("speedup")
-    baseline = part.baseline(row)
+def _speed(place: Place, kind: str) -> Iterator[_Found]:
+    column, printed, baseline = place.row.time_column, place.row.figures.get("speedup"), place.baseline
     if column is None or printed is None or baseline is None:
         return
-    what = COLUMNS[column].title
-    says = f"faster {what} than {baseline.name}" if kind == "faster" else f"{printed:g}x in {what}"
-    found = evidence.row(part, row, column)
+    what, paper = COLUMNS[column].title, f"{printed:g}x"
+    says = f"faster {what} than {baseline.row.name}" if kind == "faster" else f"{paper} in {what}"
+    found = place.timed(column)
     if found is None or found.interval is None:
-        yield _open(evidence, part, row, kind, says, f"{printed:g}x")
+        yield says, paper, None
         return
     interval = found.interval
     bound = 1.0 if kind == "faster" else NEARLY * printed
     verdict, why = _above(interval, bound, "1x" if kind == "faster" else f"{bound:.1f}x, {NEARLY:g} of the printed")
     if found.baseline_disagreement is not None:
         verdict, why = "inconclusive", f"equal dense times differ by up to {found.baseline_disagreement:.1f}x here"
-    ours = _times(interval)
-    yield Claim(part.name, row.name, kind, says, f"{printed:g}x", ours, verdict, why)
+    yield says, paper, (_times(interval), verdict, why)
 
 
-def _size(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    if row.against is None:
+def _size(place: Place, kind: str) -> Iterator[_Found]:
+    if place.row.against is None:
         return
     for column in ("size", "first_size", "second_size"):
-        if column not in row.figures:
+        if (printed := place.row.figures.get(column)) is None:
             continue
-        printed = row.figures[column]
-        says, paper = f"{COLUMNS[column].title} of {printed:g}", f"{printed:g}"
-        found = values(evidence, part, row, column)
-        if not found:
-            yield _open(evidence, part, row, "size", says, paper)
-            continue
-        interval = mean_difference([(0.0, value) for value in found])
-        limit = printed / NEARLY
-        verdict, why = _above(_negated(interval), -limit, f"at most {limit:.0f} neurons", within=True)
-        if not evidence.same_data(part):
-            verdict, why = "inconclusive", "other data than the paper's, so the size cannot be compared"
-        elif len(found) < len(evidence.seeds(part, row)):
-            verdict, why = "inconclusive", f"only {len(found)} trainings say how many neurons they left"
-        ours = f"{interval.estimate:.0f}{_brackets(interval, '.0f')}"
-        yield Claim(part.name, row.name, "size", says, paper, ours, verdict, why)
+        ours = _UNKNOWN
+        if found := place.values(column):
+            interval, limit = mean_difference([(0.0, value) for value in found]), printed / NEARLY
+            verdict, why = _above(_negated(interval), -limit, f"at most {limit:.0f} neurons", within=True)
+            if not place.same_data:
+                verdict, why = "inconclusive", "other data than the paper's, so the size cannot be compared"
+            elif len(found) < len(place.seeds):
+                verdict, why = "inconclusive", f"only {len(found)} trainings say how many neurons they left"
+            ours = f"{interval.estimate:.0f}{_brackets(interval, '.0f')}", verdict, why
+        yield f"{COLUMNS[column].title} of {printed:g}", f"{printed:g}", ours
 
 
-def _decode(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    if row.setting.method != "mesimp":
+def _decode(place: Place, kind: str) -> Iterator[_Found]:
+    if place.row.setting.method != "mesimp":
         return
-    baseline, says = part.baseline(row), "decodes faster than before its simplification"
-    sizes = [each.figures.get("size") for each in (baseline, row) if each is not None]
-    printed = f"{sizes[0] / sizes[1]:.1f}x by its size" if len(sizes) == 2 and sizes[0] and sizes[1] else "no figure"
-    found = evidence.decoding(part, row)
-    if found is None:
-        yield _open(evidence, part, row, "decode", says, printed)
-        return
-    interval = found.speedup
-    verdict, why = _above(interval, 1.0, "1x")
-    ours = f"{_times(interval)}, {found.fewer:.1f}x fewer products"
-    yield Claim(part.name, row.name, "decode", says, printed, ours, verdict, f"{why}, the test set on one thread")
+    sizes = [each.row.figures.get("size") for each in (place.baseline, place) if each is not None]
+    paper = f"{sizes[0] / sizes[1]:.1f}x by its size" if len(sizes) == 2 and sizes[0] and sizes[1] else "no figure"
+    ours = _UNKNOWN
+    if (found := place.decoding) is not None:
+        verdict, why = _above(found.speedup, 1.0, "1x")
+        times = f"{_times(found.speedup)}, {found.fewer:.1f}x fewer products"
+        ours = times, verdict, f"{why}, the test set on one thread"
+    yield "decodes faster than before its simplification", paper, ours
 
 
-def _smaller_update(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    baseline, printed = part.baseline(row), row.figures.get("update_ratio")
-    if baseline is None or printed is None:
+def _smaller_update(place: Place, kind: str) -> Iterator[_Found]:
+    printed, arm = place.row.figures.get("update_ratio"), place.arm
+    if place.baseline is None or printed is None:
         return
-    says, paper = f"dense changes its parameters {printed:g} times as much as meAct", f"more than {printed:g}x"
-    arm = evidence.experiment.arms.get((part.name, row.name))
-    masked = 0 if arm is None or arm.setting.masked_after is None else arm.setting.masked_after
+    masked = 0 if arm is None else arm.setting.masked_after or 0
 
     def update(trained: Trained) -> float | None:
         after = trained.updates[masked:]
         return statistics.fmean(after) if after else None
 
-    pairs = evidence.pairs(part, row, update)
-    changing = [pair for pair in pairs if min(pair) > 0]
-    if not changing:
-        yield _open(evidence, part, row, "smaller-update", says, paper)
-        return
-    interval = paired_ratio([[pair] for pair in changing])
-    verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
-    if len(changing) < len(evidence.seeds(part, row)):  # a model that changes no more is a dead one, not a frugal one
-        verdict, why = "inconclusive", "some trainings changed nothing after the masks, or did not record it"
-    ours = _times(interval)
-    yield Claim(part.name, row.name, "smaller-update", says, paper, ours, verdict, f"{why}, {len(changing)} seeds")
+    changing, ours = [pair for pair in place.pairs(update) if min(pair) > 0], _UNKNOWN
+    if changing:
+        interval = paired_ratio([[pair] for pair in changing])
+        verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
+        if len(changing) < len(place.seeds):  # a model that changes no more is a dead one, not a frugal one
+            verdict, why = "inconclusive", "some trainings changed nothing after the masks, or did not record it"
+        ours = _times(interval), verdict, f"{why}, {len(changing)} seeds"
+    yield f"dense changes its parameters {printed:g} times as much as meAct", f"more than {printed:g}x", ours
 
 
-def _count(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[Claim]:
-    for column, printed in row.figures.items():
-        says, paper = f"{COLUMNS[column].title}: {printed:,.0f}", f"{printed:,.0f}"
-        found = evidence.counts.get((part.task, column)) if part.name in evidence.experiment.counted else None
-        if found is None:
-            yield _open(evidence, part, row, "count", says, paper)
-            continue
-        verdict: Verdict = "reproduced" if found == printed else "not reproduced"
-        why = "counted"
-        if not evidence.counts.get((part.task, "published"), 1):
-            verdict, why = "inconclusive", "other data than the paper's, whose sizes say nothing of it"
-        yield Claim(part.name, row.name, "count", says, paper, f"{found:,}", verdict, why)
+def _count(place: Place, kind: str) -> Iterator[_Found]:
+    for column, printed in place.row.figures.items():
+        paper, ours = f"{printed:,.0f}", _UNKNOWN
+        if (found := place.counted(column)) is not None:
+            ours = f"{found:,}", "reproduced" if found == printed else "not reproduced", "counted"
+            if place.counted("published") == 0:
+                ours = f"{found:,}", "inconclusive", "other data than the paper's, whose sizes say nothing of it"
+        yield f"{COLUMNS[column].title}: {paper}", paper, ours
 
 
-_KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow], Iterator[Claim]]] = {
-    "at-least": _at_least,
-    "better": _better,
+_KINDS: Mapping[str, Callable[[Place, str], Iterator[_Found]]] = {
+    "at-least": _direction,
+    "better": _direction,
     "level": _level,
-    "best": _best,
+    "best": _level,
     "iterations": _iterations,
-    "faster": _faster,
-    "factor": _factor,
+    "faster": _speed,
+    "factor": _speed,
     "size": _size,
     "decode": _decode,
     "smaller-update": _smaller_update,
@@ -300,37 +272,17 @@ _KINDS: Mapping[str, Callable[[Evidence, Part, PublishedRow], Iterator[Claim]]] 
 }
 
 
+_VERDICTS: Mapping[str, Verdict] = dict(zip(("pass", "fail", "inconclusive"), VERDICTS, strict=True))
+
+
 def _above(interval: Interval, bound: float, words: str, *, within: bool = False) -> tuple[Verdict, str]:
-    """Judge whether the true figure lies above a bound."""
+    """Judge whether the true figure lies above a bound, as parity is judged: by `non_inferiority` of what is beyond."""
     if not interval.bounded:
         return "inconclusive", "one run gives no interval"
-    if interval.low > bound:
-        return "reproduced", f"the interval is within {words}" if within else f"the interval lies above {words}"
-    if interval.high < bound:
-        return "not reproduced", f"the interval is beyond {words}" if within else f"the interval lies below {words}"
-    return "inconclusive", f"the interval holds {words}"
-
-
-def _open(evidence: Evidence, part: Part, row: PublishedRow, kind: str, says: str, paper: str) -> Claim:
-    """Return the claim that nothing is known about yet, with the reason."""
-    skipped = dict(evidence.experiment.skipped).get(part.name)
-    timed = kind in ("faster", "factor")
-    if timed:
-        known = (part.name, row.name) in evidence.experiment.cases
-        reason = evidence.failure(part, row) or ("not measured yet" if known else "this scale leaves it out")
-    else:
-        reason = skipped or evidence.lacking(part, evidence.rows_of(part, row)) or "not run yet"
-    return Claim(part.name, row.name, kind, says, paper, _NOTHING, "inconclusive", reason)
-
-
-def _difference(row: PublishedRow, baseline: PublishedRow, column: str) -> str:
-    if column in row.figures and column in baseline.figures:
-        return f"{row.figures[column] - baseline.figures[column]:+.2f} points"
-    return "no figure"
-
-
-def _test(trained: Trained) -> float | None:
-    return figure(trained, "test")
+    beyond = Interval(interval.estimate - bound, interval.low - bound, interval.high - bound)
+    verdict = non_inferiority(beyond, 0.0)
+    where = {"pass": "is within" if within else "lies above", "fail": "is beyond" if within else "lies below"}
+    return _VERDICTS[verdict], f"the interval {where.get(verdict, 'holds')} {words}"
 
 
 def _negated(interval: Interval) -> Interval:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from meprop_bench.paper.evidence import Evidence
+from meprop_bench.paper.evidence import Evidence, Place
 from meprop_bench.paper.trainings import Trained
 from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg
 
@@ -26,7 +26,7 @@ def curves(evidence: Evidence) -> list[Plot]:
     drawn: list[Plot] = []
     with mpl.rc_context(STYLE):
         for part in evidence.experiment.table.parts:
-            found = {row.name: evidence.seeds(part, row) for row in part.rows}
+            found = {row.name: Place(evidence, part, row).seeds for row in part.rows}
             trained = {name: seeds for name, seeds in found.items() if seeds}
             if not trained:
                 continue

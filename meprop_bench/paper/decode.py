@@ -5,7 +5,7 @@
     decode    the task's own evaluation of the test set, which is what a user of the model pays: embeddings, parser
               states, the argmax included
 
-Which neurons are left does not change what they cost, so the first ones are kept; nothing here says how good the small
+Which neurons are left does not change what they cost, so the first ones stay; nothing here says how good the small
 model is, which is what the trainings are for. Both are plain modules of torch.nn. Before anything is timed, the small
 model's outputs on a batch are held against those of the large one whose other neurons are at zero (`removal.Masks`, the
 authors' way): a cut that computes something else would have no time worth knowing.
@@ -26,8 +26,7 @@ from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.clocks import clock_for
 from meprop_bench.measure.paired import Subject, measure_pairs
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.paper.arm import task_of
-from meprop_bench.paper.experiment import Arm
+from meprop_bench.paper.arm import Arm
 from meprop_bench.tasks.task import Task
 from meprop_bench.workloads.check import compare
 
@@ -48,12 +47,12 @@ def cut(model: nn.Module, sizes: Mapping[str, int]) -> None:
         ValueError: a layer that is not there, or more neurons than it has.
 
     """
-    structure, keep = _kept(model, sizes)
+    structure, keep = _staying(model, sizes)
     remove(structure, keep)
 
 
-def _kept(model: nn.Module, sizes: Mapping[str, int]) -> tuple[Structure, dict[Group, Tensor]]:
-    """Return where the model's neurons live, and which are kept: the first ones."""
+def _staying(model: nn.Module, sizes: Mapping[str, int]) -> tuple[Structure, dict[Group, Tensor]]:
+    """Return where the model's neurons live, and which stay: the first ones."""
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
@@ -88,11 +87,11 @@ class Decoders:
     """
 
     def __init__(self, arm: Arm, sizes: Mapping[str, int], device: str = "cpu") -> None:
-        self._task, self._clock = task_of(arm, device), clock_for(device)
+        self._task, self._clock = arm.recipe(device).load(), clock_for(device)
         self.models = [self._task.build(seed=1) for _ in range(2)]
         cut(self.models[1], sizes)
         masked = self._task.build(seed=1)
-        structure, keep = _kept(masked, sizes)
+        structure, keep = _staying(masked, sizes)
         Masks(structure).add(keep)
         batch = next(iter(self._task.epoch(0, 0)))
         small, large = (_outputs(self._task, model, batch) for model in (self.models[1], masked))
@@ -123,13 +122,13 @@ class Decoders:
 
 @torch.no_grad()
 def _outputs(task: Task, model: nn.Module, batch: Any) -> Tensor:
-    """Return what the model tells of a batch, before the loss makes one number of it."""
-    told: list[Tensor] = []
-    hook = model.register_forward_hook(lambda _module, _inputs, output: told.append(output))
+    """Return what the model makes of a batch, before the loss makes one number of it."""
+    found: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     with evaluation_mode(model):
         task.loss(model, batch)
     hook.remove()
-    return told[0]
+    return found[0]
 
 
 def _decoding(task: Task, model: nn.Module) -> Subject:

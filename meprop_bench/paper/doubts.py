@@ -13,7 +13,7 @@ asked once more what it is made of (`doubt`), by one rule for each way to flatte
               of a baseline that was still learning only if it still were when that one had learned for LATER epochs
               more at its last pace, which is generous: curves flatten.
     a tie     a row whose every training went as its baseline's did, to the last loss, is the baseline: its k keeps all.
-    data      seeds of a pair are of the same data; a level is of the paper's own (`Evidence.same_data`).
+    data      seeds of a pair are of the same data; a level is of the paper's own (`Place.same_data`).
     decoding  timed at the sizes that the trainings found, and with less to compute than before.
 
 What is refuted needs no such care, but for iterations: a baseline that ended at its best may have had a later one.
@@ -27,8 +27,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from meprop_bench.paper.decodings import sizes_of
-from meprop_bench.paper.evidence import Evidence
-from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
+from meprop_bench.paper.evidence import Place, mixed_data
+from meprop_bench.paper.published import COLUMNS, PublishedRow
 from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained
 from meprop_bench.stats import mean_difference
@@ -51,70 +51,68 @@ _PAIRED = (*_DIRECTIONS, "iterations", "smaller-update")
 _TIMED = ("faster", "factor")
 
 
-def doubt(evidence: Evidence, part: Part, row: PublishedRow, kind: str, verdict: Verdict) -> tuple[Verdict, str] | None:
+def doubt(place: Place, kind: str, verdict: Verdict) -> tuple[Verdict, str] | None:
     """Return what a claim's verdict has to be in place of the one that its figures give, and why; None if it holds."""
     if kind == "count":
         return None
-    own, baseline = evidence.rows_of(part, row), part.baseline(row)
-    comparable = kind in _DIRECTIONS or (kind in _METRICS and evidence.same_data(part))
-    if verdict != "not reproduced" and comparable and _most(_at_chance(evidence, part, own)):
+    own, baseline = place.summed_up, place.baseline
+    comparable = kind in _DIRECTIONS or (kind in _METRICS and place.same_data)
+    if verdict != "not reproduced" and comparable and _most(_at_chance(own)):
         other = [baseline] if baseline is not None and kind in _DIRECTIONS else []
-        if not _most(_at_chance(evidence, part, other)):
-            return "not reproduced", _chance(evidence, part, own)
+        if not _most(_at_chance(other)):
+            return "not reproduced", _chance(own)
     if verdict == "not reproduced" and kind == "iterations" and baseline is not None:
-        found: Iterator[str] = _unsettled(evidence, part, baseline)
+        found: Iterator[str] = _unsettled(baseline)
     elif verdict == "reproduced":
-        found = _reasons(evidence, part, row, kind, baseline)
+        found = _reasons(place, kind)
     elif verdict == "inconclusive" and kind not in _TIMED:
-        found = filter(None, [evidence.lacking(part, _sides(evidence, part, row, kind))])
+        found = filter(None, [place.evidence.lacking(_sides(place, kind))])
     else:
         return None
     reason = next(found, None)
     return None if reason is None else ("inconclusive", reason)
 
 
-def _reasons(
-    evidence: Evidence, part: Part, row: PublishedRow, kind: str, baseline: PublishedRow | None
-) -> Iterator[str]:
-    own = evidence.rows_of(part, row)
+def _reasons(place: Place, kind: str) -> Iterator[str]:
+    evidence, baseline = place.evidence, place.baseline
     if kind in _TIMED:
-        if evidence.failed_of(part, own):
-            yield evidence.lacking(part, own)
-        yield from filter(None, [_chance(evidence, part, own)])
+        if place.failed:
+            yield evidence.lacking(place.summed_up)
+        yield from filter(None, [_chance(place.summed_up)])
         return
-    sides = _sides(evidence, part, row, kind)
-    if lacking := evidence.lacking(part, sides):
+    sides = _sides(place, kind)
+    if lacking := evidence.lacking(sides):
         yield lacking
     if (seeds := len(evidence.experiment.seeds)) < LEAST_SEEDS:
         yield f"{seeds} {'seed is' if seeds == 1 else 'seeds are'} too few, {LEAST_SEEDS} are the least"
     for side in sides:
-        yield from filter(None, [_chance(evidence, part, [side])])
+        yield from filter(None, [_chance([side])])
     if kind in _PAIRED and baseline is not None:
-        if evidence.mixed_data(part, [row, baseline]):
+        if mixed_data([place, baseline]):
             yield "some of the trainings had other data than others"
-        theirs, ours = (map(_course, evidence.seeds(part, each)) for each in (baseline, row))
+        theirs, ours = (map(_course, each.seeds) for each in (baseline, place))
         if list(theirs) == list(ours):
-            yield f"every training went exactly as that of {baseline.name}: nothing was left out"
-    if kind in _DIRECTIONS and baseline is not None and still_learning(evidence, part, baseline):
-        lead = mean_difference(evidence.pairs(part, row, lambda one: one.test)).low
-        lead += SAME[unit_of(row)] if kind == "at-least" else 0.0
-        if not lead > (pace := _pace(evidence.seeds(part, baseline))):
-            yield f"{baseline.name} was still learning, {pace:.2f} points in {LATER:g} epochs"
+            yield f"every training went exactly as that of {baseline.row.name}: nothing was left out"
+    if kind in _DIRECTIONS and baseline is not None and still_learning(baseline):
+        lead = mean_difference(place.pairs(lambda one: one.test)).low
+        lead += SAME[unit_of(place.row)] if kind == "at-least" else 0.0
+        if not lead > (pace := _pace(baseline.seeds)):
+            yield f"{baseline.row.name} was still learning, {pace:.2f} points in {LATER:g} epochs"
     if kind == "iterations":
-        yield from _unsettled(evidence, part, row)
+        yield from _unsettled(place)
     if kind == "decode":
-        yield from _decoding(evidence, part, row)
+        yield from _decoding(place)
 
 
-def _sides(evidence: Evidence, part: Part, row: PublishedRow, kind: str) -> list[PublishedRow]:
+def _sides(place: Place, kind: str) -> list[Place]:
     """Return the rows whose trainings a claim is made of."""
-    baseline = part.baseline(row)
-    return [*evidence.rows_of(part, row), *([baseline] if kind in _PAIRED and baseline is not None else [])]
+    baseline = place.baseline
+    return [*place.summed_up, *([baseline] if kind in _PAIRED and baseline is not None else [])]
 
 
-def still_learning(evidence: Evidence, part: Part, row: PublishedRow) -> bool:
+def still_learning(place: Place) -> bool:
     """Whether most seeds of a row, or of all those that it sums up, were best in their last epoch."""
-    seeds = _seeds(evidence, part, evidence.rows_of(part, row))
+    seeds = _seeds(place.summed_up)
     return _most((sum(one.best_epoch == one.evaluations[-1].epoch for one in seeds), len(seeds)))
 
 
@@ -134,36 +132,36 @@ def _pace(seeds: Sequence[Trained]) -> float:
     return statistics.fmean(gains)
 
 
-def _unsettled(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[str]:
+def _unsettled(place: Place) -> Iterator[str]:
     """Yield why a row's best epochs are not known, if they are not."""
-    seeds = evidence.seeds(part, row)
+    seeds, name = place.seeds, place.row.name
     found = sum(one.evaluations[-1].epoch - (one.best_epoch or 0.0) < LATER for one in seeds)
     if found:
-        yield f"{found} of {len(seeds)} runs of {row.name} ended less than {LATER:g} epochs after their best score"
+        yield f"{found} of {len(seeds)} runs of {name} ended less than {LATER:g} epochs after their best score"
 
 
-def _decoding(evidence: Evidence, part: Part, row: PublishedRow) -> Iterator[str]:
-    found = evidence.decoding(part, row)
-    if found is not None and dict(found.sizes) != dict(sizes_of(evidence.seeds(part, row))):
+def _decoding(place: Place) -> Iterator[str]:
+    found = place.decoding
+    if found is not None and dict(found.sizes) != dict(sizes_of(place.seeds)):
         yield "timed at other sizes than those that the trainings found"
     if found is not None and found.fewer <= 1:
         yield "nothing was removed, so there is nothing to be faster by"
 
 
-def _seeds(evidence: Evidence, part: Part, rows: Sequence[PublishedRow]) -> list[Trained]:
-    return [trained for row in rows for trained in evidence.seeds(part, row)]
+def _seeds(places: Sequence[Place]) -> list[Trained]:
+    return [trained for place in places for trained in place.seeds]
 
 
-def _at_chance(evidence: Evidence, part: Part, rows: Sequence[PublishedRow]) -> tuple[int, int]:
+def _at_chance(places: Sequence[Place]) -> tuple[int, int]:
     """Return how many seeds learned next to nothing, and of how many."""
-    seeds, least = _seeds(evidence, part, rows), subject(part.task).learned_from
+    seeds, least = _seeds(places), subject(places[0].part.task).learned_from if places else 0.0
     return sum(one.test is not None and one.test < least for one in seeds), len(seeds)
 
 
-def _chance(evidence: Evidence, part: Part, rows: Sequence[PublishedRow]) -> str:
+def _chance(places: Sequence[Place]) -> str:
     """Say how many seeds learned next to nothing; "" without any."""
-    some, of = _at_chance(evidence, part, rows)
-    names = rows[0].name if len(rows) == 1 else "these rows"
+    some, of = _at_chance(places)
+    names = places[0].row.name if len(places) == 1 else "these rows"
     return f"near chance: {some} of {of} seeds of {names}" if some else ""
 
 

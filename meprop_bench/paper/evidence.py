@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.decodings import Decoding
-from meprop_bench.paper.experiment import Arm, Experiment
+from meprop_bench.paper.experiment import Experiment
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
 from meprop_bench.paper.subjects import subject
 from meprop_bench.paper.trainings import Trained
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
-__all__ = ["Evidence", "Line", "lines", "time_column"]
+__all__ = ["Evidence", "Line", "Place", "figure", "lines", "mixed_data"]
 
-TIME_COLUMNS = ("linear_backward_s", "backward_s", "backward_ms")
 _DECODING = ("decode_before_s", "decode_after_s", "products_before", "products_after")
 
 
@@ -41,80 +41,131 @@ class Evidence:
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     decodings: Mapping[str, Decoding] = field(default_factory=dict)
 
-    def seeds(self, part: Part, row: PublishedRow) -> Sequence[Trained]:
-        """Return what was trained for a row, to its end: what was cut off is no training."""
-        arm = self.experiment.arms.get((part.name, row.name))
-        return () if arm is None else self._whole(arm)
+    @property
+    def places(self) -> Iterator[Place]:
+        """Every row of the table, in order."""
+        for part in self.experiment.table.parts:
+            for row in part.rows:
+                yield Place(self, part, row)
 
-    def rows_of(self, part: Part, row: PublishedRow) -> Sequence[PublishedRow]:
-        """Return the rows that a row's trainings are of: itself, or those that it sums up."""
-        return [row] if row.setting.method else [other for other in part.rows if other.setting.method and other.against]
-
-    def failed_of(self, part: Part, rows: Sequence[PublishedRow]) -> int:
-        """Return how many trainings of some rows failed."""
-        return sum(self.failed.get(arm.arm_id, 0) for arm in self._arms(part, rows))
-
-    def lacking(self, part: Part | None = None, rows: Sequence[PublishedRow] = ()) -> str:
-        """Say how many trainings of some rows, or of all, failed, were cut off or are not run; "" where none did."""
-        arms = self.experiment.distinct_arms if part is None else self._arms(part, rows)
-        total = len(arms) * len(self.experiment.seeds)
-        failed = sum(self.failed.get(arm.arm_id, 0) for arm in arms)
-        whole = sum(len(self._whole(arm)) for arm in arms)
-        cut_off = sum(len(self.trained.get(arm.arm_id, ())) for arm in arms) - whole
-        counts = {"failed": failed, "cut off": cut_off, "not run": total - failed - cut_off - whole}
-        words = ", ".join(f"{count} {how}" for how, count in counts.items() if count > 0)
-        return f"of {total} trainings {words}" if words else ""
-
-    def mixed_data(self, part: Part, rows: Sequence[PublishedRow]) -> bool:
-        """Whether some trainings had the published data, and some not."""
-        return len({one.data_published is False for row in rows for one in self.seeds(part, row)}) > 1
-
-    def _arms(self, part: Part, rows: Sequence[PublishedRow]) -> list[Arm]:
-        arms = [self.experiment.arms.get((part.name, row.name)) for row in rows]
-        return list({arm.arm_id: arm for arm in arms if arm is not None}.values())
-
-    def _whole(self, arm: Arm) -> Sequence[Trained]:
+    def whole(self, arm: Arm) -> Sequence[Trained]:
+        """Return what was trained of an arm to its end: what was cut off is no training."""
         return [
             one
             for one in self.trained.get(arm.arm_id, ())
             if None not in (one.test, one.best_epoch) and one.evaluations and one.evaluations[-1].epoch >= arm.epochs
         ]
 
-    def pairs(
-        self, part: Part, row: PublishedRow, value: Callable[[Trained], float | None]
-    ) -> list[tuple[float, float]]:
-        """Return (baseline, row) for every seed that both were trained from."""
-        baseline = part.baseline(row)
-        if baseline is None:
-            return []
-        theirs = {found.seed: value(found) for found in self.seeds(part, baseline)}
-        found = [(theirs.get(each.seed), value(each)) for each in self.seeds(part, row)]
-        return [(before, after) for before, after in found if before is not None and after is not None]
+    def lacking(self, places: Iterable[Place] | None = None) -> str:
+        """Say how many trainings of some rows, or of all, failed, were cut off or are not run; "" where none did."""
+        arms = self.experiment.distinct_arms if places is None else _arms(places)
+        total = len(arms) * len(self.experiment.seeds)
+        failed = sum(self.failed.get(arm.arm_id, 0) for arm in arms)
+        whole = sum(len(self.whole(arm)) for arm in arms)
+        cut_off = sum(len(self.trained.get(arm.arm_id, ())) for arm in arms) - whole
+        counts = {"failed": failed, "cut off": cut_off, "not run": total - failed - cut_off - whole}
+        words = ", ".join(f"{count} {how}" for how, count in counts.items() if count > 0)
+        return f"of {total} trainings {words}" if words else ""
 
-    def row(self, part: Part, row: PublishedRow, column: str) -> Row | None:
-        """Return the timed row behind a column, if it was measured and passed its check."""
-        case = self.experiment.cases.get((part.name, row.name))
-        if case is None:
-            return None
-        found = self.timed.get((case.case_id, _phase(part, column)))
-        return found if found is not None and found.passed and found.speedup is not None else None
 
-    def decoding(self, part: Part, row: PublishedRow) -> Decoding | None:
-        """Return what decoding costs before and after the row's simplification."""
-        arm = self.experiment.arms.get((part.name, row.name))
-        return None if arm is None else self.decodings.get(arm.arm_id)
+@dataclass(frozen=True)
+class Place:
+    """One row of the table, with what was found about it."""
 
-    def failure(self, part: Part, row: PublishedRow) -> str | None:
-        """Return why a row's case could not be measured."""
-        case = self.experiment.cases.get((part.name, row.name))
-        failed = [r for (case_id, _), r in self.timed.items() if case and case_id == case.case_id and not r.passed]
+    evidence: Evidence
+    part: Part
+    row: PublishedRow
+
+    @property
+    def arm(self) -> Arm | None:
+        """What is trained for it."""
+        return self.evidence.experiment.arms.get((self.part.name, self.row.name))
+
+    @property
+    def seeds(self) -> Sequence[Trained]:
+        """What was trained for it, to its end."""
+        return () if self.arm is None else self.evidence.whole(self.arm)
+
+    @property
+    def baseline(self) -> Place | None:
+        """What it is compared with."""
+        found = self.part.baseline(self.row)
+        return None if found is None else replace(self, row=found)
+
+    @property
+    def summed_up(self) -> Sequence[Place]:
+        """The rows that its trainings are of: itself, or those that it sums up."""
+        if self.row.setting.method:
+            return [self]
+        return [replace(self, row=row) for row in self.part.rows if row.setting.method and row.against]
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """What decoding costs before and after its simplification."""
+        return None if self.arm is None else self.evidence.decodings.get(self.arm.arm_id)
+
+    @property
+    def failed(self) -> int:
+        """How many of its trainings, or of those that it sums up, failed."""
+        return sum(self.evidence.failed.get(arm.arm_id, 0) for arm in _arms(self.summed_up))
+
+    @property
+    def failure(self) -> str | None:
+        """Why its case could not be measured."""
+        case = self.evidence.experiment.cases.get((self.part.name, self.row.name))
+        timed = self.evidence.timed.items()
+        failed = [row for (case_id, _), row in timed if case and case_id == case.case_id and not row.passed]
         return next((one.error or one.check for one in failed), None)
 
-    def same_data(self, part: Part) -> bool:
-        """Whether the trainings used the paper's own data, and all of them: no level can be compared otherwise."""
-        arms = [arm for (name, _), arm in self.experiment.arms.items() if name == part.name]
-        published = all(one.data_published is not False for arm in arms for one in self._whole(arm))
+    @property
+    def same_data(self) -> bool:
+        """Whether its part's trainings used the paper's own data, all of them: else no level can be compared."""
+        arms = [arm for (name, _), arm in self.evidence.experiment.arms.items() if name == self.part.name]
+        published = all(one.data_published is not False for arm in arms for one in self.evidence.whole(arm))
         return published and bool(arms) and all(arm.data == "mnist" and arm.examples is None for arm in arms)
+
+    def pairs(self, value: Callable[[Trained], float | None]) -> list[tuple[float, float]]:
+        """Return (baseline, row) for every seed that both were trained from."""
+        if self.baseline is None:
+            return []
+        theirs = {found.seed: value(found) for found in self.baseline.seeds}
+        found = [(theirs.get(each.seed), value(each)) for each in self.seeds]
+        return [(before, after) for before, after in found if before is not None and after is not None]
+
+    def timed(self, column: str) -> Row | None:
+        """Return the timed row behind a column, if it was measured and passed its check."""
+        case = self.evidence.experiment.cases.get((self.part.name, self.row.name))
+        if case is None:
+            return None
+        found = self.evidence.timed.get((case.case_id, self._phase(column)))
+        return found if found is not None and found.passed and found.speedup is not None else None
+
+    def _phase(self, column: str) -> str:
+        if column == "linear_backward_s":
+            return "linear-backward" if subject(self.part.task).timing["workload"] == "mlp" else "backward"
+        return "forward" if column == "forward_s" else "backward"
+
+    def counted(self, column: str) -> int | None:
+        """Return what was counted of the part's data."""
+        known = self.part.name in self.evidence.experiment.counted
+        return self.evidence.counts.get((self.part.task, column)) if known else None
+
+    def values(self, column: str) -> list[float]:
+        """Return a trained column's figures, one for each seed."""
+        if column == "best_test":
+            others = (replace(self, row=row).seeds for row in self.part.rows[1:])
+            every = [[one.test for one in seeds if one.test is not None] for seeds in others]
+            return [max(found) for found in every if found]
+        return [value for each in self.seeds if (value := figure(each, column)) is not None]
+
+
+def mixed_data(places: Iterable[Place]) -> bool:
+    """Whether some trainings had the published data, and some not."""
+    return len({one.data_published is False for place in places for one in place.seeds}) > 1
+
+
+def _arms(places: Iterable[Place]) -> Sequence[Arm]:
+    return list({place.arm.arm_id: place.arm for place in places if place.arm is not None}.values())
 
 
 @dataclass(frozen=True)
@@ -136,36 +187,28 @@ class Line:
     doubt: str = ""
 
 
-def time_column(row: PublishedRow) -> str | None:
-    """Return the column that a printed speed-up is of."""
-    return next((column for column in TIME_COLUMNS if column in row.figures), None)
-
-
 def lines(evidence: Evidence) -> Iterator[Line]:
     """Yield every figure of the table, and the accuracies of rows that print none, with ours where there is one."""
-    for part in evidence.experiment.table.parts:
-        for row in part.rows:
-            columns = list(row.figures)
-            if evidence.seeds(part, row) and not set(columns) & {"test", "test_bleu", "size", "first_size"}:
-                columns.append("test")
-            if evidence.decoding(part, row) is not None:
-                columns += _DECODING
-            for column in columns:
-                if COLUMNS[column].source != "printed":
-                    yield _line(evidence, part, row, column)
+    for place in evidence.places:
+        columns = list(place.row.figures)
+        if place.seeds and not set(columns) & {"test", "test_bleu", "size", "first_size"}:
+            columns.append("test")
+        if place.decoding is not None:
+            columns += _DECODING
+        yield from (_line(place, column) for column in columns if COLUMNS[column].source != "printed")
 
 
-def _line(evidence: Evidence, part: Part, row: PublishedRow, column: str) -> Line:
-    bare = Line(part.name, row.name, column, COLUMNS[column].unit, row.figures.get(column))
-    source = COLUMNS[column].source
-    if source == "training":
-        return _trained_line(bare, values(evidence, part, row, column))
-    if source == "data":
-        count = evidence.counts.get((part.task, column)) if part.name in evidence.experiment.counted else None
+def _line(place: Place, column: str) -> Line:
+    about = COLUMNS[column]
+    bare = Line(place.part.name, place.row.name, column, about.unit, place.row.figures.get(column))
+    if about.source == "training":
+        return _trained_line(bare, place.values(column))
+    if about.source == "data":
+        count = place.counted(column)
         return replace(bare, mean=None if count is None else float(count))
-    if source == "decoding":
-        return _decoded_line(bare, evidence.decoding(part, row))
-    return _timed_line(evidence, part, row, bare)
+    if about.source == "decoding":
+        return _decoded_line(bare, place.decoding)
+    return _timed_line(bare, place)
 
 
 def _decoded_line(bare: Line, found: Decoding | None) -> Line:
@@ -183,14 +226,12 @@ def _trained_line(bare: Line, found: Sequence[float]) -> Line:
     return replace(bare, mean=statistics.fmean(found), deviation=spread, best=best, seeds=len(found))
 
 
-def _timed_line(evidence: Evidence, part: Part, row: PublishedRow, bare: Line) -> Line:
+def _timed_line(bare: Line, place: Place) -> Line:
     """Put our median beside the printed time, in its unit: of one iteration of ours, which the paper's is not."""
-    is_baseline = row.against is None
-    measured = next((r for r in part.rows if r.against == row.name), row) if is_baseline else row
-    column = time_column(row) or "backward_s" if bare.column == "speedup" else bare.column
-    if column == "overall_s":
-        return bare
-    found = evidence.row(part, measured, column)
+    row, is_baseline = place.row, place.row.against is None
+    measured = next((r for r in place.part.rows if r.against == row.name), row) if is_baseline else row
+    column = row.time_column or "backward_s" if bare.column == "speedup" else bare.column
+    found = None if column == "overall_s" else replace(place, row=measured).timed(column)
     if found is None:
         return bare
     if bare.column == "speedup":
@@ -198,17 +239,7 @@ def _timed_line(evidence: Evidence, part: Part, row: PublishedRow, bare: Line) -
         doubt = "do not believe" if disagrees else CANNOT_TELL if too_wide(found.half_width) else ""
         return replace(bare, mean=found.speedup, doubt=doubt)
     seconds = found.dense.median_s if is_baseline else found.sparse.median_s
-    if seconds is None:
-        return bare
-    return replace(bare, mean=seconds * (1e3 if bare.unit == "ms" else 1.0))
-
-
-def values(evidence: Evidence, part: Part, row: PublishedRow, column: str) -> list[float]:
-    """Return a trained column's figures, one for each seed."""
-    if column == "best_test":
-        every = [[t.test for t in evidence.seeds(part, other) if t.test is not None] for other in part.rows[1:]]
-        return [max(found) for found in every if found]
-    return [value for each in evidence.seeds(part, row) if (value := figure(each, column)) is not None]
+    return bare if seconds is None else replace(bare, mean=seconds * (1e3 if bare.unit == "ms" else 1.0))
 
 
 def figure(trained: Trained, column: str) -> float | None:
@@ -225,9 +256,3 @@ def figure(trained: Trained, column: str) -> float | None:
         "second_size": layers[1] if len(layers) > 1 else None,
     }
     return named.get(column)
-
-
-def _phase(part: Part, column: str) -> str:
-    if column == "linear_backward_s":
-        return "linear-backward" if subject(part.task).timing["workload"] == "mlp" else "backward"
-    return "forward" if column == "forward_s" else "backward"

@@ -1,7 +1,7 @@
 """An experiment: what has to be trained and timed to check one table at one scale.
 
     published row   method, k, h, p under its part's setting
-      -> arm        one configuration to train, with as many seeds as the scale has; equal arms are trained once
+      -> arm        one recipe to train, from as many seeds as the scale has; equal arms are trained once
       -> case       one case of the speed-up sweeps, timed in interleaved pairs; never a stopwatch around a training
     scale           smoke (embedded digits, a minute), short (real data, 8 minutes on two cores), full (as printed)
 
@@ -11,15 +11,14 @@ a scale shrinks is said in words, beside the result. Nothing here imports torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Container, Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from msgspec import Meta
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
 from meprop_bench.paper.scale import Scale, reading_of, scale_of
 from meprop_bench.paper.subjects import Subject, subject
@@ -27,64 +26,7 @@ from meprop_bench.results.incoming import Count, Name, Number, Ratio, checked, r
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads.case import Case
 
-__all__ = [
-    "Arm",
-    "Experiment",
-    "check_runnable",
-    "experiment",
-    "experiment_of",
-    "reasons",
-]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One configuration to train.
-
-    Attributes:
-        task: what it is trained on.
-        data: where the examples come from: "mnist", "digits", …
-        setting: of the row, with what the scale changed.
-        epochs: how long.
-        examples: how many of the training examples; None for all.
-        watched: whether the change of the parameters is measured at every update, which takes time.
-
-    """
-
-    task: str
-    data: str
-    setting: Setting
-    epochs: int
-    examples: int | None = None
-    watched: bool = False
-
-    @property
-    def arm_id(self) -> str:
-        """12 hexadecimal digits; the same for the same training."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def trained_alike(self) -> tuple[str, ...]:
-        """The ids of the arms whose trainings are this one's, too: its own, and that of the same under watch."""
-        return tuple(dict.fromkeys((self.arm_id, replace(self, watched=True).arm_id)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object, without what is not said: a field that is added later leaves stored ids alone."""
-        found = {name: value for name, value in asdict(self).items() if value is not None}
-        return {**found, "setting": {name: value for name, value in found["setting"].items() if value is not None}}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Arm:
-        """Build from a JSON object."""
-        return cls(**{**record, "setting": Setting(**record["setting"])})
-
-    @property
-    def label(self) -> str:
-        """What tells it from others, on one line."""
-        told = {"h": self.setting.hidden, "k": self.setting.k, "layers": self.setting.layers, "p": self.setting.rate}
-        told |= {"share": self.setting.share, "e": self.setting.masked_after, "B": self.setting.batch}
-        words = [f"{name}={value:g}" for name, value in told.items() if value is not None]
-        return " ".join([self.task, self.setting.method or "", *words, self.setting.optimizer or ""]).strip()
+__all__ = ["Arm", "Experiment", "check_runnable", "experiment", "experiment_of", "reasons"]
 
 
 @dataclass(frozen=True)
@@ -246,37 +188,28 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
         changes=tuple(dict.fromkeys(draft.changes)),
         budget=max((found.budget for found in draft.scales), default=20.0),
         processes=max((found.processes for found in draft.scales), default=4),
-        training_s=count * draft.training_s(),
+        training_s=count * sum(draft.arm_s.values()),
         set_up_s=max((found.set_up_s for found in draft.scales), default=0.0),
     )
 
 
+@dataclass
 class _Draft:
-    """An experiment in the making."""
+    """An experiment in the making; of a run that was made: what was left out, and why, and what k were timed."""
 
-    def __init__(
-        self,
-        table: Table,
-        scale: str,
-        machine: Mapping[str, Any],
-        *,
-        left_out: Mapping[str, str] | None = None,
-        timed_ks: Set[float] | None = None,
-    ) -> None:
-        """Begin; of a run that was made: the parts that were not run, and why, and the k that were timed."""
-        self.table, self.scale, self._machine, self._left_out = table, scale, machine, left_out
-        self._timed_ks = timed_ks
-        self.arms: dict[tuple[str, str], Arm] = {}
-        self.cases: dict[tuple[str, str], Case] = {}
-        self.counted: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.changes: list[tuple[str, str]] = []
-        self.scales: list[Scale] = []
-        self._epoch_s: dict[str, float] = {}
-
-    def training_s(self) -> float:
-        """Seconds of one seed of every arm."""
-        return sum(self._epoch_s.values())
+    table: Table
+    scale: str
+    machine: Mapping[str, Any]
+    left_out: Mapping[str, str] | None = None
+    timed_ks: Set[float] | None = None
+    arms: dict[tuple[str, str], Arm] = field(default_factory=dict)
+    cases: dict[tuple[str, str], Case] = field(default_factory=dict)
+    counted: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    changes: list[tuple[str, str]] = field(default_factory=list)
+    scales: list[Scale] = field(default_factory=list)
+    arm_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that one seed of an arm takes."""
 
     def add(self, part: Part) -> None:
         """Add what can be run of a part."""
@@ -304,8 +237,8 @@ class _Draft:
             self.scales.append(scale)
 
     def _reason_not_trained(self, part: Part, about: Subject, scale: Scale) -> str | None:
-        if self._left_out is not None:
-            return self._left_out.get(part.name)
+        if self.left_out is not None:
+            return self.left_out.get(part.name)
         if reason := about.reason_not_trained(self.scale):
             return reason
         if scale.epochs is None:
@@ -318,7 +251,7 @@ class _Draft:
         return None
 
     def _reason_not_counted(self, part: Part, about: Subject) -> str | None:
-        return about.reason_not_counted(self.scale) if self._left_out is None else self._left_out.get(part.name)
+        return about.reason_not_counted(self.scale) if self.left_out is None else self.left_out.get(part.name)
 
     def _differs(self, part: Part, words: str) -> None:
         self.changes.append((part.name, words))
@@ -333,7 +266,7 @@ class _Draft:
             task, setting = about.task_name(self.scale), self._shrunk(part, row, scale, epochs)
             arm = Arm(task, data, setting, epochs, scale.examples, watched)
             self.arms[part.name, row.name] = arm
-            self._epoch_s[arm.arm_id] = epochs * scale.epoch_s
+            self.arm_s[arm.arm_id] = epochs * scale.epoch_s
         paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
         self._differs(part, f"{epochs} epochs, {data}; the paper does not say how many epochs were run")
         if scale.examples is not None:
@@ -343,33 +276,35 @@ class _Draft:
         return True
 
     def _shrunk(self, part: Part, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
-        setting = row.setting
         reading = reading_of(self.table.table_id, part.task)
         for name, value in reading.items():
             self._differs(part, f"{name} {value}, which the paper that first printed these figures does not say")
-        setting = replace(setting, **reading)
+        setting, shrunk = replace(row.setting, **reading), dict[str, Any]()
+
+        def shrink(name: str, value: int, words: str) -> None:
+            shrunk[name] = value
+            self._differs(part, words)
+
         if scale.batch is not None and scale.batch != setting.batch:
-            self._differs(part, f"trained with batches of {scale.batch} in place of {setting.batch}")
-            setting = replace(setting, batch=scale.batch)
-        if scale.hidden is not None and scale.hidden < (setting.hidden or 0):
-            self._differs(part, f"trained with hidden = {scale.hidden} in place of {setting.hidden}, k as it is")
-            setting = replace(setting, hidden=scale.hidden)
+            shrink("batch", scale.batch, f"trained with batches of {scale.batch} in place of {setting.batch}")
         if scale.hidden is not None and setting.hidden is None:
-            self._differs(part, f"trained with hidden = {scale.hidden}; the paper does not say how many it has")
-            setting = replace(setting, hidden=scale.hidden)
-        if scale.layers is not None and scale.layers < (setting.layers or 0):
-            self._differs(part, f"trained with layers = {scale.layers} in place of {setting.layers}")
-            setting = replace(setting, layers=scale.layers)
+            shrink(
+                "hidden", scale.hidden, f"trained with hidden = {scale.hidden}; the paper does not say how many it has"
+            )
+        for name, ours, theirs in (("hidden", scale.hidden, setting.hidden), ("layers", scale.layers, setting.layers)):
+            if ours is not None and theirs is not None and ours < theirs:
+                more = ", k as it is" if name == "hidden" else ""
+                shrink(name, ours, f"trained with {name} = {ours} in place of {theirs}{more}")
         if setting.masked_after is not None and epochs < _FULL_EPOCHS:
             fixed = min(max(1, round(setting.masked_after * epochs / _FULL_EPOCHS)), epochs - 1)
-            self._differs(part, f"meAct's masks are fixed after {fixed} epochs in place of {setting.masked_after}")
-            setting = replace(setting, masked_after=fixed)
-        return setting
+            words = f"meAct's masks are fixed after {fixed} epochs in place of {setting.masked_after}"
+            shrink("masked_after", fixed, words)
+        return replace(setting, **shrunk)
 
     def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
         ks: Container[Any] | None = scale.timed_ks
-        if ks is not None and self._timed_ks is not None:
-            ks = self._timed_ks  # a run that was made keeps what it timed, whatever this version would
+        if ks is not None and self.timed_ks is not None:
+            ks = self.timed_ks  # a run that was made keeps what it timed, whatever this version would
         rows = [
             row
             for row in part.rows
@@ -387,7 +322,7 @@ class _Draft:
     def _case(self, part: Part, row: PublishedRow, about: Subject, scale: Scale) -> Case:
         axes: dict[str, list[Any]] = {name: [value] for name, value in about.timing.items()}
         axes |= {"method": [row.setting.method], "k": [row.setting.k]}
-        axes |= {name: [value] for name, value in self._machine.items()}
+        axes |= {name: [value] for name, value in self.machine.items()}
         axes["batch"] = [scale.timed_batch or row.setting.batch]
         axes["hidden"] = [scale.timed_hidden or row.setting.hidden]
         if inputs := scale.timed_inputs or row.setting.inputs:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from meprop_bench.paper.evidence import Evidence, Line, lines
 from meprop_bench.paper.experiment import experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS
 from meprop_bench.paper.runner import COUNTS
-from meprop_bench.paper.trainings import Trained, Trainings
+from meprop_bench.paper.trainings import Trainings
 from meprop_bench.report.cells import ABSENT, Cell, Tone, digits, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.sections import Section
@@ -46,37 +46,31 @@ __all__ = ["PaperDocument", "own_sections", "read"]
 class PaperDocument(Document):
     """A results folder of `paper run`, ready to be printed."""
 
-    evidence: Evidence | None = None
+    evidence: Evidence = field(kw_only=True)
 
     @property
     def claims(self) -> list[Claim]:
         """Every claim of the table, judged."""
-        return judge(self.found)
-
-    @property
-    def found(self) -> Evidence:
-        """What was run, and its results."""
-        assert self.evidence is not None
-        return self.evidence
+        return judge(self.evidence)
 
     @property
     def outcome(self) -> str:
         """How the claims came out, and how many trainings claim nothing."""
-        lacking = self.found.lacking()
+        lacking = self.evidence.lacking()
         return f"{overall(self.claims)}{f' ({lacking}: these claim nothing)' if lacking else ''}"
 
     @property
     def summary(self) -> list[str]:
         """What was run, how the claims came out, and what differs from the paper."""
-        run = self.found.experiment
-        told = [
+        run = self.evidence.experiment
+        return [
             f"{run.table.table_id}, {run.table.title}; scale {run.scale}, {len(run.seeds)} seeds.",
             f"Claims: {self.outcome}.",
+            *(f"Differs from the paper: {change}." for change in reasons(run.changes)),
+            *(f"Not trained: {line}." for line in reasons(run.skipped)),
+            *(f"Of the paper: {note}" for note in run.table.notes),
+            *(f"The papers disagree: {text}" for text in run.table.contradictions),
         ]
-        told += [f"Differs from the paper: {change}." for change in reasons(run.changes)]
-        told += [f"Not trained: {line}." for line in reasons(run.skipped)]
-        told += [f"Of the paper: {note}" for note in run.table.notes]
-        return told + [f"The papers disagree: {text}" for text in run.table.contradictions]
 
     @property
     def sections(self) -> list[Section]:
@@ -85,7 +79,7 @@ class PaperDocument(Document):
 
     def curves(self) -> list[Plot]:
         """Draw how the trainings went."""
-        return curves(self.found)
+        return curves(self.evidence)
 
     @property
     def how_to_read(self) -> tuple[str, ...]:
@@ -111,7 +105,7 @@ class PaperDocument(Document):
 
 def own_sections(document: PaperDocument) -> list[Section]:
     """Return the paper beside ours, and the verdicts, without the timed rows."""
-    return [*_side_by_side(document.found), _verdicts(document.claims)]
+    return [*_side_by_side(document.evidence), _verdicts(document.claims)]
 
 
 def read(store: Store) -> PaperDocument:
@@ -123,28 +117,26 @@ def read(store: Store) -> PaperDocument:
         )
     found = experiment_of(plan)
     trainings = Trainings(store.folder)
-    trained: dict[str, Sequence[Trained]] = {
-        arm.arm_id: trainings.of(arm.arm_id, found.seeds) for arm in found.distinct_arms
-    }
+    arms, every = [arm.arm_id for arm in found.distinct_arms], trainings.all()
+    failed = [one for one in every if one.error is not None]
     plain = Document.of(store)
-    rows = plain.rows
-    timed = {(row.case_id, row.phase): row for row in rows if row.phase is not None}
-    timed |= {(row.case_id, "backward"): row for row in rows if row.phase is None}
-    failures = {
-        arm.arm_id: sum(
-            one is not None and one.error is not None
-            for one in (trainings.get(arm.arm_id, seed) for seed in found.seeds)
-        )
-        for arm in found.distinct_arms
-    }
-    decodings = Decodings(store.folder)
-    evidence = Evidence(found, trained, failures, timed, _counts(store.folder), decodings.found)
-    origins = Counter(one.origin for one in trainings.all() if one.origin)
-    taken = [f"{count} of {len(trainings.all())} trainings were made for {name}" for name, count in origins.items()]
-    failed = [f"{one.arm_id}, seed {one.seed}: {one.error}" for one in trainings.all() if one.error]
-    if any(one.data_published is False for one in trainings.all()):
+    evidence = Evidence(
+        found,
+        trained={arm: trainings.of(arm, found.seeds) for arm in arms},
+        failed={arm: sum(one.arm_id == arm and one.seed in found.seeds for one in failed) for arm in arms},
+        # A case without phases, which failed, comes last: it stands for the whole case.
+        timed={
+            (row.case_id, row.phase or "backward"): row for row in sorted(plain.rows, key=lambda row: not row.phase)
+        },
+        counts=_counts(store.folder),
+        decodings=Decodings(store.folder).found,
+    )
+    origins = Counter(one.origin for one in every if one.origin)
+    taken = [f"{count} of {len(every)} trainings were made for {name}" for name, count in origins.items()]
+    if any(one.data_published is False for one in every):
         taken.append("trainings were made on files that are not the published data: no level is compared")
-    notes = (*plain.notes, *trainings.notes, *taken, *(f"a training failed: {line}" for line in failed))
+    failures = (f"a training failed: {one.arm_id}, seed {one.seed}: {one.error}" for one in failed if one.error)
+    notes = (*plain.notes, *trainings.notes, *taken, *failures)
     return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
 
 
@@ -204,11 +196,7 @@ def _verdicts(claims: Sequence[Claim]) -> Section:
     groups = tuple(
         tuple(
             (
-                Cell(claim.part),
-                Cell(claim.row),
-                Cell(claim.says),
-                Cell(claim.paper),
-                Cell(claim.ours),
+                *map(Cell, (claim.part, claim.row, claim.says, claim.paper, claim.ours)),
                 Cell(claim.verdict, _TONES[claim.verdict]),
                 Cell(claim.why),
             )

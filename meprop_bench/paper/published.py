@@ -6,32 +6,37 @@
 A row names its method and what sets it apart from its part (k, h, p), so that the same data say what has to be run to
 check the row. Its baseline is the part's first row unless it names another. Nothing here imports torch.
 
-What can be checked is checked on reading: a misspelt key is an error with a suggestion, and a printed speed-up or gain
-must follow from the figures beside it (up to their rounding), so that a mistyped figure does not survive.
+What can be checked is checked on reading (`results.incoming`): a misspelt key is an error with a suggestion, and a
+printed speed-up or gain must follow from the figures beside it (up to their rounding), so that a mistyped figure does
+not survive.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from msgspec import Meta, Struct, defstruct
 
 from meprop_bench.errors import UserError, one_of
+from meprop_bench.methods import METHODS
+from meprop_bench.results.incoming import Count, Name, checked, refused
 
 __all__ = [
     "CLAIMS",
     "COLUMNS",
-    "METHODS",
     "Column",
-    "Figure",
     "Part",
     "PublishedRow",
     "Setting",
     "Table",
+    "checked_as",
     "contradictions",
+    "packaged",
     "published",
     "table",
 ]
@@ -81,8 +86,6 @@ COLUMNS: Mapping[str, Column] = {
 }
 """Column -> what it is."""
 
-METHODS = ("dense", "meprop", "unified", "random", "mesimp", "meact")
-
 CLAIMS = (
     "at-least",
     "better",
@@ -104,7 +107,7 @@ class Setting:
     """How a row was obtained; None where the paper does not say, or where it does not apply.
 
     Attributes:
-        method: one of `METHODS`; None for a row that only sums up others.
+        method: a name in `methods.METHODS`; None for a row that only sums up others.
         k: neurons kept, or a ratio of them.
         hidden: h, neurons of a hidden layer.
         layers: hidden layers (encoder and decoder have as many each).
@@ -136,7 +139,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.method is not None:
-            one_of("method", self.method, METHODS)
+            one_of("method", self.method, tuple(METHODS))
         for name in ("k", "hidden", "layers", "inputs", "batch", "masked_after"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise UserError(f"{name} must be more than 0, not {value!r}")
@@ -158,6 +161,12 @@ class PublishedRow:
     against: str | None
     claims: tuple[str, ...]
 
+    @property
+    def time_column(self) -> str | None:
+        """The column that a printed speed-up is of."""
+        times = ("linear_backward_s", "backward_s", "backward_ms")
+        return next((column for column in times if column in self.figures), None)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -175,20 +184,6 @@ class Part:
     def baseline(self, row: PublishedRow) -> PublishedRow | None:
         """Return what the row is compared with."""
         return None if row.against is None else self.row(row.against)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One printed number."""
-
-    table: str
-    part: str
-    row: str
-    column: str
-    value: float
-    unit: str
-    setting: Setting
-    best_of: int | None
 
 
 @dataclass(frozen=True)
@@ -210,15 +205,7 @@ class Table:
     caption: str
     parts: tuple[Part, ...]
     best_of: int | None = None
-    notes: tuple[str, ...] = field(default=())
-
-    def figures(self) -> Iterator[Figure]:
-        """Yield every printed number."""
-        for part in self.parts:
-            for row in part.rows:
-                for column, value in row.figures.items():
-                    unit = COLUMNS[column].unit
-                    yield Figure(self.table_id, part.name, row.name, column, value, unit, row.setting, self.best_of)
+    notes: tuple[str, ...] = ()
 
     @property
     def contradictions(self) -> tuple[str, ...]:
@@ -226,18 +213,52 @@ class Table:
         return tuple(text for tables, text in contradictions() if self.table_id in tables)
 
 
-_SETTINGS = tuple(spec.name for spec in fields(Setting))
-_FILES = ("icml", "tkde")
+_Structure = TypeVar("_Structure")
+
+
+class _Part(Struct, forbid_unknown_fields=True):
+    name: Name
+    task: Name
+    rows: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    setting: dict[str, Any] = {}
+    claims: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Table(Struct, forbid_unknown_fields=True):
+    id: Name
+    title: Name
+    caption: str
+    part: Annotated[list[_Part], Meta(min_length=1)]
+    claims: tuple[str, ...] = ()
+    best_of: Count | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Paper(Struct, forbid_unknown_fields=True):
+    paper: Name
+    title: Name
+    table: list[Any]
+
+
+_SETTINGS = get_type_hints(Setting)
+_FIGURES: Mapping[str, Any] = dict.fromkeys(COLUMNS, int | float)
+_OWN: Mapping[str, Any] = {"against": str, "claims": tuple[str, ...]}
+_Settings = defstruct("_Settings", [(name, kind, None) for name, kind in _SETTINGS.items()], forbid_unknown_fields=True)
+_Row = defstruct(
+    "_Row",
+    [("name", Name), *((name, kind | None, None) for name, kind in {**_OWN, **_SETTINGS, **_FIGURES}.items())],
+    forbid_unknown_fields=True,
+)
+"""A row as it is written: its own setting and its figures side by side."""
 
 
 @cache
 def published() -> Mapping[str, Table]:
     """Return every table of both papers by its id, in the papers' order."""
     tables: dict[str, Table] = {}
-    for name in _FILES:
-        record = _read(name)
-        _only(record, ("paper", "title", "table"), f"{name}.toml")
-        for entry in record["table"]:
+    for name in ("icml", "tkde"):
+        for entry in checked_as(packaged(file := f"{name}.toml"), _Paper, file).table:
             found = parse_table(entry)
             if found.table_id in tables or not found.table_id.startswith(f"{name}:"):
                 raise UserError(f"the table {found.table_id!r} is there twice, or in the wrong paper's file")
@@ -253,38 +274,31 @@ def table(table_id: str) -> Table:
 @cache
 def contradictions() -> tuple[tuple[tuple[str, ...], str], ...]:
     """Return the papers' contradictions: the tables that each is about, and what it is."""
-    return tuple((tuple(entry["tables"]), entry["text"]) for entry in _read("contradictions")["contradiction"])
+    return tuple((tuple(entry["tables"]), entry["text"]) for entry in packaged("contradictions.toml")["contradiction"])
 
 
 def parse_table(entry: Mapping[str, Any]) -> Table:
     """Return a table from its TOML record, checked."""
-    where = f"the table {entry.get('id')}"
-    _only(entry, ("id", "title", "caption", "claims", "best_of", "notes", "part"), where)
-    parts = tuple(_part(part, tuple(entry.get("claims", ())), where) for part in entry["part"])
-    return Table(
-        entry["id"], entry["title"], entry["caption"], parts, entry.get("best_of"), tuple(entry.get("notes", ()))
-    )
+    found = checked_as(entry, _Table, where := f"the table {entry.get('id')}")
+    parts = tuple(_part(part, found.claims, f"{where}, {part.name}") for part in found.part)
+    return Table(found.id, found.title, found.caption, parts, found.best_of, found.notes)
 
 
-def _part(entry: Mapping[str, Any], claims: tuple[str, ...], where: str) -> Part:
-    where = f"{where}, {entry.get('name')}"
-    _only(entry, ("name", "task", "setting", "claims", "notes", "rows"), where)
-    _only(entry.get("setting", {}), _SETTINGS, where)
+def _part(entry: _Part, claims: tuple[str, ...], where: str) -> Part:
+    checked_as(entry.setting, _Settings, where)
     rows: list[PublishedRow] = []
-    for record in entry["rows"]:
-        _only(record, ("name", "against", "claims", *_SETTINGS, *COLUMNS), where)
-        own = {key: value for key, value in record.items() if key in _SETTINGS}
-        setting = Setting(**{**entry.get("setting", {}), **own})
-        figures = {key: value for key, value in record.items() if key in COLUMNS}
-        against = record.get("against", rows[0].name if rows else None)
-        wanted = tuple(record.get("claims", entry.get("claims", claims)))
+    for row in entry.rows:
+        checked_as(row, _Row, where)
+        wanted = tuple(row.get("claims", claims if entry.claims is None else entry.claims))
         for claim in wanted:
             one_of("claim", claim, CLAIMS)
-        rows.append(PublishedRow(record["name"], setting, figures, against, wanted))
+        own, figures = ({key: row[key] for key in row if key in known} for known in (_SETTINGS, COLUMNS))
+        against = row.get("against", rows[0].name if rows else None)
+        rows.append(PublishedRow(row["name"], Setting(**{**entry.setting, **own}), figures, against, wanted))
     names = [row.name for row in rows]
     if len(set(names)) < len(names) or any(row.against not in (None, *names) for row in rows):
         raise UserError(f"{where}: a row is there twice, or is compared with one that is not there")
-    part = Part(entry["name"], entry["task"], tuple(rows), tuple(entry.get("notes", ())))
+    part = Part(entry.name, entry.task, tuple(rows), entry.notes)
     _check_derived(part, where)
     return part
 
@@ -300,19 +314,21 @@ def _check_derived(part: Part, where: str) -> None:
                 gain = row.figures[kind] - baseline.figures[kind]
                 if abs(gain - row.figures[f"{kind}_gain"]) > 0.006:
                     raise UserError(f"{where}, {row.name}: the printed {kind} gain is not {gain:+.2f}")
-        time = next(
-            (column for column in ("linear_backward_s", "backward_s", "backward_ms") if column in row.figures), None
-        )
+        time = row.time_column
         if time is not None and "speedup" in row.figures:
             ratio = baseline.figures[time] / row.figures[time]
             if abs(ratio / row.figures["speedup"] - 1) > 0.04:
                 raise UserError(f"{where}, {row.name}: the printed speed-up is not {ratio:.1f}x")
 
 
-def _only(record: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
-    for key in record:
-        one_of(f"key in {where}:", key, allowed)
+def checked_as(record: object, kind: type[_Structure], where: str) -> _Structure:
+    """Return what was written by hand as a structure; UserError with a suggestion for what it cannot be."""
+    try:
+        return checked(record, kind)
+    except ValueError as error:
+        raise refused(where, error, "correct it") from None
 
 
-def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((resources.files("meprop_bench.paper") / f"{name}.toml").read_text(encoding="utf-8"))
+def packaged(name: str) -> dict[str, Any]:
+    """Return a TOML file of this package."""
+    return tomllib.loads((resources.files("meprop_bench.paper") / name).read_text(encoding="utf-8"))

@@ -2,82 +2,79 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
-from importlib import resources
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from meprop_bench.errors import UserError, one_of
-from meprop_bench.paper.published import Setting
+from msgspec import Meta, Struct
+
+from meprop_bench.errors import one_of
+from meprop_bench.paper.published import Setting, checked_as, packaged
 from meprop_bench.paper.subjects import SUBJECTS
 
 __all__ = ["SCALES", "Scale", "reading_of", "scale_of"]
 
 SCALES = ("smoke", "short", "full")
+_FILE = "experiments.toml"
 
 
-@dataclass(frozen=True)
-class Scale:
+_Positive: TypeAlias = Annotated[int, Meta(gt=0)]
+_Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
+
+
+class Scale(Struct, frozen=True, forbid_unknown_fields=True):
     """How much of an experiment is run; see `experiments.toml` for what the fields mean."""
 
-    epochs: int | None = None
-    seeds: int = 1
-    batch: int | None = None
-    hidden: int | None = None
-    layers: int | None = None
-    examples: int | None = None
-    epoch_s: float = 1.0
-    timed_ks: tuple[float, ...] | None = None
-    timed_batch: int | None = None
-    timed_hidden: int | None = None
-    timed_inputs: int | None = None
-    budget: float = 20.0
-    processes: int = 4
-    set_up_s: float = 12.0
+    epochs: _Positive | None = None
+    seeds: _Positive = 1
+    batch: _Positive | None = None
+    hidden: _Positive | None = None
+    layers: _Positive | None = None
+    examples: _Positive | None = None
+    epoch_s: _Seconds = 1.0
+    timed_ks: tuple[int | float, ...] | None = None
+    timed_batch: _Positive | None = None
+    timed_hidden: _Positive | None = None
+    timed_inputs: _Positive | None = None
+    budget: _Seconds = 20.0
+    processes: _Positive = 4
+    set_up_s: _Seconds = 12.0
 
-    def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if value is not None and spec.name != "timed_ks" and not value > 0:
-                raise UserError(f"{spec.name} of a scale must be more than 0, not {value!r}")
+
+class _Experiments(Struct, forbid_unknown_fields=True):
+    """By task and scale, by table, task and scale, and fields of `Setting` by table and task."""
+
+    task: dict[str, dict[str, dict[str, Any]]]
+    table: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    reading: dict[str, dict[str, dict[str, Any]]]
 
 
 @cache
-def _scales() -> Mapping[str, Any]:
-    text = (resources.files("meprop_bench.paper") / "experiments.toml").read_text(encoding="utf-8")
-    record = tomllib.loads(text)
-    known = [spec.name for spec in fields(Scale)]
-    for kind in record:
-        one_of("key in experiments.toml:", kind, ("task", "table", "reading"))
-    for tasks in (record["task"], *record["table"].values()):
+def _experiments() -> _Experiments:
+    found = checked_as(packaged(_FILE), _Experiments, _FILE)
+    for tasks in (found.task, *found.table.values()):
         for task, scales in tasks.items():
-            one_of("task in experiments.toml:", task, tuple(SUBJECTS))
+            one_of(f"task in {_FILE}:", task, tuple(SUBJECTS))
             for name, scale in scales.items():
-                one_of("scale in experiments.toml:", name, SCALES)
-                for key in scale:
-                    one_of("key in experiments.toml:", key, known)
-    for readings in record["reading"].values():
+                one_of(f"scale in {_FILE}:", name, SCALES)
+                checked_as(scale, Scale, _FILE)
+    for readings in found.reading.values():
         for task, reading in readings.items():
-            one_of("task in experiments.toml:", task, tuple(SUBJECTS))
+            one_of(f"task in {_FILE}:", task, tuple(SUBJECTS))
             for key in reading:
-                one_of("key in experiments.toml:", key, [spec.name for spec in fields(Setting)])
-    return record
+                one_of(f"key in {_FILE}:", key, [spec.name for spec in fields(Setting)])
+    return found
 
 
 def scale_of(table_id: str, task: str, name: str) -> Scale:
     """Return the scale of a table's part: the task's, with the table's exceptions."""
     one_of("scale", name, SCALES)
-    rule = _scales()["task"].get(task, {}).get(name, {})
-    exception = _scales()["table"].get(table_id, {}).get(task, {}).get(name, {})
-    found = {**rule, **exception}
-    if "timed_ks" in found:
-        found["timed_ks"] = tuple(found["timed_ks"])
-    return Scale(**found)
+    rule = _experiments().task.get(task, {}).get(name, {})
+    exception = _experiments().table.get(table_id, {}).get(task, {}).get(name, {})
+    return checked_as({**rule, **exception}, Scale, _FILE)
 
 
 def reading_of(table_id: str, task: str) -> Mapping[str, Any]:
     """Return what a paper leaves open of a table's part and how it is read here: fields of `Setting`."""
-    found: Mapping[str, Any] = _scales()["reading"].get(table_id, {}).get(task, {})
-    return found
+    return _experiments().reading.get(table_id, {}).get(task, {})

@@ -30,7 +30,7 @@ class Subject:
         source: of the real data, in `data.sources`.
         embedded: what the package has in their place, for the smoke scale; empty: that needs the real data, too.
         rates: optimizer -> learning rate, where the task has one of its own (`Task.rates`; to ask it would load torch).
-        by_turns: whether a method sparsifies parts of the model by turns, an epoch each (TKDE, section 3.3.3).
+        alternates: whether a method sparsifies parts of the model alternately, an epoch each (TKDE, section 3.3.3).
         options: of a row's setting, what the task takes; what it does not take is what it is made for.
         timing: axes of the sweeps that time its steps; empty where nothing is timed.
         timing_note: what differs from the paper's steps.
@@ -51,7 +51,7 @@ class Subject:
     timing_note: str = ""
     counted: bool = False
     rates: Mapping[str, float] = field(default_factory=dict)
-    by_turns: bool = False
+    alternates: bool = False
     learned_from: float = 0.0
 
     @property
@@ -155,7 +155,7 @@ SUBJECTS: Mapping[str, Subject] = {
             _TEXT,
             (*_SIZES, "layers", "dropout"),
             rates={"adam": 0.002},
-            by_turns=True,
+            alternates=True,
             learned_from=16.0,
         ),
         Subject("layer", None, None, None, "", (), {"workload": "linear"}),

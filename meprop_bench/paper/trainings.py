@@ -8,7 +8,6 @@ tried again by the next run. The folder's lock is that of its `results.store.Sto
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -17,8 +16,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from meprop_bench.errors import UserError
 from meprop_bench.results.incoming import Amount, Name, Number, Percent, checked, parsed, refused
+from meprop_bench.results.store import append_lines
 
 __all__ = ["TRAININGS", "Evaluation", "Trained", "Trainings"]
 
@@ -93,9 +92,9 @@ class Trained:
         if found.error is not None and (found.test is not None or found.best_dev is not None):
             raise ValueError("figures of a training that failed")
         for name, epoch in (("best_dev", found.best_epoch), ("final_dev", found.last_epoch)):
-            told, own = getattr(found, name), [each.dev for each in found.evaluations if each.epoch == epoch]
-            if told is not None and found.evaluations and told not in own:
-                raise ValueError(f"{name} is {told:.6g}, which is not what was evaluated in epoch {epoch}")
+            said, own = getattr(found, name), [each.dev for each in found.evaluations if each.epoch == epoch]
+            if said is not None and found.evaluations and said not in own:
+                raise ValueError(f"{name} is {said:.6g}, which is not what was evaluated in epoch {epoch}")
         return found
 
     @property
@@ -167,20 +166,7 @@ class Trainings:
         """Save one training: it is on the disk when this returns, or a `UserError` says why not."""
         if not self._write:
             raise ValueError("append: the trainings are not open for writing")
-        data = (json.dumps(trained.to_json(), allow_nan=False) + "\n").encode()
-        try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                size = os.fstat(fd).st_size
-                if os.write(fd, data) != len(data):
-                    os.ftruncate(fd, size)
-                    raise OSError(0, "the disk took only a part of a line")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            reason = error.strerror or "unknown"
-            raise UserError(f"cannot write {TRAININGS}: {reason}; free some space or choose another folder") from None
+        append_lines(self.path, [json.dumps(trained.to_json(), allow_nan=False).encode()])
         self._found[trained.arm_id, trained.seed] = trained
 
     def _load(self) -> None:

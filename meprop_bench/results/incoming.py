@@ -7,8 +7,9 @@ count is not negative, a share lies between 0 and 1. So nothing behind this modu
 over. The bounds are far outside of what can be measured, and so narrow that no ratio of two of them, and no interval of
 such ratios, leaves the range of a float.
 
-Keys that a structure does not have are ignored, as files of newer versions have them; one that is missing is looked for
-among these. A key that an object has twice is refused: which of the two is meant cannot be told.
+Keys that a structure does not have are ignored, as files of newer versions have them, unless it is a `msgspec.Struct`
+that forbids them, as those of hand-written files are; a key that is missing, or one too many, is looked for among the
+others. A key that an object has twice is refused: which of the two is meant cannot be told.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import msgspec
+import msgspec.inspect
 from msgspec import Meta
 
 from meprop_bench.errors import UserError, nearest
@@ -71,6 +73,7 @@ _WORDS: Mapping[Any, str] = {bool: "true or false", str: "a text"}
 
 _EXPECTED = re.compile(r"(?P<what>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.+)`")
+_SUPERFLUOUS = re.compile(r"Object contains unknown field `(?P<field>.+)`")
 
 
 def parsed(data: bytes | str) -> Any:
@@ -104,7 +107,7 @@ def checked(record: object, kind: type[_Structure]) -> _Structure:
     try:
         return msgspec.convert(record, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(_told(str(error), record)) from None
+        raise ValueError(_told(str(error), record, kind)) from None
     except (OverflowError, RecursionError) as error:
         raise ValueError(one_line(str(error), 80)) from None
 
@@ -161,20 +164,32 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"it holds {name}, which is no number of JSON")
 
 
-def _told(message: str, record: object) -> str:
+def _told(message: str, record: object, kind: object) -> str:
     """Return msgspec's message with the field's name first, and what it holds."""
     found = _EXPECTED.fullmatch(message)
     assert found is not None
     what, place = found["what"], (found["place"] or "$").removeprefix("$").removeprefix(".")
-    missing = _MISSING.fullmatch(what)
-    if missing is not None:
+    if (missing := _MISSING.fullmatch(what)) is not None:
         owner = _at(record, place)
         close = nearest(missing["field"], list(owner) if isinstance(owner, Mapping) else [])
         hint = f"; did you mean it by {one_line(repr(close), 60)}?" if close else ""
         return f"{place or 'the record'} has no {missing['field']!r}{hint}"
+    if (superfluous := _SUPERFLUOUS.fullmatch(what)) is not None:
+        close = nearest(superfluous["field"], _names(msgspec.inspect.type_info(kind)))
+        hint = f"; did you mean {close!r}?" if close else ""
+        return f"{place or 'the record'} has an unknown {one_line(repr(superfluous['field']), 60)}{hint}"
     value = _at(record, place)
     held = f" is {one_line(repr(value), 60)}" if isinstance(value, str | int | float | None) else ""
     return f"{place or 'the record'}{held}: {what[:1].lower()}{what[1:]}".replace("`", "")
+
+
+def _names(kind: Any) -> list[str]:
+    """Return the names of all fields of a structure, and of the structures in it."""
+    own = getattr(kind, "fields", ())
+    parts = [each.type for each in own]
+    parts += [part for name in ("item_type", "value_type") if (part := getattr(kind, name, None)) is not None]
+    parts += [part for name in ("item_types", "types") for part in getattr(kind, name, ())]
+    return [each.encode_name for each in own] + [name for part in parts for name in _names(part)]
 
 
 def _at(record: object, place: str) -> object:

@@ -33,7 +33,7 @@ from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, r
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
 
-__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "lock", "replace_file"]
+__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file"]
 
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
@@ -52,6 +52,22 @@ def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
     with _or_user_error(path), replacing(path) as file:
         for piece in pieces:
             file.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)
+
+
+def append_lines(path: Path, lines: Iterable[bytes], fd: int | None = None) -> None:
+    """Append lines to a file (open as `fd`): all of them are on the disk when this returns, or none (`UserError`)."""
+    data = b"".join(line + b"\n" for line in lines)
+    with _or_user_error(path), open(path if fd is None else fd, "ab", buffering=0, closefd=fd is None) as file:
+        number, written = file.fileno(), 0
+        size = os.fstat(number).st_size
+        try:
+            while written < len(data):
+                written += os.write(number, data[written:])
+            os.fsync(number)
+        except OSError:
+            with suppress(OSError):  # then the next to open it finds a torn line, and removes it
+                os.ftruncate(number, size)
+            raise
 
 
 class Store:
@@ -150,18 +166,7 @@ class Store:
         lines = [json.dumps(row.to_json(), allow_nan=False).encode() for row in rows]
         for line in lines:
             _parse(line, self.folder / MEASUREMENTS, "(new row)", _NOT_STORED)
-        data = b"".join(line + b"\n" for line in lines)
-        size = os.fstat(self._fd).st_size
-        with _or_user_error(self.folder / MEASUREMENTS):
-            try:
-                written = 0
-                while written < len(data):
-                    written += os.write(self._fd, data[written:])
-                os.fsync(self._fd)
-            except OSError:
-                with suppress(OSError):  # then the next to open it finds a torn line, and removes it
-                    os.ftruncate(self._fd, size)
-                raise
+        append_lines(self.folder / MEASUREMENTS, lines, self._fd)
         self._rows.extend(rows)
 
     def take(self, other: Store, case_ids: Collection[str]) -> int:

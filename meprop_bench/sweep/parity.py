@@ -8,7 +8,7 @@ initial weights and batches, so that their difference is the method's. When both
 is stored again with this seed in it, and the later row replaces the earlier one: a kill costs no pair that is done.
 Each training has a checkpoint of its own in the folder until its pair is stored, so it costs seconds of the others.
 
-The figure is the papers': the metric on the test set where the development set's was best.
+What is compared, and how it is judged, is that of `sweep.accuracy`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.stats import mean_difference, non_inferiority
+from meprop_bench.sweep.accuracy import MARGIN, figure, judged
 from meprop_bench.sweep.worker import Session, start_worker
 from meprop_bench.tasks.recipe import Recipe
 
@@ -56,7 +56,7 @@ class Comparison:
 
     recipe: Recipe
     seeds: int = 5
-    margin: float = 0.5
+    margin: float = MARGIN
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -155,21 +155,8 @@ class _Trainings:
         chosen = {seed: self.pairs[seed] for seed in sorted(self.pairs) if seed <= comparison.seeds}
         if not chosen:
             return None
-        difference = mean_difference(list(chosen.values()))
         steps, metric = self._trained()
-        return Parity(
-            task=comparison.recipe.task,
-            metric=metric,
-            seeds=tuple(chosen),
-            steps=steps,
-            baseline=tuple(dense for dense, _ in chosen.values()),
-            method=tuple(sparse for _, sparse in chosen.values()),
-            difference=difference.estimate,
-            low=difference.low,
-            high=difference.high,
-            margin=comparison.margin,
-            verdict=non_inferiority(difference, comparison.margin),
-        )
+        return judged(comparison.recipe, chosen, steps=steps, metric=metric, margin=comparison.margin)
 
     def _trained(self) -> tuple[int, str]:
         """Return how many steps a training has and what its figure is, from the workers or from an earlier run."""
@@ -283,9 +270,9 @@ def train(session: Session, recipe: Mapping[str, Any], seed: int, checkpoint: st
     def note(found: Any) -> None:
         path.with_suffix(".progress").write_text(f"{found.step / found.steps:.4f}")
 
-    found = run(task, wanted.settings(seed), checkpoint=path, progress=note)
+    found = run(task, wanted, seed, checkpoint=path, progress=note)
     return {
-        "figure": found.test_at_best,
+        "figure": figure(wanted, found),
         "metric": task.metric,
         "steps": found.steps,
         "options": dict(task.options),

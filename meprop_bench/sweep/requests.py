@@ -279,12 +279,12 @@ def peaks(session: Session, device: str, dtype: str, threads: int) -> _Answer:
 
 def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
     """Train one side from these seeds."""
+    from meprop_bench.sweep.accuracy import recipe_of, trained
     from meprop_bench.workloads import Case
-    from meprop_bench.workloads.accuracy import accuracies
 
+    recipe = recipe_of(Case.from_json(case), steps)
     with _one_thread():  # the other workers train meanwhile, and nothing is timed
-        found = accuracies(Case.from_json(case), sparsified=sparsified, seeds=seeds, steps=steps)
-    return {"accuracies": list(zip(seeds, found, strict=True))}
+        return {"accuracies": list(trained(recipe if sparsified else recipe.dense(), seeds).items())}
 
 
 def _give_back() -> None:

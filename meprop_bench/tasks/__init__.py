@@ -1,7 +1,7 @@
 """The papers' tasks: real data, the model, its loss and its measure of quality, each behind one interface.
 
     task = load_task("mnist", batch=10, hidden=500)
-    result = run(task, RunSettings(method=Method("meprop", 30)))          see `tasks.run`
+    result = run(task, Recipe("mnist", method="meprop", k=30))          see `tasks.run`
 
 A new task is a module with a subclass of `Task`, and its line in `TASKS`. Nothing here loads torch until a task is
 loaded, so that the command line knows the names at once.
@@ -25,7 +25,7 @@ __all__ = ["TASKS", "Entry", "load_task"]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a task is: its module in this room, its class there, and what it is in one line."""
+    """Where a task is: its module in this package, its class there, and what it is in one line."""
 
     module: str
     kind: str

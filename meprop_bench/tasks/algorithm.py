@@ -1,4 +1,4 @@
-"""What goes along with training: meSimp, meAct, schedules of k, turns: each behind the same few calls of the one loop.
+"""What goes along with training: meSimp, meAct, schedules of k, alternation; each behind the same calls of the loop.
 
     running = algorithm.start(task, model, optimizer, steps)      before the first step
     running.before_step(t)                                 t = 0, 1, …
@@ -7,8 +7,9 @@
     running.after_epoch(e)                                 e = 1, 2, … epochs are over
     running.figures()                                      goes into the history at each evaluation
 
-An `Algorithm` is a frozen description, equal for equal trainings; a `Running` has the state, which a checkpoint holds.
-The methods of `nn` (meProp, unified, random k) need none of this: they are in the model's layers.
+An `Algorithm` is a frozen description, equal for equal trainings, which is made and checked without torch; a `Running`
+has the state, which a checkpoint holds. A selection alone (meProp, unified, random k) needs none of this: it is in the
+model's layers.
 """
 
 from __future__ import annotations
@@ -17,19 +18,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-
-from meprop_bench.algorithms.alternating import Alternating
-from meprop_bench.algorithms.meact import MeAct
-from meprop_bench.algorithms.mesimp import Cycle, MeSimp
-from meprop_bench.algorithms.schedule import Constant, Cosine, KScheduler, Linear, sparsified_layers
 from meprop_bench.errors import UserError
-from meprop_bench.tasks.task import Task
 
-__all__ = ["Activation", "Algorithm", "Alternation", "Running", "ScheduledK", "Simplification"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from meprop_bench.algorithms.meact import MeAct, ParameterChange
+    from meprop_bench.algorithms.mesimp import MeSimp
+    from meprop_bench.tasks.task import Task
+
+__all__ = [
+    "ALGORITHMS",
+    "UPDATE",
+    "Activation",
+    "Algorithm",
+    "Alternation",
+    "Running",
+    "ScheduledK",
+    "Simplification",
+    "Watched",
+]
+
+UPDATE = "update"
+"""The figure of `Watched`."""
 
 
 class Running:
@@ -63,12 +77,30 @@ class Running:
         """Take all hooks off the model."""
 
 
+class _Stateful(Running):
+    """One whose state is that of a part of `meprop_bench.algorithms`, or of another one."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.inner.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass(frozen=True)
 class Algorithm(ABC):
     """What to do along with training."""
 
     @abstractmethod
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
-        """Begin with a new model, whose layers are turned, and its optimizer; `steps` is how long training will be.
+        """Begin with a new model, whose layers are converted, and its optimizer; `steps` is how long training will be.
 
         Raises:
             UserError: the model, or the task, is not one for this algorithm.
@@ -86,6 +118,7 @@ class Simplification(Algorithm):
         simplify: epochs with simplification in a stage; 5 in the paper.
         normal: epochs without; 5 in the paper.
         count_zeros: as for `MeSimp`.
+        spacing: steps between two removals at least, however few removals in an epoch that leaves.
 
     Raises:
         UserError: a value that is not allowed.
@@ -97,17 +130,21 @@ class Simplification(Algorithm):
     simplify: int = 5
     normal: int = 5
     count_zeros: bool = False
+    spacing: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.rate, bool) or not 0 < self.rate <= 1:
             raise UserError(f"rate must lie in (0, 1], not {self.rate}")
-        for name in ("prunes", "simplify", "normal"):
-            if getattr(self, name) < 1:
+        for name in ("prunes", "simplify", "normal", "spacing"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         """Trace the model, and begin to record."""
-        interval = max(1, task.steps_per_epoch * task.batch // self.prunes)
+        from meprop_bench.algorithms.mesimp import Cycle, MeSimp
+
+        most = self.prunes if self.spacing is None else max(1, task.steps_per_epoch // self.spacing)
+        interval = max(1, task.steps_per_epoch * task.batch // min(self.prunes, most))
         cycle = Cycle(self.simplify, self.normal)
         try:
             simp = MeSimp(
@@ -118,31 +155,25 @@ class Simplification(Algorithm):
         return _Simplifying(task, simp)
 
 
-class _Simplifying(Running):
+class _Simplifying(_Stateful):
+    inner: MeSimp
+
     def __init__(self, task: Task, simp: MeSimp) -> None:
-        self.task, self.simp = task, simp
+        super().__init__(simp)
+        self.task = task
 
     def after_step(self, batch: Any) -> None:
-        self.simp.after_step(self.task.size(batch))
+        self.inner.after_step(self.task.size(batch))
 
     def after_epoch(self, epochs: int) -> None:
-        self.simp.after_epoch()
+        self.inner.after_epoch()
 
     def figures(self) -> dict[str, float]:
         """Return the mean size of the layers, each layer's, and its mean number of non-zero entries of dy."""
-        found = {"size": self.simp.mean_size} | {f"size {name}": float(n) for name, n in self.simp.sizes.items()}
-        if self.simp.history:
-            found |= {f"nonzeros {name}": mean for name, mean in self.simp.history[-1].nonzeros.items()}
+        found = {"size": self.inner.mean_size} | {f"size {name}": float(n) for name, n in self.inner.sizes.items()}
+        if self.inner.history:
+            found |= {f"nonzeros {name}": mean for name, mean in self.inner.history[-1].nonzeros.items()}
         return found
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.simp.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.simp.load_state_dict(state)
-
-    def close(self) -> None:
-        self.simp.close()
 
 
 @dataclass(frozen=True)
@@ -151,7 +182,8 @@ class Activation(Algorithm):
 
     Attributes:
         share: p, of an example's gradient, from which a neuron is trained.
-        pretrain: e, epochs before the neurons of each example are fixed; more than 0, since they are what is recorded.
+        pretrain: e, epochs before the neurons of each example are fixed, or their share of all whole epochs, at least
+            one; more than 0, since they are what is recorded.
 
     Raises:
         UserError: a value that is not allowed.
@@ -159,50 +191,49 @@ class Activation(Algorithm):
     """
 
     share: float = 0.004
-    pretrain: int = 10
+    pretrain: int | float = 10
 
     def __post_init__(self) -> None:
         if isinstance(self.share, bool) or not 0 < self.share < 1:
             raise UserError(f"share must lie between 0 and 1, not {self.share}")
-        if self.pretrain < 1:
+        if not (self.pretrain >= 1 if isinstance(self.pretrain, int) else 0 < self.pretrain < 1):
             raise UserError(f"pretrain must be at least 1 epoch, not {self.pretrain}")
 
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         """Put the hooks on."""
-        if self.pretrain * task.steps_per_epoch >= steps:
-            raise UserError(f"pretrain {self.pretrain} leaves meAct nothing of {steps} steps: take more epochs")
+        from meprop_bench.algorithms.meact import MeAct
+
+        epochs = self.pretrain
+        if not isinstance(epochs, int):
+            epochs = max(1, int(steps // task.steps_per_epoch * epochs))
+        if epochs * task.steps_per_epoch >= steps:
+            raise UserError(f"pretrain {epochs} leaves meAct nothing of {steps} steps: take more epochs")
         try:
-            return _Activating(self, task, MeAct(model, task.examples))
+            return _Activating(self.share, epochs, task, MeAct(model, task.examples))
         except ValueError as error:
             raise UserError(f"meAct does not fit: {error}") from None
 
 
-class _Activating(Running):
-    def __init__(self, algorithm: Activation, task: Task, act: MeAct) -> None:
-        self.algorithm, self.task, self.act = algorithm, task, act
+class _Activating(_Stateful):
+    inner: MeAct
+
+    def __init__(self, share: float, pretrain: int, task: Task, act: MeAct) -> None:
+        super().__init__(act)
+        self.share, self.pretrain, self.task = share, pretrain, task
         self._size: float | None = None
 
     def batch(self, batch: Any) -> AbstractContextManager[object]:
-        return self.act.batch(self.task.numbers(batch))
+        return self.inner.batch(self.task.numbers(batch))
 
     def after_epoch(self, epochs: int) -> None:
-        if epochs == self.algorithm.pretrain:
-            self.act.fix(self.algorithm.share)
+        if epochs == self.pretrain:
+            self.inner.fix(self.share)
 
     def figures(self) -> dict[str, float]:
         """Return the mean number of neurons that an example trains, once they are fixed."""
-        if self._size is None and self.act.fixed:
-            self._size = self.act.average_size
+        if self._size is None and self.inner.fixed:
+            self._size = self.inner.average_size
         return {} if self._size is None else {"size": self._size}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.act.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.act.load_state_dict(state)
-
-    def close(self) -> None:
-        self.act.close()
 
 
 @dataclass(frozen=True)
@@ -224,6 +255,8 @@ class ScheduledK(Algorithm):
 
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         """Find the layers that have a k."""
+        from meprop_bench.algorithms.schedule import Cosine, Linear
+
         kind = Linear if self.shape == "linear" else Cosine
         try:
             return _Scheduling(model, lambda k: kind(k, self.end, steps))
@@ -233,6 +266,8 @@ class ScheduledK(Algorithm):
 
 class _Scheduling(Running):
     def __init__(self, model: nn.Module, schedule: Any) -> None:
+        from meprop_bench.algorithms.schedule import KScheduler, sparsified_layers
+
         layers = sparsified_layers(model)
         self.scheduler = KScheduler(model, {name: schedule(layer.k) for name, layer in layers.items()})
 
@@ -246,11 +281,11 @@ class _Scheduling(Running):
 
 @dataclass(frozen=True)
 class Alternation(Algorithm):
-    """The task's parts are sparsified by turns, an epoch each: encoder and decoder of a translator (TKDE, 3.3.3)."""
+    """The task's parts are sparsified alternately, an epoch each: encoder and decoder of a translator (TKDE, 3.3.3)."""
 
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         """Find the layers of each part."""
-        if not task.turns:
+        if not task.alternated:
             raise UserError(f"the task {task.name} has no parts that could take turns: alternating is for translation")
         try:
             return _Alternating(task, model)
@@ -260,7 +295,10 @@ class Alternation(Algorithm):
 
 class _Alternating(Running):
     def __init__(self, task: Task, model: nn.Module) -> None:
-        parts = {name: model.get_submodule(name) for name in task.turns}
+        from meprop_bench.algorithms.alternating import Alternating
+        from meprop_bench.algorithms.schedule import Constant, KScheduler, sparsified_layers
+
+        parts = {name: model.get_submodule(name) for name in task.alternated}
         layers = {name: sparsified_layers(part) for name, part in parts.items()}
         self.alternating = Alternating(
             {
@@ -280,3 +318,51 @@ class _Alternating(Running):
         """Return k of each layer, 1 where it is dense."""
         schedulers = self.alternating.parts.items()
         return {f"k {part}.{name}": layer.k for part, found in schedulers for name, layer in found.layers.items()}
+
+
+@dataclass(frozen=True)
+class Watched(Algorithm):
+    """Another algorithm, or none, with the mean absolute change of a parameter at an update (TKDE, figure 4, right)."""
+
+    other: Algorithm | None = None
+
+    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        """Begin both."""
+        from meprop_bench.algorithms.meact import ParameterChange
+
+        inner = Running() if self.other is None else self.other.start(task, model, optimizer, steps)
+        return _Watching(inner, ParameterChange(model.parameters()))
+
+
+class _Watching(_Stateful):
+    inner: Running
+
+    def __init__(self, inner: Running, change: ParameterChange) -> None:
+        super().__init__(inner)
+        self.change = change
+
+    def before_step(self, step: int) -> None:
+        self.inner.before_step(step)
+
+    def batch(self, batch: Any) -> AbstractContextManager[object]:
+        return self.inner.batch(batch)
+
+    def after_step(self, batch: Any) -> None:
+        self.change.after_update()
+        self.inner.after_step(batch)
+
+    def after_epoch(self, epochs: int) -> None:
+        self.inner.after_epoch(epochs)
+
+    def figures(self) -> dict[str, float]:
+        """Return the other's figures, and the mean change since the last evaluation."""
+        return {**self.inner.figures(), UPDATE: self.change.take()}
+
+
+ALGORITHMS: Mapping[str, type[Algorithm]] = {
+    "mesimp": Simplification,
+    "meact": Activation,
+    "schedule": ScheduledK,
+    "alternating": Alternation,
+}
+"""Name, as the command line has it -> what it is."""

@@ -1,4 +1,4 @@
-"""Batches of sentences of like lengths, so that little of a batch is padding, in an order that seed and epoch tell.
+"""Batches of sentences of like lengths, so that little of a batch is padding, in an order of seed and epoch.
 
 All sentences are permuted; each run of `_POOL` batches is sorted by length and cut into batches; these are permuted.
 The last batch of an epoch may be smaller.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from meprop_bench.errors import UserError
-from meprop_bench.models.activations import activation_of
 
-__all__ = ["check_activation", "check_count", "check_dropout", "on_device"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_activation", "check_count", "check_dropout", "check_examples", "check_k", "on_device"]
 
 
 def on_device(device: str) -> torch.device:
     """Return the device, of CUDA's with its number; UserError if it is not there or neither the CPU nor CUDA's."""
+    import torch
+
     try:
         wanted = torch.device(device)
     except RuntimeError:
@@ -33,6 +37,22 @@ def check_count(what: str, value: object, least: int = 1) -> None:
         raise UserError(f"{what} must be an integer of at least {least}, not {value!r}")
 
 
+def check_k(k: object) -> None:
+    """Check as `ops.selection.check_k` does, which would load torch: "keep nothing" trains nothing."""
+    if not isinstance(k, int | float) or isinstance(k, bool) or not (k >= 1 if isinstance(k, int) else 0 < k <= 1):
+        raise UserError(f"k must be an int >= 1 or a ratio in (0, 1], not {k!r}")
+
+
+def check_examples(wanted: int | None, count: int, what: str) -> int:
+    """Return how many of the training examples to use, all for None; UserError unless there are as many."""
+    if wanted is None:
+        return count
+    check_count("examples", wanted)
+    if wanted > count:
+        raise UserError(f"examples {wanted} are more than the {count} training {what}")
+    return wanted
+
+
 def check_dropout(value: float) -> None:
     """Raise UserError unless the value lies in [0, 1)."""
     if not 0 <= value < 1:
@@ -41,6 +61,8 @@ def check_dropout(value: float) -> None:
 
 def check_activation(name: str) -> None:
     """Raise UserError unless there is such an activation."""
+    from meprop_bench.models.activations import activation_of
+
     try:
         activation_of(name)
     except ValueError as error:

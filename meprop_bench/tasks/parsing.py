@@ -4,7 +4,7 @@ the Penn Treebank.
     example    a state of the static oracle's derivation and its transition: 48 features (Chen and Manning 2014)
     training   on the sentences whose trees are projective (97 in 100; the others have no derivation)
     metric     UAS on *all* sentences, greedy, with the treebank's own parts of speech. Words whose part of speech is
-               PUNCT are left out of the count, as is usual since CoNLL-X; `scores` also tells UAS with them, and LAS
+               PUNCT are left out of the count, as is usual since CoNLL-X; `scores` also gives UAS with them, and LAS
 
 B = 10,000 transitions, h = 500, Adam or AdaGrad at 0.01, no dropout but for the tables that add it, 0.5 (ICML 4, TKDE
 4). Transitions are labelled: the features hold labels of arcs, so somebody has to choose them. A label is the universal
@@ -32,7 +32,7 @@ from meprop_bench.models.parser import Parser, features
 from meprop_bench.models.transitions import NONE, Ints, derivations
 from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, on_device
-from meprop_bench.tasks.task import Method, Split, Task
+from meprop_bench.tasks.task import Split, Task
 from meprop_bench.tasks.text import treebank
 from meprop_bench.tasks.vocabulary import Vocabulary
 
@@ -100,10 +100,12 @@ class Parsing(Task):
         check_count("hidden", hidden)
         check_dropout(dropout)
         check_activation(activation)
-        self._device = on_device(device)
+        self.device = on_device(device)
         bank = treebank(files, examples, made_up=self.made_up)
-        self.batch, self.hidden, self.dropout, self.activation = batch, hidden, dropout, activation
-        self._files, self._sentences = files, len(bank.train)
+        self.batch = batch
+        self._model: dict[str, Any] = {"hidden": hidden, "dropout": dropout, "activation": activation}
+        data = {"examples": len(bank.train), "files": files, "device": str(self.device)}
+        self.options = {"batch": batch, **self._model, **data}
         words = [word for sentence in bank.train for word in sentence.words]
         self.words = Vocabulary((word.form.lower() for word in words), least=_LEAST)
         self.tags = Vocabulary(word.xpos if word.xpos != "_" else word.upos for word in words)
@@ -119,33 +121,16 @@ class Parsing(Task):
         self._features, self._moves = self._derive(self._encode(projective))
         self.examples = len(self._moves)
 
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The constructor's keywords."""
-        model = {"hidden": self.hidden, "dropout": self.dropout, "activation": self.activation}
-        data = {"examples": self._sentences, "files": self._files}
-        return {"batch": self.batch, **model, **data, "device": str(self._device)}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches, the last one perhaps smaller."""
-        return -(-self.examples // self.batch)
-
     def build(self, seed: int) -> nn.Module:
         """Return the parser."""
         sizes = (len(self.words) + 1, len(self.tags) + 1, len(self.labels))
-        model = Parser(*sizes, hidden=self.hidden, dropout=self.dropout, activation=self.activation, seed=seed)
-        return model.to(self._device)
-
-    def sparsify(self, model: nn.Module, method: Method) -> None:
-        """Turn the hidden layer."""
-        method.turn(model)
+        return Parser(*sizes, **self._model, seed=seed).to(self.device)
 
     def epoch(self, seed: int, epoch: int) -> Iterator[_Batch]:
         """Yield the batches of one epoch."""
         order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(self.examples))
         for places in torch.split(order, self.batch):
-            here = places.to(self._device)
+            here = places.to(self.device)
             yield self._features[here].long(), self._moves[here], here
 
     def loss(self, model: nn.Module, batch: _Batch) -> Tensor:
@@ -172,18 +157,9 @@ class Parsing(Task):
             100 * float(labelled.sum() / counted),
         )
 
-    def size(self, batch: _Batch) -> int:
-        """Return the transitions of a batch."""
-        return len(batch[1])
-
     def numbers(self, batch: _Batch) -> Tensor:
         """Return the numbers of a batch's transitions."""
         return batch[2]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        return self._device
 
     def _encode(self, sentences: Sequence[Sentence]) -> _Part:
         lengths = np.array([len(sentence) for sentence in sentences], np.int32)
@@ -209,8 +185,8 @@ class Parsing(Task):
             found.append(features(part.words, part.tags, rows, places, below, sizes))
             moves.append(taken)
         return (
-            torch.from_numpy(np.concatenate(found)).to(self._device),
-            torch.from_numpy(np.concatenate(moves)).long().to(self._device),
+            torch.from_numpy(np.concatenate(found)).to(self.device),
+            torch.from_numpy(np.concatenate(moves)).long().to(self.device),
         )
 
 

@@ -27,7 +27,7 @@ from meprop_bench.models.tagger import Tagger
 from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
 from meprop_bench.tasks.checks import check_count, check_dropout, on_device
-from meprop_bench.tasks.task import Method, Split, Task
+from meprop_bench.tasks.task import Split, Task
 from meprop_bench.tasks.text import Part, treebank
 from meprop_bench.tasks.vocabulary import Vocabulary
 
@@ -72,6 +72,7 @@ class POS(Task):
 
     name: ClassVar[str] = "pos"
     metric: ClassVar[str] = "accuracy"
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
     rates: ClassVar[Mapping[str, float]] = {"adagrad": 0.01}
     made_up: ClassVar[bool] = False
     """Whether its own sentences are those of `data.grammar`."""
@@ -93,9 +94,12 @@ class POS(Task):
         if tags not in ("universal", "language"):
             raise UserError(f"tags must be 'universal' or 'language', not {tags!r}")
         bank = treebank(files, examples, made_up=self.made_up)
-        self.batch, self.hidden, self.dropout, self.tags, self.examples = batch, hidden, dropout, tags, len(bank.train)
+        self.batch, self.tags, self.examples = batch, tags, len(bank.train)
         self.data_published, self.notes = bank.published, bank.notes
-        self._files, self._device = files, on_device(device)
+        self.device = on_device(device)
+        self._model: dict[str, Any] = {"hidden": hidden, "dropout": dropout}
+        data = {"examples": self.examples, "files": files, "device": str(self.device)}
+        self.options = {"batch": batch, **self._model, "tags": tags, **data}
         words = [word.form for sentence in bank.train for word in sentence.words]
         self.words = Vocabulary((word.lower() for word in words), least=_LEAST)
         columns = zip(*map(features, words), strict=True)
@@ -110,26 +114,11 @@ class POS(Task):
             Part([self._encode(sentence, known) for sentence in part]) for part in (bank.train, bank.dev, bank.test)
         )
 
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The constructor's keywords."""
-        found = {"batch": self.batch, "hidden": self.hidden, "dropout": self.dropout, "tags": self.tags}
-        return {**found, "examples": self.examples, "files": self._files, "device": str(self._device)}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches, the last one perhaps smaller: pools are whole batches but for the last."""
-        return -(-self.examples // self.batch)
-
     def build(self, seed: int) -> nn.Module:
         """Return the tagger."""
         sizes = tuple(len(feature) for feature in self.features)
         counts = (len(self.words), sizes, len(self.labels))
-        return Tagger(*counts, hidden=self.hidden, dropout=self.dropout, seed=seed).to(self._device)
-
-    def sparsify(self, model: nn.Module, method: Method) -> None:
-        """Turn the LSTM."""
-        method.turn(model, kinds=(nn.LSTM,))
+        return Tagger(*counts, **self._model, seed=seed).to(self.device)
 
     def epoch(self, seed: int, epoch: int) -> Iterator[_Batch]:
         """Yield the batches of one epoch."""
@@ -154,15 +143,6 @@ class POS(Task):
                 hits += int(((found == tags) & (tags > 0)).sum())
         return 100 * hits / sum(part.lengths)
 
-    def size(self, batch: _Batch) -> int:
-        """Return the sentences of a batch."""
-        return len(batch[1])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        return self._device
-
     def _tag(self, word: Any) -> str:
         return str(word.upos if self.tags == "universal" else word.xpos)
 
@@ -178,7 +158,7 @@ class POS(Task):
 
     def _collate(self, part: Part, places: Sequence[int]) -> _Batch:
         rows, lengths = part.pad(places)
-        rows = rows.to(self._device)
+        rows = rows.to(self.device)
         tags = rows[..., -1].masked_fill(rows[..., -1] < 0, _IGNORED)
         return rows[..., :-1].clamp_min(0), lengths, tags
 

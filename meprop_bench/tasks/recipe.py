@@ -1,26 +1,34 @@
-"""A training in words: what the command line says and a worker process is told, before torch or any data are loaded.
+"""A training in words: the one description of what is trained and how, for every command and every process.
 
 recipe = Recipe("mnist", {"batch": 10}, method="meprop", k=30, algorithm="mesimp", details={"rate": 0.1})
-run(recipe.load(), recipe.settings(seed=1))
+result = run(recipe.load(), recipe, seed=1)              see `tasks.run`
+
+A comparison is a recipe, its dense side and seeds (`sweep.parity`); an arm of the papers' tables is a recipe and seeds
+(`paper.arm`); the accuracy of a sweep's case is a short one (`sweep.accuracy`). Nothing here loads torch or data before
+`load` and `sparsify`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
+from meprop_bench.methods import METHODS
+from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.tasks import load_task
+from meprop_bench.tasks.algorithm import ALGORITHMS, Algorithm, Watched
+from meprop_bench.tasks.checks import check_count, check_k
 
 if TYPE_CHECKING:
-    from meprop_bench.tasks.run import RunSettings
+    from torch import nn
+
     from meprop_bench.tasks.task import Task
 
-__all__ = ["ALGORITHMS", "Recipe"]
-
-ALGORITHMS = {"mesimp": "Simplification", "meact": "Activation", "schedule": "ScheduledK", "alternating": "Alternation"}
-"""Name -> class in `tasks.algorithm`."""
+__all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
@@ -30,16 +38,22 @@ class Recipe:
     Attributes:
         task: a name in `TASKS`.
         options: of the task.
-        method: a name in `task.METHODS`; it and the next three are a `Method`.
-        k: None for dense.
-        gradient: "dense" or "rows".
-        kernel: "auto", or a name.
-        optimizer: this and the next three are of `RunSettings`.
-        epochs: passes over the data.
-        evaluations: in an epoch.
-        best_after: epochs before the first evaluation that may be the best.
-        algorithm: a key of `ALGORITHMS`, or None.
+        method: a name in `METHODS`.
+        k: a count or a ratio in (0, 1]; None for a method that leaves the layers dense.
+        gradient: "dense", or "rows": weight gradients of linear layers as sparse rows, for optimizers that take them.
+        kernel: how the method is computed, "auto" or a name; the kernels differ in rounding alone.
+        optimizer: a name in `OPTIMIZERS`.
+        epochs: passes over the training examples.
+        evaluations: on the development set in each epoch, evenly spread, the last at its end.
+        best_after: epochs before the first evaluation that may be the best one: what comes before the model is
+            simplified, say, is not what is asked for.
+        algorithm: what goes along with training, a key of `ALGORITHMS`; by default what the method has.
         details: fields of the algorithm.
+        steps: train for so many steps in place of epochs.
+        watched: record the mean change of the parameters at an update, which takes time.
+
+    Raises:
+        UserError: a value that is not allowed, in one line.
 
     """
 
@@ -55,51 +69,69 @@ class Recipe:
     best_after: int = 0
     algorithm: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    watched: bool = False
+
+    def __post_init__(self) -> None:
+        for what, name, known in (("method", self.method, METHODS), ("optimizer", self.optimizer, OPTIMIZERS)):
+            if name not in known:
+                raise UserError(f"there is no {what} {name!r}: choose from {', '.join(known)}")
+        self._check_method()
+        for name, least in (("epochs", 1), ("evaluations", 1), ("best_after", 0)):
+            check_count(name.replace("_", "-"), getattr(self, name), least)
+        if self.steps is not None:
+            check_count("steps", self.steps)
+        elif self.best_after >= self.epochs:
+            raise UserError(f"best-after {self.best_after} leaves no evaluation of {self.epochs} epochs to choose from")
+        _ = self.along
+
+    def _check_method(self) -> None:
+        if self.gradient not in ("dense", "rows"):
+            raise UserError(f"gradient must be 'dense' or 'rows', not {self.gradient!r}")
+        if METHODS[self.method].selection is None:
+            if (self.k, self.gradient, self.kernel) != (None, "dense", "auto"):
+                raise UserError(
+                    f"the method {self.method} has no k, gradient or kernel: leave them out, or name another method"
+                )
+        elif self.k is None:
+            raise UserError(f"the method {self.method} needs k: an integer of at least 1 or a ratio in (0, 1]")
+        else:
+            check_k(self.k)
+
+    @cached_property
+    def along(self) -> Algorithm | None:
+        """What goes along with training."""
+        own = METHODS[self.method].algorithm
+        if own is not None and self.algorithm not in (None, own):
+            raise UserError(f"the method {self.method} has the algorithm {own}: name no other one")
+        name, found = self.algorithm or own, None
+        if name is not None:
+            found = _algorithm(name, self.details)
+        elif self.details:
+            raise UserError(f"{next(iter(self.details)).replace('_', '-')} needs an algorithm: name it")
+        if self.watched and name == "mesimp":
+            raise UserError("parameters that meSimp removes cannot be watched")
+        return Watched(found) if self.watched else found
 
     def load(self) -> Task:
         """Load the task; raises `UserError` as `load_task` does."""
         return load_task(self.task, **self.options)
 
-    def settings(self, seed: int) -> RunSettings:
-        """Return the settings for a seed.
+    def sparsify(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+        """Convert a model's layers of these kinds, all but its output layer, in place; dense converts none.
 
         Raises:
-            UserError: one of them is not allowed, or is of another algorithm.
+            UserError: layers of one of these kinds do not know the method.
 
         """
-        from meprop_bench.tasks.run import RunSettings
-        from meprop_bench.tasks.task import Method
-
-        return RunSettings(
-            method=Method(self.method, self.k, self.gradient, self.kernel),
-            optimizer=self.optimizer,
-            epochs=self.epochs,
-            seed=seed,
-            evaluations=self.evaluations,
-            best_after=self.best_after,
-            algorithm=self._algorithm(),
-        )
-
-    def _algorithm(self) -> Any:
-        from meprop_bench.tasks import algorithm as algorithms
-
-        if self.algorithm is None:
-            if self.details:
-                raise UserError(f"{next(iter(self.details)).replace('_', '-')} needs an algorithm: name it")
-            return None
-        if self.algorithm not in ALGORITHMS:
-            raise UserError(f"there is no algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHMS)}")
-        kind = getattr(algorithms, ALGORITHMS[self.algorithm])
-        known = [spec.name for spec in fields(kind)]
-        for name in self.details:
-            if name not in known:
-                told = ", ".join(known) or "no options"
-                raise UserError(f"the algorithm {self.algorithm} has no {name.replace('_', '-')}: it has {told}")
+        method = METHODS[self.method]
+        if method.selection is None:
+            return
+        chosen = {"selection": method.selection, "sparse": self.gradient == "rows", "kernel": self.kernel}
         try:
-            return kind(**self.details)
-        except TypeError:
-            missing = next(name for name in known if name not in self.details)
-            raise UserError(f"the algorithm {self.algorithm} needs {missing}") from None
+            import_module(method.module).convert(model, k=self.k, kinds=kinds, **chosen)
+        except ValueError as error:
+            raise UserError(f"the method {self.method} does not fit this task's layers: {error}") from None
 
     @property
     def label(self) -> str:
@@ -114,5 +146,22 @@ class Recipe:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return asdict(self)
+        """Return the JSON object, without the fields that stored ones do not know while they say nothing."""
+        found = asdict(self)
+        return {name: value for name, value in found.items() if value or name not in ("steps", "watched")}
+
+
+def _algorithm(name: str, details: Mapping[str, Any]) -> Algorithm:
+    """Return the algorithm of that name; UserError for a field that it has not, or lacks."""
+    if name not in ALGORITHMS:
+        raise UserError(f"there is no algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")
+    known = [spec.name for spec in fields(ALGORITHMS[name])]
+    for detail in details:
+        if detail not in known:
+            has = ", ".join(known) or "no options"
+            raise UserError(f"the algorithm {name} has no {detail.replace('_', '-')}: it has {has}")
+    try:
+        return ALGORITHMS[name](**details)
+    except TypeError:
+        missing = next(detail for detail in known if detail not in details)
+        raise UserError(f"the algorithm {name} needs {missing}") from None

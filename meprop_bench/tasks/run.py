@@ -1,6 +1,6 @@
 """Train one model for a task: the one loop, for dense and every method, that can be killed and goes on to the same end.
 
-    result = run(MNIST(), RunSettings(method=Method("meprop", 30), seed=3), checkpoint=Path("checkpoint.pt"))
+    result = run(MNIST(), Recipe("mnist", method="meprop", k=30), seed=3, checkpoint=Path("checkpoint.pt"))
     result.iterations, result.best_dev, result.test_at_best         the papers' "Iter", "Dev" and "Test"
 
 Every random choice follows from the seed: the initial weights (the task's model), the batches (the task's epochs) and
@@ -33,61 +33,18 @@ import torch
 from torch import Tensor, nn
 
 from meprop_bench.errors import UserError
+from meprop_bench.optimizers import make_optimizer
 from meprop_bench.tasks import checkpoint as checkpoints
-from meprop_bench.tasks.algorithm import Algorithm
 from meprop_bench.tasks.checks import check_count
-from meprop_bench.tasks.task import DENSE, Method, Task
-from meprop_bench.training import OPTIMIZERS, Step, make_optimizer
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.task import Task
+from meprop_bench.training import Step
 
-__all__ = ["Evaluation", "Progress", "Result", "RunSettings", "describe", "run"]
+__all__ = ["Evaluation", "Progress", "Result", "describe", "run"]
 
 SAVE_S = 30.0
 """Seconds between checkpoints: what a kill costs at most."""
 _PROGRESS_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How to train.
-
-    Attributes:
-        method: of the backward pass.
-        optimizer: a name in `training.OPTIMIZERS`.
-        epochs: passes over the training examples.
-        steps: or so many steps, whatever that is in epochs.
-        seed: of weights, batches, dropout and random selections.
-        evaluations: on the development set in each epoch, evenly spread, the last at its end.
-        best_after: epochs before the first evaluation that may be the best one: what comes before the model is
-            simplified, say, is not what is asked for.
-        algorithm: what goes along with training.
-
-    Raises:
-        UserError: a value that is not allowed.
-
-    """
-
-    method: Method = DENSE
-    optimizer: str = "adam"
-    epochs: int = 20
-    steps: int | None = None
-    seed: int = 1
-    evaluations: int = 1
-    best_after: int = 0
-    algorithm: Algorithm | None = None
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"there is no optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
-        for name, least in (("epochs", 1), ("evaluations", 1), ("seed", 0), ("best_after", 0)):
-            check_count(name.replace("_", "-"), getattr(self, name), least)
-        if self.steps is not None:
-            check_count("steps", self.steps, 1)
-        elif self.best_after >= self.epochs:
-            raise UserError(f"best-after {self.best_after} leaves no evaluation of {self.epochs} epochs to choose from")
-
-    def total(self, task: Task) -> int:
-        """Return how many steps that is."""
-        return self.epochs * task.steps_per_epoch if self.steps is None else self.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +58,7 @@ class Evaluation:
         dev: metric on the development set.
         test: metric on the test set if this is the best one so far, else None.
         seconds: spent in steps so far, on whatever else the machine did.
-        figures: what the algorithm tells of itself, sizes for instance.
+        figures: what the algorithm says of itself, sizes for instance.
 
     """
 
@@ -154,7 +111,7 @@ class Result:
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """What the algorithm told at the best evaluation."""
+        """What the algorithm said at the best evaluation."""
         return next(found.figures for found in self.history if found.step == self.best_step)
 
 
@@ -168,19 +125,25 @@ class Progress:
     left_s: float
 
 
-def describe(task: Task, settings: RunSettings) -> dict[str, Any]:
-    """Return all that a training depends on, as JSON has it: two with the same description end alike."""
-    told = {name: value for name, value in asdict(settings).items() if name not in ("method", "algorithm")}
-    found = {"task": task.name, **task.options, **told, "method": settings.method.name}
-    found |= {name: getattr(settings.method, name) for name in ("k", "gradient", "kernel")}
-    if (algorithm := settings.algorithm) is not None:
-        found |= {"algorithm": type(algorithm).__name__, **vars(algorithm)}
+_DESCRIBED = ("method", "k", "gradient", "kernel", "optimizer", "epochs", "steps", "evaluations", "best_after")
+
+
+def describe(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Return all that a training depends on, as JSON has it: two with the same description end alike.
+
+    What an algorithm has besides, and is None, is left out: descriptions that were stored do not know it.
+    """
+    found = {"task": task.name, **task.options, **{name: getattr(recipe, name) for name in _DESCRIBED}, "seed": seed}
+    if (along := recipe.along) is not None:
+        found |= {"algorithm": type(along).__name__}
+        found |= {name: value for name, value in vars(along).items() if value is not None}
     return found
 
 
 def run(
     task: Task,
-    settings: RunSettings,
+    recipe: Recipe,
+    seed: int = 1,
     *,
     checkpoint: Path | None = None,
     save_s: float = SAVE_S,
@@ -191,8 +154,9 @@ def run(
     """Train one model.
 
     Args:
-        task: what to train, and on what.
-        settings: how.
+        task: what to train, and on what: that of the recipe, loaded.
+        recipe: how.
+        seed: of weights, batches, dropout and random selections.
         checkpoint: a file that is gone on from if it is there, and written every `save_s` seconds and at the end. Its
             "model" and "best_model" are state dicts, at that step and at the best evaluation.
         save_s: seconds between two checkpoints.
@@ -205,14 +169,15 @@ def run(
         the result; the same one, at once, if the checkpoint is of the end.
 
     Raises:
-        UserError: the method, optimizer or algorithm does not fit the task; the checkpoint is of another training, is
-            damaged or cannot be written.
+        UserError: a seed that is none; the method, optimizer or algorithm does not fit the task; the checkpoint is of
+            another training, is damaged or cannot be written.
 
     """
+    check_count("seed", seed, 0)
     cuda = [task.device] if task.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(settings.seed)
-        training = _Training(task, settings, checkpoint, clock)
+        torch.manual_seed(seed)
+        training = _Training(task, recipe, seed, checkpoint, clock)
         try:
             training.load()
             training.train(save_s, progress, after_step)
@@ -232,22 +197,22 @@ class _TaskStep(Step):
 class _Training:
     """A model in training, and where it is."""
 
-    def __init__(self, task: Task, settings: RunSettings, checkpoint: Path | None, clock: Callable[[], float]) -> None:
-        self.task, self.settings, self.checkpoint, self.clock = task, settings, checkpoint, clock
-        self.steps, self.per_epoch = settings.total(task), task.steps_per_epoch
-        self.model = task.build(settings.seed)
-        task.sparsify(self.model, settings.method)
+    def __init__(
+        self, task: Task, recipe: Recipe, seed: int, checkpoint: Path | None, clock: Callable[[], float]
+    ) -> None:
+        self.task, self.recipe, self.seed, self.checkpoint, self.clock = task, recipe, seed, checkpoint, clock
+        self.per_epoch = task.steps_per_epoch
+        self.steps = recipe.epochs * self.per_epoch if recipe.steps is None else recipe.steps
+        self.model = task.build(seed)
+        task.sparsify(self.model, recipe)
+        rate = task.rates.get(recipe.optimizer)
         optimizer = make_optimizer(
-            settings.optimizer,
-            self.model.parameters(),
-            gradient=settings.method.gradient,
-            fused=True,
-            rate=task.rates.get(settings.optimizer),
+            recipe.optimizer, self.model.parameters(), gradient=recipe.gradient, fused=True, rate=rate
         )
         self.take = _TaskStep(self.model, optimizer, task)
         self.optimizer = optimizer
-        algorithm = settings.algorithm
-        self.running = None if algorithm is None else algorithm.start(task, self.model, optimizer, self.steps)
+        along = recipe.along
+        self.running = None if along is None else along.start(task, self.model, optimizer, self.steps)
         self.step = 0
         self.seconds = 0.0
         self.losses: list[Tensor] = []
@@ -258,15 +223,13 @@ class _Training:
         self, save_s: float, progress: Callable[[Progress], None] | None, after_step: Callable[[int], None] | None
     ) -> None:
         """Take the steps that are left."""
-        task, settings, take, losses, running, clock = (
-            self.task, self.settings, self.take, self.losses, self.running, self.clock
-        )  # fmt: skip
-        per_epoch = self.per_epoch
-        marks = {round(i * per_epoch / settings.evaluations) for i in range(1, settings.evaluations + 1)}
+        task, take, losses, running, clock = self.task, self.take, self.losses, self.running, self.clock
+        per_epoch, often = self.per_epoch, self.recipe.evaluations
+        marks = {round(i * per_epoch / often) for i in range(1, often + 1)}
         begun, first = clock(), self.step
-        since, save_at, tell_at = begun, begun + save_s, begun + _PROGRESS_S
+        since, save_at, report_at = begun, begun + save_s, begun + _PROGRESS_S
 
-        def tell() -> None:
+        def report() -> None:
             if progress is not None:
                 left = (clock() - begun) / max(1, self.step - first) * (self.steps - self.step)
                 progress(Progress(self.step, self.steps, tuple(self.history), left))
@@ -274,7 +237,7 @@ class _Training:
         while self.step < self.steps:
             epoch, done = divmod(self.step, per_epoch)
             end = min(per_epoch, self.steps - epoch * per_epoch)
-            for batch in itertools.islice(task.epoch(settings.seed, epoch), done, end):
+            for batch in itertools.islice(task.epoch(self.seed, epoch), done, end):
                 if running is None:
                     losses.append(take(batch))
                 else:
@@ -290,11 +253,11 @@ class _Training:
                     self.evaluate()
                     if running is not None and done == per_epoch:
                         running.after_epoch(epoch + 1)
-                    tell()
+                    report()
                     since = now = clock()
-                if now >= tell_at:
-                    tell()
-                    tell_at = now + _PROGRESS_S
+                if now >= report_at:
+                    report()
+                    report_at = now + _PROGRESS_S
                 if now >= save_at or self.step == self.steps:
                     self.seconds += now - since
                     self.save()
@@ -311,7 +274,7 @@ class _Training:
         """Evaluate the model and add that to the history."""
         dev = self.task.evaluate(self.model, "dev")
         best = self.best()
-        better = self.step > self.settings.best_after * self.per_epoch and (best is None or dev > best.dev)
+        better = self.step > self.recipe.best_after * self.per_epoch and (best is None or dev > best.dev)
         if self.step == self.steps and best is None:
             better = True  # however few steps there were
         test = self.task.evaluate(self.model, "test") if better else None
@@ -339,7 +302,7 @@ class _Training:
         assert best is not None
         assert best.test is not None
         return Result(
-            seed=self.settings.seed,
+            seed=self.seed,
             steps=self.steps,
             steps_per_epoch=self.per_epoch,
             history=tuple(self.history),
@@ -357,7 +320,7 @@ class _Training:
             return
         cuda = self.task.device.type == "cuda"
         state = {
-            "settings": describe(self.task, self.settings),
+            "settings": describe(self.task, self.recipe, self.seed),
             "step": self.step,
             "seconds": self.seconds,
             "history": [asdict(found) for found in self.history],
@@ -375,7 +338,7 @@ class _Training:
         """Take over what the checkpoint holds, if there is one."""
         if self.checkpoint is None or (state := checkpoints.read(self.checkpoint)) is None:
             return
-        _check_same(self.checkpoint, state["settings"], describe(self.task, self.settings))
+        _check_same(self.checkpoint, state["settings"], describe(self.task, self.recipe, self.seed))
         if self.running is not None:
             self.running.load_state_dict(state["algorithm"])
         self.model.load_state_dict(state["model"])

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from meprop_bench.data.grammar import made_up_treebank
 from meprop_bench.data.treebank import Treebank, load_treebank, read_treebank
 from meprop_bench.errors import UserError
-from meprop_bench.tasks.checks import check_count
+from meprop_bench.tasks.checks import check_examples
 
 __all__ = ["PAD", "Part", "paths", "treebank"]
 
@@ -46,12 +46,7 @@ def treebank(files: str | None, examples: int | None, *, made_up: bool = False) 
         bank = made_up_treebank() if made_up else load_treebank()
     else:
         bank = read_treebank(files, *paths(files, ("train", "dev", "test")))
-    if examples is None:
-        return bank
-    check_count("examples", examples)
-    if examples > len(bank.train):
-        raise UserError(f"examples {examples} are more than the {len(bank.train)} training sentences of {bank.name}")
-    return replace(bank, train=bank.train[:examples])
+    return replace(bank, train=bank.train[: check_examples(examples, len(bank.train), f"sentences of {bank.name}")])
 
 
 def paths(files: str, parts: Sequence[str]) -> list[Path]:

@@ -10,9 +10,9 @@ TKDE, section 3.3.3: three layers in encoder and decoder, the encoder bidirectio
 LSTM is sparsified, embeddings, attention and output are not. The paper does not say how large the layers are, only that
 k is 6.25% of them: 512 here, k = 32. Its dropout is not said either and is 0 here; its optimizer is taken to be Adam.
 
-The paper sparsifies encoder and decoder by turns, an epoch each: `tasks.algorithm.Alternation`, which goes along with a
-method; without it both are sparsified all the time. Its table is without length normalisation, as is the default here;
-`length_penalty` is the α of Wu et al. (see `models.beam`).
+The paper sparsifies encoder and decoder alternately, an epoch each: `tasks.algorithm.Alternation`, which goes along
+with a method; without it both are sparsified all the time. Its table is without length normalisation, as is the default
+here; `length_penalty` is the α of Wu et al. (see `models.beam`).
 
 `toy-translation` is the same on sentences that a grammar makes up (`data.parallel`), for machines without Multi30k.
 """
@@ -34,9 +34,9 @@ from meprop_bench.errors import UserError
 from meprop_bench.models.translator import Translator
 from meprop_bench.optional import require
 from meprop_bench.tasks.buckets import bucketed, in_order_of_length
-from meprop_bench.tasks.checks import check_count, on_device
+from meprop_bench.tasks.checks import check_count, check_dropout, check_examples, on_device
 from meprop_bench.tasks.pieces import BOS, EOS, PAD, Pieces
-from meprop_bench.tasks.task import Method, Split, Task
+from meprop_bench.tasks.task import Split, Task
 from meprop_bench.tasks.text import paths
 
 __all__ = ["ToyTranslation", "Translation"]
@@ -73,8 +73,9 @@ class Translation(Task):
 
     name: ClassVar[str] = "translation"
     metric: ClassVar[str] = "BLEU"
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
     rates: ClassVar[Mapping[str, float]] = {"adam": 0.002}
-    turns: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    alternated: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     made_up: ClassVar[bool] = False
     """Whether its own sentences are those of `data.grammar`."""
 
@@ -99,16 +100,17 @@ class Translation(Task):
             check_count(what, count)
         if hidden % 2:
             raise UserError(f"hidden must be even, half of it for each direction of the encoder, not {hidden}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout must lie in [0, 1), not {dropout}")
+        check_dropout(dropout)
         if not (length_penalty >= 0 and math.isfinite(length_penalty)):
             raise UserError(f"length-penalty must be a number of at least 0, not {length_penalty}")
-        self._device = on_device(device)
+        self.device = on_device(device)
         self._bleu = _bleu()
         corpus = _corpus(files, examples, made_up=self.made_up)
-        self.batch, self.hidden, self.embedding, self.layers, self.dropout = batch, hidden, embedding, layers, dropout
-        self.vocabulary, self.beam, self.length_penalty = vocabulary, beam, length_penalty
-        self.examples, self._files = len(corpus.train), files
+        self.batch, self.examples = batch, len(corpus.train)
+        self._model: dict[str, Any] = {"hidden": hidden, "embedding": embedding, "layers": layers, "dropout": dropout}
+        self._search: dict[str, Any] = {"beam": beam, "length_penalty": length_penalty}
+        data = {"vocabulary": vocabulary, "examples": self.examples, "files": files, "device": str(self.device)}
+        self.options = {"batch": batch, **self._model, **self._search, **data}
         self.data_published = corpus.published
         self.notes = (*corpus.notes, f"BLEU by sacrebleu {version('sacrebleu')}: case:mixed, tok:13a, smooth:exp")
         self.source = Pieces("source", (pair.source for pair in corpus.train), vocabulary)
@@ -117,43 +119,16 @@ class Translation(Task):
         self._lengths = [len(source) + len(target) for source, target in self._train]
         self._parts: Mapping[Split, tuple[Pair, ...]] = {"dev": corpus.dev, "test": corpus.test}
 
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The constructor's keywords."""
-        sizes = {"batch": self.batch, "hidden": self.hidden, "embedding": self.embedding, "layers": self.layers}
-        search = {"vocabulary": self.vocabulary, "beam": self.beam, "length_penalty": self.length_penalty}
-        data = {"examples": self.examples, "files": self._files, "device": str(self._device)}
-        return {**sizes, "dropout": self.dropout, **search, **data}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches, the last one perhaps smaller."""
-        return -(-self.examples // self.batch)
-
     def build(self, seed: int) -> nn.Module:
         """Return the translator."""
-        return Translator(
-            len(self.source),
-            len(self.target),
-            embedding=self.embedding,
-            hidden=self.hidden,
-            layers=self.layers,
-            dropout=self.dropout,
-            pad=PAD,
-            bos=BOS,
-            eos=EOS,
-            seed=seed,
-        ).to(self._device)
-
-    def sparsify(self, model: nn.Module, method: Method) -> None:
-        """Turn the LSTMs of encoder and decoder."""
-        method.turn(model, kinds=(nn.LSTM,))
+        sizes = (len(self.source), len(self.target))
+        return Translator(*sizes, **self._model, pad=PAD, bos=BOS, eos=EOS, seed=seed).to(self.device)
 
     def epoch(self, seed: int, epoch: int) -> Iterator[_Batch]:
         """Yield the batches of one epoch, the pairs of each of like lengths."""
         for places in bucketed(self._lengths, self.batch, seed=seed, epoch=epoch):
             targets = [self._train[place][1] for place in places]
-            rows = pad_sequence(targets, batch_first=True, padding_value=PAD).to(self._device)
+            rows = pad_sequence(targets, batch_first=True, padding_value=PAD).to(self.device)
             yield (*self._pad([self._train[place][0] for place in places]), rows)
 
     def loss(self, model: nn.Module, batch: _Batch) -> Tensor:
@@ -174,32 +149,17 @@ class Translation(Task):
         found = [""] * len(sentences)
         for places in in_order_of_length([len(source) for source in sources], _EVALUATED):
             rows, lengths = self._pad([sources[place] for place in places])
-            hypotheses = model.translate(
-                rows,
-                lengths,
-                beam=self.beam,
-                max_length=2 * int(lengths.max()) + 10,
-                length_penalty=self.length_penalty,
-            )
+            hypotheses = model.translate(rows, lengths, max_length=2 * int(lengths.max()) + 10, **self._search)
             for place, hypothesis in zip(places, hypotheses, strict=True):
                 found[place] = self.target.decode(hypothesis.tokens)
         return found
-
-    def size(self, batch: _Batch) -> int:
-        """Return the pairs of a batch."""
-        return len(batch[1])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        return self._device
 
     def _encode(self, pair: Pair) -> tuple[Tensor, Tensor]:
         target = [BOS, *self.target.encode(pair.target), EOS]
         return torch.tensor(self.source.encode(pair.source)), torch.tensor(target)
 
     def _pad(self, sources: list[Tensor]) -> tuple[Tensor, Tensor]:
-        rows = pad_sequence(sources, batch_first=True, padding_value=PAD).to(self._device)
+        rows = pad_sequence(sources, batch_first=True, padding_value=PAD).to(self.device)
         return rows, torch.tensor([len(source) for source in sources])
 
 
@@ -216,12 +176,7 @@ def _corpus(files: str | None, examples: int | None, *, made_up: bool) -> Corpus
         corpus = made_up_corpus() if made_up else load_multi30k()
     else:
         corpus = read_corpus(files, *paths(files, _FILES))
-    if examples is None:
-        return corpus
-    check_count("examples", examples)
-    if examples > len(corpus.train):
-        raise UserError(f"examples {examples} are more than the {len(corpus.train)} training pairs of {corpus.name}")
-    return replace(corpus, train=corpus.train[:examples])
+    return replace(corpus, train=corpus.train[: check_examples(examples, len(corpus.train), f"pairs of {corpus.name}")])
 
 
 def _bleu() -> Any:

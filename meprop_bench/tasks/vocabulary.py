@@ -21,11 +21,11 @@ class Vocabulary:
 
     def __init__(self, words: Iterable[str], *, least: int = 1) -> None:
         counts = Counter(words)
-        kept = sorted(
+        frequent = sorted(
             (word for word, count in counts.items() if count >= least), key=lambda word: (-counts[word], word)
         )
-        self.words = (None, *kept)
-        self._numbers = {word: number for number, word in enumerate(kept, start=1)}
+        self.words = (None, *frequent)
+        self._numbers = {word: number for number, word in enumerate(frequent, start=1)}
 
     def __len__(self) -> int:
         """How many numbers there are, that of unknown words included."""

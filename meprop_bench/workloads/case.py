@@ -23,22 +23,11 @@ from typing import Any, Never, Self
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
+from meprop_bench.methods import METHODS
 from meprop_bench.results.axes import AXES, Axes
 from meprop_bench.results.naming import case_name
 
-__all__ = ["DATA", "METHODS", "WORKLOADS", "Case", "Workload"]
-
-METHODS = {
-    "meprop": "example",
-    "unified": "unified",
-    "random": "random",
-    "random-unified": "random-unified",
-    "mesimp": "example",
-    "meact": None,
-    "dense": None,
-}
-"""The papers' name of a method -> the selection that it is made of, if of any. "dense" is the baseline once more: with
-it the instrument is measured, not the papers."""
+__all__ = ["DATA", "WORKLOADS", "Case", "Workload"]
 
 DATA = {"mnist": 784, "digits": 64}
 """Data of the mlp -> entries of one example."""
@@ -181,7 +170,7 @@ class Case(Axes[Never]):
     @property
     def selection(self) -> str:
         """The selection that makes the method; ValueError for one that is made of none."""
-        if (selection := METHODS[self.method]) is None:
+        if (selection := METHODS[self.method].selection) is None:
             raise ValueError(f"{self.method} selects otherwise")
         return selection
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from meprop_bench.algorithms.meact import MeAct
 from meprop_bench.data import ImageData, load_images
 from meprop_bench.models.mlp import MLP
-from meprop_bench.training import Step, make_optimizer
+from meprop_bench.optimizers import make_optimizer
+from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
 from meprop_bench.workloads.prepared import PASSED, Prepared

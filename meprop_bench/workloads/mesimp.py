@@ -24,7 +24,8 @@ from meprop_bench.data import Batch, ImageData, batches, load_images
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops.cost import Cost, linear_forward
-from meprop_bench.training import Step, make_optimizer
+from meprop_bench.optimizers import make_optimizer
+from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.prepared import PASSED, Prepared
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides

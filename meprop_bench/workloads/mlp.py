@@ -28,7 +28,8 @@ from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops import resolve_k
 from meprop_bench.ops.cost import Cost, expected_rows, linear_backward, linear_forward, update
 from meprop_bench.ops.kernels import Request
-from meprop_bench.training import Step, make_optimizer
+from meprop_bench.optimizers import make_optimizer
+from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.layer import timed_backward

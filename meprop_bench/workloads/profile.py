@@ -37,13 +37,14 @@ from torch.nn import functional as F
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.paired import Subject, calibrate, measure_pairs
+from meprop_bench.methods import METHODS
 from meprop_bench.ops import linear, resolve_k, select
 from meprop_bench.ops.cost import Cost, linear_stages
 from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
 from meprop_bench.workloads import setup
-from meprop_bench.workloads.case import METHODS, WORKLOADS, Case
+from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.layer import timed_backward
 from meprop_bench.workloads.prepared import Call, Layer
 
@@ -164,7 +165,7 @@ def _entries(case: Case) -> tuple[int, str]:
 
 def _sparsified(case: Case, layers: Sequence[Layer]) -> list[Layer] | None:
     """Return the sparsified linear layers, none for a case that is a sparsified layer of another kind; else None."""
-    another = not layers and not WORKLOADS[case.workload].trains and METHODS[case.method] is not None
+    another = not layers and not WORKLOADS[case.workload].trains and METHODS[case.method].selection is not None
     found = [layer for layer in layers if layer.request is not None]
     return found if found or another else None
 

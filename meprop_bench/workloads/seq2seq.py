@@ -22,7 +22,8 @@ from meprop_bench.algorithms.alternating import Alternating
 from meprop_bench.algorithms.schedule import Constant, KScheduler
 from meprop_bench.models.translator import Translator
 from meprop_bench.nn import convert
-from meprop_bench.training import Step, make_optimizer
+from meprop_bench.optimizers import make_optimizer
+from meprop_bench.training import Step
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_recurrent
 from meprop_bench.workloads.prepared import PASSED, Prepared

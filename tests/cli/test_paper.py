@@ -57,7 +57,7 @@ def test_a_folder_of_another_verb_is_refused(tmp_path, capsys):
     assert "no result of `meprop-bench paper run`" in capsys.readouterr().err
 
 
-def test_the_ledger_is_written_and_checked(tmp_path, capsys):
+def test_the_page_of_claims_is_written_and_checked(tmp_path, capsys):
     claims = ["paper", "report", "--claims", "--out", str(tmp_path)]
     assert run([*claims, "--check"]) == ExitCode.REGRESSION
     assert run(claims) == ExitCode.OK

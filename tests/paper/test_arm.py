@@ -1,7 +1,8 @@
 import pytest
 
-from meprop_bench.paper.arm import settings_of, task_of, train_arm
-from meprop_bench.paper.experiment import Arm, experiment
+from meprop_bench.errors import UserError
+from meprop_bench.paper.arm import Arm, train_arm
+from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.published import Setting, table
 from meprop_bench.tasks.algorithm import Activation, Alternation, Simplification
 
@@ -12,15 +13,24 @@ def arm(epochs=1, watched=False, **setting):
     return Arm("digits", "digits", Setting(**{**SMALL, **setting}), epochs, examples=200, watched=watched)
 
 
-def test_a_setting_becomes_a_task_and_the_settings_of_a_run():
-    task = task_of(arm(method="dense", dropout=0.1))
+def test_a_setting_becomes_a_recipe():
+    task = arm(method="dense", dropout=0.1).recipe().load()
     assert (task.batch, task.options["hidden"], task.options["dropout"]) == (50, 16, 0.1)
-    found = settings_of(arm(method="unified", k=4, epochs=3), 7)
-    assert (found.method.name, found.method.k, found.seed, found.epochs) == ("unified", 4, 7, 3)
-    simp = settings_of(arm(method="mesimp", k=4, rate=0.1, epochs=10), 1)
-    assert (simp.algorithm, simp.best_after) == (Simplification(rate=0.1, simplify=5, normal=5), 5)
-    act = settings_of(arm(method="meact", share=0.004, masked_after=2, epochs=3), 1)
-    assert (act.algorithm, act.best_after, act.method.name) == (Activation(0.004, 2), 2, "dense")
+    found = arm(method="unified", k=4, epochs=3).recipe()
+    assert (found.method, found.k, found.epochs, found.optimizer) == ("unified", 4, 3, "adam")
+    simp = arm(method="mesimp", k=4, rate=0.1, epochs=10).recipe()
+    assert (simp.along, simp.best_after) == (Simplification(rate=0.1, simplify=5, normal=5), 5)
+    act = arm(method="meact", share=0.004, masked_after=2, epochs=3).recipe()
+    assert (act.along, act.best_after, act.k) == (Activation(0.004, 2), 2, None)
+
+
+def test_an_arm_keeps_the_id_that_stored_trainings_have():
+    """That of an arm of icml:3 in a committed results folder."""
+    setting = {"method": "meprop", "k": 20, "hidden": 500, "layers": 2, "batch": 10, "dropout": 0.0}
+    setting |= {"activation": "sigmoid", "optimizer": "adam", "learning_rate": 0.001}
+    record = {"task": "mnist", "data": "mnist", "setting": setting, "epochs": 8, "watched": False}
+    assert Arm.from_json(record).to_json() == record
+    assert Arm.from_json(record).arm_id == "9801edfa0b56"
 
 
 @pytest.mark.parametrize(
@@ -62,13 +72,13 @@ def test_watching_changes_nothing():
 
 
 def test_parameters_that_mesimp_removes_cannot_be_watched():
-    with pytest.raises(ValueError, match="cannot be watched"):
-        settings_of(arm(method="mesimp", k=4, rate=0.1, watched=True), 1)
+    with pytest.raises(UserError, match="cannot be watched"):
+        arm(method="mesimp", k=4, rate=0.1, watched=True).recipe()
 
 
-def test_a_translator_is_sparsified_by_turns_and_the_others_are_not():
+def test_a_translator_is_sparsified_alternately_and_the_others_are_not():
     def algorithm(task, method, k=None):
-        return settings_of(Arm(task, "text", Setting(method=method, k=k, batch=64), 3), 1).algorithm
+        return Arm(task, "text", Setting(method=method, k=k, batch=64), 3).recipe().along
 
     assert algorithm("translation", "meprop", 0.0625) == algorithm("toy-translation", "meprop", 0.0625) == Alternation()
     assert algorithm("translation", "dense") is None
@@ -87,7 +97,7 @@ def test_the_table_of_translation_at_the_smoke_scale(monkeypatch, tmp_path):
     assert "hidden = 32; the paper does not say how many it has" in said
     pytest.importorskip("sentencepiece")
     pytest.importorskip("sacrebleu")
-    assert task_of(sparse).options.items() >= {"hidden": 32, "layers": 1, "batch": 8}.items()
+    assert sparse.recipe().load().options.items() >= {"hidden": 32, "layers": 1, "batch": 8}.items()
 
 
 def test_translation_without_data_is_told(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from meprop_bench.paper.folder import read
-from meprop_bench.paper.ledger import as_ledger
+from meprop_bench.paper.overview import as_overview
 from meprop_bench.report.markdown import escaped
 from meprop_bench.results.store import Store
 
@@ -13,8 +13,8 @@ REPORTS = Path(__file__).parents[2] / "reports"
 FOLDERS = sorted([*REPORTS.glob("*_paper-*"), *REPORTS.glob("*/*_paper-*")])
 
 
-def test_the_ledger_is_what_the_results_give():
-    assert (REPORTS / "PAPERS.md").read_text(encoding="utf-8") == as_ledger(REPORTS), "run `paper report --claims`"
+def test_the_page_of_claims_is_what_the_results_give():
+    assert (REPORTS / "PAPERS.md").read_text(encoding="utf-8") == as_overview(REPORTS), "run `paper report --claims`"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -6,7 +6,7 @@ import pytest
 from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.folder import read
-from meprop_bench.paper.ledger import as_ledger, best_results
+from meprop_bench.paper.overview import as_overview, best_results
 from meprop_bench.paper.published import table
 from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
@@ -118,7 +118,7 @@ def test_what_breaks_the_run_passes_through_and_keeps_what_is_done(run):
     assert threading.active_count() < 20
 
 
-def test_the_page_and_the_ledger_show_the_paper_beside_ours(run, tmp_path):
+def test_the_page_and_that_of_claims_show_the_paper_beside_ours(run, tmp_path):
     *_, folder = run()
     with Store.open(folder) as store:
         document = read(store)
@@ -130,11 +130,11 @@ def test_the_page_and_the_ledger_show_the_paper_beside_ours(run, tmp_path):
     assert "meprop-bench paper report" in page
     assert "POS-Tag (Adam), Parsing (Adam): the data are not here" in page
     assert best_results(tmp_path)["icml:3"].title == document.title
-    ledger = as_ledger(tmp_path)
-    assert f"| icml:3 | [smoke]({folder.name}/README.md) |" in ledger
-    assert "| icml:4 | not run | |" in ledger
-    assert "better than MLP (h=20)" in ledger
-    assert "+1.00 \\[+1.00, +1.00\\] points | reproduced" in ledger
+    page = as_overview(tmp_path)
+    assert f"| icml:3 | [smoke]({folder.name}/README.md) |" in page
+    assert "| icml:4 | not run | |" in page
+    assert "better than MLP (h=20)" in page
+    assert "+1.00 \\[+1.00, +1.00\\] points | reproduced" in page
 
 
 def test_what_claims_nothing_is_counted_wherever_claims_are(run, tmp_path):
@@ -150,7 +150,7 @@ def test_what_claims_nothing_is_counted_wherever_claims_are(run, tmp_path):
         document = read(store)
     write_report(folder, document)
     assert words in (folder / "README.md").read_text()
-    assert words in as_ledger(tmp_path)
+    assert words in as_overview(tmp_path)
     assert {claim.verdict for claim in document.claims} == {"inconclusive"}
     assert any("1 failed" in claim.why for claim in document.claims)
 
@@ -161,7 +161,7 @@ def test_a_result_within_a_report_of_several_runs_counts_and_is_linked_where_it_
     (root / "2026-03-04_nvidia-h200_gpu").mkdir(parents=True)
     moved = folder.rename(root / "2026-03-04_nvidia-h200_gpu" / folder.name)
     assert list(best_results(root)) == ["icml:3"]
-    ledger = as_ledger(root)
+    page = as_overview(root)
     place = moved.relative_to(root).as_posix()
-    assert f"| icml:3 | [smoke]({place}/README.md) |" in ledger
-    assert f"([page]({place}/README.md))" in ledger
+    assert f"| icml:3 | [smoke]({place}/README.md) |" in page
+    assert f"([page]({place}/README.md))" in page

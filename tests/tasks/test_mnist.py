@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +13,9 @@ from meprop_bench.data import batches
 from meprop_bench.errors import UserError
 from meprop_bench.nn import MePropConv2d, MePropLinear
 from meprop_bench.tasks import TASKS, load_task
+from meprop_bench.tasks.algorithm import Simplification
 from meprop_bench.tasks.recipe import Recipe
-from meprop_bench.tasks.run import RunSettings, run
-from meprop_bench.tasks.task import Method
+from meprop_bench.tasks.run import run
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -47,7 +50,7 @@ def test_the_perceptron_of_the_papers(digits):
     sizes = [(m.in_features, m.out_features) for m in model if isinstance(m, nn.Linear)]
     assert sizes == [(64, 32), (32, 32), (32, 10)]
     assert torch.equal(model.linear0.weight, digits.build(3).linear0.weight)
-    digits.sparsify(model, Method("unified", 4, "rows"))
+    digits.sparsify(model, Recipe("digits", method="unified", k=4, gradient="rows"))
     assert [isinstance(m, MePropLinear) for m in model if isinstance(m, nn.Linear)] == [True, True, False]
     assert model.linear0.selection == "unified"
     assert model.linear0.sparse
@@ -59,12 +62,12 @@ def test_the_perceptron_of_the_papers(digits):
 def test_the_convolutional_network():
     task = load_task("digits-cnn", batch=50)
     model = task.build(1)
-    task.sparsify(model, Method("meprop", 0.5))
-    turned = [type(m) for m in model if isinstance(m, nn.Linear | nn.Conv2d)]
-    assert turned == [MePropConv2d, MePropConv2d, nn.Linear, nn.Linear]
-    assert run(task, RunSettings(steps=100)).final_dev > 50
+    task.sparsify(model, Recipe("digits-cnn", method="meprop", k=0.5))
+    converted = [type(m) for m in model if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert converted == [MePropConv2d, MePropConv2d, nn.Linear, nn.Linear]
+    assert run(task, Recipe("digits-cnn", steps=100)).final_dev > 50
     with pytest.raises(UserError, match="the method unified does not fit this task's layers"):
-        task.sparsify(task.build(1), Method("unified", 0.5))
+        task.sparsify(task.build(1), Recipe("digits-cnn", method="unified", k=0.5))
 
 
 def test_options_are_those_of_the_constructor(digits):
@@ -104,23 +107,81 @@ def test_every_entry_names_a_class_of_that_name():
 def test_a_recipe_is_its_own_json():
     recipe = Recipe("digits", {"batch": 5}, "meprop", 3, algorithm="mesimp", details={"rate": 0.2})
     assert Recipe(**recipe.to_json()) == recipe
-    assert recipe.settings(7).algorithm.rate == 0.2
-    assert recipe.dense().settings(7) == RunSettings(seed=7)
+    assert recipe.along == Simplification(rate=0.2)
+    assert recipe.dense() == Recipe("digits", {"batch": 5})
+    assert "steps" not in recipe.to_json()  # a stored comparison, which knows no steps, is still the same
     assert recipe.label == "digits meprop k=3 mesimp"
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words"),
+    ("wrong", "words"),
     [
-        (Recipe("digits", algorithm="meslim"), "there is no algorithm 'meslim'"),
-        (Recipe("digits", algorithm="meact", details={"rate": 0.2}), "meact has no rate: it has share, pretrain"),
-        (Recipe("digits", algorithm="schedule"), "the algorithm schedule needs end"),
-        (Recipe("digits", details={"rate": 0.2}), "rate needs an algorithm"),
+        ({"algorithm": "meslim"}, "there is no algorithm 'meslim'"),
+        ({"algorithm": "meact", "details": {"rate": 0.2}}, "meact has no rate: it has share, pretrain"),
+        ({"algorithm": "schedule"}, "the algorithm schedule needs end"),
+        ({"details": {"rate": 0.2}}, "rate needs an algorithm"),
+        ({"method": "mesimp", "k": 3, "algorithm": "meact"}, "mesimp has the algorithm mesimp: name no other"),
+        ({"method": "mesimp", "k": 3, "watched": True}, "cannot be watched"),
+        ({"method": "meact", "k": 3}, "the method meact has no k"),
     ],
 )
-def test_recipes_that_make_no_sense(recipe, words):
+def test_recipes_that_make_no_sense(wrong, words):
     with pytest.raises(UserError, match=words):
-        recipe.settings(1)
+        Recipe("digits", **wrong)
+
+
+def test_a_method_that_has_an_algorithm_brings_it():
+    own, named = Recipe("digits", method="mesimp", k=3), Recipe("digits", method="meprop", k=3, algorithm="mesimp")
+    assert own.along == named.along == Simplification()
+    tasks = [load_task("digits", batch=50, hidden=16, examples=200) for _ in range(2)]
+    results = [run(task, recipe) for task, recipe in zip(tasks, (own, named), strict=True)]
+    assert [found.dev for found in results[0].history] == [found.dev for found in results[1].history]
+
+
+def test_a_method_is_one_module_and_one_line(monkeypatch):
+    """Somebody else's: it makes hidden layers that train the first k neurons alone."""
+    from meprop_bench import methods
+
+    def convert(model, *, k, selection, sparse, kernel, kinds):
+        def first(gradient):
+            return torch.cat([gradient[:k], torch.zeros_like(gradient[k:])])
+
+        for layer in list(model.modules())[:-1]:
+            if isinstance(layer, kinds):
+                layer.weight.register_hook(first)
+                layer.bias.register_hook(first)
+
+    monkeypatch.setitem(sys.modules, "made_up", SimpleNamespace(convert=convert))
+    monkeypatch.setitem(methods.METHODS, "first", methods.Method("first", module="made_up"))
+    task = load_task("digits", batch=50, hidden=16, examples=200)
+    recipe = Recipe("digits", method="first", k=5, steps=8)
+    before, after = task.build(1), run(task, recipe).model
+    changed = (before.linear0.weight != after.linear0.weight).any(dim=1)
+    assert changed[:5].any()
+    assert not changed[5:].any()
+    from meprop_bench.sweep.accuracy import judged, trained
+
+    sides = [trained(each, [1, 2]) for each in (recipe.dense(), recipe)]
+    pairs = {seed: (sides[0][seed], sides[1][seed]) for seed in (1, 2)}
+    assert judged(recipe, pairs, steps=8, metric="accuracy").baseline == tuple(sides[0].values())
+
+
+def test_the_table_of_methods_is_that_of_the_selections():
+    from meprop_bench.methods import METHODS
+    from meprop_bench.ops.selection import SELECTIONS
+    from meprop_bench.tasks.algorithm import ALGORITHMS
+
+    assert {method.selection for method in METHODS.values()} == {None, *SELECTIONS}
+    assert {method.algorithm for method in METHODS.values()} <= {None, *ALGORITHMS}
+
+
+def test_a_recipe_is_made_and_checked_without_torch():
+    code = (
+        "import sys; from meprop_bench.tasks.recipe import Recipe\n"
+        "Recipe('digits', method='mesimp', k=3, details={'rate': 0.2}, optimizer='rowadam')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.real_data
@@ -128,4 +189,4 @@ def test_recipes_that_make_no_sense(recipe, words):
 def test_the_papers_mlp_learns_mnist_in_a_few_hundred_steps():
     task = load_task("mnist", batch=50, hidden=100)
     assert (task.examples, len(task.data.dev.labels), len(task.data.test.labels)) == (55_000, 5_000, 10_000)
-    assert run(task, RunSettings(steps=300, seed=0)).final_dev > 90
+    assert run(task, Recipe("mnist", steps=300), seed=0).final_dev > 90

@@ -8,8 +8,8 @@ from meprop_bench.errors import UserError
 from meprop_bench.models.transitions import NONE
 from meprop_bench.nn import MePropLinear
 from meprop_bench.tasks.parsing import Parsing, Scores, ToyParsing
-from meprop_bench.tasks.run import RunSettings, run
-from meprop_bench.tasks.task import Method
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.run import run
 
 CROSSED = (
     "1\ta\t_\tX\tX\t_\t3\tdep\t_\t_\n2\tb\t_\tX\tX\t_\t4\tdep\t_\t_\n"
@@ -64,15 +64,15 @@ def test_a_treebank_that_there_is_nothing_to_learn_or_count_in(tmp_path, treeban
 
 def test_the_hidden_layer_is_sparsified_and_the_output_is_not(task):
     model = task.build(1)
-    task.sparsify(model, Method("meprop", 4))
+    task.sparsify(model, Recipe("toy-parsing", method="meprop", k=4))
     assert isinstance(model.hidden, MePropLinear)
     assert type(model.output) is nn.Linear
 
 
-@pytest.mark.parametrize("method", [Method(), Method("meprop", 8), Method("unified", 8)], ids=lambda m: m.label)
-def test_it_learns(method):
+@pytest.mark.parametrize(("method", "k"), [("dense", None), ("meprop", 8), ("unified", 8)])
+def test_it_learns(method, k):
     task = ToyParsing(batch=64, hidden=32)
-    result = run(task, RunSettings(method=method, epochs=2))
+    result = run(task, Recipe("toy-parsing", method=method, k=k, epochs=2))
     assert result.test_at_best > 90
     scores = task.scores(result.model, "test")
     assert isinstance(scores, Scores)

@@ -9,8 +9,8 @@ from torch import nn
 from meprop_bench.errors import UserError
 from meprop_bench.nn import MePropLSTM
 from meprop_bench.tasks.pos import POS, ToyPOS, features, shape
-from meprop_bench.tasks.run import RunSettings, run
-from meprop_bench.tasks.task import Method
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.run import run
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_batches_hold_every_sentence_and_pad(task):
 
 def test_the_lstm_is_sparsified_and_the_output_is_not(task):
     model = task.build(1)
-    task.sparsify(model, Method("meprop", 4))
+    task.sparsify(model, Recipe("toy-pos", method="meprop", k=4))
     assert isinstance(model.lstm, MePropLSTM)
     assert type(model.output) is nn.Linear
 
@@ -61,9 +61,9 @@ def test_padding_changes_no_loss(task):
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("method", [Method(), Method("meprop", 4), Method("unified", 4)], ids=lambda m: m.label)
-def test_it_learns(method):
-    result = run(ToyPOS(batch=8, hidden=32), RunSettings(method=method, epochs=2))
+@pytest.mark.parametrize(("method", "k"), [("dense", None), ("meprop", 4), ("unified", 4)])
+def test_it_learns(method, k):
+    result = run(ToyPOS(batch=8, hidden=32), Recipe("toy-pos", method=method, k=k, epochs=2))
     assert result.test_at_best > 85
 
 

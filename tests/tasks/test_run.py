@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from meprop_bench.data import Part, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
+from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.tasks import checkpoint as checkpoints
 from meprop_bench.tasks.algorithm import Activation, ScheduledK, Simplification
-from meprop_bench.tasks.run import Evaluation, RunSettings, describe, run
-from meprop_bench.tasks.task import Method, Task
-from meprop_bench.training import OPTIMIZERS, evaluate
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.run import Evaluation, describe, run
+from meprop_bench.tasks.task import Task
+from meprop_bench.training import evaluate
 
 FEATURES, CLASSES = 12, 4
 _CENTRES = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(9))
@@ -52,9 +54,6 @@ class Clusters(Task):
     def build(self, seed):
         return MLP(FEATURES, self.hidden, CLASSES, dropout=self.dropout, seed=seed)
 
-    def sparsify(self, model, method):
-        method.turn(model)
-
     def epoch(self, seed, epoch):
         steps = self.steps_per_epoch
         return numbered_batches(self.parts["train"], self.batch, seed=seed, steps=steps, start=epoch * steps)
@@ -85,7 +84,7 @@ def same(a, b):
 def test_it_is_plain_training():
     """Parameters to the bit, against the loop that anybody would write."""
     task = Clusters()
-    found = run(task, RunSettings(steps=30, seed=3))
+    found = run(task, Recipe("clusters", steps=30), seed=3)
     torch.manual_seed(3)
     model = task.build(3)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
@@ -100,34 +99,34 @@ def test_it_is_plain_training():
 
 
 def test_the_seed_decides_and_the_random_state_is_left_alone():
-    settings = RunSettings(epochs=2, seed=5, method=Method("random", 4))
+    recipe = Recipe("clusters", epochs=2, method="random", k=4)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = run(Clusters(), settings)
+    first = run(Clusters(), recipe, 5)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert run(Clusters(), settings).history[-1].loss == first.history[-1].loss
-    assert run(Clusters(), RunSettings(epochs=2, seed=6, method=Method("random", 4))).history != first.history
+    assert run(Clusters(), recipe, 5).history[-1].loss == first.history[-1].loss
+    assert run(Clusters(), recipe, 6).history != first.history
 
 
 def test_both_sides_see_the_same_batches():
     dense, sparse = Clusters(), Clusters()
-    run(dense, RunSettings(epochs=2))
-    run(sparse, RunSettings(epochs=2, method=Method("meprop", 4)))
+    run(dense, Recipe("clusters", epochs=2))
+    run(sparse, Recipe("clusters", epochs=2, method="meprop", k=4))
     assert dense.seen == sparse.seen
     assert len(set(itertools.chain(*dense.seen[:20]))) == 200
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_learns(optimizer):
-    result = run(Clusters(), RunSettings(epochs=15, optimizer=optimizer, method=Method("meprop", 8)))
+    result = run(Clusters(), Recipe("clusters", epochs=15, optimizer=optimizer, method="meprop", k=8))
     assert result.final_dev > 80
 
 
 def test_the_first_of_the_best_evaluations_is_tested_and_counts():
     task = Clusters()
     task.devs = [50.0, 70.0, 60.0, 70.0, 65.0]
-    result = run(task, RunSettings(epochs=5))
+    result = run(task, Recipe("clusters", epochs=5))
     assert task.evaluated == ["dev", "test", "dev", "test", "dev", "dev", "dev"]
     assert (result.best_step, result.iterations, result.best_dev, result.final_dev) == (40, 2.0, 70.0, 65.0)
     assert result.history[1].test == result.test_at_best
@@ -137,9 +136,9 @@ def test_the_first_of_the_best_evaluations_is_tested_and_counts():
 def test_the_best_may_have_to_wait():
     task = Clusters()
     task.devs = [90.0, 70.0, 60.0, 75.0]
-    assert run(task, RunSettings(epochs=4, best_after=1)).best_dev == 75.0
+    assert run(task, Recipe("clusters", epochs=4, best_after=1)).best_dev == 75.0
     task.devs = [40.0]
-    assert run(task, RunSettings(steps=3, best_after=1)).best_dev == 40.0
+    assert run(task, Recipe("clusters", steps=3, best_after=1)).best_dev == 40.0
 
 
 @pytest.mark.parametrize(
@@ -153,25 +152,25 @@ def test_the_best_may_have_to_wait():
     ],
 )
 def test_when_it_evaluates(settings, steps):
-    result = run(Clusters(), RunSettings(**settings))
+    result = run(Clusters(), Recipe("clusters", **settings))
     assert [found.step for found in result.history] == steps
     assert [found.epoch for found in result.history] == [step / 20 for step in steps]
 
 
 def test_evaluations_do_not_change_training():
-    few = run(Clusters(), RunSettings(epochs=2))
-    many = run(Clusters(), RunSettings(epochs=2, evaluations=7))
+    few = run(Clusters(), Recipe("clusters", epochs=2))
+    many = run(Clusters(), Recipe("clusters", epochs=2, evaluations=7))
     assert same(parameters(few), parameters(many))
     assert few.history[-1].loss != many.history[-1].loss  # since the evaluation before
 
 
-ALGORITHMS = {
-    "dense": (Method(), None),
-    "meprop": (Method("meprop", 4), None),
-    "random": (Method("random-unified", 4), None),
-    "mesimp": (Method("meprop", 6), Simplification(rate=0.2, prunes=2, simplify=1, normal=1)),
-    "meact": (Method(), Activation(share=0.03, pretrain=1)),
-    "schedule": (Method("meprop", 16), ScheduledK(2, "cosine")),
+RECIPES = {
+    "dense": {},
+    "meprop": {"method": "meprop", "k": 4},
+    "random": {"method": "random-unified", "k": 4},
+    "mesimp": {"method": "mesimp", "k": 6, "details": {"rate": 0.2, "prunes": 2, "simplify": 1, "normal": 1}},
+    "meact": {"method": "meact", "details": {"share": 0.03, "pretrain": 1}},
+    "schedule": {"method": "meprop", "k": 16, "algorithm": "schedule", "details": {"end": 2, "shape": "cosine"}},
 }
 
 
@@ -179,11 +178,10 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
 def test_resumed_after_any_step_it_ends_the_same(tmp_path, name, optimizer):
-    method, algorithm = ALGORITHMS[name]
-    settings = RunSettings(epochs=4, evaluations=2, method=method, algorithm=algorithm, optimizer=optimizer)
+    settings = Recipe("clusters", epochs=4, evaluations=2, optimizer=optimizer, **RECIPES[name])
     whole = run(Clusters(), settings, checkpoint=tmp_path / "whole.pt")
     path = tmp_path / "checkpoint.pt"
     stops = [1, 9, 10, 11, 20, 21, 33, 40, 41, 55, 79, 80]
@@ -206,8 +204,8 @@ def test_resumed_after_any_step_it_ends_the_same(tmp_path, name, optimizer):
 
 
 def test_simplification_removes_neurons_and_tells_sizes():
-    algorithm = Simplification(rate=0.2, prunes=2, simplify=2, normal=1)
-    result = run(Clusters(), RunSettings(epochs=3, method=Method("meprop", 6), algorithm=algorithm, best_after=2))
+    details = {"rate": 0.2, "prunes": 2, "simplify": 2, "normal": 1}
+    result = run(Clusters(), Recipe("clusters", epochs=3, method="mesimp", k=6, details=details, best_after=2))
     sizes = [found.figures["size"] for found in result.history]
     assert 32 > sizes[0] > sizes[1] == sizes[2]
     assert result.model.linear0.out_features == result.figures["size linear0"]
@@ -216,27 +214,28 @@ def test_simplification_removes_neurons_and_tells_sizes():
 
 
 def test_activation_masks_after_its_epochs():
-    result = run(Clusters(), RunSettings(epochs=3, algorithm=Activation(share=0.03, pretrain=2)))
+    result = run(Clusters(), Recipe("clusters", epochs=3, algorithm="meact", details={"share": 0.03, "pretrain": 2}))
     assert [found.figures for found in result.history[:2]] == [{}, {}]
     assert 0 < result.history[2].figures["size"] < 32
 
 
 def test_a_schedule_ends_where_it_should():
-    result = run(Clusters(), RunSettings(epochs=2, method=Method("meprop", 0.5), algorithm=ScheduledK(0.25)))
+    schedule = {"algorithm": "schedule", "details": {"end": 0.25}}
+    result = run(Clusters(), Recipe("clusters", epochs=2, method="meprop", k=0.5, **schedule))
     assert result.history[-1].figures["k linear1"] == pytest.approx(0.25, abs=0.01)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     path = tmp_path / "c.pt"
-    run(Clusters(), RunSettings(epochs=1), checkpoint=path)
-    for task, settings, word in (
-        (Clusters(), RunSettings(epochs=1, seed=2), "seed is 1 and not 2"),
-        (Clusters(hidden=16), RunSettings(epochs=1), "hidden is 32 and not 16"),
-        (Clusters(), RunSettings(epochs=1, method=Method("meprop", 4)), "method is 'dense'"),
-        (Clusters(), RunSettings(epochs=2, algorithm=Activation(pretrain=1)), "epochs is 1 and not 2"),
+    run(Clusters(), Recipe("clusters", epochs=1), checkpoint=path)
+    for task, changes, seed, word in (
+        (Clusters(), {}, 2, "seed is 1 and not 2"),
+        (Clusters(hidden=16), {}, 1, "hidden is 32 and not 16"),
+        (Clusters(), {"method": "meprop", "k": 4}, 1, "method is 'dense'"),
+        (Clusters(), {"epochs": 2, "algorithm": "meact", "details": {"pretrain": 1}}, 1, "epochs is 1 and not 2"),
     ):
         with pytest.raises(UserError, match=word):
-            run(task, settings, checkpoint=path)
+            run(task, Recipe("clusters", **{"epochs": 1, **changes}), seed, checkpoint=path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a file of torch", b"\x80\x02}q\x00."])
@@ -244,20 +243,20 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
     path = tmp_path / "c.pt"
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
-        run(Clusters(), RunSettings(epochs=1), checkpoint=path)
+        run(Clusters(), Recipe("clusters", epochs=1), checkpoint=path)
 
 
 def test_a_truncated_checkpoint_is_one_line(tmp_path):
     path = tmp_path / "c.pt"
-    run(Clusters(), RunSettings(steps=1), checkpoint=path)
+    run(Clusters(), Recipe("clusters", steps=1), checkpoint=path)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(UserError, match="is damaged"):
-        run(Clusters(), RunSettings(steps=1), checkpoint=path)
+        run(Clusters(), Recipe("clusters", steps=1), checkpoint=path)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
-        run(Clusters(), RunSettings(steps=1), checkpoint=tmp_path / "missing" / "c.pt")
+        run(Clusters(), Recipe("clusters", steps=1), checkpoint=tmp_path / "missing" / "c.pt")
 
 
 def test_progress_and_checkpoints_follow_the_clock(tmp_path):
@@ -272,7 +271,7 @@ def test_progress_and_checkpoints_follow_the_clock(tmp_path):
 
     run(
         Clusters(),
-        RunSettings(epochs=2),
+        Recipe("clusters", epochs=2),
         checkpoint=path,
         save_s=15,
         progress=told.append,
@@ -290,21 +289,25 @@ def test_progress_and_checkpoints_follow_the_clock(tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: RunSettings(optimizer="adm"), "no optimizer 'adm'"),
-        (lambda: RunSettings(epochs=0), "epochs must be an integer of at least 1, not 0"),
-        (lambda: RunSettings(steps=0), "steps must be"),
-        (lambda: RunSettings(seed=-1), "seed must be"),
-        (lambda: RunSettings(evaluations=True), "evaluations must be"),
-        (lambda: RunSettings(epochs=3, best_after=3), "best-after 3 leaves no evaluation"),
-        (lambda: Method("top", 3), "no method 'top'"),
-        (lambda: Method("meprop"), "needs k"),
-        (lambda: Method("meprop", 0), "not 0"),
-        (lambda: Method("dense", 3), "dense has no k"),
-        (lambda: Method("meprop", 3, "sparse"), "gradient must be"),
+        (lambda: Recipe("clusters", optimizer="adm"), "no optimizer 'adm'"),
+        (lambda: Recipe("clusters", epochs=0), "epochs must be an integer of at least 1, not 0"),
+        (lambda: Recipe("clusters", steps=0), "steps must be"),
+        (lambda: run(Clusters(), Recipe("clusters"), -1), "seed must be"),
+        (lambda: Recipe("clusters", evaluations=True), "evaluations must be"),
+        (lambda: Recipe("clusters", epochs=3, best_after=3), "best-after 3 leaves no evaluation"),
+        (lambda: Recipe("clusters", method="top", k=3), "no method 'top'"),
+        (lambda: Recipe("clusters", method="meprop"), "needs k"),
+        (lambda: Recipe("clusters", method="meprop", k=0), "not 0"),
+        (lambda: Recipe("clusters", method="meprop", k=True), "not True"),
+        (lambda: Recipe("clusters", method="meprop", k=1.5), "not 1.5"),
+        (lambda: Recipe("clusters", method="dense", k=3), "dense has no k"),
+        (lambda: Recipe("clusters", method="meprop", k=3, gradient="sparse"), "gradient must be"),
         (lambda: Simplification(rate=0), "rate must lie"),
         (lambda: Simplification(prunes=0), "prunes must be"),
         (lambda: Activation(share=1.0), "share must lie"),
         (lambda: Activation(pretrain=0), "pretrain must be"),
+        (lambda: Activation(pretrain=1.5), "pretrain must be"),
+        (lambda: Simplification(spacing=0), "spacing must be"),
         (lambda: ScheduledK(3, "square"), "shape must be"),
     ],
 )
@@ -316,23 +319,23 @@ def test_settings_that_make_no_sense(make, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"algorithm": Simplification()}, "meSimp does not fit: there is no layer to simplify"),
-        ({"algorithm": Simplification(), "method": Method("random", 3)}, "activeness needs the selection"),
-        ({"algorithm": Activation(pretrain=2), "epochs": 2}, "leaves meAct nothing"),
-        ({"algorithm": ScheduledK(3)}, "a schedule of k does not fit"),
-        ({"algorithm": ScheduledK(0.5), "method": Method("meprop", 3)}, "both be counts"),
-        ({"method": Method("meprop", 3, "rows")}, "adam does not take row gradients"),
-        ({"method": Method("meprop", 3, kernel="gahter")}, "the method meprop does not fit"),
+        ({"algorithm": "mesimp"}, "meSimp does not fit: there is no layer to simplify"),
+        ({"algorithm": "mesimp", "method": "random", "k": 3}, "activeness needs the selection"),
+        ({"algorithm": "meact", "details": {"pretrain": 2}, "epochs": 2}, "leaves meAct nothing"),
+        ({"algorithm": "schedule", "details": {"end": 3}}, "a schedule of k does not fit"),
+        ({"algorithm": "schedule", "details": {"end": 0.5}, "method": "meprop", "k": 3}, "both be counts"),
+        ({"method": "meprop", "k": 3, "gradient": "rows"}, "adam does not take row gradients"),
+        ({"method": "meprop", "k": 3, "kernel": "gahter"}, "the method meprop does not fit"),
     ],
 )
 def test_what_does_not_fit(settings, words):
     with pytest.raises(UserError, match=words):
-        run(Clusters(), RunSettings(**settings))
+        run(Clusters(), Recipe("clusters", **settings))
 
 
 def test_rows_train_as_dense_gradients_do():
     sides = [
-        run(Clusters(), RunSettings(epochs=2, optimizer="adagrad", method=Method("unified", 8, gradient)))
+        run(Clusters(), Recipe("clusters", epochs=2, optimizer="adagrad", method="unified", k=8, gradient=gradient))
         for gradient in ("dense", "rows")
     ]
     for p, q in zip(*map(parameters, sides), strict=True):
@@ -341,12 +344,18 @@ def test_rows_train_as_dense_gradients_do():
 
 def test_a_description_tells_trainings_apart():
     task = Clusters()
-    told = describe(task, RunSettings(method=Method("meprop", 4), algorithm=Simplification(rate=0.3)))
+    recipe = Recipe("clusters", method="meprop", k=4, algorithm="mesimp", details={"rate": 0.3})
+    told = describe(task, recipe, 1)
     assert told["task"] == "clusters"
     assert told["k"] == 4
     assert told["algorithm"] == "Simplification"
     assert told["rate"] == 0.3
     assert told["seed"] == 1
+    # As checkpoints and settings.json have had it since they exist: those are gone on with.
+    assert told.keys() - task.options.keys() == {
+        "task", "optimizer", "epochs", "steps", "seed", "evaluations", "best_after", "method", "k", "gradient",
+        "kernel", "algorithm", "rate", "prunes", "simplify", "normal", "count_zeros",
+    }  # fmt: skip
 
 
 def test_a_task_without_numbers_says_so():
@@ -354,7 +363,7 @@ def test_a_task_without_numbers_says_so():
         numbers = Task.numbers
 
     with pytest.raises(UserError, match="does not number its examples"):
-        run(Anonymous(), RunSettings(epochs=2, algorithm=Activation(pretrain=1)))
+        run(Anonymous(), Recipe("clusters", epochs=2, algorithm="meact", details={"pretrain": 1}))
 
 
 def test_a_model_that_diverges_has_a_loss_of_null():

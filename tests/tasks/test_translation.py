@@ -13,11 +13,10 @@ from torch import nn
 from meprop_bench import cli
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.nn import MePropLSTM
-from meprop_bench.tasks.algorithm import Alternation
 from meprop_bench.tasks.pieces import BOS, EOS, PAD
 from meprop_bench.tasks.pos import POS
-from meprop_bench.tasks.run import RunSettings, run
-from meprop_bench.tasks.task import Method
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.run import run
 from meprop_bench.tasks.translation import ToyTranslation, Translation
 
 pytest.importorskip("sentencepiece")
@@ -99,7 +98,7 @@ def test_padding_changes_no_loss(task):
 def test_every_lstm_is_sparsified_and_nothing_else(task):
     model = task.build(1)
     kinds = {name: type(layer) for name, layer in model.named_modules()}
-    task.sparsify(model, Method("meprop", 0.25))
+    task.sparsify(model, Recipe("toy-translation", method="meprop", k=0.25))
     changed = {name for name, layer in model.named_modules() if type(layer) is not kinds[name]}
     assert changed == {"encoder.lstm", "decoder.lstm"}
     assert isinstance(model.encoder.lstm, MePropLSTM)
@@ -130,12 +129,12 @@ def test_beam_and_length_penalty_reach_the_search(options, monkeypatch):
     assert seen == {"beam": 3, "length_penalty": 0.5, "max_length": 2 * len(task.source.encode("Hund ruft .")) + 10}
 
 
-def _trained(files, method=None, algorithm=None):
+def _trained(files, **recipe):
     """Return the task and what 16 epochs at a rate for models of this size make of it."""
     task = Translation(batch=8, hidden=32, embedding=16, layers=1, vocabulary=60, beam=3, files=files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Translation, "rates", {"adam": 0.05})
-        return task, run(task, RunSettings(method=method or Method(), algorithm=algorithm, epochs=16))
+        return task, run(task, Recipe("translation", epochs=16, **recipe))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +147,8 @@ def test_it_learns(dense):
 
 
 def test_it_learns_sparsified_by_turns(parallel_files):
-    assert _trained(parallel_files, Method("meprop", 0.25), Alternation())[1].test_at_best > 50
+    _, result = _trained(parallel_files, method="meprop", k=0.25, algorithm="alternating")
+    assert result.test_at_best > 50
 
 
 def test_translations_are_in_the_order_of_their_sentences(dense):
@@ -161,7 +161,7 @@ def test_translations_are_in_the_order_of_their_sentences(dense):
 
 
 def test_parts_take_turns_and_a_resumed_training_keeps_them(task, tmp_path):
-    settings = RunSettings(method=Method("meprop", 0.25), algorithm=Alternation(), epochs=3, evaluations=2)
+    settings = Recipe("toy-translation", method="meprop", k=0.25, algorithm="alternating", epochs=3, evaluations=2)
     whole = run(task, settings)
     turns = [(found.figures["k encoder.lstm"], found.figures["k decoder.lstm"]) for found in whole.history]
     assert turns == [(0.25, 1), (0.25, 1), (1, 0.25), (1, 0.25), (0.25, 1), (0.25, 1)]
@@ -179,10 +179,10 @@ def test_parts_take_turns_and_a_resumed_training_keeps_them(task, tmp_path):
 
 def test_who_cannot_take_turns(task, treebank_files):
     with pytest.raises(UserError, match="taking turns does not fit: no layer of Encoder has a k"):
-        run(task, RunSettings(algorithm=Alternation(), epochs=1))
+        run(task, Recipe("toy-translation", algorithm="alternating", epochs=1))
     tagging = POS(batch=4, hidden=4, files=treebank_files)
     with pytest.raises(UserError, match="the task pos has no parts that could take turns"):
-        run(tagging, RunSettings(method=Method("meprop", 2), algorithm=Alternation(), epochs=1))
+        run(tagging, Recipe("toy-translation", method="meprop", k=2, algorithm="alternating", epochs=1))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_fewer_examples(options):
 
 def test_made_up_sentences(options):
     task = ToyTranslation(hidden=8, layers=1)
-    assert (task.examples, task.embedding, task.name) == (400, 8, "toy-translation")
+    assert (task.examples, task.options["embedding"], task.name) == (400, 8, "toy-translation")
     assert 0 <= task.evaluate(task.build(1), "dev") < 20
     assert ToyTranslation(**options).examples == 88
 

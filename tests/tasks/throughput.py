@@ -26,7 +26,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from meprop_bench.stats import paired_ratio
 from meprop_bench.tasks import load_task
-from meprop_bench.tasks.run import RunSettings, run
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.run import run
 from meprop_bench.tasks.task import Task
 
 _TASKS: dict[str, tuple[dict[str, int], int]] = {
@@ -109,10 +110,10 @@ def _pairs(name: str) -> list[tuple[float, float]]:
     options, steps = _TASKS[name]
     task = load_task(name, **options)
     task.evaluate = lambda *_: 0.0  # type: ignore[method-assign]  # it is not of the loop
-    settings = RunSettings(steps=steps, epochs=1)
+    recipe = Recipe(name, options, steps=steps, epochs=1)
     found = []
     for turn in range(1 + _TURNS):
-        sides: list[Callable[[], float]] = [lambda: _plain_s(name, task, steps), lambda: run(task, settings).seconds]
+        sides: list[Callable[[], float]] = [lambda: _plain_s(name, task, steps), lambda: run(task, recipe).seconds]
         order = (0, 1) if turn % 2 else (1, 0)
         seconds = {side: sides[side]() for side in order}
         found.append((seconds[0], seconds[1]))

@@ -1,4 +1,4 @@
-"""The ledger of claims, `reports/PAPERS.md`: what the papers claim, what stored results say about it, and why.
+"""The page of claims, `reports/PAPERS.md`: what the papers claim, what stored results say about it, and why.
 
 It is made from results folders alone, so that anybody can make it again, and CI can see whether it is what the folders
 give. Of several folders of a table the widest scale counts, and of equal ones the latest. A report of several runs, as
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from meprop_bench.errors import UserError
 from meprop_bench.paper.experiment import reasons
 from meprop_bench.paper.folder import PaperDocument, read
 from meprop_bench.paper.published import published
@@ -18,7 +17,7 @@ from meprop_bench.paper.scale import SCALES
 from meprop_bench.report.markdown import escaped
 from meprop_bench.results.store import Store
 
-__all__ = ["as_ledger", "best_results"]
+__all__ = ["as_overview", "best_results"]
 
 
 def best_results(root: Path) -> Mapping[str, PaperDocument]:
@@ -36,7 +35,6 @@ def _best(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
         if not (folder / "environment.json").is_file():
             continue
         document = read(Store.open(folder))
-        assert document.evidence is not None
         run = document.evidence.experiment
         rank = (SCALES.index(run.scale), document.started, folder.name)
         if run.table.table_id not in found or found[run.table.table_id][0] < rank:
@@ -44,8 +42,8 @@ def _best(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
     return {table_id: (folder, document) for table_id, (_, folder, document) in found.items()}
 
 
-def as_ledger(root: Path, tables: Iterable[str] | None = None) -> str:
-    """Return the ledger as Markdown.
+def as_overview(root: Path, tables: Iterable[str] | None = None) -> str:
+    """Return the page as Markdown.
 
     Args:
         root: where the results folders are.
@@ -74,14 +72,11 @@ def _summary(table_id: str, result: tuple[Path, PaperDocument] | None) -> str:
     if result is None:
         return f"| {table_id} | not run | |"
     place, document = result
-    assert document.evidence is not None
     scale = document.evidence.experiment.scale
     return f"| {table_id} | [{scale}]({place.as_posix()}/README.md) | {document.outcome} |"
 
 
 def _section(table_id: str, place: Path, document: PaperDocument) -> str:
-    if document.evidence is None:
-        raise UserError(f"{document.title} holds no evidence")
     run = document.evidence.experiment
     lines = [
         f"| {escaped(claim.part)} | {escaped(claim.row)}: {escaped(claim.says)} | {escaped(claim.paper)} "

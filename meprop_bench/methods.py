@@ -1,0 +1,40 @@
+"""The methods by name, one line each: what becomes of a model's layers, and what goes along with their training.
+
+A method of somebody else's is a module with a `convert` like that of `nn`, or an algorithm in `tasks.algorithm`, and a
+line here: `train`, `parity`, the papers' tables and the accuracies of sweeps have it then. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's name stands for.
+
+    Attributes:
+        selection: which entries of dy survive (`ops.selection.SELECTIONS`); None leaves every layer dense.
+        algorithm: what goes along with training, a key of `tasks.algorithm.ALGORITHMS`.
+        module: whose `convert(model, *, k, selection, sparse, kernel, kinds)` changes the layers.
+
+    """
+
+    selection: str | None = None
+    algorithm: str | None = None
+    module: str = "meprop_bench.nn"
+
+
+METHODS: Mapping[str, Method] = {
+    "dense": Method(),  # the baseline
+    "meprop": Method("example"),
+    "unified": Method("unified"),
+    "random": Method("random"),
+    "random-unified": Method("random-unified"),
+    "mesimp": Method("example", "mesimp"),
+    "meact": Method(None, "meact"),
+}
+"""Name, as the papers have it where they do -> what it stands for."""

@@ -1,0 +1,91 @@
+"""The optimizers by name: class, settings, and what each can do. Nothing here loads torch until one is made.
+
+SparseAdam is left out: it moves only the rows that it is given, which is another algorithm than Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from meprop_bench.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["OPTIMIZERS", "Optimizer", "make_optimizer"]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Where a class is, its settings, the devices with a fused step, and whether it takes weight gradients as rows."""
+
+    module: str
+    name: str
+    settings: Mapping[str, Any]
+    fused: tuple[str, ...] = ()
+    rows: bool = False
+
+
+_ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+_EVERYWHERE = ("cpu", "cuda")
+
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    # The papers' settings (ICML 2017, section 4.1); AdaGrad's rate is the one they give for MNIST.
+    "adam": Optimizer("torch.optim", "Adam", _ADAM, _EVERYWHERE),
+    # Its epsilon stands under the root, g / sqrt(sum of g² + 1e-6), as in the parser of Chen and Manning (2014),
+    # from which the papers have the number. With torch's `eps`, which is added to the root, every weight's first
+    # step would be the rate.
+    "adagrad": Optimizer(
+        "torch.optim", "Adagrad", {"lr": 0.1, "initial_accumulator_value": 1e-6, "eps": 0.0}, ("cpu",), rows=True
+    ),
+    # Not in the papers: the cheapest update there is. The rate is where the papers' MLP learns MNIST well.
+    "sgd": Optimizer("torch.optim", "SGD", {"lr": 0.1}, _EVERYWHERE, rows=True),
+    # Not in the papers either, and other algorithms than dense Adam, at its settings: see `meprop_bench.optim`.
+    "rowadam": Optimizer("meprop_bench.optim", "RowAdam", _ADAM, rows=True),
+    "rowadamw": Optimizer("meprop_bench.optim", "RowAdamW", {**_ADAM, "weight_decay": 1e-2}, rows=True),
+}
+
+
+def make_optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    gradient: str = "dense",
+    fused: bool = False,
+    rate: float | None = None,
+) -> torch.optim.Optimizer:
+    """Return an unmodified optimizer of torch, or one of this package for rows, with the papers' settings.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        parameters: what it moves.
+        gradient: "dense", or "rows" when some weights get a row-sparse gradient.
+        fused: take torch's fused step where there is one: the same mathematics, rounded otherwise, in one pass over the
+            parameters, which is several times as fast. Those for rows have none.
+        rate: learning rate, for a task whose rate is another one than that of MNIST.
+
+    Raises:
+        UserError: an unknown name, or an optimizer that cannot take row gradients.
+
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"there is no optimizer {name!r}: choose from {', '.join(OPTIMIZERS)}")
+    if gradient not in ("dense", "rows"):
+        raise ValueError(f"gradient must be 'dense' or 'rows', not {gradient!r}")
+    chosen = OPTIMIZERS[name]
+    if gradient == "rows" and not chosen.rows:
+        able = ", ".join(other for other, each in OPTIMIZERS.items() if each.rows)
+        raise UserError(
+            f"{name} does not take row gradients (it moves every row at every step): use {able}, or dense gradients"
+        )
+    parameters, settings = list(parameters), dict(chosen.settings)
+    if rate is not None:
+        settings["lr"] = rate
+    if fused and gradient == "dense" and all(p.device.type in chosen.fused for p in parameters):
+        settings["fused"] = True
+    optimizer: torch.optim.Optimizer = getattr(import_module(chosen.module), chosen.name)(parameters, **settings)
+    return optimizer

@@ -1,0 +1,99 @@
+"""What every comparison with dense training is made of, and that all entry points have the same of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from meprop_bench.errors import UserError
+from meprop_bench.stats import mean_difference, non_inferiority
+from meprop_bench.sweep.accuracy import MARGIN, Accuracies, figure, judged, recipe_of, trained
+from meprop_bench.sweep.parity import Comparison
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.run import run
+from meprop_bench.workloads import Case
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+_LEARNING = {
+    "mlp": {"method": "unified", "k": 4},
+    "mesimp": {"method": "mesimp", "k": 2, "rate": 0.5},
+    "meact": {"method": "meact", "share": 0.2},
+}
+
+
+def _case(workload: str = "mlp", **changes: object) -> Case:
+    small = {"data": "digits", "batch": 50, "in_features": 64, "out_features": 16, "threads": 1}
+    return Case(workload=workload, **{**small, **_LEARNING[workload], **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workload", _LEARNING)
+def test_it_depends_on_the_seeds_alone(workload: str) -> None:
+    recipe = recipe_of(_case(workload), 90)
+    torch.manual_seed(7)
+    first = trained(recipe, [1, 2])
+    torch.manual_seed(8)
+    assert trained(recipe, [1, 2]) == first
+    assert first != trained(recipe.dense(), [1, 2])
+
+
+def test_all_of_them_have_the_same_dense_side() -> None:
+    dense = [trained(recipe_of(_case(workload), 60).dense(), [1]) for workload in _LEARNING]
+    assert dense[0] == dense[1] == dense[2] == trained(recipe_of(_case(k=16), 60), [1])
+
+
+def test_meact_needs_an_epoch_to_fix_its_neurons_in() -> None:
+    with pytest.raises(UserError, match="nothing of 20 steps"):
+        trained(recipe_of(_case("meact"), 20), [1])
+
+
+def test_removals_are_spaced_and_half_of_the_epochs_settle() -> None:
+    """The digits have 25 steps in an epoch: one removal in each; 90 steps are three whole epochs."""
+    recipes = {workload: recipe_of(_case(workload), 90) for workload in ("mesimp", "meact")}
+    task = recipes["mesimp"].load()
+    running = {}
+    for workload, recipe in recipes.items():
+        model = task.build(1)
+        task.sparsify(model, recipe)
+        assert recipe.along is not None
+        running[workload] = recipe.along.start(task, model, torch.optim.SGD(model.parameters()), 90)
+    assert running["mesimp"].inner.interval == 25 * 50
+    assert running["meact"].pretrain == 1
+
+
+def test_the_figure_of_a_cut_training_is_its_end_and_else_that_of_the_papers() -> None:
+    recipe = Recipe("digits", {"batch": 50, "hidden": 16}, epochs=2)
+    result = run(recipe.load(), recipe)
+    assert figure(recipe, result) == result.test_at_best
+    assert figure(dataclasses.replace(recipe, steps=50), result) == result.final_dev
+
+
+def test_each_distinct_training_is_done_once() -> None:
+    done: list[bool] = []
+
+    def train(sparsified: bool) -> dict[int, float]:
+        done.append(sparsified)
+        return {1: 90.0 + sparsified, 2: 92.0, 3: 91.0}
+
+    accuracies = Accuracies(seeds=3, steps=20)
+    first = accuracies.compare(_case(), train)
+    assert accuracies.compare(_case(gradient="rows", optimizer="sgd"), train).baseline == first.baseline
+    assert done == [True, False] * 2  # another optimizer is another training of both sides
+    for same in ({"kernel": "masked"}, {"allocator": "default"}, {"threads": 2}, {"seed": 5}):
+        assert accuracies.compare(_case(**same), train) == first
+    accuracies.compare(_case(k=5), train)
+    assert done == [True, False, True, False, True]
+    assert (first.task, first.metric, first.steps, first.seeds) == ("digits", "accuracy_percent", 20, (1, 2, 3))
+    assert first.method == (91.0, 92.0, 91.0)
+
+
+def test_one_judgement_with_one_margin() -> None:
+    recipe, pairs = Recipe("digits", method="meprop", k=4), {1: (96.0, 95.9), 2: (95.0, 95.1), 5: (96.0, 95.8)}
+    found = judged(recipe, pairs, steps=9, metric="accuracy")
+    interval = mean_difference(list(pairs.values()))
+    assert (found.difference, found.low, found.high) == (interval.estimate, interval.low, interval.high)
+    assert (found.seeds, found.baseline, found.method) == ((1, 2, 5), (96.0, 95.0, 96.0), (95.9, 95.1, 95.8))
+    assert (found.margin, found.verdict) == (MARGIN, non_inferiority(interval, MARGIN))
+    assert Comparison(recipe).margin == MARGIN
