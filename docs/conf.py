@@ -47,7 +47,7 @@ def _resolve_links(_: Sphinx, name: str, source: list[str]) -> None:
         target = Path(os.path.normpath(page.parent / path))
         here = {ROOT / path: ROOT / "docs" / f"{name}.md" for name, path in ELSEWHERE.items()}
         target = here.get(target, target)
-        if target.suffix == ".md" and target.is_relative_to(ROOT / "docs"):
+        if target.suffix in (".md", ".rst") and target.is_relative_to(ROOT / "docs"):
             return f"[{text}]({os.path.relpath(target, (ROOT / 'docs' / name).parent)}{anchor})"
         return f"{text} (`{target.relative_to(ROOT)}`)"
 
