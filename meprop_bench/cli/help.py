@@ -31,7 +31,7 @@ class Grouped(click.Command):
         records = {
             param.opts[-1].removeprefix("--"): record
             for param in self.get_params(ctx)
-            if (record := param.get_help_record(ctx)) is not None
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None
         }
         grouped = {name for names in self.groups.values() for name in names}
         for heading, names in {**self.groups, "Options": [name for name in records if name not in grouped]}.items():
