@@ -1,12 +1,16 @@
 """Sphinx's configuration: `make docs` builds docs/_build/index.html and fails on any warning."""
 
+from __future__ import annotations
+
 import os
 import re
 from pathlib import Path
-
-from sphinx.application import Sphinx
+from typing import TYPE_CHECKING
 
 from meprop_bench import __version__ as release
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 project = "meprop-bench"
 extensions = ["myst_parser", "sphinx_click", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -36,6 +40,17 @@ ELSEWHERE = {
 _LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
+def axes() -> str:
+    """Return the reference of the axes as a table of Markdown: what stands for `{axes}` on a page."""
+    from meprop_bench.results.axes import AXES
+
+    lines = ["| option, key | field of a row | what it is | workloads |", "| --- | --- | --- | --- |"]
+    for name, axis in AXES.items():
+        owners = ", ".join(axis.workloads) if axis.workloads else "all"
+        lines.append(f"| `{name}` | `{axis.stored}` | {axis.help} | {owners} |")
+    return "\n".join(lines)
+
+
 def _resolve_links(_: Sphinx, name: str, source: list[str]) -> None:
     """Make the links of a page lead to pages; a link to any other file of the repository becomes its path."""
     page = ROOT / ELSEWHERE.get(name, f"docs/{name}.md")
@@ -52,6 +67,8 @@ def _resolve_links(_: Sphinx, name: str, source: list[str]) -> None:
         return f"{text} (`{target.relative_to(ROOT)}`)"
 
     source[0] = _LINK.sub(resolved, page.read_text(encoding="utf-8"))
+    if "{axes}" in source[0]:
+        source[0] = source[0].replace("{axes}", axes())
 
 
 def setup(app: Sphinx) -> None:
