@@ -18,6 +18,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"meprop-bench {release}"
 
+smartquotes_action = "qe"  # two hyphens begin an option and stay two
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist", "colon_fence"]
 
