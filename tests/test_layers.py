@@ -1,4 +1,4 @@
-"""The floors of the house (pyproject.toml, [tool.importlinter]): a module imports from lower floors only."""
+"""The layers of the package (pyproject.toml, [tool.importlinter]): a module imports from lower layers only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 
 
-def test_no_module_imports_from_a_higher_floor() -> None:
+def test_no_module_imports_from_a_higher_layer() -> None:
     program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     found = subprocess.run([sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_no_room_is_a_drawer_for_everything() -> None:
+def test_no_package_is_a_drawer_for_everything() -> None:
     forbidden = {"utils", "util", "helpers", "common", "base", "misc"}
     assert not [path for path in (_ROOT / "meprop_bench").rglob("*") if path.stem in forbidden]
 
