@@ -12,7 +12,7 @@ the loss is averaged over the batch.
 What was measured on MNIST (784-500-500-10, Adam, p = 0.004, one seed): at B = 50 the average active size is 98.4 with
 masks fixed after 1 epoch, 96.1 after 2 and 92.7 after 10; at B = 10 it is 70 after 3 epochs. So p means something else
 for another batch size. The paper's gain in accuracy did not reproduce: at B = 50 the test accuracy was 97.86 before the
-masks and 96.1 to 97.9 in the four epochs after them, and at B = 10 it fell to 82. (`reports/LOG.md`, 2026-11-21.)
+masks and 96.1 to 97.9 in the four epochs after them, and at B = 10 it fell to 82. (`docs/log`, 2026-11-21.)
 
 A masked neuron hands on f(0), which is 0 for ReLU, tanh, GELU and SiLU; a sigmoid would hand on 0.5.
 

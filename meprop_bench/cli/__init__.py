@@ -35,7 +35,7 @@ VERBS = {
     "train": "Train one model of a task.",
     "parity": "Judge whether a method keeps the accuracy of dense training.",
     "gate": "Fail when something got slower, larger or less accurate.",
-    "paper": "Every table of both papers: as printed, and measured here.",
+    "paper": "Show the tables of both papers: as printed, and measured here.",
     "data": "List, fetch and check the data sets.",
     "doctor": "Examine this machine, its software and the configuration.",
 }

@@ -9,7 +9,13 @@ import click
 
 from meprop_bench.results.axes import AXES
 
-__all__ = ["given_axes", "with_axes"]
+__all__ = ["AXIS_GROUPS", "given_axes", "with_axes"]
+
+AXIS_GROUPS = {
+    "Axes of every case": [name for name, axis in AXES.items() if axis.workloads is None],
+    "Axes of some workloads": [name for name, axis in AXES.items() if axis.workloads is not None],
+}
+"""Headings of their options in a help text."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

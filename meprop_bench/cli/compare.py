@@ -15,18 +15,23 @@ from pathlib import Path
 
 import click
 
+from meprop_bench.cli.help import examples
 from meprop_bench.cli.output import with_format, write
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]
 
 
-@click.command(name="compare", short_help="Compare two stored results of the same cases.")
+@click.command(
+    name="compare",
+    short_help="Compare two stored results of the same cases.",
+    epilog=examples("meprop-bench compare reports/before reports/after --format md"),
+)
 @click.argument("base", metavar="BASE", type=click.Path(path_type=Path))
 @click.argument("head", metavar="HEAD", type=click.Path(path_type=Path))
 @with_format("table", "json", "md", "csv")
 @click.option(
-    "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say how."
+    "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say in what."
 )
 def command(base: Path, head: Path, form: str, across_environments: bool) -> int:
     """Compare two results folders, case by case: the sparse times, and the speed-ups over dense.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.cli.help import examples
 from meprop_bench.cli.output import console
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.group(name="data", short_help="List, fetch and check the data sets.")
+@click.group(
+    name="data",
+    short_help="List, fetch and check the data sets.",
+    epilog=examples("meprop-bench data list", "meprop-bench data fetch mnist"),
+)
 def command() -> None:
     """List, fetch and check the data sets.
 
@@ -35,7 +40,7 @@ def command() -> None:
     """
 
 
-@command.command(name="list")
+@command.command(name="list", epilog=examples("meprop-bench data list"))
 def list_() -> None:
     """Show every data set, and what of it is here."""
     from rich.table import Table
@@ -63,16 +68,16 @@ def list_() -> None:
     click.echo(f"data folder: {folder} ({chosen_by})")
 
 
-@command.command()
+@command.command(epilog=examples("meprop-bench data fetch mnist"))
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="Download files that are here and whole, too.")
+@click.option("--force", is_flag=True, help="Download files again even if they are complete.")
 @click.option(
     "--deadline",
     type=float,
     default=1800.0,
     show_default=True,
     metavar="SECONDS",
-    help="Give up on a data set that is not here by then.",
+    help="Give up on a data set after so many seconds.",
 )
 def fetch(names: tuple[str, ...], force: bool, deadline: float) -> None:
     """Download data sets, verified, into the data folder. An interrupted download goes on where it stopped."""
@@ -91,7 +96,7 @@ def fetch(names: tuple[str, ...], force: bool, deadline: float) -> None:
         click.echo(f"{source.name}: {len(fetched)} fetched, {here} already here, in {folder / source.name}")
 
 
-@command.command()
+@command.command(epilog=examples("meprop-bench data check", "meprop-bench data check mnist"))
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def check(names: tuple[str, ...]) -> None:
     """Verify the SHA-256 of every file of the data sets named, else of those that are here.

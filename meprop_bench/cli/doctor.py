@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.cli.help import examples
 from meprop_bench.cli.output import as_record, complaining, console, with_format, write
 from meprop_bench.errors import ExitCode
 
@@ -39,9 +40,15 @@ _WIDE = 160
 """Columns where no terminal says how many."""
 
 
-@click.command(name="doctor", short_help="Examine this machine, its software and the configuration.")
+@click.command(
+    name="doctor",
+    short_help="Examine this machine, its software and the configuration.",
+    epilog=examples("meprop-bench doctor", "meprop-bench doctor --fast --format json"),
+)
 @click.argument("presets", metavar="[PRESET]...", nargs=-1)
-@click.option("--fast", is_flag=True, help="Leave the noise and the contents of the data out: 3 seconds instead of 7.")
+@click.option(
+    "--fast", is_flag=True, help="Skip the noise measurement and the contents of the data: 3 seconds instead of 7."
+)
 @with_format("table", "json")
 def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
     """Say whether this machine can be trusted to measure, what is missing, and what is wrong in the configuration.

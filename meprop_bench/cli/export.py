@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from meprop_bench.cli.help import examples
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]
@@ -18,12 +19,16 @@ _MOST = 20
 """Replaced figures that are named."""
 
 
-@click.group(name="export", short_help="Write stored results as those of other tools.")
+@click.group(
+    name="export",
+    short_help="Write stored results as those of other tools.",
+    epilog=examples("meprop-bench export asv reports/2026-11-21_amd-epyc-2c_quick-3"),
+)
 def command() -> None:
     """Write stored results in the files of other tools."""
 
 
-@command.command(name="asv")
+@command.command(name="asv", epilog=examples("meprop-bench export asv reports/2026-11-21_amd-epyc-2c_quick-3"))
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--to",
@@ -31,7 +36,7 @@ def command() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(".asv/results"),
     show_default=True,
-    help="asv's results_dir; what is there stays.",
+    help="asv's results_dir; results that are there stay.",
 )
 @click.option(
     "--repo",
@@ -41,7 +46,7 @@ def command() -> None:
     show_default=True,
     help="The checkout whose commits were measured.",
 )
-@click.option("--dirty", is_flag=True, help="Take results of trees with uncommitted changes as those of their commit.")
+@click.option("--dirty", is_flag=True, help="Accept results of a tree with uncommitted changes as those of its commit.")
 def asv(folders: tuple[Path, ...], results: Path, repository: Path, dirty: bool) -> int:
     """Write results folders as results of asv.
 

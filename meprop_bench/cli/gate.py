@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.help import Grouped, examples
 from meprop_bench.cli.output import complaining, console, with_format, write
 from meprop_bench.errors import UserError
 
@@ -43,33 +44,66 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
 """Ending of an --output file -> its format."""
 
 
-@click.command(name="gate", short_help="Fail when something got slower, larger or less accurate.")
-@click.option("--base", metavar="REV", help="Measure against this revision.")
-@click.option("--head", metavar="REV", help="What is judged [default: the work tree, uncommitted changes included].")
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Compare with stored results.")
+@click.command(
+    name="gate",
+    cls=Grouped,
+    short_help="Fail when something got slower, larger or less accurate.",
+    groups={
+        "Revisions": ("base", "head", "self-test", "preset", "budget", "pairs"),
+        "Stored results": ("baseline", "candidate", "ratios-only"),
+        "Judgement": (
+            "cases",
+            "report-only",
+            "margin",
+            "accuracy-margin",
+            "least-time",
+            "confidence",
+        ),
+        "Output": ("format", "output", "suite"),
+    },
+    epilog=examples(
+        "meprop-bench gate --base main",
+        "meprop-bench gate --base main --head topic --margin 0.1 --output gate.md",
+        "meprop-bench gate --baseline before.json --candidate after.json",
+        "meprop-bench gate --self-test",
+    ),
+)
+@click.option("--base", metavar="REV", help="Revision to measure against.")
+@click.option(
+    "--head", metavar="REV", help="Revision that is judged [default: the work tree, uncommitted changes included]."
+)
+@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Stored results to compare with.")
 @click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
 @click.option(
-    "--self-test", is_flag=True, help="Measure the head against itself, and slowed: what can be promised here."
+    "--self-test",
+    is_flag=True,
+    help="Measure the head against itself, and against itself slowed: what the gate can promise here.",
 )
-@click.option("--ratios-only", is_flag=True, help="Of files, compare sparse/dense ratios alone: of any environments.")
+@click.option(
+    "--ratios-only", is_flag=True, help="Of stored results, compare only sparse/dense ratios, from any environments."
+)
 @click.option("--preset", metavar="NAME", help="Cases to measure: a preset, or a TOML file [default: gate].")
 @click.option("--cases", multiple=True, metavar="GLOB", help="Judge only these; repeatable.")
-@click.option("--report-only", multiple=True, metavar="GLOB", help="Show these, and do not decide by them; repeatable.")
+@click.option("--report-only", multiple=True, metavar="GLOB", help="Show these without deciding by them; repeatable.")
 @click.option(
     "--margin",
     type=float,
     metavar="SHARE",
-    help="How much may be lost [default: 0.05 of times and ratios, 0.01 of sizes and counts].",
+    help="Loss that is accepted [default: 0.05 for times, 0.075 for ratios, 0.01 for sizes and counts].",
 )
-@click.option("--accuracy-margin", type=float, metavar="POINTS", help="Accuracy that may be lost [default: 0.5].")
-@click.option("--least-time", type=float, metavar="SECONDS", help="Least difference of times that counts [default: 0].")
-@click.option("--confidence", type=float, metavar="SHARE", help="Of the intervals [default: 0.95].")
-@click.option("--budget", type=float, metavar="SECONDS", help="Measuring for a case at most [default: 150].")
-@click.option("--pairs", type=int, metavar="N", help="Pairs of processes for a case at most [default: 32].")
+@click.option(
+    "--accuracy-margin", type=float, metavar="POINTS", help="Loss of accuracy that is accepted [default: 0.5]."
+)
+@click.option(
+    "--least-time", type=float, metavar="SECONDS", help="Smallest difference of times that counts [default: 0]."
+)
+@click.option("--confidence", type=float, metavar="SHARE", help="Confidence level of the intervals [default: 0.95].")
+@click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring of a case [default: 150].")
+@click.option("--pairs", type=int, metavar="N", help="Most pairs of processes for a case [default: 32].")
 @click.option(
     "--suite",
     metavar="NAME",
-    help="Tells this gate's comment from that of others [default: the GitHub job, and the preset or the baseline].",
+    help="Name of this gate's pull-request comment [default: the GitHub job, and the preset or the baseline].",
 )
 @with_format("table", "json", "md", "junit")
 @click.option(
@@ -78,7 +112,7 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"Write a file as well, its format by its ending ({', '.join(_FORMATS)}); repeatable.",
+    help=f"Also write a file, in the format of its ending ({', '.join(_FORMATS)}); repeatable.",
 )
 def command(
     base: str | None,

@@ -46,7 +46,7 @@ def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         type=click.Choice(forms),
         default=forms[0],
         show_default=True,
-        help="What standard output gets.",
+        help="Format of standard output.",
     )
 
 
@@ -55,7 +55,7 @@ with_out = click.option(
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     default=Path("reports"),
-    help="Where results folders are [default: reports].",
+    help="Folder of the results folders [default: reports].",
 )
 """Gives a verb `--out`: the folder of results folders."""
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.help import Grouped, examples
 from meprop_bench.cli.output import complaining, results_folder, with_out
 from meprop_bench.errors import ExitCode, UserError
 
@@ -36,14 +37,24 @@ _SCALE = click.Choice(["smoke", "short", "full"])
 _PAGE = "PAPERS.md"
 
 
-@click.group(name="paper", short_help="Every table of both papers: as printed, and measured here.")
+@click.group(
+    name="paper",
+    short_help="Show the tables of both papers: as printed, and measured here.",
+    epilog=examples("meprop-bench paper list", "meprop-bench paper run icml:3 --scale smoke"),
+)
 def command() -> None:
     """Show the papers' tables, run them here, and hold what was measured against what was printed."""
 
 
-@command.command(name="list", short_help="The tables, what can be run, how long, and what came of it.")
+@command.command(
+    name="list",
+    short_help="List the tables: what can be run, how long it takes, and what came of it.",
+    epilog=examples("meprop-bench paper list"),
+)
 @with_out
-@click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
+@click.option(
+    "--processes", type=int, metavar="N", help="Trainings that run at the same time [default: the physical cores]."
+)
 def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
     from meprop_bench.paper.overview import best_results
@@ -79,7 +90,11 @@ def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]
     return (smoke, short, full), reasons(found["short"].skipped)
 
 
-@command.command(name="show", short_help="The printed figures of a table, with their settings.")
+@command.command(
+    name="show",
+    short_help="Show the printed figures of a table, with their settings.",
+    epilog=examples("meprop-bench paper show icml:3"),
+)
 @click.argument("table_id", metavar="TABLE")
 def show(table_id: str) -> int:
     """Print a table as the paper has it: figures, settings, notes, and where the papers disagree."""
@@ -107,21 +122,38 @@ def show(table_id: str) -> int:
     return ExitCode.OK
 
 
-@command.command(name="run", short_help="Run a table, and hold the result against the paper.")
+@command.command(
+    name="run",
+    cls=Grouped,
+    short_help="Run a table, and compare the result with the paper.",
+    groups={
+        "What is run": ("scale", "seeds", "device"),
+        "How": ("processes", "deadline", "reuse"),
+        "Output": ("out", "resume"),
+    },
+    epilog=examples(
+        "meprop-bench paper run icml:3 --scale smoke",
+        "meprop-bench paper run tkde:4 --scale short --reuse reports/2026-11-21_amd-epyc-2c_paper-icml-4-short",
+    ),
+)
 @click.argument("table_id", metavar="TABLE")
-@click.option("--scale", type=_SCALE, default="short", show_default=True, help="How much of it.")
+@click.option("--scale", type=_SCALE, default="short", show_default=True, help="How much is trained and timed.")
 @click.option("--seeds", type=int, metavar="N", help="Seeds of each row [default: the scale's].")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N.")
-@click.option("--processes", type=int, metavar="N", help="Trainings at a time [default: the physical cores].")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--processes", type=int, metavar="N", help="Trainings that run at the same time [default: the physical cores]."
+)
 @with_out
-@click.option("--resume", is_flag=True, help="Go on with the latest run of this table that was begun alike.")
-@click.option("--deadline", type=float, metavar="SECONDS", help="Begin nothing that would not be done by then.")
+@click.option("--resume", is_flag=True, help="Continue the latest run of this table with the same settings.")
+@click.option(
+    "--deadline", type=float, metavar="SECONDS", help="Begin nothing that would not be done after so many seconds."
+)
 @click.option(
     "--reuse",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     multiple=True,
-    help="Take the trainings, timed cases and decodings that these results have; several times, if you like.",
+    help="Reuse the trainings, timed cases and decodings of a results folder; repeatable.",
 )
 def run_table(
     table_id: str,
@@ -233,7 +265,14 @@ def _print_document(document: PaperDocument) -> None:
         _print_table(lines)
 
 
-@command.command(name="report", short_help="Write the page of stored results, or that of all claims, anew.")
+@command.command(
+    name="report",
+    short_help="Write the page of stored results, or that of all claims, anew.",
+    epilog=examples(
+        "meprop-bench paper report reports/2026-11-22_amd-epyc-2c_paper-icml-2-short",
+        "meprop-bench paper report --claims",
+    ),
+)
 @click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--claims", is_flag=True, help=f"Write {_PAGE}: one line for each claim, of all stored results.")
 @click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_PAGE} is out of date.")

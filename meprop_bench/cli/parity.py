@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.help import Grouped, examples
 from meprop_bench.cli.output import as_record, complaining, console, live, results_folder, with_format, with_out, write
-from meprop_bench.cli.train import recipe_of, with_recipe
+from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 from meprop_bench.sweep.accuracy import MARGIN
 
@@ -38,16 +39,41 @@ _BUSY = "the accuracies below do not depend on it, the times of the trainings do
 _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "inconclusive"}
 
 
-@click.command(name="parity", short_help="Judge whether a method keeps the accuracy of dense training.")
-@with_recipe
-@click.option("--margin", type=float, default=MARGIN, show_default=True, metavar="POINTS", help="That may be lost.")
-@click.option("--seeds", type=int, default=5, show_default=True, metavar="N", help="Trainings of each side.")
-@click.option(
-    "--processes", type=click.IntRange(1), metavar="N", help="Trainings side by side [default: the physical cores]."
+@click.command(
+    name="parity",
+    cls=Grouped,
+    short_help="Judge whether a method keeps the accuracy of dense training.",
+    groups={
+        **RECIPE_GROUPS,
+        "Comparison": ("margin", "seeds", "processes", "threads"),
+        "Output": ("out", "resume", "format"),
+    },
+    epilog=examples(
+        "meprop-bench parity --task digits --method unified --k 0.1 --epochs 5",
+        "meprop-bench parity --task mnist --method meprop --k 80 --epochs 10 --seeds 3",
+    ),
 )
-@click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="Of each training.")
+@with_recipe
+@click.option(
+    "--margin",
+    type=float,
+    default=MARGIN,
+    show_default=True,
+    metavar="POINTS",
+    help="Points of accuracy that may be lost.",
+)
+@click.option(
+    "--seeds", type=int, default=5, show_default=True, metavar="N", help="Number of seeds: trainings of each side."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Trainings that run at the same time [default: the physical cores].",
+)
+@click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="CPU threads of each training.")
 @with_out
-@click.option("--resume", is_flag=True, help="Go on with the latest run of this comparison.")
+@click.option("--resume", is_flag=True, help="Continue the latest run of this comparison.")
 @with_format("table", "json", "md")
 def command(
     form: str, resume: bool, out: Path, threads: int, processes: int | None, seeds: int, margin: float, **given: Any

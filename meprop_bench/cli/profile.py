@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.axes import given_axes, with_axes
+from meprop_bench.cli.axes import AXIS_GROUPS, given_axes, with_axes
+from meprop_bench.cli.help import Grouped, examples
 from meprop_bench.cli.output import as_record, complaining, with_format, write
 from meprop_bench.errors import ExitCode, UserError
 
@@ -33,17 +34,26 @@ _K = 30
 """Where nothing is said and `speedup` measures several."""
 
 
-@click.command(name="profile", short_help="Show where the time of one step goes, and why it is not less.")
+@click.command(
+    name="profile",
+    cls=Grouped,
+    short_help="Show where the time of one step goes, and why it is not less.",
+    groups={**AXIS_GROUPS, "Profile": ("search", "trace", "format")},
+    epilog=examples(
+        "meprop-bench profile --method unified --k 30 --in-features 784 --hidden 500",
+        "meprop-bench profile --workload mlp --k 80 --trace step.json.gz",
+    ),
+)
 @with_axes("VALUE")
 @click.option(
     "--search",
     type=click.FloatRange(0, 3600),
     metavar="SECONDS",
     default=10.0,
-    help="For the break-even k and size; 0 leaves them out [default: 10].",
+    help="Longest search for the k and size that break even; 0 skips it [default: 10].",
 )
 @click.option(
-    "--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a trace, .json or .json.gz (Perfetto)."
+    "--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write a trace for Perfetto, .json or .json.gz."
 )
 @with_format("table", "json")
 def command(form: str, trace: Path | None, search: float, **options: str | None) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meprop_bench.cli.help import examples
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command(name="report", short_help="Print or write the report of a results folder.")
+@click.command(
+    name="report",
+    short_help="Print or write the report of a results folder.",
+    epilog=examples(
+        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3",
+        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --format csv",
+    ),
+)
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--format",
@@ -31,7 +39,7 @@ __all__ = ["command"]
     type=click.Choice(["table", "json", "md", "csv", "html"]),
     default="table",
     show_default=True,
-    help="Print as this; table also writes README.md, index.html and the plots of each folder anew.",
+    help="Format of what is printed; table also rewrites README.md, index.html and the plots of each folder.",
 )
 @click.option("--mixed-environments", is_flag=True, help="Show folders of different environments side by side.")
 def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> int:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.axes import given_axes, with_axes
+from meprop_bench.cli.axes import AXIS_GROUPS, given_axes, with_axes
+from meprop_bench.cli.help import Grouped, examples
 from meprop_bench.cli.output import complaining, with_format, with_out
 from meprop_bench.errors import ExitCode
 
@@ -37,34 +38,60 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command(name="speedup", short_help="Measure sparsified back propagation against dense.")
+@click.command(
+    name="speedup",
+    cls=Grouped,
+    short_help="Measure sparsified back propagation against dense.",
+    groups={
+        **AXIS_GROUPS,
+        "Measuring": ("preset", "target", "budget", "processes", "pin", "parity", "utilization", "deadline"),
+        "Output": ("out", "resume", "format"),
+    },
+    epilog=examples(
+        "meprop-bench speedup",
+        "meprop-bench speedup --method unified --k 8,32,128 --hidden 2048 --batch 1024 --gradient rows,dense",
+        "meprop-bench speedup --workload mlp --optimizer adagrad --k 0.05",
+        "meprop-bench speedup --preset targets --resume",
+    ),
+)
 @with_axes("LIST", multiple=True)
 @click.option(
-    "--preset", metavar="NAME", help="A sweep that comes with the package, or a TOML file; axes replace its own."
+    "--preset",
+    metavar="NAME",
+    help="A sweep that comes with the package, or a TOML file; axes given here replace its own.",
 )
-@click.option("--target", type=float, metavar="WIDTH", help="Half-width of the interval to reach [default: 0.02, ±2%].")
-@click.option("--budget", type=float, metavar="SECONDS", help="Timing for a case at most [default: 20].")
-@click.option("--processes", type=int, metavar="N", help="Fresh processes for a case [default: 5].")
+@click.option(
+    "--target",
+    type=float,
+    metavar="WIDTH",
+    help="Half-width of the interval at which a case ends [default: 0.02, ±2%].",
+)
+@click.option("--budget", type=float, metavar="SECONDS", help="Longest timing of a case [default: 20].")
+@click.option("--processes", type=int, metavar="N", help="Fresh processes for each case [default: 5].")
 @click.option(
     "--pin/--no-pin", default=None, help="Bind each process to as many cores as it has threads [default: no]."
 )
 @click.option(
-    "--parity/--no-parity", default=None, help="Compare accuracies, too, where data are learnt [default: yes]."
+    "--parity/--no-parity",
+    default=None,
+    help="Compare accuracies, too, where the workload learns from data [default: yes].",
 )
 @click.option(
     "--utilization/--no-utilization",
     default=None,
-    help="Watch utilisation, power and energy, 4 s more for a case [default: yes].",
+    help="Sample utilisation, power and energy, 4 s more for each case [default: yes].",
 )
 @with_out
-@click.option("--resume", is_flag=True, help="Go on with the latest run of this sweep that is not complete.")
-@click.option("--deadline", type=float, metavar="SECONDS", help="Begin no case that would not be done by then.")
+@click.option("--resume", is_flag=True, help="Continue the latest unfinished run of this sweep.")
+@click.option(
+    "--deadline", type=float, metavar="SECONDS", help="Begin no case that would not be done after so many seconds."
+)
 @with_format("table", "json", "md", "csv")
 def command(form: str, out: Path, resume: bool, deadline: float | None, preset: str | None, **options: Any) -> int:
     """Measure sparsified back propagation against dense, in interleaved pairs and fresh processes.
 
-    Axes take lists (--k 8,32 or --k 8 --k 32) and are multiplied out. Without any: a hidden layer of the papers' MNIST
-    model. Results go to FOLDER/<date>_<machine>_<name>/.
+    Axes take lists (--k 8,32 or --k 8 --k 32), and every combination is a case. Without any: a hidden layer of the
+    papers' MNIST model. Results go to FOLDER/<date>_<machine>_<name>/.
     """
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible

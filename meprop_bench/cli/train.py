@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.help import Grouped, examples
 from meprop_bench.cli.output import command_line, live, with_format
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.methods import METHODS
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from meprop_bench.tasks.run import Evaluation, Progress, Result
     from meprop_bench.tasks.task import Task
 
-__all__ = ["command", "recipe_of", "with_recipe"]
+__all__ = ["RECIPE_GROUPS", "command", "recipe_of", "with_recipe"]
 
 CHECKPOINT, HISTORY, SETTINGS, CURVE = "checkpoint.pt", "history.jsonl", "settings.json", "curve.svg"
 
@@ -50,50 +51,66 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ),
     ("hidden", int, "Neurons of a hidden layer [default: 500; translation 512]."),
     ("layers", int, "Hidden layers [default: 2; translation 3 in encoder and decoder]."),
-    ("dropout", float, "Share of the hidden activations that is dropped [default: 0]."),
+    ("dropout", float, "Dropout rate of the hidden activations [default: 0]."),
     ("activation", str, "mnist, digits, parsing: relu, sigmoid, tanh or cube [default: relu; parsing cube]."),
-    ("embedding", int, "translation: entries of a piece's vector [default: as many as --hidden]."),
-    ("vocabulary", int, "translation: pieces of words of each language, at most [default: 3000]."),
-    ("beam", int, "translation: hypotheses of the beam search [default: 5]."),
-    ("length_penalty", float, "translation: α of its length normalisation [default: 0, none]."),
-    ("examples", int, "Training examples (sentences of a treebank), the first ones [default: all]."),
-    ("tags", str, "pos: universal or language [default: universal]."),
+    ("embedding", int, "translation: size of the embeddings [default: as --hidden]."),
+    ("vocabulary", int, "translation: most word pieces of each language [default: 3000]."),
+    ("beam", int, "translation: beam width [default: 5]."),
+    ("length_penalty", float, "translation: α of the length normalisation [default: 0, none]."),
+    ("examples", int, "Train on the first so many examples (of a treebank: sentences) [default: all]."),
+    ("tags", str, "pos: tag set, universal or language [default: universal]."),
     (
         "files",
         str,
         "pos, parsing: a treebank of your own, TRAIN,DEV,TEST in CoNLL-U [default: UD English EWT]. translation: "
         "parallel text, a source and a target file for each of the three [default: Multi30k, German to English].",
     ),
-    ("device", str, "cpu, cuda, cuda:N [default: cpu]."),
+    ("device", str, "Device: cpu, cuda or cuda:N [default: cpu]."),
 )
 """Of tasks; each task says which it has."""
 
 _DETAILS: tuple[tuple[str, Any, str], ...] = (
-    ("rate", float, "meSimp's p: neurons active in fewer examples are removed [default: 0.1]."),
+    ("rate", float, "meSimp's p: neurons active in a smaller share of the examples are removed [default: 0.1]."),
     ("prunes", int, "meSimp: removals in an epoch [default: 8]."),
     ("simplify", int, "meSimp: epochs with simplification in a stage [default: 5]."),
-    ("normal", int, "meSimp: epochs without [default: 5]."),
-    ("share", float, "meAct's p: share of the gradient from which a neuron is trained [default: 0.004]."),
-    ("pretrain", int, "meAct's e: epochs before the neurons are fixed [default: 10]."),
-    ("end", str, "schedule: k at the end."),
+    ("normal", int, "meSimp: epochs without simplification in a stage [default: 5]."),
+    ("share", float, "meAct's p: share of the gradient above which a neuron is trained [default: 0.004]."),
+    ("pretrain", int, "meAct's e: epochs before each example's neurons are fixed [default: 10]."),
+    ("end", str, "schedule: the last k."),
     ("shape", str, "schedule: linear or cosine [default: linear]."),
 )
 """Of algorithms; each says which it has."""
+
+RECIPE_GROUPS = {
+    "Task and method": (
+        "task", "method", "k", "gradient", "kernel", "optimizer", "epochs", "evaluations", "best-after",
+    ),
+    "Options of some tasks": tuple(name.replace("_", "-") for name, _, _ in _OPTIONS),
+    "Algorithm": ("algorithm", *(name for name, _, _ in _DETAILS)),
+}  # fmt: skip
+"""Headings of the options of `with_recipe` in a help text."""
 
 
 def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what to train and how; `recipe_of` takes them."""
     options = [
-        click.option("--task", required=True, metavar="NAME", help=f"{', '.join(TASKS)}."),
-        click.option("--method", metavar="NAME", help=f"{', '.join(METHODS)}."),
-        click.option("--k", metavar="K", help="Neurons kept: an integer, or a ratio in (0, 1]."),
-        click.option("--gradient", metavar="LAYOUT", help="Weight gradients: dense or rows [default: dense]."),
-        click.option("--kernel", metavar="NAME", help="How the method is computed [default: auto]."),
-        click.option("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} [default: adam]."),
+        click.option("--task", required=True, metavar="NAME", help=f"What is learnt: {', '.join(TASKS)}."),
+        click.option("--method", metavar="NAME", help=f"How gradients are sparsified: {', '.join(METHODS)}."),
+        click.option("--k", metavar="K", help="Outputs that get a gradient: an integer, or a ratio in (0, 1]."),
+        click.option("--gradient", metavar="LAYOUT", help="Weight gradient: dense, or rows (sparse) [default: dense]."),
+        click.option("--kernel", metavar="NAME", help="Implementation of the method [default: auto]."),
+        click.option("--optimizer", metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)} [default: adam]."),
         click.option("--epochs", type=int, metavar="N", help="Passes over the training examples [default: 20]."),
-        click.option("--evaluations", type=int, metavar="N", help="On the dev set, in an epoch [default: 1]."),
-        click.option("--best-after", type=int, metavar="N", help="Epochs before one may be the best [default: 0]."),
-        click.option("--algorithm", metavar="NAME", help=f"{', '.join(ALGORITHMS)}."),
+        click.option(
+            "--evaluations", type=int, metavar="N", help="Evaluations on the development set per epoch [default: 1]."
+        ),
+        click.option(
+            "--best-after",
+            type=int,
+            metavar="N",
+            help="Epochs before an evaluation may count as the best [default: 0].",
+        ),
+        click.option("--algorithm", metavar="NAME", help=f"What accompanies the training: {', '.join(ALGORITHMS)}."),
         *(
             click.option(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
             for name, kind, text in (*_OPTIONS, *_DETAILS)
@@ -128,14 +145,30 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     return Recipe(**given, options=of_task, details=of_algorithm)
 
 
-@click.command(name="train", short_help="Train one model of a task.")
-@with_recipe
-@click.option("--seed", type=int, default=1, show_default=True, metavar="N", help="Of weights, batches, dropout.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of torch [default: the physical cores].")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where it goes [default: training/<what it is>]."
+@click.command(
+    name="train",
+    cls=Grouped,
+    short_help="Train one model of a task.",
+    groups={**RECIPE_GROUPS, "Run": ("seed", "threads"), "Output": ("out", "resume", "format")},
+    epilog=examples(
+        "meprop-bench train --task digits --method unified --k 0.1 --epochs 5",
+        "meprop-bench train --task mnist --method meprop --k 80 --algorithm mesimp --rate 0.1",
+    ),
 )
-@click.option("--resume", is_flag=True, help="Go on with the training in the folder.")
+@with_recipe
+@click.option(
+    "--seed", type=int, default=1, show_default=True, metavar="N", help="Seed of weights, batches and dropout."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="CPU threads of torch [default: the physical cores]."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder of the training [default: training/<what is trained>].",
+)
+@click.option("--resume", is_flag=True, help="Continue the training in the folder.")
 @with_format("table", "json")
 def command(form: str, resume: bool, out: Path | None, threads: int | None, seed: int, **given: Any) -> int:
     """Train one model of a task, dense or by a method, with checkpoints, a history and a learning curve."""

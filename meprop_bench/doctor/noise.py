@@ -13,7 +13,7 @@ and a process of a case lasts `_GAIN` times as long as a part, so
     beyond                            not to be reached within the budget: this machine is too noisy to measure
 
 What one process cannot show is how much several differ (page placement, alignment): 0.5% in the study of
-reports/LOG.md. So the figure is a lower bound for other cases, and it says nothing about shorter calls. The preset "aa"
+docs/log. So the figure is a lower bound for other cases, and it says nothing about shorter calls. The preset "aa"
 takes six minutes and tells more.
 """
 

@@ -59,7 +59,7 @@ Memory and counts have no noise between revisions. Times have, and the least mar
 property of the machine: docs/gate.md, "How the margin was chosen", has the simulation of 200 runs for each of ten
 settings, from the spreads that a self-test measured on a shared machine with two cores. Of 20 pairs in 90 s, 5% is the
 least margin that passes identical code nearly always. Pairs of another machine of that kind spread by more
-(reports/LOG.md, 2026-11-28), hence up to 32 pairs in 150 s; ratios have the noise of two sides.
+(docs/log, 2026-11-28), hence up to 32 pairs in 150 s; ratios have the noise of two sides.
 """
 
 

@@ -6,7 +6,7 @@
 
 `layers` counts the hidden layers, as the papers' tables do (the authors' PyTorch code counts the output layer, too).
 ReLU is what the journal paper and both of the authors' programs have; the ICML paper names no activation, and its
-figures for small k are out of ReLU's reach but not of the logistic function's (reports/LOG.md), so there is a choice.
+figures for small k are out of ReLU's reach but not of the logistic function's (docs/log), so there is a choice.
 
 The layers are ordinary `nn.Linear`s: a method replaces some of them afterwards and shares their parameters, so the
 dense baseline and the method start from the same weights.

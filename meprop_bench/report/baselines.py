@@ -22,7 +22,7 @@ __all__ = ["AGREE", "disagreement", "with_disagreements"]
 
 AGREE = 1.25
 """Factor within which equal dense times agree. Medians of identical code differ by some 3% from process to process and
-by 20% where a neighbour is on the same cores (reports/LOG.md); a speed-up that is off by more than that misleads."""
+by 20% where a neighbour is on the same cores (docs/log); a speed-up that is off by more than that misleads."""
 
 _NOTE = "dense-times"
 """The kind of the note that such a row gets."""

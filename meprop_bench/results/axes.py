@@ -167,22 +167,22 @@ class Axes(Generic[Absent]):
 
     # fmt: off
     workload: Name = field(default="linear", metadata=_axis(
-        "A layer: linear, conv, lstm, gru. A model, trained: mlp, seq2seq, mesimp, meact.",
+        "What is timed. A layer: linear, conv, lstm, gru; or a model in training: mlp, seq2seq, mesimp, meact.",
         required=True, sweep=("linear",), titled=True, label="{}", place=0,
     ))
     method: Name = field(default="meprop", metadata=_axis(
-        "meprop, unified, random, random-unified; dense: the baseline against itself (A/A).",
+        "Sparsification: meprop, unified, random, random-unified; dense times the baseline against itself (A/A).",
         required=True, dense=False, sweep=("meprop", "unified"), label="{}", place=8,
     ))
     k: K = field(default=30, metadata=_axis(
-        "Neurons kept (of a convolution: positions): an integer, or a ratio in (0, 1].",
+        "Outputs that get a gradient (of a convolution: positions): an integer, or a ratio in (0, 1].",
         carried_out=MeanK, required=True, dense=False, sweep=(10, 30, 100), label="k={}", place=9,
         otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,)},
     ))
     # Of a convolution the papers' second one, 16 -> 32 maps with filters of 5 x 5, on what pooling left of an image; of
     # a recurrent layer the papers' tagger, 50 + 7 x 20 dimensions.
     out_features: Size | Absent = field(default=500, metadata=_axis(
-        "Outputs of the layer, maps that come out, neurons of a gate or of a hidden layer.",
+        "Outputs of a layer, output channels of a convolution, neurons of a gate or a hidden layer.",
         option="hidden", required=True, sweep=(500,), otherwise={"conv": (32,)}, label="h={}", place=2,
     ))
     batch: Size = field(default=50, metadata=_axis(
@@ -190,38 +190,40 @@ class Axes(Generic[Absent]):
         otherwise={"conv": (10,), "lstm": (1, 10), "gru": (1, 10), "seq2seq": (20,)},
     ))
     in_features: Size | Absent = field(default=500, metadata=_axis(
-        "Inputs of the layer, maps that come in [default: as many as --hidden].",
+        "Inputs of a layer, input channels of a convolution [default: as many as --hidden].",
         required=True, workloads=dict.fromkeys((*LAYERS, *PERCEPTRONS)), label="m={}", place=2,
         otherwise={"conv": (16,), "lstm": (190,), "gru": (190,)},
     ))
     gradient: Name = field(default="dense", metadata=_axis(
-        "Weight gradient: dense, or rows (sparse).", choices=("dense", "rows"), required=True, dense=False,
+        "Weight gradient: dense, or rows (a sparse tensor of the selected rows).",
+        choices=("dense", "rows"), required=True, dense=False,
         workloads=dict.fromkeys(("linear", "mlp")), label="{} gradient", place=15, variant="gradient {}",
     ))
     kernel: Name | Absent = field(default="auto", metadata=_axis(
-        "How the method is computed [default: auto].", stored="kernel_requested", required=True, dense=False,
+        "Implementation of the method [default: auto].", stored="kernel_requested", required=True, dense=False,
         workloads=dict.fromkeys((*LAYERS, "mlp")), label="{} kernel", place=14, variant="kernel {}",
     ))
-    device: Name = field(default="cpu", metadata=_axis("cpu, cuda, cuda:N.", required=True, label="{}", place=80))
+    device: Name = field(default="cpu", metadata=_axis("cpu, cuda or cuda:N.", required=True, label="{}", place=80))
     threads: Size | Absent = field(default_factory=default_threads, metadata=_axis(
-        "Threads of torch [default: the physical cores].", required=True,
+        "CPU threads of torch [default: the physical cores].", required=True,
         label="{} threads", place=81, variant="{} threads",
     ))
     dtype: Name = field(default="float32", metadata=_axis(
-        "float32, float64, bfloat16, float16; on a GPU tf32: float32, its products rounded.",
+        "Data type: float32, float64, bfloat16, float16; on a GPU also tf32 (float32 with TF32 products).",
         choices=("float32", "float64", "bfloat16", "float16", TF32), required=True, workloads=dict.fromkeys(LAYERS),
         label="{}", place=16, variant="{}",
     ))
     allocator: Name = field(default_factory=default_allocator, metadata=_axis(
-        "kept, huge-pages, default: what fresh memory costs.", choices=tuple(ALLOCATORS),
+        "How the C library allocates memory: kept, huge-pages or default.", choices=tuple(ALLOCATORS),
         required=True, usual="kept", titled=True, label="{} allocator", place=17, variant="{} allocator",
     ))
     data: Name | None = field(default=None, metadata=_axis(
-        "Of a perceptron: auto, mnist, digits.", workloads=dict.fromkeys(PERCEPTRONS), label="{}", place=1,
+        "Training data of a perceptron: auto, mnist or digits.",
+        workloads=dict.fromkeys(PERCEPTRONS), label="{}", place=1,
         otherwise=dict.fromkeys(PERCEPTRONS, ("auto",)),
     ))
     layers: Size | Absent = field(default=2, metadata=_axis(
-        "Hidden layers of a perceptron; layers of encoder and decoder.", workloads=dict.fromkeys(MODELS),
+        "Hidden layers of a perceptron; layers of the encoder and the decoder.", workloads=dict.fromkeys(MODELS),
         label="layers={}", place=6, variant="{} layers",
     ))
     # SparseAdam is left out: it moves only the rows it is given, which is another algorithm than Adam.
@@ -230,7 +232,7 @@ class Axes(Generic[Absent]):
         workloads=dict.fromkeys(MODELS), label="{}", place=13, variant="{}",
     ))
     size: Size | None = field(default=None, metadata=_axis(
-        "Height and width of a convolution's maps.", workloads={"conv": 12}, heading="maps", cell="{} x {}",
+        "Height and width of a convolution's input maps.", workloads={"conv": 12}, heading="maps", cell="{} x {}",
         label="{}x{}", place=3,
     ))
     filter: Size | None = field(default=None, metadata=_axis(
@@ -238,31 +240,32 @@ class Axes(Generic[Absent]):
         label="filter={}", place=4,
     ))
     length: Size | None = field(default=None, metadata=_axis(
-        "Time steps of lstm and gru; words of a sentence.", workloads={"lstm": 25, "gru": 25, "seq2seq": 20},
+        "Time steps of lstm and gru; words in a sentence of seq2seq.", workloads={"lstm": 25, "gru": 25, "seq2seq": 20},
         label="T={}", place=5,
     ))
     rate: Part | None = field(default=None, metadata=_axis(
-        "meSimp's p: neurons active in fewer examples are removed.", workloads={"mesimp": 0.1}, dense=False,
+        "meSimp's p: neurons active in a smaller share of the examples are removed.",
+        workloads={"mesimp": 0.1}, dense=False,
         label="p={}", place=10, variant="rate {}",
     ))
     share: Part | None = field(default=None, metadata=_axis(
-        "meAct's p: share of the gradient from which a neuron is trained.", workloads={"meact": 0.004},
+        "meAct's p: share of the gradient above which a neuron is trained.", workloads={"meact": 0.004},
         dense=False, label="p={}", place=11, variant="share {}",
     ))
     slowdown: Delay | None = field(default=None, metadata=_axis(
-        "Of the method dense: share by which its second side is held back.", workloads={"linear": None},
+        "With --method dense: share by which the second side is slowed down.", workloads={"linear": None},
         usual=0.0, dense=False, percent=True, cell="{}%", label="+{}%", place=12, variant="slowdown {}",
     ))
     caches: Name = field(default="warm", metadata=_axis(
-        "What a timed call may find in them: warm, cold (emptied before each).", choices=CACHES,
+        "State of the caches before each timed call: warm or cold.", choices=CACHES,
         label="{} caches", place=18, variant="{} caches",
     ))
     launch: Name = field(default="eager", metadata=_axis(
-        "On a GPU: eager, or graph (a layer's calls replayed as CUDA graphs).", choices=LAUNCHES,
+        "Launches on a GPU: eager, or graph (a layer's calls replayed as CUDA graphs).", choices=LAUNCHES,
         label="{} launch", place=19, variant="{} launch",
     ))
     seed: Seed | Absent = field(default=0, metadata=_axis(
-        "Of weights, data, selections and orders; of several, a case each [default: 0].", dense=False,
+        "Seed of weights, data, selections and orders; each of several makes a case [default: 0].", dense=False,
         label="seed={}", place=90,
     ))
     # fmt: on

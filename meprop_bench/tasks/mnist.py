@@ -162,7 +162,7 @@ class MNISTConvolutions(Images):
     taps: ClassVar[int] = 5
     # Both convolutions, whose selection the paper describes; of the linear layer it says nothing. That cannot have been
     # sparsified at the same ratios: at 5% of 512 neurons, behind a ReLU, the training loss grows without end, with or
-    # without the convolutions (reports/LOG.md).
+    # without the convolutions (docs/log).
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv2d,)
 
     def __init__(self, *, batch: int = 10, examples: int | None = None, device: str = "cpu") -> None:

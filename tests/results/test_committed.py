@@ -16,6 +16,11 @@ def test_there_are_some():
     assert len(FOLDERS) > 10
 
 
+def test_rows_of_every_earlier_format_are_among_them():
+    lines = [line for folder in FOLDERS for line in (folder / MEASUREMENTS).read_text().splitlines()]
+    assert {len(json.loads(line)) for line in lines} >= {64, 66, 69, 71}  # fields of a row, as axes and figures came
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_committed_folder_is_read_as_it_was_written(folder):
     document, store = _load(folder)

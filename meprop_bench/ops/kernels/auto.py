@@ -1,4 +1,4 @@
-"""Kernel `auto`: the fastest kernel for the case, by rules that follow from measurements (`reports/LOG.md`).
+"""Kernel `auto`: the fastest kernel for the case, by rules that follow from measurements (`docs/log`).
 
 | where | selection of each example's own | unified |
 | --- | --- | --- |

@@ -29,7 +29,7 @@ gives the same bits. Kernel `triton_atomic` gives that up for dW of each example
 compiled at their first launch, so a graph wants one pass before it is captured; there is no search for the best tiles
 at run time.
 
-Measured on an H100 (reports/LOG.md, "CUDA kernels, measured for the first time"): as a graph, unified with rows takes
+Measured on an H100 (docs/log, "CUDA kernels, measured for the first time"): as a graph, unified with rows takes
 91 microseconds at that size with k = 8, where the memory allows 31. `triton_gather` has the same statistics and
 selection, and torch's products. Nothing here is imported before it is needed: the package works without Triton.
 """
