@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meprop_bench.gate.columns import Flags, Floats, Sides
+from meprop_bench.gate.series import Flags, Floats, Sides
 
 __all__ = ["Evidence", "detectable", "lower_rank", "unpaired"]
 

@@ -33,8 +33,8 @@ import msgspec
 import numpy as np
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.gate.columns import Flags, Floats
 from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.series import Flags, Floats
 
 __all__ = ["KEYS", "MARGINS", "Settings", "load_settings", "matches"]
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from meprop_bench.gate.columns import Block, Sides
 from meprop_bench.gate.decide import judge
 from meprop_bench.gate.judgement import Judgements
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.series import Series, Summary
+from meprop_bench.gate.series import Block, Series, Sides, Summary
 from meprop_bench.gate.settings import Settings, matches
 
 SETTINGS = Settings(
@@ -224,7 +223,7 @@ def test_holm_counts_blocks_and_series_together():
 def test_large_blocks_are_judged_in_parts(monkeypatch):
     series = drawn(4, 50)
     whole = judge([], SETTINGS, blocks=[block(series)])
-    monkeypatch.setattr("meprop_bench.gate.columns._AT_ONCE", 64)
+    monkeypatch.setattr("meprop_bench.gate.series._AT_ONCE", 64)
     assert list(map(str, judge([], SETTINGS, blocks=[block(series)]))) == list(map(str, whole))
 
 

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.columns import Block, Integers
 from meprop_bench.gate.files.figures import ALONE, OWN_PROCESSES, Figures, Kind
 from meprop_bench.gate.names import shown, without_addresses
-from meprop_bench.gate.series import Series
+from meprop_bench.gate.series import Block, Integers, Series
 from meprop_bench.results.redact import one_line
 
 __all__ = ["Compared"]

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.columns import Flags, Floats, Integers, Sides
 from meprop_bench.gate.evidence import lower_rank
 from meprop_bench.gate.files.number import LARGEST, out_of_range
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted
-from meprop_bench.gate.series import Side, Summary
+from meprop_bench.gate.series import Flags, Floats, Integers, Side, Sides, Summary
 
 __all__ = ["ALONE", "MOST_VALUES", "OWN_PROCESSES", "SKIPPED", "Figures", "Kind", "flat"]
 
