@@ -160,17 +160,22 @@ class _Table:
         """Return the figures of all parts, one after the other; only the last may have unsound ones, or many looks."""
         if len(parts) == 1:
             return parts[0]
-        most = max(part.looks.shape[1] for part in parts)
-        looks = [np.pad(p.looks, ((0, 0), (0, most - p.looks.shape[1]), (0, 0)), constant_values=np.nan) for p in parts]
+        wide = max(part.looks.shape[1] for part in parts)
+        looks = [np.pad(p.looks, ((0, 0), (0, wide - p.looks.shape[1]), (0, 0)), constant_values=np.nan) for p in parts]
+        base, head, pairs, most = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "head", "pairs", "most")
+        )
         kinds = np.cumsum([0, *(len(part.kinds) for part in parts)])
         before = sum(len(part.cases) for part in parts[:-1])
         return cls(
             [case for part in parts for case in part.cases],
             [kind for part in parts for kind in part.kinds],
             np.concatenate([part.kind + first for part, first in zip(parts, kinds, strict=False)]),
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "head")),
+            base,
+            head,
             np.concatenate(looks),
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("pairs", "most")),
+            pairs,
+            most,
             {before + place: odd for place, odd in parts[-1].unsound.items()},
         )
 

@@ -1,7 +1,7 @@
 """Two revisions, measured against each other: pairs of fresh processes, each of which runs its own revision's code.
 
     round     a fresh process for base and one for head; in each, case by case: set up, check, then set-ups again
-    set-up    both draw the case's memory anew, then take some blocks, interleaved and in random order (`interleave`);
+    set-up    both draw the case's memory anew, then take some blocks, interleaved and in random order (`processes`);
               a block of base and the head's next to it are one pair of values
     block     a few milliseconds of one case in one process: one value a phase
     again     rounds with the cases that are not decided yet, until there are none or their budgets are spent
@@ -28,17 +28,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
-from meprop_bench.gate.facts import accuracies, exact_figures, timed_phases, times_alone
-from meprop_bench.gate.interleave import Interleaving
-from meprop_bench.gate.processes import StartRevision, cores_of, process_pair, start_revision
+from meprop_bench.gate.processes import (
+    Interleaving,
+    StartRevision,
+    accuracies,
+    cores_of,
+    exact_figures,
+    process_pair,
+    start_revision,
+    timed_phases,
+    times_alone,
+)
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.lock import DeviceLock, device_lock
@@ -49,7 +57,7 @@ from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.requests import PROTOCOL
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SLICE_S", "GateProgress", "Measured", "Rounds", "measure"]
+__all__ = ["SLICE_S", "GateProgress", "Hooks", "Measured", "Rounds", "measure"]
 
 SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
@@ -69,46 +77,37 @@ _MOST_FAULTS = 2
 
 @dataclass(frozen=True)
 class GateProgress:
-    """Where a comparison is.
+    """Where a comparison is."""
 
-    Attributes:
-        stage: "waiting" (for another run to give the device back), "preparing", "starting", "checking", "measuring" or
-            "training".
-        round: from 1; 0 while preparing.
-        case: the one in hand, or None.
-        left: cases that are not decided yet.
-        total: all cases.
-        spent_s: seconds since the beginning.
-        budget_s: seconds at most.
-
-    """
-
-    stage: str
-    round: int
-    case: Case | None
-    left: int
+    stage: str  # "waiting" (for another run to give the device back), or what is done: "preparing", "starting", ...
+    round: int  # from 1; 0 while preparing
+    case: Case | None  # the one in hand
+    left: int  # cases that are not decided yet
     total: int
     spent_s: float
-    budget_s: float
+    budget_s: float  # at most
+
+
+class Hooks(TypedDict, total=False):
+    """What a test, or who watches, puts in place of the usual."""
+
+    progress: Callable[[GateProgress], None]
+    """Called at each stage."""
+    start: StartRevision
+    lock: DeviceLock
+    """Keeps other runs from measuring on a device."""
+    now: Callable[[], float]
+    """Wall seconds."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a comparison found.
+    """What a comparison found."""
 
-    Attributes:
-        series: the figures of all cases that can be compared.
-        notes: what a reader should know, one line each.
-        environment: the machine's, as the head's worker tells it.
-        rounds: pairs of processes at most for a case.
-        seconds: how long it took.
-
-    """
-
-    series: tuple[Series, ...]
-    notes: tuple[str, ...]
-    environment: Mapping[str, Any]
-    rounds: int
+    series: tuple[Series, ...]  # the figures of all cases that can be compared
+    notes: tuple[str, ...]  # what a reader should know, one line each
+    environment: Mapping[str, Any]  # of the machine, as the head's worker tells it
+    rounds: int  # pairs of processes at most for a case
     seconds: float
 
 
@@ -118,10 +117,7 @@ def measure(
     head: Checkout,
     *,
     undecided: Callable[[Sequence[Series]], Collection[str]],
-    progress: Callable[[GateProgress], None] = lambda _: None,
-    start: StartRevision = start_revision,
-    lock: DeviceLock = device_lock,
-    now: Callable[[], float] = time.monotonic,
+    **hooks: Unpack[Hooks],
 ) -> Measured:
     """Measure the cases of a plan until each is decided or has spent its budget.
 
@@ -131,18 +127,14 @@ def measure(
         base: what is compared with.
         head: what is judged.
         undecided: given all figures so far, the labels of the cases that more rounds could still decide.
-        progress: called at each stage.
-        start: starts a worker.
-        lock: keeps other runs from measuring on a device.
-        now: wall seconds.
+        hooks: see `Hooks`.
 
     Raises:
         UserError: a revision that does not start (exit code 3 for the base, 2 for the head), or that does not know the
             gate's protocol (3), or a base that can do none of the cases (3).
 
     """
-    begun = now()
-    rounds = Rounds(plan, base, head, progress=progress, start=start, lock=lock, now=now)
+    rounds = Rounds(plan, base, head, **hooks)
     rounds.prepare()
     todo = list(plan.cases)
     while todo:
@@ -166,24 +158,15 @@ def measure(
         tuple(rounds.notes()),
         rounds.environment,
         max(known.rounds for known in rounds.cases.values()),
-        now() - begun,
+        rounds.seconds,
     )
 
 
 class Rounds:
-    """Rounds of process pairs, and what they gave.
+    """Rounds of process pairs, and what they gave; arguments as `measure` has them.
 
-    Args:
-        plan: as `measure` has it.
-        base: what is compared with.
-        head: what is judged.
-        slowdowns: shares by which the head's backward pass is held back, interleaved; the self-test gives some.
-        slice_s: seconds of set-ups for a case in a round.
-        progress: called at each stage.
-        start: starts a worker.
-        lock: keeps other runs from measuring on a device.
-        now: wall seconds.
-
+    The self-test gives `slowdowns`, shares by which the head's backward pass is held back, interleaved, and `slice_s`,
+    seconds of set-ups for a case in a round.
     """
 
     def __init__(
@@ -234,6 +217,11 @@ class Rounds:
         """Return all figures so far."""
         return [replace(series, most=self._most(known)) for known in self.cases.values() for series in known.series()]
 
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return self._now() - self._begun
+
     def _most(self, known: CaseRecords) -> int:
         """Return the pairs of processes that a case's budget allows, going by those that there were."""
         return int(self._plan.budget * known.rounds / known.spent_s) if known.spent_s > 0 else 0
@@ -243,11 +231,9 @@ class Rounds:
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
         return lines + [line for known in self.cases.values() for line in known.remarks()]
 
-    @contextmanager
-    def _device(self, case: Case) -> Iterator[None]:
+    def _device(self, case: Case) -> AbstractContextManager[None]:
         """Have the device to ourselves: two runs side by side would each measure the other."""
-        with self._lock(case.device, lambda _: self._notify("waiting", case)):
-            yield
+        return self._lock(case.device, lambda _: self._notify("waiting", case))
 
     def _serve(self, group: list[Case]) -> list[Case]:
         """Measure the cases in one pair of processes; return those that are left over because one of the two died."""
@@ -358,9 +344,9 @@ class Rounds:
         return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
 
     def _notify(self, stage: str, case: Case | None) -> None:
-        total, spent_s = len(self._plan.cases), self._now() - self._begun
+        total = len(self._plan.cases)
         budget_s = self._plan.budget * total
-        self._progress(GateProgress(stage, self._round, case, self._left, total, spent_s, budget_s))
+        self._progress(GateProgress(stage, self._round, case, self._left, total, self.seconds, budget_s))
 
 
 def _settle(known: CaseRecords, error: WorkerError) -> None:
