@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.judgement import Kind
 from meprop_bench.gate.series import Series
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SIDES", "Blocks", "CaseRecords", "Fact", "Record", "Side", "record_of"]
+__all__ = ["SIDES", "Blocks", "CaseRecords", "Facts", "Record", "Side", "record_of"]
 
 Side: TypeAlias = Literal["base", "head"]
 SIDES: tuple[Side, Side] = ("base", "head")
@@ -35,8 +35,8 @@ SIDES: tuple[Side, Side] = ("base", "head")
 Blocks: TypeAlias = Mapping[Side, Mapping[str, Any]]
 """A block of each side, as the workers answered."""
 
-Fact: TypeAlias = tuple[str, Quantity, str]
-"""A figure's name, quantity and unit."""
+Facts: TypeAlias = dict[Kind, tuple[float | None, float | None]]
+"""Figures without noise, and those of one side alone -> (base, head), None for a revision that has none."""
 
 _RATIOS = ("backward", "step")
 _BUSY = 0.5
@@ -45,52 +45,30 @@ _BUSY = 0.5
 
 @dataclass(frozen=True)
 class Record:
-    """What one pair of processes gave for one case, under one injected slowdown (usually none).
+    """What one pair of processes gave for one case, under one injected slowdown (usually none); seconds."""
 
-    Attributes:
-        pairs: phase -> pairs of values (base, head) of the sparsified side, seconds.
-        disturbed: which of the pairs are of a set-up all of whose blocks the machine disturbed; None where nobody
-            could tell.
-        dense: phase -> the values (base, head) of the dense side over all set-ups, seconds.
-        setups: how many there were.
-
-    """
-
-    pairs: Mapping[str, tuple[tuple[float, float], ...]]
+    pairs: Mapping[str, tuple[tuple[float, float], ...]]  # phase -> values (base, head) of the sparsified side
     disturbed: tuple[bool, ...] | None
-    dense: Mapping[str, tuple[float, float]]
+    """Which of the pairs are of a set-up all of whose blocks the machine disturbed; None where nobody could tell."""
+    dense: Mapping[str, tuple[float, float]]  # phase -> the values (base, head) of the dense side over all set-ups
     setups: int = 0
 
 
 @dataclass
 class CaseRecords:
-    """All that is known of one case.
-
-    Attributes:
-        records: slowdown -> its records, one for each pair of processes.
-        loops: iterations behind a value.
-        facts: figures without noise, and those that one side alone has -> (base, head), None where that side has none.
-        notes: what a reader should know besides, one line each.
-        accuracy: one value for each seed, (base, head); None where nothing was trained.
-        faults: side -> why its process died, each time.
-        failure: why the head cannot do what the base does; empty if it can.
-        missing: why the base cannot be compared with; empty if it can.
-        spent_s: seconds spent on the case, its share of starting processes included.
-        rounds: pairs of processes that were started for it.
-
-    """
+    """All that is known of one case."""
 
     case: Case
-    records: dict[float, list[Record]] = field(default_factory=dict)
-    loops: int = 1
-    facts: dict[Fact, tuple[float | None, float | None]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})
-    failure: str = ""
-    missing: str = ""
-    spent_s: float = 0.0
-    rounds: int = 0
+    records: dict[float, list[Record]] = field(default_factory=dict)  # slowdown -> one for each pair of processes
+    loops: int = 1  # iterations behind a value
+    facts: Facts = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what a reader should know besides, one line each
+    accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # (base, head), of each a value for each seed
+    faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})  # why its process died
+    failure: str = ""  # why the head cannot do what the base does
+    missing: str = ""  # why the base cannot be compared with
+    spent_s: float = 0.0  # on the case, its share of starting processes included
+    rounds: int = 0  # pairs of processes that were started for it
 
     @property
     def open(self) -> bool:

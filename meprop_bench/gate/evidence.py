@@ -40,18 +40,11 @@ _MEMORY_NOISE = 0.005
 
 @dataclass(frozen=True)
 class Evidence:
-    """Estimates of many changes, in arrays of one shape.
+    """Estimates of many changes, in arrays of one shape."""
 
-    Attributes:
-        estimate: of each change: the log of head / base, or points lost.
-        error: its standard error; NaN where there is nothing to tell it by.
-        degrees: its degrees of freedom; infinite where the error is known.
-
-    """
-
-    estimate: Floats
-    error: Floats
-    degrees: Floats
+    estimate: Floats  # of each change: the log of head / base, or points lost
+    error: Floats  # its standard error; NaN where there is nothing to tell it by
+    degrees: Floats  # of freedom; infinite where the error is known
 
     def half_width(self, level: float | Floats) -> Floats:
         """Return the one-sided half of the interval at an error of `level` on a side."""
@@ -74,14 +67,10 @@ class Evidence:
 
 
 def detectable(error: Floats, pairs: Floats, bound: Floats, level: float) -> Floats:
-    """Return the slowdowns, relative, that would be found above a bound with 90% probability.
+    """Return the slowdowns, relative, that would be found above a bound (log scale) with 90% probability.
 
-    Args:
-        error: standard errors of log ratios over some pairs of processes.
-        pairs: how many each is over.
-        bound: on the log scale.
-        level: one-sided error at which they would be found.
-
+    `error` are the standard errors of log ratios over some pairs of processes, `level` the one-sided error at which the
+    slowdowns would be found.
     """
     found = Evidence(error, error, pairs - 1.0)
     return np.expm1(bound + found.half_width(level) + found.half_width(1 - _CAUGHT))
@@ -150,13 +139,8 @@ def unpaired(
 ) -> tuple[Evidence, Floats, Floats, Floats]:
     """Return what sides that were not taken together say of head / base; the medians of both, and the smaller size.
 
-    Args:
-        base: of each figure.
-        head: of each figure.
-        processes: whether each value is of a process of its own.
-        memory: which figures are sizes.
-        noise: standard deviation between processes, of log ratios, for sides of one process each.
-
+    `processes`: each value is of a process of its own; for those of one process, `noise` is the standard deviation
+    between processes, of log ratios. `memory`: which figures are sizes.
     """
     first, second = (_Moments.of(sides, processes=processes) for sides in (base, head))
     variance = first.variance + second.variance + (0.0 if processes else noise) ** 2

@@ -44,7 +44,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.case_records import SIDES, Blocks, Fact, Side
+from meprop_bench.gate.case_records import SIDES, Blocks, Facts, Side
+from meprop_bench.gate.judgement import Kind
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
@@ -67,9 +68,6 @@ __all__ = [
 ]
 
 _PATIENCE_S = 600.0
-
-Facts = dict[Fact, tuple[float | None, float | None]]
-"""Figure -> its value for base and head; None for a revision that has no such figure."""
 
 _TIMED = ("forward", "backward", "update", "step")
 
@@ -191,7 +189,7 @@ def times_alone(interleaving: Interleaving, alone: Mapping[Side, Sequence[str]])
 
 def exact_figures(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str, Any]]) -> Facts:
     """Return the figures without noise."""
-    each: dict[Side, dict[Fact, float]] = {}
+    each: dict[Side, dict[Kind, float]] = {}
     for side in SIDES:
         each[side] = found = {}
         for phase, (_, (flops, moved)) in setup[side]["costs"].items():
