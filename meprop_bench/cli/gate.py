@@ -337,11 +337,11 @@ def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
 def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:
     """Return the outcome in a format, in pieces."""
     if form == "json":
-        from meprop_bench.gate.record import json_pieces
+        from meprop_bench.gate.machine_readable import json_pieces
 
         return json_pieces(outcome)
     if form == "junit":
-        from meprop_bench.gate.junit import as_junit
+        from meprop_bench.gate.machine_readable import as_junit
 
         return (as_junit(outcome),)
     if form == "md":

@@ -112,20 +112,15 @@ def result(outcome: Outcome) -> tuple[str, str]:
 
 
 def section(title: str, judgements: Sequence[Judgement], footnote: str = "") -> Section:
-    """Return some verdicts as a table."""
+    """Return some verdicts as a table, what decides apart from what is only reported."""
+    parts = ([one for one in judgements if one.report_only is only] for only in (False, True))
     return Section(
         title=title,
         columns=_COLUMNS,
-        groups=_groups(judgements),
+        groups=tuple(tuple(_line(one) for one in part) for part in parts if part),
         footnotes=tuple(filter(None, (footnote,))),
         left=frozenset({"verdict", "case", "figure", "why"}),
     )
-
-
-def _groups(judgements: Sequence[Judgement]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
-    """Return the lines, what decides apart from what is only reported."""
-    parts = ([one for one in judgements if one.report_only is only] for only in (False, True))
-    return tuple(tuple(_line(one) for one in part) for part in parts if part)
 
 
 def _line(one: Judgement) -> tuple[Cell, ...]:

@@ -8,9 +8,8 @@ import pytest
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.document import OutcomeDocument, change, margin
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgement, Judgements, Outcome
-from meprop_bench.gate.junit import as_junit
+from meprop_bench.gate.machine_readable import SCHEMA, as_json, as_junit, schema
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
-from meprop_bench.gate.record import SCHEMA, as_json, schema
 from meprop_bench.report.table import as_table
 from meprop_bench.stats import Interval
 
@@ -139,8 +138,8 @@ def test_json_follows_its_schema():
 
 
 def test_many_are_all_in_the_json_and_the_worst_of_them_in_the_rest(monkeypatch):
-    monkeypatch.setattr("meprop_bench.gate.junit.MOST", 10)
-    monkeypatch.setattr("meprop_bench.gate.record._AT_ONCE", 7)
+    monkeypatch.setattr("meprop_bench.gate.machine_readable.MOST", 10)
+    monkeypatch.setattr("meprop_bench.gate.machine_readable._AT_ONCE", 7)
     many = [
         judgement("fail" if i % 40 == 39 else "pass", case=f"case {i} é" if i > 90 else f"case {i}") for i in range(100)
     ]

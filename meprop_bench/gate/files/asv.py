@@ -24,7 +24,7 @@ from typing import Any, TypeGuard
 
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import SKIPPED, Figures, Kind, flat
-from meprop_bench.gate.files.number import LARGEST, count, number, out_of_range
+from meprop_bench.gate.files.stream import LARGEST, count, number, out_of_range
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.series import Summary

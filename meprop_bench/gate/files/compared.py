@@ -36,14 +36,8 @@ _SHOWN = 3
 class Compared:
     """The figures that two files have in common, as series one after the other, or as `blocks` and the `rest`.
 
-    Attributes:
-        base: what the base is, in a few words.
-        head: what the head is.
-        notes: what a reader should know.
-
-    Raises:
-        UserError: one of them is empty (exit code 5), they have nothing in common, or their environments differ (3).
-
+    `base` and `head` say what the two are, `notes` what a reader should know. Raises `UserError` where one of them is
+    empty (exit code 5), they have nothing in common, or their environments differ (3).
     """
 
     def __init__(self, base: Figures, head: Figures, *, ratios_only: bool = False) -> None:
@@ -260,7 +254,7 @@ class Compared:
         """Return whether there is a figure that depends on them; raises `UserError` where they differ then."""
         base, head = self._base, self._head
         pairs: dict[tuple[str, str], None] = {}
-        single = len(list(base.environment_keys)) == len(list(head.environment_keys)) == 1
+        single = len(base.environment_keys) == len(head.environment_keys) == 1
         for kind in self._kinds:
             if kind.quantity not in _ABSOLUTE:
                 continue
