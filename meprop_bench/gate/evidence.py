@@ -105,14 +105,12 @@ class _Moments:
             if processes:
                 logs = np.log(values)
                 location[places] = mean = logs.sum(axis=1) / count
+                if count > 1:
+                    variance[places] = ((logs - mean[:, None]) ** 2).sum(axis=1) / (count - 1) / count
             else:
                 location[places] = (np.log(low) + np.log(high)) / 2
-            if count == 1:
-                continue
-            if processes:
-                variance[places] = ((logs - mean[:, None]) ** 2).sum(axis=1) / (count - 1) / count
-            else:
-                variance[places] = _of_median(ordered)
+                if count > 1:
+                    variance[places] = _of_median(ordered)
         return cls(middle, location, variance, sides.sizes)
 
 

@@ -112,18 +112,15 @@ def _text(outcome: Outcome, most: int) -> str:
     for verdict, title in (("fail", "Failed"), ("inconclusive", "Inconclusive")):
         if parts[verdict]:
             lines += [f"#### {title}", _table(parts[verdict])]
-    lines.append("\n".join(f"- {escaped(neutral(note.strip()))}" for note in _notes(outcome.notes)))
+    further = len(outcome.notes) - _MOST_NOTES
+    notes = [*outcome.notes[:_MOST_NOTES], *([f"and {further} more notes"] if further > 0 else [])]
+    lines.append("\n".join(f"- {escaped(neutral(note.strip()))}" for note in notes))
     for verdict, title in (("pass", "passed"), ("report_only", "only reported, and not decided by")):
         if parts[verdict]:
             lines += _folded(f"{counts[verdict]} {title}", _table(parts[verdict]))
     hints = OutcomeDocument(outcome).hints
     lines += _folded("How to read this, and the command", *map(escaped, hints), code_block(shown(outcome.command)))
     return "\n\n".join(filter(None, lines)) + "\n"
-
-
-def _notes(notes: Sequence[str]) -> list[str]:
-    more = len(notes) - _MOST_NOTES
-    return [*notes[:_MOST_NOTES], *([f"and {more} more notes"] if more > 0 else [])]
 
 
 def _folded(summary: str, *parts: str) -> list[str]:

@@ -7,17 +7,15 @@
     again     rounds with the cases that are not decided yet, until there are none or their budgets are spent
 
 What the machine does (frequency, neighbours) cancels between two blocks next to each other, as far as it lasts longer
-than they do. Where the memory lies, and on which core a thread runs, does not. So both processes are bound to the same
-cores, thread by thread (`processes`), and a case is set up anew many times within a process. The pair of processes
+than they do; what remains is marked, and noted (`case_records`). Where the memory lies, and on which core a thread
+runs, does not cancel. So both processes are bound to the same cores, thread by thread (`processes`), and a case is set
+up anew many times within a process. The pair of processes
 stays the unit of replication: its median log ratio over all neighbours is one value. Some of what differs is the
 process's own: medians over some 700 neighbours of the backward pass of a small layer spread by 2 to 4% between pairs of
 processes, where the neighbours alone would leave 1 to 1.6%; those of the forward pass by 0.5%, as the neighbours would.
 
 A revision gets of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
 figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
-
-The device is locked while a case is measured (`measure.lock`), so that two runs do not measure each other. Against
-what else the machine does there are interleaved blocks, marks (`case_records`) and, where that is not enough, a note.
 
 Faults cost their case alone. A worker that dies takes its round of the case along, and the others go on with a fresh
 pair of processes; the second time, the case is given up. A case that base can do and head cannot (its check fails, it
@@ -121,13 +119,9 @@ def measure(
 ) -> Measured:
     """Measure the cases of a plan until each is decided or has spent its budget.
 
-    Args:
-        plan: the cases; `budget`, seconds for each, all included; `processes`, the least rounds; whether and how the
-            accuracy is compared.
-        base: what is compared with.
-        head: what is judged.
-        undecided: given all figures so far, the labels of the cases that more rounds could still decide.
-        hooks: see `Hooks`.
+    The plan says the cases, the seconds for each, all included (`budget`), the least rounds (`processes`), and whether
+    and how the accuracy is compared. `undecided` is given all figures so far, and returns the labels of the cases that
+    more rounds could still decide.
 
     Raises:
         UserError: a revision that does not start (exit code 3 for the base, 2 for the head), or that does not know the
@@ -188,8 +182,7 @@ class Rounds:
         self._progress, self._start, self._lock, self._now = progress, start, lock, now
         self._rng = random.Random(plan.seed)
         self._begun = now()
-        self._round = 0
-        self._left = len(plan.cases)
+        self._round, self._left = 0, len(plan.cases)
         self.cases = {case: CaseRecords(case) for case in plan.cases}
         self.environment: Mapping[str, Any] = {}
 
@@ -214,17 +207,17 @@ class Rounds:
                 rest = self._serve(rest)
 
     def series(self) -> list[Series]:
-        """Return all figures so far."""
-        return [replace(series, most=self._most(known)) for known in self.cases.values() for series in known.series()]
+        """Return all figures so far; the pairs that a budget allows go by those that there were."""
+        found = []
+        for known in self.cases.values():
+            most = int(self._plan.budget * known.rounds / known.spent_s) if known.spent_s > 0 else 0
+            found += [replace(series, most=most) for series in known.series()]
+        return found
 
     @property
     def seconds(self) -> float:
         """Since the beginning."""
         return self._now() - self._begun
-
-    def _most(self, known: CaseRecords) -> int:
-        """Return the pairs of processes that a case's budget allows, going by those that there were."""
-        return int(self._plan.budget * known.rounds / known.spent_s) if known.spent_s > 0 else 0
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""

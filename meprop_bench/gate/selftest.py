@@ -118,19 +118,10 @@ def check(
 ) -> Promise:
     """Measure A/A and slowed blocks for some time, then replay the gate on them.
 
-    Args:
-        plan: cases, each with a phase "backward".
-        first: the head.
-        second: the head again, in a folder of its own.
-        settings: those of the gate.
-        seconds: for measuring; twenty budgets of a case if None, 1800 s by default. At least two rounds are made.
-            Replaying takes some more.
-        tries: of the gate, for no slowdown; for each slowdown as many of each case.
-        hooks: see `Hooks`.
-
-    Raises:
-        UserError: a case failed in A/A.
-
+    The cases of the plan have a phase "backward"; `first` and `second` are the head, each in a folder of its own.
+    Measuring takes so many seconds, twenty budgets of a case if None, 1800 s by default, and at least two rounds;
+    replaying takes some more. There are so many tries of the gate for no slowdown, and for each slowdown as many of
+    each case. Raises `UserError` where a case failed in A/A.
     """
     seconds = _BUDGETS * settings.budget if seconds is None else seconds
     # Accuracy and counts have no noise to find out about.

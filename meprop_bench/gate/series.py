@@ -58,11 +58,6 @@ class Summary:
     error: float
     count: int
 
-    @classmethod
-    def of_nothing(cls) -> Summary:
-        """Return it of what was measured 0 times."""
-        return cls(math.nan, math.nan, 0)
-
     @property
     def empty(self) -> bool:
         """Whether it is of what was measured 0 times."""
@@ -97,25 +92,19 @@ Side: TypeAlias = tuple[float, ...] | Summary
 class Series:
     """One figure of one case in base and head."""
 
-    case: str
-    """Its label, the same in base and head."""
+    case: str  # its label, the same in base and head
     figure: str
     """What of it: "backward", "sparse/dense backward", "peak memory backward", "flops", "accuracy", ..."""
     quantity: Quantity
-    unit: str
-    """"s", "B", "1" or "points"; of an accuracy the values are percent."""
-    pairs: Runs | None = None
-    """Process by process the values (base, head); None where they were not taken together."""
-    base: Side = ()
-    """The values, where there are no pairs; of an accuracy one for each seed, in the same order in `head`."""
+    unit: str  # "s", "B", "1" or "points"; of an accuracy the values are percent
+    pairs: Runs | None = None  # process by process the values (base, head); None where they were not taken together
+    base: Side = ()  # the values, where there are no pairs; of an accuracy one for each seed, in the order of `head`
     head: Side = ()
     own_processes: bool = False
     """Each of those values is of a process (or seed) of its own. Those of one process understate the noise, which is
     then added (`settings.process_noise`)."""
-    most: int = 0
-    """Pairs of processes that the budget allows, 0 where there is none; what is decided early has fewer."""
-    failure: str = ""
-    """Why the head has no figure though it should (its check failed, it crashed, ...): such a figure fails."""
+    most: int = 0  # pairs of processes that the budget allows, 0 where there is none; what is decided early has fewer
+    failure: str = ""  # why the head has no figure though it should (its check failed, it crashed): such a figure fails
 
     def __post_init__(self) -> None:
         if self.pairs is not None and (self.base or self.head):

@@ -4,11 +4,10 @@
         base.folder / "meprop_bench"        the package as that revision has it
         head.folder / "meprop_bench"        a snapshot of the user's own files, uncommitted ones included
 
-`git worktree add` writes into the repository (a registration, a lock, perhaps a hook's doings), cannot do that in a
-read-only checkout, and leaves its registration behind when it is killed. Nothing here needs one: git reads the
-revision into an index of ours and writes that index's files into a folder of ours (`read-tree`, `checkout-index`). That
-works in a read-only, shallow, bare, detached or dirty repository alike, and the user's index, branches and hooks are
-never touched. Only the package is written out; submodules are not.
+`git worktree add` writes into the repository (a registration, a lock, perhaps a hook's doings), which fails in a
+read-only one and stays behind when it is killed. Here git reads the revision into an index of ours and writes that
+index's files into a folder of ours (`read-tree`, `checkout-index`), in a read-only, shallow, bare, detached or dirty
+repository alike. Only the package is written out; submodules are not.
 
 Uncommitted changes as the head are *copied* first, tracked files and new ones that git does not ignore: an editor may
 save while the gate measures, and a process that starts later must find the same code.

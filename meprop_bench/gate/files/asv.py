@@ -36,8 +36,9 @@ __all__ = ["read"]
 _VERSION = 2
 _FIGURE = "value"
 _OF_POINT = (
-    *("result", "samples", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "stats_repeat"),
-    "stats_number",
+    "result",
+    "samples",
+    *(f"stats_{end}" for end in ("ci_99_a", "ci_99_b", "q_25", "q_75", "repeat", "number")),
 )
 """Columns with an entry for each point."""
 _MOST_POINTS = 1 << 20
@@ -172,7 +173,7 @@ def _add(found: Figures, case: str, point: Mapping[str, Any], kind: Kind) -> boo
 
 def _summary(value: float, point: Mapping[str, Any], repeats: int, what: str) -> Summary:
     if repeats == 0:
-        return Summary.of_nothing()
+        return Summary(math.nan, math.nan, 0)
     for kind in ("ci_99_a", "ci_99_b"), ("q_25", "q_75"):
         ends = [point.get(f"stats_{end}") for end in kind]
         # Of few samples asv has no interval, which it writes as null, NaN or from -Infinity to Infinity.

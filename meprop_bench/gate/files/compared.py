@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -316,15 +315,10 @@ def _difference(base: Figures, ours: str, head: Figures, others: str) -> str:
             if ours and others:
                 return f"their environments are {one_line(ours, 20)} and {one_line(others, 20)}"
             return f"{found.name} does not say where it was measured"
-    differing = _differing(*known)
-    first = [f"{shown(name, 60)} is {_shown(one)} and {_shown(other)}" for name, one, other in differing[:_SHOWN]]
-    return _listed(first, len(differing)) if differing else ""
-
-
-def _differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> list[tuple[str, Any, Any]]:
-    one, other = one or {}, other or {}
-    names = [*one, *(name for name in other if name not in one)]
-    return [(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    one, other = (environment or {} for environment in known)
+    names = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
+    first = [f"{shown(name, 60)} is {_shown(one.get(name))} and {_shown(other.get(name))}" for name in names[:_SHOWN]]
+    return _listed(first, len(names)) if names else ""
 
 
 def _shown(value: object) -> str:

@@ -120,9 +120,8 @@ def add_row(found: Figures, row: Row) -> None:
         if (value := getattr(row.sparse, field)) is not None:
             size = number(value, f"{found.name}: the {name} of {quoted(case)}")
             found.add(case, Kind(f"{name} {phase}", quantity, unit), (size,), where)
-    if row.parity is not None and row.parity.seeds:
+    if row.parity and (figures := dict(sorted(zip(row.parity.seeds, row.parity.method, strict=True)))):
         # One value for each seed; what the method is compared with ran the same seeds.
-        figures = dict(sorted(zip(row.parity.seeds, row.parity.method, strict=True)))
         basis = f"{row.parity.task}, {row.parity.steps} steps, seeds {', '.join(map(str, figures))}"
         kind = Kind("accuracy", "accuracy", "points", basis)
         found.add(case, kind, tuple(figures.values()), where, own_processes=True)

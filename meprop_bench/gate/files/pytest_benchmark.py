@@ -145,29 +145,19 @@ class Reader:
             raise UserError(f"{self.figures.name}: {quoted(case)} has neither values nor a median")
         if count == 0:  # nobody knows of how many rounds
             return number(median, f"{self.figures.name}: the time of {quoted(case)}"), math.nan, 0
-        if stats.q1 is not None and stats.q3 is not None:
-            spread, error = stats.q3 - stats.q1, _of_quartiles(count)
-        elif stats.iqr is not None:
-            spread, error = stats.iqr, _of_quartiles(count)
-        elif stats.stddev is not None:
-            spread, error = stats.stddev, _of_deviation(count)
-        else:
+        quartiles = stats.iqr if stats.q1 is None or stats.q3 is None else stats.q3 - stats.q1
+        spread = stats.stddev if quartiles is None else quartiles
+        if spread is None:
             return median, math.nan, count
         if not 0 <= spread <= LARGEST:
             raise out_of_range(spread, f"{self.figures.name}: the spread of {quoted(case)}")
-        return median, spread * error, count
+        return median, spread * _error(count, quartiles is not None), count
 
 
 @lru_cache(maxsize=1 << 12)
-def _of_quartiles(count: int) -> float:
-    """Return the standard error of the median of `count` values whose quartiles lie 1 apart."""
-    return Summary.of_quartiles(0.0, 0.0, 1.0, count).error
-
-
-@lru_cache(maxsize=1 << 12)
-def _of_deviation(count: int) -> float:
-    """Return the standard error of the median of `count` values whose standard deviation is 1."""
-    return Summary.of_deviation(0.0, 1.0, count).error
+def _error(count: int, quartiles: bool) -> float:
+    """Return the standard error of the median of `count` values whose quartiles, or else deviation, are 1 apart."""
+    return (Summary.of_quartiles(0.0, 0.0, 1.0, count) if quartiles else Summary.of_deviation(0.0, 1.0, count)).error
 
 
 def _identity(machine: Mapping[str, Any]) -> dict[str, Any]:
