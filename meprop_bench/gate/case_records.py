@@ -16,7 +16,7 @@ noise is in the interval, and a note says that the machine was busy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -108,7 +108,7 @@ class CaseRecords:
         records = self.records.get(0.0, []) if records is None else records
         if not records:  # its processes died, or the budget ended
             return [one(figure="times", quantity="time", unit="s", pairs=())]
-        found = _timed(self.case.label, records, self.loops)
+        found = [series for phase in records[0].pairs for series in self._timed(phase, records)]
         for (name, quantity, unit), sides in self.facts.items():
             base, head = (() if value is None else (value,) for value in sides)
             found.append(one(figure=name, quantity=quantity, unit=unit, base=base, head=head))
@@ -119,21 +119,19 @@ class CaseRecords:
             )
         return found
 
-
-def _timed(label: str, records: Sequence[Record], loops: int) -> list[Series]:
-    found = []
-    marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
-    for phase in records[0].pairs:
-        judged = Measurement(phase, tuple(record.pairs[phase] for record in records), loops, marks).judged_runs
-        found.append(Series(case=label, figure=phase, quantity="time", unit="s", pairs=judged))
+    def _timed(self, phase: str, records: Sequence[Record]) -> Iterator[Series]:
+        """Yield the time of a phase, and its ratio to the dense side's where all have that."""
+        marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
+        runs = tuple(record.pairs[phase] for record in records)
+        judged = Measurement(phase, runs, self.loops, marks).judged_runs
+        yield Series(case=self.case.label, figure=phase, quantity="time", unit="s", pairs=judged)
         if phase in _RATIOS and all(phase in record.dense for record in records):
-            medians = [(median(b for b, _ in run), median(h for _, h in run)) for run in judged]
-            ratios = tuple(
-                ((base / record.dense[phase][0], head / record.dense[phase][1]),)
-                for (base, head), record in zip(medians, records, strict=True)
-            )
-            found.append(Series(case=label, figure=f"sparse/dense {phase}", quantity="ratio", unit="1", pairs=ratios))
-    return found
+            ratios = []
+            for run, record in zip(judged, records, strict=True):
+                (bases, heads), (base, head) = zip(*run, strict=True), record.dense[phase]
+                ratios.append(((median(bases) / base, median(heads) / head),))
+            figure = f"sparse/dense {phase}"
+            yield Series(case=self.case.label, figure=figure, quantity="ratio", unit="1", pairs=tuple(ratios))
 
 
 def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phases: Sequence[str]) -> Record:

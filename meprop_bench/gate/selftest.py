@@ -34,12 +34,13 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.case_records import Record
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.evidence import detectable
+from meprop_bench.gate.judgement import VERDICTS
 from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.revisions import SLICE_S, Hooks, Rounds
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
-from meprop_bench.stats import process_medians
+from meprop_bench.stats import Verdict, process_medians
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
 
@@ -202,10 +203,10 @@ class _Replay:
                 counts[case] = min(planned, self._affordable[case])
             labels = undecided(self._series(drawn, counts), self._settings, self._looks)
             waiting = {case for case in waiting if case.label in labels and counts[case] < self._affordable[case]}
-        verdicts: dict[str, list[str]] = {case.label: [] for case in drawn}
+        verdicts: dict[str, list[Verdict]] = {case.label: [] for case in drawn}
         for one in judge(self._series(drawn, counts), self._settings, self._looks):
             verdicts[one.case] += [] if one.report_only else [one.verdict]
-        return {case: _worst(verdicts[case.label]) for case in drawn}
+        return {case: min(verdicts[case.label] or ["pass"], key=VERDICTS.index) for case in drawn}
 
     def _series(self, drawn: Mapping[Case, Sequence[Record]], counts: Mapping[Case, int | None]) -> list[Series]:
         return [
@@ -214,10 +215,6 @@ class _Replay:
             for series in self._cases[case].series(records[: counts[case]])
             if series.pairs is not None
         ]
-
-
-def _worst(verdicts: Sequence[str]) -> str:
-    return next((verdict for verdict in ("fail", "inconclusive") if verdict in verdicts), "pass")
 
 
 def _count(verdicts: Sequence[str]) -> tuple[int, int, int]:

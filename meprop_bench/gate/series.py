@@ -171,7 +171,7 @@ class Sides:
                 yield places, self.values[self.starts[places, None] + np.arange(size)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Block:
     """Figures of one kind that both sides have, whose values were not taken together: `Series` by the thousand.
 

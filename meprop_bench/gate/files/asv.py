@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import SKIPPED, Figures, Kind, flat
@@ -44,6 +44,7 @@ _OF_POINT = (
 _MOST_POINTS = 1 << 20
 _OPEN, _CLOSE, _QUOTES = "([{<", ")]}>", "'\""
 
+_TRACKED: tuple[Quantity, str] = ("count", "1")
 _BY_NAME: Mapping[str, tuple[Quantity, str]] = {
     "time": ("time", "s"),
     "timeraw": ("time", "s"),
@@ -66,8 +67,10 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
     if document.get("version") != _VERSION:
         version = one_line(repr(document.get("version")), 20)
         raise UserError(f"{name} is an asv result of version {version}, and this reads {_VERSION}: asv update")
-    columns, results = document.get("result_columns"), document.get("results")
-    if not (_is_names(columns) and "result" in columns and isinstance(results, Mapping)):
+    columns: Any = document.get("result_columns")
+    results = document.get("results")
+    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns) and "result" in columns
+    if not (named and isinstance(results, Mapping)):
         raise UserError(f"{name} is an asv result without usable columns; measure again")
     commit = one_line(str(document.get("commit_hash")), 60)[:8]
     found = Figures(name, f"{name} (asv, commit {commit})")
@@ -78,10 +81,8 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
     for benchmark, row in results.items():
         # asv leaves out columns at the end that are null.
         entry = dict(zip(columns, row, strict=False)) if isinstance(row, list) else {"result": row}
-        quantity, unit = _measured(benchmark, units)
-        basis = str(entry.get("version") or "")
+        kind = Kind(_FIGURE, *_measured(benchmark, units), str(entry.get("version") or ""))
         for case, point in _points(name, benchmark, entry):
-            kind = Kind(_FIGURE, quantity, unit, basis)
             if reason := _reason(found, case, point, kind):
                 found.left_out[case] = reason
                 left_out[reason] += 1
@@ -99,9 +100,9 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
 
 
 def _measured(benchmark: str, units: Mapping[str, str]) -> tuple[Quantity, str]:
-    own_name = benchmark.rpartition(".")[2]
-    usual = _BY_NAME.get(own_name.partition("_")[0], ("count", "1"))
-    return _BY_UNIT.get(units[benchmark], ("count", "1")) if benchmark in units else usual
+    if benchmark in units:
+        return _BY_UNIT.get(units[benchmark], _TRACKED)
+    return _BY_NAME.get(benchmark.rpartition(".")[2].partition("_")[0], _TRACKED)
 
 
 def _points(name: str, benchmark: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -186,10 +187,6 @@ def _summary(value: float, point: Mapping[str, Any], repeats: int, what: str) ->
             return Summary.of_interval(value, low, high, 0.99, repeats)
         return Summary.of_quartiles(value, low, high, repeats)
     return Summary(value, math.nan, repeats)
-
-
-def _is_names(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _identity(document: Mapping[str, Any]) -> dict[str, Any]:

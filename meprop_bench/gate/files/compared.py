@@ -109,14 +109,8 @@ class Compared:
         ours, theirs = base.places(kind), head.places(kind)
         cases = [case for case in ours if case in theirs]
         first, second = _places(ours, cases), _places(theirs, cases)
-        whole = Block(
-            figure=kind.figure,
-            quantity=kind.quantity,
-            unit=kind.unit,
-            cases=cases,
-            base=base.sides(first),
-            head=head.sides(second),
-        )
+        sides = base.sides(first), head.sides(second)
+        whole = Block(kind.figure, kind.quantity, kind.unit, cases, *sides)
         own = base.flagged(first, OWN_PROCESSES) & head.flagged(second, OWN_PROCESSES)
         sound = ~(base.flagged(first, ALONE) | head.flagged(second, ALONE))
         apart = [replace(whole.only(sound & (own == each)), own_processes=each) for each in (True, False)]
