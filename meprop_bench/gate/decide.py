@@ -117,7 +117,7 @@ class _Table:
     def of_block(cls, block: Block, settings: Settings) -> _Table:
         """Return a block's figures, which have one look each."""
         memory, none = block.quantity == "memory", np.zeros(len(block), np.int64)
-        looks, base, head = _unpaired(block.base, block.head, block.own_processes, memory, settings)
+        looks, base, head = unpaired(block.base, block.head, block.own_processes, memory, settings.process_noise)
         kinds = ((block.figure, block.quantity, block.unit),)
         return cls(block.cases, kinds, none, base, head, looks[:, None], none, none)
 
@@ -149,7 +149,7 @@ class _Table:
                 own = [series[place] for place in places]
                 first, second = Sides.of([one.base for one in own]), Sides.of([one.head for one in own])
                 memory = np.array([one.quantity == "memory" for one in own])
-                found[places, 0] = _unpaired(first, second, processes, memory, settings)[0]
+                found[places, 0] = unpaired(first, second, processes, memory, settings.process_noise)[0]
         base, head = (np.array([_middle(one, which) for one in series]) for which in (0, 1))
         pairs = np.array([len(one.pairs or ()) for one in series])
         most = np.array([one.most for one in series])
@@ -200,14 +200,6 @@ def _look(values: Sequence[float], share: float = 1.0) -> tuple[float, ...]:
     """Return estimate, error, degrees of freedom, share of alpha and size of a look at independent values."""
     found = Estimate.of(values)
     return found.value, found.error, found.degrees, share, len(values)
-
-
-def _unpaired(
-    base: Sides, head: Sides, processes: bool, memory: Flags | bool, settings: Settings
-) -> tuple[Floats, Floats, Floats]:
-    """Return the one look of each figure, (figures, 5), and the medians of both sides."""
-    found, first, second, size = unpaired(base, head, processes=processes, memory=memory, noise=settings.process_noise)
-    return np.stack((found.estimate, found.error, found.degrees, np.ones(len(base)), size), axis=-1), first, second
 
 
 def _count(one: Series) -> tuple[float, ...]:

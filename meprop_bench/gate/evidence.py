@@ -133,12 +133,13 @@ def lower_rank(count: int) -> int:
 
 
 def unpaired(
-    base: Sides, head: Sides, *, processes: bool, memory: Flags | bool, noise: float
-) -> tuple[Evidence, Floats, Floats, Floats]:
-    """Return what sides that were not taken together say of head / base; the medians of both, and the smaller size.
+    base: Sides, head: Sides, processes: bool, memory: Flags | bool, noise: float
+) -> tuple[Floats, Floats, Floats]:
+    """Return what sides that were not taken together say of head / base, and the medians of both.
 
-    `processes`: each value is of a process of its own; for those of one process, `noise` is the standard deviation
-    between processes, of log ratios. `memory`: which figures are sizes.
+    The first is (figures, 5): estimate, error, degrees of freedom, 1, and the smaller size. `processes`: each value is
+    of a process of its own; for those of one process, `noise` is the standard deviation between processes, of log
+    ratios. `memory`: which figures are sizes.
     """
     first, second = (_Moments.of(sides, processes=processes) for sides in (base, head))
     variance = first.variance + second.variance + (0.0 if processes else noise) ** 2
@@ -149,5 +150,6 @@ def unpaired(
     # Sizes do not differ from process to process as times do, and a file has but one of each.
     single = memory & np.isnan(error)
     error, degrees = np.where(single, _MEMORY_NOISE, error), np.where(single, np.inf, degrees)
-    evidence = Evidence(second.location - first.location, error, degrees)
-    return evidence, first.middle, second.middle, np.minimum(first.size, second.size)
+    size = np.minimum(first.size, second.size)
+    looks = np.stack((second.location - first.location, error, degrees, np.ones(len(base)), size), axis=-1)
+    return looks, first.middle, second.middle

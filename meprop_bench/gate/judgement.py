@@ -127,8 +127,7 @@ class Judgements(Sequence[Judgement]):
     def caught(self) -> float | None:
         """The slowdown that would have failed with 90% probability in any of the times that decide; None for none."""
         times = np.array([quantity == "time" for _, quantity, _ in self.kinds], np.bool_)
-        chosen = times[self.rows["kind"]] & ~self.rows["report_only"] if len(self.kinds) else np.zeros(0, np.bool_)
-        found = self.rows["caught"][chosen]
+        found = self.rows["caught"][times[self.rows["kind"]] & ~self.rows["report_only"]]
         return float(np.nanmax(found)) if len(found) and not np.isnan(found).all() else None
 
     @cached_property

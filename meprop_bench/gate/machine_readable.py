@@ -17,7 +17,6 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -28,7 +27,7 @@ from meprop_bench.gate.document import change, counted, margin
 from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.names import visible
 
-__all__ = ["MOST", "SCHEMA", "as_json", "as_junit", "json_pieces", "schema"]
+__all__ = ["MOST", "SCHEMA", "as_junit", "json_pieces"]
 
 SCHEMA = "meprop-bench-gate/1"
 _AT_ONCE = 10_000
@@ -43,17 +42,6 @@ MOST = 20_000
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML 1.0 document may hold, escaped or not."""
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the document."""
-    found: dict[str, Any] = json.loads((resources.files("meprop_bench.gate") / "gate.schema.json").read_bytes())
-    return found
-
-
-def as_json(outcome: Outcome) -> str:
-    """Return the outcome as one JSON object."""
-    return "".join(json_pieces(outcome))
 
 
 def json_pieces(outcome: Outcome) -> Iterator[str]:

@@ -106,7 +106,6 @@ class Measured:
     notes: tuple[str, ...]  # what a reader should know, one line each
     environment: Mapping[str, Any]  # of the machine, as the head's worker tells it
     rounds: int  # pairs of processes at most for a case
-    seconds: float
 
 
 def measure(
@@ -152,7 +151,6 @@ def measure(
         tuple(rounds.notes()),
         rounds.environment,
         max(known.rounds for known in rounds.cases.values()),
-        rounds.seconds,
     )
 
 
@@ -278,8 +276,8 @@ class Rounds:
             if (spoken := answer.get("protocol")) != PROTOCOL:
                 knows = "no protocol of the gate" if spoken is None else f"protocol {spoken}, not {PROTOCOL}"
                 raise UserError(
-                    f"the {side}, {checkout.name}, cannot be compared: its worker knows {knows}; choose a revision"
-                    f" that does",
+                    f"the {side}, {checkout.name}, cannot be compared: its worker knows {knows}; choose a revision that"
+                    " does",
                     ExitCode.NOT_COMPARABLE,
                 )
             wanted, found = checkout.folder / PACKAGE, Path(answer["package"])

@@ -1,5 +1,6 @@
 import json
 import math
+from importlib import resources
 from xml.etree import ElementTree as Xml
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.document import OutcomeDocument, change, margin
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgement, Judgements, Outcome
-from meprop_bench.gate.machine_readable import SCHEMA, as_json, as_junit, schema
+from meprop_bench.gate.machine_readable import SCHEMA, as_junit, json_pieces
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
 from meprop_bench.report.table import as_table
 from meprop_bench.stats import Interval
@@ -18,6 +19,14 @@ def judgement(verdict="pass", estimate=1.0, **changes):
     base = {"case": "linear k=8", "figure": "backward", "quantity": "time", "unit": "s", "base": 1e-3, "head": 1.03e-3}
     base |= {"change": Interval(estimate, estimate - 0.01, estimate + 0.01), "margin": 0.01, "least": 0.0, "pairs": 8}
     return Judgement(**{**base, "report_only": False, "verdict": verdict, **changes})
+
+
+def as_json(outcome):
+    return "".join(json_pieces(outcome))
+
+
+def schema():
+    return json.loads((resources.files("meprop_bench.gate") / "gate.schema.json").read_text(encoding="utf-8"))
 
 
 def columns(judgements):
