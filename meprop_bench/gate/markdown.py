@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.document import OutcomeDocument, caught, counted, result, section
+from meprop_bench.gate.document import OutcomeDocument, caught, counted, result, section, worst
 from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.gate.names import LONGEST, shown
 from meprop_bench.report.markdown import GAP, code_block, escaped, table
@@ -94,10 +94,9 @@ def neutral(text: str) -> str:
 
 def _text(outcome: Outcome, most: int) -> str:
     every = outcome.judgements
-    places, rest = every.worst_first[:most], every.worst_first[most:]
+    first, more = worst(every, most)
     parts: dict[str, list[Judgement]] = {"fail": [], "inconclusive": [], "pass": [], "report_only": []}
-    for place in places.tolist():
-        one = every[place]
+    for one in first:
         parts["report_only" if one.report_only else one.verdict].append(one)
     counts = every.counts()
     verdict, what = result(outcome)
@@ -107,7 +106,7 @@ def _text(outcome: Outcome, most: int) -> str:
         f"### {verdict}: {_span(outcome.head)} against {_span(outcome.base)}",
         f"{what[0].upper()}{what[1:]}. {counted(counts).capitalize()}, in {outcome.seconds:.0f} s.",
         *caught(every.caught),
-        f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else "",
+        more,
     ]
     for verdict, title in (("fail", "Failed"), ("inconclusive", "Inconclusive")):
         if parts[verdict]:
