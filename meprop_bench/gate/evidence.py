@@ -17,8 +17,6 @@ from two order statistics of the logs, without an assumption about the distribut
 "Distribution-free confidence intervals for difference and ratio of medians", Journal of Statistical Computation and
 Simulation 72, 2002). That interval says how well *this process* is known. The next one of the same code is elsewhere by
 some percent (`settings.process_noise`), which no number of values of one process can show: its variance is added.
-
-All of it is computed for all figures at once: a file may hold a million.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@
 What the machine does (frequency, neighbours) cancels between two blocks next to each other, as far as it lasts longer
 than they do; what remains is marked, and noted (`case_records`). Where the memory lies, and on which core a thread
 runs, does not cancel. So both processes are bound to the same cores, thread by thread (`processes`), and a case is set
-up anew many times within a process. The pair of processes
-stays the unit of replication: its median log ratio over all neighbours is one value. Some of what differs is the
-process's own: medians over some 700 neighbours of the backward pass of a small layer spread by 2 to 4% between pairs of
-processes, where the neighbours alone would leave 1 to 1.6%; those of the forward pass by 0.5%, as the neighbours would.
+up anew many times within a process. The pair of processes stays the unit of replication: its median log ratio over all
+neighbours is one value. Some of what differs is the process's own: medians over some 700 neighbours of the backward
+pass of a small layer spread by 2 to 4% between pairs of processes, where the neighbours alone would leave 1 to 1.6%;
+those of the forward pass by 0.5%, as the neighbours would.
 
 A revision gets of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
 figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
