@@ -75,12 +75,6 @@ class CaseRecords:
         """Whether it can be measured on."""
         return not (self.failure or self.missing)
 
-    @property
-    def busy(self) -> tuple[int, int]:
-        """How many set-ups the machine disturbed from beginning to end, and how many there were."""
-        marked = [record for record in self.records.get(0.0, []) if record.disturbed is not None]
-        return sum(sum(record.disturbed or ()) for record in marked), sum(record.setups for record in marked)
-
     def remarks(self) -> list[str]:
         """Return what a reader should know of the case, one line each."""
         if self.missing:
@@ -90,7 +84,9 @@ class CaseRecords:
         lines = list(self.notes)
         for side, reasons in self.faults.items():
             lines += [f"a process of the {side} {reason}; its pair is left out" for reason in reasons]
-        disturbed, setups = self.busy
+        marked = [record for record in self.records.get(0.0, []) if record.disturbed is not None]
+        # Set-ups that the machine disturbed from beginning to end, and all.
+        disturbed, setups = sum(sum(one.disturbed or ()) for one in marked), sum(one.setups for one in marked)
         if disturbed > _BUSY * setups:
             lines.append(
                 f"the machine was busy with something else during {disturbed} of {setups} set-ups, so the times say"

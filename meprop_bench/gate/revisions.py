@@ -187,10 +187,9 @@ class Rounds:
     def prepare(self) -> None:
         """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
         first = self._plan.cases[0]
-        with self._device(first):
+        with self._device(first), ExitStack() as stack:
             self._notify("preparing", None)
-            with self._processes(first) as pool:
-                self._hello(pool, first)
+            self._processes(first, stack)
 
     def once(self, cases: Iterable[Case]) -> None:
         """Measure each of the cases in one more pair of fresh processes."""
@@ -232,8 +231,7 @@ class Rounds:
             with self._device(group[0]):
                 begun = self._now()
                 self._notify("starting", None)
-                pool = stack.enter_context(self._processes(group[0]))
-                self._hello(pool, group[0])
+                pool = self._processes(group[0], stack)
                 started = (self._now() - begun) / len(group)
             for index, case in enumerate(group):
                 with self._device(case):
@@ -258,11 +256,9 @@ class Rounds:
             known.rounds += 1
             known.spent_s += started + self._now() - before
 
-    def _processes(self, case: Case) -> Pool[Side]:
-        return process_pair(self._checkouts, case, self._start, self._rng)
-
-    def _hello(self, pool: Pool[Side], case: Case) -> None:
-        """Have both import what takes seconds, and see that each runs its own code and speaks our protocol."""
+    def _processes(self, case: Case, stack: ExitStack) -> Pool[Side]:
+        """Return a pair that has imported what takes seconds, each its own code, which speaks our protocol."""
+        pool = stack.enter_context(process_pair(self._checkouts, case, self._start, self._rng))
         try:
             answers = pool.hello(threads=case.threads, device=case.device, pin=bool(cores_of(case)))
         except WorkerError as error:
@@ -288,6 +284,7 @@ class Rounds:
                     ExitCode.NOT_COMPARABLE,
                 )
         self.environment = answers["head"]["environment"]
+        return pool
 
     def _take(self, known: CaseRecords, pool: Pool[Side]) -> None:
         """Take one slice of a case, and at the first time the figures that have no noise."""

@@ -34,7 +34,6 @@ from meprop_bench.results.redact import one_line
 __all__ = ["read"]
 
 _VERSION = 2
-_FIGURE = "value"
 _OF_POINT = (
     "result",
     "samples",
@@ -81,7 +80,7 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
     for benchmark, row in results.items():
         # asv leaves out columns at the end that are null.
         entry = dict(zip(columns, row, strict=False)) if isinstance(row, list) else {"result": row}
-        kind = Kind(_FIGURE, *_measured(benchmark, units), str(entry.get("version") or ""))
+        kind = Kind("value", *_measured(benchmark, units), str(entry.get("version") or ""))
         for case, point in _points(name, benchmark, entry):
             if reason := _reason(found, case, point, kind):
                 found.left_out[case] = reason
@@ -160,7 +159,7 @@ def _add(found: Figures, case: str, point: Mapping[str, Any], kind: Kind) -> boo
         count(point["stats_number"], f"{found.name}: the loops of {quoted(case)}")
     if isinstance(samples, list) and samples:
         # A number that was tracked several times has noise: it is judged by its ratio, in its own unit.
-        kind = Kind(_FIGURE, "ratio", "value", kind.basis) if tracked else kind
+        kind = Kind("value", "ratio", "value", kind.basis) if tracked else kind
         found.add(case, kind, tuple(number(sample, what) for sample in samples))
         return False
     if repeat is not None and not tracked:
