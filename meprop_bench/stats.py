@@ -211,9 +211,7 @@ def iqr(values: Iterable[float]) -> float:
 def process_medians(runs: Runs) -> list[float]:
     """Return r_i, the median of log(baseline / method) of each process.
 
-    Raises:
-        ValueError: no run, a run without pairs, or a time that is not positive and finite.
-
+    Raises `ValueError` for no run, a run without pairs, or a time that is not positive and finite.
     """
     if not runs or not all(runs):
         raise ValueError("a ratio needs at least one run, and one pair in each run")
@@ -221,16 +219,7 @@ def process_medians(runs: Runs) -> list[float]:
 
 
 def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:
-    """Return the speed-up baseline / method with its interval over processes.
-
-    Args:
-        runs: for each process its pairs `(baseline_s, method_s)`, both in seconds and positive.
-        confidence: two-sided, in (0, 1).
-
-    Raises:
-        ValueError: no run, a run without pairs, or a time that is not positive and finite.
-
-    """
+    """Return the speed-up baseline / method with its two-sided interval; runs are as in `process_medians`."""
     return _exponential(Estimate.of(process_medians(runs)).interval(confidence))
 
 
@@ -268,15 +257,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, same_processes: bool = False) -> Interval:
-    """Return the geometric mean of the cases' speed-ups, with its interval over the processes.
+    """Return the geometric mean of the cases' speed-ups, with its two-sided interval over the processes.
 
-    Args:
-        cases: the runs of each case, as `paired_ratio` takes them.
-        confidence: two-sided, in (0, 1).
-        same_processes: the i-th run of every case came from the same process, so that their errors are not independent.
-
-    Without `same_processes` the cases' variances add up, with Welch's and Satterthwaite's degrees of freedom.
-
+    With `same_processes` the i-th run of every case came from the same process, so that their errors are not
+    independent. Without it the cases' variances add up, with Welch's and Satterthwaite's degrees of freedom.
     """
     if not cases:
         raise ValueError("a geometric mean needs at least one case")
@@ -292,10 +276,8 @@ def independent_ratio(
 ) -> Interval:
     """Return the geometric mean over the cases of first / second, two samples without pairs, with its interval.
 
-    Args:
-        cases: of each case the values of both sides, process by process, all positive; one case is a mean of one.
-        confidence: two-sided, in (0, 1).
-        same_processes: within a side, the i-th process of every case is the same one.
+    A case has the values of both sides, process by process, all positive; with `same_processes` the i-th process of
+    every case, within a side, is the same one.
 
     Raises:
         ValueError: no case, no process, a process without values, a value that is not positive and finite, or
@@ -311,9 +293,7 @@ def independent_ratio(
 def process_interval(samples: Samples, confidence: float = 0.95) -> Interval:
     """Return a typical value, exp of the mean of the processes' median logs, with its interval over the processes.
 
-    Raises:
-        ValueError: no process, a process without values, or a value that is not positive and finite.
-
+    Raises `ValueError` for no process, a process without values, or a value that is not positive and finite.
     """
     return _exponential(Estimate.of(_log_medians(samples)).interval(confidence))
 

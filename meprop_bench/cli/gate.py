@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from meprop_bench.gate.revisions import GateProgress
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
+    from meprop_bench.gate.worktree import Checkout
     from meprop_bench.sweep.plan import Plan
 
 __all__ = ["command"]
@@ -51,14 +52,7 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
     groups={
         "Revisions": ("base", "head", "self-test", "preset", "budget", "pairs"),
         "Stored results": ("baseline", "candidate", "ratios-only"),
-        "Judgement": (
-            "cases",
-            "report-only",
-            "margin",
-            "accuracy-margin",
-            "least-time",
-            "confidence",
-        ),
+        "Judgement": ("cases", "report-only", "margin", "accuracy-margin", "least-time", "confidence"),
         "Output": ("format", "output", "suite"),
     },
     epilog=examples(
@@ -219,37 +213,43 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.looks import Looks
     from meprop_bench.gate.revisions import measure
-    from meprop_bench.gate.worktree import repository_of, work_trees
-    from meprop_bench.measure.busy import Observer
 
     plan, looks = _plan(settings), Looks.within(settings.pairs)
 
     def waiting(series: Iterable[Series]) -> frozenset[str]:
         return undecided(series, settings, looks)
 
-    with work_trees(repository_of(Path.cwd()), base, head) as (first, second), _showing() as progress:
-        observer = Observer(max(case.threads for case in plan.cases))
+    with _measuring(plan, base, head) as (first, second, progress, busy):
         found = measure(plan, first, second, undecided=waiting, progress=progress)
-        doubts = tuple(filter(None, (observer.line(),)))
+        doubts = tuple(filter(None, (busy(),)))
     judgements = judge(found.series, settings, looks)
     return Outcome(first.name, second.name, judgements, found.notes, environment=dict(found.environment), doubts=doubts)
 
 
 def _self_test(head: str | None, settings: Settings) -> int:
     from meprop_bench.gate.selftest import as_text, check
-    from meprop_bench.gate.worktree import repository_of, work_trees
-    from meprop_bench.measure.busy import Observer
 
     plan = _plan(settings)
     # Two trees of one revision; of uncommitted changes, HEAD stands for both.
     revision = head or "HEAD"
-    with work_trees(repository_of(Path.cwd()), revision, revision) as (first, second), _showing() as progress:
-        observer = Observer(max(case.threads for case in plan.cases))
+    with _measuring(plan, revision, revision) as (first, second, progress, busy):
         promise = check(plan, first, second, settings, progress=progress)
-        doubt = observer.line()
+        doubt = busy()
     with complaining():
         write((f"{doubt}\n" if doubt else "") + as_text(promise))
     return promise.exit_code
+
+
+@contextmanager
+def _measuring(
+    plan: Plan, base: str, head: str | None
+) -> Iterator[tuple[Checkout, Checkout, Callable[[GateProgress], None], Callable[[], str]]]:
+    """Give both revisions, what shows the progress, and what says whether the machine was busy meanwhile."""
+    from meprop_bench.gate.worktree import repository_of, work_trees
+    from meprop_bench.measure.busy import Observer
+
+    with work_trees(repository_of(Path.cwd()), base, head) as (first, second), _showing() as progress:
+        yield first, second, progress, Observer(max(case.threads for case in plan.cases)).line
 
 
 def _plan(settings: Settings) -> Plan:
@@ -336,14 +336,10 @@ def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
 
 def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:
     """Return the outcome in a format, in pieces."""
-    if form == "json":
-        from meprop_bench.gate.record import json_pieces
+    if form in ("json", "junit"):
+        from meprop_bench.gate.machine_readable import as_junit, json_pieces
 
-        return json_pieces(outcome)
-    if form == "junit":
-        from meprop_bench.gate.junit import as_junit
-
-        return (as_junit(outcome),)
+        return json_pieces(outcome) if form == "json" else (as_junit(outcome),)
     if form == "md":
         from meprop_bench.gate.markdown import as_comment
 

@@ -16,18 +16,18 @@ noise is in the interval, and a note says that the machine was busy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.judgement import Kind
 from meprop_bench.gate.series import Series
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SIDES", "Blocks", "CaseRecords", "Fact", "Record", "Side", "record_of"]
+__all__ = ["SIDES", "Blocks", "CaseRecords", "Facts", "Record", "Side", "record_of"]
 
 Side: TypeAlias = Literal["base", "head"]
 SIDES: tuple[Side, Side] = ("base", "head")
@@ -35,8 +35,8 @@ SIDES: tuple[Side, Side] = ("base", "head")
 Blocks: TypeAlias = Mapping[Side, Mapping[str, Any]]
 """A block of each side, as the workers answered."""
 
-Fact: TypeAlias = tuple[str, Quantity, str]
-"""A figure's name, quantity and unit."""
+Facts: TypeAlias = dict[Kind, tuple[float | None, float | None]]
+"""Figures without noise, and those of one side alone -> (base, head), None for a revision that has none."""
 
 _RATIOS = ("backward", "step")
 _BUSY = 0.5
@@ -45,63 +45,35 @@ _BUSY = 0.5
 
 @dataclass(frozen=True)
 class Record:
-    """What one pair of processes gave for one case, under one injected slowdown (usually none).
+    """What one pair of processes gave for one case, under one injected slowdown (usually none); seconds."""
 
-    Attributes:
-        pairs: phase -> pairs of values (base, head) of the sparsified side, seconds.
-        disturbed: which of the pairs are of a set-up all of whose blocks the machine disturbed; None where nobody
-            could tell.
-        dense: phase -> the values (base, head) of the dense side over all set-ups, seconds.
-        setups: how many there were.
-
-    """
-
-    pairs: Mapping[str, tuple[tuple[float, float], ...]]
+    pairs: Mapping[str, tuple[tuple[float, float], ...]]  # phase -> values (base, head) of the sparsified side
     disturbed: tuple[bool, ...] | None
-    dense: Mapping[str, tuple[float, float]]
+    """Which of the pairs are of a set-up all of whose blocks the machine disturbed; None where nobody could tell."""
+    dense: Mapping[str, tuple[float, float]]  # phase -> the values (base, head) of the dense side over all set-ups
     setups: int = 0
 
 
 @dataclass
 class CaseRecords:
-    """All that is known of one case.
-
-    Attributes:
-        records: slowdown -> its records, one for each pair of processes.
-        loops: iterations behind a value.
-        facts: figures without noise, and those that one side alone has -> (base, head), None where that side has none.
-        notes: what a reader should know besides, one line each.
-        accuracy: one value for each seed, (base, head); None where nothing was trained.
-        faults: side -> why its process died, each time.
-        failure: why the head cannot do what the base does; empty if it can.
-        missing: why the base cannot be compared with; empty if it can.
-        spent_s: seconds spent on the case, its share of starting processes included.
-        rounds: pairs of processes that were started for it.
-
-    """
+    """All that is known of one case."""
 
     case: Case
-    records: dict[float, list[Record]] = field(default_factory=dict)
-    loops: int = 1
-    facts: dict[Fact, tuple[float | None, float | None]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})
-    failure: str = ""
-    missing: str = ""
-    spent_s: float = 0.0
-    rounds: int = 0
+    records: dict[float, list[Record]] = field(default_factory=dict)  # slowdown -> one for each pair of processes
+    loops: int = 1  # iterations behind a value
+    facts: Facts = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what a reader should know besides, one line each
+    accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # (base, head), of each a value for each seed
+    faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})  # why its process died
+    failure: str = ""  # why the head cannot do what the base does
+    missing: str = ""  # why the base cannot be compared with
+    spent_s: float = 0.0  # on the case, its share of starting processes included
+    rounds: int = 0  # pairs of processes that were started for it
 
     @property
     def open(self) -> bool:
         """Whether it can be measured on."""
         return not (self.failure or self.missing)
-
-    @property
-    def busy(self) -> tuple[int, int]:
-        """How many set-ups the machine disturbed from beginning to end, and how many there were."""
-        marked = [record for record in self.records.get(0.0, []) if record.disturbed is not None]
-        return sum(sum(record.disturbed or ()) for record in marked), sum(record.setups for record in marked)
 
     def remarks(self) -> list[str]:
         """Return what a reader should know of the case, one line each."""
@@ -112,7 +84,9 @@ class CaseRecords:
         lines = list(self.notes)
         for side, reasons in self.faults.items():
             lines += [f"a process of the {side} {reason}; its pair is left out" for reason in reasons]
-        disturbed, setups = self.busy
+        marked = [record for record in self.records.get(0.0, []) if record.disturbed is not None]
+        # Set-ups that the machine disturbed from beginning to end, and all.
+        disturbed, setups = sum(sum(one.disturbed or ()) for one in marked), sum(one.setups for one in marked)
         if disturbed > _BUSY * setups:
             lines.append(
                 f"the machine was busy with something else during {disturbed} of {setups} set-ups, so the times say"
@@ -130,7 +104,7 @@ class CaseRecords:
         records = self.records.get(0.0, []) if records is None else records
         if not records:  # its processes died, or the budget ended
             return [one(figure="times", quantity="time", unit="s", pairs=())]
-        found = _timed(self.case.label, records, self.loops)
+        found = [series for phase in records[0].pairs for series in self._timed(phase, records)]
         for (name, quantity, unit), sides in self.facts.items():
             base, head = (() if value is None else (value,) for value in sides)
             found.append(one(figure=name, quantity=quantity, unit=unit, base=base, head=head))
@@ -141,21 +115,19 @@ class CaseRecords:
             )
         return found
 
-
-def _timed(label: str, records: Sequence[Record], loops: int) -> list[Series]:
-    found = []
-    marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
-    for phase in records[0].pairs:
-        judged = Measurement(phase, tuple(record.pairs[phase] for record in records), loops, marks).judged_runs
-        found.append(Series(case=label, figure=phase, quantity="time", unit="s", pairs=judged))
+    def _timed(self, phase: str, records: Sequence[Record]) -> Iterator[Series]:
+        """Yield the time of a phase, and its ratio to the dense side's where all have that."""
+        marks = None if any(r.disturbed is None for r in records) else tuple(r.disturbed or () for r in records)
+        runs = tuple(record.pairs[phase] for record in records)
+        judged = Measurement(phase, runs, self.loops, marks).judged_runs
+        yield Series(case=self.case.label, figure=phase, quantity="time", unit="s", pairs=judged)
         if phase in _RATIOS and all(phase in record.dense for record in records):
-            medians = [(median(b for b, _ in run), median(h for _, h in run)) for run in judged]
-            ratios = tuple(
-                ((base / record.dense[phase][0], head / record.dense[phase][1]),)
-                for (base, head), record in zip(medians, records, strict=True)
-            )
-            found.append(Series(case=label, figure=f"sparse/dense {phase}", quantity="ratio", unit="1", pairs=ratios))
-    return found
+            ratios = []
+            for run, record in zip(judged, records, strict=True):
+                (bases, heads), (base, head) = zip(*run, strict=True), record.dense[phase]
+                ratios.append(((median(bases) / base, median(heads) / head),))
+            figure = f"sparse/dense {phase}"
+            yield Series(case=self.case.label, figure=figure, quantity="ratio", unit="1", pairs=tuple(ratios))
 
 
 def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phases: Sequence[str]) -> Record:

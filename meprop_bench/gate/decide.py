@@ -13,7 +13,12 @@ Fail and pass are two claims, and each needs evidence of its own: "not significa
 alarm is worse the more figures there are, hence Holm for `fail`; a wrong pass concerns its figure alone.
 
 Pairs of processes are looked at as `looks` plans it, and the earliest verdict stays. What has no noise (a count) has a
-point for an interval. What cannot be judged at all says why in its reason (`unsound`).
+point for an interval.
+
+What cannot be judged at all says why in its reason. A figure that only the head has is shown and does not decide: there
+is nothing to lose. One that the head has lost is inconclusive, as a benchmark that was renamed must not pass for one
+that did not get slower; a head that failed where the base has values is a failure. Sizes, counts and numbers that are
+tracked may be 0, times may not.
 
 All figures are one table, whether they come as series or as blocks, with a column for each look: (figures, looks).
 """
@@ -26,14 +31,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from meprop_bench.gate.columns import Block, Flags, Floats, Integers, Sides
 from meprop_bench.gate.evidence import Evidence, detectable, unpaired
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgements, Kind
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.series import Series
+from meprop_bench.gate.series import Block, Flags, Floats, Integers, Series, Sides, Summary
 from meprop_bench.gate.settings import Settings
-from meprop_bench.gate.unsound import Unsound, middle, unsound, values_of
-from meprop_bench.stats import Estimate, clear_of, holm, process_medians
+from meprop_bench.stats import Estimate, Verdict, clear_of, holm, median, process_medians
 
 __all__ = ["judge", "undecided"]
 
@@ -63,19 +66,14 @@ def judge(
     """Return the verdicts, in the order of the blocks and then of the series; those outside `settings.cases` are left
     out, unless the head failed or nothing was measured.
 
-    Args:
-        series: figures with their values.
-        settings: margins, confidence and so on.
-        looks: the plan by which pairs of processes were added; None: nobody looked before.
-        last: no more pairs will come. Otherwise only what was planned is looked at.
-        blocks: figures by the thousand.
-
+    `looks` is the plan by which pairs of processes were added, None where nobody looked before; `last` says that no
+    more pairs will come: otherwise only what was planned is looked at.
     """
     wanted = (block.only(settings.matched(settings.cases, block.cases, block.figure)) for block in blocks)
     tables = [_Table.of_block(block, settings) for block in wanted if len(block)]
     if own := [one for one in series if _wanted(one, settings)]:
         tables.append(_Table.of_series(own, settings, looks, last))
-    return _judged(_Table.joined(tables), settings, looks) if tables else Judgements.of(())
+    return _judged(_Table.joined(tables), settings, looks) if tables else Judgements((), np.zeros(0, ROW), (), ())
 
 
 def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> frozenset[str]:
@@ -92,7 +90,7 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
         and len(one.pairs) < looks.counts[-1]
         and found.verdict == "inconclusive"
         and not found.report_only
-        and (not one.pairs or unsound(one, settings) is None)
+        and (not one.pairs or _unsound(one, settings) is None)
     )
 
 
@@ -103,41 +101,23 @@ def _wanted(one: Series, settings: Settings) -> bool:
 
 @dataclass(frozen=True)
 class _Table:
-    """Figures side by side, each with its looks.
-
-    Attributes:
-        cases: of each figure.
-        kinds: what of a case is judged; `kind`: which of them each figure is. (figures,)
-        base: median, in the figure's unit, and so is `head`; NaN where there is none. (figures,)
-        looks: estimate, error, degrees of freedom, share of alpha and size of each look; NaN beyond a figure's looks.
-            (figures, looks, 5)
-        pairs: pairs of processes that there are, 0 of what has none; `most`: that the budget allows. (figures,)
-        unsound: place -> verdict on a figure that no interval judges.
-
-    """
+    """Figures side by side, each with its looks; arrays are (figures,)."""
 
     cases: Sequence[str]
     kinds: Sequence[Kind]
-    kind: Integers
-    base: Floats
+    kind: Integers  # which of `kinds` each figure is
+    base: Floats  # median, in the figure's unit, and so is `head`; NaN where there is none
     head: Floats
-    looks: Floats
-    pairs: Integers
-    most: Integers
-    unsound: Mapping[int, Unsound] = field(default_factory=dict)
+    looks: Floats  # (figures, looks, 5), each as `_look` has it; NaN beyond a figure's looks
+    pairs: Integers  # pairs of processes that there are, 0 of what has none
+    most: Integers  # those that the budget allows
+    unsound: Mapping[int, _Unsound] = field(default_factory=dict)
 
     @classmethod
     def of_block(cls, block: Block, settings: Settings) -> _Table:
         """Return a block's figures, which have one look each."""
-        found, base, head, size = unpaired(
-            block.base,
-            block.head,
-            processes=block.own_processes,
-            memory=block.quantity == "memory",
-            noise=settings.process_noise,
-        )
-        looks = np.stack((found.estimate, found.error, found.degrees, np.ones(len(block)), size), axis=-1)
-        none = np.zeros(len(block), np.int64)
+        memory, none = block.quantity == "memory", np.zeros(len(block), np.int64)
+        looks, base, head = unpaired(block.base, block.head, block.own_processes, memory, settings.process_noise)
         kinds = ((block.figure, block.quantity, block.unit),)
         return cls(block.cases, kinds, none, base, head, looks[:, None], none, none)
 
@@ -147,36 +127,30 @@ class _Table:
         kinds: dict[Kind, int] = {}
         kind = [kinds.setdefault((one.figure, one.quantity, one.unit), len(kinds)) for one in series]
         found = np.full((len(series), len(looks.counts) if looks else 1, 5), np.nan)
-        odd: dict[int, Unsound] = {}
+        odd: dict[int, _Unsound] = {}
         apart: dict[bool, list[int]] = {True: [], False: []}  # by whether each value has a process of its own
         for place, one in enumerate(series):
-            if (trouble := unsound(one, settings)) is not None:
+            if (trouble := _unsound(one, settings)) is not None:
                 odd[place] = trouble
             elif one.quantity == "count":
                 found[place, 0] = _count(one)
             elif one.quantity == "accuracy":
-                found[place, 0] = _seeds(one)
+                lost = [base - head for base, head in zip(_values(one, 0), _values(one, 1), strict=True)]
+                found[place, 0] = _look(lost)
             elif one.pairs is not None:
                 logs = [-ratio for ratio in process_medians(one.pairs)]  # of head / base
                 taken = looks.taken(len(logs), last=last) if looks else ((len(logs), 1.0),)
                 for look, (count, share) in enumerate(taken):
-                    estimate = Estimate.of(logs[:count])
-                    found[place, look] = (estimate.value, estimate.error, estimate.degrees, share, count)
+                    found[place, look] = _look(logs[:count], share)
             else:
                 apart[one.own_processes].append(place)
         for processes, places in apart.items():
             if places:
                 own = [series[place] for place in places]
-                evidence, _, _, size = unpaired(
-                    Sides.of([one.base for one in own]),
-                    Sides.of([one.head for one in own]),
-                    processes=processes,
-                    memory=np.array([one.quantity == "memory" for one in own]),
-                    noise=settings.process_noise,
-                )
-                columns = (evidence.estimate, evidence.error, evidence.degrees, np.ones(len(own)), size)
-                found[places, 0] = np.stack(columns, axis=-1)
-        base, head = (np.array([middle(one, which) for one in series]) for which in (0, 1))
+                first, second = Sides.of([one.base for one in own]), Sides.of([one.head for one in own])
+                memory = np.array([one.quantity == "memory" for one in own])
+                found[places, 0] = unpaired(first, second, processes, memory, settings.process_noise)[0]
+        base, head = (np.array([_middle(one, which) for one in series]) for which in (0, 1))
         pairs = np.array([len(one.pairs or ()) for one in series])
         most = np.array([one.most for one in series])
         return cls([one.case for one in series], tuple(kinds), np.array(kind), base, head, found, pairs, most, odd)
@@ -186,19 +160,22 @@ class _Table:
         """Return the figures of all parts, one after the other; only the last may have unsound ones, or many looks."""
         if len(parts) == 1:
             return parts[0]
-        most = max(part.looks.shape[1] for part in parts)
-        looks = [np.pad(p.looks, ((0, 0), (0, most - p.looks.shape[1]), (0, 0)), constant_values=np.nan) for p in parts]
+        wide = max(part.looks.shape[1] for part in parts)
+        looks = [np.pad(p.looks, ((0, 0), (0, wide - p.looks.shape[1]), (0, 0)), constant_values=np.nan) for p in parts]
+        base, head, pairs, most = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "head", "pairs", "most")
+        )
         kinds = np.cumsum([0, *(len(part.kinds) for part in parts)])
         before = sum(len(part.cases) for part in parts[:-1])
         return cls(
             [case for part in parts for case in part.cases],
             [kind for part in parts for kind in part.kinds],
             np.concatenate([part.kind + first for part, first in zip(parts, kinds, strict=False)]),
-            np.concatenate([part.base for part in parts]),
-            np.concatenate([part.head for part in parts]),
+            base,
+            head,
             np.concatenate(looks),
-            np.concatenate([part.pairs for part in parts]),
-            np.concatenate([part.most for part in parts]),
+            pairs,
+            most,
             {before + place: odd for place, odd in parts[-1].unsound.items()},
         )
 
@@ -219,15 +196,15 @@ class _Table:
         return np.array([kind[1] == quantity for kind in self.kinds])[self.kind]
 
 
-def _seeds(one: Series) -> tuple[float, ...]:
-    lost = [before - after for before, after in zip(values_of(one, 0), values_of(one, 1), strict=True)]
-    found = Estimate.of(lost)
-    return found.value, found.error, found.degrees, 1.0, len(lost)
+def _look(values: Sequence[float], share: float = 1.0) -> tuple[float, ...]:
+    """Return estimate, error, degrees of freedom, share of alpha and size of a look at independent values."""
+    found = Estimate.of(values)
+    return found.value, found.error, found.degrees, share, len(values)
 
 
 def _count(one: Series) -> tuple[float, ...]:
     """A count has no noise. Where it differs between processes all the same, the ratio is somewhere between them."""
-    base, head = values_of(one, 0), values_of(one, 1)
+    base, head = _values(one, 0), _values(one, 1)
     low, high = math.log(min(head)) - math.log(max(base)), math.log(max(head)) - math.log(min(base))
     return (low + high) / 2, (high - low) / 2, math.inf, 1.0, min(len(base), len(head))
 
@@ -271,7 +248,15 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgement
     no_interval = np.where(rows["pairs"] == 1, _ONE_VALUE, _NO_SPREAD)
     rows["reason"] = np.select((alone, taken == 0, unknown), (_ALONE, _NO_LOOK, no_interval), 0)
     rows["caught"] = _caught(table, bound, taken, settings, looks, int(decides.sum()))
-    return _with_unsound(Judgements(table.cases, rows, table.kinds, _REASONS), table.unsound)
+
+    reasons = {reason: place for place, reason in enumerate(_REASONS)}
+    for place, one in table.unsound.items():
+        row = rows[place]
+        row["verdict"], row["pairs"] = VERDICTS.index(one.verdict), one.pairs
+        row["reason"] = reasons.setdefault(one.reason, len(reasons))
+        row["report_only"] |= one.report_only
+        row["estimate"] = row["low"] = row["high"] = 0.0 if one.nothing_left else math.nan
+    return Judgements(table.cases, rows, table.kinds, tuple(reasons))
 
 
 def _caught(
@@ -296,13 +281,82 @@ def _caught(
     return found
 
 
-def _with_unsound(found: Judgements, unsound: Mapping[int, Unsound]) -> Judgements:
-    """Put the verdicts of what no interval judges in their places."""
-    reasons = {reason: place for place, reason in enumerate(found.reasons)}
-    for place, one in unsound.items():
-        row = found.rows[place]
-        row["verdict"], row["pairs"] = VERDICTS.index(one.verdict), one.pairs
-        row["reason"] = reasons.setdefault(one.reason, len(reasons))
-        row["report_only"] |= one.report_only
-        row["estimate"] = row["low"] = row["high"] = 0.0 if one.nothing_left else math.nan
-    return Judgements(found.cases, found.rows, found.kinds, tuple(reasons))
+@dataclass(frozen=True, slots=True)
+class _Unsound:
+    """A verdict without an interval, why, and over how many pairs of values; `nothing_left`: head / base is 0."""
+
+    verdict: Verdict
+    reason: str
+    pairs: int = 0
+    report_only: bool = False
+    nothing_left: bool = False
+
+
+def _unsound(one: Series, settings: Settings) -> _Unsound | None:
+    """Return the verdict on a figure that has no sound values on both sides; None if it has."""
+    if one.failure:
+        return _Unsound("fail", one.failure)
+    if one.pairs is not None and not (one.pairs and all(one.pairs)):
+        missing = "a pair of processes has no values" if one.pairs else "no pair of processes was measured"
+        return _Unsound("inconclusive", missing)
+    base, head = _values(one, 0), _values(one, 1)
+    if not base or not head:
+        return _one_sided(one, bool(base), bool(head))
+    if one.quantity == "accuracy":
+        return _odd_accuracy(one, base, head)
+    if not all(map(math.isfinite, (*base, *head))):
+        return _Unsound("inconclusive", "a value is not a finite number")
+    return None if min(*base, *head) > 0 else _with_zeros(one, base, head, settings)
+
+
+def _values(one: Series, which: int) -> Sequence[float]:
+    """Return all values of base (0) or head (1); of a summary its median, and none of what was measured 0 times."""
+    if one.pairs is not None:
+        return [pair[which] for run in one.pairs for pair in run]
+    side = (one.base, one.head)[which]
+    if isinstance(side, Summary):
+        return () if side.empty else (side.median,)
+    return side
+
+
+def _middle(one: Series, which: int) -> float:
+    """Return the median of base (0) or head (1), of pairs that of the processes' own; NaN without one."""
+    runs = None if one.pairs is None else [median(pair[which] for pair in run) for run in one.pairs if run]
+    values = _values(one, which) if runs is None else runs
+    return median(values) if values else math.nan
+
+
+def _one_sided(one: Series, base: bool, head: bool) -> _Unsound:
+    if isinstance(one.head if base else one.base, Summary):
+        return _Unsound("inconclusive", "measured 0 times")
+    if head:
+        return _Unsound("inconclusive", "new: the base has none", report_only=True)
+    return _Unsound("inconclusive", "gone: the head has none" if base else "neither side has a value")
+
+
+def _odd_accuracy(one: Series, base: Sequence[float], head: Sequence[float]) -> _Unsound | None:
+    if not all(map(math.isfinite, base)):
+        return _Unsound("inconclusive", "the base's accuracy is not a number")
+    if not all(map(math.isfinite, head)):
+        return _Unsound("fail", "the head's accuracy is not a number")
+    if len(base) != len(head) or isinstance(one.base, Summary) or isinstance(one.head, Summary):
+        return _Unsound("inconclusive", "base and head have different numbers of seeds")
+    return None
+
+
+def _with_zeros(one: Series, base: Sequence[float], head: Sequence[float], settings: Settings) -> _Unsound:
+    pairs = min(len(base), len(head))
+    if min(*base, *head) < 0:
+        return _Unsound("inconclusive", "a negative value")
+    if one.quantity == "time" or (one.quantity == "ratio" and one.unit == "1"):
+        value = "value" if one.quantity == "time" else "ratio of times"
+        short = min(median(base), median(head)) == 0  # some zeros among others have another cause
+        why = "too short for its clock" if short else "which cannot be"
+        return _Unsound("inconclusive", f"a {value} of 0{':' if short else ','} {why}")
+    if max(head) == 0:
+        return _Unsound("pass", "the head has 0", pairs, nothing_left=min(base) > 0)
+    if max(base) == 0 and max(head) <= settings.least_of(one.quantity):
+        return _Unsound("pass", "up from 0, by no more than the least difference", pairs)
+    if max(base) == 0 and min(head) > 0:
+        return _Unsound("fail", "up from 0", pairs)
+    return _Unsound("inconclusive", "some values are 0 and others are not", pairs)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from meprop_bench.errors import ExitCode
-from meprop_bench.gate.judgement import VERDICTS, Judgement, Outcome
+from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.names import shown
 from meprop_bench.report.cells import ABSENT, WIDEST_POINTS, Cell, memory, quantity, ratio_within, seconds
 from meprop_bench.report.sections import Section
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
-__all__ = ["OutcomeDocument", "caught", "change", "counted", "margin", "result", "section"]
+__all__ = ["OutcomeDocument", "caught", "change", "counted", "margin", "result", "section", "worst"]
 
 _COLUMNS = ("verdict", "case", "figure", "base", "head", "head / base", "margin", "pairs", "noise", "why")
 _TONES = {"fail": "bad", "inconclusive": "quiet", "pass": "good"}
@@ -61,10 +61,7 @@ class OutcomeDocument:
     @property
     def sections(self) -> list[Section]:
         """The table."""
-        every = self.outcome.judgements
-        places, rest = every.worst_first[: self.most], every.worst_first[self.most :]
-        more = f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else ""
-        return [section("Verdicts", [every[place] for place in places.tolist()], more)]
+        return [section("Verdicts", *worst(self.outcome.judgements, self.most))]
 
     @property
     def notes(self) -> Sequence[str]:
@@ -79,6 +76,13 @@ class OutcomeDocument:
             " passes when the high end is below it; and is inconclusive otherwise. Noise is half the interval's width."
             " A margin in points is of accuracy, whose change is what was lost.",
         )
+
+
+def worst(every: Judgements, most: int) -> tuple[list[Judgement], str]:
+    """Return the worst, and a line on the rest."""
+    places, rest = every.worst_first[:most], every.worst_first[most:]
+    more = f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else ""
+    return [every[place] for place in places.tolist()], more
 
 
 def caught(slowdown: float | None) -> list[str]:
@@ -112,36 +116,24 @@ def result(outcome: Outcome) -> tuple[str, str]:
 
 
 def section(title: str, judgements: Sequence[Judgement], footnote: str = "") -> Section:
-    """Return some verdicts as a table."""
+    """Return some verdicts as a table, what decides apart from what is only reported."""
+    parts = ([one for one in judgements if one.report_only is only] for only in (False, True))
     return Section(
         title=title,
         columns=_COLUMNS,
-        groups=_groups(judgements),
+        groups=tuple(tuple(_line(one) for one in part) for part in parts if part),
         footnotes=tuple(filter(None, (footnote,))),
         left=frozenset({"verdict", "case", "figure", "why"}),
     )
 
 
-def _groups(judgements: Sequence[Judgement]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
-    """Return the lines, what decides apart from what is only reported."""
-    parts = ([one for one in judgements if one.report_only is only] for only in (False, True))
-    return tuple(tuple(_line(one) for one in part) for part in parts if part)
-
-
 def _line(one: Judgement) -> tuple[Cell, ...]:
     words = f"({one.verdict})" if one.report_only else one.verdict.upper() if one.verdict == "fail" else one.verdict
-    return (
-        Cell(words, "quiet" if one.report_only else _TONES[one.verdict]),  # type: ignore[arg-type]
-        Cell(shown(one.case)),
-        Cell(shown(one.figure)),
-        Cell(_amount(one, one.base)),
-        Cell(_amount(one, one.head)),
-        Cell(change(one)),
-        Cell(margin(one)),
-        Cell(str(one.pairs) if one.pairs else ABSENT),
-        Cell(_noise(one)),
-        Cell(shown(one.reason)),
-    )
+    verdict = Cell(words, "quiet" if one.report_only else _TONES[one.verdict])  # type: ignore[arg-type]
+    amounts = (_amount(one, one.base), _amount(one, one.head), change(one), margin(one))
+    pairs = str(one.pairs) if one.pairs else ABSENT
+    texts = (shown(one.case), shown(one.figure), *amounts, pairs, _noise(one), shown(one.reason))
+    return (verdict, *map(Cell, texts))
 
 
 def change(one: Judgement) -> str:

@@ -17,8 +17,6 @@ from two order statistics of the logs, without an assumption about the distribut
 "Distribution-free confidence intervals for difference and ratio of medians", Journal of Statistical Computation and
 Simulation 72, 2002). That interval says how well *this process* is known. The next one of the same code is elsewhere by
 some percent (`settings.process_noise`), which no number of values of one process can show: its variance is added.
-
-All of it is computed for all figures at once: a file may hold a million.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meprop_bench.gate.columns import Flags, Floats, Sides
+from meprop_bench.gate.series import Flags, Floats, Sides
 
 __all__ = ["Evidence", "detectable", "lower_rank", "unpaired"]
 
@@ -40,18 +38,11 @@ _MEMORY_NOISE = 0.005
 
 @dataclass(frozen=True)
 class Evidence:
-    """Estimates of many changes, in arrays of one shape.
+    """Estimates of many changes, in arrays of one shape."""
 
-    Attributes:
-        estimate: of each change: the log of head / base, or points lost.
-        error: its standard error; NaN where there is nothing to tell it by.
-        degrees: its degrees of freedom; infinite where the error is known.
-
-    """
-
-    estimate: Floats
-    error: Floats
-    degrees: Floats
+    estimate: Floats  # of each change: the log of head / base, or points lost
+    error: Floats  # its standard error; NaN where there is nothing to tell it by
+    degrees: Floats  # of freedom; infinite where the error is known
 
     def half_width(self, level: float | Floats) -> Floats:
         """Return the one-sided half of the interval at an error of `level` on a side."""
@@ -74,14 +65,10 @@ class Evidence:
 
 
 def detectable(error: Floats, pairs: Floats, bound: Floats, level: float) -> Floats:
-    """Return the slowdowns, relative, that would be found above a bound with 90% probability.
+    """Return the slowdowns, relative, that would be found above a bound (log scale) with 90% probability.
 
-    Args:
-        error: standard errors of log ratios over some pairs of processes.
-        pairs: how many each is over.
-        bound: on the log scale.
-        level: one-sided error at which they would be found.
-
+    `error` are the standard errors of log ratios over some pairs of processes, `level` the one-sided error at which the
+    slowdowns would be found.
     """
     found = Evidence(error, error, pairs - 1.0)
     return np.expm1(bound + found.half_width(level) + found.half_width(1 - _CAUGHT))
@@ -116,14 +103,12 @@ class _Moments:
             if processes:
                 logs = np.log(values)
                 location[places] = mean = logs.sum(axis=1) / count
+                if count > 1:
+                    variance[places] = ((logs - mean[:, None]) ** 2).sum(axis=1) / (count - 1) / count
             else:
                 location[places] = (np.log(low) + np.log(high)) / 2
-            if count == 1:
-                continue
-            if processes:
-                variance[places] = ((logs - mean[:, None]) ** 2).sum(axis=1) / (count - 1) / count
-            else:
-                variance[places] = _of_median(ordered)
+                if count > 1:
+                    variance[places] = _of_median(ordered)
         return cls(middle, location, variance, sides.sizes)
 
 
@@ -146,17 +131,13 @@ def lower_rank(count: int) -> int:
 
 
 def unpaired(
-    base: Sides, head: Sides, *, processes: bool, memory: Flags | bool, noise: float
-) -> tuple[Evidence, Floats, Floats, Floats]:
-    """Return what sides that were not taken together say of head / base; the medians of both, and the smaller size.
+    base: Sides, head: Sides, processes: bool, memory: Flags | bool, noise: float
+) -> tuple[Floats, Floats, Floats]:
+    """Return what sides that were not taken together say of head / base, and the medians of both.
 
-    Args:
-        base: of each figure.
-        head: of each figure.
-        processes: whether each value is of a process of its own.
-        memory: which figures are sizes.
-        noise: standard deviation between processes, of log ratios, for sides of one process each.
-
+    The first is (figures, 5): estimate, error, degrees of freedom, 1, and the smaller size. `processes`: each value is
+    of a process of its own; for those of one process, `noise` is the standard deviation between processes, of log
+    ratios. `memory`: which figures are sizes.
     """
     first, second = (_Moments.of(sides, processes=processes) for sides in (base, head))
     variance = first.variance + second.variance + (0.0 if processes else noise) ** 2
@@ -167,5 +148,6 @@ def unpaired(
     # Sizes do not differ from process to process as times do, and a file has but one of each.
     single = memory & np.isnan(error)
     error, degrees = np.where(single, _MEMORY_NOISE, error), np.where(single, np.inf, degrees)
-    evidence = Evidence(second.location - first.location, error, degrees)
-    return evidence, first.middle, second.middle, np.minimum(first.size, second.size)
+    size = np.minimum(first.size, second.size)
+    looks = np.stack((second.location - first.location, error, degrees, np.ones(len(base)), size), axis=-1)
+    return looks, first.middle, second.middle

@@ -8,7 +8,7 @@ judges them all (`decide`): by head / base with its interval, of an accuracy by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, overload
@@ -40,36 +40,22 @@ ROW = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One figure of one case.
-
-    Attributes:
-        case: as in `Series`, and so are `figure`, `quantity` and `unit`.
-        base: the base's median, in `unit`; None where it has none. `head`: the head's.
-        change: head / base with its interval; of an accuracy base - head, in points.
-        margin: how much may be lost: 0.01 is one percent; of an accuracy, points.
-        least: the least absolute difference that counts, in `unit`.
-        pairs: pairs of processes, or of values, that the interval is over.
-        report_only: it is shown and does not decide.
-        verdict: "pass", "fail" or "inconclusive".
-        reason: why, in a few words, where the interval alone does not say it; empty otherwise.
-        caught: the slowdown, relative, that would have failed with 90% probability; None where that is not reckoned.
-
-    """
+    """One figure of one case; its first four fields are as in `Series`."""
 
     case: str
     figure: str
     quantity: Quantity
     unit: str
-    base: float | None
+    base: float | None  # the base's median, in `unit`, and so is `head`; None where there is none
     head: float | None
-    change: Interval | None
-    margin: float
-    least: float
-    pairs: int
-    report_only: bool
+    change: Interval | None  # head / base with its interval; of an accuracy base - head, in points
+    margin: float  # how much may be lost: 0.01 is one percent; of an accuracy, points
+    least: float  # the least absolute difference that counts, in `unit`
+    pairs: int  # of processes, or of values, that the interval is over
+    report_only: bool  # it is shown and does not decide
     verdict: Verdict
-    reason: str = ""
-    caught: float | None = None
+    reason: str = ""  # why, in a few words, where the interval alone does not say it
+    caught: float | None = None  # the relative slowdown that would have failed with 90% probability, if reckoned
 
     @property
     def name(self) -> str:
@@ -97,27 +83,6 @@ class Judgements(Sequence[Judgement]):
             raise ValueError(f"{len(cases)} cases and {len(rows)} rows")
         self.cases, self.rows, self.kinds, self.reasons = cases, rows, tuple(kinds), tuple(reasons)
 
-    @classmethod
-    def of(cls, judgements: Iterable[Judgement]) -> Judgements:
-        """Return some judgements as columns."""
-        every = list(judgements)
-        kinds: dict[Kind, int] = {}
-        reasons: dict[str, int] = {}
-        nothing = Interval(math.nan, math.nan, math.nan)
-        rows = [
-            (
-                *(math.nan if value is None else value for value in (one.base, one.head)),
-                *((one.change or nothing).estimate, (one.change or nothing).low, (one.change or nothing).high),
-                *(one.margin, one.least, math.nan if one.caught is None else one.caught, one.pairs),
-                kinds.setdefault((one.figure, one.quantity, one.unit), len(kinds)),
-                reasons.setdefault(one.reason, len(reasons)),
-                VERDICTS.index(one.verdict),
-                one.report_only,
-            )
-            for one in every
-        ]
-        return cls([one.case for one in every], np.array(rows, ROW), tuple(kinds), tuple(reasons))
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -136,23 +101,11 @@ class Judgements(Sequence[Judgement]):
 
     def _judgement(self, case: str, row: tuple[Any, ...]) -> Judgement:
         base, head, estimate, low, high, margin, least, caught, pairs, kind, reason, verdict, report_only = row
-        figure, quantity, unit = self.kinds[kind]
-        return Judgement(
-            case=case,
-            figure=figure,
-            quantity=quantity,
-            unit=unit,
-            base=None if math.isnan(base) else base,
-            head=None if math.isnan(head) else head,
-            change=None if math.isnan(estimate) else Interval(estimate, low, high),
-            margin=margin,
-            least=least,
-            pairs=pairs,
-            report_only=report_only,
-            verdict=VERDICTS[verdict],
-            reason=self.reasons[reason],
-            caught=None if math.isnan(caught) else caught,
-        )
+        base, head, caught = (None if math.isnan(value) else value for value in (base, head, caught))
+        change = None if math.isnan(estimate) else Interval(estimate, low, high)
+        what: Kind = self.kinds[kind]
+        said: tuple[Verdict, str, float | None] = VERDICTS[verdict], self.reasons[reason], caught
+        return Judgement(case, *what, base, head, change, margin, least, pairs, report_only, *said)
 
     @property
     def names(self) -> Iterator[tuple[str, str]]:
@@ -174,8 +127,7 @@ class Judgements(Sequence[Judgement]):
     def caught(self) -> float | None:
         """The slowdown that would have failed with 90% probability in any of the times that decide; None for none."""
         times = np.array([quantity == "time" for _, quantity, _ in self.kinds], np.bool_)
-        chosen = times[self.rows["kind"]] & ~self.rows["report_only"] if len(self.kinds) else np.zeros(0, np.bool_)
-        found = self.rows["caught"][chosen]
+        found = self.rows["caught"][times[self.rows["kind"]] & ~self.rows["report_only"]]
         return float(np.nanmax(found)) if len(found) and not np.isnan(found).all() else None
 
     @cached_property
@@ -196,30 +148,17 @@ class Judgements(Sequence[Judgement]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that one call of the gate found.
+    """All that one call of the gate found."""
 
-    Attributes:
-        base: what was compared with: a revision with its hash, or a file.
-        head: what was compared.
-        judgements: one for each figure.
-        notes: what a reader should know: cases of one side only, figures left out and why.
-        command: the command line.
-        environment: of the machine, where it measured; None for files.
-        seconds: how long it took.
-        suite: tells this gate from others that judge the same change.
-        doubts: why it is not to be believed, a line each: a machine that was busy.
-
-    """
-
-    base: str
+    base: str  # what was compared with: a revision with its hash, or a file
     head: str
     judgements: Judgements
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what a reader should know: cases of one side only, figures left out and why
     command: str = ""
-    environment: dict[str, Any] | None = None
+    environment: dict[str, Any] | None = None  # of the machine, where it measured; None for files
     seconds: float = 0.0
-    suite: str = "gate"
-    doubts: tuple[str, ...] = ()
+    suite: str = "gate"  # tells this gate from others that judge the same change
+    doubts: tuple[str, ...] = ()  # why it is not to be believed, a line each: a machine that was busy
 
     @property
     def exit_code(self) -> ExitCode:

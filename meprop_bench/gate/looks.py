@@ -39,16 +39,10 @@ half the weight, with two 6."""
 
 @dataclass(frozen=True)
 class Looks:
-    """The looks of one design.
+    """The looks of one design."""
 
-    Attributes:
-        counts: pairs of processes at each, rising.
-        weights: share of alpha of each, 1 in all.
-
-    """
-
-    counts: tuple[int, ...]
-    weights: tuple[float, ...]
+    counts: tuple[int, ...]  # pairs of processes at each, rising
+    weights: tuple[float, ...]  # share of alpha of each, 1 in all
 
     def __post_init__(self) -> None:
         rising = all(earlier < later for earlier, later in zip(self.counts, self.counts[1:], strict=False))
@@ -73,10 +67,7 @@ class Looks:
     def taken(self, count: int, *, last: bool) -> tuple[tuple[int, float], ...]:
         """Return the looks at `count` pairs and before, as (pairs, share of alpha).
 
-        Args:
-            count: pairs that there are. Between two looks nothing is looked at, unless it is the last.
-            last: no more will come, so the look at hand gets all that is left.
-
+        Between two looks nothing is looked at, unless no more will come: then the look at hand gets all that is left.
         """
         planned = tuple(zip(self.counts, self.weights, strict=True))
         before = tuple(look for look in planned if look[0] < count)

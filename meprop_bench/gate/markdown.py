@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.document import OutcomeDocument, caught, counted, result, section
+from meprop_bench.gate.document import OutcomeDocument, caught, counted, result, section, worst
 from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.gate.names import LONGEST, shown
 from meprop_bench.report.markdown import GAP, code_block, escaped, table
@@ -94,10 +94,9 @@ def neutral(text: str) -> str:
 
 def _text(outcome: Outcome, most: int) -> str:
     every = outcome.judgements
-    places, rest = every.worst_first[:most], every.worst_first[most:]
+    first, more = worst(every, most)
     parts: dict[str, list[Judgement]] = {"fail": [], "inconclusive": [], "pass": [], "report_only": []}
-    for place in places.tolist():
-        one = every[place]
+    for one in first:
         parts["report_only" if one.report_only else one.verdict].append(one)
     counts = every.counts()
     verdict, what = result(outcome)
@@ -107,23 +106,20 @@ def _text(outcome: Outcome, most: int) -> str:
         f"### {verdict}: {_span(outcome.head)} against {_span(outcome.base)}",
         f"{what[0].upper()}{what[1:]}. {counted(counts).capitalize()}, in {outcome.seconds:.0f} s.",
         *caught(every.caught),
-        f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else "",
+        more,
     ]
     for verdict, title in (("fail", "Failed"), ("inconclusive", "Inconclusive")):
         if parts[verdict]:
             lines += [f"#### {title}", _table(parts[verdict])]
-    lines.append("\n".join(f"- {escaped(neutral(note.strip()))}" for note in _notes(outcome.notes)))
+    further = len(outcome.notes) - _MOST_NOTES
+    notes = [*outcome.notes[:_MOST_NOTES], *([f"and {further} more notes"] if further > 0 else [])]
+    lines.append("\n".join(f"- {escaped(neutral(note.strip()))}" for note in notes))
     for verdict, title in (("pass", "passed"), ("report_only", "only reported, and not decided by")):
         if parts[verdict]:
             lines += _folded(f"{counts[verdict]} {title}", _table(parts[verdict]))
     hints = OutcomeDocument(outcome).hints
     lines += _folded("How to read this, and the command", *map(escaped, hints), code_block(shown(outcome.command)))
     return "\n\n".join(filter(None, lines)) + "\n"
-
-
-def _notes(notes: Sequence[str]) -> list[str]:
-    more = len(notes) - _MOST_NOTES
-    return [*notes[:_MOST_NOTES], *([f"and {more} more notes"] if more > 0 else [])]
 
 
 def _folded(summary: str, *parts: str) -> list[str]:

@@ -1,4 +1,9 @@
-"""The two processes of a comparison: each runs one revision's code, on the same cores and with the same settings.
+"""A pair of processes, each of which runs one revision's code, on the same cores and with the same settings.
+
+    process pair    a fresh process for base and one for head
+    neighbours      one block of base and one of head, in random order, which the two take by themselves
+    facts           what is asked once for each case: FLOPs, bytes, operators and peak memory of each phase, which are
+                    the same in every process, and the accuracies of both, trained from the same seeds
 
 Nothing of a revision is imported here: a worker is `python -P -m meprop_bench.sweep.worker` with the revision's folder
 before everything else on Python's path, and says which folder its package came from. Both use this interpreter with
@@ -18,30 +23,53 @@ Thread i of base and thread i of head are bound to the same core, where the syst
 same time, and two cores of a shared machine have different neighbours. Six pairs of processes, neighbouring blocks for
 three seconds, a layer of 784 x 500 at B = 50 on two cores: unbound the forward pass spread by 2.4% and the backward
 pass by 2.4%, bound by 0.9% and 1.7%. (Whoever sets one of OpenMP's variables has a reason, and keeps it.)
+
+The workers hand over to each other (`measure.handoff`), so that neither JSON nor this process stands between two
+blocks. That is what the sharpness of the gate rests on. On a shared machine (two vCPUs of an AMD EPYC, a neighbour on
+the same cores) one and the same loop of half a millisecond, which touches nothing but the first cache, took 0.41 to
+0.93 ms; blocks next to each other differed by 20%, blocks 100 ms apart by 30%, and no number of processes or set-ups
+averages faster than more neighbours do.
+
+A block has a lead-in of one iteration, after which the caches are its own again, unless one iteration is as long as a
+block: there the lead-in would be half of the time, for nothing that can be seen.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.case_records import SIDES, Side
+from meprop_bench.gate.case_records import SIDES, Blocks, Facts, Side
+from meprop_bench.gate.judgement import Kind
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.pool import Pool
-from meprop_bench.measure.worker import WorkerLike
+from meprop_bench.measure.worker import WorkerDied, WorkerLike
+from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.workloads.case import Case
 
-__all__ = ["StartRevision", "cores_of", "process_pair", "start_revision"]
+__all__ = [
+    "Interleaving",
+    "StartRevision",
+    "accuracies",
+    "cores_of",
+    "exact_figures",
+    "process_pair",
+    "start_revision",
+    "timed_phases",
+    "times_alone",
+]
 
 _PATIENCE_S = 600.0
+
+_TIMED = ("forward", "backward", "update", "step")
 
 StartRevision: TypeAlias = Callable[[Checkout, Case], WorkerLike]
 
@@ -90,3 +118,94 @@ def cores_of(case: Case) -> list[int]:
 
 def _is_set(names: tuple[str, ...]) -> bool:
     return any(os.environ.get(name) for name in names)
+
+
+class Interleaving:
+    """Two processes that have met, and the blocks that they take; both have set the same case up, and checked it.
+
+    `loops` are the iterations behind a value of "method" and "baseline".
+    """
+
+    def __init__(self, pool: Pool[Side], loops: Mapping[str, int], rng: random.Random) -> None:
+        self._pool, self._loops, self._rng = pool, loops, rng
+        self._number = 0
+        pool.ask("head", "meet", port=pool.ask("base", "meet")["port"])
+
+    def again(self) -> None:
+        """Have both set the case up once more, elsewhere in memory."""
+        self._pool.ask_all("again", each={side: {"seed": self._rng.getrandbits(32)} for side in SIDES})
+
+    def take(self, which: str, count: int, slowdowns: Sequence[float] = (0.0,)) -> dict[float, list[Blocks]]:
+        """Return neighbours of "method" or "baseline": for each slowdown of the head's blocks `count` of them.
+
+        Each block of the head has one of the base for itself. Were there one for all slowdowns, the head would mostly
+        come after itself, and find its own caches: identical code looked 3% faster. Raises `WorkerError` where one
+        side could not.
+        """
+        order = [slowdown for _ in range(count) for slowdown in self._rng.sample(slowdowns, len(slowdowns))]
+        plan = [
+            (side, which, slowdown if side == "head" else 0.0)
+            for slowdown in order
+            for side in self._rng.sample(SIDES, 2)
+        ]
+        self._number += 1
+        answers = self._pool.ask_all(
+            "turns",
+            each={side: {"me": side} for side in SIDES},
+            plan=plan,
+            loops=self._loops,
+            lead=int(self._loops[which] > 1),
+            number=self._number,
+        )
+        for side in SIDES:
+            if answers[side]["stopped"]:
+                raise WorkerDied("lost sight of the other side's process", side, "turns")
+        taken = [answers[side]["blocks"] for side in SIDES]
+        found: dict[float, list[Blocks]] = {slowdown: [] for slowdown in slowdowns}
+        for slowdown, base, head in zip(order, *taken, strict=True):
+            found[slowdown].append({"base": base, "head": head})
+        return found
+
+
+def timed_phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], dict[Side, list[str]]]:
+    """Return the phases that are timed, and those of one side alone; others than `_TIMED` where it has none of them."""
+    has = {side: list(setup[side]["phases"]) for side in SIDES}
+    named = {side: [phase for phase in has[side] if phase in _TIMED] or has[side] for side in SIDES}
+    phases = [phase for phase in named["head"] if phase in has["base"]]
+    return phases, {side: [phase for phase in named[side] if phase not in phases] for side in SIDES}
+
+
+def times_alone(interleaving: Interleaving, alone: Mapping[Side, Sequence[str]]) -> Facts:
+    """Return the phases that one side alone has, with a time that says what there was and is judged by nobody."""
+    found: Facts = {}
+    if any(alone.values()):
+        (blocks,) = interleaving.take("method", 1)[0.0]
+        for side in SIDES:
+            for phase in alone[side]:
+                value = blocks[side]["values"][phase]
+                found[phase, "time", "s"] = (value, None) if side == "base" else (None, value)
+    return found
+
+
+def exact_figures(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str, Any]]) -> Facts:
+    """Return the figures without noise."""
+    each: dict[Side, dict[Kind, float]] = {}
+    for side in SIDES:
+        each[side] = found = {}
+        for phase, (_, (flops, moved)) in setup[side]["costs"].items():
+            found[f"flops {phase}", "count", "1"] = flops
+            found[f"bytes {phase}", "count", "B"] = moved
+        for phase, count in pool.ask(side, "count")["operators"].items():
+            found[f"operators {phase}", "count", "1"] = count
+        weights = pool.ask(side, "memory", device=case.device)["weights"]
+        for phase, (_, weight) in weights.items():
+            found[f"peak memory {phase}", "memory", "B"] = weight["tensor_bytes"]
+    return {key: (each["base"].get(key), each["head"].get(key)) for key in each["base"] | each["head"]}
+
+
+def accuracies(case: Case, pool: Pool[Side], plan: Plan) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
+    seeds = list(range(1, plan.accuracy_seeds + 1))
+    answers = pool.ask_all("accuracy", case=case.told(), sparsified=True, seeds=seeds, steps=plan.accuracy_steps)
+    base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
+    return base, head

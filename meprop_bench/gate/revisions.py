@@ -1,23 +1,21 @@
 """Two revisions, measured against each other: pairs of fresh processes, each of which runs its own revision's code.
 
     round     a fresh process for base and one for head; in each, case by case: set up, check, then set-ups again
-    set-up    both draw the case's memory anew, then take some blocks, interleaved and in random order (`interleave`);
+    set-up    both draw the case's memory anew, then take some blocks, interleaved and in random order (`processes`);
               a block of base and the head's next to it are one pair of values
     block     a few milliseconds of one case in one process: one value a phase
     again     rounds with the cases that are not decided yet, until there are none or their budgets are spent
 
 What the machine does (frequency, neighbours) cancels between two blocks next to each other, as far as it lasts longer
-than they do. Where the memory lies, and on which core a thread runs, does not. So both processes are bound to the same
-cores, thread by thread (`processes`), and a case is set up anew many times within a process. The pair of processes
-stays the unit of replication: its median log ratio over all neighbours is one value. Some of what differs is the
-process's own: medians over some 700 neighbours of the backward pass of a small layer spread by 2 to 4% between pairs of
-processes, where the neighbours alone would leave 1 to 1.6%; those of the forward pass by 0.5%, as the neighbours would.
+than they do; what remains is marked, and noted (`case_records`). Where the memory lies, and on which core a thread
+runs, does not cancel. So both processes are bound to the same cores, thread by thread (`processes`), and a case is set
+up anew many times within a process. The pair of processes stays the unit of replication: its median log ratio over all
+neighbours is one value. Some of what differs is the process's own: medians over some 700 neighbours of the backward
+pass of a small layer spread by 2 to 4% between pairs of processes, where the neighbours alone would leave 1 to 1.6%;
+those of the forward pass by 0.5%, as the neighbours would.
 
 A revision gets of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
 figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
-
-The device is locked while a case is measured (`measure.lock`), so that two runs do not measure each other. Against
-what else the machine does there are interleaved blocks, marks (`case_records`) and, where that is not enough, a note.
 
 Faults cost their case alone. A worker that dies takes its round of the case along, and the others go on with a fresh
 pair of processes; the second time, the case is given up. A case that base can do and head cannot (its check fails, it
@@ -28,17 +26,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
-from meprop_bench.gate.facts import accuracies, exact_figures, timed_phases, times_alone
-from meprop_bench.gate.interleave import Interleaving
-from meprop_bench.gate.processes import StartRevision, cores_of, process_pair, start_revision
+from meprop_bench.gate.processes import (
+    Interleaving,
+    StartRevision,
+    accuracies,
+    cores_of,
+    exact_figures,
+    process_pair,
+    start_revision,
+    timed_phases,
+    times_alone,
+)
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.lock import DeviceLock, device_lock
@@ -49,7 +55,7 @@ from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.requests import PROTOCOL
 from meprop_bench.workloads.case import Case
 
-__all__ = ["SLICE_S", "GateProgress", "Measured", "Rounds", "measure"]
+__all__ = ["SLICE_S", "GateProgress", "Hooks", "Measured", "Rounds", "measure"]
 
 SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
@@ -69,47 +75,37 @@ _MOST_FAULTS = 2
 
 @dataclass(frozen=True)
 class GateProgress:
-    """Where a comparison is.
+    """Where a comparison is."""
 
-    Attributes:
-        stage: "waiting" (for another run to give the device back), "preparing", "starting", "checking", "measuring" or
-            "training".
-        round: from 1; 0 while preparing.
-        case: the one in hand, or None.
-        left: cases that are not decided yet.
-        total: all cases.
-        spent_s: seconds since the beginning.
-        budget_s: seconds at most.
-
-    """
-
-    stage: str
-    round: int
-    case: Case | None
-    left: int
+    stage: str  # "waiting" (for another run to give the device back), or what is done: "preparing", "starting", ...
+    round: int  # from 1; 0 while preparing
+    case: Case | None  # the one in hand
+    left: int  # cases that are not decided yet
     total: int
     spent_s: float
-    budget_s: float
+    budget_s: float  # at most
+
+
+class Hooks(TypedDict, total=False):
+    """What a test, or who watches, puts in place of the usual."""
+
+    progress: Callable[[GateProgress], None]
+    """Called at each stage."""
+    start: StartRevision
+    lock: DeviceLock
+    """Keeps other runs from measuring on a device."""
+    now: Callable[[], float]
+    """Wall seconds."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a comparison found.
+    """What a comparison found."""
 
-    Attributes:
-        series: the figures of all cases that can be compared.
-        notes: what a reader should know, one line each.
-        environment: the machine's, as the head's worker tells it.
-        rounds: pairs of processes at most for a case.
-        seconds: how long it took.
-
-    """
-
-    series: tuple[Series, ...]
-    notes: tuple[str, ...]
-    environment: Mapping[str, Any]
-    rounds: int
-    seconds: float
+    series: tuple[Series, ...]  # the figures of all cases that can be compared
+    notes: tuple[str, ...]  # what a reader should know, one line each
+    environment: Mapping[str, Any]  # of the machine, as the head's worker tells it
+    rounds: int  # pairs of processes at most for a case
 
 
 def measure(
@@ -118,31 +114,20 @@ def measure(
     head: Checkout,
     *,
     undecided: Callable[[Sequence[Series]], Collection[str]],
-    progress: Callable[[GateProgress], None] = lambda _: None,
-    start: StartRevision = start_revision,
-    lock: DeviceLock = device_lock,
-    now: Callable[[], float] = time.monotonic,
+    **hooks: Unpack[Hooks],
 ) -> Measured:
     """Measure the cases of a plan until each is decided or has spent its budget.
 
-    Args:
-        plan: the cases; `budget`, seconds for each, all included; `processes`, the least rounds; whether and how the
-            accuracy is compared.
-        base: what is compared with.
-        head: what is judged.
-        undecided: given all figures so far, the labels of the cases that more rounds could still decide.
-        progress: called at each stage.
-        start: starts a worker.
-        lock: keeps other runs from measuring on a device.
-        now: wall seconds.
+    The plan says the cases, the seconds for each, all included (`budget`), the least rounds (`processes`), and whether
+    and how the accuracy is compared. `undecided` is given all figures so far, and returns the labels of the cases that
+    more rounds could still decide.
 
     Raises:
         UserError: a revision that does not start (exit code 3 for the base, 2 for the head), or that does not know the
             gate's protocol (3), or a base that can do none of the cases (3).
 
     """
-    begun = now()
-    rounds = Rounds(plan, base, head, progress=progress, start=start, lock=lock, now=now)
+    rounds = Rounds(plan, base, head, **hooks)
     rounds.prepare()
     todo = list(plan.cases)
     while todo:
@@ -166,24 +151,14 @@ def measure(
         tuple(rounds.notes()),
         rounds.environment,
         max(known.rounds for known in rounds.cases.values()),
-        now() - begun,
     )
 
 
 class Rounds:
-    """Rounds of process pairs, and what they gave.
+    """Rounds of process pairs, and what they gave; arguments as `measure` has them.
 
-    Args:
-        plan: as `measure` has it.
-        base: what is compared with.
-        head: what is judged.
-        slowdowns: shares by which the head's backward pass is held back, interleaved; the self-test gives some.
-        slice_s: seconds of set-ups for a case in a round.
-        progress: called at each stage.
-        start: starts a worker.
-        lock: keeps other runs from measuring on a device.
-        now: wall seconds.
-
+    The self-test gives `slowdowns`, shares by which the head's backward pass is held back, interleaved, and `slice_s`,
+    seconds of set-ups for a case in a round.
     """
 
     def __init__(
@@ -205,18 +180,16 @@ class Rounds:
         self._progress, self._start, self._lock, self._now = progress, start, lock, now
         self._rng = random.Random(plan.seed)
         self._begun = now()
-        self._round = 0
-        self._left = len(plan.cases)
+        self._round, self._left = 0, len(plan.cases)
         self.cases = {case: CaseRecords(case) for case in plan.cases}
         self.environment: Mapping[str, Any] = {}
 
     def prepare(self) -> None:
         """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
         first = self._plan.cases[0]
-        with self._device(first):
+        with self._device(first), ExitStack() as stack:
             self._notify("preparing", None)
-            with self._processes(first) as pool:
-                self._hello(pool, first)
+            self._processes(first, stack)
 
     def once(self, cases: Iterable[Case]) -> None:
         """Measure each of the cases in one more pair of fresh processes."""
@@ -231,23 +204,26 @@ class Rounds:
                 rest = self._serve(rest)
 
     def series(self) -> list[Series]:
-        """Return all figures so far."""
-        return [replace(series, most=self._most(known)) for known in self.cases.values() for series in known.series()]
+        """Return all figures so far; the pairs that a budget allows go by those that there were."""
+        found = []
+        for known in self.cases.values():
+            most = int(self._plan.budget * known.rounds / known.spent_s) if known.spent_s > 0 else 0
+            found += [replace(series, most=most) for series in known.series()]
+        return found
 
-    def _most(self, known: CaseRecords) -> int:
-        """Return the pairs of processes that a case's budget allows, going by those that there were."""
-        return int(self._plan.budget * known.rounds / known.spent_s) if known.spent_s > 0 else 0
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return self._now() - self._begun
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
         return lines + [line for known in self.cases.values() for line in known.remarks()]
 
-    @contextmanager
-    def _device(self, case: Case) -> Iterator[None]:
+    def _device(self, case: Case) -> AbstractContextManager[None]:
         """Have the device to ourselves: two runs side by side would each measure the other."""
-        with self._lock(case.device, lambda _: self._notify("waiting", case)):
-            yield
+        return self._lock(case.device, lambda _: self._notify("waiting", case))
 
     def _serve(self, group: list[Case]) -> list[Case]:
         """Measure the cases in one pair of processes; return those that are left over because one of the two died."""
@@ -255,8 +231,7 @@ class Rounds:
             with self._device(group[0]):
                 begun = self._now()
                 self._notify("starting", None)
-                pool = stack.enter_context(self._processes(group[0]))
-                self._hello(pool, group[0])
+                pool = self._processes(group[0], stack)
                 started = (self._now() - begun) / len(group)
             for index, case in enumerate(group):
                 with self._device(case):
@@ -281,11 +256,9 @@ class Rounds:
             known.rounds += 1
             known.spent_s += started + self._now() - before
 
-    def _processes(self, case: Case) -> Pool[Side]:
-        return process_pair(self._checkouts, case, self._start, self._rng)
-
-    def _hello(self, pool: Pool[Side], case: Case) -> None:
-        """Have both import what takes seconds, and see that each runs its own code and speaks our protocol."""
+    def _processes(self, case: Case, stack: ExitStack) -> Pool[Side]:
+        """Return a pair that has imported what takes seconds, each its own code, which speaks our protocol."""
+        pool = stack.enter_context(process_pair(self._checkouts, case, self._start, self._rng))
         try:
             answers = pool.hello(threads=case.threads, device=case.device, pin=bool(cores_of(case)))
         except WorkerError as error:
@@ -299,8 +272,8 @@ class Rounds:
             if (spoken := answer.get("protocol")) != PROTOCOL:
                 knows = "no protocol of the gate" if spoken is None else f"protocol {spoken}, not {PROTOCOL}"
                 raise UserError(
-                    f"the {side}, {checkout.name}, cannot be compared: its worker knows {knows}; choose a revision"
-                    f" that does",
+                    f"the {side}, {checkout.name}, cannot be compared: its worker knows {knows}; choose a revision that"
+                    " does",
                     ExitCode.NOT_COMPARABLE,
                 )
             wanted, found = checkout.folder / PACKAGE, Path(answer["package"])
@@ -311,6 +284,7 @@ class Rounds:
                     ExitCode.NOT_COMPARABLE,
                 )
         self.environment = answers["head"]["environment"]
+        return pool
 
     def _take(self, known: CaseRecords, pool: Pool[Side]) -> None:
         """Take one slice of a case, and at the first time the figures that have no noise."""
@@ -358,9 +332,9 @@ class Rounds:
         return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
 
     def _notify(self, stage: str, case: Case | None) -> None:
-        total, spent_s = len(self._plan.cases), self._now() - self._begun
+        total = len(self._plan.cases)
         budget_s = self._plan.budget * total
-        self._progress(GateProgress(stage, self._round, case, self._left, total, spent_s, budget_s))
+        self._progress(GateProgress(stage, self._round, case, self._left, total, self.seconds, budget_s))
 
 
 def _settle(known: CaseRecords, error: WorkerError) -> None:

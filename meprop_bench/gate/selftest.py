@@ -10,8 +10,8 @@
     slowed     one case is slowed and the others are not, since Holm's correction makes it hard just then
 
 What is resampled, and what not. Every value was measured, the slowed ones, too; nothing is scaled or simulated. Tries
-draw from the same pairs of processes, so they are not independent: `distinct` says how many tries the pairs are enough
-for without sharing any. A rate of false alarms over many tries is thus about this machine at this hour. It is honest
+draw from the same pairs of processes, so they are not independent; it is said how many tries the pairs are enough for
+without sharing any. A rate of false alarms over many tries is thus about this machine at this hour. It is honest
 about noise between pairs of processes; an hour with another neighbour may be worse.
 
 The least slowdown that is seen nine times of ten is computed from the spread s of the pairs' log ratios: margin plus
@@ -24,9 +24,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 import numpy as np
 
@@ -34,14 +34,13 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.case_records import Record
 from meprop_bench.gate.decide import judge, undecided
 from meprop_bench.gate.evidence import detectable
+from meprop_bench.gate.judgement import VERDICTS
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.processes import StartRevision, start_revision
-from meprop_bench.gate.revisions import SLICE_S, GateProgress, Rounds
+from meprop_bench.gate.revisions import SLICE_S, Hooks, Rounds
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
-from meprop_bench.measure.lock import DeviceLock, device_lock
-from meprop_bench.stats import process_medians
+from meprop_bench.stats import Verdict, process_medians
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.workloads.case import Case
 
@@ -62,31 +61,15 @@ _FALSE_ALARMS = 1 / 200
 
 @dataclass(frozen=True)
 class CasePromise:
-    """What the tries say of one case.
-
-    Attributes:
-        case: its label.
-        pairs: pairs of processes measured.
-        affordable: pairs of a try at most: what the budget, or the settings, allow.
-        spread: standard deviation of the pairs' log ratios of the backward pass, without a slowdown.
-        detectable: the least slowdown that is seen nine times of ten, relative.
-        tries: for no slowdown (0.0) and for each: tries, of which failed, of which inconclusive.
-        seen: slowdown -> what the medians say it was, relative.
-
-    """
+    """What the tries say of one case."""
 
     case: str
-    pairs: int
-    affordable: int
-    spread: float
-    detectable: float
-    tries: Mapping[float, tuple[int, int, int]]
-    seen: Mapping[float, float]
-
-    @property
-    def distinct(self) -> int:
-        """Tries that the pairs are enough for without sharing any."""
-        return self.pairs // self.affordable
+    pairs: int  # of processes, that were measured
+    affordable: int  # pairs of a try at most: what the budget, or the settings, allow
+    spread: float  # standard deviation of the pairs' log ratios of the backward pass, without a slowdown
+    detectable: float  # the least slowdown that is seen nine times of ten, relative
+    tries: Mapping[float, tuple[int, int, int]]  # no slowdown (0.0), and each -> tries, of which failed, inconclusive
+    seen: Mapping[float, float]  # slowdown -> what the medians say it was, relative
 
 
 @dataclass(frozen=True)
@@ -100,8 +83,8 @@ class Promise:
 
     def total(self, slowdown: float) -> tuple[int, int, int]:
         """Return tries, failed and inconclusive of all cases."""
-        found = [case.tries[slowdown] for case in self.cases]
-        return sum(t for t, _, _ in found), sum(f for _, f, _ in found), sum(i for _, _, i in found)
+        tries, failed, unsure = map(sum, zip(*(case.tries[slowdown] for case in self.cases), strict=True))
+        return tries, failed, unsure
 
     def has_goal(self, slowdown: float) -> bool:
         """Whether the slowdown is far enough beyond the margin to be caught."""
@@ -132,45 +115,22 @@ def check(
     *,
     seconds: float | None = None,
     tries: int = 60,
-    progress: Callable[[GateProgress], None] = lambda _: None,
-    start: StartRevision = start_revision,
-    lock: DeviceLock = device_lock,
-    now: Callable[[], float] = time.monotonic,
+    **hooks: Unpack[Hooks],
 ) -> Promise:
     """Measure A/A and slowed blocks for some time, then replay the gate on them.
 
-    Args:
-        plan: cases, each with a phase "backward".
-        first: the head.
-        second: the head again, in a folder of its own.
-        settings: those of the gate.
-        seconds: for measuring; twenty budgets of a case if None, 1800 s by default. At least two rounds are made.
-            Replaying takes some more.
-        tries: of the gate, for no slowdown; for each slowdown as many of each case.
-        progress: as in `revisions.Rounds`, and so is what follows.
-
-    Raises:
-        UserError: a case failed in A/A.
-
+    The cases of the plan have a phase "backward"; `first` and `second` are the head, each in a folder of its own.
+    Measuring takes so many seconds, twenty budgets of a case if None, 1800 s by default, and at least two rounds;
+    replaying takes some more. There are so many tries of the gate for no slowdown, and for each slowdown as many of
+    each case. Raises `UserError` where a case failed in A/A.
     """
-    begun = now()
     seconds = _BUDGETS * settings.budget if seconds is None else seconds
     # Accuracy and counts have no noise to find out about.
     plan = replace(plan, checks=("gradients",), budget=seconds / len(plan.cases))
-    rounds = Rounds(
-        plan,
-        first,
-        second,
-        slowdowns=(0.0, *SLOWDOWNS),
-        slice_s=_SLICE_S,
-        progress=progress,
-        start=start,
-        lock=lock,
-        now=now,
-    )
+    rounds = Rounds(plan, first, second, slowdowns=(0.0, *SLOWDOWNS), slice_s=_SLICE_S, **hooks)
     rounds.prepare()
-    measuring, made = now(), 0
-    while made < 2 or (now() - measuring) * (1 + 1 / made) <= seconds:
+    before, made = rounds.seconds, 0
+    while made < 2 or (rounds.seconds - before) * (1 + 1 / made) <= seconds:
         rounds.once(plan.cases)
         made += 1
         if broken := next((records for records in rounds.cases.values() if not records.open), None):
@@ -181,7 +141,7 @@ def check(
         tuple(replay.promise(case, tries) for case in plan.cases),
         settings.usual_margin("time"),
         settings.budget,
-        now() - begun,
+        rounds.seconds,
     )
 
 
@@ -243,10 +203,10 @@ class _Replay:
                 counts[case] = min(planned, self._affordable[case])
             labels = undecided(self._series(drawn, counts), self._settings, self._looks)
             waiting = {case for case in waiting if case.label in labels and counts[case] < self._affordable[case]}
-        verdicts: dict[str, list[str]] = {case.label: [] for case in drawn}
+        verdicts: dict[str, list[Verdict]] = {case.label: [] for case in drawn}
         for one in judge(self._series(drawn, counts), self._settings, self._looks):
             verdicts[one.case] += [] if one.report_only else [one.verdict]
-        return {case: _worst(verdicts[case.label]) for case in drawn}
+        return {case: min(verdicts[case.label] or ["pass"], key=VERDICTS.index) for case in drawn}
 
     def _series(self, drawn: Mapping[Case, Sequence[Record]], counts: Mapping[Case, int | None]) -> list[Series]:
         return [
@@ -255,10 +215,6 @@ class _Replay:
             for series in self._cases[case].series(records[: counts[case]])
             if series.pairs is not None
         ]
-
-
-def _worst(verdicts: Sequence[str]) -> str:
-    return next((verdict for verdict in ("fail", "inconclusive") if verdict in verdicts), "pass")
 
 
 def _count(verdicts: Sequence[str]) -> tuple[int, int, int]:
@@ -279,13 +235,12 @@ def as_text(promise: Promise) -> str:
         "",
     ]
     for case in promise.cases:
-        lines.append(
+        lines += [
             f"{case.case}: {case.pairs} pairs of processes, at most {case.affordable} in a try (enough for"
-            f" {case.distinct} tries that share none)"
-        )
-        lines.append(
-            f"    pairs spread by {case.spread:.2%}; the least slowdown seen nine times of ten is {case.detectable:.1%}"
-        )
+            f" {case.pairs // case.affordable} tries that share none)",
+            f"    pairs spread by {case.spread:.2%}; the least slowdown seen nine times of ten is"
+            f" {case.detectable:.1%}",
+        ]
         for slowdown, (count, failed, unsure) in case.tries.items():
             what = "false alarms" if slowdown == 0 else f"caught (measured as {case.seen[slowdown]:+.1%})"
             lines.append(f"    {_name(slowdown)} {failed} of {count} {what}, {unsure} inconclusive")

@@ -33,19 +33,14 @@ import msgspec
 import numpy as np
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.gate.columns import Flags, Floats
 from meprop_bench.gate.judgement import Quantity
+from meprop_bench.gate.series import Flags, Floats
 
 __all__ = ["KEYS", "MARGINS", "Settings", "load_settings", "matches"]
 
-_PHASES = ("forward", "backward", "update", "step", "decode")
+_KINDS = ("", "sparse/dense ", "flops ", "bytes ", "operators ", "peak memory ")
 _FIGURES = (
-    *_PHASES,
-    *(
-        f"{kind} {phase}"
-        for kind in ("sparse/dense", "flops", "bytes", "operators", "peak memory")
-        for phase in _PHASES
-    ),
+    *(f"{kind}{phase}" for kind in _KINDS for phase in ("forward", "backward", "update", "step", "decode")),
     "accuracy",
 )
 """What may be measured of a case between revisions."""
@@ -65,50 +60,36 @@ least margin that passes identical code nearly always. Pairs of another machine 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the gate judges. In the file a key has hyphens where the field has underscores.
+    """How the gate judges; in the file a key has hyphens where the field has underscores.
 
-    Attributes:
-        preset: the cases that are measured between revisions.
-        cases: globs of what is judged.
-        margin: how much may be lost of times, ratios, memory and counts, relative (0.01 is 1%); by default `MARGINS`.
-        margins: glob -> margin of the figures that it matches, in place of `margin`; the last match wins.
-        accuracy_margin: points of accuracy that may be lost.
-        accuracy_margins: glob -> points, in its place; the last match wins.
-        least_time: least difference of times that counts, in seconds.
-        least_memory: least difference of memory that counts, in bytes.
-        report_only: globs of what is shown and does not decide.
-        budget: seconds of measuring for a case at most.
-        pairs: pairs of processes for a case at most.
-        confidence: of the intervals, two-sided: a figure fails, or passes, by chance at most in (1 - confidence) / 2.
-        process_noise: standard deviation of the log ratio of two processes of one code, which is added where a file
-            holds the values of a single process. 0.033 on a busy 2-core machine (reports/METHODOLOGY.md).
-
-    Raises:
-        UserError: a value out of its range.
-
+    Raises `UserError` for a value out of its range.
     """
 
-    preset: str = "gate"
-    cases: tuple[str, ...] = ("*",)
-    margin: float | None = None
-    margins: Mapping[str, float] = field(default_factory=dict)
-    accuracy_margin: float = 0.5
-    accuracy_margins: Mapping[str, float] = field(default_factory=dict)
-    least_time: float = 0.0
-    least_memory: float = 0.0
-    report_only: tuple[str, ...] = ()
-    budget: float = 150.0
-    pairs: int = 32
+    preset: str = "gate"  # the cases that are measured between revisions
+    cases: tuple[str, ...] = ("*",)  # globs of what is judged
+    margin: float | None = None  # loss of times, ratios, memory and counts, relative (0.01 is 1%); None: `MARGINS`
+    margins: Mapping[str, float] = field(default_factory=dict)  # glob -> margin in its place; the last match wins
+    accuracy_margin: float = 0.5  # points of accuracy that may be lost
+    accuracy_margins: Mapping[str, float] = field(default_factory=dict)  # glob -> points, likewise
+    least_time: float = 0.0  # least difference of times that counts, in seconds
+    least_memory: float = 0.0  # of memory, in bytes
+    report_only: tuple[str, ...] = ()  # globs of what is shown and does not decide
+    budget: float = 150.0  # seconds of measuring for a case at most
+    pairs: int = 32  # of processes for a case at most
     confidence: float = 0.95
+    """Of the intervals, two-sided: a figure fails, or passes, by chance at most in (1 - confidence) / 2."""
     process_noise: float = 0.033
+    """Standard deviation of the log ratio of two processes of one code, which is added where a file holds the values of
+    a single process. 0.033 on a busy 2-core machine (reports/METHODOLOGY.md)."""
 
     def __post_init__(self) -> None:
-        for name in ("margin", "accuracy_margin", "least_time", "least_memory", "process_noise"):
-            if (value := getattr(self, name)) is not None:
-                _check(name, value, 0, math.inf, "a number of at least 0")
+        plain = ("margin", "accuracy_margin", "least_time", "least_memory", "process_noise")
+        amounts = {name: getattr(self, name) for name in plain}
         for name in ("margins", "accuracy_margins"):
-            for glob, value in getattr(self, name).items():
-                _check(f"{name}.{glob}", value, 0, math.inf, "a number of at least 0")
+            amounts |= {f"{name}.{glob}": value for glob, value in getattr(self, name).items()}
+        for name, value in amounts.items():
+            if value is not None:
+                _check(name, value, 0, math.inf, "a number of at least 0")
         _check("confidence", self.confidence, 0.5, 1, "a number from 0.5 to below 1, 0.95 for 95%")
         _check("budget", self.budget, 0, math.inf, "more than 0 seconds, and finite")
         if self.budget == 0:
@@ -164,11 +145,7 @@ class Settings:
 
     def idle_globs(self, names: Iterable[tuple[str, str]]) -> list[str]:
         """Return a line for each glob that matches none of the (case, figure) in `names`: probably a typo."""
-        keys = {
-            "margins": self.margins,
-            "accuracy-margins": self.accuracy_margins,
-            "report-only": self.report_only,
-        }
+        keys = {"margins": self.margins, "accuracy-margins": self.accuracy_margins, "report-only": self.report_only}
         idle = {(key, glob): None for key, globs in keys.items() for glob in globs}
         for name in names:
             if not idle:
@@ -180,11 +157,8 @@ class Settings:
 
 def matches(glob: str, case: str, figure: str) -> bool:
     """Whether a glob, or a name written out, is about a figure: its full name, its case or its figure."""
-    name = f"{case}/{figure}"
-    if glob in (name, case, figure):
-        return True
-    compiled = _compiled(glob)
-    return any(compiled.match(text) is not None for text in (name, case, figure))
+    names = (f"{case}/{figure}", case, figure)
+    return glob in names or any(_compiled(glob).match(name) is not None for name in names)
 
 
 @lru_cache(maxsize=1024)
@@ -207,13 +181,8 @@ _WANTED = {
 def load_settings(folder: Path, **options: Any) -> Settings:
     """Return the settings of a folder's pyproject.toml, where it has some, with options in their place.
 
-    Args:
-        folder: the user's project.
-        options: fields of `Settings`; None where the user said nothing.
-
-    Raises:
-        UserError: the file is not TOML, a key is not known, a value is of another type or out of its range.
-
+    Options are fields of `Settings`, None where the user said nothing. Raises `UserError` for a file that is not TOML,
+    a key that is not known, and a value of another type or out of its range.
     """
     values = {name.replace("-", "_"): _value(name, value) for name, value in _read(folder / "pyproject.toml").items()}
     return Settings(**{**values, **{name: value for name, value in options.items() if value is not None}})

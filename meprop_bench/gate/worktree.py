@@ -4,11 +4,10 @@
         base.folder / "meprop_bench"        the package as that revision has it
         head.folder / "meprop_bench"        a snapshot of the user's own files, uncommitted ones included
 
-`git worktree add` writes into the repository (a registration, a lock, perhaps a hook's doings), cannot do that in a
-read-only checkout, and leaves its registration behind when it is killed. Nothing here needs one: git reads the
-revision into an index of ours and writes that index's files into a folder of ours (`read-tree`, `checkout-index`). That
-works in a read-only, shallow, bare, detached or dirty repository alike, and the user's index, branches and hooks are
-never touched. Only the package is written out; submodules are not.
+`git worktree add` writes into the repository (a registration, a lock, perhaps a hook's doings), which fails in a
+read-only one and stays behind when it is killed. Here git reads the revision into an index of ours and writes that
+index's files into a folder of ours (`read-tree`, `checkout-index`), in a read-only, shallow, bare, detached or dirty
+repository alike. Only the package is written out; submodules are not.
 
 Uncommitted changes as the head are *copied* first, tracked files and new ones that git does not ignore: an editor may
 save while the gate measures, and a process that starts later must find the same code.
@@ -59,31 +58,17 @@ _PATIENCE_S = 300
 
 @dataclass(frozen=True)
 class Checkout:
-    """One revision, ready to be run.
+    """One revision, ready to be run."""
 
-    Attributes:
-        side: "base" or "head".
-        name: as the user said it, with its hash: "main (1a2b3c4d5e6f)"; a snapshot says so.
-        commit: the full hash; of a snapshot, the commit that it stands on, or None before the first one.
-        folder: holds the package; to be put first on Python's path.
-        notes: what a reader should know, one line each.
-
-    """
-
-    side: str
-    name: str
-    commit: str | None
-    folder: Path
-    notes: tuple[str, ...] = ()
+    side: str  # "base" or "head"
+    name: str  # as the user said it, with its hash: "main (1a2b3c4d5e6f)"; a snapshot says so
+    commit: str | None  # the full hash; of a snapshot, of the commit that it stands on, None before the first one
+    folder: Path  # holds the package; to be put first on Python's path
+    notes: tuple[str, ...] = ()  # what a reader should know, one line each
 
 
 def repository_of(folder: Path) -> Path:
-    """Return the root of the work tree that a folder lies in.
-
-    Raises:
-        UserError: git is not installed, or there is no repository.
-
-    """
+    """Return the root of the work tree that a folder lies in; `UserError` without git, or a repository."""
     found = _git(folder, "rev-parse", "--show-toplevel", check=False)
     if found.returncode == 0 and (root := found.stdout.rstrip("\n")):
         return Path(root)
@@ -99,11 +84,8 @@ def work_trees(
 ) -> Iterator[tuple[Checkout, Checkout]]:
     """Write both revisions out, and remove them whatever happens: an error, Ctrl-C or SIGTERM.
 
-    Args:
-        repository: root of the user's work tree.
-        base: a revision.
-        head: a revision; None for the work tree as it is now, uncommitted changes included.
-        cache: where the slots are; by default the user's cache.
+    Without a `head` it is the work tree as it is now, uncommitted changes included. The slots are in `cache`, by
+    default the user's.
 
     Raises:
         UserError: an unknown revision (exit code 2), or one without the package (3 for the base, 2 for the head).
@@ -248,9 +230,7 @@ def _git(
 ) -> subprocess.CompletedProcess[str]:
     """Run git in a folder, without hooks, questions, or what a hook that called us has in its environment.
 
-    Raises:
-        UserError: git is missing or hangs, or fails although `check` says that it must not.
-
+    Raises `UserError` where git is missing or hangs, or fails although `check` says that it must not.
     """
     outer = {name: value for name, value in os.environ.items() if name not in _OF_ONE_REPOSITORY}
     settings: Sequence[str] = ("-c", "core.hooksPath=/dev/null", "-c", "core.sparseCheckout=false", "-c", "gc.auto=0")

@@ -1,15 +1,16 @@
 import json
 import math
+from importlib import resources
 from xml.etree import ElementTree as Xml
 
+import numpy as np
 import pytest
 
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.document import OutcomeDocument, change, margin
-from meprop_bench.gate.judgement import Judgement, Judgements, Outcome
-from meprop_bench.gate.junit import as_junit
+from meprop_bench.gate.judgement import ROW, VERDICTS, Judgement, Judgements, Outcome
+from meprop_bench.gate.machine_readable import SCHEMA, as_junit, json_pieces
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
-from meprop_bench.gate.record import SCHEMA, as_json, schema
 from meprop_bench.report.table import as_table
 from meprop_bench.stats import Interval
 
@@ -20,11 +21,32 @@ def judgement(verdict="pass", estimate=1.0, **changes):
     return Judgement(**{**base, "report_only": False, "verdict": verdict, **changes})
 
 
+def as_json(outcome):
+    return "".join(json_pieces(outcome))
+
+
+def schema():
+    return json.loads((resources.files("meprop_bench.gate") / "gate.schema.json").read_text(encoding="utf-8"))
+
+
+def columns(judgements):
+    kinds = list(dict.fromkeys((one.figure, one.quantity, one.unit) for one in judgements))
+    reasons = list(dict.fromkeys(one.reason for one in judgements))
+    rows = np.zeros(len(judgements), ROW)
+    for row, one in zip(rows, judgements, strict=True):
+        for name in ("base", "head", "margin", "least", "caught", "pairs", "report_only"):
+            row[name] = math.nan if getattr(one, name) is None else getattr(one, name)
+        for name in ("estimate", "low", "high"):
+            row[name] = math.nan if one.change is None else getattr(one.change, name)
+        row["kind"], row["reason"] = kinds.index((one.figure, one.quantity, one.unit)), reasons.index(one.reason)
+        row["verdict"] = VERDICTS.index(one.verdict)
+    return Judgements([one.case for one in judgements], rows, kinds, reasons)
+
+
 def outcome(*judgements, notes=(), doubts=()):
-    made = Judgements.of(judgements)
-    return Outcome(
-        "main (1a2b)", "the work tree", made, notes, "meprop-bench gate --base main", None, 12.0, doubts=doubts
-    )
+    command = "meprop-bench gate --base main"
+    made = columns(judgements)
+    return Outcome("main (1a2b)", "the work tree", made, notes, command, None, 12.0, doubts=doubts)
 
 
 MIXED = outcome(
@@ -125,8 +147,8 @@ def test_json_follows_its_schema():
 
 
 def test_many_are_all_in_the_json_and_the_worst_of_them_in_the_rest(monkeypatch):
-    monkeypatch.setattr("meprop_bench.gate.junit.MOST", 10)
-    monkeypatch.setattr("meprop_bench.gate.record._AT_ONCE", 7)
+    monkeypatch.setattr("meprop_bench.gate.machine_readable.MOST", 10)
+    monkeypatch.setattr("meprop_bench.gate.machine_readable._AT_ONCE", 7)
     many = [
         judgement("fail" if i % 40 == 39 else "pass", case=f"case {i} é" if i > 90 else f"case {i}") for i in range(100)
     ]

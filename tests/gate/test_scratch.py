@@ -87,11 +87,11 @@ def test_a_kernel_that_got_slower_fails(repository: Path) -> None:
     kernel.write_text(before[:body] + "\n        __import__('time').sleep(0.02)" + before[body:])
     try:
         gate = _start(repository, "--base", "HEAD", "--format", "json")
-        told, said = gate.communicate(timeout=_PATIENCE_S)
+        printed, said = gate.communicate(timeout=_PATIENCE_S)
     finally:
         kernel.write_text(before)
-    assert gate.returncode == ExitCode.REGRESSION, told + said
-    outcome = json.loads(told)
+    assert gate.returncode == ExitCode.REGRESSION, printed + said
+    outcome = json.loads(printed)
     (backward,) = [one for one in outcome["judgements"] if one["figure"] == "backward"]
     assert backward["verdict"] == "fail"
     assert backward["head"] - backward["base"] > 0.01
@@ -101,8 +101,8 @@ def test_a_kernel_that_got_slower_fails(repository: Path) -> None:
 
 def test_a_base_with_a_syntax_error_is_a_line(repository: Path) -> None:
     gate = _start(repository, "--base", "HEAD~1")
-    told, said = gate.communicate(timeout=_PATIENCE_S)
-    assert (gate.returncode, told) == (ExitCode.NOT_COMPARABLE, "")
+    printed, said = gate.communicate(timeout=_PATIENCE_S)
+    assert (gate.returncode, printed) == (ExitCode.NOT_COMPARABLE, "")
     line = said.strip().splitlines()[-1]
     assert "the base, HEAD~1 (" in line
     assert "SyntaxError" in line
@@ -119,8 +119,8 @@ def test_an_interrupt_leaves_neither_folders_nor_processes(repository: Path, num
         time.sleep(0.02)
     time.sleep(0.3)  # the workers are importing
     gate.send_signal(number)
-    told, said = gate.communicate(timeout=_PATIENCE_S)
-    assert (gate.returncode, told) == (ExitCode.INTERRUPTED, "")
+    printed, said = gate.communicate(timeout=_PATIENCE_S)
+    assert (gate.returncode, printed) == (ExitCode.INTERRUPTED, "")
     assert said.strip().splitlines()[-1] == "meprop-bench: interrupted"
     assert "Traceback" not in said
     assert _left(repository) == ["slot-0.lock"]

@@ -45,7 +45,8 @@ def read(
     base = read_file(baseline)
     note = ""
     if candidate is None:
-        if not _is_folder_of_ours(baseline):
+        folder = baseline if baseline.is_dir() else baseline.parent
+        if not (baseline in (folder, folder / MEASUREMENTS) and (folder / ENVIRONMENT).is_file()):
             raise UserError(f"what {baseline.name} is compared with has to be named: add --candidate FILE")
         candidate = ours.newest(reports, baseline)
         note = f"the candidate is {candidate.name}, the newest result of the same preset under {reports.name}"
@@ -87,8 +88,3 @@ def read_file(path: Path) -> Figures:
         return asv.read(path, document)
     keys = one_line(", ".join(document), 80) or "none"
     raise UserError(f"{name} is none of {_KINDS} (schema {SCHEMA!r}): its keys are {keys}")
-
-
-def _is_folder_of_ours(path: Path) -> bool:
-    folder = path if path.is_dir() else path.parent
-    return (path.is_dir() or path.name == MEASUREMENTS) and (folder / ENVIRONMENT).is_file()

@@ -20,11 +20,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import SKIPPED, Figures, Kind, flat
-from meprop_bench.gate.files.number import LARGEST, count, number, out_of_range
+from meprop_bench.gate.files.stream import LARGEST, count, number, out_of_range
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.series import Summary
@@ -34,15 +34,16 @@ from meprop_bench.results.redact import one_line
 __all__ = ["read"]
 
 _VERSION = 2
-_FIGURE = "value"
 _OF_POINT = (
-    *("result", "samples", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "stats_repeat"),
-    "stats_number",
+    "result",
+    "samples",
+    *(f"stats_{end}" for end in ("ci_99_a", "ci_99_b", "q_25", "q_75", "repeat", "number")),
 )
 """Columns with an entry for each point."""
 _MOST_POINTS = 1 << 20
 _OPEN, _CLOSE, _QUOTES = "([{<", ")]}>", "'\""
 
+_TRACKED: tuple[Quantity, str] = ("count", "1")
 _BY_NAME: Mapping[str, tuple[Quantity, str]] = {
     "time": ("time", "s"),
     "timeraw": ("time", "s"),
@@ -65,8 +66,10 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
     if document.get("version") != _VERSION:
         version = one_line(repr(document.get("version")), 20)
         raise UserError(f"{name} is an asv result of version {version}, and this reads {_VERSION}: asv update")
-    columns, results = document.get("result_columns"), document.get("results")
-    if not (_is_names(columns) and "result" in columns and isinstance(results, Mapping)):
+    columns: Any = document.get("result_columns")
+    results = document.get("results")
+    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns) and "result" in columns
+    if not (named and isinstance(results, Mapping)):
         raise UserError(f"{name} is an asv result without usable columns; measure again")
     commit = one_line(str(document.get("commit_hash")), 60)[:8]
     found = Figures(name, f"{name} (asv, commit {commit})")
@@ -77,10 +80,8 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
     for benchmark, row in results.items():
         # asv leaves out columns at the end that are null.
         entry = dict(zip(columns, row, strict=False)) if isinstance(row, list) else {"result": row}
-        quantity, unit = _measured(benchmark, units)
-        basis = str(entry.get("version") or "")
+        kind = Kind("value", *_measured(benchmark, units), str(entry.get("version") or ""))
         for case, point in _points(name, benchmark, entry):
-            kind = Kind(_FIGURE, quantity, unit, basis)
             if reason := _reason(found, case, point, kind):
                 found.left_out[case] = reason
                 left_out[reason] += 1
@@ -98,9 +99,9 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
 
 
 def _measured(benchmark: str, units: Mapping[str, str]) -> tuple[Quantity, str]:
-    own_name = benchmark.rpartition(".")[2]
-    usual = _BY_NAME.get(own_name.partition("_")[0], ("count", "1"))
-    return _BY_UNIT.get(units[benchmark], ("count", "1")) if benchmark in units else usual
+    if benchmark in units:
+        return _BY_UNIT.get(units[benchmark], _TRACKED)
+    return _BY_NAME.get(benchmark.rpartition(".")[2].partition("_")[0], _TRACKED)
 
 
 def _points(name: str, benchmark: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,7 +159,7 @@ def _add(found: Figures, case: str, point: Mapping[str, Any], kind: Kind) -> boo
         count(point["stats_number"], f"{found.name}: the loops of {quoted(case)}")
     if isinstance(samples, list) and samples:
         # A number that was tracked several times has noise: it is judged by its ratio, in its own unit.
-        kind = Kind(_FIGURE, "ratio", "value", kind.basis) if tracked else kind
+        kind = Kind("value", "ratio", "value", kind.basis) if tracked else kind
         found.add(case, kind, tuple(number(sample, what) for sample in samples))
         return False
     if repeat is not None and not tracked:
@@ -172,7 +173,7 @@ def _add(found: Figures, case: str, point: Mapping[str, Any], kind: Kind) -> boo
 
 def _summary(value: float, point: Mapping[str, Any], repeats: int, what: str) -> Summary:
     if repeats == 0:
-        return Summary.of_nothing()
+        return Summary(math.nan, math.nan, 0)
     for kind in ("ci_99_a", "ci_99_b"), ("q_25", "q_75"):
         ends = [point.get(f"stats_{end}") for end in kind]
         # Of few samples asv has no interval, which it writes as null, NaN or from -Infinity to Infinity.
@@ -185,10 +186,6 @@ def _summary(value: float, point: Mapping[str, Any], repeats: int, what: str) ->
             return Summary.of_interval(value, low, high, 0.99, repeats)
         return Summary.of_quartiles(value, low, high, repeats)
     return Summary(value, math.nan, repeats)
-
-
-def _is_names(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _identity(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.columns import Block, Integers
 from meprop_bench.gate.files.figures import ALONE, OWN_PROCESSES, Figures, Kind
 from meprop_bench.gate.names import shown, without_addresses
-from meprop_bench.gate.series import Series
+from meprop_bench.gate.series import Block, Integers, Series
 from meprop_bench.results.redact import one_line
 
 __all__ = ["Compared"]
@@ -37,14 +35,8 @@ _SHOWN = 3
 class Compared:
     """The figures that two files have in common, as series one after the other, or as `blocks` and the `rest`.
 
-    Attributes:
-        base: what the base is, in a few words.
-        head: what the head is.
-        notes: what a reader should know.
-
-    Raises:
-        UserError: one of them is empty (exit code 5), they have nothing in common, or their environments differ (3).
-
+    `base` and `head` say what the two are, `notes` what a reader should know. Raises `UserError` where one of them is
+    empty (exit code 5), they have nothing in common, or their environments differ (3).
     """
 
     def __init__(self, base: Figures, head: Figures, *, ratios_only: bool = False) -> None:
@@ -117,14 +109,8 @@ class Compared:
         ours, theirs = base.places(kind), head.places(kind)
         cases = [case for case in ours if case in theirs]
         first, second = _places(ours, cases), _places(theirs, cases)
-        whole = Block(
-            figure=kind.figure,
-            quantity=kind.quantity,
-            unit=kind.unit,
-            cases=cases,
-            base=base.sides(first),
-            head=head.sides(second),
-        )
+        sides = base.sides(first), head.sides(second)
+        whole = Block(kind.figure, kind.quantity, kind.unit, cases, *sides)
         own = base.flagged(first, OWN_PROCESSES) & head.flagged(second, OWN_PROCESSES)
         sound = ~(base.flagged(first, ALONE) | head.flagged(second, ALONE))
         apart = [replace(whole.only(sound & (own == each)), own_processes=each) for each in (True, False)]
@@ -261,7 +247,7 @@ class Compared:
         """Return whether there is a figure that depends on them; raises `UserError` where they differ then."""
         base, head = self._base, self._head
         pairs: dict[tuple[str, str], None] = {}
-        single = len(list(base.environment_keys)) == len(list(head.environment_keys)) == 1
+        single = len(base.environment_keys) == len(head.environment_keys) == 1
         for kind in self._kinds:
             if kind.quantity not in _ABSOLUTE:
                 continue
@@ -323,15 +309,10 @@ def _difference(base: Figures, ours: str, head: Figures, others: str) -> str:
             if ours and others:
                 return f"their environments are {one_line(ours, 20)} and {one_line(others, 20)}"
             return f"{found.name} does not say where it was measured"
-    differing = _differing(*known)
-    first = [f"{shown(name, 60)} is {_shown(one)} and {_shown(other)}" for name, one, other in differing[:_SHOWN]]
-    return _listed(first, len(differing)) if differing else ""
-
-
-def _differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> list[tuple[str, Any, Any]]:
-    one, other = one or {}, other or {}
-    names = [*one, *(name for name in other if name not in one)]
-    return [(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    one, other = (environment or {} for environment in known)
+    names = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
+    first = [f"{shown(name, 60)} is {_shown(one.get(name))} and {_shown(other.get(name))}" for name in names[:_SHOWN]]
+    return _listed(first, len(names)) if names else ""
 
 
 def _shown(value: object) -> str:

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.columns import Flags, Floats, Integers, Sides
 from meprop_bench.gate.evidence import lower_rank
-from meprop_bench.gate.files.number import LARGEST, out_of_range
+from meprop_bench.gate.files.stream import LARGEST, out_of_range
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted
-from meprop_bench.gate.series import Side, Summary
+from meprop_bench.gate.series import Flags, Floats, Integers, Side, Sides, Summary
 
 __all__ = ["ALONE", "MOST_VALUES", "OWN_PROCESSES", "SKIPPED", "Figures", "Kind", "flat"]
 
@@ -52,34 +51,24 @@ class Kind:
 
 
 class Figures:
-    """What one file holds.
-
-    Attributes:
-        name: of the file, for messages.
-        source: what it is, in a few words, for the reader of the verdicts.
-        environments: key -> what makes numbers incomparable, flat: name -> value.
-        host: what tells a machine from another of the same make; numbers of the two are compared with a note.
-        notes: what a reader should know of the file.
-        failures: case -> why it has no figures although it was asked for.
-        left_out: case -> why it has no figures although it ran, or was skipped; a note of the file counts them.
-        ids: case -> what it is known by as well: its case id, of results of this project; of asv its benchmark, which
-            may have failed before it had parameters.
-        zeros: rounds of 0 s that were replaced.
-
-    """
+    """What one file holds: its `name`, for messages, its `source`, what it is in a few words, and its figures."""
 
     def __init__(self, name: str, source: str) -> None:
         self.name, self.source = name, source
-        self.environments: dict[str, Mapping[str, Any]] = {}
+        self.environments: dict[str, Mapping[str, Any]] = {}  # key -> what makes numbers incomparable, flat
         self.host: Mapping[str, Any] = {}
-        self.notes: list[str] = []
-        self.failures: dict[str, str] = {}
+        """What tells a machine from another of the same make; numbers of the two are compared with a note."""
+        self.notes: list[str] = []  # what a reader should know of the file
+        self.failures: dict[str, str] = {}  # case -> why it has no figures although it was asked for
         self.left_out: dict[str, str] = {}
+        """Case -> why it has no figures although it ran, or was skipped; a note of the file counts them."""
         self.ids: dict[str, str] = {}
-        self.zeros = 0
+        """Case -> what it is known by as well: its case id, of results of this project; of asv its benchmark, which may
+        have failed before it had parameters."""
+        self.zeros = 0  # rounds of 0 s that were replaced
         self._places: dict[Kind, dict[str, int]] = {}
         self._keys: dict[str, int] = {}
-        self._key_of: list[str] = []
+        self.environment_keys: list[str] = []  # of all environments that its figures have
         self._values, self._ends = array("d"), array("q", [0])
         self._where, self._flags = array("q"), array("B")
 
@@ -90,11 +79,6 @@ class Figures:
     def kinds(self) -> Iterable[Kind]:
         """The kinds that it has."""
         return self._places.keys()
-
-    @property
-    def environment_keys(self) -> Iterable[str]:
-        """The keys of all environments that its figures have."""
-        return self._key_of
 
     def places(self, kind: Kind) -> Mapping[str, int]:
         """Return case -> place of its figure of a kind."""
@@ -116,9 +100,7 @@ class Figures:
     def add(self, case: str, kind: Kind, side: Side, environment: str = "", *, own_processes: bool = False) -> None:
         """Add a figure: at least one value, or the summary of some, measured in one of `environments`.
 
-        Raises:
-            UserError: the file has it already, or a value cannot be one of its quantity.
-
+        Raises `UserError` where the file has it already, or a value cannot be one of its quantity.
         """
         if isinstance(side, Summary):
             alone = side.empty or self._has_zero(case, kind, (side.median,))
@@ -171,8 +153,8 @@ class Figures:
 
     def _key(self, environment: str) -> int:
         if environment not in self._keys:
-            self._keys[environment] = len(self._key_of)
-            self._key_of.append(environment)
+            self._keys[environment] = len(self.environment_keys)
+            self.environment_keys.append(environment)
         return self._keys[environment]
 
     def side(self, place: int) -> Side:
@@ -199,7 +181,7 @@ class Figures:
 
     def environment(self, place: int) -> str:
         """Return the key of the environment of what was added."""
-        return self._key_of[self._where[place]]
+        return self.environment_keys[self._where[place]]
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give cases other names, none of which it has."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.files.figures import Figures, Kind, flat
-from meprop_bench.gate.files.number import number
+from meprop_bench.gate.files.stream import number
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.measure.environment import NOT_IN_ID
@@ -22,7 +22,7 @@ from meprop_bench.report.cells import failure
 from meprop_bench.results.costs import judged_pairs
 from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.naming import case_name
-from meprop_bench.results.schema import Parity, Row
+from meprop_bench.results.schema import Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.stats import median
 
@@ -79,9 +79,7 @@ def of_lines(path: Path) -> Figures:
 def newest(root: Path, baseline: Path) -> Path:
     """Return the newest results folder under `root` of the same preset as `baseline`, and newer than that.
 
-    Raises:
-        UserError: there is none, or the baseline does not know its preset.
-
+    Raises `UserError` where there is none.
     """
     folder = baseline if baseline.is_dir() else baseline.parent
     own = Store.open(folder).header
@@ -122,18 +120,11 @@ def add_row(found: Figures, row: Row) -> None:
         if (value := getattr(row.sparse, field)) is not None:
             size = number(value, f"{found.name}: the {name} of {quoted(case)}")
             found.add(case, Kind(f"{name} {phase}", quantity, unit), (size,), where)
-    if row.parity is not None:
-        add_accuracy(found, case, row.parity, where)
-
-
-def add_accuracy(found: Figures, case: str, parity: Parity, environment: str) -> None:
-    """Add the accuracy of the method, one value for each seed; what it is compared with ran the same seeds."""
-    figures = dict(sorted(zip(parity.seeds, parity.method, strict=True)))
-    if not figures:
-        return
-    basis = f"{parity.task}, {parity.steps} steps, seeds {', '.join(map(str, figures))}"
-    kind = Kind("accuracy", "accuracy", "points", basis)
-    found.add(case, kind, tuple(figures.values()), environment, own_processes=True)
+    if row.parity and (figures := dict(sorted(zip(row.parity.seeds, row.parity.method, strict=True)))):
+        # One value for each seed; what the method is compared with ran the same seeds.
+        basis = f"{row.parity.task}, {row.parity.steps} steps, seeds {', '.join(map(str, figures))}"
+        kind = Kind("accuracy", "accuracy", "points", basis)
+        found.add(case, kind, tuple(figures.values()), where, own_processes=True)
 
 
 def comparable(environment: Mapping[str, Any]) -> dict[str, Any]:

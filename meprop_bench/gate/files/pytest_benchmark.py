@@ -22,8 +22,8 @@ import msgspec
 
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import Figures, Kind, flat
-from meprop_bench.gate.files.number import LARGEST, number, out_of_range
 from meprop_bench.gate.files.ours import add_row, comparable
+from meprop_bench.gate.files.stream import LARGEST, number, out_of_range
 from meprop_bench.gate.names import quoted
 from meprop_bench.gate.series import Summary
 from meprop_bench.results.incoming import refused
@@ -37,21 +37,12 @@ LISTED = "benchmarks"
 _HOST = ("node", "release")
 """A runner that is new for each job has a name of its own, and its kernel is updated each week."""
 
-_NOT_IDENTITY = frozenset(
-    {
-        *_HOST,
-        "processor",  # empty, or what `machine` says
-        "python_build",
-        "python_compiler",
-        "python_implementation_version",
-    }
-)
+_NOT_IDENTITY = {*_HOST, "cpu", "processor", "python_build", "python_compiler", "python_implementation_version"}
+"""The processor is empty, or what `machine` says."""
 _CPU = ("brand_raw", "brand", "arch", "count")
 """What of `cpu` tells a processor; the rest is its clock at that moment, and details of the brand."""
 
 _TIME = Kind("time", "time", "s")
-
-
 _Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
 
 
@@ -80,12 +71,7 @@ class Benchmark(msgspec.Struct, gc=False):
 
 
 class Reader:
-    """Takes the benchmarks, then the rest of the file.
-
-    Attributes:
-        figures: what was found.
-
-    """
+    """Takes the benchmarks, then the rest of the file, into `figures`."""
 
     def __init__(self, name: str) -> None:
         self.figures = Figures(name, name)
@@ -159,33 +145,23 @@ class Reader:
             raise UserError(f"{self.figures.name}: {quoted(case)} has neither values nor a median")
         if count == 0:  # nobody knows of how many rounds
             return number(median, f"{self.figures.name}: the time of {quoted(case)}"), math.nan, 0
-        if stats.q1 is not None and stats.q3 is not None:
-            spread, error = stats.q3 - stats.q1, _of_quartiles(count)
-        elif stats.iqr is not None:
-            spread, error = stats.iqr, _of_quartiles(count)
-        elif stats.stddev is not None:
-            spread, error = stats.stddev, _of_deviation(count)
-        else:
+        quartiles = stats.iqr if stats.q1 is None or stats.q3 is None else stats.q3 - stats.q1
+        spread = stats.stddev if quartiles is None else quartiles
+        if spread is None:
             return median, math.nan, count
         if not 0 <= spread <= LARGEST:
             raise out_of_range(spread, f"{self.figures.name}: the spread of {quoted(case)}")
-        return median, spread * error, count
+        return median, spread * _error(count, quartiles is not None), count
 
 
 @lru_cache(maxsize=1 << 12)
-def _of_quartiles(count: int) -> float:
-    """Return the standard error of the median of `count` values whose quartiles lie 1 apart."""
-    return Summary.of_quartiles(0.0, 0.0, 1.0, count).error
-
-
-@lru_cache(maxsize=1 << 12)
-def _of_deviation(count: int) -> float:
-    """Return the standard error of the median of `count` values whose standard deviation is 1."""
-    return Summary.of_deviation(0.0, 1.0, count).error
+def _error(count: int, quartiles: bool) -> float:
+    """Return the standard error of the median of `count` values whose quartiles, or else deviation, are 1 apart."""
+    return (Summary.of_quartiles(0.0, 0.0, 1.0, count) if quartiles else Summary.of_deviation(0.0, 1.0, count)).error
 
 
 def _identity(machine: Mapping[str, Any]) -> dict[str, Any]:
     cpu = machine.get("cpu")
     known = {key: cpu[key] for key in _CPU if key in cpu} if isinstance(cpu, Mapping) else {}
-    rest = {key: value for key, value in machine.items() if key not in _NOT_IDENTITY and key != "cpu"}
+    rest = {key: value for key, value in machine.items() if key not in _NOT_IDENTITY}
     return flat({**rest, "cpu": known})

@@ -11,6 +11,10 @@ A cut inside a row or a string leaves brackets open, so whatever decodes was cut
 (such a cut, NaN or Infinity, which Python writes and JSON does not have) is read row by row with `json`, the slow and
 sure way, and so are all members beside the list. Memory is bounded by the longest row and the longest other member.
 Libraries that do it were tried (docs/decisions.md).
+
+JSON has integers of any length, and Python writes NaN and Infinity into it. So each number is checked where it comes
+in: it is finite and at most `LARGEST` in size, so that a thousand of them can be added up, and two multiplied on the
+log scale, without an overflow.
 """
 
 from __future__ import annotations
@@ -25,14 +29,18 @@ from typing import Any, TextIO, TypeVar
 import msgspec
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.files.number import integer
 from meprop_bench.gate.names import shown
 from meprop_bench.results.incoming import unique
 from meprop_bench.results.redact import one_line
 
-__all__ = ["read_object"]
+__all__ = ["LARGEST", "count", "number", "out_of_range", "read_object"]
 
 _Row = TypeVar("_Row")
+
+LARGEST = 1e300
+_MOST = 1 << 53
+"""Above this not every integer is a float."""
+_DIGITS = 300
 
 _CHUNK = 1 << 20
 _NEAR_THE_END = 1 << 16
@@ -46,7 +54,38 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"PK":
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BETWEEN = re.compile(r"\}(?=[ \t\r\n]*,[ \t\r\n]*\{)")
-_JSON = json.JSONDecoder(parse_int=integer, object_pairs_hook=unique)
+
+
+def number(value: object, what: str, *, signed: bool = False) -> float:
+    """Return a value of a file as a float; raises `UserError`, which names `what` it is, for one that cannot be."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UserError(f"{what} is {one_line(repr(value), 40)}, not a number; measure again")
+    if not (-LARGEST if signed else 0) <= value <= LARGEST:  # NaN is not between them either
+        raise out_of_range(value, what, signed=signed)
+    return float(value)
+
+
+def count(value: object, what: str) -> int:
+    """Return how often something was done; raises `UserError` if that cannot be."""
+    found = number(value, what)
+    if found > _MOST or found != int(found):
+        raise UserError(f"{what} is {one_line(repr(value), 40)}: it is an integer of at most 2^53; measure again")
+    return int(found)
+
+
+def out_of_range(value: float, what: str, *, signed: bool = False) -> UserError:
+    """Return the error of a number that is none to calculate with."""
+    wanted = "it is finite" if signed else "it is finite and not negative"
+    return UserError(f"{what} is {one_line(repr(value), 40)}: {wanted}, and at most {LARGEST:g}; measure again")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"it holds an integer of {len(digits)} digits, which is no number of a result")
+    return int(digits)
+
+
+_JSON = json.JSONDecoder(parse_int=_integer, object_pairs_hook=unique)
 
 
 def read_object(

@@ -8,7 +8,7 @@ import pytest
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.files import read_file
-from meprop_bench.gate.files.number import LARGEST, count, number
+from meprop_bench.gate.files.stream import LARGEST, count, number
 from tests.gate.files.test_ours import document, row
 
 HUGE = int("9" * 400)

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from meprop_bench.gate.columns import Block, Sides
 from meprop_bench.gate.decide import judge
-from meprop_bench.gate.judgement import Judgements
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.series import Series, Summary
+from meprop_bench.gate.series import Block, Series, Sides, Summary
 from meprop_bench.gate.settings import Settings, matches
 
 SETTINGS = Settings(
@@ -224,7 +222,7 @@ def test_holm_counts_blocks_and_series_together():
 def test_large_blocks_are_judged_in_parts(monkeypatch):
     series = drawn(4, 50)
     whole = judge([], SETTINGS, blocks=[block(series)])
-    monkeypatch.setattr("meprop_bench.gate.columns._AT_ONCE", 64)
+    monkeypatch.setattr("meprop_bench.gate.series._AT_ONCE", 64)
     assert list(map(str, judge([], SETTINGS, blocks=[block(series)]))) == list(map(str, whole))
 
 
@@ -250,12 +248,11 @@ def test_numbers_at_the_ends_of_their_range_are_judged():
 
 def test_judgements_are_the_same_as_columns_and_as_objects():
     found = judge(drawn(5, 40), SETTINGS)
-    again = Judgements.of(found)
-    assert list(map(str, again)) == list(map(str, found)) == [*map(str, found[:7]), *map(str, found[7:])]
-    assert list(again.names) == [(one.case, one.figure) for one in found]
-    assert again.noise == pytest.approx([math.nan if one.noise is None else one.noise for one in found], nan_ok=True)
+    assert list(map(str, found)) == [*map(str, found[:7]), *map(str, found[7:])]
+    assert list(found.names) == [(one.case, one.figure) for one in found]
+    assert found.noise == pytest.approx([math.nan if one.noise is None else one.noise for one in found], nan_ok=True)
     own = [one for one in found if not one.report_only]
-    assert again.counts() == {
+    assert found.counts() == {
         **{verdict: sum(one.verdict == verdict for one in own) for verdict in ("fail", "inconclusive", "pass")},
         "report_only": len(found) - len(own),
     }
