@@ -9,14 +9,13 @@ when they were measured in different environments and --across-environments was 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from meprop_bench.cli.help import examples
-from meprop_bench.cli.output import with_format, write
+from meprop_bench.cli.output import with_format
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]
@@ -41,15 +40,8 @@ def command(base: Path, head: Path, form: str, across_environments: bool) -> int
     """
     from meprop_bench.report.compare import compare
     from meprop_bench.report.document import Document
-    from meprop_bench.report.markdown import as_markdown
-    from meprop_bench.report.table import as_table
+    from meprop_bench.report.formats import write_as
 
     found = compare(Document.load(base), Document.load(head), across_environments=across_environments)
-    if form == "json":
-        text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
-    elif form == "csv":
-        text = found.to_csv()
-    else:
-        text = as_markdown(found) if form == "md" else as_table(found, terminal=sys.stdout.isatty())
-    write(text)
+    write_as(form, found, sys.stdout)
     return ExitCode.OK

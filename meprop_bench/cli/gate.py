@@ -349,6 +349,6 @@ def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]
 
         return (as_comment(outcome),)
     from meprop_bench.gate.document import OutcomeDocument
-    from meprop_bench.report.table import as_table
+    from meprop_bench.report.formats import as_table
 
     return (as_table(OutcomeDocument(outcome), terminal=terminal, summary_first=True),)

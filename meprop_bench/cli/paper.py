@@ -242,7 +242,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
 
 def _report(store: Store) -> None:
     from meprop_bench.paper.folder import read
-    from meprop_bench.report import missing_parts, write_report
+    from meprop_bench.report.formats import missing_parts, write_report
 
     document = read(store)
     with complaining():

@@ -89,7 +89,7 @@ def _load(folder: Path) -> tuple[Document, Store | None]:
 
 
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:
-    from meprop_bench.report import missing_parts, write_report
+    from meprop_bench.report.formats import missing_parts, write_report
 
     for document, store in loaded:
         written = write_report(store.folder, document)

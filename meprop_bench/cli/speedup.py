@@ -16,7 +16,6 @@ results is another verb's task.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ import click
 
 from meprop_bench.cli.axes import AXIS_GROUPS, given_axes, with_axes
 from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import complaining, with_format, with_out
+from meprop_bench.cli.output import complaining, results_folder, with_format, with_out
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -122,17 +121,9 @@ def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
 
 def _store(plan: Plan, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
-    from meprop_bench.results.store import Store
 
-    machine = machine_slug(plan.cases[0].device)
-    if resume:
-        found = Store.find_resumable(out, plan.name, machine, plan.to_json())
-        for note in found.notes if found else ["no earlier run of this sweep with these settings: starting anew"]:
-            click.echo(note, err=True)
-        if found is not None:
-            return found
-    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
-    return Store.create(out, plan.name, machine, shlex.join(words), plan.to_json())
+    machine, what = machine_slug(plan.cases[0].device), "this sweep with these settings"
+    return results_folder(out, plan.name, machine, plan.to_json(), resume=resume, what=what)
 
 
 def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
@@ -173,9 +164,8 @@ def _judge(rows: Iterable[Row]) -> int:
 
 
 def _report(store: Store, form: str) -> None:
-    from meprop_bench.report import missing_parts, write_report
     from meprop_bench.report.document import Document
-    from meprop_bench.report.formats import write_as
+    from meprop_bench.report.formats import missing_parts, write_as, write_report
 
     if not store.rows():
         click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)

@@ -147,8 +147,8 @@ def points(found: Interval) -> str:
 def speedup(row: Row, *, told_apart: bool = True) -> Cell:
     """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check.
 
-    One over a dense time that disagrees with another's is marked whatever its interval says (`baselines`).
-    `told_apart` is whether it still differs from 1 when it is judged together with all others (`significance`).
+    One over a dense time that disagrees with another's is marked whatever its interval says (`reliability`).
+    `told_apart` is whether it still differs from 1 when it is judged together with all others (`reliability`).
     """
     if not row.passed or row.interval is None:
         return Cell(ABSENT, "quiet")

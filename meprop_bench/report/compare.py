@@ -16,20 +16,17 @@ gate does.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import StringIO
 from typing import Any, Literal, Self
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.baselines import with_disagreements
 from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio_within, seconds
-from meprop_bench.report.document import Document, doubts
+from meprop_bench.report.document import Document
+from meprop_bench.report.reliability import doubts, judged_runs, with_disagreements
 from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
-from meprop_bench.report.significance import judged_runs
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.stats import LEVEL, Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
@@ -170,7 +167,7 @@ class Comparison:
         """Return the geometric mean of ratios."""
         cases = [change.samples(figure) for change in changes]
         counts = [{len(case[side]) for case in cases} for side in (0, 1)]
-        # As `significance.mean_speedup`: to take processes for the same where they are not costs but a little width.
+        # As `reliability.mean_speedup`: to take processes for the same where they are not costs but a little width.
         return independent_ratio(cases, same_processes=all(len(count) == 1 for count in counts))
 
     @property
@@ -299,14 +296,10 @@ class Comparison:
             }
         return record
 
-    def to_csv(self) -> str:
-        """Return a line for each phase of each case."""
-        target = StringIO()
-        writer = csv.writer(target, lineterminator="\n")
+    def lines(self) -> list[list[Any]]:
+        """Return the lines of a CSV file: the head, and one for each phase of each case."""
         records = [_flat(self._record(place)) for place in range(len(self.changes))]
-        writer.writerow(records[0])
-        writer.writerows(["" if value is None else value for value in record.values()] for record in records)
-        return target.getvalue()
+        return [list(records[0]), *(list(record.values()) for record in records)]
 
 
 def compare(base: Document, head: Document, *, across_environments: bool = False) -> Comparison:

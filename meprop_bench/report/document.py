@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from meprop_bench.measure.busy import was_busy
-from meprop_bench.measure.notes import Note
-from meprop_bench.report.baselines import disagreement, with_disagreements
+from meprop_bench.errors import UserError
 from meprop_bench.report.cells import memory, quantity
 from meprop_bench.report.floors import saving_sections
 from meprop_bench.report.identical import identical_section, identical_summary
+from meprop_bench.report.reliability import doubts, with_disagreements
 from meprop_bench.report.sections import Section, parity_section, sections, summary
 from meprop_bench.report.utilization import utilization_section
-from meprop_bench.results.schema import Row, as_object
-from meprop_bench.results.store import Store
-from meprop_bench.results.suite_file import read_suite_file
+from meprop_bench.results.incoming import parsed, refused
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.schema import KEYS, Parity, Row, Utilization, as_object
+from meprop_bench.results.store import Store, sound_row
 
 if TYPE_CHECKING:
     from meprop_bench.report.plots import Plot
 
-__all__ = ["HOW_TO_READ", "Document", "Readable", "doubts"]
+__all__ = ["HOW_TO_READ", "Document", "Readable"]
 
 HOW_TO_READ = (
     "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
@@ -115,9 +115,35 @@ class Document:
         Raises `UserError` if there is none or it is corrupt.
         """
         if folder.is_file():
-            found = read_suite_file(folder)
-            return cls(folder.name, found.command, found.started, found.rows, found.environments)
+            return cls._of_suite(folder)
         return cls.of(Store.open(folder))
+
+    @classmethod
+    def _of_suite(cls, path: Path) -> Self:
+        """Read a file of `--benchmark-json` or `--benchmark-save` that this project's suite wrote.
+
+            {"benchmarks": [{"extra_info": {"row": {...}, ...}, ...}, ...], "environments": {...}, "command": ..., ...}
+
+        pytest-benchmark has medians and rounds of its own; a row has the pairs, the processes and the check beside
+        them, so the rows are what a report is made from. A file of another project has none.
+        """
+        try:
+            record = parsed(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+        except ValueError as error:
+            raise refused(str(path), error, "run the suite again") from None
+        benchmarks = record.get("benchmarks") if isinstance(record, dict) else None
+        if not isinstance(benchmarks, list):
+            raise UserError(f"{path} is neither a results folder nor a file of pytest-benchmark's --benchmark-json")
+        environments = record.get("environments")
+        return cls(
+            title=path.name,
+            command=one_line(str(record.get("command") or "pytest --benchmark-json"), 2000),
+            started=one_line(str(record.get("datetime") or "an unknown time"), 40),
+            rows=[_suite_row(each, f"benchmark {place} of {path}") for place, each in enumerate(benchmarks, 1)],
+            environments=environments if isinstance(environments, dict) else {},
+        )
 
     @classmethod
     def joined(cls, documents: Sequence[Self]) -> Self:
@@ -188,25 +214,33 @@ class Document:
         doubts = {"doubts": self.doubts} if self.doubts else {}
         return as_object(self.command, self.environments, self.rows, **doubts)
 
+    def lines(self) -> Iterator[list[Any]]:
+        """Give the lines of a CSV file, the head first: every field but the raw values, each of a nested one apart."""
+        plain = [key for key in KEYS if key not in (*_RAW, *_NESTED)]
+        apart = [(name, field.name) for name, kind in _NESTED.items() for field in fields(kind)]
+        yield [*plain, *(f"{name}_{part}" for name, part in apart)]
+        for row in self.rows:
+            record = row.to_json()
+            yield [*(record[name] for name in plain), *((record[name] or {}).get(part) for name, part in apart)]
+
+
+_NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
+# Thousands of figures in one cell help nobody; JSON has them.
+_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds")
+
+
+def _suite_row(benchmark: Any, where: str) -> Row:
+    extra = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
+    row = extra.get("row") if isinstance(extra, dict) else None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is not of this project's suite: it has no row in its extra_info")
+    return sound_row(row, where, f"{where} holds no sound row")
+
 
 def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the machine's states of a header; those of an older run may be none."""
     found = head.get("states")
     return [state for state in found if isinstance(state, Mapping)] if isinstance(found, list) else []
-
-
-def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:
-    """Return why figures are not to be believed, a line each: the machine was busy, equal dense times disagree.
-
-    Args:
-        states: the machine's, as recorded.
-        rows: as `with_disagreements` gives them.
-
-    """
-    notes: dict[str, list[Note]] = {}
-    for row in rows:
-        notes.setdefault(row.case_id, []).extend(row.notes)
-    return [line for line in (was_busy(states, notes), disagreement(rows)) if line]
 
 
 def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:

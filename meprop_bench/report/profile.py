@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
-from meprop_bench.report.table import new_page, printed, say
+from meprop_bench.report.formats import new_page, new_table, printed, say
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
 from meprop_bench.stats import Interval, too_wide
@@ -23,6 +23,7 @@ _TREE = 62
 """Columns that a tree needs: two of them stand side by side where there is room."""
 
 _NAME = 34
+_WORDS = ("phase", "stage", "bound by")
 _STAGES_REMARK = (
     "Each stage was timed by itself, with warm caches, as the difference between calls that ask for more and for less;"
     " so they need not add up, and the rest is what the whole phase takes besides."
@@ -65,18 +66,9 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
     return printed(page)
 
 
-def _new_table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("phase", "stage", "bound by") else "right")
-    return table
-
-
 def _phases(profile: Profile) -> Table:
-    table = _new_table("phase", "dense", "sparse", "speed-up", "floor, dense", "floor, sparse", "efficiency")
+    heads = ("phase", "dense", "sparse", "speed-up", "floor, dense", "floor, sparse", "efficiency")
+    table = new_table(heads, _WORDS, overflow="ellipsis")
     for row in profile.rows:
         table.add_row(
             phase_name(row.phase or ""),
@@ -89,7 +81,8 @@ def _phases(profile: Profile) -> Table:
 
 
 def _stages(profile: Profile) -> Table:
-    table = _new_table("stage", "dense", "floor", "x", "sparse", "floor", "x", "bound by")
+    heads = ("stage", "dense", "floor", "x", "sparse", "floor", "x", "bound by")
+    table = new_table(heads, _WORDS, overflow="ellipsis")
     for name, words in stage_names(profile).items():
         if not any(profile.stage(side, name) for side in SIDES):
             continue

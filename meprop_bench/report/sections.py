@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from meprop_bench.measure.notes import Note
+from meprop_bench.measure.notes import Note, together
 from meprop_bench.report.cells import (
     ABSENT,
     IN_SHAPE,
@@ -30,8 +30,7 @@ from meprop_bench.report.cells import (
     shape,
     speedup,
 )
-from meprop_bench.report.footnotes import Footnotes
-from meprop_bench.report.significance import mean_speedup, significant_rows
+from meprop_bench.report.reliability import mean_speedup, significant_rows
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.axes import Axis
 from meprop_bench.results.schema import PASSED, Row, select
@@ -39,8 +38,10 @@ from meprop_bench.stats import too_wide
 
 __all__ = [
     "AXES",
+    "MARKS",
     "PHASES",
     "WORDS",
+    "Footnotes",
     "Section",
     "by_phase",
     "parity_section",
@@ -303,3 +304,56 @@ def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
     if slower := sum(id(row) in told_apart and (row.speedup or 0) < 1 for row in rows):
         text += f", {slower} of them slower"
     return text + "."
+
+
+_BUDGET = "~"
+"""This mark stands in the cell already, as a row knows whether it converged."""
+
+MARKS = {
+    "noisy-pairs": "n",
+    "noisy-processes": "p",
+    "disturbed-pairs": "d",
+    "disturbed-processes": "D",
+    "others": "o",
+    "steal": "h",
+    "dense-times": "b",
+    "short-values": "s",
+    "budget": _BUDGET,
+}
+"""Kind of a note -> its mark."""
+
+
+class Footnotes:
+    """The notes of a table's rows, each said once: `notes` of each row that has figures, `failures` why rows have none.
+
+    A note of a kind that many rows have, each with a figure of its own, becomes one letter and one line with the range
+    of the figures; the rows themselves (`--format json`) keep each figure. A note that all rows have is said once
+    without a mark. Any other note has a number.
+
+        5.29x [5.10, 5.40] (n, 1)        (n) noisy pairs: within a process the middle half of the ratios spans 10 to 33%
+                                         (1) the method's gradient is off the reference by ...
+    """
+
+    def __init__(self, notes: Sequence[Sequence[Note]], failures: Iterable[str] = ()) -> None:
+        every = [note for own in notes for note in own]
+        self._marked = [(kind, found) for kind in MARKS if (found := [note for note in every if note.kind == kind])]
+        rest = list(dict.fromkeys(note.text for note in every if note.kind not in MARKS))
+        texts = [{note.text for note in own} for own in notes]
+        self._shared = [text for text in rest if len(notes) > 1 and all(text in own for own in texts)]
+        self._numbered = list(dict.fromkeys([*(text for text in rest if text not in self._shared), *failures]))
+
+    def marks(self, notes: Iterable[Note]) -> str:
+        """Return what goes behind a cell: ` (n, p, 1)`, or nothing."""
+        own = list(notes)
+        kinds, texts = {note.kind for note in own}, {note.text for note in own}
+        letters = [mark for kind, mark in MARKS.items() if mark != _BUDGET and kind in kinds]
+        numbers = [str(number) for number, text in enumerate(self._numbered, 1) if text in texts]
+        return f" ({', '.join([*letters, *numbers])})" if letters or numbers else ""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines below the table."""
+        marks = {kind: mark if mark == _BUDGET else f"({mark})" for kind, mark in MARKS.items()}
+        kinds = [f"{marks[kind]} {together(found)}" for kind, found in self._marked]
+        numbered = [f"({number}) {text}" for number, text in enumerate(self._numbered, 1)]
+        return (*(f"All rows: {text}" for text in self._shared), *kinds, *numbered)

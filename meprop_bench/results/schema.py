@@ -190,7 +190,7 @@ class Row(StoredAxes, _Record):
     The speed-up and its interval are kept as they were stored; they are those of `measurement`, where it is there.
 
     `baseline_disagreement` is set by a report, and null in what is stored: the largest factor between the baseline's
-    median and that of another row whose dense work is the same, where they disagree (`report.baselines`).
+    median and that of another row whose dense work is the same, where they disagree (`report.reliability`).
 
     `elapsed_s` is the wall time of the whole case: the start of its processes and all besides the timing, too.
 

@@ -33,7 +33,7 @@ from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, r
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
 
-__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file"]
+__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file", "sound_row"]
 
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
@@ -250,12 +250,17 @@ class Store:
 
 def _parse(line: bytes, path: Path, place: str, advice: str = _ADVICE) -> Row:
     where = f"{path.parent.name}/{MEASUREMENTS} {place}"
+    return sound_row(line, where, f"{where} is not a sound row", advice)
+
+
+def sound_row(record: bytes | Mapping[str, Any], where: str, otherwise: str, advice: str = "measure again") -> Row:
+    """Return a row from JSON; a `UserError` says where it stands, and of one that is not sound `otherwise`."""
     try:
-        return Row.from_json(parsed(line))
+        return Row.from_json(parsed(record) if isinstance(record, bytes) else record)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except ValueError as error:
-        raise refused(f"{where} is not a sound row", error, advice) from None
+        raise refused(otherwise, error, advice) from None
 
 
 @dataclass

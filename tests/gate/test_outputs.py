@@ -10,7 +10,7 @@ from meprop_bench.gate.judgement import Judgement, Judgements, Outcome
 from meprop_bench.gate.junit import as_junit
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
 from meprop_bench.gate.record import SCHEMA, as_json, schema
-from meprop_bench.report.table import as_table
+from meprop_bench.report.formats import as_table
 from meprop_bench.stats import Interval
 
 

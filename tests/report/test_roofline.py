@@ -86,7 +86,7 @@ def test_the_same_rows_give_the_same_bytes(make_row):
 
 
 def test_a_report_shows_it(make_row, make_folder):
-    from meprop_bench.report import write_report
+    from meprop_bench.report.formats import write_report
     from meprop_bench.results.store import Store
 
     folder = make_folder([_row(make_row)])
