@@ -316,7 +316,7 @@ def _write_history(folder: Path, history: tuple[Evaluation, ...]) -> None:
 
 
 def _draw(folder: Path, result: Result, title: str, metric: str) -> None:
-    from meprop_bench.report.curve import curve
+    from meprop_bench.report.plots import curve
     from meprop_bench.results.store import replace_file
 
     if (reason := unavailable_reason("matplotlib")) is not None:

@@ -35,9 +35,8 @@ from typing import Any
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import NOT_IN_ID, environment_id, machine_of
 from meprop_bench.report.asv_files import USUAL, Benchmarks, ResultFile, joined, write_benchmarks
-from meprop_bench.results.axes import AXES
+from meprop_bench.results.axes import AXES, device_name
 from meprop_bench.results.costs import COSTS, judged_pairs
-from meprop_bench.results.naming import device_name
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.stats import Interval, iqr, median, paired_ratio

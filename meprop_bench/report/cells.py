@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from meprop_bench.results.naming import WITHOUT_K
+from meprop_bench.results.axes import WITHOUT_K
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 

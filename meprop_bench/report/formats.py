@@ -192,8 +192,7 @@ def draw(document: Document) -> tuple[list[Plot], str]:
     """
     if unavailable_reason("matplotlib") is not None:
         return [], missing_parts()
-    from meprop_bench.report.plots import plots
-    from meprop_bench.report.roofline import rooflines
+    from meprop_bench.report.plots import plots, rooflines
 
     rows = [row for row in document.rows if row.baseline_disagreement is None]
     return [*plots(rows), *rooflines(rows, document.peaks)], missing_parts()

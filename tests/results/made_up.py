@@ -21,8 +21,7 @@ from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.report.sections import sections
-from meprop_bench.results.axes import AXES
-from meprop_bench.results.naming import case_name
+from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
