@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.help import examples
+from meprop_bench.cli.options import examples
 from meprop_bench.cli.output import console
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.help import examples
-from meprop_bench.cli.output import as_record, complaining, console, with_format, write
+from meprop_bench.cli.options import examples, with_format
+from meprop_bench.cli.output import as_record, complaining, console, write
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from meprop_bench.cli.help import examples
+from meprop_bench.cli.options import examples
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]

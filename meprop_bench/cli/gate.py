@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import complaining, console, with_format, write
+from meprop_bench.cli.options import Grouped, examples, with_format
+from meprop_bench.cli.output import complaining, console, write
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,7 +1,4 @@
-"""What the output of verbs has in common: `--format`, `--out`, text for any terminal, the object of `--format json`.
-
-{"schema", "command", "environment", "rows", ...}    and what else a verb has to tell, after these
-"""
+"""What the output of commands has in common: text for any terminal, progress, the object of `--format json`."""
 
 from __future__ import annotations
 
@@ -32,32 +29,8 @@ __all__ = [
     "console",
     "live",
     "results_folder",
-    "with_format",
-    "with_out",
     "write",
 ]
-
-
-def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb `--format`, as `form`: one of these, the first by default."""
-    return click.option(
-        "--format",
-        "form",
-        type=click.Choice(forms),
-        default=forms[0],
-        show_default=True,
-        help="Format of standard output.",
-    )
-
-
-with_out = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    default=Path("reports"),
-    help="Folder of the results folders [default: reports].",
-)
-"""Gives a verb `--out`: the folder of results folders."""
 
 
 def write(text: str) -> None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import complaining, results_folder, with_out
+from meprop_bench.cli.options import Grouped, examples, with_out
+from meprop_bench.cli.output import complaining, results_folder
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.axes import AXIS_GROUPS, given_axes, with_axes
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import as_record, complaining, with_format, write
+from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format
+from meprop_bench.cli.output import as_record, complaining, write
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:

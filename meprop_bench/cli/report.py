@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.help import examples
+from meprop_bench.cli.options import examples
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.axes import AXIS_GROUPS, given_axes, with_axes
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import complaining, results_folder, with_format, with_out
+from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
+from meprop_bench.cli.output import complaining, results_folder
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import command_line, live, with_format
+from meprop_bench.cli.options import Grouped, examples, with_format
+from meprop_bench.cli.output import command_line, live
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OPTIMIZERS

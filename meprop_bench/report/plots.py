@@ -321,7 +321,7 @@ def _roofline(rows: list[Row], machine: Peaks, number: int) -> Plot:
             axes.plot(*zip(*found, strict=True), label=label, **style)
             label = None
     _labels(axes)
-    axes.set_roofline_title(_roofline_title(first))
+    axes.set_title(_roofline_title(first))
     axes.grid(linewidth=0.4, color="#DDDDDD")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from meprop_bench.cli import run
-from meprop_bench.cli.axes import given_axes
+from meprop_bench.cli.options import given_axes
 from meprop_bench.errors import UserError
 from meprop_bench.report import plots
 from meprop_bench.report.asv import export
