@@ -1,10 +1,7 @@
-"""`meprop-bench compare`: two stored results of the same cases, what changed, and what is told apart from chance.
+"""`meprop-bench compare`: two stored results of the same cases, what changed, and what is distinct from chance.
 
-meprop-bench compare reports/2026-03-04_amd-epyc-2c_quick reports/2026-03-05_amd-epyc-2c_quick
-meprop-bench compare before after --format md > changes.md
-
-Nothing is measured. It shows and judges no margin; that is the gate's task. Exit codes: 3 when no case is in both, or
-when they were measured in different environments and --across-environments was not given; 5 when one of them is empty.
+Nothing is measured. It judges no margin; that is the gate's task. Exit codes: 3 when no case is in both, or when they
+were measured in different environments and --across-environments was not given; 5 when one of them is empty.
 """
 
 from __future__ import annotations

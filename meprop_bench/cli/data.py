@@ -1,9 +1,4 @@
-"""`meprop-bench data`: list, fetch and check the data sets.
-
-meprop-bench data list
-meprop-bench data fetch mnist
-MEPROP_BENCH_DATA=/path/to/data meprop-bench data check
-"""
+"""`meprop-bench data`: list, fetch and check the data sets."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""`meprop-bench export`: stored results in the files of other tools.
-
-meprop-bench export asv reports/*_suite          # into .asv/results; then: asv publish && asv preview
-meprop-bench export asv nightly/* --to history --dirty
-"""
+"""`meprop-bench export`: stored results in the files of other tools."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def showing(plan: Plan) -> Iterator[Callable[[SweepProgress], None]]:
 
 
 def _line(progress: SweepProgress) -> None:
-    if progress.stage.startswith("waiting"):
+    if progress.waits:
         click.echo(f"{progress.case.label}: {progress.stage}, which measures on {progress.case.device}", err=True)
     if progress.stage == "done":
         click.echo(

@@ -1,12 +1,5 @@
 """`meprop-bench paper`: every table of both papers, as printed, and measured here.
 
-meprop-bench paper list                        what there is, what can be run, how long it takes, what came of it
-meprop-bench paper show icml:3                 the printed figures, their settings, what contradicts them
-meprop-bench paper run icml:3 --scale short    train, time, and hold the results against the paper
-meprop-bench paper run tkde:3 --reuse FOLDER   with what another folder has of it already, as that of icml:3
-meprop-bench paper report FOLDER...            the page of stored results anew
-meprop-bench paper report --claims             reports/PAPERS.md anew
-
 Exit codes of run: 0 done, whatever the verdicts (a claim that did not hold is a result, and no error), 5 when nothing
 can be run here, 130 after Ctrl-C: what is done stays, and the same command with --resume goes on.
 """

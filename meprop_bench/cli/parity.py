@@ -1,11 +1,8 @@
 """`meprop-bench parity`: does a method keep the accuracy of dense training?
 
-meprop-bench parity --task mnist --method meprop --k 80 --epochs 10
-meprop-bench parity --task mnist --method unified --k 30 --batch 50 --margin 0.3 --seeds 8 --resume
-
 Both sides are trained from the same seeds on the same batches, side by side; the difference of each pair in the test
 metric, at the best development score, gives the mean difference with its 95% interval. It holds when the whole
-interval lies above minus the margin. Pairs are stored as they come, in FOLDER/<date>_<machine>_parity-<what>/.
+interval lies above minus the margin. Pairs are stored as they come.
 
 Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may tell), 2 for wrong options, 130 after Ctrl-C; the
 same command with --resume goes on.

@@ -1,13 +1,8 @@
 """`meprop-bench profile`: where the time of one step goes, and why it is not less.
 
-meprop-bench profile --method unified --k 30 --in-features 784
-meprop-bench profile --workload mlp --data digits --trace step.json.gz
-
-The options are the axes of `speedup`, one value each. The case is set up in a process of its own, whose threads and
-allocator are the case's; dense and sparse are taken apart in the same way and shown side by side. The trace opens at
-https://ui.perfetto.dev.
-
-Exit codes: 1 when the gradients are wrong, 2 for a wrong request, 5 when nothing could be measured.
+The case is set up in a process of its own, whose threads and allocator are the case's; dense and sparse are taken
+apart in the same way. Exit codes: 1 when the gradients are wrong, 2 for a wrong request, 5 when nothing could be
+measured.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""`meprop-bench report`: print the report of results folders, or write it anew.
-
-meprop-bench report reports/2026-03-04_amd-epyc-2c_quick
-meprop-bench report reports/*_quick --format csv > quick.csv
-meprop-bench report bench.json                   # of pytest's --benchmark-json
-"""
+"""`meprop-bench report`: print the report of results folders, or write it anew."""
 
 from __future__ import annotations
 

@@ -1,17 +1,11 @@
 """`meprop-bench speedup`: measure sparsified back propagation against dense, print the result and write its folder.
 
-meprop-bench speedup
-meprop-bench speedup --method unified --k 8,32,128 --hidden 2048 --batch 1024 --gradient rows,dense
-meprop-bench speedup --preset targets --resume
-
 Everything that can be wrong with the request itself (a misspelt axis, a device that is not there, damaged data, a
-folder that cannot be written) is found before anything is measured. A case that fails later costs itself alone: its row
-says so.
+folder that cannot be written) is found before anything is measured. A case that fails later costs itself alone.
 
 Exit codes: 1 when a check or an accuracy failed, 5 when no case could be measured, 130 after Ctrl-C (what is done
-stays, and is reported; the same command with --resume goes on). A deadline is no error: what it left out is named. An
-interval wider than the target, or an inconclusive accuracy comparison, is a result and no error here; deciding on
-results is another verb's task.
+stays, and is reported). A deadline is no error, nor is an interval wider than the target, or an inconclusive
+comparison of accuracies: deciding on results is another command's task.
 """
 
 from __future__ import annotations
