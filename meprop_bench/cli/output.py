@@ -19,6 +19,7 @@ from meprop_bench.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from meprop_bench.report.document import Document
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
 
@@ -30,6 +31,7 @@ __all__ = [
     "live",
     "results_folder",
     "write",
+    "write_pages",
 ]
 
 
@@ -122,6 +124,19 @@ def complaining() -> Iterator[None]:
         what = str(error) if isinstance(error, UserError) else f"cannot write: {error or 'out of memory'}"
         with suppress(OSError):
             click.echo(f"meprop-bench: {what}", err=True)
+
+
+def write_pages(folder: Path, document: Document, printed: Callable[[], None]) -> None:
+    """Print a report, and write its pages into the results folder; neither keeps the other from it."""
+    from meprop_bench.report.formats import missing_parts, write_report
+
+    with complaining():
+        write_report(folder, document)
+    with complaining():
+        printed()
+    click.echo(f"report: {folder / 'README.md'}", err=True)
+    if remark := missing_parts():
+        click.echo(remark, err=True)
 
 
 def as_record(

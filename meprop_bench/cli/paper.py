@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_out
-from meprop_bench.cli.output import complaining, results_folder
+from meprop_bench.cli.output import results_folder, write_pages
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -235,16 +235,9 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
 
 def _report(store: Store) -> None:
     from meprop_bench.paper.folder import read
-    from meprop_bench.report.formats import missing_parts, write_report
 
     document = read(store)
-    with complaining():
-        _print_document(document)
-    with complaining():
-        write_report(store.folder, document)
-    click.echo(f"report: {store.folder / 'README.md'}", err=True)
-    if remark := missing_parts():
-        click.echo(remark, err=True)
+    write_pages(store.folder, document, partial(_print_document, document))
 
 
 def _print_document(document: PaperDocument) -> None:

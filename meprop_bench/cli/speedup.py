@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
-from meprop_bench.cli.output import complaining, results_folder
+from meprop_bench.cli.output import results_folder, write_pages
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -158,16 +159,10 @@ def _judge(rows: Iterable[Row]) -> int:
 
 def _report(store: Store, form: str) -> None:
     from meprop_bench.report.document import Document
-    from meprop_bench.report.formats import missing_parts, write_as, write_report
+    from meprop_bench.report.formats import write_as
 
     if not store.rows():
         click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)
         return
     document = Document.of(store)
-    with complaining():
-        write_report(store.folder, document)
-    with complaining():
-        write_as(form, document, sys.stdout)
-    click.echo(f"report: {store.folder / 'README.md'}", err=True)
-    if remark := missing_parts():
-        click.echo(remark, err=True)
+    write_pages(store.folder, document, partial(write_as, form, document, sys.stdout))

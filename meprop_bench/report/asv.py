@@ -49,20 +49,12 @@ _IN_PARAMETERS = ("device", "allocator", "torch_threads", "preloaded_allocators"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """What an export wrote."""
 
-    Attributes:
-        files: result files, in order.
-        rows: how many rows are in them.
-        left_out: cases that have no figures, since they failed.
-        replaced: figures of another run that these took the place of, in words.
-
-    """
-
-    files: tuple[Path, ...]
-    rows: int
-    left_out: int
-    replaced: tuple[str, ...] = ()
+    files: tuple[Path, ...]  # result files, in order
+    rows: int  # how many are in them
+    left_out: int  # cases that have no figures, since they failed
+    replaced: tuple[str, ...] = ()  # figures of another run that these took the place of, in words
 
 
 def export(folders: Sequence[Path], results: Path, *, repository: Path, dirty: bool = False) -> Exported:

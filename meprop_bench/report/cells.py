@@ -24,7 +24,7 @@ __all__ = [
     "efficiency",
     "failure",
     "joules",
-    "kept",
+    "k_of",
     "label",
     "memory",
     "pair",
@@ -144,11 +144,11 @@ def points(found: Interval) -> str:
     return f"{found.estimate:+.2f}" + (f" [{found.low:+.2f}, {found.high:+.2f}]" if found.bounded else "")
 
 
-def speedup(row: Row, *, told_apart: bool = True) -> Cell:
+def speedup(row: Row, *, distinct: bool = True) -> Cell:
     """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check.
 
     One over a dense time that disagrees with another's is marked whatever its interval says (`reliability`).
-    `told_apart` is whether it still differs from 1 when it is judged together with all others (`reliability`).
+    `distinct` is whether it still differs from 1 when it is judged together with all others (`reliability`).
     """
     if not row.passed or row.interval is None:
         return Cell(ABSENT, "quiet")
@@ -158,7 +158,7 @@ def speedup(row: Row, *, told_apart: bool = True) -> Cell:
     text = ratio_within(row.interval) + " ~" * (row.converged is False)
     if doubt:
         return Cell(text + doubt, "bad")
-    if not (row.significant and told_apart):
+    if not (row.significant and distinct):
         return Cell(text if too_wide(row.half_width) else f"{text} not significant", "quiet")
     return Cell(text, "good" if row.interval.estimate > 1 else "bad")
 
@@ -210,7 +210,7 @@ def shape(row: Row) -> str:
     return f"{row.batch}, {row.in_features} → {row.out_features}"
 
 
-def kept(row: Row) -> str:
+def k_of(row: Row) -> str:
     """The k of a row; a dash for a method that has none."""
     return ABSENT if row.method in WITHOUT_K else f"{row.k:g}"
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import fmean as mean
 
 from meprop_bench.measure.notes import Note, together
 from meprop_bench.report.cells import (
@@ -19,7 +20,7 @@ from meprop_bench.report.cells import (
     check,
     efficiency,
     failure,
-    kept,
+    k_of,
     memory,
     pair,
     parity,
@@ -70,7 +71,7 @@ class Section:
     constants: str = ""
     remark: str = ""
     footnotes: tuple[str, ...] = ()
-    left: frozenset[str] = field(default=frozenset())  # columns of words; the others hold figures
+    left: frozenset[str] = frozenset()  # columns of words; the others hold figures
 
 
 def _column(axis: Axis) -> Callable[[Row], str]:
@@ -89,7 +90,7 @@ AXES: dict[str, Callable[[Row], str]] = {
     "phase": lambda row: row.phase or ABSENT,
     "method": lambda row: row.method,
     SHAPE: shape,
-    "k": kept,
+    "k": k_of,
     **{
         axis.heading: _column(axis)
         for axis in TABLE.values()
@@ -121,17 +122,17 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     """Group rows by workload and allocator; the default allocator comes last where there is another."""
     kinds = list(dict.fromkeys((row.workload, row.allocator) for row in rows))
     tuned = any(allocator != "default" for _, allocator in kinds)
-    told_apart = _told_apart(rows)
+    distinct = _distinct(rows)
     kinds.sort(key=lambda kind: tuned and kind[1] == "default")  # stable: otherwise the order of the measurements
     result = []
     for workload, allocator in kinds:
         remark = _DEFAULT_REMARK if tuned and allocator == "default" else ""
         found = select(rows, workload=workload, allocator=allocator)
-        result.append(_section(f"{workload}, {allocator} allocator", found, remark, told_apart))
+        result.append(_section(f"{workload}, {allocator} allocator", found, remark, distinct))
     return result
 
 
-def _told_apart(rows: Sequence[Row]) -> frozenset[int]:
+def _distinct(rows: Sequence[Row]) -> frozenset[int]:
     """Return the identities of the rows whose speed-up differs from 1, all of the report judged at once."""
     return frozenset(id(rows[place]) for place in significant_rows(rows))
 
@@ -146,7 +147,7 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
 
 
-def _section(title: str, rows: list[Row], remark: str, told_apart: frozenset[int]) -> Section:
+def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int]) -> Section:
     axes, constants = varying(rows)
     absent = {
         "check": all(row.check == PASSED for row in rows),
@@ -165,7 +166,7 @@ def _section(title: str, rows: list[Row], remark: str, told_apart: frozenset[int
 
     def line(row: Row) -> tuple[Cell, ...]:
         cells = {name: _FIGURES[name](row) for name in figures}
-        cells["speed-up"] = marked(speedup(row, told_apart=id(row) in told_apart), row.notes)
+        cells["speed-up"] = marked(speedup(row, distinct=id(row) in distinct), row.notes)
         if "check" in cells:
             cells["check"] = marked(cells["check"], [Note(text) for text in (failure(row),) if text])
         return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
@@ -202,49 +203,34 @@ _METRICS = {"accuracy_percent": "development-set accuracy"}
 
 def parity_section(rows: Iterable[Row]) -> Section | None:
     """Return the accuracy against dense, one line per case that was trained on both sides; None if none was."""
-    rows = list(rows)
-    lines = []
-    for row in rows:
-        if (found := row.parity) is None:
-            continue
-        means = [f"{sum(side) / len(side):.2f}%" if side else ABSENT for side in (found.baseline, found.method)]
-        lines.append(
-            (
-                Cell(row.method),
-                Cell(kept(row)),
-                Cell(shape(row)),
-                Cell(found.task),
-                Cell(str(len(found.seeds))),
-                Cell(str(found.steps)),
-                *(Cell(mean) for mean in means),
-                Cell(points(found.interval)),
-                Cell(f"{found.margin:g}"),
-                Cell(found.verdict, parity(row).tone),
-            )
-        )
-    if not lines:
+    trained = [(row, row.parity) for row in rows if row.parity is not None]
+    if not trained:
         return None
-    heads = (
-        "method",
-        "k",
-        SHAPE,
-        "task",
-        "seeds",
-        "steps",
-        "dense",
-        "sparse",
-        "difference",
-        "margin",
-        "verdict",
-    )
-    metrics = dict.fromkeys(_METRICS.get(row.parity.metric, row.parity.metric) for row in rows if row.parity)
+    lines = [
+        {
+            "method": Cell(row.method),
+            "k": Cell(k_of(row)),
+            SHAPE: Cell(shape(row)),
+            "task": Cell(found.task),
+            "seeds": Cell(str(len(found.seeds))),
+            "steps": Cell(str(found.steps)),
+            "dense": Cell(f"{mean(found.baseline):.2f}%"),
+            "sparse": Cell(f"{mean(found.method):.2f}%"),
+            "difference": Cell(points(found.interval)),
+            "margin": Cell(f"{found.margin:g}"),
+            "verdict": Cell(found.verdict, parity(row).tone),
+        }
+        for row, found in trained
+    ]
+    metrics = dict.fromkeys(_METRICS.get(found.metric, found.metric) for _, found in trained)
     remark = (
         "Dense and sparse were trained from the same seeds on the same batches; the difference is sparse minus dense in"
         f" points of {' or '.join(metrics)}, with its 95% interval over the seeds. Trainings of a sweep are short ones,"
         " not a paper's table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it holds"
         " it."
     )
-    return Section("Accuracy against dense", heads, (tuple(lines),), remark=remark, left=WORDS)
+    groups = (tuple(tuple(line.values()) for line in lines),)
+    return Section("Accuracy against dense", tuple(lines[0]), groups, remark=remark, left=WORDS)
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -259,8 +245,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
     if failed:
         first += f", {len(failed)} could not be run"
     lines = [first + "."]
-    told_apart = _told_apart(rows)
-    lines += [_range_of(found, name, told_apart) for name, found in _headline_rows(rows)]
+    distinct = _distinct(rows)
+    lines += [_range_of(found, name, distinct) for name, found in _headline_rows(rows)]
     verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
     if verdicts:
         words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
@@ -273,23 +259,17 @@ def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     rows = [row for row in rows if row.method != "dense"]  # `identical` reports those
     tuned = [row for row in rows if row.allocator != "default"] or rows
     kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
-    return [
-        (
-            f"{workload} {phase}",
-            [row for row in select(tuned, workload=workload, phase=phase) if row.speedup is not None],
-        )
-        for workload, phase in kinds
-    ]
+    timed = [row for row in tuned if row.speedup is not None]
+    return [(f"{workload} {phase}", select(timed, workload=workload, phase=phase)) for workload, phase in kinds]
 
 
-def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
+def _range_of(rows: list[Row], name: str, distinct: frozenset[int]) -> str:
     if not rows:
         return f"{name}: no speed-up could be measured."
     doubted = sum(row.baseline_disagreement is not None for row in rows)
     vague = sum(row.baseline_disagreement is None and too_wide(row.half_width) for row in rows)
-    left_out = [f"{doubted} whose dense times disagree"] * (doubted > 0) + [f"{vague} that cannot be told"] * (
-        vague > 0
-    )
+    reasons = {"whose dense times disagree": doubted, "that cannot be told": vague}
+    left_out = [f"{count} {reason}" for reason, count in reasons.items() if count]
     rows = [row for row in rows if row.baseline_disagreement is None and not too_wide(row.half_width)]
     without = f", without {' and '.join(left_out)}" if left_out else ""
     if not rows:
@@ -299,9 +279,9 @@ def _range_of(rows: list[Row], name: str, told_apart: frozenset[int]) -> str:
     text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}{without}"
     if len(rows) > 1 and (mean := mean_speedup(rows)) is not None:
         text += f", geometric mean {ratio_within(mean)}"
-    if unclear := sum(row.significant is not None and id(row) not in told_apart for row in rows):
+    if unclear := sum(row.significant is not None and id(row) not in distinct for row in rows):
         text += f", {unclear} of them not significant"
-    if slower := sum(id(row) in told_apart and (row.speedup or 0) < 1 for row in rows):
+    if slower := sum(id(row) in distinct and (row.speedup or 0) < 1 for row in rows):
         text += f", {slower} of them slower"
     return text + "."
 

@@ -63,11 +63,11 @@ def test_a_speed_up_says_how_sure_it_is(make_row, changes, text, tone):
 
 def test_an_interval_that_misses_1_alone_is_not_enough(make_row):
     row = make_row("a", speedup=1.04, half=0.02)
-    assert cells.speedup(row, told_apart=False) == cells.Cell("1.04x [1.02, 1.06] not significant", "quiet")
+    assert cells.speedup(row, distinct=False) == cells.Cell("1.04x [1.02, 1.06] not significant", "quiet")
 
 
 def test_a_method_without_k_has_a_dash(make_row):
-    assert [cells.kept(make_row("a", method=method)) for method in ("unified", "dense", "meact")] == ["8", "–", "–"]
+    assert [cells.k_of(make_row("a", method=method)) for method in ("unified", "dense", "meact")] == ["8", "–", "–"]
     assert cells.label(make_row("a", method="dense", phase="step")).startswith("linear dense, 1024")
 
 
