@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_out
-from meprop_bench.cli.output import results_folder, write_pages
+from meprop_bench.cli.output import name_left_out, results_folder, showing, write_pages
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -206,7 +206,6 @@ def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence
 
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
-    from meprop_bench.cli.live import showing, tell_left_out
     from meprop_bench.measure.machine import state
     from meprop_bench.paper.runner import Step, count_data, decode_all, plan_of, train_all
     from meprop_bench.sweep.runner import Runner
@@ -230,7 +229,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
         with showing(plan) as progress:
             runner = Runner(plan, store, progress=progress, deadline=deadline)
             runner.run()
-        tell_left_out(runner.left_out)
+        name_left_out(runner.left_out)
 
 
 def _report(store: Store) -> None:

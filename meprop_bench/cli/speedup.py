@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
-from meprop_bench.cli.output import results_folder, write_pages
+from meprop_bench.cli.output import name_left_out, results_folder, showing, write_pages
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -122,7 +122,6 @@ def _store(plan: Plan, out: Path, resume: bool) -> Store:
 
 def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
     """Run what is missing and return the exit code; an interrupt ends the run, not the report."""
-    from meprop_bench.cli.live import showing, tell_left_out
     from meprop_bench.sweep.runner import Runner
 
     click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
@@ -134,7 +133,7 @@ def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
         done = f"{len(store.done_case_ids())} of {len(plan.cases)} cases"
         click.echo(f"meprop-bench: interrupted after {done}; the same command with --resume goes on", err=True)
         return ExitCode.INTERRUPTED
-    tell_left_out(runner.left_out)
+    name_left_out(runner.left_out)
     return _judge(store.rows())
 
 

@@ -105,14 +105,9 @@ _TEXTS: dict[str, Callable[[Any], str]] = {"json": as_json, "csv": as_csv, "md":
 def as_table(
     document: Readable, *, terminal: bool = False, width: int | None = None, summary_first: bool = False
 ) -> str:
-    """Return the report as text.
+    """Return the report as text: in colour and in the width of a `terminal`, or as wide as it needs to be.
 
-    Args:
-        document: what to print.
-        terminal: whether a terminal will show it: then with colour, in its width.
-        width: columns (default: the terminal's; without one, as many as needed).
-        summary_first: whether the result comes before the tables: a verdict does, figures sum up what was shown.
-
+    `summary_first` puts the result before the tables: a verdict stands there, figures sum up what was shown.
     """
     from rich.text import Text
 
@@ -201,13 +196,8 @@ def draw(document: Document) -> tuple[list[Plot], str]:
 def write_report(folder: Path, document: Document | None = None) -> list[Path]:
     """Write README.md, index.html and the plots of a results folder anew and return their paths.
 
-    Args:
-        folder: of the results.
-        document: what it holds, where that has been read already.
-
-    Raises:
-        UserError: no results there, corrupt rows, a folder that cannot be written.
-
+    `document` is what it holds, where that has been read already. `UserError`: no results there, corrupt rows, a folder
+    that cannot be written.
     """
     document = document or Document.load(folder)
     drawn, remark = draw(document)

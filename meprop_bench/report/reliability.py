@@ -49,10 +49,7 @@ _NOTE = "dense-times"
 def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:
     """Return why figures are not to be believed, a line each: the machine was busy, equal dense times disagree.
 
-    Args:
-        states: the machine's, as recorded.
-        rows: as `with_disagreements` gives them.
-
+    `states` are the machine's, as recorded; rows are as `with_disagreements` gives them.
     """
     notes: dict[str, list[Note]] = {}
     for row in rows:

@@ -49,7 +49,7 @@ _FIGURES: dict[str, Callable[[Utilization], str]] = {
     "power": lambda side: _watts(side.power_w),
     "energy": lambda side: joules(side.energy_per_step_j),
 }
-_TOLD = {
+_EXPLAINED = {
     "gpu_utilization": "GPU utilisation",
     "cpu_utilization": "CPU utilisation",
     "power_w": "power",
@@ -93,7 +93,7 @@ def _reasons(rows: Sequence[Row]) -> tuple[str, ...]:
     """Say once why a figure is missing, with all the figures that it is the reason of."""
     missing: dict[str, list[str]] = {}
     for row in rows:
-        for name, word in _TOLD.items():
+        for name, word in _EXPLAINED.items():
             reason = row.unavailable.get(name, _OBVIOUS)
             if reason != _OBVIOUS and word not in missing.setdefault(reason, []):
                 missing[reason].append(word)
