@@ -70,8 +70,8 @@ def results_folder(out: Path, name: str, machine: str, plan: Mapping[str, Any], 
 def console(**settings: Any) -> Console:
     """Return rich's console, for which a pipe that its reader closed is an error like others.
 
-    Rich itself ends the program with 1 then, which is the exit code of a regression. What is told on standard error
-    nobody has to read.
+    Rich itself ends the program with 1 then, which is the exit code of a regression. Nobody has to read standard
+    error.
     """
     from rich.console import Console
 
@@ -86,9 +86,9 @@ def console(**settings: Any) -> Console:
 
 @contextmanager
 def live(label: str) -> Iterator[tuple[Callable[[float, float | None], None], Callable[[str], None]]]:
-    """Give two functions that tell on standard error where trainings are: the share that is done, and a line.
+    """Give two functions that show on standard error where trainings are: the share that is done, and a line.
 
-    The share, with the seconds that are left, moves a live line on a terminal, and is not told elsewhere.
+    The share, with the seconds that are left, moves a live line on a terminal, and is not shown elsewhere.
     """
     from rich import progress as bar
 

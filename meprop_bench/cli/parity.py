@@ -4,8 +4,8 @@ Both sides are trained from the same seeds on the same batches, side by side; th
 metric, at the best development score, gives the mean difference with its 95% interval. It holds when the whole
 interval lies above minus the margin. Pairs are stored as they come.
 
-Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may tell), 2 for wrong options, 130 after Ctrl-C; the
-same command with --resume goes on.
+Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may decide), 2 for wrong options, 130 after Ctrl-C:
+the same command with --resume goes on.
 """
 
 from __future__ import annotations

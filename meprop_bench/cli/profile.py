@@ -104,8 +104,8 @@ def _print(form: str, profile: Profile, environment: dict[str, Any]) -> None:
     if form == "json":
         from meprop_bench.report.profile import answers
 
-        told = [{"question": found.question, "answer": found.text, "how": found.how} for found in answers(profile)]
-        write(as_record(environment, profile.rows, profile={**profile.to_json(), "answers": told}))
+        found = [{"question": one.question, "answer": one.text, "how": one.how} for one in answers(profile)]
+        write(as_record(environment, profile.rows, profile={**profile.to_json(), "answers": found}))
         return
     from meprop_bench.report.profile import as_text
 

@@ -23,10 +23,21 @@ from functools import cached_property
 from typing import Any, Literal, Self
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio_within, seconds
+from meprop_bench.report.cells import (
+    ABSENT,
+    AXES,
+    WORDS,
+    Cell,
+    Section,
+    pair,
+    phase_order,
+    plain_speedup,
+    ratio_within,
+    seconds,
+    varying,
+)
 from meprop_bench.report.document import Document
 from meprop_bench.report.reliability import doubts, judged_runs, with_disagreements
-from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.stats import LEVEL, Interval, Samples, holm, independent_p_value, independent_ratio, too_wide

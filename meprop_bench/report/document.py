@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from meprop_bench.errors import UserError
-from meprop_bench.report.cells import memory, quantity
-from meprop_bench.report.floors import saving_sections
+from meprop_bench.report.cells import Section, memory, quantity, sections
 from meprop_bench.report.identical import identical_section, identical_summary
+from meprop_bench.report.machine import saving_sections, utilization_section
 from meprop_bench.report.reliability import doubts, with_disagreements
-from meprop_bench.report.sections import Section, parity_section, sections, summary
-from meprop_bench.report.utilization import utilization_section
+from meprop_bench.report.summary import parity_section, summary
 from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import KEYS, Parity, Row, Utilization, as_object
@@ -70,7 +69,7 @@ class Readable(Protocol):
 
     @property
     def hints(self) -> Sequence[str]:
-        """How to read it, where there is little room."""
+        """How to read it, in few lines."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class Document:
 
     @classmethod
     def joined(cls, documents: Sequence[Self]) -> Self:
-        """Several documents as one, rows of each in turn; a single one stays what it is."""
+        """Several documents as one, their rows one after another; a single one stays what it is."""
         if len(documents) == 1:
             return documents[0]
         return cls(
@@ -252,7 +251,7 @@ def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:
 
 
 def _revisions(rows: Sequence[Row], environments: Mapping[str, Any]) -> list[str]:
-    """Say when the rows are of more than one revision of the code: a run that was resumed, or told of new commits."""
+    """Say when the rows are of more than one revision of the code: a run that was resumed, or saw new commits."""
     of = {key: environment.get("git_revision") for key, environment in environments.items()}
     found = dict.fromkeys(row.git_revision or of.get(row.environment_id) for row in rows)
     revisions = [revision for revision in found if revision is not None]

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from rich.console import Console, OverflowMethod
     from rich.table import Table
 
+    from meprop_bench.report.cells import Section
     from meprop_bench.report.compare import Comparison
     from meprop_bench.report.plots import Plot
-    from meprop_bench.report.sections import Section
 
 __all__ = [
     "FORMATS",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from meprop_bench.report.cells import Section
 from meprop_bench.report.document import Document, Readable
-from meprop_bench.report.sections import Section
 
 __all__ = ["GAP", "as_markdown", "as_readme", "code_block", "escaped", "table"]
 

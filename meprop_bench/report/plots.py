@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.report.cells import IN_SHAPE, quantity, shape
-from meprop_bench.report.floors import peaks_of
+from meprop_bench.report.machine import peaks_of
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row, Side
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, digits, ratio, ratio_within, seconds, seconds_within
-from meprop_bench.report.floors import savings
 from meprop_bench.report.formats import new_page, new_table, printed, say
+from meprop_bench.report.machine import savings
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.stats import CANNOT_TELL, Interval, too_wide
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "amdahl", "answers", "as_text"]
 
 _TREE = 62
-"""Columns that a tree needs: two of them stand side by side where there is room."""
+"""Columns that a tree needs: two of them stand side by side where both fit."""
 
 _NAME = 34
 _WORDS = ("phase", "stage", "bound by")

@@ -1,4 +1,4 @@
-"""Which speed-ups of a report can be believed, and which are told apart from 1.
+"""Which speed-ups of a report can be believed, which differ from 1, and what the notes of its rows say.
 
 *Dense times that disagree.* The dense side of a case does the same work whatever the method, its k or its kernel
 (`DENSE_AXES` names what it depends on), so the dense times of one phase of such cases are the same figure, measured
@@ -22,13 +22,15 @@ from dataclasses import replace
 from typing import Any
 
 from meprop_bench.measure.busy import was_busy
-from meprop_bench.measure.notes import Note
+from meprop_bench.measure.notes import Note, together
 from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import LEVEL, Interval, Runs, geometric_mean_ratio, holm, ratio_p_value
 
 __all__ = [
     "AGREE",
+    "MARKS",
+    "Footnotes",
     "disagreement",
     "doubts",
     "judged_runs",
@@ -131,3 +133,56 @@ def mean_speedup(rows: Sequence[Row]) -> Interval | None:
     # With as many processes everywhere the i-th of each case may be the same one. To take it for the same costs a
     # little width where it is not; to take it for another one where it is would make the interval too narrow.
     return geometric_mean_ratio(cases, same_processes=len({len(runs) for runs in cases}) == 1)
+
+
+_BUDGET = "~"
+"""This mark stands in the cell already, as a row knows whether it converged."""
+
+MARKS = {
+    "noisy-pairs": "n",
+    "noisy-processes": "p",
+    "disturbed-pairs": "d",
+    "disturbed-processes": "D",
+    "others": "o",
+    "steal": "h",
+    "dense-times": "b",
+    "short-values": "s",
+    "budget": _BUDGET,
+}
+"""Kind of a note -> its mark."""
+
+
+class Footnotes:
+    """The notes of a table's rows, each said once: `notes` of each row that has figures, `failures` why rows have none.
+
+    A note of a kind that many rows have, each with a figure of its own, becomes one letter and one line with the range
+    of the figures; the rows themselves (`--format json`) keep each figure. A note that all rows have is said once
+    without a mark. Any other note has a number.
+
+        5.29x [5.10, 5.40] (n, 1)        (n) noisy pairs: within a process the middle half of the ratios spans 10 to 33%
+                                         (1) the method's gradient is off the reference by ...
+    """
+
+    def __init__(self, notes: Sequence[Sequence[Note]], failures: Iterable[str] = ()) -> None:
+        every = [note for own in notes for note in own]
+        self._marked = [(kind, found) for kind in MARKS if (found := [note for note in every if note.kind == kind])]
+        rest = list(dict.fromkeys(note.text for note in every if note.kind not in MARKS))
+        texts = [{note.text for note in own} for own in notes]
+        self._shared = [text for text in rest if len(notes) > 1 and all(text in own for own in texts)]
+        self._numbered = list(dict.fromkeys([*(text for text in rest if text not in self._shared), *failures]))
+
+    def marks(self, notes: Iterable[Note]) -> str:
+        """Return what goes behind a cell: ` (n, p, 1)`, or nothing."""
+        own = list(notes)
+        kinds, texts = {note.kind for note in own}, {note.text for note in own}
+        letters = [mark for kind, mark in MARKS.items() if mark != _BUDGET and kind in kinds]
+        numbers = [str(number) for number, text in enumerate(self._numbered, 1) if text in texts]
+        return f" ({', '.join([*letters, *numbers])})" if letters or numbers else ""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines below the table."""
+        marks = {kind: mark if mark == _BUDGET else f"({mark})" for kind, mark in MARKS.items()}
+        kinds = [f"{marks[kind]} {together(found)}" for kind, found in self._marked]
+        numbered = [f"({number}) {text}" for number, text in enumerate(self._numbered, 1)]
+        return (*(f"All rows: {text}" for text in self._shared), *kinds, *numbered)

@@ -9,7 +9,7 @@ such ratios, leaves the range of a float.
 
 Keys that a structure does not have are ignored, as files of newer versions have them, unless it is a `msgspec.Struct`
 that forbids them, as those of hand-written files are; a key that is missing, or one too many, is looked for among the
-others. A key that an object has twice is refused: which of the two is meant cannot be told.
+others. A key that an object has twice is refused: nothing says which of the two is meant.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ and needs at least, notes. Stored, it is one flat JSON object on one line of `me
     name, baseline_name   of the fields of a `Side`: the method's and the baseline's
     values_s[i], baseline_values_s[i]    measured next to each other in random order; run_lengths cuts both lists into
                           fresh processes, the replicates that the interval is taken over; disturbed marks the pairs
-                          during which the machine did something else (null: it could not be told)
+                          during which the machine did something else (null: unknown)
     processes, efficiency, gpu_utilization, cpu_utilization, power_w, energy_per_step_j
                           follow from the structures, and are there for those who read a row without this package
     notes, note_kinds     what a reader should know, in words; and the same as data, in the same order
@@ -132,7 +132,7 @@ class Utilization(_Record):
     cpu_energy_j: Amount | None = None  # of all packages over the loop
     rss_bytes: Number | None = None  # largest resident set of the process
     voluntary_switches: Number | None = None  # of all threads of the process over the loop: they waited for something
-    involuntary_switches: Number | None = None  # likewise: they had to make room
+    involuntary_switches: Number | None = None  # likewise: something else was scheduled
     page_faults: Number | None = None  # pages mapped at first touch over the loop
     gpu_utilization: Busy | None = None  # percent of the time in which some kernel ran
     gpu_memory_utilization: Busy | None = None  # percent of the time in which device memory was read or written

@@ -4,7 +4,7 @@ import pytest
 
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.report.document import Document
-from meprop_bench.report.floors import peaks_of, saving_sections
+from meprop_bench.report.machine import peaks_of, saving_sections
 
 ONE = {"flops_per_s": {"float32": 1e11}, "bandwidth": [[1 << 16, 8e10], [1 << 29, 2e10]]}
 BETTER = {"flops_per_s": {"float32": 2e11}, "bandwidth": [[1 << 29, 1e10]]}

@@ -7,7 +7,9 @@ import pytest
 from meprop_bench.measure.machine import Activity
 from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
-from meprop_bench.report.sections import MARKS, Footnotes, parity_section, sections, summary
+from meprop_bench.report.cells import sections
+from meprop_bench.report.reliability import MARKS, Footnotes
+from meprop_bench.report.summary import parity_section, summary
 
 
 def column(section, name):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from meprop_bench.report.formats import FORMATS, as_csv, write_as
-from meprop_bench.report.utilization import utilization_section
+from meprop_bench.report.machine import utilization_section
 from meprop_bench.results.schema import Row, Utilization
 
 CPU = {"cpu_utilization": 198.0, "others_cpu_utilization": 3.0, "rss_bytes": 400 << 20, "page_faults": 5000}

@@ -16,11 +16,11 @@ from meprop_bench.cli.options import given_axes
 from meprop_bench.errors import UserError
 from meprop_bench.report import plots
 from meprop_bench.report.asv import export
+from meprop_bench.report.cells import sections
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
 from meprop_bench.report.reliability import with_disagreements
-from meprop_bench.report.sections import sections
 from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
