@@ -38,7 +38,6 @@ __all__ = [
     "failure",
     "joules",
     "k_of",
-    "label",
     "memory",
     "pair",
     "parity",
@@ -229,13 +228,6 @@ def shape(row: Row) -> str:
 def k_of(row: Row) -> str:
     """The k of a row; a dash for a method that has none."""
     return ABSENT if row.method in WITHOUT_K else f"{row.k:g}"
-
-
-def label(row: Row) -> str:
-    """One row in words, for notes and plots."""
-    amount = "" if row.method in WITHOUT_K else f" k={row.k:g}"
-    parts = (f"{row.workload} {row.method}{amount}", shape(row), f"{row.gradient} gradient", row.phase or "")
-    return ", ".join(part for part in parts if part)
 
 
 PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")

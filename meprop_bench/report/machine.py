@@ -140,14 +140,6 @@ _WATCHED_REMARK = (
 )
 
 
-def _a_step(count: int | None, side: Utilization) -> str:
-    return ABSENT if count is None else f"{count / side.iterations:.3g}"
-
-
-def _watts(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.0f} W"
-
-
 def _throttled(reasons: tuple[str, ...] | None) -> str:
     return ABSENT if reasons is None else " + ".join(reasons) or "no"
 
@@ -156,7 +148,7 @@ _OWN: dict[str, Callable[[Row], str]] = {"workload": lambda row: row.workload, "
 _WATCHED: dict[str, Callable[[Utilization], str]] = {
     "CPU": lambda side: percent(side.cpu_utilization),
     "others": lambda side: percent(side.others_cpu_utilization),
-    "page faults": lambda side: _a_step(side.page_faults, side),
+    "page faults": lambda side: ABSENT if side.page_faults is None else f"{side.page_faults / side.iterations:.3g}",
     "GPU": lambda side: percent(side.gpu_utilization),
     "SMs": lambda side: percent(side.sm_utilization),
     "tensor cores": lambda side: percent(side.tensor_utilization),
@@ -164,7 +156,7 @@ _WATCHED: dict[str, Callable[[Utilization], str]] = {
     "SM clock": lambda side: ABSENT if side.sm_clock_mhz is None else f"{side.sm_clock_mhz:.0f} MHz",
     "throttled": lambda side: _throttled(side.throttle_reasons),
     "resident": lambda side: memory(side.rss_bytes),
-    "power": lambda side: _watts(side.power_w),
+    "power": lambda side: ABSENT if side.power_w is None else f"{side.power_w:.0f} W",
     "energy": lambda side: joules(side.energy_per_step_j),
 }
 _EXPLAINED = {
