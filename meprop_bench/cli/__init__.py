@@ -1,11 +1,11 @@
-"""The command line's frame: one verb, one module of this room, loaded when it is called and not before.
+"""The frame of the command line: one module for each command, loaded when it is called and not before.
 
-`meprop-bench --help` answers in 0.3 s because the verbs' one-line helps are written here, and neither torch nor SciPy
-nor Matplotlib is imported until a verb needs it.
+`meprop-bench --help` answers in 0.3 s because the commands' one-line helps are written here, and neither torch nor
+SciPy nor Matplotlib is imported until a command needs it.
 
-What leaves the program: results on standard output, everything else on standard error; an error that the user can put
-right is one line and an exit code (`meprop_bench.errors.ExitCode`). A traceback is a bug. A reader who closes the
-pipe (`| head`) ends the program quietly with 141, as the shell reports any program that a closed pipe ends.
+Results go to standard output, everything else to standard error; an error that the user can put right is one line and
+an exit code (`meprop_bench.errors.ExitCode`). A traceback is a bug. A reader who closes the pipe (`| head`) ends the
+program quietly with 141, as the shell reports any program that a closed pipe ends.
 """
 
 from __future__ import annotations

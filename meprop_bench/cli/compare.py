@@ -1,22 +1,17 @@
-"""`meprop-bench compare`: two stored results of the same cases, what changed, and what is told apart from chance.
+"""`meprop-bench compare`: two stored results of the same cases, what changed, and what is distinct from chance.
 
-meprop-bench compare reports/2026-03-04_amd-epyc-2c_quick reports/2026-03-05_amd-epyc-2c_quick
-meprop-bench compare before after --format md > changes.md
-
-Nothing is measured. It shows and judges no margin; that is the gate's task. Exit codes: 3 when no case is in both, or
-when they were measured in different environments and --across-environments was not given; 5 when one of them is empty.
+Nothing is measured. It judges no margin; that is the gate's task. Exit codes: 3 when no case is in both, or when they
+were measured in different environments and --across-environments was not given; 5 when one of them is empty.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
-from meprop_bench.cli.help import examples
-from meprop_bench.cli.output import with_format, write
+from meprop_bench.cli.options import examples, with_format
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]
@@ -41,15 +36,8 @@ def command(base: Path, head: Path, form: str, across_environments: bool) -> int
     """
     from meprop_bench.report.compare import compare
     from meprop_bench.report.document import Document
-    from meprop_bench.report.markdown import as_markdown
-    from meprop_bench.report.table import as_table
+    from meprop_bench.report.formats import write_as
 
     found = compare(Document.load(base), Document.load(head), across_environments=across_environments)
-    if form == "json":
-        text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
-    elif form == "csv":
-        text = found.to_csv()
-    else:
-        text = as_markdown(found) if form == "md" else as_table(found, terminal=sys.stdout.isatty())
-    write(text)
+    write_as(form, found, sys.stdout)
     return ExitCode.OK

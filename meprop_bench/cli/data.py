@@ -1,9 +1,4 @@
-"""`meprop-bench data`: list, fetch and check the data sets.
-
-meprop-bench data list
-meprop-bench data fetch mnist
-MEPROP_BENCH_DATA=/path/to/data meprop-bench data check
-"""
+"""`meprop-bench data`: list, fetch and check the data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.help import examples
+from meprop_bench.cli.options import examples
 from meprop_bench.cli.output import console
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason

@@ -1,12 +1,5 @@
 """`meprop-bench doctor`: can this machine be trusted to measure, what is missing, and is the configuration sound?
 
-meprop-bench doctor
-meprop-bench doctor --fast my.toml
-
-It looks at the machine (cores, quota, what others take, frequency, heat, swap), the clock, the noise (identical code
-against itself), the software and its extras, devices and their meters, the data, and the configuration of the working
-directory: unknown keys in [tool.meprop-bench] and in asv.conf.json, and the presets named.
-
 Exit codes: 0 fine; 2 a mistake to put right (configuration, damaged data); 4 the machine cannot be trusted: others
 take more than a quarter of its cores, the hypervisor more than a tenth, a CPU quota is below the threads, or the
 noise leaves ±2% out of reach. What is optional and absent changes nothing.
@@ -19,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.help import examples
-from meprop_bench.cli.output import as_record, complaining, console, with_format, write
+from meprop_bench.cli.options import examples, with_format
+from meprop_bench.cli.output import as_record, complaining, console, write
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:

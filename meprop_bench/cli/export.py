@@ -1,8 +1,4 @@
-"""`meprop-bench export`: stored results in the files of other tools.
-
-meprop-bench export asv reports/*_suite          # into .asv/results; then: asv publish && asv preview
-meprop-bench export asv nightly/* --to history --dirty
-"""
+"""`meprop-bench export`: stored results in the files of other tools."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from meprop_bench.cli.help import examples
+from meprop_bench.cli.options import examples
 from meprop_bench.errors import ExitCode
 
 __all__ = ["command"]

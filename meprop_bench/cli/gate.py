@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import complaining, console, with_format, write
+from meprop_bench.cli.options import Grouped, examples, with_format
+from meprop_bench.cli.output import complaining, console, write
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -345,6 +345,6 @@ def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]
 
         return (as_comment(outcome),)
     from meprop_bench.gate.document import OutcomeDocument
-    from meprop_bench.report.table import as_table
+    from meprop_bench.report.formats import as_table
 
     return (as_table(OutcomeDocument(outcome), terminal=terminal, summary_first=True),)

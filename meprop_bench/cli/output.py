@@ -1,16 +1,14 @@
-"""What the output of verbs has in common: `--format`, `--out`, text for any terminal, the object of `--format json`.
-
-{"schema", "command", "environment", "rows", ...}    and what else a verb has to tell, after these
-"""
+"""What the output of commands has in common: text for any terminal, progress, the object of `--format json`."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.errors import UserError
+from meprop_bench.stats import CANNOT_TELL, plus_minus, too_wide
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from meprop_bench.report.document import Document
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
+    from meprop_bench.sweep.plan import Plan
+    from meprop_bench.sweep.runner import SweepProgress
+    from meprop_bench.workloads.case import Case
 
 __all__ = [
     "as_record",
@@ -31,33 +34,13 @@ __all__ = [
     "complaining",
     "console",
     "live",
+    "name_left_out",
+    "outcome",
     "results_folder",
-    "with_format",
-    "with_out",
+    "showing",
     "write",
+    "write_pages",
 ]
-
-
-def with_format(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb `--format`, as `form`: one of these, the first by default."""
-    return click.option(
-        "--format",
-        "form",
-        type=click.Choice(forms),
-        default=forms[0],
-        show_default=True,
-        help="Format of standard output.",
-    )
-
-
-with_out = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    default=Path("reports"),
-    help="Folder of the results folders [default: reports].",
-)
-"""Gives a verb `--out`: the folder of results folders."""
 
 
 def write(text: str) -> None:
@@ -87,8 +70,8 @@ def results_folder(out: Path, name: str, machine: str, plan: Mapping[str, Any], 
 def console(**settings: Any) -> Console:
     """Return rich's console, for which a pipe that its reader closed is an error like others.
 
-    Rich itself ends the program with 1 then, which is the exit code of a regression. What is told on standard error
-    nobody has to read.
+    Rich itself ends the program with 1 then, which is the exit code of a regression. Nobody has to read standard
+    error.
     """
     from rich.console import Console
 
@@ -103,9 +86,9 @@ def console(**settings: Any) -> Console:
 
 @contextmanager
 def live(label: str) -> Iterator[tuple[Callable[[float, float | None], None], Callable[[str], None]]]:
-    """Give two functions that tell on standard error where trainings are: the share that is done, and a line.
+    """Give two functions that show on standard error where trainings are: the share that is done, and a line.
 
-    The share, with the seconds that are left, moves a live line on a terminal, and is not told elsewhere.
+    The share, with the seconds that are left, moves a live line on a terminal, and is not shown elsewhere.
     """
     from rich import progress as bar
 
@@ -129,6 +112,77 @@ def live(label: str) -> Iterator[tuple[Callable[[float, float | None], None], Ca
 
 
 @contextmanager
+def showing(plan: Plan) -> Iterator[Callable[[SweepProgress], None]]:
+    """Give a function that shows where a run is, and a line for each case that is done."""
+
+    target = console(stderr=True, highlight=False)
+    if not target.is_terminal:
+        yield _line
+        return
+    from rich import progress as bar
+
+    columns = (bar.MofNCompleteColumn(), bar.BarColumn(20), bar.TextColumn("{task.description}", markup=False))
+    with bar.Progress(*columns, console=target, transient=True) as bars:
+        task = bars.add_task("", total=len(plan.cases))
+
+        def show(progress: SweepProgress) -> None:
+            bars.update(task, completed=progress.done, description=_description(progress))
+            if progress.stage == "done":
+                target.print(_done(progress), markup=False)
+
+        yield show
+
+
+def _line(progress: SweepProgress) -> None:
+    if progress.waits:
+        click.echo(f"{progress.case.label}: {progress.stage}, which measures on {progress.case.device}", err=True)
+    if progress.stage == "done":
+        click.echo(
+            f"[{progress.done}/{progress.total}] {_done(progress)} ({_duration(progress.left_s)} left)", err=True
+        )
+
+
+def _description(progress: SweepProgress) -> str:
+    widest = max(progress.half_widths.values(), default=None)
+    width = "" if widest is None or math.isnan(widest) else f" {plus_minus(widest)}"
+    return f"{_duration(progress.left_s)} left · {progress.case.label}: {progress.stage}{width}"
+
+
+def _done(progress: SweepProgress) -> str:
+    return f"{progress.case.label}: {outcome(progress.rows)}"
+
+
+def outcome(rows: tuple[Row, ...]) -> str:
+    """Return a case's result on one line: the speed-up of its main phases, or why there is none."""
+    main = [row for row in rows if row.phase in ("backward", "step") and row.speedup is not None]
+    if not main:
+        return next((f"failed: {row.error or row.check}" for row in rows), "no rows")
+    parts = [
+        f"{row.phase} {CANNOT_TELL}"
+        if too_wide(row.half_width)
+        else f"{row.phase} {row.speedup:.3g}x" + ("" if row.half_width is None else f" {plus_minus(row.half_width)}")
+        for row in main
+    ]
+    parts += [
+        f"accuracy {row.parity.difference:+.2f} points, {row.parity.verdict}" for row in main if row.parity is not None
+    ]
+    return ", ".join(parts)
+
+
+def name_left_out(cases: Sequence[Case]) -> None:
+    """Name the cases that a deadline left no time for, one a line."""
+    if cases:
+        count = "one case" if len(cases) == 1 else f"{len(cases)} cases"
+        click.echo(f"the deadline left no time for {count}; the same command with --resume goes on", err=True)
+    for case in cases:
+        click.echo(f"left out: {case.label}", err=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+@contextmanager
 def complaining() -> Iterator[None]:
     """Make one line on standard error of what cannot be written or printed: a verdict that was reached stands.
 
@@ -149,6 +203,19 @@ def complaining() -> Iterator[None]:
         what = str(error) if isinstance(error, UserError) else f"cannot write: {error or 'out of memory'}"
         with suppress(OSError):
             click.echo(f"meprop-bench: {what}", err=True)
+
+
+def write_pages(folder: Path, document: Document, printed: Callable[[], None]) -> None:
+    """Print a report, and write its pages into the results folder; neither keeps the other from it."""
+    from meprop_bench.report.formats import missing_parts, write_report
+
+    with complaining():
+        write_report(folder, document)
+    with complaining():
+        printed()
+    click.echo(f"report: {folder / 'README.md'}", err=True)
+    if remark := missing_parts():
+        click.echo(remark, err=True)
 
 
 def as_record(

@@ -1,12 +1,5 @@
 """`meprop-bench paper`: every table of both papers, as printed, and measured here.
 
-meprop-bench paper list                        what there is, what can be run, how long it takes, what came of it
-meprop-bench paper show icml:3                 the printed figures, their settings, what contradicts them
-meprop-bench paper run icml:3 --scale short    train, time, and hold the results against the paper
-meprop-bench paper run tkde:3 --reuse FOLDER   with what another folder has of it already, as that of icml:3
-meprop-bench paper report FOLDER...            the page of stored results anew
-meprop-bench paper report --claims             reports/PAPERS.md anew
-
 Exit codes of run: 0 done, whatever the verdicts (a claim that did not hold is a result, and no error), 5 when nothing
 can be run here, 130 after Ctrl-C: what is done stays, and the same command with --resume goes on.
 """
@@ -20,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import complaining, results_folder, with_out
+from meprop_bench.cli.options import Grouped, examples, with_out
+from meprop_bench.cli.output import name_left_out, results_folder, showing, write_pages
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -213,7 +206,6 @@ def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence
 
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
-    from meprop_bench.cli.live import showing, tell_left_out
     from meprop_bench.measure.machine import state
     from meprop_bench.paper.runner import Step, count_data, decode_all, plan_of, train_all
     from meprop_bench.sweep.runner import Runner
@@ -237,21 +229,14 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
         with showing(plan) as progress:
             runner = Runner(plan, store, progress=progress, deadline=deadline)
             runner.run()
-        tell_left_out(runner.left_out)
+        name_left_out(runner.left_out)
 
 
 def _report(store: Store) -> None:
     from meprop_bench.paper.folder import read
-    from meprop_bench.report import missing_parts, write_report
 
     document = read(store)
-    with complaining():
-        _print_document(document)
-    with complaining():
-        write_report(store.folder, document)
-    click.echo(f"report: {store.folder / 'README.md'}", err=True)
-    if remark := missing_parts():
-        click.echo(remark, err=True)
+    write_pages(store.folder, document, partial(_print_document, document))
 
 
 def _print_document(document: PaperDocument) -> None:

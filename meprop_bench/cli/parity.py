@@ -1,14 +1,11 @@
 """`meprop-bench parity`: does a method keep the accuracy of dense training?
 
-meprop-bench parity --task mnist --method meprop --k 80 --epochs 10
-meprop-bench parity --task mnist --method unified --k 30 --batch 50 --margin 0.3 --seeds 8 --resume
-
 Both sides are trained from the same seeds on the same batches, side by side; the difference of each pair in the test
 metric, at the best development score, gives the mean difference with its 95% interval. It holds when the whole
-interval lies above minus the margin. Pairs are stored as they come, in FOLDER/<date>_<machine>_parity-<what>/.
+interval lies above minus the margin. Pairs are stored as they come.
 
-Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may tell), 2 for wrong options, 130 after Ctrl-C; the
-same command with --resume goes on.
+Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may decide), 2 for wrong options, 130 after Ctrl-C:
+the same command with --resume goes on.
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import as_record, complaining, console, live, results_folder, with_format, with_out, write
+from meprop_bench.cli.options import Grouped, examples, with_format, with_out
+from meprop_bench.cli.output import as_record, complaining, console, live, results_folder, write
 from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 from meprop_bench.sweep.accuracy import MARGIN

@@ -1,13 +1,8 @@
 """`meprop-bench profile`: where the time of one step goes, and why it is not less.
 
-meprop-bench profile --method unified --k 30 --in-features 784
-meprop-bench profile --workload mlp --data digits --trace step.json.gz
-
-The options are the axes of `speedup`, one value each. The case is set up in a process of its own, whose threads and
-allocator are the case's; dense and sparse are taken apart in the same way and shown side by side. The trace opens at
-https://ui.perfetto.dev.
-
-Exit codes: 1 when the gradients are wrong, 2 for a wrong request, 5 when nothing could be measured.
+The case is set up in a process of its own, whose threads and allocator are the case's; dense and sparse are taken
+apart in the same way. Exit codes: 1 when the gradients are wrong, 2 for a wrong request, 5 when nothing could be
+measured.
 """
 
 from __future__ import annotations
@@ -19,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.axes import AXIS_GROUPS, given_axes, with_axes
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import as_record, complaining, with_format, write
+from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format
+from meprop_bench.cli.output import as_record, complaining, write
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -108,10 +102,10 @@ def _check_trace(trace: Path | None) -> None:
 
 def _print(form: str, profile: Profile, environment: dict[str, Any]) -> None:
     if form == "json":
-        from meprop_bench.report.why import answers
+        from meprop_bench.report.profile import answers
 
-        told = [{"question": found.question, "answer": found.text, "how": found.how} for found in answers(profile)]
-        write(as_record(environment, profile.rows, profile={**profile.to_json(), "answers": told}))
+        found = [{"question": one.question, "answer": one.text, "how": one.how} for one in answers(profile)]
+        write(as_record(environment, profile.rows, profile={**profile.to_json(), "answers": found}))
         return
     from meprop_bench.report.profile import as_text
 

@@ -1,9 +1,4 @@
-"""`meprop-bench report`: print the report of results folders, or write it anew.
-
-meprop-bench report reports/2026-03-04_amd-epyc-2c_quick
-meprop-bench report reports/*_quick --format csv > quick.csv
-meprop-bench report bench.json                   # of pytest's --benchmark-json
-"""
+"""`meprop-bench report`: print the report of results folders, or write it anew."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.help import examples
+from meprop_bench.cli.options import examples
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -89,7 +84,7 @@ def _load(folder: Path) -> tuple[Document, Store | None]:
 
 
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:
-    from meprop_bench.report import missing_parts, write_report
+    from meprop_bench.report.formats import missing_parts, write_report
 
     for document, store in loaded:
         written = write_report(store.folder, document)

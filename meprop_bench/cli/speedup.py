@@ -1,32 +1,25 @@
 """`meprop-bench speedup`: measure sparsified back propagation against dense, print the result and write its folder.
 
-meprop-bench speedup
-meprop-bench speedup --method unified --k 8,32,128 --hidden 2048 --batch 1024 --gradient rows,dense
-meprop-bench speedup --preset targets --resume
-
 Everything that can be wrong with the request itself (a misspelt axis, a device that is not there, damaged data, a
-folder that cannot be written) is found before anything is measured. A case that fails later costs itself alone: its row
-says so.
+folder that cannot be written) is found before anything is measured. A case that fails later costs itself alone.
 
 Exit codes: 1 when a check or an accuracy failed, 5 when no case could be measured, 130 after Ctrl-C (what is done
-stays, and is reported; the same command with --resume goes on). A deadline is no error: what it left out is named. An
-interval wider than the target, or an inconclusive accuracy comparison, is a result and no error here; deciding on
-results is another verb's task.
+stays, and is reported). A deadline is no error, nor is an interval wider than the target, or an inconclusive
+comparison of accuracies: deciding on results is another command's task.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.axes import AXIS_GROUPS, given_axes, with_axes
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import complaining, with_format, with_out
+from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
+from meprop_bench.cli.output import name_left_out, results_folder, showing, write_pages
 from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -122,22 +115,13 @@ def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
 
 def _store(plan: Plan, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
-    from meprop_bench.results.store import Store
 
-    machine = machine_slug(plan.cases[0].device)
-    if resume:
-        found = Store.find_resumable(out, plan.name, machine, plan.to_json())
-        for note in found.notes if found else ["no earlier run of this sweep with these settings: starting anew"]:
-            click.echo(note, err=True)
-        if found is not None:
-            return found
-    words = ["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")]
-    return Store.create(out, plan.name, machine, shlex.join(words), plan.to_json())
+    machine, what = machine_slug(plan.cases[0].device), "this sweep with these settings"
+    return results_folder(out, plan.name, machine, plan.to_json(), resume=resume, what=what)
 
 
 def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
     """Run what is missing and return the exit code; an interrupt ends the run, not the report."""
-    from meprop_bench.cli.live import showing, tell_left_out
     from meprop_bench.sweep.runner import Runner
 
     click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
@@ -149,7 +133,7 @@ def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
         done = f"{len(store.done_case_ids())} of {len(plan.cases)} cases"
         click.echo(f"meprop-bench: interrupted after {done}; the same command with --resume goes on", err=True)
         return ExitCode.INTERRUPTED
-    tell_left_out(runner.left_out)
+    name_left_out(runner.left_out)
     return _judge(store.rows())
 
 
@@ -173,7 +157,6 @@ def _judge(rows: Iterable[Row]) -> int:
 
 
 def _report(store: Store, form: str) -> None:
-    from meprop_bench.report import missing_parts, write_report
     from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
 
@@ -181,10 +164,4 @@ def _report(store: Store, form: str) -> None:
         click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)
         return
     document = Document.of(store)
-    with complaining():
-        write_report(store.folder, document)
-    with complaining():
-        write_as(form, document, sys.stdout)
-    click.echo(f"report: {store.folder / 'README.md'}", err=True)
-    if remark := missing_parts():
-        click.echo(remark, err=True)
+    write_pages(store.folder, document, partial(write_as, form, document, sys.stdout))

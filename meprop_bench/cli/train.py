@@ -1,10 +1,5 @@
 """`meprop-bench train`: train one model of a task, and go on after whatever ended it.
 
-meprop-bench train --task mnist --method meprop --k 30
-meprop-bench train --task mnist --method meprop --k 160 --algorithm mesimp --rate 0.1 --best-after 5 --out simplified
-meprop-bench train --task mnist --method meprop --k 30 --resume
-meprop-bench train --task translation --method meprop --k 0.0625 --algorithm alternating
-
 The folder holds settings.json, history.jsonl (one evaluation a line), checkpoint.pt (`torch.load(path,
 weights_only=True)`: "model" and "best_model" are state dicts) and curve.svg. The same command with --resume goes on,
 after kill -9 too, and ends as if nothing had been: on the CPU with the same parameters, to the bit.
@@ -20,13 +15,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.help import Grouped, examples
-from meprop_bench.cli.output import command_line, live, with_format
+from meprop_bench.cli.options import Grouped, examples, with_format
+from meprop_bench.cli.output import command_line, live
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OPTIMIZERS
@@ -93,6 +89,7 @@ RECIPE_GROUPS = {
 
 def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what to train and how; `recipe_of` takes them."""
+    count = partial(click.option, type=int, metavar="N")
     options = [
         click.option("--task", required=True, metavar="NAME", help=f"What is learnt: {', '.join(TASKS)}."),
         click.option("--method", metavar="NAME", help=f"How gradients are sparsified: {', '.join(METHODS)}."),
@@ -100,16 +97,9 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gradient", metavar="LAYOUT", help="Weight gradient: dense, or rows (sparse) [default: dense]."),
         click.option("--kernel", metavar="NAME", help="Implementation of the method [default: auto]."),
         click.option("--optimizer", metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)} [default: adam]."),
-        click.option("--epochs", type=int, metavar="N", help="Passes over the training examples [default: 20]."),
-        click.option(
-            "--evaluations", type=int, metavar="N", help="Evaluations on the development set per epoch [default: 1]."
-        ),
-        click.option(
-            "--best-after",
-            type=int,
-            metavar="N",
-            help="Epochs before an evaluation may count as the best [default: 0].",
-        ),
+        count("--epochs", help="Passes over the training examples [default: 20]."),
+        count("--evaluations", help="Evaluations on the development set per epoch [default: 1]."),
+        count("--best-after", help="Epochs before an evaluation may count as the best [default: 0]."),
         click.option("--algorithm", metavar="NAME", help=f"What accompanies the training: {', '.join(ALGORITHMS)}."),
         *(
             click.option(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
@@ -122,12 +112,7 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def recipe_of(options: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that the options of `with_recipe` describe.
-
-    Raises:
-        UserError: a k that is no number, or an unknown task.
-
-    """
+    """Return the recipe that the options of `with_recipe` describe; `UserError` for a wrong k or task."""
     from meprop_bench.errors import one_of
     from meprop_bench.sweep.plan import parse_axis
 
@@ -211,10 +196,8 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
 def _folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[bool]:
     """Hold the folder of one training; give whether it is new.
 
-    Raises:
-        UserError: it holds a training that is not to be resumed, another one, something else; or another process trains
-            in it.
-
+    `UserError` where it holds a training that is not to be resumed, another one, or something else, or another process
+    trains in it.
     """
     from meprop_bench.measure.allocator import current
     from meprop_bench.measure.environment import collect
@@ -316,7 +299,7 @@ def _write_history(folder: Path, history: tuple[Evaluation, ...]) -> None:
 
 
 def _draw(folder: Path, result: Result, title: str, metric: str) -> None:
-    from meprop_bench.report.curve import curve
+    from meprop_bench.report.plots import curve
     from meprop_bench.results.store import replace_file
 
     if (reason := unavailable_reason("matplotlib")) is not None:

@@ -16,8 +16,7 @@ import numpy as np
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.names import shown
-from meprop_bench.report.cells import ABSENT, WIDEST_POINTS, Cell, memory, quantity, ratio_within, seconds
-from meprop_bench.report.sections import Section
+from meprop_bench.report.cells import ABSENT, WIDEST_POINTS, Cell, Section, memory, quantity, ratio_within, seconds
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
 __all__ = ["OutcomeDocument", "caught", "change", "counted", "margin", "result", "section", "worst"]

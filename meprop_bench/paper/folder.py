@@ -30,9 +30,8 @@ from meprop_bench.paper.experiment import experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS
 from meprop_bench.paper.runner import COUNTS
 from meprop_bench.paper.trainings import Trainings
-from meprop_bench.report.cells import ABSENT, Cell, Tone, digits, seconds
+from meprop_bench.report.cells import ABSENT, Cell, Section, Tone, digits, seconds
 from meprop_bench.report.document import Document
-from meprop_bench.report.sections import Section
 from meprop_bench.results.incoming import Number, checked, parsed, refused
 from meprop_bench.results.store import Store
 

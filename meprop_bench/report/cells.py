@@ -1,35 +1,48 @@
-"""What a figure looks like to a reader: three significant digits, a unit that fits, and a dash for what does not apply.
+"""What a figure looks like to a reader, and rows as tables: made once, for the terminal, Markdown and HTML alike.
 
-Each function turns one property of a row into a `Cell`: text, and a tone that a terminal and a page show as a colour.
-The text alone says everything: a mark or a word always goes with the tone, so nothing is lost in black and white.
+A figure has three significant digits, a unit that fits, and a dash for what does not apply. Its `Cell` is text, and a
+tone that a terminal and a page show as a colour. The text alone says everything: a mark or a word always goes with the
+tone, so nothing is lost in black and white.
+
+A `Section` holds one workload under one allocator, its rows in groups by phase. An axis that does not vary within a
+section is said once above the table instead of in a column, which keeps a table as narrow as its sweep is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from meprop_bench.results.naming import WITHOUT_K
-from meprop_bench.results.schema import PASSED, Row
+from meprop_bench.measure.notes import Note
+from meprop_bench.report.reliability import Footnotes, significant_rows
+from meprop_bench.results.axes import AXES as TABLE
+from meprop_bench.results.axes import WITHOUT_K, Axis
+from meprop_bench.results.schema import PASSED, Row, select
 from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
     "ABSENT",
+    "AXES",
     "IN_SHAPE",
+    "PHASES",
     "SHAPE",
     "WIDEST_POINTS",
+    "WORDS",
     "Cell",
+    "Section",
+    "by_phase",
     "check",
+    "distinct_rows",
     "efficiency",
     "failure",
     "joules",
-    "kept",
-    "label",
+    "k_of",
     "memory",
     "pair",
     "parity",
     "percent",
+    "phase_order",
     "plain_speedup",
     "points",
     "quantity",
@@ -37,9 +50,11 @@ __all__ = [
     "ratio_within",
     "seconds",
     "seconds_within",
+    "sections",
     "shape",
     "speedup",
     "vague_points",
+    "varying",
 ]
 
 ABSENT = "–"
@@ -144,11 +159,11 @@ def points(found: Interval) -> str:
     return f"{found.estimate:+.2f}" + (f" [{found.low:+.2f}, {found.high:+.2f}]" if found.bounded else "")
 
 
-def speedup(row: Row, *, told_apart: bool = True) -> Cell:
+def speedup(row: Row, *, distinct: bool = True) -> Cell:
     """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check.
 
-    One over a dense time that disagrees with another's is marked whatever its interval says (`baselines`).
-    `told_apart` is whether it still differs from 1 when it is judged together with all others (`significance`).
+    One over a dense time that disagrees with another's is marked whatever its interval says (`reliability`).
+    `distinct` is whether it still differs from 1 when it is judged together with all others (`reliability`).
     """
     if not row.passed or row.interval is None:
         return Cell(ABSENT, "quiet")
@@ -158,7 +173,7 @@ def speedup(row: Row, *, told_apart: bool = True) -> Cell:
     text = ratio_within(row.interval) + " ~" * (row.converged is False)
     if doubt:
         return Cell(text + doubt, "bad")
-    if not (row.significant and told_apart):
+    if not (row.significant and distinct):
         return Cell(text if too_wide(row.half_width) else f"{text} not significant", "quiet")
     return Cell(text, "good" if row.interval.estimate > 1 else "bad")
 
@@ -210,13 +225,151 @@ def shape(row: Row) -> str:
     return f"{row.batch}, {row.in_features} → {row.out_features}"
 
 
-def kept(row: Row) -> str:
+def k_of(row: Row) -> str:
     """The k of a row; a dash for a method that has none."""
     return ABSENT if row.method in WITHOUT_K else f"{row.k:g}"
 
 
-def label(row: Row) -> str:
-    """One row in words, for notes and plots."""
-    amount = "" if row.method in WITHOUT_K else f" k={row.k:g}"
-    parts = (f"{row.workload} {row.method}{amount}", shape(row), f"{row.gradient} gradient", row.phase or "")
-    return ", ".join(part for part in parts if part)
+PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")
+
+_DEFAULT_REMARK = (
+    "The same under the system's default allocator, for comparison: there a large tensor is mapped anew at each"
+    " allocation, for dense and sparse alike, and the page faults of fresh memory cost more than the arithmetic that"
+    " was saved. The other sections use settings that serve a training process."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: `columns` over `groups` of lines of cells, with what is constant in it and the notes to its lines."""
+
+    title: str
+    columns: tuple[str, ...]
+    groups: tuple[tuple[tuple[Cell, ...], ...], ...]
+    constants: str = ""
+    remark: str = ""
+    footnotes: tuple[str, ...] = ()
+    left: frozenset[str] = frozenset()  # columns of words; the others hold figures
+
+
+def _column(axis: Axis) -> Callable[[Row], str]:
+    """Return what a column shows of an axis: as it was carried out, or else as it was requested."""
+
+    def text(row: Row) -> str:
+        value = getattr(row, axis.field)
+        if value is None:
+            value = getattr(row, axis.stored)
+        return ABSENT if value is None else axis.cell.format(*(axis.text(value),) * 2)
+
+    return text
+
+
+AXES: dict[str, Callable[[Row], str]] = {
+    "phase": lambda row: row.phase or ABSENT,
+    "method": lambda row: row.method,
+    SHAPE: shape,
+    "k": k_of,
+    **{
+        axis.heading: _column(axis)
+        for axis in TABLE.values()
+        if not axis.titled and axis.field not in (*IN_SHAPE, "method", "k")
+    },
+    "environment": lambda row: row.environment_id,
+}
+"""Heading of a column -> its text; workload and allocator are in the titles."""
+
+_NEED_NO_WORD = {axis.heading: axis.text(axis.default) for axis in TABLE.values() if axis.came_later}
+"""Where it is the same for all rows: nobody chose it."""
+
+_FIGURES: dict[str, Callable[[Row], Cell]] = {
+    "dense": lambda row: Cell(seconds(row.dense.median_s)),
+    "sparse": lambda row: Cell(seconds(row.sparse.median_s if row.passed else None)),
+    "speed-up": speedup,
+    "efficiency": efficiency,
+    "peak memory": lambda row: Cell(_memory_pair(row)),
+    "check": check,
+    "parity": parity,
+}
+_ALWAYS = ("method", "k")
+WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {
+    axis.heading for axis in TABLE.values() if not axis.words
+}
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """Group rows by workload and allocator; the default allocator comes last where there is another."""
+    kinds = list(dict.fromkeys((row.workload, row.allocator) for row in rows))
+    tuned = any(allocator != "default" for _, allocator in kinds)
+    distinct = distinct_rows(rows)
+    kinds.sort(key=lambda kind: tuned and kind[1] == "default")  # stable: otherwise the order of the measurements
+    result = []
+    for workload, allocator in kinds:
+        remark = _DEFAULT_REMARK if tuned and allocator == "default" else ""
+        found = select(rows, workload=workload, allocator=allocator)
+        result.append(_section(f"{workload}, {allocator} allocator", found, remark, distinct))
+    return result
+
+
+def distinct_rows(rows: Sequence[Row]) -> frozenset[int]:
+    """Return the identities of the rows whose speed-up differs from 1, all of the report judged at once."""
+    return frozenset(id(rows[place]) for place in significant_rows(rows))
+
+
+def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
+    """Return the axes that need a column, and what is the same in all rows as one line."""
+    rows = list(rows)
+    texts = {name: {axis(row) for row in rows} for name, axis in AXES.items()}
+    axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
+    silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_NEED_NO_WORD.get(name)})}
+    said = [name for name in AXES if name not in axes and name not in silent]
+    return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
+
+
+def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int]) -> Section:
+    axes, constants = varying(rows)
+    absent = {
+        "check": all(row.check == PASSED for row in rows),
+        "parity": not any(row.parity for row in rows),
+        "efficiency": all(row.sparse.efficiency is None for row in rows),
+        "peak memory": all(_memory_pair(row) == ABSENT for row in rows),
+    }
+    figures = [name for name in _FIGURES if not absent.get(name)]
+    if absent["check"]:
+        constants = "; ".join(filter(None, (constants, "check passed")))
+    failures = [text for row in rows if (text := failure(row))]
+    notes = Footnotes([row.notes for row in rows if row.sparse.median_s is not None or row.notes], failures)
+
+    def marked(cell: Cell, own: Iterable[Note]) -> Cell:
+        return Cell(cell.text + notes.marks(own), cell.tone)
+
+    def line(row: Row) -> tuple[Cell, ...]:
+        cells = {name: _FIGURES[name](row) for name in figures}
+        cells["speed-up"] = marked(speedup(row, distinct=id(row) in distinct), row.notes)
+        if "check" in cells:
+            cells["check"] = marked(cells["check"], [Note(text) for text in (failure(row),) if text])
+        return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
+
+    return Section(
+        title=title,
+        constants=constants,
+        remark=remark,
+        columns=(*axes, *figures),
+        groups=by_phase(rows, line),
+        footnotes=notes.lines,
+        left=WORDS,
+    )
+
+
+def by_phase(rows: Sequence[Row], line: Callable[[Row], tuple[Cell, ...]]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
+    """Return the lines of rows in groups, phase by phase in the order of a step."""
+    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
+    return tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases)
+
+
+def phase_order(phase: str | None) -> int:
+    """Return the place of a phase in a step, for sorting."""
+    return PHASES.index(phase) if phase in PHASES else len(PHASES)
+
+
+def _memory_pair(row: Row) -> str:
+    return pair(memory(row.dense.peak_memory_bytes), memory(row.sparse.peak_memory_bytes))

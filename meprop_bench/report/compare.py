@@ -16,20 +16,28 @@ gate does.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from typing import Any, Literal, Self
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.baselines import with_disagreements
-from meprop_bench.report.cells import ABSENT, Cell, pair, plain_speedup, ratio_within, seconds
-from meprop_bench.report.document import Document, doubts
-from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
-from meprop_bench.report.significance import judged_runs
+from meprop_bench.report.cells import (
+    ABSENT,
+    AXES,
+    WORDS,
+    Cell,
+    Section,
+    pair,
+    phase_order,
+    plain_speedup,
+    ratio_within,
+    seconds,
+    varying,
+)
+from meprop_bench.report.document import Document
+from meprop_bench.report.reliability import doubts, judged_runs, with_disagreements
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.stats import LEVEL, Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
@@ -40,6 +48,8 @@ Figure = Literal["time", "speedup"]
 _FIGURES: Mapping[Figure, str] = {"time": "time", "speedup": "speed-up over dense"}
 _OF_EITHER = ("kernel", "environment")
 """Axes that may differ within a pair."""
+_MOST, _LONGEST = 4, 40
+"""Differences of two environments that are named, and characters of each."""
 
 _REMARK = (
     "Sparse: median of the method, base → head. Faster: base time / head time, so that above 1 head is faster."
@@ -56,18 +66,11 @@ _HINTS = (
 
 @dataclass(frozen=True)
 class Change:
-    """One phase of one case in both results.
+    """One phase of one case in both results."""
 
-    Attributes:
-        base: the earlier row.
-        head: the later one.
-        reason: why there are no ratios; empty where there are.
-
-    """
-
-    base: Row
+    base: Row  # the earlier one
     head: Row
-    reason: str = ""
+    reason: str = ""  # why there are no ratios; empty where there are
 
     @classmethod
     def of(cls, base: Row, head: Row) -> Self:
@@ -89,9 +92,8 @@ class Change:
         base, head = (judged_runs(row) or () for row in (self.base, self.head))
         if figure == "time":
             return [[own for _, own in run] for run in base], [[own for _, own in run] for run in head]
-        return [[dense / own for dense, own in run] for run in head], [
-            [dense / own for dense, own in run] for run in base
-        ]
+        before, after = ([[dense / own for dense, own in run] for run in runs] for runs in (base, head))
+        return after, before
 
     def ratio(self, figure: Figure) -> Interval | None:
         """Return a ratio with its interval; None where there is a reason."""
@@ -104,22 +106,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two results, paired; it has what the formats ask of a `Document`.
+    """Two results, paired; it has what the formats ask of a `Document`."""
 
-    Attributes:
-        base: the earlier result.
-        head: the later one.
-        changes: what both have.
-        apart: cases and phases that only one of them has: (in base alone, in head alone).
-        environments: what differs between the environments of a pair, a line each; empty where nothing does.
-
-    """
-
-    base: Document
+    base: Document  # the earlier one
     head: Document
-    changes: tuple[Change, ...]
-    apart: tuple[int, int]
-    environments: tuple[str, ...] = field(default=())
+    changes: tuple[Change, ...]  # what both have
+    apart: tuple[int, int]  # how many cases and phases are in base alone, in head alone
+    environments: tuple[str, ...] = ()  # what differs between the environments of a pair, a line each
 
     @property
     def title(self) -> str:
@@ -170,29 +163,26 @@ class Comparison:
         """Return the geometric mean of ratios."""
         cases = [change.samples(figure) for change in changes]
         counts = [{len(case[side]) for case in cases} for side in (0, 1)]
-        # As `significance.mean_speedup`: to take processes for the same where they are not costs but a little width.
+        # As `reliability.mean_speedup`: to take processes for the same where they are not costs but a little width.
         return independent_ratio(cases, same_processes=all(len(count) == 1 for count in counts))
 
     @property
     def summary(self) -> list[str]:
         """The result in a few sentences."""
-        lines = [
-            f"{len(self.changes)} phases of {len({change.head.case_id for change in self.changes})} cases in both."
-        ]
-        alone = [
-            f"{count} phases in {name} alone" for name, count in zip(("base", "head"), self.apart, strict=True) if count
-        ]
-        if alone:
+        cases = len({change.head.case_id for change in self.changes})
+        lines = [f"{len(self.changes)} phases of {cases} cases in both."]
+        apart = zip(("base", "head"), self.apart, strict=True)
+        if alone := [f"{count} phases in {name} alone" for name, count in apart if count]:
             lines.append(f"Not compared: {', '.join(alone)}.")
         if doubted := sum(change.doubted for change in self.changes):
             lines.append(f"{doubted} phases whose dense times disagree are in no mean below.")
         lines += [f"Different environments, {line}" for line in self.environments]
         for (workload, phase), changes in self._kinds().items():
-            means = []
-            for figure, words in _FIGURES.items():
-                mean = self.mean(changes, figure)
-                means.append(f"{words} {_precise(mean)}{self._count(changes, figure)}")
-            lines.append(f"{workload} {phase}, {_cases(len(changes))}: {'; '.join(means)}.")
+            means = [
+                f"{words} {_precise(self.mean(changes, figure))}{self._count(changes, figure)}"
+                for figure, words in _FIGURES.items()
+            ]
+            lines.append(f"{workload} {phase}, {len(changes)} case{'s' * (len(changes) != 1)}: {'; '.join(means)}.")
         return lines
 
     def _kinds(self) -> dict[tuple[str, str], list[Change]]:
@@ -222,24 +212,25 @@ class Comparison:
         either = [name for name in _OF_EITHER if any(AXES[name](c.base) != AXES[name](c.head) for _, c in own)]
         reasons = list(dict.fromkeys(change.reason for _, change in own if change.reason))
         lines = {
-            place: (
-                *(Cell(AXES[name](change.head)) for name in axes),
-                *((Cell(change.head.allocator),) if allocators else ()),
-                *(Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either),
-                Cell(pair(seconds(change.base.sparse.median_s), seconds(change.head.sparse.median_s))),
-                self._cell(place, "time", reasons),
-                Cell(pair(*map(plain_speedup, (change.base, change.head)))),
-                self._cell(place, "speedup", reasons),
-            )
+            place: {
+                **{name: Cell(AXES[name](change.head)) for name in axes},
+                **({"allocator": Cell(change.head.allocator)} if allocators else {}),
+                **{name: Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either},
+                "sparse": Cell(pair(seconds(change.base.sparse.median_s), seconds(change.head.sparse.median_s))),
+                "faster": self._cell(place, "time", reasons),
+                "speed-up": Cell(pair(*map(plain_speedup, (change.base, change.head)))),
+                "change": self._cell(place, "speedup", reasons),
+            }
             for place, change in own
         }
         phases = sorted(dict.fromkeys(change.head.phase for _, change in own), key=phase_order)
         return Section(
             title=workload,
             constants=constants,
-            columns=(*axes, *(("allocator",) if allocators else ()), *either, "sparse", "faster", "speed-up", "change"),
+            columns=tuple(lines[own[0][0]]),
             groups=tuple(
-                tuple(lines[place] for place, change in own if change.head.phase == phase) for phase in phases
+                tuple(tuple(lines[place].values()) for place, change in own if change.head.phase == phase)
+                for phase in phases
             ),
             remark=_REMARK,
             footnotes=tuple(f"({number}) {reason}" for number, reason in enumerate(reasons, 1)),
@@ -299,22 +290,17 @@ class Comparison:
             }
         return record
 
-    def to_csv(self) -> str:
-        """Return a line for each phase of each case."""
-        target = StringIO()
-        writer = csv.writer(target, lineterminator="\n")
+    def lines(self) -> list[list[Any]]:
+        """Return the lines of a CSV file: the head, and one for each phase of each case."""
         records = [_flat(self._record(place)) for place in range(len(self.changes))]
-        writer.writerow(records[0])
-        writer.writerows(["" if value is None else value for value in record.values()] for record in records)
-        return target.getvalue()
+        return [list(records[0]), *(list(record.values()) for record in records)]
 
 
 def compare(base: Document, head: Document, *, across_environments: bool = False) -> Comparison:
     """Pair two results.
 
     Raises:
-        UserError: nothing was measured (5); no case is in both, or the environments differ and that was not requested
-            (3).
+        UserError: nothing was measured (5); no case is in both, or environments differ and nobody said they may (3).
 
     """
     for found in (base, head):
@@ -369,23 +355,16 @@ def _differences(base: Document, head: Document, changes: Iterable[Change]) -> l
     return lines
 
 
-_MOST = 4
-_LONGEST = 40
-
-
 def _short(value: object) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _precise(found: Interval) -> str:
-    """A ratio near 1 with as many digits as it needs."""
-    if found.estimate >= _FAR or found.estimate <= 1 / _FAR or too_wide(found.half_width):
+    """A ratio near 1, between a half and 2, with as many digits as it needs."""
+    if not 0.5 < found.estimate < 2 or too_wide(found.half_width):
         return ratio_within(found)
     return f"{found.estimate:.3f}x" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.bounded else "")
-
-
-_FAR = 2.0
 
 
 def _bounds(found: Interval | None) -> dict[str, float | None]:
@@ -393,10 +372,6 @@ def _bounds(found: Interval | None) -> dict[str, float | None]:
     return {
         name: None if math.isnan(value) else value for name, value in zip(("ratio", "low", "high"), values, strict=True)
     }
-
-
-def _cases(count: int) -> str:
-    return f"{count} case{'s' * (count != 1)}"
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from meprop_bench.measure.busy import was_busy
-from meprop_bench.measure.notes import Note
-from meprop_bench.report.baselines import disagreement, with_disagreements
-from meprop_bench.report.cells import memory, quantity
-from meprop_bench.report.floors import saving_sections
+from meprop_bench.errors import UserError
+from meprop_bench.report.cells import (
+    SHAPE,
+    WORDS,
+    Cell,
+    Section,
+    distinct_rows,
+    k_of,
+    memory,
+    parity,
+    points,
+    quantity,
+    ratio,
+    ratio_within,
+    sections,
+    shape,
+)
 from meprop_bench.report.identical import identical_section, identical_summary
-from meprop_bench.report.sections import Section, parity_section, sections, summary
-from meprop_bench.report.utilization import utilization_section
-from meprop_bench.results.schema import Row, as_object
-from meprop_bench.results.store import Store
-from meprop_bench.results.suite_file import read_suite_file
+from meprop_bench.report.machine import saving_sections, utilization_section
+from meprop_bench.report.reliability import doubts, mean_speedup, with_disagreements
+from meprop_bench.results.incoming import parsed, refused
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.schema import KEYS, Parity, Row, Utilization, as_object, select
+from meprop_bench.results.store import Store, sound_row
+from meprop_bench.stats import too_wide
 
 if TYPE_CHECKING:
     from meprop_bench.report.plots import Plot
 
-__all__ = ["HOW_TO_READ", "Document", "Readable", "doubts"]
+__all__ = ["HOW_TO_READ", "Document", "Readable", "parity_section", "summary"]
 
 HOW_TO_READ = (
     "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
@@ -70,7 +86,7 @@ class Readable(Protocol):
 
     @property
     def hints(self) -> Sequence[str]:
-        """How to read it, where there is little room."""
+        """How to read it, in few lines."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +131,39 @@ class Document:
         Raises `UserError` if there is none or it is corrupt.
         """
         if folder.is_file():
-            found = read_suite_file(folder)
-            return cls(folder.name, found.command, found.started, found.rows, found.environments)
+            return cls._of_suite(folder)
         return cls.of(Store.open(folder))
 
     @classmethod
+    def _of_suite(cls, path: Path) -> Self:
+        """Read a file of `--benchmark-json` or `--benchmark-save` that this project's suite wrote.
+
+            {"benchmarks": [{"extra_info": {"row": {...}, ...}, ...}, ...], "environments": {...}, "command": ..., ...}
+
+        pytest-benchmark has medians and rounds of its own; a row has the pairs, the processes and the check beside
+        them, so the rows are what a report is made from. A file of another project has none.
+        """
+        try:
+            record = parsed(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+        except ValueError as error:
+            raise refused(str(path), error, "run the suite again") from None
+        benchmarks = record.get("benchmarks") if isinstance(record, dict) else None
+        if not isinstance(benchmarks, list):
+            raise UserError(f"{path} is neither a results folder nor a file of pytest-benchmark's --benchmark-json")
+        environments = record.get("environments")
+        return cls(
+            title=path.name,
+            command=one_line(str(record.get("command") or "pytest --benchmark-json"), 2000),
+            started=one_line(str(record.get("datetime") or "an unknown time"), 40),
+            rows=[_suite_row(each, f"benchmark {place} of {path}") for place, each in enumerate(benchmarks, 1)],
+            environments=environments if isinstance(environments, dict) else {},
+        )
+
+    @classmethod
     def joined(cls, documents: Sequence[Self]) -> Self:
-        """Several documents as one, rows of each in turn; a single one stays what it is."""
+        """Several documents as one, their rows one after another; a single one stays what it is."""
         if len(documents) == 1:
             return documents[0]
         return cls(
@@ -188,25 +230,33 @@ class Document:
         doubts = {"doubts": self.doubts} if self.doubts else {}
         return as_object(self.command, self.environments, self.rows, **doubts)
 
+    def lines(self) -> Iterator[list[Any]]:
+        """Give the lines of a CSV file, the head first: every field but the raw values, each of a nested one apart."""
+        plain = [key for key in KEYS if key not in (*_RAW, *_NESTED)]
+        apart = [(name, field.name) for name, kind in _NESTED.items() for field in fields(kind)]
+        yield [*plain, *(f"{name}_{part}" for name, part in apart)]
+        for row in self.rows:
+            record = row.to_json()
+            yield [*(record[name] for name in plain), *((record[name] or {}).get(part) for name, part in apart)]
+
+
+_NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
+# Thousands of figures in one cell help nobody; JSON has them.
+_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds")
+
+
+def _suite_row(benchmark: Any, where: str) -> Row:
+    extra = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
+    row = extra.get("row") if isinstance(extra, dict) else None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is not of this project's suite: it has no row in its extra_info")
+    return sound_row(row, where, f"{where} holds no sound row")
+
 
 def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the machine's states of a header; those of an older run may be none."""
     found = head.get("states")
     return [state for state in found if isinstance(state, Mapping)] if isinstance(found, list) else []
-
-
-def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:
-    """Return why figures are not to be believed, a line each: the machine was busy, equal dense times disagree.
-
-    Args:
-        states: the machine's, as recorded.
-        rows: as `with_disagreements` gives them.
-
-    """
-    notes: dict[str, list[Note]] = {}
-    for row in rows:
-        notes.setdefault(row.case_id, []).extend(row.notes)
-    return [line for line in (was_busy(states, notes), disagreement(rows)) if line]
 
 
 def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:
@@ -218,7 +268,7 @@ def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:
 
 
 def _revisions(rows: Sequence[Row], environments: Mapping[str, Any]) -> list[str]:
-    """Say when the rows are of more than one revision of the code: a run that was resumed, or told of new commits."""
+    """Say when the rows are of more than one revision of the code: a run that was resumed, or saw new commits."""
     of = {key: environment.get("git_revision") for key, environment in environments.items()}
     found = dict.fromkeys(row.git_revision or of.get(row.environment_id) for row in rows)
     revisions = [revision for revision in found if revision is not None]
@@ -241,3 +291,92 @@ def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, quantity(value)
     else:
         yield name, "none" if value is None else str(value)
+
+
+_METRICS = {"accuracy_percent": "development-set accuracy"}
+"""`Parity.metric` in words, where it is not words already."""
+
+
+def parity_section(rows: Iterable[Row]) -> Section | None:
+    """Return the accuracy against dense, one line per case that was trained on both sides; None if none was."""
+    trained = [(row, row.parity) for row in rows if row.parity is not None]
+    if not trained:
+        return None
+    lines = [
+        {
+            "method": Cell(row.method),
+            "k": Cell(k_of(row)),
+            SHAPE: Cell(shape(row)),
+            "task": Cell(found.task),
+            "seeds": Cell(str(len(found.seeds))),
+            "steps": Cell(str(found.steps)),
+            "dense": Cell(f"{mean(found.baseline):.2f}%"),
+            "sparse": Cell(f"{mean(found.method):.2f}%"),
+            "difference": Cell(points(found.interval)),
+            "margin": Cell(f"{found.margin:g}"),
+            "verdict": Cell(found.verdict, parity(row).tone),
+        }
+        for row, found in trained
+    ]
+    metrics = dict.fromkeys(_METRICS.get(found.metric, found.metric) for _, found in trained)
+    remark = (
+        "Dense and sparse were trained from the same seeds on the same batches; the difference is sparse minus dense in"
+        f" points of {' or '.join(metrics)}, with its 95% interval over the seeds. Trainings of a sweep are short ones,"
+        " not a paper's table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it holds"
+        " it."
+    )
+    groups = (tuple(tuple(line.values()) for line in lines),)
+    return Section("Accuracy against dense", tuple(lines[0]), groups, remark=remark, left=WORDS)
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """Return the result in a few sentences."""
+    cases = {row.case_id: row for row in rows}
+    failed = {row.case_id for row in rows if row.error is not None}
+    wrong = {row.case_id for row in rows if row.error is None and not row.passed}
+    count = len(cases)
+    first = f"{count} case{'s' * (count != 1)}: {count - len(failed | wrong)} ran and passed the correctness check"
+    if wrong:
+        first += f", {len(wrong)} failed it"
+    if failed:
+        first += f", {len(failed)} could not be run"
+    lines = [first + "."]
+    distinct = distinct_rows(rows)
+    lines += [_range_of(found, name, distinct) for name, found in _headline_rows(rows)]
+    verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
+    if verdicts:
+        words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
+        counts = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
+        lines.append(f"Accuracy parity with dense: {counts}.")
+    return lines
+
+
+def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    rows = [row for row in rows if row.method != "dense"]  # `identical` reports those
+    tuned = [row for row in rows if row.allocator != "default"] or rows
+    kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
+    timed = [row for row in tuned if row.speedup is not None]
+    return [(f"{workload} {phase}", select(timed, workload=workload, phase=phase)) for workload, phase in kinds]
+
+
+def _range_of(rows: list[Row], name: str, distinct: frozenset[int]) -> str:
+    if not rows:
+        return f"{name}: no speed-up could be measured."
+    doubted = sum(row.baseline_disagreement is not None for row in rows)
+    vague = sum(row.baseline_disagreement is None and too_wide(row.half_width) for row in rows)
+    reasons = {"whose dense times disagree": doubted, "that cannot be told": vague}
+    left_out = [f"{count} {reason}" for reason, count in reasons.items() if count]
+    rows = [row for row in rows if row.baseline_disagreement is None and not too_wide(row.half_width)]
+    without = f", without {' and '.join(left_out)}" if left_out else ""
+    if not rows:
+        return f"{name}: no speed-up to be believed{without}."
+    values = sorted(row.speedup for row in rows if row.speedup is not None)
+    span = " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
+    text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}{without}"
+    if len(rows) > 1 and (typical := mean_speedup(rows)) is not None:
+        text += f", geometric mean {ratio_within(typical)}"
+    if unclear := sum(row.significant is not None and id(row) not in distinct for row in rows):
+        text += f", {unclear} of them not significant"
+    if slower := sum(id(row) in distinct and (row.speedup or 0) < 1 for row in rows):
+        text += f", {slower} of them slower"
+    return text + "."

@@ -1,44 +1,73 @@
-"""`--format`: the same document as a table, JSON, CSV, Markdown or HTML on one stream, and nothing else on it."""
+"""One document in every form: text for a terminal, JSON, CSV, Markdown, a page of HTML, the files of a results folder.
+
+Nothing here measures or loads torch, so a report can be made again anywhere. Plots and the page need the `report`
+extra; without it the README is written alone and says what is missing.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from base64 import b64encode
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.resources import files
 from io import StringIO
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
-from meprop_bench.optional import require
-from meprop_bench.report.document import Document
-from meprop_bench.report.markdown import as_markdown
-from meprop_bench.report.table import as_table
-from meprop_bench.results.schema import KEYS, Parity, Utilization
+from meprop_bench.optional import require, unavailable_reason
+from meprop_bench.report.document import Document, Readable
+from meprop_bench.report.markdown import as_markdown, as_readme
+from meprop_bench.results.store import replace_file
 
-__all__ = ["FORMATS", "as_csv", "as_json", "as_page", "write_as"]
+if TYPE_CHECKING:
+    from rich.console import Console, OverflowMethod
+    from rich.table import Table
+
+    from meprop_bench.report.cells import Section
+    from meprop_bench.report.compare import Comparison
+    from meprop_bench.report.plots import Plot
+
+__all__ = [
+    "FORMATS",
+    "as_csv",
+    "as_html",
+    "as_json",
+    "as_table",
+    "draw",
+    "missing_parts",
+    "new_page",
+    "new_table",
+    "printed",
+    "say",
+    "write_as",
+    "write_report",
+]
 
 FORMATS = ("table", "json", "md", "csv", "html")
-_NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
-# Thousands of figures in one cell help nobody; JSON has them.
-_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds")
+_PARTS = {"matplotlib": "plots", "jinja2": "HTML page"}
+_STYLES = {"": "", "good": "green", "bad": "bold red", "quiet": "dim"}
+_UNBOUNDED = 1000  # columns: nobody wraps a file, and no table is wider
+_PROSE = 110
 
 
-def as_json(document: Document) -> str:
+def write_as(form: str, document: Document | Comparison, stream: TextIO) -> None:
+    """Print the document on `stream` in one of `FORMATS`; characters that the stream cannot hold become `?`."""
+    text = as_table(document, terminal=stream.isatty()) if form == "table" else _TEXTS[form](document)
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+
+
+def as_json(document: Document | Comparison) -> str:
     """Return the document as one JSON object."""
     return json.dumps(document.to_json(), indent=1, allow_nan=False) + "\n"
 
 
-def as_csv(document: Document) -> str:
-    """Return the rows as CSV with a header: every field but the raw values, nested ones as columns of their own."""
-    plain = [key for key in KEYS if key not in (*_RAW, *_NESTED)]
-    apart = [(name, field.name) for name, kind in _NESTED.items() for field in fields(kind)]
+def as_csv(document: Document | Comparison) -> str:
+    """Return the rows as CSV with a header."""
     target = StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow([*plain, *(f"{name}_{part}" for name, part in apart)])
-    for row in document.rows:
-        record = row.to_json()
-        cells = [_cell(record[name]) for name in plain]
-        writer.writerow(cells + [_cell((record[name] or {}).get(part)) for name, part in apart])
+    csv.writer(target, lineterminator="\n").writerows([_cell(value) for value in line] for line in document.lines())
     return target.getvalue()
 
 
@@ -52,21 +81,135 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def as_page(document: Document) -> str:
-    """Return the HTML page, with what plots can be drawn here; raises `UserError` without jinja2."""
-    from meprop_bench.report import draw
-    from meprop_bench.report.html import as_html
-
+def _as_page(document: Document) -> str:
     require("jinja2", "the HTML page needs jinja2", "report")
     return as_html(document, *draw(document))
 
 
-_TEXTS: dict[str, Callable[[Document], str]] = {"json": as_json, "csv": as_csv, "md": as_markdown, "html": as_page}
+def as_html(document: Document, plots: Sequence[Plot], remark: str = "") -> str:
+    """Return one HTML page that needs nothing else: styles inside, plots as data URIs, everything escaped.
+
+    `remark` says why something is missing, if it is. Needs jinja2 (ImportError).
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("meprop_bench.report").joinpath("page.html.j2").read_text("utf-8"))
+    images = [(plot.caption, f"data:image/svg+xml;base64,{b64encode(plot.svg).decode()}") for plot in plots]
+    return template.render(document=document, images=images, remark=remark, how_to_read=document.how_to_read) + "\n"
 
 
-def write_as(form: str, document: Document, stream: TextIO) -> None:
-    """Print the document on `stream` in one of `FORMATS`; characters that the stream cannot hold become `?`."""
-    text = as_table(document, terminal=stream.isatty()) if form == "table" else _TEXTS[form](document)
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+_TEXTS: dict[str, Callable[[Any], str]] = {"json": as_json, "csv": as_csv, "md": as_markdown, "html": _as_page}
+
+
+def as_table(
+    document: Readable, *, terminal: bool = False, width: int | None = None, summary_first: bool = False
+) -> str:
+    """Return the report as text: in colour and in the width of a `terminal`, or as wide as it needs to be.
+
+    `summary_first` puts the result before the tables: a verdict stands there, figures sum up what was shown.
+    """
+    from rich.text import Text
+
+    page = new_page(terminal=terminal, width=width if terminal else (width or _UNBOUNDED))
+    say(page, "bold red", *document.doubts)
+    say(page, "bold", document.title)
+    page.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
+    if summary_first:
+        say(page, "", *document.summary)
+    for section in document.sections:
+        page.print()
+        say(page, "bold", section.title)
+        say(page, "dim", section.constants, section.remark)
+        page.print(_table(section))
+        say(page, "dim", *section.footnotes)
+    page.print()
+    say(page, "", *(() if summary_first else document.summary), *document.notes)
+    say(page, "dim", *document.hints)
+    return printed(page)
+
+
+def new_page(*, terminal: bool, width: int | None) -> Console:
+    """Return a console that keeps what is printed; without a terminal it has no colour."""
+    from rich.console import Console
+
+    return Console(file=StringIO(), force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False)
+
+
+def new_table(columns: Sequence[str], left: Collection[str], *, overflow: OverflowMethod, **settings: Any) -> Table:
+    """Return a table whose columns of words begin at the `left`."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, **settings)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow=overflow)
+    return table
+
+
+def say(page: Console, style: str, *texts: str) -> None:
+    """Print paragraphs, without those that are empty."""
+    from rich.text import Text
+
+    for text in filter(None, texts):
+        page.print(Text(text, style), width=min(page.width, _PROSE))
+
+
+def printed(page: Console) -> str:
+    """Return what was printed on a page."""
+    assert isinstance(page.file, StringIO)
+    return "\n".join(line.rstrip() for line in page.file.getvalue().splitlines()) + "\n"
+
+
+def _table(section: Section) -> Table:
+    from rich.text import Text
+
+    table = new_table(section.columns, section.left, overflow="fold", collapse_padding=True)
+    for group in section.groups:
+        for line in group:
+            table.add_row(*(Text(cell.text, _STYLES[cell.tone]) for cell in line), end_section=line is group[-1])
+    return table
+
+
+def missing_parts() -> str:
+    """Return one line that says which parts of a report cannot be made here and what to install, or ''."""
+    reasons = {package: reason for package in _PARTS if (reason := unavailable_reason(package)) is not None}
+    if not reasons:
+        return ""
+    what, why = " and ".join(_PARTS[package] for package in reasons), "; ".join(map(" ".join, reasons.items()))
+    return f"Written without {what} ({why}): install them with pip install 'meprop-bench[report]'"
+
+
+def draw(document: Document) -> tuple[list[Plot], str]:
+    """Return the plots that can be made here, and one line on what is missing, or ''.
+
+    A picture cannot say that it is doubtful, so what is not to be believed is in none.
+    """
+    if unavailable_reason("matplotlib") is not None:
+        return [], missing_parts()
+    from meprop_bench.report.plots import plots, rooflines
+
+    rows = [row for row in document.rows if row.baseline_disagreement is None]
+    return [*plots(rows), *rooflines(rows, document.peaks)], missing_parts()
+
+
+def write_report(folder: Path, document: Document | None = None) -> list[Path]:
+    """Write README.md, index.html and the plots of a results folder anew and return their paths.
+
+    `document` is what it holds, where that has been read already. `UserError`: no results there, corrupt rows, a folder
+    that cannot be written.
+    """
+    document = document or Document.load(folder)
+    drawn, remark = draw(document)
+    if unavailable_reason("matplotlib") is None:
+        drawn = [*document.curves(), *drawn]
+    contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
+    contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in drawn], remark)
+    if unavailable_reason("jinja2") is None:
+        contents["index.html"] = as_html(document, drawn, remark)
+    for stale in (path for kind in ("speedup", "phases", "roofline") for path in folder.glob(f"{kind}-*.svg")):
+        if stale.name not in contents:
+            stale.unlink(missing_ok=True)
+    for name, content in contents.items():
+        replace_file(folder / name, content)
+    return [folder / name for name in contents]

@@ -31,9 +31,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, SHAPE, Cell, seconds
-from meprop_bench.report.sections import AXES, WORDS, Section
-from meprop_bench.report.significance import judged_runs, mean_speedup
+from meprop_bench.report.cells import ABSENT, AXES, SHAPE, WORDS, Cell, Section, seconds
+from meprop_bench.report.reliability import judged_runs, mean_speedup
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import LEVEL, process_medians, ratio_p_value
@@ -54,11 +53,7 @@ _REMARK = (
     " processes, each judged alike; brackets: how far the rate might have come out otherwise with other repeats (95%,"
     " whole runs drawn with replacement)."
 )
-_RESAMPLED = ("resampled standard deviation", "resampled slower")
 _NOT_SHOWN = frozenset(axis.heading for axis in TABLE.values() if not axis.dense)
-_HEADS = ("slowdown", "repeats", "expected", "speed-up", "standard deviation", "slower", "a run", *_RESAMPLED)
-
-
 _RUNS, _POOLS, _RUNS_OF_A_POOL = 10_000, 200, 1_000
 _LEAST_REPEATS = 5
 """Fewer say nothing of how much they differ."""
@@ -66,22 +61,13 @@ _LEAST_REPEATS = 5
 
 @dataclass(frozen=True)
 class Resampled:
-    """What more runs like these would give.
+    """What more runs like these would give."""
 
-    Attributes:
-        processes: in the pool.
-        spread: standard deviation of log(speed-up) over the resampled runs.
-        slower: share of them that are slower.
-        low: 2.5% quantile of that share over the pools.
-        high: 97.5% quantile.
-
-    """
-
-    processes: int
-    spread: float
-    slower: float
-    low: float
-    high: float
+    processes: int  # in the pool
+    spread: float  # standard deviation of log(speed-up) over the resampled runs
+    slower: float  # share of them that are slower
+    low: float  # 2.5% quantile of that share over the pools
+    high: float  # 97.5% quantile
 
     @classmethod
     def of(cls, group: Sequence[Row]) -> Resampled | None:
@@ -119,11 +105,11 @@ def identical_section(rows: Sequence[Row]) -> Section | None:
         return None
     firsts = [group[0] for group in groups]
     axes = [name for name in AXES if name not in _NOT_SHOWN and len({AXES[name](row) for row in firsts}) > 1]
-    axes = axes or [SHAPE]
+    lines = [_line(axes or [SHAPE], group) for group in groups]
     return Section(
         title="A/A: the same code on both sides",
-        columns=(*axes, *_HEADS),
-        groups=(tuple(_line(axes, group) for group in groups),),
+        columns=tuple(lines[0]),
+        groups=(tuple(tuple(line.values()) for line in lines),),
         remark=_REMARK,
         left=WORDS,
     )
@@ -155,23 +141,23 @@ def _repeats(rows: Sequence[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _line(axes: Sequence[str], group: Sequence[Row]) -> tuple[Cell, ...]:
+def _line(axes: Sequence[str], group: Sequence[Row]) -> dict[str, Cell]:
     slowdown, spread = group[0].slowdown or 0.0, _spread(group)
     mean = mean_speedup(group)
     (seen, judged), wrong = _slower(group), slowdown == 0
     found, taken = Resampled.of(group), [row.elapsed_s for row in group if row.elapsed_s is not None]
-    return (
-        *(Cell(AXES[name](group[0])) for name in axes),
-        Cell(_percent(slowdown) if slowdown else "none"),
-        Cell(str(len(group))),
-        Cell(f"{1 / (1 + slowdown):.4f}x"),
-        Cell(ABSENT if mean is None else f"{mean.estimate:.4f}x"),
-        Cell(ABSENT if spread is None else f"{100 * spread:.2f}%"),
-        Cell(f"{seen} of {judged}" if judged else ABSENT, "bad" if seen and wrong else ""),
-        Cell(seconds(max(taken, default=None))),
-        Cell(ABSENT if found is None else f"{100 * found.spread:.2f}%"),
-        Cell(ABSENT if found is None else _rate(found)),
-    )
+    return {
+        **{name: Cell(AXES[name](group[0])) for name in axes},
+        "slowdown": Cell(_percent(slowdown) if slowdown else "none"),
+        "repeats": Cell(str(len(group))),
+        "expected": Cell(f"{1 / (1 + slowdown):.4f}x"),
+        "speed-up": Cell(ABSENT if mean is None else f"{mean.estimate:.4f}x"),
+        "standard deviation": Cell(ABSENT if spread is None else f"{100 * spread:.2f}%"),
+        "slower": Cell(f"{seen} of {judged}" if judged else ABSENT, "bad" if seen and wrong else ""),
+        "a run": Cell(seconds(max(taken, default=None))),
+        "resampled standard deviation": Cell(ABSENT if found is None else f"{100 * found.spread:.2f}%"),
+        "resampled slower": Cell(ABSENT if found is None else _rate(found)),
+    }
 
 
 def _rate(found: Resampled) -> str:

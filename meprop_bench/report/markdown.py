@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from meprop_bench.report.cells import Section
 from meprop_bench.report.document import Document, Readable
-from meprop_bench.report.sections import Section
 
 __all__ = ["GAP", "as_markdown", "as_readme", "code_block", "escaped", "table"]
 
@@ -36,14 +36,7 @@ def as_markdown(document: Readable) -> str:
 
 
 def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str = "") -> str:
-    """Return the page of a results folder.
-
-    Args:
-        document: the folder's contents.
-        plots: file name and what it shows, in the order of the page.
-        remark: why something is missing, if it is.
-
-    """
+    """Return the page of a results folder, with plots (file name, caption); `remark`: why something is missing."""
     parts = [
         f"# {escaped(document.title)}",
         *_doubts(document),

@@ -1,30 +1,45 @@
-"""The two pictures of a report, as SVG.
+"""The pictures of a report, as SVG.
 
 1. Speed-up over k with intervals, beside what it cannot exceed (n/k, the share of the arithmetic that is left), what
    this machine's floor allows, and, for the shape that the paper measured, what the paper reports.
 2. Where a step's time goes: forward, backward and update stacked, dense beside sparse.
+3. The roofline: how fast each side computes, against what its operations per byte allow on this machine.
 
-A plot shows one shape on one device under one allocator; everything that is constant in it is in its title. The colours
-are Okabe and Ito's, told apart by every kind of colour vision, and each series has a marker of its own as well.
+       y = operations / second        at most   min(peak rate, bandwidth × x)
+       x = operations / byte          both from the definition of the method: the least that must be moved
+
+   Dense products lie far to the right, under the flat roof of the arithmetic. Sparsifying takes operations away and
+   leaves the bytes (dW is written in full, unless its gradient is rows), so that points move left, towards the slope:
+   there the memory bounds them, and a smaller k gains no more. The distance to the roof above a point is what is left
+   to gain; a speed-up is not to be seen here, since the sparse side does less. The roofs are measured
+   (`measure.peaks`): one slope for main memory, one for the fastest cache. A point between them works on data that
+   partly stay in a cache.
+4. The learning curve of a training: the loss falling, the development metric rising, and where it was best.
+
+A plot shows one device under one allocator, of the first two one shape; everything that is constant in it is in its
+title. The colours are Okabe and Ito's, distinct to every kind of colour vision, and each series has a marker of its
+own as well.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from meprop_bench.report.cells import IN_SHAPE, shape
+from meprop_bench.measure.peaks import Peaks
+from meprop_bench.report.cells import IN_SHAPE, quantity, shape
+from meprop_bench.report.machine import peaks_of
 from meprop_bench.results.axes import AXES
-from meprop_bench.results.schema import Row
+from meprop_bench.results.schema import Row, Side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "MARKERS", "STYLE", "Plot", "as_svg", "grouped", "plots"]
+__all__ = ["COLOURS", "MARKERS", "STYLE", "Plot", "as_svg", "curve", "plots", "rooflines"]
 
 # ICML 2017, table 7: backward time of the linear layer, batch 1024, 8192 -> 8192, unified, on a GTX 1080.
 _PAPER_SHAPE = (1024, 8192, 8192)
@@ -127,7 +142,8 @@ def _over_k(rows: list[Row], number: int) -> Plot:
         bbox_to_anchor=(1.0, 0.5),
     )
     caption = f"Speed-up of the {first.phase} over k ({first.workload}; {_title(first)}), with 95% intervals."
-    return Plot(_name("speedup", first, number), caption, as_svg(figure))
+    name = f"{first.workload}-{first.phase}-{first.allocator}"
+    return Plot(_name("speedup", name, number), caption, as_svg(figure))
 
 
 def _scales(axes: Axes, ks: Sequence[float]) -> None:
@@ -232,13 +248,13 @@ def _stacked(cases: list[list[Row]], number: int) -> Plot:
     axes.set_xlabel(f"median time of one iteration, {unit}")
     axes.set_title(_title(cases[0][0]), pad=24)
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8.5, borderaxespad=0.2)
-    caption = f"Where the time of a step goes, dense above sparse ({cases[0][0].workload}; {_title(cases[0][0])})."
-    return Plot(_name("phases", cases[0][0], number), caption, as_svg(figure))
+    first = cases[0][0]
+    caption = f"Where the time of a step goes, dense above sparse ({first.workload}; {_title(first)})."
+    return Plot(_name("phases", f"{first.workload}-step-{first.allocator}", number), caption, as_svg(figure))
 
 
-def _name(kind: str, row: Row, number: int) -> str:
+def _name(kind: str, words: str, number: int) -> str:
     """A file name from what is in the rows, which may hold anything printable."""
-    words = f"{row.workload}-{row.phase if kind == 'speedup' else 'step'}-{row.allocator}"
     return f"{kind}-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', words)[:60]}.svg"
 
 
@@ -247,3 +263,136 @@ def as_svg(figure: Figure) -> bytes:
     target = BytesIO()
     figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
     return target.getvalue()
+
+
+_OF_METHOD = ("linear-backward", "backward")
+"""What the method is about; of a workload that has both, the first."""
+
+_DENSE = "#444444"
+
+
+def rooflines(rows: Sequence[Row], peaks: Mapping[str, Any]) -> list[Plot]:
+    """Draw a roofline for each device, dtype, threads and allocator whose peaks are known; needs matplotlib."""
+    import matplotlib as mpl
+
+    drawn: list[Plot] = []
+    with mpl.rc_context(STYLE):
+        for found in grouped(_main(rows), lambda row: (row.device, row.dtype, row.threads, row.allocator)):
+            machine = peaks_of(found[0], peaks)
+            if machine is not None and found[0].dtype in machine.flops_per_s:
+                drawn.append(_roofline(found, machine, len(drawn)))
+    return drawn
+
+
+def _main(rows: Sequence[Row]) -> list[Row]:
+    """Return the row of each case that is about the method, where it passed and both its sides were counted."""
+    chosen = []
+    for case in grouped(rows, lambda row: (row.case_id,)):
+        phases = {row.phase: row for row in case if row.passed and _point(row.dense) and _point(row.sparse)}
+        chosen += [phases[phase] for phase in _OF_METHOD if phase in phases][:1]
+    return chosen
+
+
+def _point(side: Side) -> tuple[float, float] | None:
+    """Return operations per byte, and operations a second."""
+    flops, nbytes, median_s = side.flops, side.bytes, side.median_s
+    return (flops / nbytes, flops / median_s) if flops and nbytes and median_s else None
+
+
+def _roofline(rows: list[Row], machine: Peaks, number: int) -> Plot:
+    from matplotlib.figure import Figure
+
+    first = rows[0]
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    points = [point for row in rows for side in (row.dense, row.sparse) if (point := _point(side))]
+    _roofs(axes, machine, first.dtype, [x for x, _ in points])
+    dense = [point for row in rows if (point := _point(row.dense))]
+    axes.plot(*zip(*dense, strict=True), color=_DENSE, marker="x", markersize=6, linestyle="", label="dense")
+    for index, series in enumerate(grouped(rows, _roofline_series)):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        label: str | None = ", ".join(map(str, _roofline_series(series[0])))
+        for of_shape in grouped(series, lambda row: (row.workload, row.batch, row.in_features, row.out_features)):
+            ordered = sorted(of_shape, key=lambda row: row.k)
+            found = [point for row in ordered if (point := _point(row.sparse))]
+            style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 0.8}
+            axes.plot(*zip(*found, strict=True), label=label, **style)
+            label = None
+    _labels(axes)
+    axes.set_title(_roofline_title(first))
+    axes.grid(linewidth=0.4, color="#DDDDDD")
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    caption = (
+        f"Roofline of the backward passes ({_roofline_title(first)}): the measured roofs, and each case's dense and"
+        " sparse side; lines join the k of one shape."
+    )
+    name = f"{first.device}-{first.dtype}-{first.threads}-{first.allocator}"
+    return Plot(_name("roofline", name, number), caption, as_svg(figure))
+
+
+def _labels(axes: Axes) -> None:
+    """Label both axes with plain numbers: an exponent would be typeset as mathematics, which is switched off."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
+    axes.set_xlabel("operations per byte that must be moved")
+    axes.set_ylabel("operations a second")
+
+
+def _roofs(axes: Axes, machine: Peaks, dtype: str, xs: Sequence[float]) -> None:
+    """Draw the flat roof and the two slopes, from left of all points to right of them and of the corners."""
+    peak = machine.flops_per_s[dtype]
+    memory, cache = machine.bandwidth[-1][1], max(rate for _, rate in machine.bandwidth)
+    left, right = min(*xs, peak / cache) / 2, max(*xs, peak / memory) * 2
+    slopes = ((cache, "fastest cache", "--"), (memory, "main memory", "-"))
+    for rate, name, line in slopes:
+        corner = peak / rate
+        label = f"{name}, {quantity(rate)}B/s"
+        axes.plot([left, corner], [rate * left, peak], color="black", linewidth=1.1, linestyle=line, label=label)
+    label = f"arithmetic, {quantity(peak)}FLOP/s"
+    axes.plot([peak / cache, right], [peak, peak], color="black", linewidth=1.6, label=label)
+
+
+def _roofline_series(row: Row) -> tuple[object, ...]:
+    kernel = (row.kernel_requested,) if row.kernel_requested != "auto" else ()
+    return (row.method, f"{row.gradient} gradient", *kernel)
+
+
+def _roofline_title(row: Row) -> str:
+    threads = f"{row.threads} threads" if row.threads != 1 else "1 thread"
+    return f"{row.device}, {threads}, {row.dtype}, {row.allocator} allocator"
+
+
+def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str) -> bytes:
+    """Draw the learning curve of a training as SVG; needs matplotlib (ImportError).
+
+    `history` are its evaluations, at least one, with "epoch", "loss" (None where it was not finite), "dev" and "test",
+    which are of `metric`.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    epochs = [found["epoch"] for found in history]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(epochs, [found["dev"] for found in history], color=COLOURS[0], marker="o", markersize=3, label="dev")
+        tested = [(found["epoch"], found["test"]) for found in history if found["test"] is not None]
+        if tested:
+            axes.plot(*zip(*tested, strict=True), "s", color=COLOURS[1], markersize=5, label="test, where dev was best")
+        axes.set_xlabel("epochs")
+        axes.set_ylabel(f"{metric}, %")
+        axes.set_title(title)
+        losses = axes.twinx()
+        values = [float("nan") if found["loss"] is None else found["loss"] for found in history]
+        losses.plot(epochs, values, color="#777777", linestyle=":", label="training loss")
+        losses.set_ylabel("training loss")
+        losses.spines["right"].set_visible(True)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
+        return as_svg(figure)

@@ -28,7 +28,19 @@ from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clocks import CACHES, LAUNCHES
 from meprop_bench.results.incoming import Name, conforming, parts
 
-__all__ = ["AXES", "DENSE_AXES", "Axes", "Axis", "StoredAxes", "default_allocator", "default_threads", "number"]
+__all__ = [
+    "AXES",
+    "DENSE_AXES",
+    "WITHOUT_K",
+    "Axes",
+    "Axis",
+    "StoredAxes",
+    "case_name",
+    "default_allocator",
+    "default_threads",
+    "device_name",
+    "number",
+]
 
 LAYERS = ("linear", "conv", "lstm", "gru")
 PERCEPTRONS = ("mlp", "mesimp", "meact")
@@ -300,6 +312,39 @@ AXES: Mapping[str, Axis] = {axis.option: axis for axis in _axes()}
 
 DENSE_AXES = tuple(axis.field for axis in AXES.values() if axis.dense)
 """Fields that the dense side depends on: cases that are equal in these do the same dense work."""
+
+WITHOUT_K = ("meact", "dense")
+"""Methods that have no k."""
+
+_TOGETHER = ("in_features", "threads")
+"""Axes that another one says, too: the shape, and the device."""
+
+
+def case_name(one: Axes[Any]) -> str:
+    """Name a case, a `workloads.case.Case` or a `Row`: `linear 784→500 B=50 unified k=30 cpu:2`.
+
+    A verdict, a line of progress and a stored result so say the same of the same thing, and two cases that differ have
+    two names. What most cases have (kernel "auto", a dense gradient, float32, ...) is left out; the threads are not,
+    since their usual number is another on each machine.
+    """
+    words = {
+        axis.field: axis.said(one)
+        for axis in sorted(AXES.values(), key=lambda axis: axis.place)
+        if axis.field not in _TOGETHER
+    }
+    # The inputs of a model are said by its data.
+    if one.data is None and one.in_features is not None and AXES["in-features"].of(one.workload):
+        words["out_features"] = f"{one.in_features}→{one.out_features}"
+    if one.method in WITHOUT_K:
+        del words["k"]
+    words["device"] = device_name(one)
+    return " ".join(filter(None, words.values()))
+
+
+def device_name(one: Axes[Any]) -> str:
+    """Return the device with its threads, `cpu:2`; a GPU has its number alone."""
+    return f"cpu:{one.threads}" if one.device == "cpu" and one.threads else one.device
+
 
 if TYPE_CHECKING:
 

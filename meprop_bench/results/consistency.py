@@ -121,16 +121,16 @@ def check_parity(parity: Parity) -> None:
         raise ValueError("parity: a seed is there twice")
     found = mean_difference(list(zip(parity.baseline, parity.method, strict=True)))
     for name, own in (("difference", found.estimate), ("low", found.low), ("high", found.high)):
-        _same(f"parity.{name}", getattr(parity, name), own, "its accuracies have", floor=1.0)
+        _same(f"parity.{name}", getattr(parity, name), own, "its accuracies have", least=1.0)
     if parity.verdict != (verdict := non_inferiority(found, parity.margin)):
         raise ValueError(f"parity.verdict is {parity.verdict!r}, but its accuracies have {verdict!r}")
 
 
-def _same(name: str, told: float | None, found: float | None, source: str, *, floor: float = 0.0) -> None:
+def _same(name: str, stored: float | None, found: float | None, source: str, *, least: float = 0.0) -> None:
     """Raise ValueError for a figure that is not the one found; None is no figure, and NaN finds none."""
-    if told is None:
+    if stored is None:
         return
     if found is None or math.isnan(found):
-        raise ValueError(f"{name} is {told:.6g}, but {source} none")
-    if not abs(told - found) <= _TOLERANCE * max(abs(found), floor):
-        raise ValueError(f"{name} is {told:.6g}, but {source} {found:.6g}")
+        raise ValueError(f"{name} is {stored:.6g}, but {source} none")
+    if not abs(stored - found) <= _TOLERANCE * max(abs(found), least):
+        raise ValueError(f"{name} is {stored:.6g}, but {source} {found:.6g}")

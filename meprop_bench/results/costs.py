@@ -39,9 +39,7 @@ class Cost:
 def judged_pairs(row: Row) -> Runs:
     """Return the pairs `(baseline_s, method_s)` that the row's speed-up is taken over, process by process.
 
-    Raises:
-        ValueError: a row without values, as that of a case which failed.
-
+    ValueError for a row without values, as that of a case which failed.
     """
     if row.measurement is None:
         raise ValueError(f"the row of case {row.case_id}, phase {row.phase}, holds no values")
@@ -68,28 +66,26 @@ def _gap(row: Row) -> float:
     return math.nan if row.parity is None else 0 - row.parity.difference
 
 
+def _of_method(name: str) -> Callable[[Row], float]:
+    """Return what gives a figure of the sparse side."""
+    return lambda row: _or_nan(getattr(row.sparse, name))
+
+
+def _idle(row: Row) -> float:
+    return 100 - _or_nan(getattr(row.sparse.utilization, "gpu_utilization", None))
+
+
 COSTS: Mapping[str, Cost] = {
     "time": Cost("time", "seconds", _times, "One iteration of the phase by the method."),
     "ratio": Cost("track", "method / dense time", _ratios, "Method / dense time of the same pairs: below 1 it pays."),
-    "flops": Cost("track", "operations", lambda row: _or_nan(row.sparse.flops), "What the method must compute."),
-    "bytes": Cost("memory", "bytes", lambda row: _or_nan(row.sparse.bytes), "What the method must move at least."),
+    "flops": Cost("track", "operations", _of_method("flops"), "What the method must compute."),
+    "bytes": Cost("memory", "bytes", _of_method("bytes"), "What the method must move at least."),
     "peak_memory": Cost(
-        "memory",
-        "bytes",
-        lambda row: _or_nan(row.sparse.peak_memory_bytes),
-        "Tensors on top of what the phase starts with.",
+        "memory", "bytes", _of_method("peak_memory_bytes"), "Tensors on top of what the phase starts with."
     ),
-    "rss": Cost(
-        "memory",
-        "bytes",
-        lambda row: _or_nan(row.sparse.process_peak_bytes),
-        "Largest resident set of the measuring process.",
-    ),
+    "rss": Cost("memory", "bytes", _of_method("process_peak_bytes"), "Largest resident set of the measuring process."),
     "gpu_idle": Cost(
-        "track",
-        "% of the time without a kernel",
-        lambda row: 100 - _or_nan(getattr(row.sparse.utilization, "gpu_utilization", None)),
-        "100 - utilisation of the GPU over a steady loop.",
+        "track", "% of the time without a kernel", _idle, "100 - utilisation of the GPU over a steady loop."
     ),
     "accuracy_gap": Cost(
         "track", "points of accuracy lost", _gap, "Dense - method after short training runs from the same seeds."

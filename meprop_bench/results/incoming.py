@@ -9,7 +9,7 @@ such ratios, leaves the range of a float.
 
 Keys that a structure does not have are ignored, as files of newer versions have them, unless it is a `msgspec.Struct`
 that forbids them, as those of hand-written files are; a key that is missing, or one too many, is looked for among the
-others. A key that an object has twice is refused: which of the two is meant cannot be told.
+others. A key that an object has twice is refused: nothing says which of the two is meant.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ _SUPERFLUOUS = re.compile(r"Object contains unknown field `(?P<field>.+)`")
 def parsed(data: bytes | str) -> Any:
     """Return the value of a JSON text.
 
-    Raises:
-        ValueError: it is none, or has a number that is not finite, or an object has a key twice; in one line.
-
+    ValueError, in one line: it is none, or has a number that is not finite, or an object has a key twice.
     """
     try:
         return json.loads(data, object_pairs_hook=unique, parse_constant=_refuse_constant, parse_float=_finite)
@@ -94,20 +92,14 @@ def parsed(data: bytes | str) -> Any:
 
 
 def checked(record: object, kind: type[_Structure]) -> _Structure:
-    """Return JSON values as a structure.
+    """Return JSON values as a structure, a dataclass or a type of msgspec's, whose annotations say what is allowed.
 
-    Args:
-        record: of a JSON text.
-        kind: a dataclass, or a type of msgspec's, whose annotations say what is allowed.
-
-    Raises:
-        ValueError: a field is missing or holds what it cannot; one line names it.
-
+    ValueError, in one line that names it: a field is missing or holds what it cannot.
     """
     try:
         return msgspec.convert(record, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(_told(str(error), record, kind)) from None
+        raise ValueError(_explained(str(error), record, kind)) from None
     except (OverflowError, RecursionError) as error:
         raise ValueError(one_line(str(error), 80)) from None
 
@@ -124,11 +116,9 @@ def parts(kind: Any) -> tuple[tuple[type, str], ...]:
 
 
 def conforming(what: str, value: object, kind: Any) -> Any:
-    """Return what a user gave as the kind has it: `batch must be an integer of at least 1, not 0`.
+    """Return what a user gave as the kind has it; what it must be is in the `description`s of its types.
 
-    Raises:
-        UserError: it is none of the kind; what it must be is said in the `description`s of its types.
-
+    `UserError`: `batch must be an integer of at least 1, not 0`.
     """
     try:
         return msgspec.convert(value, kind)
@@ -164,7 +154,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"it holds {name}, which is no number of JSON")
 
 
-def _told(message: str, record: object, kind: object) -> str:
+def _explained(message: str, record: object, kind: object) -> str:
     """Return msgspec's message with the field's name first, and what it holds."""
     found = _EXPECTED.fullmatch(message)
     assert found is not None

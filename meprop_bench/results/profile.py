@@ -24,7 +24,7 @@ SIDES = ("dense", "sparse")
 class Stage:
     """A part of the linear layers' backward pass, run by itself."""
 
-    # "selection", "gather" (where it can be told from the products), "dx", "dW", "scatter", "dense layers" or "rest"
+    # "selection", "gather" (where it is apart from the products), "dx", "dW", "scatter", "dense layers" or "rest"
     name: str
     seconds: float  # the mean of the processes' medians
     flops: int | None = None  # floating-point operations that it needs; None where nobody counts (the rest)

@@ -7,7 +7,7 @@ and needs at least, notes. Stored, it is one flat JSON object on one line of `me
     name, baseline_name   of the fields of a `Side`: the method's and the baseline's
     values_s[i], baseline_values_s[i]    measured next to each other in random order; run_lengths cuts both lists into
                           fresh processes, the replicates that the interval is taken over; disturbed marks the pairs
-                          during which the machine did something else (null: it could not be told)
+                          during which the machine did something else (null: unknown)
     processes, efficiency, gpu_utilization, cpu_utilization, power_w, energy_per_step_j
                           follow from the structures, and are there for those who read a row without this package
     notes, note_kinds     what a reader should know, in words; and the same as data, in the same order
@@ -132,7 +132,7 @@ class Utilization(_Record):
     cpu_energy_j: Amount | None = None  # of all packages over the loop
     rss_bytes: Number | None = None  # largest resident set of the process
     voluntary_switches: Number | None = None  # of all threads of the process over the loop: they waited for something
-    involuntary_switches: Number | None = None  # likewise: they had to make room
+    involuntary_switches: Number | None = None  # likewise: something else was scheduled
     page_faults: Number | None = None  # pages mapped at first touch over the loop
     gpu_utilization: Busy | None = None  # percent of the time in which some kernel ran
     gpu_memory_utilization: Busy | None = None  # percent of the time in which device memory was read or written
@@ -178,41 +178,26 @@ class Side(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Row(StoredAxes, _Record):
-    """One phase of one case: its axes, and what was measured. Times are seconds per iteration, sizes bytes.
+    """One phase of one case: its axes, and what was measured. Times are seconds per iteration, sizes bytes."""
 
-    `unavailable` says of the fields `WATCHED` that are null why they are.
-
-    `data_published` says whether the data were those that were published, by their SHA-256: false where files of their
-    names hold something else, null where no published SHA-256 is known.
-
-    `kernel` is the one that ran, `kernel_requested` the axis.
-
-    The speed-up and its interval are kept as they were stored; they are those of `measurement`, where it is there.
-
-    `baseline_disagreement` is set by a report, and null in what is stored: the largest factor between the baseline's
-    median and that of another row whose dense work is the same, where they disagree (`report.baselines`).
-
-    `elapsed_s` is the wall time of the whole case: the start of its processes and all besides the timing, too.
-
-    `git_revision` is that of the code which was measured; of rows without it, that of their environment. A run may be
-    resumed at another one, and an environment's id does not tell them apart.
-    """
-
-    kernel: Name | None
+    kernel: Name | None  # that ran; `kernel_requested` is the axis
     phase: Name | None
-    data_published: bool | None = None
+    data_published: bool | None = None  # by their SHA-256; null where no published SHA-256 is known
     measurement: Measurement | None = None
     sparse: Side = Side()
     dense: Side = Side()
+    # set by a report, null in what is stored: the largest factor between the baseline's median and that of another row
+    # whose dense work is the same, where they disagree (`report.reliability`)
     baseline_disagreement: Annotated[float, Meta(ge=1, le=1e30)] | None = None
-    speedup: Ratio | None = None
+    speedup: Ratio | None = None  # with its interval as it was stored: those of `measurement`, where it is there
     speedup_low: Ratio | None = None
     speedup_high: Ratio | None = None
     converged: bool | None = None
-    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
+    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)  # of `WATCHED`: why they are null
     check: str | None = None
     parity: Parity | None = None
-    elapsed_s: Amount | None = None
+    elapsed_s: Amount | None = None  # wall time of the whole case, with the start of its processes
+    # of the code that was measured (else that of the environment): a run may be resumed at another one
     git_revision: Name | None = None
     environment_id: Name
     error: str | None = None
@@ -276,13 +261,7 @@ class Row(StoredAxes, _Record):
 
     @classmethod
     def from_json(cls, record: object) -> Row:
-        """Build from a JSON object.
-
-        Raises:
-            UserError: the record is of another schema.
-            ValueError: a field is missing or wrong.
-
-        """
+        """Build from a JSON object; `UserError` for one of another schema, ValueError for a missing or wrong field."""
         check_schema(record)
         assert isinstance(record, Mapping)
         flat = checked(record, Flat)
@@ -352,15 +331,7 @@ KEYS = (
 
 
 def as_object(command: str, environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> dict[str, Any]:
-    """Return the object that `--format json` prints.
-
-    Args:
-        command: what made it.
-        environments: what each environment id stands for.
-        rows: what was measured.
-        more: of the verb.
-
-    """
+    """Return the object that `--format json` prints; `environments` are what each environment id stands for."""
     environment, records = dict(environments), [row.to_json() for row in rows]
     return {"schema": SCHEMA, "command": command, "environment": environment, "rows": records, **more}
 

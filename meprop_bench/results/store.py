@@ -33,7 +33,7 @@ from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, r
 from meprop_bench.results.redact import one_line, without_paths
 from meprop_bench.results.schema import SCHEMA, Row, check_schema
 
-__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file"]
+__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file", "sound_row"]
 
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
@@ -44,10 +44,7 @@ _NOT_STORED = "it was not stored, since nobody could read it: please report this
 
 
 def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
-    """Write `path` as a whole or not at all; raises `UserError` if it cannot.
-
-    What is too long to be held at once may come in pieces.
-    """
+    """Write `path`, from pieces where it is long, as a whole or not at all (`UserError`)."""
     pieces: Iterable[str | bytes] = (content,) if isinstance(content, str | bytes) else content
     with _or_user_error(path), replacing(path) as file:
         for piece in pieces:
@@ -73,17 +70,13 @@ def append_lines(path: Path, lines: Iterable[bytes], fd: int | None = None) -> N
 class Store:
     """One results folder; make it with `create`, `open` or `find_resumable`, and close it (or use `with`).
 
-    Attributes:
-        folder: where it is.
-        header: `environment.json` as stored: command, started, plan, environments, peaks, and the machine's states, one
-            for each time that the run was begun or resumed.
-        notes: what had to be put right on opening, one line each.
-
+    `header` is `environment.json` as stored: command, started, plan, environments, peaks, and the machine's states, one
+    for each time that the run was begun or resumed.
     """
 
     def __init__(self, folder: Path, *, write: bool) -> None:
         self.folder = folder
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # what had to be put right on opening, one line each
         self._fd: int | None = None
         self.header = _read_header(folder)
         try:
@@ -96,25 +89,12 @@ class Store:
 
     @classmethod
     def create(
-        cls,
-        root: Path,
-        name: str,
-        machine: str,
-        command: str,
-        plan: Mapping[str, Any],
-        *,
-        now: datetime | None = None,
+        cls, root: Path, name: str, machine: str, command: str, plan: Mapping[str, Any], *, now: datetime | None = None
     ) -> Self:
-        """Make a new folder under `root` and open it for writing.
+        """Make a new folder under `root` (made if it is not there) and open it for writing.
 
-        Args:
-            root: the parent, made if it is not there.
-            name: of the sweep; a part of the folder's name, so letters, digits, dot, dash and underscore.
-            machine: a slug that tells machines apart.
-            command: what the user typed; absolute paths in it are shortened.
-            plan: the sweep as resolved, JSON-able; `find_resumable` compares it.
-            now: the start, for the folder's name and the record (default: the clock).
-
+        The name of the sweep and the machine are parts of the folder's: letters, digits, dot, dash and underscore. The
+        plan, JSON-able, is what `find_resumable` compares. Absolute paths in the command are shortened.
         """
         started = now or datetime.now(UTC)
         stem = f"{started:%Y-%m-%d}_{_slug(machine, 'machine')}_{_slug(name, 'name')}"
@@ -138,9 +118,7 @@ class Store:
     def open(cls, folder: Path, *, write: bool = False) -> Self:
         """Open an existing folder, for reading by default (no lock, nothing changed on disk).
 
-        Raises:
-            UserError: no results there, a corrupt row, another schema; with `write`, another run holds it.
-
+        `UserError`: no results there, a corrupt row, another schema; with `write`, another run holds it.
         """
         return cls(folder, write=write)
 
@@ -250,12 +228,17 @@ class Store:
 
 def _parse(line: bytes, path: Path, place: str, advice: str = _ADVICE) -> Row:
     where = f"{path.parent.name}/{MEASUREMENTS} {place}"
+    return sound_row(line, where, f"{where} is not a sound row", advice)
+
+
+def sound_row(record: bytes | Mapping[str, Any], where: str, otherwise: str, advice: str = "measure again") -> Row:
+    """Return a row from JSON; a `UserError` says where it stands, and of one that is not sound `otherwise`."""
     try:
-        return Row.from_json(parsed(line))
+        return Row.from_json(parsed(record) if isinstance(record, bytes) else record)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except ValueError as error:
-        raise refused(f"{where} is not a sound row", error, advice) from None
+        raise refused(otherwise, error, advice) from None
 
 
 @dataclass
@@ -316,9 +299,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
 def lock(path: Path) -> int:
     """Open for appending under an exclusive lock that ends with the process (POSIX; elsewhere there is no lock).
 
-    Raises:
-        UserError: the file cannot be opened, or another process holds it.
-
+    `UserError`: the file cannot be opened, or another process holds it.
     """
     with _or_user_error(path):
         fd = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))

@@ -79,6 +79,7 @@ class SweepProgress:
         half_widths: phase -> relative half-width of its interval so far; empty before the first round.
         left_s: seconds until the plan is done, estimated, or until the deadline.
         rows: of the case, once it is done.
+        waits: whether another run measures on its device.
 
     """
 
@@ -89,6 +90,7 @@ class SweepProgress:
     half_widths: Mapping[str, float]
     left_s: float
     rows: tuple[Row, ...] = ()
+    waits: bool = False
 
 
 class Runner:
@@ -314,7 +316,7 @@ class Runner:
         return new
 
     def _wait(self, case: Case, holder: int | None) -> None:
-        self._notify(case, waiting_for(holder))
+        self._notify(case, waiting_for(holder), waits=True)
 
     def _dismiss(self) -> None:
         if self._pool is not None:
@@ -328,6 +330,7 @@ class Runner:
         half_widths: Mapping[str, float] | None = None,
         case_left_s: float | None = None,
         rows: tuple[Row, ...] = (),
+        waits: bool = False,
     ) -> None:
         after = len(self._plan.cases) - self._done - (stage != "done")
         usual = (
@@ -339,7 +342,8 @@ class Runner:
         )
         own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
         left_s = max(0.0, min(after * usual + own, self._deadline.left_s))
-        self._progress(SweepProgress(self._done, len(self._plan.cases), case, stage, half_widths or {}, left_s, rows))
+        found = SweepProgress(self._done, len(self._plan.cases), case, stage, half_widths or {}, left_s, rows, waits)
+        self._progress(found)
 
 
 def _group(case: Case) -> tuple[object, ...]:

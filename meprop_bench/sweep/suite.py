@@ -28,8 +28,7 @@ from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.environment import machine_slug
-from meprop_bench.results.axes import AXES
-from meprop_bench.results.naming import WITHOUT_K, device_name
+from meprop_bench.results.axes import AXES, WITHOUT_K, device_name
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.feasible import check_feasible

@@ -24,8 +24,7 @@ from typing import Any, Never, Self
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.methods import METHODS
-from meprop_bench.results.axes import AXES, Axes
-from meprop_bench.results.naming import case_name
+from meprop_bench.results.axes import AXES, Axes, case_name
 
 __all__ = ["DATA", "WORKLOADS", "Case", "Workload"]
 
@@ -181,7 +180,7 @@ class Case(Axes[Never]):
 
     @property
     def label(self) -> str:
-        """Its name, which tells it apart on one line (`results.naming`)."""
+        """Its name, which tells it apart on one line (`results.axes`)."""
         return case_name(self)
 
     @property

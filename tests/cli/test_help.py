@@ -9,7 +9,7 @@ import click
 import pytest
 
 from meprop_bench.cli import VERBS, cli, run
-from meprop_bench.cli.help import Grouped
+from meprop_bench.cli.options import Grouped
 
 _MOST = 6
 """Options that need no groups, `--help` included."""

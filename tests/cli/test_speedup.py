@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from meprop_bench import cli
-from meprop_bench.cli.live import outcome
+from meprop_bench.cli.output import outcome
 from meprop_bench.cli.speedup import _judge, _look
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure import machine, procfs

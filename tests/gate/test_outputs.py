@@ -11,7 +11,7 @@ from meprop_bench.gate.document import OutcomeDocument, change, margin
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.machine_readable import SCHEMA, as_junit, json_pieces
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
-from meprop_bench.report.table import as_table
+from meprop_bench.report.formats import as_table
 from meprop_bench.stats import Interval
 
 

@@ -11,7 +11,7 @@ from meprop_bench.paper.published import table
 from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
 from meprop_bench.paper.trainings import Evaluation, Trained, Trainings
-from meprop_bench.report import write_report
+from meprop_bench.report.formats import write_report
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.deadline import Deadline
 

@@ -1,6 +1,16 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
 import pytest
 
+from meprop_bench.measure.machine import Activity
+from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.notes import Note
 from meprop_bench.report import cells
+from meprop_bench.report.cells import sections
+from meprop_bench.report.document import parity_section, summary
+from meprop_bench.report.reliability import MARKS, Footnotes
 from meprop_bench.stats import Interval
 
 
@@ -63,12 +73,11 @@ def test_a_speed_up_says_how_sure_it_is(make_row, changes, text, tone):
 
 def test_an_interval_that_misses_1_alone_is_not_enough(make_row):
     row = make_row("a", speedup=1.04, half=0.02)
-    assert cells.speedup(row, told_apart=False) == cells.Cell("1.04x [1.02, 1.06] not significant", "quiet")
+    assert cells.speedup(row, distinct=False) == cells.Cell("1.04x [1.02, 1.06] not significant", "quiet")
 
 
 def test_a_method_without_k_has_a_dash(make_row):
-    assert [cells.kept(make_row("a", method=method)) for method in ("unified", "dense", "meact")] == ["8", "–", "–"]
-    assert cells.label(make_row("a", method="dense", phase="step")).startswith("linear dense, 1024")
+    assert [cells.k_of(make_row("a", method=method)) for method in ("unified", "dense", "meact")] == ["8", "–", "–"]
 
 
 @pytest.mark.parametrize(
@@ -98,3 +107,175 @@ def test_a_time_within_its_interval():
     assert cells.seconds_within(Interval.of(4e-4, None, None)) == "400 µs"
     assert cells.seconds_within(Interval(-4e-6, -4.4e-6, -3.6e-6)) == "-4.00 µs ±10%"
     assert cells.seconds_within(Interval(4e-6, -4e-6, 12e-6)) == "cannot tell"
+
+
+def column(section, name):
+    place = section.columns.index(name)
+    return [line[place].text for group in section.groups for line in group]
+
+
+def test_sections_are_workload_then_allocator_and_the_default_comes_last_with_a_reason(rows):
+    made = sections(rows)
+    assert [one.title for one in made] == ["linear, kept allocator", "mlp, kept allocator", "linear, default allocator"]
+    assert [bool(one.remark) for one in made] == [False, False, True]
+    assert "default allocator" in made[2].remark
+
+
+def test_the_default_allocator_alone_needs_no_apology(make_row):
+    (only,) = sections([make_row("a", allocator="default")])
+    assert only.remark == ""
+
+
+def test_groups_are_phases_in_the_order_of_a_step(rows):
+    mlp = sections(rows)[1]
+    assert [group[0][0].text for group in mlp.groups] == ["linear-backward", "forward", "backward", "update", "step"]
+    assert all(len({line[0].text for line in group}) == 1 for group in mlp.groups)
+
+
+def test_what_is_constant_is_said_once(rows):
+    linear = sections(rows)[0]
+    assert "dtype float32" in linear.constants
+    assert "dtype" not in linear.columns
+    assert {"method", "k", "gradient", "kernel"} <= set(linear.columns)
+    assert "parity" not in linear.columns  # no row has one
+
+
+def test_failures_and_notes_are_footnotes(rows):
+    linear = sections(rows)[0]
+    assert linear.footnotes == (
+        "(1) budget spent",
+        "(2) dw differs from the oracle by 0.31",
+        "(3) killed by signal 9, probably out of memory",
+    )
+    assert column(linear, "check")[-2:] == ["FAILED (2)", "ERROR (3)"]
+    assert [text for text in column(linear, "speed-up") if "(1)" in text] == [
+        "1.01x [0.95, 1.07] ~ not significant (1)"
+    ]
+    assert column(linear, "sparse")[-2:] == ["–", "–"]
+
+
+def test_accuracy_has_a_section_of_its_own(rows):
+    section = parity_section(rows)
+    assert column(section, "verdict") == ["pass", "inconclusive", "fail"]
+    assert column(section, "difference")[0] == "+0.04 [-0.26, +0.34]"
+    assert parity_section([row for row in rows if row.workload == "linear"]) is None
+
+
+def test_accuracies_are_of_what_their_metric_says(rows):
+    section = parity_section(rows)
+    assert "in points of development-set accuracy, with" in section.remark
+    other = [replace(row, parity=replace(row.parity, metric="test UAS")) for row in rows if row.parity]
+    assert "in points of test UAS, with" in parity_section(other).remark
+    assert "in points of development-set accuracy or test UAS, with" in parity_section([*rows, *other]).remark
+
+
+def test_the_summary_counts_what_failed(rows):
+    assert summary(rows) == [
+        "24 cases: 22 ran and passed the correctness check, 1 failed it, 1 could not be run.",
+        "linear backward: 0.81x to 150x the speed of dense in 15 cases, geometric mean 18.5x, 1 of them"
+        " not significant, 1 of them slower.",
+        "mlp backward: 6.50x the speed of dense in 3 cases, geometric mean 6.50x [6.44, 6.56].",
+        "mlp step: 2.90x the speed of dense in 3 cases, geometric mean 2.90x [2.87, 2.93].",
+        "Accuracy parity with dense: broken in 1, inconclusive in 1, kept in 1.",
+    ]
+
+
+def test_nothing_measured_is_told_without_a_fault(failed_row):
+    assert sections([]) == []
+    assert summary([]) == ["0 cases: 0 ran and passed the correctness check."]
+    assert summary([failed_row("a", error="out of memory")])[1] == "linear backward: no speed-up could be measured."
+
+
+def test_what_passed_everywhere_needs_no_column(make_row):
+    (section,) = sections([make_row("a"), make_row("b", k=9)])
+    assert "check" not in section.columns
+    assert section.constants.endswith("; check passed")
+
+
+def test_cold_caches_are_named_and_warm_ones_are_not(make_row):
+    (warm,) = sections([make_row("a")])
+    (cold,) = sections([make_row("a", caches="cold")])
+    (both,) = sections([make_row("a"), make_row("b", caches="cold")])
+    assert "caches" not in warm.constants
+    assert "caches cold" in cold.constants
+    assert column(both, "caches") == ["warm", "cold"]
+
+
+def test_many_speed_ups_are_judged_together(make_row, noisy_row):
+    """Alone its interval misses 1; among twenty such, one would by chance."""
+    rows = [noisy_row(str(seed), seed=seed) for seed in range(20)]
+    weak = min((row for row in rows if row.significant), key=lambda row: abs(row.speedup - 1))
+    (alone,), (among,) = sections([weak]), sections(rows)
+    assert "not significant" not in column(alone, "speed-up")[0]
+    assert "not significant" in column(among, "speed-up")[rows.index(weak)]
+    strong = make_row("strong", speedup=5.0)
+    assert "not significant" not in column(sections([*rows, strong])[0], "speed-up")[-1]
+
+
+ODD = Note("odd")
+
+
+def _pairs(share):
+    return Note.of("noisy-pairs", share=share)
+
+
+def test_a_kind_has_one_letter_and_the_range_of_its_figures():
+    notes = Footnotes([[_pairs(0.12), ODD], [_pairs(0.09)], [_pairs(0.28), ODD]])
+    assert notes.marks([_pairs(0.12), ODD]) == " (n, 1)"
+    assert notes.marks([_pairs(0.09)]) == " (n)"
+    assert notes.marks([]) == ""
+    spread = "noisy pairs: within a process the middle half of the ratios spans 9 to 28%"
+    assert notes.lines == (f"(n) {spread}", "(1) odd")
+
+
+def test_what_all_rows_have_is_said_once_without_a_mark():
+    notes = Footnotes([[Note("kept"), ODD], [Note("kept")]])
+    assert notes.marks([Note("kept"), ODD]) == " (1)"
+    assert notes.lines == ("All rows: kept", "(1) odd")
+    assert Footnotes([[Note("kept")]]).lines == ("(1) kept",)
+
+
+def test_the_largest_stands_for_all_that_go_up_to_it():
+    notes = Footnotes([[Note.of("noisy-processes", share=share)] for share in (0.24, 0.09, 1.1)])
+    assert notes.lines == ("(p) the processes' speed-ups differ by up to 110%",)
+
+
+def test_a_spread_that_says_nothing_any_more_is_not_told_to_the_percent():
+    texts = [f"the processes' speed-ups differ by up to {share}%" for share in (24, 21526)]  # of an older version
+    notes = Footnotes([[Note.read(text)] for text in texts])
+    assert notes.lines == ("(p) the processes' speed-ups differ by more than 300%",)
+    runs = tuple(((ratio, 1.0),) * 3 for ratio in (1.0, 216.0))
+    note = Measurement("step", runs, 1).notes[-1]
+    assert (note.text, MARKS[note.kind]) == ("the processes' speed-ups differ by more than 300%", "p")
+
+
+def test_a_spent_budget_has_its_tilde_already():
+    spent = Note.of("budget", percent=2)
+    notes = Footnotes([[spent], [ODD]])
+    assert notes.marks([spent]) == ""
+    assert notes.lines == ("~ the budget was spent before ±2% was reached", "(1) odd")
+
+
+def test_failures_are_numbered_behind_the_notes():
+    notes = Footnotes([[ODD], []], ["dw is off", "dw is off", "odd"])
+    assert notes.marks([Note("dw is off")]) == " (2)"
+    assert notes.lines == ("(1) odd", "(2) dw is off")
+
+
+def test_notes_that_read_alike_have_one_number():
+    notes = Footnotes([[Note.of("quota", seconds=0.1201)], [Note.of("quota", seconds=0.1202)], []])
+    assert notes.lines == ("(1) a CPU quota held the process back for 0.12 s",)
+
+
+def test_every_note_of_a_measurement_has_a_letter():
+    runs = (((1e-6, 1e-6), (4e-6, 1e-6), (2e-6, 1e-6), (9e-6, 1e-6)), ((1e-5, 1e-6),) * 4)
+    marks = ((True, True, True, False), (False,) * 4)
+    found = Measurement("step", runs, 1, marks).notes
+    assert [MARKS[note.kind] for note in found] == ["s", "n", "p", "d", "D"]
+
+
+@pytest.mark.parametrize(("changes", "mark"), [({"others_s": 1.0}, "o"), ({"stolen_s": 1.0}, "h")])
+def test_what_others_took_has_a_letter(changes, mark):
+    quiet = {"wall_s": 2.0, "cores": 2, "others_s": 0.0, "stolen_s": 0.0, "throttled_s": 0.0, "overheated": 0}
+    (note,) = Activity(**{**quiet, "swapped_in": 0, **changes}).notes
+    assert MARKS[note.kind] == mark

@@ -10,8 +10,8 @@ import pytest
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
+from meprop_bench.report.formats import as_csv, as_table
 from meprop_bench.report.markdown import as_markdown
-from meprop_bench.report.table import as_table
 from meprop_bench.results.axes import AXES
 from meprop_bench.stats import independent_p_value
 
@@ -67,7 +67,7 @@ def test_the_mean_is_geometric(measured):
 def test_every_format_says_the_same(measured):
     found = compare(measured("before", seed=1), measured("after", factor=1.2, seed=10))
     table, text = as_table(found), as_markdown(found)
-    record, lines = json.loads(json.dumps(found.to_json(), allow_nan=False)), found.to_csv().splitlines()
+    record, lines = json.loads(json.dumps(found.to_json(), allow_nan=False)), as_csv(found).splitlines()
     assert record["rows"][0].keys() >= {axis.stored for axis in AXES.values()}
     cell = found.sections[0].groups[0][0][-3].text
     assert cell in table

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("jinja2", reason="needs the report extra")
 from meprop_bench.report.document import Document
-from meprop_bench.report.html import as_html
+from meprop_bench.report.formats import as_html
 from meprop_bench.report.plots import Plot
 
 

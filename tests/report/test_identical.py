@@ -9,7 +9,7 @@ import pytest
 
 from meprop_bench.report.document import Document
 from meprop_bench.report.identical import MARGIN, Resampled, identical_section, identical_summary
-from meprop_bench.report.significance import judged_runs
+from meprop_bench.report.reliability import judged_runs
 from meprop_bench.stats import ratio_p_value
 
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from meprop_bench import report
 from meprop_bench.errors import UserError
+from meprop_bench.report import formats
 from meprop_bench.results.store import Store
 
 PAGES = ["README.md", "index.html"]
@@ -15,45 +15,45 @@ PAGES = ["README.md", "index.html"]
 def test_a_report_holds_pages_and_plots_and_is_written_anew(folder):
     (folder / "speedup-9-stale.svg").write_text("old")
     (folder / "mine.txt").write_text("not ours")
-    written = report.write_report(folder)
+    written = formats.write_report(folder)
     assert [path.name for path in written][-2:] == PAGES
     assert all(path.stat().st_size for path in written)
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in written} | {"mine.txt", "measurements.jsonl", "environment.json"}
     text = (folder / "README.md").read_text()
     assert all(f"({path.name})" in text for path in written if path.suffix == ".svg")
-    assert report.write_report(folder) == written
+    assert formats.write_report(folder) == written
 
 
 def test_no_path_of_the_machine_is_in_a_report(make_folder, rows, failed_row, tmp_path):
     bad = failed_row("oom", error=f"cannot allocate, see {tmp_path}/core.dump")
     folder = make_folder([*rows, bad], command=f"meprop-bench speedup --out {tmp_path}")
-    for path in report.write_report(folder):
+    for path in formats.write_report(folder):
         assert str(tmp_path).encode() not in path.read_bytes()
     assert "core.dump" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("absent", "kept"), [(["matplotlib"], PAGES), (["matplotlib", "jinja2"], PAGES[:1])])
 def test_without_the_extra_the_readme_is_written_and_says_so(folder, monkeypatch, absent, kept):
-    monkeypatch.setattr(report, "unavailable_reason", lambda name: "cannot be imported" if name in absent else None)
-    assert [path.name for path in report.write_report(folder)] == kept
+    monkeypatch.setattr(formats, "unavailable_reason", lambda name: "cannot be imported" if name in absent else None)
+    assert [path.name for path in formats.write_report(folder)] == kept
     assert "pip install 'meprop-bench\\[report\\]'" in (folder / "README.md").read_text()
 
 
 def test_empty_results_make_a_report(make_folder):
-    assert [path.name for path in report.write_report(make_folder([]))] == PAGES
+    assert [path.name for path in formats.write_report(make_folder([]))] == PAGES
 
 
 def test_no_results_are_one_line(tmp_path):
     with pytest.raises(UserError, match="not a results folder"):
-        report.write_report(tmp_path)
+        formats.write_report(tmp_path)
 
 
 def test_a_report_never_loads_torch(folder):
     code = f"""
 import sys
 from pathlib import Path
-from meprop_bench.report import write_report
+from meprop_bench.report.formats import write_report
 write_report(Path({str(folder)!r}))
 assert not {{"torch", "scipy.stats", "numba", "sklearn"}} & set(sys.modules)
 """
@@ -62,10 +62,10 @@ assert not {{"torch", "scipy.stats", "numba", "sklearn"}} & set(sys.modules)
 
 def test_rows_of_several_revisions_are_said_to_be(make_folder, make_row):
     folder = make_folder([make_row("a", git_revision="one"), make_row("b", k=9, git_revision="two")])
-    report.write_report(folder)
+    formats.write_report(folder)
     assert "the rows were measured at 2 revisions of the code: one, two" in (folder / "README.md").read_text()
     alone = make_folder([make_row("a", git_revision="one"), make_row("b", k=9, git_revision="one")], name="alone")
-    report.write_report(alone)
+    formats.write_report(alone)
     assert "revisions of the code" not in (alone / "README.md").read_text()
 
 
@@ -74,5 +74,5 @@ def test_cases_of_the_plan_without_a_row_are_counted(tmp_path, make_row, planned
     plan = {"cases": [{"k": k} for k in range(planned)]}
     with Store.create(tmp_path, "quick", "amd-epyc-2c", "meprop-bench speedup", plan) as store:
         store.append([make_row("a", phase="forward"), make_row("a")])
-    report.write_report(store.folder)
+    formats.write_report(store.folder)
     assert ("1 of 2 cases are not measured: the run ended" in (store.folder / "README.md").read_text()) is said

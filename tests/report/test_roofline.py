@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 import pytest
 
 pytest.importorskip("matplotlib", reason="needs the report extra")
-from meprop_bench.report import roofline
-from meprop_bench.report.roofline import rooflines
+from meprop_bench.report import plots as module
+from meprop_bench.report.plots import rooflines
 
 PEAKS = {"cpu float32, 2 threads": {"flops_per_s": {"float32": 1e11}, "bandwidth": [[1 << 16, 8e10], [1 << 29, 2e10]]}}
 COUNTS = {"flops": 4e6, "bytes": 2e6, "baseline_flops": 4e8, "baseline_bytes": 4e6}
@@ -78,7 +78,7 @@ def test_each_device_and_allocator_has_its_own_and_a_case_is_drawn_once(make_row
     assert [plot.name for plot in rooflines(rows, PEAKS)] == [
         "roofline-1-cpu-float32-2-kept.svg", "roofline-2-cpu-float32-2-default.svg"
     ]  # fmt: skip
-    assert [row.phase for row in roofline._main(rows)] == ["linear-backward", "backward"]
+    assert [row.phase for row in module._main(rows)] == ["linear-backward", "backward"]
 
 
 def test_the_same_rows_give_the_same_bytes(make_row):
@@ -86,7 +86,7 @@ def test_the_same_rows_give_the_same_bytes(make_row):
 
 
 def test_a_report_shows_it(make_row, make_folder):
-    from meprop_bench.report import write_report
+    from meprop_bench.report.formats import write_report
     from meprop_bench.results.store import Store
 
     folder = make_folder([_row(make_row)])

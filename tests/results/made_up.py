@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from meprop_bench.cli import run
-from meprop_bench.cli.axes import given_axes
+from meprop_bench.cli.options import given_axes
 from meprop_bench.errors import UserError
 from meprop_bench.report import plots
 from meprop_bench.report.asv import export
-from meprop_bench.report.baselines import with_disagreements
+from meprop_bench.report.cells import sections
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
-from meprop_bench.report.sections import sections
-from meprop_bench.results.axes import AXES
-from meprop_bench.results.naming import case_name
+from meprop_bench.report.reliability import with_disagreements
+from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
@@ -130,7 +129,7 @@ print(
             "dense times that may differ": with_disagreements([ROWS[0], apart])[0].baseline_disagreement,
             "export asv": exported(),
             "compare": [row["ballast"] for row in compared.to_json()["rows"]],
-            "compare, csv": "ballast" in compared.to_csv().partition("\n")[0].split(","),
+            "compare, csv": "ballast" in as_csv(compared).partition("\n")[0].split(","),
             "compare, column": "ballast" in compared.sections[0].columns,
             "suites' grid": Grid.of(CASES).names[-1],
             "extra_info": "ballast" in module("benchmarks/pytest_suite/conftest.py")._EXTRA,

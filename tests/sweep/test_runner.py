@@ -204,7 +204,7 @@ def test_a_case_locks_its_device_and_waiting_for_it_is_shown(run: Callable[..., 
     names = [name for name, _ in workers.log if name in ("lock", "give back", "hello", "utilization")]
     case = ["lock", *["hello"] * 3, "utilization", "give back"]
     assert names == 2 * case
-    assert [p.stage for p in store.progress].count("waiting for process 4711") == 2  # type: ignore[attr-defined]
+    assert [p.stage for p in store.progress if p.waits] == ["waiting for process 4711"] * 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("pin", [True, False])

@@ -19,9 +19,9 @@ from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.measure.environment import NOT_IN_ID
 from meprop_bench.report.cells import failure
+from meprop_bench.results.axes import case_name
 from meprop_bench.results.costs import judged_pairs
 from meprop_bench.results.incoming import parsed, refused
-from meprop_bench.results.naming import case_name
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.stats import median

@@ -5,19 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from meprop_bench.report.baselines import disagreement, with_disagreements
+from meprop_bench.measure.measurement import Measurement
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv, as_json
+from meprop_bench.report.formats import as_csv, as_json, as_table
 from meprop_bench.report.markdown import as_markdown, as_readme
-from meprop_bench.report.table import as_table
+from meprop_bench.report.reliability import (
+    disagreement,
+    judged_runs,
+    mean_speedup,
+    p_value,
+    significant_rows,
+    with_disagreements,
+)
 from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
+from meprop_bench.stats import holm, ratio_p_value
 from meprop_bench.workloads.case import Case
 
 METHODS_REPORT = Path(__file__).parents[2] / "reports" / "2026-11-21_amd-epyc-2c_methods"
@@ -104,7 +113,7 @@ def test_a_report_says_so_first_in_each_format_and_in_the_row(make_row):
     for text in (as_table(found), as_markdown(found).replace("\\", "")):
         assert "21.5x [21.3, 21.7] do not believe (b)" in text
         assert "dense times of the same work differ by up to 2.95x here: do not believe this speed-up" in text
-    page = pytest.importorskip("jinja2") and __import__("meprop_bench.report.html", fromlist=["as_html"]).as_html(
+    page = pytest.importorskip("jinja2") and __import__("meprop_bench.report.formats", fromlist=["as_html"]).as_html(
         found, []
     )
     assert line.replace("'", "&#39;") in page
@@ -169,9 +178,58 @@ def test_a_comparison_leaves_out_what_is_not_to_be_believed(make_row):
 
 def test_no_picture_shows_what_is_not_to_be_believed(make_row):
     pytest.importorskip("matplotlib")
-    from meprop_bench.report import draw
+    from meprop_bench.report.formats import draw
 
     wild = [dense(make_row, str(k), seconds, k=k) for k, seconds in ((8, 1e-2), (16, 3e-2), (32, 1e-2))]
     assert draw(Document("t", "c", "s", wild))[0] == []
     calm = [dense(make_row, str(k), 1e-2, k=k) for k in (8, 16, 32)]
     assert draw(Document("t", "c", "s", calm))[0] != []
+
+
+def test_disturbed_pairs_are_left_out_here_too(make_row):
+    marks = [False, False, True, False] * 5
+    row = make_row("a", disturbed=marks)
+    runs = judged_runs(row)
+    assert [len(run) for run in runs] == [3] * 5
+    whole = Measurement.from_values(
+        "backward",
+        row.measurement.baseline_values_s,
+        row.measurement.values_s,
+        row.measurement.run_lengths,
+        1,
+        marks,
+    )
+    assert runs == whole.judged_runs
+
+
+def test_without_values_or_with_one_process_there_is_nothing_to_judge_by(make_row, failed_row):
+    bare = make_row("a", values_s=None, baseline_values_s=None, run_lengths=None)
+    assert judged_runs(bare) is None
+    assert judged_runs(failed_row("b", error="out of memory")) is None
+    assert math.isnan(p_value(bare))
+    assert math.isnan(p_value(make_row("c", processes=1)))
+    assert significant_rows([bare, make_row("c", processes=1)]) == {0}  # its interval is all there is
+    assert significant_rows([]) == frozenset()
+
+
+def test_the_rows_that_remain_are_those_of_the_definition(noisy_row):
+    rows = [noisy_row(str(seed), seed=seed, speedup=1 + seed / 400) for seed in range(20)]
+    adjusted = holm([ratio_p_value(judged_runs(row)) for row in rows])
+    assert significant_rows(rows) == {place for place, p in enumerate(adjusted) if p <= 0.05}
+    uncorrected = {place for place, row in enumerate(rows) if row.significant}
+    assert significant_rows(rows) < uncorrected
+
+
+def test_an_interval_that_holds_1_is_never_significant(make_row):
+    assert significant_rows([make_row("a", speedup=1.01, half=0.05)]) == frozenset()
+
+
+def test_the_mean_of_several_speed_ups_is_geometric(make_row, noisy_row):
+    mean = mean_speedup([make_row("a", speedup=2.0), make_row("b", speedup=8.0)])
+    assert mean.estimate == pytest.approx(4.0)
+    noisy = mean_speedup([noisy_row(str(seed), seed=seed, speedup=4.0) for seed in range(3)])
+    assert noisy.low < noisy.estimate < noisy.high
+    others = mean_speedup([noisy_row("a", seed=1), noisy_row("b", seed=2, processes=4)])
+    assert others.bounded
+    assert mean_speedup([make_row("a", values_s=None, baseline_values_s=None, run_lengths=None)]) is None
+    assert mean_speedup([]) is None

@@ -1,0 +1,188 @@
+"""Which speed-ups of a report can be believed, which differ from 1, and what the notes of its rows say.
+
+*Dense times that disagree.* The dense side of a case does the same work whatever the method, its k or its kernel
+(`DENSE_AXES` names what it depends on), so the dense times of one phase of such cases are the same figure, measured
+several times. The pairs of one case cannot show that its dense side ran three times slower than elsewhere: the ratio is
+then of a dense call that something held up, and its interval is narrow all the same. (A GRU at B = 1: 7.3 ms and
+21.5 ms for one and the same backward pass, and 26x where the other case says 9x.) Neither of two that disagree can be
+believed without the other one measured anew, so both are marked.
+
+*Many at once.* Each speed-up has its 95% interval, and of twenty identical cases one leaves 1 out by chance. So the
+intervals stay what they are, and the *judgement* is corrected: the p-values of "the speed-up is 1" of all rows of a
+report go through Holm's step-down (`stats.holm`), and what is above the level then is called not significant, even
+though its own interval may miss 1 by a little. The price is power: a small effect among many rows needs more processes
+to be seen. All of it is computed from the raw values, without the pairs that the speed-up leaves out, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from meprop_bench.measure.busy import was_busy
+from meprop_bench.measure.notes import Note, together
+from meprop_bench.results.axes import DENSE_AXES
+from meprop_bench.results.schema import Row
+from meprop_bench.stats import LEVEL, Interval, Runs, geometric_mean_ratio, holm, ratio_p_value
+
+__all__ = [
+    "AGREE",
+    "MARKS",
+    "Footnotes",
+    "disagreement",
+    "doubts",
+    "judged_runs",
+    "mean_speedup",
+    "p_value",
+    "significant_rows",
+    "with_disagreements",
+]
+
+AGREE = 1.25
+"""Factor within which equal dense times agree. Medians of identical code differ by some 3% from process to process and
+by 20% where a neighbour is on the same cores (docs/log); a speed-up that is off by more than that misleads."""
+
+_NOTE = "dense-times"
+"""The kind of the note that a row gets whose dense time disagrees."""
+
+
+def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str]:
+    """Return why figures are not to be believed, a line each: the machine was busy, equal dense times disagree.
+
+    `states` are the machine's, as recorded; rows are as `with_disagreements` gives them.
+    """
+    notes: dict[str, list[Note]] = {}
+    for row in rows:
+        notes.setdefault(row.case_id, []).extend(row.notes)
+    return [line for line in (was_busy(states, notes), disagreement(rows)) if line]
+
+
+def with_disagreements(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with `baseline_disagreement` set, and a note, where equal dense times differ by too much."""
+    plain = [_plain(row) for row in rows]
+    extremes: dict[tuple[object, ...], tuple[float, float]] = {}
+    for row in plain:
+        if own := row.dense.median_s:
+            least, most = extremes.get(_work(row), (own, own))
+            extremes[_work(row)] = min(least, own), max(most, own)
+    found = []
+    for row in plain:
+        factor = 1.0
+        if own := row.dense.median_s:
+            least, most = extremes[_work(row)]
+            factor = max(own / least, most / own)
+        notes = (*row.notes, Note.of(_NOTE, factor=factor))
+        found.append(replace(row, baseline_disagreement=factor, notes=notes) if factor > AGREE else row)
+    return found
+
+
+def _plain(row: Row) -> Row:
+    """Return a row as it was before it was marked: it may be judged among others now."""
+    if row.baseline_disagreement is None:
+        return row
+    return replace(row, baseline_disagreement=None, notes=tuple(note for note in row.notes if note.kind != _NOTE))
+
+
+def _work(row: Row) -> tuple[object, ...]:
+    return (row.environment_id, row.phase, *(getattr(row, axis) for axis in DENSE_AXES))
+
+
+def disagreement(rows: Sequence[Row]) -> str:
+    """Return a line for the top of a report on what `with_disagreements` found, "" where all agree."""
+    marked = [row for row in rows if row.baseline_disagreement is not None]
+    if not marked:
+        return ""
+    count = len({row.case_id for row in marked})
+    cases, most = "1 case's" if count == 1 else f"{count} cases'", max(row.baseline_disagreement or 0 for row in marked)
+    return (
+        f"{cases} dense times disagree by up to {most:.1f}x for the same work: do not"
+        " believe their speed-ups (marked b); measure them again on a quiet machine."
+    )
+
+
+def judged_runs(row: Row) -> Runs | None:
+    """Return the pairs that a row's speed-up is taken over, process by process; None without raw values."""
+    return None if row.measurement is None or row.speedup is None else row.measurement.judged_runs
+
+
+def p_value(row: Row) -> float:
+    """Return the p-value of "the speed-up is 1"; NaN where there is nothing to judge by."""
+    runs = judged_runs(row)
+    return math.nan if runs is None else ratio_p_value(runs)
+
+
+def significant_rows(rows: Sequence[Row]) -> frozenset[int]:
+    """Return the places of the rows whose speed-up differs from 1, after Holm's correction for all that have one.
+
+    A row without raw values is judged by its interval alone.
+    """
+    places = [place for place, row in enumerate(rows) if row.significant is not None]
+    adjusted = holm([p_value(rows[place]) for place in places])
+    return frozenset(
+        place for place, p in zip(places, adjusted, strict=True) if rows[place].significant and not p > LEVEL
+    )
+
+
+def mean_speedup(rows: Sequence[Row]) -> Interval | None:
+    """Return the geometric mean of the rows' speed-ups with its interval; None if one of them has no raw values."""
+    cases = [runs for row in rows if (runs := judged_runs(row)) is not None]
+    if not cases or len(cases) < len(rows):
+        return None
+    # With as many processes everywhere the i-th of each case may be the same one. To take it for the same costs a
+    # little width where it is not; to take it for another one where it is would make the interval too narrow.
+    return geometric_mean_ratio(cases, same_processes=len({len(runs) for runs in cases}) == 1)
+
+
+_BUDGET = "~"
+"""This mark stands in the cell already, as a row knows whether it converged."""
+
+MARKS = {
+    "noisy-pairs": "n",
+    "noisy-processes": "p",
+    "disturbed-pairs": "d",
+    "disturbed-processes": "D",
+    "others": "o",
+    "steal": "h",
+    "dense-times": "b",
+    "short-values": "s",
+    "budget": _BUDGET,
+}
+"""Kind of a note -> its mark."""
+
+
+class Footnotes:
+    """The notes of a table's rows, each said once: `notes` of each row that has figures, `failures` why rows have none.
+
+    A note of a kind that many rows have, each with a figure of its own, becomes one letter and one line with the range
+    of the figures; the rows themselves (`--format json`) keep each figure. A note that all rows have is said once
+    without a mark. Any other note has a number.
+
+        5.29x [5.10, 5.40] (n, 1)        (n) noisy pairs: within a process the middle half of the ratios spans 10 to 33%
+                                         (1) the method's gradient is off the reference by ...
+    """
+
+    def __init__(self, notes: Sequence[Sequence[Note]], failures: Iterable[str] = ()) -> None:
+        every = [note for own in notes for note in own]
+        self._marked = [(kind, found) for kind in MARKS if (found := [note for note in every if note.kind == kind])]
+        rest = list(dict.fromkeys(note.text for note in every if note.kind not in MARKS))
+        texts = [{note.text for note in own} for own in notes]
+        self._shared = [text for text in rest if len(notes) > 1 and all(text in own for own in texts)]
+        self._numbered = list(dict.fromkeys([*(text for text in rest if text not in self._shared), *failures]))
+
+    def marks(self, notes: Iterable[Note]) -> str:
+        """Return what goes behind a cell: ` (n, p, 1)`, or nothing."""
+        own = list(notes)
+        kinds, texts = {note.kind for note in own}, {note.text for note in own}
+        letters = [mark for kind, mark in MARKS.items() if mark != _BUDGET and kind in kinds]
+        numbers = [str(number) for number, text in enumerate(self._numbered, 1) if text in texts]
+        return f" ({', '.join([*letters, *numbers])})" if letters or numbers else ""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines below the table."""
+        marks = {kind: mark if mark == _BUDGET else f"({mark})" for kind, mark in MARKS.items()}
+        kinds = [f"{marks[kind]} {together(found)}" for kind, found in self._marked]
+        numbered = [f"({number}) {text}" for number, text in enumerate(self._numbered, 1)]
+        return (*(f"All rows: {text}" for text in self._shared), *kinds, *numbered)
