@@ -39,18 +39,16 @@ class Activeness:
         neurons: n.
         gates: entries of dy that belong to one neuron and are selected apart from each other: 4 for an LSTM.
         count_zeros: count an entry that was selected although it is zero.
-        device: where the counts are.
+        device: of the counts.
 
     """
 
     def __init__(
         self, neurons: int, *, gates: int = 1, count_zeros: bool = False, device: torch.device | str | None = None
     ) -> None:
-        self.gates = gates
-        self.count_zeros = count_zeros
+        self.gates, self.count_zeros, self._device = gates, count_zeros, device
         self.enabled = True
         """A layer that calls the record may look here and spare itself the work; a call while False does nothing."""
-        self._device = device
         self.resize(neurons)
 
     def resize(self, neurons: int) -> None:
@@ -58,10 +56,6 @@ class Activeness:
         self._hits = torch.zeros(self.gates * neurons, dtype=torch.int64, device=self._device)
         self._nonzeros = torch.zeros((), dtype=torch.int64, device=self._device)
         self.examples = 0
-
-    def clear(self) -> None:
-        """Start again."""
-        self.resize(self.neurons)
 
     @property
     def neurons(self) -> int:
@@ -80,14 +74,11 @@ class Activeness:
 
     @torch.no_grad()
     def __call__(self, dy: Tensor, idx: Tensor) -> None:
-        """Count one backward pass.
+        """Count one backward pass; ValueError for shapes that do not fit each other or the record.
 
         Args:
             dy: incoming gradient before selection, `(B, gates · n)`, gate after gate. Each row is one example.
             idx: which of its columns were selected, `(B, gates · k)`, or `(gates · k,)` if the same for all examples.
-
-        Raises:
-            ValueError: shapes that do not fit each other or the record.
 
         """
         if not self.enabled:
@@ -115,13 +106,9 @@ class Activeness:
         self.examples = state["examples"]
 
     def enough(self, rate: float, live: Tensor, round_to: int = 1) -> int:
-        """Return how many of the live neurons to keep: those with c_i ≥ int(examples · p), rounded up, at least one.
+        """Return how many of the live neurons, bool `(n,)` on the CPU, to keep: those with c_i ≥ int(examples · rate).
 
-        Args:
-            rate: p.
-            live: bool, `(n,)`: neurons that are left, on the CPU.
-            round_to: the number is a multiple of this, or all that are left.
-
+        It is rounded up to a multiple of `round_to`, or all that are left; at least one.
         """
         active = int((self.counts.cpu()[live] >= int(self.examples * rate)).sum())
         return min(int(live.sum()), max(1, -(-active // round_to)) * round_to)
@@ -154,12 +141,7 @@ class _Watch:
 
 
 def check_recordable(selection: str) -> None:
-    """Check that a selection says something about the neurons.
-
-    Raises:
-        ValueError: it is a random one.
-
-    """
+    """Raise ValueError for a random selection, which says nothing about the neurons."""
     if selection not in ("example", "unified"):
         raise ValueError(
             f"activeness needs the selection 'example' or 'unified', not {selection!r}: chance tells nothing of neurons"
@@ -169,9 +151,7 @@ def check_recordable(selection: str) -> None:
 def watch(layer: MePropLinear, record: Activeness) -> RemovableHandle:
     """Have `record` count each backward pass of a linear layer; all leading dimensions of its input are examples.
 
-    Raises:
-        ValueError: see `check_recordable`.
-
+    ValueError for a random selection.
     """
     check_recordable(layer.selection)
     return nn.Module.register_forward_hook(layer, _Watch(record))

@@ -75,12 +75,7 @@ class MeAct:
                 f"limit of {memory_limit}: raise memory_limit, or name fewer layers"
             )
         self._ids: Tensor | None = None
-        self._layers = {
-            name: _Layer(
-                name, layer.out_features, torch.zeros(examples, layer.out_features, device=layer.weight.device)
-            )
-            for name, layer in chosen.items()
-        }
+        self._layers = {name: _Layer(name, layer, examples) for name, layer in chosen.items()}
         self._handles = [layer.register_forward_hook(_Hook(self, self._layers[name])) for name, layer in chosen.items()]
 
     @property
@@ -90,15 +85,7 @@ class MeAct:
 
     @contextmanager
     def batch(self, ids: Tensor) -> Iterator[Self]:
-        """Say which examples the forward and backward passes within are of.
-
-        Args:
-            ids: int64, `(B,)`, in [0, N); an example may be there more than once.
-
-        Raises:
-            ValueError: anything else.
-
-        """
+        """Say which examples the passes within are of: int64, `(B,)`, in [0, N), repeated or not; else ValueError."""
         if ids.dim() != 1 or ids.dtype != torch.int64:
             raise ValueError(f"ids must be one int64 number for each example, (B,), not {tuple(ids.shape)} {ids.dtype}")
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.examples:
@@ -154,12 +141,7 @@ class MeAct:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of the same layers and examples.
-
-        Raises:
-            ValueError: it is of others.
-
-        """
+        """Go on from a state of the same layers and examples; ValueError for one of others."""
         if set(state) != set(self._layers):
             raise ValueError(f"the state is of {', '.join(state)}, not of {', '.join(self._layers)}")
         for name, layer in self._layers.items():
@@ -174,12 +156,10 @@ class MeAct:
 class _Layer:
     """What is known of one layer: gradients while they are accumulated, then masks, eight neurons to a byte."""
 
-    def __init__(self, name: str, neurons: int, gradients: Tensor) -> None:
-        self.name = name
-        self.neurons = neurons
-        self.examples = len(gradients)
-        self.device = gradients.device
-        self.gradients: Tensor | None = gradients  # (N, n)
+    def __init__(self, name: str, layer: nn.Linear, examples: int) -> None:
+        self.name, self.neurons, self.examples = name, layer.out_features, examples
+        self.device = layer.weight.device
+        self.gradients: Tensor | None = torch.zeros(examples, self.neurons, device=self.device)  # (N, n)
         self.bits: Tensor | None = None  # (N, ⌈n / 8⌉)
         self.seen = False
         self._places = torch.arange(8, dtype=torch.uint8, device=self.device)
@@ -247,20 +227,15 @@ class _Hook:
 
 
 class ParameterChange:
-    """Mean absolute change of a parameter's entry at an update: TKDE, Figure 4, right.
+    """Mean absolute change of an entry of the parameters that the optimizer moves: TKDE, Figure 4, right.
 
     It keeps a copy of all parameters, and reads them all after each update.
-
-    Args:
-        parameters: those that the optimizer moves.
-
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
         self._before = [p.detach().clone() for p in self._parameters]
-        self._sum = 0.0
-        self._updates = 0
+        self._sum, self._updates = 0.0, 0
 
     @torch.no_grad()
     def after_update(self) -> float:

@@ -61,11 +61,8 @@ def remove(structure: Structure, keep: dict[Group, Tensor], optimizer: torch.opt
 
 
 def reset_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer the state of a new one with the same parameters and settings, in place.
-
-    Raises:
-        ValueError: the optimizer cannot be made anew from its settings.
-
+    """Give an optimizer the state of a new one with the same parameters and settings, in place; ValueError if none can
+    be made from these.
     """
     known = inspect.signature(type(optimizer)).parameters
     groups = [dict(group) for group in optimizer.param_groups]

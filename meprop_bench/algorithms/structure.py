@@ -128,17 +128,12 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, layers: dict[str, nn.Module]) -> Structure:
-    """Find all axes of the neurons of some layers.
+    """Find all axes of the neurons of some linear and recurrent layers of a model, given by qualified name.
 
-    Args:
-        model: any module that torch.fx can trace symbolically.
-        layers: linear and recurrent layers of the model, by qualified name.
-
-    Returns:
-        the structure, without those of `layers` whose outputs are the model's.
+    The structure is without those layers whose outputs are the model's.
 
     Raises:
-        ValueError: naming the layers, if neurons of one cannot be removed exactly, or the forward cannot be followed.
+        ValueError: naming the layers, if neurons of one cannot be removed exactly, or torch.fx cannot trace the model.
 
     """
     tracer = _Tracer()
