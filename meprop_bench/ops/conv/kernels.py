@@ -33,8 +33,9 @@ class Kernel(Protocol):
         ...
 
 
+_PLACES = {"masked": "operators:MASKED", "gather": "operators:GATHER", "native": "native", "auto": "auto"}
 KERNELS: Registry[Kernel] = Registry(
-    {name: f"meprop_bench.ops.conv.{name}" for name in ("masked", "gather", "native", "auto")}, " for convolutions"
+    {name: f"meprop_bench.ops.conv.{place}" for name, place in _PLACES.items()}, " for convolutions"
 )
 get, check_kernel = KERNELS.usable, KERNELS.check
 

@@ -139,15 +139,10 @@ class Registry(Mapping[str, _K]):
             raise ValueError(str(error)) from error
 
 
-_HERE = ("masked", "coo", "embedding_bag", "gather", "native", "triton")
-KERNELS: Registry[Kernel] = Registry(
-    {
-        **{name: f"{__name__}.{name}" for name in _HERE},
-        "triton_gather": f"{__name__}.triton:GATHER",
-        "triton_atomic": f"{__name__}.triton:ATOMIC",
-        "auto": f"{__name__}.auto",
-    }
-)
+_PLACES = {name: f"operators:{name.upper()}" for name in ("masked", "coo", "embedding_bag", "gather")}
+_PLACES |= {"native": "native", "triton": "triton", "triton_gather": "triton:GATHER", "triton_atomic": "triton:ATOMIC"}
+_PLACES["auto"] = "auto"
+KERNELS: Registry[Kernel] = Registry({name: f"{__name__}.{place}" for name, place in _PLACES.items()})
 get = KERNELS.usable
 
 
