@@ -57,6 +57,10 @@ class Activeness:
         self._nonzeros = torch.zeros((), dtype=torch.int64, device=self._device)
         self.examples = 0
 
+    def clear(self) -> None:
+        """Start again."""
+        self.resize(self.neurons)
+
     @property
     def neurons(self) -> int:
         """How many neurons the record is of: n."""

@@ -148,7 +148,7 @@ class MeSimp:
             return
         self.simplifying = not self.simplifying
         for record in self.records.values():
-            record.resize(record.neurons)
+            record.clear()
             record.enabled = self.simplifying
         if self.optimizer is not None:
             reset_state(self.optimizer)

@@ -41,12 +41,7 @@ get, check_kernel = KERNELS.usable, KERNELS.check
 
 
 def check_selection(selection: str) -> None:
-    """Check the name of a selection.
-
-    Raises:
-        ValueError: convolutions have no selection of that name.
-
-    """
+    """Raise ValueError if convolutions have no selection of that name."""
     if selection not in SELECTIONS:
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)} for convolutions, not {selection!r}")
 

@@ -27,17 +27,6 @@ from torch import Tensor
 
 from meprop_bench.ops.kernels import compiled
 
-__all__ = [
-    "KERNELS",
-    "Gradients",
-    "Kernel",
-    "Registry",
-    "Request",
-    "check_supported",
-    "get",
-    "hybrid_rows",
-    "unified_rows",
-]
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """(dx, dw, db); None where it was not requested."""
@@ -83,17 +72,12 @@ _K = TypeVar("_K")
 class Registry(Mapping[str, _K]):
     """The kernels of one kind of layer, by name; a kernel's module is imported at its first use (Numba costs seconds).
 
-    By subscript, "native" raises ImportError where it cannot be used.
-
-    Args:
-        places: name -> the module in which the kernel is `KERNEL`, or "module:NAME".
-        layers: of which layers, for the message about a wrong name.
-
+    `places` has the module of each, in which it is `KERNEL`, or "module:NAME"; `layers` says of which layers they are,
+    for the message about a wrong name. By subscript, "native" raises ImportError where it cannot be used.
     """
 
     def __init__(self, places: Mapping[str, str], layers: str = "") -> None:
-        self._places = places
-        self._layers = layers
+        self._places, self._layers = places, layers
         self._loaded: dict[str, _K] = {}
 
     def __getitem__(self, name: str) -> _K:
@@ -112,24 +96,14 @@ class Registry(Mapping[str, _K]):
         return len(self._places)
 
     def check(self, name: str) -> None:
-        """Check the name of a kernel, without importing it.
-
-        Raises:
-            ValueError: no kernel has that name.
-
-        """
+        """Raise ValueError if no kernel has that name; imports none."""
         if not isinstance(name, str) or name not in self._places:
             close = difflib.get_close_matches(str(name), self._places, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(self._places)}"
             raise ValueError(f"unknown kernel {name!r}{self._layers}: {hint}")
 
     def usable(self, name: str) -> _K:
-        """Look a kernel up.
-
-        Raises:
-            ValueError: no kernel has that name, or it cannot be used here.
-
-        """
+        """Look a kernel up; ValueError if no kernel has that name, or it cannot be used here."""
         if isinstance(name, str) and (kernel := self._loaded.get(name)) is not None:  # on the path of every call
             return kernel
         self.check(name)
@@ -147,12 +121,7 @@ get = KERNELS.usable
 
 
 def check_supported(name: str, reason: str | None) -> None:
-    """Refuse what a kernel that was chosen by name says it cannot do.
-
-    Raises:
-        ValueError: there is a reason.
-
-    """
+    """Raise ValueError if there is a reason why a kernel that was chosen by name cannot do a case."""
     if reason:
         raise ValueError(f"kernel {name!r} does not support this case: {reason}")
 
@@ -160,14 +129,9 @@ def check_supported(name: str, reason: str | None) -> None:
 def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
     """Return the `(n, m)` gradient whose rows `rows` are `values` and whose other rows are zero.
 
-    The layout is the one that `nn.Embedding(sparse=True)` gives and `SGD`, `Adagrad` and `SparseAdam` accept.
-
-    Args:
-        rows: sorted, unique row numbers, int64, `(r,)` or `(1, r)`; not checked, as the check costs more
-            than a small gradient.
-        values: `(r, m)`.
-        n: number of rows of the whole.
-
+    The layout is the one that `nn.Embedding(sparse=True)` gives and `SGD`, `Adagrad` and `SparseAdam` accept. Rows are
+    int64 `(r,)` or `(1, r)`, values `(r, m)`. That rows are sorted and unique is not checked: the check costs more than
+    a small gradient.
     """
     indices = rows if rows.dim() == 2 else rows.unsqueeze(0)
     return torch.sparse_coo_tensor(indices, values, (n, values.shape[1]), is_coalesced=True, check_invariants=False)
@@ -176,12 +140,7 @@ def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
 def unified_rows(rows: Tensor, values: Tensor, dy: Tensor, n: int) -> Tensor:
     """Return the gradient of a unified selection as `hybrid_rows`, without the neurons that have none: see the module.
 
-    Args:
-        rows: the neurons selected, ascending, `(k,)`.
-        values: `(k, m)`.
-        dy: incoming gradient, `(B, n)`, not empty.
-        n: number of rows of the whole.
-
+    Rows `(k,)` are ascending; dy `(B, n)` is not empty.
     """
     if dy.device.type == "cpu":
         some = dy.index_select(1, rows).abs().amax(0) != 0  # NaN is a gradient

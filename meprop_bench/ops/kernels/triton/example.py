@@ -93,17 +93,9 @@ def input_gradient(t: Tensor, v: Tensor, w: Tensor) -> Tensor:
 
 
 def weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> Tensor:
-    """Return dW `(n, m)`, dense or as sparse rows.
+    """Return dW `(n, m)`, dense or as sparse rows, whose number is known on the device alone: the host waits for it.
 
-    The number of rows is known on the device alone: for sparse rows the host waits for it.
-
-    Args:
-        t: neurons, `(B, k)`, of a type whose largest value is no less than n.
-        v: values, `(B, k)`.
-        x: input, `(B, m)`.
-        n: neurons of the layer.
-        as_rows: whether dW is sparse rows.
-
+    t and v are neurons and values, `(B, k)`, t of a type whose largest value is no less than n.
     """
     if t.numel() <= _FEW and not as_rows:
         return _search_all(t, v, x, n)

@@ -124,14 +124,9 @@ def _select_rows(dy, t, v, batch, n, k, dy_b, dy_n, ROWS: tl.constexpr, N: tl.co
 
 
 def columns(parts: Tensor, totals: Tensor | None, db: Tensor | None, k: int) -> Tensor:
-    """Return the k columns with the greatest sums, ascending: int64 `(k,)`.
+    """Return the k columns, 1 <= k < n, with the greatest sums, ascending: int64 `(k,)`.
 
-    Args:
-        parts: Σ|dy| over each chunk of the batch, float32 `(chunks, n)`, contiguous.
-        totals: Σ dy likewise, where db is still to be written; else None.
-        db: `(n,)`, written from totals.
-        k: columns to keep, 1 <= k < n.
-
+    All else is as `column_sums` has it; db is written from totals where these are given.
     """
     chunks, n = parts.shape
     if n > LIMIT:
