@@ -64,6 +64,19 @@ from typing import NamedTuple
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.selection import resolve_k
 
+__all__ = [
+    "Cost",
+    "conv_backward",
+    "conv_forward",
+    "expected_rows",
+    "linear_backward",
+    "linear_forward",
+    "linear_stages",
+    "recurrent_backward",
+    "recurrent_forward",
+    "update",
+]
+
 
 class Cost(NamedTuple):
     """Operations (a multiply-add counts as two) and the least number of bytes read and written."""

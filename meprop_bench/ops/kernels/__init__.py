@@ -27,6 +27,18 @@ from torch import Tensor
 
 from meprop_bench.ops.kernels import compiled
 
+__all__ = [
+    "KERNELS",
+    "Gradients",
+    "Kernel",
+    "Registry",
+    "Request",
+    "check_supported",
+    "get",
+    "hybrid_rows",
+    "unified_rows",
+]
+
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """(dx, dw, db); None where it was not requested."""

@@ -9,7 +9,7 @@ A dense dW adds 268 MB of zeros, 56 microseconds, which nothing can avoid that r
 
 | unified | launches | bytes, beside what is small |
 | --- | --- | --- |
-| `statistics` | 1 | dy: magnitudes and bias gradient |
+| `largest.column_sums` | 1 | dy: magnitudes and bias gradient |
 | `largest.columns` | 1 | n numbers, one program |
 | columns of dy, from k = 16 on | 1 | B k numbers, 32 bytes for each |
 | zeros (dense dW) | 1 | dW |
@@ -162,8 +162,7 @@ def _select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None
     if request.selection != "unified":
         t = select(dy, request.k, request.selection).sort().values
         return t, dy.sum(0) if request.need_db else None
-    from meprop_bench.ops.kernels.triton.largest import columns
-    from meprop_bench.ops.kernels.triton.statistics import column_sums
+    from meprop_bench.ops.kernels.triton.largest import column_sums, columns
 
     parts, totals, db = column_sums(dy, sums=request.need_db)
     return columns(parts, totals, db, request.k), db
