@@ -45,7 +45,7 @@ _LINE = 128
 _EXAMPLES = 128
 """Rows that it reads at once: with 8 warps, 16 numbers of 4 bytes or 32 of 2 for each thread."""
 _WANTED = 384
-"""Its programs, if there is work for so many: about three for each multiprocessor of an H200; other numbers were not measured."""
+"""Its programs where there is work for so many: three for each multiprocessor of an H200; others were not measured."""
 
 
 @triton.jit
