@@ -84,27 +84,25 @@ class _Transition(ABC):
         """Return k for a step, counted from 0."""
         if step >= self.steps:
             return self.end
-        k = self.start + (self.end - self.start) * self.progress(max(step, 0) / self.steps)
+        k = self.start + (self.end - self.start) * self._progress(max(step, 0) / self.steps)
         return math.floor(k + 0.5) if isinstance(self.start, Integral) else k
 
     @abstractmethod
-    def progress(self, time: float) -> float:
+    def _progress(self, time: float) -> float:
         """Return how much of the way from start to end is done at a time in [0, 1)."""
 
 
 class Linear(_Transition):
     """k moves from start to end by equal amounts."""
 
-    def progress(self, time: float) -> float:
-        """Return the time itself."""
+    def _progress(self, time: float) -> float:
         return time
 
 
 class Cosine(_Transition):
     """k moves from start to end along half a cosine: slowly at both ends."""
 
-    def progress(self, time: float) -> float:
-        """Return the share of the way, from a cosine that falls from 1 to -1."""
+    def _progress(self, time: float) -> float:
         return (1 - math.cos(math.pi * time)) / 2
 
 

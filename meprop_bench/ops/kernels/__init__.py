@@ -47,12 +47,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Request(NamedTuple):
     """What one backward pass has to deliver (a NamedTuple: it is made on a path of some 30 microseconds)."""
 
-    k: int
-    """Entries selected, resolved: 1 <= k < n; of a convolution, positions of each map."""
-    selection: str
-    """One of `meprop_bench.ops.selection.SELECTIONS`."""
-    rows: bool
-    """Weight gradient as sparse rows (`hybrid_rows`) instead of dense `(n, m)`; of a linear layer alone."""
+    k: int  # entries selected, resolved: 1 <= k < n; of a convolution, positions of each map
+    selection: str  # one of meprop_bench.ops.selection.SELECTIONS
+    rows: bool  # weight gradient as sparse rows (hybrid_rows) instead of dense (n, m); of a linear layer alone
     need_dx: bool
     need_dw: bool
     need_db: bool

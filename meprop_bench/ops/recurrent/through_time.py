@@ -42,10 +42,8 @@ Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 class Steps(NamedTuple):
     """Which rows belong together."""
 
-    sizes: tuple[int, ...]
-    """How many examples each time step has: not increasing, the first is the whole batch."""
-    reverse: bool
-    """Whether the layer starts at the last step of each example."""
+    sizes: tuple[int, ...]  # how many examples each time step has: not increasing, the first is the whole batch
+    reverse: bool  # whether the layer starts at the last step of each example
 
     def order(self) -> range:
         """Return the time steps in the order in which the layer takes them."""

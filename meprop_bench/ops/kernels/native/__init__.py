@@ -73,14 +73,10 @@ class Native(Kernel):
 class Plan(NamedTuple):
     """How a case is computed."""
 
-    few: int
-    """Shares of the selection."""
-    shares: int
-    """Shares of the products."""
-    scratch: int
-    """Bytes to work in."""
-    streaming: bool
-    """Whether results go past the caches."""
+    few: int  # shares of the selection
+    shares: int  # shares of the products
+    scratch: int  # bytes to work in
+    streaming: bool  # whether results go past the caches
 
 
 @lru_cache(maxsize=256)

@@ -106,12 +106,10 @@ class _TritonGather(_Triton):
 class _TritonAtomic(_Triton):
     """Kernel `triton_atomic`: as `triton` for a selection of each example's own, but that it adds dW up atomically.
 
-    Both give the same numbers but for the order of the additions. In `triton` it is fixed: the pairs of example and
-    neuron are sorted first, and the same input gives the same bits. Here it is not: the sort is spared, and the last
-    bits of dW differ from run to run (`atomic`); dx, db and what is selected are the same, bit for bit. Which one is
-    faster depends on the layer: on an H100, call by call, this one at 8192 neurons, neither at 2048 (LOG, "part by
-    part"). Where `torch.use_deterministic_algorithms` is set, a weight gradient is refused, as torch's own operators of
-    this kind do, or with `warn_only` warned of.
+    The sort is spared, and the last bits of dW differ from run to run (`atomic`); dx, db and what is selected are the
+    same, bit for bit. Which one is faster depends on the layer: on an H100, call by call, this one at 8192 neurons,
+    neither at 2048 (LOG, "part by part"). Where `torch.use_deterministic_algorithms` is set, a weight gradient is
+    refused, as torch's own operators of this kind do, or with `warn_only` warned of.
     """
 
     name = "triton_atomic"
