@@ -20,6 +20,7 @@ layer, whose dy no hook can see, calls the record itself, once for each backward
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,23 +126,18 @@ class Activeness:
         return keep
 
 
-class _Watch:
-    """The forward hook of `watch`: an object and no closure, so that the layer can be copied and pickled with it."""
+def _look(record: Activeness, layer: MePropLinear, args: tuple[Tensor, ...], y: Tensor) -> None:
+    """Have the gradient of a layer's output counted."""
+    if record.enabled and y.requires_grad:
+        y.register_hook(lambda dy: _count(record, layer, dy))  # type: ignore[no-untyped-call]
 
-    def __init__(self, record: Activeness) -> None:
-        self.record = record
 
-    def __call__(self, layer: MePropLinear, args: tuple[Tensor, ...], y: Tensor) -> None:
-        if self.record.enabled and y.requires_grad:
-            y.register_hook(lambda dy: self.count(layer, dy))  # type: ignore[no-untyped-call]
-
-    def count(self, layer: MePropLinear, dy: Tensor) -> None:
-        dy = dy.detach().reshape(-1, dy.shape[-1])
-        if dy.numel():
-            n = dy.shape[1]
-            k = resolve_k(layer.k, n)
-            idx = torch.arange(n, device=dy.device) if k >= n else select(dy, k, layer.selection)
-            self.record(dy, idx)
+def _count(record: Activeness, layer: MePropLinear, dy: Tensor) -> None:
+    dy = dy.detach().reshape(-1, dy.shape[-1])
+    if dy.numel():
+        n = dy.shape[1]
+        k = resolve_k(layer.k, n)
+        record(dy, torch.arange(n, device=dy.device) if k >= n else select(dy, k, layer.selection))
 
 
 def check_recordable(selection: str) -> None:
@@ -158,4 +154,4 @@ def watch(layer: MePropLinear, record: Activeness) -> RemovableHandle:
     ValueError for a random selection.
     """
     check_recordable(layer.selection)
-    return nn.Module.register_forward_hook(layer, _Watch(record))
+    return nn.Module.register_forward_hook(layer, partial(_look, record))  # copied and pickled as no closure is

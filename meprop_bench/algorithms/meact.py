@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -76,7 +77,10 @@ class MeAct:
             )
         self._ids: Tensor | None = None
         self._layers = {name: _Layer(name, layer, examples) for name, layer in chosen.items()}
-        self._handles = [layer.register_forward_hook(_Hook(self, self._layers[name])) for name, layer in chosen.items()]
+        self._handles = [  # no closures, so that the model can be copied
+            layer.register_forward_hook(partial(_record_or_mask, self, self._layers[name]))
+            for name, layer in chosen.items()
+        ]
 
     @property
     def fixed(self) -> bool:
@@ -199,31 +203,25 @@ class _Layer:
         return spread.flatten(1)[:, : self.neurons].bool()
 
 
-class _Hook:
-    """The forward hook of one layer; an object, so that the model can be copied."""
-
-    def __init__(self, act: MeAct, layer: _Layer) -> None:
-        self.act = act
-        self.layer = layer
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
-        if not module.training:
-            return None
-        ids = self.act._ids
-        if ids is None:
-            raise ValueError(
-                f"meAct does not know which examples reach {self.layer.name!r}: train within `batch(ids)`, and "
-                "evaluate with model.eval()"
-            )
-        if y.shape != (len(ids), self.layer.neurons):
-            raise ValueError(
-                f"{self.layer.name!r} gives {tuple(y.shape)} for {len(ids)} ids: meAct needs one row for each example"
-            )
-        if self.layer.bits is not None:
-            return y * self.layer.active(ids)
-        if y.requires_grad:
-            y.register_hook(lambda dy: self.layer.accumulate(dy, ids))  # type: ignore[no-untyped-call]
+def _record_or_mask(act: MeAct, layer: _Layer, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
+    """Be the forward hook of one layer."""
+    if not module.training:
         return None
+    ids = act._ids
+    if ids is None:
+        raise ValueError(
+            f"meAct does not know which examples reach {layer.name!r}: train within `batch(ids)`, and "
+            "evaluate with model.eval()"
+        )
+    if y.shape != (len(ids), layer.neurons):
+        raise ValueError(
+            f"{layer.name!r} gives {tuple(y.shape)} for {len(ids)} ids: meAct needs one row for each example"
+        )
+    if layer.bits is not None:
+        return y * layer.active(ids)
+    if y.requires_grad:
+        y.register_hook(lambda dy: layer.accumulate(dy, ids))  # type: ignore[no-untyped-call]
+    return None
 
 
 class ParameterChange:

@@ -245,7 +245,7 @@ class MeSimp:
     def _live(self, group: Group) -> Tensor:
         if self._masks is None:
             return torch.ones(group.size, dtype=torch.bool)
-        return self._masks.live(group)
+        return self._masks.live[group]
 
 
 def _check(interval: int, rate: float, round_to: int, mode: str, count_zeros: bool) -> None:

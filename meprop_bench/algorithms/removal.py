@@ -83,7 +83,8 @@ class Masks:
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
-        self._live = {g: torch.ones(g.size, dtype=torch.bool) for g in structure.groups}
+        self.live = {g: torch.ones(g.size, dtype=torch.bool) for g in structure.groups}
+        """Which neurons of each group are left, `(n,)`."""
         self._masks: dict[Tensor, Tensor] = {}
         self._hooks: dict[Tensor, torch.utils.hooks.RemovableHandle] = {}
 
@@ -92,8 +93,8 @@ class Masks:
         """Mask all neurons but those of `keep`; arguments as for `remove`."""
         state = {} if optimizer is None else optimizer.state
         for group, mask in keep.items():
-            self._live[group] &= mask.cpu()
-        cuts = _cuts(self._structure, self._live)
+            self.live[group] &= mask.cpu()
+        cuts = _cuts(self._structure, self.live)
         _check_state(cuts, state, optimizer)
         for (owner, name), dims in cuts.items():
             tensor = getattr(owner, name)
@@ -111,10 +112,6 @@ class Masks:
             if tensor not in self._hooks:
                 hook = tensor.register_post_accumulate_grad_hook(self._mask_gradient)  # type: ignore[no-untyped-call]
                 self._hooks[tensor] = hook
-
-    def live(self, group: Group) -> Tensor:
-        """Return which neurons of a group are left, bool `(n,)`."""
-        return self._live[group]
 
     def release(self) -> None:
         """Leave gradients alone from now on."""

@@ -81,12 +81,7 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
-    """Return the plan for a selection, of the kernel's own or not, on so many threads.
-
-    Raises:
-        ValueError: the case is `uncountable`.
-
-    """
+    """Return the plan for a selection, of the kernel's own or not, on so many threads; ValueError if `uncountable`."""
     if (reason := uncountable(selection, b, n, k)) is not None:
         raise ValueError(f"kernel 'native' does not support this case: {reason}")
     most, streaming = shares(threads, (2 * b * k + n) * m), 4 * max(b, n) * m >= _STREAM

@@ -83,17 +83,9 @@ def loop(
 ) -> list[Any]:
     """Emit a loop over i = first, first + step, … < last, with values that stay in registers from one pass to the next.
 
-    Args:
-        builder: where it goes.
-        bounds: first and last, int64; there is a pass for first whatever last is, unless the loop may be empty.
-        step: a constant.
-        starts: the values before the first pass.
-        body: emits one pass, without branches: (i, the values before it) -> the values after it.
-        may_be_empty: whether to look first if there is a pass.
-
-    Returns:
-        the values after the last pass.
-
+    `bounds` are first and last, int64; there is a pass for first whatever last is, unless the loop may be empty.
+    `starts` are the values before the first pass; `body` emits one, without branches: (i, the values before it) -> the
+    values after it. Returns those after the last.
     """
     first, last = bounds
     before, block, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
