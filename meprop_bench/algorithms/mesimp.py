@@ -160,7 +160,10 @@ class MeSimp:
             ValueError: a record is empty, or the optimizer's state cannot follow; nothing is changed then.
 
         """
-        keep = {group: mask for layer in self._layers() for group, mask in self._keep(layer).items()}
+        layers: dict[nn.Module, list[Group]] = {}
+        for group in self.groups.values():
+            layers.setdefault(group.layer, []).append(group)
+        keep = {group: mask for groups in layers.values() for group, mask in self._keep(groups).items()}
         nonzeros = {name: record.mean_nonzeros for name, record in self.records.items()}
         if self._masks is None:
             remove(self._structure, keep, self.optimizer)
@@ -225,14 +228,8 @@ class MeSimp:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _layers(self) -> list[list[Group]]:
-        """Return the groups by layer: one for each cell."""
-        layers: dict[nn.Module, list[Group]] = {}
-        for group in self._structure.groups:
-            layers.setdefault(group.layer, []).append(group)
-        return list(layers.values())
-
     def _keep(self, groups: list[Group]) -> dict[Group, Tensor]:
+        """Return which neurons stay, for the groups of one layer: one, or one for each cell."""
         live = {group: self._live(group) for group in groups}
         if any(_is_dense(group, int(live[group].sum())) for group in groups):
             return live

@@ -137,7 +137,10 @@ def derivations(lengths: Ints, heads: Ints, labels: Ints, count: int) -> Iterato
 
     """
     states = States(lengths, count)
-    pending = _dependents(heads)
+    has, words = np.nonzero(heads >= 0)
+    # How many dependents each word does not have yet: (N, 1 + longest).
+    flat = has * heads.shape[1] + heads[has, words]
+    pending = np.bincount(flat, minlength=heads.size).reshape(heads.shape).astype(np.int32)
     while len(rows := states.live):
         moves = states.oracle(rows, heads, labels, pending)
         stuck = ~states.legal(rows)[np.arange(len(rows)), moves]
@@ -148,11 +151,3 @@ def derivations(lengths: Ints, heads: Ints, labels: Ints, count: int) -> Iterato
         done = np.where(moves <= count, states.top(rows, 2), states.top(rows, 1))[made]
         pending[rows[made], heads[rows[made], done]] -= 1
         states.take(rows, moves)
-
-
-def _dependents(heads: Ints) -> Ints:
-    """Return how many dependents each word of the trees has, `(N, 1 + longest)`."""
-    count, width = heads.shape
-    rows, words = np.nonzero(heads >= 0)
-    flat = rows * width + heads[rows, words]
-    return np.bincount(flat, minlength=count * width).reshape(count, width).astype(np.int32)

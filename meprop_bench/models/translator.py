@@ -60,25 +60,18 @@ class Encoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=pad)
         self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(
-            embedding, hidden // 2, layers, batch_first=True, bidirectional=True, dropout=dropout if layers > 1 else 0.0
-        )
+        between = dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(embedding, hidden // 2, layers, batch_first=True, bidirectional=True, dropout=between)
 
     def forward(self, source: Tensor, lengths: Tensor) -> DecoderState:
         """Encode source `(B, S)` with lengths `(B,)`; returns the decoder's first state."""
-        x = pack_padded_sequence(
-            self.dropout(self.embedding(source)), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        packed, states = self.lstm(x)
+        x = self.dropout(self.embedding(source))
+        packed, states = self.lstm(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
         memory, _ = pad_packed_sequence(packed, batch_first=True, total_length=source.shape[1])
-        hidden, cell = (_join_directions(state) for state in states)
+        # The directions of each layer side by side: (2 layers, B, h/2) to (layers, B, h).
+        hidden, cell = (torch.cat([state[0::2], state[1::2]], dim=2) for state in states)
         padding = torch.arange(source.shape[1], device=source.device) >= lengths.to(source.device).unsqueeze(1)
         return DecoderState(hidden, cell, memory.new_zeros(hidden.shape[1:]), memory, padding)
-
-
-def _join_directions(state: Tensor) -> Tensor:
-    """Put the two directions of each layer side by side: `(2 layers, B, h/2)` to `(layers, B, h)`."""
-    return torch.cat([state[0::2], state[1::2]], dim=2)
 
 
 class Attention(nn.Module):
@@ -111,9 +104,8 @@ class Decoder(nn.Module):
         self.input_feeding = input_feeding
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=pad)
         self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(
-            embedding + hidden * input_feeding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
-        )
+        width, between = embedding + hidden * input_feeding, dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True, dropout=between)
         self.attention = Attention(hidden)
         self.output = nn.Linear(hidden, vocabulary)
 

@@ -87,7 +87,7 @@ class _GRU:
 
 
 class _Plain:
-    """h = f(a + b), whose derivative h tells."""
+    """h = f(a + b), whose derivative follows from h."""
 
     gates, states = 1, 1
 

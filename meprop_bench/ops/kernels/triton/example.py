@@ -11,9 +11,8 @@ cores.
 
 For dW the pairs (b, j) are needed neuron by neuron. Up to `_FEW` of them each program looks through all for its own,
 one launch in all; else they are sorted by neuron first, by a stable sort. In both, the examples of a neuron are added
-up in their order, by one program, so the same input gives the same bits, whether or not
-`torch.use_deterministic_algorithms` demands it. Who would rather spare the sort, and the order with it, takes
-`atomic`: kernel `triton_atomic`. The dense gradient is written in one pass, zeros included.
+up in their order, by one program, so the same input gives the same bits. Who would rather spare the sort, and the order
+with it, takes `atomic`: kernel `triton_atomic`. The dense gradient is written in one pass, zeros included.
 """
 
 import torch
