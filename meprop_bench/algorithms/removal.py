@@ -28,16 +28,10 @@ __all__ = ["Masks", "remove", "reset_state"]
 
 
 def remove(structure: Structure, keep: dict[Group, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Remove neurons from a model.
+    """Remove all neurons but those of `keep`, bool `(n,)` for each group, from a model, and from its optimizer's state.
 
-    Args:
-        structure: where neurons live; the sizes of its groups are brought up to date.
-        keep: neurons to keep, bool `(n,)`, at least one for each group; a group that is not named is left alone.
-        optimizer: whose state follows.
-
-    Raises:
-        ValueError: state of the optimizer that cannot follow (nothing is changed then), or a group would be empty.
-
+    A group that is not named is left alone. ValueError if one would be empty, or for state that cannot follow: nothing
+    is changed then. The sizes of the groups are brought up to date.
     """
     for group, mask in keep.items():
         if not mask.any():

@@ -66,9 +66,7 @@ class MePropLinear(ChangingK, nn.Linear):
     def from_linear(
         cls, layer: nn.Linear, *, k: float, selection: str = "example", sparse: bool = False, kernel: str = "auto"
     ) -> Self:
-        """Make a layer that shares the parameters of `layer`, the very objects, and has its training flag.
-
-        Hooks stay with `layer`.
+        """Make a layer that shares the very parameters of `layer`, and has its training flag; not its hooks.
 
         Raises:
             ValueError: for a k, selection or kernel that does not exist, or if the weight or bias of `layer` is not
