@@ -20,6 +20,7 @@ layer, whose dy no hook can see, calls the record itself, once for each backward
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,18 +40,16 @@ class Activeness:
         neurons: n.
         gates: entries of dy that belong to one neuron and are selected apart from each other: 4 for an LSTM.
         count_zeros: count an entry that was selected although it is zero.
-        device: where the counts are.
+        device: of the counts.
 
     """
 
     def __init__(
         self, neurons: int, *, gates: int = 1, count_zeros: bool = False, device: torch.device | str | None = None
     ) -> None:
-        self.gates = gates
-        self.count_zeros = count_zeros
+        self.gates, self.count_zeros, self._device = gates, count_zeros, device
         self.enabled = True
         """A layer that calls the record may look here and spare itself the work; a call while False does nothing."""
-        self._device = device
         self.resize(neurons)
 
     def resize(self, neurons: int) -> None:
@@ -80,14 +79,11 @@ class Activeness:
 
     @torch.no_grad()
     def __call__(self, dy: Tensor, idx: Tensor) -> None:
-        """Count one backward pass.
+        """Count one backward pass; ValueError for shapes that do not fit each other or the record.
 
         Args:
             dy: incoming gradient before selection, `(B, gates · n)`, gate after gate. Each row is one example.
             idx: which of its columns were selected, `(B, gates · k)`, or `(gates · k,)` if the same for all examples.
-
-        Raises:
-            ValueError: shapes that do not fit each other or the record.
 
         """
         if not self.enabled:
@@ -115,13 +111,9 @@ class Activeness:
         self.examples = state["examples"]
 
     def enough(self, rate: float, live: Tensor, round_to: int = 1) -> int:
-        """Return how many of the live neurons to keep: those with c_i ≥ int(examples · p), rounded up, at least one.
+        """Return how many of the live neurons, bool `(n,)` on the CPU, to keep: those with c_i ≥ int(examples · rate).
 
-        Args:
-            rate: p.
-            live: bool, `(n,)`: neurons that are left, on the CPU.
-            round_to: the number is a multiple of this, or all that are left.
-
+        It is rounded up to a multiple of `round_to`, or all that are left; at least one.
         """
         active = int((self.counts.cpu()[live] >= int(self.examples * rate)).sum())
         return min(int(live.sum()), max(1, -(-active // round_to)) * round_to)
@@ -134,32 +126,22 @@ class Activeness:
         return keep
 
 
-class _Watch:
-    """The forward hook of `watch`: an object and no closure, so that the layer can be copied and pickled with it."""
+def _look(record: Activeness, layer: MePropLinear, args: tuple[Tensor, ...], y: Tensor) -> None:
+    """Have the gradient of a layer's output counted."""
+    if record.enabled and y.requires_grad:
+        y.register_hook(lambda dy: _count(record, layer, dy))  # type: ignore[no-untyped-call]
 
-    def __init__(self, record: Activeness) -> None:
-        self.record = record
 
-    def __call__(self, layer: MePropLinear, args: tuple[Tensor, ...], y: Tensor) -> None:
-        if self.record.enabled and y.requires_grad:
-            y.register_hook(lambda dy: self.count(layer, dy))  # type: ignore[no-untyped-call]
-
-    def count(self, layer: MePropLinear, dy: Tensor) -> None:
-        dy = dy.detach().reshape(-1, dy.shape[-1])
-        if dy.numel():
-            n = dy.shape[1]
-            k = resolve_k(layer.k, n)
-            idx = torch.arange(n, device=dy.device) if k >= n else select(dy, k, layer.selection)
-            self.record(dy, idx)
+def _count(record: Activeness, layer: MePropLinear, dy: Tensor) -> None:
+    dy = dy.detach().reshape(-1, dy.shape[-1])
+    if dy.numel():
+        n = dy.shape[1]
+        k = resolve_k(layer.k, n)
+        record(dy, torch.arange(n, device=dy.device) if k >= n else select(dy, k, layer.selection))
 
 
 def check_recordable(selection: str) -> None:
-    """Check that a selection says something about the neurons.
-
-    Raises:
-        ValueError: it is a random one.
-
-    """
+    """Raise ValueError for a random selection, which says nothing about the neurons."""
     if selection not in ("example", "unified"):
         raise ValueError(
             f"activeness needs the selection 'example' or 'unified', not {selection!r}: chance tells nothing of neurons"
@@ -169,9 +151,7 @@ def check_recordable(selection: str) -> None:
 def watch(layer: MePropLinear, record: Activeness) -> RemovableHandle:
     """Have `record` count each backward pass of a linear layer; all leading dimensions of its input are examples.
 
-    Raises:
-        ValueError: see `check_recordable`.
-
+    ValueError for a random selection.
     """
     check_recordable(layer.selection)
-    return nn.Module.register_forward_hook(layer, _Watch(record))
+    return nn.Module.register_forward_hook(layer, partial(_look, record))  # copied and pickled as no closure is

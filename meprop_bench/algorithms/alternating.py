@@ -30,7 +30,7 @@ class Alternating:
     """Sparsifies one part of a model in each epoch and leaves the others dense.
 
     Args:
-        parts: the parts by name, each with the schedule of its layers, in the order in which they take turns.
+        parts: the parts by name, each with the schedule of its layers, in their order.
 
     Raises:
         ValueError: fewer than two parts, or a layer in two of them.

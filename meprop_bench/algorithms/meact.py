@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -75,13 +76,11 @@ class MeAct:
                 f"limit of {memory_limit}: raise memory_limit, or name fewer layers"
             )
         self._ids: Tensor | None = None
-        self._layers = {
-            name: _Layer(
-                name, layer.out_features, torch.zeros(examples, layer.out_features, device=layer.weight.device)
-            )
+        self._layers = {name: _Layer(name, layer, examples) for name, layer in chosen.items()}
+        self._handles = [  # no closures, so that the model can be copied
+            layer.register_forward_hook(partial(_record_or_mask, self, self._layers[name]))
             for name, layer in chosen.items()
-        }
-        self._handles = [layer.register_forward_hook(_Hook(self, self._layers[name])) for name, layer in chosen.items()]
+        ]
 
     @property
     def fixed(self) -> bool:
@@ -90,15 +89,7 @@ class MeAct:
 
     @contextmanager
     def batch(self, ids: Tensor) -> Iterator[Self]:
-        """Say which examples the forward and backward passes within are of.
-
-        Args:
-            ids: int64, `(B,)`, in [0, N); an example may be there more than once.
-
-        Raises:
-            ValueError: anything else.
-
-        """
+        """Say which examples the passes within are of: int64, `(B,)`, in [0, N), repeated or not; else ValueError."""
         if ids.dim() != 1 or ids.dtype != torch.int64:
             raise ValueError(f"ids must be one int64 number for each example, (B,), not {tuple(ids.shape)} {ids.dtype}")
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.examples:
@@ -154,12 +145,7 @@ class MeAct:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of the same layers and examples.
-
-        Raises:
-            ValueError: it is of others.
-
-        """
+        """Go on from a state of the same layers and examples; ValueError for one of others."""
         if set(state) != set(self._layers):
             raise ValueError(f"the state is of {', '.join(state)}, not of {', '.join(self._layers)}")
         for name, layer in self._layers.items():
@@ -174,12 +160,10 @@ class MeAct:
 class _Layer:
     """What is known of one layer: gradients while they are accumulated, then masks, eight neurons to a byte."""
 
-    def __init__(self, name: str, neurons: int, gradients: Tensor) -> None:
-        self.name = name
-        self.neurons = neurons
-        self.examples = len(gradients)
-        self.device = gradients.device
-        self.gradients: Tensor | None = gradients  # (N, n)
+    def __init__(self, name: str, layer: nn.Linear, examples: int) -> None:
+        self.name, self.neurons, self.examples = name, layer.out_features, examples
+        self.device = layer.weight.device
+        self.gradients: Tensor | None = torch.zeros(examples, self.neurons, device=self.device)  # (N, n)
         self.bits: Tensor | None = None  # (N, ⌈n / 8⌉)
         self.seen = False
         self._places = torch.arange(8, dtype=torch.uint8, device=self.device)
@@ -219,48 +203,37 @@ class _Layer:
         return spread.flatten(1)[:, : self.neurons].bool()
 
 
-class _Hook:
-    """The forward hook of one layer; an object, so that the model can be copied."""
-
-    def __init__(self, act: MeAct, layer: _Layer) -> None:
-        self.act = act
-        self.layer = layer
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
-        if not module.training:
-            return None
-        ids = self.act._ids
-        if ids is None:
-            raise ValueError(
-                f"meAct does not know which examples reach {self.layer.name!r}: train within `batch(ids)`, and "
-                "evaluate with model.eval()"
-            )
-        if y.shape != (len(ids), self.layer.neurons):
-            raise ValueError(
-                f"{self.layer.name!r} gives {tuple(y.shape)} for {len(ids)} ids: meAct needs one row for each example"
-            )
-        if self.layer.bits is not None:
-            return y * self.layer.active(ids)
-        if y.requires_grad:
-            y.register_hook(lambda dy: self.layer.accumulate(dy, ids))  # type: ignore[no-untyped-call]
+def _record_or_mask(act: MeAct, layer: _Layer, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
+    """Be the forward hook of one layer."""
+    if not module.training:
         return None
+    ids = act._ids
+    if ids is None:
+        raise ValueError(
+            f"meAct does not know which examples reach {layer.name!r}: train within `batch(ids)`, and "
+            "evaluate with model.eval()"
+        )
+    if y.shape != (len(ids), layer.neurons):
+        raise ValueError(
+            f"{layer.name!r} gives {tuple(y.shape)} for {len(ids)} ids: meAct needs one row for each example"
+        )
+    if layer.bits is not None:
+        return y * layer.active(ids)
+    if y.requires_grad:
+        y.register_hook(lambda dy: layer.accumulate(dy, ids))  # type: ignore[no-untyped-call]
+    return None
 
 
 class ParameterChange:
-    """Mean absolute change of a parameter's entry at an update: TKDE, Figure 4, right.
+    """Mean absolute change of an entry of the parameters that the optimizer moves: TKDE, Figure 4, right.
 
     It keeps a copy of all parameters, and reads them all after each update.
-
-    Args:
-        parameters: those that the optimizer moves.
-
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
         self._before = [p.detach().clone() for p in self._parameters]
-        self._sum = 0.0
-        self._updates = 0
+        self._sum, self._updates = 0.0, 0
 
     @torch.no_grad()
     def after_update(self) -> float:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -41,12 +40,7 @@ MODES = ("remove", "mask")
 
 @dataclass(frozen=True)
 class Cycle:
-    """How many epochs with simplification and how many without make a stage.
-
-    Raises:
-        ValueError: fewer than one.
-
-    """
+    """How many epochs with simplification and how many without make a stage; ValueError for fewer than one."""
 
     simplify: int = 5
     normal: int = 5
@@ -61,10 +55,8 @@ class Cycle:
 class Pruning:
     """What one prune left."""
 
-    examples: int
-    """Examples trained on with simplification, so far."""
-    sizes: dict[str, int]
-    """Neurons left in each layer."""
+    examples: int  # trained on with simplification, so far
+    sizes: dict[str, int]  # neurons left in each layer
     nonzeros: dict[str, float]
     """Mean number of non-zero entries in dy since the last prune, for an example (and a gate): compare with k."""
 
@@ -149,15 +141,11 @@ class MeSimp:
         return self.prune() if due else None
 
     def after_epoch(self) -> None:
-        """Say that an epoch is over; goes on to the other part of a cycle where it is time."""
+        """Say that an epoch is over; where the cycle's other part begins, the optimizer and the records start anew."""
         self.epochs += 1
-        if self.cycle is not None:
-            within = self.epochs % (self.cycle.simplify + self.cycle.normal)
-            if within in (0, self.cycle.simplify):
-                self.turn()
-
-    def turn(self) -> None:
-        """Go from simplification to normal training or back: the optimizer and the records start anew."""
+        cycle = self.cycle
+        if cycle is None or self.epochs % (cycle.simplify + cycle.normal) not in (0, cycle.simplify):
+            return
         self.simplifying = not self.simplifying
         for record in self.records.values():
             record.clear()
@@ -172,7 +160,10 @@ class MeSimp:
             ValueError: a record is empty, or the optimizer's state cannot follow; nothing is changed then.
 
         """
-        keep = {group: mask for layer in self._layers() for group, mask in self._keep(layer).items()}
+        layers: dict[nn.Module, list[Group]] = {}
+        for group in self.groups.values():
+            layers.setdefault(group.layer, []).append(group)
+        keep = {group: mask for groups in layers.values() for group, mask in self._keep(groups).items()}
         nonzeros = {name: record.mean_nonzeros for name, record in self.records.items()}
         if self._masks is None:
             remove(self._structure, keep, self.optimizer)
@@ -234,19 +225,11 @@ class MeSimp:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _layers(self) -> list[list[Group]]:
-        """Return the groups by layer: one for each cell."""
-        layers: dict[nn.Module, list[Group]] = {}
-        for group in self._structure.groups:
-            layers.setdefault(group.layer, []).append(group)
-        return list(layers.values())
-
     def _keep(self, groups: list[Group]) -> dict[Group, Tensor]:
+        """Return which neurons stay, for the groups of one layer: one, or one for each cell."""
         live = {group: self._live(group) for group in groups}
         if any(_is_dense(group, int(live[group].sum())) for group in groups):
             return live
@@ -259,7 +242,7 @@ class MeSimp:
     def _live(self, group: Group) -> Tensor:
         if self._masks is None:
             return torch.ones(group.size, dtype=torch.bool)
-        return self._masks.live(group)
+        return self._masks.live[group]
 
 
 def _check(interval: int, rate: float, round_to: int, mode: str, count_zeros: bool) -> None:

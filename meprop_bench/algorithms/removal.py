@@ -28,16 +28,10 @@ __all__ = ["Masks", "remove", "reset_state"]
 
 
 def remove(structure: Structure, keep: dict[Group, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Remove neurons from a model.
+    """Remove all neurons but those of `keep`, bool `(n,)` for each group, from a model, and from its optimizer's state.
 
-    Args:
-        structure: where neurons live; the sizes of its groups are brought up to date.
-        keep: neurons to keep, bool `(n,)`, at least one for each group; a group that is not named is left alone.
-        optimizer: whose state follows.
-
-    Raises:
-        ValueError: state of the optimizer that cannot follow (nothing is changed then), or a group would be empty.
-
+    A group that is not named is left alone. ValueError if one would be empty, or for state that cannot follow: nothing
+    is changed then. The sizes of the groups are brought up to date.
     """
     for group, mask in keep.items():
         if not mask.any():
@@ -61,11 +55,8 @@ def remove(structure: Structure, keep: dict[Group, Tensor], optimizer: torch.opt
 
 
 def reset_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer the state of a new one with the same parameters and settings, in place.
-
-    Raises:
-        ValueError: the optimizer cannot be made anew from its settings.
-
+    """Give an optimizer the state of a new one with the same parameters and settings, in place; ValueError if none can
+    be made from these.
     """
     known = inspect.signature(type(optimizer)).parameters
     groups = [dict(group) for group in optimizer.param_groups]
@@ -86,7 +77,8 @@ class Masks:
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
-        self._live = {g: torch.ones(g.size, dtype=torch.bool) for g in structure.groups}
+        self.live = {g: torch.ones(g.size, dtype=torch.bool) for g in structure.groups}
+        """Which neurons of each group are left, `(n,)`."""
         self._masks: dict[Tensor, Tensor] = {}
         self._hooks: dict[Tensor, torch.utils.hooks.RemovableHandle] = {}
 
@@ -95,8 +87,8 @@ class Masks:
         """Mask all neurons but those of `keep`; arguments as for `remove`."""
         state = {} if optimizer is None else optimizer.state
         for group, mask in keep.items():
-            self._live[group] &= mask.cpu()
-        cuts = _cuts(self._structure, self._live)
+            self.live[group] &= mask.cpu()
+        cuts = _cuts(self._structure, self.live)
         _check_state(cuts, state, optimizer)
         for (owner, name), dims in cuts.items():
             tensor = getattr(owner, name)
@@ -114,10 +106,6 @@ class Masks:
             if tensor not in self._hooks:
                 hook = tensor.register_post_accumulate_grad_hook(self._mask_gradient)  # type: ignore[no-untyped-call]
                 self._hooks[tensor] = hook
-
-    def live(self, group: Group) -> Tensor:
-        """Return which neurons of a group are left, bool `(n,)`."""
-        return self._live[group]
 
     def release(self) -> None:
         """Leave gradients alone from now on."""

@@ -12,7 +12,7 @@ A schedule is a function of the step and has no state, so training is resumed by
 `KScheduler` puts the values into the layers of a model: one schedule for all, or one for each pattern of names. It
 relies on what layers of `meprop_bench.nn` have in common, a `k` that may be set between steps, and on no class.
 Setting k costs next to nothing. A compiled model compiles again when the k of a linear layer or a convolution changes
-for the first time, and not at later changes (see `nn.k`).
+for the first time, and not at later changes (see `nn.sparsified`).
 
     scheduler = KScheduler(model, {"encoder.*": Linear(0.5, 0.06, steps=10_000), "*": Constant(0.06)})
     for step, batch in enumerate(stream):
@@ -47,12 +47,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """The same k in every step, a count or a ratio.
-
-    Raises:
-        ValueError: for a k that is neither.
-
-    """
+    """The same k in every step, a count or a ratio; ValueError for one that is neither."""
 
     k: float
 
@@ -68,9 +63,7 @@ class Constant:
 class _Transition(ABC):
     """From k = start at step 0 to k = end at step `steps`, and there from then on.
 
-    Raises:
-        ValueError: for a k that is neither a count nor a ratio, for one of each, or for fewer steps than 1.
-
+    ValueError for a k that is neither a count nor a ratio, for one of each, or for fewer steps than 1.
     """
 
     start: float
@@ -91,27 +84,25 @@ class _Transition(ABC):
         """Return k for a step, counted from 0."""
         if step >= self.steps:
             return self.end
-        k = self.start + (self.end - self.start) * self.progress(max(step, 0) / self.steps)
+        k = self.start + (self.end - self.start) * self._progress(max(step, 0) / self.steps)
         return math.floor(k + 0.5) if isinstance(self.start, Integral) else k
 
     @abstractmethod
-    def progress(self, time: float) -> float:
+    def _progress(self, time: float) -> float:
         """Return how much of the way from start to end is done at a time in [0, 1)."""
 
 
 class Linear(_Transition):
     """k moves from start to end by equal amounts."""
 
-    def progress(self, time: float) -> float:
-        """Return the time itself."""
+    def _progress(self, time: float) -> float:
         return time
 
 
 class Cosine(_Transition):
     """k moves from start to end along half a cosine: slowly at both ends."""
 
-    def progress(self, time: float) -> float:
-        """Return the share of the way, from a cosine that falls from 1 to -1."""
+    def _progress(self, time: float) -> float:
         return (1 - math.cos(math.pi * time)) / 2
 
 
@@ -127,11 +118,9 @@ class Sparsified(Protocol):
 
 
 def sparsified_layers(model: nn.Module) -> dict[str, Sparsified]:
-    """Return the layers of `model` that have a k, by qualified name; one used in several places is under the first.
+    """Return the layers of `model` that have a k, by qualified name, the first where there are several.
 
-    Raises:
-        ValueError: there is none.
-
+    ValueError if there is none.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Sparsified)}
     if not layers:

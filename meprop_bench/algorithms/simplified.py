@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -43,11 +43,9 @@ class LayerCost:
 
     name: str
     kind: str
-    neurons: int
-    """Outputs: rows of a matrix, channels, or the hidden size of each cell."""
+    neurons: int  # outputs: rows of a matrix, channels, or the hidden size of each cell
     parameters: int
-    flops: int
-    """For one example."""
+    flops: int  # for one example
     latency_s: float | None = None
     """Of one call on the batch given, in evaluation mode; None if nobody timed it."""
 
@@ -65,11 +63,12 @@ def describe(model: nn.Module, *inputs: Any, timer: Timer | None = None) -> list
 
     """
     layers = {n: m for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None}
-    reached: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any], int]] = {}
+    calls: dict[nn.Module, partial[Any]] = {}
+    positions: Counter[nn.Module] = Counter()
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before = reached[module][2] if module in reached else 0
-        reached[module] = (args, kwargs, before + _positions(module, output))
+        calls[module] = partial(module, *args, **kwargs)
+        positions[module] += _positions(module, output)
 
     handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers.values()]
     try:
@@ -77,38 +76,26 @@ def describe(model: nn.Module, *inputs: Any, timer: Timer | None = None) -> list
             model(*inputs)
             for handle in handles:
                 handle.remove()
-            missed = [name for name, layer in layers.items() if layer not in reached]
+            missed = [name for name, layer in layers.items() if layer not in calls]
             if missed:
                 raise ValueError(f"this input does not reach {', '.join(missed)}: give one that does")
-            return [_cost(n, layer, *reached[layer], batch=len(inputs[0]), timer=timer) for n, layer in layers.items()]
+            return [
+                _cost(n, layer, positions[layer], len(inputs[0]), None if timer is None else timer(calls[layer]))
+                for n, layer in layers.items()
+            ]
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _cost(
-    name: str,
-    layer: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    positions: int,
-    *,
-    batch: int,
-    timer: Timer | None,
-) -> LayerCost:
+def _cost(name: str, layer: nn.Module, positions: int, batch: int, latency_s: float | None) -> LayerCost:
     parameters = list(layer.parameters(recurse=False))
     entries = sum(p.numel() for p in parameters if p.dim() > 1)
     neurons = layer.hidden_size if isinstance(layer, nn.RNNBase) else parameters[0].shape[0]
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         entries, neurons = 0, layer.embedding_dim
-    return LayerCost(
-        name=name,
-        kind=type(layer).__name__,
-        neurons=neurons,
-        parameters=sum(p.numel() for p in parameters),
-        flops=2 * entries * positions // batch,
-        latency_s=None if timer is None else timer(partial(layer, *args, **kwargs)),
-    )
+    size, flops = sum(p.numel() for p in parameters), 2 * entries * positions // batch
+    return LayerCost(name, type(layer).__name__, neurons, size, flops, latency_s)
 
 
 def _positions(layer: nn.Module, output: Any) -> int:

@@ -57,12 +57,9 @@ class Group:
     layer: nn.Module
     size: int
     gates: int = 1
-    cell: str = ""
-    """Suffix of the cell's parameters in a recurrent layer, e.g. "l0_reverse"."""
-    axes: int = field(default=0, repr=False)
-    """How many axes outside of its own layer it has."""
-    is_output: bool = False
-    """Whether its neurons are the model's outputs."""
+    cell: str = ""  # suffix of the cell's parameters in a recurrent layer, e.g. "l0_reverse"
+    axes: int = field(default=0, repr=False)  # how many axes outside of its own layer it has
+    is_output: bool = False  # whether its neurons are the model's outputs
 
 
 class Axis(NamedTuple):
@@ -91,8 +88,7 @@ class _Layout(NamedTuple):
     """What the last dimension of a value holds."""
 
     parts: tuple[Group, ...]
-    flat: bool = False
-    """Flattened: the groups repeat, as often as the layer that reads them says."""
+    flat: bool = False  # flattened: the groups repeat, as often as the layer that reads them says
 
     @property
     def size(self) -> int:
@@ -128,17 +124,12 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, layers: dict[str, nn.Module]) -> Structure:
-    """Find all axes of the neurons of some layers.
+    """Find all axes of the neurons of some linear and recurrent layers of a model, given by qualified name.
 
-    Args:
-        model: any module that torch.fx can trace symbolically.
-        layers: linear and recurrent layers of the model, by qualified name.
-
-    Returns:
-        the structure, without those of `layers` whose outputs are the model's.
+    The structure is without those layers whose outputs are the model's.
 
     Raises:
-        ValueError: naming the layers, if neurons of one cannot be removed exactly, or the forward cannot be followed.
+        ValueError: naming the layers, if neurons of one cannot be removed exactly, or torch.fx cannot trace the model.
 
     """
     tracer = _Tracer()

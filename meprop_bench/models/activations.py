@@ -1,11 +1,6 @@
-"""What the models have behind their hidden layers, element by element, by name.
-
-relu, sigmoid, tanh as everybody knows them; cube is Chen and Manning's x³ (2014, section 2.2).
-"""
+"""What the models have behind their hidden layers, element by element, by name."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -13,19 +8,14 @@ __all__ = ["ACTIVATIONS", "Cube", "activation_of"]
 
 
 class Cube(nn.Module):
-    """Chen and Manning's activation: x³."""
+    """Chen and Manning's activation (2014, section 2.2): x³."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x³`, of any shape."""
         return x**3
 
 
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "cube": Cube,
-}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "cube": Cube}
 
 
 def activation_of(name: str) -> nn.Module:

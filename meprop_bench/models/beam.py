@@ -36,10 +36,8 @@ State = TypeVar("State")
 class Hypothesis(NamedTuple):
     """A finished sequence."""
 
-    tokens: list[int]
-    """Without the first (BOS) and the last (EOS)."""
-    score: float
-    """Log-probability, EOS included, over the length penalty."""
+    tokens: list[int]  # without the first (BOS) and the last (EOS)
+    score: float  # log-probability, EOS included, over the length penalty
 
 
 @dataclass
@@ -79,8 +77,7 @@ def beam_search(
         state: one row for each sentence.
         sentences: how many.
         beam: hypotheses for each, at least 1.
-        bos: token that begins each sequence.
-        eos: token that ends it.
+        bos, eos: tokens that begin and end each sequence.
         max_length: tokens of a sequence at most, EOS counted and BOS not; at least 1.
         length_penalty: α, at least 0.
         device: of the tokens.
@@ -129,13 +126,7 @@ def _penalty(length: int, alpha: float) -> float:
 
 
 def _finish(
-    found: list[_Finished],
-    ranked: Tensor,
-    ended: Tensor,
-    tokens: Tensor,
-    rows: Tensor,
-    beam: int,
-    penalty: float,
+    found: list[_Finished], ranked: Tensor, ended: Tensor, tokens: Tensor, rows: Tensor, beam: int, penalty: float
 ) -> None:
     """Record those of the first `beam` ranks that end, for the sentences that are not done."""
     ends = (ended & (ranked != -torch.inf))[:, :beam]  # what is left of -inf are places without a hypothesis

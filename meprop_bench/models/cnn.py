@@ -24,25 +24,18 @@ import math
 from collections import OrderedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from meprop_bench.models import check, draw
 
 __all__ = ["CNN"]
 
 
 class CNN(nn.Sequential):
-    """A convolutional network that returns logits.
+    """A convolutional network that returns logits `(B, out_features)` of square images of one channel.
 
-    Args:
-        in_features: entries of one example, a square image of one channel.
-        out_features: classes.
-        maps: of each convolution.
-        taps: height and width of the convolutions' weights.
-        hidden: neurons of the linear layer before the output.
-        seed: of the initial weights, which depend on nothing else.
-
-    Raises:
-        ValueError: a size below 1, an image that is not square, or one that is too small.
-
+    `maps` are those of each convolution, `taps` the height and width of its weights. ValueError: a size below 1, an
+    image that is not square, or one that is too small.
     """
 
     def __init__(
@@ -55,15 +48,13 @@ class CNN(nn.Sequential):
         hidden: int = 512,
         seed: int = 0,
     ) -> None:
-        sizes = {"in_features": in_features, "out_features": out_features, "taps": taps, "hidden": hidden}
-        for name, size in (sizes | {f"maps[{i}]": n for i, n in enumerate(maps)}).items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
+        each = {f"maps[{i}]": n for i, n in enumerate(maps)}
+        check(in_features=in_features, out_features=out_features, taps=taps, hidden=hidden, **each)
         side = math.isqrt(in_features)
         if side * side != in_features:
             raise ValueError(f"in_features must be the size of a square image, as 784 is, not {in_features}")
         modules: OrderedDict[str, nn.Module] = OrderedDict(image=nn.Unflatten(1, (1, side, side)))
-        with torch.device("meta"):  # torch's own initial weights would use up its global random state
+        with torch.device("meta"):
             for i, (channels, n) in enumerate(zip((1, *maps), maps, strict=False)):
                 modules[f"conv{i}"] = nn.Conv2d(channels, n, taps)
                 modules[f"relu{i}"] = nn.ReLU()
@@ -76,16 +67,9 @@ class CNN(nn.Sequential):
             modules["relu"] = nn.ReLU()
             modules["output"] = nn.Linear(hidden, out_features)
         super().__init__(modules)
-        self.to_empty(device="cpu")
-        self.reset_parameters(seed)
+        draw(self, seed, _bound)
 
-    def reset_parameters(self, seed: int) -> None:
-        """Draw all weights and biases anew, in order, from a generator of their own."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for module in self:
-                if isinstance(module, nn.Linear | nn.Conv2d):
-                    linear = isinstance(module, nn.Linear)
-                    bound = 1 / math.sqrt(module.weight.shape[0] if linear else module.weight[0].numel())
-                    for parameter in module.parameters():
-                        parameter.uniform_(-bound, bound, generator=generator)
+
+def _bound(layer: nn.Module, _: Tensor) -> float:
+    weight = layer.get_parameter("weight")
+    return 1 / math.sqrt(weight.shape[0] if isinstance(layer, nn.Linear) else weight[0].numel())

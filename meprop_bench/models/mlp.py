@@ -8,9 +8,6 @@
 ReLU is what the journal paper and both of the authors' programs have; the ICML paper names no activation, and its
 figures for small k are out of ReLU's reach but not of the logistic function's (docs/log), so there is a choice.
 
-The layers are ordinary `nn.Linear`s: a method replaces some of them afterwards and shares their parameters, so the
-dense baseline and the method start from the same weights.
-
 Initialisation follows the authors' PyTorch code: weights and biases of a layer with n *outputs* from U(-1/sqrt(n),
 1/sqrt(n)). (PyTorch's own `nn.Linear` takes the number of inputs instead: 0.036 rather than 0.045 for 784 -> 500, and
 0.045 rather than 0.316 for the output layer 500 -> 10. Their C# code draws from a normal distribution; the PyTorch code
@@ -21,30 +18,22 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import cast
 
 import torch
 from torch import nn
 
+from meprop_bench.models import check, draw
 from meprop_bench.models.activations import activation_of
 
 __all__ = ["MLP"]
 
 
 class MLP(nn.Sequential):
-    """A multilayer perceptron that returns logits.
+    """A multilayer perceptron that returns logits `(B, out_features)`, of `layers` hidden layers of h neurons.
 
-    Args:
-        in_features: entries of one example.
-        hidden: h, neurons of each hidden layer.
-        out_features: classes.
-        layers: number of hidden layers.
-        dropout: probability that a hidden activation is dropped in training.
-        activation: a name in `models.activations`, behind each hidden layer.
-        seed: of the initial weights, which depend on nothing else.
-
-    Raises:
-        ValueError: a size below 1, a dropout outside [0, 1), or an unknown activation.
-
+    `dropout` is of the hidden activations, in training; `activation` a name in `models.activations`. ValueError: a size
+    below 1, a dropout outside [0, 1), or an unknown activation.
     """
 
     def __init__(
@@ -58,34 +47,15 @@ class MLP(nn.Sequential):
         activation: str = "relu",
         seed: int = 0,
     ) -> None:
-        sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features, "layers": layers}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
+        check(dropout, in_features=in_features, hidden=hidden, out_features=out_features, layers=layers)
         widths = [in_features, *[hidden] * layers]
         modules: OrderedDict[str, nn.Module] = OrderedDict()
-        for i in range(layers):
-            modules[f"linear{i}"] = _linear(widths[i], hidden)
-            modules[f"{activation}{i}"] = activation_of(activation)
-            if dropout:
-                modules[f"dropout{i}"] = nn.Dropout(dropout)
-        modules["output"] = _linear(hidden, out_features)
+        with torch.device("meta"):
+            for i in range(layers):
+                modules[f"linear{i}"] = nn.Linear(widths[i], hidden)
+                modules[f"{activation}{i}"] = activation_of(activation)
+                if dropout:
+                    modules[f"dropout{i}"] = nn.Dropout(dropout)
+            modules["output"] = nn.Linear(hidden, out_features)
         super().__init__(modules)
-        self.reset_parameters(seed)
-
-    def reset_parameters(self, seed: int) -> None:
-        """Draw all weights and biases anew, in order, from a generator of their own."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for module in self:
-                if isinstance(module, nn.Linear):
-                    bound = 1 / math.sqrt(module.out_features)
-                    module.weight.uniform_(-bound, bound, generator=generator)
-                    module.bias.uniform_(-bound, bound, generator=generator)
-
-
-def _linear(in_features: int, out_features: int) -> nn.Linear:
-    """Return a linear layer without initial weights: torch's own would use up its global random state."""
-    return nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")
+        draw(self, seed, lambda linear, _: 1 / math.sqrt(cast(nn.Linear, linear).out_features))

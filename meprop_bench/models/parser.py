@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from meprop_bench.models import check, draw
 from meprop_bench.models.activations import activation_of
 from meprop_bench.models.transitions import LABELLED, NONE, PLACES, Ints, States
 
@@ -37,11 +38,9 @@ def features(words: Ints, tags: Ints, rows: Ints, places: Ints, below: Ints, siz
     """Return the 48 features of some states, `(rows, 48)`.
 
     Args:
-        words: numbers of the sentences' words, `(N, 1 + longest)`, the root's first.
-        tags: likewise.
+        words, tags: numbers of the sentences' words and their tags, `(N, 1 + longest)`, the root's first.
         rows: which sentences.
-        places: from `States.look`, `(rows, 18)`.
-        below: labels from there, `(rows, 12)`.
+        places, below: from `States.look`.
         sizes: how many words, tags and labels there are; these numbers stand for "none".
 
     """
@@ -57,14 +56,12 @@ class Parser(nn.Module):
     """A parser that returns the logits of the next transition.
 
     Args:
-        words: size of the vocabulary; one number more is added, for "no word".
-        tags: likewise, parts of speech; the root has one of its own, which the caller counts in both.
+        words, tags: how many there are; one more is added, for "no word". The root is one of each.
         labels: L, labels of arcs.
-        hidden: h.
-        size: of a feature's vector.
+        hidden, size: h, and numbers of a feature's vector.
         dropout: share of the hidden activations that is dropped in training.
         activation: a name in `models.activations`.
-        seed: of the initial weights, which depend on nothing else.
+        seed: of the initial weights.
 
     Raises:
         ValueError: a size below 1, or an unknown activation.
@@ -83,39 +80,19 @@ class Parser(nn.Module):
         activation: str = "cube",
         seed: int = 0,
     ) -> None:
-        sizes = {"words": words, "tags": tags, "labels": labels, "hidden": hidden, "size": size}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        check(words=words, tags=tags, labels=labels, hidden=hidden, size=size)
         super().__init__()
         self.sizes = (words, tags, labels)
-        with torch.device("meta"):  # torch's own initial weights would use up its global random state
+        with torch.device("meta"):
             self.word, self.tag, self.label = (nn.Embedding(count + 1, size) for count in (words, tags, labels))
             self.hidden = nn.Linear(FEATURES * size, hidden)
             self.activation = activation_of(activation)
             self.dropout = nn.Dropout(dropout)
             self.output = nn.Linear(hidden, 1 + 2 * labels)
-        self.to_empty(device="cpu")
-        self.reset_parameters(seed)
-
-    def reset_parameters(self, seed: int) -> None:
-        """Draw all parameters anew, in order, from a generator of their own; biases are zero."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for table in (self.word, self.tag, self.label):
-                table.weight.uniform_(-0.01, 0.01, generator=generator)
-            for layer in (self.hidden, self.output):
-                bound = math.sqrt(6 / (layer.in_features + layer.out_features))
-                layer.weight.uniform_(-bound, bound, generator=generator)
-                layer.bias.zero_()
+        draw(self, seed, _bound)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits `(B, 1 + 2 L)`.
-
-        Args:
-            features: int64 `(B, 48)`, as the function `features` gives them.
-
-        """
+        """Return logits `(B, 1 + 2 L)` of features, int64 `(B, 48)`, as the function `features` gives them."""
         # Slices, not torch.split: what traces the model, as meSimp does, cannot iterate over the parts of a tensor.
         words, tags, labels = (features[:, :PLACES], features[:, PLACES : 2 * PLACES], features[:, 2 * PLACES :])
         tables = ((self.word, words), (self.tag, tags), (self.label, labels))
@@ -124,16 +101,9 @@ class Parser(nn.Module):
 
     @torch.no_grad()
     def parse(self, words: Ints, tags: Ints, lengths: Ints) -> tuple[Ints, Ints]:
-        """Parse sentences greedily.
+        """Parse sentences, of `lengths` words `(N,)` without the root, greedily; words and tags as for `features`.
 
-        Args:
-            words: as for the function `features`.
-            tags: likewise.
-            lengths: words of each sentence, without the root, `(N,)`.
-
-        Returns:
-            Heads and labels, `(N, 1 + longest)` each; NONE for the root and after a sentence.
-
+        Returns heads and labels, `(N, 1 + longest)` each; NONE for the root and after a sentence.
         """
         states = States(lengths, self.sizes[2])
         device = self.output.weight.device
@@ -143,3 +113,9 @@ class Parser(nn.Module):
             legal = np.where(states.legal(rows), logits, -np.inf)
             states.take(rows, legal.argmax(axis=1).astype(np.int32))
         return states.heads, states.arc_labels
+
+
+def _bound(module: nn.Module, parameter: Tensor) -> float:
+    if isinstance(module, nn.Embedding):
+        return 0.01
+    return math.sqrt(6 / sum(parameter.shape)) if parameter.dim() == 2 else 0

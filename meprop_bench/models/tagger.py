@@ -29,6 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from meprop_bench.models import check, draw
+
 __all__ = ["Tagger"]
 
 
@@ -36,15 +38,13 @@ class Tagger(nn.Module):
     """A tagger that returns the logits of each word's tags.
 
     Args:
-        words: size of the vocabulary.
+        words, tags: how many there are.
         features: how many values each feature has.
-        tags: classes.
         hidden: h, for each direction.
         layers: LSTM layers.
-        word_size: of a word's vector.
-        feature_size: of a feature's vector.
+        word_size, feature_size: numbers of a word's and of a feature's vector.
         dropout: share of the LSTM's outputs that is dropped in training.
-        seed: of the initial weights, which depend on nothing else.
+        seed: of the initial weights.
 
     Raises:
         ValueError: a size below 1.
@@ -64,43 +64,26 @@ class Tagger(nn.Module):
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
-        sizes = {"words": words, "tags": tags, "hidden": hidden, "layers": layers}
-        sizes |= {"word_size": word_size, "feature_size": feature_size}
-        for name, size in (sizes | {f"features[{i}]": n for i, n in enumerate(features)}).items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
+        each = {f"features[{i}]": n for i, n in enumerate(features)}
+        check(
+            words=words, tags=tags, hidden=hidden, layers=layers, word_size=word_size, feature_size=feature_size, **each
+        )
         super().__init__()
-        with torch.device("meta"):  # torch's own initial weights would use up its global random state
+        with torch.device("meta"):
             self.word = nn.Embedding(words, word_size)
             self.features = nn.ModuleList(nn.Embedding(n, feature_size) for n in features)
             width = word_size + len(features) * feature_size
             self.lstm = nn.LSTM(width, hidden, layers, batch_first=True, bidirectional=True)
             self.dropout = nn.Dropout(dropout)
             self.output = nn.Linear(2 * hidden, tags)
-        self.to_empty(device="cpu")
-        self.reset_parameters(seed)
-
-    def reset_parameters(self, seed: int) -> None:
-        """Draw all parameters anew, in order, from a generator of their own."""
-        generator = torch.Generator().manual_seed(seed)
-        for module in (self.word, *self.features, self.lstm, self.output):
-            if isinstance(module, nn.Embedding):
-                bound = math.sqrt(3 / module.embedding_dim)
-            else:
-                bound = 1 / math.sqrt(self.lstm.hidden_size if module is self.lstm else self.output.out_features)
-            with torch.no_grad():
-                for parameter in module.parameters():
-                    parameter.uniform_(-bound, bound, generator=generator)
+        draw(self, seed, _bound)
 
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Tag sentences.
+        """Return logits, `(B, T, tags)`; of what follows a sentence, they mean nothing.
 
         Args:
             ids: int64 `(B, T, 1 + features)`: of each word its number, and the values of its features.
             lengths: int64 `(B,)`, words of each sentence, if they differ; what follows them is not looked at.
-
-        Returns:
-            logits, `(B, T, tags)`; of what follows a sentence, they mean nothing.
 
         """
         parts = [self.word(ids[..., 0])]
@@ -111,3 +94,9 @@ class Tagger(nn.Module):
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=ids.shape[1])
         return cast(Tensor, self.output(self.dropout(hidden)))
+
+
+def _bound(module: nn.Module, _: Tensor) -> float:
+    if isinstance(module, nn.Embedding):
+        return math.sqrt(3 / module.embedding_dim)
+    return 1 / math.sqrt(module.hidden_size if isinstance(module, nn.LSTM) else cast(nn.Linear, module).out_features)

@@ -33,29 +33,18 @@ __all__ = ["LABELLED", "NONE", "PLACES", "SHIFT", "Ints", "States", "derivations
 
 Ints = NDArray[np.int32]
 
-PLACES = 18
-"""Places that a state's features read."""
-
-LABELLED = 12
-"""The last so many of them are children, which have a label."""
-
+PLACES, LABELLED = 18, 12
+"""Places that a state's features read; the last so many of them are children, which have a label."""
 NONE = -1
 """Number of a word that is not there."""
-
 SHIFT = 0
 
 
 class States:
-    """The states of N sentences.
+    """The states of N sentences of `lengths` words, `(N,)`, each at least 1, with L labels.
 
-    Args:
-        lengths: words of each sentence, `(N,)`, at least 1.
-        labels: L, how many labels there are.
-
-    Attributes:
-        heads: the head of each word, `(N, 1 + longest)`; column 0 is the root; NONE where there is none yet.
-        arc_labels: the label of each word's arc, likewise.
-
+    `heads` are those of the words so far, `(N, 1 + longest)`, NONE where there is none yet, column 0 being the root;
+    `arc_labels` the labels of the words' arcs, likewise.
     """
 
     def __init__(self, lengths: Ints, labels: int) -> None:
@@ -88,14 +77,9 @@ class States:
         return np.repeat(kinds, [1, self.labels, self.labels], axis=1)
 
     def oracle(self, rows: Ints, heads: Ints, labels: Ints, pending: Ints) -> Ints:
-        """Return the transitions towards the trees.
+        """Return the transitions of live sentences towards trees, whose heads and labels are given as `self.heads` is.
 
-        Args:
-            rows: of live sentences.
-            heads: of the trees, as `self.heads`.
-            labels: likewise.
-            pending: dependents that each word does not have yet, likewise.
-
+        `pending` are the dependents that each word does not have yet, likewise.
         """
         s1, s2 = self.top(rows, 1), self.top(rows, 2)
         left = (s2 > 0) & (heads[rows, s2] == s1)
@@ -142,13 +126,7 @@ class States:
 
 
 def derivations(lengths: Ints, heads: Ints, labels: Ints, count: int) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
-    """Yield, step by step, the oracle's transitions towards projective trees.
-
-    Args:
-        lengths: words of each sentence, `(N,)`.
-        heads: `(N, 1 + longest)`; column 0 (the root) and what follows a sentence are NONE.
-        labels: of each word's arc, likewise.
-        count: L, how many labels there are.
+    """Yield, step by step, the oracle's transitions towards projective trees, given as `States` has them.
 
     Yields:
         The rows that take a transition, the places that their features look at `(rows, 18)`, the labels of the last
@@ -159,7 +137,10 @@ def derivations(lengths: Ints, heads: Ints, labels: Ints, count: int) -> Iterato
 
     """
     states = States(lengths, count)
-    pending = _dependents(heads)
+    has, words = np.nonzero(heads >= 0)
+    # How many dependents each word does not have yet: (N, 1 + longest).
+    flat = has * heads.shape[1] + heads[has, words]
+    pending = np.bincount(flat, minlength=heads.size).reshape(heads.shape).astype(np.int32)
     while len(rows := states.live):
         moves = states.oracle(rows, heads, labels, pending)
         stuck = ~states.legal(rows)[np.arange(len(rows)), moves]
@@ -170,11 +151,3 @@ def derivations(lengths: Ints, heads: Ints, labels: Ints, count: int) -> Iterato
         done = np.where(moves <= count, states.top(rows, 2), states.top(rows, 1))[made]
         pending[rows[made], heads[rows[made], done]] -= 1
         states.take(rows, moves)
-
-
-def _dependents(heads: Ints) -> Ints:
-    """Return how many dependents each word of the trees has, `(N, 1 + longest)`."""
-    count, width = heads.shape
-    rows, words = np.nonzero(heads >= 0)
-    flat = rows * width + heads[rows, words]
-    return np.bincount(flat, minlength=count * width).reshape(count, width).astype(np.int32)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from meprop_bench.models import check, draw
 from meprop_bench.models.beam import Hypothesis, beam_search
 from meprop_bench.nn.evaluation import evaluation_mode
 
@@ -37,16 +38,11 @@ __all__ = ["Attention", "Decoder", "DecoderState", "Encoder", "Translator"]
 class DecoderState(NamedTuple):
     """All that the next step needs, for N rows: as many for each of the B source sentences, in their order."""
 
-    hidden: Tensor
-    """(layers, N, h)."""
-    cell: Tensor
-    """(layers, N, h)."""
-    attended: Tensor
-    """The last o_t, `(N, h)`, zeros at first; only input feeding reads it."""
-    memory: Tensor
-    """H, `(B, S, h)`."""
-    padding: Tensor
-    """Whether a source position is padding, `(B, S)`."""
+    hidden: Tensor  # (layers, N, h)
+    cell: Tensor  # (layers, N, h)
+    attended: Tensor  # the last o_t, (N, h), zeros at first; only input feeding reads it
+    memory: Tensor  # H, (B, S, h)
+    padding: Tensor  # whether a source position is padding, (B, S)
 
     def select(self, rows: Tensor) -> DecoderState:
         """Return the state of some rows, as many for each sentence, in the order of sentences; rows may repeat."""
@@ -64,25 +60,18 @@ class Encoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=pad)
         self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(
-            embedding, hidden // 2, layers, batch_first=True, bidirectional=True, dropout=dropout if layers > 1 else 0.0
-        )
+        between = dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(embedding, hidden // 2, layers, batch_first=True, bidirectional=True, dropout=between)
 
     def forward(self, source: Tensor, lengths: Tensor) -> DecoderState:
         """Encode source `(B, S)` with lengths `(B,)`; returns the decoder's first state."""
-        x = pack_padded_sequence(
-            self.dropout(self.embedding(source)), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        packed, states = self.lstm(x)
+        x = self.dropout(self.embedding(source))
+        packed, states = self.lstm(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
         memory, _ = pad_packed_sequence(packed, batch_first=True, total_length=source.shape[1])
-        hidden, cell = (_join_directions(state) for state in states)
+        # The directions of each layer side by side: (2 layers, B, h/2) to (layers, B, h).
+        hidden, cell = (torch.cat([state[0::2], state[1::2]], dim=2) for state in states)
         padding = torch.arange(source.shape[1], device=source.device) >= lengths.to(source.device).unsqueeze(1)
         return DecoderState(hidden, cell, memory.new_zeros(hidden.shape[1:]), memory, padding)
-
-
-def _join_directions(state: Tensor) -> Tensor:
-    """Put the two directions of each layer side by side: `(2 layers, B, h/2)` to `(layers, B, h)`."""
-    return torch.cat([state[0::2], state[1::2]], dim=2)
 
 
 class Attention(nn.Module):
@@ -115,9 +104,8 @@ class Decoder(nn.Module):
         self.input_feeding = input_feeding
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=pad)
         self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(
-            embedding + hidden * input_feeding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
-        )
+        width, between = embedding + hidden * input_feeding, dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True, dropout=between)
         self.attention = Attention(hidden)
         self.output = nn.Linear(hidden, vocabulary)
 
@@ -148,17 +136,13 @@ class Translator(nn.Module):
     """Sequence-to-sequence model that returns logits.
 
     Args:
-        source_vocabulary: source tokens.
-        target_vocabulary: target tokens.
-        embedding: entries of a token's vector.
-        hidden: h, an even number.
+        source_vocabulary, target_vocabulary: how many tokens there are.
+        embedding, hidden: entries of a token's vector, and h, an even number.
         layers: of the encoder and of the decoder; the paper's have 3.
-        dropout: probability that an entry is dropped in training, of embeddings, between layers and before the output.
+        dropout: share that is dropped in training, of embeddings, between layers and before the output.
         input_feeding: give the attention's last output to the decoder's input; slower, see the module.
-        pad: token that fills sentences up, in both vocabularies.
-        bos: target token that begins a sentence.
-        eos: target token that ends it.
-        seed: of the initial weights, which depend on nothing else.
+        pad, bos, eos: tokens that fill sentences up, in both vocabularies, and that begin and end a target sentence.
+        seed: of the initial weights.
 
     Raises:
         ValueError: a size below 1, an odd h, a dropout outside [0, 1), or special tokens that are equal or outside of
@@ -182,57 +166,37 @@ class Translator(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {"source_vocabulary": source_vocabulary, "target_vocabulary": target_vocabulary}
-        for name, size in {**sizes, "embedding": embedding, "hidden": hidden, "layers": layers}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
+        vocabularies = {"source_vocabulary": source_vocabulary, "target_vocabulary": target_vocabulary}
+        check(**vocabularies, embedding=embedding, hidden=hidden, layers=layers)
         if hidden % 2:
             raise ValueError(f"hidden must be even, half of it for each direction of the encoder, not {hidden}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
+        check(dropout)
         special = {pad, bos, eos}
         if len(special) < 3 or min(special) < 0 or max(special) >= target_vocabulary or pad >= source_vocabulary:
             raise ValueError(f"pad, bos and eos must be different tokens of the vocabulary, not {pad}, {bos}, {eos}")
         self.pad, self.bos, self.eos = pad, bos, eos
-        with torch.device("meta"):  # where torch's own initial weights would use up its global random state
+        with torch.device("meta"):
             self.encoder = Encoder(source_vocabulary, embedding, hidden, layers, dropout, pad)
             self.decoder = Decoder(target_vocabulary, embedding, hidden, layers, dropout, pad, input_feeding)
-        self.to_empty(device="cpu")
-        self.reset_parameters(seed)
-
-    def reset_parameters(self, seed: int) -> None:
-        """Draw all parameters anew, in order, from a generator of their own; the vectors of padding are zero."""
-        generator = torch.Generator().manual_seed(seed)
+        draw(self, seed, lambda *_: 0.1)
         with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.uniform_(-0.1, 0.1, generator=generator)
-            for embedding in (self.encoder.embedding, self.decoder.embedding):
-                embedding.weight[self.pad] = 0
+            for table in (self.encoder.embedding, self.decoder.embedding):
+                table.weight[pad] = 0
 
     def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        """Return the logits of the token after each of the target's.
+        """Return the logits of the token after each of the target's, `(B, T, V)`.
 
         Args:
             source: tokens `(B, S)`, padded on the right.
             lengths: of the source sentences, `(B,)`, int64, each at least 1; best on the CPU, where it is needed.
             target: tokens `(B, T)` that begin with BOS.
 
-        Returns:
-            `(B, T, V)`.
-
         """
         logits, _ = self.decoder(target, self.encoder(source, lengths))
         return cast(Tensor, logits)
 
     def loss(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood of the target's tokens, in nats.
-
-        Args:
-            source: as for `forward`.
-            lengths: as for `forward`.
-            target: `(B, T)`: BOS, the words, EOS, and padding on the right.
-
-        """
+        """Return the mean negative log-likelihood, in nats, of target `(B, T)`: BOS, the words, EOS, padding."""
         logits = self(source, lengths, target[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=self.pad)
 
@@ -242,16 +206,7 @@ class Translator(nn.Module):
     ) -> list[Hypothesis]:
         """Return the best translation that beam search finds for each sentence; the default is greedy.
 
-        Args:
-            source: as for `forward`.
-            lengths: as for `forward`.
-            beam: hypotheses for each sentence, at least 1.
-            max_length: tokens of a translation at most, EOS counted.
-            length_penalty: α of the length normalisation, 0 for none: see `models.beam`.
-
-        Raises:
-            ValueError: as for `models.beam.beam_search`.
-
+        Arguments are those of `forward` and of `models.beam.beam_search`, and so are the errors.
         """
         with evaluation_mode(self):
             return beam_search(

@@ -2,9 +2,8 @@
 
 They have the constructors, parameters and state dicts of `nn.Conv1d` and `nn.Conv2d`, so a checkpoint fits both ways,
 and add the keywords k, selection and kernel. The method is in `meprop_bench.ops.conv`; `nn.convert` converts whole
-models, the papers' convolutional network by `convert(model, k=0.05, kinds=(nn.Conv2d,))`. `k` may change while
-training, also under `torch.compile`: see `meprop_bench.nn.k`. Exported or traced, they are torch's: see
-`meprop_bench.nn.tools`.
+models, the papers' convolutional network by `convert(model, k=0.05, kinds=(nn.Conv2d,))`. For a `k` that changes, and
+what tools that export or trace see, read `meprop_bench.nn.sparsified`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meprop_bench.nn.k import ChangingK
+from meprop_bench.nn.sparsified import ChangingK
 from meprop_bench.ops.conv import check_kernel, check_selection, conv1d, conv2d
 
 __all__ = ["MePropConv1d", "MePropConv2d"]
@@ -54,15 +53,7 @@ class _Conv(ChangingK, nn.modules.conv._ConvNd):
 
     @classmethod
     def from_conv(cls, layer: Any, *, k: float, selection: str = "example", kernel: str = "auto") -> Self:
-        """Make a layer that shares the parameters of `layer`, the very objects, and has its training flag.
-
-        Hooks stay with `layer`.
-
-        Raises:
-            ValueError: for a k, selection or kernel that does not exist, or if the weight or bias of `layer` is not
-                a parameter but computed from others (weight_norm, parametrize, prune), which could not be shared.
-
-        """
+        """Make a layer that shares the parameters of `layer`, and its training flag: as `MePropLinear.from_linear`."""
         dimensions = 1 if issubclass(cls, nn.Conv1d) else 2
         if layer.transposed or len(layer.kernel_size) != dimensions:
             raise ValueError(f"{layer} is not an nn.Conv{dimensions}d")
@@ -83,17 +74,9 @@ class _Conv(ChangingK, nn.modules.conv._ConvNd):
             padding = 0
         function = conv1d if len(self.kernel_size) == 1 else conv2d
         return function(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            k=self._current_k(),
-            selection=self.selection,
-            kernel=self.kernel,
-        )
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups,
+            k=self._current_k(), selection=self.selection, kernel=self.kernel,
+        )  # fmt: skip
 
 
 class MePropConv1d(_Conv, nn.Conv1d):
@@ -104,17 +87,7 @@ class MePropConv2d(_Conv, nn.Conv2d):
     """Convolution of two dimensions trained by sparsified back propagation.
 
     Args:
-        in_channels: as for `nn.Conv2d`, like all arguments up to dtype.
-        out_channels: N, the number of maps.
-        kernel_size: taps, kh and kw.
-        stride: an int, or for height and width.
-        padding: an int, for height and width, "valid" or "same".
-        dilation: an int, or for height and width.
-        groups: G.
-        bias: learn a bias; its gradient stays full.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
-        device: where the parameters are.
-        dtype: of the parameters.
+        in_channels: as for `nn.Conv2d`, like all arguments up to dtype; the gradient of a bias stays full.
         k: positions selected in each map of each example: an int >= 1, or a ratio in (0, 1], as in the paper. All
             of them is exactly the dense layer; more than a map has is an error in the forward pass.
         selection: "example" or "random": see `meprop_bench.ops.conv`.

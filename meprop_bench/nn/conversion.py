@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from meprop_bench.nn.tools import Sparsified
+from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops.selection import resolve_k
 
 __all__ = ["Calls", "Conversion", "record_calls", "survey"]
@@ -48,14 +48,12 @@ class Conversion(dict[str, Any]):
     @property
     def dense(self) -> dict[str, str]:
         """Why a layer that was converted is dense with the k that it has now, by qualified name."""
-        widths = {
-            name: getattr(layer, "out_features", getattr(layer, "hidden_size", 0)) for name, layer in self.items()
-        }
-        return {
-            name: f"k = {self[name].k} keeps all of its {n}"
-            for name, n in widths.items()
-            if n and resolve_k(self[name].k, n) >= n
-        }
+        found = {}
+        for name, layer in self.items():
+            n = getattr(layer, "out_features", getattr(layer, "hidden_size", 0))
+            if n and resolve_k(layer.k, n) >= n:
+                found[name] = f"k = {layer.k} keeps all of its {n}"
+        return found
 
     def __str__(self) -> str:
         dense = self.dense
@@ -73,12 +71,9 @@ class Conversion(dict[str, Any]):
 
 
 def survey(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[str, nn.Module, str | None]]:
-    """Yield all that has weights: qualified name, module, and why it is not to be converted, or None.
+    """Yield all that has weights: qualified name, the first of several, module, and why not to convert it, or None.
 
-    Args:
-        model: any module. What is in several places comes once, under its first name.
-        kinds: classes of torch that can be converted.
-
+    `kinds` are the classes of torch that can be converted.
     """
     readers = [module for module in model.modules() if type(module).forward in {kind.forward for kind in _READERS}]
     unused = {child for reader in readers for child in reader.modules()}

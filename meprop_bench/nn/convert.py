@@ -30,7 +30,7 @@ from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.conversion import Conversion, survey
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
-from meprop_bench.nn.tools import Sparsified
+from meprop_bench.nn.sparsified import Sparsified
 
 __all__ = ["convert", "revert"]
 
@@ -62,9 +62,7 @@ def convert(
         model: any module; changed in place.
         k: entries selected, as the kind of layer has it: of the outputs of `nn.Linear`, of the positions of a map
             of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1].
-        selection: as for the layers converted, e.g. `MePropLinear`.
-        sparse: as for `MePropLinear`.
-        kernel: as for the layers converted.
+        selection, sparse, kernel: as for the layers converted, e.g. `MePropLinear`.
         kinds: which classes of layers.
         filter: called with each layer that can be converted and its qualified name; those for which it is true are. By
             default all but the output layer.
@@ -115,13 +113,8 @@ def revert(model: nn.Module) -> nn.Module:
     """Give a model its plain layers back, in place: the inverse of `convert`.
 
     For export, quantization and wherever this package is not. The layers stay the same objects, with their parameters,
-    hooks and modes. `revert(copy.deepcopy(model))` leaves the model as it is.
-
-    Args:
-        model: any module; layers of this package that `convert` did not make are reverted, too.
-
-    Returns:
-        the model.
+    hooks and modes; layers of this package that `convert` did not make are reverted, too. Returns the model;
+    `revert(copy.deepcopy(model))` leaves it as it is.
 
     Raises:
         ValueError: a layer's class was changed again since (parametrize, fully_shard), or is one of your own. Nothing

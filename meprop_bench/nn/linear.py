@@ -1,9 +1,8 @@
 """`MePropLinear`: an `nn.Linear` whose backward pass keeps k of its n outputs.
 
 It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways, and adds the keywords
-k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; `nn.convert` converts whole models.
-`k` may change while training, also under `torch.compile`: see `meprop_bench.nn.k`. Exported or traced, it is
-`nn.Linear`: see `meprop_bench.nn.tools`.
+k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; `nn.convert` converts whole models. For a
+`k` that changes, and what tools that export or trace see, read `meprop_bench.nn.sparsified`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from meprop_bench.nn.k import ChangingK
+from meprop_bench.nn.sparsified import ChangingK
 from meprop_bench.ops import kernels
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import check_selection, resolve_k
@@ -29,11 +28,9 @@ class MePropLinear(ChangingK, nn.Linear):
     """Linear layer trained by sparsified back propagation.
 
     Args:
-        in_features: m.
-        out_features: n.
+        in_features, out_features: m and n.
         bias: learn a bias; its gradient stays full.
-        device: as for `nn.Linear`.
-        dtype: as for `nn.Linear`.
+        device, dtype: as for `nn.Linear`.
         k: outputs selected in the backward pass: an int >= 1, or a ratio of n in (0, 1]. k >= n is the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
         sparse: give the weight gradient as sparse rows, as `nn.Embedding(sparse=True)` does. Not under
@@ -69,9 +66,7 @@ class MePropLinear(ChangingK, nn.Linear):
     def from_linear(
         cls, layer: nn.Linear, *, k: float, selection: str = "example", sparse: bool = False, kernel: str = "auto"
     ) -> Self:
-        """Make a layer that shares the parameters of `layer`, the very objects, and has its training flag.
-
-        Hooks stay with `layer`.
+        """Make a layer that shares the very parameters of `layer`, and has its training flag; not its hooks.
 
         Raises:
             ValueError: for a k, selection or kernel that does not exist, or if the weight or bias of `layer` is not
@@ -102,14 +97,9 @@ class MePropLinear(ChangingK, nn.Linear):
         if self.sparse:
             self._check_not_reduced()
         return linear(
-            input,
-            self.weight,
-            self.bias,
-            k=self._current_k(),
-            selection=self.selection,
-            sparse=self.sparse,
-            kernel=self.kernel,
-        )
+            input, self.weight, self.bias,
+            k=self._current_k(), selection=self.selection, sparse=self.sparse, kernel=self.kernel,
+        )  # fmt: skip
 
     def _check_not_reduced(self) -> None:
         """Raise RuntimeError before rows are made that torch could not reduce over processes."""

@@ -7,8 +7,8 @@ the rest of the interface and the stack:
     input of layer l + 1 = dropout(concatenation of the directions of layer l)        (N, D h)
 
 Where there is nothing to sparsify (k >= hidden_size, or no gradient is recorded) torch's own implementation runs, so
-that this is exactly the dense layer, and evaluation is as fast as ever; also where a tool exports or traces the layer:
-see `meprop_bench.nn.tools`. Otherwise outputs differ from torch's by rounding: the sums are the same, in another order.
+that this is exactly the dense layer, and evaluation is as fast as ever; also where a tool exports or traces the layer
+(`meprop_bench.nn.sparsified`). Otherwise outputs differ from torch's by rounding: the sums come in another order.
 Dropout draws what torch's own layers draw on the CPU. Under autocast all of a layer computes in the lower precision and
 returns it, as torch's LSTM does (its GRU returns float32).
 """
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from meprop_bench.nn.tools import Sparsified
+from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops.graph import is_tracing
 from meprop_bench.ops.recurrent import check_kernel, recurrent
 from meprop_bench.ops.recurrent.cells import Tensors
@@ -48,12 +48,7 @@ class _Recurrent(Sparsified, nn.RNNBase):
 
     @staticmethod
     def check(layer: nn.RNNBase) -> None:
-        """Check that a layer can become one of these.
-
-        Raises:
-            ValueError: it has projections.
-
-        """
+        """Check that a layer can become one of these; ValueError if it has projections."""
         if layer.proj_size:
             raise ValueError(f"proj_size must be 0, not {layer.proj_size}: layers with projections are not supported")
 

@@ -15,13 +15,9 @@ __all__ = ["autocast"]
 
 
 def autocast(x: Tensor, *others: Tensor | None, rows: bool = False) -> tuple[Any, ...]:
-    """Return the input and all others as autocast would cast them on x's device.
+    """Return the input of a layer and all others, its weight first, as autocast would cast them on x's device.
 
-    Args:
-        x: input of the layer.
-        *others: its weight, then whatever there is, or None.
-        rows: whether the gradient of the weight is sparse rows.
-
+    With `rows`, the gradient of the weight is sparse rows.
     """
     device = x.device.type
     if not torch.is_autocast_enabled(device):

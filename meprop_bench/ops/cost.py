@@ -110,13 +110,10 @@ def linear_backward(
     gradient: str = "dense",
     rows: float | None = None,
 ) -> Cost:
-    """Return the cost of dx, dW and db.
+    """Return the cost of dx, dW and db, for elements of `itemsize` bytes.
 
     Args:
-        batch: B, the number of examples.
-        m: inputs.
-        n: outputs (neurons).
-        itemsize: bytes of an element.
+        batch, m, n: B, inputs and outputs.
         method: "dense", "meprop", "unified", "random" or "random-unified".
         k: neurons selected, a count or a ratio; for the sparse methods.
         gradient: "dense" writes all of dW, "rows" only the rows that were selected.
@@ -140,10 +137,7 @@ def linear_stages(
     gradient: str = "dense",
     rows: float | None = None,
 ) -> dict[str, Cost]:
-    """Return the cost of each stage of the backward pass by itself: selection, dx, dW, and zeros where dW has them.
-
-    The arguments are those of `linear_backward`. The dense pass has no selection: its stage "selection" is db alone.
-    """
+    """Return the cost of each stage by itself, as the table of the module has them; arguments as `linear_backward`."""
     resolved, selection, rows = _selected(batch, n, method, k, rows)
     values = batch * resolved
     product = 2 * batch * resolved * m
@@ -192,16 +186,9 @@ def conv_forward(x: _Shape, w: _Shape, itemsize: int, geometry: Geometry = _PLAI
 def conv_backward(
     x: _Shape, w: _Shape, itemsize: int, k: float | None = None, dx: bool = True, geometry: Geometry = _PLAIN
 ) -> Cost:
-    """Return the cost of dW, db and, unless a first layer leaves it out, dx.
+    """Return the cost of dW, db and, unless a first layer leaves it out, dx, for x and w as in `conv_forward`.
 
-    Args:
-        x: shape of the input, (B, G C, H, W).
-        w: shape of the weight, (N, C, kh, kw).
-        itemsize: bytes of an element.
-        k: positions selected of each map, a count or a ratio; None for the dense layer.
-        dx: whether dx is needed.
-        geometry: stride, padding, dilation and groups.
-
+    k are the positions selected of each map, a count or a ratio; None for the dense layer.
     """
     entries, m = _outputs(x, w, geometry), math.prod(w[1:])
     maps = x[0] * w[0]
@@ -228,18 +215,9 @@ def recurrent_forward(length: int, batch: int, m: int, h: int, gates: int, items
 def recurrent_backward(
     length: int, batch: int, m: int, h: int, gates: int, itemsize: int, method: str = "dense", k: float | None = None
 ) -> Cost:
-    """Return the cost of dx, both dW and both db.
+    """Return the cost of dx, both dW and both db; method and k, of each gate, as for `linear_backward`.
 
-    Args:
-        length: T, time steps.
-        batch: B, examples.
-        m: inputs.
-        h: neurons of a gate.
-        gates: G: 4 for the LSTM, 3 for the GRU, 1 for the plain network.
-        itemsize: bytes of an element.
-        method: "dense", "meprop", "unified", "random" or "random-unified".
-        k: neurons selected of each gate, a count or a ratio; for the sparse methods.
-
+    `gates` are 4 for the LSTM, 3 for the GRU, 1 for the plain network.
     """
     rows = length * batch
     choices = length if method in {"unified", "random-unified"} else rows

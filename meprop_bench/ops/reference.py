@@ -55,15 +55,9 @@ def keep(idx: Tensor, batch: int, n: int) -> Tensor:
 def backward(
     dy: Tensor, x: Tensor, w: Tensor, idx: Tensor, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (dx, dw, db) for dy `(B, n)`, x `(B, m)`, w `(n, m)` and selected neurons idx, `(B, k)` or `(k,)`.
+    """Return (dx, dw, db), computed in `dtype`, for dy `(B, n)`, x `(B, m)`, w `(n, m)` and neurons idx to propagate.
 
-    Args:
-        dy: incoming gradient.
-        x: input of the layer.
-        w: weight.
-        idx: the neurons that are propagated; a neuron named twice counts once.
-        dtype: the dtype to compute in.
-
+    These are `(B, k)`, or `(k,)` for all examples; a neuron named twice counts once.
     """
     dy, x, w = dy.to(dtype), x.to(dtype), w.to(dtype)
     mask = keep(idx, *dy.shape)

@@ -41,11 +41,9 @@ _TWO_LEVELS = 1 << 17
 
 
 def check_k(k: float) -> None:
-    """Check a k: an int >= 1, or a ratio of the layer's outputs in (0, 1].
+    """Check a k: an int >= 1, or a ratio of the layer's outputs in (0, 1]; ValueError for anything else.
 
-    Raises:
-        ValueError: for anything else. "Keep nothing" is among it: a layer without gradient silently trains nothing.
-
+    "Keep nothing" is among it: a layer without gradient silently trains nothing.
     """
     if not isinstance(k, bool):
         if isinstance(k, Integral):
@@ -57,23 +55,15 @@ def check_k(k: float) -> None:
 
 
 def check_selection(selection: str) -> None:
-    """Check the name of a selection.
-
-    Raises:
-        ValueError: no selection has that name.
-
-    """
+    """Raise ValueError if no selection has that name."""
     if selection not in SELECTIONS:
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
 
 
 def resolve_k(k: float, n: int) -> int:
-    """Return how many of n entries k keeps: an int is taken as it is; a ratio gives k · n rounded half up, and at least
-    1.
+    """Return how many of n entries k keeps: an int is taken as it is; a ratio gives k · n rounded half up, at least 1.
 
-    Raises:
-        ValueError: see `check_k`.
-
+    ValueError: see `check_k`.
     """
     if type(k) is int and k >= 1:  # the common case, and on the path of every call
         return k
@@ -87,14 +77,11 @@ def select(dy: Tensor, k: int, selection: str = "example", generator: torch.Gene
     Args:
         dy: incoming gradient, `(B, n)`.
         k: entries to keep, 1 <= k <= n.
-        selection: one of `SELECTIONS`.
+        selection: one of `SELECTIONS`, else ValueError.
         generator: source of the random selections; by default torch's global one, which `torch.manual_seed` seeds.
 
     Returns:
         int64 indices of neurons, distinct within a row: `(B, k)`, or `(k,)` for the unified selections.
-
-    Raises:
-        ValueError: no selection has that name.
 
     """
     if selection == "example":
@@ -109,8 +96,7 @@ def select(dy: Tensor, k: int, selection: str = "example", generator: torch.Gene
         keys = torch.rand(wild.shape, generator=generator, device=dy.device)
     else:
         keys = torch.rand_like(wild, dtype=torch.float32)  # of dy's own kind
-    # The k greatest of uniform keys are a draw without replacement. Keys lie in [0, 1): 2 puts a non-finite entry
-    # first.
+    # The k greatest of uniform keys, in [0, 1), are a draw without replacement; 2 puts a non-finite entry first.
     return keys.masked_fill(wild, 2.0).topk(k, dim=-1, sorted=False).indices
 
 

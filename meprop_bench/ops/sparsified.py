@@ -27,13 +27,10 @@ __all__ = ["sparsified"]
 
 
 def sparsified(keep: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """Return values unchanged, whose gradients go through `keep`.
+    """Return values unchanged, whose gradients, all at once, go through `keep`, which returns what is to be propagated.
 
-    Args:
-        keep: takes the gradients of all values, and returns what of each is to be propagated.
-        *tensors: the values, and after them as many biases that are already added to them, or None: they get the full
-            gradient of their value, summed to their shape.
-
+    After the values come as many biases that are already added to them, or None: they get the full gradient of their
+    value, summed to their shape.
     """
     return cast("tuple[Tensor, ...]", _Sparsified.apply(keep, *tensors))  # type: ignore[no-untyped-call]
 

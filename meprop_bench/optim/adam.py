@@ -133,15 +133,7 @@ class RowAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move all parameters that have a gradient, by rows where it has rows.
-
-        Args:
-            closure: evaluates the model again and returns the loss.
-
-        Returns:
-            What the closure returned, or None.
-
-        """
+        """Move all parameters that have a gradient, by rows where it has rows; returns the loss that `closure` does."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -178,21 +170,12 @@ class RowAdam(Optimizer):
     def _move_whole(self, triples: list[tuple[Tensor, Tensor, dict[str, Tensor]]], group: dict[str, Any]) -> None:
         """Leave the parameters that have only ever had dense gradients to torch's Adam."""
         parameters, grads, states = (list(column) for column in zip(*triples, strict=True))
+        averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         (adamw if self.decoupled_weight_decay else adam)(
-            parameters,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
+            parameters, grads, averages, squares, [], steps, amsgrad=False,
+            beta1=group["betas"][0], beta2=group["betas"][1],
+            **{name: group[name] for name in ("lr", "weight_decay", "eps", "maximize")},
+        )  # fmt: skip
 
     def _move_rows(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """Gather the rows that have a gradient, move them, and write them back."""

@@ -31,7 +31,7 @@ if (
 ):
     pytest.skip("the interpreter of Triton before 3.7 wants NumPy before 2.4", allow_module_level=True)
 
-from meprop_bench.ops.kernels.triton import atomic, example, largest, statistics, unified
+from meprop_bench.ops.kernels.triton import atomic, example, largest, unified
 
 DEVICE = "cpu" if launch.interpreting() else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -142,9 +142,9 @@ def test_a_unified_pass_of_several_tiles(k, rows, dtype):
 @pytest.mark.parametrize("rows", [False, True])
 def test_a_long_batch_is_cut_into_chunks(rows, monkeypatch):
     monkeypatch.setattr(unified, "_CHUNK", 50)
-    monkeypatch.setattr(statistics, "_ROWS", 64)
+    monkeypatch.setattr(largest, "_EXAMPLES", 64)
     dy, x, w = draw(201, 11, 9)
-    assert statistics.column_sums(dy, sums=True)[0].shape == (3, 11)
+    assert largest.column_sums(dy, sums=True)[0].shape == (3, 11)
     grads = KERNELS["triton"].backward(dy, x, w, request_of(3, "unified", rows))
     check(grads, dy, x, w, reference.select(dy, 3, "unified"))
     assert KERNELS["triton"].backward(dy, x, w, request_of(3, "unified", rows, (True, True, False)))[2] is None
@@ -229,7 +229,7 @@ def test_a_long_row_is_placed_in_parts():
 @pytest.mark.parametrize("selection", ["example", "unified"])
 def test_more_entries_than_a_program_holds(selection, monkeypatch):
     monkeypatch.setattr(largest, "LIMIT", 8)
-    monkeypatch.setattr(statistics, "_ROWS", 4)
+    monkeypatch.setattr(largest, "_EXAMPLES", 4)
     for n in (8, 9):
         dy, x, w = draw(8, n, 5)
         grads = KERNELS["triton"].backward(dy, x, w, request_of(2, selection, rows=True))

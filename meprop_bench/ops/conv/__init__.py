@@ -16,8 +16,8 @@ Maps change in size from layer to layer, so the paper gives k as a ratio. An int
 that a map has not got is an error: unlike the width of a linear layer, the size of a map follows from the input, and
 "k = 200" would be meProp on one image and dense on another. All positions, or ratio 1, is exactly the dense layer.
 
-`geometry` has sizes and the places of patches, `masked`, `gather`, `native` and `auto` are the kernels, `kernels` their
-registry, `function` the registration with autograd, `reference` the oracle. What pays where is measured in `auto`.
+`geometry` has sizes and the places of patches, `operators`, `native` and `auto` the kernels, `kernels` their registry,
+`function` the registration with autograd, `reference` the oracle. What pays where is measured in `auto`.
 """
 
 from meprop_bench.ops.conv.function import conv1d, conv2d

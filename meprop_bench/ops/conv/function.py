@@ -43,10 +43,7 @@ def conv2d(
         x: images, `(B, G C, H, W)`, or one, `(G C, H, W)`.
         w: weight, `(N, C, kh, kw)`.
         b: bias, `(N,)`; its gradient stays full.
-        stride: as for `F.conv2d`, like the next three.
-        padding: also "valid" or "same".
-        dilation: distance of the taps.
-        groups: G.
+        stride, padding, dilation, groups: as for `F.conv2d`.
         k: positions selected in each map of each example: an int >= 1, or a ratio of them in (0, 1]. All of them is
             exactly the dense layer.
         selection: "example", the k greatest |dy| of a map, or "random", k positions of it drawn without replacement.

@@ -41,18 +41,12 @@ class Geometry(NamedTuple):
 class Sizes(NamedTuple):
     """What follows from the shapes; tables are int64."""
 
-    images: int
-    """B G."""
-    channels: int
-    """C, of one group."""
-    padded: _Pair
-    """Hp, Wp."""
-    run: int
-    """Taps in a run: kw, or 1 where they are dilated."""
-    runs: Tensor
-    """Where the runs of a patch begin, in pixels from its first, `(R,)`."""
-    patches: Tensor
-    """Where the patch of an output position begins, in pixels of the image, `(P,)`."""
+    images: int  # B G
+    channels: int  # C, of one group
+    padded: _Pair  # Hp, Wp
+    run: int  # taps in a run: kw, or 1 where they are dilated
+    runs: Tensor  # where the runs of a patch begin, in pixels from its first, (R,)
+    patches: Tensor  # where the patch of an output position begins, in pixels of the image, (P,)
 
 
 def sizes(x: torch.Size, w: torch.Size, geometry: Geometry, device: torch.device = _CPU) -> Sizes:

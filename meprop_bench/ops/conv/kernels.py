@@ -33,19 +33,15 @@ class Kernel(Protocol):
         ...
 
 
+_PLACES = {"masked": "operators:MASKED", "gather": "operators:GATHER", "native": "native", "auto": "auto"}
 KERNELS: Registry[Kernel] = Registry(
-    {name: f"meprop_bench.ops.conv.{name}" for name in ("masked", "gather", "native", "auto")}, " for convolutions"
+    {name: f"meprop_bench.ops.conv.{place}" for name, place in _PLACES.items()}, " for convolutions"
 )
 get, check_kernel = KERNELS.usable, KERNELS.check
 
 
 def check_selection(selection: str) -> None:
-    """Check the name of a selection.
-
-    Raises:
-        ValueError: convolutions have no selection of that name.
-
-    """
+    """Raise ValueError if convolutions have no selection of that name."""
     if selection not in SELECTIONS:
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)} for convolutions, not {selection!r}")
 

@@ -21,15 +21,9 @@ def select(dy: Tensor, k: int) -> Tensor:
 
 
 def backward(dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (dx, dw, db), in float64.
+    """Return (dx, dw, db), in float64, for dy `(B, N, OH, OW)`, x `(B, G C, H, W)` and w `(N, C, kh, kw)`.
 
-    Args:
-        dy: incoming gradient, `(B, N, OH, OW)`.
-        x: images, `(B, G C, H, W)`.
-        w: weight, `(N, C, kh, kw)`.
-        geometry: stride, padding, dilation, groups.
-        idx: positions that are propagated, `(B, N, k)`.
-
+    idx, `(B, N, k)`, are the positions to propagate.
     """
     dy, w = dy.double(), w.double()
     (top, left), (n, c, kh, kw) = geometry.padding, w.shape

@@ -39,6 +39,7 @@ __all__ = [
     "unified_rows",
 ]
 
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """(dx, dw, db); None where it was not requested."""
 
@@ -46,12 +47,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Request(NamedTuple):
     """What one backward pass has to deliver (a NamedTuple: it is made on a path of some 30 microseconds)."""
 
-    k: int
-    """Entries selected, resolved: 1 <= k < n; of a convolution, positions of each map."""
-    selection: str
-    """One of `meprop_bench.ops.selection.SELECTIONS`."""
-    rows: bool
-    """Weight gradient as sparse rows (`hybrid_rows`) instead of dense `(n, m)`; of a linear layer alone."""
+    k: int  # entries selected, resolved: 1 <= k < n; of a convolution, positions of each map
+    selection: str  # one of meprop_bench.ops.selection.SELECTIONS
+    rows: bool  # weight gradient as sparse rows (hybrid_rows) instead of dense (n, m); of a linear layer alone
     need_dx: bool
     need_dw: bool
     need_db: bool
@@ -83,17 +81,12 @@ _K = TypeVar("_K")
 class Registry(Mapping[str, _K]):
     """The kernels of one kind of layer, by name; a kernel's module is imported at its first use (Numba costs seconds).
 
-    By subscript, "native" raises ImportError where it cannot be used.
-
-    Args:
-        places: name -> the module in which the kernel is `KERNEL`, or "module:NAME".
-        layers: of which layers, for the message about a wrong name.
-
+    `places` has the module of each, in which it is `KERNEL`, or "module:NAME"; `layers` says of which layers they are,
+    for the message about a wrong name. By subscript, "native" raises ImportError where it cannot be used.
     """
 
     def __init__(self, places: Mapping[str, str], layers: str = "") -> None:
-        self._places = places
-        self._layers = layers
+        self._places, self._layers = places, layers
         self._loaded: dict[str, _K] = {}
 
     def __getitem__(self, name: str) -> _K:
@@ -112,24 +105,14 @@ class Registry(Mapping[str, _K]):
         return len(self._places)
 
     def check(self, name: str) -> None:
-        """Check the name of a kernel, without importing it.
-
-        Raises:
-            ValueError: no kernel has that name.
-
-        """
+        """Raise ValueError if no kernel has that name; imports none."""
         if not isinstance(name, str) or name not in self._places:
             close = difflib.get_close_matches(str(name), self._places, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(self._places)}"
             raise ValueError(f"unknown kernel {name!r}{self._layers}: {hint}")
 
     def usable(self, name: str) -> _K:
-        """Look a kernel up.
-
-        Raises:
-            ValueError: no kernel has that name, or it cannot be used here.
-
-        """
+        """Look a kernel up; ValueError if no kernel has that name, or it cannot be used here."""
         if isinstance(name, str) and (kernel := self._loaded.get(name)) is not None:  # on the path of every call
             return kernel
         self.check(name)
@@ -139,25 +122,15 @@ class Registry(Mapping[str, _K]):
             raise ValueError(str(error)) from error
 
 
-_HERE = ("masked", "coo", "embedding_bag", "gather", "native", "triton")
-KERNELS: Registry[Kernel] = Registry(
-    {
-        **{name: f"{__name__}.{name}" for name in _HERE},
-        "triton_gather": f"{__name__}.triton:GATHER",
-        "triton_atomic": f"{__name__}.triton:ATOMIC",
-        "auto": f"{__name__}.auto",
-    }
-)
+_PLACES = {name: f"operators:{name.upper()}" for name in ("masked", "coo", "embedding_bag", "gather")}
+_PLACES |= {"native": "native", "triton": "triton", "triton_gather": "triton:GATHER", "triton_atomic": "triton:ATOMIC"}
+_PLACES["auto"] = "auto"
+KERNELS: Registry[Kernel] = Registry({name: f"{__name__}.{place}" for name, place in _PLACES.items()})
 get = KERNELS.usable
 
 
 def check_supported(name: str, reason: str | None) -> None:
-    """Refuse what a kernel that was chosen by name says it cannot do.
-
-    Raises:
-        ValueError: there is a reason.
-
-    """
+    """Raise ValueError if there is a reason why a kernel that was chosen by name cannot do a case."""
     if reason:
         raise ValueError(f"kernel {name!r} does not support this case: {reason}")
 
@@ -165,14 +138,9 @@ def check_supported(name: str, reason: str | None) -> None:
 def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
     """Return the `(n, m)` gradient whose rows `rows` are `values` and whose other rows are zero.
 
-    The layout is the one that `nn.Embedding(sparse=True)` gives and `SGD`, `Adagrad` and `SparseAdam` accept.
-
-    Args:
-        rows: sorted, unique row numbers, int64, `(r,)` or `(1, r)`; not checked, as the check costs more
-            than a small gradient.
-        values: `(r, m)`.
-        n: number of rows of the whole.
-
+    The layout is the one that `nn.Embedding(sparse=True)` gives and `SGD`, `Adagrad` and `SparseAdam` accept. Rows are
+    int64 `(r,)` or `(1, r)`, values `(r, m)`. That rows are sorted and unique is not checked: the check costs more than
+    a small gradient.
     """
     indices = rows if rows.dim() == 2 else rows.unsqueeze(0)
     return torch.sparse_coo_tensor(indices, values, (n, values.shape[1]), is_coalesced=True, check_invariants=False)
@@ -181,12 +149,7 @@ def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
 def unified_rows(rows: Tensor, values: Tensor, dy: Tensor, n: int) -> Tensor:
     """Return the gradient of a unified selection as `hybrid_rows`, without the neurons that have none: see the module.
 
-    Args:
-        rows: the neurons selected, ascending, `(k,)`.
-        values: `(k, m)`.
-        dy: incoming gradient, `(B, n)`, not empty.
-        n: number of rows of the whole.
-
+    Rows `(k,)` are ascending; dy `(B, n)` is not empty.
     """
     if dy.device.type == "cpu":
         some = dy.index_select(1, rows).abs().amax(0) != 0  # NaN is a gradient

@@ -26,12 +26,7 @@ def load(module: str) -> ModuleType | None:
 
 
 def require(module: str) -> ModuleType:
-    """Return a module of compiled code by its full name.
-
-    Raises:
-        ImportError: it cannot be used; the message says why.
-
-    """
+    """Return a module of compiled code by its full name; ImportError, which says why, where it cannot be used."""
     found, reason = _loaded(module)
     if found is None:
         raise ImportError(f"kernel 'native' cannot be used: {reason}")

@@ -55,12 +55,9 @@ def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | No
 
 
 def predicate(keys: tuple[int, int, int, int], in_python: Callable[..., bool]) -> Callable[..., bool] | None:
-    """Return `ops.plain.in_python` in C++, or None where there is none.
+    """Return `ops.plain.in_python` in C++, which calls it for subclasses, or None where there is none.
 
-    Args:
-        keys: the bits of the keys that are harmless, of "dense", of all devices, and of the meta device.
-        in_python: called for subclasses.
-
+    `keys` are the bits of those that are harmless, of "dense", of all devices, and of the meta device.
     """
     module, _ = _loaded()
     if module is None:

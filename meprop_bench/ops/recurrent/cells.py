@@ -33,10 +33,8 @@ class Cell(Protocol):
     """One kind of cell."""
 
     name: str
-    gates: int
-    """G; rows g h to (g + 1) h of the weights belong to gate g."""
-    states: int
-    """1 for h, 2 for h and c."""
+    gates: int  # G; rows g h to (g + 1) h of the weights belong to gate g
+    states: int  # 1 for h, 2 for h and c
 
     def forward(self, a: Tensor, b: Tensor, before: Tensors) -> tuple[Tensors, Tensors]:
         """Return the states after the step, each (n, h), and the tape, for a and b (n, G h)."""
@@ -89,7 +87,7 @@ class _GRU:
 
 
 class _Plain:
-    """h = f(a + b), whose derivative h tells."""
+    """h = f(a + b), whose derivative follows from h."""
 
     gates, states = 1, 1
 

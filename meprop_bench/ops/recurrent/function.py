@@ -66,12 +66,7 @@ class _Call(NamedTuple):
 
 
 def check_kernel(kernel: str) -> None:
-    """Check the name of a kernel.
-
-    Raises:
-        ValueError: recurrent layers have no kernel of that name.
-
-    """
+    """Raise ValueError if recurrent layers have no kernel of that name."""
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)} for recurrent layers, not {kernel!r}")
 
@@ -95,10 +90,8 @@ def recurrent(
         cell: "lstm", "gru", "tanh" or "relu".
         x: packed input, `(N, m)`: see `Steps`.
         states: the initial h, `(B, h)`, and for the LSTM c.
-        weights: w_ih `(G h, m)`, w_hh `(G h, h)`, b_ih and b_hh `(G h,)` or None, as in `torch.nn`. The gradients of
-            the biases stay full.
-        sizes: how many examples each time step has, not increasing; the sum is N, the first is B.
-        reverse: start at the last step of each example.
+        weights: see `Weights`. The gradients of the biases stay full.
+        sizes, reverse: see `Steps`.
         k: neurons of each gate that are selected, at each time step: an int >= 1, or a ratio of h in (0, 1].
         selection: "example", "unified", "random" or "random-unified", for each time step anew.
         kernel: one of `KERNELS`. Double backward, `torch.func` and tensors that are not plain memory (see
@@ -139,12 +132,7 @@ def recurrent(
 
 
 def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
-    """Return the forward pass and the kernel of the backward pass.
-
-    Raises:
-        ValueError: `native` is chosen by name and does not support this case, or cannot be used here.
-
-    """
+    """Return the forward pass and the kernel of the backward pass; ValueError if `native`, by name, cannot do it."""
     tensors = [t for t in (*weights, *inputs) if t is not None]
     single = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     chance = selection.startswith("random")
@@ -168,13 +156,7 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
 
 
 def _gradients(
-    call: _Call,
-    needs: tuple[bool, ...],
-    d: Tensors,
-    inputs: Any,
-    tape: Tensors,
-    kernel: str,
-    record: Record | None = None,
+    call: _Call, needs: tuple[bool, ...], d: Tensors, inputs: Any, tape: Tensors, kernel: str, record: Record | None
 ) -> Any:
     """Compute the gradients of all inputs; `inputs` are x, the four weights and the initial states."""
     x, w_ih, w_hh, *_ = inputs

@@ -29,23 +29,10 @@ def run(
     dy: Tensor,
     d_states: tuple[Tensor, ...],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Run a layer forward and backward.
+    """Run a layer forward and backward; arguments as for `recurrent`, without chance in the selection.
 
-    Args:
-        cell: "lstm", "gru", "tanh" or "relu".
-        x: packed input, `(N, m)`.
-        states: initial h, and c for the LSTM, `(B, h)`.
-        weights: w_ih, w_hh, b_ih, b_hh.
-        sizes: examples of each time step.
-        reverse: the direction.
-        k: neurons selected of each gate.
-        selection: "example" or "unified".
-        dy: gradient of the output, `(N, h)`.
-        d_states: gradients of the final states.
-
-    Returns:
-        output and final states; gradients of x, the four weights, and the initial states.
-
+    dy `(N, h)` and d_states are the gradients of the output and of the final states. Returns output and final states;
+    and the gradients of x, the four weights, and the initial states.
     """
     names = _GATES[cell]
     x, dy = x.double(), dy.double()

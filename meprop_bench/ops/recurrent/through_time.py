@@ -42,10 +42,8 @@ Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 class Steps(NamedTuple):
     """Which rows belong together."""
 
-    sizes: tuple[int, ...]
-    """How many examples each time step has: not increasing, the first is the whole batch."""
-    reverse: bool
-    """Whether the layer starts at the last step of each example."""
+    sizes: tuple[int, ...]  # how many examples each time step has: not increasing, the first is the whole batch
+    reverse: bool  # whether the layer starts at the last step of each example
 
     def order(self) -> range:
         """Return the time steps in the order in which the layer takes them."""
@@ -68,19 +66,10 @@ def forward(
     steps: Steps,
     at_gates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda a, b: (a, b),
 ) -> tuple[Tensor, Tensors, Tensors]:
-    """Run a layer in one direction.
+    """Run a layer in one direction on x `(N, m)`, from the initial states, each `(B, h)`.
 
-    Args:
-        cell: one of `CELLS`.
-        x: input, `(N, m)`.
-        states: the initial states, each `(B, h)`.
-        weights: see `Weights`.
-        steps: see `Steps`.
-        at_gates: through which a and b of each step go to the cell.
-
-    Returns:
-        the output `(N, h)`, the final states, each `(B, h)`, and what `backward` needs, each of N rows.
-
+    a and b of each step go to the cell through `at_gates`. Returns the output `(N, h)`, the final states, each
+    `(B, h)`, and what `backward` needs, each of N rows.
     """
     w_ih, w_hh, b_ih, b_hh = weights
     a = F.linear(x, w_ih, b_ih).split_with_sizes(steps.sizes)
@@ -130,13 +119,10 @@ def backward(
     """Differentiate what `forward` computed, through k entries of each gate.
 
     Args:
-        cell: the cell.
-        dy: gradient of the output, `(N, h)`.
-        d_states: gradients of the final states, each `(B, h)`.
-        x: input.
+        cell, x, steps: as for `forward`.
+        dy, d_states: gradients of the output, `(N, h)`, and of the final states, each `(B, h)`.
         weights: w_ih and w_hh.
         tape: what `forward` saved.
-        steps: as for `forward`.
         request: k entries of each gate, the selection, and which of x, weights and biases need a gradient.
         kernel: "masked" or "embedding_bag".
 
@@ -171,17 +157,9 @@ def backward(
 
 
 def select_in_gates(d: Tensor, gates: int, k: int, selection: str) -> Tensor:
-    """Select k entries of each gate.
+    """Select k entries, 1 <= k <= h, of each gate of the gradients of one time step at the pre-activations, `(n, G h)`.
 
-    Args:
-        d: the gradients of one time step at the pre-activations, `(n, G h)`.
-        gates: G.
-        k: entries of each gate to keep, 1 <= k <= h.
-        selection: one of `SELECTIONS`.
-
-    Returns:
-        int64 indices into the G h rows of the weights, `(n, G k)`.
-
+    Returns int64 indices into the G h rows of the weights, `(n, G k)`.
     """
     n, width = d.shape
     h = width // gates
@@ -194,18 +172,9 @@ def select_in_gates(d: Tensor, gates: int, k: int, selection: str) -> Tensor:
 
 
 def with_the_zeros_of_select(d: Tensor, idx: Tensor, cell: Cell, k: int, selection: str, steps: Steps) -> Tensor:
-    """Return idx, where gates with fewer than k entries that are not zero have those zeros that `select` would take.
+    """Return idx `(N, G k)`, selected of d `(N, G h)`, with those zeros that `select` would take, where gates have any.
 
     They contribute nothing, and the compiled selection takes others; who counts zeros should find the same by either.
-
-    Args:
-        d: the gradients at the pre-activations, `(N, G h)`.
-        idx: what was selected of them, `(N, G k)`.
-        cell: the cell.
-        k: entries selected of each gate.
-        selection: "example" or "unified".
-        steps: which rows are a time step.
-
     """
     parts = []
     for rows, chosen in zip(d.split_with_sizes(steps.sizes), idx.split_with_sizes(steps.sizes), strict=True):

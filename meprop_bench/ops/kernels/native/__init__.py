@@ -73,24 +73,15 @@ class Native(Kernel):
 class Plan(NamedTuple):
     """How a case is computed."""
 
-    few: int
-    """Shares of the selection."""
-    shares: int
-    """Shares of the products."""
-    scratch: int
-    """Bytes to work in."""
-    streaming: bool
-    """Whether results go past the caches."""
+    few: int  # shares of the selection
+    shares: int  # shares of the products
+    scratch: int  # bytes to work in
+    streaming: bool  # whether results go past the caches
 
 
 @lru_cache(maxsize=256)
 def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
-    """Return the plan for a selection, of the kernel's own or not, on so many threads.
-
-    Raises:
-        ValueError: the case is `uncountable`.
-
-    """
+    """Return the plan for a selection, of the kernel's own or not, on so many threads; ValueError if `uncountable`."""
     if (reason := uncountable(selection, b, n, k)) is not None:
         raise ValueError(f"kernel 'native' does not support this case: {reason}")
     most, streaming = shares(threads, (2 * b * k + n) * m), 4 * max(b, n) * m >= _STREAM

@@ -1,11 +1,6 @@
-"""What Numba lacks for a kernel on raw tensors: addresses as arrays and vector instructions; and a cache.
+"""How functions are compiled, cached and given memory: tensors are passed as addresses.
 
-*Addresses.* Tensors are passed as `data_ptr()` integers: it costs 0.3 microseconds, `tensor.numpy()` several times
-that.
-
-*Vectors.* The inner loops are written as LLVM vector operations (`<16 x float>` or `<8 x float>`, as
-wide as the processor's), since the automatic vectoriser gives up on pointers that might alias. A multiply-add may be
-fused; nothing is reordered.
+A `data_ptr()` costs 0.3 microseconds, `tensor.numpy()` several times that.
 
 Compiled code is cached on disk, in a folder whose name is a digest of the sources that a function can come from: Numba
 by itself looks at the one file that holds it, and would keep machine code inlined from a module that has changed.
@@ -24,20 +19,15 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 from meprop_bench.cache import writable
+from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, declare, load, offset, splat, store
 
-__all__ = ["LANES", "address", "callback", "function", "load_f32", "load_i32", "loop", "splat", "view"]
-
-LANES = 16 if get_host_cpu_features().get("avx512f") else 8
-"""float32 numbers in a vector."""
+__all__ = ["address", "callback", "function", "reached_block", "trailing_zeros", "view", "zero_row"]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-_F32 = ir.FloatType()
-VECTOR = ir.VectorType(_F32, LANES)
 
 
 @contextmanager
@@ -113,104 +103,6 @@ def _pointer(typingctx: Any, address: Any, dtype: Any) -> Any:
 def view(address, shape, dtype):
     """Return the memory at an address as an array."""
     return carray(_pointer(address, dtype), shape)
-
-
-def declare(builder: Any, name: str, kind: Any) -> Any:
-    """Return a function of the module, declared when it was not."""
-    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-
-
-def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c, fused where the processor can."""
-    lanes = f"v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "f32"
-    return builder.call(declare(builder, f"llvm.fmuladd.{lanes}", ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
-
-
-def offset(builder: Any, address: Any, count: int) -> Any:
-    """Return the address `count` bytes on."""
-    return builder.add(address, ir.Constant(_I64, count)) if count else address
-
-
-def load(builder: Any, kind: Any, address: Any) -> Any:
-    """Load a value, aligned to its elements."""
-    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    value.align = 4
-    return value
-
-
-def store(builder: Any, value: Any, address: Any, streaming: bool = False) -> None:
-    """Store a value; `streaming` goes past the caches and needs an address that is a multiple of its size."""
-    instruction = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
-    instruction.align = 4 * LANES if streaming else 4
-    if streaming:
-        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
-
-
-def load_f32(builder: Any, base: Any, index: Any) -> Any:
-    """Load element `index` of the float32 array at `base`."""
-    return load(builder, _F32, builder.add(base, builder.shl(index, ir.Constant(_I64, 2))))
-
-
-def load_i32(builder: Any, base: Any, index: Any) -> Any:
-    """Load element `index` of the int32 array at `base`, as int64."""
-    return builder.sext(load(builder, _I32, builder.add(base, builder.shl(index, ir.Constant(_I64, 2)))), _I64)
-
-
-def splat(builder: Any, kind: Any, value: Any) -> Any:
-    """Return a vector with the value in all lanes (or the value itself for a scalar kind)."""
-    if not isinstance(kind, ir.VectorType):
-        return value
-    undefined = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
-
-
-def loop(
-    builder: Any,
-    bounds: tuple[Any, Any],
-    step: int,
-    starts: list[Any],
-    body: Callable[[Any, list[Any]], list[Any]],
-    *,
-    may_be_empty: bool = False,
-) -> list[Any]:
-    """Emit a loop over i = first, first + step, … < last, with values that stay in registers from one pass to the next.
-
-    Args:
-        builder: where it goes.
-        bounds: first and last, int64; there is a pass for first whatever last is, unless the loop may be empty.
-        step: a constant.
-        starts: the values before the first pass.
-        body: emits one pass, without branches: (i, the values before it) -> the values after it.
-        may_be_empty: whether to look first if there is a pass.
-
-    Returns:
-        the values after the last pass.
-
-    """
-    first, last = bounds
-    before, block, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    if may_be_empty:
-        builder.cbranch(builder.icmp_signed("<", first, last), block, after)
-    else:
-        builder.branch(block)
-    builder.position_at_end(block)
-    i = builder.phi(_I64)
-    values = [builder.phi(start.type) for start in starts]
-    new = body(i, values)
-    following = builder.add(i, ir.Constant(_I64, step))
-    builder.cbranch(builder.icmp_signed("<", following, last), block, after)
-    for phi, start, change in zip([i, *values], [first, *starts], [following, *new], strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(change, block)
-    builder.position_at_end(after)
-    if not may_be_empty:
-        return new
-    results = [builder.phi(start.type) for start in starts]
-    for phi, start, change in zip(results, starts, new, strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(change, block)
-    return results
 
 
 @intrinsic

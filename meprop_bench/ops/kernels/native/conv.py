@@ -50,20 +50,13 @@ class Plan(NamedTuple):
     positions: int
     k: int
     taps: int
-    full: int
-    """Vectors of a patch that belong to one run; after them, for each run, one with the rest."""
-    rest: int
-    """Numbers in each of those."""
-    vectors: int
-    """Of a patch, both kinds."""
-    tile: int
-    """Examples that one pass over all maps reads."""
-    place: int
-    """Address of int64 (vectors,): where each begins, in bytes from the patch's first number."""
-    slot: int
-    """Address of int32 (C, taps): where a weight is among the numbers of the vectors."""
-    patch: int
-    """Address of int32 (P,): where the patch of an output position begins, in pixels of its image."""
+    full: int  # vectors of a patch that belong to one run; after them, for each run, one with the rest
+    rest: int  # numbers in each of those
+    vectors: int  # of a patch, both kinds
+    tile: int  # examples that one pass over all maps reads
+    place: int  # address of int64 (vectors,): where each begins, in bytes from the patch's first number
+    slot: int  # address of int32 (C, taps): where a weight is among the numbers of the vectors
+    patch: int  # address of int32 (P,): where the patch of an output position begins, in pixels of its image
 
 
 PLAN_WORDS = len(Plan._fields)

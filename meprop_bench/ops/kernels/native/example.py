@@ -26,22 +26,10 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from meprop_bench.ops.kernels.native.compiler import (
-    LANES,
-    function,
-    fused,
-    load,
-    load_f32,
-    load_i32,
-    loop,
-    offset,
-    splat,
-    store,
-    view,
-    zero_row,
-)
+from meprop_bench.ops.kernels.native.compiler import function, view, zero_row
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
+from meprop_bench.ops.kernels.native.vectors import LANES, fused, load, load_f32, load_i32, loop, offset, splat, store
 
 CHUNK = (24 if LANES == 16 else 12) * LANES
 """Columns summed up at once, in registers: the longer the piece of a row, the better it is fetched ahead."""

@@ -14,18 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from meprop_bench.ops.kernels.native.compiler import (
-    function,
-    fused,
-    load,
-    load_f32,
-    load_i32,
-    loop,
-    offset,
-    splat,
-    store,
-    view,
-)
+from meprop_bench.ops.kernels.native.compiler import function, view
+from meprop_bench.ops.kernels.native.vectors import fused, load, load_f32, load_i32, loop, offset, splat, store
 
 __all__ = ["LANES", "VECTOR_BYTES", "gather_all", "scatter_all", "transpose"]
 

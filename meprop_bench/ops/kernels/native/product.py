@@ -20,19 +20,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from meprop_bench.ops.kernels.native.compiler import (
-    LANES,
-    VECTOR,
-    function,
-    fused,
-    load,
-    load_f32,
-    loop,
-    offset,
-    splat,
-    store,
-    view,
-)
+from meprop_bench.ops.kernels.native.compiler import function, view
+from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, fused, load, load_f32, loop, offset, splat, store
 
 __all__ = ["TALLEST", "multiply", "pack_height", "packed_bytes"]
 

@@ -17,19 +17,9 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from meprop_bench.ops.kernels.native.compiler import (
-    LANES,
-    VECTOR,
-    declare,
-    function,
-    fused,
-    load,
-    loop,
-    offset,
-    store,
-    view,
-)
+from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.threads import body, parallel
+from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, declare, fused, load, loop, offset, store
 
 __all__ = ["GRU", "LSTM", "PRODUCT", "RELU", "STEP", "TANH", "alone", "step"]
 

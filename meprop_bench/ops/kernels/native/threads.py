@@ -4,12 +4,12 @@ A second pool of threads beside torch's would fight it for the cores. torch's CP
 region here is a call of `GOMP_parallel`, where torch itself finds it: the same threads, at about 1.5 microseconds a
 region. Without such a function (another build of torch), the kernels run on one thread.
 
-OpenMP may give fewer threads than it was asked for: OMP_THREAD_LIMIT, OMP_DYNAMIC, a region within a region. So work is
+OpenMP may give fewer threads than were requested: OMP_THREAD_LIMIT, OMP_DYNAMIC, a region within a region. So work is
 cut into *shares*, as many as there should be threads, and those that there are deal them out among themselves: thread i
 of t takes the shares i, i + t, i + 2t, ... A body computes one share, waits for nobody, and works in memory that
 belongs to the share, not to a thread.
 
-A region is always asked of all of torch's threads, and those without a share idle. Of a smaller one libgomp ends the
+A region is always for all of torch's threads, and those without a share idle. Of a smaller one libgomp ends the
 threads that are too many, and starts them anew for the next (pytorch issue 32008).
 """
 

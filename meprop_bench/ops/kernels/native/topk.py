@@ -74,17 +74,10 @@ def working_bytes(n, k):
 
 @function()
 def largest(row, n, k, working, places):
-    """Find the k largest magnitudes of n float32 numbers at an address; zeros are left out.
+    """Find the k largest magnitudes, 1 <= k < n, of n float32 numbers at an address; zeros are left out.
 
-    Args:
-        row: address of the numbers.
-        n, k: sizes, 1 <= k < n.
-        working: address of `working_bytes(n, k)` bytes.
-        places: int32 array of length k; receives the indices, ascending.
-
-    Returns:
-        how many there are, at most k.
-
+    At `working` are `working_bytes(n, k)` bytes; `places`, int32 (k,), receives the indices, ascending. Returns how
+    many there are, at most k.
     """
     # The largest key of each column: (n,) seen as (rows, width) -> (width,).
     width = columns(n, k)

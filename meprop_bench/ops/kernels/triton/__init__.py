@@ -9,7 +9,7 @@ A dense dW adds 268 MB of zeros, 56 microseconds, which nothing can avoid that r
 
 | unified | launches | bytes, beside what is small |
 | --- | --- | --- |
-| `statistics` | 1 | dy: magnitudes and bias gradient |
+| `largest.column_sums` | 1 | dy: magnitudes and bias gradient |
 | `largest.columns` | 1 | n numbers, one program |
 | columns of dy, from k = 16 on | 1 | B k numbers, 32 bytes for each |
 | zeros (dense dW) | 1 | dW |
@@ -43,11 +43,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Kernel, Request, gather, unified_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, unified_rows
+from meprop_bench.ops.kernels.operators import GATHER as GATHER_OF_TORCH
+from meprop_bench.ops.kernels.operators import unified_products
 from meprop_bench.ops.kernels.triton.launch import unavailable_reason
 from meprop_bench.ops.selection import select
 
-__all__ = ["ATOMIC", "GATHER", "KERNEL", "Triton", "TritonAtomic", "TritonGather", "each_example"]
+__all__ = ["ATOMIC", "GATHER", "KERNEL", "each_example"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NO_ORDER = (
@@ -55,13 +57,12 @@ _NO_ORDER = (
 )
 
 
-class Triton(Kernel):
+class _Triton(Kernel):
     """Kernel `triton`: see the module."""
 
     name = "triton"
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Say why not: no Triton, another device or dtype, or a number of rows that a graph cannot wait for."""
         if reason := unavailable_reason(dy.device):
             return reason
         if dy.dtype not in _DTYPES:
@@ -72,7 +73,6 @@ class Triton(Kernel):
         return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-        """Gradients for dy (B, n), x (B, m), w (n, m)."""
         with _on_device_of(dy):
             if request.selection not in ("example", "random"):
                 return _unified(dy, x, w, request)
@@ -81,7 +81,7 @@ class Triton(Kernel):
             return each_example(dy, x, w, request, weight_gradient)
 
 
-class TritonGather(Triton):
+class _TritonGather(_Triton):
     """Kernel `triton_gather`: selects as `triton` does, and multiplies as `gather` does.
 
     What a product of tiles is worth beside the library's cannot be told from its bytes. Reading W's rows where they lie
@@ -95,31 +95,26 @@ class TritonGather(Triton):
     name = "triton_gather"
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Say why not: it needs both Triton and one set of neurons for the whole batch."""
-        return super().unsupported(dy, x, w, request) or gather.KERNEL.unsupported(dy, x, w, request)
+        return super().unsupported(dy, x, w, request) or GATHER_OF_TORCH.unsupported(dy, x, w, request)
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-        """Gradients for dy (B, n), x (B, m), w (n, m)."""
         with _on_device_of(dy):
             t, db = _select_unified(dy, request)
-            return *gather.products(t, dy, x, w, request), db
+            return *unified_products(t, dy, x, w, request), db
 
 
-class TritonAtomic(Triton):
+class _TritonAtomic(_Triton):
     """Kernel `triton_atomic`: as `triton` for a selection of each example's own, but that it adds dW up atomically.
 
-    Both give the same numbers but for the order of the additions. In `triton` it is fixed: the pairs of example and
-    neuron are sorted first, and the same input gives the same bits. Here it is not: the sort is spared, and the last
-    bits of dW differ from run to run (`atomic`); dx, db and what is selected are the same, bit for bit. Which one is
-    faster depends on the layer: on an H100, call by call, this one at 8192 neurons, neither at 2048 (LOG, "part by
-    part"). Where `torch.use_deterministic_algorithms` is set, a weight gradient is refused, as torch's own operators of
-    this kind do, or with `warn_only` warned of.
+    The sort is spared, and the last bits of dW differ from run to run (`atomic`); dx, db and what is selected are the
+    same, bit for bit. Which one is faster depends on the layer: on an H100, call by call, this one at 8192 neurons,
+    neither at 2048 (LOG, "part by part"). Where `torch.use_deterministic_algorithms` is set, a weight gradient is
+    refused, as torch's own operators of this kind do, or with `warn_only` warned of.
     """
 
     name = "triton_atomic"
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
-        """Say why not: what `triton` cannot do, nothing to add atomically, or an order that has to be fixed."""
         if reason := super().unsupported(dy, x, w, request):
             return reason
         if request.selection not in ("example", "random"):
@@ -129,13 +124,7 @@ class TritonAtomic(Triton):
         return None
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
-        """Gradients for dy (B, n), x (B, m), w (n, m); the last bits of dW differ from run to run.
-
-        Raises:
-            RuntimeError: a weight gradient, where deterministic algorithms were set since the forward pass.
-
-        """
-        if _needs_order(request):
+        if _needs_order(request):  # deterministic algorithms were set since the forward pass
             if not torch.is_deterministic_algorithms_warn_only_enabled():
                 raise RuntimeError(f"kernel {self.name!r} does not support this case: {_NO_ORDER}")
             warnings.warn(f"kernel {self.name!r}: {_NO_ORDER}", stacklevel=2)
@@ -171,8 +160,7 @@ def _select_unified(dy: Tensor, request: Request) -> tuple[Tensor, Tensor | None
     if request.selection != "unified":
         t = select(dy, request.k, request.selection).sort().values
         return t, dy.sum(0) if request.need_db else None
-    from meprop_bench.ops.kernels.triton.largest import columns
-    from meprop_bench.ops.kernels.triton.statistics import column_sums
+    from meprop_bench.ops.kernels.triton.largest import column_sums, columns
 
     parts, totals, db = column_sums(dy, sums=request.need_db)
     return columns(parts, totals, db, request.k), db
@@ -195,4 +183,4 @@ def each_example(
     return dx, dw, dy.sum(0) if request.need_db else None
 
 
-KERNEL, GATHER, ATOMIC = Triton(), TritonGather(), TritonAtomic()
+KERNEL, GATHER, ATOMIC = _Triton(), _TritonGather(), _TritonAtomic()

@@ -2,17 +2,15 @@
 
     dW[t[b, j]] += v[b, j] x[b]      for all examples b and places j at once
 
-`example` has the pairs (b, j) sorted by neuron, so that one program adds a row up in its registers. Here a program has
-an example: it reads a panel of x[b] once and adds it, times each v[b, j], to k rows of dW, by atomic additions. These
-happen in L2, in the order in which programs happen to come by. So all numbers are the same but for rounding, and *the
-last bits differ from run to run*; whoever needs deterministic algorithms has to take the other way. Additions are
-relaxed: nobody waits for another's, and the sum is read when all are through. The hardware's flush subnormal numbers,
-those below 1.2e-38, to zero.
+A program has an example: it reads a panel of x[b] once and adds it, times each v[b, j], to k rows of dW, by atomic
+additions. These happen in L2, in the order in which programs happen to come by, so that *the last bits differ from run
+to run*. They are relaxed: nobody waits for another's, and the sum is read when all are through. The hardware's flush
+subnormal numbers, those below 1.2e-38, to zero.
 
-Nothing is sorted, and x is read once; that is bought with bytes. The sums are float32 in all types, which has to be
-cleared first and, for half precision, cast at the end: 268 MB and 403 MB for an 8192 x 8192 layer. An addition is a
-read and a write in L2 where a sorted sum has a read. As there, panels keep what is worked on in the cache: 2 KB of each
-row of dW, 17 MB of those 268.
+Nothing is sorted, unlike in `example`, and x is read once; that is bought with bytes. The sums, float32 in all types,
+have to be cleared first and, for half precision, cast at the end: 268 MB and 403 MB for an 8192 x 8192 layer. An
+addition is a read and a write in L2 where a sorted sum has a read. As there, panels keep what is worked on in the
+cache: 2 KB of each row of dW, 17 MB of those 268.
 
 Sparse rows are added up in their places among the neurons that any example selects, which a mark for each neuron and a
 running count of the marks give. How many they are is known on the device alone, and waited for.

@@ -11,9 +11,8 @@ cores.
 
 For dW the pairs (b, j) are needed neuron by neuron. Up to `_FEW` of them each program looks through all for its own,
 one launch in all; else they are sorted by neuron first, by a stable sort. In both, the examples of a neuron are added
-up in their order, by one program, so the same input gives the same bits, whether or not
-`torch.use_deterministic_algorithms` demands it. Who would rather spare the sort, and the order with it, takes
-`atomic`: kernel `triton_atomic`. The dense gradient is written in one pass, zeros included.
+up in their order, by one program, so the same input gives the same bits. Who would rather spare the sort, and the order
+with it, takes `atomic`: kernel `triton_atomic`. The dense gradient is written in one pass, zeros included.
 """
 
 import torch
@@ -93,17 +92,9 @@ def input_gradient(t: Tensor, v: Tensor, w: Tensor) -> Tensor:
 
 
 def weight_gradient(t: Tensor, v: Tensor, x: Tensor, n: int, as_rows: bool) -> Tensor:
-    """Return dW `(n, m)`, dense or as sparse rows.
+    """Return dW `(n, m)`, dense or as sparse rows, whose number is known on the device alone: the host waits for it.
 
-    The number of rows is known on the device alone: for sparse rows the host waits for it.
-
-    Args:
-        t: neurons, `(B, k)`, of a type whose largest value is no less than n.
-        v: values, `(B, k)`.
-        x: input, `(B, m)`.
-        n: neurons of the layer.
-        as_rows: whether dW is sparse rows.
-
+    t and v are neurons and values, `(B, k)`, t of a type whose largest value is no less than n.
     """
     if t.numel() <= _FEW and not as_rows:
         return _search_all(t, v, x, n)

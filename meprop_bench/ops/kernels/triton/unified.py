@@ -154,16 +154,9 @@ def _add_chunks(parts, t, dw, chunks, k, m, SCATTER: tl.constexpr, COLUMNS: tl.c
 def products(
     dy: Tensor, t: Tensor, x: Tensor, w: Tensor, need_dx: bool, need_dw: bool, as_rows: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx `(B, m)` and dW, each if it is needed.
+    """Return dx `(B, m)` and dW, each if it is needed; one is. x is None if dW is not, and w if dx is not.
 
-    Args:
-        dy: incoming gradient, `(B, n)`.
-        t: the neurons selected, int64 `(k,)`.
-        x: input, `(B, m)`; None if dW is not needed.
-        w: weight, `(n, m)`; None if dx is not needed.
-        need_dx, need_dw: what is needed; at least one.
-        as_rows: whether dW is its rows t alone, `(k, m)`, or the whole of it, `(n, m)`, which is cleared first.
-
+    dW is its rows t, int64 `(k,)`, alone, `(k, m)`, or the whole of it, `(n, m)`, which is cleared first.
     """
     x, w = (x, w if need_dx else x) if need_dw else (w, w)  # of what is not needed nothing is read
     (batch, n), m, k = dy.shape, x.shape[1], len(t)

@@ -1,15 +1,4 @@
-"""Kernel `gather`, in operators of torch: the runs of the selected patches are rows of a table, summed up in bags.
-
-With the images pixel by pixel (`geometry`), a patch has R runs of L consecutive numbers, and the run that begins at
-pixel q is row q of a table T of x; the rows of W are cut alike. A selected entry s is map n, value v and first pixel q:
-
-    dW[n, r]   =  Σ_{s of map n}                v_s T[q_s + o_r]        a bag for each map and run
-    dT[q]      =  Σ_{s, r : q_s + o_r = q}      v_s W[n_s, r]           a bag for each pixel, entries sorted by pixel
-    dx         =  the runs of dT, added up where they overlap
-
-Both are `embedding_bag`, as in the linear layer's kernel of that name. The table costs kw times the memory of x, dT the
-same of dx, and the sort R entries for each one selected: hence the compiled kernel `native` reads x in place instead.
-"""
+"""The kernels made of torch's operators: `masked` and `gather`."""
 
 from __future__ import annotations
 
@@ -19,18 +8,52 @@ from torch import Tensor
 from meprop_bench.ops.conv.geometry import Geometry, Sizes, sizes
 from meprop_bench.ops.conv.kernels import Kernel, select_positions
 from meprop_bench.ops.kernels import Gradients, Request
-from meprop_bench.ops.kernels.embedding_bag import bag_starts, bags
+from meprop_bench.ops.kernels.operators import bag_starts, bags
+from meprop_bench.ops.selection import survivors
 
-__all__ = ["KERNEL", "Gather"]
+__all__ = ["GATHER", "MASKED"]
 
 
-class Gather(Kernel):
-    """See the module."""
+class _Masked(Kernel):
+    """The dense backward pass of torch on dy with the positions that were not selected put to zero.
+
+    It saves nothing and costs the selection on top. It is the kernel for every device, dtype and empty shape, and the
+    one made of differentiable operators, which double backward and torch.func go through. A non-finite x or w spreads
+    as in a dense layer (0 · inf = NaN).
+    """
+
+    name = "masked"
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
+        sparse = survivors(dy, request.k, request.selection, 2)
+        stride, padding, dilation, groups = geometry
+        need = [request.need_dx, request.need_dw, False]
+        dx, dw = None, None
+        if any(need):
+            dx, dw, _ = torch.ops.aten.convolution_backward(
+                sparse, x, w, None, stride, padding, dilation, False, (0, 0), groups, need
+            )
+        return dx, dw, dy.sum((0, 2, 3)) if request.need_db else None
+
+
+class _Gather(Kernel):
+    """The runs of the selected patches are rows of a table, summed up in bags.
+
+    With the images pixel by pixel (`geometry`), a patch has R runs of L consecutive numbers, and the run that begins at
+    pixel q is row q of a table T of x; the rows of W are cut alike. A selected entry s is map n, value v and first
+    pixel q:
+
+        dW[n, r]   =  Σ_{s of map n}                v_s T[q_s + o_r]        a bag for each map and run
+        dT[q]      =  Σ_{s, r : q_s + o_r = q}      v_s W[n_s, r]           a bag for each pixel, entries sorted by it
+        dx         =  the runs of dT, added up where they overlap
+
+    The table costs kw times the memory of x, dT the same of dx, and the sort R entries for each one selected: hence the
+    compiled kernel `native` reads x in place instead.
+    """
 
     name = "gather"
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request) -> Gradients:
-        """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
         at = sizes(x.shape, w.shape, geometry, x.device)
         idx = select_positions(dy, request)
         v = dy.flatten(2).gather(2, idx).transpose(0, 1).flatten(1)  # (N, B k)
@@ -78,4 +101,4 @@ def _input_gradient(rows: Tensor, v: Tensor, x: Tensor, w: Tensor, at: Sizes, ge
     return _inside(dx.view(at.images, *at.padded, c), x.shape, geometry).reshape(x.shape)
 
 
-KERNEL = Gather()
+MASKED, GATHER = _Masked(), _Gather()
