@@ -30,8 +30,7 @@ from typing import Any
 import meprop_bench
 from meprop_bench.measure import affinity, procfs
 from meprop_bench.measure.allocator import libc, preloaded
-from meprop_bench.measure.clock import overhead
-from meprop_bench.measure.clocks import clock_for
+from meprop_bench.measure.clock import clock_for, overhead
 from meprop_bench.measure.procfs import Unavailable, known, search
 from meprop_bench.optional import installed
 

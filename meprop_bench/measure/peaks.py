@@ -44,8 +44,7 @@ import msgspec
 from meprop_bench.atomic import replacing
 from meprop_bench.cache import places
 from meprop_bench.measure.arithmetic import adopted, tensor_type
-from meprop_bench.measure.clock import Clock
-from meprop_bench.measure.clocks import clock_for
+from meprop_bench.measure.clock import Clock, clock_for
 
 __all__ = ["Bound", "Peaks", "PeaksCache", "measure_peaks", "peaks_key"]
 

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Generic, Self, TypeVar
 
-from meprop_bench.measure.serve import Message
 from meprop_bench.measure.worker import (
+    Message,
     WorkerDied,
     WorkerError,
     WorkerFailed,

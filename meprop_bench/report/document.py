@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from meprop_bench.measure.busy import was_busy
+from meprop_bench.measure.machine import was_busy
 from meprop_bench.measure.notes import Note
 from meprop_bench.report.baselines import disagreement, with_disagreements
 from meprop_bench.report.cells import memory, quantity

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.measure.busy import was_busy
 from meprop_bench.measure.lock import device_lock, waiting_for
-from meprop_bench.measure.machine import Activity, state, total
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.machine import Activity, state, total, was_busy
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.profile import Node, merged

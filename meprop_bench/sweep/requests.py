@@ -114,7 +114,7 @@ def setup(session: Session, case: Mapping[str, Any]) -> _Answer:
 
 def check(session: Session, warm_s: float) -> _Answer:
     """Check the case that is set up and, if it passed, warm both sides up and calibrate the loops."""
-    from meprop_bench.measure.clocks import clock_for
+    from meprop_bench.measure.clock import clock_for
     from meprop_bench.results.schema import PASSED
 
     if session.case is None or session.prepared is None:
@@ -258,7 +258,7 @@ def count(session: Session) -> _Answer:
 
 def utilization(session: Session, device: str, seconds: float) -> _Answer:
     """Watch the machine while each side runs its main phase steadily, in a pass of its own: watching costs time."""
-    from meprop_bench.measure.graph import CudaGraphClock
+    from meprop_bench.measure.clock import CudaGraphClock
     from meprop_bench.measure.utilization import watch
 
     prepared, clock = session.passed()
@@ -301,7 +301,7 @@ def _stream(case: Case) -> AbstractContextManager[None]:
     """Return what a case is set up in: a backward pass can be captured only where its forward pass was issued."""
     if case.launch == "eager":
         return nullcontext()
-    from meprop_bench.measure.graph import on_capture_stream
+    from meprop_bench.measure.clock import on_capture_stream
 
     return on_capture_stream(case.device)
 

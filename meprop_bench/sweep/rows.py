@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.consistency import FAR, WATCHED

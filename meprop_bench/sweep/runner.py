@@ -34,8 +34,8 @@ from typing import Any
 
 from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
 from meprop_bench.measure.machine import Activity, state, total
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerOutOfMemory, WorkerRefused

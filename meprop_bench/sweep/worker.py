@@ -1,6 +1,6 @@
 """The one program of all measuring processes, and the one table of what they can do.
 
-    python -m meprop_bench.sweep.worker        answers requests until its parent is gone (`measure.serve`)
+    python -m meprop_bench.sweep.worker        answers requests until its parent is gone (`measure.worker`)
 
 A request is a line of the table: its name, and the function that answers it. The function is given the session, what
 this process holds between requests, and the rest of the request by name; its module is loaded when it is first asked
@@ -17,8 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.serve import serve
-from meprop_bench.measure.worker import Worker
+from meprop_bench.measure.worker import Worker, serve
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from meprop_bench.measure.machine import Activity
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.footnotes import MARKS, Footnotes
 
 ODD = Note("odd")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.significance import judged_runs, mean_speedup, p_value, significant_rows
 from meprop_bench.stats import holm, ratio_p_value
 

@@ -17,8 +17,7 @@ import torch
 from meprop_bench import workloads
 from meprop_bench.errors import UserError
 from meprop_bench.measure import affinity
-from meprop_bench.measure.cold import ColdClock
-from meprop_bench.measure.graph import CudaGraphClock
+from meprop_bench.measure.clock import ColdClock, CudaGraphClock
 from meprop_bench.results.schema import Utilization
 from meprop_bench.sweep import requests
 from meprop_bench.sweep.worker import REQUESTS, Session
