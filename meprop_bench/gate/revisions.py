@@ -52,7 +52,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.requests import PROTOCOL
+from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
 
 __all__ = ["SLICE_S", "GateProgress", "Hooks", "Measured", "Rounds", "measure"]

@@ -91,7 +91,7 @@ def break_even(session: Session, axis: str, seconds: float) -> Mapping[str, Any]
 def trees(session: Session, trace: str | None) -> Mapping[str, Any]:
     """Run the phases of both sides under torch.profiler."""
     from meprop_bench.measure.profile import Range, profile_ranges
-    from meprop_bench.workloads.prepared import After
+    from meprop_bench.workloads import After
 
     prepared, clock = session.passed()
     assert session.case is not None

@@ -18,10 +18,10 @@ from meprop_bench.ops.conv.auto import Auto
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.cost import conv_backward, conv_forward
 from meprop_bench.ops.kernels import Request
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_conv
 from meprop_bench.workloads.layer import draw, sides
-from meprop_bench.workloads.prepared import Prepared
 
 __all__ = ["setup"]
 

@@ -26,10 +26,10 @@ from meprop_bench.measure.paired import Subject
 from meprop_bench.ops.cost import linear_backward, linear_forward
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import median
+from meprop_bench.workloads import Call, Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
 from meprop_bench.workloads.layer import timed_backward
-from meprop_bench.workloads.prepared import Call, Prepared
 
 __all__ = ["Slowed", "prepare"]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from meprop_bench.measure.arithmetic import tensor_type
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.paired import Subject
+from meprop_bench.workloads import Call
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.prepared import Call
 
 __all__ = ["draw", "draw_on_host", "sides", "timed_backward"]
 

@@ -19,11 +19,10 @@ from meprop_bench.ops import linear, resolve_k, select
 from meprop_bench.ops.cost import Cost, linear_backward, linear_forward
 from meprop_bench.ops.kernels import KERNELS, Request
 from meprop_bench.ops.kernels.auto import Auto
-from meprop_bench.workloads import identical
+from meprop_bench.workloads import Layer, Prepared, identical
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
 from meprop_bench.workloads.layer import draw_on_host, sides
-from meprop_bench.workloads.prepared import Layer, Prepared
 
 __all__ = ["kernel_that_runs", "setup"]
 

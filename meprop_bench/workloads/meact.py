@@ -22,10 +22,11 @@ from meprop_bench.algorithms.meact import MeAct
 from meprop_bench.data import ImageData, load_images
 from meprop_bench.models.mlp import MLP
 from meprop_bench.optimizers import make_optimizer
+from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
-from meprop_bench.workloads.prepared import PASSED, Prepared
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]

@@ -25,9 +25,10 @@ from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops.cost import Cost, linear_forward
 from meprop_bench.optimizers import make_optimizer
+from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.prepared import PASSED, Prepared
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]

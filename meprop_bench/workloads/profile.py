@@ -43,10 +43,9 @@ from meprop_bench.ops.cost import Cost, linear_stages
 from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
-from meprop_bench.workloads import setup
+from meprop_bench.workloads import Call, Layer, setup
 from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.layer import timed_backward
-from meprop_bench.workloads.prepared import Call, Layer
 
 __all__ = ["break_even_k", "break_even_size", "overhead", "stages"]
 

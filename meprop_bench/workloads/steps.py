@@ -18,7 +18,7 @@ from torch import Tensor
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.training import Step
-from meprop_bench.workloads.prepared import After, Call
+from meprop_bench.workloads import After, Call
 
 __all__ = ["PHASES", "WALK", "Side", "sides"]
 

@@ -19,7 +19,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.measure import affinity
 from meprop_bench.measure.clock import ColdClock, CudaGraphClock
 from meprop_bench.results.schema import Utilization
-from meprop_bench.sweep import requests
+from meprop_bench.sweep import worker
 from meprop_bench.sweep.worker import REQUESTS, Session
 from meprop_bench.workloads.case import Case
 
@@ -49,16 +49,16 @@ def test_every_request_of_the_table_is_answered_by_a_function_of_its_module() ->
 
 
 def test_a_request_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "double", lambda session, value: {"double": 2 * value}, raising=False)
+    monkeypatch.setattr(worker, "double", lambda session, value: {"double": 2 * value}, raising=False)
     with pytest.raises(ValueError, match="does not know the request 'double'"):
         _ask(Session(), do="double", value=4)
-    monkeypatch.setitem(REQUESTS, "double", "sweep.requests:double")
+    monkeypatch.setitem(REQUESTS, "double", "sweep.worker:double")
     assert _ask(Session(), do="double", value=4) == {"double": 8}
 
 
 def test_the_gate_s_requests_are_those_that_older_revisions_know() -> None:
     """A gate of today asks a base of the protocol's first revision; a new meaning needs a new number."""
-    assert requests.PROTOCOL == 2
+    assert worker.PROTOCOL == 2
     known = {"hello", "setup", "check", "measure", "memory", "again", "meet", "turns", "count", "accuracy"}
     assert known <= REQUESTS.keys()
 

@@ -10,9 +10,8 @@ from meprop_bench.measure.clock import WallClock
 from meprop_bench.measure.memory import weigh
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.cost import linear_backward
-from meprop_bench.workloads import Case, setup
+from meprop_bench.workloads import After, Case, setup
 from meprop_bench.workloads.mlp import build_model
-from meprop_bench.workloads.prepared import After
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
