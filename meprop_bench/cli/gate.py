@@ -254,8 +254,7 @@ def _measuring(
 
 def _plan(settings: Settings) -> Plan:
     """Return the preset's cases that can have a figure to judge, with the gate's budget."""
-    from meprop_bench.sweep.feasible import check_feasible
-    from meprop_bench.sweep.plan import load_preset, plan_preset
+    from meprop_bench.sweep.plan import check_feasible, load_preset, plan_preset
 
     plan = plan_preset(load_preset(settings.preset))
     cases = tuple(case for case in plan.cases if settings.measured(case.label))

@@ -112,7 +112,7 @@ class Blocks:
 
 
 class SlowedClock:
-    """A clock under which one phase takes longer: the wait is a loop that reads the clock, as in `workloads.identical`.
+    """A clock under which one phase takes longer: the wait is a loop that reads the clock, as in `workloads.linear`.
 
     A subject times its phases either by name (`time_phases({"backward": ...})`) or one call at a time (`time(fn)`); the
     clock knows the former by the name and the latter by the function itself.

@@ -4,7 +4,7 @@ that selects k positions of each map.
     forward    y from x, W (n, m, f, f), b (n,)
     backward   (dx, dW, db) for dy, normal; for the method with its selection
 
-How they are timed is in `layer`.
+How they are timed is in `linear`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from meprop_bench.ops.kernels import Request
 from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_conv
-from meprop_bench.workloads.layer import draw, sides
+from meprop_bench.workloads.linear import draw, sides
 
 __all__ = ["setup"]
 

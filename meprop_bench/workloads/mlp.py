@@ -34,8 +34,7 @@ from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
-from meprop_bench.workloads.layer import timed_backward
-from meprop_bench.workloads.linear import kernel_that_runs
+from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["build_model", "setup"]

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meprop_bench.measure.clock import Clock
-from meprop_bench.measure.paired import Subject, calibrate, measure_pairs
+from meprop_bench.measure.paired import calibrate, measure_pairs
 from meprop_bench.methods import METHODS
 from meprop_bench.ops import linear, resolve_k, select
 from meprop_bench.ops.cost import Cost, linear_stages
@@ -45,7 +45,7 @@ from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
 from meprop_bench.workloads import Call, Layer, setup
 from meprop_bench.workloads.case import WORKLOADS, Case
-from meprop_bench.workloads.layer import timed_backward
+from meprop_bench.workloads.linear import subject, timed_backward
 
 __all__ = ["break_even_k", "break_even_size", "overhead", "stages"]
 
@@ -213,20 +213,13 @@ class _Ratios:
 
 def _quick_ratio(dense: Call, sparse: Call, clock: Clock, seconds: float) -> float:
     """Return dense / sparse from the pairs of some seconds; from one pair when that takes longer."""
-    subjects = [_subject(call) for call in (dense, sparse)]
+    subjects = [subject(backward=call) for call in (dense, sparse)]
     first = [clock.time(call, 1) for call in (dense, sparse)]  # cold
     if sum(first) > seconds / 2:
         return first[0] / first[1] if sum(first) > seconds else clock.time(dense, 1) / clock.time(sparse, 1)
-    loops = max(calibrate(subject, clock, most_s=seconds / 8) for subject in subjects)
+    loops = max(calibrate(each, clock, most_s=seconds / 8) for each in subjects)
     pairs = measure_pairs(*subjects, seconds=seconds / 2, least_pairs=3, loops=loops, rng=random.Random(0), clock=clock)
     return median([dense_s / sparse_s for dense_s, sparse_s in (pair.phases["backward"] for pair in pairs)])
-
-
-def _subject(call: Call) -> Subject:
-    def subject(loops: int, clock: Clock) -> Mapping[str, float]:
-        return {"backward": clock.time(call, loops)}
-
-    return subject
 
 
 def _sides(case: Case, layers: Iterable[Layer], k: float | None = None) -> _Sides:
@@ -359,7 +352,7 @@ def _medians(calls: Mapping[str, Call], clock: Clock, seconds: float) -> dict[st
     loops = {}
     for name, call in calls.items():
         call()
-        loops[name] = calibrate(_subject(call), clock, most_s=0.02)
+        loops[name] = calibrate(subject(backward=call), clock, most_s=0.02)
     values: dict[str, list[float]] = {name: [] for name in calls}
     deadline = clock.now() + seconds
     while not all(values.values()) or clock.now() < deadline:
