@@ -231,12 +231,21 @@ class Handoff:
         return self._connection
 
 
+def _blocks(session: Session) -> Blocks:
+    """Return what times the case in blocks; meanwhile the garbage collector is at rest."""
+    prepared, clock = session.passed()
+    if session.blocks is None:
+        session.blocks = Blocks(prepared, clock)
+    blocks: Blocks = session.blocks
+    return blocks
+
+
 def meet(session: Session, port: int | None = None) -> _Answer:
     """Say where another worker can meet this one, or go to where it is."""
-    session.handoff = Handoff()
+    session.handoff = handoff = Handoff()
     if port is None:
-        return {"port": session.handoff.listen()}
-    session.handoff.connect(port)
+        return {"port": handoff.listen()}
+    handoff.connect(port)
     return {}
 
 
@@ -248,7 +257,7 @@ def again(session: Session, seed: int) -> _Answer:
     """
     session.passed()
     assert session.case is not None
-    blocks = session.blocks()
+    blocks = _blocks(session)
     session.prepared = session.checked = None
     blocks.release()
     rng = random.Random(seed)
@@ -281,9 +290,9 @@ def interleave(
 
     """
     taken: list[_Answer] = []
-    handoff = session.handoff or Handoff()
+    handoff: Handoff = session.handoff or Handoff()
     try:
-        blocks = session.blocks()
+        blocks = _blocks(session)
         for index, (who, side, slowdown) in enumerate(plan):
             if who != me:
                 continue

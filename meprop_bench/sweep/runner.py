@@ -133,7 +133,7 @@ class Runner:
             self._store.write_state(self._state(max(case.threads for case in todo)))
         try:
             for place, case in enumerate(todo):
-                with self._lock(case.device, lambda holder, case=case: self._notify(case, waiting_for(holder))):
+                with self._lock(case.device, partial(self._wait, case)):
                     if not self._deadline.allows():
                         self.left_out = tuple(todo[place:])
                         return
@@ -272,6 +272,9 @@ class Runner:
         new = what not in self._compiled
         self._compiled.add(what)
         return new
+
+    def _wait(self, case: Case, holder: int | None) -> None:
+        self._notify(case, waiting_for(holder))
 
     def _dismiss(self) -> None:
         if self._pool is not None:

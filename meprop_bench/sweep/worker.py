@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from meprop_bench.measure.clock import Clock
-    from meprop_bench.sweep.blocks import Blocks, Handoff
     from meprop_bench.workloads import Case, Prepared
 
 __all__ = ["PROTOCOL", "REQUESTS", "Session", "main", "side_by_side", "start_for", "start_worker"]
@@ -96,10 +95,10 @@ class Session:
         self.case: Case | None = None  # that is set up, or was last tried
         self.prepared: Prepared | None = None  # its two sides
         self.checked: tuple[Prepared, Clock] | None = None  # the same with their clock, once the check has passed
-        self.handoff: Handoff | None = None  # to the other worker, for the gate
+        self.handoff: Any = None  # to the other worker, for the gate (`blocks.Handoff`)
         self.ballast: list[Tensor] = []  # memory that is in the way when a case is set up again
         self.loaded: dict[str, Any] = {}  # what takes long to make and serves later requests, by name
-        self._blocks: Blocks | None = None
+        self.blocks: Any = None  # that the gate has the case timed in (`blocks.Blocks`)
 
     def handle(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer one request."""
@@ -117,20 +116,11 @@ class Session:
             raise ValueError("there is no case whose check passed")
         return self.checked
 
-    def blocks(self) -> Blocks:
-        """Return what times the case in blocks; meanwhile the garbage collector is at rest."""
-        from meprop_bench.sweep.blocks import Blocks
-
-        prepared, clock = self.passed()
-        if self._blocks is None:
-            self._blocks = Blocks(prepared, clock)
-        return self._blocks
-
     def forget(self) -> None:
         """Let the case go, with its memory."""
-        if self._blocks is not None:
-            self._blocks.close()
-        self._blocks = self.prepared = self.checked = None
+        if self.blocks is not None:
+            self.blocks.close()
+        self.blocks = self.prepared = self.checked = None
 
 
 def hello(session: Session, threads: int, device: str, pin: bool = False, kernels: bool = True) -> _Answer:
