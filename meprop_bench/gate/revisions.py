@@ -290,7 +290,7 @@ class Rounds:
         """Take one slice of a case, and at the first time the figures that have no noise."""
         case = known.case
         self._notify("checking", case)
-        setup = pool.ask_all("setup", case=case.told())
+        setup = pool.ask_all("setup", case=case.changed())
         checks = {}
         for side in self._rng.sample(SIDES, 2):  # one after the other: loops are calibrated
             checks[side] = pool.ask(side, "check", warm_s=_WARM_S)

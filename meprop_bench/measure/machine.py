@@ -70,13 +70,7 @@ class Activity:
 
 
 class Watch:
-    """Counters, read when it is made.
-
-    Args:
-        now: wall seconds.
-        own_s: CPU seconds of this process, all its threads.
-
-    """
+    """Counters, read when it is made; `own_s` gives the CPU seconds of this process, all its threads."""
 
     def __init__(
         self, now: Callable[[], float] = time.perf_counter, own_s: Callable[[], float] = time.process_time
@@ -124,13 +118,9 @@ def total(activities: Iterable[Activity]) -> Activity:
 
 
 def state(threads: int, *, seconds: float = 0.25, sleep: Callable[[float], object] = time.sleep) -> dict[str, Any]:
-    """Describe what the machine does now, as JSON values, with `warnings` in words.
+    """Describe what the machine does now, as JSON values, with `warnings` in words for so many threads.
 
-    Args:
-        threads: that will be measured with.
-        seconds: for which the others are watched; this process sleeps meanwhile.
-        sleep: a test's own.
-
+    The others are watched for some seconds, for which this process sleeps.
     """
     watch = Watch()
     sleep(seconds)

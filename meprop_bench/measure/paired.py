@@ -51,28 +51,21 @@ _MOST_AGAIN = 2
 
 @dataclass(frozen=True)
 class Pair:
-    """One value of each side, taken back to back.
+    """One value of each side, taken back to back."""
 
-    Attributes:
-        phases: phase -> (baseline_s, method_s), seconds for one iteration.
-        baseline_first: which side ran first.
-        disturbed: whether the machine did something else meanwhile; False where nobody watched.
-
-    """
-
-    phases: Mapping[str, tuple[float, float]]
+    phases: Mapping[str, tuple[float, float]]  # phase -> (baseline_s, method_s), seconds for one iteration
     baseline_first: bool
-    disturbed: bool = False
+    disturbed: bool = False  # whether the machine did something else meanwhile; False where nobody watched
 
 
 class Probe(Protocol):
     """Tells whether a pair was disturbed, without a look at its times."""
 
     def begin(self) -> None:
-        """Told right before the pair."""
+        """Called right before the pair."""
 
     def disturbed(self) -> bool:
-        """Asked right after it."""
+        """Called right after it."""
 
 
 def warm_up(subject: Subject, clock: Clock, *, seconds: float = 0.1, least: int = 1) -> int:

@@ -57,14 +57,7 @@ _GOODBYE_S = 2.0
 
 
 class WorkerError(Exception):
-    """A request has no answer.
-
-    Attributes:
-        reason: why, in one line.
-        worker: the process's name in its pool.
-        request: what it was asked to do.
-
-    """
+    """A request has no answer: why, in one line, the process's name in its pool, and the request."""
 
     def __init__(self, reason: str, worker: Any = None, request: str = "") -> None:
         super().__init__(reason)
@@ -84,7 +77,7 @@ class WorkerDied(WorkerError):
 
 
 class WorkerRefused(WorkerError):
-    """What was asked for cannot be done, as was found before anything happened."""
+    """What was requested cannot be done, as was found before anything happened."""
 
 
 class WorkerOutOfMemory(WorkerError):
@@ -153,14 +146,10 @@ class Worker:
         return self._dead is None and not _exited(self._process)
 
     def request(self, message: Mapping[str, Any], timeout: float) -> Message:
-        """Send one request and return its answer: the handler's, or `{"error": one line, "kind": ...}` from `serve`.
-
-        Args:
-            message: anything JSON.
-            timeout: seconds to wait for the answer.
+        """Send one request, anything JSON, and return its answer: the handler's, or the error that `serve` makes of it.
 
         Raises:
-            WorkerDied: no answer came; the child and its process group are gone, and every later request says why.
+            WorkerDied: no answer came in time; the child and its process group are gone, and later requests say why.
 
         """
         if self._dead is not None:

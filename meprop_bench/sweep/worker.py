@@ -233,16 +233,16 @@ def measure(session: Session, seconds: float, least_pairs: int, loops: int, seed
 
 def memory(session: Session, device: str) -> _Answer:
     """Measure the memory of each phase, in a pass of its own, which is slow."""
-    from meprop_bench.measure.memory import weigh
+    from meprop_bench.measure.memory import peaks_of
     from meprop_bench.workloads import After
 
     prepared, _ = session.passed()
 
-    def weight(call: Callable[[], object]) -> _Answer:
-        found = weigh(call.call, device, call.before) if isinstance(call, After) else weigh(call, device)
-        return found.to_json()
+    def peaks(call: Callable[[], object]) -> _Answer:
+        own, before = (call.call, call.before) if isinstance(call, After) else (call, None)
+        return asdict(peaks_of(own, device, before))
 
-    return {"weights": {phase: [weight(call) for call in pair] for phase, pair in prepared.memory.items()}}
+    return {"weights": {phase: [peaks(call) for call in pair] for phase, pair in prepared.memory.items()}}
 
 
 def utilization(session: Session, device: str, seconds: float) -> _Answer:

@@ -77,7 +77,7 @@ def test_it_binds_itself_to_cores_when_it_is_asked_to(monkeypatch: pytest.Monkey
     assert bound == [1]
 
 
-def test_each_phase_is_weighed_on_both_sides(session: Session) -> None:
+def test_the_memory_of_each_phase_is_measured_on_both_sides(session: Session) -> None:
     weights = _ask(session, do="memory", device="cpu")["weights"]
     assert list(weights) == ["forward", "backward"]
     dense = weights["backward"][0]
@@ -99,7 +99,7 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
         assert nulls == set(one.unavailable)
 
 
-def test_a_case_that_its_kernel_cannot_do_is_the_user_s_wish_and_the_next_one_is_measured(session: Session) -> None:
+def test_a_case_that_its_kernel_cannot_do_is_refused_and_the_next_one_is_measured(session: Session) -> None:
     with pytest.raises(UserError, match="kernel 'gather' does not support this case: it needs a unified selection"):
         _ask(session, do="setup", case={**_CASE.to_json(), "method": "meprop", "kernel": "gather"})
     with pytest.raises(ValueError, match="no case is set up"):
