@@ -91,7 +91,8 @@ def stages(layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str
 def overhead(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str, tuple[float, float]]:
     """Time forward and backward of a layer 1 -> 2 with a batch of 1: what is left is the price of the calls."""
     kernel = next((layer.kernel for layer in layers if layer.request is not None), case.kernel)
-    x, w, b, dy = (tensor.to(layers[0].w) for tensor in (torch.ones(1, 1), torch.ones(2, 1), torch.ones(2), _TINY_DY))
+    tiny = (torch.ones(1, 1), torch.ones(2, 1), torch.ones(2), torch.tensor([[1.0, 2.0]]))
+    x, w, b, dy = (tensor.to(layers[0].w) for tensor in tiny)
     inputs = tuple(tensor.requires_grad_() for tensor in (x, w, b))
 
     def dense() -> Tensor:
@@ -107,21 +108,14 @@ def overhead(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: floa
     return {"forward": (taken["df"], taken["sf"]), "backward": (taken["db"], taken["sb"])}
 
 
-_TINY_DY = torch.tensor([[1.0, 2.0]])
-
-
 def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
-    """Search the k at which the sparse backward pass is no longer faster than the dense one.
-
-    That of the sparsified linear layers, or of a layer of another kind. None for a model without linear layers, and
-    where nothing is sparsified.
-    """
+    """Search the k at which the sparse backward pass is no longer faster; None where there is none to compare."""
     if (sparsified := _sparsified(case, layers)) is None:
         return None
     n, what = _entries(case)
 
     def sides(k: int) -> _Sides:
-        return _sides(case, sparsified, k) if sparsified else _of_case(replace(case, k=k))
+        return _sides(case, sparsified, k) if sparsified else setup(replace(case, k=k)).memory["backward"]
 
     ratio = _Ratios(sides, clock, seconds)
     return _break_even("k", ratio, min(resolve_k(case.k, n), n - 1), (1, n - 1), f"of {n} {what}")
@@ -139,7 +133,8 @@ def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, second
 
     def sides(width: int) -> _Sides:
         if not sparsified:
-            return _of_case(replace(case, out_features=width, in_features=width if square[0] else inputs))
+            wider = replace(case, out_features=width, in_features=width if square[0] else inputs)
+            return setup(wider).memory["backward"]
         wide = zip(sparsified, square, strict=True)
         return _sides(case, [_of_width(case, layer, width, both) for layer, both in wide])
 
@@ -167,11 +162,6 @@ def _sparsified(case: Case, layers: Sequence[Layer]) -> list[Layer] | None:
     another = not layers and not WORKLOADS[case.workload].trains and METHODS[case.method].selection is not None
     found = [layer for layer in layers if layer.request is not None]
     return found if found or another else None
-
-
-def _of_case(case: Case) -> _Sides:
-    """Return the backward passes of a layer that is no linear one."""
-    return setup(case).memory["backward"]
 
 
 def _search(ratio: _Ratios, known: int, ends: tuple[int, int], *, small_pays: bool) -> tuple[int | None, int | None]:
@@ -265,7 +255,12 @@ def _sparse_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
         "db+dx": [_backward(layer, dx=layer.need_dx) for layer in layers],
         "db+dW": [_backward(layer, dw=True) for layer in layers],
         "db+rows": [_backward(layer, dw=True, rows=True) for layer in layers if scatter],
-        "rows": [_tensor_of_rows(layer, t) for layer, t in chosen if layer.request and layer.request.rows],
+        "rows": [
+            partial(hybrid_rows, indices, layer.w[indices], layer.w.shape[0])
+            for layer, t in chosen
+            if layer.request and layer.request.rows
+            for indices in [torch.unique(t)]
+        ],
     }
     if all(layer.kernel in _GATHERS for layer in layers):
         found["gather dy"] = [partial(layer.dy.index_select, 1, t) for layer, t in chosen]
@@ -279,11 +274,6 @@ def _backward(layer: Layer, *, dx: bool = False, dw: bool = False, rows: bool | 
     rows = layer.request.rows if rows is None else rows
     request = layer.request._replace(rows=rows, need_dx=dx, need_dw=dw, need_db=True)
     return partial(KERNELS[layer.kernel].backward, layer.dy, layer.x, layer.w, request)
-
-
-def _tensor_of_rows(layer: Layer, chosen: Tensor) -> Call:
-    indices = torch.unique(chosen)
-    return partial(hybrid_rows, indices, layer.w[indices], layer.w.shape[0])
 
 
 def _differences(taken: Mapping[str, float]) -> dict[str, float]:
