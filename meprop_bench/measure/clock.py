@@ -84,13 +84,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """`time.perf_counter` around a region; on a CUDA device it waits for the device at both ends.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:N".
-        timer: returns monotonic seconds.
-
-    """
+    """`time.perf_counter` around a region; on a CUDA device it waits for the device at both ends."""
 
     def __init__(self, device: str = "cpu", timer: Callable[[], float] = time.perf_counter) -> None:
         self.now = timer
@@ -146,12 +140,7 @@ class WallClock:
 
 
 class CudaEventClock:
-    """CUDA events in the device's current stream: the device's own time, not the launches'.
-
-    Args:
-        device: "cuda" or "cuda:N".
-
-    """
+    """CUDA events in the current stream of a device, "cuda" or "cuda:N": its own time, not the launches'."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -214,11 +203,9 @@ class CudaEventClock:
 
 
 class CudaGraphClock(CudaEventClock):
-    """CUDA events around replays of CUDA graphs.
+    """CUDA events around replays of CUDA graphs. A function is captured once and known again by equality.
 
-    Args:
-        device: "cuda" or "cuda:N".
-
+    Hand over the same functions each time (bound methods are equal to themselves), or every value pays for a capture.
     """
 
     def __init__(self, device: str) -> None:
@@ -307,13 +294,7 @@ _USUAL_BYTES = 128 << 20
 
 
 class ColdClock:
-    """A clock that empties the caches before each iteration.
-
-    Args:
-        clock: tells the time.
-        evict: empties the caches of the clock's device; see `evictor`.
-
-    """
+    """A clock that empties the caches of its device before each iteration, by what `evictor` gives."""
 
     def __init__(self, clock: Clock, evict: _Call) -> None:
         self._clock, self._evict = clock, evict

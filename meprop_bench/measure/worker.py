@@ -102,12 +102,9 @@ class WorkerLike(Protocol):
 
 
 class Worker:
-    """A child process that answers requests, one at a time.
+    """A child process, whose program calls `serve`, and which answers requests, one at a time.
 
-    Args:
-        argv: the command, whose program calls `serve`.
-        env: changes to this process's environment; None removes a variable.
-
+    `env` are changes to this process's environment; None removes a variable.
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str | None] | None = None) -> None:

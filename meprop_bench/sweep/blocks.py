@@ -117,12 +117,8 @@ class SlowedClock:
     A subject times its phases either by name (`time_phases({"backward": ...})`) or one call at a time (`time(fn)`); the
     clock knows the former by the name and the latter by the function itself.
 
-    Args:
-        clock: what really times; its device is the CPU, since the wait is the processor's.
-        phase: the name of the phase that is slowed.
-        call: what a subject without names calls for this phase; None where it gives names.
-        now: nanoseconds of a monotonic clock.
-
+    The device of what really times is the CPU, since the wait is the processor's; `call` is what a subject without
+    names calls for the phase, None where it gives names; `now` gives nanoseconds of a monotonic clock.
     """
 
     def __init__(
@@ -280,14 +276,8 @@ def interleave(
 ) -> _Answer:
     """Time one side in blocks, alternating with another worker that has the same plan.
 
-    Args:
-        session: of this process.
-        me: whose blocks are ours.
-        plan: of each block, who times it, which side ("baseline" or "method"), and by what share he slows it.
-        loops: side -> timed iterations of a block.
-        lead: iterations before them that are not timed.
-        number: of the plan.
-
+    The plan, which has a number, says of each block who times it, which side ("baseline" or "method"), and by what
+    share it is slowed; `me` are ours. A block has `loops[side]` iterations that are timed after `lead` that are not.
     """
     taken: list[_Answer] = []
     handoff: Handoff = session.handoff or Handoff()

@@ -65,14 +65,9 @@ class _Sides(TypedDict):
 def sides(
     dense: Callable[[], Tensor], sparsified: Callable[[], Tensor], inputs: Sequence[Tensor], dy: Tensor
 ) -> _Sides:
-    """Return what `Prepared` wants of the two sides of a layer.
+    """Return what `Prepared` has of the two sides of a layer, by their forward passes, which give y of the shape of dy.
 
-    Args:
-        dense: the forward pass of the baseline, which gives y.
-        sparsified: that of the method.
-        inputs: all that gradients are computed of, the same for both.
-        dy: incoming gradient, of the shape of y.
-
+    The inputs are all that gradients are computed of, the same for both.
     """
     backward = [timed_backward(forward(), tuple(inputs), dy) for forward in (dense, sparsified)]
     return {
@@ -181,14 +176,7 @@ long as measuring a case. Each case has copies on its device."""
 
 
 class Slowed:
-    """A call that takes a share longer than another one.
-
-    Args:
-        call: what is done.
-        share: of its median time, that each call waits after it.
-        now: nanoseconds of a monotonic clock.
-
-    """
+    """A call that then waits for a share of its median time; `now` gives nanoseconds of a monotonic clock."""
 
     def __init__(self, call: Call, share: float, now: Callable[[], int] = time.perf_counter_ns) -> None:
         self._call, self._share, self._now = call, share, now
