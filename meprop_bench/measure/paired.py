@@ -81,8 +81,8 @@ def warm_up(subject: Subject, clock: Clock, *, seconds: float = 0.1, least: int 
 def calibrate(subject: Subject, clock: Clock, *, least_s: float = 1e-3, most_s: float = 0.05) -> int:
     """Return the loops at which the shortest phase lasts at least `least_s`, while a call stays within about `most_s`.
 
-    `most_s` matters where one phase is a thousand times shorter than another: its value is then shorter than asked
-    for. A subject that needs longer than `least_s` for one iteration gets 1. Warm it up first (a cold iteration
+    `most_s` matters where one phase is a thousand times shorter than another: its value is then shorter than
+    that. A subject that needs longer than `least_s` for one iteration gets 1. Warm it up first (a cold iteration
     looks long), and take the larger result of both sides of a pair.
     """
     loops = 1

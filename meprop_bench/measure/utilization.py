@@ -89,7 +89,7 @@ def _power(
 ) -> dict[str, Any]:
     """Return power and energy of the device that computes, from its own meter; or put the reason into `missing`."""
     energy, meter = ("cpu_energy_j", "RAPL") if device == "cpu" else ("gpu_energy_j", "NVML")
-    how = found.pop("gpu_energy_source", "")  # told by `energy_source` alone
+    how = found.pop("gpu_energy_source", "")  # `energy_source` alone says it
     missing.pop("gpu_energy_source", None)
     if energy not in found or not seconds > 0:
         reason = missing.get(energy, "no energy was read")

@@ -23,20 +23,13 @@ Costs = Mapping[str, Sequence[Sequence[float]]]
 
 
 class MachinePeaks:
-    """Peaks of the environments of one run.
+    """Peaks of the environments of one run: settled once in its folder, and found there again when it is resumed.
 
-    Args:
-        cache: of earlier runs; the user's by default.
-        measuring: called before they are measured.
-        store: the run's folder, in which they are settled once, and found again when it is resumed.
-
+    The cache is that of earlier runs, the user's by default; `measuring` is called before they are measured.
     """
 
     def __init__(
-        self,
-        cache: PeaksCache | None = None,
-        measuring: Callable[[], object] = lambda: None,
-        store: Store | None = None,
+        self, cache: PeaksCache | None, measuring: Callable[[], object] = lambda: None, store: Store | None = None
     ) -> None:
         self._cache, self._measuring, self._store = cache or PeaksCache(), measuring, store
         self._again: Counter[tuple[str, str]] = Counter()
@@ -49,20 +42,14 @@ class MachinePeaks:
         return self._settled(key, self._cache.peaks(environment_id, key, lambda: self._measured(case, pool)))
 
     def unbeaten(
-        self,
-        peaks: Peaks,
-        case: Case,
-        environment_id: str,
-        pool: Pool[int],
-        costs: Costs,
-        measured: Iterable[Measurement],
+        self, peaks: Peaks, case: Case, environment_id: str, pool: Pool[int], costs: Costs, found: Iterable[Measurement]
     ) -> Peaks:
         """Return the peaks, or better ones if a side was faster than its floor; earlier rows keep the floors they have.
 
         `costs` has phase -> [operations, bytes] of baseline and method; a phase may be missing.
         """
         key = (environment_id, _key(case))
-        if self._again[key] < _AGAIN and any(_beaten(peaks, case, costs, found) for found in measured):
+        if self._again[key] < _AGAIN and any(_beaten(peaks, case, costs, each) for each in found):
             self._again[key] += 1
             return self._settled(key[1], self._cache.add(*key, peaks.merged(self._measured(case, pool))))
         return peaks

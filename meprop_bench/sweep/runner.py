@@ -289,17 +289,14 @@ class Runner:
         case_left_s: float | None = None,
         rows: tuple[Row, ...] = (),
     ) -> None:
-        after = len(self._plan.cases) - self._done - (stage != "done")
-        usual = (
-            sum(self._spent) / len(self._spent)
-            if self._spent
-            else self._plan.budget
-            + (2 if self._plan.keep_processes else 10)
-            + (2 * _STEADY_S if self._plan.utilization else 0)
-        )
+        plan = self._plan
+        after = len(plan.cases) - self._done - (stage != "done")
+        usual = plan.budget + (2 if plan.keep_processes else 10) + (2 * _STEADY_S if plan.utilization else 0)
+        if self._spent:
+            usual = sum(self._spent) / len(self._spent)
         own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
         left_s = max(0.0, min(after * usual + own, self._deadline.left_s))
-        self._progress(SweepProgress(self._done, len(self._plan.cases), case, stage, half_widths or {}, left_s, rows))
+        self._progress(SweepProgress(self._done, len(plan.cases), case, stage, half_widths or {}, left_s, rows))
 
 
 def _group(case: Case) -> tuple[object, ...]:

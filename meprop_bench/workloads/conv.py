@@ -35,13 +35,9 @@ def setup(case: Case) -> Prepared:
     normal, maps = draw(case), case.size - case.filter + 1
     x_shape = (case.batch, case.in_features, case.size, case.size)
     w_shape = (case.out_features, case.in_features, case.filter, case.filter)
-    x, w, b = (
-        normal(*x_shape),
-        normal(*w_shape, scale=(w_shape[1] * w_shape[2] * w_shape[3]) ** -0.5),
-        normal(w_shape[0]),
-    )
-    for tensor in (x, w, b):
-        tensor.requires_grad_()
+    fan_in = case.in_features * case.filter**2
+    drawn = (normal(*x_shape), normal(*w_shape, scale=fan_in**-0.5), normal(case.out_features))
+    x, w, b = (tensor.requires_grad_() for tensor in drawn)
     dy = normal(case.batch, case.out_features, maps, maps)
     k = resolve_k(case.k, maps * maps)
 
