@@ -246,7 +246,7 @@ def _measuring(
 ) -> Iterator[tuple[Checkout, Checkout, Callable[[GateProgress], None], Callable[[], str]]]:
     """Give both revisions, what shows the progress, and what says whether the machine was busy meanwhile."""
     from meprop_bench.gate.worktree import repository_of, work_trees
-    from meprop_bench.measure.busy import Observer
+    from meprop_bench.measure.machine import Observer
 
     with work_trees(repository_of(Path.cwd()), base, head) as (first, second), _showing() as progress:
         yield first, second, progress, Observer(max(case.threads for case in plan.cases)).line
