@@ -19,8 +19,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor, nn
 
-from meprop_bench.measure.clock import Clock
-from meprop_bench.measure.clocks import clock_for
+from meprop_bench.measure.clock import Clock, clock_for
 from meprop_bench.measure.paired import Subject, calibrate, measure_pairs, warm_up
 from meprop_bench.nn import convert
 from meprop_bench.stats import paired_ratio

@@ -203,7 +203,7 @@ def time(results: Measured, benchmark: Any) -> Callable[[Case, str], None]:
 def run_once(case: Case, benchmark: Any) -> None:
     """Check a case in this process and run its method once."""
     from meprop_bench import workloads
-    from meprop_bench.measure.clocks import clock_for
+    from meprop_bench.measure.clock import clock_for
 
     prepared = workloads.setup(case)
     assert prepared.check() == PASSED

@@ -246,7 +246,7 @@ def _measuring(
 ) -> Iterator[tuple[Checkout, Checkout, Callable[[GateProgress], None], Callable[[], str]]]:
     """Give both revisions, what shows the progress, and what says whether the machine was busy meanwhile."""
     from meprop_bench.gate.worktree import repository_of, work_trees
-    from meprop_bench.measure.busy import Observer
+    from meprop_bench.measure.machine import Observer
 
     with work_trees(repository_of(Path.cwd()), base, head) as (first, second), _showing() as progress:
         yield first, second, progress, Observer(max(case.threads for case in plan.cases)).line
@@ -254,8 +254,7 @@ def _measuring(
 
 def _plan(settings: Settings) -> Plan:
     """Return the preset's cases that can have a figure to judge, with the gate's budget."""
-    from meprop_bench.sweep.feasible import check_feasible
-    from meprop_bench.sweep.plan import load_preset, plan_preset
+    from meprop_bench.sweep.plan import check_feasible, load_preset, plan_preset
 
     plan = plan_preset(load_preset(settings.preset))
     cases = tuple(case for case in plan.cases if settings.measured(case.label))

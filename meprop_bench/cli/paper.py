@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meprop_bench.paper.folder import PaperDocument
     from meprop_bench.paper.trainings import Trainings
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.deadline import Deadline
+    from meprop_bench.sweep.plan import Deadline
 
 __all__ = ["command"]
 
@@ -166,8 +166,7 @@ def run_table(
     from meprop_bench.paper.runner import slug
     from meprop_bench.paper.trainings import Trainings
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.deadline import Deadline
-    from meprop_bench.sweep.feasible import check_feasible
+    from meprop_bench.sweep.plan import Deadline, check_feasible
     from meprop_bench.tasks.checks import on_device
 
     device = str(on_device(device))

@@ -125,7 +125,7 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None
 
 
 def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> None:
-    from meprop_bench.measure.busy import was_busy
+    from meprop_bench.measure.machine import was_busy
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
     if form == "json":

@@ -25,8 +25,7 @@ from meprop_bench.errors import ExitCode
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.deadline import Deadline
-    from meprop_bench.sweep.plan import Plan
+    from meprop_bench.sweep.plan import Deadline, Plan
 
 __all__ = ["command"]
 
@@ -86,8 +85,7 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
     Axes take lists (--k 8,32 or --k 8 --k 32), and every combination is a case. Without any: a hidden layer of the
     papers' MNIST model. Results go to FOLDER/<date>_<machine>_<name>/.
     """
-    from meprop_bench.sweep.deadline import Deadline
-    from meprop_bench.sweep.feasible import check_feasible
+    from meprop_bench.sweep.plan import Deadline, check_feasible
 
     until, plan = Deadline(deadline), _plan(preset, options)
     check_feasible(plan.cases, pin=plan.pin)

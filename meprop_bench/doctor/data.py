@@ -1,7 +1,7 @@
 """Which data sets are here, and whether they are the published ones.
 
 A set that is not here is a note: the digits of scikit-learn stand in for it. One that is damaged is a problem, since a
-sweep over it is refused (`sweep.feasible`), and better now than then.
+sweep over it is refused (`sweep.plan`), and better now than then.
 """
 
 from __future__ import annotations

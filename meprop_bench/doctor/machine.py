@@ -1,8 +1,8 @@
 """Can this machine be trusted to measure? Its cores, what others take of them, and the clock.
 
 Nothing is read here: the environment and the state of the machine are collected by `measure`, whose own warnings are
-what a finding says, and whose rule says when a machine is not to be trusted (`measure.busy`): it is that of the first
-line of a result as well. How far the noise really goes, `noise` measures.
+what a finding says, and whose rule says when a machine is not to be trusted (`too_busy`): it is that of the first line
+of a result as well. How far the noise really goes, `noise` measures.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 from meprop_bench.doctor.finding import Finding
 from meprop_bench.measure.allocator import ALLOCATORS, current, unavailable_reason
-from meprop_bench.measure.busy import too_busy
-from meprop_bench.measure.machine import warnings
+from meprop_bench.measure.machine import too_busy, warnings
 
 __all__ = ["allocators", "clock", "machine_state"]
 

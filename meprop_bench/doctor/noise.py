@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 
 from meprop_bench.doctor.finding import Finding
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
 from meprop_bench.results.schema import PASSED

@@ -21,8 +21,8 @@ from typing import Any
 
 from meprop_bench.cache import places, user_cache, writable
 from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.measure.host import Rapl
 from meprop_bench.measure.nvml import Nvml
-from meprop_bench.measure.rapl import Rapl
 from meprop_bench.measure.sampler import Sampler, Source, Summary
 from meprop_bench.optional import installed
 

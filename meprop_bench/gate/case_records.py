@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 from meprop_bench.gate.judgement import Kind
 from meprop_bench.gate.series import Series
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import Case
 

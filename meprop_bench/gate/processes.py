@@ -24,7 +24,7 @@ same time, and two cores of a shared machine have different neighbours. Six pair
 three seconds, a layer of 784 x 500 at B = 50 on two cores: unbound the forward pass spread by 2.4% and the backward
 pass by 2.4%, bound by 0.9% and 1.7%. (Whoever sets one of OpenMP's variables has a reason, and keeps it.)
 
-The workers hand over to each other (`measure.handoff`), so that neither JSON nor this process stands between two
+The workers hand over to each other (`sweep.blocks`), so that neither JSON nor this process stands between two
 blocks. That is what the sharpness of the gate rests on. On a shared machine (two vCPUs of an AMD EPYC, a neighbour on
 the same cores) one and the same loop of half a millisecond, which touches nothing but the first cache, took 0.41 to
 0.93 ms; blocks next to each other differed by 20%, blocks 100 ms apart by 30%, and no number of processes or set-ups
@@ -206,6 +206,6 @@ def exact_figures(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str
 def accuracies(case: Case, pool: Pool[Side], plan: Plan) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
     seeds = list(range(1, plan.accuracy_seeds + 1))
-    answers = pool.ask_all("accuracy", case=case.told(), sparsified=True, seeds=seeds, steps=plan.accuracy_steps)
+    answers = pool.ask_all("accuracy", case=case.changed(), sparsified=True, seeds=seeds, steps=plan.accuracy_steps)
     base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
     return base, head

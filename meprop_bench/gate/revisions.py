@@ -52,7 +52,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.requests import PROTOCOL
+from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
 
 __all__ = ["SLICE_S", "GateProgress", "Hooks", "Measured", "Rounds", "measure"]
@@ -290,7 +290,7 @@ class Rounds:
         """Take one slice of a case, and at the first time the figures that have no noise."""
         case = known.case
         self._notify("checking", case)
-        setup = pool.ask_all("setup", case=case.told())
+        setup = pool.ask_all("setup", case=case.changed())
         checks = {}
         for side in self._rng.sample(SIDES, 2):  # one after the other: loops are calibrated
             checks[side] = pool.ask(side, "check", warm_s=_WARM_S)

@@ -38,12 +38,7 @@ _before: set[int] | None = None
 
 
 def chosen(threads: int) -> list[int]:
-    """Return the logical cores that a process of so many threads is bound to, in order.
-
-    Raises:
-        UserError: it cannot be bound here, in one line.
-
-    """
+    """Return the logical cores that a process of so many threads is bound to, in order; UserError: it cannot be."""
     if not hasattr(os, "sched_setaffinity"):
         raise UserError("--pin: this system binds no process to cores; leave it out")
     first: dict[str, int] = {}  # physical core -> its first logical core that may be used
@@ -58,12 +53,7 @@ def chosen(threads: int) -> list[int]:
 
 
 def bind(threads: int) -> None:
-    """Bind this process to cores of its own; threads that were started before stay where they are.
-
-    Raises:
-        UserError: it cannot be bound here, in one line.
-
-    """
+    """Bind this process to cores of its own, or UserError; threads that were started before stay where they are."""
     global _before  # noqa: PLW0603  what the process was allowed is a fact of the process
     cores, may = chosen(threads), allowed()
     try:

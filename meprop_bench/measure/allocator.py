@@ -44,17 +44,13 @@ ALLOCATORS: dict[str, Mapping[str, str]] = {
 
 _OWNED = tuple(sorted({name for settings in ALLOCATORS.values() for name in settings}))
 _OTHERS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "MALLOC_PERTURB_")
-# numba and OpenBLAS would otherwise take every core whatever torch was told.
+# numba and OpenBLAS would otherwise take every core whatever torch has.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def environment_of(name: str, threads: int) -> dict[str, str | None]:
-    """Return what to change in the environment of a process to be started; None means: remove the variable.
-
-    Args:
-        name: a key of ALLOCATORS.
-        threads: threads of torch and its libraries, at least 1.
+    """Return what to change in the environment of a process with so many threads; None means: remove the variable.
 
     Raises:
         UserError: an unknown name, or one that would do nothing on this machine.

@@ -45,15 +45,8 @@ _SHARE = 0.05
 
 
 class Contention:
-    """Tells whether the process lost time between `begin` and `disturbed`.
-
-    Args:
-        lost_s: counters of lost seconds; they only grow.
-        disk_reads: counts the pages that had to come from the disk.
-        share: of the wall time that may be lost.
-        now: wall seconds.
-        close: called at the end of the `with` block.
-
+    """Tells whether the process lost time between `begin` and `disturbed`: more than a share of the wall time, by
+    counters of lost seconds, which only grow; or whether pages had to come from the disk.
     """
 
     def __init__(

@@ -30,8 +30,7 @@ from typing import Any
 import meprop_bench
 from meprop_bench.measure import affinity, procfs
 from meprop_bench.measure.allocator import libc, preloaded
-from meprop_bench.measure.clock import overhead
-from meprop_bench.measure.clocks import clock_for
+from meprop_bench.measure.clock import clock_for, overhead
 from meprop_bench.measure.procfs import Unavailable, known, search
 from meprop_bench.optional import installed
 
@@ -51,16 +50,12 @@ _VARIABLES = (
 
 
 def collect(device: str, allocator: str) -> dict[str, Any]:
-    """Describe this process and the machine it runs on, as JSON values.
-
-    Args:
-        device: "cpu" or "cuda:N"; the GPU's fields are null on the CPU.
-        allocator: the allocator's name, as `allocator.current()` tells it in this process.
-
-    """
+    """Describe this process and its machine, as JSON values; the fields of a GPU are null for the device "cpu"."""
     probes: dict[str, Callable[[], Any]] = {
         "cpu_model": cpu_model,
-        "cpu_physical_cores": lambda: known(_module("psutil").cpu_count(logical=False), "the system does not tell"),
+        "cpu_physical_cores": lambda: known(
+            import_module("psutil").cpu_count(logical=False), "the system does not tell"
+        ),
         "cpu_logical_cores": lambda: known(os.cpu_count(), "the system does not tell"),
         "cpu_usable_cores": lambda: len(affinity.allowed()),
         "pinned_cores": affinity.bound,
@@ -68,9 +63,9 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
         "cpu_governor": procfs.governor,
         "cpu_boost": procfs.boost,
         "cpu_caches": procfs.caches,
-        "cpu_capability": lambda: str(_module("torch").backends.cpu.get_cpu_capability()),
+        "cpu_capability": lambda: str(import_module("torch").backends.cpu.get_cpu_capability()),
         # In bytes it changes with each start of the system.
-        "memory_gib": lambda: round(_module("psutil").virtual_memory().total / 2**30, 1),
+        "memory_gib": lambda: round(import_module("psutil").virtual_memory().total / 2**30, 1),
         "transparent_huge_pages": lambda: search(
             r"\[(\w+)\]", procfs.read(procfs.SYS / "kernel/mm/transparent_hugepage/enabled")
         ),
@@ -78,15 +73,17 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
         "architecture": platform.machine,
         "libc": lambda: known(libc(), "not glibc"),
         "python": lambda: f"{platform.python_implementation()} {platform.python_version()}",
-        "torch": lambda: str(_module("torch").__version__),
+        "torch": lambda: str(import_module("torch").__version__),
         **{name: partial(_version, name) for name in ("numpy", "numba", "triton")},
         "blas": _blas,
         "openmp": lambda: search(
-            r"OpenMP \d+ \(a\.k\.a\. OpenMP ([\d.]+)\)", _module("torch").__config__.show(), "torch is built without it"
+            r"OpenMP \d+ \(a\.k\.a\. OpenMP ([\d.]+)\)",
+            import_module("torch").__config__.show(),
+            "torch is built without it",
         ),
         "variables": lambda: {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "preloaded_allocators": preloaded,
-        "torch_threads": lambda: _module("torch").get_num_threads(),
+        "torch_threads": lambda: import_module("torch").get_num_threads(),
         "gpu": lambda: _gpu(device),
         "gpu_driver": lambda: _driver(device),
         "clock_source": lambda: procfs.read(procfs.SYS / "devices/system/clocksource/clocksource0/current_clocksource"),
@@ -139,17 +136,12 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "machine"
 
 
-def _module(name: str) -> Any:
-    """Import a module only when it is needed: torch takes a second."""
-    return import_module(name)
-
-
 def _version(package: str) -> str:
     return known(installed(package), "not installed")
 
 
 def _blas() -> str:
-    text = _module("torch").__config__.show()
+    text = import_module("torch").__config__.show()
     name = search(r"BLAS_INFO=(\w+)", text, "torch does not tell")
     release = re.search(r"Math Kernel Library Version ([\w.-]+)", text)
     return f"{name} {release[1]}" if release else name

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a run as Ctrl-C does: the stack unwinds, so that what is done is kept, and said.
+"""SIGTERM and SIGHUP end a run as Ctrl-C does: the stack unwinds, so that what is done stays, and is said.
 
 A batch system ends a job by SIGTERM, a closed terminal its programs by SIGHUP, and both would end Python at once: no
 report, no checkpoint, folders left behind. What a program ignores it goes on ignoring (`nohup`). The first of them
@@ -23,9 +23,7 @@ _NAMES = ("SIGTERM", "SIGHUP")
 def interruptible(note: Callable[[], None] | None = None) -> Iterator[None]:
     """Turn the two signals into `KeyboardInterrupt`; in another thread than the main one nothing changes.
 
-    Args:
-        note: called in place of raising it, by a program that ends itself at the next good moment.
-
+    `note` is called in place of raising it, for a program that ends itself at the next good moment.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

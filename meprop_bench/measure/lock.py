@@ -45,14 +45,10 @@ def device_lock(
     folder: Path | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[None]:
-    """Hold a device for as long as the block lasts.
+    """Hold a device ("cpu" or "cuda:N") for as long as the block lasts.
 
-    Args:
-        device: "cpu" or "cuda:N".
-        waiting: called once, before waiting, with the process that holds it (None if that cannot be found out).
-        folder: where the locks are; the system's temporary folder.
-        sleep: a test's own.
-
+    `waiting` is called once, before waiting, with the process that holds it (None if that cannot be found out). The
+    locks are in the system's temporary folder.
     """
     name = device_name(device)
     if _held.get(name):
@@ -70,11 +66,7 @@ def device_lock(
 
 
 def _take(
-    folder: Path,
-    name: str,
-    stack: ExitStack,
-    waiting: Callable[[int | None], object],
-    sleep: Callable[[float], object],
+    folder: Path, name: str, stack: ExitStack, waiting: Callable[[int | None], object], sleep: Callable[[float], object]
 ) -> None:
     """Take the place before the device, then the device, and leave the place; the stack gives the device back."""
     files = [_open(folder / f"meprop-bench-{name}{part}.lock") for part in ("", "-next")]

@@ -1,21 +1,27 @@
-"""The state of the machine, before and during a run: what else it does, and what holds it back.
+"""The state of the machine, before and during a run: what else it does, what holds it back, and when it is too busy.
 
-An identity (`environment`) says which results may be compared; a state says how far to trust them. Two views of it:
+An identity (`environment`) says which results may be compared; a state says how far to trust them.
 
     state(threads)          before a run: all that can be read, why the rest cannot, and warnings in words
     Watch().activity()      over a stretch of time, for each case: CPU seconds of other processes on the cores that
                             this one may use, and of the hypervisor's other guests; waits under a CPU quota; cores
                             slowed by heat; pages that came back from swap
+    was_busy(states, ...)   the one rule, for the doctor and for the first line of every result, by which figures are
+                            not to be believed: too much taken by others, or a CPU quota below the threads measured with
 
 Others' CPU time is the cores' busy time minus this process's own, so a watch belongs into the process that measures
 while its siblings sleep. The kernel counts in ticks of 10 ms: a watch over a second is right to 1% of a core, and a
 single pair is too short for it (`disturbance` is about pairs). Nothing here costs a measurement: a counter that does
 not exist is None, and a state says why.
+
+How far off figures may be: a process that is left a share 1 - s of the cores takes 1 / (1 - s) as long. Threads that
+wait for each other take longer still, so that this is a least bound, and is said to be one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -25,7 +31,7 @@ from meprop_bench.measure import procfs
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.procfs import Unavailable
 
-__all__ = ["Activity", "Watch", "state", "total", "warnings"]
+__all__ = ["HEAVY", "Activity", "Observer", "Watch", "state", "too_busy", "total", "warnings", "was_busy"]
 
 # Shares of the usable cores. Below them the A/A spread on a shared 2-core machine did not change visibly.
 _OTHERS = 0.05
@@ -64,13 +70,7 @@ class Activity:
 
 
 class Watch:
-    """Counters, read when it is made.
-
-    Args:
-        now: wall seconds.
-        own_s: CPU seconds of this process, all its threads.
-
-    """
+    """Counters, read when it is made; `own_s` gives the CPU seconds of this process, all its threads."""
 
     def __init__(
         self, now: Callable[[], float] = time.perf_counter, own_s: Callable[[], float] = time.process_time
@@ -118,13 +118,9 @@ def total(activities: Iterable[Activity]) -> Activity:
 
 
 def state(threads: int, *, seconds: float = 0.25, sleep: Callable[[float], object] = time.sleep) -> dict[str, Any]:
-    """Describe what the machine does now, as JSON values, with `warnings` in words.
+    """Describe what the machine does now, as JSON values, with `warnings` in words for so many threads.
 
-    Args:
-        threads: that will be measured with.
-        seconds: for which the others are watched; this process sleeps meanwhile.
-        sleep: a test's own.
-
+    The others are watched for some seconds, for which this process sleeps.
     """
     watch = Watch()
     sleep(seconds)
@@ -177,3 +173,104 @@ def warnings(found: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         what = "the machine reads pages back from swap"
         warned["swap"] = what, "close other programs, or measure smaller cases"
     return warned
+
+
+HEAVY = {"others": 0.25, "steal": 0.10}
+"""Shares of the usable cores, five times what `warnings` warns of: interleaved pairs bear much, and below these
+intervals get wider and stay right."""
+
+_TAKERS = {
+    "others": ("other processes", "took", "others_cores"),
+    "steal": ("the hypervisor", "withheld", "stolen_cores"),
+}
+_CONSEQUENCE = "the times and ratios below may be off by a factor of {factor} or more"
+_MOST = 0.95
+"""Share from which a factor says no more."""
+
+
+def too_busy(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return what speaks against measuring in a state of `machine.state`: "others", "steal" or "quota" -> why.
+
+    A state of an older version that lacks a fact is judged by the others.
+    """
+    found = {}
+    cores = _number(facts, "cpu_usable_cores")
+    for check, (who, verb, field) in _TAKERS.items():
+        taken = _number(facts, field)
+        if taken is not None and cores and taken > HEAVY[check] * cores:
+            found[check] = f"{who} {verb} {taken:.2f} of {cores:g} cores, more than {HEAVY[check]:.0%}"
+    limit, threads = _number(facts, "cpu_limit"), _number(facts, "threads")
+    if limit is not None and threads is not None and threads > limit:
+        found["quota"] = f"{threads:g} threads under a CPU quota of {limit:g} cores"
+    return found
+
+
+def was_busy(
+    states: Iterable[Mapping[str, Any]], cases: Mapping[str, Iterable[Note]], consequence: str = _CONSEQUENCE
+) -> str:
+    """Return one line that says how busy the machine was, for the top of a result; "" where it was not too busy.
+
+    Args:
+        states: the machine's, as they were recorded before (and after) the run.
+        cases: case -> the notes on what happened during it.
+        consequence: what that means, with `{factor}` where the factor belongs.
+
+    """
+    heavy = [found for found in states if too_busy(found)]
+    reasons = list(dict.fromkeys(reason for found in heavy for reason in too_busy(found).values()))
+    loads = [load for found in heavy if (load := _load(found)) is not None]
+    cores = [cores for found in heavy if (cores := _number(found, "cpu_usable_cores")) is not None]
+    if loads and cores:
+        reasons.insert(0, f"load {max(loads):.1f} on {cores[0]:g} cores")
+    meanwhile = {case: _meanwhile(notes) for case, notes in cases.items()}
+    for check, (who, verb, _) in _TAKERS.items():
+        if shares := [found[check] for found in meanwhile.values() if found.get(check, 0.0) > HEAVY[check]]:
+            of = f"{len(shares)} of {len(meanwhile)} cases" if len(meanwhile) > 1 else "the measurement"
+            reasons.append(f"{who} {verb} up to {max(shares):.0%} of the cores during {of}")
+    if not reasons:
+        return ""
+    factor = max([*map(_factor, heavy), *(1 / (1 - min(_MOST, sum(found.values()))) for found in meanwhile.values())])
+    return f"This machine was busy ({'; '.join(reasons)}): {consequence.format(factor=f'{factor:.2g}')}."
+
+
+class Observer:
+    """Looks at the machine before a run with so many threads, and over it: what neither we nor our children took is
+    others'.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.state = state(threads)
+        self._watch = Watch(own_s=lambda: sum(os.times()[:4]))  # of this process and of its children that have ended
+
+    def line(self) -> str:
+        """Return the line of `was_busy` once the children have ended, "" where the machine was calm enough."""
+        return was_busy([self.state], {"": self._watch.activity().notes})
+
+
+def _meanwhile(notes: Iterable[Note]) -> dict[str, float]:
+    """Return the shares of the cores that notes tell of: the largest of each."""
+    found: dict[str, float] = {}
+    for note in notes:
+        if note.kind in _TAKERS:
+            found[note.kind] = max(found.get(note.kind, 0.0), note.values["share"])
+    return found
+
+
+def _factor(facts: Mapping[str, Any]) -> float:
+    cores = _number(facts, "cpu_usable_cores") or 1.0
+    taken = sum(_number(facts, field) or 0.0 for _, _, field in _TAKERS.values()) / cores
+    limit, threads = _number(facts, "cpu_limit"), _number(facts, "threads")
+    held = threads / limit if limit and threads else 1.0
+    return max(held, 1 / (1 - min(_MOST, taken)))
+
+
+def _number(facts: Mapping[str, Any], field: str) -> float | None:
+    """Return a fact if it is a number that can be: what is stored may have been changed by hand."""
+    value = facts.get(field)
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    return float(value) if value is not None and sound else None
+
+
+def _load(facts: Mapping[str, Any]) -> float | None:
+    found = facts.get("load_average")
+    return _number({"load": found[0]}, "load") if isinstance(found, list | tuple) and found else None

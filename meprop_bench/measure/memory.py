@@ -30,11 +30,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ProcessPeak", "Weight", "peak_of", "peak_process_bytes", "peak_tensor_bytes", "weigh"]
+__all__ = ["MemoryPeaks", "ProcessPeak", "peak_of", "peak_process_bytes", "peak_tensor_bytes", "peaks_of"]
 
 _PROC = Path("/proc/self")
 _SAMPLE_S = 1e-3
@@ -50,7 +50,7 @@ class ProcessPeak:
 
 
 @dataclass(frozen=True)
-class Weight:
+class MemoryPeaks:
     """The peaks of one call in bytes, each on top of what was there before except `process_bytes`."""
 
     tensor_bytes: int  # fresh tensors
@@ -59,67 +59,48 @@ class Weight:
     growth_bytes: int | None = None  # how much of that is new; None on CUDA
     exact: bool | None = None  # whether the process's figures are the kernel's own; None on CUDA
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return asdict(self)
 
-
-def weigh(fn: Callable[[], object], device: str, before: Callable[[], object] | None = None) -> Weight:
+def peaks_of(fn: Callable[[], object], device: str, before: Callable[[], object] | None = None) -> MemoryPeaks:
     """Call `fn` and return all its peaks: once on CUDA, twice on the CPU, where the profiler itself takes memory.
 
-    Args:
-        fn: see `peak_tensor_bytes`.
-        device: "cpu" or "cuda:N".
-        before: called before each call of `fn`, not weighed: the forward pass that a backward pass needs.
-
+    `before` is called before each call, and not counted: the forward pass that a backward pass needs.
     """
     prepare = before or (lambda: None)
     prepare()
     if device != "cpu":
-        return Weight(*_cuda_peaks(fn, _checked(device)))
+        return MemoryPeaks(*_cuda_peaks(fn, _checked(device)))
     tensors = _cpu_peak(fn)
     prepare()
     process = peak_process_bytes(fn)
-    return Weight(tensors, None, process.peak_bytes, process.growth_bytes, process.exact)
+    return MemoryPeaks(tensors, None, process.peak_bytes, process.growth_bytes, process.exact)
 
 
 def peak_tensor_bytes(fn: Callable[[], object], device: str) -> int:
-    """Call `fn` once and return the peak of bytes newly allocated for tensors while it ran.
+    """Call `fn` once and return the peak of bytes newly allocated for tensors of a device, "cpu" or "cuda:N".
 
-    Args:
-        fn: anything; call it once before if it fills caches at first. What it returns is alive at the end, and counted.
-        device: "cpu", or "cuda:N": only that device's memory is counted.
-
+    Call it once before if it fills caches at first. What it returns is alive at the end, and counted.
     """
     return _cpu_peak(fn) if device == "cpu" else _cuda_peaks(fn, _checked(device))[0]
 
 
 def peak_process_bytes(fn: Callable[[], object], proc: Path = _PROC) -> ProcessPeak:
-    """Call `fn` once and return the peak of the process's resident set while it ran; what it returns is counted.
-
-    Args:
-        fn: anything.
-        proc: the kernel's folder of this process; a test gives its own.
-
-    """
+    """Call `fn` once and return the peak of the process's resident set while it ran; what it returns is counted."""
     try:
         (proc / "clear_refs").write_text("5")  # sets the high-water mark back to the resident set, and nothing else
         before, _ = _resident(proc)
     except (OSError, ValueError):
         return _sampled_peak(fn)
-    kept = fn()
+    alive = fn()
     _, peak = _resident(proc)
-    del kept
+    del alive
     return ProcessPeak(peak, max(0, peak - before), exact=True)
 
 
 def peak_of(events: Iterable[tuple[int, int]]) -> int:
     """Return the most bytes that were allocated at a time.
 
-    Args:
-        events: in time order: address of a block and its bytes, negative when it is released. A release of a block
-            that was not allocated in `events` counts nothing.
-
+    The events are in time order: address of a block and its bytes, negative when it is released. A release of a block
+    that was not allocated in `events` counts nothing.
     """
     current = peak = 0
     live: dict[int, int] = {}
@@ -145,8 +126,8 @@ def _cpu_peak(fn: Callable[[], object]) -> int:
 
     gc.collect()
     with profile(use_kineto=True, profile_memory=True) as profiler:
-        kept = fn()
-    del kept
+        alive = fn()
+    del alive
     results = profiler.kineto_results
     assert results is not None
     return peak_of((address, size) for _, address, size in sorted(_allocations(results.experimental_event_tree())))
@@ -172,10 +153,10 @@ def _cuda_peaks(fn: Callable[[], object], device: str) -> tuple[int, int]:
     torch.cuda.empty_cache()  # or what earlier calls left would be reserved already
     torch.cuda.reset_peak_memory_stats(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    kept = fn()
+    alive = fn()
     torch.cuda.synchronize(device)
     peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-    del kept
+    del alive
     return int(peaks[0] - allocated), int(peaks[1] - reserved)
 
 
@@ -203,10 +184,10 @@ def _sampled_peak(fn: Callable[[], object]) -> ProcessPeak:
     thread = threading.Thread(target=look, daemon=True, name="memory")
     thread.start()
     try:
-        kept = fn()
+        alive = fn()
         seen.append(int(process.memory_info().rss))
     finally:
         ended.set()
         thread.join()
-    del kept
+    del alive
     return ProcessPeak(max(seen), max(seen) - before, exact=False)

@@ -95,11 +95,7 @@ class Note:
 
     @classmethod
     def read(cls, text: str, record: Mapping[str, Any] | None = None) -> Self:
-        """Read a stored note.
-
-        Args:
-            text: of `notes`.
-            record: of `note_kinds`; None in rows of older versions.
+        """Read a stored note: its text in `notes`, and its record in `note_kinds`, None in rows of older versions.
 
         Raises:
             ValueError: the values are not those of the kind.

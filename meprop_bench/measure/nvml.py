@@ -79,26 +79,11 @@ _SUMMARIES: Mapping[str, Callable[[Sequence[Any]], Any]] = {
 
 
 class Nvml:
-    """One GPU.
-
-    Args:
-        device: "cuda:N", as torch counts.
-        library: the module `pynvml`, or a test's own.
-        properties: what torch knows of the device (`uuid`, `pci_bus_id`), or a test's own.
-
-    """
+    """One GPU, "cuda:N" as torch counts; a test has its own `pynvml` and what torch knows of the device."""
 
     fields = (
-        "gpu_utilization",
-        "gpu_memory_utilization",
-        "gpu_memory_used_bytes",
-        "sm_clock_mhz",
-        "gpu_power_w",
-        "gpu_energy_j",
-        "gpu_energy_source",
-        "temperature_c",
-        "throttle_reasons",
-        *_GPM,
+        *("gpu_utilization", "gpu_memory_utilization", "gpu_memory_used_bytes", "sm_clock_mhz", "gpu_power_w"),
+        *("gpu_energy_j", "gpu_energy_source", "temperature_c", "throttle_reasons", *_GPM),
     )
 
     def __init__(self, device: str, library: Any = None, properties: Any = None) -> None:
@@ -254,9 +239,7 @@ class Nvml:
 class _Gpm:
     """The chip's own counters: two samples, allocated, taken one after the other, compared, and freed.
 
-    Raises:
-        Unavailable: this GPU has none.
-
+    `Unavailable`: this GPU has none.
     """
 
     def __init__(self, library: Any, gpu: Any) -> None:

@@ -44,8 +44,7 @@ import msgspec
 from meprop_bench.atomic import replacing
 from meprop_bench.cache import places
 from meprop_bench.measure.arithmetic import adopted, tensor_type
-from meprop_bench.measure.clock import Clock
-from meprop_bench.measure.clocks import clock_for
+from meprop_bench.measure.clock import Clock, clock_for
 
 __all__ = ["Bound", "Peaks", "PeaksCache", "measure_peaks", "peaks_key"]
 
@@ -67,16 +66,10 @@ _KEPT_S = 30 * 24 * 3600.0
 
 @dataclass(frozen=True)
 class Peaks:
-    """The measured peaks of one device at one number of threads.
+    """The measured peaks of one device at one number of threads."""
 
-    Attributes:
-        flops_per_s: dtype name -> floating-point operations a second.
-        bandwidth: (working set in bytes, bytes a second), by rising working set.
-
-    """
-
-    flops_per_s: Mapping[str, float]
-    bandwidth: tuple[tuple[int, float], ...]
+    flops_per_s: Mapping[str, float]  # dtype name -> floating-point operations a second
+    bandwidth: tuple[tuple[int, float], ...]  # (working set in bytes, bytes a second), by rising working set
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bandwidth", tuple(sorted((int(size), float(rate)) for size, rate in self.bandwidth)))
@@ -90,15 +83,10 @@ class Peaks:
         return max(rate for size, rate in self.bandwidth if size >= below)
 
     def floor_s(self, flops: float, nbytes: float, dtype: str | None = None) -> float:
-        """Return the least seconds for this arithmetic and traffic.
-
-        Args:
-            flops: floating-point operations.
-            nbytes: bytes read and written, each operand once.
-            dtype: whose arithmetic rate; may be left out when only one was measured.
+        """Return the least seconds for these operations, and bytes read and written, each operand once.
 
         Raises:
-            ValueError: a negative count, or no rate for the dtype.
+            ValueError: a negative count, or no rate for the dtype, which may be left out when only one was measured.
 
         """
         return max(self._floors_s(flops, nbytes, dtype))
@@ -144,26 +132,13 @@ def peaks_key(device: str, dtype: str, threads: int) -> str:
 
 
 class PeaksCache:
-    """Peaks across runs; see the module. A cache that cannot be read or written is none, and nobody is bothered.
-
-    Args:
-        folder: where it is; by default in the user's cache folder.
-        now: wall seconds since 1970.
-
-    """
+    """Peaks across runs; see the module. A cache that cannot be read or written is none, and nobody is bothered."""
 
     def __init__(self, folder: Path | None = None, now: Callable[[], float] = time.time) -> None:
         self._folder, self._now = folder, now
 
     def peaks(self, environment_id: str, key: str, measure: Callable[[], Peaks]) -> Peaks:
-        """Return the trusted peaks of an environment, or measure, and return the best of what is known.
-
-        Args:
-            environment_id: what `measure.environment.environment_id` gives.
-            key: from `peaks_key`.
-            measure: measures them in that environment.
-
-        """
+        """Return the trusted peaks of an environment by their `peaks_key`, or measure, and return the best known."""
         entry = self._read(environment_id).get(key)
         if entry is not None and entry.times >= _TRUSTED_AFTER:
             return entry.peaks

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Generic, Self, TypeVar
 
-from meprop_bench.measure.serve import Message
 from meprop_bench.measure.worker import (
+    Message,
     WorkerDied,
     WorkerError,
     WorkerFailed,
@@ -40,7 +40,7 @@ _KINDS: Mapping[str, type[WorkerError]] = {"user": WorkerRefused, "out-of-memory
 
 
 class Pool(Generic[Name]):
-    """Fresh processes, each with a name, and what they are asked.
+    """Fresh processes, each with a name, and the requests to them.
 
     They start together and import side by side: have them all say `hello` before the first is timed.
 
@@ -48,9 +48,6 @@ class Pool(Generic[Name]):
         start: name -> starts that process, now and when it is replaced.
         timeout: seconds after which one that does not answer counts as hung.
         order: in which they are started; the names' own by default.
-
-    Attributes:
-        lost: whether one of them has died and was not replaced.
 
     """
 
@@ -93,13 +90,7 @@ class Pool(Generic[Name]):
         return self.ask_all("hello", one_first=one_first, timeout=timeout, **fields)
 
     def ask(self, name: Name, do: str, *, timeout: float | None = None, **fields: Any) -> Message:
-        """Return the answer of one of them.
-
-        Args:
-            name: whose.
-            do: the request.
-            timeout: seconds, if not the pool's.
-            fields: what else the request says, anything JSON.
+        """Return the answer of one of them, within the timeout in seconds; `fields` say more, anything JSON.
 
         Raises:
             WorkerError: there is none, and why.
@@ -128,17 +119,12 @@ class Pool(Generic[Name]):
         one_first: bool = False,
         **fields: Any,
     ) -> dict[Name, Message]:
-        """Ask all at once.
+        """Ask all at once, or those that `each` names, with what it says to them besides.
 
-        Args:
-            do: the request.
-            each: what the request says to each besides; who is not named is not asked.
-            timeout: seconds, if not the pool's.
-            one_first: the first alone, the others when it has answered: what it compiles, they find.
-            fields: what the request says to all.
+        With `one_first` the others follow when the first has answered: what it compiles, they find.
 
         Raises:
-            WorkerError: of several the first one's. Unless a process has died all have answered, and may be asked on.
+            WorkerError: of several the first one's. Unless a process has died all have answered, and can go on.
 
         """
         todo = {name: {**fields, **own} for name, own in (each or {name: {} for name in self._start}).items()}
@@ -148,8 +134,8 @@ class Pool(Generic[Name]):
             first = next(iter(todo))
             answers[first] = self.ask(first, do, timeout=timeout, **todo.pop(first))
         with _threads(len(todo)) as threads:
-            asked = {name: threads.submit(self.ask, name, do, timeout=timeout, **own) for name, own in todo.items()}
-            for name, answer in asked.items():
+            pending = {name: threads.submit(self.ask, name, do, timeout=timeout, **own) for name, own in todo.items()}
+            for name, answer in pending.items():
                 try:
                     answers[name] = answer.result()
                 except WorkerError as error:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,25 +47,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Node:
-    """A part of the profiled time, for one call of its range.
+    """A part of the profiled time, for one call of its range."""
 
-    Attributes:
-        name: of the range, operator or kernel.
-        seconds: it and all below it, under the profiler; of a kernel, on the device.
-        calls: how often; a mean, so not always whole.
-        device_s: seconds of the kernels that it started, 0 without a GPU.
-        children: by falling seconds.
-        low: with `high`, the 95% interval of the seconds over several processes; None of one.
-        high: likewise.
-
-    """
-
-    name: str
-    seconds: float
-    calls: float
-    device_s: float = 0.0
-    children: tuple[Node, ...] = field(default=())
-    low: float | None = None
+    name: str  # of the range, operator or kernel
+    seconds: float  # it and all below it, under the profiler; of a kernel, on the device
+    calls: float  # how often; a mean, so not always whole
+    device_s: float = 0.0  # seconds of the kernels that it started, 0 without a GPU
+    children: tuple[Node, ...] = ()  # by falling seconds
+    low: float | None = None  # with `high`, the 95% interval of the seconds over several processes; None of one
     high: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -79,14 +68,9 @@ class Node:
 
 
 def profile_ranges(ranges: Sequence[Range], device: str, *, rounds: int, trace: Path | None = None) -> list[Node]:
-    """Run all ranges `rounds` times under torch.profiler and return a tree for each.
+    """Run all ranges, of distinct names, `rounds` times under torch.profiler and return a tree for each.
 
-    Args:
-        ranges: of distinct names.
-        device: "cpu" or "cuda:N".
-        rounds: at least 1.
-        trace: a file to be written, .json or .json.gz.
-
+    The trace is a file to be written, .json or .json.gz.
     """
     from torch.profiler import ProfilerActivity, profile
 

@@ -37,16 +37,10 @@ _PATIENCE_S = 5.0
 
 @dataclass(frozen=True)
 class Summary:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        values: field -> value; a field without one is not in it.
-        unavailable: field -> why it has no value, in one line.
-
-    """
-
-    values: Mapping[str, Any] = field(default_factory=dict)
-    unavailable: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)  # field -> value; a field without one is not in it
+    unavailable: Mapping[str, str] = field(default_factory=dict)  # field -> why it has no value, in one line
 
     @classmethod
     def of(cls, values: Mapping[str, Any], fields: Sequence[str], reasons: Mapping[str, str]) -> Self:
@@ -89,13 +83,8 @@ def mean(readings: Sequence[float]) -> float | None:
 class Sampler:
     """Reads sources from the beginning to the end of a `with` block; `summary` then holds what they found.
 
-    Args:
-        sources: each is opened, read and closed here, and serves one block.
-        interval_s: between readings.
-        now: monotonic seconds.
-        pause: waits that long and tells whether the block has ended; a test gives its own and needs no waiting.
-        patience_s: how long the end of the block waits for a reading in progress.
-
+    Each source is opened, read and closed here, and serves one block. `pause` waits so many seconds between readings
+    and tells whether the block has ended; its end waits `patience_s` seconds for a reading in progress.
     """
 
     def __init__(

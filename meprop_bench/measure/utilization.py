@@ -19,9 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from meprop_bench.measure.clock import Clock
-from meprop_bench.measure.host import Host
+from meprop_bench.measure.host import Host, Rapl
 from meprop_bench.measure.nvml import Nvml
-from meprop_bench.measure.rapl import Rapl
 from meprop_bench.measure.sampler import Sampler, Source
 
 __all__ = ["sources_for", "watch"]
@@ -35,21 +34,16 @@ seconds; to wait for the device after a hundred of 25 µs leaves it idle for som
 
 
 def watch(
-    call: Callable[[], object],
-    device: str,
-    clock: Clock,
-    *,
-    seconds: float,
-    sources: Sequence[Source] | None = None,
+    call: Callable[[], object], device: str, clock: Clock, *, seconds: float, sources: Sequence[Source] | None = None
 ) -> dict[str, Any]:
     """Run `call` steadily and return what it took, as JSON values.
 
     Args:
         call: one iteration; on a CUDA device it may return before the device has finished.
         device: "cpu" or "cuda:N".
-        clock: the device's clock.
+        clock: the device's own.
         seconds: how long to watch; at least 2 for figures that mean something.
-        sources: what to read (default: all that fit the device).
+        sources: what to read; by default all that fit the device.
 
     Returns:
         `seconds`, `iterations`, the fields that the sources found, `power_w` (W), `energy_per_step_j` (J) and
@@ -95,7 +89,7 @@ def _power(
 ) -> dict[str, Any]:
     """Return power and energy of the device that computes, from its own meter; or put the reason into `missing`."""
     energy, meter = ("cpu_energy_j", "RAPL") if device == "cpu" else ("gpu_energy_j", "NVML")
-    how = found.pop("gpu_energy_source", "")  # told by `energy_source` alone
+    how = found.pop("gpu_energy_source", "")  # `energy_source` alone says it
     missing.pop("gpu_energy_source", None)
     if energy not in found or not seconds > 0:
         reason = missing.get(energy, "no energy was read")

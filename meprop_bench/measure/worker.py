@@ -1,14 +1,20 @@
-"""A worker: one fresh process, as whoever started it sees it. Several of them are a `pool.Pool`.
+"""A worker: one fresh process that answers requests, from both ends. Several of them are a `pool.Pool`.
+
+    Worker(argv).request({"do": ...}, timeout)    the parent's end
+    serve(handler)                                the child's: its whole main program, handler({"do": ...}) -> {...}
 
 The protocol is one JSON object a line: a request on the child's standard input, its answer on its standard output.
-What the child prints while it imports is not JSON; up to the first answer it is set aside with standard error. The
-child's side is `serve`.
+Libraries print, so `serve` first moves the protocol to private descriptors: file descriptor 1 becomes 2, and 0 becomes
+empty, for the child and all that it starts. What was printed earlier (while importing) is not JSON; up to the first
+answer it is set aside with standard error.
 
 Whatever goes wrong with a child (killed, hung, gone, garbage) becomes one exception with one line, after which the
 child and all that it started are gone.
 
 No orphans: the child leads a session of its own, so the terminal's Ctrl-C reaches the parent alone, which then ends
-the child and its whole process group. A parent that is killed cannot do that; the child sees to it (`serve`).
+the child and its whole process group. A parent that is killed cannot do that; therefore a thread of the child waits on
+standard input, and its end-of-file ends the child at once, even amid a computation. (PR_SET_PDEATHSIG would not do: it
+fires when the *thread* that started the child ends.) That thread sleeps in a system call while the child measures.
 """
 
 from __future__ import annotations
@@ -19,16 +25,20 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import IO, Any, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn, Protocol, Self
 
-from meprop_bench.measure.serve import Message, one_line
+from meprop_bench.errors import UserError
 
 __all__ = [
+    "Message",
     "Worker",
     "WorkerDied",
     "WorkerError",
@@ -36,7 +46,10 @@ __all__ = [
     "WorkerLike",
     "WorkerOutOfMemory",
     "WorkerRefused",
+    "serve",
 ]
+
+Message = dict[str, Any]
 
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes of one answer; raw values of the longest run are far below
 _POLL_S = 0.2
@@ -44,14 +57,7 @@ _GOODBYE_S = 2.0
 
 
 class WorkerError(Exception):
-    """A request has no answer.
-
-    Attributes:
-        reason: why, in one line.
-        worker: the process's name in its pool.
-        request: what it was asked to do.
-
-    """
+    """A request has no answer: why, in one line, the process's name in its pool, and the request."""
 
     def __init__(self, reason: str, worker: Any = None, request: str = "") -> None:
         super().__init__(reason)
@@ -71,7 +77,7 @@ class WorkerDied(WorkerError):
 
 
 class WorkerRefused(WorkerError):
-    """What was asked for cannot be done, as was found before anything happened."""
+    """What was requested cannot be done, as was found before anything happened."""
 
 
 class WorkerOutOfMemory(WorkerError):
@@ -96,12 +102,9 @@ class WorkerLike(Protocol):
 
 
 class Worker:
-    """A child process that answers requests, one at a time.
+    """A child process, whose program calls `serve`, and which answers requests, one at a time.
 
-    Args:
-        argv: the command, whose program calls `serve`.
-        env: changes to this process's environment; None removes a variable.
-
+    `env` are changes to this process's environment; None removes a variable.
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str | None] | None = None) -> None:
@@ -140,14 +143,10 @@ class Worker:
         return self._dead is None and not _exited(self._process)
 
     def request(self, message: Mapping[str, Any], timeout: float) -> Message:
-        """Send one request and return its answer: the handler's, or `{"error": one line, "kind": ...}` from `serve`.
-
-        Args:
-            message: anything JSON.
-            timeout: seconds to wait for the answer.
+        """Send one request, anything JSON, and return its answer: the handler's, or the error that `serve` makes of it.
 
         Raises:
-            WorkerDied: no answer came; the child and its process group are gone, and every later request says why.
+            WorkerDied: no answer came in time; the child and its process group are gone, and later requests say why.
 
         """
         if self._dead is not None:
@@ -200,8 +199,8 @@ class Worker:
                 self._answered = True
                 return answer
             if self._answered:
-                raise WorkerDied(f"it answered garbage: {one_line(line.decode(errors='replace'))}")
-            self._stderr.append(one_line(line.decode(errors="replace")))
+                raise WorkerDied(f"it answered garbage: {_one_line(line.decode(errors='replace'))}")
+            self._stderr.append(_one_line(line.decode(errors="replace")))
 
     def _obituary(self) -> str:
         if not _await_exit(self._process, _GOODBYE_S):
@@ -275,7 +274,7 @@ def _read_answers(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -
 def _read_tail(stream: IO[bytes], tail: deque[str]) -> None:
     with stream:
         while line := stream.readline(4096):
-            tail.append(one_line(line.decode(errors="replace")))
+            tail.append(_one_line(line.decode(errors="replace")))
 
 
 def _parse(line: bytes) -> Message | None:
@@ -284,3 +283,97 @@ def _parse(line: bytes) -> Message | None:
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None
+
+
+def serve(handler: Callable[[Message], Mapping[str, Any]]) -> NoReturn:
+    """Answer requests until standard input ends, then end the process: the main program of a worker.
+
+    An exception of the handler becomes `{"error": one line, "kind": "user" | "out-of-memory" | "error"}` (its
+    traceback goes to standard error) and the next request is served. Call it before anything heavy is imported.
+    """
+    requests, answers = _private_pipes()
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    idle = threading.Event()
+    idle.set()
+    _be_first_when_memory_runs_out()
+
+    def listen() -> None:
+        for line in requests:
+            idle.clear()
+            inbox.put(line)
+        if idle.is_set():
+            inbox.put(b"")
+        else:  # the parent is gone amid a request: nobody wants the answer
+            _kill_own_group()
+
+    threading.Thread(target=listen, daemon=True).start()
+    while line := inbox.get():
+        answer = _answer(handler, line)
+        idle.set()
+        try:
+            answers.write(answer)
+            answers.flush()
+        except BrokenPipeError:
+            break
+    # Nothing is left to be tidied up, and to take torch down module by module would take the parent a second.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _answer(handler: Callable[[Message], Mapping[str, Any]], line: bytes) -> bytes:
+    try:
+        return json.dumps(handler(json.loads(line)), allow_nan=False).encode() + b"\n"
+    except Exception as error:  # noqa: BLE001  the parent decides what to do about it
+        traceback.print_exc()
+        return json.dumps({"error": _error_line(error), "kind": _kind(error)}).encode() + b"\n"
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return "user"
+    # torch raises RuntimeError for the CPU ("DefaultCPUAllocator: can't allocate memory", "not enough memory").
+    text = str(error)
+    exhausted = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if exhausted or "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text:
+        return "out-of-memory"
+    return "error"
+
+
+def _error_line(error: Exception) -> str:
+    text = _one_line(str(error))
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _private_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Move the protocol to descriptors of its own; leave 0 empty and let 1 go where 2 goes."""
+    sys.stdout.flush()
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _be_first_when_memory_runs_out() -> None:
+    """On Linux, let the kernel choose this process rather than its parent, or a neighbour."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _kill_own_group() -> None:
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _one_line(text: str) -> str:
+    """Return the first line that says something, without this machine's paths: it may end up in a published report."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    for place, name in ((sys.prefix, "<python>"), (str(Path.cwd()), "."), (os.path.expanduser("~"), "~")):
+        if len(place) > 1:
+            first = first.replace(place, name)
+    return first[:500]

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from meprop_bench.algorithms.removal import Masks, remove
 from meprop_bench.algorithms.structure import Group, Structure, trace
-from meprop_bench.measure.clock import Clock
-from meprop_bench.measure.clocks import clock_for
+from meprop_bench.measure.clock import Clock, clock_for
 from meprop_bench.measure.paired import Subject, measure_pairs
 from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.paper.arm import Arm

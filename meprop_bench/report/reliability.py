@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from meprop_bench.measure.busy import was_busy
+from meprop_bench.measure.machine import was_busy
 from meprop_bench.measure.notes import Note, together
 from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row

@@ -25,7 +25,7 @@ from msgspec import Meta
 from meprop_bench.errors import one_of
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
-from meprop_bench.measure.clocks import CACHES, LAUNCHES
+from meprop_bench.measure.clock import CACHES, LAUNCHES
 from meprop_bench.results.incoming import Name, conforming, parts
 
 __all__ = [

@@ -32,8 +32,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from meprop_bench.errors import UserError
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.results.axes import StoredAxes
 from meprop_bench.results.consistency import WATCHED, check_row, check_utilization
 from meprop_bench.results.incoming import (

@@ -75,15 +75,9 @@ def trained(recipe: Recipe, seeds: Sequence[int]) -> dict[int, float]:
 def judged(
     recipe: Recipe, pairs: Mapping[int, tuple[float, float]], *, steps: int, metric: str, margin: float = MARGIN
 ) -> Parity:
-    """Return the comparison of a recipe with its dense side.
+    """Return the comparison of a recipe with its dense side, over seed -> figures of dense and of it, in percent.
 
-    Args:
-        recipe: of the method's side.
-        pairs: seed -> figures of dense and of the method, in percent.
-        steps: of a training.
-        metric: what the figures are.
-        margin: points that may be lost.
-
+    The steps are those of a training, the metric is what the figures are, the margin the points that may be lost.
     """
     difference = mean_difference(list(pairs.values()))
     return Parity(
@@ -102,12 +96,8 @@ def judged(
 
 
 class Accuracies:
-    """What has been trained in a sweep: each distinct training once, the dense side shared by all methods that it fits.
-
-    Args:
-        seeds: training runs of each side.
-        steps: training steps of each.
-
+    """What has been trained in a sweep, by so many seeds and steps: each distinct training once, the dense side for all
+    methods that it fits.
     """
 
     def __init__(self, seeds: int, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Blocks: one side of a case, timed for a few milliseconds at a time, by a worker that alternates with another.
+"""A case in two revisions: one side timed for a few milliseconds at a time, by a worker that alternates with another.
 
     lead      iterations that are not timed, so that a block does not pay for what ran before it
     block     some iterations under the case's clock: one value a phase, and whether the machine disturbed it
@@ -6,22 +6,45 @@
               known size inside a real timed region, for the gate's self-test. Everything else is the real code
 
 Between blocks the garbage is collected, within one it never is.
+
+The gate has base and head in two processes, each with its own code, and gives both one plan of blocks, which they
+follow by themselves: the one computes while the other one sleeps, then hands over. Prompted by a parent for each block,
+they change places in 1.0 ms (JSON, two pipes, a thread that reads them); by themselves in 0.1 ms (two vCPUs of an AMD
+EPYC). What a neighbour of the machine does to a block of half a millisecond is not what it does to the next but one, so
+the faster the two alternate, the more of it cancels.
+
+Beside the time, torch's operators are counted: a count without noise, and the better part of a small layer's cost. At
+B = 10 and h = 500 a backward pass is a dozen operators of 2 to 5 microseconds each; one more of them is a regression
+that no stopwatch sees on a busy machine. A dispatch mode sees each operator below autograd once, those that autograd's
+engine calls included; what a compiled kernel does by itself is not an operator, and counts nothing.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.disturbance import contention
 from meprop_bench.measure.paired import collector_at_rest, warm_up
 from meprop_bench.measure.procfs import Unavailable
 from meprop_bench.stats import median
-from meprop_bench.workloads.prepared import Prepared
+from meprop_bench.sweep.worker import Session, side_by_side
+from meprop_bench.workloads import After, Prepared, setup
 
-__all__ = ["Blocks", "SlowedClock"]
+__all__ = ["Blocks", "Handoff", "SlowedClock", "again", "count", "interleave", "meet"]
+
+_BALLAST = (4 << 10, 64 << 10, 1 << 20)
+"""Bytes at most of each tensor that is in the way when a case is set up again."""
+
+_Answer = Mapping[str, Any]
 
 _USUAL_VALUES = 21
 """Values behind the median that a slowdown is a share of."""
@@ -89,17 +112,13 @@ class Blocks:
 
 
 class SlowedClock:
-    """A clock under which one phase takes longer: the wait is a loop that reads the clock, as in `workloads.identical`.
+    """A clock under which one phase takes longer: the wait is a loop that reads the clock, as in `workloads.linear`.
 
     A subject times its phases either by name (`time_phases({"backward": ...})`) or one call at a time (`time(fn)`); the
     clock knows the former by the name and the latter by the function itself.
 
-    Args:
-        clock: what really times; its device is the CPU, since the wait is the processor's.
-        phase: the name of the phase that is slowed.
-        call: what a subject without names calls for this phase; None where it gives names.
-        now: nanoseconds of a monotonic clock.
-
+    The device of what really times is the CPU, since the wait is the processor's; `call` is what a subject without
+    names calls for the phase, None where it gives names; `now` gives nanoseconds of a monotonic clock.
     """
 
     def __init__(
@@ -147,3 +166,165 @@ class SlowedClock:
 
 def _nothing() -> None:
     """Do nothing, which takes no time."""
+
+
+_HERE = "127.0.0.1"
+_GO, _STOP = b"go", b"stop"
+
+
+class Handoff:
+    """One process's end of the connection to the other; when that one has ended, waiting ends.
+
+    By a port, and not by a file, since nobody would take the file of a process away that was killed.
+    """
+
+    def __init__(self) -> None:
+        self._listener: Listener | None = None
+        self._connection: Connection | None = None
+
+    def listen(self) -> int:
+        """Open a place to meet and return its port; nobody needs to be waited for."""
+        self._listener = Listener((_HERE, 0))
+        _, port = self._listener.address
+        return int(port)
+
+    def connect(self, port: int) -> None:
+        """Come to where the other process listens."""
+        self._connection = Client((_HERE, port))
+
+    def give(self, number: int) -> bool:
+        """Let the other process go on; return whether it is there to do so."""
+        return self._send(_GO, number)
+
+    def stop(self, number: int) -> None:
+        """Tell the other process not to wait any more."""
+        self._send(_STOP, number)
+
+    def wait(self, number: int) -> bool:
+        """Wait until the other process hands over in this exchange; return False when it will not."""
+        try:
+            while True:
+                word, exchange = self._other().recv_bytes().split()
+                if int(exchange) == number:  # what is left of an exchange that failed is not for this one
+                    return word == _GO
+        except (EOFError, OSError):
+            return False
+
+    def _send(self, word: bytes, number: int) -> bool:
+        try:
+            self._other().send_bytes(b"%b %d" % (word, number))
+        except OSError:
+            return False
+        return True
+
+    def _other(self) -> Connection:
+        """Return the connection; the one who listens accepts it when it is first needed."""
+        if self._connection is None:
+            if self._listener is None:
+                raise ValueError("the two processes have not met")
+            self._connection = self._listener.accept()
+            self._listener.close()
+        return self._connection
+
+
+def _blocks(session: Session) -> Blocks:
+    """Return what times the case in blocks; meanwhile the garbage collector is at rest."""
+    prepared, clock = session.passed()
+    if session.blocks is None:
+        session.blocks = Blocks(prepared, clock)
+    blocks: Blocks = session.blocks
+    return blocks
+
+
+def meet(session: Session, port: int | None = None) -> _Answer:
+    """Say where another worker can meet this one, or go to where it is."""
+    session.handoff = handoff = Handoff()
+    if port is None:
+        return {"port": handoff.listen()}
+    handoff.connect(port)
+    return {}
+
+
+def again(session: Session, seed: int) -> _Answer:
+    """Set the case up once more: what its addresses do to its time is drawn anew, without a new process.
+
+    The same code on the same numbers passed its check in this process. A ballast of random sizes, there until the
+    next time, sees to it that other memory is free than before.
+    """
+    session.passed()
+    assert session.case is not None
+    blocks = _blocks(session)
+    session.prepared = session.checked = None
+    blocks.release()
+    rng = random.Random(seed)
+    session.ballast = [torch.empty(rng.randrange(1, most), dtype=torch.uint8) for most in _BALLAST]
+    with side_by_side(session.case):
+        session.prepared = prepared = setup(session.case)
+        warm_up(prepared.method, blocks.clock, seconds=0.0)  # touches the new memory
+    session.checked = prepared, blocks.clock
+    blocks.use(prepared)
+    return {}
+
+
+def interleave(
+    session: Session,
+    me: str,
+    plan: Sequence[tuple[str, str, float]],
+    loops: Mapping[str, int],
+    lead: int,
+    number: int = 0,
+) -> _Answer:
+    """Time one side in blocks, alternating with another worker that has the same plan.
+
+    The plan, which has a number, says of each block who times it, which side ("baseline" or "method"), and by what
+    share it is slowed; `me` are ours. A block has `loops[side]` iterations that are timed after `lead` that are not.
+    """
+    taken: list[_Answer] = []
+    handoff: Handoff = session.handoff or Handoff()
+    try:
+        blocks = _blocks(session)
+        for index, (who, side, slowdown) in enumerate(plan):
+            if who != me:
+                continue
+            if index and plan[index - 1][0] != me and not handoff.wait(number):
+                return {"blocks": taken, "stopped": True}
+            values, disturbed = blocks.take(side, loops[side], lead, slowdown)
+            taken.append({"values": values, "disturbed": disturbed})
+            if index + 1 < len(plan) and plan[index + 1][0] != me and not handoff.give(number):
+                return {"blocks": taken, "stopped": True}
+    except BaseException:
+        if session.handoff is not None:
+            session.handoff.stop(number)
+        raise
+    return {"blocks": taken, "stopped": False}
+
+
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    observes = True
+    """Lets the layers run the kernel that is counted, instead of operators alone: see `ops.plain`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count(session: Session) -> _Answer:
+    """Count the operators of the method's phases, in a pass of its own: counting slows what it counts.
+
+    Of `After`, the second call alone is counted.
+    """
+    prepared, _ = session.passed()
+    counts = {}
+    for phase, (_, call) in prepared.memory.items():
+        if isinstance(call, After):
+            call.before()
+        with _Count() as counted:
+            (call.call if isinstance(call, After) else call)()
+        counts[phase] = counted.calls
+    return {"operators": counts}

@@ -41,23 +41,12 @@ _LONGEST_S = 7 * 24 * 3600.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare.
+    """What to compare; UserError for a value that is not allowed, or nothing that differs from dense."""
 
-    Attributes:
-        recipe: of the method's side; the other one is dense, and otherwise the same.
-        seeds: one training of each side for each.
-        margin: points that may be lost.
-        threads: of each training.
-
-    Raises:
-        UserError: a value that is not allowed, or nothing that differs from dense.
-
-    """
-
-    recipe: Recipe
-    seeds: int = 5
-    margin: float = MARGIN
-    threads: int = 1
+    recipe: Recipe  # of the method's side; the other one is dense, and otherwise the same
+    seeds: int = 5  # one training of each side for each
+    margin: float = MARGIN  # points that may be lost
+    threads: int = 1  # of each training
 
     def __post_init__(self) -> None:
         if self.recipe == self.recipe.dense():
@@ -78,20 +67,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityProgress:
-    """Where a comparison is.
+    """Where a comparison is."""
 
-    Attributes:
-        share: of all steps of all trainings that is done, 0 to 1.
-        left_s: seconds left, or None where nothing has been done yet.
-        seed: that has just been finished, with its two figures; None in between.
-        pair: dense and sparse.
-
-    """
-
-    share: float
-    left_s: float | None
-    seed: int | None = None
-    pair: tuple[float, float] | None = None
+    share: float  # of all steps of all trainings that is done, 0 to 1
+    left_s: float | None  # None where nothing has been done yet
+    seed: int | None = None  # that has just been finished, with its two figures; None in between
+    pair: tuple[float, float] | None = None  # dense and sparse
 
 
 def case_id(comparison: Comparison) -> str:

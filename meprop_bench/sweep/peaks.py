@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
 from meprop_bench.measure.pool import Pool
+from meprop_bench.results.store import Store
 from meprop_bench.workloads.case import Case
 
 __all__ = ["MachinePeaks"]
@@ -22,46 +23,40 @@ Costs = Mapping[str, Sequence[Sequence[float]]]
 
 
 class MachinePeaks:
-    """Peaks of the environments of one run.
+    """Peaks of the environments of one run: settled once in its folder, and found there again when it is resumed.
 
-    Args:
-        cache: of earlier runs; the user's by default.
-        measuring: called before they are measured.
-
+    The cache is that of earlier runs, the user's by default; `measuring` is called before they are measured.
     """
 
-    def __init__(self, cache: PeaksCache | None = None, measuring: Callable[[], object] = lambda: None) -> None:
-        self._cache, self._measuring = cache or PeaksCache(), measuring
+    def __init__(
+        self, cache: PeaksCache | None, measuring: Callable[[], object] = lambda: None, store: Store | None = None
+    ) -> None:
+        self._cache, self._measuring, self._store = cache or PeaksCache(), measuring, store
         self._again: Counter[tuple[str, str]] = Counter()
 
     def of(self, case: Case, environment_id: str, pool: Pool[int]) -> Peaks:
         """Return the peaks for a case, measured by the first process of its pool if they are not known."""
-        return self._cache.peaks(environment_id, _key(case), lambda: self._measured(case, pool))
+        key = _key(case)
+        if self._store is not None and (stored := self._store.header["peaks"].get(key)) is not None:
+            return Peaks.from_json(stored)
+        return self._settled(key, self._cache.peaks(environment_id, key, lambda: self._measured(case, pool)))
 
     def unbeaten(
-        self,
-        peaks: Peaks,
-        case: Case,
-        environment_id: str,
-        pool: Pool[int],
-        costs: Costs,
-        measured: Iterable[Measurement],
+        self, peaks: Peaks, case: Case, environment_id: str, pool: Pool[int], costs: Costs, found: Iterable[Measurement]
     ) -> Peaks:
-        """Return the peaks, or better ones if a side of the case was faster than its floor.
+        """Return the peaks, or better ones if a side was faster than its floor; earlier rows keep the floors they have.
 
-        Args:
-            peaks: as known so far.
-            case: what was measured.
-            environment_id: where.
-            pool: its processes.
-            costs: phase -> [operations, bytes] of baseline and method; a phase may be missing.
-            measured: the phases.
-
+        `costs` has phase -> [operations, bytes] of baseline and method; a phase may be missing.
         """
         key = (environment_id, _key(case))
-        if self._again[key] < _AGAIN and any(_beaten(peaks, case, costs, found) for found in measured):
+        if self._again[key] < _AGAIN and any(_beaten(peaks, case, costs, each) for each in found):
             self._again[key] += 1
-            return self._cache.add(*key, peaks.merged(self._measured(case, pool)))
+            return self._settled(key[1], self._cache.add(*key, peaks.merged(self._measured(case, pool))))
+        return peaks
+
+    def _settled(self, key: str, peaks: Peaks) -> Peaks:
+        if self._store is not None:
+            self._store.write_environment({}, {key: peaks.to_json()})
         return peaks
 
     def _measured(self, case: Case, pool: Pool[int]) -> Peaks:

@@ -5,14 +5,23 @@
 
 A preset is data, so that a sweep can be read, compared and extended without reading code; a misspelt key in one is an
 error with a suggestion, never an axis that silently does nothing. Everything that can be wrong in a plan is found
-here, before anything is measured.
+here, before anything is measured; so is what this machine cannot measure (`check_feasible`).
+
+A machine that is lent for minutes must give something for any number of them (`Deadline`). So what is to be done stands
+in the order of its importance, and what would not be done in time is not begun: the run then ends with what it has,
+says what it left out, and a later one with --resume goes on there. Nothing that has been begun is cut short, since half
+a case is no measurement; a run may therefore end a little after its deadline, by as much as its last piece took longer
+than the pieces before it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import os
+import time
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -24,11 +33,25 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from meprop_bench.errors import UserError, one_of
+from meprop_bench.measure.affinity import chosen
+from meprop_bench.measure.allocator import environment_of
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.incoming import checked, conforming
+from meprop_bench.stats import median
 from meprop_bench.workloads.case import DATA, WORKLOADS, Case
 
-__all__ = ["CHECKS", "Plan", "Preset", "load_preset", "parse_axis", "plan_axes", "plan_preset", "preset_names"]
+__all__ = [
+    "CHECKS",
+    "Deadline",
+    "Plan",
+    "Preset",
+    "check_feasible",
+    "load_preset",
+    "parse_axis",
+    "plan_axes",
+    "plan_preset",
+    "preset_names",
+]
 
 CHECKS = ("gradients", "accuracy")
 """What a preset may require. Gradients are checked always; accuracy is compared where data are learnt."""
@@ -42,42 +65,24 @@ _Number: TypeAlias = Annotated[int, Meta(ge=1, le=10_000, description="an intege
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure, and how closely.
+    """What to measure, and how closely."""
 
-    Attributes:
-        name: of the sweep; a part of the results folder's name.
-        cases: in the order of measuring.
-        analysis: what the sweep is for and how to read it.
-        checks: what its cases must pass.
-        target: half-width of the speed-up's interval at which a case is done, relative (0.02 is ±2%).
-        budget: seconds of timing for a case.
-        processes: fresh processes for a case, the replicates of its interval.
-        keep_processes: let the processes serve all cases that share device, threads and allocator; otherwise each
-            case gets its own. Loading torch five times costs as much as measuring a small case.
-        pin: bind each process to as many physical cores as it has threads.
-        utilization: watch utilisation, power and energy after the timing, for 2 s of each side.
-        watched: ids of cases for which that is done although it is not for all.
-        accuracy_seeds: training runs of each side in the accuracy comparison.
-        accuracy_steps: training steps of each of those.
-        seed: of the order within pairs and the order of the processes. That of weights, data and selections is an
-            axis of the cases.
-
-    """
-
-    name: str
-    cases: tuple[Case, ...]
-    analysis: str = ""
-    checks: tuple[str, ...] = CHECKS
-    target: _Width = 0.02
-    budget: _Budget = 20.0
-    processes: _Number = 5
+    name: str  # of the sweep; a part of the results folder's name
+    cases: tuple[Case, ...]  # in the order of measuring
+    analysis: str = ""  # what the sweep is for and how to read it
+    checks: tuple[str, ...] = CHECKS  # what its cases must pass
+    target: _Width = 0.02  # half-width of the speed-up's interval at which a case is done, relative (0.02 is ±2%)
+    budget: _Budget = 20.0  # seconds of timing for a case
+    processes: _Number = 5  # fresh processes for a case, the replicates of its interval
+    # Let the processes serve all cases that share device, threads and allocator; otherwise each case gets its own.
+    # Loading torch five times costs as much as measuring a small case.
     keep_processes: bool = False
-    pin: bool = False
-    utilization: bool = True
-    watched: tuple[str, ...] = ()
-    accuracy_seeds: _Number = 5
-    accuracy_steps: _Number = 400
-    seed: int = 0
+    pin: bool = False  # bind each process to as many physical cores as it has threads
+    utilization: bool = True  # watch utilisation, power and energy after the timing, for 2 s of each side
+    watched: tuple[str, ...] = ()  # ids of cases for which that is done although it is not for all
+    accuracy_seeds: _Number = 5  # training runs of each side in the accuracy comparison
+    accuracy_steps: _Number = 400  # training steps of each of those
+    seed: int = 0  # of the order within pairs and of the processes; weights, data and selections have an axis
 
     def __post_init__(self) -> None:
         if not self.cases:
@@ -275,3 +280,80 @@ def _which_data(name: object) -> str:
 
 def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(dict.fromkeys(cases))
+
+
+def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
+    """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
+
+    Raises:
+        UserError: what is missing, in one line.
+
+    """
+    cases = list(cases)
+    for device in dict.fromkeys(case.device for case in cases if case.device != "cpu"):
+        from meprop_bench.tasks.checks import on_device
+
+        on_device(device)
+    cores = os.cpu_count() or 1
+    for threads, allocator in dict.fromkeys((case.threads, case.allocator) for case in cases):
+        if threads > cores:
+            raise UserError(
+                f"{threads} threads on {cores} cores would wait for each other: use --threads {cores}, or less"
+            )
+        if pin:
+            chosen(threads)
+        environment_of(allocator, threads)
+    for data in dict.fromkeys(case.data for case in cases if case.data is not None):
+        _check_data(data)
+
+
+def _check_data(name: str) -> None:
+    """Read the data once: a file that is cut off must not cost the cases before it.
+
+    Another set in files of the same names is none of that: it is measured, and each row says so.
+    """
+    if name == "digits":
+        from meprop_bench.data.digits import check_installed
+
+        check_installed()
+        return
+    from meprop_bench.data import load_images
+    from meprop_bench.data.content import condition
+    from meprop_bench.data.location import data_folder
+    from meprop_bench.data.sources import SOURCES
+
+    if condition(data_folder(), SOURCES[name], thorough=True)[0] == "present":
+        return
+    try:
+        load_images(name)
+    except UserError as error:
+        raise UserError(f"{name} is corrupt: {error}") from None
+
+
+class Deadline:
+    """Seconds of wall time that a run has, from when this is made; None for all the time it needs.
+
+    Raises:
+        UserError: not a number of seconds above 0.
+
+    """
+
+    def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise UserError(f"a deadline must be more than 0 seconds, and finite, not {seconds:g}")
+        self._now = now
+        self._spent: list[float] = []
+        self._end = math.inf if seconds is None else now() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it, below 0 behind it; infinite where there is none."""
+        return self._end - self._now()
+
+    def allows(self) -> bool:
+        """Whether to begin another piece: one that takes as long as the usual one so far would be done in time."""
+        return self.left_s > (median(self._spent) if self._spent else 0.0)
+
+    def took(self, seconds: float) -> None:
+        """Note what a piece took. Of the first one nothing is known, so it is begun whenever there is time left."""
+        self._spent.append(seconds)

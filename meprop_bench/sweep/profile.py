@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.measure.busy import was_busy
 from meprop_bench.measure.lock import device_lock, waiting_for
-from meprop_bench.measure.machine import Activity, state, total
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.machine import Activity, state, total, was_busy
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.profile import Node, merged
@@ -35,7 +34,7 @@ from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import mean_interval, median
 from meprop_bench.sweep.peaks import MachinePeaks
-from meprop_bench.sweep.rows import case_rows
+from meprop_bench.sweep.runner import case_rows
 from meprop_bench.sweep.worker import Session, start_for
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def break_even(session: Session, axis: str, seconds: float) -> Mapping[str, Any]
 def trees(session: Session, trace: str | None) -> Mapping[str, Any]:
     """Run the phases of both sides under torch.profiler."""
     from meprop_bench.measure.profile import Range, profile_ranges
-    from meprop_bench.workloads.prepared import After
+    from meprop_bench.workloads import After
 
     prepared, clock = session.passed()
     assert session.case is not None
@@ -136,9 +135,9 @@ def profile_case(
     """Take one case apart in fresh processes; return the profile and the environment.
 
     Args:
-        case: what to look into.
+        case: to look into.
         search_s: seconds for the two break-even searches together; 0 leaves them out.
-        trace: a file for the trace, .json or .json.gz.
+        trace: a file for it, .json or .json.gz.
         progress: called with what is being done.
         cache: of the machine's peaks.
 
@@ -188,14 +187,8 @@ class _Parent:
         loops = max(check["loops"] for check in checks)
         share = 1 / len(pool)
         answers = pool.ask_each("measure", seconds=share * _PAIRS_S, least_pairs=5, loops=loops, seed=case.seed)
-        measured = [
-            Measurement(
-                phase,
-                tuple(tuple((dense_s, sparse_s) for dense_s, sparse_s in found["pairs"][phase]) for found in answers),
-                loops,
-            )
-            for phase in setup["phases"]
-        ]
+        runs = {phase: tuple(tuple(map(tuple, each["pairs"][phase])) for each in answers) for phase in setup["phases"]}
+        measured = [Measurement(phase, pairs, loops) for phase, pairs in runs.items()]
         notes = total([Activity(**answer["activity"]) for answer in answers]).notes
         peaks = self._machine.unbeaten(peaks, case, environment_id, pool, setup["costs"], measured)
         rows = case_rows(
@@ -257,14 +250,7 @@ class _Parent:
     def _with_floors(
         self, processes: Sequence[Mapping[str, Any]], peaks: Peaks, measured: Mapping[str, Measurement]
     ) -> tuple[str | None, dict[str, tuple[Stage, ...]]]:
-        """Give the stages their floors, and each side its rest: what the phase that they make up takes besides.
-
-        Args:
-            processes: side -> stages, of each.
-            peaks: of the machine.
-            measured: phase -> what was timed of it.
-
-        """
+        """Give each process's stages (by side) their floors, and each side its rest: what else its phase takes."""
         of = next((phase for phase in ("linear-backward", "backward") if phase in measured), None)
         if of is None or not processes[0]:
             return None, {}

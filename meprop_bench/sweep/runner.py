@@ -1,5 +1,5 @@
-"""Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough, each row saved at
-once.
+"""Runs a plan: case by case in fresh processes, round by round until the interval is narrow enough. Of a case there is
+a row for each phase, or one that says why there is none, saved at once.
 
     lock      no other run of this machine measures on the device meanwhile (`measure.lock`)
     start     the processes start together, import and set the case up side by side; nothing is timed meanwhile. The
@@ -34,23 +34,22 @@ from typing import Any
 
 from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
 from meprop_bench.measure.machine import Activity, state, total
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
-from meprop_bench.measure.peaks import Peaks, PeaksCache, peaks_key
+from meprop_bench.measure.paired import Measurement
+from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerOutOfMemory, WorkerRefused
-from meprop_bench.results.axes import default_threads
-from meprop_bench.results.schema import PASSED, Parity, Row
+from meprop_bench.results.axes import AXES, default_threads
+from meprop_bench.results.consistency import FAR, WATCHED
+from meprop_bench.results.schema import PASSED, Parity, Row, Side, Utilization
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies
-from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.peaks import MachinePeaks
-from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.rows import case_rows, failed_row
+from meprop_bench.sweep.plan import Deadline, Plan
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Runner", "SweepProgress"]
+__all__ = ["Runner", "SweepProgress", "case_rows", "failed_row"]
 
 _LEAST_ROUNDS = 2
 _SLICES = 6
@@ -68,47 +67,31 @@ _STEADY_S = 2.0
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """Where a run of a plan is.
+    """Where a run of a plan is."""
 
-    Attributes:
-        done: cases finished, those of an earlier run included.
-        total: cases of the plan.
-        case: the one in hand.
-        stage: what it is in: "waiting for process 123" (which is another run), "starting", "checking", "measuring",
-            "training", "watching", "done".
-        half_widths: phase -> relative half-width of its interval so far; empty before the first round.
-        left_s: seconds until the plan is done, estimated, or until the deadline.
-        rows: of the case, once it is done.
-        waits: whether another run measures on its device.
-
-    """
-
-    done: int
-    total: int
-    case: Case
-    stage: str
-    half_widths: Mapping[str, float]
-    left_s: float
-    rows: tuple[Row, ...] = ()
-    waits: bool = False
+    done: int  # cases finished, those of an earlier run included
+    total: int  # cases of the plan
+    case: Case  # in hand
+    stage: str  # it is in: "waiting for process 123" (another run), "starting", "checking", "measuring", ..., "done"
+    half_widths: Mapping[str, float]  # phase -> relative half-width of its interval so far; empty at first
+    left_s: float  # until the plan is done, estimated, or until the deadline
+    rows: tuple[Row, ...] = ()  # of the case, once it is done
+    waits: bool = False  # for another run, which measures on its device
 
 
 class Runner:
-    """One run of a plan into a results folder.
+    """One run of a plan into a results folder; cases that it holds already are left out.
 
     Args:
         plan: what to measure.
-        store: where the rows go; cases that it holds already are left out.
+        store: where the rows go.
         progress: called at each stage.
         start: starts a process for a case.
         now: wall seconds.
         state: describes the machine's state, for a number of threads.
         lock: keeps other runs from measuring on a device.
         cache: the machine's peaks from earlier runs.
-        deadline: by when it has to end.
-
-    Attributes:
-        left_out: the cases that the deadline left no time for.
+        deadline: by when it has to end; `left_out` then has the cases that it left no time for.
 
     """
 
@@ -129,7 +112,7 @@ class Runner:
         self._state, self._lock, self._deadline = state, lock, deadline or Deadline()
         self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
-        self._machine = MachinePeaks(cache)
+        self._machine = MachinePeaks(cache, store=store)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
         self._pool: Pool[int] | None = None
@@ -183,14 +166,14 @@ class Runner:
     def _measure(self, case: Case) -> list[Row]:
         self._notify(case, "starting")
         pool = self._processes(case)
-        peaks = self._peaks(case, pool)
+        peaks = self._machine.of(case, self._environment_id, pool)
         self._notify(case, "checking")
         setup, *_ = pool.ask_all("setup", case=case.to_json(), one_first=self._is_new(case.workload)).values()
         checks = pool.ask_each("check", warm_s=_WARM_S)
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
         measurements, notes = self._rounds(case, pool, setup["phases"], max(check["loops"] for check in checks))
-        peaks = self._unbeaten(case, pool, peaks, setup["costs"], measurements)
+        peaks = self._machine.unbeaten(peaks, case, self._environment_id, pool, setup["costs"], measurements)
         memory = pool.ask(0, "memory", device=case.device)["weights"]
         parity = self._parity(case, pool)
         utilization = self._utilization(case, pool)
@@ -199,17 +182,10 @@ class Runner:
         if isinstance(parity, str):
             notes.append(Note(parity))
         return case_rows(
-            case,
-            setup,
-            measurements,
-            peaks=peaks,
-            memory=memory,
-            utilization=utilization,
-            parity=parity if isinstance(parity, Parity) else None,
-            environment_id=self._environment_id,
-            target=self._plan.target,
-            notes=notes,
-        )
+            case, setup, measurements, peaks=peaks, memory=memory, utilization=utilization,
+            parity=parity if isinstance(parity, Parity) else None, environment_id=self._environment_id,
+            target=self._plan.target, notes=notes,
+        )  # fmt: skip
 
     def _rounds(
         self, case: Case, pool: Pool[int], phases: Sequence[str], loops: int
@@ -292,23 +268,6 @@ class Runner:
             self._store.write_environment({self._environment_id: hello["environment"]})
         return self._pool
 
-    def _peaks(self, case: Case, pool: Pool[int]) -> Peaks:
-        """Return the machine's peaks, settled once in a run (and found again in its folder when it is resumed)."""
-        key = peaks_key(case.device, case.dtype, case.threads)
-        if key not in self._store.header["peaks"]:
-            found = self._machine.of(case, self._environment_id, pool)
-            self._store.write_environment({}, {key: found.to_json()})
-        return Peaks.from_json(self._store.header["peaks"][key])
-
-    def _unbeaten(
-        self, case: Case, pool: Pool[int], peaks: Peaks, costs: Mapping[str, Any], measurements: Sequence[Measurement]
-    ) -> Peaks:
-        """Measure the peaks again if this case was faster than its floor; earlier rows keep the floors they have."""
-        found = self._machine.unbeaten(peaks, case, self._environment_id, pool, costs, measurements)
-        if found is not peaks:
-            self._store.write_environment({}, {peaks_key(case.device, case.dtype, case.threads): found.to_json()})
-        return found
-
     def _is_new(self, what: str) -> bool:
         """Whether this run meets something for the first time that may have to be compiled."""
         new = what not in self._compiled
@@ -332,19 +291,136 @@ class Runner:
         rows: tuple[Row, ...] = (),
         waits: bool = False,
     ) -> None:
-        after = len(self._plan.cases) - self._done - (stage != "done")
-        usual = (
-            sum(self._spent) / len(self._spent)
-            if self._spent
-            else self._plan.budget
-            + (2 if self._plan.keep_processes else 10)
-            + (2 * _STEADY_S if self._plan.utilization else 0)
-        )
+        plan = self._plan
+        after = len(plan.cases) - self._done - (stage != "done")
+        usual = plan.budget + (2 if plan.keep_processes else 10) + (2 * _STEADY_S if plan.utilization else 0)
+        if self._spent:
+            usual = sum(self._spent) / len(self._spent)
         own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
         left_s = max(0.0, min(after * usual + own, self._deadline.left_s))
-        found = SweepProgress(self._done, len(self._plan.cases), case, stage, half_widths or {}, left_s, rows, waits)
+        found = SweepProgress(self._done, len(plan.cases), case, stage, half_widths or {}, left_s, rows, waits)
         self._progress(found)
 
 
 def _group(case: Case) -> tuple[object, ...]:
     return (case.threads, case.device, case.allocator)
+
+
+def case_rows(
+    case: Case,
+    setup: Mapping[str, Any],
+    measurements: Sequence[Measurement],
+    *,
+    peaks: Peaks,
+    memory: Mapping[str, Sequence[Mapping[str, Any]]],
+    utilization: Mapping[str, Any] | str,
+    parity: Parity | None,
+    environment_id: str,
+    target: float,
+    notes: Sequence[Note],
+) -> list[Row]:
+    """Return a row for each phase, from what the processes answered.
+
+    Args:
+        case: what was measured.
+        setup: what a worker answered to "setup".
+        measurements: one for each phase.
+        peaks: of the machine, for the floors.
+        memory: what a worker answered to "memory": phase -> weights of [baseline, method].
+        utilization: what a worker answered to "utilization", or why none did.
+        parity: the accuracy comparison; it goes to the phase "step".
+        environment_id: where this was measured.
+        target: half-width at which an interval counts as narrow enough.
+        notes: for every row.
+
+    """
+    rows = []
+    for found in measurements:
+        own = [*map(Note, setup["notes"]), *notes, *found.notes]
+        converged = found.converged(target)
+        if not converged and found.speedup.bounded:
+            own.append(Note.of("budget", percent=100 * target))
+        weights = memory.get(found.phase) or ({}, {})
+        if any(side.get("exact") is False for side in weights):
+            own.append(Note.of("sampled-memory"))
+        watched, unavailable = _utilization(found.phase, utilization)
+        costs = setup["costs"].get(found.phase) or (None, None)
+        dense, sparse = (
+            _side(median_s, cost, weight, seen, peaks, case.dtype)
+            for median_s, cost, weight, seen in zip(
+                (found.baseline_median_s, found.median_s), costs, weights, watched, strict=True
+            )
+        )
+        if (sparse.efficiency or 0.0) > FAR:  # such a row would be refused when it is read
+            dense, sparse = replace(dense, floor_s=None), replace(sparse, floor_s=None)
+            own.append(Note.of("no-floor"))
+        rows.append(
+            Row(
+                **_axes(case, k=setup["k"], kernel=setup["kernel"]),
+                phase=found.phase,
+                data_published=setup.get("data_published"),
+                measurement=found,
+                dense=dense,
+                sparse=sparse,
+                speedup=found.speedup.estimate,
+                speedup_low=found.speedup.low,
+                speedup_high=found.speedup.high,
+                converged=converged,
+                unavailable=unavailable,
+                check=PASSED,
+                parity=parity if found.phase == "step" else None,
+                environment_id=environment_id,
+                notes=tuple(own),
+            )
+        )
+    return rows
+
+
+def _side(
+    median_s: float,
+    cost: tuple[float, float] | None,
+    weight: Mapping[str, Any],
+    watched: Utilization | None,
+    peaks: Peaks,
+    dtype: str,
+) -> Side:
+    flops, nbytes = cost or (None, None)
+    return Side(
+        median_s=median_s,
+        floor_s=None if flops is None or nbytes is None else peaks.floor_s(flops, nbytes, dtype),
+        flops=flops,
+        bytes=nbytes,
+        peak_memory_bytes=weight.get("tensor_bytes"),
+        peak_reserved_bytes=weight.get("reserved_bytes"),
+        process_peak_bytes=weight.get("process_bytes"),
+        process_growth_bytes=weight.get("growth_bytes"),
+        utilization=watched,
+    )
+
+
+def _utilization(
+    phase: str, found: Mapping[str, Any] | str
+) -> tuple[tuple[Utilization, Utilization] | tuple[None, None], dict[str, str]]:
+    """Return what was watched of baseline and method, and a reason for each figure of `WATCHED` that is not there."""
+    if isinstance(found, str):
+        return (None, None), dict.fromkeys(WATCHED, found)
+    if phase != found["phase"]:
+        return (None, None), dict.fromkeys(WATCHED, f"only the phase {found['phase']} is run steadily")
+    baseline, method = (Utilization.from_json(side) for side in found["sides"])
+    missing = [name for name in WATCHED if getattr(method, name) is None]
+    return (baseline, method), {name: method.unavailable.get(name, "not read") for name in missing}
+
+
+def failed_row(case: Case, error: str | None, environment_id: str, *, check: str | None = None) -> Row:
+    """Return the one row of a case that could not be measured (`error`), or computes something else (`check`)."""
+    return Row(
+        **_axes(case, k=case.k, kernel=None), phase=None, check=check, error=error, environment_id=environment_id
+    )
+
+
+def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
+    axes = {
+        axis.stored: None if axis.nullable and not axis.of(case.workload) else getattr(case, axis.field)
+        for axis in AXES.values()
+    }
+    return {**axes, "case_id": case.case_id, "kernel": kernel, "k": k}

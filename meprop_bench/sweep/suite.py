@@ -31,8 +31,7 @@ from meprop_bench.measure.environment import machine_slug
 from meprop_bench.results.axes import AXES, WITHOUT_K, device_name
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.feasible import check_feasible
-from meprop_bench.sweep.plan import Plan, Preset, load_preset, plan_preset
+from meprop_bench.sweep.plan import Plan, Preset, check_feasible, load_preset, plan_preset
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.workloads.case import Case
 
@@ -58,18 +57,11 @@ _PARTS = ("part", "all")
 
 @dataclass(frozen=True)
 class Grid:
-    """The cases of one workload, each at the point of its parameters.
+    """The cases of one workload, each at the point of its parameters."""
 
-    Attributes:
-        names: of the parameters.
-        values: of each parameter, in the preset's order.
-        cases: point -> case. A product of `values` has points without one.
-
-    """
-
-    names: tuple[str, ...]
-    values: tuple[tuple[Any, ...], ...]
-    cases: Mapping[tuple[Any, ...], Case]
+    names: tuple[str, ...]  # of the parameters
+    values: tuple[tuple[Any, ...], ...]  # of each parameter, in the preset's order
+    cases: Mapping[tuple[Any, ...], Case]  # point -> case; a product of `values` has points without one
 
     @classmethod
     def of(cls, cases: Sequence[Case]) -> Grid:
@@ -141,12 +133,13 @@ def absent(cases: Iterable[Case]) -> dict[Case, str]:
 
     Each thing is looked for once, as torch has to be loaded to see a GPU.
     """
-    cases = list(cases)
-    reasons: dict[tuple[object, ...], str | None] = {}
-    for case in cases:
-        if (key := _needs(case)) not in reasons:
-            reasons[key] = _why_not(case)
-    return {case: reason for case in cases if (reason := reasons[_needs(case)]) is not None}
+    found: dict[Case, str] = {}
+    for own in _by(cases, lambda case: (case.device, case.threads, case.allocator, case.data)).values():
+        try:
+            check_feasible(own[:1])
+        except UserError as error:
+            found |= dict.fromkeys(own, str(error))
+    return found
 
 
 def measured(
@@ -154,11 +147,7 @@ def measured(
 ) -> tuple[list[Row], Mapping[str, Any]]:
     """Return the rows of a plan, measuring what is not measured yet, and the environments they were measured in.
 
-    Args:
-        plan: what to measure.
-        folder: where the results stay for the next call; by default nowhere.
-        progress: called at each stage.
-
+    The results stay in the folder for the next call; by default nowhere.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="meprop-bench-") as temporary:
@@ -198,15 +187,3 @@ def _differ(axis: str, cases: Sequence[Case]) -> bool:
 
 def _parameter(name: str, case: Case) -> Any:
     return device_name(case) if name == "device" else getattr(case, AXES[name].field)
-
-
-def _needs(case: Case) -> tuple[object, ...]:
-    return (case.device, case.threads, case.allocator, case.data)
-
-
-def _why_not(case: Case) -> str | None:
-    try:
-        check_feasible([case])
-    except UserError as error:
-        return str(error)
-    return None

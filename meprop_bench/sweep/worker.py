@@ -1,51 +1,74 @@
 """The one program of all measuring processes, and the one table of what they can do.
 
-    python -m meprop_bench.sweep.worker        answers requests until its parent is gone (`measure.serve`)
+    python -m meprop_bench.sweep.worker        answers requests until its parent is gone (`measure.worker`)
 
 A request is a line of the table: its name, and the function that answers it. The function is given the session, what
-this process holds between requests, and the rest of the request by name; its module is loaded when it is first asked
-for. To add one, write the function and its line.
+this process holds between requests, and the rest of the request by name; its module is loaded when it is first needed.
+To add one, write the function and its line.
 
 A worker has its threads and allocator from its environment, before torch starts; it reads nothing else from outside.
+Of a case it takes whole pairs for the runner; the gate's two workers, which may be of different revisions, alternate by
+blocks (`sweep.blocks`). So `PROTOCOL` counts the changes of what a request or an answer means; a request or a key that
+is new changes nothing for those who do not use it.
 """
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench.errors import UserError
+from meprop_bench.measure import affinity
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.measure.serve import serve
-from meprop_bench.measure.worker import Worker
+from meprop_bench.measure.paired import calibrate, warm_up
+from meprop_bench.measure.worker import Worker, serve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from meprop_bench.measure.clock import Clock
-    from meprop_bench.measure.handoff import Handoff
-    from meprop_bench.sweep.blocks import Blocks
-    from meprop_bench.workloads.case import Case
-    from meprop_bench.workloads.prepared import Prepared
+    from meprop_bench.workloads import Case, Prepared
 
-__all__ = ["REQUESTS", "Session", "main", "start_for", "start_worker"]
+__all__ = ["PROTOCOL", "REQUESTS", "Session", "main", "side_by_side", "start_for", "start_worker"]
+
+PROTOCOL = 2
+"""Of requests and answers."""
 
 REQUESTS = {
-    "hello": "sweep.requests:hello",
+    # {threads, device, pin, kernels} -> the environment, when torch is imported; protocol, package (its folder)
+    "hello": "sweep.worker:hello",
     # a case: speedup, profile, gate, doctor
-    "setup": "sweep.requests:setup",
-    "check": "sweep.requests:check",
-    "measure": "sweep.requests:measure",
-    "memory": "sweep.requests:memory",
-    "utilization": "sweep.requests:utilization",
-    "peaks": "sweep.requests:peaks",
-    "accuracy": "sweep.requests:accuracy",
+    # {case} -> kernel, k, phases, costs, notes
+    "setup": "sweep.worker:setup",
+    # {warm_s} -> check, and if it passed, loops (and those of each side)
+    "check": "sweep.worker:check",
+    # {seconds, least_pairs, loops, seed} -> pairs: phase -> [[baseline_s, method_s], ...], which of them the machine
+    # disturbed (null: it cannot tell), and what others did meanwhile
+    "measure": "sweep.worker:measure",
+    # {device} -> weights: phase -> [baseline, method], what each takes at most
+    "memory": "sweep.worker:memory",
+    # {device, seconds} -> phase, sides: [baseline, method], what a steady loop takes
+    "utilization": "sweep.worker:utilization",
+    # {device, dtype, threads} -> the machine's arithmetic rate and bandwidth
+    "peaks": "sweep.worker:peaks",
+    # {case, sparsified, seeds, steps} -> [seed, development-set accuracy in percent] of one side
+    "accuracy": "sweep.worker:accuracy",
     # a case in two revisions: gate
-    "meet": "sweep.requests:meet",
-    "again": "sweep.requests:again",
-    "turns": "sweep.requests:interleave",
-    "count": "sweep.requests:count",
+    # {port} -> port, at which another worker can meet this one; or nothing, having gone to the one that is given
+    "meet": "sweep.blocks:meet",
+    # {seed} -> nothing; the case that passed is set up once more, elsewhere in memory
+    "again": "sweep.blocks:again",
+    # {me, plan, loops, lead, number} -> blocks: for each of the plan that is mine, phase -> seconds of one side, after
+    # a lead-in that is not timed, and whether the machine disturbed it (null); stopped: the other worker failed
+    "turns": "sweep.blocks:interleave",
+    # {} -> operators: phase -> how many of torch's operators the method calls
+    "count": "sweep.blocks:count",
     # what takes a case apart: profile
     "stages": "sweep.profile:stages",
     "overhead": "sweep.profile:overhead",
@@ -60,32 +83,22 @@ REQUESTS = {
 }
 """Request -> the function that answers it, as module:function of this package."""
 
+_Answer = Mapping[str, Any]
+
 
 class Session:
-    """What a worker holds between requests.
-
-    Attributes:
-        environment: this process's, once it has said hello.
-        environment_id: of it.
-        case: that is set up, or was last tried.
-        prepared: its two sides.
-        checked: the same with their clock, once the check has passed.
-        handoff: to the other worker, for the gate.
-        ballast: memory that is in the way when a case is set up again.
-        loaded: what takes long to make and serves later requests, by name.
-
-    """
+    """What a worker holds between requests."""
 
     def __init__(self) -> None:
-        self.environment: Mapping[str, Any] = {}
+        self.environment: Mapping[str, Any] = {}  # this process's, once it has said hello
         self.environment_id = "unknown"
-        self.case: Case | None = None
-        self.prepared: Prepared | None = None
-        self.checked: tuple[Prepared, Clock] | None = None
-        self.handoff: Handoff | None = None
-        self.ballast: list[Tensor] = []
-        self.loaded: dict[str, Any] = {}
-        self._blocks: Blocks | None = None
+        self.case: Case | None = None  # that is set up, or was last tried
+        self.prepared: Prepared | None = None  # its two sides
+        self.checked: tuple[Prepared, Clock] | None = None  # the same with their clock, once the check has passed
+        self.handoff: Any = None  # to the other worker, for the gate (`blocks.Handoff`)
+        self.ballast: list[Tensor] = []  # memory that is in the way when a case is set up again
+        self.loaded: dict[str, Any] = {}  # what takes long to make and serves later requests, by name
+        self.blocks: Any = None  # that the gate has the case timed in (`blocks.Blocks`)
 
     def handle(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer one request."""
@@ -103,30 +116,189 @@ class Session:
             raise ValueError("there is no case whose check passed")
         return self.checked
 
-    def blocks(self) -> Blocks:
-        """Return what times the case in blocks; meanwhile the garbage collector is at rest."""
-        from meprop_bench.sweep.blocks import Blocks
-
-        prepared, clock = self.passed()
-        if self._blocks is None:
-            self._blocks = Blocks(prepared, clock)
-        return self._blocks
-
     def forget(self) -> None:
         """Let the case go, with its memory."""
-        if self._blocks is not None:
-            self._blocks.close()
-        self._blocks = self.prepared = self.checked = None
+        if self.blocks is not None:
+            self.blocks.close()
+        self.blocks = self.prepared = self.checked = None
+
+
+def hello(session: Session, threads: int, device: str, pin: bool = False, kernels: bool = True) -> _Answer:
+    """Import what takes seconds; the answer says that none of it will fall into another worker's timing.
+
+    With `pin` the process is bound to as many cores; with `kernels` all of them are loaded, compiled where they are not
+    in the cache yet.
+    """
+    if pin:
+        affinity.bind(threads)
+        affinity.load_openmp()
+    with affinity.free():
+        import torch
+
+        import meprop_bench
+        from meprop_bench.measure.allocator import current
+        from meprop_bench.measure.environment import collect, environment_id
+        from meprop_bench.ops.kernels import KERNELS
+
+        for name in KERNELS if kernels else ():
+            with suppress(ImportError):  # a kernel whose library is not installed says so when it is asked for
+                KERNELS[name]
+    torch.set_num_threads(threads)
+    session.environment = environment = collect(device, current())
+    session.environment_id = environment_id(environment)
+    return {
+        "environment": environment,
+        "environment_id": session.environment_id,
+        "protocol": PROTOCOL,
+        "package": str(Path(meprop_bench.__file__).parent),
+    }
+
+
+def setup(session: Session, case: Mapping[str, Any]) -> _Answer:
+    """Set a case up."""
+    from meprop_bench import workloads
+
+    session.forget()  # the last case's memory, before the next one's is taken
+    session.case = workloads.Case.from_json(case)
+    if session.case.device != "cpu":  # or torch would keep the GPU's memory from the processes beside it
+        import gc
+
+        import torch
+
+        gc.collect()  # a captured graph and its clock know each other
+        torch.cuda.empty_cache()
+    try:
+        with side_by_side(session.case):
+            session.prepared = prepared = workloads.setup(session.case)
+    except ValueError as error:  # the kernel that was asked for cannot do the case; nothing has happened
+        raise UserError(str(error)) from error
+    return {
+        "kernel": prepared.kernel,
+        "k": prepared.k,
+        "phases": list(prepared.phases),
+        "costs": {phase: [list(cost) for cost in pair] for phase, pair in prepared.costs.items()},
+        "data_published": prepared.data_published,
+        "notes": list(prepared.notes),
+    }
+
+
+def check(session: Session, warm_s: float) -> _Answer:
+    """Check the case that is set up and, if it passed, warm both sides up and calibrate the loops."""
+    from meprop_bench.measure.clock import clock_for
+    from meprop_bench.results.schema import PASSED
+
+    if session.case is None or session.prepared is None:
+        raise ValueError("no case is set up")
+    found = session.prepared.check()
+    if found != PASSED:
+        return {"check": found, "loops": 1, "side_loops": [1, 1]}
+    clock = clock_for(session.case.device, caches=session.case.caches, graphs=session.case.launch == "graph")
+    session.checked = session.prepared, clock
+    sides = (session.prepared.baseline, session.prepared.method)
+    for side in sides:
+        warm_up(side, clock, seconds=warm_s)
+    loops = [calibrate(side, clock) for side in sides]
+    return {"check": found, "loops": max(loops), "side_loops": loops}
+
+
+def measure(session: Session, seconds: float, least_pairs: int, loops: int, seed: int) -> _Answer:
+    """Take interleaved pairs for about `seconds`."""
+    from meprop_bench.measure.disturbance import contention
+    from meprop_bench.measure.machine import Watch
+    from meprop_bench.measure.paired import measure_pairs
+    from meprop_bench.measure.procfs import Unavailable
+
+    prepared, clock = session.passed()
+    watch = Watch()
+    with ExitStack() as stack:
+        probe = None
+        with suppress(Unavailable):
+            probe = stack.enter_context(contention())
+        pairs = measure_pairs(
+            prepared.baseline,
+            prepared.method,
+            seconds=seconds,
+            least_pairs=least_pairs,
+            loops=loops,
+            rng=random.Random(seed),
+            clock=clock,
+            probe=probe,
+        )
+    return {
+        "pairs": {phase: [list(pair.phases[phase]) for pair in pairs] for phase in prepared.phases},
+        "disturbed": None if probe is None else [pair.disturbed for pair in pairs],
+        "activity": asdict(watch.activity()),
+    }
+
+
+def memory(session: Session, device: str) -> _Answer:
+    """Measure the memory of each phase, in a pass of its own, which is slow."""
+    from meprop_bench.measure.memory import peaks_of
+    from meprop_bench.workloads import After
+
+    prepared, _ = session.passed()
+
+    def peaks(call: Callable[[], object]) -> _Answer:
+        own, before = (call.call, call.before) if isinstance(call, After) else (call, None)
+        return asdict(peaks_of(own, device, before))
+
+    return {"weights": {phase: [peaks(call) for call in pair] for phase, pair in prepared.memory.items()}}
+
+
+def utilization(session: Session, device: str, seconds: float) -> _Answer:
+    """Watch the machine while each side runs its main phase steadily, in a pass of its own: watching costs time."""
+    from meprop_bench.measure.clock import CudaGraphClock
+    from meprop_bench.measure.utilization import watch
+
+    prepared, clock = session.passed()
+    if prepared.main is None:
+        raise ValueError("no call of this workload can be repeated")
+    phase, calls = prepared.main
+    if isinstance(clock, CudaGraphClock):
+        calls = clock.replay(calls[0]), clock.replay(calls[1])
+    return {"phase": phase, "sides": [watch(call, device, clock, seconds=seconds) for call in calls]}
+
+
+def peaks(session: Session, device: str, dtype: str, threads: int) -> _Answer:
+    """Measure what this machine can do at best."""
+    from meprop_bench.measure.peaks import measure_peaks
+
+    return {"peaks": measure_peaks(device, dtype, threads).to_json()}
+
+
+def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
+    """Train one side from these seeds."""
+    from meprop_bench.sweep.accuracy import recipe_of, trained
+    from meprop_bench.workloads import Case
+
+    learning = Case.from_json(case)
+    recipe = recipe_of(learning, steps)
+    with side_by_side(learning):
+        return {"accuracies": list(trained(recipe if sparsified else recipe.dense(), seeds).items())}
+
+
+@contextmanager
+def side_by_side(case: Case) -> Iterator[None]:
+    """Do what nothing is timed of on one thread, of any core: other workers do the same meanwhile, and threads of
+    several would wait for one another.
+
+    A case whose launches are captured is set up on the stream of its capture, where alone its backward pass can be.
+    """
+    import torch
+
+    from meprop_bench.measure.clock import on_capture_stream
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with affinity.free(), nullcontext() if case.launch == "eager" else on_capture_stream(case.device):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start_worker(env: Mapping[str, str | None] | None = None, *flags: str) -> Worker:
-    """Start a measuring process.
-
-    Args:
-        env: changes to this process's environment; None removes a variable.
-        flags: of the interpreter.
-
-    """
+    """Start a measuring process, with changes to this one's environment (None removes) and flags of the interpreter."""
     return Worker([sys.executable, *flags, "-m", "meprop_bench.sweep.worker"], env)
 
 

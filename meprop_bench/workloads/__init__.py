@@ -1,16 +1,85 @@
-"""Workloads: a case, set up to be checked and timed. The lowest layer that sees both the method and the instrument."""
+"""Workloads: a case, set up to be checked and timed. The lowest layer that sees both the method and the instrument.
+
+    setup(case) -> Prepared    two subjects, their check, their costs, and calls whose memory is measured, which run
+                               steadily, or which are taken apart
+
+The two sides do the same work on the same data and differ in the method alone. `check` has to pass in the process that
+is then timed: a fast wrong gradient is not a result.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from meprop_bench.workloads.case import WORKLOADS, Case
 
 if TYPE_CHECKING:
-    from meprop_bench.workloads.prepared import Prepared
+    from torch import Tensor
 
-__all__ = ["Case", "setup"]
+    from meprop_bench.measure.paired import Subject
+    from meprop_bench.ops.cost import Cost
+    from meprop_bench.ops.kernels import Request
+
+__all__ = ["After", "Call", "Case", "Layer", "Prepared", "setup"]
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class After:
+    """A call that needs another one right before it, which is not measured: a backward pass after its forward pass."""
+
+    before: Call
+    call: Call
+
+    def __call__(self) -> object:
+        """Make both calls."""
+        self.before()
+        return self.call()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """What goes into one linear layer's backward pass, to run it stage by stage."""
+
+    dy: Tensor  # incoming gradient, (B, n)
+    x: Tensor  # input, (B, m)
+    w: Tensor  # weight, (n, m)
+    b: Tensor  # bias, (n,)
+    need_dx: bool  # whether dx is needed: not of a model's first layer
+    request: Request | None  # what the method requests of a kernel; None where the layer stays dense on both sides
+    kernel: str  # the kernel that runs, or "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A case that is ready to be timed; a pair is of baseline and method, and a phase may be missing in a mapping."""
+
+    phases: tuple[str, ...]  # what both subjects time, in order
+    baseline: Subject  # the dense side
+    method: Subject  # the sparsified side
+    check: Callable[[], str]  # compares the method with its definition; `PASSED`, or one line that says why not
+    kernel: str  # that runs, where one was chosen ("auto" is none)
+    k: float  # as resolved; of the mlp, as given, since its layers may differ
+    costs: Mapping[str, tuple[Cost, Cost]] = field(default_factory=dict)  # what they have to compute and move
+    memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls whose memory is measured
+    steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls that can run for seconds
+    layers: tuple[Layer, ...] = ()  # the linear layers whose backward passes are timed, in order
+    data_published: bool | None = None  # whether the data are the published ones, by SHA-256; None where none is known
+    notes: tuple[str, ...] = ()  # what a reader should know, one line each
+
+    @property
+    def main(self) -> tuple[str, tuple[Call, Call]] | None:
+        """The phase that is run steadily, and its calls: the first of `steady`, else "step" or "backward" of `memory`.
+
+        None when no call of this workload can be repeated.
+        """
+        if self.steady:
+            return next(iter(self.steady.items()))
+        return next(((phase, self.memory[phase]) for phase in ("step", "backward") if phase in self.memory), None)
 
 
 def setup(case: Case) -> Prepared:

@@ -36,20 +36,12 @@ _TOP_K = ("meprop", "unified", "random", "random-unified")
 
 @dataclass(frozen=True)
 class Workload:
-    """What a workload is besides its axes.
+    """What a workload is besides its axes."""
 
-    Attributes:
-        methods: those it can be run with; the first is its usual one.
-        trains: whether it is a model in training: on the CPU's default dtype, with an optimizer.
-        module: of this package, where it has another name.
-        kernels: registry of `ops` that its kernels are in.
-
-    """
-
-    methods: tuple[str, ...]
-    trains: bool = False
-    module: str = ""
-    kernels: str = "kernels"
+    methods: tuple[str, ...]  # it can be run with; the first is its usual one
+    trains: bool = False  # whether it is a model in training: on the CPU's default dtype, with an optimizer
+    module: str = ""  # of this package, where it has another name
+    kernels: str = "kernels"  # registry of `ops` that its kernels are in
 
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -176,7 +168,7 @@ class Case(Axes[Never]):
     @property
     def case_id(self) -> str:
         """12 hexadecimal digits that stay the same for the same case."""
-        return hashlib.sha256(json.dumps(self.told(), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.changed(), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
@@ -192,7 +184,7 @@ class Case(Axes[Never]):
         """Return the JSON object."""
         return asdict(self)
 
-    def told(self) -> dict[str, Any]:
+    def changed(self) -> dict[str, Any]:
         """Return what differs from the defaults, and the threads and the allocator, whose defaults are the machine's.
 
         `from_json` makes the same case of it, in an older revision too unless it has a field that is new.

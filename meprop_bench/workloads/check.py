@@ -166,14 +166,9 @@ def _dense(x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> list[Tensor]:
 def compare(
     got: list[Tensor], true: list[Tensor], names: Sequence[str] = _NAMES, tolerance: float | None = None
 ) -> str | None:
-    """Say which gradient is wrong, or None.
+    """Say which gradient is wrong, or None; by another tolerance than that of their arithmetic, if there is one.
 
-    Args:
-        got: the gradients.
-        true: what they should be; overwritten, as another 256 MB would cost more than comparing.
-        names: of the gradients.
-        tolerance: another one than that of their arithmetic.
-
+    What they should be is overwritten, as another 256 MB would cost more than comparing.
     """
     for name, mine, expected in zip(names, got, true, strict=True):
         error, most = _relative_error(mine, expected), tolerance or _tolerance(mine)
@@ -207,10 +202,7 @@ def _poisoned(dy: Tensor) -> Tensor:
 
 def _hidden_nan(gradients: list[Tensor], names: Sequence[str] = _NAMES) -> str:
     """Return "passed" if a NaN shows in all gradients, or which it does not show in."""
-    hidden = [name for name, gradient in zip(names, gradients, strict=True) if not _has_nan(gradient)]
-    return f"a NaN in dy does not show in {', '.join(hidden)}" if hidden else PASSED
-
-
-def _has_nan(tensor: Tensor) -> bool:
+    dense = (each.coalesce().values() if each.is_sparse else each for each in gradients)
     # The sum of a tensor is NaN if an entry is: no mask of its size.
-    return bool(torch.isnan((tensor.coalesce().values() if tensor.is_sparse else tensor).sum()))
+    hidden = [name for name, each in zip(names, dense, strict=True) if not torch.isnan(each.sum())]
+    return f"a NaN in dy does not show in {', '.join(hidden)}" if hidden else PASSED

@@ -4,7 +4,7 @@ that selects k positions of each map.
     forward    y from x, W (n, m, f, f), b (n,)
     backward   (dx, dW, db) for dy, normal; for the method with its selection
 
-How they are timed is in `layer`.
+How they are timed is in `linear`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from meprop_bench.ops.conv.auto import Auto
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.cost import conv_backward, conv_forward
 from meprop_bench.ops.kernels import Request
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_conv
-from meprop_bench.workloads.layer import draw, sides
-from meprop_bench.workloads.prepared import Prepared
+from meprop_bench.workloads.linear import draw, sides
 
 __all__ = ["setup"]
 
@@ -35,13 +35,9 @@ def setup(case: Case) -> Prepared:
     normal, maps = draw(case), case.size - case.filter + 1
     x_shape = (case.batch, case.in_features, case.size, case.size)
     w_shape = (case.out_features, case.in_features, case.filter, case.filter)
-    x, w, b = (
-        normal(*x_shape),
-        normal(*w_shape, scale=(w_shape[1] * w_shape[2] * w_shape[3]) ** -0.5),
-        normal(w_shape[0]),
-    )
-    for tensor in (x, w, b):
-        tensor.requires_grad_()
+    fan_in = case.in_features * case.filter**2
+    drawn = (normal(*x_shape), normal(*w_shape, scale=fan_in**-0.5), normal(case.out_features))
+    x, w, b = (tensor.requires_grad_() for tensor in drawn)
     dy = normal(case.batch, case.out_features, maps, maps)
     k = resolve_k(case.k, maps * maps)
 

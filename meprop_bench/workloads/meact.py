@@ -20,12 +20,13 @@ from torch.nn import functional as F
 
 from meprop_bench.algorithms.meact import MeAct
 from meprop_bench.data import ImageData, load_images
-from meprop_bench.models.mlp import MLP
 from meprop_bench.optimizers import make_optimizer
+from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
-from meprop_bench.workloads.prepared import PASSED, Prepared
+from meprop_bench.workloads.mlp import build_model
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
@@ -60,7 +61,7 @@ def setup(case: Case) -> Prepared:
     assert case.share is not None
     data = load_images(case.data).to(case.device)
     stream, examples = _stream(case, data)
-    plain, masked = (_model(case, data) for _ in range(2))
+    plain, masked = (build_model(case, data, sparsified=False, seed=case.seed) for _ in range(2))
     act = MeAct(masked, examples)
     dense = _Dense(plain, make_optimizer(case.optimizer, plain.parameters()))
     active = _Active(masked, make_optimizer(case.optimizer, masked.parameters()), act)
@@ -93,10 +94,6 @@ def _stream(case: Case, data: ImageData) -> tuple[list[_Batch], int]:
     return [
         (data.train.images[order[ids]], data.train.labels[order[ids]], ids) for ids in torch.split(numbers, case.batch)
     ], len(order)
-
-
-def _model(case: Case, data: ImageData) -> nn.Module:
-    return MLP(data.features, case.out_features, data.classes, layers=case.layers, seed=case.seed).to(case.device)
 
 
 def _check(step: _Active, batch: _Batch) -> str:

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from meprop_bench.algorithms.mesimp import MeSimp
 from meprop_bench.data import Batch, ImageData, batches, load_images
-from meprop_bench.models.mlp import MLP
-from meprop_bench.nn import MePropLinear, convert
+from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.cost import Cost, linear_forward
 from meprop_bench.optimizers import make_optimizer
+from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.prepared import PASSED, Prepared
+from meprop_bench.workloads.mlp import build_model
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
@@ -59,15 +60,8 @@ def setup(case: Case) -> Prepared:
     )
 
 
-def _model(case: Case, data: ImageData, *, sparsified: bool) -> nn.Module:
-    model = MLP(data.features, case.out_features, data.classes, layers=case.layers, seed=case.seed)
-    if sparsified:
-        convert(model, k=case.k, selection=case.selection)
-    return model.to(case.device)
-
-
 def _trained(case: Case, data: ImageData, stream: list[Batch], *, simplify: bool) -> nn.Module:
-    model = _model(case, data, sparsified=simplify)
+    model = build_model(case, data, sparsified=simplify, seed=case.seed)
     optimizer = make_optimizer(case.optimizer, model.parameters())
     step = Step(model, optimizer)
     if not simplify:
@@ -111,7 +105,7 @@ def _forward(batch: int, widths: list[int]) -> Cost:
 def _check(case: Case, data: ImageData, stream: list[Batch]) -> str:
     """Compare removal with masking, prune by prune, in float64, where rounding cannot choose other neurons."""
     assert case.rate is not None
-    removed, masked = (_model(case, data, sparsified=True).double() for _ in range(2))
+    removed, masked = (build_model(case, data, sparsified=True, seed=case.seed).double() for _ in range(2))
     exact = [(images.double(), labels) for images, labels in stream]
     sides = []
     for model, mode in ((removed, "remove"), (masked, "mask")):

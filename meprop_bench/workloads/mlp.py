@@ -29,12 +29,12 @@ from meprop_bench.ops import resolve_k
 from meprop_bench.ops.cost import Cost, expected_rows, linear_backward, linear_forward, update
 from meprop_bench.ops.kernels import Request
 from meprop_bench.optimizers import make_optimizer
+from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
+from meprop_bench.workloads import Layer, Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear
-from meprop_bench.workloads.layer import timed_backward
-from meprop_bench.workloads.linear import kernel_that_runs
-from meprop_bench.workloads.prepared import PASSED, Layer, Prepared
+from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["build_model", "setup"]

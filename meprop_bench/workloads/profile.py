@@ -36,17 +36,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meprop_bench.measure.clock import Clock
-from meprop_bench.measure.paired import Subject, calibrate, measure_pairs
+from meprop_bench.measure.paired import calibrate, measure_pairs
 from meprop_bench.methods import METHODS
 from meprop_bench.ops import linear, resolve_k, select
 from meprop_bench.ops.cost import Cost, linear_stages
 from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
-from meprop_bench.workloads import setup
+from meprop_bench.workloads import Call, Layer, setup
 from meprop_bench.workloads.case import WORKLOADS, Case
-from meprop_bench.workloads.layer import timed_backward
-from meprop_bench.workloads.prepared import Call, Layer
+from meprop_bench.workloads.linear import subject, timed_backward
 
 __all__ = ["break_even_k", "break_even_size", "overhead", "stages"]
 
@@ -92,7 +91,8 @@ def stages(layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str
 def overhead(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str, tuple[float, float]]:
     """Time forward and backward of a layer 1 -> 2 with a batch of 1: what is left is the price of the calls."""
     kernel = next((layer.kernel for layer in layers if layer.request is not None), case.kernel)
-    x, w, b, dy = (tensor.to(layers[0].w) for tensor in (torch.ones(1, 1), torch.ones(2, 1), torch.ones(2), _TINY_DY))
+    tiny = (torch.ones(1, 1), torch.ones(2, 1), torch.ones(2), torch.tensor([[1.0, 2.0]]))
+    x, w, b, dy = (tensor.to(layers[0].w) for tensor in tiny)
     inputs = tuple(tensor.requires_grad_() for tensor in (x, w, b))
 
     def dense() -> Tensor:
@@ -108,21 +108,14 @@ def overhead(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: floa
     return {"forward": (taken["df"], taken["sf"]), "backward": (taken["db"], taken["sb"])}
 
 
-_TINY_DY = torch.tensor([[1.0, 2.0]])
-
-
 def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
-    """Search the k at which the sparse backward pass is no longer faster than the dense one.
-
-    That of the sparsified linear layers, or of a layer of another kind. None for a model without linear layers, and
-    where nothing is sparsified.
-    """
+    """Search the k at which the sparse backward pass is no longer faster; None where there is none to compare."""
     if (sparsified := _sparsified(case, layers)) is None:
         return None
     n, what = _entries(case)
 
     def sides(k: int) -> _Sides:
-        return _sides(case, sparsified, k) if sparsified else _of_case(replace(case, k=k))
+        return _sides(case, sparsified, k) if sparsified else setup(replace(case, k=k)).memory["backward"]
 
     ratio = _Ratios(sides, clock, seconds)
     return _break_even("k", ratio, min(resolve_k(case.k, n), n - 1), (1, n - 1), f"of {n} {what}")
@@ -140,7 +133,8 @@ def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, second
 
     def sides(width: int) -> _Sides:
         if not sparsified:
-            return _of_case(replace(case, out_features=width, in_features=width if square[0] else inputs))
+            wider = replace(case, out_features=width, in_features=width if square[0] else inputs)
+            return setup(wider).memory["backward"]
         wide = zip(sparsified, square, strict=True)
         return _sides(case, [_of_width(case, layer, width, both) for layer, both in wide])
 
@@ -168,11 +162,6 @@ def _sparsified(case: Case, layers: Sequence[Layer]) -> list[Layer] | None:
     another = not layers and not WORKLOADS[case.workload].trains and METHODS[case.method].selection is not None
     found = [layer for layer in layers if layer.request is not None]
     return found if found or another else None
-
-
-def _of_case(case: Case) -> _Sides:
-    """Return the backward passes of a layer that is no linear one."""
-    return setup(case).memory["backward"]
 
 
 def _search(ratio: _Ratios, known: int, ends: tuple[int, int], *, small_pays: bool) -> tuple[int | None, int | None]:
@@ -214,20 +203,13 @@ class _Ratios:
 
 def _quick_ratio(dense: Call, sparse: Call, clock: Clock, seconds: float) -> float:
     """Return dense / sparse from the pairs of some seconds; from one pair when that takes longer."""
-    subjects = [_subject(call) for call in (dense, sparse)]
+    subjects = [subject(backward=call) for call in (dense, sparse)]
     first = [clock.time(call, 1) for call in (dense, sparse)]  # cold
     if sum(first) > seconds / 2:
         return first[0] / first[1] if sum(first) > seconds else clock.time(dense, 1) / clock.time(sparse, 1)
-    loops = max(calibrate(subject, clock, most_s=seconds / 8) for subject in subjects)
+    loops = max(calibrate(each, clock, most_s=seconds / 8) for each in subjects)
     pairs = measure_pairs(*subjects, seconds=seconds / 2, least_pairs=3, loops=loops, rng=random.Random(0), clock=clock)
     return median([dense_s / sparse_s for dense_s, sparse_s in (pair.phases["backward"] for pair in pairs)])
-
-
-def _subject(call: Call) -> Subject:
-    def subject(loops: int, clock: Clock) -> Mapping[str, float]:
-        return {"backward": clock.time(call, loops)}
-
-    return subject
 
 
 def _sides(case: Case, layers: Iterable[Layer], k: float | None = None) -> _Sides:
@@ -273,7 +255,12 @@ def _sparse_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
         "db+dx": [_backward(layer, dx=layer.need_dx) for layer in layers],
         "db+dW": [_backward(layer, dw=True) for layer in layers],
         "db+rows": [_backward(layer, dw=True, rows=True) for layer in layers if scatter],
-        "rows": [_tensor_of_rows(layer, t) for layer, t in chosen if layer.request and layer.request.rows],
+        "rows": [
+            partial(hybrid_rows, indices, layer.w[indices], layer.w.shape[0])
+            for layer, t in chosen
+            if layer.request and layer.request.rows
+            for indices in [torch.unique(t)]
+        ],
     }
     if all(layer.kernel in _GATHERS for layer in layers):
         found["gather dy"] = [partial(layer.dy.index_select, 1, t) for layer, t in chosen]
@@ -287,11 +274,6 @@ def _backward(layer: Layer, *, dx: bool = False, dw: bool = False, rows: bool | 
     rows = layer.request.rows if rows is None else rows
     request = layer.request._replace(rows=rows, need_dx=dx, need_dw=dw, need_db=True)
     return partial(KERNELS[layer.kernel].backward, layer.dy, layer.x, layer.w, request)
-
-
-def _tensor_of_rows(layer: Layer, chosen: Tensor) -> Call:
-    indices = torch.unique(chosen)
-    return partial(hybrid_rows, indices, layer.w[indices], layer.w.shape[0])
 
 
 def _differences(taken: Mapping[str, float]) -> dict[str, float]:
@@ -360,7 +342,7 @@ def _medians(calls: Mapping[str, Call], clock: Clock, seconds: float) -> dict[st
     loops = {}
     for name, call in calls.items():
         call()
-        loops[name] = calibrate(_subject(call), clock, most_s=0.02)
+        loops[name] = calibrate(subject(backward=call), clock, most_s=0.02)
     values: dict[str, list[float]] = {name: [] for name in calls}
     deadline = clock.now() + seconds
     while not all(values.values()) or clock.now() < deadline:

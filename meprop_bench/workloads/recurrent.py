@@ -4,7 +4,7 @@ of each gate.
     forward    y, as in training
     backward   the gradients of x and of all parameters for dy (T, B, n), normal, at every time step
 
-Both sides share their parameters. How they are timed is in `layer`.
+Both sides share their parameters. How they are timed is in `linear`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from meprop_bench.ops import resolve_k
 from meprop_bench.ops.cost import recurrent_backward, recurrent_forward
 from meprop_bench.ops.recurrent.function import choose
 from meprop_bench.ops.recurrent.through_time import Weights
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_recurrent
-from meprop_bench.workloads.layer import draw, sides
-from meprop_bench.workloads.prepared import Prepared
+from meprop_bench.workloads.linear import draw, sides
 
 __all__ = ["setup"]
 

@@ -23,10 +23,11 @@ from meprop_bench.algorithms.schedule import Constant, KScheduler
 from meprop_bench.models.translator import Translator
 from meprop_bench.nn import convert
 from meprop_bench.optimizers import make_optimizer
+from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_recurrent
-from meprop_bench.workloads.prepared import PASSED, Prepared
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]

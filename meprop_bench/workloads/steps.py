@@ -18,7 +18,7 @@ from torch import Tensor
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.training import Step
-from meprop_bench.workloads.prepared import After, Call
+from meprop_bench.workloads import After, Call
 
 __all__ = ["PHASES", "WALK", "Side", "sides"]
 
@@ -35,14 +35,7 @@ No more than that, as each process takes them on both sides, and a step of a lar
 
 
 class Side:
-    """One side in training.
-
-    Args:
-        step: the model, its optimizer and its loss.
-        stream: `WALK` batches.
-        apart: phase -> a call that is timed beside the steps, as often as they are.
-
-    """
+    """One side in training over `WALK` batches; `apart` has phase -> a call that is timed beside, as often as steps."""
 
     def __init__(
         self, step: Step, stream: Sequence[Any], apart: Mapping[str, Callable[[], object]] | None = None
@@ -58,7 +51,7 @@ class Side:
 
     def __call__(self, loops: int, clock: Clock) -> Mapping[str, float]:
         """Time `loops` steps, phase by phase, and as many calls of what stands apart."""
-        phases = {"forward": self._forward, "backward": self._backward, "update": self._update}
+        phases = {"forward": self._forward, "backward": self.backward, "update": self.update}
         totals = dict.fromkeys(phases, 0.0)
         done = 0
         while done < loops:
@@ -81,21 +74,13 @@ class Side:
         self._loss = self.step.forward(self._batches[0])
         return self._loss
 
-    def first_backward(self) -> None:
-        """Compute all gradients of the first batch, after `first_forward`."""
-        self._backward()
-
     def next_pass(self) -> None:
         """Compute loss and gradients of the next batch; every `WALK` steps, start again first."""
         if self._at >= WALK:
             self._restart()
         self.step.optimizer.zero_grad(set_to_none=True)
         self._forward()
-        self._backward()
-
-    def next_update(self) -> None:
-        """Move the parameters, after `next_pass`, and go on to the next batch."""
-        self._update()
+        self.backward()
 
     def next_step(self) -> None:
         """Take one training step and go on to the next batch; every `WALK` steps, start again first."""
@@ -107,11 +92,13 @@ class Side:
     def _forward(self) -> None:
         self._loss = self.step.forward(self._batches[self._at])
 
-    def _backward(self) -> None:
+    def backward(self) -> None:
+        """Compute all gradients, after a forward pass."""
         assert self._loss is not None
         self.step.backward(self._loss)
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Move the parameters and go on to the next batch."""
         self.step.update()
         self._at += 1
 
@@ -144,8 +131,8 @@ def sides(baseline: Side, method: Side, **memory: tuple[Call, Call]) -> _Sides:
     of_a_step = {
         "step": both(lambda side: side.whole_step),
         "forward": both(lambda side: side.first_forward),
-        "backward": both(lambda side: After(side.first_forward, side.first_backward)),
-        "update": both(lambda side: After(side.next_pass, side.next_update)),
+        "backward": both(lambda side: After(side.first_forward, side.backward)),
+        "update": both(lambda side: After(side.next_pass, side.update)),
     }
     return {
         "baseline": baseline,

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from meprop_bench.cli.compare import command
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 

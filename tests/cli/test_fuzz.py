@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import machine_slug
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.asv import export
 from meprop_bench.results.schema import SCHEMA, Parity, Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store

@@ -23,7 +23,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure import machine, procfs
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import check_feasible
 from meprop_bench.workloads.case import Case
 
 pytest.importorskip("sklearn", reason="the smoke preset trains on the digits")

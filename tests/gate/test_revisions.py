@@ -24,7 +24,7 @@ from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.stats import median, paired_ratio
 from meprop_bench.sweep.plan import Plan, plan_axes
-from meprop_bench.sweep.requests import PROTOCOL
+from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
 
 _BLOCK_S = 0.01

@@ -16,7 +16,7 @@ from meprop_bench.gate.selftest import SLOWDOWNS, Promise, as_text, check
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.sweep.plan import plan_axes
-from meprop_bench.sweep.requests import PROTOCOL
+from meprop_bench.sweep.worker import PROTOCOL
 from meprop_bench.workloads.case import Case
 
 _FIRST = Checkout("base", "HEAD (1)", "1", Path("/somewhere/base"))

@@ -5,10 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from meprop_bench.measure.clock import CudaEventClock, WallClock, overhead
-from meprop_bench.measure.clocks import clock_for
-from meprop_bench.measure.cold import ColdClock
-from meprop_bench.measure.graph import CudaGraphClock
+from meprop_bench.measure.clock import ColdClock, CudaEventClock, CudaGraphClock, WallClock, clock_for, overhead
 
 
 def test_time_is_the_mean_of_a_loop(clock):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from meprop_bench.measure import memory
-from meprop_bench.measure.memory import peak_of, peak_process_bytes, peak_tensor_bytes, weigh
+from meprop_bench.measure.memory import peak_of, peak_process_bytes, peak_tensor_bytes, peaks_of
 
 
 def test_peak_of_a_running_sum():
@@ -186,28 +186,28 @@ def test_this_very_process():
     def fn():
         np.ones(8_000_000)  # 64 MB that torch's allocator does not see, and gone at the end
 
-    found = weigh(fn, "cpu")
+    found = peaks_of(fn, "cpu")
     assert found.tensor_bytes == 0
     assert found.growth_bytes is not None
     assert found.process_bytes is not None
     assert 55 << 20 < found.growth_bytes < 80 << 20 or not found.exact
     assert found.process_bytes > found.growth_bytes
-    assert (found.reserved_bytes, found.to_json()["tensor_bytes"]) == (None, 0)
+    assert (found.reserved_bytes, found.tensor_bytes) == (None, 0)
 
 
 def test_what_a_call_needs_before_it_is_not_weighed():
     made = []
-    found = weigh(lambda: made.append(torch.empty(10)), "cpu", before=lambda: made.append(torch.empty(5000)))
+    found = peaks_of(lambda: made.append(torch.empty(10)), "cpu", before=lambda: made.append(torch.empty(5000)))
     assert found.tensor_bytes == 40
     assert [len(tensor) for tensor in made] == [5000, 10] * 2  # once for the tensors, once for the process
     with pytest.raises(ValueError, match="tpu"):
-        weigh(lambda: None, "tpu")
+        peaks_of(lambda: None, "tpu")
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_takes_segments_from_the_driver():
-    found = weigh(lambda: torch.empty(30 << 20, dtype=torch.uint8, device="cuda:0"), "cuda:0")
+    found = peaks_of(lambda: torch.empty(30 << 20, dtype=torch.uint8, device="cuda:0"), "cuda:0")
     assert found.tensor_bytes == 30 << 20
     assert found.reserved_bytes is not None
     assert found.reserved_bytes >= found.tensor_bytes

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from meprop_bench.measure.clock import WallClock
-from meprop_bench.measure.host import Host
+from meprop_bench.measure.host import Host, Rapl
 from meprop_bench.measure.nvml import Nvml
-from meprop_bench.measure.rapl import Rapl
 from meprop_bench.measure.sampler import Summary
 from meprop_bench.measure.utilization import sources_for, watch
 

@@ -20,7 +20,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs process groups and 
 HANDLER = """
 import os, signal, subprocess, sys, time
 from meprop_bench.errors import UserError
-from meprop_bench.measure.serve import serve
+from meprop_bench.measure.worker import serve
 print("banner of a library, printed while importing")
 
 def handle(message):

@@ -13,7 +13,7 @@ from meprop_bench.paper.subjects import Subject
 from meprop_bench.paper.trainings import Evaluation, Trained, Trainings
 from meprop_bench.report.formats import write_report
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.deadline import Deadline
+from meprop_bench.sweep.plan import Deadline
 
 
 class Worker:

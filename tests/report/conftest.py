@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from scipy.special import stdtrit
 
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.document import Document
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from meprop_bench.measure.machine import Activity
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report import cells
 from meprop_bench.report.cells import sections
 from meprop_bench.report.document import parity_section, summary

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.profile import Node, merged
 from meprop_bench.report.profile import amdahl, answers, as_text
 from meprop_bench.results.profile import BreakEven, Profile, Stage

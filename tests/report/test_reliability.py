@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from meprop_bench.measure.measurement import Measurement
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv, as_json, as_table

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meprop_bench.results.axes import case_name
-from meprop_bench.sweep.rows import failed_row
+from meprop_bench.sweep.runner import failed_row
 from meprop_bench.workloads.case import Case
 
 _CASES: list[tuple[dict[str, Any], str]] = [

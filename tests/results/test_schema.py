@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meprop_bench.errors import UserError
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.results.schema import KEYS, SCHEMA, Flat, Parity, Row, Side, Utilization, select
 from meprop_bench.stats import mean_difference
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals, limit
 
 _WORKER = """
 import os, resource, signal, sys, time
-from meprop_bench.measure.serve import serve
+from meprop_bench.measure.worker import serve
 
 NAMES = ["forward", "backward"]
 ACTIVITY = dict(wall_s=1.0, cores=2, others_s=0.0, stolen_s=0.0, throttled_s=None, overheated=None, swapped_in=0)

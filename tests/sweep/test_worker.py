@@ -17,10 +17,9 @@ import torch
 from meprop_bench import workloads
 from meprop_bench.errors import UserError
 from meprop_bench.measure import affinity
-from meprop_bench.measure.cold import ColdClock
-from meprop_bench.measure.graph import CudaGraphClock
+from meprop_bench.measure.clock import ColdClock, CudaGraphClock
 from meprop_bench.results.schema import Utilization
-from meprop_bench.sweep import requests
+from meprop_bench.sweep import worker
 from meprop_bench.sweep.worker import REQUESTS, Session
 from meprop_bench.workloads.case import Case
 
@@ -50,16 +49,16 @@ def test_every_request_of_the_table_is_answered_by_a_function_of_its_module() ->
 
 
 def test_a_request_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "double", lambda session, value: {"double": 2 * value}, raising=False)
+    monkeypatch.setattr(worker, "double", lambda session, value: {"double": 2 * value}, raising=False)
     with pytest.raises(ValueError, match="does not know the request 'double'"):
         _ask(Session(), do="double", value=4)
-    monkeypatch.setitem(REQUESTS, "double", "sweep.requests:double")
+    monkeypatch.setitem(REQUESTS, "double", "sweep.worker:double")
     assert _ask(Session(), do="double", value=4) == {"double": 8}
 
 
 def test_the_gate_s_requests_are_those_that_older_revisions_know() -> None:
     """A gate of today asks a base of the protocol's first revision; a new meaning needs a new number."""
-    assert requests.PROTOCOL == 2
+    assert worker.PROTOCOL == 2
     known = {"hello", "setup", "check", "measure", "memory", "again", "meet", "turns", "count", "accuracy"}
     assert known <= REQUESTS.keys()
 
@@ -78,7 +77,7 @@ def test_it_binds_itself_to_cores_when_it_is_asked_to(monkeypatch: pytest.Monkey
     assert bound == [1]
 
 
-def test_each_phase_is_weighed_on_both_sides(session: Session) -> None:
+def test_the_memory_of_each_phase_is_measured_on_both_sides(session: Session) -> None:
     weights = _ask(session, do="memory", device="cpu")["weights"]
     assert list(weights) == ["forward", "backward"]
     dense = weights["backward"][0]
@@ -100,7 +99,7 @@ def test_each_side_is_watched_in_its_main_phase(session: Session) -> None:
         assert nulls == set(one.unavailable)
 
 
-def test_a_case_that_its_kernel_cannot_do_is_the_user_s_wish_and_the_next_one_is_measured(session: Session) -> None:
+def test_a_case_that_its_kernel_cannot_do_is_refused_and_the_next_one_is_measured(session: Session) -> None:
     with pytest.raises(UserError, match="kernel 'gather' does not support this case: it needs a unified selection"):
         _ask(session, do="setup", case={**_CASE.to_json(), "method": "meprop", "kernel": "gather"})
     with pytest.raises(ValueError, match="no case is set up"):
@@ -192,9 +191,7 @@ class _Timed(Session):
         super().__init__()
         self.me, self.log = me, log
         self.fails_at: int | None = None
-
-    def blocks(self) -> Any:
-        return self
+        self.blocks, self.checked = self, (None, None)  # type: ignore[assignment]
 
     def take(self, side: str, loops: int, lead: int, slowdown: float) -> tuple[dict[str, float], bool | None]:
         self.log.append(self.me)

@@ -7,12 +7,11 @@ import torch
 
 from meprop_bench.data import load_images
 from meprop_bench.measure.clock import WallClock
-from meprop_bench.measure.memory import weigh
+from meprop_bench.measure.memory import peaks_of
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.cost import linear_backward
-from meprop_bench.workloads import Case, setup
+from meprop_bench.workloads import After, Case, setup
 from meprop_bench.workloads.mlp import build_model
-from meprop_bench.workloads.prepared import After
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -89,8 +88,11 @@ def test_forward_and_backward_are_weighed_apart_and_again_and_again() -> None:
     (_, forward), (_, backward) = prepared.memory["forward"], prepared.memory["backward"]
     assert isinstance(backward, After)
     backward()  # the kernel's own buffer is made once and kept
-    first = [weigh(forward, "cpu").tensor_bytes, weigh(backward.call, "cpu", backward.before).tensor_bytes]
-    assert first == [weigh(forward, "cpu").tensor_bytes, weigh(backward.call, "cpu", backward.before).tensor_bytes]
+    first = [peaks_of(forward, "cpu").tensor_bytes, peaks_of(backward.call, "cpu", backward.before).tensor_bytes]
+    assert first == [
+        peaks_of(forward, "cpu").tensor_bytes,
+        peaks_of(backward.call, "cpu", backward.before).tensor_bytes,
+    ]
     gradients = sum(4 * parameter.numel() for parameter in prepared.method.step.model.parameters())  # type: ignore[attr-defined]
     assert first[0] < gradients <= first[1]  # fresh ones, each time
 

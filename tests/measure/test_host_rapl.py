@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from meprop_bench.measure.host import Rapl
 from meprop_bench.measure.procfs import Unavailable
-from meprop_bench.measure.rapl import Rapl
 from meprop_bench.measure.sampler import Sampler
 
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from meprop_bench.measure.measurement import Measurement
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import Measurement
 
 RUNS = (((0.4, 0.1), (0.5, 0.1), (0.6, 0.2)), ((0.4, 0.1), (0.42, 0.1)))
 

@@ -10,7 +10,7 @@ from meprop_bench.measure.clock import WallClock
 from meprop_bench.ops.cost import linear_backward, linear_forward
 from meprop_bench.workloads import setup
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.identical import Slowed
+from meprop_bench.workloads.linear import Slowed
 
 _SMALL = {"method": "dense", "batch": 4, "in_features": 6, "out_features": 10, "threads": 1}
 

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from meprop_bench.measure.handoff import Handoff
+from meprop_bench.sweep.blocks import Handoff
 
 
 def _met() -> tuple[Handoff, Handoff]:

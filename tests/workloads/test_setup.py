@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from meprop_bench.measure.clock import Clock
-from meprop_bench.workloads.prepared import PASSED, After, Call, Prepared
+from meprop_bench.results.schema import PASSED
+from meprop_bench.workloads import After, Call, Prepared
 
 _PAIR: tuple[Call, Call] = (int, float)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from meprop_bench.measure import procfs
-from meprop_bench.measure.cold import ColdClock, evictor
+from meprop_bench.measure.clock import ColdClock, evictor
 
 
 def test_each_call_is_preceded_by_an_eviction_that_is_not_timed(clock):

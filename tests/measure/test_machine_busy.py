@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from meprop_bench.measure.busy import HEAVY, Observer, too_busy, was_busy
-from meprop_bench.measure.machine import Activity
+from meprop_bench.measure.machine import HEAVY, Activity, Observer, too_busy, was_busy
 
 CALM = {
     "load_average": [0.3, 0.2, 0.1], "others_cores": 0.1, "stolen_cores": 0.0, "cpu_usable_cores": 2, "cpu_limit": None,
@@ -67,7 +66,7 @@ def test_what_happened_during_the_cases_counts_by_the_same_shares():
 
 
 def test_an_observer_leaves_ours_and_our_childrens_time_out(monkeypatch):
-    monkeypatch.setattr("meprop_bench.measure.busy.state", lambda threads: {**CALM, "threads": threads})
+    monkeypatch.setattr("meprop_bench.measure.machine.state", lambda threads: {**CALM, "threads": threads})
     observer = Observer(2)
     assert observer.state["threads"] == 2
     monkeypatch.setattr(observer, "_watch", _Watched(notes(others_s=2.4)))

@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from meprop_bench.measure import graph
-from meprop_bench.measure.clocks import clock_for
+from meprop_bench.measure import clock as clock_module
+from meprop_bench.measure.clock import clock_for
 
 
 class Device:
@@ -82,7 +82,7 @@ def device(monkeypatch):
         device.streams.append(stream)
         return nullcontext()
 
-    monkeypatch.setattr(graph, "_streams", {})
+    monkeypatch.setattr(clock_module, "_streams", {})
     replacements = {
         "Event": Event,
         "Stream": Stream,
@@ -129,7 +129,7 @@ def test_phases_are_graphs_of_their_own_in_order(device):
 
 
 def test_what_is_set_up_for_a_capture_is_issued_on_its_stream(device):
-    with graph.on_capture_stream("cuda:0"):
+    with clock_module.on_capture_stream("cuda:0"):
         pass
     clock_for("cuda:0", graphs=True).time(device.launch(0.5), 2)
     assert len(device.streams) == 3  # the set-up, the warm rounds, the capture
@@ -142,7 +142,7 @@ def test_cold_replays(device):
 
 
 def clock_for_cold(device):
-    from meprop_bench.measure.cold import ColdClock
+    from meprop_bench.measure.clock import ColdClock
 
     return ColdClock(clock_for("cuda:0", graphs=True), device.launch(64.0))
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_captured_is_one_line(device):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_backward_pass_is_captured_with_all_that_it_does():
-    with graph.on_capture_stream("cuda:0"):
+    with clock_module.on_capture_stream("cuda:0"):
         x, w = (torch.randn(2048, 2048, device="cuda:0", requires_grad=True) for _ in range(2))
         y = x @ w.t()
         dy = torch.randn_like(y)
