@@ -1,4 +1,4 @@
-"""Data sets: where they come from (`sources`), where they lie (`location`), how they get there (`fetch`).
+"""Data sets: which there are and where they lie (`sources`), how they get there (`fetch`), and what reads them.
 
 Importing this package loads neither torch nor NumPy: the `data` verb only moves files.
 """
@@ -13,8 +13,7 @@ _IMAGE_SETS = ("auto", "mnist", "digits")
 
 def auto_images() -> str:
     """Return the name of the images that "auto" stands for: MNIST when its files are here, else the digits."""
-    from meprop_bench.data.location import is_here
-    from meprop_bench.data.sources import SOURCES
+    from meprop_bench.data.sources import SOURCES, is_here
 
     return "mnist" if is_here(SOURCES["mnist"]) else "digits"
 
@@ -39,6 +38,6 @@ def load_images(name: str = "auto") -> ImageData:
         from meprop_bench.data.mnist import load_mnist
 
         return load_mnist()
-    from meprop_bench.data.digits import load_digits
+    from meprop_bench.data.images import load_digits
 
     return load_digits()

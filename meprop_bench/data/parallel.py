@@ -17,13 +17,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from meprop_bench.data.conllu import Sentence
-from meprop_bench.data.content import digest
-from meprop_bench.data.dataset import DataSet, compared
-from meprop_bench.data.grammar import made_up_treebank
-from meprop_bench.data.lines import Malformed, numbered_lines
-from meprop_bench.data.location import path_of
-from meprop_bench.data.sources import SOURCES
+from meprop_bench.data.content import Malformed, digest, numbered_lines
+from meprop_bench.data.sources import SOURCES, DataSet, compared, path_of
+from meprop_bench.data.treebank import Sentence, made_up_treebank
 from meprop_bench.errors import UserError
 
 __all__ = ["Corpus", "Pair", "load_multi30k", "made_up_corpus", "read_corpus", "read_parallel"]
@@ -80,7 +76,7 @@ def load_multi30k() -> Corpus:
 
 
 def made_up_corpus() -> Corpus:
-    """Return the sentences of `data.grammar`, translated from a language that spells backwards and ends on the verb.
+    """Return the sentences of `data.treebank`, translated from a language that spells backwards and ends on the verb.
 
     "the dog hears a red cat ." is "eht god a der tac sraeh .": for smoke runs and tests, which say nothing of German.
     """

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from meprop_bench.data.content import condition
-from meprop_bench.data.location import data_folder
-from meprop_bench.data.sources import SOURCES, Source
+from meprop_bench.data.sources import SOURCES, Source, data_folder
 from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.errors import UserError
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from meprop_bench.methods import METHODS
 from meprop_bench.paper.published import Setting
+from meprop_bench.paper.records import Evaluation, Trained
 from meprop_bench.paper.subjects import subject_of
-from meprop_bench.paper.trainings import Evaluation, Trained
 from meprop_bench.tasks.algorithm import UPDATE
 from meprop_bench.tasks.recipe import Recipe
 

@@ -38,7 +38,7 @@ from typing import TypeAlias
 from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learning, unit_of
 from meprop_bench.paper.evidence import Evidence, Place, figure
 from meprop_bench.paper.published import COLUMNS
-from meprop_bench.paper.trainings import Trained
+from meprop_bench.paper.records import Trained
 from meprop_bench.report.cells import points, ratio_within, vague_points
 from meprop_bench.stats import Interval, mean_difference, non_inferiority, paired_ratio, too_wide
 

@@ -26,11 +26,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from meprop_bench.paper.decodings import sizes_of
 from meprop_bench.paper.evidence import Place, mixed_data
 from meprop_bench.paper.published import COLUMNS, PublishedRow
+from meprop_bench.paper.records import Trained, sizes_of
 from meprop_bench.paper.subjects import subject
-from meprop_bench.paper.trainings import Trained
 from meprop_bench.stats import mean_difference
 
 __all__ = ["LATER", "LEAST_SEEDS", "SAME", "Verdict", "doubt", "still_learning", "unit_of"]

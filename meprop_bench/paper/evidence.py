@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from meprop_bench.paper.arm import Arm
-from meprop_bench.paper.decodings import Decoding
 from meprop_bench.paper.experiment import Experiment
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
+from meprop_bench.paper.records import Decoding, Trained
 from meprop_bench.paper.subjects import subject
-from meprop_bench.paper.trainings import Trained
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import CANNOT_TELL, too_wide
 

@@ -20,8 +20,7 @@ from msgspec import Meta
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
-from meprop_bench.paper.scale import Scale, reading_of, scale_of
-from meprop_bench.paper.subjects import Subject, subject
+from meprop_bench.paper.subjects import Scale, Subject, reading_of, scale_of, subject
 from meprop_bench.results.incoming import Count, Name, Number, Ratio, checked, refused
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads.case import Case

@@ -1,4 +1,4 @@
-"""The results folder of one table's run: how it is read, and the page that shows the paper beside what was measured.
+"""The results folders of tables' runs: how one is read, the page that shows the paper beside it, and the page of all.
 
     <root>/<date>_<machine>_paper-icml-3-short/
         environment.json     command, what was to be run (`plan`), environments          \\ of `results.store`
@@ -8,13 +8,19 @@
         decodings.json       what decoding costs before and after meSimp
         README.md, index.html, plots
 
-A folder is read with the tables of this version: what it measured stays, how it is judged may get better.
+A folder is read with the tables of this version: what it measured stays, how it is judged may get better. A verdict of
+a level is only as good as the training was long; the curves show whether it still rose at its end.
+
+The page of all claims, `reports/PAPERS.md`, is made from results folders alone, so that anybody can make it again, and
+CI can see whether it is what the folders give. Of several folders of a table the widest scale counts, and of equal ones
+the latest. A report of several runs, as `make gpu-report` writes one, is a folder with results folders in it: they
+count, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -23,23 +29,25 @@ from typing import TYPE_CHECKING
 from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
-from meprop_bench.paper.curves import curves
-from meprop_bench.paper.decodings import Decodings
-from meprop_bench.paper.evidence import Evidence, Line, lines
+from meprop_bench.paper.evidence import Evidence, Line, Place, lines
 from meprop_bench.paper.experiment import experiment_of, reasons
-from meprop_bench.paper.published import COLUMNS
+from meprop_bench.paper.published import COLUMNS, published
+from meprop_bench.paper.records import Decodings, Trained, Trainings
 from meprop_bench.paper.runner import COUNTS
-from meprop_bench.paper.trainings import Trainings
+from meprop_bench.paper.subjects import SCALES
 from meprop_bench.report.cells import ABSENT, Cell, Tone, digits, seconds
 from meprop_bench.report.document import Document
+from meprop_bench.report.markdown import escaped
+from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg
 from meprop_bench.report.sections import Section
 from meprop_bench.results.incoming import Number, checked, parsed, refused
 from meprop_bench.results.store import Store
 
 if TYPE_CHECKING:
+    from meprop_bench.paper.published import Part
     from meprop_bench.report.plots import Plot
 
-__all__ = ["PaperDocument", "own_sections", "read"]
+__all__ = ["PaperDocument", "as_overview", "best_results", "curves", "own_sections", "read"]
 
 
 @dataclass(frozen=True)
@@ -206,3 +214,128 @@ def _verdicts(claims: Sequence[Claim]) -> Section:
     )
     left = frozenset(columns) - {"paper", "ours"}
     return Section("Verdicts", columns, groups, "", f"{overall(list(claims)).capitalize()}.", (), left)
+
+
+def curves(evidence: Evidence) -> list[Plot]:
+    """Draw a picture for each part that was trained; needs matplotlib (ImportError)."""
+    import matplotlib as mpl
+
+    drawn: list[Plot] = []
+    with mpl.rc_context(STYLE):
+        for part in evidence.experiment.table.parts:
+            found = {row.name: Place(evidence, part, row).seeds for row in part.rows}
+            trained = {name: seeds for name, seeds in found.items() if seeds}
+            if not trained:
+                continue
+            drawn.append(_picture(part, trained, len(drawn), "dev metric", _dev))
+            if all(seed.updates for seeds in trained.values() for seed in seeds):
+                drawn.append(_picture(part, trained, len(drawn), "mean change at an update", _updates))
+    return drawn
+
+
+def _dev(seed: Trained) -> tuple[list[float], list[float]]:
+    return [one.epoch for one in seed.evaluations], [one.dev for one in seed.evaluations]
+
+
+def _updates(seed: Trained) -> tuple[list[float], list[float]]:
+    return [one.epoch for one in seed.evaluations][: len(seed.updates)], list(seed.updates)
+
+
+def _picture(
+    part: Part,
+    trained: dict[str, Sequence[Trained]],
+    number: int,
+    what: str,
+    curve: Callable[[Trained], tuple[list[float], list[float]]],
+) -> Plot:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, seeds) in enumerate(trained.items()):
+        epochs, _ = curve(seeds[0])
+        columns = list(zip(*(curve(seed)[1] for seed in seeds), strict=False))
+        epochs = epochs[: len(columns)]
+        colour = COLOURS[index % len(COLOURS)]
+        means = [sum(column) / len(column) for column in columns]
+        axes.plot(epochs, means, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=name)
+        axes.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.15)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel(what)
+    axes.set_title(part.name)
+    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    count = max(len(seeds) for seeds in trained.values())
+    caption = f"{part.name}: {what} over the epochs; mean, lowest and highest of {count} seeds."
+    return Plot(f"curve-{number}.svg", caption, as_svg(figure))
+
+
+def best_results(root: Path) -> Mapping[str, PaperDocument]:
+    """Return the result of each table that has one under a folder of results folders, by table id.
+
+    A folder that is no result of `paper run` is passed by; one that is damaged is an error, as its claims would vanish.
+    """
+    return {table_id: document for table_id, (_, document) in _best(root).items()}
+
+
+def _best(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
+    """Return the folder of each table's result, with what it holds."""
+    found: dict[str, tuple[tuple[int, str, str], Path, PaperDocument]] = {}
+    for folder in sorted([*root.glob("*_paper-*"), *root.glob("*/*_paper-*")]) if root.is_dir() else ():
+        if not (folder / "environment.json").is_file():
+            continue
+        document = read(Store.open(folder))
+        run = document.evidence.experiment
+        rank = (SCALES.index(run.scale), document.started, folder.name)
+        if run.table.table_id not in found or found[run.table.table_id][0] < rank:
+            found[run.table.table_id] = (rank, folder, document)
+    return {table_id: (folder, document) for table_id, (_, folder, document) in found.items()}
+
+
+def as_overview(root: Path, tables: Iterable[str] | None = None) -> str:
+    """Return the page as Markdown.
+
+    Args:
+        root: where the results folders are.
+        tables: those to show (default: all).
+
+    Raises:
+        UserError: a folder is damaged.
+
+    """
+    results = {table_id: (folder.relative_to(root), found) for table_id, (folder, found) in _best(root).items()}
+    parts = [
+        "# The papers' claims, and what was measured",
+        "Made by `meprop-bench paper report --claims` from the results folders beside it. A direction and a printed"
+        " level are judged apart; `meprop_bench/paper/claims.py` says when a claim counts as reproduced, not reproduced"
+        " or inconclusive. `meprop-bench paper run TABLE` checks one again.",
+        "| table | result | claims |\n| --- | --- | --- |\n"
+        + "\n".join(_summary(table_id, results.get(table_id)) for table_id in tables or published()),
+    ]
+    for table_id in tables or published():
+        if table_id in results:
+            parts.append(_section(table_id, *results[table_id]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(table_id: str, result: tuple[Path, PaperDocument] | None) -> str:
+    if result is None:
+        return f"| {table_id} | not run | |"
+    place, document = result
+    scale = document.evidence.experiment.scale
+    return f"| {table_id} | [{scale}]({place.as_posix()}/README.md) | {document.outcome} |"
+
+
+def _section(table_id: str, place: Path, document: PaperDocument) -> str:
+    run = document.evidence.experiment
+    lines = [
+        f"| {escaped(claim.part)} | {escaped(claim.row)}: {escaped(claim.says)} | {escaped(claim.paper)} "
+        f"| {escaped(claim.ours)} | {claim.verdict} | {escaped(claim.why)} |"
+        for claim in document.claims
+    ]
+    head = "| part | claim | paper | ours | verdict | why |\n| --- | --- | --- | --- | --- | --- |"
+    changes = "".join(f"\n- {escaped(change)}" for change in reasons(run.changes))
+    parts = [
+        f"## {table_id}: {escaped(run.table.title)}",
+        f"`{document.command}` ([page]({place.as_posix()}/README.md))",
+    ]
+    return "\n\n".join([*parts, *([changes.strip()] if changes else []), "\n".join([head, *lines])])

@@ -24,10 +24,9 @@ from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.lock import device_lock
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
-from meprop_bench.paper.decodings import Decoding, Decodings, sizes_of
 from meprop_bench.paper.experiment import Arm, Experiment
+from meprop_bench.paper.records import Decoding, Decodings, Trained, Trainings, sizes_of
 from meprop_bench.paper.subjects import subject
-from meprop_bench.paper.trainings import Trained, Trainings
 from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import Store, replace_file

@@ -9,7 +9,7 @@ B = 1 sentence in the papers, h = 500 for each direction, Adam or AdaGrad at 0.0
 add it, 0.5 (ICML 4, TKDE 4). Words that occur once in the training part are unknown words, which is how the model
 learns what to do with one. The LSTM is sparsified, the output layer is not (ICML paper, section 4.1).
 
-`toy-pos` is the same on sentences that a grammar makes up (`data.grammar`), for machines without a treebank.
+`toy-pos` is the same on sentences that a grammar makes up (`data.treebank`), for machines without a treebank.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.data.conllu import Sentence
+from meprop_bench.data.treebank import Sentence
 from meprop_bench.errors import UserError
 from meprop_bench.models.tagger import Tagger
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.tasks.buckets import bucketed, in_order_of_length
 from meprop_bench.tasks.checks import check_count, check_dropout, on_device
 from meprop_bench.tasks.task import Split, Task
-from meprop_bench.tasks.text import Part, treebank
-from meprop_bench.tasks.vocabulary import Vocabulary
+from meprop_bench.tasks.text import Part, Vocabulary, bucketed, in_order_of_length, treebank
 
 __all__ = ["POS", "ToyPOS", "features", "shape"]
 
@@ -75,7 +73,7 @@ class POS(Task):
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
     rates: ClassVar[Mapping[str, float]] = {"adagrad": 0.01}
     made_up: ClassVar[bool] = False
-    """Whether its own sentences are those of `data.grammar`."""
+    """Whether its own sentences are those of `data.treebank`."""
 
     def __init__(
         self,

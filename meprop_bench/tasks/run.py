@@ -13,7 +13,8 @@ came.
 
 A checkpoint holds all that the next step depends on: parameters, the optimizer's state, the random state, the place in
 the epoch, the algorithm's records and structure. On the CPU a training that was killed and resumed ends with the same
-parameters, to the bit, and the same history.
+parameters, to the bit, and the same history. It is written beside the old one, synced and put in its place, so that a
+kill at any moment leaves one of the two; it is read with `weights_only=True`: it cannot run code.
 
 The loop keeps the losses as tensors until they are needed, since a number would make a GPU wait, and asks for no
 threads: those are the caller's.
@@ -23,7 +24,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,15 +35,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
 from meprop_bench.optimizers import make_optimizer
-from meprop_bench.tasks import checkpoint as checkpoints
 from meprop_bench.tasks.checks import check_count
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import Step
 
-__all__ = ["Evaluation", "Progress", "Result", "describe", "run"]
+__all__ = ["FORMAT", "Evaluation", "Progress", "Result", "describe", "read_checkpoint", "run", "write_checkpoint"]
 
 SAVE_S = 30.0
 """Seconds between checkpoints: what a kill costs at most."""
@@ -332,11 +335,11 @@ class _Training:
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.task.device) if cuda else None,
         }
-        checkpoints.write(self.checkpoint, state)
+        write_checkpoint(self.checkpoint, state)
 
     def load(self) -> None:
         """Take over what the checkpoint holds, if there is one."""
-        if self.checkpoint is None or (state := checkpoints.read(self.checkpoint)) is None:
+        if self.checkpoint is None or (state := read_checkpoint(self.checkpoint)) is None:
             return
         _check_same(self.checkpoint, state["settings"], describe(self.task, self.recipe, self.seed))
         if self.running is not None:
@@ -363,3 +366,39 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
                 f"{path} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
                 f"{wanted.get(name)!r}: go on with its settings, or choose another folder"
             )
+
+
+FORMAT = "meprop-bench/checkpoint/1"
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint as a whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; an earlier one is still there.
+
+    """
+    try:
+        with replacing(path) as file:
+            torch.save({"format": FORMAT, **state}, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk in a way of its own
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return what `write` wrote, on the CPU; None where there is no file.
+
+    Raises:
+        UserError: it is damaged, or something else.
+
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{path} is damaged, or no checkpoint of this version: delete it and train anew")
+    return found

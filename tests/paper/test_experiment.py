@@ -7,8 +7,7 @@ import pytest
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.paper.experiment import check_runnable, experiment, experiment_of, reasons
 from meprop_bench.paper.published import published, table
-from meprop_bench.paper.scale import SCALES
-from meprop_bench.paper.subjects import SUBJECTS, Subject
+from meprop_bench.paper.subjects import SCALES, SUBJECTS, Subject
 from meprop_bench.tasks import TASKS
 
 

@@ -5,12 +5,11 @@ import pytest
 
 from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.paper.experiment import experiment
-from meprop_bench.paper.folder import read
-from meprop_bench.paper.overview import as_overview, best_results
+from meprop_bench.paper.folder import as_overview, best_results, read
 from meprop_bench.paper.published import table
+from meprop_bench.paper.records import Evaluation, Trained, Trainings
 from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
-from meprop_bench.paper.trainings import Evaluation, Trained, Trainings
 from meprop_bench.report import write_report
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.deadline import Deadline

@@ -13,11 +13,10 @@ from torch import nn
 from meprop_bench import cli
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.nn import MePropLSTM
-from meprop_bench.tasks.pieces import BOS, EOS, PAD
 from meprop_bench.tasks.pos import POS
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import run
-from meprop_bench.tasks.translation import ToyTranslation, Translation
+from meprop_bench.tasks.translation import BOS, EOS, PAD, ToyTranslation, Translation
 
 pytest.importorskip("sentencepiece")
 sacrebleu = pytest.importorskip("sacrebleu")
