@@ -64,7 +64,7 @@ def list_tables(out: Path, processes: int | None) -> int:
     lines = [("table", "title", "tasks", "smoke", "short", "full", "result")]
     notes: list[str] = []
     for found in published().values():
-        document = results.get(found.table_id)
+        document = results.get(found.table_id, (None, None))[1]
         result = "–" if document is None else f"{document.evidence.experiment.scale}: {document.outcome}"
         tasks = ", ".join(dict.fromkeys(part.task for part in found.parts))
         times, skipped = _times(found.table_id, _workers(processes))

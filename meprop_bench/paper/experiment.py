@@ -243,7 +243,7 @@ class _Draft:
         if scale.epochs is None:
             return f"experiments.toml has no {self.scale} scale for trainings of {part.task} yet"
         settings = [row.setting for row in part.rows]
-        if "dropout" not in about.options and any(setting.dropout for setting in settings):
+        if not about.dropout and any(setting.dropout for setting in settings):
             return f"the task {part.task} has no dropout yet"
         if any(setting.learning_rate not in (None, about.rate(setting.optimizer)) for setting in settings):
             return f"the learning rate of the task {part.task} is not the paper's"

@@ -24,28 +24,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
 from meprop_bench.paper.evidence import Evidence, Line, Place, lines
 from meprop_bench.paper.experiment import experiment_of, reasons
-from meprop_bench.paper.published import COLUMNS, published
-from meprop_bench.paper.records import Decodings, Trained, Trainings
-from meprop_bench.paper.runner import COUNTS
+from meprop_bench.paper.published import COLUMNS, Part, published
+from meprop_bench.paper.records import Decodings, Trained, Trainings, counts_in
 from meprop_bench.paper.subjects import SCALES
 from meprop_bench.report.cells import ABSENT, Cell, Tone, digits, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import escaped
 from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg
 from meprop_bench.report.sections import Section
-from meprop_bench.results.incoming import Number, checked, parsed, refused
 from meprop_bench.results.store import Store
-
-if TYPE_CHECKING:
-    from meprop_bench.paper.published import Part
-    from meprop_bench.report.plots import Plot
 
 __all__ = ["PaperDocument", "as_overview", "best_results", "curves", "own_sections", "read"]
 
@@ -120,9 +113,8 @@ def read(store: Store) -> PaperDocument:
     """Take what a results folder holds now; `UserError` for one of another kind."""
     plan = store.header["plan"]
     if not plan.keys() >= PLAN_KEYS:
-        raise UserError(
-            f"{store.folder.name} is no result of `meprop-bench paper run`: show it by `meprop-bench report`"
-        )
+        name = store.folder.name
+        raise UserError(f"{name} is no result of `meprop-bench paper run`: show it by `meprop-bench report`")
     found = experiment_of(plan)
     trainings = Trainings(store.folder)
     arms, every = [arm.arm_id for arm in found.distinct_arms], trainings.all()
@@ -136,7 +128,7 @@ def read(store: Store) -> PaperDocument:
         timed={
             (row.case_id, row.phase or "backward"): row for row in sorted(plain.rows, key=lambda row: not row.phase)
         },
-        counts=_counts(store.folder),
+        counts=counts_in(store.folder),
         decodings=Decodings(store.folder).found,
     )
     origins = Counter(one.origin for one in every if one.origin)
@@ -146,17 +138,6 @@ def read(store: Store) -> PaperDocument:
     failures = (f"a training failed: {one.arm_id}, seed {one.seed}: {one.error}" for one in failed if one.error)
     notes = (*plain.notes, *trainings.notes, *taken, *failures)
     return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
-
-
-def _counts(folder: Path) -> dict[tuple[str, str], int]:
-    path = folder / COUNTS
-    if not path.exists():
-        return {}
-    try:
-        record = checked(parsed(path.read_bytes()), dict[str, dict[str, Number]])
-    except ValueError as error:
-        raise refused(f"{folder.name}/{COUNTS} is damaged", error, "delete it and run again with --resume") from None
-    return {(task, column): count for task, found in record.items() for column, count in found.items()}
 
 
 def _side_by_side(evidence: Evidence) -> list[Section]:
@@ -201,17 +182,12 @@ _TONES: Mapping[str, Tone] = {"reproduced": "good", "not reproduced": "bad", "in
 
 def _verdicts(claims: Sequence[Claim]) -> Section:
     columns = ("part", "row", "claim", "paper", "ours", "verdict", "why")
-    groups = tuple(
-        tuple(
-            (
-                *map(Cell, (claim.part, claim.row, claim.says, claim.paper, claim.ours)),
-                Cell(claim.verdict, _TONES[claim.verdict]),
-                Cell(claim.why),
-            )
-            for claim in found
-        )
-        for _, found in groupby(claims, key=lambda claim: claim.part)
-    )
+
+    def cells(one: Claim) -> tuple[Cell, ...]:
+        words = map(Cell, (one.part, one.row, one.says, one.paper, one.ours))
+        return *words, Cell(one.verdict, _TONES[one.verdict]), Cell(one.why)
+
+    groups = tuple(tuple(map(cells, found)) for _, found in groupby(claims, key=lambda claim: claim.part))
     left = frozenset(columns) - {"paper", "ours"}
     return Section("Verdicts", columns, groups, "", f"{overall(list(claims)).capitalize()}.", (), left)
 
@@ -227,18 +203,12 @@ def curves(evidence: Evidence) -> list[Plot]:
             trained = {name: seeds for name, seeds in found.items() if seeds}
             if not trained:
                 continue
-            drawn.append(_picture(part, trained, len(drawn), "dev metric", _dev))
+            drawn.append(
+                _picture(part, trained, len(drawn), "dev metric", lambda seed: [one.dev for one in seed.evaluations])
+            )
             if all(seed.updates for seeds in trained.values() for seed in seeds):
-                drawn.append(_picture(part, trained, len(drawn), "mean change at an update", _updates))
+                drawn.append(_picture(part, trained, len(drawn), "mean change at an update", lambda seed: seed.updates))
     return drawn
-
-
-def _dev(seed: Trained) -> tuple[list[float], list[float]]:
-    return [one.epoch for one in seed.evaluations], [one.dev for one in seed.evaluations]
-
-
-def _updates(seed: Trained) -> tuple[list[float], list[float]]:
-    return [one.epoch for one in seed.evaluations][: len(seed.updates)], list(seed.updates)
 
 
 def _picture(
@@ -246,16 +216,15 @@ def _picture(
     trained: dict[str, Sequence[Trained]],
     number: int,
     what: str,
-    curve: Callable[[Trained], tuple[list[float], list[float]]],
+    curve: Callable[[Trained], Sequence[float]],
 ) -> Plot:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot()
     for index, (name, seeds) in enumerate(trained.items()):
-        epochs, _ = curve(seeds[0])
-        columns = list(zip(*(curve(seed)[1] for seed in seeds), strict=False))
-        epochs = epochs[: len(columns)]
+        columns = list(zip(*map(curve, seeds), strict=False))
+        epochs = [one.epoch for one in seeds[0].evaluations][: len(columns)]
         colour = COLOURS[index % len(COLOURS)]
         means = [sum(column) / len(column) for column in columns]
         axes.plot(epochs, means, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=name)
@@ -269,16 +238,11 @@ def _picture(
     return Plot(f"curve-{number}.svg", caption, as_svg(figure))
 
 
-def best_results(root: Path) -> Mapping[str, PaperDocument]:
-    """Return the result of each table that has one under a folder of results folders, by table id.
+def best_results(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
+    """Return the best result of each table that has one under a folder of results folders, by table id: where and what.
 
     A folder that is no result of `paper run` is passed by; one that is damaged is an error, as its claims would vanish.
     """
-    return {table_id: document for table_id, (_, document) in _best(root).items()}
-
-
-def _best(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
-    """Return the folder of each table's result, with what it holds."""
     found: dict[str, tuple[tuple[int, str, str], Path, PaperDocument]] = {}
     for folder in sorted([*root.glob("*_paper-*"), *root.glob("*/*_paper-*")]) if root.is_dir() else ():
         if not (folder / "environment.json").is_file():
@@ -292,17 +256,8 @@ def _best(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
 
 
 def as_overview(root: Path, tables: Iterable[str] | None = None) -> str:
-    """Return the page as Markdown.
-
-    Args:
-        root: where the results folders are.
-        tables: those to show (default: all).
-
-    Raises:
-        UserError: a folder is damaged.
-
-    """
-    results = {table_id: (folder.relative_to(root), found) for table_id, (folder, found) in _best(root).items()}
+    """Return the page of some tables (default: all) as Markdown; `root` is where the results folders are."""
+    results = {table_id: (folder.relative_to(root), found) for table_id, (folder, found) in best_results(root).items()}
     parts = [
         "# The papers' claims, and what was measured",
         "Made by `meprop-bench paper report --claims` from the results folders beside it. A direction and a printed"

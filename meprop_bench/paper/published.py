@@ -87,17 +87,8 @@ COLUMNS: Mapping[str, Column] = {
 """Column -> what it is."""
 
 CLAIMS = (
-    "at-least",
-    "better",
-    "level",
-    "best",
-    "iterations",
-    "faster",
-    "factor",
-    "size",
-    "decode",
-    "smaller-update",
-    "count",
+    *("at-least", "better", "level", "best", "iterations", "faster", "factor", "size", "decode"),
+    *("smaller-update", "count"),
 )
 """Kinds of claims; `paper.claims` says what each means and when it is reproduced."""
 
@@ -108,15 +99,11 @@ class Setting:
 
     Attributes:
         method: a name in `methods.METHODS`; None for a row that only sums up others.
-        k: neurons kept, or a ratio of them.
+        k: neurons that stay, or a ratio of them.
         hidden: h, neurons of a hidden layer.
         layers: hidden layers (encoder and decoder have as many each).
         inputs: of a single layer.
-        batch: B.
-        dropout: probability.
         activation: behind the hidden layers; a task's own if nothing is said.
-        optimizer: "adam" or "adagrad".
-        learning_rate: of it.
         rate: meSimp's p.
         share: meAct's p.
         masked_after: meAct's e, epochs.
@@ -188,16 +175,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """A table (or figure) of a paper.
+    """A table (or figure) of a paper: "icml:1", "tkde:fig4"; `title` in our words, `caption` as printed.
 
-    Attributes:
-        table_id: "icml:1", "tkde:fig4".
-        title: what it is about, in our words.
-        caption: as printed.
-        parts: its blocks.
-        best_of: runs of which the paper reports the best; None where it does not say.
-        notes: what a reader should know.
-
+    `best_of` are the runs of which the paper reports the best; None where it does not say.
     """
 
     table_id: str

@@ -29,6 +29,8 @@ from meprop_bench.stats import Interval, median, paired_ratio
 __all__ = ["DECODINGS", "TRAININGS", "Decoding", "Decodings", "Evaluation", "Trained", "Trainings", "sizes_of"]
 
 TRAININGS = "trainings.jsonl"
+DECODINGS = "decodings.json"
+COUNTS = "counts.json"
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,13 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One arm, trained from one seed.
+    """One arm, trained from one seed (of weights, batches and selections).
 
     Attributes:
-        arm_id: of the arm.
-        seed: of weights, batches and selections.
-        evaluations: over time.
-        best_epoch: of the best dev metric: the papers' "Iter".
-        best_dev: that metric.
+        best_epoch: of the best dev metric, `best_dev`: the papers' "Iter".
         test: the test metric of that model.
-        final_dev: at the end.
         sizes: layer -> neurons left, where meSimp removed some; of meAct the average it trains an example through.
         updates: mean absolute change of a parameter at an update, epoch by epoch, where it was asked for.
-        seconds: that the training took.
-        environment_id: where.
         git_revision: of the code that trained it; a run may be resumed by another one than its environment names.
         data_published: whether the data were those that were published, by their SHA-256; None where that is not known.
         origin: the results folder that it was trained for, where another one has taken it over.
@@ -98,7 +93,8 @@ class Trained:
         found = checked(record, cls)
         if found.error is not None and (found.test is not None or found.best_dev is not None):
             raise ValueError("figures of a training that failed")
-        for name, epoch in (("best_dev", found.best_epoch), ("final_dev", found.last_epoch)):
+        last = found.evaluations[-1].epoch if found.evaluations else None
+        for name, epoch in (("best_dev", found.best_epoch), ("final_dev", last)):
             said, own = getattr(found, name), [each.dev for each in found.evaluations if each.epoch == epoch]
             if said is not None and found.evaluations and said not in own:
                 raise ValueError(f"{name} is {said:.6g}, which is not what was evaluated in epoch {epoch}")
@@ -110,22 +106,11 @@ class Trained:
         named = (name.partition(" ") for name in self.sizes)
         return {layer: self.sizes[f"size {layer}"] for what, _, layer in named if what == "size" and layer}
 
-    @property
-    def last_epoch(self) -> float | None:
-        """Of the last evaluation; None without one."""
-        return self.evaluations[-1].epoch if self.evaluations else None
-
 
 class Trainings:
-    """The trainings of one results folder.
+    """The trainings of one results folder that is there; `UserError` for a line that is no training.
 
-    Args:
-        folder: that is there.
-        write: remove a line that was cut off, and allow `append`.
-
-    Raises:
-        UserError: a line that is no training.
-
+    `write` removes a line that was cut off, and allows `append`.
     """
 
     def __init__(self, folder: Path, *, write: bool = False) -> None:
@@ -152,10 +137,7 @@ class Trainings:
     def take(self, other: Trainings, wanted: Sequence[tuple[Sequence[str], int]]) -> list[Trained]:
         """Add what another folder has of these arms and seeds, and return it; what is here already stays as it is.
 
-        Args:
-            other: of the other folder.
-            wanted: (the ids of an arm, its own first, any of which will do; seed).
-
+        `wanted`: (the ids of an arm, its own first, any of which will do; seed).
         """
         taken = []
         for (own, *others), seed in wanted:
@@ -199,19 +181,14 @@ class Trainings:
                     file.truncate(len(data) - len(torn))
 
 
-DECODINGS = "decodings.json"
-
-
 @dataclass(frozen=True)
 class Decoding:
-    """One arm's cost of decoding.
+    """One arm's cost of decoding, (before, after).
 
     Attributes:
-        arm_id: of the arm.
         sizes: layer -> neurons left.
-        multiplications: of an item, before and after.
-        runs: process -> pairs of seconds, before and after.
-        environment_id: where.
+        multiplications: of an item.
+        runs: process -> pairs of seconds.
         git_revision: of the code that was timed.
         origin: the results folder that it was measured for, where another one has taken it over.
 
@@ -241,26 +218,11 @@ class Decoding:
 
 
 class Decodings:
-    """The decodings of one results folder.
-
-    Args:
-        folder: that is there.
-
-    Raises:
-        UserError: the file is damaged.
-
-    """
+    """The decodings of one results folder that is there; `UserError` for a damaged file."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / DECODINGS
-        self.found: dict[str, Decoding] = {}
-        if not self.path.exists():
-            return
-        try:
-            each = checked(parsed(self.path.read_bytes()), list[Decoding])
-        except ValueError as error:
-            where = f"{folder.name}/{DECODINGS} is damaged"
-            raise refused(where, error, "delete it and run again with --resume") from None
+        each: list[Decoding] = _read(self.path, list[Decoding]) or []
         self.found = {one.arm_id: one for one in each}
 
     def get(self, arm_id: str, sizes: Mapping[str, int]) -> Decoding | None:
@@ -272,6 +234,23 @@ class Decodings:
         """Save one more: it is on the disk when this returns."""
         self.found[decoding.arm_id] = decoding
         replace_file(self.path, json.dumps([asdict(one) for one in self.found.values()], indent=1) + "\n")
+
+
+def counts_in(folder: Path) -> Mapping[tuple[str, str], int]:
+    """Return (subject, column) -> how many there are, as far as they were counted."""
+    record: dict[str, dict[str, int]] = _read(folder / COUNTS, dict[str, dict[str, Number]]) or {}
+    return {(task, column): count for task, found in record.items() for column, count in found.items()}
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """Return what a file holds, None without one; `UserError` if that is something else."""
+    if not path.exists():
+        return None
+    try:
+        return checked(parsed(path.read_bytes()), kind)
+    except ValueError as error:
+        where = f"{path.parent.name}/{path.name} is damaged"
+        raise refused(where, error, "delete it and run again with --resume") from None
 
 
 def sizes_of(trained: Sequence[Trained]) -> Mapping[str, int]:

@@ -25,7 +25,7 @@ from meprop_bench.measure.lock import device_lock
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.paper.experiment import Arm, Experiment
-from meprop_bench.paper.records import Decoding, Decodings, Trained, Trainings, sizes_of
+from meprop_bench.paper.records import COUNTS, Decoding, Decodings, Trained, Trainings, sizes_of
 from meprop_bench.paper.subjects import subject
 from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
@@ -35,7 +35,6 @@ from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import start_worker
 
 __all__ = [
-    "COUNTS",
     "Step",
     "count_data",
     "decode_all",
@@ -45,8 +44,6 @@ __all__ = [
     "take",
     "train_all",
 ]
-
-COUNTS = "counts.json"
 
 _PATIENCE_S = 24 * 3600.0
 """Seconds after which a silent training counts as hung: the largest of them at full scale takes hours."""

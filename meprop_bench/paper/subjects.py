@@ -17,10 +17,11 @@ from msgspec import Meta, Struct
 
 from meprop_bench.data.sources import SOURCES, is_here
 from meprop_bench.errors import UserError, one_of
+from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.paper.published import Setting, checked_as, packaged
 from meprop_bench.tasks import TASKS
 
-__all__ = ["SCALES", "SUBJECTS", "Scale", "Subject", "reading_of", "scale_of", "subject", "subject_of"]
+__all__ = ["SCALES", "SUBJECTS", "Scale", "Subject", "reading_of", "scale_of", "subject"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class Subject:
         smoke: the task of the smoke scale.
         source: of the real data, in `data.sources`.
         embedded: what the package has in their place, for the smoke scale; empty: that needs the real data, too.
-        rates: optimizer -> learning rate, where the task has one of its own (`Task.rates`; to ask it would load torch).
-        alternates: whether a method sparsifies parts of the model alternately, an epoch each (TKDE, section 3.3.3).
-        options: of a row's setting, what the task takes; what it does not take is what it is made for.
+        dropout: whether the task has any.
         timing: axes of the sweeps that time its steps; empty where nothing is timed.
         timing_note: what differs from the paper's steps.
         learned_from: the least test metric of a model that has learned something: halfway from what an answer without a
@@ -50,12 +49,10 @@ class Subject:
     smoke: str | None
     source: str | None
     embedded: str = ""
-    options: tuple[str, ...] = ()
     timing: Mapping[str, Any] = field(default_factory=dict)
     timing_note: str = ""
     counted: bool = False
-    rates: Mapping[str, float] = field(default_factory=dict)
-    alternates: bool = False
+    dropout: bool = True
     learned_from: float = 0.0
 
     @property
@@ -82,7 +79,10 @@ class Subject:
 
     def rate(self, optimizer: str | None) -> float | None:
         """Return the learning rate that a training has by default, None without an optimizer."""
-        return self.rates.get(optimizer or "", _RATES.get(optimizer or ""))
+        if optimizer is None or optimizer not in OPTIMIZERS:
+            return None
+        rate: float = OPTIMIZERS[optimizer].settings["lr"]
+        return TASKS[self.task or ""].rates.get(optimizer, rate)
 
     def reason_not_counted(self, scale: str) -> str | None:
         """Return why its data cannot be counted, or None."""
@@ -102,67 +102,28 @@ class Subject:
             return str(error)
 
 
-_SIZES = ("batch", "hidden")
 _TEXT = "made-up sentences"
-_RATES = {"adam": 0.001, "adagrad": 0.1}
-"""Learning rates of `training.OPTIMIZERS`."""
 _ALONE = "timed is {} alone, on random numbers, in place of the whole model"
-
-_MNIST = Subject(
-    "mnist",
-    "mnist",
-    "digits",
-    "mnist",
-    "digits",
-    (*_SIZES, "layers", "dropout", "activation"),
-    {"workload": "mlp"},
-    counted=True,
-    learned_from=55.0,
-)
-_POS = Subject(
-    "pos",
-    "pos",
-    "toy-pos",
-    "ud-ewt",
-    _TEXT,
-    (*_SIZES, "dropout"),
-    {"workload": "lstm", "in-features": 190, "length": 25},
-    _ALONE.format("one direction of the tagger's LSTM over 25 words"),
-    rates={"adagrad": 0.01},
-    learned_from=57.0,
-)
-_PARSING = Subject(
-    "parsing",
-    "parsing",
-    "toy-parsing",
-    "ud-ewt",
-    _TEXT,
-    (*_SIZES, "dropout", "activation"),
-    {"workload": "linear", "in-features": 2400},
-    _ALONE.format("the parser's hidden layer, 2400 → 500,"),
-    rates={"adagrad": 0.01},
-    learned_from=60.0,
-)
 
 SUBJECTS: Mapping[str, Subject] = {
     subject.name: subject
     for subject in (
-        _MNIST,
-        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist", "digits", ("batch",), learned_from=55.0),
-        _POS,
-        _PARSING,
+        Subject("mnist", "mnist", "digits", "mnist", "digits", {"workload": "mlp"}, counted=True, learned_from=55.0),
+        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist", "digits", dropout=False, learned_from=55.0),
         Subject(
-            "translation",
-            "translation",
-            "toy-translation",
-            "multi30k",
-            _TEXT,
-            (*_SIZES, "layers", "dropout"),
-            rates={"adam": 0.002},
-            alternates=True,
-            learned_from=16.0,
+            *("pos", "pos", "toy-pos", "ud-ewt", _TEXT),
+            {"workload": "lstm", "in-features": 190, "length": 25},
+            _ALONE.format("one direction of the tagger's LSTM over 25 words"),
+            learned_from=57.0,
         ),
-        Subject("layer", None, None, None, "", (), {"workload": "linear"}),
+        Subject(
+            *("parsing", "parsing", "toy-parsing", "ud-ewt", _TEXT),
+            {"workload": "linear", "in-features": 2400},
+            _ALONE.format("the parser's hidden layer, 2400 → 500,"),
+            learned_from=60.0,
+        ),
+        Subject("translation", "translation", "toy-translation", "multi30k", _TEXT, learned_from=16.0),
+        Subject("layer", None, None, None, "", {"workload": "linear"}),
     )
 }
 """Name -> what it is. A task that is added to `tasks.TASKS` under the name here makes its tables runnable."""
@@ -173,11 +134,6 @@ def subject(name: str) -> Subject:
     if name not in SUBJECTS:
         raise UserError(f"there is no subject {name!r}: choose from {', '.join(SUBJECTS)}")
     return SUBJECTS[name]
-
-
-def subject_of(task: str) -> Subject:
-    """Return the subject that a task of `tasks.TASKS` stands for."""
-    return next(about for about in SUBJECTS.values() if task in (about.task, about.smoke))
 
 
 SCALES = ("smoke", "short", "full")

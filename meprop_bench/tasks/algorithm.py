@@ -285,7 +285,7 @@ class Alternation(Algorithm):
 
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         """Find the layers of each part."""
-        if not task.alternated:
+        if not task.entry.alternated:
             raise UserError(f"the task {task.name} has no parts that could take turns: alternating is for translation")
         try:
             return _Alternating(task, model)
@@ -298,7 +298,7 @@ class _Alternating(Running):
         from meprop_bench.algorithms.alternating import Alternating
         from meprop_bench.algorithms.schedule import Constant, KScheduler, sparsified_layers
 
-        parts = {name: model.get_submodule(name) for name in task.alternated}
+        parts = {name: model.get_submodule(name) for name in task.entry.alternated}
         layers = {name: sparsified_layers(part) for name, part in parts.items()}
         self.alternating = Alternating(
             {

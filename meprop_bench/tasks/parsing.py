@@ -18,7 +18,7 @@ loaded: 385,000 states of 48 numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -80,7 +80,6 @@ class Parsing(Task):
 
     name: ClassVar[str] = "parsing"
     metric: ClassVar[str] = "UAS"
-    rates: ClassVar[Mapping[str, float]] = {"adagrad": 0.01}
     made_up: ClassVar[bool] = False
     """Whether its own sentences are those of `data.treebank`."""
 

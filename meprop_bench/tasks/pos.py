@@ -14,7 +14,7 @@ learns what to do with one. The LSTM is sparsified, the output layer is not (ICM
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -71,7 +71,6 @@ class POS(Task):
     name: ClassVar[str] = "pos"
     metric: ClassVar[str] = "accuracy"
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
-    rates: ClassVar[Mapping[str, float]] = {"adagrad": 0.01}
     made_up: ClassVar[bool] = False
     """Whether its own sentences are those of `data.treebank`."""
 

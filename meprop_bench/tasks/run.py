@@ -208,7 +208,7 @@ class _Training:
         self.steps = recipe.epochs * self.per_epoch if recipe.steps is None else recipe.steps
         self.model = task.build(seed)
         task.sparsify(self.model, recipe)
-        rate = task.rates.get(recipe.optimizer)
+        rate = task.entry.rates.get(recipe.optimizer)
         optimizer = make_optimizer(
             recipe.optimizer, self.model.parameters(), gradient=recipe.gradient, fused=True, rate=rate
         )

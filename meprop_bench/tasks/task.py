@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from meprop_bench.errors import UserError
+from meprop_bench.tasks import TASKS, Entry
 
 __all__ = ["Sparsifier", "Split", "Task"]
 
@@ -44,8 +45,6 @@ class Task(ABC):
         options: the constructor's keywords with their values, which JSON can hold: what tells trainings apart.
         device: where the batches are.
         kinds: of layers that a method converts, all but the output layer.
-        rates: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`.
-        alternated: parts of the model, by name, that `algorithm.Alternation` sparsifies alternately, if any.
         data_published: whether the data are those that were published, by their SHA-256; None where none is known (made
             up, the user's own).
         notes: what a reader of a result should know of the data.
@@ -55,14 +54,17 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
-    rates: ClassVar[Mapping[str, float]] = {}
-    alternated: ClassVar[tuple[str, ...]] = ()
     batch: int
     examples: int
     options: Mapping[str, Any]
     device: torch.device = torch.device("cpu")
     data_published: bool | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def entry(self) -> Entry:
+        """What is known of it before it is loaded."""
+        return TASKS.get(self.name, Entry("", "", ""))
 
     @property
     def steps_per_epoch(self) -> int:

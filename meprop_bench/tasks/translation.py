@@ -138,8 +138,6 @@ class Translation(Task):
     name: ClassVar[str] = "translation"
     metric: ClassVar[str] = "BLEU"
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
-    rates: ClassVar[Mapping[str, float]] = {"adam": 0.002}
-    alternated: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     made_up: ClassVar[bool] = False
     """Whether its own sentences are those of `data.treebank`."""
 
