@@ -31,7 +31,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.models.parser import Parser, features
 from meprop_bench.models.transitions import NONE, Ints, derivations
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, on_device
+from meprop_bench.tasks.checks import check_model, on_device
 from meprop_bench.tasks.task import Split, Task
 from meprop_bench.tasks.text import Vocabulary, treebank
 
@@ -64,24 +64,11 @@ class _Part(NamedTuple):
 class Parsing(Task):
     """Parsing.
 
-    Args:
-        batch: B, transitions.
-        hidden: h.
-        dropout: of the hidden layer's activations.
-        activation: a name in `models.activations`.
-        examples: how many of the training *sentences* to use, the first ones; None for all.
-        files: a treebank of your own, "train.conllu,dev.conllu,test.conllu"; None for UD English EWT.
-        device: where to train.
-
-    Raises:
-        UserError: a value that is not allowed, a device that is not there, or data that are missing or damaged.
-
+    `batch` are transitions, `examples` *sentences*, `files` "train.conllu,dev.conllu,test.conllu" in place of UD EWT.
     """
 
     name: ClassVar[str] = "parsing"
     metric: ClassVar[str] = "UAS"
-    made_up: ClassVar[bool] = False
-    """Whether its own sentences are those of `data.treebank`."""
 
     def __init__(
         self,
@@ -94,10 +81,7 @@ class Parsing(Task):
         files: str | None = None,
         device: str = "cpu",
     ) -> None:
-        check_count("batch", batch)
-        check_count("hidden", hidden)
-        check_dropout(dropout)
-        check_activation(activation)
+        check_model(batch=batch, hidden=hidden, dropout=dropout, activation=activation)
         self.device = on_device(device)
         bank = treebank(files, examples, made_up=self.made_up)
         self.batch = batch

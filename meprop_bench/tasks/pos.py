@@ -25,7 +25,7 @@ from meprop_bench.data.treebank import Sentence
 from meprop_bench.errors import UserError
 from meprop_bench.models.tagger import Tagger
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.tasks.checks import check_count, check_dropout, on_device
+from meprop_bench.tasks.checks import check_model, on_device
 from meprop_bench.tasks.task import Split, Task
 from meprop_bench.tasks.text import Part, Vocabulary, bucketed, in_order_of_length, treebank
 
@@ -54,25 +54,13 @@ def features(word: str) -> tuple[str, ...]:
 class POS(Task):
     """Tagging.
 
-    Args:
-        batch: B, sentences.
-        hidden: h, of each direction.
-        dropout: of the LSTM's output.
-        tags: "universal" or "language" (UPOS or XPOS).
-        examples: how many of the training sentences to use, the first ones; None for all.
-        files: a treebank of your own, "train.conllu,dev.conllu,test.conllu"; None for UD English EWT.
-        device: where to train.
-
-    Raises:
-        UserError: a value that is not allowed, a device that is not there, or data that are missing or damaged.
-
+    `batch` are sentences, `hidden` is of each direction, `dropout` of the LSTM's output, `tags` "universal" or
+    "language" (UPOS or XPOS), `files` "train.conllu,dev.conllu,test.conllu" in place of UD English EWT.
     """
 
     name: ClassVar[str] = "pos"
     metric: ClassVar[str] = "accuracy"
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
-    made_up: ClassVar[bool] = False
-    """Whether its own sentences are those of `data.treebank`."""
 
     def __init__(
         self,
@@ -85,9 +73,7 @@ class POS(Task):
         files: str | None = None,
         device: str = "cpu",
     ) -> None:
-        check_count("batch", batch)
-        check_count("hidden", hidden)
-        check_dropout(dropout)
+        check_model(batch=batch, hidden=hidden, dropout=dropout)
         if tags not in ("universal", "language"):
             raise UserError(f"tags must be 'universal' or 'language', not {tags!r}")
         bank = treebank(files, examples, made_up=self.made_up)

@@ -37,6 +37,10 @@ class Sparsifier(Protocol):
 class Task(ABC):
     """One task with its data loaded.
 
+    Its constructor takes sizes of the model; `batch`, B; `examples`, how many of the training ones to use, the first, None
+    for all; `files`, of the user's own; `device`, where to train. It raises `UserError` for a value that is
+    not allowed, a device that is not there, a package that is not installed, data that are missing or damaged.
+
     Attributes:
         name: what the command line calls it.
         metric: "accuracy", "UAS" or "BLEU".
@@ -45,6 +49,7 @@ class Task(ABC):
         options: the constructor's keywords with their values, which JSON can hold: what tells trainings apart.
         device: where the batches are.
         kinds: of layers that a method converts, all but the output layer.
+        made_up: whether its own sentences are those of a small grammar (`data.treebank`).
         data_published: whether the data are those that were published, by their SHA-256; None where none is known (made
             up, the user's own).
         notes: what a reader of a result should know of the data.
@@ -54,6 +59,7 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    made_up: ClassVar[bool] = False
     batch: int
     examples: int
     options: Mapping[str, Any]

@@ -41,7 +41,7 @@ from meprop_bench.data.parallel import Corpus, Pair, load_multi30k, made_up_corp
 from meprop_bench.errors import UserError
 from meprop_bench.models.translator import Translator
 from meprop_bench.optional import require
-from meprop_bench.tasks.checks import check_count, check_dropout, check_examples, on_device
+from meprop_bench.tasks.checks import check_examples, check_model, on_device
 from meprop_bench.tasks.task import Split, Task
 from meprop_bench.tasks.text import bucketed, in_order_of_length, paths
 
@@ -124,22 +124,15 @@ class Translation(Task):
         vocabulary: pieces of each language at most.
         beam: hypotheses of the beam search; 1 is greedy.
         length_penalty: α of its length normalisation, 0 for none.
-        examples: how many of the training pairs to use, the first ones; None for all.
-        files: parallel text of your own, six paths with commas between them: source and target of the training, the
-            dev and the test part; None for Multi30k.
-        device: where to train.
-
-    Raises:
-        UserError: a value that is not allowed, a device that is not there, data that are missing or damaged, or
-            sentencepiece or sacrebleu is not installed.
+        examples: as for `Task`, as `device`.
+        files: six paths with commas between them: source and target of train, dev and test; None for Multi30k.
+        device: where.
 
     """
 
     name: ClassVar[str] = "translation"
     metric: ClassVar[str] = "BLEU"
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
-    made_up: ClassVar[bool] = False
-    """Whether its own sentences are those of `data.treebank`."""
 
     def __init__(
         self,
@@ -157,12 +150,10 @@ class Translation(Task):
         device: str = "cpu",
     ) -> None:
         embedding = hidden if embedding is None else embedding
-        counts = {"batch": batch, "hidden": hidden, "embedding": embedding, "layers": layers}
-        for what, count in {**counts, "vocabulary": vocabulary, "beam": beam}.items():
-            check_count(what, count)
+        check_model(batch=batch, hidden=hidden, embedding=embedding, layers=layers, vocabulary=vocabulary, beam=beam)
         if hidden % 2:
             raise UserError(f"hidden must be even, half of it for each direction of the encoder, not {hidden}")
-        check_dropout(dropout)
+        check_model(dropout=dropout)
         if not (length_penalty >= 0 and math.isfinite(length_penalty)):
             raise UserError(f"length-penalty must be a number of at least 0, not {length_penalty}")
         self.device = on_device(device)
