@@ -19,16 +19,10 @@ def auto_images() -> str:
 
 
 def load_images(name: str = "auto") -> ImageData:
-    """Load images by name; their `name` says which ones they are, `published` whether those that were published.
+    """Load "mnist", "digits" (ships with scikit-learn) or "auto", see `auto_images`; `published` says what they are.
 
-    Args:
-        name: "mnist", "digits" (ships with scikit-learn), or "auto", see `auto_images`. A damaged MNIST is an error,
-            not a reason to take the digits; another set in files of its names (Fashion-MNIST) is none, but the result
-            has to say so.
-
-    Raises:
-        UserError: an unknown name, or the data are missing or damaged.
-
+    A damaged MNIST is a `UserError`, as missing data are, not a reason to take the digits; another set in files of its
+    names (Fashion-MNIST) is none, but the result has to say so.
     """
     if name not in _IMAGE_SETS:
         raise UserError(f"there is no image data set {name!r}: choose from {', '.join(_IMAGE_SETS)}")

@@ -58,9 +58,7 @@ class State(StrEnum):
 def opened(path: Path) -> Iterator[BufferedIOBase]:
     """Open a file to read its content, gzip (when it begins like one) or plain.
 
-    Raises:
-        ContentError: it cannot be read, or is not sound gzip, found out at any time within the block.
-
+    ContentError: it cannot be read, or is not sound gzip, found out at any time within the block.
     """
     try:
         with path.open("rb") as probe:
@@ -102,11 +100,7 @@ def published(raw: Iterable[bytes], file: DataFile) -> Iterator[bytes]:
     """Yield the decompressed content of `raw`, checking on the way that it is that of `file`.
 
     Never yields more bytes than `file.size`. What was yielded is to be trusted only when the iterator ended without an
-    error.
-
-    Raises:
-        ContentError: too long, too short, not sound gzip, or another SHA-256.
-
+    error: ContentError for too long, too short, not sound gzip, or another SHA-256.
     """
     digest = hashlib.sha256()
     size = 0
@@ -197,15 +191,9 @@ class Malformed(UserError):
 def numbered_lines(path: Path, *, spaces: str = "\x0b\x0c\x1c\x1d\x1e\x1f\x85") -> Iterator[tuple[int, str]]:
     r"""Yield each line with its number, from 1, without its end (`\n` or `\r\n`; no other character ends a line).
 
-    Args:
-        path: the file.
-        spaces: control characters that may be in it; by default those that count as white space, which running text
-            does have.
-
-    Raises:
-        UserError: the file cannot be read, is not sound gzip, or a line is not UTF-8, holds a control character or is
-            longer than a mebibyte.
-
+    `spaces` are control characters that may be in it; by default those that count as white space, which running text
+    does have. `UserError`: the file cannot be read, is not sound gzip, or a line is not UTF-8, holds another control
+    character or is longer than a mebibyte.
     """
     number = 0
     try:

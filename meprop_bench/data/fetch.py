@@ -59,7 +59,7 @@ def fetch(
     timeout: float = 30.0,
     deadline: float = math.inf,
 ) -> list[Path]:
-    """Download what is missing or damaged of a data set into `folder / source.name`.
+    """Download what is missing or damaged of a data set into `folder / source.name`, and return those files.
 
     Args:
         source: the data set.
@@ -68,9 +68,6 @@ def fetch(
         progress: called with a file and how many bytes of its content are here.
         timeout: seconds without an answer, or with next to no data, after which a mirror is given up.
         deadline: seconds for all of it.
-
-    Returns:
-        The files that were downloaded; those already whole are not among them.
 
     Raises:
         UserError: no mirror served a file as published in time, or the folder cannot be written.

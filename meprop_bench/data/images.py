@@ -98,18 +98,9 @@ def batches(
 def numbered_batches(
     part: Part, batch: int, *, seed: int, steps: int, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the batches of `batches` with the numbers of their examples: images, labels and numbers (B,).
+    """Yield the batches of `batches` with the numbers of their examples, their places in the part: `(B,)`.
 
-    Args:
-        part: the examples; the number of one is its place there.
-        batch: B, examples in a batch.
-        seed: of the permutations.
-        steps: how many batches.
-        start: how many batches at the beginning are left out.
-
-    Raises:
-        ValueError: no examples, or B or `steps` below 1.
-
+    The first `start` batches are left out. Raises ValueError without examples, or for B or `steps` below 1.
     """
     if len(part) < 1 or batch < 1 or steps < 1:
         raise ValueError(f"{steps} batches of {batch} from {len(part)} examples")
@@ -148,12 +139,7 @@ def check_installed() -> None:
 
 
 def load_digits() -> ImageData:
-    """Load the digits.
-
-    Raises:
-        UserError: scikit-learn is not installed.
-
-    """
+    """Load the digits; `UserError` without scikit-learn."""
     import torch
 
     check_installed()

@@ -33,12 +33,7 @@ DEV_IMAGES = 5_000
 
 
 def load_mnist() -> ImageData:
-    """Load MNIST from the data folder, or what lies there in files of its names: a note says so.
-
-    Raises:
-        UserError: a file is missing or damaged.
-
-    """
+    """Load MNIST, or what lies in files of its names: a note says so; `UserError` for a missing or damaged file."""
     digests: dict[str, str] = {}
     images, labels = _read("train", digests)
     test = _part(*_read("t10k", digests))
@@ -74,19 +69,9 @@ _PIECE = 1 << 20
 
 
 def read_idx(path: Path, dimensions: int, remedy: str = "fetch the file again") -> Tensor:
-    """Read a file of unsigned bytes, gzip or plain.
+    """Return what a file of unsigned bytes, gzip or plain, holds: a `uint8` tensor of the shape that its header states.
 
-    Args:
-        path: the file; it is taken for gzip when it begins like one.
-        dimensions: how many dimensions it must have.
-        remedy: what the reader of an error message can do.
-
-    Returns:
-        A `uint8` tensor of the shape that the header states.
-
-    Raises:
-        UserError: the file cannot be read, is damaged, or is another kind of file.
-
+    `UserError`, with the remedy: it cannot be read, is damaged, of another kind, or has not so many dimensions.
     """
     import torch
 

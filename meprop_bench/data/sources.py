@@ -41,14 +41,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataFile:
-    """One published file.
+    """One published file: its name without `.gz`, the size in bytes and the SHA-256 of its decompressed content.
 
-    Args:
-        name: its name without a `.gz` suffix.
-        size: bytes of the decompressed content.
-        sha256: SHA-256 of the decompressed content, in hexadecimal.
-        urls: where it is published, best first; each serves the content plain or as gzip.
-
+    `urls` are where it is published, best first; each serves the content plain or as gzip.
     """
 
     name: str
@@ -171,9 +166,7 @@ VARIABLE = "MEPROP_BENCH_DATA"
 def data_folder() -> Path:
     """Return the folder of all data sets; the default one need not exist yet.
 
-    Raises:
-        UserError: `MEPROP_BENCH_DATA` names no folder, or there is no home directory to keep a cache in.
-
+    `UserError`: `MEPROP_BENCH_DATA` names no folder, or there is no home directory to keep a cache in.
     """
     if chosen := os.environ.get(VARIABLE):
         folder = Path(os.path.expanduser(chosen))
@@ -215,16 +208,10 @@ S = TypeVar("S", bound="DataSet[Any]")
 
 @dataclass(frozen=True, eq=False)
 class DataSet(Generic[P]):
-    """A data set.
+    """A data set in three parts: to learn from, to choose by, to report. What it is a part of depends on the data.
 
-    Attributes:
-        name: what it is called.
-        train: to learn from.
-        dev: to choose by.
-        test: to report.
-        published: whether the files are those that were published, by their SHA-256; None where none is known.
-        notes: what a reader of a result should know of these data.
-
+    `published`: whether the files are those that were published, by their SHA-256; None where none is known. `notes`:
+    what a reader of a result should know of these data.
     """
 
     name: str
@@ -236,13 +223,9 @@ class DataSet(Generic[P]):
 
 
 def compared(found: S, source: Source, digests: Mapping[str, str]) -> S:
-    """Return a data set that says whether it is the published one, with a note of the files that are not.
+    """Return what was read so that it says whether it is the published set, with a note of the files that are not.
 
-    Args:
-        found: what was read.
-        source: the data set that it stands for.
-        digests: name of a file of it -> the SHA-256 of what was read.
-
+    `digests`: name of a file -> the SHA-256 of what was read.
     """
     others = [name for name, digest in digests.items() if digest != source.file(name).sha256]
     if not others:

@@ -46,15 +46,9 @@ _HEAD, _SPAN, _EMPTY = (re.compile(form) for form in (_NUMBER, f"{_NUMBER}-{_NUM
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One syntactic word.
+    """One syntactic word: universal part of speech, "NOUN"; that of the language, "NNS", or "_"; "nsubj:pass".
 
-    Attributes:
-        form: as it is written.
-        upos: universal part of speech, "NOUN".
-        xpos: that of the language, "NNS"; "_" where there is none.
-        head: number of the word it depends on, from 1; 0 for the root.
-        relation: to the head, "nsubj:pass".
-
+    Its head is the number of the word that it depends on, from 1; 0 for the root.
     """
 
     form: str
@@ -89,15 +83,9 @@ class Sentence:
 
 
 def read_conllu(path: Path, *, cut_off: bool = False) -> Iterator[Sentence]:
-    """Yield the sentences of a file, gzip or plain.
+    """Yield the sentences of a file, gzip or plain; of one that is known to be cut off, without the last.
 
-    Args:
-        path: the file.
-        cut_off: the file is known to end in the middle of a sentence, which is then left out.
-
-    Raises:
-        UserError: the file cannot be read, or a line is not CoNLL-U; the message has its number.
-
+    `UserError`: the file cannot be read, or a line is not CoNLL-U; the message has its number.
     """
     lines: Iterable[tuple[int, str]] = numbered_lines(path, spaces="")
     if cut_off:
@@ -206,11 +194,7 @@ def load_treebank() -> Treebank:
     """Load UD English EWT from the data folder.
 
     The copy of the test part that is known to be cut off is read up to its last whole sentence, and a note says so; so
-    does one of files that are not those of the release.
-
-    Raises:
-        UserError: a file is missing or damaged.
-
+    does one of files that are not those of the release. `UserError`: a file is missing or damaged.
     """
     source = SOURCES["ud-ewt"]
     paths = {name: path_of(source, name) for name in (f"en_ewt-ud-{part}.conllu" for part in ("train", "dev", "test"))}
@@ -226,12 +210,7 @@ def load_treebank() -> Treebank:
 
 
 def read_treebank(name: str, train: Path, dev: Path, test: Path, *, test_cut_off: bool = False) -> Treebank:
-    """Read a user's own treebank: three CoNLL-U files.
-
-    Raises:
-        UserError: a file cannot be read, is not CoNLL-U, or has no sentence.
-
-    """
+    """Read a user's own treebank: three CoNLL-U files, each with a sentence at least (`UserError`)."""
     return DataSet(name, _part(train), _part(dev), _part(test, cut_off=test_cut_off))
 
 

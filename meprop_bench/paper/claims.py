@@ -46,9 +46,6 @@ __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "
 
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
 
-_NOTHING = "–"
-"""Our figure, where there is none."""
-
 NEARLY = 0.9
 """Share of a printed factor that counts as reaching it."""
 
@@ -86,7 +83,7 @@ def judge(evidence: Evidence) -> list[Claim]:
 
 def _claim(place: Place, kind: str, says: str, paper: str, ours: _Ours | None) -> Claim:
     """Return a claim: what is not known yet with the reason, and the others no better than their evidence lets them."""
-    figure, verdict, why = ours or (_NOTHING, "inconclusive", _unknown(place, kind))
+    figure, verdict, why = ours or ("–", "inconclusive", _unknown(place, kind))
     if ours and (found := doubt(place, kind, verdict)):
         verdict, why = found[0], f"{why}; but {found[1]}"
     return Claim(place.part.name, place.row.name, kind, says, paper, figure, verdict, why)

@@ -33,16 +33,13 @@ class Experiment:
     """What one table takes at one scale.
 
     Attributes:
-        table: as published.
-        scale: "smoke", "short" or "full".
         seeds: of each arm.
         arms: (part, row) -> what is trained for it.
         cases: (part, row) -> what is timed for it.
         counted: parts whose data are counted.
         skipped: (part, reason): what is not run of it.
         changes: (part, words): what differs from the paper.
-        budget: seconds of timing for a case.
-        processes: fresh processes for a timed case.
+        budget: seconds of timing for a case, by `processes` fresh ones.
         training_s: estimated seconds of all trainings on one thread.
         set_up_s: estimated seconds of a timed case besides its budget.
 
@@ -100,18 +97,9 @@ class Experiment:
 def experiment(
     about: Table, scale: str = "short", *, seeds: int | None = None, device: str = "cpu", threads: int | None = None
 ) -> Experiment:
-    """Return what has to be run of a table.
+    """Return what has to be run of a table; `UserError` for an unknown scale, or fewer than one seed.
 
-    Args:
-        about: the table, as published.
-        scale: one of `SCALES`.
-        seeds: in place of the scale's.
-        device: of trainings and timings.
-        threads: of the timings (default: the physical cores).
-
-    Raises:
-        UserError: an unknown scale, or fewer than one seed.
-
+    `seeds` are in place of the scale's; `threads` of the timings (default: the physical cores).
     """
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
@@ -145,11 +133,7 @@ class _Plan:
 def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a results folder from its plan, wherever it was run and whatever is here.
 
-    What this version would train or time otherwise counts as not run.
-
-    Raises:
-        UserError: the plan is none of a table.
-
+    What this version would train or time otherwise counts as not run; `UserError` if the plan is none of a table.
     """
     try:
         checked(plan, _Plan)
@@ -174,8 +158,12 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
 def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
     for part in draft.table.parts:
         draft.add(part)
-    count = seeds or max((found.seeds for found in draft.scales), default=1)
     # As far as the machine goes, the widest of the parts' scales serves all of them.
+    widest = {
+        name: max((getattr(found, name) for found in draft.scales), default=getattr(Scale(), name))
+        for name in ("budget", "processes")
+    }
+    count = seeds or max((found.seeds for found in draft.scales), default=1)
     return Experiment(
         table=draft.table,
         scale=draft.scale,
@@ -185,8 +173,7 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
         counted=tuple(draft.counted),
         skipped=tuple(draft.skipped),
         changes=tuple(dict.fromkeys(draft.changes)),
-        budget=max((found.budget for found in draft.scales), default=20.0),
-        processes=max((found.processes for found in draft.scales), default=4),
+        **widest,
         training_s=count * sum(draft.arm_s.values()),
         set_up_s=max((found.set_up_s for found in draft.scales), default=0.0),
     )
@@ -213,7 +200,6 @@ class _Draft:
     def add(self, part: Part) -> None:
         """Add what can be run of a part."""
         about, scale = subject(part.task), scale_of(self.table.table_id, part.task, self.scale)
-        watched = any("smaller-update" in row.claims for each in self.table.parts for row in each.rows)
         sources = {COLUMNS[column].source for row in part.rows for column in row.figures}
         # Curves have no printed figures: what is claimed of them says that they must be trained.
         claimed = {claim for row in part.rows for claim in row.claims}
@@ -221,13 +207,14 @@ class _Draft:
         added = False
         if "timing" in sources:
             added |= self._time(part, about, scale)
-        if trains and not about.is_layer:
+        if trains and about.task is not None:
             if reason := self._reason_not_trained(part, about, scale):
                 self.skipped.append((part.name, reason))
             else:
-                added |= self._train(part, about, scale, watched)
+                added |= self._train(part, about, scale)
         if "data" in sources:
-            if reason := self._reason_not_counted(part, about):
+            reason = about.reason_not_counted(self.scale) if self.left_out is None else self.left_out.get(part.name)
+            if reason:
                 self.skipped.append((part.name, reason))
             else:
                 self.counted.append(part.name)
@@ -249,13 +236,11 @@ class _Draft:
             return f"the learning rate of the task {part.task} is not the paper's"
         return None
 
-    def _reason_not_counted(self, part: Part, about: Subject) -> str | None:
-        return about.reason_not_counted(self.scale) if self.left_out is None else self.left_out.get(part.name)
-
     def _differs(self, part: Part, words: str) -> None:
         self.changes.append((part.name, words))
 
-    def _train(self, part: Part, about: Subject, scale: Scale, watched: bool) -> bool:
+    def _train(self, part: Part, about: Subject, scale: Scale) -> bool:
+        watched = any("smaller-update" in row.claims for each in self.table.parts for row in each.rows)
         data, epochs = about.data(self.scale), scale.epochs
         if epochs is None:
             return False
@@ -266,11 +251,11 @@ class _Draft:
             arm = Arm(task, data, setting, epochs, scale.examples, watched)
             self.arms[part.name, row.name] = arm
             self.arm_s[arm.arm_id] = epochs * scale.epoch_s
-        paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
         self._differs(part, f"{epochs} epochs, {data}; the paper does not say how many epochs were run")
         if scale.examples is not None:
             self._differs(part, f"{scale.examples} training examples in place of all")
         if self.table.best_of != scale.seeds:
+            paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
             self._differs(part, f"{scale.seeds} seeds in place of {paper}")
         return True
 
@@ -287,9 +272,8 @@ class _Draft:
         if scale.batch is not None and scale.batch != setting.batch:
             shrink("batch", scale.batch, f"trained with batches of {scale.batch} in place of {setting.batch}")
         if scale.hidden is not None and setting.hidden is None:
-            shrink(
-                "hidden", scale.hidden, f"trained with hidden = {scale.hidden}; the paper does not say how many it has"
-            )
+            words = f"trained with hidden = {scale.hidden}; the paper does not say how many it has"
+            shrink("hidden", scale.hidden, words)
         for name, ours, theirs in (("hidden", scale.hidden, setting.hidden), ("layers", scale.layers, setting.layers)):
             if ours is not None and theirs is not None and ours < theirs:
                 more = ", k as it is" if name == "hidden" else ""
@@ -304,11 +288,8 @@ class _Draft:
         ks: Container[Any] | None = scale.timed_ks
         if ks is not None and self.timed_ks is not None:
             ks = self.timed_ks  # a run that was made keeps what it timed, whatever this version would
-        rows = [
-            row
-            for row in part.rows
-            if row.against is not None and any(COLUMNS[column].source == "timing" for column in row.figures)
-        ]
+        compared = [row for row in part.rows if row.against is not None]
+        rows = [row for row in compared if any(COLUMNS[column].source == "timing" for column in row.figures)]
         timed = [row for row in rows if ks is None or row.setting.k in ks]
         for row in timed:
             self.cases[part.name, row.name] = self._case(part, row, about, scale)
@@ -329,11 +310,8 @@ class _Draft:
         if about.timing["workload"] == "mlp":
             axes |= {"layers": [row.setting.layers], "optimizer": [row.setting.optimizer]}
             axes["data"] = [about.data(self.scale)]
-        for name, ours, theirs in (
-            ("hidden", axes["hidden"][0], row.setting.hidden),
-            ("batch", axes["batch"][0], row.setting.batch),
-        ):
-            if ours != theirs:
+        for name in ("hidden", "batch"):
+            if (ours := axes[name][0]) != (theirs := getattr(row.setting, name)):
                 self._differs(part, f"timed with {name} = {ours} in place of {theirs}")
         return plan_axes(axes).cases[0]
 

@@ -34,16 +34,7 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import start_worker
 
-__all__ = [
-    "Step",
-    "count_data",
-    "decode_all",
-    "missing",
-    "plan_of",
-    "slug",
-    "take",
-    "train_all",
-]
+__all__ = ["Step", "count_data", "decode_all", "missing", "plan_of", "slug", "take", "train_all"]
 
 _PATIENCE_S = 24 * 3600.0
 """Seconds after which a silent training counts as hung: the largest of them at full scale takes hours."""

@@ -29,7 +29,6 @@ class Subject:
     """What a table's part is about.
 
     Attributes:
-        name: as the tables call it.
         task: of `tasks.TASKS`, on real data; None for what is not trained.
         smoke: the task of the smoke scale.
         source: of the real data, in `data.sources`.
@@ -54,11 +53,6 @@ class Subject:
     counted: bool = False
     dropout: bool = True
     learned_from: float = 0.0
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it is a layer alone, which nobody trains."""
-        return self.task is None
 
     def task_name(self, scale: str) -> str:
         """Return the task of a scale."""

@@ -58,7 +58,6 @@ class Evaluation:
         step: steps done.
         epoch: the same in epochs.
         loss: mean loss of the training batches since the evaluation before.
-        dev: metric on the development set.
         test: metric on the test set if this is the best one so far, else None.
         seconds: spent in steps so far, on whatever else the machine did.
         figures: what the algorithm says of itself, sizes for instance.
@@ -83,12 +82,8 @@ class Result:
     """One trained model.
 
     Attributes:
-        seed: of the training.
-        steps: done, all of them.
-        steps_per_epoch: the task's.
         history: all evaluations.
-        best_step: steps until the evaluation that is the best on the development set, the first of equals.
-        best_dev: its metric there.
+        best_step: steps until the evaluation that is the best on the development set (`best_dev`), the first of equals.
         test_at_best: metric on the test set at that evaluation.
         final_dev: metric on the development set at the end.
         seconds: spent in steps, evaluations and checkpoints not counted.
@@ -204,16 +199,15 @@ class _Training:
         self, task: Task, recipe: Recipe, seed: int, checkpoint: Path | None, clock: Callable[[], float]
     ) -> None:
         self.task, self.recipe, self.seed, self.checkpoint, self.clock = task, recipe, seed, checkpoint, clock
+        self.settings = describe(task, recipe, seed)
         self.per_epoch = task.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch if recipe.steps is None else recipe.steps
         self.model = task.build(seed)
         task.sparsify(self.model, recipe)
         rate = task.entry.rates.get(recipe.optimizer)
-        optimizer = make_optimizer(
-            recipe.optimizer, self.model.parameters(), gradient=recipe.gradient, fused=True, rate=rate
-        )
+        parameters = self.model.parameters()
+        optimizer = make_optimizer(recipe.optimizer, parameters, gradient=recipe.gradient, fused=True, rate=rate)
         self.take = _TaskStep(self.model, optimizer, task)
-        self.optimizer = optimizer
         along = recipe.along
         self.running = None if along is None else along.start(task, self.model, optimizer, self.steps)
         self.step = 0
@@ -323,14 +317,14 @@ class _Training:
             return
         cuda = self.task.device.type == "cuda"
         state = {
-            "settings": describe(self.task, self.recipe, self.seed),
+            "settings": self.settings,
             "step": self.step,
             "seconds": self.seconds,
             "history": [asdict(found) for found in self.history],
             "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "model": dict(self.model.state_dict()),
             "best_model": self.best_model,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.take.optimizer.state_dict(),
             "algorithm": {} if self.running is None else self.running.state_dict(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.task.device) if cuda else None,
@@ -341,11 +335,17 @@ class _Training:
         """Take over what the checkpoint holds, if there is one."""
         if self.checkpoint is None or (state := read_checkpoint(self.checkpoint)) is None:
             return
-        _check_same(self.checkpoint, state["settings"], describe(self.task, self.recipe, self.seed))
+        found, wanted = state["settings"], self.settings
+        for name in (*wanted, *found):
+            if found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{self.checkpoint} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} "
+                    f"and not {wanted.get(name)!r}: go on with its settings, or choose another folder"
+                )
         if self.running is not None:
             self.running.load_state_dict(state["algorithm"])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.take.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = [Evaluation(**found) for found in state["history"]]
         self.losses = list(state["losses"].to(self.task.device))
@@ -359,25 +359,11 @@ class _Training:
             self.running.close()
 
 
-def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in (*wanted, *found):
-        if found.get(name) != wanted.get(name):
-            raise UserError(
-                f"{path} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
-                f"{wanted.get(name)!r}: go on with its settings, or choose another folder"
-            )
-
-
 FORMAT = "meprop-bench/checkpoint/1"
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint as a whole or not at all.
-
-    Raises:
-        UserError: it cannot be written; an earlier one is still there.
-
-    """
+    """Write a checkpoint as a whole or not at all; after a `UserError`, an earlier one is still there."""
     try:
         with replacing(path) as file:
             torch.save({"format": FORMAT, **state}, file)
@@ -387,12 +373,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return what `write` wrote, on the CPU; None where there is no file.
-
-    Raises:
-        UserError: it is damaged, or something else.
-
-    """
+    """Return what `write_checkpoint` wrote, on the CPU; None without a file; `UserError` if that is something else."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

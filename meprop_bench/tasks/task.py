@@ -37,9 +37,9 @@ class Sparsifier(Protocol):
 class Task(ABC):
     """One task with its data loaded.
 
-    Its constructor takes sizes of the model; `batch`, B; `examples`, how many of the training ones to use, the first, None
-    for all; `files`, of the user's own; `device`, where to train. It raises `UserError` for a value that is
-    not allowed, a device that is not there, a package that is not installed, data that are missing or damaged.
+    Its constructor takes sizes of the model; `batch`, B; `examples`, how many of the training ones to use, the first;
+    `files`, of the user's own; `device`, where to train. It raises `UserError` for a value that is not allowed, a
+    device that is not there, a package that is not installed, data that are missing or damaged.
 
     Attributes:
         name: what the command line calls it.

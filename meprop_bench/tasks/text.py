@@ -42,12 +42,7 @@ class Part:
 
 
 def treebank(files: str | None, examples: int | None, *, made_up: bool = False) -> Treebank:
-    """Return the user's treebank, else UD English EWT or the made-up one, with the first so many training sentences.
-
-    Raises:
-        UserError: `files` is not three paths, a file is missing or damaged, or there are fewer sentences.
-
-    """
+    """Return the user's treebank, else UD English EWT or the made-up one, with the first so many training sentences."""
     if files is None:
         bank = made_up_treebank() if made_up else load_treebank()
     else:
@@ -71,10 +66,7 @@ UNKNOWN = 0
 class Vocabulary:
     """A numbering of words, the same for the same words in any order.
 
-    Args:
-        words: of the training part.
-        least: how often a word must occur to have a number of its own.
-
+    It is made of the words of the training part that occur `least` times or more; all others have the number 0.
     """
 
     def __init__(self, words: Iterable[str], *, least: int = 1) -> None:
@@ -98,15 +90,7 @@ _POOL = 50
 
 
 def bucketed(lengths: Sequence[int], batch: int, *, seed: int, epoch: int) -> Iterator[list[int]]:
-    """Yield the places of each batch's sentences: all of them once.
-
-    Args:
-        lengths: words of each sentence.
-        batch: B.
-        seed: of the training.
-        epoch: from 0.
-
-    """
+    """Yield the places of each batch's sentences, of so many words each: all of them once; `epoch` counts from 0."""
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
     sizes = np.asarray(lengths)

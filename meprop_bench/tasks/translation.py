@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from meprop_bench.data.parallel import Corpus, Pair, load_multi30k, made_up_corpus, read_corpus
+from meprop_bench.data.parallel import Pair, load_multi30k, made_up_corpus, read_corpus
 from meprop_bench.errors import UserError
 from meprop_bench.models.translator import Translator
 from meprop_bench.optional import require
@@ -53,17 +53,11 @@ _LONGEST = 1 << 20  # bytes of a line, as in `data.content`; sentencepiece would
 
 
 class Pieces:
-    """The pieces of one language.
+    """The pieces of one language, "source" or "target" in messages, made of the sentences of its training part.
 
-    Args:
-        name: of the language in messages: "source" or "target".
-        sentences: of the training part.
-        size: pieces at most, the four special ones (padding, begin, end, unknown character) and all characters
-            included; a small text has fewer.
-
-    Raises:
-        UserError: sentencepiece is not installed, or the size is too small for the characters of the text.
-
+    `size` is how many there are at most, the four special ones (padding, begin, end, unknown character) and all
+    characters included; a small text has fewer. `UserError`: sentencepiece is not installed, or the size is too small
+    for the characters of the text.
     """
 
     def __init__(self, name: str, sentences: Iterable[str], size: int) -> None:
@@ -157,9 +151,16 @@ class Translation(Task):
         if not (length_penalty >= 0 and math.isfinite(length_penalty)):
             raise UserError(f"length-penalty must be a number of at least 0, not {length_penalty}")
         self.device = on_device(device)
-        self._bleu = _bleu()
-        corpus = _corpus(files, examples, made_up=self.made_up)
-        self.batch, self.examples = batch, len(corpus.train)
+        require("sacrebleu", "translation needs sacrebleu", "translation")
+        from sacrebleu.metrics.bleu import BLEU
+
+        self._bleu = BLEU()
+        if files is None:
+            corpus = made_up_corpus() if self.made_up else load_multi30k()
+        else:
+            corpus = read_corpus(files, *paths(files, _FILES))
+        self.examples = check_examples(examples, len(corpus.train), f"pairs of {corpus.name}")
+        self.batch, corpus = batch, replace(corpus, train=corpus.train[: self.examples])
         self._model: dict[str, Any] = {"hidden": hidden, "embedding": embedding, "layers": layers, "dropout": dropout}
         self._search: dict[str, Any] = {"beam": beam, "length_penalty": length_penalty}
         data = {"vocabulary": vocabulary, "examples": self.examples, "files": files, "device": str(self.device)}
@@ -221,20 +222,3 @@ class ToyTranslation(Translation):
 
     name: ClassVar[str] = "toy-translation"
     made_up: ClassVar[bool] = True
-
-
-def _corpus(files: str | None, examples: int | None, *, made_up: bool) -> Corpus:
-    """Return the user's parallel text, else Multi30k or the made-up one, with the first so many training pairs."""
-    if files is None:
-        corpus = made_up_corpus() if made_up else load_multi30k()
-    else:
-        corpus = read_corpus(files, *paths(files, _FILES))
-    return replace(corpus, train=corpus.train[: check_examples(examples, len(corpus.train), f"pairs of {corpus.name}")])
-
-
-def _bleu() -> Any:
-    """Return sacrebleu's BLEU at its defaults."""
-    require("sacrebleu", "translation needs sacrebleu", "translation")
-    from sacrebleu.metrics.bleu import BLEU
-
-    return BLEU()
