@@ -77,16 +77,8 @@ def batches(
     is full, whatever B is (a step's cost must not vary, and B may exceed the data), and a batch may straddle two
     passes.
 
-    Args:
-        part: the examples.
-        batch: B, examples in a batch.
-        seed: of the permutations.
-        steps: how many batches.
-        epochs: or how many passes over the data; the last batch that does not fit is left out.
-
-    Raises:
-        ValueError: no examples, B or the length below 1, or not exactly one of `steps` and `epochs`.
-
+    There are `steps` of them, or as many as fit into `epochs` passes over the data. Raises ValueError without examples,
+    for B or a length below 1, or for not exactly one of `steps` and `epochs`.
     """
     if (steps is None) == (epochs is None):
         raise ValueError("give either steps or epochs")

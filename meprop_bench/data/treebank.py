@@ -244,7 +244,7 @@ def made_up_treebank() -> Treebank:
 def _sentence(rng: random.Random) -> Sentence:
     subject = _phrase(rng, "nsubj")
     verb = len(subject) + 1
-    words = [*_placed(subject, 0, verb), _word(rng, "VERB", 0, "root")]
+    words = [*_placed(subject, 0, verb), Word(rng.choice(_WORDS["VERB"]), "VERB", _LANGUAGE["VERB"], 0, "root")]
     wanted = rng.choice((("obj",), ("obj", "obl"), ()))
     for relation in wanted:
         words += _placed(_phrase(rng, relation), len(words), verb)
@@ -267,7 +267,3 @@ def _placed(phrase: list[tuple[str, str, str]], start: int, verb: int) -> list[W
         Word(form, tag, _LANGUAGE[tag], verb if place == len(phrase) - 1 else head, relation)
         for place, (form, tag, relation) in enumerate(phrase)
     ]
-
-
-def _word(rng: random.Random, tag: str, head: int, relation: str) -> Word:
-    return Word(rng.choice(_WORDS[tag]), tag, _LANGUAGE[tag], head, relation)

@@ -56,14 +56,10 @@ def examine(
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Examination:
-    """Examine this machine and a folder's configuration.
+    """Examine this machine and the configuration of a folder, by default the working directory.
 
-    Args:
-        presets: names or TOML files, to be checked.
-        fast: leave the noise, the kernels' cache and the contents of the data out.
-        folder: whose configuration is looked at; by default the working directory.
-        progress: called with what is being done.
-
+    `presets`, names or TOML files, are checked, too; `fast` leaves the noise, the kernels' cache and the contents of
+    the data out; `progress` is called with what is being done.
     """
     progress("watching the machine")
     now = state(default_threads(), seconds=_WATCH_S)

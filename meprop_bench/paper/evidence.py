@@ -22,23 +22,14 @@ _DECODING = ("decode_before_s", "decode_after_s", "products_before", "products_a
 
 @dataclass(frozen=True)
 class Evidence:
-    """Results beside the experiment that they are of.
-
-    Attributes:
-        trained: arm id -> its seeds, those without error, in order.
-        failed: arm id -> how many trainings failed.
-        timed: (case id, phase) -> the row.
-        counts: (subject, column) -> how many there are.
-        decodings: arm id -> what decoding costs before and after.
-
-    """
+    """Results beside the experiment that they are of."""
 
     experiment: Experiment
-    trained: Mapping[str, Sequence[Trained]] = field(default_factory=dict)
-    failed: Mapping[str, int] = field(default_factory=dict)
-    timed: Mapping[tuple[str, str], Row] = field(default_factory=dict)
-    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    decodings: Mapping[str, Decoding] = field(default_factory=dict)
+    trained: Mapping[str, Sequence[Trained]] = field(default_factory=dict)  # arm id -> seeds without error, in order
+    failed: Mapping[str, int] = field(default_factory=dict)  # arm id -> how many trainings failed
+    timed: Mapping[tuple[str, str], Row] = field(default_factory=dict)  # (case id, phase) -> the row
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (subject, column) -> how many there are
+    decodings: Mapping[str, Decoding] = field(default_factory=dict)  # arm id -> the cost of decoding
 
     @property
     def places(self) -> Iterator[Place]:

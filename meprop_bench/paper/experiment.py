@@ -30,33 +30,20 @@ __all__ = ["Arm", "Experiment", "check_runnable", "experiment", "experiment_of",
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one table takes at one scale.
-
-    Attributes:
-        seeds: of each arm.
-        arms: (part, row) -> what is trained for it.
-        cases: (part, row) -> what is timed for it.
-        counted: parts whose data are counted.
-        skipped: (part, reason): what is not run of it.
-        changes: (part, words): what differs from the paper.
-        budget: seconds of timing for a case, by `processes` fresh ones.
-        training_s: estimated seconds of all trainings on one thread.
-        set_up_s: estimated seconds of a timed case besides its budget.
-
-    """
+    """What one table takes at one scale."""
 
     table: Table
     scale: str
-    seeds: tuple[int, ...]
-    arms: Mapping[tuple[str, str], Arm]
-    cases: Mapping[tuple[str, str], Case]
-    counted: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    changes: tuple[tuple[str, str], ...]
-    budget: float
-    processes: int
-    training_s: float
-    set_up_s: float
+    seeds: tuple[int, ...]  # of each arm
+    arms: Mapping[tuple[str, str], Arm]  # (part, row) -> what is trained for it
+    cases: Mapping[tuple[str, str], Case]  # (part, row) -> what is timed for it
+    counted: tuple[str, ...]  # parts whose data are counted
+    skipped: tuple[tuple[str, str], ...]  # (part, reason): what is not run of it
+    changes: tuple[tuple[str, str], ...]  # (part, words): what differs from the paper
+    budget: float  # seconds of timing for a case
+    processes: int  # fresh ones for a timed case
+    training_s: float  # estimated seconds of all trainings on one thread
+    set_up_s: float  # estimated seconds of a timed case besides its budget
 
     @property
     def runnable(self) -> bool:

@@ -97,32 +97,22 @@ CLAIMS = (
 class Setting:
     """How a row was obtained; None where the paper does not say, or where it does not apply.
 
-    Attributes:
-        method: a name in `methods.METHODS`; None for a row that only sums up others.
-        k: neurons that stay, or a ratio of them.
-        hidden: h, neurons of a hidden layer.
-        layers: hidden layers (encoder and decoder have as many each).
-        inputs: of a single layer.
-        activation: behind the hidden layers; a task's own if nothing is said.
-        rate: meSimp's p.
-        share: meAct's p.
-        masked_after: meAct's e, epochs.
-
+    The method is a name in `methods.METHODS`; None for a row that only sums up others.
     """
 
     method: str | None = None
-    k: int | float | None = None
-    hidden: int | None = None
-    layers: int | None = None
-    inputs: int | None = None
+    k: int | float | None = None  # neurons that stay, or a ratio of them
+    hidden: int | None = None  # h, neurons of a hidden layer
+    layers: int | None = None  # hidden ones; encoder and decoder have as many each
+    inputs: int | None = None  # of a single layer
     batch: int | None = None
     dropout: float = 0.0
-    activation: str | None = None
+    activation: str | None = None  # behind the hidden layers; a task's own if nothing is said
     optimizer: str | None = None
     learning_rate: float | None = None
-    rate: float | None = None
-    share: float | None = None
-    masked_after: int | None = None
+    rate: float | None = None  # meSimp's p
+    share: float | None = None  # meAct's p
+    masked_after: int | None = None  # meAct's e, epochs
 
     def __post_init__(self) -> None:
         if self.method is not None:

@@ -44,35 +44,25 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One arm, trained from one seed (of weights, batches and selections).
-
-    Attributes:
-        best_epoch: of the best dev metric, `best_dev`: the papers' "Iter".
-        test: the test metric of that model.
-        sizes: layer -> neurons left, where meSimp removed some; of meAct the average it trains an example through.
-        updates: mean absolute change of a parameter at an update, epoch by epoch, where it was asked for.
-        git_revision: of the code that trained it; a run may be resumed by another one than its environment names.
-        data_published: whether the data were those that were published, by their SHA-256; None where that is not known.
-        origin: the results folder that it was trained for, where another one has taken it over.
-        error: why it failed, in one line; then there are no figures.
-
-    """
+    """One arm, trained from one seed (of weights, batches and selections)."""
 
     arm_id: Name
     seed: Number
     evaluations: tuple[Evaluation, ...] = ()
-    best_epoch: Amount | None = None
+    best_epoch: Amount | None = None  # of the best dev metric: the papers' "Iter"
     best_dev: Percent | None = None
-    test: Percent | None = None
+    test: Percent | None = None  # the test metric of that model
     final_dev: Percent | None = None
     sizes: Mapping[str, Amount] = field(default_factory=dict)
+    """Layer -> neurons left, where meSimp removed some; of meAct the average it trains an example through."""
     updates: tuple[Annotated[float, Meta(ge=0, le=1e300)], ...] = ()
+    """Mean absolute change of a parameter at an update, epoch by epoch, of a watched arm."""
     seconds: Amount = 0.0
     environment_id: Name = "unknown"
-    git_revision: Name | None = None
-    data_published: bool | None = None
-    origin: Name | None = None
-    error: str | None = None
+    git_revision: Name | None = None  # of the code that trained it; a resumed run may have several
+    data_published: bool | None = None  # whether the data were, by their SHA-256; None where that is not known
+    origin: Name | None = None  # the results folder that it was trained for, where another one has taken it over
+    error: str | None = None  # why it failed, in one line; then there are no figures
 
     def __post_init__(self) -> None:
         epochs = [each.epoch for each in self.evaluations]
@@ -183,24 +173,15 @@ class Trainings:
 
 @dataclass(frozen=True)
 class Decoding:
-    """One arm's cost of decoding, (before, after).
-
-    Attributes:
-        sizes: layer -> neurons left.
-        multiplications: of an item.
-        runs: process -> pairs of seconds.
-        git_revision: of the code that was timed.
-        origin: the results folder that it was measured for, where another one has taken it over.
-
-    """
+    """One arm's cost of decoding, (before, after); `runs` are processes, with their pairs of seconds."""
 
     arm_id: Name
-    sizes: Mapping[str, Count]
-    multiplications: tuple[Count, Count]
+    sizes: Mapping[str, Count]  # layer -> neurons left
+    multiplications: tuple[Count, Count]  # of an item
     runs: Annotated[tuple[Annotated[tuple[tuple[Seconds, Seconds], ...], Meta(min_length=1)], ...], Meta(min_length=1)]
     environment_id: Name
-    git_revision: Name | None = None
-    origin: Name | None = None
+    git_revision: Name | None = None  # of the code that was timed
+    origin: Name | None = None  # the results folder that it was measured for, where another one has taken it over
 
     @property
     def speedup(self) -> Interval:

@@ -26,33 +26,21 @@ __all__ = ["SCALES", "SUBJECTS", "Scale", "Subject", "reading_of", "scale_of", "
 
 @dataclass(frozen=True)
 class Subject:
-    """What a table's part is about.
-
-    Attributes:
-        task: of `tasks.TASKS`, on real data; None for what is not trained.
-        smoke: the task of the smoke scale.
-        source: of the real data, in `data.sources`.
-        embedded: what the package has in their place, for the smoke scale; empty: that needs the real data, too.
-        dropout: whether the task has any.
-        timing: axes of the sweeps that time its steps; empty where nothing is timed.
-        timing_note: what differs from the paper's steps.
-        learned_from: the least test metric of a model that has learned something: halfway from what an answer without a
-            look at the input reaches (the most frequent digit 11.4%, the most frequent tag 16.4%, each word on the
-            next 29.8%, no BLEU) to what the papers print of dense models.
-        counted: whether its data are the paper's own, so that their sizes can be held against the paper's.
-
-    """
+    """What a table's part is about."""
 
     name: str
-    task: str | None
-    smoke: str | None
-    source: str | None
-    embedded: str = ""
-    timing: Mapping[str, Any] = field(default_factory=dict)
-    timing_note: str = ""
-    counted: bool = False
-    dropout: bool = True
+    task: str | None  # of `tasks.TASKS`, on real data; None for what is not trained
+    smoke: str | None  # the task of the smoke scale
+    source: str | None  # of the real data, in `data.sources`
+    embedded: str = ""  # what the package has in their place, for the smoke scale; empty: that needs the real data, too
+    timing: Mapping[str, Any] = field(default_factory=dict)  # axes of the sweeps that time its steps, if any
+    timing_note: str = ""  # what differs from the paper's steps
+    counted: bool = False  # whether its data are the paper's own, so that their sizes can be held against the paper's
+    dropout: bool = True  # whether the task has any
     learned_from: float = 0.0
+    """The least test metric of a model that has learned something: halfway from what an answer without a look at the
+    input reaches (the most frequent digit 11.4%, the most frequent tag 16.4%, each word on the next 29.8%, no BLEU) to
+    what the papers print of dense models."""
 
     def task_name(self, scale: str) -> str:
         """Return the task of a scale."""

@@ -25,15 +25,10 @@ __all__ = ["TASKS", "Entry", "load_task", "task_options"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a task before it is loaded.
+    """What is known of a task before it is loaded: its module in this package, its class there, what it is in one line.
 
-    Attributes:
-        module: of this package.
-        kind: its class there.
-        about: what it is, in one line.
-        rates: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`.
-        alternated: parts of the model, by name, that `algorithm.Alternation` sparsifies alternately.
-
+    `rates`: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`. `alternated`: parts of the
+    model, by name, that `algorithm.Alternation` sparsifies alternately.
     """
 
     module: str
@@ -80,10 +75,7 @@ def task_options(name: str) -> Collection[str]:
 def load_task(name: str, **options: Any) -> Task:
     """Load a task with its data; an option that is not given is the papers'.
 
-    Raises:
-        UserError: an unknown name, an option that the task has not or a value it cannot have; data that are missing or
-            damaged.
-
+    `UserError`: an unknown name, an option that the task has not, or what its constructor refuses (`task.Task`).
     """
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}: choose from {', '.join(TASKS)}")

@@ -94,9 +94,7 @@ class Algorithm(ABC):
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         """Begin with a new model, whose layers are converted, and its optimizer; `steps` is how long training will be.
 
-        Raises:
-            UserError: the model, or the task, is not one for this algorithm.
-
+        `UserError`: the model, or the task, is not one for this algorithm.
         """
         try:
             return self._start(task, model, optimizer, steps)
@@ -110,25 +108,15 @@ class Algorithm(ABC):
 
 @dataclass(frozen=True)
 class Simplification(Algorithm):
-    """meSimp: removes the neurons that are seldom in the top k (TKDE, Algorithm 2).
-
-    Attributes:
-        rate: p, the share of examples in whose top k a neuron has to be.
-        prunes: how often to remove, in an epoch; 8 in the authors' code.
-        simplify: epochs with simplification in a stage; 5 in the paper.
-        normal: epochs without; 5 in the paper.
-        count_zeros: as for `MeSimp`.
-        spacing: steps between two removals at least, however few removals in an epoch that leaves.
-
-    """
+    """meSimp: removes the neurons that are seldom in the top k (TKDE, Algorithm 2)."""
 
     title: ClassVar[str] = "meSimp"
-    rate: float = 0.1
-    prunes: int = 8
-    simplify: int = 5
-    normal: int = 5
-    count_zeros: bool = False
-    spacing: int | None = None
+    rate: float = 0.1  # p, the share of examples in whose top k a neuron has to be
+    prunes: int = 8  # how often to remove, in an epoch; 8 in the authors' code
+    simplify: int = 5  # epochs with simplification in a stage; 5 in the paper
+    normal: int = 5  # epochs without; 5 in the paper
+    count_zeros: bool = False  # as for `MeSimp`
+    spacing: int | None = None  # steps between two removals at least, however few removals in an epoch that leaves
 
     def __post_init__(self) -> None:
         if isinstance(self.rate, bool) or not 0 < self.rate <= 1:

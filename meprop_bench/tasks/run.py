@@ -52,25 +52,15 @@ _PROGRESS_S = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Where training stood after some step.
+    """Where training stood after some step."""
 
-    Attributes:
-        step: steps done.
-        epoch: the same in epochs.
-        loss: mean loss of the training batches since the evaluation before.
-        test: metric on the test set if this is the best one so far, else None.
-        seconds: spent in steps so far, on whatever else the machine did.
-        figures: what the algorithm says of itself, sizes for instance.
-
-    """
-
-    step: int
-    epoch: float
-    loss: float
+    step: int  # steps done
+    epoch: float  # the same in epochs
+    loss: float  # mean of the training batches since the evaluation before
     dev: float
-    test: float | None = None
-    seconds: float = 0.0
-    figures: Mapping[str, float] = field(default_factory=dict)
+    test: float | None = None  # only if this is the best one so far
+    seconds: float = 0.0  # spent in steps so far, on whatever else the machine did
+    figures: Mapping[str, float] = field(default_factory=dict)  # what the algorithm says of itself, sizes for instance
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; a loss that is not finite is null."""
@@ -79,28 +69,18 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One trained model.
-
-    Attributes:
-        history: all evaluations.
-        best_step: steps until the evaluation that is the best on the development set (`best_dev`), the first of equals.
-        test_at_best: metric on the test set at that evaluation.
-        final_dev: metric on the development set at the end.
-        seconds: spent in steps, evaluations and checkpoints not counted.
-        model: as it is at the end.
-
-    """
+    """One trained model."""
 
     seed: int
     steps: int
     steps_per_epoch: int
     history: tuple[Evaluation, ...]
-    best_step: int
-    best_dev: float
-    test_at_best: float
-    final_dev: float
-    seconds: float = field(compare=False)
-    model: nn.Module = field(compare=False, repr=False)
+    best_step: int  # steps until the best evaluation on the development set, the first of equals
+    best_dev: float  # its metric there
+    test_at_best: float  # its metric on the test set
+    final_dev: float  # at the end
+    seconds: float = field(compare=False)  # spent in steps, evaluations and checkpoints not counted
+    model: nn.Module = field(compare=False, repr=False)  # as it is at the end
 
     @property
     def iterations(self) -> float:
@@ -149,7 +129,7 @@ def run(
     after_step: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """Train one model.
+    """Train one model; return the result, the same one, at once, if the checkpoint is of the end.
 
     Args:
         task: what to train, and on what: that of the recipe, loaded.
@@ -162,9 +142,6 @@ def run(
         after_step: called with the number of steps done after each. If it raises, the checkpoint is written first: so a
             training is ended at once and without loss.
         clock: in seconds.
-
-    Returns:
-        the result; the same one, at once, if the checkpoint is of the end.
 
     Raises:
         UserError: a seed that is none; the method, optimizer or algorithm does not fit the task; the checkpoint is of

@@ -107,22 +107,7 @@ _Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Translation(Task):
-    """Translation.
-
-    Args:
-        batch: B, pairs.
-        hidden: h, of the decoder and of both directions of the encoder together; even.
-        embedding: entries of a piece's vector; None for as many as hidden.
-        layers: of the encoder and of the decoder.
-        dropout: of embeddings, between layers and before the output.
-        vocabulary: pieces of each language at most.
-        beam: hypotheses of the beam search; 1 is greedy.
-        length_penalty: α of its length normalisation, 0 for none.
-        examples: as for `Task`, as `device`.
-        files: six paths with commas between them: source and target of train, dev and test; None for Multi30k.
-        device: where.
-
-    """
+    """Translation; `files` are source and target of train, dev and test; else it is of Multi30k."""
 
     name: ClassVar[str] = "translation"
     metric: ClassVar[str] = "BLEU"
@@ -131,14 +116,14 @@ class Translation(Task):
     def __init__(
         self,
         *,
-        batch: int = 64,
-        hidden: int = 512,
-        embedding: int | None = None,
-        layers: int = 3,
-        dropout: float = 0.0,
-        vocabulary: int = 3000,
-        beam: int = 5,
-        length_penalty: float = 0.0,
+        batch: int = 64,  # pairs
+        hidden: int = 512,  # of the decoder and of both directions of the encoder together; even
+        embedding: int | None = None,  # entries of a piece's vector; None for as many as hidden
+        layers: int = 3,  # of the encoder and of the decoder
+        dropout: float = 0.0,  # of embeddings, between layers and before the output
+        vocabulary: int = 3000,  # pieces of each language at most
+        beam: int = 5,  # hypotheses of the beam search; 1 is greedy
+        length_penalty: float = 0.0,  # α of its length normalisation, 0 for none
         examples: int | None = None,
         files: str | None = None,
         device: str = "cpu",
