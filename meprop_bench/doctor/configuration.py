@@ -60,8 +60,10 @@ def project(folder: Path) -> list[Finding]:
     own = tools.get(_TOOL)
     if own is not None:
         problems += _wrong_tables(own)
+    if problems:
+        return [found("problem", problem) for problem in problems]
     text = f"[tool.{_TOOL}]: {', '.join(own) or 'empty'}" if own is not None else f"no [tool.{_TOOL}]"
-    return [found("problem", problem) for problem in problems] or [found("ok", text)]
+    return [found("ok", text)]
 
 
 def asv(folder: Path) -> list[Finding]:
