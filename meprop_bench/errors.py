@@ -22,13 +22,7 @@ class ExitCode(IntEnum):
 
 
 class UserError(Exception):
-    """An error that the user caused and can put right.
-
-    Args:
-        message: one line that says what is wrong and what to do about it.
-        exit_code: the exit code of the verb.
-
-    """
+    """An error that the user caused and can put right: one line that says what is wrong and what to do about it."""
 
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__(message)
@@ -41,12 +35,7 @@ def nearest(word: object, allowed: Iterable[str]) -> str | None:
 
 
 def one_of(what: str, value: object, allowed: Collection[str]) -> str:
-    """Return `value` if it is allowed.
-
-    Raises:
-        UserError: it is not; the message names what was probably meant, and all that is allowed.
-
-    """
+    """Return `value` if it is allowed; else a `UserError` names what was probably meant, and all that is allowed."""
     if isinstance(value, str) and value in allowed:
         return value
     close = nearest(value, allowed)

@@ -14,18 +14,11 @@ __all__ = ["METHODS", "Method"]
 
 @dataclass(frozen=True)
 class Method:
-    """What a method's name stands for.
+    """What a method's name stands for."""
 
-    Attributes:
-        selection: which entries of dy survive (`ops.selection.SELECTIONS`); None leaves every layer dense.
-        algorithm: what goes along with training, a key of `tasks.algorithm.ALGORITHMS`.
-        module: whose `convert(model, *, k, selection, sparse, kernel, kinds)` changes the layers.
-
-    """
-
-    selection: str | None = None
-    algorithm: str | None = None
-    module: str = "meprop_bench.nn"
+    selection: str | None = None  # which entries of dy survive (`ops.selection.SELECTIONS`); None leaves layers dense
+    algorithm: str | None = None  # what goes along with training, a key of `tasks.algorithm.ALGORITHMS`
+    module: str = "meprop_bench.nn"  # its `convert(model, *, k, selection, sparse, kernel, kinds)` changes the layers
 
 
 METHODS: Mapping[str, Method] = {

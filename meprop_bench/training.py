@@ -52,14 +52,10 @@ class Step:
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, chunk: int = 4096) -> float:
-    """Return the accuracy of `model` in percent.
+    """Return the accuracy in percent of a model from images (N, features) to logits (N, classes), labels (N,).
 
-    Args:
-        model: returns logits (B, classes); put into evaluation mode, and each of its modules back into its own.
-        images: (N, features).
-        labels: (N,).
-        chunk: examples at a time, which bounds the memory and does not change the result.
-
+    The model is put into evaluation mode, and each of its modules back into its own. `chunk` examples at a time bound
+    the memory and do not change the result.
     """
     with evaluation_mode(model), torch.no_grad():
         hits = sum(

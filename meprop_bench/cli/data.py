@@ -41,8 +41,7 @@ def list_() -> None:
     from rich.table import Table
 
     from meprop_bench.data.content import condition
-    from meprop_bench.data.location import VARIABLE, data_folder
-    from meprop_bench.data.sources import SOURCES
+    from meprop_bench.data.sources import SOURCES, VARIABLE, data_folder
 
     folder = data_folder()
     table = Table("name", "for", "licence", "size", "state")
@@ -77,8 +76,7 @@ def list_() -> None:
 def fetch(names: tuple[str, ...], force: bool, deadline: float) -> None:
     """Download data sets, verified, into the data folder. An interrupted download goes on where it stopped."""
     from meprop_bench.data.fetch import fetch as download
-    from meprop_bench.data.location import data_folder
-    from meprop_bench.data.sources import find_source
+    from meprop_bench.data.sources import data_folder, find_source
 
     if not 0 < deadline < math.inf:
         raise UserError(f"a deadline must be more than 0 seconds, and finite, not {deadline:g}")
@@ -99,8 +97,7 @@ def check(names: tuple[str, ...]) -> None:
     A file that is missing or not as published is one line, and the exit code 2.
     """
     from meprop_bench.data.content import State, inspect
-    from meprop_bench.data.location import data_folder, locate
-    from meprop_bench.data.sources import SOURCES, find_source
+    from meprop_bench.data.sources import SOURCES, data_folder, find_source, locate
 
     folder = data_folder()
     sources = [find_source(name) for name in dict.fromkeys(names)] or [

@@ -20,7 +20,7 @@ from meprop_bench.errors import ExitCode, UserError
 if TYPE_CHECKING:
     from meprop_bench.paper.experiment import Experiment
     from meprop_bench.paper.folder import PaperDocument
-    from meprop_bench.paper.trainings import Trainings
+    from meprop_bench.paper.records import Trainings
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.plan import Deadline
 
@@ -50,14 +50,14 @@ def command() -> None:
 )
 def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
-    from meprop_bench.paper.overview import best_results
+    from meprop_bench.paper.folder import best_results
     from meprop_bench.paper.published import published
 
     results = best_results(out)
     lines = [("table", "title", "tasks", "smoke", "short", "full", "result")]
     notes: list[str] = []
     for found in published().values():
-        document = results.get(found.table_id)
+        document = results.get(found.table_id, (None, None))[1]
         result = "–" if document is None else f"{document.evidence.experiment.scale}: {document.outcome}"
         tasks = ", ".join(dict.fromkeys(part.task for part in found.parts))
         times, skipped = _times(found.table_id, _workers(processes))
@@ -74,7 +74,7 @@ def list_tables(out: Path, processes: int | None) -> int:
 def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]]:
     from meprop_bench.paper.experiment import experiment, reasons
     from meprop_bench.paper.published import table
-    from meprop_bench.paper.scale import SCALES
+    from meprop_bench.paper.subjects import SCALES
 
     found = {scale: experiment(table(table_id), scale) for scale in SCALES}
     smoke, short, full = (
@@ -163,8 +163,8 @@ def run_table(
     from meprop_bench.measure.environment import machine_slug
     from meprop_bench.paper.experiment import check_runnable, experiment, reasons
     from meprop_bench.paper.published import table
+    from meprop_bench.paper.records import Trainings
     from meprop_bench.paper.runner import slug
-    from meprop_bench.paper.trainings import Trainings
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.plan import Deadline, check_feasible
     from meprop_bench.tasks.checks import on_device
@@ -276,7 +276,7 @@ def report(folders: tuple[Path, ...], claims: bool, check: bool, out: Path) -> i
 
 
 def _claims(out: Path, check: bool) -> int:
-    from meprop_bench.paper.overview import as_overview
+    from meprop_bench.paper.folder import as_overview
     from meprop_bench.results.store import replace_file
 
     text, path = as_overview(out), out / _PAGE

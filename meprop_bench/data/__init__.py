@@ -1,4 +1,4 @@
-"""Data sets: where they come from (`sources`), where they lie (`location`), how they get there (`fetch`).
+"""Data sets: which there are and where they lie (`sources`), how they get there (`fetch`), and what reads them.
 
 Importing this package loads neither torch nor NumPy: the `data` verb only moves files.
 """
@@ -13,23 +13,16 @@ _IMAGE_SETS = ("auto", "mnist", "digits")
 
 def auto_images() -> str:
     """Return the name of the images that "auto" stands for: MNIST when its files are here, else the digits."""
-    from meprop_bench.data.location import is_here
-    from meprop_bench.data.sources import SOURCES
+    from meprop_bench.data.sources import SOURCES, is_here
 
     return "mnist" if is_here(SOURCES["mnist"]) else "digits"
 
 
 def load_images(name: str = "auto") -> ImageData:
-    """Load images by name; their `name` says which ones they are, `published` whether those that were published.
+    """Load "mnist", "digits" (ships with scikit-learn) or "auto", see `auto_images`; `published` says what they are.
 
-    Args:
-        name: "mnist", "digits" (ships with scikit-learn), or "auto", see `auto_images`. A damaged MNIST is an error,
-            not a reason to take the digits; another set in files of its names (Fashion-MNIST) is none, but the result
-            has to say so.
-
-    Raises:
-        UserError: an unknown name, or the data are missing or damaged.
-
+    A damaged MNIST is a `UserError`, as missing data are, not a reason to take the digits; another set in files of its
+    names (Fashion-MNIST) is none, but the result has to say so.
     """
     if name not in _IMAGE_SETS:
         raise UserError(f"there is no image data set {name!r}: choose from {', '.join(_IMAGE_SETS)}")
@@ -39,6 +32,6 @@ def load_images(name: str = "auto") -> ImageData:
         from meprop_bench.data.mnist import load_mnist
 
         return load_mnist()
-    from meprop_bench.data.digits import load_digits
+    from meprop_bench.data.images import load_digits
 
     return load_digits()

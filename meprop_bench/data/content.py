@@ -1,4 +1,4 @@
-"""Reading a file that may be damaged or hostile: decompress in pieces, count, hash, and stop early.
+"""Reading a file that may be damaged or hostile: decompress in pieces, count, hash, and stop early; or line by line.
 
 A gzip of a few kilobytes can unpack to terabytes. The published size is known, so decompression stops one byte past it,
 whatever the stream claims; memory stays at one piece, and a file is called good only when its size and SHA-256 are
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,21 @@ from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
 
-from meprop_bench.data.location import locate
-from meprop_bench.data.sources import DataFile, Source
+from meprop_bench.data.sources import DataFile, Source, locate
+from meprop_bench.errors import UserError
 
-__all__ = ["PIECE", "ContentError", "State", "condition", "digest", "inspect", "opened", "published"]
+__all__ = [
+    "PIECE",
+    "ContentError",
+    "Malformed",
+    "State",
+    "condition",
+    "digest",
+    "inspect",
+    "numbered_lines",
+    "opened",
+    "published",
+]
 
 PIECE = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -46,9 +58,7 @@ class State(StrEnum):
 def opened(path: Path) -> Iterator[BufferedIOBase]:
     """Open a file to read its content, gzip (when it begins like one) or plain.
 
-    Raises:
-        ContentError: it cannot be read, or is not sound gzip, found out at any time within the block.
-
+    ContentError: it cannot be read, or is not sound gzip, found out at any time within the block.
     """
     try:
         with path.open("rb") as probe:
@@ -90,11 +100,7 @@ def published(raw: Iterable[bytes], file: DataFile) -> Iterator[bytes]:
     """Yield the decompressed content of `raw`, checking on the way that it is that of `file`.
 
     Never yields more bytes than `file.size`. What was yielded is to be trusted only when the iterator ended without an
-    error.
-
-    Raises:
-        ContentError: too long, too short, not sound gzip, or another SHA-256.
-
+    error: ContentError for too long, too short, not sound gzip, or another SHA-256.
     """
     digest = hashlib.sha256()
     size = 0
@@ -168,3 +174,39 @@ def condition(folder: Path, source: Source, *, thorough: bool) -> tuple[str, lis
         return "missing", []
     lines = [f"{source.name}/{name}: {state}: {detail}" for name, state, detail in found if state not in sound]
     return "incomplete" if states <= {*sound, State.MISSING} else "damaged", lines
+
+
+_LONGEST = 1 << 20  # bytes of a line; a gzip bomb or a binary file has no line ends
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but for the tab: C0, DEL and C1. A damaged or binary file has them."""
+
+
+class Malformed(UserError):
+    """A line is not what the format asks for."""
+
+    def __init__(self, path: Path, line: int, reason: str) -> None:
+        super().__init__(f"{path}, line {line}: {reason}")
+
+
+def numbered_lines(path: Path, *, spaces: str = "\x0b\x0c\x1c\x1d\x1e\x1f\x85") -> Iterator[tuple[int, str]]:
+    r"""Yield each line with its number, from 1, without its end (`\n` or `\r\n`; no other character ends a line).
+
+    `spaces` are control characters that may be in it; by default those that count as white space, which running text
+    does have. `UserError`: the file cannot be read, is not sound gzip, or a line is not UTF-8, holds another control
+    character or is longer than a mebibyte.
+    """
+    number = 0
+    try:
+        with opened(path) as stream:
+            while raw := stream.readline(_LONGEST):
+                number += 1
+                if len(raw) == _LONGEST and not raw.endswith(b"\n"):
+                    raise Malformed(path, number, "it is longer than a mebibyte, so this is not a text file")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+                if found := next((char for char in _CONTROL.findall(line) if char not in spaces), None):
+                    raise Malformed(path, number, f"it holds the control character U+{ord(found):04X}")
+                yield number, line
+    except UnicodeDecodeError:
+        raise Malformed(path, number, "it is not UTF-8") from None
+    except ContentError as error:
+        raise UserError(f"cannot read {path}, after line {number}: {error}") from None

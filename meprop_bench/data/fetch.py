@@ -59,22 +59,11 @@ def fetch(
     timeout: float = 30.0,
     deadline: float = math.inf,
 ) -> list[Path]:
-    """Download what is missing or damaged of a data set into `folder / source.name`.
+    """Download what is missing or damaged of a data set into `folder / source.name`, and return those files.
 
-    Args:
-        source: the data set.
-        folder: the data folder; created when it is not there.
-        force: download files that are whole already, too.
-        progress: called with a file and how many bytes of its content are here.
-        timeout: seconds without an answer, or with next to no data, after which a mirror is given up.
-        deadline: seconds for all of it.
-
-    Returns:
-        The files that were downloaded; those already whole are not among them.
-
-    Raises:
-        UserError: no mirror served a file as published in time, or the folder cannot be written.
-
+    The data folder is created when it is not there; `force` downloads files that are whole already, too. `timeout`:
+    seconds without an answer, or with next to no data, after which a mirror is given up; `deadline`: seconds for all of
+    it. `UserError`: no mirror served a file as published in time, or the folder cannot be written.
     """
     place, until = folder / source.name, time.monotonic() + deadline
     fetched = []

@@ -63,13 +63,8 @@ def transfer(url: str, offset: int, *, timeout: float, deadline: float) -> Itera
     """Give what a mirror sends of a file: the byte that it begins with, and the bytes from there on.
 
     That is `offset`, or 0 of a mirror that does not resume. The bytes raise `Interrupted` when they end early or come
-    too slowly. At the end of the block the connection is shut, whatever is going on there.
-
-    Args:
-        url: where it is.
-        offset: the first byte that is asked for.
-        timeout: seconds, see the module.
-        deadline: when it has to be over, on the clock `time.monotonic`.
+    too slowly. At the end of the block the connection is shut, whatever is going on there. `timeout`: seconds, see the
+    module; `deadline`: when it has to be over, on the clock `time.monotonic`.
 
     Raises:
         Refused: not an address to open, no connection, or an answer that is not the file.

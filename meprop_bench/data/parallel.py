@@ -17,13 +17,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from meprop_bench.data.conllu import Sentence
-from meprop_bench.data.content import digest
-from meprop_bench.data.dataset import DataSet, compared
-from meprop_bench.data.grammar import made_up_treebank
-from meprop_bench.data.lines import Malformed, numbered_lines
-from meprop_bench.data.location import path_of
-from meprop_bench.data.sources import SOURCES
+from meprop_bench.data.content import Malformed, digest, numbered_lines
+from meprop_bench.data.sources import SOURCES, DataSet, compared, path_of
+from meprop_bench.data.treebank import Sentence, made_up_treebank
 from meprop_bench.errors import UserError
 
 __all__ = ["Corpus", "Pair", "load_multi30k", "made_up_corpus", "read_corpus", "read_parallel"]
@@ -44,14 +40,7 @@ Corpus: TypeAlias = DataSet[tuple[Pair, ...]]
 def read_parallel(source: Path, target: Path) -> Iterator[Pair]:
     """Yield the pairs of two files, in their order.
 
-    Args:
-        source: sentences to translate, one a line.
-        target: their translations.
-
-    Raises:
-        UserError: a file cannot be read, or a line has no partner, no text, or is not UTF-8; the message has its
-            number.
-
+    `UserError`: a file cannot be read, or a line has no partner, no text, or is not UTF-8; the message has its number.
     """
     number = 0
     for left, right in zip_longest(numbered_lines(source), numbered_lines(target)):
@@ -67,12 +56,7 @@ def read_parallel(source: Path, target: Path) -> Iterator[Pair]:
 
 
 def load_multi30k() -> Corpus:
-    """Load Multi30k, German to English: 29,000 captions to train on, "val" as dev, and the test set of 2016.
-
-    Raises:
-        UserError: a file is missing or damaged.
-
-    """
+    """Load Multi30k, German to English: 29,000 captions to train on, "val" as dev, and the test set of 2016."""
     source = SOURCES["multi30k"]
     paths = {name: path_of(source, name) for name in (f"{part}.{side}" for part in _PARTS for side in ("de", "en"))}
     found = read_corpus("multi30k", *paths.values())
@@ -80,7 +64,7 @@ def load_multi30k() -> Corpus:
 
 
 def made_up_corpus() -> Corpus:
-    """Return the sentences of `data.grammar`, translated from a language that spells backwards and ends on the verb.
+    """Return the sentences of `data.treebank`, translated from a language that spells backwards and ends on the verb.
 
     "the dog hears a red cat ." is "eht god a der tac sraeh .": for smoke runs and tests, which say nothing of German.
     """
@@ -98,14 +82,11 @@ def _made_up(sentence: Sentence) -> Pair:
 def read_corpus(name: str, *paths: Path) -> Corpus:
     """Read a user's own parallel text: six files, the source and the target of train, of dev and of test.
 
-    Raises:
-        UserError: as for `read_parallel`, or a part has no line.
-
+    `UserError`: as for `read_parallel`, or a part has no line.
     """
-    return DataSet(name, *map(_part, paths[::2], paths[1::2]))
-
-
-def _part(source: Path, target: Path) -> tuple[Pair, ...]:
-    if not (pairs := tuple(read_parallel(source, target))):
-        raise UserError(f"{source} has no sentence: name a file with at least one, a line each")
-    return pairs
+    parts = []
+    for source, target in zip(paths[::2], paths[1::2], strict=True):
+        if not (pairs := tuple(read_parallel(source, target))):
+            raise UserError(f"{source} has no sentence: name a file with at least one, a line each")
+        parts.append(pairs)
+    return DataSet(name, *parts)

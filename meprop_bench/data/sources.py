@@ -1,4 +1,4 @@
-"""The data sets as data: which files, from which public mirrors, and the checksum that says they are the right ones.
+"""The data sets as data: files, mirrors, checksums; where they lie; and what a set is once it is read.
 
 A checksum is that of the *decompressed* content: two mirrors may pack the same bytes differently (one serves the file
 plain, another with its own gzip), and both are then the same file. Only single files are listed. Archives (tar, zip)
@@ -7,29 +7,43 @@ are not used at all, so no file name ever comes from the network.
 The licensed corpora of the papers have free stand-ins: UD English EWT for the Penn Treebank (part-of-speech tags,
 parsing), Multi30k for NIST Chinese-English and IWSLT English-Vietnamese (translation). Numbers from a stand-in are
 comparable with the papers' in their ratios only.
+
+All lie in one folder, `NAME/FILE.gz` in it: `MEPROP_BENCH_DATA`, else one in the user's cache (`meprop_bench.cache`). A
+plain `NAME/FILE`, unpacked by hand, is read, too; `FILE.gz` comes first when both are there.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+from meprop_bench.cache import places
 from meprop_bench.errors import UserError
 
-__all__ = ["SOURCES", "DataFile", "Source", "find_source"]
+__all__ = [
+    "SOURCES",
+    "VARIABLE",
+    "DataFile",
+    "DataSet",
+    "Source",
+    "compared",
+    "data_folder",
+    "find_source",
+    "is_here",
+    "locate",
+    "path_of",
+]
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One published file.
+    """One published file: its name without `.gz`, the size in bytes and the SHA-256 of its decompressed content.
 
-    Args:
-        name: its name without a `.gz` suffix.
-        size: bytes of the decompressed content.
-        sha256: SHA-256 of the decompressed content, in hexadecimal.
-        urls: where it is published, best first; each serves the content plain or as gzip.
-
+    `urls` are where it is published, best first; each serves the content plain or as gzip.
     """
 
     name: str
@@ -144,3 +158,80 @@ def find_source(name: str) -> Source:
     close = difflib.get_close_matches(name, SOURCES, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(SOURCES)}"
     raise UserError(f"there is no data set {name!r} to fetch or check: {hint}")
+
+
+VARIABLE = "MEPROP_BENCH_DATA"
+
+
+def data_folder() -> Path:
+    """Return the folder of all data sets; the default one need not exist yet.
+
+    `UserError`: `MEPROP_BENCH_DATA` names no folder, or there is no home directory to keep a cache in.
+    """
+    if chosen := os.environ.get(VARIABLE):
+        folder = Path(os.path.expanduser(chosen))
+        if not folder.is_dir():
+            raise UserError(f"{VARIABLE}={chosen} is not a folder: create it, or unset the variable to use the cache")
+        return folder
+    if not (found := places()):
+        raise UserError(f"there is no home directory to keep data in: set {VARIABLE} to a folder")
+    return found[0]
+
+
+def locate(folder: Path, source: Source, file: DataFile) -> Path | None:
+    """Return where `file` lies in `folder` (the gzip, else the plain file), or None."""
+    for name in (file.stored_name, file.name):
+        path = folder / source.name / name
+        if path.is_file():
+            return path
+    return None
+
+
+def is_here(source: Source) -> bool:
+    """Whether all files of a data set lie in the data folder."""
+    folder = data_folder()
+    return all(locate(folder, source, file) for file in source.files)
+
+
+def path_of(source: Source, name: str) -> Path:
+    """Return where the file called `name` (without `.gz`) lies; `UserError` when it is not here."""
+    folder, file = data_folder(), source.file(name)
+    if (path := locate(folder, source, file)) is None:
+        where = folder / source.name
+        raise UserError(f"{source.name} is not complete: no {file.stored_name} in {where}; {source.remedy}")
+    return path
+
+
+P = TypeVar("P")
+S = TypeVar("S", bound="DataSet[Any]")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet(Generic[P]):
+    """A data set in three parts: to learn from, to choose by, to report. What it is a part of depends on the data.
+
+    `published`: whether the files are those that were published, by their SHA-256; None where none is known. `notes`:
+    what a reader of a result should know of these data.
+    """
+
+    name: str
+    train: P
+    dev: P
+    test: P
+    published: bool | None = field(default=None, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+def compared(found: S, source: Source, digests: Mapping[str, str]) -> S:
+    """Return what was read so that it says whether it is the published set, with a note of the files that are not.
+
+    `digests`: name of a file -> the SHA-256 of what was read.
+    """
+    others = [name for name, digest in digests.items() if digest != source.file(name).sha256]
+    if not others:
+        return replace(found, published=True)
+    note = (
+        f"not the published {source.name} data: {', '.join(others)} {'has' if len(others) == 1 else 'have'} another "
+        f"SHA-256; `meprop-bench data fetch {source.name}` gets those that were published"
+    )
+    return replace(found, published=False, notes=(*found.notes, note))

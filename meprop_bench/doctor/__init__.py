@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meprop_bench.doctor import configuration, data, machine, noise, software
+from meprop_bench.doctor import configuration, machine, noise, software
 from meprop_bench.doctor.finding import SECTIONS, Finding, exit_code
 from meprop_bench.errors import ExitCode
 from meprop_bench.measure.allocator import current
@@ -38,13 +38,7 @@ _WATCH_S = 1.0
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found.
-
-    Attributes:
-        findings: in the order of the screen.
-        environment: of the examining process, as a result's.
-
-    """
+    """What was found, in the order of the screen; and the environment of the examining process, as a result's."""
 
     findings: tuple[Finding, ...]
     environment: dict[str, Any]
@@ -62,14 +56,10 @@ def examine(
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Examination:
-    """Examine this machine and a folder's configuration.
+    """Examine this machine and the configuration of a folder, by default the working directory.
 
-    Args:
-        presets: names or TOML files, to be checked.
-        fast: leave the noise, the kernels' cache and the contents of the data out.
-        folder: whose configuration is looked at; by default the working directory.
-        progress: called with what is being done.
-
+    `presets`, names or TOML files, are checked, too; `fast` leaves the noise, the kernels' cache and the contents of
+    the data out; `progress` is called with what is being done.
     """
     progress("watching the machine")
     now = state(default_threads(), seconds=_WATCH_S)
@@ -82,9 +72,12 @@ def examine(
             *software.software(environment),
             *software.node(),
             *software.devices(),
-            *data.data_sets(thorough=not fast),
-            *_configured(presets, folder or Path.cwd()),
+            *software.data_sets(thorough=not fast),
+            *configuration.project(folder := folder or Path.cwd()),
+            *configuration.asv(folder),
         ]
+        for name in presets:
+            rest += configuration.preset(name)
         if not fast:
             progress("measuring identical code against itself")
         rest += trial.findings()
@@ -92,13 +85,6 @@ def examine(
     order = list(SECTIONS)
     found.sort(key=lambda finding: order.index(finding.section))  # stable
     return Examination(tuple(found), environment)
-
-
-def _configured(presets: Sequence[str], folder: Path) -> list[Finding]:
-    found = [*configuration.project(folder), *configuration.asv(folder)]
-    for name in presets:
-        found += configuration.preset(name)
-    return found
 
 
 class _Trial:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,6 @@ TABLES: Mapping[str, Collection[str] | None] = {"gate": KEYS}
 place that says what may stand there: a verb with settings adds its line."""
 
 _TOOL = "meprop-bench"
-_SECTION = "configuration"
 
 _ASV_MORE = ("version", "build_cache_size", "wheel_cache_size")
 """Read by asv, too, though not attributes of its `Config`: `util.load_json`, `build_cache`, `Config.from_json`."""
@@ -41,16 +41,16 @@ _ASV_VERSION = 1
 
 def project(folder: Path) -> list[Finding]:
     """Look at [tool.meprop-bench] in a folder's pyproject.toml."""
-    check = "pyproject.toml"
-    path = folder / check
+    path = folder / "pyproject.toml"
+    found = partial(Finding, "configuration", path.name)
     if not path.exists():
-        return [Finding(_SECTION, check, "ok", "none in this directory")]
+        return [found("ok", "none in this directory")]
     try:
         tools = _read(path, "TOML", tomllib.loads).get("tool", {})
     except ValueError as error:
-        return [Finding(_SECTION, check, "problem", str(error))]
+        return [found("problem", str(error))]
     if not isinstance(tools, dict):
-        return [Finding(_SECTION, check, "problem", "'tool' is not a table")]
+        return [found("problem", "'tool' is not a table")]
     problems = [
         f"[tool.{name}] is not read: did you mean [tool.{_TOOL}]?"
         for name in difflib.get_close_matches(_TOOL, tools, n=3, cutoff=0.75)
@@ -60,49 +60,47 @@ def project(folder: Path) -> list[Finding]:
     if own is not None:
         problems += _wrong_tables(own)
     if problems:
-        return [Finding(_SECTION, check, "problem", problem) for problem in problems]
+        return [found("problem", problem) for problem in problems]
     text = f"[tool.{_TOOL}]: {', '.join(own) or 'empty'}" if own is not None else f"no [tool.{_TOOL}]"
-    return [Finding(_SECTION, check, "ok", text)]
+    return [found("ok", text)]
 
 
 def asv(folder: Path) -> list[Finding]:
     """Look at a folder's asv.conf.json, or .jsonc."""
-    check = "asv.conf.json"
-    paths = [path for path in (folder / check, folder / f"{check}c") if path.exists()]
+    found = partial(Finding, "configuration", "asv.conf.json")
+    paths = [path for name in ("asv.conf.json", "asv.conf.jsonc") if (path := folder / name).exists()]
     if not paths:
-        return [Finding(_SECTION, check, "ok", "none in this directory")]
+        return [found("ok", "none in this directory")]
     if len(paths) > 1:
         text = "asv refuses a directory with both asv.conf.json and asv.conf.jsonc"
-        return [Finding(_SECTION, check, "problem", text, "remove one of them")]
+        return [found("problem", text, "remove one of them")]
     try:
         known = (*vars(import_module("asv.config").Config()), *_ASV_MORE)
         record = _read(paths[0], "JSON", import_module("json5").loads)  # asv's own reader, which it brings
     except ImportError:
-        return [Finding(_SECTION, check, "ok", "not looked at: asv, whose keys these are, is not installed")]
+        return [found("ok", "not looked at: asv, whose keys these are, is not installed")]
     except ValueError as error:
-        return [Finding(_SECTION, check, "problem", str(error))]
-    problems = [Finding(_SECTION, check, "problem", text, advice) for text, advice in _asv_needs(record)]
+        return [found("problem", str(error))]
+    problems = [found("problem", text, advice) for text, advice in _asv_needs(record)]
     graded: State = "warning" if record.get("plugins") else "problem"  # a plugin may read keys of its own
-    problems += [
-        Finding(_SECTION, check, graded, text, "asv ignores it silently") for text in _unknown("key", record, known)
-    ]
-    return problems or [Finding(_SECTION, check, "ok", f"{len(record)} keys, all known to asv {version('asv')}")]
+    problems += [found(graded, text, "asv ignores it silently") for text in _unknown("key", record, known)]
+    return problems or [found("ok", f"{len(record)} keys, all known to asv {version('asv')}")]
 
 
 def preset(name: str) -> list[Finding]:
     """Read and plan a preset, by its name or its file; then ask whether this machine can measure it."""
-    check = Path(name).name or name
+    found = partial(Finding, "configuration", Path(name).name or name)
     try:
         plan = plan_preset(load_preset(name))
     except UserError as error:
-        return [Finding(_SECTION, check, "problem", " ".join(str(error).split()))]
+        return [found("problem", " ".join(str(error).split()))]
     cases = "1 case" if len(plan.cases) == 1 else f"{len(plan.cases)} cases"
     text = f"{plan.name}: {cases}, about {len(plan.cases) * plan.budget / 60:.0f} minutes of timing at most"
     try:
         check_feasible(plan.cases, pin=plan.pin)
     except UserError as error:
-        return [Finding(_SECTION, check, "warning", f"{text}; not here: {error}")]
-    return [Finding(_SECTION, check, "ok", text)]
+        return [found("warning", f"{text}; not here: {error}")]
+    return [found("ok", text)]
 
 
 def _wrong_tables(own: Any) -> list[str]:

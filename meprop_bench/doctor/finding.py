@@ -35,16 +35,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line.
-
-    Attributes:
-        section: a key of `SECTIONS`.
-        check: what was looked at, in a word or two.
-        state: how it is.
-        text: what was found, with figures.
-        advice: what to do; "" where there is nothing to do.
-
-    """
+    """A line: a key of `SECTIONS`; what was looked at, in a word or two; how it is; with figures; what to do, or ""."""
 
     section: str
     check: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from meprop_bench.doctor.finding import Finding
@@ -24,15 +25,11 @@ _SLOWS = ("CUDA_LAUNCH_BLOCKING", "NUMBA_DISABLE_JIT")
 
 _Facts = Mapping[str, Any]
 
+_found = partial(Finding, "machine")
+
 
 def machine_state(environment: _Facts, state: _Facts) -> list[Finding]:
-    """Judge the machine.
-
-    Args:
-        environment: as `measure.environment.collect` gives it.
-        state: as `measure.machine.state` gives it.
-
-    """
+    """Judge the machine, by what `measure.environment.collect` and `measure.machine.state` give."""
     return [
         _cores(environment, state),
         _quota(state),
@@ -67,7 +64,7 @@ def allocators() -> Finding:
     missing = {name: reason for name in ALLOCATORS if (reason := unavailable_reason(name))}
     there = ", ".join(name for name in ALLOCATORS if name not in missing)
     text = "; ".join([f"{there} available", *(f"{name} not: {reason}" for name, reason in missing.items())])
-    return Finding("machine", "allocator", "note" if missing else "ok", f"{text}; this shell's own: {current()}")
+    return _found("allocator", "note" if missing else "ok", f"{text}; this shell's own: {current()}")
 
 
 def _cores(environment: _Facts, state: _Facts) -> Finding:
@@ -75,31 +72,31 @@ def _cores(environment: _Facts, state: _Facts) -> Finding:
     usable, threads = state["cpu_usable_cores"], state["threads"]
     text = f"{environment['cpu_model'] or 'unknown CPU'}: {physical} physical, {logical} logical, {usable} usable"
     if (said := warnings(state).get("threads")) is not None:
-        return Finding("machine", "cores", "warning", f"{text}; {said[0]}", said[1])
+        return _found("cores", "warning", f"{text}; {said[0]}", said[1])
     restricted = logical is not None and usable < logical
     advice = "the CPU affinity of this process leaves the others out" if restricted else ""
-    return Finding("machine", "cores", "note" if restricted else "ok", f"{text}; threads for a case: {threads}", advice)
+    return _found("cores", "note" if restricted else "ok", f"{text}; threads for a case: {threads}", advice)
 
 
 def _quota(state: _Facts) -> Finding:
     limit = state["cpu_limit"]
     if (heavy := too_busy(state).get("quota")) is not None:
-        return Finding("machine", "quota", "problem", heavy, "raise the quota, or measure with fewer --threads")
+        return _found("quota", "problem", heavy, "raise the quota, or measure with fewer --threads")
     text = state["unavailable"].get("cpu_limit", "none") if limit is None else f"{limit:g} cores"
-    return Finding("machine", "quota", "ok", text)
+    return _found("quota", "ok", text)
 
 
 def _taken(state: _Facts, check: str, field: str, start: str, verb: str) -> Finding:
     taken, cores = state[field], state["cpu_usable_cores"]
     if taken is None:
-        return Finding("machine", check, "note", state["unavailable"].get(field, "not counted"))
+        return _found(check, "note", state["unavailable"].get(field, "not counted"))
     text = f"{start} {verb} {taken:.2f} of {cores} cores"
     if (said := warnings(state).get(check)) is None:
-        return Finding("machine", check, "ok", text)
+        return _found(check, "ok", text)
     if (heavy := too_busy(state).get(check)) is not None:
         advice = "end them, or wait" if check == "others" else "measure on another machine, or at another hour"
-        return Finding("machine", check, "problem", heavy, advice)
-    return Finding("machine", check, "warning", text, said[1])
+        return _found(check, "problem", heavy, advice)
+    return _found(check, "warning", text, said[1])
 
 
 def _frequency(environment: _Facts, state: _Facts) -> Finding:
@@ -112,44 +109,40 @@ def _frequency(environment: _Facts, state: _Facts) -> Finding:
     if now is not None:
         parts.append(f"{now:.0f} MHz now" + ("" if highest is None else f" of {highest:.0f}"))
     if (said := warnings(state).get("governor")) is not None:
-        return Finding("machine", "frequency", "warning", ", ".join(parts), ": ".join(said))
+        return _found("frequency", "warning", ", ".join(parts), ": ".join(said))
     advice = "short runs are faster than long ones" if boost else ""
-    return Finding("machine", "frequency", "note" if boost or governor is None else "ok", ", ".join(parts), advice)
+    return _found("frequency", "note" if boost or governor is None else "ok", ", ".join(parts), advice)
 
 
 def _heat(state: _Facts) -> Finding:
     times = state["overheated"]
     if times is None:
-        return Finding("machine", "heat", "note", state["unavailable"].get("overheated", "not counted"))
-    if times == 0:
-        return Finding("machine", "heat", "ok", "no core was slowed by heat since the system's start")
-    return Finding("machine", "heat", "note", f"cores were slowed by heat {times} times since the system's start")
+        return _found("heat", "note", state["unavailable"].get("overheated", "not counted"))
+    slowed = f"cores were slowed by heat {times} times" if times else "no core was slowed by heat"
+    return _found("heat", "note" if times else "ok", f"{slowed} since the system's start")
 
 
 def _swap(state: _Facts) -> Finding:
     used = state["swap_used_bytes"]
     text = state["unavailable"].get("swap_used_bytes", "not shown") if used is None else f"{used / 2**20:.0f} MiB used"
     if (said := warnings(state).get("swap")) is not None:
-        return Finding("machine", "swap", "warning", f"{said[0]}; {text}", said[1])
-    return Finding("machine", "swap", "note" if used is None else "ok", text)
+        return _found("swap", "warning", f"{said[0]}; {text}", said[1])
+    return _found("swap", "note" if used is None else "ok", text)
 
 
 def _variables(environment: _Facts) -> Finding:
     """Judge the variables that change speed; a measuring process is given its own numbers of threads."""
     found: Mapping[str, str] = environment["variables"]
     if not found:
-        return Finding("machine", "variables", "ok", "none that changes speed is set")
+        return _found("variables", "ok", "none that changes speed is set")
     cores = environment["cpu_usable_cores"]
     many = [name for name, value in found.items() if name.endswith("_NUM_THREADS") and _number(value) > cores]
     slow = [name for name in _SLOWS if found.get(name, "0") not in ("", "0")]
     text = ", ".join(f"{name}={value}" for name, value in found.items())
+    advice = f"{', '.join(many)} exceed {cores} usable cores: scripts of your own would wait" if many else ""
     if slow:
         advice = f"unset {', '.join(slow)}, which makes what is measured slow"
-    elif many:
-        advice = f"{', '.join(many)} exceed {cores} usable cores: scripts of your own would wait"
-    else:
-        advice = ""
-    return Finding("machine", "variables", "warning" if advice else "note", text, advice)
+    return _found("variables", "warning" if advice else "note", text, advice)
 
 
 def _number(text: str) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 
-from meprop_bench.doctor.finding import Finding
+from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
@@ -49,12 +49,7 @@ def identical() -> Case:
 
 
 def prepare(pool: Pool[int], case: Case, limit_s: float = LIMIT_S) -> int:
-    """Let the process of a pool import what it needs, set the case up and check it; return the loops for a value.
-
-    Raises:
-        WorkerError: it did not get that far.
-
-    """
+    """Let the process of a pool import what it needs, set the case up and check it; return the loops for a value."""
     pool.hello(threads=case.threads, device=case.device, timeout=limit_s)
     pool.ask(0, "setup", case=case.to_json())
     found = pool.ask(0, "check", warm_s=0.02)
@@ -64,12 +59,7 @@ def prepare(pool: Pool[int], case: Case, limit_s: float = LIMIT_S) -> int:
 
 
 def measure(pool: Pool[int], loops: int) -> Measurement:
-    """Take pairs, in as many parts as a case has processes.
-
-    Raises:
-        WorkerError: no answer came.
-
-    """
+    """Take pairs, in as many parts as a case has processes."""
     wanted = {"seconds": _PART_S, "least_pairs": 2, "loops": loops}
     answers = [pool.ask(0, "measure", seed=part, **wanted) for part in range(Plan.processes)]
     runs = tuple(tuple((float(a), float(b)) for a, b in answer["pairs"][_PHASE]) for answer in answers)
@@ -89,21 +79,20 @@ def judge(found: Measurement) -> list[Finding]:
         f"identical code measures {found.speedup.estimate:.4f}x {plus_minus(half, '.2%')}"
         f" ({len(found.values_s)} pairs of a {found.median_s * 1e3:.2f} ms call)"
     )
+    graded: tuple[State, str, str] = "problem", "is out of reach of", "end what else runs, or measure elsewhere"
     if half <= target:
-        first = Finding("noise", "A/A", "ok", f"{text}: ±{target:.0%} is within reach of {within}")
+        graded = "ok", "is within reach of", ""
     elif half <= target * math.sqrt(_GAIN):
-        advice = "close other programs, or measure with a larger --budget"
-        first = Finding("noise", "A/A", "warning", f"{text}: ±{target:.0%} may need more than {within}", advice)
-    else:
-        advice = "end what else runs, or measure elsewhere"
-        first = Finding("noise", "A/A", "problem", f"{text}: ±{target:.0%} is out of reach of {within}", advice)
-    return [first, *_disturbances(found)]
+        graded = "warning", "may need more than", "close other programs, or measure with a larger --budget"
+    state, reach, advice = graded
+    first = Finding("noise", "A/A", state, f"{text}: ±{target:.0%} {reach} {within}", advice)
+    return [first, _disturbances(found)]
 
 
-def _disturbances(found: Measurement) -> list[Finding]:
+def _disturbances(found: Measurement) -> Finding:
     marks = found.disturbed_values
     if marks is None:
-        return [Finding("noise", "disturbed", "note", "this kernel does not tell for how long a thread waited")]
+        return Finding("noise", "disturbed", "note", "this kernel does not tell for how long a thread waited")
     share = sum(marks) / len(marks)
     text = f"{sum(marks)} of {len(marks)} pairs waited for a core for more than 5% of their time"
-    return [Finding("noise", "disturbed", "warning" if share > 0.5 else "ok", text)]
+    return Finding("noise", "disturbed", "warning" if share > 0.5 else "ok", text)

@@ -1,4 +1,4 @@
-"""What is installed, what is missing and which extra brings it; compiled kernels; devices and their meters.
+"""What is installed, what is missing and which extra brings it; compiled kernels; devices and meters; data sets.
 
 Versions come from the installed distributions and extras from this package's own metadata, so that nothing here can
 disagree with pyproject.toml. Devices are asked as a measurement asks them (`measure.sampler`), for a tenth of a second:
@@ -20,13 +20,16 @@ from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 from meprop_bench.cache import places, user_cache, writable
+from meprop_bench.data.content import condition
+from meprop_bench.data.sources import SOURCES, data_folder
 from meprop_bench.doctor.finding import Finding, State
+from meprop_bench.errors import UserError
 from meprop_bench.measure.host import Rapl
 from meprop_bench.measure.nvml import Nvml
 from meprop_bench.measure.sampler import Sampler, Source, Summary
 from meprop_bench.optional import installed
 
-__all__ = ["compiled", "devices", "kernels", "node", "software"]
+__all__ = ["compiled", "data_sets", "devices", "kernels", "node", "software"]
 
 _OPTIONAL = {
     "kernels": ("numba",),
@@ -47,12 +50,7 @@ _COMPILE = "run `python -m meprop_bench.ops.kernels.native` once (about half a m
 
 
 def software(environment: Mapping[str, Any]) -> list[Finding]:
-    """Say which torch this is, and which optional parts are here.
-
-    Args:
-        environment: as `measure.environment.collect` gives it.
-
-    """
+    """Say which torch this is, by `measure.environment.collect`, and which optional parts are here."""
     if environment["torch"] is None:
         reason = environment["unavailable"].get("torch", "it cannot be imported")
         found = [_found("torch", "problem", reason, "install torch anew: pip install 'torch>=2.11'")]
@@ -98,11 +96,7 @@ def compiled() -> frozenset[str]:
 def kernels(before: frozenset[str], after: frozenset[str], *, loaded: bool) -> Finding | None:
     """Judge the compiled kernels and their cache; None without Numba, which compiles them.
 
-    Args:
-        before: what was in it before a measuring process was started.
-        after: what is in it now.
-        loaded: whether a process has loaded all kernels in between.
-
+    `before` and `after` a measuring process was started, which `loaded` all kernels, or not.
     """
     try:
         from meprop_bench.ops.kernels.compiled import load, unavailable_reason
@@ -173,6 +167,31 @@ def _meter(check: str, found: Summary, field: str, what: str) -> Finding:
     if field in found.values:
         return Finding("devices", check, "ok", what)
     return Finding("devices", check, "note", f"absent: {found.unavailable.get(field, 'not read')}")
+
+
+def data_sets(*, thorough: bool) -> list[Finding]:
+    """Look at every data set; `thorough` hashes every file (half a second for MNIST), else sizes are compared.
+
+    One that is not here is a note: the digits of scikit-learn stand in for it. One that is damaged is a problem, since
+    a sweep over it is refused (`sweep.feasible`), and better now than then.
+    """
+    try:
+        folder = data_folder()
+    except UserError as error:
+        return [Finding("data", "folder", "problem", str(error))]
+    findings = []
+    for source in SOURCES.values():
+        state, lines = condition(folder, source, thorough=thorough)
+        how = "verified by SHA-256" if thorough else "of the published size"
+        graded: dict[str, tuple[State, str]] = {
+            "present": ("ok", f"{how}, {source.size / 1e6:.1f} MB in {folder / source.name}"),
+            "damaged": ("problem", "; ".join(lines)),
+            "incomplete": ("warning", f"{'; '.join(lines)}; so it is not used"),
+            "missing": ("note", f"not here ({folder})"),
+        }
+        advice = "" if state == "present" else f"meprop-bench data fetch {source.name}"
+        findings.append(Finding("data", source.name, *graded[state], advice))
+    return findings
 
 
 def _optional(check: str, names: Sequence[str]) -> Finding:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from meprop_bench.methods import METHODS
 from meprop_bench.paper.published import Setting
-from meprop_bench.paper.subjects import subject_of
-from meprop_bench.paper.trainings import Evaluation, Trained
+from meprop_bench.paper.records import Evaluation, Trained
+from meprop_bench.tasks import TASKS, task_options
 from meprop_bench.tasks.algorithm import UPDATE
 from meprop_bench.tasks.recipe import Recipe
 
@@ -38,16 +38,10 @@ _STAGE = 5
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration to train.
+    """One configuration to train: the setting of a row, with what the scale changed.
 
-    Attributes:
-        task: what it is trained on.
-        data: where the examples come from: "mnist", "digits", …
-        setting: of the row, with what the scale changed.
-        epochs: how long.
-        examples: how many of the training examples; None for all.
-        watched: whether the change of the parameters is measured at every update, which takes time.
-
+    `data` are "mnist", "digits", …; `examples` how many of the training examples, None for all; `watched` says whether
+    the change of the parameters is measured at every update, which takes time.
     """
 
     task: str
@@ -87,13 +81,8 @@ class Arm:
         return " ".join([self.task, setting.method or "", *words, setting.optimizer or ""]).strip()
 
     def recipe(self, device: str = "cpu") -> Recipe:
-        """Return what is trained, with what the setting says of the model, the batch and the method.
-
-        Raises:
-            UserError: the setting makes no sense.
-
-        """
-        setting, about = self.setting, subject_of(self.task)
+        """Return what is trained, as the setting says; `UserError` if that makes no sense."""
+        setting = self.setting
         method, best_after, details, algorithm = setting.method or "dense", 0, dict[str, Any](), None
         if method == "mesimp":
             best_after = min(_STAGE, max(1, self.epochs // 2))
@@ -101,9 +90,9 @@ class Arm:
         elif method == "meact":
             best_after = setting.masked_after or 0
             details = {"share": setting.share, "pretrain": best_after}
-        elif method != "dense" and about.alternates:
+        elif method != "dense" and TASKS[self.task].alternated:
             algorithm = "alternating"
-        options = {name: value for name in about.options if (value := getattr(setting, name))}
+        options = {name: value for name in task_options(self.task) if (value := getattr(setting, name, None))}
         return Recipe(
             self.task,
             options | ({} if self.examples is None else {"examples": self.examples}) | {"device": device},
@@ -126,12 +115,7 @@ def train_arm(
     environment_id: str = "unknown",
     progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
-    """Train, and return what is stored of it.
-
-    Raises:
-        UserError: the task or its data are not there, or the setting does not fit it.
-
-    """
+    """Train, and return what is stored; `UserError` without the task or its data, or if the setting does not fit."""
     from meprop_bench.tasks.run import run
 
     recipe = arm.recipe(device)

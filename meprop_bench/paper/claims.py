@@ -38,16 +38,13 @@ from typing import TypeAlias
 from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learning, unit_of
 from meprop_bench.paper.evidence import Evidence, Place, figure
 from meprop_bench.paper.published import COLUMNS
-from meprop_bench.paper.trainings import Trained
+from meprop_bench.paper.records import Trained
 from meprop_bench.report.cells import points, ratio_within, vague_points
 from meprop_bench.stats import Interval, mean_difference, non_inferiority, paired_ratio, too_wide
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
 
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
-
-_NOTHING = "–"
-"""Our figure, where there is none."""
 
 NEARLY = 0.9
 """Share of a printed factor that counts as reaching it."""
@@ -59,24 +56,10 @@ _Ours: TypeAlias = tuple[str, Verdict, str]
 _Found: TypeAlias = tuple[str, str, _Ours | None]
 """What is claimed, the paper's figure, and ours, if anything is known yet."""
 
-_UNKNOWN: _Ours | None = None
-
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, judged.
-
-    Attributes:
-        part: of the table.
-        row: of the part.
-        kind: of `published.CLAIMS`.
-        says: the claim in words.
-        paper: the paper's figure.
-        ours: ours.
-        verdict: whether it holds.
-        why: in a few words.
-
-    """
+    """One claim of a row: its kind (of `published.CLAIMS`), what it says, both figures, and whether it holds."""
 
     part: str
     row: str
@@ -100,7 +83,7 @@ def judge(evidence: Evidence) -> list[Claim]:
 
 def _claim(place: Place, kind: str, says: str, paper: str, ours: _Ours | None) -> Claim:
     """Return a claim: what is not known yet with the reason, and the others no better than their evidence lets them."""
-    figure, verdict, why = ours or (_NOTHING, "inconclusive", _unknown(place, kind))
+    figure, verdict, why = ours or ("–", "inconclusive", _unknown(place, kind))
     if ours and (found := doubt(place, kind, verdict)):
         verdict, why = found[0], f"{why}; but {found[1]}"
     return Claim(place.part.name, place.row.name, kind, says, paper, figure, verdict, why)
@@ -168,7 +151,7 @@ def _iterations(place: Place, kind: str) -> Iterator[_Found]:
         return
     paper = f"{row.figures['iterations']:g} against {baseline.row.figures['iterations']:g}"
     pairs = place.pairs(lambda trained: trained.best_epoch)
-    ours = _UNKNOWN
+    ours: _Ours | None = None
     if pairs:
         interval = mean_difference([(later, earlier) for earlier, later in pairs])  # positive: earlier than baseline
         verdict, why = _above(interval, -LATER, f"{LATER:g} epochs", within=True)
@@ -202,7 +185,7 @@ def _size(place: Place, kind: str) -> Iterator[_Found]:
     for column in ("size", "first_size", "second_size"):
         if (printed := place.row.figures.get(column)) is None:
             continue
-        ours = _UNKNOWN
+        ours: _Ours | None = None
         if found := place.values(column):
             interval, limit = mean_difference([(0.0, value) for value in found]), printed / NEARLY
             verdict, why = _above(_negated(interval), -limit, f"at most {limit:.0f} neurons", within=True)
@@ -219,7 +202,7 @@ def _decode(place: Place, kind: str) -> Iterator[_Found]:
         return
     sizes = [each.row.figures.get("size") for each in (place.baseline, place) if each is not None]
     paper = f"{sizes[0] / sizes[1]:.1f}x by its size" if len(sizes) == 2 and sizes[0] and sizes[1] else "no figure"
-    ours = _UNKNOWN
+    ours: _Ours | None = None
     if (found := place.decoding) is not None:
         verdict, why = _above(found.speedup, 1.0, "1x")
         times = f"{_times(found.speedup)}, {found.fewer:.1f}x fewer products"
@@ -237,7 +220,7 @@ def _smaller_update(place: Place, kind: str) -> Iterator[_Found]:
         after = trained.updates[masked:]
         return statistics.fmean(after) if after else None
 
-    changing, ours = [pair for pair in place.pairs(update) if min(pair) > 0], _UNKNOWN
+    changing, ours = [pair for pair in place.pairs(update) if min(pair) > 0], None
     if changing:
         interval = paired_ratio([[pair] for pair in changing])
         verdict, why = _above(interval, NEARLY * printed, f"{NEARLY * printed:.1f}x")
@@ -249,12 +232,12 @@ def _smaller_update(place: Place, kind: str) -> Iterator[_Found]:
 
 def _count(place: Place, kind: str) -> Iterator[_Found]:
     for column, printed in place.row.figures.items():
-        paper, ours = f"{printed:,.0f}", _UNKNOWN
+        ours: _Ours | None = None
         if (found := place.counted(column)) is not None:
             ours = f"{found:,}", "reproduced" if found == printed else "not reproduced", "counted"
             if place.counted("published") == 0:
                 ours = f"{found:,}", "inconclusive", "other data than the paper's, whose sizes say nothing of it"
-        yield f"{COLUMNS[column].title}: {paper}", paper, ours
+        yield f"{COLUMNS[column].title}: {printed:,.0f}", f"{printed:,.0f}", ours
 
 
 _KINDS: Mapping[str, Callable[[Place, str], Iterator[_Found]]] = {

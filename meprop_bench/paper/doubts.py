@@ -26,11 +26,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from meprop_bench.paper.decodings import sizes_of
 from meprop_bench.paper.evidence import Place, mixed_data
 from meprop_bench.paper.published import COLUMNS, PublishedRow
+from meprop_bench.paper.records import Trained, sizes_of
 from meprop_bench.paper.subjects import subject
-from meprop_bench.paper.trainings import Trained
 from meprop_bench.stats import mean_difference
 
 __all__ = ["LATER", "LEAST_SEEDS", "SAME", "Verdict", "doubt", "still_learning", "unit_of"]
@@ -112,7 +111,7 @@ def _sides(place: Place, kind: str) -> list[Place]:
 
 def still_learning(place: Place) -> bool:
     """Whether most seeds of a row, or of all those that it sums up, were best in their last epoch."""
-    seeds = _seeds(place.summed_up)
+    seeds = [one for each in place.summed_up for one in each.seeds]
     return _most((sum(one.best_epoch == one.evaluations[-1].epoch for one in seeds), len(seeds)))
 
 
@@ -148,13 +147,10 @@ def _decoding(place: Place) -> Iterator[str]:
         yield "nothing was removed, so there is nothing to be faster by"
 
 
-def _seeds(places: Sequence[Place]) -> list[Trained]:
-    return [trained for place in places for trained in place.seeds]
-
-
 def _at_chance(places: Sequence[Place]) -> tuple[int, int]:
     """Return how many seeds learned next to nothing, and of how many."""
-    seeds, least = _seeds(places), subject(places[0].part.task).learned_from if places else 0.0
+    seeds = [one for each in places for one in each.seeds]
+    least = subject(places[0].part.task).learned_from if places else 0.0
     return sum(one.test is not None and one.test < least for one in seeds), len(seeds)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from meprop_bench.paper.arm import Arm
-from meprop_bench.paper.decodings import Decoding
 from meprop_bench.paper.experiment import Experiment
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
+from meprop_bench.paper.records import Decoding, Trained
 from meprop_bench.paper.subjects import subject
-from meprop_bench.paper.trainings import Trained
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import CANNOT_TELL, too_wide
+from meprop_bench.workloads.case import Case
 
 __all__ = ["Evidence", "Line", "Place", "figure", "lines", "mixed_data"]
 
@@ -22,24 +22,14 @@ _DECODING = ("decode_before_s", "decode_after_s", "products_before", "products_a
 
 @dataclass(frozen=True)
 class Evidence:
-    """Results beside the experiment that they are of.
-
-    Attributes:
-        experiment: what was to be run.
-        trained: arm id -> its seeds, those without error, in order.
-        failed: arm id -> how many trainings failed.
-        timed: (case id, phase) -> the row.
-        counts: (subject, column) -> how many there are.
-        decodings: arm id -> what decoding costs before and after.
-
-    """
+    """Results beside the experiment that they are of."""
 
     experiment: Experiment
-    trained: Mapping[str, Sequence[Trained]] = field(default_factory=dict)
-    failed: Mapping[str, int] = field(default_factory=dict)
-    timed: Mapping[tuple[str, str], Row] = field(default_factory=dict)
-    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    decodings: Mapping[str, Decoding] = field(default_factory=dict)
+    trained: Mapping[str, Sequence[Trained]] = field(default_factory=dict)  # arm id -> seeds without error, in order
+    failed: Mapping[str, int] = field(default_factory=dict)  # arm id -> how many trainings failed
+    timed: Mapping[tuple[str, str], Row] = field(default_factory=dict)  # (case id, phase) -> the row
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (subject, column) -> how many there are
+    decodings: Mapping[str, Decoding] = field(default_factory=dict)  # arm id -> the cost of decoding
 
     @property
     def places(self) -> Iterator[Place]:
@@ -110,10 +100,14 @@ class Place:
         return sum(self.evidence.failed.get(arm.arm_id, 0) for arm in _arms(self.summed_up))
 
     @property
+    def case(self) -> Case | None:
+        """What is timed for it."""
+        return self.evidence.experiment.cases.get((self.part.name, self.row.name))
+
+    @property
     def failure(self) -> str | None:
         """Why its case could not be measured."""
-        case = self.evidence.experiment.cases.get((self.part.name, self.row.name))
-        timed = self.evidence.timed.items()
+        timed, case = self.evidence.timed.items(), self.case
         failed = [row for (case_id, _), row in timed if case and case_id == case.case_id and not row.passed]
         return next((one.error or one.check for one in failed), None)
 
@@ -134,16 +128,13 @@ class Place:
 
     def timed(self, column: str) -> Row | None:
         """Return the timed row behind a column, if it was measured and passed its check."""
-        case = self.evidence.experiment.cases.get((self.part.name, self.row.name))
-        if case is None:
+        if (case := self.case) is None:
             return None
-        found = self.evidence.timed.get((case.case_id, self._phase(column)))
+        phase = "forward" if column == "forward_s" else "backward"
+        if column == "linear_backward_s" and subject(self.part.task).timing["workload"] == "mlp":
+            phase = "linear-backward"
+        found = self.evidence.timed.get((case.case_id, phase))
         return found if found is not None and found.passed and found.speedup is not None else None
-
-    def _phase(self, column: str) -> str:
-        if column == "linear_backward_s":
-            return "linear-backward" if subject(self.part.task).timing["workload"] == "mlp" else "backward"
-        return "forward" if column == "forward_s" else "backward"
 
     def counted(self, column: str) -> int | None:
         """Return what was counted of the part's data."""
@@ -170,10 +161,7 @@ def _arms(places: Iterable[Place]) -> Sequence[Arm]:
 
 @dataclass(frozen=True)
 class Line:
-    """One figure side by side: the paper's, and ours over seeds (or the median of a time).
-
-    `doubt` is what is said of ours where it is not to be believed.
-    """
+    """One figure side by side: the paper's, and ours over seeds (or the median of a time), with what is doubtful."""
 
     part: str
     row: str
@@ -201,29 +189,16 @@ def lines(evidence: Evidence) -> Iterator[Line]:
 def _line(place: Place, column: str) -> Line:
     about = COLUMNS[column]
     bare = Line(place.part.name, place.row.name, column, about.unit, place.row.figures.get(column))
-    if about.source == "training":
-        return _trained_line(bare, place.values(column))
-    if about.source == "data":
-        count = place.counted(column)
-        return replace(bare, mean=None if count is None else float(count))
-    if about.source == "decoding":
-        return _decoded_line(bare, place.decoding)
-    return _timed_line(bare, place)
-
-
-def _decoded_line(bare: Line, found: Decoding | None) -> Line:
-    if found is None:
-        return bare
-    side = _DECODING.index(bare.column) % 2
-    return replace(bare, mean=found.seconds(side) if bare.unit == "s" else float(found.multiplications[side]))
-
-
-def _trained_line(bare: Line, found: Sequence[float]) -> Line:
-    if not found:
-        return bare
-    spread = statistics.stdev(found) if len(found) > 1 else None
-    best = max(found) if bare.unit in ("%", "BLEU") else None
-    return replace(bare, mean=statistics.fmean(found), deviation=spread, best=best, seeds=len(found))
+    if about.source == "training" and (found := place.values(column)):
+        spread = statistics.stdev(found) if len(found) > 1 else None
+        best = max(found) if bare.unit in ("%", "BLEU") else None
+        return replace(bare, mean=statistics.fmean(found), deviation=spread, best=best, seeds=len(found))
+    if about.source == "data" and (count := place.counted(column)) is not None:
+        return replace(bare, mean=float(count))
+    if about.source == "decoding" and (cost := place.decoding) is not None:
+        side = _DECODING.index(column) % 2
+        return replace(bare, mean=cost.seconds(side) if bare.unit == "s" else float(cost.multiplications[side]))
+    return _timed_line(bare, place) if about.source == "timing" else bare
 
 
 def _timed_line(bare: Line, place: Place) -> Line:

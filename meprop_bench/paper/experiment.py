@@ -20,8 +20,7 @@ from msgspec import Meta
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
-from meprop_bench.paper.scale import Scale, reading_of, scale_of
-from meprop_bench.paper.subjects import Subject, subject
+from meprop_bench.paper.subjects import Scale, Subject, reading_of, scale_of, subject
 from meprop_bench.results.incoming import Count, Name, Number, Ratio, checked, refused
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads.case import Case
@@ -31,36 +30,20 @@ __all__ = ["Arm", "Experiment", "check_runnable", "experiment", "experiment_of",
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one table takes at one scale.
-
-    Attributes:
-        table: as published.
-        scale: "smoke", "short" or "full".
-        seeds: of each arm.
-        arms: (part, row) -> what is trained for it.
-        cases: (part, row) -> what is timed for it.
-        counted: parts whose data are counted.
-        skipped: (part, reason): what is not run of it.
-        changes: (part, words): what differs from the paper.
-        budget: seconds of timing for a case.
-        processes: fresh processes for a timed case.
-        training_s: estimated seconds of all trainings on one thread.
-        set_up_s: estimated seconds of a timed case besides its budget.
-
-    """
+    """What one table takes at one scale."""
 
     table: Table
     scale: str
-    seeds: tuple[int, ...]
-    arms: Mapping[tuple[str, str], Arm]
-    cases: Mapping[tuple[str, str], Case]
-    counted: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    changes: tuple[tuple[str, str], ...]
-    budget: float
-    processes: int
-    training_s: float
-    set_up_s: float
+    seeds: tuple[int, ...]  # of each arm
+    arms: Mapping[tuple[str, str], Arm]  # (part, row) -> what is trained for it
+    cases: Mapping[tuple[str, str], Case]  # (part, row) -> what is timed for it
+    counted: tuple[str, ...]  # parts whose data are counted
+    skipped: tuple[tuple[str, str], ...]  # (part, reason): what is not run of it
+    changes: tuple[tuple[str, str], ...]  # (part, words): what differs from the paper
+    budget: float  # seconds of timing for a case
+    processes: int  # fresh ones for a timed case
+    training_s: float  # estimated seconds of all trainings on one thread
+    set_up_s: float  # estimated seconds of a timed case besides its budget
 
     @property
     def runnable(self) -> bool:
@@ -101,18 +84,9 @@ class Experiment:
 def experiment(
     about: Table, scale: str = "short", *, seeds: int | None = None, device: str = "cpu", threads: int | None = None
 ) -> Experiment:
-    """Return what has to be run of a table.
+    """Return what has to be run of a table; `UserError` for an unknown scale, or fewer than one seed.
 
-    Args:
-        about: the table, as published.
-        scale: one of `SCALES`.
-        seeds: in place of the scale's.
-        device: of trainings and timings.
-        threads: of the timings (default: the physical cores).
-
-    Raises:
-        UserError: an unknown scale, or fewer than one seed.
-
+    `seeds` are in place of the scale's; `threads` of the timings (default: the physical cores).
     """
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
@@ -146,11 +120,7 @@ class _Plan:
 def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a results folder from its plan, wherever it was run and whatever is here.
 
-    What this version would train or time otherwise counts as not run.
-
-    Raises:
-        UserError: the plan is none of a table.
-
+    What this version would train or time otherwise counts as not run; `UserError` if the plan is none of a table.
     """
     try:
         checked(plan, _Plan)
@@ -175,8 +145,12 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
 def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
     for part in draft.table.parts:
         draft.add(part)
-    count = seeds or max((found.seeds for found in draft.scales), default=1)
     # As far as the machine goes, the widest of the parts' scales serves all of them.
+    widest = {
+        name: max((getattr(found, name) for found in draft.scales), default=getattr(Scale(), name))
+        for name in ("budget", "processes")
+    }
+    count = seeds or max((found.seeds for found in draft.scales), default=1)
     return Experiment(
         table=draft.table,
         scale=draft.scale,
@@ -186,8 +160,7 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
         counted=tuple(draft.counted),
         skipped=tuple(draft.skipped),
         changes=tuple(dict.fromkeys(draft.changes)),
-        budget=max((found.budget for found in draft.scales), default=20.0),
-        processes=max((found.processes for found in draft.scales), default=4),
+        **widest,
         training_s=count * sum(draft.arm_s.values()),
         set_up_s=max((found.set_up_s for found in draft.scales), default=0.0),
     )
@@ -214,7 +187,6 @@ class _Draft:
     def add(self, part: Part) -> None:
         """Add what can be run of a part."""
         about, scale = subject(part.task), scale_of(self.table.table_id, part.task, self.scale)
-        watched = any("smaller-update" in row.claims for each in self.table.parts for row in each.rows)
         sources = {COLUMNS[column].source for row in part.rows for column in row.figures}
         # Curves have no printed figures: what is claimed of them says that they must be trained.
         claimed = {claim for row in part.rows for claim in row.claims}
@@ -222,13 +194,14 @@ class _Draft:
         added = False
         if "timing" in sources:
             added |= self._time(part, about, scale)
-        if trains and not about.is_layer:
+        if trains and about.task is not None:
             if reason := self._reason_not_trained(part, about, scale):
                 self.skipped.append((part.name, reason))
             else:
-                added |= self._train(part, about, scale, watched)
+                added |= self._train(part, about, scale)
         if "data" in sources:
-            if reason := self._reason_not_counted(part, about):
+            reason = about.reason_not_counted(self.scale) if self.left_out is None else self.left_out.get(part.name)
+            if reason:
                 self.skipped.append((part.name, reason))
             else:
                 self.counted.append(part.name)
@@ -244,19 +217,17 @@ class _Draft:
         if scale.epochs is None:
             return f"experiments.toml has no {self.scale} scale for trainings of {part.task} yet"
         settings = [row.setting for row in part.rows]
-        if "dropout" not in about.options and any(setting.dropout for setting in settings):
+        if not about.dropout and any(setting.dropout for setting in settings):
             return f"the task {part.task} has no dropout yet"
         if any(setting.learning_rate not in (None, about.rate(setting.optimizer)) for setting in settings):
             return f"the learning rate of the task {part.task} is not the paper's"
         return None
 
-    def _reason_not_counted(self, part: Part, about: Subject) -> str | None:
-        return about.reason_not_counted(self.scale) if self.left_out is None else self.left_out.get(part.name)
-
     def _differs(self, part: Part, words: str) -> None:
         self.changes.append((part.name, words))
 
-    def _train(self, part: Part, about: Subject, scale: Scale, watched: bool) -> bool:
+    def _train(self, part: Part, about: Subject, scale: Scale) -> bool:
+        watched = any("smaller-update" in row.claims for each in self.table.parts for row in each.rows)
         data, epochs = about.data(self.scale), scale.epochs
         if epochs is None:
             return False
@@ -267,11 +238,11 @@ class _Draft:
             arm = Arm(task, data, setting, epochs, scale.examples, watched)
             self.arms[part.name, row.name] = arm
             self.arm_s[arm.arm_id] = epochs * scale.epoch_s
-        paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
         self._differs(part, f"{epochs} epochs, {data}; the paper does not say how many epochs were run")
         if scale.examples is not None:
             self._differs(part, f"{scale.examples} training examples in place of all")
         if self.table.best_of != scale.seeds:
+            paper = f"{self.table.best_of} runs" if self.table.best_of else "the paper's runs"
             self._differs(part, f"{scale.seeds} seeds in place of {paper}")
         return True
 
@@ -288,9 +259,8 @@ class _Draft:
         if scale.batch is not None and scale.batch != setting.batch:
             shrink("batch", scale.batch, f"trained with batches of {scale.batch} in place of {setting.batch}")
         if scale.hidden is not None and setting.hidden is None:
-            shrink(
-                "hidden", scale.hidden, f"trained with hidden = {scale.hidden}; the paper does not say how many it has"
-            )
+            words = f"trained with hidden = {scale.hidden}; the paper does not say how many it has"
+            shrink("hidden", scale.hidden, words)
         for name, ours, theirs in (("hidden", scale.hidden, setting.hidden), ("layers", scale.layers, setting.layers)):
             if ours is not None and theirs is not None and ours < theirs:
                 more = ", k as it is" if name == "hidden" else ""
@@ -305,11 +275,8 @@ class _Draft:
         ks: Container[Any] | None = scale.timed_ks
         if ks is not None and self.timed_ks is not None:
             ks = self.timed_ks  # a run that was made keeps what it timed, whatever this version would
-        rows = [
-            row
-            for row in part.rows
-            if row.against is not None and any(COLUMNS[column].source == "timing" for column in row.figures)
-        ]
+        compared = [row for row in part.rows if row.against is not None]
+        rows = [row for row in compared if any(COLUMNS[column].source == "timing" for column in row.figures)]
         timed = [row for row in rows if ks is None or row.setting.k in ks]
         for row in timed:
             self.cases[part.name, row.name] = self._case(part, row, about, scale)
@@ -330,11 +297,8 @@ class _Draft:
         if about.timing["workload"] == "mlp":
             axes |= {"layers": [row.setting.layers], "optimizer": [row.setting.optimizer]}
             axes["data"] = [about.data(self.scale)]
-        for name, ours, theirs in (
-            ("hidden", axes["hidden"][0], row.setting.hidden),
-            ("batch", axes["batch"][0], row.setting.batch),
-        ):
-            if ours != theirs:
+        for name in ("hidden", "batch"):
+            if (ours := axes[name][0]) != (theirs := getattr(row.setting, name)):
                 self._differs(part, f"timed with {name} = {ours} in place of {theirs}")
         return plan_axes(axes).cases[0]
 

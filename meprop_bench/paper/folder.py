@@ -1,4 +1,4 @@
-"""The results folder of one table's run: how it is read, and the page that shows the paper beside what was measured.
+"""The results folders of tables' runs: how one is read, the page that shows the paper beside it, and the page of all.
 
     <root>/<date>_<machine>_paper-icml-3-short/
         environment.json     command, what was to be run (`plan`), environments          \\ of `results.store`
@@ -8,37 +8,38 @@
         decodings.json       what decoding costs before and after meSimp
         README.md, index.html, plots
 
-A folder is read with the tables of this version: what it measured stays, how it is judged may get better.
+A folder is read with the tables of this version: what it measured stays, how it is judged may get better. A verdict of
+a level is only as good as the training was long; the curves show whether it still rose at its end.
+
+The page of all claims, `reports/PAPERS.md`, is made from results folders alone, so that anybody can make it again, and
+CI can see whether it is what the folders give. Of several folders of a table the widest scale counts, and of equal ones
+the latest. A report of several runs, as `make gpu-report` writes one, is a folder with results folders in it: they
+count, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
-from meprop_bench.paper.curves import curves
-from meprop_bench.paper.decodings import Decodings
-from meprop_bench.paper.evidence import Evidence, Line, lines
+from meprop_bench.paper.evidence import Evidence, Line, Place, lines
 from meprop_bench.paper.experiment import experiment_of, reasons
-from meprop_bench.paper.published import COLUMNS
-from meprop_bench.paper.runner import COUNTS
-from meprop_bench.paper.trainings import Trainings
+from meprop_bench.paper.published import COLUMNS, Part, published
+from meprop_bench.paper.records import Decodings, Trained, Trainings, counts_in
+from meprop_bench.paper.subjects import SCALES
 from meprop_bench.report.cells import ABSENT, Cell, Section, Tone, digits, seconds
 from meprop_bench.report.document import Document
-from meprop_bench.results.incoming import Number, checked, parsed, refused
+from meprop_bench.report.markdown import escaped
+from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg
 from meprop_bench.results.store import Store
 
-if TYPE_CHECKING:
-    from meprop_bench.report.plots import Plot
-
-__all__ = ["PaperDocument", "own_sections", "read"]
+__all__ = ["PaperDocument", "as_overview", "best_results", "curves", "own_sections", "read"]
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,8 @@ def read(store: Store) -> PaperDocument:
     """Take what a results folder holds now; `UserError` for one of another kind."""
     plan = store.header["plan"]
     if not plan.keys() >= PLAN_KEYS:
-        raise UserError(
-            f"{store.folder.name} is no result of `meprop-bench paper run`: show it by `meprop-bench report`"
-        )
+        name = store.folder.name
+        raise UserError(f"{name} is no result of `meprop-bench paper run`: show it by `meprop-bench report`")
     found = experiment_of(plan)
     trainings = Trainings(store.folder)
     arms, every = [arm.arm_id for arm in found.distinct_arms], trainings.all()
@@ -127,7 +127,7 @@ def read(store: Store) -> PaperDocument:
         timed={
             (row.case_id, row.phase or "backward"): row for row in sorted(plain.rows, key=lambda row: not row.phase)
         },
-        counts=_counts(store.folder),
+        counts=counts_in(store.folder),
         decodings=Decodings(store.folder).found,
     )
     origins = Counter(one.origin for one in every if one.origin)
@@ -137,17 +137,6 @@ def read(store: Store) -> PaperDocument:
     failures = (f"a training failed: {one.arm_id}, seed {one.seed}: {one.error}" for one in failed if one.error)
     notes = (*plain.notes, *trainings.notes, *taken, *failures)
     return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
-
-
-def _counts(folder: Path) -> dict[tuple[str, str], int]:
-    path = folder / COUNTS
-    if not path.exists():
-        return {}
-    try:
-        record = checked(parsed(path.read_bytes()), dict[str, dict[str, Number]])
-    except ValueError as error:
-        raise refused(f"{folder.name}/{COUNTS} is damaged", error, "delete it and run again with --resume") from None
-    return {(task, column): count for task, found in record.items() for column, count in found.items()}
 
 
 def _side_by_side(evidence: Evidence) -> list[Section]:
@@ -192,16 +181,115 @@ _TONES: Mapping[str, Tone] = {"reproduced": "good", "not reproduced": "bad", "in
 
 def _verdicts(claims: Sequence[Claim]) -> Section:
     columns = ("part", "row", "claim", "paper", "ours", "verdict", "why")
-    groups = tuple(
-        tuple(
-            (
-                *map(Cell, (claim.part, claim.row, claim.says, claim.paper, claim.ours)),
-                Cell(claim.verdict, _TONES[claim.verdict]),
-                Cell(claim.why),
-            )
-            for claim in found
-        )
-        for _, found in groupby(claims, key=lambda claim: claim.part)
-    )
+
+    def cells(one: Claim) -> tuple[Cell, ...]:
+        words = map(Cell, (one.part, one.row, one.says, one.paper, one.ours))
+        return *words, Cell(one.verdict, _TONES[one.verdict]), Cell(one.why)
+
+    groups = tuple(tuple(map(cells, found)) for _, found in groupby(claims, key=lambda claim: claim.part))
     left = frozenset(columns) - {"paper", "ours"}
     return Section("Verdicts", columns, groups, "", f"{overall(list(claims)).capitalize()}.", (), left)
+
+
+def curves(evidence: Evidence) -> list[Plot]:
+    """Draw a picture for each part that was trained; needs matplotlib (ImportError)."""
+    import matplotlib as mpl
+
+    drawn: list[Plot] = []
+    with mpl.rc_context(STYLE):
+        for part in evidence.experiment.table.parts:
+            found = {row.name: Place(evidence, part, row).seeds for row in part.rows}
+            trained = {name: seeds for name, seeds in found.items() if seeds}
+            if not trained:
+                continue
+            drawn.append(
+                _picture(part, trained, len(drawn), "dev metric", lambda seed: [one.dev for one in seed.evaluations])
+            )
+            if all(seed.updates for seeds in trained.values() for seed in seeds):
+                drawn.append(_picture(part, trained, len(drawn), "mean change at an update", lambda seed: seed.updates))
+    return drawn
+
+
+def _picture(
+    part: Part,
+    trained: dict[str, Sequence[Trained]],
+    number: int,
+    what: str,
+    curve: Callable[[Trained], Sequence[float]],
+) -> Plot:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, seeds) in enumerate(trained.items()):
+        columns = list(zip(*map(curve, seeds), strict=False))
+        epochs = [one.epoch for one in seeds[0].evaluations][: len(columns)]
+        colour = COLOURS[index % len(COLOURS)]
+        means = [sum(column) / len(column) for column in columns]
+        axes.plot(epochs, means, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=name)
+        axes.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.15)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel(what)
+    axes.set_title(part.name)
+    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    count = max(len(seeds) for seeds in trained.values())
+    caption = f"{part.name}: {what} over the epochs; mean, lowest and highest of {count} seeds."
+    return Plot(f"curve-{number}.svg", caption, as_svg(figure))
+
+
+def best_results(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
+    """Return the best result of each table that has one under a folder of results folders, by table id: where and what.
+
+    A folder that is no result of `paper run` is passed by; one that is damaged is an error, as its claims would vanish.
+    """
+    found: dict[str, tuple[tuple[int, str, str], Path, PaperDocument]] = {}
+    for folder in sorted([*root.glob("*_paper-*"), *root.glob("*/*_paper-*")]) if root.is_dir() else ():
+        if not (folder / "environment.json").is_file():
+            continue
+        document = read(Store.open(folder))
+        run = document.evidence.experiment
+        rank = (SCALES.index(run.scale), document.started, folder.name)
+        if run.table.table_id not in found or found[run.table.table_id][0] < rank:
+            found[run.table.table_id] = (rank, folder, document)
+    return {table_id: (folder, document) for table_id, (_, folder, document) in found.items()}
+
+
+def as_overview(root: Path, tables: Iterable[str] | None = None) -> str:
+    """Return the page of some tables (default: all) as Markdown; `root` is where the results folders are."""
+    results = {table_id: (folder.relative_to(root), found) for table_id, (folder, found) in best_results(root).items()}
+    parts = [
+        "# The papers' claims, and what was measured",
+        "Made by `meprop-bench paper report --claims` from the results folders beside it. A direction and a printed"
+        " level are judged apart; `meprop_bench/paper/claims.py` says when a claim counts as reproduced, not reproduced"
+        " or inconclusive. `meprop-bench paper run TABLE` checks one again.",
+        "| table | result | claims |\n| --- | --- | --- |\n"
+        + "\n".join(_summary(table_id, results.get(table_id)) for table_id in tables or published()),
+    ]
+    for table_id in tables or published():
+        if table_id in results:
+            parts.append(_section(table_id, *results[table_id]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(table_id: str, result: tuple[Path, PaperDocument] | None) -> str:
+    if result is None:
+        return f"| {table_id} | not run | |"
+    place, document = result
+    scale = document.evidence.experiment.scale
+    return f"| {table_id} | [{scale}]({place.as_posix()}/README.md) | {document.outcome} |"
+
+
+def _section(table_id: str, place: Path, document: PaperDocument) -> str:
+    run = document.evidence.experiment
+    lines = [
+        f"| {escaped(claim.part)} | {escaped(claim.row)}: {escaped(claim.says)} | {escaped(claim.paper)} "
+        f"| {escaped(claim.ours)} | {claim.verdict} | {escaped(claim.why)} |"
+        for claim in document.claims
+    ]
+    head = "| part | claim | paper | ours | verdict | why |\n| --- | --- | --- | --- | --- | --- |"
+    changes = "".join(f"\n- {escaped(change)}" for change in reasons(run.changes))
+    parts = [
+        f"## {table_id}: {escaped(run.table.title)}",
+        f"`{document.command}` ([page]({place.as_posix()}/README.md))",
+    ]
+    return "\n\n".join([*parts, *([changes.strip()] if changes else []), "\n".join([head, *lines])])

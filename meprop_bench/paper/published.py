@@ -87,17 +87,8 @@ COLUMNS: Mapping[str, Column] = {
 """Column -> what it is."""
 
 CLAIMS = (
-    "at-least",
-    "better",
-    "level",
-    "best",
-    "iterations",
-    "faster",
-    "factor",
-    "size",
-    "decode",
-    "smaller-update",
-    "count",
+    *("at-least", "better", "level", "best", "iterations", "faster", "factor", "size", "decode"),
+    *("smaller-update", "count"),
 )
 """Kinds of claims; `paper.claims` says what each means and when it is reproduced."""
 
@@ -106,36 +97,22 @@ CLAIMS = (
 class Setting:
     """How a row was obtained; None where the paper does not say, or where it does not apply.
 
-    Attributes:
-        method: a name in `methods.METHODS`; None for a row that only sums up others.
-        k: neurons kept, or a ratio of them.
-        hidden: h, neurons of a hidden layer.
-        layers: hidden layers (encoder and decoder have as many each).
-        inputs: of a single layer.
-        batch: B.
-        dropout: probability.
-        activation: behind the hidden layers; a task's own if nothing is said.
-        optimizer: "adam" or "adagrad".
-        learning_rate: of it.
-        rate: meSimp's p.
-        share: meAct's p.
-        masked_after: meAct's e, epochs.
-
+    The method is a name in `methods.METHODS`; None for a row that only sums up others.
     """
 
     method: str | None = None
-    k: int | float | None = None
-    hidden: int | None = None
-    layers: int | None = None
-    inputs: int | None = None
+    k: int | float | None = None  # neurons that stay, or a ratio of them
+    hidden: int | None = None  # h, neurons of a hidden layer
+    layers: int | None = None  # hidden ones; encoder and decoder have as many each
+    inputs: int | None = None  # of a single layer
     batch: int | None = None
     dropout: float = 0.0
-    activation: str | None = None
+    activation: str | None = None  # behind the hidden layers; a task's own if nothing is said
     optimizer: str | None = None
     learning_rate: float | None = None
-    rate: float | None = None
-    share: float | None = None
-    masked_after: int | None = None
+    rate: float | None = None  # meSimp's p
+    share: float | None = None  # meAct's p
+    masked_after: int | None = None  # meAct's e, epochs
 
     def __post_init__(self) -> None:
         if self.method is not None:
@@ -188,16 +165,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """A table (or figure) of a paper.
+    """A table (or figure) of a paper: "icml:1", "tkde:fig4"; `title` in our words, `caption` as printed.
 
-    Attributes:
-        table_id: "icml:1", "tkde:fig4".
-        title: what it is about, in our words.
-        caption: as printed.
-        parts: its blocks.
-        best_of: runs of which the paper reports the best; None where it does not say.
-        notes: what a reader should know.
-
+    `best_of` are the runs of which the paper reports the best; None where it does not say.
     """
 
     table_id: str

@@ -24,29 +24,16 @@ from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.lock import device_lock
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
-from meprop_bench.paper.decodings import Decoding, Decodings, sizes_of
 from meprop_bench.paper.experiment import Arm, Experiment
+from meprop_bench.paper.records import COUNTS, Decoding, Decodings, Trained, Trainings, sizes_of
 from meprop_bench.paper.subjects import subject
-from meprop_bench.paper.trainings import Trained, Trainings
 from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import Store, replace_file
 from meprop_bench.sweep.plan import Deadline, Plan
 from meprop_bench.sweep.worker import start_worker
 
-__all__ = [
-    "COUNTS",
-    "Step",
-    "count_data",
-    "decode_all",
-    "missing",
-    "plan_of",
-    "slug",
-    "take",
-    "train_all",
-]
-
-COUNTS = "counts.json"
+__all__ = ["Step", "count_data", "decode_all", "missing", "plan_of", "slug", "take", "train_all"]
 
 _PATIENCE_S = 24 * 3600.0
 """Seconds after which a silent training counts as hung: the largest of them at full scale takes hours."""
@@ -187,34 +174,21 @@ def decode_all(
             continue
         begun = now()
         try:
-            with device_lock(device):
-                decoding = _decoding(experiment, store, arm, sizes, device, start)
+            with device_lock(device), Pool.of(start, experiment.processes) as pool:
+                hello = _hello(pool, store, device)
+                answers = pool.ask_all("cut", arm=arm.to_json(), sizes=dict(sizes), device=device)
+                seconds = experiment.budget / len(pool)
+                runs = [pool.ask(index, "decode", seconds=seconds, seed=index)["pairs"] for index in range(len(pool))]
         except WorkerError as error:
             tell(f"the decoding of {arm.label} was not timed: {one_line(str(error))}")
             continue
         finally:
             deadline.took(now() - begun)
-        decodings.add(decoding)
-        tell(f"decoding by {arm.label}: {decoding.speedup.estimate:.2f}x with {decoding.fewer:.1f}x fewer products")
-
-
-def _decoding(
-    experiment: Experiment,
-    store: Store,
-    arm: Arm,
-    sizes: Mapping[str, int],
-    device: str,
-    start: Callable[[], WorkerLike],
-) -> Decoding:
-    with Pool.of(start, experiment.processes) as pool:
-        hello = _hello(pool, store, device)
-        answers = pool.ask_all("cut", arm=arm.to_json(), sizes=dict(sizes), device=device)
         before, after = answers[0]["multiplications"]
-        seconds = experiment.budget / len(pool)
-        runs = [pool.ask(index, "decode", seconds=seconds, seed=index)["pairs"] for index in range(len(pool))]
-    pairs = tuple(tuple((b, a) for b, a in each) for each in runs)
-    where = hello["environment_id"], hello["environment"].get("git_revision")
-    return Decoding(arm.arm_id, sizes, (before, after), pairs, *where)
+        pairs = tuple(tuple((b, a) for b, a in each) for each in runs)
+        where = hello["environment_id"], hello["environment"].get("git_revision")
+        decodings.add(decoding := Decoding(arm.arm_id, sizes, (before, after), pairs, *where))
+        tell(f"decoding by {arm.label}: {decoding.speedup.estimate:.2f}x with {decoding.fewer:.1f}x fewer products")
 
 
 def plan_of(experiment: Experiment) -> Plan | None:

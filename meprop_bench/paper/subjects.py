@@ -1,63 +1,46 @@
-"""The subjects of the tables: which of our tasks stands for each, on which data, and how its steps are timed.
+"""The subjects of the tables: which task stands for each, on which data, how its steps are timed, and how much is run.
 
 A table names its subject as the papers do (pos, parsing, mnist, …). Accuracies need a task of `meprop_bench.tasks`,
-times only a workload, so that a table whose task does not exist yet may still have its times measured. The smoke scale
-runs on data that come with the package. Nothing here imports torch.
+times only a workload, so that a table whose task does not exist yet may still have its times measured. How much is run
+is a scale of `experiments.toml`, with the exceptions that tables make; the smoke scale runs on data that come with the
+package. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, TypeAlias
 
-from meprop_bench.data.location import is_here
-from meprop_bench.data.sources import SOURCES
-from meprop_bench.errors import UserError
+from msgspec import Meta, Struct
+
+from meprop_bench.data.sources import SOURCES, is_here
+from meprop_bench.errors import UserError, one_of
+from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.paper.published import Setting, checked_as, packaged
 from meprop_bench.tasks import TASKS
 
-__all__ = ["SUBJECTS", "Subject", "subject", "subject_of"]
+__all__ = ["SCALES", "SUBJECTS", "Scale", "Subject", "reading_of", "scale_of", "subject"]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a table's part is about.
-
-    Attributes:
-        name: as the tables call it.
-        task: of `tasks.TASKS`, on real data; None for what is not trained.
-        smoke: the task of the smoke scale.
-        source: of the real data, in `data.sources`.
-        embedded: what the package has in their place, for the smoke scale; empty: that needs the real data, too.
-        rates: optimizer -> learning rate, where the task has one of its own (`Task.rates`; to ask it would load torch).
-        alternates: whether a method sparsifies parts of the model alternately, an epoch each (TKDE, section 3.3.3).
-        options: of a row's setting, what the task takes; what it does not take is what it is made for.
-        timing: axes of the sweeps that time its steps; empty where nothing is timed.
-        timing_note: what differs from the paper's steps.
-        learned_from: the least test metric of a model that has learned something: halfway from what an answer without a
-            look at the input reaches (the most frequent digit 11.4%, the most frequent tag 16.4%, each word on the
-            next 29.8%, no BLEU) to what the papers print of dense models.
-        counted: whether its data are the paper's own, so that their sizes can be held against the paper's.
-
-    """
+    """What a table's part is about."""
 
     name: str
-    task: str | None
-    smoke: str | None
-    source: str | None
-    embedded: str = ""
-    options: tuple[str, ...] = ()
-    timing: Mapping[str, Any] = field(default_factory=dict)
-    timing_note: str = ""
-    counted: bool = False
-    rates: Mapping[str, float] = field(default_factory=dict)
-    alternates: bool = False
+    task: str | None  # of `tasks.TASKS`, on real data; None for what is not trained
+    smoke: str | None  # the task of the smoke scale
+    source: str | None  # of the real data, in `data.sources`
+    embedded: str = ""  # what the package has in their place, for the smoke scale; empty: that needs the real data, too
+    timing: Mapping[str, Any] = field(default_factory=dict)  # axes of the sweeps that time its steps, if any
+    timing_note: str = ""  # what differs from the paper's steps
+    counted: bool = False  # whether its data are the paper's own, so that their sizes can be held against the paper's
+    dropout: bool = True  # whether the task has any
     learned_from: float = 0.0
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it is a layer alone, which nobody trains."""
-        return self.task is None
+    """The least test metric of a model that has learned something: halfway from what an answer without a look at the
+    input reaches (the most frequent digit 11.4%, the most frequent tag 16.4%, each word on the next 29.8%, no BLEU) to
+    what the papers print of dense models."""
 
     def task_name(self, scale: str) -> str:
         """Return the task of a scale."""
@@ -78,7 +61,10 @@ class Subject:
 
     def rate(self, optimizer: str | None) -> float | None:
         """Return the learning rate that a training has by default, None without an optimizer."""
-        return self.rates.get(optimizer or "", _RATES.get(optimizer or ""))
+        if optimizer is None or optimizer not in OPTIMIZERS:
+            return None
+        rate: float = OPTIMIZERS[optimizer].settings["lr"]
+        return TASKS[self.task or ""].rates.get(optimizer, rate)
 
     def reason_not_counted(self, scale: str) -> str | None:
         """Return why its data cannot be counted, or None."""
@@ -98,67 +84,28 @@ class Subject:
             return str(error)
 
 
-_SIZES = ("batch", "hidden")
 _TEXT = "made-up sentences"
-_RATES = {"adam": 0.001, "adagrad": 0.1}
-"""Learning rates of `training.OPTIMIZERS`."""
 _ALONE = "timed is {} alone, on random numbers, in place of the whole model"
-
-_MNIST = Subject(
-    "mnist",
-    "mnist",
-    "digits",
-    "mnist",
-    "digits",
-    (*_SIZES, "layers", "dropout", "activation"),
-    {"workload": "mlp"},
-    counted=True,
-    learned_from=55.0,
-)
-_POS = Subject(
-    "pos",
-    "pos",
-    "toy-pos",
-    "ud-ewt",
-    _TEXT,
-    (*_SIZES, "dropout"),
-    {"workload": "lstm", "in-features": 190, "length": 25},
-    _ALONE.format("one direction of the tagger's LSTM over 25 words"),
-    rates={"adagrad": 0.01},
-    learned_from=57.0,
-)
-_PARSING = Subject(
-    "parsing",
-    "parsing",
-    "toy-parsing",
-    "ud-ewt",
-    _TEXT,
-    (*_SIZES, "dropout", "activation"),
-    {"workload": "linear", "in-features": 2400},
-    _ALONE.format("the parser's hidden layer, 2400 → 500,"),
-    rates={"adagrad": 0.01},
-    learned_from=60.0,
-)
 
 SUBJECTS: Mapping[str, Subject] = {
     subject.name: subject
     for subject in (
-        _MNIST,
-        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist", "digits", ("batch",), learned_from=55.0),
-        _POS,
-        _PARSING,
+        Subject("mnist", "mnist", "digits", "mnist", "digits", {"workload": "mlp"}, counted=True, learned_from=55.0),
+        Subject("cnn", "mnist-cnn", "digits-cnn", "mnist", "digits", dropout=False, learned_from=55.0),
         Subject(
-            "translation",
-            "translation",
-            "toy-translation",
-            "multi30k",
-            _TEXT,
-            (*_SIZES, "layers", "dropout"),
-            rates={"adam": 0.002},
-            alternates=True,
-            learned_from=16.0,
+            *("pos", "pos", "toy-pos", "ud-ewt", _TEXT),
+            {"workload": "lstm", "in-features": 190, "length": 25},
+            _ALONE.format("one direction of the tagger's LSTM over 25 words"),
+            learned_from=57.0,
         ),
-        Subject("layer", None, None, None, "", (), {"workload": "linear"}),
+        Subject(
+            *("parsing", "parsing", "toy-parsing", "ud-ewt", _TEXT),
+            {"workload": "linear", "in-features": 2400},
+            _ALONE.format("the parser's hidden layer, 2400 → 500,"),
+            learned_from=60.0,
+        ),
+        Subject("translation", "translation", "toy-translation", "multi30k", _TEXT, learned_from=16.0),
+        Subject("layer", None, None, None, "", {"workload": "linear"}),
     )
 }
 """Name -> what it is. A task that is added to `tasks.TASKS` under the name here makes its tables runnable."""
@@ -171,6 +118,66 @@ def subject(name: str) -> Subject:
     return SUBJECTS[name]
 
 
-def subject_of(task: str) -> Subject:
-    """Return the subject that a task of `tasks.TASKS` stands for."""
-    return next(about for about in SUBJECTS.values() if task in (about.task, about.smoke))
+SCALES = ("smoke", "short", "full")
+_FILE = "experiments.toml"
+
+
+_Positive: TypeAlias = Annotated[int, Meta(gt=0)]
+_Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
+
+
+class Scale(Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of an experiment is run; see `experiments.toml` for what the fields mean."""
+
+    epochs: _Positive | None = None
+    seeds: _Positive = 1
+    batch: _Positive | None = None
+    hidden: _Positive | None = None
+    layers: _Positive | None = None
+    examples: _Positive | None = None
+    epoch_s: _Seconds = 1.0
+    timed_ks: tuple[int | float, ...] | None = None
+    timed_batch: _Positive | None = None
+    timed_hidden: _Positive | None = None
+    timed_inputs: _Positive | None = None
+    budget: _Seconds = 20.0
+    processes: _Positive = 4
+    set_up_s: _Seconds = 12.0
+
+
+class _Experiments(Struct, forbid_unknown_fields=True):
+    """By task and scale, by table, task and scale, and fields of `Setting` by table and task."""
+
+    task: dict[str, dict[str, dict[str, Any]]]
+    table: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    reading: dict[str, dict[str, dict[str, Any]]]
+
+
+@cache
+def _experiments() -> _Experiments:
+    found = checked_as(packaged(_FILE), _Experiments, _FILE)
+    for tasks in (found.task, *found.table.values()):
+        for task, scales in tasks.items():
+            one_of(f"task in {_FILE}:", task, tuple(SUBJECTS))
+            for name, scale in scales.items():
+                one_of(f"scale in {_FILE}:", name, SCALES)
+                checked_as(scale, Scale, _FILE)
+    for readings in found.reading.values():
+        for task, reading in readings.items():
+            one_of(f"task in {_FILE}:", task, tuple(SUBJECTS))
+            for key in reading:
+                one_of(f"key in {_FILE}:", key, [spec.name for spec in fields(Setting)])
+    return found
+
+
+def scale_of(table_id: str, task: str, name: str) -> Scale:
+    """Return the scale of a table's part: the task's, with the table's exceptions."""
+    one_of("scale", name, SCALES)
+    rule = _experiments().task.get(task, {}).get(name, {})
+    exception = _experiments().table.get(table_id, {}).get(task, {}).get(name, {})
+    return checked_as({**rule, **exception}, Scale, _FILE)
+
+
+def reading_of(table_id: str, task: str) -> Mapping[str, Any]:
+    """Return what a paper leaves open of a table's part and how it is read here: fields of `Setting`."""
+    return _experiments().reading.get(table_id, {}).get(task, {})

@@ -313,14 +313,13 @@ def _check_data(name: str) -> None:
     Another set in files of the same names is none of that: it is measured, and each row says so.
     """
     if name == "digits":
-        from meprop_bench.data.digits import check_installed
+        from meprop_bench.data.images import check_installed
 
         check_installed()
         return
     from meprop_bench.data import load_images
     from meprop_bench.data.content import condition
-    from meprop_bench.data.location import data_folder
-    from meprop_bench.data.sources import SOURCES
+    from meprop_bench.data.sources import SOURCES, data_folder
 
     if condition(data_folder(), SOURCES[name], thorough=True)[0] == "present":
         return

@@ -10,8 +10,8 @@ loaded, so that the command line knows the names at once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,26 @@ from meprop_bench.errors import UserError
 if TYPE_CHECKING:
     from meprop_bench.tasks.task import Task
 
-__all__ = ["TASKS", "Entry", "load_task"]
+__all__ = ["TASKS", "Entry", "load_task", "task_options"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a task is: its module in this package, its class there, and what it is in one line."""
+    """What is known of a task before it is loaded: its module in this package, its class there, what it is in one line.
+
+    `rates`: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`. `alternated`: parts of the
+    model, by name, that `algorithm.Alternation` sparsifies alternately.
+    """
 
     module: str
     kind: str
     about: str
+    rates: Mapping[str, float] = field(default_factory=dict)
+    alternated: tuple[str, ...] = ()
+
+
+_RATE = {"adagrad": 0.01}
+_PARTS = ("encoder", "decoder")
 
 
 TASKS: Mapping[str, Entry] = {
@@ -37,35 +47,40 @@ TASKS: Mapping[str, Entry] = {
     "digits": Entry("mnist", "Digits", "the digits of scikit-learn, the same perceptron"),
     "mnist-cnn": Entry("mnist", "MNISTConvolutions", "MNIST, the convolutional network"),
     "digits-cnn": Entry("mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network"),
-    "pos": Entry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM"),
-    "parsing": Entry("parsing", "Parsing", "dependencies in UD English EWT, transitions chosen by a perceptron"),
-    "toy-pos": Entry("pos", "ToyPOS", "parts of speech of made-up sentences, the same tagger"),
-    "toy-parsing": Entry("parsing", "ToyParsing", "dependencies of made-up sentences, the same parser"),
-    "translation": Entry("translation", "Translation", "Multi30k, German to English, LSTMs with attention"),
-    "toy-translation": Entry("translation", "ToyTranslation", "translation of made-up sentences, the same model"),
+    "pos": Entry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM", _RATE),
+    "parsing": Entry("parsing", "Parsing", "dependencies in UD English EWT, transitions chosen by a perceptron", _RATE),
+    "toy-pos": Entry("pos", "ToyPOS", "parts of speech of made-up sentences, the same tagger", _RATE),
+    "toy-parsing": Entry("parsing", "ToyParsing", "dependencies of made-up sentences, the same parser", _RATE),
+    "translation": Entry(
+        "translation", "Translation", "Multi30k, German to English, LSTMs with attention", {"adam": 0.002}, _PARTS
+    ),
+    "toy-translation": Entry(
+        "translation", "ToyTranslation", "translation of made-up sentences, the same model", {"adam": 0.002}, _PARTS
+    ),
 }
 """Name -> where it is."""
 
 
+def _class(name: str) -> type[Task]:
+    entry = TASKS[name]
+    kind: type[Task] = getattr(import_module(f"{__name__}.{entry.module}"), entry.kind)
+    return kind
+
+
+def task_options(name: str) -> Collection[str]:
+    """Return what a task's constructor takes; this loads torch."""
+    return inspect.signature(_class(name)).parameters
+
+
 def load_task(name: str, **options: Any) -> Task:
-    """Load a task with its data.
+    """Load a task with its data; an option that is not given is the papers'.
 
-    Args:
-        name: a key of `TASKS`.
-        **options: keywords of the task's constructor; what is not given is the papers'.
-
-    Raises:
-        UserError: an unknown name, an option that the task has not or a value it cannot have; data that are missing or
-            damaged.
-
+    `UserError`: an unknown name, an option that the task has not, or what its constructor refuses (`task.Task`).
     """
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}: choose from {', '.join(TASKS)}")
-    entry = TASKS[name]
-    kind = getattr(import_module(f"{__name__}.{entry.module}"), entry.kind)
-    known = inspect.signature(kind).parameters
+    known = task_options(name)
     for option in options:
         if option not in known:
             raise UserError(f"the task {name} has no {option.replace('_', '-')}: it has {', '.join(known)}")
-    task: Task = kind(**options)
-    return task
+    return _class(name)(**options)

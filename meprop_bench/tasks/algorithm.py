@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from meprop_bench.errors import UserError
 
@@ -28,19 +28,10 @@ if TYPE_CHECKING:
 
     from meprop_bench.algorithms.meact import MeAct, ParameterChange
     from meprop_bench.algorithms.mesimp import MeSimp
+    from meprop_bench.algorithms.schedule import KScheduler
     from meprop_bench.tasks.task import Task
 
-__all__ = [
-    "ALGORITHMS",
-    "UPDATE",
-    "Activation",
-    "Algorithm",
-    "Alternation",
-    "Running",
-    "ScheduledK",
-    "Simplification",
-    "Watched",
-]
+__all__ = ["ALGORITHMS", "UPDATE", "Algorithm", "Running", "Watched"]
 
 UPDATE = "update"
 """The figure of `Watched`."""
@@ -80,8 +71,8 @@ class Running:
 class _Stateful(Running):
     """One whose state is that of a part of `meprop_bench.algorithms`, or of another one."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, inner: Any, task: Task) -> None:
+        self.inner, self.task = inner, task
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.inner.state_dict()
@@ -96,41 +87,36 @@ class _Stateful(Running):
 
 @dataclass(frozen=True)
 class Algorithm(ABC):
-    """What to do along with training."""
+    """What to do along with training; `UserError` for a field whose value is not allowed."""
 
-    @abstractmethod
+    title: ClassVar[str]
+
     def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         """Begin with a new model, whose layers are converted, and its optimizer; `steps` is how long training will be.
 
-        Raises:
-            UserError: the model, or the task, is not one for this algorithm.
-
+        `UserError`: the model, or the task, is not one for this algorithm.
         """
+        try:
+            return self._start(task, model, optimizer, steps)
+        except ValueError as error:
+            raise UserError(f"{self.title} does not fit: {error}") from None
+
+    @abstractmethod
+    def _start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        """Begin; a ValueError says what does not fit."""
 
 
 @dataclass(frozen=True)
 class Simplification(Algorithm):
-    """meSimp: removes the neurons that are seldom in the top k (TKDE, Algorithm 2).
+    """meSimp: removes the neurons that are seldom in the top k (TKDE, Algorithm 2)."""
 
-    Attributes:
-        rate: p, the share of examples in whose top k a neuron has to be.
-        prunes: how often to remove, in an epoch; 8 in the authors' code.
-        simplify: epochs with simplification in a stage; 5 in the paper.
-        normal: epochs without; 5 in the paper.
-        count_zeros: as for `MeSimp`.
-        spacing: steps between two removals at least, however few removals in an epoch that leaves.
-
-    Raises:
-        UserError: a value that is not allowed.
-
-    """
-
-    rate: float = 0.1
-    prunes: int = 8
-    simplify: int = 5
-    normal: int = 5
-    count_zeros: bool = False
-    spacing: int | None = None
+    title: ClassVar[str] = "meSimp"
+    rate: float = 0.1  # p, the share of examples in whose top k a neuron has to be
+    prunes: int = 8  # how often to remove, in an epoch; 8 in the authors' code
+    simplify: int = 5  # epochs with simplification in a stage; 5 in the paper
+    normal: int = 5  # epochs without; 5 in the paper
+    count_zeros: bool = False  # as for `MeSimp`
+    spacing: int | None = None  # steps between two removals at least, however few removals in an epoch that leaves
 
     def __post_init__(self) -> None:
         if isinstance(self.rate, bool) or not 0 < self.rate <= 1:
@@ -139,28 +125,18 @@ class Simplification(Algorithm):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
 
-    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
-        """Trace the model, and begin to record."""
+    def _start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         from meprop_bench.algorithms.mesimp import Cycle, MeSimp
 
         most = self.prunes if self.spacing is None else max(1, task.steps_per_epoch // self.spacing)
         interval = max(1, task.steps_per_epoch * task.batch // min(self.prunes, most))
-        cycle = Cycle(self.simplify, self.normal)
-        try:
-            simp = MeSimp(
-                model, optimizer, interval=interval, rate=self.rate, cycle=cycle, count_zeros=self.count_zeros
-            )
-        except ValueError as error:
-            raise UserError(f"meSimp does not fit: {error}") from None
-        return _Simplifying(task, simp)
+        cycle, count = Cycle(self.simplify, self.normal), self.count_zeros
+        simp = MeSimp(model, optimizer, interval=interval, rate=self.rate, cycle=cycle, count_zeros=count)
+        return _Simplifying(simp, task)
 
 
 class _Simplifying(_Stateful):
     inner: MeSimp
-
-    def __init__(self, task: Task, simp: MeSimp) -> None:
-        super().__init__(simp)
-        self.task = task
 
     def after_step(self, batch: Any) -> None:
         self.inner.after_step(self.task.size(batch))
@@ -185,11 +161,9 @@ class Activation(Algorithm):
         pretrain: e, epochs before the neurons of each example are fixed, or their share of all whole epochs, at least
             one; more than 0, since they are what is recorded.
 
-    Raises:
-        UserError: a value that is not allowed.
-
     """
 
+    title: ClassVar[str] = "meAct"
     share: float = 0.004
     pretrain: int | float = 10
 
@@ -199,8 +173,7 @@ class Activation(Algorithm):
         if not (self.pretrain >= 1 if isinstance(self.pretrain, int) else 0 < self.pretrain < 1):
             raise UserError(f"pretrain must be at least 1 epoch, not {self.pretrain}")
 
-    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
-        """Put the hooks on."""
+    def _start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         from meprop_bench.algorithms.meact import MeAct
 
         epochs = self.pretrain
@@ -208,18 +181,15 @@ class Activation(Algorithm):
             epochs = max(1, int(steps // task.steps_per_epoch * epochs))
         if epochs * task.steps_per_epoch >= steps:
             raise UserError(f"pretrain {epochs} leaves meAct nothing of {steps} steps: take more epochs")
-        try:
-            return _Activating(self.share, epochs, task, MeAct(model, task.examples))
-        except ValueError as error:
-            raise UserError(f"meAct does not fit: {error}") from None
+        return _Activating(MeAct(model, task.examples), task, self.share, epochs)
 
 
 class _Activating(_Stateful):
     inner: MeAct
 
-    def __init__(self, share: float, pretrain: int, task: Task, act: MeAct) -> None:
-        super().__init__(act)
-        self.share, self.pretrain, self.task = share, pretrain, task
+    def __init__(self, act: MeAct, task: Task, share: float, pretrain: int) -> None:
+        super().__init__(act, task)
+        self.share, self.pretrain = share, pretrain
         self._size: float | None = None
 
     def batch(self, batch: Any) -> AbstractContextManager[object]:
@@ -246,6 +216,7 @@ class ScheduledK(Algorithm):
 
     """
 
+    title: ClassVar[str] = "a schedule of k"
     end: int | float
     shape: Literal["linear", "cosine"] = "linear"
 
@@ -253,23 +224,17 @@ class ScheduledK(Algorithm):
         if self.shape not in ("linear", "cosine"):
             raise UserError(f"shape must be 'linear' or 'cosine', not {self.shape!r}")
 
-    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
-        """Find the layers that have a k."""
-        from meprop_bench.algorithms.schedule import Cosine, Linear
+    def _start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        from meprop_bench.algorithms.schedule import Cosine, KScheduler, Linear, sparsified_layers
 
         kind = Linear if self.shape == "linear" else Cosine
-        try:
-            return _Scheduling(model, lambda k: kind(k, self.end, steps))
-        except ValueError as error:
-            raise UserError(f"a schedule of k does not fit: {error}") from None
+        layers = sparsified_layers(model)
+        return _Scheduling(KScheduler(model, {name: kind(layer.k, self.end, steps) for name, layer in layers.items()}))
 
 
 class _Scheduling(Running):
-    def __init__(self, model: nn.Module, schedule: Any) -> None:
-        from meprop_bench.algorithms.schedule import KScheduler, sparsified_layers
-
-        layers = sparsified_layers(model)
-        self.scheduler = KScheduler(model, {name: schedule(layer.k) for name, layer in layers.items()})
+    def __init__(self, scheduler: KScheduler) -> None:
+        self.scheduler = scheduler
 
     def before_step(self, step: int) -> None:
         self.scheduler.start_step(step)
@@ -283,14 +248,12 @@ class _Scheduling(Running):
 class Alternation(Algorithm):
     """The task's parts are sparsified alternately, an epoch each: encoder and decoder of a translator (TKDE, 3.3.3)."""
 
-    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
-        """Find the layers of each part."""
-        if not task.alternated:
+    title: ClassVar[str] = "taking turns"
+
+    def _start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
+        if not task.entry.alternated:
             raise UserError(f"the task {task.name} has no parts that could take turns: alternating is for translation")
-        try:
-            return _Alternating(task, model)
-        except ValueError as error:
-            raise UserError(f"taking turns does not fit: {error}") from None
+        return _Alternating(task, model)
 
 
 class _Alternating(Running):
@@ -298,14 +261,12 @@ class _Alternating(Running):
         from meprop_bench.algorithms.alternating import Alternating
         from meprop_bench.algorithms.schedule import Constant, KScheduler, sparsified_layers
 
-        parts = {name: model.get_submodule(name) for name in task.alternated}
-        layers = {name: sparsified_layers(part) for name, part in parts.items()}
-        self.alternating = Alternating(
-            {
-                name: KScheduler(part, {layer: Constant(found.k) for layer, found in layers[name].items()})
-                for name, part in parts.items()
-            }
-        )
+        parts = {name: model.get_submodule(name) for name in task.entry.alternated}
+        constant = {
+            name: {layer: Constant(found.k) for layer, found in sparsified_layers(part).items()}
+            for name, part in parts.items()
+        }
+        self.alternating = Alternating({name: KScheduler(part, constant[name]) for name, part in parts.items()})
         self.per_epoch = task.steps_per_epoch
         self.epoch: int | None = None
 
@@ -324,21 +285,21 @@ class _Alternating(Running):
 class Watched(Algorithm):
     """Another algorithm, or none, with the mean absolute change of a parameter at an update (TKDE, figure 4, right)."""
 
+    title: ClassVar[str] = "watching"
     other: Algorithm | None = None
 
-    def start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
-        """Begin both."""
+    def _start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         from meprop_bench.algorithms.meact import ParameterChange
 
         inner = Running() if self.other is None else self.other.start(task, model, optimizer, steps)
-        return _Watching(inner, ParameterChange(model.parameters()))
+        return _Watching(inner, task, ParameterChange(model.parameters()))
 
 
 class _Watching(_Stateful):
     inner: Running
 
-    def __init__(self, inner: Running, change: ParameterChange) -> None:
-        super().__init__(inner)
+    def __init__(self, inner: Running, task: Task, change: ParameterChange) -> None:
+        super().__init__(inner, task)
         self.change = change
 
     def before_step(self, step: int) -> None:

@@ -9,7 +9,7 @@ from meprop_bench.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_activation", "check_count", "check_dropout", "check_examples", "check_k", "on_device"]
+__all__ = ["check_count", "check_examples", "check_k", "check_model", "on_device"]
 
 
 def on_device(device: str) -> torch.device:
@@ -53,17 +53,16 @@ def check_examples(wanted: int | None, count: int, what: str) -> int:
     return wanted
 
 
-def check_dropout(value: float) -> None:
-    """Raise UserError unless the value lies in [0, 1)."""
-    if not 0 <= value < 1:
-        raise UserError(f"dropout must lie in [0, 1), not {value}")
+def check_model(*, dropout: float = 0.0, activation: str | None = None, **counts: int) -> None:
+    """Raise UserError unless all counts are, dropout lies in [0, 1), and there is such an activation."""
+    for what, count in counts.items():
+        check_count(what, count)
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must lie in [0, 1), not {dropout}")
+    if activation is not None:
+        from meprop_bench.models.activations import activation_of
 
-
-def check_activation(name: str) -> None:
-    """Raise UserError unless there is such an activation."""
-    from meprop_bench.models.activations import activation_of
-
-    try:
-        activation_of(name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        try:
+            activation_of(activation)
+        except ValueError as error:
+            raise UserError(str(error)) from None

@@ -27,7 +27,7 @@ from meprop_bench.data import Part, load_images, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.cnn import CNN
 from meprop_bench.models.mlp import MLP
-from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, check_examples, on_device
+from meprop_bench.tasks.checks import check_count, check_examples, check_model, on_device
 from meprop_bench.tasks.task import Split, Task
 from meprop_bench.training import evaluate
 
@@ -38,17 +38,7 @@ _Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Images(Task):
-    """Classification of images.
-
-    Args:
-        batch: B.
-        examples: how many of the training images to use, the first ones; None for all.
-        device: where to train.
-
-    Raises:
-        UserError: a value that is not allowed, a device that is not there, or data that are missing or damaged.
-
-    """
+    """Classification of images."""
 
     metric: ClassVar[str] = "accuracy"
     source: ClassVar[str]
@@ -100,18 +90,7 @@ class Images(Task):
 
 
 class MNIST(Images):
-    """The perceptron on MNIST.
-
-    Args:
-        batch: B; 10 in the papers, 50 for unified selection.
-        hidden: h, neurons of a hidden layer.
-        layers: hidden layers.
-        dropout: of each hidden layer's activations.
-        activation: a name in `models.activations`.
-        examples: as for `Images`.
-        device: as for `Images`.
-
-    """
+    """The perceptron on MNIST. B = 10 in the papers, 50 for unified selection; dropout is that of each hidden layer."""
 
     name: ClassVar[str] = "mnist"
     source: ClassVar[str] = "mnist"
@@ -127,10 +106,7 @@ class MNIST(Images):
         examples: int | None = None,
         device: str = "cpu",
     ) -> None:
-        check_count("hidden", hidden)
-        check_count("layers", layers)
-        check_dropout(dropout)
-        check_activation(activation)
+        check_model(hidden=hidden, layers=layers, dropout=dropout, activation=activation)
         super().__init__(batch=batch, examples=examples, device=device)
         self._sizes: dict[str, Any] = {"layers": layers, "dropout": dropout, "activation": activation}
         self.options = {**self.options, "hidden": hidden, **self._sizes}
@@ -148,14 +124,7 @@ class Digits(MNIST):
 
 
 class MNISTConvolutions(Images):
-    """The convolutional network on MNIST. k, best a ratio, is of a map's positions.
-
-    Args:
-        batch: B.
-        examples: as for `Images`.
-        device: as for `Images`.
-
-    """
+    """The convolutional network on MNIST. k, best a ratio, is of a map's positions."""
 
     name: ClassVar[str] = "mnist-cnn"
     source: ClassVar[str] = "mnist"

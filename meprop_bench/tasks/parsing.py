@@ -10,7 +10,7 @@ B = 10,000 transitions, h = 500, Adam or AdaGrad at 0.01, no dropout but for the
 4). Transitions are labelled: the features hold labels of arcs, so somebody has to choose them. A label is the universal
 relation without its subtype (nsubj of nsubj:pass). The hidden layer is sparsified, the output layer is dense.
 
-`toy-parsing` is the same on sentences that a grammar makes up (`data.grammar`), for machines without a treebank.
+`toy-parsing` is the same on sentences that a grammar makes up (`data.treebank`), for machines without a treebank.
 
 An epoch is a permutation of all examples in batches, the last one smaller. Everything is encoded once, when the task is
 loaded: 385,000 states of 48 numbers.
@@ -18,7 +18,7 @@ loaded: 385,000 states of 48 numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -26,15 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.data.conllu import Sentence, Word
+from meprop_bench.data.treebank import Sentence, Word
 from meprop_bench.errors import UserError
 from meprop_bench.models.parser import Parser, features
 from meprop_bench.models.transitions import NONE, Ints, derivations
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.tasks.checks import check_activation, check_count, check_dropout, on_device
+from meprop_bench.tasks.checks import check_model, on_device
 from meprop_bench.tasks.task import Split, Task
-from meprop_bench.tasks.text import treebank
-from meprop_bench.tasks.vocabulary import Vocabulary
+from meprop_bench.tasks.text import Vocabulary, treebank
 
 __all__ = ["Parsing", "Scores", "ToyParsing"]
 
@@ -65,25 +64,11 @@ class _Part(NamedTuple):
 class Parsing(Task):
     """Parsing.
 
-    Args:
-        batch: B, transitions.
-        hidden: h.
-        dropout: of the hidden layer's activations.
-        activation: a name in `models.activations`.
-        examples: how many of the training *sentences* to use, the first ones; None for all.
-        files: a treebank of your own, "train.conllu,dev.conllu,test.conllu"; None for UD English EWT.
-        device: where to train.
-
-    Raises:
-        UserError: a value that is not allowed, a device that is not there, or data that are missing or damaged.
-
+    `batch` are transitions, `examples` *sentences*, `files` "train.conllu,dev.conllu,test.conllu" in place of UD EWT.
     """
 
     name: ClassVar[str] = "parsing"
     metric: ClassVar[str] = "UAS"
-    rates: ClassVar[Mapping[str, float]] = {"adagrad": 0.01}
-    made_up: ClassVar[bool] = False
-    """Whether its own sentences are those of `data.grammar`."""
 
     def __init__(
         self,
@@ -96,10 +81,7 @@ class Parsing(Task):
         files: str | None = None,
         device: str = "cpu",
     ) -> None:
-        check_count("batch", batch)
-        check_count("hidden", hidden)
-        check_dropout(dropout)
-        check_activation(activation)
+        check_model(batch=batch, hidden=hidden, dropout=dropout, activation=activation)
         self.device = on_device(device)
         bank = treebank(files, examples, made_up=self.made_up)
         self.batch = batch

@@ -9,27 +9,25 @@ B = 1 sentence in the papers, h = 500 for each direction, Adam or AdaGrad at 0.0
 add it, 0.5 (ICML 4, TKDE 4). Words that occur once in the training part are unknown words, which is how the model
 learns what to do with one. The LSTM is sparsified, the output layer is not (ICML paper, section 4.1).
 
-`toy-pos` is the same on sentences that a grammar makes up (`data.grammar`), for machines without a treebank.
+`toy-pos` is the same on sentences that a grammar makes up (`data.treebank`), for machines without a treebank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.data.conllu import Sentence
+from meprop_bench.data.treebank import Sentence
 from meprop_bench.errors import UserError
 from meprop_bench.models.tagger import Tagger
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.tasks.buckets import bucketed, in_order_of_length
-from meprop_bench.tasks.checks import check_count, check_dropout, on_device
+from meprop_bench.tasks.checks import check_model, on_device
 from meprop_bench.tasks.task import Split, Task
-from meprop_bench.tasks.text import Part, treebank
-from meprop_bench.tasks.vocabulary import Vocabulary
+from meprop_bench.tasks.text import Part, Vocabulary, bucketed, in_order_of_length, treebank
 
 __all__ = ["POS", "ToyPOS", "features", "shape"]
 
@@ -56,26 +54,13 @@ def features(word: str) -> tuple[str, ...]:
 class POS(Task):
     """Tagging.
 
-    Args:
-        batch: B, sentences.
-        hidden: h, of each direction.
-        dropout: of the LSTM's output.
-        tags: "universal" or "language" (UPOS or XPOS).
-        examples: how many of the training sentences to use, the first ones; None for all.
-        files: a treebank of your own, "train.conllu,dev.conllu,test.conllu"; None for UD English EWT.
-        device: where to train.
-
-    Raises:
-        UserError: a value that is not allowed, a device that is not there, or data that are missing or damaged.
-
+    `batch` are sentences, `hidden` is of each direction, `dropout` of the LSTM's output, `tags` "universal" or
+    "language" (UPOS or XPOS), `files` "train.conllu,dev.conllu,test.conllu" in place of UD English EWT.
     """
 
     name: ClassVar[str] = "pos"
     metric: ClassVar[str] = "accuracy"
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
-    rates: ClassVar[Mapping[str, float]] = {"adagrad": 0.01}
-    made_up: ClassVar[bool] = False
-    """Whether its own sentences are those of `data.grammar`."""
 
     def __init__(
         self,
@@ -88,9 +73,7 @@ class POS(Task):
         files: str | None = None,
         device: str = "cpu",
     ) -> None:
-        check_count("batch", batch)
-        check_count("hidden", hidden)
-        check_dropout(dropout)
+        check_model(batch=batch, hidden=hidden, dropout=dropout)
         if tags not in ("universal", "language"):
             raise UserError(f"tags must be 'universal' or 'language', not {tags!r}")
         bank = treebank(files, examples, made_up=self.made_up)

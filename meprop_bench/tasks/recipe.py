@@ -33,44 +33,22 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train and how, as text and numbers.
+    """What to train and how, as text and numbers; `UserError`, in one line, for a value that is not allowed."""
 
-    Attributes:
-        task: a name in `TASKS`.
-        options: of the task.
-        method: a name in `METHODS`.
-        k: a count or a ratio in (0, 1]; None for a method that leaves the layers dense.
-        gradient: "dense", or "rows": weight gradients of linear layers as sparse rows, for optimizers that take them.
-        kernel: how the method is computed, "auto" or a name; the kernels differ in rounding alone.
-        optimizer: a name in `OPTIMIZERS`.
-        epochs: passes over the training examples.
-        evaluations: on the development set in each epoch, evenly spread, the last at its end.
-        best_after: epochs before the first evaluation that may be the best one: what comes before the model is
-            simplified, say, is not what is asked for.
-        algorithm: what goes along with training, a key of `ALGORITHMS`; by default what the method has.
-        details: fields of the algorithm.
-        steps: train for so many steps in place of epochs.
-        watched: record the mean change of the parameters at an update, which takes time.
-
-    Raises:
-        UserError: a value that is not allowed, in one line.
-
-    """
-
-    task: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    method: str = "dense"
-    k: int | float | None = None
-    gradient: str = "dense"
-    kernel: str = "auto"
-    optimizer: str = "adam"
-    epochs: int = 20
-    evaluations: int = 1
-    best_after: int = 0
-    algorithm: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    watched: bool = False
+    task: str  # a name in `TASKS`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the task
+    method: str = "dense"  # a name in `METHODS`
+    k: int | float | None = None  # a count or a ratio in (0, 1]; None for a method that leaves the layers dense
+    gradient: str = "dense"  # or "rows": weight gradients as sparse rows, for optimizers that take them
+    kernel: str = "auto"  # "auto" or a name; the kernels differ in rounding alone
+    optimizer: str = "adam"  # a name in `OPTIMIZERS`
+    epochs: int = 20  # passes over the training examples
+    evaluations: int = 1  # on the development set in each epoch, evenly spread, the last at its end
+    best_after: int = 0  # epochs before the first evaluation that may be the best: when the model is simplified, say
+    algorithm: str | None = None  # what goes along with training, a key of `ALGORITHMS`; by default what the method has
+    details: Mapping[str, Any] = field(default_factory=dict)  # fields of the algorithm
+    steps: int | None = None  # train for so many in place of epochs
+    watched: bool = False  # record the mean change of the parameters at an update, which takes time
 
     def __post_init__(self) -> None:
         for what, name, known in (("method", self.method, METHODS), ("optimizer", self.optimizer, OPTIMIZERS)):
@@ -120,9 +98,7 @@ class Recipe:
     def sparsify(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
         """Convert a model's layers of these kinds, all but its output layer, in place; dense converts none.
 
-        Raises:
-            UserError: layers of one of these kinds do not know the method.
-
+        `UserError`: layers of one of these kinds do not know the method.
         """
         method = METHODS[self.method]
         if method.selection is None:

@@ -13,7 +13,8 @@ came.
 
 A checkpoint holds all that the next step depends on: parameters, the optimizer's state, the random state, the place in
 the epoch, the algorithm's records and structure. On the CPU a training that was killed and resumed ends with the same
-parameters, to the bit, and the same history.
+parameters, to the bit, and the same history. It is written beside the old one, synced and put in its place, so that a
+kill at any moment leaves one of the two; it is read with `weights_only=True`: it cannot run code.
 
 The loop keeps the losses as tensors until they are needed, since a number would make a GPU wait, and asks for no
 threads: those are the caller's.
@@ -23,7 +24,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,15 +35,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
 from meprop_bench.optimizers import make_optimizer
-from meprop_bench.tasks import checkpoint as checkpoints
 from meprop_bench.tasks.checks import check_count
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import Step
 
-__all__ = ["Evaluation", "Progress", "Result", "describe", "run"]
+__all__ = ["FORMAT", "Evaluation", "Progress", "Result", "describe", "read_checkpoint", "run", "write_checkpoint"]
 
 SAVE_S = 30.0
 """Seconds between checkpoints: what a kill costs at most."""
@@ -49,26 +52,15 @@ _PROGRESS_S = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Where training stood after some step.
+    """Where training stood after some step."""
 
-    Attributes:
-        step: steps done.
-        epoch: the same in epochs.
-        loss: mean loss of the training batches since the evaluation before.
-        dev: metric on the development set.
-        test: metric on the test set if this is the best one so far, else None.
-        seconds: spent in steps so far, on whatever else the machine did.
-        figures: what the algorithm says of itself, sizes for instance.
-
-    """
-
-    step: int
-    epoch: float
-    loss: float
+    step: int  # steps done
+    epoch: float  # the same in epochs
+    loss: float  # mean of the training batches since the evaluation before
     dev: float
-    test: float | None = None
-    seconds: float = 0.0
-    figures: Mapping[str, float] = field(default_factory=dict)
+    test: float | None = None  # only if this is the best one so far
+    seconds: float = 0.0  # spent in steps so far, on whatever else the machine did
+    figures: Mapping[str, float] = field(default_factory=dict)  # what the algorithm says of itself, sizes for instance
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; a loss that is not finite is null."""
@@ -77,32 +69,18 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One trained model.
-
-    Attributes:
-        seed: of the training.
-        steps: done, all of them.
-        steps_per_epoch: the task's.
-        history: all evaluations.
-        best_step: steps until the evaluation that is the best on the development set, the first of equals.
-        best_dev: its metric there.
-        test_at_best: metric on the test set at that evaluation.
-        final_dev: metric on the development set at the end.
-        seconds: spent in steps, evaluations and checkpoints not counted.
-        model: as it is at the end.
-
-    """
+    """One trained model."""
 
     seed: int
     steps: int
     steps_per_epoch: int
     history: tuple[Evaluation, ...]
-    best_step: int
-    best_dev: float
-    test_at_best: float
-    final_dev: float
-    seconds: float = field(compare=False)
-    model: nn.Module = field(compare=False, repr=False)
+    best_step: int  # steps until the best evaluation on the development set, the first of equals
+    best_dev: float  # its metric there
+    test_at_best: float  # its metric on the test set
+    final_dev: float  # at the end
+    seconds: float = field(compare=False)  # spent in steps, evaluations and checkpoints not counted
+    model: nn.Module = field(compare=False, repr=False)  # as it is at the end
 
     @property
     def iterations(self) -> float:
@@ -151,7 +129,7 @@ def run(
     after_step: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """Train one model.
+    """Train one model; return the result, the same one, at once, if the checkpoint is of the end.
 
     Args:
         task: what to train, and on what: that of the recipe, loaded.
@@ -164,9 +142,6 @@ def run(
         after_step: called with the number of steps done after each. If it raises, the checkpoint is written first: so a
             training is ended at once and without loss.
         clock: in seconds.
-
-    Returns:
-        the result; the same one, at once, if the checkpoint is of the end.
 
     Raises:
         UserError: a seed that is none; the method, optimizer or algorithm does not fit the task; the checkpoint is of
@@ -201,16 +176,15 @@ class _Training:
         self, task: Task, recipe: Recipe, seed: int, checkpoint: Path | None, clock: Callable[[], float]
     ) -> None:
         self.task, self.recipe, self.seed, self.checkpoint, self.clock = task, recipe, seed, checkpoint, clock
+        self.settings = describe(task, recipe, seed)
         self.per_epoch = task.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch if recipe.steps is None else recipe.steps
         self.model = task.build(seed)
         task.sparsify(self.model, recipe)
-        rate = task.rates.get(recipe.optimizer)
-        optimizer = make_optimizer(
-            recipe.optimizer, self.model.parameters(), gradient=recipe.gradient, fused=True, rate=rate
-        )
+        rate = task.entry.rates.get(recipe.optimizer)
+        parameters = self.model.parameters()
+        optimizer = make_optimizer(recipe.optimizer, parameters, gradient=recipe.gradient, fused=True, rate=rate)
         self.take = _TaskStep(self.model, optimizer, task)
-        self.optimizer = optimizer
         along = recipe.along
         self.running = None if along is None else along.start(task, self.model, optimizer, self.steps)
         self.step = 0
@@ -320,29 +294,35 @@ class _Training:
             return
         cuda = self.task.device.type == "cuda"
         state = {
-            "settings": describe(self.task, self.recipe, self.seed),
+            "settings": self.settings,
             "step": self.step,
             "seconds": self.seconds,
             "history": [asdict(found) for found in self.history],
             "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "model": dict(self.model.state_dict()),
             "best_model": self.best_model,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.take.optimizer.state_dict(),
             "algorithm": {} if self.running is None else self.running.state_dict(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.task.device) if cuda else None,
         }
-        checkpoints.write(self.checkpoint, state)
+        write_checkpoint(self.checkpoint, state)
 
     def load(self) -> None:
         """Take over what the checkpoint holds, if there is one."""
-        if self.checkpoint is None or (state := checkpoints.read(self.checkpoint)) is None:
+        if self.checkpoint is None or (state := read_checkpoint(self.checkpoint)) is None:
             return
-        _check_same(self.checkpoint, state["settings"], describe(self.task, self.recipe, self.seed))
+        found, wanted = state["settings"], self.settings
+        for name in (*wanted, *found):
+            if found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{self.checkpoint} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} "
+                    f"and not {wanted.get(name)!r}: go on with its settings, or choose another folder"
+                )
         if self.running is not None:
             self.running.load_state_dict(state["algorithm"])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.take.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = [Evaluation(**found) for found in state["history"]]
         self.losses = list(state["losses"].to(self.task.device))
@@ -356,10 +336,27 @@ class _Training:
             self.running.close()
 
 
-def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in (*wanted, *found):
-        if found.get(name) != wanted.get(name):
-            raise UserError(
-                f"{path} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
-                f"{wanted.get(name)!r}: go on with its settings, or choose another folder"
-            )
+FORMAT = "meprop-bench/checkpoint/1"
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint as a whole or not at all; after a `UserError`, an earlier one is still there."""
+    try:
+        with replacing(path) as file:
+            torch.save({"format": FORMAT, **state}, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk in a way of its own
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return what `write_checkpoint` wrote, on the CPU; None without a file; `UserError` if that is something else."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{path} is damaged, or no checkpoint of this version: delete it and train anew")
+    return found

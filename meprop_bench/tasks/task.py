@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from meprop_bench.errors import UserError
+from meprop_bench.tasks import TASKS, Entry
 
 __all__ = ["Sparsifier", "Split", "Task"]
 
@@ -36,33 +37,26 @@ class Sparsifier(Protocol):
 class Task(ABC):
     """One task with its data loaded.
 
-    Attributes:
-        name: what the command line calls it.
-        metric: "accuracy", "UAS" or "BLEU".
-        batch: B, examples in a mini-batch.
-        examples: how many there are to train on.
-        options: the constructor's keywords with their values, which JSON can hold: what tells trainings apart.
-        device: where the batches are.
-        kinds: of layers that a method converts, all but the output layer.
-        rates: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`.
-        alternated: parts of the model, by name, that `algorithm.Alternation` sparsifies alternately, if any.
-        data_published: whether the data are those that were published, by their SHA-256; None where none is known (made
-            up, the user's own).
-        notes: what a reader of a result should know of the data.
-
+    Its constructor takes sizes of the model; `batch`, B; `examples`, how many of the training ones to use, the first;
+    `files`, of the user's own; `device`, where to train. It raises `UserError` for a value that is not allowed, a
+    device that is not there, a package that is not installed, data that are missing or damaged.
     """
 
-    name: ClassVar[str]
-    metric: ClassVar[str]
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
-    rates: ClassVar[Mapping[str, float]] = {}
-    alternated: ClassVar[tuple[str, ...]] = ()
-    batch: int
-    examples: int
-    options: Mapping[str, Any]
-    device: torch.device = torch.device("cpu")
-    data_published: bool | None = None
-    notes: tuple[str, ...] = ()
+    name: ClassVar[str]  # what the command line calls it
+    metric: ClassVar[str]  # "accuracy", "UAS" or "BLEU"
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)  # of layers that a method converts
+    made_up: ClassVar[bool] = False  # whether its own sentences are those of a small grammar (`data.treebank`)
+    batch: int  # B, examples in a mini-batch
+    examples: int  # how many there are to train on
+    options: Mapping[str, Any]  # the constructor's keywords with their values, in JSON: what tells trainings apart
+    device: torch.device = torch.device("cpu")  # where the batches are
+    data_published: bool | None = None  # by their SHA-256; None where none is known (made up, the user's own)
+    notes: tuple[str, ...] = ()  # what a reader of a result should know of the data
+
+    @property
+    def entry(self) -> Entry:
+        """What is known of it before it is loaded."""
+        return TASKS.get(self.name, Entry("", "", ""))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -99,8 +93,6 @@ class Task(ABC):
     def numbers(self, batch: Any) -> Tensor:
         """Return the numbers of a batch's examples, 0 to `examples` - 1, int64 `(B,)`: the same in every epoch.
 
-        Raises:
-            UserError: the task does not number its examples, and so cannot be trained by what needs that (meAct).
-
+        `UserError`: the task does not number its examples, and so cannot be trained by what needs that (meAct).
         """
         raise UserError(f"the task {self.name} does not number its examples, which meAct needs: use mnist or digits")

@@ -8,8 +8,7 @@ from click.testing import CliRunner
 
 from meprop_bench.cli.data import command
 from meprop_bench.data import sources
-from meprop_bench.data.location import VARIABLE
-from meprop_bench.data.sources import DataFile, Source
+from meprop_bench.data.sources import VARIABLE, DataFile, Source
 from meprop_bench.errors import ExitCode, UserError
 
 

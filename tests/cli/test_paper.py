@@ -4,8 +4,7 @@ from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.published import table
-from meprop_bench.paper.scale import Scale
-from meprop_bench.paper.subjects import Subject
+from meprop_bench.paper.subjects import Scale, Subject
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 

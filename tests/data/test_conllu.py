@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meprop_bench.data.conllu import Sentence, Word, read_conllu
+from meprop_bench.data.treebank import Sentence, Word, read_conllu
 from meprop_bench.errors import UserError
 
 TEXT = """\

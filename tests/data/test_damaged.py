@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from meprop_bench.data.conllu import read_conllu
-from meprop_bench.data.idx import read_idx
+from meprop_bench.data.mnist import read_idx
 from meprop_bench.data.parallel import read_parallel
+from meprop_bench.data.treebank import read_conllu
 from meprop_bench.errors import UserError
 
 _WHOLE = {

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from meprop_bench.data.digits import load_digits
+from meprop_bench.data.images import load_digits
 from meprop_bench.errors import UserError
 
 

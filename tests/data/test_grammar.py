@@ -1,4 +1,4 @@
-from meprop_bench.data.grammar import SIZES, made_up_treebank
+from meprop_bench.data.treebank import SIZES, made_up_treebank
 
 
 def test_sentences_are_the_same_at_every_call_and_are_trees():

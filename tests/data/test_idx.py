@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 import torch
 
-from meprop_bench.data.idx import digest, read_idx
+from meprop_bench.data.mnist import digest, read_idx
 from meprop_bench.errors import UserError
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from meprop_bench.data import Part, batches, load_images
-from meprop_bench.data.location import VARIABLE
+from meprop_bench.data.sources import VARIABLE
 from meprop_bench.errors import UserError
 
 

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from meprop_bench.data.location import VARIABLE, data_folder, locate
-from meprop_bench.data.sources import SOURCES
+from meprop_bench.data.sources import SOURCES, VARIABLE, data_folder, locate
 from meprop_bench.errors import UserError
 
 

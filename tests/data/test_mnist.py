@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from meprop_bench.data import load_images, mnist
-from meprop_bench.data.location import VARIABLE
 from meprop_bench.data.mnist import DEV_IMAGES, load_mnist
-from meprop_bench.data.sources import SOURCES
+from meprop_bench.data.sources import SOURCES, VARIABLE
 from meprop_bench.errors import UserError
 
 TRAIN, TEST = DEV_IMAGES + 20, DEV_IMAGES + 1

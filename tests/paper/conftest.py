@@ -3,7 +3,7 @@ import pytest
 from meprop_bench.paper.evidence import Evidence
 from meprop_bench.paper.experiment import experiment as plan
 from meprop_bench.paper.published import table
-from meprop_bench.paper.trainings import Evaluation, Trained
+from meprop_bench.paper.records import Evaluation, Trained
 
 
 def trained(arm_id, seed, test, *, best_epoch=5, epochs=10, **more):

@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 
 from meprop_bench.paper.claims import NEARLY, SAME, judge, overall
-from meprop_bench.paper.decodings import Decoding
-from meprop_bench.paper.trainings import Evaluation
+from meprop_bench.paper.records import Decoding, Evaluation
 from meprop_bench.results.schema import Row
 
 MNIST = "MNIST (Adam)"

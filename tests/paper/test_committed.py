@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meprop_bench.paper.folder import read
-from meprop_bench.paper.overview import as_overview
+from meprop_bench.paper.folder import as_overview, read
 from meprop_bench.report.markdown import escaped
 from meprop_bench.results.store import Store
 

@@ -9,16 +9,14 @@ from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.models.mlp import MLP
 from meprop_bench.models.parser import Parser
 from meprop_bench.models.tagger import Tagger
-from meprop_bench.paper import decode
 from meprop_bench.paper.claims import judge
-from meprop_bench.paper.decode import Decoders, cut, multiplications
-from meprop_bench.paper.decodings import DECODINGS, Decoding, Decodings, sizes_of
 from meprop_bench.paper.evidence import lines
 from meprop_bench.paper.experiment import Arm, experiment
 from meprop_bench.paper.published import Setting, table
+from meprop_bench.paper.records import DECODINGS, Decoding, Decodings, Trained, Trainings, sizes_of
+from meprop_bench.paper.requests import Decoders, cut_layers, multiplications
 from meprop_bench.paper.runner import decode_all, take
 from meprop_bench.paper.subjects import Subject
-from meprop_bench.paper.trainings import Trained, Trainings
 from meprop_bench.results.store import Store
 
 FASTER = Decoding("a", {"hidden": 5}, (100, 10), (((0.2, 0.1), (0.2, 0.1)), ((0.21, 0.1), (0.2, 0.1))), "e1")
@@ -32,31 +30,31 @@ def test_a_cut_model_computes_with_fewer_neurons_and_counts_them():
         model.output.weight[:, 2:] = 0
     expected = model(x)
     assert multiplications(model) == 8 * 6 + 6 * 6 + 6 * 3
-    cut(model, {"linear0": 4, "linear1": 2})
+    cut_layers(model, {"linear0": 4, "linear1": 2})
     assert multiplications(model) == 8 * 4 + 4 * 2 + 2 * 3
     torch.testing.assert_close(model(x), expected)
 
 
 def test_tagger_and_parser_are_cut():
     tagger = Tagger(10, (3, 3), 5, hidden=6, word_size=4, feature_size=2)
-    cut(tagger, {"lstm.l0": 3, "lstm.l0_reverse": 3})
+    cut_layers(tagger, {"lstm.l0": 3, "lstm.l0_reverse": 3})
     assert multiplications(tagger) == 2 * 4 * 3 * (8 + 3) + 6 * 5
     assert tagger(torch.zeros(2, 4, 3, dtype=torch.int64)).shape == (2, 4, 5)
     parser = Parser(10, 4, 3, hidden=6, size=2)
-    cut(parser, {"hidden": 2})
+    cut_layers(parser, {"hidden": 2})
     assert multiplications(parser) == 96 * 2 + 2 * 7
 
 
 @pytest.mark.parametrize("sizes", [{"nowhere": 2}, {"linear0": 7}, {"linear0": 0}])
 def test_what_cannot_be_cut_is_refused(sizes):
     with pytest.raises(ValueError, match="cannot leave"):
-        cut(MLP(8, 6, 3), sizes)
+        cut_layers(MLP(8, 6, 3), sizes)
 
 
 def test_decoding_is_timed_in_pairs():
     setting = Setting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
     decoders = Decoders(Arm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
-    before, after = decoders.multiplications()
+    before, after = map(multiplications, decoders.models)
     assert (before, after) == (64 * 16 + 16 * 16 + 16 * 10, 64 * 3 + 3 * 2 + 2 * 10)
     pairs = decoders.pairs(0.0, 1)
     assert len(pairs) == 2
@@ -67,7 +65,7 @@ def test_what_was_cut_amiss_is_not_timed(monkeypatch):
     def amiss(structure, keep):
         remove(structure, {group: kept.flip(0) for group, kept in keep.items()})
 
-    monkeypatch.setattr(decode, "remove", amiss)
+    monkeypatch.setattr("meprop_bench.paper.requests.remove", amiss)
     setting = Setting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
     with pytest.raises(ValueError, match="the cut model's output is off by"):
         Decoders(Arm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})

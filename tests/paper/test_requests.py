@@ -5,7 +5,7 @@ import torch
 from meprop_bench.measure.environment import collect
 from meprop_bench.paper.experiment import Arm
 from meprop_bench.paper.published import Setting
-from meprop_bench.paper.trainings import Trained
+from meprop_bench.paper.records import Trained
 from meprop_bench.sweep.worker import Session
 
 

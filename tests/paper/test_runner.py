@@ -5,12 +5,11 @@ import pytest
 
 from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.paper.experiment import experiment
-from meprop_bench.paper.folder import read
-from meprop_bench.paper.overview import as_overview, best_results
+from meprop_bench.paper.folder import as_overview, best_results, read
 from meprop_bench.paper.published import table
+from meprop_bench.paper.records import Evaluation, Trained, Trainings
 from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
-from meprop_bench.paper.trainings import Evaluation, Trained, Trainings
 from meprop_bench.report.formats import write_report
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import Deadline
@@ -129,7 +128,7 @@ def test_the_page_and_that_of_claims_show_the_paper_beside_ours(run, tmp_path):
     assert "inconclusive" in page
     assert "meprop-bench paper report" in page
     assert "POS-Tag (Adam), Parsing (Adam): the data are not here" in page
-    assert best_results(tmp_path)["icml:3"].title == document.title
+    assert best_results(tmp_path)["icml:3"][1].title == document.title
     page = as_overview(tmp_path)
     assert f"| icml:3 | [smoke]({folder.name}/README.md) |" in page
     assert "| icml:4 | not run | |" in page

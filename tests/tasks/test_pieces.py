@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from meprop_bench.errors import UserError
-from meprop_bench.tasks.pieces import BOS, EOS, PAD, Pieces
+from meprop_bench.tasks.translation import BOS, EOS, PAD, Pieces
 
 pytest.importorskip("sentencepiece")
 

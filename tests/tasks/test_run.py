@@ -13,10 +13,9 @@ from meprop_bench.data import Part, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
 from meprop_bench.optimizers import OPTIMIZERS
-from meprop_bench.tasks import checkpoint as checkpoints
 from meprop_bench.tasks.algorithm import Activation, ScheduledK, Simplification
 from meprop_bench.tasks.recipe import Recipe
-from meprop_bench.tasks.run import Evaluation, describe, run
+from meprop_bench.tasks.run import Evaluation, describe, read_checkpoint, run
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import evaluate
 
@@ -193,12 +192,12 @@ def test_resumed_after_any_step_it_ends_the_same(tmp_path, name, optimizer):
 
         with pytest.raises(Killed):
             run(Clusters(), settings, checkpoint=path, after_step=after)
-        assert checkpoints.read(path)["step"] == stop
+        assert read_checkpoint(path)["step"] == stop
     resumed = run(Clusters(), settings, checkpoint=path)
     assert same(parameters(resumed), parameters(whole))
     without = [Evaluation(**{**vars(found), "seconds": 0.0}) for found in resumed.history]
     assert without == [Evaluation(**{**vars(found), "seconds": 0.0}) for found in whole.history]
-    ends = [checkpoints.read(tmp_path / file) for file in ("whole.pt", "checkpoint.pt")]
+    ends = [read_checkpoint(tmp_path / file) for file in ("whole.pt", "checkpoint.pt")]
     for key in ("model", "best_model"):
         assert same(list(ends[0][key].values()), list(ends[1][key].values()))
 
@@ -266,8 +265,8 @@ def test_progress_and_checkpoints_follow_the_clock(tmp_path):
     path = tmp_path / "c.pt"
 
     def after(step):
-        if path.is_file() and (not saved or checkpoints.read(path)["step"] != saved[-1]):
-            saved.append(checkpoints.read(path)["step"])
+        if path.is_file() and (not saved or read_checkpoint(path)["step"] != saved[-1]):
+            saved.append(read_checkpoint(path)["step"])
 
     run(
         Clusters(),

@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from torch import nn
 from meprop_bench import cli
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.nn import MePropLSTM
-from meprop_bench.tasks.pieces import BOS, EOS, PAD
+from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.pos import POS
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import run
-from meprop_bench.tasks.translation import ToyTranslation, Translation
+from meprop_bench.tasks.translation import BOS, EOS, PAD, ToyTranslation, Translation
 
 pytest.importorskip("sentencepiece")
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -133,7 +134,7 @@ def _trained(files, **recipe):
     """Return the task and what 16 epochs at a rate for models of this size make of it."""
     task = Translation(batch=8, hidden=32, embedding=16, layers=1, vocabulary=60, beam=3, files=files)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Translation, "rates", {"adam": 0.05})
+        patch.setitem(TASKS, "translation", replace(TASKS["translation"], rates={"adam": 0.05}))
         return task, run(task, Recipe("translation", epochs=16, **recipe))
 
 

@@ -1,6 +1,6 @@
 """Numbers for words."""
 
-from meprop_bench.tasks.vocabulary import UNKNOWN, Vocabulary
+from meprop_bench.tasks.text import UNKNOWN, Vocabulary
 
 
 def test_the_frequent_first_and_the_rare_unknown():

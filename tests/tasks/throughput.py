@@ -95,7 +95,7 @@ def _loss(name: str, model: nn.Module, batch: Any) -> Tensor:
 
 def _plain_s(name: str, task: Task, steps: int) -> float:
     model = _PLAIN[name](task)
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.rates.get("adam", 1e-3), fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.entry.rates.get("adam", 1e-3), fused=True)
     begun = time.perf_counter()
     for batch in itertools.islice(task.epoch(1, 0), steps):
         optimizer.zero_grad()

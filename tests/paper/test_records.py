@@ -3,7 +3,7 @@ import json
 import pytest
 
 from meprop_bench.errors import UserError
-from meprop_bench.paper.trainings import TRAININGS, Evaluation, Trained, Trainings
+from meprop_bench.paper.records import TRAININGS, Evaluation, Trained, Trainings
 
 
 def trained(arm_id, seed, test, **more):

@@ -1,8 +1,14 @@
-"""Every trained seed of a run, saved as it comes: one JSON object a line in `trainings.jsonl` of the results folder.
+"""What a table's results folder holds besides timed rows: every trained seed, and what decoding cost.
 
-A line is written in one piece and synced, so that a kill costs the trainings in flight and no other. A line that was
-cut off is recognised on opening and removed; that seed is trained again. A training that failed is a line, too, and is
-tried again by the next run. The folder's lock is that of its `results.store.Store`.
+    trainings.jsonl   one JSON object a line, saved as it comes, in one piece and synced, so that a kill costs the
+                      trainings in flight and no other. A line that was cut off is recognised on opening and removed;
+                      that seed is trained again. A training that failed is a line, too, and is tried again by the next
+                      run.
+    decodings.json    arm by arm, before and after meSimp: seconds of decoding the test set on one thread, in
+                      interleaved pairs, by some fresh processes; the interval is over these. The sizes are means over
+                      the arm's seeds.
+
+The folder's lock is that of its `results.store.Store`.
 """
 
 from __future__ import annotations
@@ -16,12 +22,15 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from meprop_bench.results.incoming import Amount, Name, Number, Percent, checked, parsed, refused
-from meprop_bench.results.store import append_lines
+from meprop_bench.results.incoming import Amount, Count, Name, Number, Percent, Seconds, checked, parsed, refused
+from meprop_bench.results.store import append_lines, replace_file
+from meprop_bench.stats import Interval, median, paired_ratio
 
-__all__ = ["TRAININGS", "Evaluation", "Trained", "Trainings"]
+__all__ = ["DECODINGS", "TRAININGS", "Decoding", "Decodings", "Evaluation", "Trained", "Trainings", "sizes_of"]
 
 TRAININGS = "trainings.jsonl"
+DECODINGS = "decodings.json"
+COUNTS = "counts.json"
 
 
 @dataclass(frozen=True)
@@ -35,42 +44,25 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One arm, trained from one seed.
-
-    Attributes:
-        arm_id: of the arm.
-        seed: of weights, batches and selections.
-        evaluations: over time.
-        best_epoch: of the best dev metric: the papers' "Iter".
-        best_dev: that metric.
-        test: the test metric of that model.
-        final_dev: at the end.
-        sizes: layer -> neurons left, where meSimp removed some; of meAct the average it trains an example through.
-        updates: mean absolute change of a parameter at an update, epoch by epoch, where it was asked for.
-        seconds: that the training took.
-        environment_id: where.
-        git_revision: of the code that trained it; a run may be resumed by another one than its environment names.
-        data_published: whether the data were those that were published, by their SHA-256; None where that is not known.
-        origin: the results folder that it was trained for, where another one has taken it over.
-        error: why it failed, in one line; then there are no figures.
-
-    """
+    """One arm, trained from one seed (of weights, batches and selections)."""
 
     arm_id: Name
     seed: Number
     evaluations: tuple[Evaluation, ...] = ()
-    best_epoch: Amount | None = None
+    best_epoch: Amount | None = None  # of the best dev metric: the papers' "Iter"
     best_dev: Percent | None = None
-    test: Percent | None = None
+    test: Percent | None = None  # the test metric of that model
     final_dev: Percent | None = None
     sizes: Mapping[str, Amount] = field(default_factory=dict)
+    """Layer -> neurons left, where meSimp removed some; of meAct the average it trains an example through."""
     updates: tuple[Annotated[float, Meta(ge=0, le=1e300)], ...] = ()
+    """Mean absolute change of a parameter at an update, epoch by epoch, of a watched arm."""
     seconds: Amount = 0.0
     environment_id: Name = "unknown"
-    git_revision: Name | None = None
-    data_published: bool | None = None
-    origin: Name | None = None
-    error: str | None = None
+    git_revision: Name | None = None  # of the code that trained it; a resumed run may have several
+    data_published: bool | None = None  # whether the data were, by their SHA-256; None where that is not known
+    origin: Name | None = None  # the results folder that it was trained for, where another one has taken it over
+    error: str | None = None  # why it failed, in one line; then there are no figures
 
     def __post_init__(self) -> None:
         epochs = [each.epoch for each in self.evaluations]
@@ -91,7 +83,8 @@ class Trained:
         found = checked(record, cls)
         if found.error is not None and (found.test is not None or found.best_dev is not None):
             raise ValueError("figures of a training that failed")
-        for name, epoch in (("best_dev", found.best_epoch), ("final_dev", found.last_epoch)):
+        last = found.evaluations[-1].epoch if found.evaluations else None
+        for name, epoch in (("best_dev", found.best_epoch), ("final_dev", last)):
             said, own = getattr(found, name), [each.dev for each in found.evaluations if each.epoch == epoch]
             if said is not None and found.evaluations and said not in own:
                 raise ValueError(f"{name} is {said:.6g}, which is not what was evaluated in epoch {epoch}")
@@ -103,22 +96,11 @@ class Trained:
         named = (name.partition(" ") for name in self.sizes)
         return {layer: self.sizes[f"size {layer}"] for what, _, layer in named if what == "size" and layer}
 
-    @property
-    def last_epoch(self) -> float | None:
-        """Of the last evaluation; None without one."""
-        return self.evaluations[-1].epoch if self.evaluations else None
-
 
 class Trainings:
-    """The trainings of one results folder.
+    """The trainings of one results folder that is there; `UserError` for a line that is no training.
 
-    Args:
-        folder: that is there.
-        write: remove a line that was cut off, and allow `append`.
-
-    Raises:
-        UserError: a line that is no training.
-
+    `write` removes a line that was cut off, and allows `append`.
     """
 
     def __init__(self, folder: Path, *, write: bool = False) -> None:
@@ -145,10 +127,7 @@ class Trainings:
     def take(self, other: Trainings, wanted: Sequence[tuple[Sequence[str], int]]) -> list[Trained]:
         """Add what another folder has of these arms and seeds, and return it; what is here already stays as it is.
 
-        Args:
-            other: of the other folder.
-            wanted: (the ids of an arm, its own first, any of which will do; seed).
-
+        `wanted`: (the ids of an arm, its own first, any of which will do; seed).
         """
         taken = []
         for (own, *others), seed in wanted:
@@ -190,3 +169,72 @@ class Trainings:
             if self._write:
                 with self.path.open("r+b") as file:
                     file.truncate(len(data) - len(torn))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One arm's cost of decoding, (before, after); `runs` are processes, with their pairs of seconds."""
+
+    arm_id: Name
+    sizes: Mapping[str, Count]  # layer -> neurons left
+    multiplications: tuple[Count, Count]  # of an item
+    runs: Annotated[tuple[Annotated[tuple[tuple[Seconds, Seconds], ...], Meta(min_length=1)], ...], Meta(min_length=1)]
+    environment_id: Name
+    git_revision: Name | None = None  # of the code that was timed
+    origin: Name | None = None  # the results folder that it was measured for, where another one has taken it over
+
+    @property
+    def speedup(self) -> Interval:
+        """How many times as fast decoding is after."""
+        return paired_ratio(self.runs)
+
+    @property
+    def fewer(self) -> float:
+        """How many times fewer multiplications an item takes after."""
+        return self.multiplications[0] / self.multiplications[1]
+
+    def seconds(self, side: int) -> float:
+        """Return the median time before (0) or after (1)."""
+        return median(pair[side] for pairs in self.runs for pair in pairs)
+
+
+class Decodings:
+    """The decodings of one results folder that is there; `UserError` for a damaged file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / DECODINGS
+        each: list[Decoding] = _read(self.path, list[Decoding]) or []
+        self.found = {one.arm_id: one for one in each}
+
+    def get(self, arm_id: str, sizes: Mapping[str, int]) -> Decoding | None:
+        """Return what is known of an arm at these sizes."""
+        found = self.found.get(arm_id)
+        return found if found is not None and dict(found.sizes) == dict(sizes) else None
+
+    def add(self, decoding: Decoding) -> None:
+        """Save one more: it is on the disk when this returns."""
+        self.found[decoding.arm_id] = decoding
+        replace_file(self.path, json.dumps([asdict(one) for one in self.found.values()], indent=1) + "\n")
+
+
+def counts_in(folder: Path) -> Mapping[tuple[str, str], int]:
+    """Return (subject, column) -> how many there are, as far as they were counted."""
+    record: dict[str, dict[str, int]] = _read(folder / COUNTS, dict[str, dict[str, Number]]) or {}
+    return {(task, column): count for task, found in record.items() for column, count in found.items()}
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """Return what a file holds, None without one; `UserError` if that is something else."""
+    if not path.exists():
+        return None
+    try:
+        return checked(parsed(path.read_bytes()), kind)
+    except ValueError as error:
+        where = f"{path.parent.name}/{path.name} is damaged"
+        raise refused(where, error, "delete it and run again with --resume") from None
+
+
+def sizes_of(trained: Sequence[Trained]) -> Mapping[str, int]:
+    """Return the neurons that training left in each layer, the mean over seeds; empty where nothing was simplified."""
+    names = trained[0].layers if trained else ()
+    return {name: max(1, round(sum(one.layers[name] for one in trained) / len(trained))) for name in names}

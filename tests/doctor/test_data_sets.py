@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meprop_bench.data.location import VARIABLE
-from meprop_bench.data.sources import DataFile, Source
-from meprop_bench.doctor import data as module
+from meprop_bench.data.sources import VARIABLE, DataFile, Source
+from meprop_bench.doctor import software as module
 
 _CONTENTS = (b"hello", b"world!")
 

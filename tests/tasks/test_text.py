@@ -2,7 +2,7 @@
 
 import pytest
 
-from meprop_bench.tasks.buckets import bucketed, in_order_of_length
+from meprop_bench.tasks.text import bucketed, in_order_of_length
 
 LENGTHS = [7, 1, 3, 9, 2, 2, 30, 4, 5, 1, 8]
 
