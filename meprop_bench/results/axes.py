@@ -26,7 +26,7 @@ from meprop_bench.errors import one_of
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clock import CACHES, LAUNCHES
-from meprop_bench.results.incoming import Name, conforming, parts
+from meprop_bench.results.incoming import Name, Share, conforming, parts
 
 __all__ = [
     "AXES",
@@ -80,7 +80,7 @@ class Axis:
     help: str  # in the options and in the reference
     option: str = ""  # as options and presets spell it; the field with hyphens unless said otherwise
     stored: str = ""  # field of a row, where that is not the case's
-    carried_out: Any = None  # type of the value in a row, where that is not the requested one
+    carried_out: Any = None  # type of the value in a row, where that may be another: one of `parity`, say
     required: bool = False  # every stored row has it, as it has been there from the first version on
     choices: tuple[str, ...] = ()  # all that is allowed, of an axis of words
     workloads: Mapping[str, Any] | None = None  # that have it (None: all) -> own default (None: the usual one)
@@ -257,7 +257,7 @@ class Axes(Generic[Absent]):
     ))
     rate: Part | None = field(default=None, metadata=_axis(
         "meSimp's p: neurons active in a smaller share of the examples are removed.",
-        workloads={"mesimp": 0.1}, dense=False,
+        carried_out=Share, workloads={"mesimp": 0.1}, dense=False,
         label="p={}", place=10, variant="rate {}",
     ))
     share: Part | None = field(default=None, metadata=_axis(

@@ -156,7 +156,7 @@ class Runner:
             return self._measure(case)
         except WorkerError as error:
             sound = isinstance(error, WorkerRefused) or (isinstance(error, WorkerOutOfMemory) and case.device != "cpu")
-            if not sound:
+            if not sound or (self._pool is not None and self._pool.lost):
                 self._dismiss()
             return [failed_row(case, error.sentence("a measuring process"), self._environment_id)]
         finally:

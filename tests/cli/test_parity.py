@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -47,14 +48,14 @@ class Answering:
 def judge(tmp_path):
     """Compare figures; give the parity, what was trained, and the store's root."""
 
-    def run(dense, sparse, *, seeds=None, margin=0.5, processes=2, store=None, progress=lambda _: None):
+    def run(dense, sparse, *, recipe=_RECIPE, seeds=None, margin=0.5, processes=2, store=None, progress=lambda _: None):
         log, workers = [], []
 
         def start():
             workers.append(Answering({"dense": dense, "sparse": sparse}, log))
             return workers[-1]
 
-        comparison = Comparison(_RECIPE, seeds or len(dense), margin)
+        comparison = Comparison(recipe, seeds or len(dense), margin)
         opened = store or Store.create(tmp_path, "parity", "m", "c", comparison.to_json())
         with opened:
             try:
@@ -93,6 +94,12 @@ def test_one_seed_decides_nothing(judge):
     found, _, _ = judge([96.0], [96.0])
     assert found.verdict == "inconclusive"
     assert found.low is None
+
+
+def test_a_rate_of_1_is_stored_though_no_sweep_has_it(judge):
+    recipe = replace(_RECIPE, algorithm="mesimp", details={"rate": 1.0})
+    _, _, folder = judge([96.0], [96.0], recipe=recipe)
+    assert [row.rate for row in Store.open(folder).rows()] == [1.0]
 
 
 def test_pairs_that_are_stored_are_not_trained_again(judge, tmp_path):

@@ -376,6 +376,29 @@ def test_a_case_that_is_refused_leaves_the_processes_as_they_were(run: Callable[
     assert workers.count("setup") == 1 + 3 * 3  # of the first case of a workload one process goes first, and is refused
 
 
+class _RefusesOrDies(_Worker):
+    """One that refuses the first case, or dies of it, by its number."""
+
+    def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        if message["case"]["k"] == 3:
+            if self.number == 1:
+                return {"error": "no such kernel", "kind": "user"}
+            if self.number == 2:
+                raise WorkerDied("was killed")
+        return super()._setup(message)
+
+
+def test_processes_one_of_which_died_while_another_refused_do_not_serve_the_next_case(
+    run: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "_Worker", _RefusesOrDies)
+    workers = _Workers()
+    failed, *others = run(workers, keep_processes=True).rows()
+    assert failed.error == "no such kernel"
+    assert [(row.k, row.error) for row in others] == [(4, None)] * 2
+    assert len(workers.started) == workers.closed == 2 * 3
+
+
 @pytest.mark.parametrize("do", ["setup", "check", "measure"])
 def test_a_case_that_a_gpu_has_no_room_for_leaves_the_processes_to_the_next_one(
     run: Callable[..., Store], do: str
