@@ -36,7 +36,7 @@ from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.results.axes import AXES
-from meprop_bench.results.incoming import checked, conforming
+from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import DATA, WORKLOADS, Case
 
@@ -180,8 +180,15 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
         if value == []:
             raise UserError(f"the axis {key!r} in the {where} is empty: give it a value")
     try:
+        for name, kind in _settings().items():
+            if (key := name.replace("_", "-")) in record and all(words for _, words in parts(kind)):
+                conforming(key, record[key], kind)
+        for place, sweep in enumerate(sweeps):
+            for key in sweep.keys() - {_WATCHED}:
+                for value in sweep[key] if isinstance(sweep[key], list) else [sweep[key]]:
+                    conforming(f"sweep[{place}].{key}", value, AXES[key].kind)
         checked(record, _file())
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         raise UserError(f"the {where} cannot be used: {error}") from None
     return Preset(
         {settings[key]: tuple(value) if isinstance(value, list) else value for key, value in record.items()

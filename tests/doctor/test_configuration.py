@@ -124,7 +124,7 @@ def test_no_broken_file_is_a_traceback(name: str, what: str, tmp_path: Path) -> 
         (_SOUND + 'device = "cuda:7"\n', "warning", "cuda:7"),
         (_SOUND.replace("[[sweep]]", "buget = 1\n[[sweep]]"), "problem", "did you mean 'budget'?"),
         (_SOUND + "hiden = 3\n", "problem", "did you mean 'hidden'?"),
-        (_SOUND + "batch = -1\n", "problem", "batch is -1: expected int >= 1"),
+        (_SOUND + "batch = -1\n", "problem", "batch must be an integer of at least 1, not -1"),
         (_SOUND.replace("[[sweep]]", "processes = inf\n[[sweep]]"), "problem", "processes"),
         ("name = ", "problem", "not TOML"),
     ],

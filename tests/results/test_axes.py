@@ -69,7 +69,7 @@ def test_a_made_up_axis_is_everywhere(found: dict[str, Any], place: str, expecte
 
 def test_a_wrong_value_of_it_is_refused_by_name(found: dict[str, Any]) -> None:
     assert "'balast': did you mean 'ballast'?" in found["preset, misspelt"]
-    assert found["preset, wrong"].endswith("sweep[0].ballast is 0: expected int >= 1")
+    assert found["preset, wrong"].endswith("sweep[0].ballast must be an integer of at least 1, not 0")
     assert found["case, wrong"] == "ballast must be an integer of at least 1, not 0"
     assert "ballast is 0" in found["row, wrong"]
 
