@@ -81,9 +81,10 @@ def _left(repository: Path) -> list[str]:
 
 
 def test_a_kernel_that_got_slower_fails(repository: Path) -> None:
-    kernel = repository / "meprop_bench/ops/kernels/masked.py"
+    kernel = repository / "meprop_bench/ops/kernels/operators.py"
     before = kernel.read_text()
-    body = before.index("\n", before.index(":\n", before.index("    def backward(")))  # the end of its signature
+    method = before.index("    def backward(", before.index("class _Masked"))
+    body = before.index("\n", before.index(":\n", method))  # the end of its signature
     kernel.write_text(before[:body] + "\n        __import__('time').sleep(0.02)" + before[body:])
     try:
         gate = _start(repository, "--base", "HEAD", "--format", "json")
