@@ -310,7 +310,7 @@ class NothingIsWaitedFor(TorchDispatchMode):
 def test_the_host_waits_for_nothing(selection, rows, few, monkeypatch):
     monkeypatch.setattr(example, "_FEW", few)
     # On the CPU, where nobody waits, rows without a gradient are left out.
-    for module in ("triton", "gather"):
+    for module in ("triton", "operators"):
         as_on_a_gpu = lambda rows, values, dy, n: kernels.hybrid_rows(rows, values, n)  # noqa: E731
         monkeypatch.setattr(f"meprop_bench.ops.kernels.{module}.unified_rows", as_on_a_gpu)
     dy, x, w = draw(4, 40, 6)
