@@ -192,20 +192,7 @@ def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, setting
 
     compared = read(baseline, candidate, ratios_only=ratios_only)
     judgements = judge(compared.rest, settings, blocks=compared.blocks)
-    return Outcome(compared.base, compared.head, judgements, compared.notes, doubts=_stored_doubts(baseline, candidate))
-
-
-def _stored_doubts(*paths: Path | None) -> tuple[str, ...]:
-    """Return why results folders are not to be believed: their machine was busy, or equal dense times disagree."""
-    from meprop_bench.report.document import Document
-    from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
-
-    folders = [path.parent if path.name == MEASUREMENTS else path for path in paths if path is not None]
-    documents = []
-    for folder in folders:
-        with suppress(UserError):  # what cannot be read was said when the figures were
-            documents += [Document.load(folder)] if (folder / ENVIRONMENT).is_file() else []
-    return tuple(f"{document.title}: {line}" for document in documents for line in document.doubts)
+    return Outcome(compared.base, compared.head, judgements, compared.notes, doubts=compared.doubts)
 
 
 def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:

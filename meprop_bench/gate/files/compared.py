@@ -46,6 +46,7 @@ class Compared:
                 nothing = f"nothing that could be judged: {why}" if why else "no figures: measure first"
                 raise UserError(f"{found.name} holds {nothing}", ExitCode.NOTHING_MEASURED)
         self.base, self.head = base.source, head.source
+        self.doubts = (*base.doubts, *head.doubts)
         self._base, self._head = base, head
         self._kinds = [kind for kind in base.kinds if not ratios_only or _is_ratio(kind)]
         head_kinds = [kind for kind in head.kinds if not ratios_only or _is_ratio(kind)]

@@ -59,6 +59,7 @@ class Figures:
         self.host: Mapping[str, Any] = {}
         """What tells a machine from another of the same make; numbers of the two are compared with a note."""
         self.notes: list[str] = []  # what a reader should know of the file
+        self.doubts: list[str] = []  # why its figures are not to be believed
         self.failures: dict[str, str] = {}  # case -> why it has no figures although it was asked for
         self.left_out: dict[str, str] = {}
         """Case -> why it has no figures although it ran, or was skipped; a note of the file counts them."""

@@ -19,6 +19,7 @@ from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.measure.environment import NOT_IN_ID
 from meprop_bench.report.cells import failure
+from meprop_bench.report.document import Document
 from meprop_bench.results.axes import case_name
 from meprop_bench.results.costs import judged_pairs
 from meprop_bench.results.incoming import parsed, refused
@@ -42,6 +43,8 @@ def of_folder(folder: Path) -> Figures:
     source = f"{folder.resolve().name} (meprop-bench, {store.header['started']})"
     found = Figures(folder.name or str(folder), source)
     found.notes.extend(f"{found.name}: {note}" for note in store.notes)
+    document = Document.of(store)
+    found.doubts.extend(f"{document.title}: {line}" for line in document.doubts)
     return _filled(found, store.rows(), store.header["environments"])
 
 
