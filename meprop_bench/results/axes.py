@@ -359,7 +359,7 @@ else:
 
     def _stored(axis: Axis) -> tuple[Any, ...]:
         """Return a row's field; rows from before have null there, or what it was when nobody could choose."""
-        null = axis.nullable or axis.default is None
+        null = axis.nullable or (axis.default is None and not axis.required)
         kind = axis.carried_out or axis.kind
         return (
             axis.stored,

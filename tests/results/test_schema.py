@@ -186,6 +186,7 @@ def test_significant_means_that_the_interval_excludes_1(low, high, significant):
         ({"peak_memory_bytes": -1}, "peak_memory_bytes is -1"),
         ({"unavailable": {"power_w": 3}}, "unavailable"),
         ({"unavailable": ["power_w"]}, "unavailable"),
+        ({"allocator": None}, "allocator"),
     ],
 )
 def test_a_wrong_row_is_refused_by_name(changes, named):
