@@ -102,7 +102,7 @@ def _check_trace(trace: Path | None) -> None:
 
 def _print(form: str, profile: Profile, environment: dict[str, Any]) -> None:
     if form == "json":
-        from meprop_bench.report.profile import answers
+        from meprop_bench.report.why import answers
 
         found = [{"question": one.question, "answer": one.text, "how": one.how} for one in answers(profile)]
         write(as_record(environment, profile.rows, profile={**profile.to_json(), "answers": found}))

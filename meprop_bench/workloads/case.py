@@ -31,7 +31,7 @@ __all__ = ["DATA", "WORKLOADS", "Case", "Workload"]
 DATA = {"mnist": 784, "digits": 64}
 """Data of the mlp -> entries of one example."""
 
-_TOP_K = ("meprop", "unified", "random", "random-unified")
+_TOP_K = tuple(name for name, method in METHODS.items() if method.selection and not method.algorithm)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.asv import PARAMETERS, export
+from meprop_bench.report.asv import export
+from meprop_bench.report.asv_files import PARAMETERS
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store

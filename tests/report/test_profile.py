@@ -8,7 +8,8 @@ import pytest
 
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.profile import Node, merged
-from meprop_bench.report.profile import amdahl, answers, as_text
+from meprop_bench.report.profile import as_text
+from meprop_bench.report.why import amdahl, answers
 from meprop_bench.results.profile import BreakEven, Profile, Stage
 
 BACKWARD = {"floor_s": 10e-6, "baseline_floor_s": 200e-6, "flops": 1e6, "bytes": 4e5, "baseline_flops": 2e7}
