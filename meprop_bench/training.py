@@ -6,20 +6,28 @@
 
 The phases are separate calls so that whoever measures can put a clock between them; training itself knows no clock.
 The loop over these steps is in `tasks.run`.
+
+`Training` is a user's description of a model and how it is trained: what his `build()` returns. Every command takes it
+by the name of that function (`tasks.own`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
+from meprop_bench.errors import UserError
 from meprop_bench.nn.evaluation import evaluation_mode
 
-__all__ = ["Step", "evaluate"]
+__all__ = ["Step", "Training", "evaluate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +36,12 @@ class Step:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    schedule: LRScheduler | None = field(default=None, kw_only=True)  # of the learning rate, advanced by each update
+
+    @property
+    def accumulate(self) -> int:
+        """Batches whose gradients are added up before an update; a step's batch is a sequence of so many."""
+        return 1
 
     def forward(self, batch: Any) -> Tensor:
         """Return the mean loss over a batch of images and labels, a scalar that holds the graph."""
@@ -42,13 +56,139 @@ class Step:
         """Move the parameters and drop their gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def advance(self, steps: int) -> None:
+        """Bring the learning rate to where it is after so many steps: schedulers have states that no file can hold."""
+        if self.schedule is not None:
+            with warnings.catch_warnings(action="ignore"):  # that the optimizer has made none of these steps
+                for _ in range(steps):
+                    self.schedule.step()
 
     def __call__(self, batch: Any) -> Tensor:
         """Run the three phases; return the loss before the update, without its graph."""
-        loss = self.forward(batch)
-        self.backward(loss)
+        losses = []
+        for part in batch if self.accumulate > 1 else (batch,):
+            loss = self.forward(part)
+            self.backward(loss)
+            losses.append(loss.detach())
         self.update()
-        return loss.detach()
+        return losses[0] if self.accumulate == 1 else torch.stack(losses).mean()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """A model of your own and how it is trained: what `build()` returns.
+
+        def build():
+            return Training(model=GPT(), loss=lambda model, batch: ..., batches=[...])
+
+    Args:
+        model: any module. `build` makes it anew in each call; both sides start from the same weights.
+        loss: of the model and a batch, a scalar that holds the graph.
+        batches: what can be iterated again and again: a list, a DataLoader. Tensors in lists, tuples and dictionaries
+            are moved to the device.
+        optimizer: makes the optimizer of an iterable of parameters [default: AdamW, fused].
+        schedule: makes a learning-rate scheduler of the optimizer and the number of steps, so that it can be fitted to
+            any budget; it is advanced after each update.
+        evaluate: of the model, in evaluation mode and without gradients: a finite number, higher is better. What
+            compares accuracies needs it.
+        metric: what `evaluate` returns, in words.
+        kinds: classes of layers that are sparsified, as for `nn.convert`.
+        filter: called with a layer and its qualified name; those for which it is true are sparsified [default: all but
+            the last linear layer].
+        k: pattern of qualified names ("blocks.0.*") -> k of these layers, in place of the one that is measured.
+        dtype: of the model's floating-point parameters and of floating-point batches [default: as built].
+        autocast: dtype of `torch.autocast` around the loss: torch.bfloat16.
+        accumulate: batches whose mean gradient makes one update.
+        clip: largest norm of all gradients together.
+
+    Raises:
+        UserError: an argument that cannot be used, in one line.
+
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    batches: Iterable[Any]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
+    schedule: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None
+    evaluate: Callable[[nn.Module], float] | None = None
+    metric: str = "evaluate"
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
+    filter: Callable[[nn.Module, str], bool] | None = None
+    k: Mapping[str, float] | None = None
+    dtype: torch.dtype | None = None
+    autocast: torch.dtype | None = None
+    accumulate: int = 1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for wrong, problem in self._problems():
+            if wrong:
+                raise UserError(problem)
+
+    def _problems(self) -> Iterator[tuple[bool, str]]:
+        """Yield what may be wrong: whether it is, and how to say so."""
+        yield (
+            not isinstance(self.model, nn.Module),
+            f"model must be a torch.nn.Module, not {_kind(self.model)}",
+        )
+        yield (
+            not callable(self.loss),
+            f"loss must be a function of the model and a batch, not {_kind(self.loss)}",
+        )
+        for name in ("optimizer", "schedule", "evaluate", "filter"):
+            found = getattr(self, name)
+            yield (
+                found is not None and not callable(found),
+                f"{name} must be a function, not {_kind(found)}",
+            )
+        yield (
+            not isinstance(self.batches, Iterable),
+            f"batches must be something to iterate over, a list or a DataLoader, not {_kind(self.batches)}",
+        )
+        yield (
+            isinstance(self.batches, Iterator),
+            f"batches is {_kind(self.batches)}, which runs out when it has been read once: give a list, a DataLoader,"
+            " or an object whose __iter__ begins anew",
+        )
+        yield (
+            isinstance(self.batches, Tensor | str | Mapping),
+            f"batches must be a list of batches or a DataLoader, not one {_kind(self.batches)}",
+        )
+        count = self.accumulate
+        yield (
+            isinstance(count, bool) or not isinstance(count, int) or count < 1,
+            f"accumulate must be an integer of at least 1, not {count!r}",
+        )
+        yield (
+            self.clip is not None and not (isinstance(self.clip, int | float) and 0 < self.clip < math.inf),
+            f"clip must be a norm above 0, not {self.clip!r}",
+        )
+        yield (
+            self.autocast not in (None, torch.bfloat16),
+            f"autocast must be torch.bfloat16, not {self.autocast!r}: float16 would need a gradient scaler, too",
+        )
+        yield (
+            self.dtype is not None and not getattr(self.dtype, "is_floating_point", False),
+            f"dtype must be a floating-point dtype of torch, not {self.dtype!r}",
+        )
+        yield (
+            not isinstance(self.kinds, tuple) or not self.kinds,
+            f"kinds must be a tuple of classes of layers, (nn.Linear,) for instance, not {self.kinds!r}",
+        )
+        yield (
+            self.k is not None and not isinstance(self.k, Mapping),
+            f"k must map patterns of layers' names to their k, not be {self.k!r}: one k for all is --k",
+        )
+
+
+def _kind(value: object) -> str:
+    """Return what a value is, with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, *, chunk: int = 4096) -> float:

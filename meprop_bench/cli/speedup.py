@@ -43,6 +43,7 @@ __all__ = ["command"]
         "meprop-bench speedup",
         "meprop-bench speedup --method unified --k 8,32,128 --hidden 2048 --batch 1024 --gradient rows,dense",
         "meprop-bench speedup --workload mlp --optimizer adagrad --k 0.05",
+        "meprop-bench speedup --model my_model.py:build --method meprop,unified --k 0.02,0.05,0.1",
         "meprop-bench speedup --preset targets --resume",
     ),
 )
@@ -66,7 +67,7 @@ __all__ = ["command"]
 @click.option(
     "--parity/--no-parity",
     default=None,
-    help="Compare accuracies, too, where the workload learns from data [default: yes].",
+    help="Compare accuracies, too, where the workload learns from data [default: yes; of your own model: no].",
 )
 @click.option(
     "--utilization/--no-utilization",
@@ -104,6 +105,9 @@ def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
     settings = {name: value for name, value in options.items() if value is not None}
     if "seed" in axes:
         settings["seed"] = axes["seed"][0]
+    if parity is None and preset is None and "model" in axes:
+        parity = False
+        click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     if parity is not None:
         settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)
     if preset is None:

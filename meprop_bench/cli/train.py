@@ -27,8 +27,10 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.optional import unavailable_reason
+from meprop_bench.results.axes import AXES
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.algorithm import ALGORITHMS
+from meprop_bench.tasks.build import check_name, is_model
 from meprop_bench.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -79,7 +81,8 @@ _DETAILS: tuple[tuple[str, Any, str], ...] = (
 
 RECIPE_GROUPS = {
     "Task and method": (
-        "task", "method", "k", "gradient", "kernel", "optimizer", "epochs", "evaluations", "best-after",
+        "task", "model", "method", "k", "gradient", "kernel", "leave", "optimizer", "epochs", "steps",
+        "evaluations", "best-after",
     ),
     "Options of some tasks": tuple(name.replace("_", "-") for name, _, _ in _OPTIONS),
     "Algorithm": ("algorithm", *(name for name, _, _ in _DETAILS)),
@@ -91,13 +94,16 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what to train and how; `recipe_of` takes them."""
     count = partial(click.option, type=int, metavar="N")
     options = [
-        click.option("--task", required=True, metavar="NAME", help=f"What is learnt: {', '.join(TASKS)}."),
+        click.option("--task", metavar="NAME", help=f"What is learnt: {', '.join(TASKS)}."),
+        click.option("--model", metavar="NAME", help=f"{AXES['model'].help.partition(';')[0]}."),
         click.option("--method", metavar="NAME", help=f"How gradients are sparsified: {', '.join(METHODS)}."),
         click.option("--k", metavar="K", help="Outputs that get a gradient: an integer, or a ratio in (0, 1]."),
         click.option("--gradient", metavar="LAYOUT", help="Weight gradient: dense, or rows (sparse) [default: dense]."),
         click.option("--kernel", metavar="NAME", help="Implementation of the method [default: auto]."),
         click.option("--optimizer", metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)} [default: adam]."),
+        click.option("--leave", metavar="NAMES", help=AXES["leave"].help),
         count("--epochs", help="Passes over the training examples [default: 20]."),
+        count("--steps", help="Steps to train for, in place of epochs."),
         count("--evaluations", help="Evaluations on the development set per epoch [default: 1]."),
         count("--best-after", help="Epochs before an evaluation may count as the best [default: 0]."),
         click.option("--algorithm", metavar="NAME", help=f"What accompanies the training: {', '.join(ALGORITHMS)}."),
@@ -116,8 +122,19 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     from meprop_bench.errors import one_of
     from meprop_bench.sweep.plan import parse_axis
 
-    one_of("task", options["task"], tuple(TASKS))
     given = {name: value for name, value in options.items() if value is not None}
+    if ("task" in given) == ("model" in given):
+        raise UserError(
+            "what is to be trained? Give --task a name, or --model path/to/file.py:function, one of the two"
+        )
+    if "model" in given:
+        given["task"] = given.pop("model")
+        if not is_model(given["task"]):
+            raise UserError(f"{given['task']!r} is no model: name it as path/to/file.py:function, or --task for a task")
+        check_name(given["task"])
+        given.setdefault("optimizer", "own")
+    else:
+        one_of("task", given["task"], tuple(TASKS))
     for name in ("k", "end"):
         if name in given:
             (given[name], *more) = parse_axis("k", [given[name]])

@@ -72,6 +72,10 @@ _KINDS: Mapping[str, _Kind] = {
         "the process's peak was sampled each millisecond: its high-water mark cannot be set back here"
     ),
     "shared-processes": _Kind("its processes had measured other cases before"),
+    "amdahl": _Kind(
+        "a step gains {factor}x at most: the rest of it stays as it is, however fast the sparsified layers get",
+        "{:.3g}".format,
+    ),
     "dense-times": _Kind(
         "dense times of the same work differ by up to {factor}x here: do not believe this speed-up",
         "{:.2f}".format,

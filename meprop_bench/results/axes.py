@@ -45,6 +45,8 @@ __all__ = [
 LAYERS = ("linear", "conv", "lstm", "gru")
 PERCEPTRONS = ("mlp", "mesimp", "meact")
 MODELS = (*PERCEPTRONS, "seq2seq")
+OWN = "model"
+"""The workload that any model is timed by: a user's own, or that of a task."""
 
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40, description="an integer of at least 1")]
 K: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1, description="a ratio in (0, 1]")]
@@ -119,7 +121,7 @@ class Axis:
 
     def of(self, workload: str) -> bool:
         """Whether a workload has it; of one that is not known here, too."""
-        return self.workloads is None or workload in self.workloads or workload not in (*LAYERS, *MODELS)
+        return self.workloads is None or workload in self.workloads or workload not in (*LAYERS, *MODELS, OWN)
 
     def swept(self, workload: str) -> tuple[Any, ...]:
         """Return what `speedup` measures of a workload if nothing is said."""
@@ -156,7 +158,10 @@ class Axis:
     def said(self, one: Any, *, always: bool = False) -> str:
         """Return how the name of a case, or of a row, says it; nothing where it is as usual."""
         value, always = getattr(one, self.stored), always or bool(self.sweep)
-        if value is None or not (always or value not in (self.default, self.usual)):
+        usual = () if self.sweep else (self.otherwise or {}).get(one.workload, ())
+        if value is None or not self.of(one.workload):
+            return ""
+        if not always and value in (usual if len(usual) == 1 else (self.default, self.usual)):
             return ""
         text = self.text(value)
         return self.label.format(*(text,) * self.label.count("{"))
@@ -179,8 +184,12 @@ class Axes(Generic[Absent]):
 
     # fmt: off
     workload: Name = field(default="linear", metadata=_axis(
-        "What is timed. A layer: linear, conv, lstm, gru; or a model in training: mlp, seq2seq, mesimp, meact.",
+        "What is timed. A layer: linear, conv, lstm, gru; or a model in training: mlp, seq2seq, mesimp, meact, model.",
         required=True, sweep=("linear",), titled=True, label="{}", place=0,
+    ))
+    model: Name | None = field(default=None, metadata=_axis(
+        "Your own model: file.py:function or package.module:function, which returns a Training; or a task, by name.",
+        workloads={OWN: None}, label="{}", place=1,
     ))
     method: Name = field(default="meprop", metadata=_axis(
         "Sparsification: meprop, unified, random, random-unified; dense times the baseline against itself (A/A).",
@@ -189,16 +198,18 @@ class Axes(Generic[Absent]):
     k: K = field(default=30, metadata=_axis(
         "Outputs that get a gradient (of a convolution: positions): an integer, or a ratio in (0, 1].",
         carried_out=MeanK, required=True, dense=False, sweep=(10, 30, 100), label="k={}", place=9,
-        otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,)},
+        otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,), OWN: (0.02, 0.05, 0.1)},
     ))
     # Of a convolution the papers' second one, 16 -> 32 maps with filters of 5 x 5, on what pooling left of an image; of
     # a recurrent layer the papers' tagger, 50 + 7 x 20 dimensions.
     out_features: Size | Absent = field(default=500, metadata=_axis(
         "Outputs of a layer, output channels of a convolution, neurons of a gate or a hidden layer.",
-        option="hidden", required=True, sweep=(500,), otherwise={"conv": (32,)}, label="h={}", place=2,
+        option="hidden", required=True, workloads=dict.fromkeys((*LAYERS, *MODELS)), usual=500, sweep=(500,),
+        otherwise={"conv": (32,)}, label="h={}", place=2,
     ))
-    batch: Size = field(default=50, metadata=_axis(
-        "Examples in a batch.", required=True, label="B={}", place=7, sweep=(50,),
+    batch: Size | Absent = field(default=50, metadata=_axis(
+        "Examples in a batch.", required=True, workloads=dict.fromkeys((*LAYERS, *MODELS)), usual=50, label="B={}",
+        place=7, sweep=(50,),
         otherwise={"conv": (10,), "lstm": (1, 10), "gru": (1, 10), "seq2seq": (20,)},
     ))
     in_features: Size | Absent = field(default=500, metadata=_axis(
@@ -209,11 +220,11 @@ class Axes(Generic[Absent]):
     gradient: Name = field(default="dense", metadata=_axis(
         "Weight gradient: dense, or rows (a sparse tensor of the selected rows).",
         choices=("dense", "rows"), required=True, dense=False,
-        workloads=dict.fromkeys(("linear", "mlp")), label="{} gradient", place=15, variant="gradient {}",
+        workloads=dict.fromkeys(("linear", "mlp", OWN)), label="{} gradient", place=15, variant="gradient {}",
     ))
     kernel: Name | Absent = field(default="auto", metadata=_axis(
         "Implementation of the method [default: auto].", stored="kernel_requested", required=True, dense=False,
-        workloads=dict.fromkeys((*LAYERS, "mlp")), label="{} kernel", place=14, variant="kernel {}",
+        workloads=dict.fromkeys((*LAYERS, "mlp", OWN)), label="{} kernel", place=14, variant="kernel {}",
     ))
     device: Name = field(default="cpu", metadata=_axis("cpu, cuda or cuda:N.", required=True, label="{}", place=80))
     threads: Size | Absent = field(default_factory=default_threads, metadata=_axis(
@@ -240,8 +251,13 @@ class Axes(Generic[Absent]):
     ))
     # SparseAdam is left out: it moves only the rows it is given, which is another algorithm than Adam.
     optimizer: Name | Absent = field(default="adam", metadata=_axis(
-        "Optimizer of the trained workloads: adam, sgd, adagrad.", choices=("adam", "sgd", "adagrad"),
-        workloads=dict.fromkeys(MODELS), label="{}", place=13, variant="{}",
+        "Optimizer of the trained workloads: adam, sgd, adagrad; of your own model its own.",
+        choices=("adam", "sgd", "adagrad", "own"), workloads=dict.fromkeys((*MODELS, OWN)), otherwise={OWN: ("own",)},
+        label="{}", place=13, variant="{}",
+    ))
+    leave: Name | None = field(default=None, metadata=_axis(
+        "Layers of a model that stay dense: patterns of their names, with ; between them.", workloads={OWN: None},
+        dense=False, label="without {}", place=15, variant="without {}",
     ))
     size: Size | None = field(default=None, metadata=_axis(
         "Height and width of a convolution's input maps.", workloads={"conv": 12}, heading="maps", cell="{} x {}",

@@ -1,6 +1,5 @@
 """Does the accuracy hold? What every comparison with dense training is made of: in `speedup`, `parity` and the suites.
 
-    recipe_of(case, steps)             the short training that stands for a sweep's case
     trained(recipe, seeds)             seed -> its figure, trained here
     judged(recipe, pairs, margin, …)   the paired difference over seeds, its interval and its verdict
 
@@ -14,44 +13,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meprop_bench.results.schema import Parity
 from meprop_bench.stats import mean_difference, non_inferiority
 from meprop_bench.tasks.recipe import Recipe
-from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.case import Case, recipe_of
 
 if TYPE_CHECKING:
     from meprop_bench.tasks.run import Result
 
-__all__ = ["MARGIN", "Accuracies", "figure", "judged", "recipe_of", "trained"]
+__all__ = ["MARGIN", "Accuracies", "figure", "judged", "trained"]
 
 MARGIN = 0.5
 """Points of the metric that a method may lose and still pass, if nothing else is said."""
 
-_SPACING = 64
-"""Steps between two removals of meSimp at least, as in the workload mesimp: an eighth of an epoch of the digits says
-little of a neuron."""
-
 Train = Callable[[bool], Mapping[int, float]]
 """Trains one side of a case (`sparsified` or not) and returns seed -> figure."""
-
-
-def recipe_of(case: Case, steps: int) -> Recipe:
-    """Return the training of a case's method, for so many steps.
-
-    meSimp removes in stages of five epochs with it and five without, as in the paper, up to eight times an epoch. Of
-    meAct's epochs the first half settles what each example trains.
-    """
-    assert case.data is not None
-    options = {"batch": case.batch, "hidden": case.out_features, "layers": case.layers, "device": case.device}
-    recipe = Recipe(case.data, options, optimizer=case.optimizer, steps=steps)
-    if case.method == "meact":
-        return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
-    details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
-    sparse = replace(recipe, method=case.method, k=case.k, details=details)
-    return replace(sparse, gradient=case.gradient, kernel=case.kernel)
 
 
 def figure(recipe: Recipe, result: Result) -> float:

@@ -35,9 +35,10 @@ from msgspec import UNSET, Meta, UnsetType
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
-from meprop_bench.results.axes import AXES
+from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.stats import median
+from meprop_bench.tasks.build import check_name, is_model, source_of
 from meprop_bench.workloads.case import DATA, WORKLOADS, Case
 
 __all__ = [
@@ -97,9 +98,11 @@ class Plan:
         """Return the JSON object; two plans with the same one measure the same.
 
         What is not pinned or watched does not say so: runs that were begun when there was no such choice can still be
-        resumed.
+        resumed. Users' models go with their source, as an edited one is another.
         """
-        return {name: value for name, value in asdict(self).items() if name not in ("pin", "watched") or value}
+        found = {name: value for name, value in asdict(self).items() if name not in ("pin", "watched") or value}
+        models = dict.fromkeys(case.model for case in self.cases if case.model is not None and is_model(case.model))
+        return found | ({"sources": {model: source_of(model) for model in models}} if models else {})
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,7 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
 
 def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
     """Multiply one sweep out. An axis that no workload of it has is an error, as it would do nothing."""
-    workloads = axes.get("workload", AXES["workload"].sweep)
+    workloads = axes.get("workload", (OWN,) if "model" in axes else AXES["workload"].sweep)
     for workload in workloads:
         one_of("workload", workload, WORKLOADS)
         own = {
@@ -312,6 +315,8 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
         environment_of(allocator, threads)
     for data in dict.fromkeys(case.data for case in cases if case.data is not None):
         _check_data(data)
+    for model in dict.fromkeys(case.model for case in cases if case.model is not None and is_model(case.model)):
+        check_name(model)
 
 
 def _check_data(name: str) -> None:

@@ -60,7 +60,7 @@ def stages(session: Session, seconds: float) -> Mapping[str, Any]:
     from meprop_bench.workloads.profile import stages
 
     prepared, clock = session.passed()
-    layers = prepared.layers
+    layers = prepared.layers()
     found = stages(layers, clock, seconds=seconds) if layers else {}
     return {
         "sides": {side: [asdict(stage) for stage in parts] for side, parts in found.items()},
@@ -74,7 +74,8 @@ def overhead(session: Session, seconds: float) -> Mapping[str, Any]:
 
     prepared, clock = session.passed()
     assert session.case is not None
-    return {"overhead": overhead(session.case, prepared.layers, clock, seconds=seconds) if prepared.layers else {}}
+    layers = prepared.layers()
+    return {"overhead": overhead(session.case, layers, clock, seconds=seconds) if layers else {}}
 
 
 def break_even(session: Session, axis: str, seconds: float) -> Mapping[str, Any]:
@@ -84,7 +85,7 @@ def break_even(session: Session, axis: str, seconds: float) -> Mapping[str, Any]
     prepared, clock = session.passed()
     assert session.case is not None
     search = {"k": break_even_k, "hidden": break_even_size}[axis]
-    found = search(session.case, prepared.layers, clock, seconds=seconds)
+    found = search(session.case, prepared.layers(), clock, seconds=seconds)
     return {"found": None if found is None else asdict(found)}
 
 

@@ -226,7 +226,7 @@ class Runner:
 
         Nothing is timed now, so the seeds train side by side, each on one thread.
         """
-        if case.data is None or "accuracy" not in self._plan.checks:
+        if not (case.data or case.model) or "accuracy" not in self._plan.checks:
             return None
         self._notify(case, "training")
         count = min(len(pool), default_threads()) if case.device == "cpu" else 1
@@ -351,6 +351,8 @@ def case_rows(
                 (found.baseline_median_s, found.median_s), costs, weights, watched, strict=True
             )
         )
+        if found.phase == "step" and (limit := _ceiling(measurements, setup.get("converted"))) is not None:
+            own.append(Note.of("amdahl", factor=limit))
         if (sparse.efficiency or 0.0) > FAR:  # such a row would be refused when it is read
             dense, sparse = replace(dense, floor_s=None), replace(sparse, floor_s=None)
             own.append(Note.of("no-floor"))
@@ -374,6 +376,17 @@ def case_rows(
             )
         )
     return rows
+
+
+def _ceiling(measurements: Sequence[Measurement], converted: float | None) -> float | None:
+    """Return the speed-up of a step whose sparsified layers' backward passes took no time (Amdahl), from their share of
+    the backward pass's operations.
+    """
+    taken = {found.phase: found.baseline_median_s for found in measurements}
+    if converted is None or not {"backward", "step"} <= taken.keys():
+        return None
+    rest = taken["step"] - converted * taken["backward"]
+    return taken["step"] / rest if rest > 0 else None
 
 
 def _side(

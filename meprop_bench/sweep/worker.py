@@ -177,6 +177,7 @@ def setup(session: Session, case: Mapping[str, Any]) -> _Answer:
         "k": prepared.k,
         "phases": list(prepared.phases),
         "costs": {phase: [list(cost) for cost in pair] for phase, pair in prepared.costs.items()},
+        "converted": prepared.converted,
         "data_published": prepared.data_published,
         "notes": list(prepared.notes),
     }
@@ -268,8 +269,9 @@ def peaks(session: Session, device: str, dtype: str, threads: int) -> _Answer:
 
 def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
     """Train one side from these seeds."""
-    from meprop_bench.sweep.accuracy import recipe_of, trained
+    from meprop_bench.sweep.accuracy import trained
     from meprop_bench.workloads import Case
+    from meprop_bench.workloads.case import recipe_of
 
     learning = Case.from_json(case)
     recipe = recipe_of(learning, steps)

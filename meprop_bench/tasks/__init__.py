@@ -3,7 +3,8 @@
     task = load_task("mnist", batch=10, hidden=500)
     result = run(task, Recipe("mnist", method="meprop", k=30))          see `tasks.run`
 
-A new task is a module with a subclass of `Task`, and its line in `TASKS`. Nothing here loads torch until a task is
+A new task is a module with a subclass of `Task`, and its line in `TASKS`; a model of the user's own is one, too, by the
+name of the function that builds it (`tasks.build`). Nothing here loads torch until a task is
 loaded, so that the command line knows the names at once.
 """
 
@@ -16,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import UserError
+from meprop_bench.tasks.build import is_model
 
 if TYPE_CHECKING:
     from meprop_bench.tasks.task import Task
@@ -60,16 +62,18 @@ TASKS: Mapping[str, Entry] = {
 }
 """Name -> where it is."""
 
+_OWN = Entry("own", "Own", "a model of the user's own")
+
 
 def _class(name: str) -> type[Task]:
-    entry = TASKS[name]
+    entry = _OWN if is_model(name) else TASKS[name]
     kind: type[Task] = getattr(import_module(f"{__name__}.{entry.module}"), entry.kind)
     return kind
 
 
 def task_options(name: str) -> Collection[str]:
     """Return what a task's constructor takes; this loads torch."""
-    return inspect.signature(_class(name)).parameters
+    return [option for option in inspect.signature(_class(name)).parameters if option != "name"]
 
 
 def load_task(name: str, **options: Any) -> Task:
@@ -77,10 +81,12 @@ def load_task(name: str, **options: Any) -> Task:
 
     `UserError`: an unknown name, an option that the task has not, or what its constructor refuses (`task.Task`).
     """
-    if name not in TASKS:
+    if is_model(name):
+        options["name"] = name
+    elif name not in TASKS:
         raise UserError(f"there is no task {name!r}: choose from {', '.join(TASKS)}")
     known = task_options(name)
-    for option in options:
+    for option in options.keys() - {"name"}:
         if option not in known:
             raise UserError(f"the task {name} has no {option.replace('_', '-')}: it has {', '.join(known)}")
     return _class(name)(**options)

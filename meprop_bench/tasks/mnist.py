@@ -40,7 +40,7 @@ _Batch = tuple[Tensor, Tensor, Tensor]
 class Images(Task):
     """Classification of images."""
 
-    metric: ClassVar[str] = "accuracy"
+    metric = "accuracy"
     source: ClassVar[str]
     """The data set: a name that `data.load_images` knows."""
 
@@ -92,8 +92,8 @@ class Images(Task):
 class MNIST(Images):
     """The perceptron on MNIST. B = 10 in the papers, 50 for unified selection; dropout is that of each hidden layer."""
 
-    name: ClassVar[str] = "mnist"
-    source: ClassVar[str] = "mnist"
+    name = "mnist"
+    source = "mnist"
 
     def __init__(
         self,
@@ -119,20 +119,20 @@ class MNIST(Images):
 class Digits(MNIST):
     """The perceptron on the digits that ship with scikit-learn."""
 
-    name: ClassVar[str] = "digits"
-    source: ClassVar[str] = "digits"
+    name = "digits"
+    source = "digits"
 
 
 class MNISTConvolutions(Images):
     """The convolutional network on MNIST. k, best a ratio, is of a map's positions."""
 
-    name: ClassVar[str] = "mnist-cnn"
-    source: ClassVar[str] = "mnist"
-    taps: ClassVar[int] = 5
+    name = "mnist-cnn"
+    source = "mnist"
+    taps = 5
     # Both convolutions, whose selection the paper describes; of the linear layer it says nothing. That cannot have been
     # sparsified at the same ratios: at 5% of 512 neurons, behind a ReLU, the training loss grows without end, with or
     # without the convolutions (docs/log).
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv2d,)
+    kinds = (nn.Conv2d,)
 
     def __init__(self, *, batch: int = 10, examples: int | None = None, device: str = "cpu") -> None:
         super().__init__(batch=batch, examples=examples, device=device)
@@ -145,6 +145,6 @@ class MNISTConvolutions(Images):
 class DigitsConvolutions(MNISTConvolutions):
     """A convolutional network on the digits that ship with scikit-learn."""
 
-    name: ClassVar[str] = "digits-cnn"
-    source: ClassVar[str] = "digits"
-    taps: ClassVar[int] = 2
+    name = "digits-cnn"
+    source = "digits"
+    taps = 2

@@ -19,7 +19,7 @@ loaded: 385,000 states of 48 numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,8 +67,8 @@ class Parsing(Task):
     `batch` are transitions, `examples` *sentences*, `files` "train.conllu,dev.conllu,test.conllu" in place of UD EWT.
     """
 
-    name: ClassVar[str] = "parsing"
-    metric: ClassVar[str] = "UAS"
+    name = "parsing"
+    metric = "UAS"
 
     def __init__(
         self,
@@ -175,8 +175,8 @@ class Parsing(Task):
 class ToyParsing(Parsing):
     """Parsing of sentences that a small grammar makes up."""
 
-    name: ClassVar[str] = "toy-parsing"
-    made_up: ClassVar[bool] = True
+    name = "toy-parsing"
+    made_up = True
 
 
 def _label(word: Word) -> str:

@@ -15,7 +15,7 @@ learns what to do with one. The LSTM is sparsified, the output layer is not (ICM
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +58,9 @@ class POS(Task):
     "language" (UPOS or XPOS), `files` "train.conllu,dev.conllu,test.conllu" in place of UD English EWT.
     """
 
-    name: ClassVar[str] = "pos"
-    metric: ClassVar[str] = "accuracy"
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
+    name = "pos"
+    metric = "accuracy"
+    kinds = (nn.LSTM,)
 
     def __init__(
         self,
@@ -149,5 +149,5 @@ class POS(Task):
 class ToyPOS(POS):
     """Tagging of sentences that a small grammar makes up."""
 
-    name: ClassVar[str] = "toy-pos"
-    made_up: ClassVar[bool] = True
+    name = "toy-pos"
+    made_up = True

@@ -10,8 +10,10 @@ A comparison is a recipe, its dense side and seeds (`sweep.parity`); an arm of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +23,7 @@ from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.tasks import load_task
 from meprop_bench.tasks.algorithm import ALGORITHMS, Algorithm, Watched
+from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.checks import check_count, check_k
 
 if TYPE_CHECKING:
@@ -35,23 +38,25 @@ __all__ = ["Recipe"]
 class Recipe:
     """What to train and how, as text and numbers; `UserError`, in one line, for a value that is not allowed."""
 
-    task: str  # a name in `TASKS`
+    task: str  # a name in `TASKS`, or of a user's model (`tasks.build`)
     options: Mapping[str, Any] = field(default_factory=dict)  # of the task
     method: str = "dense"  # a name in `METHODS`
     k: int | float | None = None  # a count or a ratio in (0, 1]; None for a method that leaves the layers dense
     gradient: str = "dense"  # or "rows": weight gradients as sparse rows, for optimizers that take them
     kernel: str = "auto"  # "auto" or a name; the kernels differ in rounding alone
-    optimizer: str = "adam"  # a name in `OPTIMIZERS`
+    optimizer: str = "adam"  # a name in `OPTIMIZERS`; of a user's model also "own", the one that it comes with
     epochs: int = 20  # passes over the training examples
     evaluations: int = 1  # on the development set in each epoch, evenly spread, the last at its end
     best_after: int = 0  # epochs before the first evaluation that may be the best: when the model is simplified, say
     algorithm: str | None = None  # what goes along with training, a key of `ALGORITHMS`; by default what the method has
     details: Mapping[str, Any] = field(default_factory=dict)  # fields of the algorithm
     steps: int | None = None  # train for so many in place of epochs
+    leave: str | None = None  # layers that stay dense: patterns of their qualified names, with ";" between them
     watched: bool = False  # record the mean change of the parameters at an update, which takes time
 
     def __post_init__(self) -> None:
-        for what, name, known in (("method", self.method, METHODS), ("optimizer", self.optimizer, OPTIMIZERS)):
+        optimizers = (*OPTIMIZERS, "own") if is_model(self.task) else tuple(OPTIMIZERS)
+        for what, name, known in (("method", self.method, METHODS), ("optimizer", self.optimizer, optimizers)):
             if name not in known:
                 raise UserError(f"there is no {what} {name!r}: choose from {', '.join(known)}")
         self._check_method()
@@ -95,17 +100,46 @@ class Recipe:
         """Load the task; raises `UserError` as `load_task` does."""
         return load_task(self.task, **self.options)
 
-    def sparsify(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-        """Convert a model's layers of these kinds, all but its output layer, in place; dense converts none.
+    def sparsify(
+        self,
+        model: nn.Module,
+        kinds: tuple[type[nn.Module], ...],
+        *,
+        filter: Callable[[nn.Module, str], bool] | None = None,
+        each: Mapping[str, float] | None = None,
+    ) -> None:
+        """Convert a model's layers of these kinds, in place; dense converts none.
 
-        `UserError`: layers of one of these kinds do not know the method.
+        Args:
+            model: in which to convert them.
+            kinds: of layers. Only linear ones have weight gradients as rows.
+            filter: which of them; all but the output layer by default.
+            each: pattern of names -> k of these layers, in place of the recipe's.
+
+        Raises:
+            UserError: layers of one of these kinds do not know the method, a pattern fits none, or nothing is left.
+
         """
         method = METHODS[self.method]
         if method.selection is None:
             return
-        chosen = {"selection": method.selection, "sparse": self.gradient == "rows", "kernel": self.kernel}
+        module = import_module(method.module)
+        chosen = {"selection": method.selection, "kernel": self.kernel, "filter": filter}
+        layers: dict[str, Any] = {}
         try:
-            import_module(method.module).convert(model, k=self.k, kinds=kinds, **chosen)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that none of one kind was converted
+                for kind in kinds:
+                    rows = self.gradient == "rows" and kind.__name__ == "Linear"
+                    found = module.convert(model, k=self.k, kinds=(kind,), sparse=rows, **chosen)
+                    layers |= found
+            if not layers:
+                raise ValueError(f"no layer can be converted: {found.reasons()}")
+            for pattern in (self.leave or "").split(";") if self.leave else ():
+                for name in _fitting(pattern, layers):
+                    module.revert(layers.pop(name))
+            for pattern, k in (each or {}).items():
+                for name in _fitting(pattern, layers):
+                    layers[name].k = k
         except ValueError as error:
             raise UserError(f"the method {self.method} does not fit this task's layers: {error}") from None
 
@@ -117,14 +151,21 @@ class Recipe:
 
     def dense(self) -> Self:
         """Return the baseline: the same without method and algorithm."""
-        return replace(
-            self, method="dense", k=None, gradient="dense", kernel="auto", algorithm=None, details={}, best_after=0
-        )
+        plain: dict[str, Any] = {"k": None, "gradient": "dense", "kernel": "auto", "leave": None}
+        return replace(self, method="dense", algorithm=None, details={}, best_after=0, **plain)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without the fields that stored ones do not know while they say nothing."""
         found = asdict(self)
-        return {name: value for name, value in found.items() if value or name not in ("steps", "watched")}
+        return {name: value for name, value in found.items() if value or name not in ("steps", "leave", "watched")}
+
+
+def _fitting(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pattern fits; ValueError if there is none."""
+    found = [name for name in names if fnmatchcase(name, pattern.strip())]
+    if not found:
+        raise ValueError(f"no sparsified layer is called {pattern.strip()!r}: there are {', '.join(names) or 'none'}")
+    return found
 
 
 def _algorithm(name: str, details: Mapping[str, Any]) -> Algorithm:

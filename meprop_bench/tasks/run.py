@@ -37,11 +37,9 @@ from torch import Tensor, nn
 
 from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
-from meprop_bench.optimizers import make_optimizer
 from meprop_bench.tasks.checks import check_count
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
-from meprop_bench.training import Step
 
 __all__ = ["FORMAT", "Evaluation", "Progress", "Result", "describe", "read_checkpoint", "run", "write_checkpoint"]
 
@@ -161,14 +159,6 @@ def run(
         return training.result()
 
 
-@dataclass(frozen=True, eq=False)
-class _TaskStep(Step):
-    task: Task
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.task.loss(self.model, batch)
-
-
 class _Training:
     """A model in training, and where it is."""
 
@@ -177,16 +167,13 @@ class _Training:
     ) -> None:
         self.task, self.recipe, self.seed, self.checkpoint, self.clock = task, recipe, seed, checkpoint, clock
         self.settings = describe(task, recipe, seed)
+        self.model = task.build(seed)
         self.per_epoch = task.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch if recipe.steps is None else recipe.steps
-        self.model = task.build(seed)
         task.sparsify(self.model, recipe)
-        rate = task.entry.rates.get(recipe.optimizer)
-        parameters = self.model.parameters()
-        optimizer = make_optimizer(recipe.optimizer, parameters, gradient=recipe.gradient, fused=True, rate=rate)
-        self.take = _TaskStep(self.model, optimizer, task)
+        self.take = task.step(self.model, recipe, self.steps)
         along = recipe.along
-        self.running = None if along is None else along.start(task, self.model, optimizer, self.steps)
+        self.running = None if along is None else along.start(task, self.model, self.take.optimizer, self.steps)
         self.step = 0
         self.seconds = 0.0
         self.losses: list[Tensor] = []
@@ -322,8 +309,9 @@ class _Training:
         if self.running is not None:
             self.running.load_state_dict(state["algorithm"])
         self.model.load_state_dict(state["model"])
-        self.take.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.take.advance(self.step)
+        self.take.optimizer.load_state_dict(state["optimizer"])
         self.history = [Evaluation(**found) for found in state["history"]]
         self.losses = list(state["losses"].to(self.task.device))
         self.best_model = state["best_model"]

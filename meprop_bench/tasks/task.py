@@ -13,14 +13,17 @@ A task knows neither optimizer nor clock; what trains it is in `tasks.run`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from meprop_bench.errors import UserError
+from meprop_bench.optimizers import make_optimizer
 from meprop_bench.tasks import TASKS, Entry
+from meprop_bench.training import Step
 
 __all__ = ["Sparsifier", "Split", "Task"]
 
@@ -28,9 +31,24 @@ Split = Literal["dev", "test"]
 
 
 class Sparsifier(Protocol):
-    """What converts layers: a `tasks.recipe.Recipe`."""
+    """What converts layers, and says how to train: a `tasks.recipe.Recipe`."""
 
-    def sparsify(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    @property
+    def optimizer(self) -> str:
+        """Its name."""
+
+    @property
+    def gradient(self) -> str:
+        """Layout of the weight gradients, "dense" or "rows"."""
+
+    def sparsify(
+        self,
+        model: nn.Module,
+        kinds: tuple[type[nn.Module], ...],
+        *,
+        filter: Callable[[nn.Module, str], bool] | None = None,
+        each: Mapping[str, float] | None = None,
+    ) -> None:
         """Convert a model's layers of these kinds, in place."""
 
 
@@ -42,10 +60,10 @@ class Task(ABC):
     device that is not there, a package that is not installed, data that are missing or damaged.
     """
 
-    name: ClassVar[str]  # what the command line calls it
-    metric: ClassVar[str]  # "accuracy", "UAS" or "BLEU"
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)  # of layers that a method converts
-    made_up: ClassVar[bool] = False  # whether its own sentences are those of a small grammar (`data.treebank`)
+    name: str  # what the command line calls it
+    metric: str  # "accuracy", "UAS" or "BLEU"
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,)  # of layers that a method converts
+    made_up: bool = False  # whether its own sentences are those of a small grammar (`data.treebank`)
     batch: int  # B, examples in a mini-batch
     examples: int  # how many there are to train on
     options: Mapping[str, Any]  # the constructor's keywords with their values, in JSON: what tells trainings apart
@@ -70,6 +88,15 @@ class Task(ABC):
     def sparsify(self, model: nn.Module, recipe: Sparsifier) -> None:
         """Convert the layers that the papers sparsify, in place; dense leaves the model as it is."""
         recipe.sparsify(model, self.kinds)
+
+    def step(self, model: nn.Module, recipe: Sparsifier, steps: int | None = None) -> Step:
+        """Return a training step of a model of this task.
+
+        `steps` are those of the whole training, which a learning rate may be fitted to; None for a few that are timed.
+        """
+        rate, parameters = self.entry.rates.get(recipe.optimizer), model.parameters()
+        optimizer = make_optimizer(recipe.optimizer, parameters, gradient=recipe.gradient, fused=True, rate=rate)
+        return _TaskStep(model, optimizer, self)
 
     @abstractmethod
     def epoch(self, seed: int, epoch: int) -> Iterable[Any]:
@@ -96,3 +123,11 @@ class Task(ABC):
         `UserError`: the task does not number its examples, and so cannot be trained by what needs that (meAct).
         """
         raise UserError(f"the task {self.name} does not number its examples, which meAct needs: use mnist or digits")
+
+
+@dataclass(frozen=True, eq=False)
+class _TaskStep(Step):
+    task: Task
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.task.loss(self.model, batch)

@@ -31,7 +31,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +109,9 @@ _Batch = tuple[Tensor, Tensor, Tensor]
 class Translation(Task):
     """Translation; `files` are source and target of train, dev and test; else it is of Multi30k."""
 
-    name: ClassVar[str] = "translation"
-    metric: ClassVar[str] = "BLEU"
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.LSTM,)
+    name = "translation"
+    metric = "BLEU"
+    kinds = (nn.LSTM,)
 
     def __init__(
         self,
@@ -205,5 +205,5 @@ class Translation(Task):
 class ToyTranslation(Translation):
     """Translation of sentences that a small grammar makes up."""
 
-    name: ClassVar[str] = "toy-translation"
-    made_up: ClassVar[bool] = True
+    name = "toy-translation"
+    made_up = True

@@ -9,7 +9,7 @@ is then timed: a fast wrong gradient is not a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -67,7 +67,8 @@ class Prepared:
     costs: Mapping[str, tuple[Cost, Cost]] = field(default_factory=dict)  # what they have to compute and move
     memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls whose memory is measured
     steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls that can run for seconds
-    layers: tuple[Layer, ...] = ()  # the linear layers whose backward passes are timed, in order
+    layers: Callable[[], Sequence[Layer]] = tuple  # gives the linear layers whose backward passes are timed, in order
+    converted: float | None = None  # share of the backward pass's operations that sparsified layers have, if counted
     data_published: bool | None = None  # whether the data are the published ones, by SHA-256; None where none is known
     notes: tuple[str, ...] = ()  # what a reader should know, one line each
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import Any, Never, Self
 
@@ -25,11 +25,18 @@ from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.methods import METHODS
 from meprop_bench.results.axes import AXES, Axes, case_name
+from meprop_bench.tasks import TASKS
+from meprop_bench.tasks.build import is_model
+from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["DATA", "WORKLOADS", "Case", "Workload"]
+__all__ = ["DATA", "WORKLOADS", "Case", "Workload", "recipe_of"]
 
 DATA = {"mnist": 784, "digits": 64}
 """Data of the mlp -> entries of one example."""
+
+_SPACING = 64
+"""Steps between two removals of meSimp at least, as in the workload mesimp: an eighth of an epoch of the digits says
+little of a neuron."""
 
 _TOP_K = tuple(name for name, method in METHODS.items() if method.selection and not method.algorithm)
 
@@ -60,6 +67,8 @@ WORKLOADS: Mapping[str, Workload] = {
     "mesimp": Workload(("mesimp",), trains=True),
     # The perceptron trained through each example's own neurons.
     "meact": Workload(("meact",), trains=True),
+    # A user's own model, or that of a task, in training.
+    "model": Workload(_TOP_K, trains=True),
 }
 """Name -> what it is. Its axes are in the table of them."""
 
@@ -95,6 +104,7 @@ class Case(Axes[Never]):
             self._check_data()
         if self.size is not None and self.filter is not None:
             self._check_maps(self.size, self.filter)
+        self._check_model()
         if self.gradient == "rows" and self._workload.trains and self.optimizer == "adam":
             raise UserError(
                 "optimizer adam takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient dense"
@@ -150,6 +160,16 @@ class Case(Axes[Never]):
         if isinstance(self.k, int) and self.k > positions:
             raise UserError(f"k {self.k} is more than the {positions} positions of a map: take a ratio in (0, 1]")
 
+    def _check_model(self) -> None:
+        if self.workload == "model":
+            if self.model is None:
+                raise UserError("the workload model needs one: add --model path/to/file.py:function, or a task's name")
+            if not is_model(self.model):
+                one_of("model", self.model, tuple(TASKS))
+        own = self.model is not None and is_model(self.model)
+        if self.optimizer == "own" and not own:
+            raise UserError("optimizer own is that of a model of your own: choose adam, sgd or adagrad")
+
     def _check_data(self) -> None:
         one_of("data", self.data, DATA)
         assert self.data is not None
@@ -203,6 +223,25 @@ class Case(Axes[Never]):
         for key in record:
             one_of("field of a case", key, names)
         return cls(**record)
+
+
+def recipe_of(case: Case, steps: int | None = None) -> Recipe:
+    """Return the training of a case's method, for so many steps; UserError where it does not fit.
+
+    meSimp removes in stages of five epochs with it and five without, as in the paper, up to eight times an epoch. Of
+    meAct's epochs the first half settles what each example trains.
+    """
+    if case.model is not None:
+        recipe = Recipe(case.model, {"device": case.device}, optimizer=case.optimizer, steps=steps, leave=case.leave)
+    else:
+        assert case.data is not None
+        options = {"batch": case.batch, "hidden": case.out_features, "layers": case.layers, "device": case.device}
+        recipe = Recipe(case.data, options, optimizer=case.optimizer, steps=steps)
+    if case.method == "meact":
+        return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
+    details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
+    sparse = replace(recipe, method=case.method, k=case.k, details=details)
+    return replace(sparse, gradient=case.gradient, kernel=case.kernel)
 
 
 def _device(device: object) -> str:

@@ -139,13 +139,14 @@ def setup(case: Case) -> Prepared:
     if k < case.out_features and case.method in ("meprop", "random"):
         rows = torch.unique(select(dy, k, case.selection)).numel()
     sparse = linear_backward(*shape, case.method, k, case.gradient, rows)
+    layer = Layer(**numbers, need_dx=True, request=request if k < case.out_features else None, kernel=kernel)
     return Prepared(
         **sides(dense, sparsified, (x, w, b), dy),
         check=lambda: check_linear(x, w, b, dy, seed=case.seed, **how),  # type: ignore[arg-type]
         kernel=kernel,
         k=k,
         costs={"forward": (linear_forward(*shape),) * 2, "backward": (linear_backward(*shape), sparse)},
-        layers=(Layer(**numbers, need_dx=True, request=request if k < case.out_features else None, kernel=kernel),),
+        layers=lambda: (layer,),
     )
 
 

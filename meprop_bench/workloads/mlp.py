@@ -66,7 +66,7 @@ def setup(case: Case) -> Prepared:
         kernel="+".join(dict.fromkeys(layer.kernel for layer in layers if layer.request)) or "dense",
         k=case.k,
         costs=_costs(case, data),
-        layers=layers,
+        layers=lambda: layers,
         data_published=data.published,
         notes=data.notes,
     )

@@ -41,32 +41,37 @@ class Side:
         self, step: Step, stream: Sequence[Any], apart: Mapping[str, Callable[[], object]] | None = None
     ) -> None:
         self._batches = stream
-        self._at = 0
+        self._at = 0  # steps since the start
+        self._part = 0  # of the batches of a step, where gradients are added up
         self._loss: Tensor | None = None
         self._apart = apart or {}
         self.step = step
-        for batch in stream[:_WARM_STEPS]:
-            self.step(batch)
+        for number in range(_WARM_STEPS):
+            self.step(self._of_step(number))
         self._start = [tensor.clone() for tensor in self._state()]
 
     def __call__(self, loops: int, clock: Clock) -> Mapping[str, float]:
         """Time `loops` steps, phase by phase, and as many calls of what stands apart."""
-        phases = {"forward": self._forward, "backward": self.backward, "update": self.update}
-        totals = dict.fromkeys(phases, 0.0)
+        parts = range(self.step.accumulate)
+        phases: dict[str, Call] = {}
+        for part in parts:
+            phases |= {f"forward {part}": self._forward, f"backward {part}": self.backward}
+        phases["update"] = self.update
+        totals = dict.fromkeys(PHASES[:3], 0.0)
         done = 0
         while done < loops:
             count = min(loops - done, WALK)
             if self._at + count > WALK:
-                self._restart()
+                self.restart()
             for name, seconds in clock.time_phases(phases, count).items():
-                totals[name] += seconds * count / loops
+                totals[name.split()[0]] += seconds * count / loops
             done += count
         apart = {name: clock.time(call, loops) for name, call in self._apart.items()}
         return {**totals, "step": sum(totals.values()), **apart}
 
     def whole_step(self) -> None:
         """Take one training step on the first batch."""
-        self.step(self._batches[0])
+        self.step(self._of_step(0))
 
     def first_forward(self) -> Tensor:
         """Compute the loss of the first batch, without gradients from before."""
@@ -77,20 +82,29 @@ class Side:
     def next_pass(self) -> None:
         """Compute loss and gradients of the next batch; every `WALK` steps, start again first."""
         if self._at >= WALK:
-            self._restart()
+            self.restart()
         self.step.optimizer.zero_grad(set_to_none=True)
-        self._forward()
-        self.backward()
+        for _ in range(self.step.accumulate):
+            self._forward()
+            self.backward()
 
     def next_step(self) -> None:
         """Take one training step and go on to the next batch; every `WALK` steps, start again first."""
         if self._at >= WALK:
-            self._restart()
-        self.step(self._batches[self._at])
+            self.restart()
+        self.step(self._of_step(self._at))
         self._at += 1
 
+    def _of_step(self, number: int) -> Any:
+        """Return the batch of a step, or its batches where their gradients are added up."""
+        many, count = self.step.accumulate, len(self._batches)
+        found = [self._batches[(number * many + part) % count] for part in range(many)]
+        return found[0] if many == 1 else found
+
     def _forward(self) -> None:
-        self._loss = self.step.forward(self._batches[self._at])
+        many = self.step.accumulate
+        self._loss = self.step.forward(self._batches[(self._at * many + self._part) % len(self._batches)])
+        self._part = (self._part + 1) % many
 
     def backward(self) -> None:
         """Compute all gradients, after a forward pass."""
@@ -104,12 +118,14 @@ class Side:
 
     def _state(self) -> Iterator[Tensor]:
         yield from self.step.model.parameters()
+        yield from self.step.model.buffers()
         for state in self.step.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     @torch.no_grad()
-    def _restart(self) -> None:
-        self._at = 0
+    def restart(self) -> None:
+        """Go back to where it started."""
+        self._at = self._part = 0
         self.step.optimizer.zero_grad(set_to_none=True)
         for tensor, start in zip(self._state(), self._start, strict=True):
             tensor.copy_(start)

@@ -1,0 +1,312 @@
+"""A user's `build`: found by its name, called with the seed set, and whatever is wrong with it said in one line.
+
+    my_model.py:build         a function in a file; my_model.py alone means its `build`
+    package.module:build      in a module that can be imported from the working directory
+    build@0123456789ab        pickled: one that was typed into a notebook (`pickled`)
+
+The user's code runs in the measuring processes and nowhere else. An import or a call that changes what these depend on
+(threads, the default dtype, the working directory, ...) would change what is measured, so it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import pickle
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from meprop_bench.cache import places, writable
+from meprop_bench.errors import UserError, nearest
+from meprop_bench.optional import unavailable_reason
+
+if TYPE_CHECKING:
+    from meprop_bench.training import Training
+
+__all__ = [
+    "Stream",
+    "call",
+    "check_name",
+    "failed",
+    "find",
+    "is_model",
+    "out_of_memory",
+    "pickled",
+    "seeded",
+    "source_of",
+]
+
+_PICKLES = "models"
+
+
+def is_model(name: str) -> bool:
+    """Whether a name is that of a user's `build`, and not that of a task."""
+    return ":" in name or "@" in name or name.endswith(".py")
+
+
+def check_name(name: str) -> None:
+    """Check that there is such a file, or module, without running it; `UserError` if not."""
+    where, function = _parts(name)
+    if "@" in name:
+        _pickle(name)
+    elif where.endswith(".py"):
+        if not Path(where).is_file():
+            raise UserError(f"there is no file {where}: name your model as path/to/file.py:function")
+    elif not all(part.isidentifier() for part in where.split(".")):
+        raise UserError(f"{name!r} is no model: name it as path/to/file.py:function or package.module:function")
+    if not function.isidentifier():
+        raise UserError(f"{function!r} in {name!r} is no name of a function: write {where}:build, for instance")
+
+
+def source_of(name: str) -> str | None:
+    """Return 12 hexadecimal digits of the file that a model is in, or None: two of an edited file differ."""
+    where, _ = _parts(name)
+    if "@" in name:
+        return name.rpartition("@")[2]
+    try:
+        path = Path(where) if where.endswith(".py") else Path(*where.split(".")).with_suffix(".py")
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError:
+        return None
+
+
+def pickled(build: Callable[[], Any]) -> str:
+    """Pickle a function, with what it refers to, for the measuring processes; return the name that they find it by.
+
+    `UserError`: it cannot be pickled, or cloudpickle is not installed.
+    """
+    if (reason := unavailable_reason("cloudpickle")) is not None:
+        raise UserError(
+            f"a function that is in no file has to be pickled: cloudpickle {reason} (pip install cloudpickle)"
+        )
+    import cloudpickle
+
+    module = sys.modules.get(build.__module__)
+    name = getattr(build, "__name__", "build").strip("<>")
+    by_value = module is not None and module.__name__ not in ("__main__", *cloudpickle.list_registry_pickle_by_value())
+    try:
+        if by_value:
+            cloudpickle.register_pickle_by_value(module)
+        data = cloudpickle.dumps(build)
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{name} cannot be pickled for the measuring processes: {error}; make it inside {name}"
+        ) from None
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    if (folder := writable(_PICKLES)) is None:
+        raise UserError("there is no folder that a pickled model can be written to: set XDG_CACHE_HOME to one")
+    found = f"{name}@{hashlib.sha256(data).hexdigest()[:12]}"
+    path = folder / f"{found}.pickle"
+    if not path.exists():
+        from meprop_bench.atomic import replacing
+
+        with replacing(path) as file:
+            file.write(data)
+    return found
+
+
+def find(name: str) -> Callable[[], Any]:
+    """Import what the name says and return the function; `UserError`: there is none, or its import fails."""
+    check_name(name)
+    where, function = _parts(name)
+    if "@" in name:
+        with _guarded(name, "unpickled"):
+            build: Callable[[], Any] = pickle.loads(_pickle(name).read_bytes())
+            return build
+    with _guarded(name, "imported"):
+        module = _from_file(Path(where)) if where.endswith(".py") else _from_path(where)
+    found = getattr(module, function, None)
+    if found is None:
+        defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = nearest(function, defined)
+        hint = f"did you mean {close!r}?" if close else "define it, a function that returns a meprop_bench.Training"
+        raise UserError(f"{where} has no function {function!r}: {hint}")
+    if not callable(found):
+        raise UserError(f"{function!r} in {where} is no function, but of type {type(found).__name__}")
+    build = found
+    return build
+
+
+def call(name: str, build: Callable[[], Any], seed: int) -> Training:
+    """Return what `build()` returns, all random numbers seeded; `UserError` if it fails, or is no `Training`."""
+    from meprop_bench.training import Training
+
+    with seeded(seed), _guarded(name, "called"):
+        found = build()
+    if not isinstance(found, Training):
+        raise UserError(f"{name} returned {type(found).__name__}: it has to return a meprop_bench.Training")
+    return found
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, `random` and NumPy, and put them back to where they were."""
+    states = _States()
+    _seed(seed)
+    try:
+        yield
+    finally:
+        states.restore()
+
+
+def _seed(seed: int) -> None:
+    """Seed torch, `random` and NumPy."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002  what users' code draws from
+
+
+class _States:
+    """The states of the random number generators that users' code draws from."""
+
+    def __init__(self) -> None:
+        import numpy as np
+        import torch
+
+        self._found = (torch.get_rng_state(), random.getstate(), np.random.get_state())  # noqa: NPY002
+
+    def restore(self) -> None:
+        import numpy as np
+        import torch
+
+        torch.set_rng_state(self._found[0])
+        random.setstate(self._found[1])
+        np.random.set_state(self._found[2])  # noqa: NPY002
+
+
+class Stream:
+    """Draws from an iterator with random numbers of its own, so that what else draws some does not change it."""
+
+    def __init__(self, items: Any, seed: int) -> None:
+        with seeded(seed):
+            self._items = iter(items)
+            self._states = _States()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Any:
+        others = _States()
+        self._states.restore()
+        try:
+            found = next(self._items)
+            self._states = _States()
+        finally:
+            others.restore()
+        return found
+
+
+def failed(name: str, doing: str, error: BaseException) -> UserError:
+    """Return what went wrong in a user's code, with its line: `my_model.py:build failed in its loss (line 12): ...`."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename
+        and f"{os.sep}meprop_bench{os.sep}" not in frame.filename
+        and not frame.filename.startswith("<frozen")
+    ]
+    at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        at = f" ({Path(error.filename).name}, line {error.lineno})"
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return UserError(f"{name} {doing}{at}: {type(error).__name__}{f': {text}' if text else ''}")
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Return file or module, and function."""
+    where, _, function = name.rpartition(":")
+    return (where, function) if where else (function, "build")
+
+
+def _pickle(name: str) -> Path:
+    found = next((path for folder in places(_PICKLES) if (path := folder / f"{name}.pickle").is_file()), None)
+    if found is None or Path(name).name != name:
+        raise UserError(f"the pickled model {name} is not there any more: measure it from its notebook again")
+    return found
+
+
+def _from_file(path: Path) -> ModuleType:
+    stem, folder = path.stem, str(path.resolve().parent)
+    known = sys.modules.get(stem)
+    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path.resolve():
+        return known
+    spec = importlib.util.spec_from_file_location(stem if known is None else f"model_{stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # for modules beside it
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
+def _from_path(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise UserError(f"there is no module {error.name!r} to import from here: name your model as "
+                        "package.module:function, or path/to/file.py:function") from None  # fmt: skip
+
+
+@contextmanager
+def _guarded(name: str, done: str) -> Iterator[None]:
+    """Make one line of whatever a user's code raises, and refuse what it changes of the process."""
+    before = _surroundings()
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, MemoryError):
+        raise
+    except SystemExit as error:
+        raise UserError(f"{name} ends the program when it is {done} (exit {error.code}): put what runs the program "
+                        'under if __name__ == "__main__"') from None  # fmt: skip
+    except BaseException as error:
+        if out_of_memory(error):
+            raise
+        raise failed(name, f"cannot be {done}", error) from error
+    for what, value in _surroundings().items():
+        if value != before[what]:
+            raise UserError(f"{name} changes {what} when it is {done} ({before[what]} to {value}), which changes what"
+                            " is measured: leave that to the options, or do it under"
+                            ' if __name__ == "__main__"')  # fmt: skip
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which is nobody's mistake."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "memory" in str(error)
+
+
+def _surroundings() -> dict[str, Any]:
+    """Return what a user's code must leave as it is."""
+    import torch
+
+    return {
+        "torch's number of threads": torch.get_num_threads(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's default device": torch.get_default_device(),
+        "whether torch computes gradients": torch.is_grad_enabled(),
+        "the precision of torch's matrix products": torch.get_float32_matmul_precision(),
+        "whether torch is deterministic": torch.are_deterministic_algorithms_enabled(),
+        "the working directory": os.getcwd(),
+    }
