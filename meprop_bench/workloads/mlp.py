@@ -33,7 +33,7 @@ from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.check import check_linear
+from meprop_bench.workloads.check import check_layer
 from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
@@ -125,18 +125,7 @@ def _sparsified(side: _Side) -> Iterator[tuple[_Layer, MePropLinear]]:
 def _check(case: Case, baseline: _Side, method: _Side) -> str:
     """Compare each sparsified layer's gradients with their definition, and the two sides' forward passes."""
     for index, (layer, module) in enumerate(_sparsified(method)):
-        found = check_linear(
-            layer.x.detach().requires_grad_(),
-            module.weight,
-            module.bias,
-            layer.dy,
-            k=resolve_k(module.k, module.out_features),
-            selection=module.selection,
-            sparse=module.sparse,
-            kernel=module.kernel,
-            seed=case.seed,
-        )
-        if found != PASSED:
+        if (found := check_layer(module, layer.x, layer.dy, seed=case.seed)) != PASSED:
             return f"layer {index}: {found}"
     difference = abs(baseline.first_loss - method.first_loss)
     # The same weights and batch: only the order of additions may differ.

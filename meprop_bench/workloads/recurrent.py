@@ -22,7 +22,7 @@ from meprop_bench.ops.recurrent.function import choose
 from meprop_bench.ops.recurrent.through_time import Weights
 from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.check import check_recurrent
+from meprop_bench.workloads.check import check_layer
 from meprop_bench.workloads.linear import draw, sides
 
 __all__ = ["setup"]
@@ -58,7 +58,7 @@ def setup(case: Case) -> Prepared:
     forward = recurrent_forward(*sizes)
     return Prepared(
         **sides(dense, sparse, (x, *layer.parameters()), dy),
-        check=lambda: check_recurrent(sparse_layer, x, dy, seed=case.seed),
+        check=lambda: check_layer(sparse_layer, x, dy, seed=case.seed),
         kernel="dense"
         if k >= case.out_features
         else choose(case.kernel, k, case.selection, cast(Weights, tuple(sparse_layer.parameters())), x)[1],

@@ -27,7 +27,7 @@ from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.check import check_recurrent
+from meprop_bench.workloads.check import check_layer
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
@@ -108,6 +108,6 @@ def _check(case: Case, stream: list[_Batch], baseline: Side, method: Side) -> st
         if isinstance(layer, nn.LSTM):
             x = torch.randn(2, case.length or 1, layer.input_size, generator=generator).to(case.device)
             dy = torch.randn(2, case.length or 1, layer.hidden_size * (1 + layer.bidirectional), generator=generator)
-            if (found := check_recurrent(layer, x, dy.to(case.device), seed=case.seed)) != PASSED:
+            if (found := check_layer(layer, x, dy.to(case.device), seed=case.seed)) != PASSED:
                 return f"{name}: {found}"
     return PASSED

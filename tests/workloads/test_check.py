@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.measure.arithmetic import adopted, is_tf32, tensor_type
+from meprop_bench.nn import MePropLinear
 from meprop_bench.ops import SELECTIONS
 from meprop_bench.ops.kernels import KERNELS, Gradients, Request
 from meprop_bench.ops.kernels.operators import MASKED
@@ -118,10 +119,11 @@ def test_the_oracle_of_coarse_arithmetic_is_not_as_coarse(
         seen.append((self.dtype, is_tf32()))
         return product(self, other)
 
-    x, w, dy = (torch.ones(shape, dtype=tensor_type(arithmetic)) for shape in ((2, 3), (4, 3), (2, 4)))
+    x, dy = (torch.ones(shape, dtype=tensor_type(arithmetic)) for shape in ((2, 3), (2, 4)))
+    layer = MePropLinear(3, 4, dtype=x.dtype, k=2, selection="unified", sparse=sparse)
     monkeypatch.setattr(Tensor, "__matmul__", noted)
     with adopted(arithmetic):
-        found = check._by_definition(x, w, dy, torch.tensor([1, 2]), sparse)
+        found = check._by_definition(layer, x, dy, torch.tensor([1, 2]))
     assert seen == [(torch.float32, False)] * 2
-    assert [gradient.dtype for gradient in found] == [x.dtype] * 3
-    assert torch.equal(found[1].to_dense().float(), torch.tensor([0.0, 2, 2, 0])[:, None].expand(4, 3))
+    assert [gradient.dtype for gradient in found.values()] == [x.dtype] * 3
+    assert torch.equal(found["dw"].to_dense().float(), torch.tensor([0.0, 2, 2, 0])[:, None].expand(4, 3))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from meprop_bench.measure.clock import WallClock
-from meprop_bench.nn import MePropLSTM
-from meprop_bench.workloads import Case, check, setup
+from meprop_bench.nn import MePropLSTM, conv
+from meprop_bench.workloads import Case, setup
 
 _SMALL = {"batch": 3, "in_features": 5, "out_features": 12, "threads": 1, "k": 4}
 
@@ -45,13 +47,13 @@ def test_it_passes_its_check_and_times_both_phases(workload: str, changes: dict[
 
 
 def test_a_convolutions_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = check.conv2d
+    right = conv.conv2d
 
-    def wrong(x: Tensor, w: Tensor, b: Tensor, *, k: float, selection: str, kernel: str) -> Tensor:
-        return right(x, w, b, k=k if k == 64 else k + 1, selection=selection, kernel=kernel)
+    def wrong(x: Tensor, w: Tensor, b: Tensor, *args: Any, k: float, selection: str, kernel: str) -> Tensor:
+        return right(x, w, b, *args, k=k if k == 1.0 else k + 1, selection=selection, kernel=kernel)
 
     prepared = setup(_case("conv"))
-    monkeypatch.setattr(check, "conv2d", wrong)
+    monkeypatch.setattr(conv, "conv2d", wrong)
     assert prepared.check().startswith("dx is off by")
 
 
