@@ -18,7 +18,7 @@ class Method:
 
     selection: str | None = None  # which entries of dy survive (`ops.selection.SELECTIONS`); None leaves layers dense
     algorithm: str | None = None  # what goes along with training, a key of `tasks.algorithm.ALGORITHMS`
-    module: str = "meprop_bench.nn"  # its `convert(model, *, k, selection, sparse, kernel, kinds)` changes the layers
+    module: str = "meprop_bench.nn"  # its `convert` changes layers and returns them, as that of `nn`
 
 
 METHODS: Mapping[str, Method] = {

@@ -193,6 +193,8 @@ def _point(row: Row) -> tuple[str, ...]:
 
 def _shape(row: Row) -> tuple[str, set[str]]:
     """Return the shape in words, and the axes that it says."""
+    if row.model is not None:
+        return row.model, {"model", "in_features", "out_features", "batch"}
     if row.data is not None:
         return f"{row.data} h={row.out_features}", {"data", "in_features", "out_features"}
     shape = f"h={row.out_features}" if row.in_features is None else f"{row.in_features}→{row.out_features}"
@@ -205,12 +207,15 @@ def _variant(row: Row, said: Container[str]) -> str:
     """Return what is not as usual of the axes that no other parameter says; those with words of their own first."""
     others = [axis for axis in AXES.values() if axis.field not in ("workload", "method", "k", "device", "threads")]
     values = [(axis, getattr(row, axis.stored)) for axis in others if axis.field not in said]
-    words = [(axis.variant, value) for axis, value in values if axis.variant and value not in (None, axis.usual)]
+    values = [
+        (axis, value) for axis, value in values if not axis.needs_no_word(value, row.workload, (None, axis.usual))
+    ]
+    words = [(axis.variant, value) for axis, value in values if axis.variant and value is not None]
     if row.device != "cpu" and row.threads is not None:
         words.append((AXES["threads"].variant, row.threads))
     words += [
         (f"{axis.field.replace('_', '-')} {{}}", value)
         for axis, value in values
-        if not axis.variant and value not in (None, axis.usual)
+        if not axis.variant and value is not None
     ]
     return ", ".join(template.format(value) for template, value in words) or USUAL

@@ -219,7 +219,7 @@ def parity(row: Row) -> Cell:
 def shape(row: Row) -> str:
     """Batch and sizes as the papers write them: `1024, 8192 → 8192`."""
     if row.out_features is None:
-        return str(row.batch)
+        return ABSENT if row.batch is None else str(row.batch)
     if row.in_features is None:
         return f"{row.batch}, h = {row.out_features}"
     return f"{row.batch}, {row.in_features} → {row.out_features}"

@@ -132,6 +132,11 @@ class Axis:
         own = (self.workloads or {}).get(workload)
         return own if own is not None else self.usual if otherwise is ... else otherwise
 
+    def needs_no_word(self, value: Any, workload: str, usual: tuple[Any, ...]) -> bool:
+        """Whether a value is the one that a workload has if nothing is said, or else one of these."""
+        own = () if self.sweep else self.swept(workload)
+        return value in (own if len(own) == 1 else usual)
+
     def read(self, word: str) -> Any:
         """Return the value of a word that a user typed; `UserError` for one that is none."""
         for base in self.bases:
@@ -158,10 +163,9 @@ class Axis:
     def said(self, one: Any, *, always: bool = False) -> str:
         """Return how the name of a case, or of a row, says it; nothing where it is as usual."""
         value, always = getattr(one, self.stored), always or bool(self.sweep)
-        usual = () if self.sweep else (self.otherwise or {}).get(one.workload, ())
         if value is None or not self.of(one.workload):
             return ""
-        if not always and value in (usual if len(usual) == 1 else (self.default, self.usual)):
+        if not always and self.needs_no_word(value, one.workload, (self.default, self.usual)):
             return ""
         text = self.text(value)
         return self.label.format(*(text,) * self.label.count("{"))

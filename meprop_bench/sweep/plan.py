@@ -38,7 +38,7 @@ from meprop_bench.measure.allocator import environment_of
 from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.stats import median
-from meprop_bench.tasks.build import check_name, is_model, source_of
+from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.workloads.case import DATA, WORKLOADS, Case
 
 __all__ = [
@@ -315,8 +315,10 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
         environment_of(allocator, threads)
     for data in dict.fromkeys(case.data for case in cases if case.data is not None):
         _check_data(data)
-    for model in dict.fromkeys(case.model for case in cases if case.model is not None and is_model(case.model)):
-        check_name(model)
+    if any(case.model is not None for case in cases):
+        from meprop_bench.sweep.models import check_models
+
+        check_models(cases)
 
 
 def _check_data(name: str) -> None:

@@ -124,7 +124,8 @@ class Recipe:
         if method.selection is None:
             return
         module = import_module(method.module)
-        chosen = {"selection": method.selection, "kernel": self.kernel, "filter": filter}
+        chosen: dict[str, Any] = {"selection": method.selection, "kernel": self.kernel}
+        chosen |= {} if filter is None else {"filter": filter}
         layers: dict[str, Any] = {}
         try:
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # that none of one kind was converted

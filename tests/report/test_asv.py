@@ -260,6 +260,8 @@ _OTHER = {
     "size": 13,
     "filter": 4,
     "length": 26,
+    "model": "my_model.py:build",
+    "leave": "head",
     "rate": 0.2,
     "share": 0.3,
     "slowdown": 0.5,

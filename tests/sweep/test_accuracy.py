@@ -9,11 +9,12 @@ import torch
 
 from meprop_bench.errors import UserError
 from meprop_bench.stats import mean_difference, non_inferiority
-from meprop_bench.sweep.accuracy import MARGIN, Accuracies, figure, judged, recipe_of, trained
+from meprop_bench.sweep.accuracy import MARGIN, Accuracies, figure, judged, trained
 from meprop_bench.sweep.parity import Comparison
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import run
 from meprop_bench.workloads import Case
+from meprop_bench.workloads.case import recipe_of
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

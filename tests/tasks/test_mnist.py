@@ -146,10 +146,11 @@ def test_a_method_is_one_module_and_one_line(monkeypatch):
         def first(gradient):
             return torch.cat([gradient[:k], torch.zeros_like(gradient[k:])])
 
-        for layer in list(model.modules())[:-1]:
-            if isinstance(layer, kinds):
-                layer.weight.register_hook(first)
-                layer.bias.register_hook(first)
+        hidden = {name: layer for name, layer in list(model.named_modules())[:-1] if isinstance(layer, kinds)}
+        for layer in hidden.values():
+            layer.weight.register_hook(first)
+            layer.bias.register_hook(first)
+        return hidden
 
     monkeypatch.setitem(sys.modules, "made_up", SimpleNamespace(convert=convert))
     monkeypatch.setitem(methods.METHODS, "first", methods.Method("first", module="made_up"))

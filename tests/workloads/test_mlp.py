@@ -123,9 +123,9 @@ def test_rows_spare_the_update_the_rows_that_have_no_gradient() -> None:
 
 def test_the_layers_numbers_are_those_of_the_linear_backward() -> None:
     prepared = setup(_case())
-    assert [(layer.need_dx, layer.request is None) for layer in prepared.layers] == [
+    assert [(layer.need_dx, layer.request is None) for layer in prepared.layers()] == [
         (False, False), (True, False), (True, True)
     ]  # fmt: skip
-    assert [tuple(layer.w.shape) for layer in prepared.layers] == [(16, 64), (16, 16), (10, 16)]
-    assert not any(tensor.requires_grad for layer in prepared.layers for tensor in (layer.x, layer.w, layer.b))
-    assert all(layer.request is None for layer in setup(_case(k=16)).layers)
+    assert [tuple(layer.w.shape) for layer in prepared.layers()] == [(16, 64), (16, 16), (10, 16)]
+    assert not any(tensor.requires_grad for layer in prepared.layers() for tensor in (layer.x, layer.w, layer.b))
+    assert all(layer.request is None for layer in setup(_case(k=16)).layers())

@@ -33,7 +33,7 @@ def _case(**changes: object) -> Case:
 )
 def test_stages_of_a_layer(changes: dict[str, object], sparse: list[str]) -> None:
     case = _case(**changes)
-    found = stages(setup(case).layers, CLOCK, seconds=0)
+    found = stages(setup(case).layers(), CLOCK, seconds=0)
     assert [stage.name for stage in found["sparse"]] == sparse
     assert [stage.name for stage in found["dense"]] == (
         ["dense layers"] if sparse == ["dense layers"] else ["selection", "dx", "dW"]
@@ -44,7 +44,7 @@ def test_stages_of_a_layer(changes: dict[str, object], sparse: list[str]) -> Non
 
 
 def test_stages_have_their_costs() -> None:
-    layers = setup(_case(method="meprop")).layers
+    layers = setup(_case(method="meprop")).layers()
     found = {stage.name: stage for stage in stages(layers, CLOCK, seconds=0)["sparse"]}
     rows = layers[0].dy.abs().topk(3, dim=1).indices.unique().numel()  # type: ignore[no-untyped-call]
     expected = linear_stages(5, 7, 11, 4, "meprop", 3, "dense", rows)
@@ -63,7 +63,7 @@ def test_stages_of_a_model_leave_the_output_layer_dense_and_the_first_without_dx
 
 
 def _of(case: Case) -> dict[str, list[profile_module.Stage]]:
-    return stages(setup(case).layers, CLOCK, seconds=0)
+    return stages(setup(case).layers(), CLOCK, seconds=0)
 
 
 def test_stages_are_differences_of_calls_that_ask_for_more_and_less() -> None:
@@ -86,7 +86,7 @@ def test_the_gather_is_told_from_selection_and_product_where_it_is_a_copy() -> N
 def test_the_price_of_a_call() -> None:
     for changes in ({}, {"method": "meprop", "gradient": "rows"}, {"dtype": "float64", "kernel": "gather"}):
         case = _case(**changes)
-        found = overhead(case, setup(case).layers, CLOCK, seconds=0)
+        found = overhead(case, setup(case).layers(), CLOCK, seconds=0)
         assert set(found) == {"forward", "backward"}
         assert all(0 < seconds < 1 for pair in found.values() for seconds in pair)
 
@@ -137,7 +137,7 @@ def test_a_search_ends_with_its_time() -> None:
 @pytest.mark.parametrize("changes", [{}, {"k": 0.3, "method": "meprop"}, {"in_features": 11, "gradient": "rows"}])
 def test_break_even_of_a_case(changes: dict[str, object]) -> None:
     case = _case(**changes)
-    layers = setup(case).layers
+    layers = setup(case).layers()
     by_k, by_size = (search(case, layers, CLOCK, seconds=0.02) for search in (break_even_k, break_even_size))
     assert by_k is not None
     assert by_size is not None
@@ -148,7 +148,7 @@ def test_break_even_of_a_case(changes: dict[str, object]) -> None:
 
 def test_a_dense_case_has_no_break_even() -> None:
     case = _case(k=11)
-    layers = setup(case).layers
+    layers = setup(case).layers()
     assert break_even_k(case, layers, CLOCK, seconds=0.01) is None
     assert break_even_size(case, layers, CLOCK, seconds=0.01) is None
 
@@ -182,7 +182,7 @@ def test_a_slow_pair_is_timed_once() -> None:
 )
 def test_break_even_of_other_layers(changes: dict[str, object], ends: tuple[int, int]) -> None:
     case = _case(**changes)
-    layers = setup(case).layers
+    layers = setup(case).layers()
     assert layers == ()
     by_k, by_size = (search(case, layers, CLOCK, seconds=0.02) for search in (break_even_k, break_even_size))
     assert by_k is not None
@@ -194,8 +194,8 @@ def test_break_even_of_other_layers(changes: dict[str, object], ends: tuple[int,
 def test_what_selects_nothing_has_no_break_even() -> None:
     """The baseline once more, as the method."""
     case = _case(method="dense", k=1.0)
-    assert break_even_k(case, setup(case).layers, CLOCK, seconds=0.01) is None
-    assert break_even_size(case, setup(case).layers, CLOCK, seconds=0.01) is None
+    assert break_even_k(case, setup(case).layers(), CLOCK, seconds=0.01) is None
+    assert break_even_size(case, setup(case).layers(), CLOCK, seconds=0.01) is None
 
 
 def test_a_model_without_linear_layers_has_no_break_even() -> None:
