@@ -1,6 +1,38 @@
 """meprop-bench: does sparsified back propagation pay, on this machine, for this model, and does it keep the accuracy?
 
-This module holds the version alone, so that verbs which only read results never load torch.
+    import meprop_bench as mb
+
+    def build() -> mb.Training: ...
+
+The public names are loaded when they are first used, so that importing this, and verbs which only read results, never
+wait for torch.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meprop_bench.training import Training
+
+__all__ = ["Training", "__version__"]
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Training": "training",
+}
+"""Public name -> the module that it is in."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

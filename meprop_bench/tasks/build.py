@@ -141,8 +141,12 @@ def call(name: str, build: Callable[[], Any], seed: int) -> Training:
     """Return what `build()` returns, all random numbers seeded; `UserError` if it fails, or is no `Training`."""
     from meprop_bench.training import Training
 
-    with seeded(seed), _guarded(name, "called"):
-        found = build()
+    try:
+        with seeded(seed), _guarded(name, "called"):
+            found = build()
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if name in text else f"{name}: {text}") from error
     if not isinstance(found, Training):
         raise UserError(f"{name} returned {type(found).__name__}: it has to return a meprop_bench.Training")
     return found

@@ -35,6 +35,10 @@ _LONGEST = 10_000
 """Batches of an epoch at most, where their number is not known: an endless stream has no end to wait for."""
 
 
+_READ = 8
+"""Steps whose batches are read to see whether they are the same when they are read again."""
+
+
 class Own(Task):
     """A user's model.
 
@@ -233,8 +237,9 @@ class Own(Task):
         Returns what is known of it then: whether it `evaluates`, its `metric`, and its steps in an epoch.
         """
         models = [self.build(0) for _ in range(2)]
-        first = [next(iter(self.epoch(0, 0))) for _ in range(2)]
-        if not _equal(*first):
+        passes = [list(itertools.islice(self.epoch(0, 0), _READ)) for _ in range(2)]
+        first = [found[0] for found in passes]
+        if not _equal(*passes):
             raise UserError(
                 f"the batches of {self.name} are others each time, though torch, random and NumPy are seeded: seed"
                 " what else they draw from"
