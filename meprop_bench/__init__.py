@@ -11,12 +11,9 @@ wait for torch.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from meprop_bench.training import Training
-
-__all__ = ["Training", "__version__"]
+__all__ = ["Training", "__version__"]  # noqa: F822  (loaded below; the types are in `__init__.pyi`)
 
 __version__ = "0.1.0"
 
