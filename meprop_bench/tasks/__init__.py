@@ -30,7 +30,7 @@ class Entry:
     """What is known of a task before it is loaded: its module in this package, its class there, what it is in one line.
 
     `rates`: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`. `alternated`: parts of the
-    model, by name, that `algorithm.Alternation` sparsifies alternately.
+    model, by name, that `algorithm.Alternation` sparsifies alternately. `percent`: whether its metric is a percentage.
     """
 
     module: str
@@ -38,6 +38,7 @@ class Entry:
     about: str
     rates: Mapping[str, float] = field(default_factory=dict)
     alternated: tuple[str, ...] = ()
+    percent: bool = True
 
 
 _RATE = {"adagrad": 0.01}
