@@ -25,7 +25,7 @@ from meprop_bench.workloads.case import Case, recipe_of
 if TYPE_CHECKING:
     from meprop_bench.tasks.run import Result
 
-__all__ = ["MARGIN", "Accuracies", "Figures", "figure", "judged", "trained"]
+__all__ = ["MARGIN", "Accuracies", "Figures", "figure", "figure_name", "judged", "trained"]
 
 MARGIN = 0.5
 """Points that a method may lose and still pass, if nothing else is said; of a metric that is no percentage, percent of
@@ -48,6 +48,13 @@ Train = Callable[[bool], Figures]
 def figure(recipe: Recipe, result: Result) -> float:
     """Return what is compared of a training."""
     return result.test_at_best if recipe.steps is None else result.final_dev
+
+
+def figure_name(recipe: Recipe, metric: str) -> str:
+    """Return what `figure` is, in words."""
+    if recipe.steps is None:
+        return f"{metric} on the test set, at the best development score"
+    return f"{metric} on the development set, at the end"
 
 
 def trained(recipe: Recipe, seeds: Sequence[int]) -> Figures:
@@ -114,7 +121,7 @@ class Accuracies:
         method, dense = (self._of(each, train) for each in (recipe, recipe.dense()))
         pairs = {seed: (dense.of[seed], method.of[seed]) for seed in self.seeds}
         usual = dense.metric == "accuracy" and dense.percent  # as stored rows have it
-        metric = "accuracy_percent" if usual else f"{dense.metric} on the development set, at the end"
+        metric = "accuracy_percent" if usual else figure_name(recipe, dense.metric)
         return judged(recipe, pairs, steps=self.steps, metric=metric, percent=dense.percent)
 
     def _of(self, recipe: Recipe, train: Train | None) -> Figures:

@@ -29,7 +29,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import MARGIN, figure, judged
+from meprop_bench.sweep.accuracy import MARGIN, figure, figure_name, judged
 from meprop_bench.sweep.worker import Session, start_worker
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.recipe import Recipe
@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def percent(self) -> bool:
-        """Whether the task's metric is a percentage; that of a user's own task may be anything."""
+        """Whether the task's metric is known to be a percentage; that of a user's own may turn out to be one."""
         return self.recipe.task in TASKS and TASKS[self.recipe.task].percent
 
     def to_json(self) -> dict[str, Any]:
@@ -146,17 +146,15 @@ class _Trainings:
         chosen = {seed: self.pairs[seed] for seed in sorted(self.pairs) if seed <= comparison.seeds}
         if not chosen:
             return None
-        steps, metric = self._trained()
-        margin, percent = comparison.margin, comparison.percent
-        return judged(comparison.recipe, chosen, steps=steps, metric=metric, percent=percent, margin=margin)
+        return judged(comparison.recipe, chosen, **self._trained(), margin=comparison.margin)
 
-    def _trained(self) -> tuple[int, str]:
-        """Return how many steps a training has and what its figure is, from the workers or from an earlier run."""
+    def _trained(self) -> dict[str, Any]:
+        """Return the steps of a training and what its figure is, from the workers or from an earlier run."""
         if self._answer:
-            metric = f"{self._answer['metric']} on the test set, at the best development score"
-            return self._answer["steps"], metric
+            metric = figure_name(self._comparison.recipe, self._answer["metric"])
+            return {"steps": self._answer["steps"], "metric": metric, "percent": self._answer["percent"]}
         stored = next(row.parity for row in self._store.rows() if row.case_id == self._id and row.parity)
-        return stored.steps, stored.metric
+        return {"steps": stored.steps, "metric": stored.metric, "percent": stored.percent}
 
     def run(self, count: int) -> None:
         try:
@@ -266,6 +264,7 @@ def train(session: Session, recipe: Mapping[str, Any], seed: int, checkpoint: st
     return {
         "figure": figure(wanted, found),
         "metric": task.metric,
+        "percent": task.percent,
         "steps": found.steps,
         "options": dict(task.options),
         "data_published": task.data_published,

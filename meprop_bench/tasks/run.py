@@ -257,12 +257,9 @@ class _Training:
     def _figure(self, split: Split) -> float:
         found = self.task.evaluate(self.model, split)
         if not math.isfinite(found):
-            loss = self._loss()
-            why = (
-                "it must return a finite number"
-                if math.isfinite(loss)
-                else f"the loss is {loss}, the training diverged"
-            )
+            loss, why = self._loss(), "it has to return a finite number"
+            if not math.isfinite(loss):
+                why = f"the loss is {loss}, the training diverged"
             raise UserError(f"evaluate returned {found} after {self.step} steps of seed {self.seed}: {why}")
         return found
 

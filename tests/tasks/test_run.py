@@ -374,7 +374,7 @@ def test_a_model_that_diverges_has_a_loss_of_null():
 def test_a_figure_that_is_no_number_is_refused_where_it_arises(figure):
     task = Clusters()
     task.devs = [50.0, figure]
-    with pytest.raises(UserError, match=f"evaluate returned {figure} after 40 steps of seed 3: it must return"):
+    with pytest.raises(UserError, match=f"evaluate returned {figure} after 40 steps of seed 3: it has to return"):
         run(task, Recipe("clusters", epochs=2), 3)
 
 
