@@ -46,23 +46,32 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     (
         "batch",
         int,
-        "Examples in a mini-batch [default: the papers', 10 images, 1 sentence, 10,000 transitions, 64 pairs].",
+        "Examples in a mini-batch [default: the papers', 10 images, 1 sentence, 10,000 transitions, 64 pairs; 16 "
+        "windows].",
     ),
-    ("hidden", int, "Neurons of a hidden layer [default: 500; translation 512]."),
-    ("layers", int, "Hidden layers [default: 2; translation 3 in encoder and decoder]."),
+    ("hidden", int, "Neurons of a hidden layer, width of a GPT [default: 500; translation 512; language 256]."),
+    ("layers", int, "Hidden layers, blocks of a GPT [default: 2; translation 3 in encoder and decoder; language 4]."),
+    ("heads", int, "language: heads of its attention [default: 4]."),
+    ("length", int, "language: characters of a window [default: 128]."),
     ("dropout", float, "Dropout rate of the hidden activations [default: 0]."),
     ("activation", str, "mnist, digits, parsing: relu, sigmoid, tanh or cube [default: relu; parsing cube]."),
     ("embedding", int, "translation: size of the embeddings [default: as --hidden]."),
     ("vocabulary", int, "translation: most word pieces of each language [default: 3000]."),
     ("beam", int, "translation: beam width [default: 5]."),
     ("length_penalty", float, "translation: α of the length normalisation [default: 0, none]."),
-    ("examples", int, "Train on the first so many examples (of a treebank: sentences) [default: all]."),
+    (
+        "examples",
+        int,
+        "Train on the first so many examples (of a treebank: sentences; of a text: windows) [default: all].",
+    ),
     ("tags", str, "pos: tag set, universal or language [default: universal]."),
+    ("data", str, "language: text, multi30k (captions) or ud-ewt (the web) [default: multi30k]."),
     (
         "files",
         str,
         "pos, parsing: a treebank of your own, TRAIN,DEV,TEST in CoNLL-U [default: UD English EWT]. translation: "
-        "parallel text, a source and a target file for each of the three [default: Multi30k, German to English].",
+        "parallel text, a source and a target file for each of the three [default: Multi30k, German to English]. "
+        "language: a text of your own, TRAIN,DEV,TEST.",
     ),
     ("device", str, "Device: cpu, cuda or cuda:N [default: cpu]."),
 )

@@ -97,9 +97,10 @@ class GPT(nn.Module):
         with torch.device("meta"):
             self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
             self.dropout = nn.Dropout(dropout)
-            self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
+            blocks = [Block(width, heads, dropout) for _ in range(layers)]
+            self.blocks = nn.Sequential(*blocks)
             self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
-        ends = {id(layer) for block in self.blocks for layer in (block.attention.out, block.down)}
+        ends = {id(layer) for block in blocks for layer in (block.attention.out, block.down)}
 
         def spread(module: nn.Module, parameter: Tensor) -> float:
             if parameter.ndim < 2:
