@@ -94,7 +94,7 @@ class Training:
             any budget; it is advanced after each update.
         evaluate: of the model, in evaluation mode and without gradients: a finite number, higher is better. What
             compares accuracies needs it.
-        metric: what `evaluate` returns, in words.
+        metric: what `evaluate` returns, in words; a percentage where they end in "%", so that differences are points.
         kinds: classes of layers that are sparsified, as for `nn.convert`.
         filter: called with a layer and its qualified name; those for which it is true are sparsified [default: all but
             the last linear layer].

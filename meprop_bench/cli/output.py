@@ -154,6 +154,8 @@ def _done(progress: SweepProgress) -> str:
 
 def outcome(rows: tuple[Row, ...]) -> str:
     """Return a case's result on one line: the speed-up of its main phases, or why there is none."""
+    from meprop_bench.report.quality import Quality
+
     main = [row for row in rows if row.phase in ("backward", "step") and row.speedup is not None]
     if not main:
         return next((f"failed: {row.error or row.check}" for row in rows), "no rows")
@@ -163,9 +165,10 @@ def outcome(rows: tuple[Row, ...]) -> str:
         else f"{row.phase} {row.speedup:.3g}x" + ("" if row.half_width is None else f" {plus_minus(row.half_width)}")
         for row in main
     ]
-    parts += [
-        f"accuracy {row.parity.difference:+.2f} points, {row.parity.verdict}" for row in main if row.parity is not None
-    ]
+    for found in (row.parity for row in main if row.parity is not None):
+        quality = Quality.of(found)
+        what = "accuracy" if found.percent else found.metric.partition(" on the ")[0]
+        parts.append(f"{what} {quality.change(found.difference)}{' points' * found.percent}, {found.verdict}")
     return ", ".join(parts)
 
 

@@ -54,10 +54,9 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
 @click.option(
     "--margin",
     type=float,
-    default=MARGIN,
-    show_default=True,
     metavar="POINTS",
-    help="Points of accuracy that may be lost.",
+    help=f"What may be lost: points of accuracy [default: {MARGIN:g}], or of a metric that is no percentage, in its "
+    f"unit [default: {MARGIN:g}% of dense's mean].",
 )
 @click.option(
     "--seeds", type=int, default=5, show_default=True, metavar="N", help="Number of seeds: trainings of each side."
@@ -73,7 +72,14 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
 @click.option("--resume", is_flag=True, help="Continue the latest run of this comparison.")
 @with_format("table", "json", "md")
 def command(
-    form: str, resume: bool, out: Path, threads: int, processes: int | None, seeds: int, margin: float, **given: Any
+    form: str,
+    resume: bool,
+    out: Path,
+    threads: int,
+    processes: int | None,
+    seeds: int,
+    margin: float | None,
+    **given: Any,
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
     from meprop_bench.measure.machine import state
@@ -110,6 +116,8 @@ def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
 @contextmanager
 def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None]]:
     """Give a function that shows where a comparison is: a live line on a terminal, a line for each pair anywhere."""
+    from meprop_bench.report.quality import POINTS, Quality
+
     label = comparison.recipe.label
     with live(label) as (update, line):
 
@@ -118,14 +126,17 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None
             if found.seed is None or found.pair is None:
                 return
             dense, sparse = found.pair
+            quality = POINTS if comparison.percent else Quality(False, abs(dense))
+            figures = f"dense {quality.plain(dense)}, {label} {quality.plain(sparse)}, {quality.change(sparse - dense)}"
             left = "" if found.left_s is None else f" ({found.left_s:.0f} s left)"
-            line(f"seed {found.seed}: dense {dense:.2f}, {label} {sparse:.2f}, {sparse - dense:+.2f}{left}")
+            line(f"seed {found.seed}: {figures}{left}")
 
         yield show
 
 
 def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> None:
     from meprop_bench.measure.machine import was_busy
+    from meprop_bench.report.quality import Quality
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
     if form == "json":
@@ -136,7 +147,8 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
         click.echo(f"{doubt}\n")
     head = ("seed", "dense", comparison.recipe.label, "difference")
     pairs = zip(found.seeds, found.baseline, found.method, strict=True)
-    rows = [(str(seed), f"{dense:.2f}", f"{sparse:.2f}", f"{sparse - dense:+.2f}") for seed, dense, sparse in pairs]
+    plain, change = (quality := Quality.of(found)).plain, quality.change
+    rows = [(str(seed), plain(dense), plain(sparse), change(sparse - dense)) for seed, dense, sparse in pairs]
     if form == "md":
         lines = [head, ("---",) * len(head), *rows]
         click.echo("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_verdict(found)}")
@@ -153,16 +165,19 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
 
 def _verdict(found: Parity) -> str:
     """Return the verdict in a sentence."""
-    from meprop_bench.report.cells import vague_points
+    from meprop_bench.report.quality import Quality
     from meprop_bench.stats import CANNOT_TELL
 
+    quality = Quality.of(found)
     if found.low is None or found.high is None:
         bounds = "no interval from one seed"
-    elif vague_points(found.interval):
-        bounds = f"{CANNOT_TELL} (the 95% interval spans {found.high - found.low:.0f} points)"
+    elif quality.vague(found.interval):
+        width = found.high - found.low
+        spans = f"{width:.0f} points" if found.percent else quality.plain(width)
+        bounds = f"{CANNOT_TELL} (the 95% interval spans {spans})"
     else:
-        bounds = f"95% interval [{found.low:+.2f}, {found.high:+.2f}]"
+        bounds = f"95% interval [{quality.change(found.low)}, {quality.change(found.high)}]"
     return (
-        f"{_WORDS[found.verdict]}: {found.difference:+.2f} points, {bounds}, {len(found.seeds)} seeds, "
-        f"margin {found.margin:g}"
+        f"{_WORDS[found.verdict]}: {quality.change(found.difference)}{quality.unit}, {bounds}, "
+        f"{len(found.seeds)} seeds, margin {found.margin:.4g}"
     )

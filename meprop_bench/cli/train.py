@@ -34,6 +34,7 @@ from meprop_bench.tasks.build import check_name, is_model
 from meprop_bench.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
+    from meprop_bench.report.quality import Quality
     from meprop_bench.tasks.run import Evaluation, Progress, Result
     from meprop_bench.tasks.task import Task
 
@@ -45,23 +46,32 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     (
         "batch",
         int,
-        "Examples in a mini-batch [default: the papers', 10 images, 1 sentence, 10,000 transitions, 64 pairs].",
+        "Examples in a mini-batch [default: the papers', 10 images, 1 sentence, 10,000 transitions, 64 pairs; 16 "
+        "windows].",
     ),
-    ("hidden", int, "Neurons of a hidden layer [default: 500; translation 512]."),
-    ("layers", int, "Hidden layers [default: 2; translation 3 in encoder and decoder]."),
+    ("hidden", int, "Neurons of a hidden layer, width of a GPT [default: 500; translation 512; language 256]."),
+    ("layers", int, "Hidden layers, blocks of a GPT [default: 2; translation 3 in encoder and decoder; language 4]."),
+    ("heads", int, "language: heads of its attention [default: 4]."),
+    ("length", int, "language: characters of a window [default: 128]."),
     ("dropout", float, "Dropout rate of the hidden activations [default: 0]."),
     ("activation", str, "mnist, digits, parsing: relu, sigmoid, tanh or cube [default: relu; parsing cube]."),
     ("embedding", int, "translation: size of the embeddings [default: as --hidden]."),
     ("vocabulary", int, "translation: most word pieces of each language [default: 3000]."),
     ("beam", int, "translation: beam width [default: 5]."),
     ("length_penalty", float, "translation: α of the length normalisation [default: 0, none]."),
-    ("examples", int, "Train on the first so many examples (of a treebank: sentences) [default: all]."),
+    (
+        "examples",
+        int,
+        "Train on the first so many examples (of a treebank: sentences; of a text: windows) [default: all].",
+    ),
     ("tags", str, "pos: tag set, universal or language [default: universal]."),
+    ("data", str, "language: text, multi30k (captions) or ud-ewt (the web) [default: multi30k]."),
     (
         "files",
         str,
         "pos, parsing: a treebank of your own, TRAIN,DEV,TEST in CoNLL-U [default: UD English EWT]. translation: "
-        "parallel text, a source and a target file for each of the three [default: Multi30k, German to English].",
+        "parallel text, a source and a target file for each of the three [default: Multi30k, German to English]. "
+        "language: a text of your own, TRAIN,DEV,TEST.",
     ),
     ("device", str, "Device: cpu, cuda or cuda:N [default: cpu]."),
 )
@@ -189,7 +199,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     if task.data_published is False:  # those of the folder are not gone on with on other data
         settings["data_published"] = False
     folder = out or Path("training") / f"{recipe.label} seed={seed}".replace(" ", "-").replace("=", "")
-    with _folder(folder, settings, resume) as fresh, _showing(recipe) as show, _interruptible() as at:
+    with _folder(folder, settings, resume) as fresh, _showing(recipe, task) as show, _interruptible() as at:
         click.echo(f"{'training' if fresh else 'going on'} in {folder}", err=True)
         for note in task.notes:
             click.echo(note, err=True)
@@ -204,7 +214,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
             return ExitCode.INTERRUPTED
         _write_history(folder, result.history)
-        _draw(folder, result, f"{recipe.label}, seed {seed}", task.metric)
+        _draw(folder, result, f"{recipe.label}, seed {seed}", task)
     _print(form, settings, result, task)
     return ExitCode.OK
 
@@ -283,7 +293,7 @@ def _interruptible() -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _showing(recipe: Recipe) -> Iterator[Callable[[Progress], None]]:
+def _showing(recipe: Recipe, task: Task) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows where a training is: a live line on a terminal, a line an evaluation elsewhere."""
     shown = 0
     with live(recipe.label) as (update, line):
@@ -292,19 +302,26 @@ def _showing(recipe: Recipe) -> Iterator[Callable[[Progress], None]]:
             nonlocal shown
             update(found.step / found.steps, found.left_s)
             for evaluation in found.history[shown:] if shown else found.history[-1:]:
-                line(_line(evaluation, recipe.epochs, found.left_s))
+                line(_line(evaluation, recipe, task, found.left_s))
             shown = len(found.history)
 
         yield show
 
 
-def _line(found: Evaluation, epochs: int, left_s: float) -> str:
-    test = "" if found.test is None else f", best so far: test {found.test:.2f}"
+def _line(found: Evaluation, recipe: Recipe, task: Task, left_s: float) -> str:
+    quality = _quality(task, found.dev)
+    test = "" if found.test is None else f", best so far: test {quality.plain(found.test)}"
     figures = "".join(f", {name} {value:g}" for name, value in found.figures.items() if name == "size")
     return (
-        f"epoch {found.epoch:.3g}/{epochs}: loss {found.loss:.4f}, dev {found.dev:.2f}{test}{figures}"
+        f"epoch {found.epoch:.3g}/{recipe.epochs}: loss {found.loss:.4f}, dev {quality.plain(found.dev)}{test}{figures}"
         f" ({left_s:.0f} s left)"
     )
+
+
+def _quality(task: Task, figure: float) -> Quality:
+    from meprop_bench.report.quality import POINTS, Quality
+
+    return POINTS if task.percent else Quality(False, abs(figure))
 
 
 def _write_history(folder: Path, history: tuple[Evaluation, ...]) -> None:
@@ -315,14 +332,15 @@ def _write_history(folder: Path, history: tuple[Evaluation, ...]) -> None:
     replace_file(folder / HISTORY, "".join(lines))
 
 
-def _draw(folder: Path, result: Result, title: str, metric: str) -> None:
+def _draw(folder: Path, result: Result, title: str, task: Task) -> None:
     from meprop_bench.report.plots import curve
     from meprop_bench.results.store import replace_file
 
     if (reason := unavailable_reason("matplotlib")) is not None:
         click.echo(f"no learning curve: matplotlib {reason} (pip install 'meprop-bench[report]')", err=True)
         return
-    replace_file(folder / CURVE, curve([found.to_json() for found in result.history], title, metric))
+    drawn = curve([found.to_json() for found in result.history], title, task.metric, percent=task.percent)
+    replace_file(folder / CURVE, drawn)
 
 
 def _print(form: str, settings: Mapping[str, Any], result: Result, task: Task) -> None:
@@ -339,8 +357,9 @@ def _print(form: str, settings: Mapping[str, Any], result: Result, task: Task) -
         }
         click.echo(json.dumps(record, indent=1, allow_nan=False))
         return
-    click.echo(f"{task.metric}: test {result.test_at_best:.2f} at the best dev {result.best_dev:.2f}, after "
-               f"{result.iterations:.3g} epochs; dev at the end {result.final_dev:.2f}; "
+    plain = _quality(task, result.best_dev).plain
+    click.echo(f"{task.metric}: test {plain(result.test_at_best)} at the best dev {plain(result.best_dev)}, after "
+               f"{result.iterations:.3g} epochs; dev at the end {plain(result.final_dev)}; "
                f"{result.seconds:.1f} s in steps")  # fmt: skip
     for name, value in result.figures.items():
         click.echo(f"  {name}: {value:g}")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from meprop_bench.data.order import example_numbers
 from meprop_bench.data.sources import DataSet
 from meprop_bench.optional import require
 
@@ -71,11 +72,7 @@ class ImageData(DataSet[Part]):
 def batches(
     part: Part, batch: int, *, seed: int, steps: int | None = None, epochs: float | None = None
 ) -> Iterator[Batch]:
-    """Yield batches that depend on the arguments alone.
-
-    The examples are one endless sequence, a fresh permutation for each pass over them, cut into batches. So every batch
-    is full, whatever B is (a step's cost must not vary, and B may exceed the data), and a batch may straddle two
-    passes.
+    """Yield batches that depend on the arguments alone, in the order of `data.order`.
 
     There are `steps` of them, or as many as fit into `epochs` passes over the data. Raises ValueError without examples,
     for B or a length below 1, or for not exactly one of `steps` and `epochs`.
@@ -94,31 +91,19 @@ def numbered_batches(
 
     The first `start` batches are left out. Raises ValueError without examples, or for B or `steps` below 1.
     """
-    if len(part) < 1 or batch < 1 or steps < 1:
-        raise ValueError(f"{steps} batches of {batch} from {len(part)} examples")
-    return _numbered_batches(part, batch, seed, steps, start)
+    together = max(1, _GATHERED // max(1, batch * part.images.shape[1]))
+    return _gathered(
+        part, batch, example_numbers(len(part), batch, seed=seed, steps=steps, start=start, together=together)
+    )
 
 
-def _numbered_batches(
-    part: Part, batch: int, seed: int, steps: int, start: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Gather several batches at once: one by one costs a step of B = 10 more Python than it has to do."""
+def _gathered(part: Part, batch: int, order: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-    skipped, offset = divmod(start * batch, len(part))
-    for _ in range(skipped):
-        torch.randperm(len(part), generator=generator)
-    queue = torch.randperm(len(part), generator=generator)[offset:]
-    together = max(1, _GATHERED // (batch * part.images.shape[1]))
-    while steps:
-        count = min(together, steps)
-        while len(queue) < count * batch:
-            queue = torch.cat([queue, torch.randperm(len(part), generator=generator)])
-        numbers, queue = queue[: count * batch].to(part.images.device), queue[count * batch :]
+    for chunk in order:
+        numbers = chunk.to(part.images.device)
         sequences = (part.images[numbers], part.labels[numbers], numbers)
         yield from zip(*(torch.split(sequence, batch) for sequence in sequences), strict=True)
-        steps -= count
 
 
 _TRAIN, _DEV = 1_297, 250

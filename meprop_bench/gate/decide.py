@@ -135,8 +135,7 @@ class _Table:
             elif one.quantity == "count":
                 found[place, 0] = _count(one)
             elif one.quantity == "accuracy":
-                lost = [base - head for base, head in zip(_values(one, 0), _values(one, 1), strict=True)]
-                found[place, 0] = _look(lost)
+                found[place, 0] = _look(_lost(one))
             elif one.pairs is not None:
                 logs = [-ratio for ratio in process_medians(one.pairs)]  # of head / base
                 taken = looks.taken(len(logs), last=last) if looks else ((len(logs), 1.0),)
@@ -319,6 +318,13 @@ def _values(one: Series, which: int) -> Sequence[float]:
     return side
 
 
+def _lost(one: Series) -> list[float]:
+    """Return what each seed lost of an accuracy, in the figure's unit."""
+    base, head = _values(one, 0), _values(one, 1)
+    scale = 1.0 if one.unit == "points" else 100 / abs(math.fsum(base) / len(base))
+    return [scale * (before - after) for before, after in zip(base, head, strict=True)]
+
+
 def _middle(one: Series, which: int) -> float:
     """Return the median of base (0) or head (1), of pairs that of the processes' own; NaN without one."""
     runs = None if one.pairs is None else [median(pair[which] for pair in run) for run in one.pairs if run]
@@ -341,6 +347,8 @@ def _odd_accuracy(one: Series, base: Sequence[float], head: Sequence[float]) -> 
         return _Unsound("fail", "the head's accuracy is not a number")
     if len(base) != len(head) or isinstance(one.base, Summary) or isinstance(one.head, Summary):
         return _Unsound("inconclusive", "base and head have different numbers of seeds")
+    if one.unit != "points" and math.fsum(base) == 0:
+        return _Unsound("inconclusive", "the base's figure is 0, of which nothing is a share")
     return None
 
 

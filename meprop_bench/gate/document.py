@@ -16,7 +16,8 @@ import numpy as np
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.names import shown
-from meprop_bench.report.cells import ABSENT, WIDEST_POINTS, Cell, Section, memory, quantity, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, Section, memory, quantity, ratio_within, seconds
+from meprop_bench.report.quality import WIDEST_POINTS
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
 __all__ = ["OutcomeDocument", "caught", "change", "counted", "margin", "result", "section", "worst"]
@@ -143,7 +144,7 @@ def change(one: Judgement) -> str:
         if one.quantity == "accuracy":
             return CANNOT_TELL
         return ratio_within(one.change, lambda value: _fixed(value, ".3f"))
-    form, unit = ("+.2f", " points") if one.quantity == "accuracy" else (".3f", "")
+    form, unit = ("+.2f", _points(one)) if one.quantity == "accuracy" else (".3f", "")
     found, low, high = (_fixed(value, form) for value in (one.change.estimate, one.change.low, one.change.high))
     if not one.change.bounded:
         return f"{found}{unit}, no interval"
@@ -157,12 +158,17 @@ def _fixed(value: float, form: str) -> str:
 def margin(one: Judgement) -> str:
     """Return what may be lost: `1%`, with the least difference where there is one; `0.5 points`."""
     if one.quantity == "accuracy":
-        return f"{one.margin:g} points"
+        return f"{one.margin:g}{_points(one)}"
     return f"{100 * one.margin:g}%" + (f", {_amount(one, one.least)}" if one.least else "")
 
 
+def _points(one: Judgement) -> str:
+    """Return the unit of what an accuracy lost."""
+    return " points" if one.unit == "points" else "% of the base's"
+
+
 def _vague(one: Judgement) -> bool:
-    """Whether the interval is too wide to be shown: of points, as `report.cells.points` has it."""
+    """Whether the interval is too wide to be shown: of points, as `report.quality` has it."""
     return too_wide(one.noise) if one.quantity != "accuracy" else 2 * (one.noise or 0.0) > WIDEST_POINTS
 
 
@@ -172,7 +178,7 @@ def _noise(one: Judgement) -> str:
     if _vague(one):
         return CANNOT_TELL
     if one.quantity == "accuracy":
-        return f"{one.noise:.2f} points"
+        return f"{one.noise:.2f}{_points(one)}"
     return f"±{100 * one.noise:.2g}%" if one.noise else "none"
 
 
@@ -180,7 +186,7 @@ def _amount(one: Judgement, value: float | None) -> str:
     if value is None:
         return ABSENT
     if one.quantity == "accuracy":
-        return f"{value:.2f}"
+        return f"{value:.2f}" if one.unit == "points" else f"{value:.4g}"
     if one.unit == "s":
         return seconds(value)
     if one.unit == "B":

@@ -96,7 +96,7 @@ class Series:
     figure: str
     """What of it: "backward", "sparse/dense backward", "peak memory backward", "flops", "accuracy", ..."""
     quantity: Quantity
-    unit: str  # "s", "B", "1" or "points"; of an accuracy the values are percent
+    unit: str  # "s", "B", "1"; what is lost of an accuracy, "points" of a percentage, else "%" of the base's figure
     pairs: Runs | None = None  # process by process the values (base, head); None where they were not taken together
     base: Side = ()  # the values, where there are no pairs; of an accuracy one for each seed, in the order of `head`
     head: Side = ()

@@ -39,7 +39,8 @@ from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learnin
 from meprop_bench.paper.evidence import Evidence, Place, figure
 from meprop_bench.paper.published import COLUMNS
 from meprop_bench.paper.records import Trained
-from meprop_bench.report.cells import points, ratio_within, vague_points
+from meprop_bench.report.cells import ratio_within
+from meprop_bench.report.quality import POINTS
 from meprop_bench.stats import Interval, mean_difference, non_inferiority, paired_ratio, too_wide
 
 __all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
@@ -279,7 +280,7 @@ def _times(found: Interval) -> str:
 
 
 def _points(found: Interval) -> str:
-    return points(found) + " points" * (not vague_points(found))
+    return POINTS.within(found) + POINTS.unit * (not POINTS.vague(found))
 
 
 def _brackets(interval: Interval, form: str) -> str:

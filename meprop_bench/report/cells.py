@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from meprop_bench.measure.notes import Note
+from meprop_bench.report.quality import Quality
 from meprop_bench.report.reliability import Footnotes, significant_rows
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.axes import WITHOUT_K, Axis
@@ -27,7 +28,6 @@ __all__ = [
     "IN_SHAPE",
     "PHASES",
     "SHAPE",
-    "WIDEST_POINTS",
     "WORDS",
     "Cell",
     "Section",
@@ -44,7 +44,6 @@ __all__ = [
     "percent",
     "phase_order",
     "plain_speedup",
-    "points",
     "quantity",
     "ratio",
     "ratio_within",
@@ -53,15 +52,12 @@ __all__ = [
     "sections",
     "shape",
     "speedup",
-    "vague_points",
     "varying",
 ]
 
 ABSENT = "–"
 SHAPE, IN_SHAPE = "batch, m → n", ("batch", "in_features", "out_features")
 """Heading of `shape`, and the axes that it says together."""
-WIDEST_POINTS = 20.0
-"""Points of accuracy that an interval spans at most to be shown: beyond, one example in ten may be lost, or won."""
 Tone: TypeAlias = Literal["", "good", "bad", "quiet"]
 
 
@@ -147,18 +143,6 @@ def ratio_within(found: Interval, form: Callable[[float], str] = ratio) -> str:
     return form(found.estimate) + (f" [{digits(low)}, {digits(high)}]" if found.bounded else "")
 
 
-def vague_points(found: Interval) -> bool:
-    """Whether an interval in points of accuracy is too wide for its estimate to be a figure."""
-    return found.high - found.low > WIDEST_POINTS
-
-
-def points(found: Interval) -> str:
-    """Points of accuracy with their interval, `+0.04 [-0.26, +0.34]`, or `cannot tell` where that is too wide."""
-    if vague_points(found):
-        return CANNOT_TELL
-    return f"{found.estimate:+.2f}" + (f" [{found.low:+.2f}, {found.high:+.2f}]" if found.bounded else "")
-
-
 def speedup(row: Row, *, distinct: bool = True) -> Cell:
     """The speed-up with its interval, `~` if that is wider than the target; a dash for a case that failed its check.
 
@@ -208,12 +192,12 @@ def failure(row: Row) -> str | None:
 
 
 def parity(row: Row) -> Cell:
-    """The verdict on the accuracy, with the difference to dense in points."""
+    """The verdict on the quality, with the difference to dense."""
     if row.parity is None:
         return Cell(ABSENT, "quiet")
     found = row.parity
     tones: dict[str, Tone] = {"pass": "good", "fail": "bad", "inconclusive": "quiet"}
-    return Cell(f"{found.verdict} {points(found.interval)}", tones[found.verdict])
+    return Cell(f"{found.verdict} {Quality.of(found).within(found.interval)}", tones[found.verdict])
 
 
 def shape(row: Row) -> str:

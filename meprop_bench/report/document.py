@@ -20,7 +20,6 @@ from meprop_bench.report.cells import (
     k_of,
     memory,
     parity,
-    points,
     quantity,
     ratio,
     ratio_within,
@@ -29,6 +28,7 @@ from meprop_bench.report.cells import (
 )
 from meprop_bench.report.identical import identical_section, identical_summary
 from meprop_bench.report.machine import saving_sections, utilization_section
+from meprop_bench.report.quality import Quality
 from meprop_bench.report.reliability import doubts, mean_speedup, with_disagreements
 from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.redact import one_line
@@ -310,23 +310,35 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
             "task": Cell(found.task),
             "seeds": Cell(str(len(found.seeds))),
             "steps": Cell(str(found.steps)),
-            "dense": Cell(f"{mean(found.baseline):.2f}%"),
-            "sparse": Cell(f"{mean(found.method):.2f}%"),
-            "difference": Cell(points(found.interval)),
-            "margin": Cell(f"{found.margin:g}"),
+            "dense": Cell(Quality.of(found).figure(mean(found.baseline))),
+            "sparse": Cell(Quality.of(found).figure(mean(found.method))),
+            "difference": Cell(Quality.of(found).within(found.interval)),
+            "margin": Cell(f"{found.margin:.4g}"),
             "verdict": Cell(found.verdict, parity(row).tone),
         }
         for row, found in trained
     ]
-    metrics = dict.fromkeys(_METRICS.get(found.metric, found.metric) for _, found in trained)
+    every = [found for _, found in trained]
+    metrics = [_metrics(every, percent=True), _metrics(every, percent=False)]
     remark = (
         "Dense and sparse were trained from the same seeds on the same batches; the difference is sparse minus dense in"
-        f" points of {' or '.join(metrics)}, with its 95% interval over the seeds. Trainings of a sweep are short ones,"
-        " not a paper's table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it holds"
-        " it."
+        f" {' or '.join(filter(None, metrics))}, with its 95% interval over the seeds. Trainings of a sweep are short"
+        " ones, not a paper's table. Pass: the interval lies above minus the margin; fail: below it; inconclusive: it"
+        " holds it."
     )
     groups = (tuple(tuple(line.values()) for line in lines),)
-    return Section("Accuracy against dense", tuple(lines[0]), groups, remark=remark, left=WORDS)
+    return Section(f"{_measure(every)} against dense", tuple(lines[0]), groups, remark=remark, left=WORDS)
+
+
+def _metrics(every: Iterable[Parity], *, percent: bool) -> str:
+    """Return what differences are in: points of percentages, or the unit of other figures."""
+    found = dict.fromkeys(_METRICS.get(one.metric, one.metric) for one in every if one.percent == percent)
+    return f"{'points of ' * percent}{' or '.join(found)}" if found else ""
+
+
+def _measure(every: Iterable[Parity]) -> str:
+    """Return what is compared, in a word."""
+    return "Accuracy" if all(one.percent for one in every) else "Quality"
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -343,11 +355,12 @@ def summary(rows: Sequence[Row]) -> list[str]:
     lines = [first + "."]
     distinct = distinct_rows(rows)
     lines += [_range_of(found, name, distinct) for name, found in _headline_rows(rows)]
-    verdicts = Counter(row.parity.verdict for row in rows if row.parity is not None)
+    trained = [row.parity for row in rows if row.parity is not None]
+    verdicts = Counter(found.verdict for found in trained)
     if verdicts:
         words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
         counts = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
-        lines.append(f"Accuracy parity with dense: {counts}.")
+        lines.append(f"{_measure(trained)} parity with dense: {counts}.")
     return lines
 
 

@@ -369,11 +369,11 @@ def _roofline_title(row: Row) -> str:
     return f"{row.device}, {threads}, {row.dtype}, {row.allocator} allocator"
 
 
-def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str) -> bytes:
+def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str, *, percent: bool = True) -> bytes:
     """Draw the learning curve of a training as SVG; needs matplotlib (ImportError).
 
     `history` are its evaluations, at least one, with "epoch", "loss" (None where it was not finite), "dev" and "test",
-    which are of `metric`.
+    which are of `metric`, a percentage or not.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -387,7 +387,7 @@ def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str) -> byte
         if tested:
             axes.plot(*zip(*tested, strict=True), "s", color=COLOURS[1], markersize=5, label="test, where dev was best")
         axes.set_xlabel("epochs")
-        axes.set_ylabel(f"{metric}, %")
+        axes.set_ylabel(f"{metric}{', %' * percent}")
         axes.set_title(title)
         losses = axes.twinx()
         values = [float("nan") if found["loss"] is None else found["loss"] for found in history]

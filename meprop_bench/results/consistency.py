@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from meprop_bench.results.incoming import MOST_PERCENT
 from meprop_bench.stats import mean_difference, non_inferiority
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FAR", "WATCHED", "check_parity", "check_row", "check_utilization"]
 
 _TOLERANCE = 1e-6
-"""Relative; of points of accuracy absolute."""
+"""Relative; of a difference in quality to what it is seen against (`Parity.scale`), 100 for percentages."""
 
 FAR = 10.0
 """How far a speed-up may be from the ratio of the medians, where there are no values to hold it against: the median of
@@ -119,9 +120,13 @@ def check_parity(parity: Parity) -> None:
         raise ValueError(f"parity: {counts} do not fit")
     if len(set(parity.seeds)) < len(parity.seeds):
         raise ValueError("parity: a seed is there twice")
+    for name in ("baseline", "method") if parity.percent else ():
+        if wrong := [each for each in getattr(parity, name) if not 0 <= each <= MOST_PERCENT]:
+            raise ValueError(f"parity.{name} holds {wrong[0]:.6g}, which is no percentage")
     found = mean_difference(list(zip(parity.baseline, parity.method, strict=True)))
+    least = 1.0 if parity.percent else parity.scale
     for name, own in (("difference", found.estimate), ("low", found.low), ("high", found.high)):
-        _same(f"parity.{name}", getattr(parity, name), own, "its accuracies have", least=1.0)
+        _same(f"parity.{name}", getattr(parity, name), own, "its accuracies have", least=least)
     if parity.verdict != (verdict := non_inferiority(found, parity.margin)):
         raise ValueError(f"parity.verdict is {parity.verdict!r}, but its accuracies have {verdict!r}")
 

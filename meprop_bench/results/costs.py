@@ -1,7 +1,7 @@
 """A row as costs, for tools that take every rise for a regression: asv knows no "higher is better".
 
     speed-up     ->  ratio         method / dense time of the same pairs: below 1 it pays
-    accuracy     ->  accuracy_gap  points lost
+    accuracy     ->  accuracy_gap  points lost; of a quality that is no percentage, percent of dense's own figure
     utilisation  ->  gpu_idle      100 - utilisation
 
 Times and ratios are samples, so that the tool's own statistics have something to work on; the other costs are one
@@ -63,7 +63,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _gap(row: Row) -> float:
-    return math.nan if row.parity is None else 0 - row.parity.difference
+    return math.nan if row.parity is None else 0 - row.parity.relative
 
 
 def _of_method(name: str) -> Callable[[Row], float]:

@@ -28,6 +28,7 @@ from meprop_bench.errors import UserError, nearest
 from meprop_bench.results.redact import one_line
 
 __all__ = [
+    "MOST_PERCENT",
     "Amount",
     "Busy",
     "Count",
@@ -60,8 +61,10 @@ Rate: TypeAlias = Annotated[float, Meta(ge=1, le=1e30)]
 Ratio: TypeAlias = Annotated[float, Meta(ge=1e-300, le=1e300)]
 """One time over another, or a bound of it."""
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-Percent: TypeAlias = Annotated[float, Meta(ge=0, le=100.01)]
-"""Of a whole; BLEU rounds a little above it."""
+MOST_PERCENT = 100.01
+"""BLEU rounds a little above 100."""
+Percent: TypeAlias = Annotated[float, Meta(ge=0, le=MOST_PERCENT)]
+"""Of a whole."""
 Busy: TypeAlias = Annotated[float, Meta(ge=0, le=150)]
 """Percent by a counter of the hardware, which may overshoot."""
 Finite: TypeAlias = Annotated[float, Meta(ge=-1e30, le=1e30)]

@@ -43,7 +43,6 @@ from meprop_bench.results.incoming import (
     Finite,
     Name,
     Number,
-    Percent,
     Ratio,
     Seconds,
     checked,
@@ -55,6 +54,7 @@ __all__ = [
     "KEYS",
     "PASSED",
     "SCHEMA",
+    "WHOLE",
     "Flat",
     "Parity",
     "Row",
@@ -67,6 +67,8 @@ __all__ = [
 
 SCHEMA = "meprop-bench/1"
 PASSED = "passed"
+WHOLE = 100.0
+"""What percentages are of."""
 
 
 def check_schema(record: object) -> None:
@@ -94,25 +96,37 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(_Record):
-    """Accuracy of the method against dense training from the same seeds and the same batches."""
+    """Quality of the method against dense training from the same seeds and the same batches; higher is better."""
 
     task: Name  # the data, "digits" or "mnist"
-    metric: Name = "accuracy_percent"  # what `baseline` and `method` hold, in percent
+    metric: Name = "accuracy_percent"  # what `baseline` and `method` hold
+    percent: bool = (
+        True  # whether they are percentages, their differences points; else both are in the metric's own unit
+    )
     seeds: tuple[Number, ...]  # one training run of each side per seed
     steps: Count  # optimizer steps of one training run
-    baseline: tuple[Percent, ...]  # the dense runs, one figure per seed
-    method: tuple[Percent, ...]  # the method's runs, one figure per seed
-    # mean of method minus baseline, in points, with the 95% interval `low`, `high`
-    difference: Annotated[float, Meta(ge=-101, le=101)]
+    baseline: tuple[Finite, ...]  # the dense runs, one figure per seed
+    method: tuple[Finite, ...]  # the method's runs, one figure per seed
+    difference: Finite  # mean of method minus baseline, with the 95% interval `low`, `high`
     low: Finite | None
     high: Finite | None
-    margin: Percent  # the loss in points that still counts as parity
+    margin: Amount  # the loss that still counts as parity
     verdict: Verdict  # "pass", "fail" or "inconclusive"
 
     @property
     def interval(self) -> Interval:
         """The difference with its bounds."""
         return Interval.of(self.difference, self.low, self.high)
+
+    @property
+    def scale(self) -> float:
+        """What a difference is seen against: `WHOLE` for percentages, else the size of the dense runs' mean."""
+        return WHOLE if self.percent else abs(math.fsum(self.baseline) / len(self.baseline))
+
+    @property
+    def relative(self) -> float:
+        """The difference in points, or else in percent of the scale; NaN where that is 0."""
+        return self.difference if self.percent else WHOLE * self.difference / self.scale if self.scale else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

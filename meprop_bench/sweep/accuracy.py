@@ -1,6 +1,6 @@
 """Does the accuracy hold? What every comparison with dense training is made of: in `speedup`, `parity` and the suites.
 
-    trained(recipe, seeds)             seed -> its figure, trained here
+    trained(recipe, seeds)             the figure of each seed, trained here
     judged(recipe, pairs, margin, …)   the paired difference over seeds, its interval and its verdict
 
 Both sides of a pair have the same seed, hence the same initial weights and batches. The figure is the papers': the
@@ -12,10 +12,12 @@ whether the method learns about as fast as dense training in the beginning, and 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meprop_bench.results.schema import Parity
+from meprop_bench.results.schema import WHOLE, Parity
 from meprop_bench.stats import mean_difference, non_inferiority
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
@@ -23,21 +25,39 @@ from meprop_bench.workloads.case import Case, recipe_of
 if TYPE_CHECKING:
     from meprop_bench.tasks.run import Result
 
-__all__ = ["MARGIN", "Accuracies", "figure", "judged", "trained"]
+__all__ = ["MARGIN", "Accuracies", "Figures", "figure", "figure_name", "judged", "trained"]
 
 MARGIN = 0.5
-"""Points of the metric that a method may lose and still pass, if nothing else is said."""
+"""Points that a method may lose and still pass, if nothing else is said; of a metric that is no percentage, percent of
+dense's own figure."""
 
-Train = Callable[[bool], Mapping[int, float]]
-"""Trains one side of a case (`sparsified` or not) and returns seed -> figure."""
+
+@dataclass(frozen=True)
+class Figures:
+    """What trainings from some seeds came to."""
+
+    metric: str
+    percent: bool  # whether they are percentages
+    of: Mapping[int, float]  # seed -> its figure
+
+
+Train = Callable[[bool], Figures]
+"""Trains one side of a case (`sparsified` or not)."""
 
 
 def figure(recipe: Recipe, result: Result) -> float:
-    """Return what is compared of a training, in percent."""
+    """Return what is compared of a training."""
     return result.test_at_best if recipe.steps is None else result.final_dev
 
 
-def trained(recipe: Recipe, seeds: Sequence[int]) -> dict[int, float]:
+def figure_name(recipe: Recipe, metric: str) -> str:
+    """Return what `figure` is, in words."""
+    if recipe.steps is None:
+        return f"{metric} on the test set, at the best development score"
+    return f"{metric} on the development set, at the end"
+
+
+def trained(recipe: Recipe, seeds: Sequence[int]) -> Figures:
     """Train from each seed, in this process.
 
     Raises:
@@ -47,23 +67,34 @@ def trained(recipe: Recipe, seeds: Sequence[int]) -> dict[int, float]:
     from meprop_bench.tasks.run import run
 
     task = recipe.load()
-    return {seed: figure(recipe, run(task, recipe, seed)) for seed in seeds}
+    return Figures(task.metric, task.percent, {seed: figure(recipe, run(task, recipe, seed)) for seed in seeds})
 
 
 def judged(
-    recipe: Recipe, pairs: Mapping[int, tuple[float, float]], *, steps: int, metric: str, margin: float = MARGIN
+    recipe: Recipe,
+    pairs: Mapping[int, tuple[float, float]],
+    *,
+    steps: int,
+    metric: str,
+    percent: bool = True,
+    margin: float | None = None,
 ) -> Parity:
-    """Return the comparison of a recipe with its dense side, over seed -> figures of dense and of it, in percent.
+    """Return the comparison of a recipe with its dense side, over seed -> figures of dense and of it.
 
-    The steps are those of a training, the metric is what the figures are, the margin the points that may be lost.
+    The steps are those of a training, the metric is what the figures are, `percent` whether these are percentages, the
+    margin what may be lost of them: by default `MARGIN`.
     """
     difference = mean_difference(list(pairs.values()))
+    baseline = tuple(dense for dense, _ in pairs.values())
+    if margin is None:
+        margin = MARGIN if percent else MARGIN / WHOLE * abs(math.fsum(baseline) / len(baseline))
     return Parity(
         task=recipe.task,
         metric=metric,
+        percent=percent,
         seeds=tuple(pairs),
         steps=steps,
-        baseline=tuple(dense for dense, _ in pairs.values()),
+        baseline=baseline,
         method=tuple(sparse for _, sparse in pairs.values()),
         difference=difference.estimate,
         low=difference.low,
@@ -81,17 +112,19 @@ class Accuracies:
     def __init__(self, seeds: int, steps: int) -> None:
         self.seeds = tuple(range(1, seeds + 1))
         self.steps = steps
-        self._trained: dict[str, Mapping[int, float]] = {}
+        self._trained: dict[str, Figures] = {}
 
     def compare(self, case: Case, train: Train | None = None) -> Parity:
         """Return the comparison for a case, training only what has not been trained yet: here, if nobody else does."""
         recipe = recipe_of(case, self.steps)
         # The method first: it may be refused, and the dense side would have been trained for nothing.
-        sides = [self._of(each, train) for each in (recipe, recipe.dense())]
-        pairs = {seed: (sides[1][seed], sides[0][seed]) for seed in self.seeds}
-        return judged(recipe, pairs, steps=self.steps, metric="accuracy_percent")
+        method, dense = (self._of(each, train) for each in (recipe, recipe.dense()))
+        pairs = {seed: (dense.of[seed], method.of[seed]) for seed in self.seeds}
+        usual = dense.metric == "accuracy" and dense.percent  # as stored rows have it
+        metric = "accuracy_percent" if usual else figure_name(recipe, dense.metric)
+        return judged(recipe, pairs, steps=self.steps, metric=metric, percent=dense.percent)
 
-    def _of(self, recipe: Recipe, train: Train | None) -> Mapping[int, float]:
+    def _of(self, recipe: Recipe, train: Train | None) -> Figures:
         # Kernel and layout of the gradient change the cost of a training and, but for rounding, nothing of its result.
         key = json.dumps({**recipe.to_json(), "gradient": "", "kernel": ""}, sort_keys=True)
         if key not in self._trained:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,10 +27,11 @@ from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
-from meprop_bench.results.schema import Parity, Row
+from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import MARGIN, figure, judged
+from meprop_bench.sweep.accuracy import MARGIN, figure, figure_name, judged
 from meprop_bench.sweep.worker import Session, start_worker
+from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.recipe import Recipe
 
 __all__ = ["Comparison", "ParityProgress", "case_id", "compare"]
@@ -45,7 +47,7 @@ class Comparison:
 
     recipe: Recipe  # of the method's side; the other one is dense, and otherwise the same
     seeds: int = 5  # one training of each side for each
-    margin: float = MARGIN  # points that may be lost
+    margin: float | None = None  # what may be lost of the metric; None as in `accuracy.judged`
     threads: int = 1  # of each training
 
     def __post_init__(self) -> None:
@@ -54,8 +56,16 @@ class Comparison:
         for name in ("seeds", "threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.margin < 100:
-            raise UserError(f"margin must be at least 0 and below 100 points, not {self.margin:g}")
+        if self.margin is None and self.percent:
+            object.__setattr__(self, "margin", MARGIN)
+        elif self.margin is not None and not 0 <= self.margin < (WHOLE if self.percent else math.inf):
+            most = " and below 100 points" if self.percent else ""
+            raise UserError(f"margin must be at least 0{most}, not {self.margin:g}")
+
+    @property
+    def percent(self) -> bool:
+        """Whether the task's metric is known to be a percentage; that of a user's own may turn out to be one."""
+        return self.recipe.task in TASKS and TASKS[self.recipe.task].percent
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan that a results folder keeps."""
@@ -136,16 +146,15 @@ class _Trainings:
         chosen = {seed: self.pairs[seed] for seed in sorted(self.pairs) if seed <= comparison.seeds}
         if not chosen:
             return None
-        steps, metric = self._trained()
-        return judged(comparison.recipe, chosen, steps=steps, metric=metric, margin=comparison.margin)
+        return judged(comparison.recipe, chosen, **self._trained(), margin=comparison.margin)
 
-    def _trained(self) -> tuple[int, str]:
-        """Return how many steps a training has and what its figure is, from the workers or from an earlier run."""
+    def _trained(self) -> dict[str, Any]:
+        """Return the steps of a training and what its figure is, from the workers or from an earlier run."""
         if self._answer:
-            metric = f"{self._answer['metric']} on the test set, at the best development score"
-            return self._answer["steps"], metric
+            metric = figure_name(self._comparison.recipe, self._answer["metric"])
+            return {"steps": self._answer["steps"], "metric": metric, "percent": self._answer["percent"]}
         stored = next(row.parity for row in self._store.rows() if row.case_id == self._id and row.parity)
-        return stored.steps, stored.metric
+        return {"steps": stored.steps, "metric": stored.metric, "percent": stored.percent}
 
     def run(self, count: int) -> None:
         try:
@@ -255,6 +264,7 @@ def train(session: Session, recipe: Mapping[str, Any], seed: int, checkpoint: st
     return {
         "figure": figure(wanted, found),
         "metric": task.metric,
+        "percent": task.percent,
         "steps": found.steps,
         "options": dict(task.options),
         "data_published": task.data_published,

@@ -43,7 +43,7 @@ from meprop_bench.results.axes import AXES, default_threads
 from meprop_bench.results.consistency import FAR, WATCHED
 from meprop_bench.results.schema import PASSED, Parity, Row, Side, Utilization
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import Accuracies
+from meprop_bench.sweep.accuracy import Accuracies, Figures
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Deadline, Plan
 from meprop_bench.sweep.worker import start_for
@@ -233,10 +233,11 @@ class Runner:
         seeds = self._accuracies.seeds
         shares = {index: {"seeds": share} for index in range(count) if (share := seeds[index::count])}
 
-        def train(sparsified: bool) -> dict[int, float]:
+        def train(sparsified: bool) -> Figures:
             wanted: dict[str, Any] = {"case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
-            answers = pool.ask_all("accuracy", each=shares, timeout=_ACCURACY_S, **wanted)
-            return {seed: float(value) for answer in answers.values() for seed, value in answer["accuracies"]}
+            answers = list(pool.ask_all("accuracy", each=shares, timeout=_ACCURACY_S, **wanted).values())
+            found = {seed: float(value) for answer in answers for seed, value in answer["accuracies"]}
+            return Figures(answers[0]["metric"], answers[0]["percent"], found)
 
         try:
             return self._accuracies.compare(case, train)

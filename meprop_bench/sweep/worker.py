@@ -59,7 +59,7 @@ REQUESTS = {
     "utilization": "sweep.worker:utilization",
     # {device, dtype, threads} -> the machine's arithmetic rate and bandwidth
     "peaks": "sweep.worker:peaks",
-    # {case, sparsified, seeds, steps} -> [seed, development-set accuracy in percent] of one side
+    # {case, sparsified, seeds, steps} -> [seed, development-set figure] of one side, and what that is
     "accuracy": "sweep.worker:accuracy",
     # a case in two revisions: gate
     # {port} -> port, at which another worker can meet this one; or nothing, having gone to the one that is given
@@ -278,7 +278,8 @@ def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds:
     learning = Case.from_json(case)
     recipe = recipe_of(learning, steps)
     with side_by_side(learning):
-        return {"accuracies": list(trained(recipe if sparsified else recipe.dense(), seeds).items())}
+        found = trained(recipe if sparsified else recipe.dense(), seeds)
+    return {"accuracies": list(found.of.items()), "metric": found.metric, "percent": found.percent}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The papers' tasks: real data, the model, its loss and its measure of quality, each behind one interface.
+"""The papers' tasks, and a language model: data, model, loss and measure of quality, each behind one interface.
 
     task = load_task("mnist", batch=10, hidden=500)
     result = run(task, Recipe("mnist", method="meprop", k=30))          see `tasks.run`
@@ -30,7 +30,7 @@ class Entry:
     """What is known of a task before it is loaded: its module in this package, its class there, what it is in one line.
 
     `rates`: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`. `alternated`: parts of the
-    model, by name, that `algorithm.Alternation` sparsifies alternately.
+    model, by name, that `algorithm.Alternation` sparsifies alternately. `percent`: whether its metric is a percentage.
     """
 
     module: str
@@ -38,6 +38,7 @@ class Entry:
     about: str
     rates: Mapping[str, float] = field(default_factory=dict)
     alternated: tuple[str, ...] = ()
+    percent: bool = True
 
 
 _RATE = {"adagrad": 0.01}
@@ -58,6 +59,10 @@ TASKS: Mapping[str, Entry] = {
     ),
     "toy-translation": Entry(
         "translation", "ToyTranslation", "translation of made-up sentences, the same model", {"adam": 0.002}, _PARTS
+    ),
+    "language": Entry("language", "Language", "the next character of English captions, a GPT", _RATE, percent=False),
+    "toy-language": Entry(
+        "language", "ToyLanguage", "the next character of made-up sentences, a small GPT", _RATE, percent=False
     ),
 }
 """Name -> where it is."""

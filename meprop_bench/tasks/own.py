@@ -207,7 +207,10 @@ class Own(Task):
         return loss
 
     def evaluate(self, model: nn.Module, split: Split) -> float:
-        """Return what the user's `evaluate` does; it has one set of data, so "test" is what "dev" was last."""
+        """Return what the user's `evaluate` does; it has one set of data, so "test" is what "dev" was last.
+
+        What is not finite is refused by who knows when it came: `tasks.run`, `examine`.
+        """
         training = self._of(model)
         if training.evaluate is None:
             raise UserError(f"{self.name} does not say how good a model is: add evaluate= to its Training")
@@ -221,7 +224,7 @@ class Own(Task):
                 raise
             raise failed(self.name, "failed in its evaluate", error) from error
         value = _number(found)
-        if value is None or not math.isfinite(value):
+        if value is None:
             raise UserError(f"evaluate of {self.name} returned {found!r}: it has to return a finite number")
         self._evaluated = (ref(model), value)
         return value
@@ -254,8 +257,8 @@ class Own(Task):
                 f"the loss of {self.name} differs from one call to the next, though torch, random and NumPy are seeded:"
                 f" {', '.join(f'{loss:.7g}' for loss in losses)}"
             )
-        if self.evaluates:
-            self.evaluate(models[0], "dev")
+        if self.evaluates and not math.isfinite(figure := self.evaluate(models[0], "dev")):
+            raise UserError(f"evaluate of {self.name} returned {figure}: it has to return a finite number")
         return {"evaluates": self.evaluates, "metric": self.metric, "steps": self.steps_per_epoch}
 
     def _of(self, model: nn.Module) -> Training:

@@ -39,7 +39,7 @@ from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
 from meprop_bench.tasks.checks import check_count
 from meprop_bench.tasks.recipe import Recipe
-from meprop_bench.tasks.task import Task
+from meprop_bench.tasks.task import Split, Task
 
 __all__ = ["FORMAT", "Evaluation", "Progress", "Result", "describe", "read_checkpoint", "run", "write_checkpoint"]
 
@@ -233,19 +233,19 @@ class _Training:
 
     def evaluate(self) -> None:
         """Evaluate the model and add that to the history."""
-        dev = self.task.evaluate(self.model, "dev")
+        dev = self._figure("dev")
         best = self.best()
         better = self.step > self.recipe.best_after * self.per_epoch and (best is None or dev > best.dev)
         if self.step == self.steps and best is None:
             better = True  # however few steps there were
-        test = self.task.evaluate(self.model, "test") if better else None
+        test = self._figure("test") if better else None
         if better and self.checkpoint is not None:
             self.best_model = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.history.append(
             Evaluation(
                 step=self.step,
                 epoch=self.step / self.per_epoch,
-                loss=float(torch.stack(self.losses).double().mean()),
+                loss=self._loss(),
                 dev=dev,
                 test=test,
                 seconds=self.seconds,
@@ -253,6 +253,19 @@ class _Training:
             )
         )
         self.losses.clear()
+
+    def _figure(self, split: Split) -> float:
+        found = self.task.evaluate(self.model, split)
+        if not math.isfinite(found):
+            loss, why = self._loss(), "it has to return a finite number"
+            if not math.isfinite(loss):
+                why = f"the loss is {loss}, the training diverged"
+            raise UserError(f"evaluate returned {found} after {self.step} steps of seed {self.seed}: {why}")
+        return found
+
+    def _loss(self) -> float:
+        """Return the mean loss since the evaluation before."""
+        return float(torch.stack(self.losses).double().mean())
 
     def best(self) -> Evaluation | None:
         """Return the best evaluation: the last that was tested."""

@@ -5,7 +5,7 @@ loss, measure.
     model = task.build(seed)                 dense; the initial weights depend on the seed alone
     task.sparsify(model, Recipe("mnist", method="meprop", k=30))
     for batch in task.epoch(seed, 0): ...    the same batches in the same order for every method
-    task.evaluate(model, "dev")              in percent (BLEU for translation), higher is better
+    task.evaluate(model, "dev")              of `task.metric`, higher is better
 
 A task knows neither optimizer nor clock; what trains it is in `tasks.run`.
 """
@@ -61,7 +61,7 @@ class Task(ABC):
     """
 
     name: str  # what the command line calls it
-    metric: str  # "accuracy", "UAS" or "BLEU"
+    metric: str  # "accuracy", "UAS", "BLEU", "-bits/character"
     kinds: tuple[type[nn.Module], ...] = (nn.Linear,)  # of layers that a method converts
     made_up: bool = False  # whether its own sentences are those of a small grammar (`data.treebank`)
     batch: int  # B, examples in a mini-batch
@@ -74,7 +74,12 @@ class Task(ABC):
     @property
     def entry(self) -> Entry:
         """What is known of it before it is loaded."""
-        return TASKS.get(self.name, Entry("", "", ""))
+        return TASKS.get(self.name, Entry("", "", "", percent=False))
+
+    @property
+    def percent(self) -> bool:
+        """Whether the metric is a percentage, so that differences are points; a user's own says so by a "%"."""
+        return self.entry.percent or self.metric.endswith("%")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,7 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: Split) -> float:
-        """Return the metric, 0 to 100, higher is better; the model is put into evaluation mode and back."""
+        """Return the metric, a finite number, higher is better; the model is put into evaluation mode and back."""
 
     def size(self, batch: Any) -> int:
         """Return how many examples a batch has; override it where its second entry has not one for each."""

@@ -37,8 +37,9 @@ class Answering:
         if isinstance(figure, str):
             return {"error": figure, "kind": "error"}
         options = {"batch": 50, "device": "cpu", "hidden": 500, "layers": 2}
-        return {"figure": figure, "metric": "accuracy", "steps": 75, "options": options, "notes": ["all of it"],
-                "data_published": False}  # fmt: skip
+        metric, percent = ("accuracy", True) if message["recipe"]["task"] == "digits" else ("minus the loss", False)
+        return {"figure": figure, "metric": metric, "percent": percent, "steps": 75, "options": options,
+                "notes": ["all of it"], "data_published": False}  # fmt: skip
 
     def close(self):
         self.closed = True
@@ -65,6 +66,22 @@ def judge(tmp_path):
         return found, sorted(log), opened.folder
 
     return run
+
+
+def test_a_metric_of_the_users_own_is_judged_in_its_unit_and_against_its_scale(judge):
+    recipe = replace(_RECIPE, task="my_model.py:build", optimizer="own")
+    dense, sparse = [-2.0, -2.1, -2.05], [-2.003, -2.103, -2.054]
+    found, _, _ = judge(dense, sparse, recipe=recipe, margin=None)
+    assert (found.verdict, found.percent, found.margin) == ("pass", False, pytest.approx(0.005 * 2.05))
+    assert found.metric == "minus the loss on the test set, at the best development score"
+    assert judge(dense, sparse, recipe=recipe, margin=0.001)[0].verdict == "fail"
+    short, _, _ = judge(dense, sparse, recipe=replace(recipe, steps=75), margin=None)
+    assert short.metric == "minus the loss on the development set, at the end"
+    from meprop_bench.cli.parity import _verdict
+
+    assert _verdict(found) == (
+        "parity holds: -0.003 (higher is better), 95% interval [-0.005, -0.002], 3 seeds, margin 0.01025"
+    )
 
 
 @pytest.mark.parametrize(

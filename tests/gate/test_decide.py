@@ -158,6 +158,16 @@ def test_accuracy_is_judged_by_the_points_lost_over_seeds(head, verdict):
     assert found.margin == 0.5
 
 
+@pytest.mark.parametrize(("lost", "verdict"), [(0.002, "pass"), (0.1, "fail")])
+def test_a_quality_in_another_unit_is_judged_by_the_share_of_the_base_that_is_lost(lost, verdict):
+    base = (-2.0, -2.02, -1.98)
+    found = one(times(quantity="accuracy", unit="%", base=base, head=tuple(x - lost for x in base), own_processes=True))
+    assert found.verdict == verdict
+    assert found.change.estimate == pytest.approx(100 * lost / 2)
+    nothing = one(times(quantity="accuracy", unit="%", base=(0.0, 0.0), head=(0.1, 0.1), own_processes=True))
+    assert shown(nothing) == ("inconclusive", "the base's figure is 0, of which nothing is a share")
+
+
 def test_an_accuracy_of_the_base_that_is_not_a_number_fails_nobody():
     found = one(times(quantity="accuracy", base=(math.nan,), head=(90.0,)))
     assert shown(found) == ("inconclusive", "the base's accuracy is not a number")

@@ -226,5 +226,7 @@ def test_an_interval_that_is_too_wide_is_no_figure():
     assert "cannot tell" in as_table(OutcomeDocument(outcome(wide)))
     assert "±" not in as_table(OutcomeDocument(outcome(wide)))
     assert change(judgement("fail", change=Interval(17.0, 3.0, 100.0))) == "cannot tell, above 3.000"
+    share = judgement(quantity="accuracy", unit="%", change=Interval(2.5, 1.5, 3.5), margin=0.5)
+    assert (change(share), margin(share)) == ("+2.50 [+1.50, +3.50]% of the base's", "0.5% of the base's")
     points = judgement(quantity="accuracy", unit="points", change=Interval(2.5, -40.0, 45.0))
     assert change(points) == "cannot tell"

@@ -90,12 +90,6 @@ def test_no_speed_up_without_a_passed_check(failed_row, changes, word):
     assert cells.check(row) == cells.Cell(word, "bad")
 
 
-def test_points_that_span_too_much_are_no_figure():
-    assert cells.points(Interval(0.04, -0.26, 0.34)) == "+0.04 [-0.26, +0.34]"
-    assert cells.points(Interval(-2.5, -47.0, 42.0)) == "cannot tell"
-    assert cells.points(Interval.of(-2.5, None, None)) == "-2.50"
-
-
 def test_a_speed_up_without_its_interval_is_a_figure_or_none(make_row):
     assert cells.plain_speedup(make_row("a", speedup=5.12)) == "5.12x"
     assert cells.plain_speedup(make_row("a", speedup_low=0.01, speedup_high=900.0)) == "cannot tell"

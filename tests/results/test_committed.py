@@ -31,4 +31,7 @@ def test_a_committed_folder_is_read_as_it_was_written(folder):
     assert list(read) == list(latest)
     assert [(row.case_id, row.phase) for row in document.rows] == list(latest)
     for key, line in latest.items():
-        assert {name: read[key][name] for name in line} == line
+        again = {name: read[key][name] for name in line}
+        if line.get("parity"):  # what a comparison did not have then is what it was
+            assert again["parity"].pop("percent") is True
+        assert again == line

@@ -335,6 +335,25 @@ def test_a_parity_that_its_accuracies_contradict_is_refused(changes, named):
         read(parity={**dataclasses.asdict(parity()), **changes})
 
 
+def _losses():
+    pairs = [(-2.1, -2.2), (-200.0, -200.3)]
+    found = mean_difference(pairs)
+    own = {"metric": "minus the loss", "percent": False, "baseline": (-2.1, -200.0), "method": (-2.2, -200.3)}
+    return parity(**own, difference=found.estimate, low=found.low, high=found.high, margin=150.0, verdict="pass")
+
+
+def test_figures_that_are_no_percentages_are_taken_where_a_row_says_so():
+    found = dataclasses.asdict(_losses())
+    assert read(parity=found).parity == _losses()
+    assert (_losses().scale, parity().scale) == (101.05, 100.0)
+    del found["percent"]  # as older versions wrote it: they had percentages only
+    with pytest.raises(ValueError, match=r"baseline holds -2\.1, which is no percentage"):
+        read(parity=found)
+    older = dataclasses.asdict(parity())
+    del older["percent"]
+    assert read(parity=older).parity == parity()
+
+
 def test_utilization_is_checked_and_says_why_something_is_missing():
     one = row(utilization=utilization(power_w=math.nan), unavailable={"power_w": "a\nb"})
     assert one.sparse.utilization.power_w is None

@@ -368,3 +368,27 @@ def test_a_task_without_numbers_says_so():
 def test_a_model_that_diverges_has_a_loss_of_null():
     found = Evaluation(step=1, epoch=0.1, loss=float("nan"), dev=10.0)
     assert found.to_json()["loss"] is None
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_is_refused_where_it_arises(figure):
+    task = Clusters()
+    task.devs = [50.0, figure]
+    with pytest.raises(UserError, match=f"evaluate returned {figure} after 40 steps of seed 3: it has to return"):
+        run(task, Recipe("clusters", epochs=2), 3)
+
+
+def test_a_training_that_diverged_is_named(monkeypatch):
+    task = Clusters()
+    task.devs = [float("nan")]
+    monkeypatch.setattr(Clusters, "loss", lambda self, model, batch: model(batch[0]).sum() * float("nan"))
+    with pytest.raises(UserError, match="after 7 steps of seed 3: the loss is nan, the training diverged"):
+        run(task, Recipe("clusters", steps=7), 3)
+
+
+def test_the_metric_of_a_task_that_is_not_ours_may_be_anything():
+    assert not Clusters().percent
+    task = Clusters()
+    task.devs = [-3.5, -1e9]
+    found = run(task, Recipe("clusters", epochs=2))
+    assert (found.best_dev, found.final_dev) == (-3.5, -1e9)

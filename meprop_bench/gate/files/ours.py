@@ -126,7 +126,7 @@ def add_row(found: Figures, row: Row) -> None:
     if row.parity and (figures := dict(sorted(zip(row.parity.seeds, row.parity.method, strict=True)))):
         # One value for each seed; what the method is compared with ran the same seeds.
         basis = f"{row.parity.task}, {row.parity.steps} steps, seeds {', '.join(map(str, figures))}"
-        kind = Kind("accuracy", "accuracy", "points", basis)
+        kind = Kind("accuracy", "accuracy", "points" if row.parity.percent else "%", basis)
         found.add(case, kind, tuple(figures.values()), where, own_processes=True)
 
 
