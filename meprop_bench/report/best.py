@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
@@ -104,8 +106,9 @@ class _Choice:
     def __init__(self, rows: Sequence[Row], timed: list[Row], phase: str, margin: float | None) -> None:
         distinct = distinct_rows(rows)
         self._phase, self._margin = phase, margin
-        self._doubted = [row for row in timed if row.baseline_disagreement is not None or too_wide(row.half_width)]
-        self._believed = [row for row in timed if row not in self._doubted]
+        doubtful = [row.baseline_disagreement is not None or too_wide(row.half_width) for row in timed]
+        self._doubted = list(compress(timed, doubtful))
+        self._believed = list(compress(timed, map(not_, doubtful)))
         self._faster = [row for row in self._believed if id(row) in distinct and _interval(row).estimate > 1]
         self._faster.sort(key=lambda row: -_interval(row).estimate)
 
@@ -125,7 +128,10 @@ class _Choice:
                 f"{_name(first)} has the highest figure: {self._phase} is {_speed(first)} as fast as dense.",
             ]
         lines.append(self._quality(first))
-        reasons = {"fail": "loses more accuracy than the margin", "inconclusive": "its accuracy is not decided"}
+        reasons: dict[Verdict, str] = {
+            "fail": "loses more accuracy than the margin",
+            "inconclusive": "its accuracy is not decided",
+        }
         for verdict, reason in reasons.items():
             lines += [f"Left out, as {reason}: {_name(row)}, {_speed(row)}." for row in self._judged(verdict)]
         return Best(first, (*lines, *self._doubts()), decided=not rivals)
@@ -191,7 +197,7 @@ def _different_work(rows: Sequence[Row]) -> str | None:
 
 
 def chosen(rows: Iterable[Row], axes: Mapping[str, object]) -> list[Row]:
-    """Return the rows at these values of axes, by their names in Python (`in_features`); UserError for an unknown one."""
+    """Return the rows at these values of axes, by their names in Python (`in_features`); UserError for another name."""
     stored = {option.replace("-", "_"): axis.stored for option, axis in AXES.items()}
     for name in axes:
         one_of("axis", name, tuple(stored))

@@ -48,6 +48,7 @@ __all__ = [
     "Preset",
     "check_feasible",
     "load_preset",
+    "one_case",
     "parse_axis",
     "plan_axes",
     "plan_preset",
@@ -214,6 +215,21 @@ def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:
     """
     seed = settings.get("seed", 0)
     return Plan(name=name, cases=_distinct(_cases(axes, seed)), **settings)
+
+
+def one_case(axes: _Axes) -> Case:
+    """Return the case of these axes; of the axes where nothing is said and `speedup` measures several, the usual value.
+
+    Raises:
+        UserError: an axis with several values.
+
+    """
+    for name, values in axes.items():
+        if len(values) > 1:
+            given = ", ".join(map(str, values))
+            raise UserError(f"a profile is of one case: give --{name} one value, not {given}")
+    cases = plan_axes(axes).cases  # the usual method comes first
+    return next((case for case in cases if case.k == AXES["k"].default), cases[0])
 
 
 def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any) -> Plan:
