@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Training", "__version__"]  # noqa: F822  (loaded below; the types are in `__init__.pyi`)
+__all__ = ["Training", "__version__"]
 
 __version__ = "0.1.0"
 
