@@ -29,10 +29,17 @@ from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["DATA", "WORKLOADS", "Case", "Workload", "recipe_of"]
+__all__ = ["DATA", "TEXT", "WORKLOADS", "Case", "Workload", "recipe_of"]
 
 DATA = {"mnist": 784, "digits": 64}
 """Data of the mlp -> entries of one example."""
+
+TEXT: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "multi30k": ("language", {"data": "multi30k"}),
+    "ud-ewt": ("language", {"data": "ud-ewt"}),
+    "made-up": ("toy-language", {}),
+}
+"""Data of the transformer -> the task that learns them, and its options."""
 
 _SPACING = 64
 """Steps between two removals of meSimp at least, as in the workload mesimp: an eighth of an epoch of the digits says
@@ -61,6 +68,8 @@ WORKLOADS: Mapping[str, Workload] = {
     # One recurrent layer over a number of time steps, m inputs -> n neurons in each gate.
     "lstm": Workload(_TOP_K, module="recurrent", kernels="recurrent"),
     "gru": Workload(_TOP_K, module="recurrent", kernels="recurrent"),
+    # A GPT in training on windows of text (`models.gpt`), timed as any task's model is.
+    "transformer": Workload(_TOP_K, trains=True, module="model"),
     # Encoder and decoder of n neurons in training on sentences of random words.
     "seq2seq": Workload(("meprop", "unified"), trains=True),
     # The perceptron simplified during training, then against the one that was not: forward pass and step.
@@ -171,6 +180,12 @@ class Case(Axes[Never]):
             raise UserError("optimizer own is that of a model of your own: choose adam, sgd or adagrad")
 
     def _check_data(self) -> None:
+        if self.workload == "transformer":
+            one_of("data", self.data, TEXT)
+            assert self.heads is not None
+            if self.out_features % self.heads:
+                raise UserError(f"hidden {self.out_features} is no multiple of {self.heads} heads")
+            return
         one_of("data", self.data, DATA)
         assert self.data is not None
         if self.in_features != DATA[self.data]:
@@ -235,8 +250,16 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
         recipe = Recipe(case.model, {"device": case.device}, optimizer=case.optimizer, steps=steps, leave=case.leave)
     else:
         assert case.data is not None
-        options = {"batch": case.batch, "hidden": case.out_features, "layers": case.layers, "device": case.device}
-        recipe = Recipe(case.data, options, optimizer=case.optimizer, steps=steps)
+        task, more = TEXT.get(case.data, (case.data, {}))
+        sizes: dict[str, Any] = {
+            "batch": case.batch,
+            "hidden": case.out_features,
+            "layers": case.layers,
+            "device": case.device,
+        }
+        if case.data in TEXT:
+            sizes |= {"heads": case.heads, "length": case.length}
+        recipe = Recipe(task, {**sizes, **more}, optimizer=case.optimizer, steps=steps, leave=case.leave)
     if case.method == "meact":
         return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
     details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
