@@ -28,13 +28,13 @@ from meprop_bench.ops.graph import is_tracing
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import resolve_k
 
-__all__ = ["kinds"]
+__all__ = ["TransposedLinear", "kinds"]
 
 _MODULE = "transformers.pytorch_utils"
 _NAME = "MePropConv1D"
 
 
-class _Conv1D(ChangingK):
+class TransposedLinear(ChangingK):
     """What comes before transformers' class among the bases."""
 
     nf: int
@@ -83,7 +83,7 @@ def kinds() -> dict[type[nn.Module], Any]:
 @functools.cache
 def _derived(plain: type[nn.Module]) -> type[nn.Module]:
     about = "Linear layer of transformers' GPT-2, trained by sparsified back propagation; k as for `MePropLinear`."
-    return type(_NAME, (_Conv1D, plain), {"__module__": __name__, "__doc__": about})
+    return type(_NAME, (TransposedLinear, plain), {"__module__": __name__, "__doc__": about})
 
 
 def __getattr__(name: str) -> Any:

@@ -88,7 +88,8 @@ def test_with_dense_projections_it_is_torchs_layer_bit_for_bit(name, how, need_w
     ours._project = lambda x, w, b, **_: F.linear(x, w, b)
     source = LENGTH if how == "self" else SOURCE
     for padding, mask, causal, floats, batched in (
-        (0, 0, 0, 0, 1), (1, 0, 0, 0, 0), (0, 2, 1, 0, 1), (0, 2, 0, 1, 0), (1, 2, 1, 1, 1), (1, 3, 0, 0, 1), (0, 3, 1, 0, 0),
+        (0, 0, 0, 0, 1),
+        (1, 0, 0, 0, 0), (0, 2, 1, 0, 1), (0, 2, 0, 1, 0), (1, 2, 1, 1, 1), (1, 3, 0, 0, 1), (0, 3, 1, 0, 0),
     ):  # fmt: skip
         hidden, later = masks(padding, mask, source, batched)
         if floats:
