@@ -56,6 +56,11 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, t
 _TF32 = 2e-3
 """The same where float32 products are rounded to TF32: its mantissa is float16's."""
 
+_THROUGH_TIME = 3.0
+"""Times the tolerance for a recurrent layer, whose forward pass rounds at each step, and the reference's does not. Of
+1800 layers in training, T = 12, two layers and directions, the worst were 4e-7, 2.1e-2 and 2.7e-3 off in float32,
+bfloat16 and float16; a wrong gradient is off by tenths."""
+
 _NAMES = ("dx", "dw", "db")
 
 # Examples of the batch for checks that do not need all of it.
@@ -186,7 +191,7 @@ def _check_recurrent(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
         exact, following = twin(layer, torch.float64), iter(cells)
         exact._cell = lambda *args, **how: next(following).run(*args, **how)
         true = gradients(exact, inputs, dy, seed, keywords)
-        if reason := _compared(got, {name: d.to(dy.dtype) for name, d in true.items()}, dy):
+        if reason := _compared(got, {name: d.to(dy.dtype) for name, d in true.items()}, dy, _THROUGH_TIME):
             return reason
         del own._cell
     own.k = 1.0
@@ -263,7 +268,8 @@ def _check_attention(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
 
         def project(x: Tensor, w: Tensor, b: Tensor | None, **method: Any) -> Tensor:
             y = linear(x, w, b, **method)
-            y.retain_grad()
+            if y.requires_grad:
+                y.retain_grad()
             calls.append((_linear(w, b, **method), x.detach(), y))
             return y
 
@@ -272,8 +278,7 @@ def _check_attention(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
         if not calls:
             return "it gives the dense gradient"
         for number, (each, x, y) in enumerate(calls, 1):
-            found = _check_product(each, x, {}, cast(Tensor, y.grad), seed)
-            if found != PASSED:
+            if y.grad is not None and (found := _check_product(each, x, {}, y.grad, seed)) != PASSED:
                 return f"projection {number} of {len(calls)}: {found}"
         own._project = lambda x, w, b, **_: F.linear(x, w, b)
         dense = gradients(plain, inputs, dy, seed, keywords)
@@ -325,11 +330,11 @@ def _by_masking(layer: Any, x: Tensor, dy: Tensor, rows: Tensor, idx: Tensor) ->
     return {name: d.to(dy.dtype) for name, d in found.items()}
 
 
-def _compared(got: Gradients, true: Gradients, dy: Tensor) -> str | None:
+def _compared(got: Gradients, true: Gradients, dy: Tensor, times: float = 1.0) -> str | None:
     # Behind a normalization Σ dy is zero but for rounding. What is not small is the size that a sum of such numbers has
     # with signs by chance, |dy|; a tenth of that leaves what is right elsewhere as it is.
     least = 0.1 * torch.linalg.vector_norm(dy, dtype=_wide(dy.dtype)).item()
-    return compare([*got.values()], [true[name] for name in got], tuple(got), {"db": least})
+    return compare([*got.values()], [true[name] for name in got], tuple(got), {"db": least}, times)
 
 
 def compare(
@@ -337,14 +342,16 @@ def compare(
     true: list[Tensor],
     names: Sequence[str] = _NAMES,
     least: Mapping[str, float] = MappingProxyType({}),
+    times: float = 1.0,
 ) -> str | None:
-    """Say which gradient is wrong, or None, by the tolerance of their arithmetic, relative to the size of what is true.
+    """Say which gradient is wrong, relative to the size of what is true, or None if none is.
 
+    The tolerance is that of their arithmetic, a number of `times`.
     `least` is a size for those that may be zero but for rounding. What they should be is overwritten, as another 256 MB
     would cost more than comparing.
     """
     for name, mine, expected in zip(names, got, true, strict=True):
-        error, most = _relative_error(mine, expected, least.get(name, 0.0)), _tolerance(mine)
+        error, most = _relative_error(mine, expected, least.get(name, 0.0)), times * _tolerance(mine)
         if not error <= most:  # NaN is wrong, too
             return f"{name} is off by {error:.1e}, relative; at most {most:.0e} is rounding"
     return None
