@@ -84,10 +84,12 @@ def command(
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
     from meprop_bench.measure.machine import state
-    from meprop_bench.results.axes import default_threads
+    from meprop_bench.results.axes import default_allocator, default_threads
+    from meprop_bench.sweep.models import check_recipes
     from meprop_bench.sweep.parity import Comparison, compare
 
     comparison = Comparison(recipe_of(given), seeds, margin, threads)
+    check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), evaluates=True)
     if processes is None:
         on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
         processes = max(1, default_threads() // threads) if on_cpu else 1

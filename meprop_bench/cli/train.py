@@ -187,13 +187,15 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     """Train one model of a task, dense or by a method, with checkpoints, a history and a learning curve."""
     import torch
 
-    from meprop_bench.results.axes import default_threads
+    from meprop_bench.results.axes import default_allocator, default_threads
+    from meprop_bench.sweep.models import check_recipes
     from meprop_bench.tasks.checks import check_count
     from meprop_bench.tasks.run import describe, run
 
     recipe = recipe_of(given)
     check_count("seed", seed, 0)
     threads = threads or default_threads()
+    check_recipes([recipe], threads=threads, allocator=default_allocator(), evaluates=True)
     torch.set_num_threads(threads)
     task = recipe.load()
     settings = {**describe(task, recipe, seed), "threads": threads}

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from meprop_bench.data.content import digest, numbered_lines
-from meprop_bench.data.sources import SOURCES, DataSet, compared, path_of
+from meprop_bench.data.sources import SOURCES, DataSet, compared, data_folder, locate, path_of
 from meprop_bench.data.treebank import Sentence, Treebank, load_treebank, made_up_treebank
 from meprop_bench.errors import UserError, one_of
 
-__all__ = ["TEXTS", "Text", "load_text", "made_up_text", "read_text"]
+__all__ = ["TEXTS", "Text", "auto_text", "load_text", "made_up_text", "read_text"]
 
 Text: TypeAlias = DataSet[str]
 
@@ -25,6 +25,12 @@ TEXTS = ("multi30k", "ud-ewt")
 """Names that `load_text` knows."""
 
 _CAPTIONS = ("train.en", "val.en", "test_2016_flickr.en")
+
+
+def auto_text() -> str:
+    """Return the text that "auto" stands for: the captions when their files are here, else "made-up"."""
+    source, folder = SOURCES["multi30k"], data_folder()
+    return "multi30k" if all(locate(folder, source, source.file(name)) for name in _CAPTIONS) else "made-up"
 
 
 def load_text(name: str) -> Text:

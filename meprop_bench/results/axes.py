@@ -26,6 +26,7 @@ from meprop_bench.errors import one_of
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clock import CACHES, LAUNCHES
+from meprop_bench.methods import SPARSE
 from meprop_bench.results.incoming import Name, Share, conforming, parts
 
 __all__ = [
@@ -44,7 +45,8 @@ __all__ = [
 
 LAYERS = ("linear", "conv", "lstm", "gru")
 PERCEPTRONS = ("mlp", "mesimp", "meact")
-MODELS = (*PERCEPTRONS, "seq2seq")
+TRANSFORMER = "transformer"
+MODELS = (*PERCEPTRONS, "seq2seq", TRANSFORMER)
 OWN = "model"
 """The workload that any model is timed by: a user's own, or that of a task."""
 
@@ -188,7 +190,8 @@ class Axes(Generic[Absent]):
 
     # fmt: off
     workload: Name = field(default="linear", metadata=_axis(
-        "What is timed. A layer: linear, conv, lstm, gru; or a model in training: mlp, seq2seq, mesimp, meact, model.",
+        "What is timed. A layer: linear, conv, lstm, gru; or a model in training: mlp, transformer, seq2seq, "
+        "mesimp, meact, model.",
         required=True, sweep=("linear",), titled=True, label="{}", place=0,
     ))
     model: Name | None = field(default=None, metadata=_axis(
@@ -196,25 +199,27 @@ class Axes(Generic[Absent]):
         workloads={OWN: None}, label="{}", place=1,
     ))
     method: Name = field(default="meprop", metadata=_axis(
-        "Sparsification: meprop, unified, random, random-unified; dense times the baseline against itself (A/A).",
+        f"Sparsification: {', '.join(SPARSE)}; dense times the baseline against itself (A/A).",
         required=True, dense=False, sweep=("meprop", "unified"), label="{}", place=8,
     ))
     k: K = field(default=30, metadata=_axis(
         "Outputs that get a gradient (of a convolution: positions): an integer, or a ratio in (0, 1].",
         carried_out=MeanK, required=True, dense=False, sweep=(10, 30, 100), label="k={}", place=9,
-        otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,), OWN: (0.02, 0.05, 0.1)},
+        otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,),
+                   TRANSFORMER: (0.0625, 0.125, 0.25), OWN: (0.02, 0.05, 0.1)},
     ))
     # Of a convolution the papers' second one, 16 -> 32 maps with filters of 5 x 5, on what pooling left of an image; of
     # a recurrent layer the papers' tagger, 50 + 7 x 20 dimensions.
     out_features: Size | Absent = field(default=500, metadata=_axis(
-        "Outputs of a layer, output channels of a convolution, neurons of a gate or a hidden layer.",
+        "Outputs of a layer, output channels of a convolution, neurons of a gate or a hidden layer, width of a "
+        "transformer.",
         option="hidden", required=True, workloads=dict.fromkeys((*LAYERS, *MODELS)), usual=500, sweep=(500,),
-        otherwise={"conv": (32,)}, label="h={}", place=2,
+        otherwise={"conv": (32,), TRANSFORMER: (256,)}, label="h={}", place=2,
     ))
     batch: Size | Absent = field(default=50, metadata=_axis(
-        "Examples in a batch.", required=True, workloads=dict.fromkeys((*LAYERS, *MODELS)), usual=50, label="B={}",
-        place=7, sweep=(50,),
-        otherwise={"conv": (10,), "lstm": (1, 10), "gru": (1, 10), "seq2seq": (20,)},
+        "Examples in a batch, of a transformer windows of text.", required=True,
+        workloads=dict.fromkeys((*LAYERS, *MODELS)), usual=50, label="B={}", place=7, sweep=(50,),
+        otherwise={"conv": (10,), "lstm": (1, 10), "gru": (1, 10), "seq2seq": (20,), TRANSFORMER: (16,)},
     ))
     in_features: Size | Absent = field(default=500, metadata=_axis(
         "Inputs of a layer, input channels of a convolution [default: as many as --hidden].",
@@ -224,11 +229,12 @@ class Axes(Generic[Absent]):
     gradient: Name = field(default="dense", metadata=_axis(
         "Weight gradient: dense, or rows (a sparse tensor of the selected rows).",
         choices=("dense", "rows"), required=True, dense=False,
-        workloads=dict.fromkeys(("linear", "mlp", OWN)), label="{} gradient", place=15, variant="gradient {}",
+        workloads=dict.fromkeys(("linear", "mlp", TRANSFORMER, OWN)), label="{} gradient", place=15,
+        variant="gradient {}",
     ))
     kernel: Name | Absent = field(default="auto", metadata=_axis(
         "Implementation of the method [default: auto].", stored="kernel_requested", required=True, dense=False,
-        workloads=dict.fromkeys((*LAYERS, "mlp", OWN)), label="{} kernel", place=14, variant="kernel {}",
+        workloads=dict.fromkeys((*LAYERS, "mlp", TRANSFORMER, OWN)), label="{} kernel", place=14, variant="kernel {}",
     ))
     device: Name = field(default="cpu", metadata=_axis("cpu, cuda or cuda:N.", required=True, label="{}", place=80))
     threads: Size | Absent = field(default_factory=default_threads, metadata=_axis(
@@ -245,13 +251,17 @@ class Axes(Generic[Absent]):
         required=True, usual="kept", titled=True, label="{} allocator", place=17, variant="{} allocator",
     ))
     data: Name | None = field(default=None, metadata=_axis(
-        "Training data of a perceptron: auto, mnist or digits.",
-        workloads=dict.fromkeys(PERCEPTRONS), label="{}", place=1,
-        otherwise=dict.fromkeys(PERCEPTRONS, ("auto",)),
+        "Training data of a perceptron: auto, mnist or digits; of a transformer: auto, multi30k, ud-ewt or made-up.",
+        workloads=dict.fromkeys((*PERCEPTRONS, TRANSFORMER)), label="{}", place=1,
+        otherwise=dict.fromkeys((*PERCEPTRONS, TRANSFORMER), ("auto",)),
     ))
     layers: Size | Absent = field(default=2, metadata=_axis(
-        "Hidden layers of a perceptron; layers of the encoder and the decoder.", workloads=dict.fromkeys(MODELS),
-        label="layers={}", place=6, variant="{} layers",
+        "Hidden layers of a perceptron; layers of the encoder and the decoder; blocks of a transformer.",
+        workloads=dict.fromkeys(MODELS), otherwise={TRANSFORMER: (4,)}, label="layers={}", place=6, variant="{} layers",
+    ))
+    heads: Size | None = field(default=None, metadata=_axis(
+        "Heads of a transformer's attention; they divide its width.", workloads={TRANSFORMER: 4}, label="heads={}",
+        place=6, variant="{} heads",
     ))
     # SparseAdam is left out: it moves only the rows it is given, which is another algorithm than Adam.
     optimizer: Name | Absent = field(default="adam", metadata=_axis(
@@ -260,7 +270,8 @@ class Axes(Generic[Absent]):
         label="{}", place=13, variant="{}",
     ))
     leave: Name | None = field(default=None, metadata=_axis(
-        "Layers of a model that stay dense: patterns of their names, with ; between them.", workloads={OWN: None},
+        "Layers of a model that stay dense: patterns of their names, with ; between them.",
+        workloads=dict.fromkeys((TRANSFORMER, OWN)),
         dense=False, label="without {}", place=15, variant="without {}",
     ))
     size: Size | None = field(default=None, metadata=_axis(
@@ -272,8 +283,8 @@ class Axes(Generic[Absent]):
         label="filter={}", place=4,
     ))
     length: Size | None = field(default=None, metadata=_axis(
-        "Time steps of lstm and gru; words in a sentence of seq2seq.", workloads={"lstm": 25, "gru": 25, "seq2seq": 20},
-        label="T={}", place=5,
+        "Time steps of lstm and gru; words in a sentence of seq2seq, characters in a window of a transformer.",
+        workloads={"lstm": 25, "gru": 25, "seq2seq": 20, TRANSFORMER: 128}, label="T={}", place=5,
     ))
     rate: Part | None = field(default=None, metadata=_axis(
         "meSimp's p: neurons active in a smaller share of the examples are removed.",

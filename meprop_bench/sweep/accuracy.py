@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from meprop_bench.results.schema import WHOLE, Parity
 from meprop_bench.stats import mean_difference, non_inferiority
+from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
 
@@ -47,14 +48,19 @@ Train = Callable[[bool], Figures]
 
 def figure(recipe: Recipe, result: Result) -> float:
     """Return what is compared of a training."""
-    return result.test_at_best if recipe.steps is None else result.final_dev
+    return result.final_dev if _at_end(recipe) else result.test_at_best
 
 
 def figure_name(recipe: Recipe, metric: str) -> str:
     """Return what `figure` is, in words."""
-    if recipe.steps is None:
+    if not _at_end(recipe):
         return f"{metric} on the test set, at the best development score"
-    return f"{metric} on the development set, at the end"
+    return f"{metric}, at the end" if is_model(recipe.task) else f"{metric} on the development set, at the end"
+
+
+def _at_end(recipe: Recipe) -> bool:
+    """Whether the figure is that of the end: of what was cut there, and where there is no set apart to choose by."""
+    return recipe.steps is not None or is_model(recipe.task)
 
 
 def trained(recipe: Recipe, seeds: Sequence[int]) -> Figures:

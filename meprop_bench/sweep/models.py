@@ -1,6 +1,6 @@
 """Users' models, examined before anything is measured: in a process of its own, as all of the user's code is run.
 
-    examine    {cases}   ->  evaluates, metric, steps of each model; or an error of one line that names the mistake
+    examine    {recipes, threads}   ->  evaluates, metric, steps; or an error of one line that names the mistake
 
 Each is built twice, its batches are read twice, its loss is computed, and it takes a training step in each way in which
 it is going to be measured. So a mistake costs seconds, and not the cases before it.
@@ -8,68 +8,82 @@ it is going to be measured. So a mistake costs seconds, and not the cases before
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meprop_bench.errors import UserError
+from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.worker import WorkerError
-from meprop_bench.sweep.worker import Session, start_for
+from meprop_bench.sweep.worker import Session, start_worker
 from meprop_bench.tasks.build import check_name, failed, is_model, out_of_memory, seeded, source_of
+from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
 
-__all__ = ["check_models", "examine"]
+__all__ = ["check_models", "check_recipes", "examine"]
 
 _LONGEST_S = 600.0
 """Seconds after which a model that is not examined counts as hung."""
 
-_examined: dict[tuple[object, ...], Mapping[str, Any]] = {}
+_examined: dict[str, Mapping[str, Any]] = {}
 
 
-def check_models(cases: Sequence[Case]) -> dict[str, Mapping[str, Any]]:
-    """Examine the users' models among the cases, and return what is known of each.
+def check_models(cases: Sequence[Case]) -> None:
+    """Examine the users' models among the cases, in every way in which they are to be timed.
 
     Raises:
         UserError: what is wrong with one, in one line.
 
     """
-    found = {}
-    for model in dict.fromkeys(case.model for case in cases if case.model is not None and is_model(case.model)):
-        check_name(model)
-        own = [case for case in cases if case.model == model]
-        ways = list({_way(case): case for case in own}.values())
-        key = (model, source_of(model), *map(_way, ways))
+    own = [case for case in cases if case.model is not None and is_model(case.model)]
+    for allocator, threads in dict.fromkeys((case.allocator, case.threads) for case in own):
+        together = [case for case in own if (case.allocator, case.threads) == (allocator, threads)]
+        ways = {_way(case): case for case in together}
+        check_recipes([recipe_of(case) for case in ways.values()], threads=threads, allocator=allocator)
+
+
+def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, evaluates: bool = False) -> None:
+    """Examine the users' models of recipes, with so many threads.
+
+    Raises:
+        UserError: what is wrong with one, in one line; also that it has no `evaluate` and is to have one.
+
+    """
+    for name in dict.fromkeys(recipe.task for recipe in recipes if is_model(recipe.task)):
+        check_name(name)
+        own = [recipe.to_json() for recipe in recipes if recipe.task == name]
+        key = json.dumps([source_of(name), threads, own])
         if key not in _examined:
-            worker = start_for(own[0])
+            worker = start_worker(environment_of(allocator, threads))
             try:
-                answer = worker.request({"do": "examine", "cases": [case.to_json() for case in ways]}, _LONGEST_S)
+                answer = worker.request({"do": "examine", "recipes": own, "threads": threads}, _LONGEST_S)
             except WorkerError as died:
-                raise UserError(f"{model} cannot be examined: {died.sentence('its process')}") from None
+                raise UserError(f"{name} cannot be examined: {died.sentence('its process')}") from None
             finally:
                 worker.close()
             if answer.get("error") is not None:
                 raise UserError(str(answer["error"]))
             _examined[key] = answer
-        found[model] = _examined[key]
-    return found
+        if evaluates and not _examined[key]["evaluates"]:
+            raise UserError(f"{name} does not say how good a model is: add evaluate= to its Training")
 
 
-def _way(case: Case) -> tuple[object, ...]:
-    """Return what decides whether a step can be taken at all: whatever k and seed."""
-    return (case.method, case.gradient, case.optimizer, case.kernel, case.leave, case.device)
+def _way(case: Case) -> str:
+    """Return what decides whether a step can be taken: not k, and not the seed."""
+    return json.dumps([case.model, case.method, case.gradient, case.optimizer, case.kernel, case.leave, case.device])
 
 
-def examine(session: Session, cases: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Answer a worker's request: look for mistakes in a model."""
+def examine(session: Session, recipes: Sequence[Mapping[str, Any]], threads: int) -> Mapping[str, Any]:
+    """Answer a worker's request: look for mistakes in a model that is to be trained by these recipes."""
     import torch
 
     from meprop_bench.tasks.own import Own
 
-    first, *_ = made = [Case.from_json(case) for case in cases]
-    assert first.model is not None
-    torch.set_num_threads(first.threads)
-    task = Own(first.model, device=first.device)
+    made = [Recipe(**recipe) for recipe in recipes]
+    torch.set_num_threads(threads)
+    task = Own(made[0].task, **made[0].options)
     found = task.examine()
-    for recipe in [way for case in made for way in (recipe_of(case).dense(), recipe_of(case))]:
+    for recipe in (made[0].dense(), *made):
         model = task.build(0)
         task.sparsify(model, recipe)
         try:

@@ -27,11 +27,13 @@ from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
+from meprop_bench.results.axes import OWN
 from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import MARGIN, figure, figure_name, judged
 from meprop_bench.sweep.worker import Session, start_worker
 from meprop_bench.tasks import TASKS
+from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe
 
 __all__ = ["Comparison", "ParityProgress", "case_id", "compare"]
@@ -69,10 +71,11 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan that a results folder keeps."""
-        return {
+        found = {
             "name": "parity", "recipe": self.recipe.to_json(), "seeds": self.seeds, "margin": self.margin,
             "threads": self.threads,
         }  # fmt: skip
+        return found | ({"source": source_of(self.recipe.task)} if is_model(self.recipe.task) else {})
 
 
 @dataclass(frozen=True)
@@ -200,12 +203,14 @@ class _Trainings:
         device = options.get("device", "cpu")
         return Row(
             case_id=self._id,
-            workload=recipe.task,
+            workload=OWN if is_model(recipe.task) else recipe.task,
+            model=recipe.task if is_model(recipe.task) else None,
+            leave=recipe.leave,
             method=recipe.algorithm or recipe.method,
             kernel=None,
             kernel_requested=recipe.kernel,
             k=1.0 if recipe.k is None else recipe.k,
-            batch=options["batch"],
+            batch=options.get("batch"),
             in_features=None,
             out_features=options.get("hidden"),
             device="cuda:0" if device == "cuda" else device,
@@ -221,7 +226,7 @@ class _Trainings:
             share=recipe.details.get("share"),
             parity=self.parity(),
             environment_id=answer["environment_id"],
-            notes=tuple(map(Note, (f"{recipe.label}: trained for {recipe.epochs} epochs", *answer["notes"]))),
+            notes=tuple(map(Note, (f"{recipe.label}: trained for {recipe.duration}", *answer["notes"]))),
         )
 
     def _tell(self, seed: int | None = None) -> None:

@@ -39,7 +39,7 @@ from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.stats import median
 from meprop_bench.tasks.build import is_model, source_of
-from meprop_bench.workloads.case import DATA, WORKLOADS, Case
+from meprop_bench.workloads.case import DATA, TEXT, WORKLOADS, Case
 
 __all__ = [
     "CHECKS",
@@ -288,17 +288,22 @@ def _takes(workload: str, axis: str) -> bool:
 def _case(workload: str, values: Mapping[str, Any]) -> Case:
     chosen = {AXES[axis].field: value for axis, value in values.items()}
     if "data" in chosen:
-        chosen["data"] = _which_data(chosen["data"])
-        chosen["in_features"] = DATA[chosen["data"]]
+        data = chosen["data"] = _which_data(chosen["data"], workload)
+        if data in DATA:
+            chosen["in_features"] = DATA[data]
     elif AXES["in-features"].of(workload):
         chosen.setdefault("in_features", chosen["out_features"])
     return Case(workload=workload, **chosen)
 
 
-def _which_data(name: object) -> str:
-    """Turn "auto" into what `data.load_images` would load: a case names its data, since its numbers depend on them."""
+def _which_data(name: object, workload: str) -> str:
+    """Turn "auto" into what is here: a case names its data, since its numbers depend on them."""
     if name != "auto":
-        return one_of("data", name, ("auto", *DATA))
+        return one_of("data", name, ("auto", *(TEXT if workload == "transformer" else DATA)))
+    if workload == "transformer":
+        from meprop_bench.data.characters import auto_text
+
+        return auto_text()
     from meprop_bench.data import auto_images
 
     return auto_images()
@@ -346,6 +351,12 @@ def _check_data(name: str) -> None:
         from meprop_bench.data.images import check_installed
 
         check_installed()
+        return
+    if name in TEXT:
+        from meprop_bench.data.characters import load_text
+
+        if name != "made-up":
+            load_text(name)
         return
     from meprop_bench.data import load_images
     from meprop_bench.data.content import condition

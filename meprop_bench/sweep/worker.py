@@ -43,7 +43,7 @@ PROTOCOL = 2
 REQUESTS = {
     # {threads, device, pin, kernels} -> the environment, when torch is imported; protocol, package (its folder)
     "hello": "sweep.worker:hello",
-    # {cases} -> evaluates, metric, steps; what is wrong with a model of the user's own is an error
+    # {recipes, threads} -> evaluates, metric, steps; what is wrong with a model of the user's own is an error
     "examine": "sweep.models:examine",
     # a case: speedup, profile, gate, doctor
     # {case} -> kernel, k, phases, costs, notes

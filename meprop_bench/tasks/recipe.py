@@ -150,6 +150,11 @@ class Recipe:
         words = [self.task, self.method, *([] if self.k is None else [f"k={self.k:g}"]), self.algorithm or ""]
         return " ".join(word for word in words if word)
 
+    @property
+    def duration(self) -> str:
+        """How long it is trained."""
+        return f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
+
     def dense(self) -> Self:
         """Return the baseline: the same without method and algorithm."""
         plain: dict[str, Any] = {"k": None, "gradient": "dense", "kernel": "auto", "leave": None}

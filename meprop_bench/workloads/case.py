@@ -23,22 +23,31 @@ from typing import Any, Never, Self
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
-from meprop_bench.methods import METHODS
+from meprop_bench.methods import METHODS, SPARSE
 from meprop_bench.results.axes import AXES, Axes, case_name
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["DATA", "WORKLOADS", "Case", "Workload", "recipe_of"]
+__all__ = ["DATA", "TEXT", "WORKLOADS", "Case", "Workload", "recipe_of"]
 
 DATA = {"mnist": 784, "digits": 64}
 """Data of the mlp -> entries of one example."""
+
+TEXT: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "multi30k": ("language", {"data": "multi30k"}),
+    "ud-ewt": ("language", {"data": "ud-ewt"}),
+    "made-up": ("toy-language", {}),
+}
+"""Data of the transformer -> the task that learns them, and its options."""
 
 _SPACING = 64
 """Steps between two removals of meSimp at least, as in the workload mesimp: an eighth of an epoch of the digits says
 little of a neuron."""
 
-_TOP_K = tuple(name for name, method in METHODS.items() if method.selection and not method.algorithm)
+
+_EACH = tuple(name for name in SPARSE if "unified" not in name)
+"""Those that select for each example, as a convolution's maps have it."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +62,24 @@ class Workload:
 
 WORKLOADS: Mapping[str, Workload] = {
     # One layer, (B, m) -> (B, n).
-    "linear": Workload((*_TOP_K, "dense")),
+    "linear": Workload((*SPARSE, "dense")),
     # The papers' perceptron in training, in - h - ... - h - 10.
-    "mlp": Workload(_TOP_K, trains=True),
+    "mlp": Workload(SPARSE, trains=True),
     # One convolution, m maps of size x size -> n maps; k are positions.
-    "conv": Workload(("meprop", "random"), kernels="conv"),
+    "conv": Workload(_EACH, kernels="conv"),
     # One recurrent layer over a number of time steps, m inputs -> n neurons in each gate.
-    "lstm": Workload(_TOP_K, module="recurrent", kernels="recurrent"),
-    "gru": Workload(_TOP_K, module="recurrent", kernels="recurrent"),
+    "lstm": Workload(SPARSE, module="recurrent", kernels="recurrent"),
+    "gru": Workload(SPARSE, module="recurrent", kernels="recurrent"),
+    # A GPT in training on windows of text (`models.gpt`), timed as any task's model is.
+    "transformer": Workload(SPARSE, trains=True, module="model"),
     # Encoder and decoder of n neurons in training on sentences of random words.
-    "seq2seq": Workload(("meprop", "unified"), trains=True),
+    "seq2seq": Workload(SPARSE, trains=True),
     # The perceptron simplified during training, then against the one that was not: forward pass and step.
     "mesimp": Workload(("mesimp",), trains=True),
     # The perceptron trained through each example's own neurons.
     "meact": Workload(("meact",), trains=True),
     # A user's own model, or that of a task, in training.
-    "model": Workload(_TOP_K, trains=True),
+    "model": Workload(SPARSE, trains=True),
 }
 """Name -> what it is. Its axes are in the table of them."""
 
@@ -171,6 +182,12 @@ class Case(Axes[Never]):
             raise UserError("optimizer own is that of a model of your own: choose adam, sgd or adagrad")
 
     def _check_data(self) -> None:
+        if self.workload == "transformer":
+            one_of("data", self.data, TEXT)
+            assert self.heads is not None
+            if self.out_features % self.heads:
+                raise UserError(f"hidden {self.out_features} is no multiple of {self.heads} heads")
+            return
         one_of("data", self.data, DATA)
         assert self.data is not None
         if self.in_features != DATA[self.data]:
@@ -235,8 +252,16 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
         recipe = Recipe(case.model, {"device": case.device}, optimizer=case.optimizer, steps=steps, leave=case.leave)
     else:
         assert case.data is not None
-        options = {"batch": case.batch, "hidden": case.out_features, "layers": case.layers, "device": case.device}
-        recipe = Recipe(case.data, options, optimizer=case.optimizer, steps=steps)
+        task, more = TEXT.get(case.data, (case.data, {}))
+        sizes: dict[str, Any] = {
+            "batch": case.batch,
+            "hidden": case.out_features,
+            "layers": case.layers,
+            "device": case.device,
+        }
+        if case.data in TEXT:
+            sizes |= {"heads": case.heads, "length": case.length}
+        recipe = Recipe(task, {**sizes, **more}, optimizer=case.optimizer, steps=steps, leave=case.leave)
     if case.method == "meact":
         return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
     details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}

@@ -51,6 +51,17 @@ _SAME = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Relative difference of two first losses that is rounding; of coarser arithmetic `_COARSE`."""
 _COARSE = 1e-2
 
+_flops: Any = torch.utils.flop_counter  # which has no types
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: _flops.sdpa_flop_count(
+        *shapes[:3]
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+        _flops.sdpa_backward_flop_count(*shapes[:4])
+    ),
+}
+"""Operators that torch (2.13) counts as 0: without them a transformer's linear layers would seem to be all there is."""
+
 
 def setup(case: Case) -> Prepared:
     """Load the model, and build both sides."""
@@ -203,7 +214,7 @@ class _Work:
         with ExitStack() as stack:
             for name, layer in recurrent.items():
                 stack.callback(layer.register_forward_hook(partial(listen, name)).remove)
-            counter = stack.enter_context(FlopCounterMode(display=False))
+            counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_ATTENTION))
             loss = step.forward(batch)
             forward = _counts(counter)
             step.backward(loss)

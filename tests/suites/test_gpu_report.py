@@ -17,7 +17,7 @@ from meprop_bench.sweep.plan import load_preset, plan_preset
 
 
 def test_the_preset_has_every_case_of_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meprop_bench.sweep.plan._which_data", lambda _: "mnist")
+    monkeypatch.setattr("meprop_bench.sweep.plan._which_data", lambda *_: "mnist")
     plan = plan_preset(load_preset("gpu"))
     for name in gpu_report._TABLES:
         assert set(experiment(table(name), "short", device="cuda").distinct_cases) <= set(plan.cases)
