@@ -35,7 +35,7 @@ def console(**settings: Any) -> Console:
     """Return rich's console, for which a pipe that its reader closed is an error like others.
 
     Rich itself ends the program with 1 then, which is the exit code of a regression. Nobody has to read standard
-    error.
+    error. In a notebook it would write to the cell's output whatever it was given.
     """
     from rich.console import Console
 
@@ -45,7 +45,7 @@ def console(**settings: Any) -> Console:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             self.quiet = True
 
-    return Plain(**settings)
+    return Plain(force_jupyter=False, **settings)
 
 
 @contextmanager

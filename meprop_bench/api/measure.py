@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def compare(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)
     with _in_python(), ExitStack() as stack:
-        chosen = _axes(build, axes, stack)
+        chosen = _axes(compare, build, axes, stack)
         if "seed" in chosen:
             settings["seed"] = chosen["seed"][0]
         plan = plan_axes(chosen, name="compare", pin=pin, utilization=utilization, **settings)
@@ -132,7 +133,7 @@ def profile(
     """
     path = None if trace is None else Path(trace).expanduser()
     with _in_python(), ExitStack() as stack:
-        case = one_case(_axes(build, axes, stack))
+        case = one_case(_axes(profile, build, axes, stack))
         check_trace(path)
         check_feasible([case])
         show = _lines() if progress else lambda _: None
@@ -143,10 +144,11 @@ def profile(
         return Profiled(found, environments)
 
 
-def _axes(build: Any, axes: Mapping[str, Any], stack: ExitStack) -> dict[str, list[Any]]:
+def _axes(function: Callable[..., Any], build: Any, axes: Mapping[str, Any], stack: ExitStack) -> dict[str, list[Any]]:
     """Return the values of each axis, by the names that plans have; the model's is the name that workers find it by."""
+    known = dict.fromkeys([*signature(function).parameters, *_AXES])
     for name in axes:
-        one_of("axis", name, tuple(_AXES))
+        one_of("argument", name, [each for each in known if each != "axes"])
     found = {_AXES[name]: _many(name, value) for name, value in axes.items()}
     if build is not None:
         if "model" in axes:

@@ -115,9 +115,9 @@ class Results:
         return as_fragment(self._document, self._verdict())
 
     def _verdict(self) -> Sequence[str]:
-        """Say which case is best, where cases were timed."""
+        """Say which case is best, where cases were timed that can be held against each other."""
         timed = any(row.speedup is not None and row.method != "dense" for row in self.rows)
-        return best(self.rows).sentences if timed else ()
+        return found.sentences if timed and (found := best(self.rows)).comparable else ()
 
 
 def load(folder: str | Path) -> Results:

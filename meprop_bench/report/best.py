@@ -35,6 +35,7 @@ class Best:
     row: Row | None  # of the phase that decides; None where no case can be recommended
     sentences: tuple[str, ...]  # the verdict first
     decided: bool  # whether the intervals tell it apart from all others that can be recommended
+    comparable: bool = True  # whether the cases can be held against each other at all
 
     def __bool__(self) -> bool:
         return self.row is not None
@@ -89,15 +90,23 @@ def best(rows: Sequence[Row], margin: float | None = None) -> Best:
     """
     if margin is not None and not 0 <= margin < float("inf"):
         raise UserError(f"the margin must be at least 0, not {margin:g}")
-    phase = next((name for name in _PHASES if any(row.phase == name for row in rows)), None)
-    asked = [row for row in rows if row.method != "dense" and row.phase in (phase, None)]
+    phases = _phases(rows)
+    asked = [row for row in rows if row.method != "dense" and row.phase in (phases.get(row.workload), None)]
     timed = [row for row in asked if row.interval is not None and row.passed]
-    if phase is None or not timed:
-        reasons = dict.fromkeys(text for row in asked if (text := failure(row)))
-        return Best(None, (f"No speed-up was measured{_because(reasons)}.",), decided=False)
+    if not timed:
+        reason = next((f": {text}" for row in asked if (text := failure(row))), "")
+        return Best(None, (f"No speed-up was measured{reason}.",), decided=False)
     if (different := _different_work(timed)) is not None:
-        return Best(None, (different,), decided=False)
-    return _Choice(rows, timed, _PHASES[phase], margin).best()
+        return Best(None, (different,), decided=False, comparable=False)
+    return _Choice(rows, timed, _PHASES[timed[0].phase or ""], margin).best()
+
+
+def _phases(rows: Iterable[Row]) -> dict[str, str]:
+    """Return workload -> the phase that its cases are judged by."""
+    measured: dict[str, set[str | None]] = {}
+    for row in rows:
+        measured.setdefault(row.workload, set()).add(row.phase)
+    return {workload: name for workload, found in measured.items() for name in reversed(_PHASES) if name in found}
 
 
 class _Choice:
@@ -128,12 +137,9 @@ class _Choice:
                 f"{_name(first)} has the highest figure: {self._phase} is {_speed(first)} as fast as dense.",
             ]
         lines.append(self._quality(first))
-        reasons: dict[Verdict, str] = {
-            "fail": "loses more accuracy than the margin",
-            "inconclusive": "its accuracy is not decided",
-        }
-        for verdict, reason in reasons.items():
-            lines += [f"Left out, as {reason}: {_name(row)}, {_speed(row)}." for row in self._judged(verdict)]
+        reasons = {"fail": "loses more accuracy than the margin", "inconclusive": "has an accuracy that is not decided"}
+        faster = self._faster[: self._faster.index(first)]
+        lines += [f"{_name(row)}, {_speed(row)}, {reasons[self._verdict(row) or 'fail']}." for row in faster]
         return Best(first, (*lines, *self._doubts()), decided=not rivals)
 
     def _none(self) -> list[str]:
@@ -218,8 +224,3 @@ def _name(row: Row) -> str:
     """Name a case by what the sparse side alone depends on: `unified k=0.05 rows gradient`."""
     own = sorted((axis for axis in AXES.values() if not axis.dense), key=lambda axis: axis.place)
     return " ".join(filter(None, (axis.said(row) for axis in own)))
-
-
-def _because(reasons: Iterable[str]) -> str:
-    first = next(iter(reasons), None)
-    return "" if first is None else f": {first}"

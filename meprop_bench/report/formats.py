@@ -148,10 +148,11 @@ def as_table(
 
 
 def new_page(*, terminal: bool, width: int | None) -> Console:
-    """Return a console that keeps what is printed; without a terminal it has no colour."""
+    """Return a console that keeps what is printed, in a notebook, too; without a terminal it has no colour."""
     from rich.console import Console
 
-    return Console(file=StringIO(), force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False)
+    plain = {"force_jupyter": False, "highlight": False, "markup": False, "emoji": False}
+    return Console(file=StringIO(), force_terminal=terminal, width=width, **plain)
 
 
 def new_table(columns: Sequence[str], left: Collection[str], *, overflow: OverflowMethod, **settings: Any) -> Table:
