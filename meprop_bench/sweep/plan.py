@@ -268,7 +268,10 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
                 )
             del own[axis]
         for values in itertools.product(*own.values()):
-            yield _case(workload, dict(zip(own, values, strict=True)))
+            chosen = dict(zip(own, values, strict=True))
+            if workload == OWN and "optimizer" not in axes and not is_model(str(chosen.get("model"))):
+                chosen["optimizer"] = AXES["optimizer"].default  # a task has none of its own
+            yield _case(workload, chosen)
 
 
 def _usual(workload: str) -> dict[str, Sequence[Any]]:
