@@ -37,6 +37,7 @@ _PLACES = {
     "load": "api.results",
     "profile": "api.measure",
     "revert": "nn",
+    # "tune": "tuning.api", once there is that package
 }
 """Public name -> the module that it is in."""
 

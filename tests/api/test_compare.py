@@ -207,3 +207,7 @@ def test_a_profile_is_of_one_case() -> None:
         mb.profile(**LAYER, k=[8, 16])
     with pytest.raises(mb.UserError, match=r"name it step.json or .json.gz"):
         mb.profile(**LAYER, k=8, trace="step")
+
+
+def test_a_notebook_shows_the_line_and_no_traceback() -> None:
+    assert mb.UserError("name it")._render_traceback_() == ["UserError: name it"]  # what IPython looks for
