@@ -151,8 +151,15 @@ def new_page(*, terminal: bool, width: int | None) -> Console:
     """Return a console that keeps what is printed, in a notebook, too; without a terminal it has no colour."""
     from rich.console import Console
 
-    plain = {"force_jupyter": False, "highlight": False, "markup": False, "emoji": False}
-    return Console(file=StringIO(), force_terminal=terminal, width=width, **plain)
+    return Console(
+        file=StringIO(),
+        force_terminal=terminal,
+        force_jupyter=False,
+        width=width,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def new_table(columns: Sequence[str], left: Collection[str], *, overflow: OverflowMethod, **settings: Any) -> Table:
