@@ -39,7 +39,7 @@ from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops.selection import check_k
 
-__all__ = ["convert", "revert"]
+__all__ = ["convert", "convertible", "revert"]
 
 
 _KINDS: dict[type[nn.Module], Any] = {
@@ -56,6 +56,11 @@ _KINDS: dict[type[nn.Module], Any] = {
 
 def _kinds() -> dict[type[nn.Module], Any]:
     return _KINDS | transformers.kinds()
+
+
+def convertible() -> tuple[type[nn.Module], ...]:
+    """Return all classes of layers that can be among the kinds."""
+    return tuple(_kinds())
 
 
 def convert(

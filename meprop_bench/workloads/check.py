@@ -41,11 +41,9 @@ from meprop_bench.nn import MePropConv2d, MePropLinear
 from meprop_bench.nn.transformers import TransposedLinear
 from meprop_bench.ops import linear
 from meprop_bench.ops.kernels import hybrid_rows
-from meprop_bench.ops.recurrent import recurrent, through_time
-from meprop_bench.ops.recurrent.cells import CELLS
-from meprop_bench.ops.selection import keep, resolve_k, select
-from meprop_bench.ops.sparsified import sparsified
+from meprop_bench.ops.selection import resolve_k, select
 from meprop_bench.results.schema import PASSED
+from meprop_bench.workloads.selected import Selected, recording
 from meprop_bench.workloads.twin import Gradients, gradients, twin
 
 __all__ = ["TOLERANCES", "check_conv", "check_layer", "check_linear", "compare", "with_gap"]
@@ -180,13 +178,13 @@ def _check_recurrent(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
     own, plain = (twin(layer, dy.dtype, plain=plain) for plain in (False, True))
     k = resolve_k(layer.k, layer.hidden_size)
     if k < layer.hidden_size:
-        cells: list[_Selected] = []
-        own._cell = lambda *args, sizes, **how: recurrent(*args, sizes=sizes, **{**how, "record": _seen(cells, sizes)})
+        cells: list[Selected] = []
+        own._cell = recording(cells)
         got = gradients(own, inputs, dy, seed, keywords)
         if not cells:
             return "it gives the dense gradient"
         for cell in cells:
-            if reason := cell.fault(k, layer.selection):
+            if reason := cell.fault(k, layer.selection, layer.hidden_size):
                 return reason
         exact, following = twin(layer, torch.float64), iter(cells)
         exact._cell = lambda *args, **how: next(following).run(*args, **how)
@@ -203,61 +201,6 @@ def _check_recurrent(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
     poisoned[..., 0] = poisoned[..., -1] = math.nan  # one neuron of each direction
     shown = gradients(plain, inputs, poisoned, seed, keywords)
     return _hidden_nan(gradients(own, inputs, poisoned, seed, keywords), shown)
-
-
-class _Selected:
-    """What one cell of a recurrent layer selected, and the same cell by definition, through just that."""
-
-    enabled = True
-    dy: Tensor  # at the gates, (N, G h)
-    idx: Tensor  # its columns, (N, G k)
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
-
-    def __call__(self, dy: Tensor, idx: Tensor) -> None:
-        self.dy, self.idx = dy, idx
-
-    def fault(self, k: int, selection: str) -> str | None:
-        """Say what is wrong with the selection, if anything is."""
-        gates = self.idx.shape[1] // k
-        chosen = torch.zeros_like(self.dy, dtype=torch.bool).scatter_(1, self.idx, True)
-        by_gate = chosen.view(len(chosen), gates, -1)
-        if (by_gate.sum(2) != k).any():
-            return f"it does not select {k} neurons of each gate"
-        if "unified" in selection and not all(step.eq(step[0]).all() for step in chosen.split_with_sizes(self.sizes)):
-            return "it does not select the same neurons for all examples of a time step"
-        if selection.startswith("random"):
-            return None
-        size, slack = self.dy.abs().view_as(by_gate).to(torch.float64), 0.0
-        if selection == "unified":  # whose sums are of any order
-            size, slack = (
-                torch.cat([step.sum(0, keepdim=True).expand_as(step) for step in size.split_with_sizes(self.sizes)]),
-                1e-5,
-            )
-        least, most = size.masked_fill(~by_gate, math.inf).amin(2), size.masked_fill(by_gate, 0).amax(2)
-        return f"it selects others than the {k} greatest of a gate" if (least < most * (1 - slack)).any() else None
-
-    def run(
-        self, cell: str, x: Tensor, states: Any, weights: Any, *, sizes: tuple[int, ...], reverse: bool, **_: Any
-    ) -> Any:
-        """Run the cell as `ops.recurrent.recurrent` does."""
-        steps, (w_ih, w_hh, *biases) = through_time.Steps(sizes, reverse), weights
-        idx = self.idx.split_with_sizes(sizes)
-        following = (idx[t] for t in steps.order())
-
-        def at_gates(a: Tensor, b: Tensor) -> Any:
-            chosen = next(following)
-            return sparsified(lambda d_a, d_b: (keep(d_a, chosen), keep(d_b, chosen)), a, b, *biases)
-
-        detached = (b if b is None else b.detach() for b in biases)
-        y, last, _tape = through_time.forward(CELLS[cell], x, states, (w_ih, w_hh, *detached), steps, at_gates)
-        return y, last
-
-
-def _seen(cells: list[_Selected], sizes: tuple[int, ...]) -> _Selected:
-    cells.append(_Selected(sizes))
-    return cells[-1]
 
 
 def _check_attention(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: int) -> str:
