@@ -148,7 +148,7 @@ def _check_product(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: int
     linear = not isinstance(layer, nn.modules.conv._ConvNd)
     among = 1 if linear else len(layer.kernel_size)
     n = math.prod(dy.shape[-among:])
-    k = resolve_k(layer.k, n)
+    k, fan_in = resolve_k(layer.k, n), own.weight.numel() // (n if linear else len(own.weight))
     if k < n:
         for rows in _versions(dy.reshape(-1, n), k, layer.selection, seed):
             given = torch.empty_like(dy).copy_(rows.view(dy.shape))  # in the memory format that dy has
@@ -156,12 +156,13 @@ def _check_product(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: int
             torch.manual_seed(seed)
             idx = select(rows, k, layer.selection)
             true = _by_definition(own, x, rows, idx) if linear else _by_masking(layer, x, given, rows, idx)
-            if reason := _compared(got, true, given):
+            kept = rows.gather(1, idx if idx.dim() == 2 else idx.expand(len(rows), -1))
+            if reason := _compared(got, true, _by_chance(rows, kept, x.to(dy.dtype), fan_in)):
                 return reason
     batched = linear or dy.dim() > 1 + among
     few_x, few_dy = (_few(tensor, linear) if batched else tensor for tensor in (x, dy))
     own.k = 1.0
-    if reason := _compared(gradients(own, few_x, few_dy, seed), gradients(plain, few_x, few_dy, seed), few_dy):
+    if reason := _compared(gradients(own, few_x, few_dy, seed), gradients(plain, few_x, few_dy, seed)):
         return f"k = n is not the dense gradient: {reason}"
     own.k = layer.k
     shown = gradients(plain, few_x, _poisoned(few_dy, among), seed)
@@ -189,12 +190,12 @@ def _check_recurrent(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
         exact, following = twin(layer, torch.float64), iter(cells)
         exact._cell = lambda *args, **how: next(following).run(*args, **how)
         true = gradients(exact, inputs, dy, seed, keywords)
-        if reason := _compared(got, {name: d.to(dy.dtype) for name, d in true.items()}, dy, _THROUGH_TIME):
+        if reason := _compared(got, {name: d.to(dy.dtype) for name, d in true.items()}, times=_THROUGH_TIME):
             return reason
         del own._cell
     own.k = 1.0
     dense = gradients(plain, inputs, dy, seed, keywords)
-    if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense, dy):
+    if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense):
         return f"k = n is not the dense gradient: {reason}"
     own.k = layer.k
     poisoned = dy.clone()
@@ -225,7 +226,7 @@ def _check_attention(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
                 return f"projection {number} of {len(calls)}: {found}"
         own._project = lambda x, w, b, **_: F.linear(x, w, b)
         dense = gradients(plain, inputs, dy, seed, keywords)
-        if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense, dy):
+        if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense):
             return f"with dense projections it is not torch's: {reason}"
         del own._project
     shown = gradients(plain, inputs, _poisoned(dy, 1), seed, keywords)
@@ -273,11 +274,20 @@ def _by_masking(layer: Any, x: Tensor, dy: Tensor, rows: Tensor, idx: Tensor) ->
     return {name: d.to(dy.dtype) for name, d in found.items()}
 
 
-def _compared(got: Gradients, true: Gradients, dy: Tensor, times: float = 1.0) -> str | None:
-    # Behind a normalization Σ dy is zero but for rounding. What is not small is the size that a sum of such numbers has
-    # with signs by chance, |dy|; a tenth of that leaves what is right elsewhere as it is.
-    least = 0.1 * torch.linalg.vector_norm(dy, dtype=_wide(dy.dtype)).item()
-    return compare([*got.values()], [true[name] for name in got], tuple(got), {"db": least}, times)
+def _by_chance(dy: Tensor, kept: Tensor, x: Tensor, fan_in: int) -> dict[str, float]:
+    """Return a tenth of the size that sums of such numbers have whose signs are chance.
+
+    Before a normalization Σ dy is zero but for rounding, and so is Σ dy xᵀ where all of x is alike. Rounding shows by
+    the size of what is summed; a tenth of that changes nothing for sums that do not vanish.
+    """
+    size, spread, chosen = (torch.linalg.vector_norm(t, dtype=_wide(dy.dtype)).item() for t in (dy, x, kept))
+    return {"db": 0.1 * size, "dw": 0.1 * chosen * spread * math.sqrt(fan_in / x.numel())}
+
+
+def _compared(
+    got: Gradients, true: Gradients, least: Mapping[str, float] = MappingProxyType({}), times: float = 1.0
+) -> str | None:
+    return compare([*got.values()], [true[name] for name in got], tuple(got), least, times)
 
 
 def compare(
