@@ -3,4 +3,4 @@
 
 def test_parity(case, results):
     parity = results.parity(case)
-    assert parity.verdict != "fail", f"{parity.metric}: {-parity.difference:.3g} lost, and {parity.margin:.3g} is allowed"
+    assert parity.verdict != "fail", f"{parity.metric}: {-parity.difference:.3g} lost, {parity.margin:.3g} allowed"
