@@ -10,7 +10,10 @@ is timed: what loading them costs is not a matter of the method. The learning ra
 
 The check is made in the model itself: each sparsified layer's gradients are compared with their definition, on the
 input and dy that it has in a step on the first batch, and the first losses of both sides with each other. What was left
-dense is named with its share of the backward pass's operations, since it bounds what a step can gain (Amdahl).
+dense is named with its share of the backward pass's operations, since it bounds what a step can gain (Amdahl). Floors
+are left out: those of the linear layers alone would not be the model's.
+
+The workload `transformer` is this one with a model of ours, whose sizes are axes: the GPT of the task `language`.
 """
 
 from __future__ import annotations
