@@ -10,20 +10,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.worker import WorkerError
 from meprop_bench.sweep.worker import Session, start_worker
-from meprop_bench.tasks.build import check_name, failed, is_model, out_of_memory, seeded, source_of
+from meprop_bench.tasks.build import check_name, failed, is_model, seeded, source_of, unchanged
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
+
+if TYPE_CHECKING:
+    from meprop_bench.tasks.task import Task
 
 __all__ = ["check_models", "check_recipes", "examine"]
 
 _LONGEST_S = 600.0
 """Seconds after which a model that is not examined counts as hung."""
+
+_STEPS = 1000
+"""That a schedule is fitted to: a part of fewer, such as a warm-up, may be none."""
+
+_SHOWN = 100
+"""Characters of what torch says."""
 
 _examined: dict[str, Mapping[str, Any]] = {}
 
@@ -82,21 +91,28 @@ def examine(session: Session, recipes: Sequence[Mapping[str, Any]], threads: int
     made = [Recipe(**recipe) for recipe in recipes]
     torch.set_num_threads(threads)
     task = Own(made[0].task, **made[0].options)
-    found = task.examine()
-    for recipe in (made[0].dense(), *made):
-        model = task.build(0)
-        task.sparsify(model, recipe)
-        try:
-            with seeded(0):
-                task.step(model, recipe, steps=1)(next(iter(task.epoch(0, 0))))
-        except Exception as error:
-            if isinstance(error, UserError) or out_of_memory(error):
-                raise
-            if recipe.gradient == "rows" and "sparse" in str(error).lower():
-                raise UserError(
-                    f"{task.name} cannot be trained with gradients as rows, as its optimizer or clipping takes none"
-                    f" ({str(error).splitlines()[0]}): use torch.optim.SGD or Adagrad, meprop_bench.optim.RowAdam, or"
-                    " --gradient dense"
-                ) from error
-            raise failed(task.name, f"failed in a training step by {recipe.method}", error) from error
+    with unchanged(task.name, "trained"):
+        found = task.examine()
+        for recipe in (made[0].dense(), *made):
+            _try_step(task, recipe)
     return found
+
+
+def _try_step(task: Task, recipe: Recipe) -> None:
+    """Take a training step."""
+    model = task.build(0)
+    task.sparsify(model, recipe)
+    step = task.step(model, recipe, steps=_STEPS)
+    try:
+        with seeded(0):
+            step(next(iter(task.epoch(0, 0))))
+    except Exception as error:
+        if isinstance(error, UserError) or out_of_memory(error):
+            raise
+        if recipe.gradient == "rows" and "sparse" in str(error).lower():
+            raise UserError(
+                f"{task.name} cannot be trained with gradients as rows, as its optimizer or clipping takes none"
+                f" ({str(error).splitlines()[0][:_SHOWN]}): use torch.optim.SGD or Adagrad, meprop_bench.optim.RowAdam,"
+                " or --gradient dense"
+            ) from error
+        raise failed(task.name, f"failed in a training step by {recipe.method}", error) from error
