@@ -90,6 +90,8 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
 
     until, plan = Deadline(deadline), _plan(preset, options)
     check_feasible(plan.cases, pin=plan.pin)
+    if preset is None and any(case.model is not None for case in plan.cases) and "accuracy" not in plan.checks:
+        click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     store = _store(plan, out, resume)
     with store:
         code = _measure(plan, store, until)
@@ -107,7 +109,6 @@ def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
         settings["seed"] = axes["seed"][0]
     if parity is None and preset is None and "model" in axes:
         parity = False
-        click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     if parity is not None:
         settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)
     if preset is None:

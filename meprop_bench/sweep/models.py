@@ -71,7 +71,9 @@ def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, ev
             finally:
                 worker.close()
             if answer.get("error") is not None:
-                raise UserError(str(answer["error"]))
+                exhausted = answer.get("kind") == "out-of-memory"
+                doing = f"{name} cannot be examined: out of memory: " if exhausted else ""
+                raise UserError(f"{doing}{answer['error']}")
             _examined[key] = answer
         if evaluates and not _examined[key]["evaluates"]:
             raise UserError(f"{name} does not say how good a model is: add evaluate= to its Training")
