@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "SPARSE", "Method"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,6 @@ METHODS: Mapping[str, Method] = {
     "meact": Method(None, "meact"),
 }
 """Name, as the papers have it where they do -> what it stands for."""
+
+SPARSE = tuple(name for name, method in METHODS.items() if method.selection and not method.algorithm)
+"""Those that are a selection alone: what any sparsified layer can be trained by."""

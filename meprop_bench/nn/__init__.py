@@ -1,5 +1,6 @@
 """nn: drop-in modules; `convert`, which puts them into any model, and `revert`, which takes them out again."""
 
+from meprop_bench.nn.attention import MePropMultiheadAttention
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.conversion import Conversion, record_calls
 from meprop_bench.nn.convert import convert, revert
@@ -13,6 +14,7 @@ __all__ = [
     "MePropGRU",
     "MePropLSTM",
     "MePropLinear",
+    "MePropMultiheadAttention",
     "MePropRNN",
     "convert",
     "record_calls",

@@ -62,7 +62,9 @@ class _Conv(ChangingK, nn.modules.conv._ConvNd):
             layer.groups, layer.bias is not None, layer.padding_mode, "meta", k=k, selection=selection, kernel=kernel,
         )._adopt(layer)  # fmt: skip
 
-    def _check(self, selection: str, kernel: str) -> None:
+    @staticmethod
+    def check_method(selection: str, kernel: str) -> None:
+        """See `Sparsified`."""
         check_selection(selection)
         check_kernel(kernel)
 

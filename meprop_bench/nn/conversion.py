@@ -28,10 +28,11 @@ from meprop_bench.ops.selection import resolve_k
 
 __all__ = ["Calls", "Conversion", "record_calls", "survey"]
 
-_READERS: tuple[Any, ...] = tuple(
-    getattr(nn, name) for name in ("MultiheadAttention", "LinearCrossEntropyLoss") if hasattr(nn, name)
-)
+_READERS: tuple[Any, ...] = tuple(getattr(nn, name) for name in ("LinearCrossEntropyLoss",) if hasattr(nn, name))
 """Modules of torch that read the weights of layers inside them, which never run."""
+
+_SIZES = ("out_features", "hidden_size", "embed_dim", "nf")
+"""What layers call the number that k is of."""
 
 _NO_PRODUCT = ("Embedding", "EmbeddingBag", "LayerNorm", "RMSNorm", "ParametrizationList")
 """Modules of torch whose parameters may be matrices, and are not multiplied by the module's input as such."""
@@ -50,7 +51,7 @@ class Conversion(dict[str, Any]):
         """Why a layer that was converted is dense with the k that it has now, by qualified name."""
         found = {}
         for name, layer in self.items():
-            n = getattr(layer, "out_features", getattr(layer, "hidden_size", 0))
+            n = next((getattr(layer, size) for size in _SIZES if hasattr(layer, size)), 0)
             if n and resolve_k(layer.k, n) >= n:
                 found[name] = f"k = {layer.k} keeps all of its {n}"
         return found
@@ -77,12 +78,21 @@ def survey(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[tup
     """
     readers = [module for module in model.modules() if type(module).forward in {kind.forward for kind in _READERS}]
     unused = {child for reader in readers for child in reader.modules()}
+    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    parts = {child for attention in attentions if _is_one(attention) for child in attention.modules()} - {*attentions}
     for name, module in model.named_modules():
+        if module in parts:
+            continue
         if issubclass(type(module), (*kinds, Sparsified)):
             yield name, module, _obstacle(module, kinds, module in unused)
         else:
             for own, shape in _matrices(module):
                 yield f"{name}.{own}".lstrip("."), module, _parameter_left(module, shape)
+
+
+def _is_one(attention: nn.MultiheadAttention) -> bool:
+    """Whether attention is one layer, its projections in it, as torch has it."""
+    return isinstance(attention, Sparsified) or type(attention).forward is nn.MultiheadAttention.forward
 
 
 def _obstacle(layer: nn.Module, kinds: tuple[type[nn.Module], ...], unused: bool) -> str | None:
@@ -116,12 +126,8 @@ def _matrices(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 def _parameter_left(module: nn.Module, shape: tuple[int, ...]) -> str:
     """Say why a parameter of a module that is no layer to be converted is left."""
     kind = type(module)
-    if isinstance(module, nn.MultiheadAttention):
-        return "nn.MultiheadAttention computes its projections in one function, without layers"
     if kind.__module__.startswith("torch.nn.") and not isinstance(module, (nn.ParameterList, nn.ParameterDict)):
         return f"there is no sparsified nn.{kind.__name__}"
-    if kind.__name__ == "Conv1D":  # of transformers, in GPT-2: x W + b
-        return "Conv1D holds its weight transposed, (m, n): put an nn.Linear in its place, then convert"
     return f"a parameter of {kind.__name__}, {' x '.join(map(str, shape))}, and not of a layer"
 
 

@@ -20,17 +20,22 @@ Kinds that need different keywords are converted one call after the other.
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from meprop_bench.nn import transformers
+from meprop_bench.nn.attention import MePropMultiheadAttention
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.conversion import Conversion, survey
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.ops.selection import check_k
 
 __all__ = ["convert", "revert"]
 
@@ -42,14 +47,19 @@ _KINDS: dict[type[nn.Module], Any] = {
     nn.LSTM: MePropLSTM,
     nn.GRU: MePropGRU,
     nn.RNN: MePropRNN,
+    nn.MultiheadAttention: MePropMultiheadAttention,
 }
-"""What the class of a layer becomes."""
+"""What the class of a layer of torch becomes."""
+
+
+def _kinds() -> dict[type[nn.Module], Any]:
+    return _KINDS | transformers.kinds()
 
 
 def convert(
     model: nn.Module,
     *,
-    k: float,
+    k: float | Mapping[str, float],
     selection: str = "example",
     sparse: bool = False,
     kernel: str = "auto",
@@ -61,9 +71,12 @@ def convert(
     Args:
         model: any module; changed in place.
         k: entries selected, as the kind of layer has it: of the outputs of `nn.Linear`, of the positions of a map
-            of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1].
+            of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1]. Or one for each of several patterns of qualified names,
+            `{"blocks.*.qkv": 0.05, "blocks.*": 0.1}`, where `*` stands for any characters, dots included, and `?` and
+            `[…]` for one: the first that matches counts, and what none matches is left.
         selection, sparse, kernel: as for the layers converted, e.g. `MePropLinear`.
-        kinds: which classes of layers.
+        kinds: which classes of layers; by default linear layers alone, so that `nn.MultiheadAttention` and
+            transformers' `Conv1D`, which have linear layers within or are one, have to be among them.
         filter: called with each layer that can be converted and its qualified name; those for which it is true are. By
             default all but the output layer.
 
@@ -75,34 +88,41 @@ def convert(
 
     Raises:
         ValueError: for a kind that cannot be converted, a keyword that one of the kinds does not take, a k, selection
-            or kernel that does not exist, a layer that cannot be converted (an LSTM with projections), or if the model
-            itself is a linear layer, to be converted, and no filter decides. Nothing is changed then.
+            or kernel that does not exist, a layer that cannot be converted (an LSTM with projections), a pattern that
+            matches no layer to be converted, or if the model itself is a linear layer, to be converted, and no filter
+            decides. Nothing is changed then.
 
     """
-    methods = _methods(kinds, k, selection, sparse, kernel)
+    known = _kinds()
+    methods = _methods(kinds, known, selection, sparse, kernel)
+    counts = _counts(k)
     output = _output(model) if filter is None and nn.Linear in kinds else None
     converted: dict[str, Any] = {}
     left: dict[str, str] = {}
-    for name, layer, obstacle in survey(model, tuple(_KINDS)):
+    for name, layer, obstacle in survey(model, tuple(known)):
         if obstacle is not None:
             left[name] = obstacle
         elif type(layer) not in kinds:
-            left[name] = f"nn.{type(layer).__name__} is not among the kinds"
+            left[name] = f"{_name(type(layer))} is not among the kinds"
         elif layer is output:
             left[name] = "the output layer, which stays dense unless a filter takes it"
         elif filter is not None and not filter(layer, name):
             left[name] = "left out by the filter"
+        elif _first(counts, name) is None:
+            left[name] = "no pattern of k matches its name"
         else:
             converted[name] = layer
     for name, layer in converted.items():
         try:
-            _KINDS[type(layer)].check(layer)
+            known[type(layer)].check(layer)
         except ValueError as error:
             raise ValueError(f"cannot convert {name!r}: {error}, so leave it out by the filter") from error
-    for layer in converted.values():
+    if isinstance(k, Mapping):
+        _check_patterns(counts, converted, left)
+    for name, layer in converted.items():
         kind = type(layer)
-        layer.__class__ = _KINDS[kind]
-        layer.configure(**methods[kind])
+        layer.__class__ = known[kind]
+        layer.configure(k=_first(counts, name), **methods[kind])
     found = Conversion(converted, left)
     if not found:
         warnings.warn(f"no layer of {type(model).__name__} was converted: {found.reasons()}", stacklevel=2)
@@ -121,7 +141,7 @@ def revert(model: nn.Module) -> nn.Module:
             is changed then.
 
     """
-    plain: dict[type[nn.Module], type[nn.Module]] = {kind: dense for dense, kind in _KINDS.items()}
+    plain: dict[type[nn.Module], type[nn.Module]] = {kind: dense for dense, kind in _kinds().items()}
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, Sparsified)}
     for name, layer in layers.items():
         if type(layer) not in plain:
@@ -134,27 +154,59 @@ def revert(model: nn.Module) -> nn.Module:
 
 
 def _methods(
-    kinds: tuple[type[nn.Module], ...], k: float, selection: str, sparse: bool, kernel: str
+    kinds: tuple[type[nn.Module], ...], known: dict[type[nn.Module], Any], selection: str, sparse: bool, kernel: str
 ) -> dict[type[nn.Module], dict[str, Any]]:
-    """Check all keywords for all kinds, and return those that `configure` of each kind takes."""
-    known = ", ".join(f"nn.{kind.__name__}" for kind in _KINDS)
+    """Check all keywords for all kinds, and return those that `configure` of each kind takes, but k."""
+    names = ", ".join(map(_name, known))
     if not isinstance(kinds, tuple) or not kinds:
-        raise ValueError(f"kinds must be a tuple of one or more of {known}, not {kinds!r}")
+        raise ValueError(f"kinds must be a tuple of one or more of {names}, not {kinds!r}")
     methods = {}
     for kind in kinds:
-        if kind not in _KINDS:
-            raise ValueError(f"no layers of the kind {kind!r} can be converted: choose from {known}")
-        method: dict[str, Any] = {"k": k, "selection": selection, "kernel": kernel}
+        if kind not in known:
+            raise ValueError(f"no layers of the kind {kind!r} can be converted: choose from {names}")
+        method: dict[str, Any] = {"selection": selection, "kernel": kernel}
         if kind is nn.Linear:
             method["sparse"] = sparse
         elif sparse:
             raise ValueError(
-                f"sparse={sparse!r} does not apply to nn.{kind.__name__}: convert that kind in a call of its own"
+                f"sparse={sparse!r} does not apply to {_name(kind)}: convert that kind in a call of its own"
             )
-        sizes = (1, 1, 1) if issubclass(kind, nn.modules.conv._ConvNd) else (1, 1)
-        _KINDS[kind](*sizes, device="meta", **method)  # a layer that is made for its checks alone
+        known[kind].check_method(selection, kernel)
         methods[kind] = method
     return methods
+
+
+def _name(kind: type[nn.Module]) -> str:
+    return f"nn.{kind.__name__}" if kind.__module__.startswith("torch.") else f"{kind.__name__} of transformers"
+
+
+def _counts(k: float | Mapping[str, float]) -> dict[str, float]:
+    """Return k by pattern."""
+    counts = dict(k) if isinstance(k, Mapping) else {"*": k}
+    if not counts:
+        raise ValueError("k must be a number, or one for each of one or more patterns of names: it is empty")
+    for pattern, count in counts.items():
+        if not isinstance(pattern, str):
+            raise ValueError(f"k goes by patterns of names, such as 'blocks.*', not {pattern!r}")
+        check_k(count)
+    return counts
+
+
+def _first(counts: dict[str, float], name: str) -> float | None:
+    """Return the k of the first pattern that matches."""
+    return next((k for pattern, k in counts.items() if fnmatchcase(name, pattern)), None)
+
+
+def _check_patterns(patterns: Iterable[str], converted: Iterable[str], left: dict[str, str]) -> None:
+    """Raise ValueError if a pattern matches none of the layers to be converted."""
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in converted):
+            continue
+        name = next((name for name in left if fnmatchcase(name, pattern)), None)
+        if name is not None:
+            raise ValueError(f"k: {pattern!r} matches only what is left as it is, such as {name!r}: {left[name]}")
+        near = difflib.get_close_matches(pattern, [*converted, *left], cutoff=0.3) or list(converted)[:3]
+        raise ValueError(f"k: {pattern!r} matches no layer" + (f"; there are {', '.join(near)}" if near else ""))
 
 
 def _output(model: nn.Module) -> nn.Module | None:

@@ -81,7 +81,9 @@ class MePropLinear(ChangingK, nn.Linear):
         super().configure(k=k, selection=selection, kernel=kernel)
         self.sparse = sparse
 
-    def _check(self, selection: str, kernel: str) -> None:
+    @staticmethod
+    def check_method(selection: str, kernel: str) -> None:
+        """See `Sparsified`."""
         check_selection(selection)
         kernels.get(kernel)
 

@@ -39,6 +39,9 @@ _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "tanh", "RNN_RELU": "relu"}
 class _Recurrent(Sparsified, nn.RNNBase):
     """What the three have in common."""
 
+    _cell = staticmethod(recurrent)
+    """What runs one direction of one layer: a check puts another in its place."""
+
     activeness: Mapping[str, Record] | None = None
     """What counts the neurons selected, by cell: "l0", "l0_reverse", "l1", …: see `algorithms.activeness`."""
 
@@ -52,8 +55,9 @@ class _Recurrent(Sparsified, nn.RNNBase):
         if layer.proj_size:
             raise ValueError(f"proj_size must be 0, not {layer.proj_size}: layers with projections are not supported")
 
-    def _check(self, selection: str, kernel: str) -> None:
-        self.check(self)
+    @staticmethod
+    def check_method(selection: str, kernel: str) -> None:
+        """See `Sparsified`."""
         check_selection(selection)
         check_kernel(kernel)
 
@@ -122,7 +126,7 @@ class _Recurrent(Sparsified, nn.RNNBase):
             for direction in range(directions):
                 i, suffix = layer * directions + direction, ("", "_reverse")[direction]
                 parameters = [getattr(self, name) for name in self._all_weights[i]]
-                y, final = recurrent(
+                y, final = self._cell(
                     _CELLS[self.mode], x, tuple(s[i] for s in states), cast(Weights, (*parameters, None, None)[:4]),
                     sizes=sizes, reverse=direction == 1, k=self._k, selection=self.selection, kernel=self.kernel,
                     record=None if self.activeness is None else self.activeness.get(f"l{layer}{suffix}"),

@@ -52,7 +52,8 @@ class Sparsified(nn.Module):
 
     def configure(self, *, k: float, selection: str, kernel: str) -> None:
         """Set the method; it may be changed between steps, all at once here or each attribute for itself."""
-        self._check(selection, kernel)
+        self.check(self)
+        self.check_method(selection, kernel)
         self.k = k
         self.selection = selection
         self.kernel = kernel
@@ -60,7 +61,8 @@ class Sparsified(nn.Module):
         # this one, not the class, which is pickled under its own name; Dynamo looks for "torch.nn.", and is not meant.
         self.__module__ = "torch.nn"
 
-    def _check(self, selection: str, kernel: str) -> None:
+    @staticmethod
+    def check_method(selection: str, kernel: str) -> None:
         """Raise ValueError if layers of this kind have no such selection, or no such kernel."""
         raise NotImplementedError
 
@@ -92,7 +94,8 @@ class Sparsified(nn.Module):
         }
         if method.get("kernel") == "auto":
             del method["kernel"]
-        return ", ".join((super().extra_repr(), *(f"{name}={value}" for name, value in method.items())))
+        parts = (super().extra_repr(), *(f"{name}={value}" for name, value in method.items()))
+        return ", ".join(part for part in parts if part)
 
     def _drop_method(self) -> None:
         """Leave the instance as a layer of torch has it."""

@@ -26,6 +26,7 @@ from meprop_bench.errors import one_of
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clock import CACHES, LAUNCHES
+from meprop_bench.methods import SPARSE
 from meprop_bench.results.incoming import Name, Share, conforming, parts
 
 __all__ = [
@@ -198,7 +199,7 @@ class Axes(Generic[Absent]):
         workloads={OWN: None}, label="{}", place=1,
     ))
     method: Name = field(default="meprop", metadata=_axis(
-        "Sparsification: meprop, unified, random, random-unified; dense times the baseline against itself (A/A).",
+        f"Sparsification: {', '.join(SPARSE)}; dense times the baseline against itself (A/A).",
         required=True, dense=False, sweep=("meprop", "unified"), label="{}", place=8,
     ))
     k: K = field(default=30, metadata=_axis(

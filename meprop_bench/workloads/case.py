@@ -23,7 +23,7 @@ from typing import Any, Never, Self
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
-from meprop_bench.methods import METHODS
+from meprop_bench.methods import METHODS, SPARSE
 from meprop_bench.results.axes import AXES, Axes, case_name
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model
@@ -45,7 +45,9 @@ _SPACING = 64
 """Steps between two removals of meSimp at least, as in the workload mesimp: an eighth of an epoch of the digits says
 little of a neuron."""
 
-_TOP_K = tuple(name for name, method in METHODS.items() if method.selection and not method.algorithm)
+
+_EACH = tuple(name for name in SPARSE if "unified" not in name)
+"""Those that select for each example, as a convolution's maps have it."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,24 @@ class Workload:
 
 WORKLOADS: Mapping[str, Workload] = {
     # One layer, (B, m) -> (B, n).
-    "linear": Workload((*_TOP_K, "dense")),
+    "linear": Workload((*SPARSE, "dense")),
     # The papers' perceptron in training, in - h - ... - h - 10.
-    "mlp": Workload(_TOP_K, trains=True),
+    "mlp": Workload(SPARSE, trains=True),
     # One convolution, m maps of size x size -> n maps; k are positions.
-    "conv": Workload(("meprop", "random"), kernels="conv"),
+    "conv": Workload(_EACH, kernels="conv"),
     # One recurrent layer over a number of time steps, m inputs -> n neurons in each gate.
-    "lstm": Workload(_TOP_K, module="recurrent", kernels="recurrent"),
-    "gru": Workload(_TOP_K, module="recurrent", kernels="recurrent"),
+    "lstm": Workload(SPARSE, module="recurrent", kernels="recurrent"),
+    "gru": Workload(SPARSE, module="recurrent", kernels="recurrent"),
     # A GPT in training on windows of text (`models.gpt`), timed as any task's model is.
-    "transformer": Workload(_TOP_K, trains=True, module="model"),
+    "transformer": Workload(SPARSE, trains=True, module="model"),
     # Encoder and decoder of n neurons in training on sentences of random words.
-    "seq2seq": Workload(("meprop", "unified"), trains=True),
+    "seq2seq": Workload(SPARSE, trains=True),
     # The perceptron simplified during training, then against the one that was not: forward pass and step.
     "mesimp": Workload(("mesimp",), trains=True),
     # The perceptron trained through each example's own neurons.
     "meact": Workload(("meact",), trains=True),
     # A user's own model, or that of a task, in training.
-    "model": Workload(_TOP_K, trains=True),
+    "model": Workload(SPARSE, trains=True),
 }
 """Name -> what it is. Its axes are in the table of them."""
 

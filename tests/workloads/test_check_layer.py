@@ -113,6 +113,13 @@ def test_under_autocast_it_is_the_arithmetic_of_dy(dtype: torch.dtype) -> None:
     assert passes(maps, normal(2, 3, 8, 8), normal(2, 4, 6, 6, dtype=dtype))
 
 
+@pytest.mark.parametrize("kind", [MePropLSTM, MePropGRU])
+def test_a_recurrent_layer_under_autocast(kind: Any) -> None:
+    torch.manual_seed(0)
+    layer = kind(20, 30, k=6)
+    assert passes(layer, normal(9, 4, 20), normal(9, 4, 30, dtype=torch.bfloat16))
+
+
 def zeros(shape: str) -> Tensor:
     """A dy as models make it."""
     dy = normal(12, 20)
