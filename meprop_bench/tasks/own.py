@@ -258,14 +258,16 @@ class Own(Task):
         return 1 if first is None or not first.dim() else len(first)
 
     def examine(self) -> Mapping[str, Any]:
-        """Build it twice, take batches twice, compute a loss, gradients and a step, and evaluate, to find mistakes.
+        """Build it twice, take the batches of each twice, compute losses, and evaluate, to find mistakes.
 
         Returns what is known of it then: whether it `evaluates`, its `metric`, and its steps in an epoch.
         """
-        models = [self.build(0) for _ in range(2)]
-        passes = [list(itertools.islice(self.epoch(0, 0), _READ)) for _ in range(2)]
-        first = [found[0] for found in passes]
-        if not _equal(*passes):
+        models, passes = [], []
+        for _ in range(2):
+            models.append(self.build(0))
+            passes += [list(itertools.islice(self.epoch(0, 0), _READ)) for _ in range(2)]
+        first = [passes[0][0], passes[-1][0]]
+        if not all(_equal(passes[0], other) for other in passes[1:]):
             raise UserError(
                 f"the batches of {self.name} are others each time, though torch, random and NumPy are seeded: seed"
                 " what else they draw from"

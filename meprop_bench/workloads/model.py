@@ -51,8 +51,15 @@ _SAME = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Relative difference of two first losses that is rounding; of coarser arithmetic `_COARSE`."""
 _COARSE = 1e-2
 
+_TRANSPOSED, _WANTED = 4, 7
+"""Places among the arguments of a convolution's backward pass, from that of its bias on: a flag, and which of dx, dw and
+db are wanted."""
+
 _flops: Any = torch.utils.flop_counter  # which has no types
-_ATTENTION = {
+_OPERATORS = {
+    torch.ops.aten.convolution_backward: lambda dy, x, w, *more, **_: (
+        2 * math.prod(x if more[_TRANSPOSED] else dy) * math.prod(w[1:]) * sum(more[_WANTED][:2])
+    ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: _flops.sdpa_flop_count(
         *shapes[:3]
     ),
@@ -60,7 +67,8 @@ _ATTENTION = {
         _flops.sdpa_backward_flop_count(*shapes[:4])
     ),
 }
-"""Operators that torch (2.13) counts as 0: without them a transformer's linear layers would seem to be all there is."""
+"""Operators that torch (2.13) counts as 0: without them a transformer's linear layers would seem to be all there is; and
+one whose groups it does not know."""
 
 _COUNTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
 """Layers whose share of the operations is named where they are left dense."""
@@ -272,7 +280,7 @@ class _Work:
                 uncounted += work
 
         with ExitStack() as stack, suppress(Exception):  # the loss itself worked before
-            counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_ATTENTION))
+            counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_OPERATORS))
             opaque = stack.enter_context(_opaque(step.model, counter))
             stack.enter_context(_listening(step.model, _COUNTED, arrived))
             loss = step.forward(batch)
@@ -361,6 +369,8 @@ def _remarks(task: Task, step: Step, names: set[str], calls: Mapping[str, _Call]
         yield f"left dense: {shown}{more}"
     if never := sorted(names - calls.keys()):
         yield f"no gradient reaches {', '.join(never)} in the first batches: sparsified for nothing, and not checked"
+    if not step.model.training:
+        yield "the model is in evaluation mode, as it was built: call its train(), unless that is meant"
     if isinstance(task, Own) and (dtype := task.training.autocast or task.training.dtype) is not None:
         how = "autocast to" if task.training.autocast else "in"
         yield f"the model is trained {how} {str(dtype).removeprefix('torch.')}"
