@@ -88,9 +88,10 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
     """
     from meprop_bench.sweep.plan import Deadline, check_feasible
 
-    unsaid = preset is None and options["parity"] is None
+    parity = options["parity"]
+    unsaid = preset is None and parity is None
     until, plan = Deadline(deadline), _plan(preset, options)
-    check_feasible(plan.cases, pin=plan.pin)
+    check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
     if unsaid and "accuracy" not in plan.checks:
         click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     store = _store(plan, out, resume)

@@ -86,7 +86,7 @@ class Own(Task):
         return self.training.kinds
 
     @property
-    def evaluates(self) -> bool:
+    def evaluates(self) -> bool:  # type: ignore[override]
         """Whether it says how good a model is."""
         return self.training.evaluate is not None
 
@@ -236,8 +236,8 @@ class Own(Task):
         What is not finite is refused by who knows when it came: `tasks.run`, `examine`.
         """
         training = self._of(model)
-        if training.evaluate is None:
-            raise UserError(f"{self.name} does not say how good a model is: add evaluate= to its Training")
+        self.check_evaluates()
+        assert training.evaluate is not None
         if split == "test" and self._evaluated is not None and self._evaluated[0]() is model:
             return self._evaluated[1]
         autocast = nullcontext() if training.autocast is None else torch.autocast(self.device.type, training.autocast)
@@ -257,10 +257,11 @@ class Own(Task):
         first = next(_tensors(batch), None)
         return 1 if first is None or not first.dim() else len(first)
 
-    def examine(self) -> Mapping[str, Any]:
+    def examine(self) -> tuple[Mapping[str, Any], list[nn.Module]]:
         """Build it twice, take the batches of each twice, compute losses, and evaluate, to find mistakes.
 
-        Returns what is known of it then: whether it `evaluates`, its `metric`, and its steps in an epoch.
+        Returns what is known of it then (whether it `evaluates`, its `metric`, its `steps` in an epoch), and the two
+        models.
         """
         models, passes = [], []
         for _ in range(2):
@@ -283,7 +284,7 @@ class Own(Task):
             )
         if self.evaluates and not math.isfinite(figure := self.evaluate(models[0], "dev")):
             raise UserError(f"evaluate of {self.name} returned {figure}: it has to return a finite number")
-        return {"evaluates": self.evaluates, "metric": self.metric, "steps": self.steps_per_epoch}
+        return {"evaluates": self.evaluates, "metric": self.metric, "steps": self.steps_per_epoch}, models
 
     def _of(self, model: nn.Module) -> Training:
         held: _Held = vars(model)[_HELD]

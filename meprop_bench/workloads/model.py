@@ -52,8 +52,8 @@ _SAME = {torch.float32: 1e-5, torch.float64: 1e-12}
 _COARSE = 1e-2
 
 _TRANSPOSED, _WANTED = 4, 7
-"""Places among the arguments of a convolution's backward pass, from that of its bias on: a flag, and which of dx, dw and
-db are wanted."""
+"""Among the arguments of a convolution's backward pass, behind its weight: whether it is a transposed one, and which of
+dx, dw and db are wanted."""
 
 _flops: Any = torch.utils.flop_counter  # which has no types
 _OPERATORS = {
@@ -67,8 +67,8 @@ _OPERATORS = {
         _flops.sdpa_backward_flop_count(*shapes[:4])
     ),
 }
-"""Operators that torch (2.13) counts as 0: without them a transformer's linear layers would seem to be all there is; and
-one whose groups it does not know."""
+"""Operators of which torch (2.13) counts nothing, as if a transformer's linear layers were all there is, and one whose
+groups it does not know."""
 
 _COUNTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
 """Layers whose share of the operations is named where they are left dense."""

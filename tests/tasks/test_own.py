@@ -360,7 +360,7 @@ def build():
     untouched = next(iter(task.training.batches))
     assert type(found) is type(untouched)
     assert task.size(found) in (6, 72)
-    assert task.examine()["steps"] == 4
+    assert task.examine()[0]["steps"] == 4
 
 
 def test_models_and_their_data_are_freed(own_model):

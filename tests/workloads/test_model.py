@@ -85,8 +85,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embedding, self.head = nn.Embedding(30, 16), nn.Linear(16, 30)
-        self.blocks = nn.ModuleList([Block(), Block()])
+        self.embedding, self.blocks = nn.Embedding(30, 16), nn.ModuleList([Block(), Block()])
+        self.head = nn.Linear(16, 30)
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens):
@@ -193,7 +193,8 @@ def test_frozen_layers_have_dx_alone_and_convolutions_their_filters(own_model):
         def build():
             model = nn.Sequential(
                 nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 4, 2, padding=1), nn.ReLU(),
-                nn.Conv2d(4, 8, 3, groups=2, padding=1), nn.ConvTranspose2d(8, 2, 2, stride=2), nn.Flatten(), nn.Linear(72, 16), nn.Linear(16, 4),
+                nn.Conv2d(4, 8, 3, groups=2, padding=1),
+                nn.ConvTranspose2d(8, 2, 2, stride=2), nn.Flatten(), nn.Linear(72, 16), nn.Linear(16, 4),
             )
             model[6].requires_grad_(False)
             return training(model=model)
