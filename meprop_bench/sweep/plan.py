@@ -297,8 +297,10 @@ def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(dict.fromkeys(cases))
 
 
-def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
+def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool = False) -> None:
     """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
+
+    Users' models are examined; with `evaluates` each has to say how good it is.
 
     Raises:
         UserError: what is missing, in one line.
@@ -323,7 +325,7 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
     if any(case.model is not None for case in cases):
         from meprop_bench.sweep.models import check_models
 
-        check_models(cases)
+        check_models(cases, evaluates=evaluates)
 
 
 def _check_data(name: str) -> None:
