@@ -250,6 +250,10 @@ def _plan(settings: Settings) -> Plan:
         raise UserError(
             f"no case of the preset {settings.preset} matches {', '.join(settings.cases)}: it has {names} ..."
         )
+    if other := next((case for case in cases if (case.compile, case.baseline) != ("off", "same")), None):
+        raise UserError(
+            f"the gate judges revisions by eager code alone: leave compile and baseline out of {other.label}"
+        )
     check_feasible(cases)
     return replace(plan, cases=cases, budget=settings.budget, processes=min(plan.processes, settings.pairs))
 

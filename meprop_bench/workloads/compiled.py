@@ -1,0 +1,194 @@
+"""What is timed, through `torch.compile`: at set-up, before any check, and never again.
+
+    with compilation(wanted) as made:    what is set up within may be compiled
+        f = function(forward)            a layer's forward pass, and with it its backward pass
+        compile_model(model)             a model in place, with all that it calls
+    made.notes()                         in how many pieces
+
+Both sides are compiled alike, by torch's defaults, as a user would. What they are held to is in `as_eager` and
+`as_eager_step`: outputs and all gradients of the compiled call are those of the same call, run eagerly.
+
+*A graph that is kept.* A layer's backward pass is timed again and again on one graph. What a compiled forward pass
+saves, its backward pass may write into (torch's donated buffers) and so refuses to run twice. So for layers donation is
+off, on both sides: without the flag a timed backward pass would need a forward pass before it, of which 0.3 ms would
+have to be told from 0.5 ms. The flag costs memory where something else than inputs is saved, and no time that we could
+tell: of a linear layer and a convolution only inputs are saved, which are never donated. Models run forward before each
+backward pass, as in training, and keep it on.
+
+*Nothing is compiled while the clock runs.* When the case is set up, torch is put into the stance "fail_on_recompile": a
+call that its graphs do not fit is an error, not a slow value, until the next case. Nor may Dynamo give up quietly at
+its limit of recompilations and go on eagerly. Kernels for the CPU are compiled for a number of threads, which has to be
+the case's meanwhile. The compiler's own pool of processes would go on beside the measurement, and is not started.
+
+*Found again.* Every process compiles for itself; what the first one's C++ compiler, or Triton, made is found by the
+others in torch's cache (TORCHINDUCTOR_CACHE_DIR).
+
+Nothing here loads Dynamo, which takes two seconds, before something is to be compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor, nn
+
+from meprop_bench.errors import UserError
+from meprop_bench.training import Step
+from meprop_bench.workloads.check import compare
+
+__all__ = ["Made", "as_eager", "as_eager_step", "compilation", "compile_model", "function"]
+
+_P = ParamSpec("_P")
+
+BACKEND = "inductor"
+"""torch's default."""
+
+_EXCHANGED = 1e-2
+"""Relative tolerance of a model's gradients: rounding may exchange two entries that are selected (`check`)."""
+
+_lasting = ExitStack()
+"""What holds in this process until the next case is set up."""
+
+
+@dataclass
+class Made:
+    """What torch.compile made of a case."""
+
+    graphs: int = 0  # that were compiled
+    breaks: dict[str, int] = field(default_factory=dict)  # why a graph was broken -> how often
+
+    def notes(self) -> tuple[str, ...]:
+        """Say that graphs were broken, and the first reason; nothing where none was."""
+        if not (count := sum(self.breaks.values())):
+            return ()
+        times = "once" if count == 1 else f"{count} times"
+        return (f"torch.compile broke the graph {times}, and made {self.graphs} of it: {next(iter(self.breaks))}",)
+
+
+@contextmanager
+def compilation(wanted: bool, *, keep_graph: bool = False, beside: bool = False) -> Iterator[Made]:
+    """Forget what earlier cases compiled; where it is wanted, let what is set up in the block be compiled, no later.
+
+    Args:
+        wanted: whether something is to be compiled.
+        keep_graph: whether backward passes will run again on a graph, as a layer's do.
+        beside: forget nothing; what is there may run beside, and its graphs serve again.
+
+    Raises:
+        UserError: it cannot be compiled here, or nothing of it was.
+
+    """
+    if not beside:
+        _lasting.close()
+    made = Made()
+    if not wanted:
+        yield made
+        return
+    import torch._dynamo
+    import torch._functorch.config
+    import torch._inductor.config
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    with ExitStack() as lasting:
+        if not beside:
+            lasting.callback(torch.compiler.reset)
+        if keep_graph:
+            lasting.enter_context(torch._functorch.config.patch(donated_buffer=False))
+        with (
+            _explained(),
+            torch.compiler.set_stance("default"),
+            torch._inductor.config.patch(compile_threads=1),
+            torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
+        ):
+            yield made
+        made.graphs = counters["stats"]["unique_graphs"]
+        made.breaks = {_line(reason): count for reason, count in counters["graph_break"].items()}
+        if not (made.graphs or beside):
+            why = f" ({next(iter(made.breaks))})" if made.breaks else ""
+            raise UserError(f"torch.compile found nothing to compile in it{why}: leave --compile off")
+        lasting.enter_context(torch.compiler.set_stance("fail_on_recompile"))
+        _lasting.enter_context(lasting.pop_all())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn an error of torch's compiler into one line."""
+    try:
+        yield
+    except Exception as error:
+        if (reason := _reason(error)) is None:
+            raise
+        raise UserError(f"it cannot be compiled here: {reason}; leave --compile off") from error
+
+
+def function(forward: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+    """Return a forward pass that is compiled at its first call, for the shapes that it meets."""
+    compiled: Callable[_P, Tensor] = torch.compile(forward, backend=BACKEND, dynamic=False)
+    return compiled
+
+
+def compile_model(model: nn.Module) -> None:
+    """Compile a model in place, at its first call; copies of it are as before."""
+    import torch._dynamo
+
+    # Without, `nn.Sequential` and other models whose `forward` is torch's own would run eagerly, silently.
+    with torch._dynamo.config.patch(wrap_top_frame=True):
+        model.compile(backend=BACKEND)
+
+
+def as_eager(
+    compiled: Callable[[], Tensor], eager: Callable[[], Tensor], inputs: Sequence[Tensor], dy: Tensor, seed: int
+) -> str | None:
+    """Compare y and the gradients of x, w and b for dy; return one line that says what differs, or None."""
+
+    def numbers(forward: Callable[[], Tensor]) -> list[Tensor]:
+        torch.manual_seed(seed)
+        y = forward()
+        return [y.detach(), *torch.autograd.grad(y, list(inputs), dy)]
+
+    reason = compare(numbers(compiled), numbers(eager), ("y", "dx", "dw", "db"))
+    return reason and f"compiled and eager differ: {reason}"
+
+
+def as_eager_step(step: Step, batch: Any, seed: int) -> str | None:
+    """Compare the loss of a batch and all gradients of a compiled model; one line that says what differs, or None."""
+    parameters = dict(step.model.named_parameters())
+
+    def numbers() -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(seed)
+        step.optimizer.zero_grad(set_to_none=True)
+        loss = step.forward(batch)
+        step.backward(loss)
+        found = {name: each.grad for name, each in parameters.items() if each.grad is not None}
+        step.optimizer.zero_grad(set_to_none=True)
+        return found, loss.detach()
+
+    got, loss = numbers()
+    with torch.compiler.set_stance("force_eager"):
+        expected, eager_loss = numbers()
+    if got.keys() != expected.keys():
+        return f"compiled and eager differ: only one has the gradient of {min(got.keys() ^ expected.keys())}"
+    reason = compare([loss], [eager_loss], ("the loss",)) or compare(
+        list(got.values()), list(expected.values()), tuple(got), _EXCHANGED
+    )
+    return reason and f"compiled and eager differ: {reason}"
+
+
+def _reason(error: Exception) -> str | None:
+    """Say in one line why torch.compile failed; None for an error that is not its own."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    if not isinstance(error, TorchDynamoException | FailOnRecompileLimitHit):
+        return _line(str(error)) if "supported" in str(error) and "torch.compile" in str(error) else None
+    if "InvalidCxxCompiler" in str(error):
+        return "there is no C++ compiler (g++, clang++), which torch.compile needs"
+    return _line(str(error))
+
+
+def _line(text: str) -> str:
+    return next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "no reason was given")
