@@ -314,7 +314,7 @@ class Axes(Generic[Absent]):
     baseline: Name = field(default="same", metadata=_axis(
         "Dense side: same (as the method's in all but the method), or best (the fastest here of eager and compiled,"
         " with a fused optimizer or without).",
-        choices=("same", "best"), label="{} baseline", place=21, variant="{} baseline",
+        choices=("same", "best"), otherwise={OWN: ("best",)}, label="{} baseline", place=21, variant="{} baseline",
     ))
     seed: Seed | Absent = field(default=0, metadata=_axis(
         "Seed of weights, data, selections and orders; each of several makes a case [default: 0].", dense=False,

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from meprop_bench.errors import UserError
-from meprop_bench.workloads.baseline import Baseline, candidates, fastest
+from meprop_bench.workloads.baseline import Baseline, Unavailable, candidates, fastest
 from meprop_bench.workloads.case import WORKLOADS, Case
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
     `seconds` are those of each comparison.
     """
     from meprop_bench.measure.arithmetic import adopt
-    from meprop_bench.workloads.compiled import compilation
+    from meprop_bench.workloads.compiled import CannotCompile, compilation
 
     adopt(case.dtype)
     missing: list[str] = []
@@ -129,10 +128,10 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
             try:
                 with compilation(candidate.compiled, keep_graph=layer, beside=beside):
                     subject = _set_up(plain, candidate).baseline
-            except UserError as error:
-                if not candidate.compiled:
-                    raise
-                missing.append(f"the dense side could not be tried {candidate}: {error}")
+            except Unavailable:
+                continue
+            except CannotCompile as error:
+                missing.append(f"no dense side is {candidate}: {error.reason}")
             else:
                 beside |= candidate.compiled
                 yield candidate, subject

@@ -20,15 +20,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from meprop_bench.errors import UserError
 from meprop_bench.measure.paired import Subject, calibrate, measure_pairs, warm_up
 from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.results.axes import OWN
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import WORKLOADS, Case
 
 if TYPE_CHECKING:
     from meprop_bench.measure.clock import Clock
 
-__all__ = ["Baseline", "candidates", "fastest"]
+__all__ = ["Baseline", "Unavailable", "candidates", "fastest"]
 
 _WORTH = 1.01
 _LEAST_PAIRS = 7
@@ -68,12 +70,18 @@ class Baseline:
         return f"the dense side is {self}, the fastest here" + ("; so is the method's optimizer" if self.fused else "")
 
 
+class Unavailable(UserError):
+    """There is no such dense side here: nothing that a user did wrong."""
+
+
 def candidates(case: Case) -> tuple[Baseline, ...]:
     """Return what the dense side of a case can be, the simplest first: one of "same", several of "best"."""
     if case.baseline == "same":
         return (Baseline.same(case),)
     workload = WORKLOADS[case.workload]
-    fused = workload.trains and case.device.partition(":")[0] in OPTIMIZERS[case.optimizer].fused
+    # Of any model the optimizer is known when it is made; that of a task is fused as it is.
+    own = case.workload == OWN
+    fused = workload.trains and (own or case.device.partition(":")[0] in OPTIMIZERS[case.optimizer].fused)
     return tuple(
         Baseline(compiled, optimizer)
         for compiled in (False, *(() if workload.uncompiled else (True,)))

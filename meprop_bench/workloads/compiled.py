@@ -2,7 +2,7 @@
 
     with compilation(wanted) as made:    what is set up within may be compiled
         f = function(forward)            a layer's forward pass, and with it its backward pass
-        compile_model(model)             a model in place, with all that it calls
+        compile_steps([step], batch, seed)      its model in place, with all that it calls
     made.notes()                         in how many pieces
 
 Both sides are compiled alike, by torch's defaults, as a user would. What they are held to is in `as_eager` and
@@ -40,7 +40,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.training import Step
 from meprop_bench.workloads.check import compare
 
-__all__ = ["Made", "as_eager", "as_eager_step", "compilation", "compile_model", "function"]
+__all__ = ["CannotCompile", "Made", "as_eager", "as_eager_step", "compilation", "compile_steps", "function"]
 
 _P = ParamSpec("_P")
 
@@ -52,6 +52,14 @@ _EXCHANGED = 1e-2
 
 _lasting = ExitStack()
 """What holds in this process until the next case is set up."""
+
+
+class CannotCompile(UserError):
+    """It cannot be compiled, or not here; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; leave --compile off")
+        self.reason = reason
 
 
 @dataclass
@@ -79,7 +87,7 @@ def compilation(wanted: bool, *, keep_graph: bool = False, beside: bool = False)
         beside: forget nothing; what is there may run beside, and its graphs serve again.
 
     Raises:
-        UserError: it cannot be compiled here, or nothing of it was.
+        CannotCompile: it cannot be compiled here, or nothing of it was.
 
     """
     if not beside:
@@ -110,7 +118,7 @@ def compilation(wanted: bool, *, keep_graph: bool = False, beside: bool = False)
         made.breaks = {_line(reason): count for reason, count in counters["graph_break"].items()}
         if not (made.graphs or beside):
             why = f" ({next(iter(made.breaks))})" if made.breaks else ""
-            raise UserError(f"torch.compile found nothing to compile in it{why}: leave --compile off")
+            raise CannotCompile(f"torch.compile finds nothing to compile in it{why}")
         lasting.enter_context(torch.compiler.set_stance("fail_on_recompile"))
         _lasting.enter_context(lasting.pop_all())
 
@@ -123,7 +131,7 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         if (reason := _reason(error)) is None:
             raise
-        raise UserError(f"it cannot be compiled here: {reason}; leave --compile off") from error
+        raise CannotCompile(f"torch.compile cannot be used for it here: {reason}") from error
 
 
 def function(forward: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
@@ -132,13 +140,42 @@ def function(forward: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
     return compiled
 
 
-def compile_model(model: nn.Module) -> None:
-    """Compile a model in place, at its first call; copies of it are as before."""
+def compile_steps(steps: Sequence[Step], batch: Any, seed: int) -> Callable[[], str | None]:
+    """Compile the models of some steps in place, from their next call on; copies of them are as before.
+
+    Returns what compares each with itself, run eagerly, on a batch: a line that says what differs, or None. The random
+    numbers of a compiled model are others than those of an eager one. So where the loss depends on them (dropout), what
+    is compared now is the same model compiled with eager's random numbers.
+    """
+    drawing = [step for step in steps if BACKEND == "inductor" and _draws(step, batch)]
+    for step in drawing:
+        _compile(step.model, {"fallback_random": True})
+    found = [as_eager_step(step, batch, seed) for step in drawing]
+    for step in steps:
+        _compile(step.model, None)
+
+    def differs() -> str | None:
+        others = (as_eager_step(step, batch, seed) for step in steps if step not in drawing)
+        return next(filter(None, (*found, *others)), None)
+
+    return differs
+
+
+def _compile(model: nn.Module, options: dict[str, Any] | None) -> None:
     import torch._dynamo
 
     # Without, `nn.Sequential` and other models whose `forward` is torch's own would run eagerly, silently.
     with torch._dynamo.config.patch(wrap_top_frame=True):
-        model.compile(backend=BACKEND)
+        model.compile(backend=BACKEND, options=options)
+
+
+def _draws(step: Step, batch: Any) -> bool:
+    """Whether a loss depends on random numbers."""
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        losses.append(step.forward(batch).detach())
+    return not torch.equal(*losses)
 
 
 def as_eager(
@@ -146,12 +183,19 @@ def as_eager(
 ) -> str | None:
     """Compare y and the gradients of x, w and b for dy; return one line that says what differs, or None."""
 
-    def numbers(forward: Callable[[], Tensor]) -> list[Tensor]:
+    def numbers(forward: Callable[[], Tensor], dy: Tensor) -> list[Tensor]:
         torch.manual_seed(seed)
         y = forward()
         return [y.detach(), *torch.autograd.grad(y, list(inputs), dy)]
 
-    reason = compare(numbers(compiled), numbers(eager), ("y", "dx", "dw", "db"))
+    names = ("y", "dx", "dw", "db")
+    reason = compare(numbers(compiled, dy), numbers(eager, dy), names)
+    if reason is None:  # what NaN a kernel leaves out is nothing to compare
+        poisoned = dy.clone()
+        poisoned.view(-1)[-1] = torch.nan
+        pairs = zip(names, numbers(compiled, poisoned), numbers(eager, poisoned), strict=True)
+        hidden = [name for name, mine, theirs in pairs if theirs.isnan().any() and not mine.isnan().any()]
+        reason = f"a NaN in dy does not show in {', '.join(hidden)}" if hidden else None
     return reason and f"compiled and eager differ: {reason}"
 
 
@@ -191,4 +235,6 @@ def _reason(error: Exception) -> str | None:
 
 
 def _line(text: str) -> str:
-    return next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "no reason was given")
+    """Return the first line that says something, which names no backend alone."""
+    lines = (line.strip().rstrip(".") for line in text.splitlines())
+    return next((line for line in lines if line and not line.endswith("raised:")), "no reason was given")

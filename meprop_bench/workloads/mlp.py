@@ -35,7 +35,7 @@ from meprop_bench.workloads import Layer, Prepared
 from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_layer
-from meprop_bench.workloads.compiled import as_eager_step, compile_model
+from meprop_bench.workloads.compiled import compile_steps
 from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
@@ -107,9 +107,8 @@ class _Side(Side):
         step = Step(model, optimizer)
         self.first_loss = step.forward(stream[0]).item()
         self.layers = _record(step, stream[0])
-        self.compiled, self.first_batch = compiled, stream[0]
-        if compiled:  # not before, as what is recorded is each layer by itself
-            compile_model(model)
+        # Not before, as what is recorded is each layer by itself.
+        self.differs = compile_steps([step] if compiled else [], stream[0], case.seed)
         super().__init__(step, stream, {"linear-backward": self.linear_backward} if apart else {})
 
     def linear_backward(self) -> None:
@@ -147,9 +146,8 @@ def _check(case: Case, baseline: _Side, method: _Side) -> str:
     """Compare each sparsified layer's gradients with their definition, the two sides' forward passes, and each side
     that is compiled with itself.
     """
-    for side in (baseline, method):
-        if side.compiled and (reason := as_eager_step(side.step, side.first_batch, case.seed)):
-            return reason
+    if reason := baseline.differs() or method.differs():
+        return reason
     for index, (layer, module) in enumerate(_sparsified(method)):
         if (found := check_layer(module, layer.x, layer.dy, seed=case.seed)) != PASSED:
             return f"layer {index}: {found}"

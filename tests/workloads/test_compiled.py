@@ -1,0 +1,237 @@
+"""Both sides through torch.compile: what is compiled computes what it computes eagerly, and stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from meprop_bench.errors import UserError
+from meprop_bench.measure.clock import WallClock
+from meprop_bench.training import Step
+from meprop_bench.workloads import Baseline, Case, compiled, setup
+from meprop_bench.workloads.compiled import CannotCompile, as_eager, compilation, compile_steps, function
+from meprop_bench.workloads.linear import timed_backward
+
+_LAYER = {"batch": 4, "in_features": 6, "out_features": 10, "threads": 1, "k": 3}
+_MODEL = {"batch": 4, "in_features": 64, "out_features": 12, "threads": 1, "k": 3, "data": "digits"}
+
+
+@pytest.fixture(autouse=True)
+def _afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compile by a backend that makes no code, and leave the process as it was."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    yield
+    compiled._lasting.close()
+
+
+def _case(**changes: Any) -> Case:
+    return Case(**{**_LAYER, "compile": "on", **changes})
+
+
+def _numbers(found: object) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else list(found)  # type: ignore[call-overload]
+
+
+def _same(case: Case, eager: Case) -> None:
+    """Compare all calls of both sides of two cases, each made twice."""
+    expected = {phase: [_numbers(call()) for call in pair] for phase, pair in setup(eager).memory.items()}
+    prepared = setup(case)
+    assert prepared.check() == "passed"
+    for call in prepared.memory.get("forward", ()):
+        assert "CompiledFunction" in type(call().grad_fn).__name__  # type: ignore[attr-defined]
+    for phase, pair in prepared.memory.items():
+        for _ in range(2):
+            for call, numbers in zip(pair, expected[phase], strict=True):
+                torch.manual_seed(0)
+                for mine, theirs in zip(_numbers(call()), numbers, strict=True):
+                    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "unified", "kernel": "masked"},
+        {"k": 10},
+        {"dtype": "bfloat16"},
+        {"dtype": "float64", "caches": "cold"},
+        {"method": "dense", "k": 1},
+        {"workload": "conv", "size": 7, "filter": 3},
+    ],
+)
+def test_a_compiled_layer_computes_what_an_eager_one_does(changes: dict[str, object]) -> None:
+    case = _case(**changes)
+    _same(case, _case(**{**changes, "compile": "off"}))
+
+
+def test_torch_s_own_compiler_compiles_both_sides_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    _same(_case(method="unified"), _case(method="unified", compile="off"))
+
+
+def test_a_random_selection_is_checked_by_its_seed() -> None:
+    assert setup(_case(method="random")).check() == "passed"
+
+
+def test_the_sides_of_a_model_are_compiled_each_for_itself() -> None:
+    case = Case(workload="mlp", **_MODEL, compile="on")
+    prepared = setup(case)
+    assert prepared.check() == "passed"
+    assert prepared.phases == ("forward", "backward", "update", "step")
+    assert any(note.startswith("linear-backward is not timed") for note in prepared.notes)
+    for side in (prepared.baseline, prepared.method):
+        assert set(side(2, WallClock())) == set(prepared.phases)
+        assert side.step.model._compiled_call_impl is not None  # type: ignore[attr-defined]
+    prepared = setup(Case(workload="mlp", **_MODEL, baseline="best"), Baseline(compiled=True, fused=True))
+    assert prepared.check() == "passed"
+    baseline, method = prepared.baseline.step, prepared.method.step  # type: ignore[attr-defined]
+    assert baseline.model._compiled_call_impl is not None
+    assert method.model._compiled_call_impl is None
+    assert all(step.optimizer.defaults["fused"] for step in (baseline, method))
+
+
+def test_the_translator_is_compiled_around_its_recurrent_layers() -> None:
+    case = Case(workload="seq2seq", k=3, batch=2, out_features=8, layers=1, length=3, threads=1, compile="on")
+    prepared = setup(case)
+    assert prepared.check() == "passed"
+    assert any(note.startswith("torch.compile broke the graph ") for note in prepared.notes)
+    assert set(prepared.method(33, WallClock())) == set(prepared.phases)
+
+
+def _wrong(graph: Any, _: object) -> Callable[..., Any]:
+    return lambda *inputs: [2 * found for found in graph.forward(*inputs)]
+
+
+@pytest.mark.parametrize("case", [_case(), Case(workload="mlp", **_MODEL, compile="on")])
+def test_what_is_compiled_wrongly_is_noticed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", _wrong)
+    assert setup(case).check().startswith("compiled and eager differ: ")
+
+
+def test_a_nan_that_a_compiled_layer_hides_is_noticed() -> None:
+    x, w, b = (torch.randn(*shape, requires_grad=True) for shape in ((4, 6), (10, 6), (10,)))
+    dy = torch.randn(4, 10)
+
+    class Hiding(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, y: Tensor) -> Tensor:
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
+            return dy.nan_to_num()
+
+    def hiding() -> Tensor:
+        return Hiding.apply(F.linear(x, w, b))  # type: ignore[no-any-return, no-untyped-call]
+
+    def honest() -> Tensor:
+        return F.linear(x, w, b)
+
+    assert as_eager(honest, honest, (x, w, b), dy, 0) is None
+    assert as_eager(hiding, honest, (x, w, b), dy, 0) == "compiled and eager differ: a NaN in dy does not show in dx, dw, db"
+
+
+def test_nothing_is_compiled_after_the_set_up_and_all_is_before_the_next() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    step = _Sum(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with compilation(wanted=True):
+        compile_steps([step], torch.randn(4, 3), 0)
+        step(torch.randn(4, 3))
+    step(torch.randn(4, 3))
+    with pytest.raises(RuntimeError, match="recompile"):
+        step(torch.randn(4, 3, dtype=torch.float64))
+    with compilation(wanted=False):
+        pass
+    torch.compile(F.relu, backend="eager")(torch.randn(2))
+
+
+class _Sum(Step):
+    def forward(self, batch: Any) -> Tensor:
+        return self.model(batch).sum()  # type: ignore[no-any-return]
+
+
+def test_a_graph_that_is_kept_serves_again_whatever_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")  # which alone writes into what was saved
+    x = torch.randn(4, 4, requires_grad=True)
+
+    def forward() -> Tensor:
+        return (x @ x).sin() @ x  # the product is saved, and nobody's but the graph's
+
+    def twice(*, keep_graph: bool) -> Tensor:
+        with compilation(wanted=True, keep_graph=keep_graph):
+            backward = timed_backward(function(forward)(), (x,), torch.ones(4, 4))
+            return [backward()[0] for _ in range(2)][1]
+
+    expected = torch.autograd.grad(forward(), x, torch.ones(4, 4))[0]
+    torch.testing.assert_close(twice(keep_graph=True), expected)
+    with pytest.raises(RuntimeError, match="donated"):
+        twice(keep_graph=False)
+
+
+def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(CannotCompile, match=r"^torch.compile finds nothing to compile in it; leave --compile off$"),
+        compilation(wanted=True),
+    ):
+        pass
+
+    def no_compiler(*_: object) -> None:
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(compiled, "BACKEND", no_compiler)
+    with pytest.raises(UserError, match=r"here: there is no C\+\+ compiler .*; leave --compile off$") as found:
+        setup(_case())
+    assert "\n" not in str(found.value)
+
+    def too_old(*_: object, **__: object) -> None:
+        raise RuntimeError("torch.compile is not supported on Python 3.99+")
+
+    monkeypatch.setattr(torch, "compile", too_old)
+    with pytest.raises(UserError, match=r"here: torch.compile is not supported on Python 3.99\+; leave"):
+        setup(_case())
+
+
+def test_an_error_of_our_own_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match="gather"):
+        setup(_case(kernel="gather"))
+
+
+def test_a_model_with_random_numbers_is_compared_with_eager_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2))
+    step = _Sum(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    batch = torch.randn(4, 3)
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    with compilation(wanted=True):
+        differs = compile_steps([step], batch, 0)
+        step(batch)
+    assert differs() is None
+    with compilation(wanted=True):
+        monkeypatch.setattr(compiled, "as_eager_step", lambda *_: "the loss is off")
+        differs = compile_steps([step], batch, 0)
+        step(batch)
+    assert differs() == "the loss is off"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gradient": "rows"}, "gradient 'rows' cannot be compiled.*--gradient dense, or --compile off"),
+        ({"workload": "lstm"}, "the workload lstm: it leaves recurrent layers to Python"),
+        ({"workload": "gru"}, "the workload gru: it leaves recurrent layers to Python"),
+        ({"workload": "mesimp", "method": "mesimp", **_MODEL}, "mesimp: meSimp changes the sizes of its layers"),
+        ({"workload": "meact", "method": "meact", **_MODEL, "k": 1}, "meact: meAct masks its layers by hooks"),
+        ({"launch": "graph", "device": "cuda"}, "leave --compile and --baseline out, or it"),
+        ({"compile": "off", "baseline": "best", "method": "dense"}, "baseline 'best' is for a method"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as found:
+        _case(**changes)
+    assert "\n" not in str(found.value)
