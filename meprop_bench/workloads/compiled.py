@@ -1,19 +1,18 @@
 """What is timed, through `torch.compile`: at set-up, before any check, and never again.
 
-    with compilation(wanted) as made:    what is set up within may be compiled
-        f = function(forward)            a layer's forward pass, and with it its backward pass
-        compile_steps([step], batch, seed)      its model in place, with all that it calls
-    made.notes()                         in how many pieces
+    with compilation(wanted) as made:           what is set up within may be compiled
+        f = function(forward)                   a layer's forward pass, and with it its backward pass
+        compile_steps([step], batch, seed)      a model in place, with all that it calls
+    made.notes()                                how often a graph was broken
 
 Both sides are compiled alike, by torch's defaults, as a user would. What they are held to is in `as_eager` and
 `as_eager_step`: outputs and all gradients of the compiled call are those of the same call, run eagerly.
 
-*A graph that is kept.* A layer's backward pass is timed again and again on one graph. What a compiled forward pass
-saves, its backward pass may write into (torch's donated buffers) and so refuses to run twice. So for layers donation is
-off, on both sides: without the flag a timed backward pass would need a forward pass before it, of which 0.3 ms would
-have to be told from 0.5 ms. The flag costs memory where something else than inputs is saved, and no time that we could
-tell: of a linear layer and a convolution only inputs are saved, which are never donated. Models run forward before each
-backward pass, as in training, and keep it on.
+*A graph that is kept.* A layer's backward pass is timed again and again on one graph. A compiled backward pass may
+write into what its forward pass saved (torch's donated buffers), and then refuses to run twice. So for layers donation
+is off, on both sides alike. It changes nothing about what is timed here: only buffers of the graph's own are donated,
+and of a linear layer and a convolution only inputs are saved. Models run forward before each backward pass, as in
+training, and have it on.
 
 *Nothing is compiled while the clock runs.* When the case is set up, torch is put into the stance "fail_on_recompile": a
 call that its graphs do not fit is an error, not a slow value, until the next case. Nor may Dynamo give up quietly at

@@ -146,7 +146,7 @@ def test_an_optimizer_is_fused_with_all_of_its_settings() -> None:
     "make",
     [
         lambda p: torch.optim.Adam(p, fused=True),
-        lambda p: torch.optim.LBFGS(p),
+        torch.optim.LBFGS,
         lambda p: torch.optim.Adam(p, differentiable=True),
         lambda p: type("Mine", (torch.optim.SGD,), {"__module__": "mine"})(p, lr=0.1),
     ],
