@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.training import Step
 from meprop_bench.workloads import Baseline, Case, compiled, setup
+from meprop_bench.workloads.baseline import Unavailable
 from meprop_bench.workloads.compiled import CannotCompile, as_eager, compilation, compile_steps, function
 from meprop_bench.workloads.linear import timed_backward
 
@@ -101,6 +104,60 @@ def test_the_translator_is_compiled_around_its_recurrent_layers() -> None:
     assert prepared.check() == "passed"
     assert any(note.startswith("torch.compile broke the graph ") for note in prepared.notes)
     assert set(prepared.method(33, WallClock())) == set(prepared.phases)
+
+
+_OWN = """
+import torch
+from meprop_bench.training import Training
+
+def build():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    numbers = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4 + i % 3, 6, generator=numbers) for i in range(40)]
+    return Training(model=model, loss=lambda model, x: model(x).square().mean(), batches=batches, optimizer=make)
+
+def make(parameters):
+    return torch.optim.SGD(parameters, lr=0.01)
+
+def beside():
+    training = build()
+    model = training.model
+    return Training(model=model, loss=lambda model, x: model[2](model[0](x)).square().mean(), batches=training.batches)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "own_model.py").write_text(_OWN)
+    return tmp_path / "own_model.py"
+
+
+def test_a_model_whose_batches_have_several_shapes_is_compiled_for_all_of_them(own: Path) -> None:
+    case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1, compile="on")
+    prepared = setup(case)
+    assert prepared.check() == "passed"
+    for side in (prepared.baseline, prepared.method):
+        assert set(side(40, WallClock())) == {"forward", "backward", "update", "step"}
+
+
+def test_a_loss_that_does_not_call_its_model_leaves_nothing_to_compile(own: Path) -> None:
+    with pytest.raises(CannotCompile, match="finds nothing to compile in it"):
+        setup(Case(workload="model", model=f"{own}:beside", optimizer="own", k=3, threads=1, compile="on"))
+
+
+def test_a_model_s_own_optimizer_is_fused_on_both_sides(own: Path) -> None:
+    how = Baseline(fused=True)
+    case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1, baseline="best")
+    prepared = setup(case, how)
+    assert prepared.check() == "passed"
+    sides: list[Any] = [prepared.baseline, prepared.method]
+    assert [side.step.optimizer.defaults["fused"] for side in sides] == [True, True]
+    assert [side.step.optimizer.defaults["lr"] for side in sides] == [0.01, 0.01]
+    assert any(note.endswith("the fastest here; so is the method's optimizer") for note in prepared.notes)
+    rows: Any = setup(replace(case, gradient="rows"), how)
+    assert [side.step.optimizer.defaults["fused"] for side in (rows.baseline, rows.method)] == [True, None]
+    with pytest.raises(Unavailable, match="cannot be fused, or is"):  # the usual one is
+        setup(replace(case, model=f"{own}:beside"), how)
 
 
 def _wrong(graph: Any, _: object) -> Callable[..., Any]:
