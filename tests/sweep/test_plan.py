@@ -28,8 +28,8 @@ def test_without_axes_there_is_a_small_sweep_of_one_layer() -> None:
 
 
 def test_a_model_of_one_s_own_meets_the_best_dense_side_unless_it_is_said_otherwise() -> None:
-    (best,) = _plan(model=["mnist"], k=[0.1], method=["unified"]).cases
-    (same,) = _plan(model=["mnist"], k=[0.1], method=["unified"], baseline=["same"]).cases
+    axes: dict[str, list[object]] = {"model": ["mnist"], "optimizer": ["adam"], "k": [0.1], "method": ["unified"]}
+    (best,), (same,) = _plan(**axes).cases, _plan(**axes, baseline=["same"]).cases
     assert (best.baseline, same.baseline) == ("best", "same")
     assert "baseline" not in best.label
     assert "same baseline" in same.label
