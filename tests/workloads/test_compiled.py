@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 
 from meprop_bench.errors import UserError
@@ -217,8 +218,6 @@ class _Sum(Step):
 
 def test_a_graph_that_is_kept_serves_again_whatever_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "inductor")  # which alone writes into what was saved
-    # What is cached knows of the first backward pass that was ever made.
-    monkeypatch.setattr("torch._functorch.config.enable_autograd_cache", False)
     x = torch.randn(4, 4, requires_grad=True)
 
     def forward() -> Tensor:
@@ -232,9 +231,11 @@ def test_a_graph_that_is_kept_serves_again_whatever_it_saves(monkeypatch: pytest
             return [backward()[0] for _ in range(2)][1]
 
     expected = torch.autograd.grad(forward(), x, torch.ones(4, 4))[0]
-    torch.testing.assert_close(twice(keep_graph=True), expected)
-    with pytest.raises(RuntimeError, match="donated"):
-        twice(keep_graph=False)
+    # What is cached knows of the first backward pass that was ever made.
+    with functorch_config.patch(enable_autograd_cache=False):
+        torch.testing.assert_close(twice(keep_graph=True), expected)
+        with pytest.raises(RuntimeError, match="donated"):
+            twice(keep_graph=False)
 
 
 def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
