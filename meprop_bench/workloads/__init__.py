@@ -106,12 +106,12 @@ def setup(case: Case, baseline: Baseline | None = None) -> Prepared:
     wanted = case.compile == "on" or chosen.compiled
     with compilation(wanted, keep_graph=not WORKLOADS[case.workload].trains) as made:
         prepared = _set_up(case, chosen)
-    named = (chosen.note,) if case.baseline == "best" else ()
+    named = (chosen.note(case),) if case.baseline == "best" else ()
     return replace(prepared, notes=(*prepared.notes, *named, *made.notes()))
 
 
 def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> tuple[Baseline, tuple[str, ...]]:
-    """Return the fastest dense side of a case, and a line for each that could not be had; the rest is as for `setup`.
+    """Return the fastest dense side of a case, and a line if it cannot be compiled; the rest is as for `setup`.
 
     `seconds` are those of each comparison.
     """
@@ -125,13 +125,15 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
     def subjects() -> Iterator[tuple[Baseline, Subject]]:
         beside = False
         for candidate in candidates(case):
+            if candidate.compiled and missing:
+                continue
             try:
                 with compilation(candidate.compiled, keep_graph=layer, beside=beside):
                     subject = _set_up(plain, candidate).baseline
             except Unavailable:
                 continue
             except CannotCompile as error:
-                missing.append(f"no dense side is {candidate}: {error.reason}")
+                missing.append(f"the dense side is not compiled: {error.reason}")
             else:
                 beside |= candidate.compiled
                 yield candidate, subject

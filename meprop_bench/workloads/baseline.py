@@ -64,10 +64,10 @@ class Baseline:
         """Name it as a row does: "compiled, fused optimizer"."""
         return ("compiled" if self.compiled else "eager") + (", fused optimizer" if self.fused else "")
 
-    @property
-    def note(self) -> str:
-        """What a reader should know where it was chosen."""
-        return f"the dense side is {self}, the fastest here" + ("; so is the method's optimizer" if self.fused else "")
+    def note(self, case: Case) -> str:
+        """Return what a reader should know where it was chosen."""
+        both = self.fused and case.gradient == "dense"
+        return f"the dense side is {self}, the fastest here" + ("; the method has that optimizer, too" if both else "")
 
 
 class Unavailable(UserError):

@@ -222,11 +222,13 @@ def as_eager_step(step: Step, batch: Any, seed: int) -> str | None:
     return reason and f"compiled and eager differ: {reason}"
 
 
-def _reason(error: Exception) -> str | None:
-    """Say in one line why torch.compile failed; None for an error that is not its own."""
+def _reason(error: BaseException) -> str | None:
+    """Say in one line why torch.compile failed; None for an error that is not its own, nor made of one."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     if not isinstance(error, TorchDynamoException | FailOnRecompileLimitHit):
+        if error.__cause__ is not None:
+            return _reason(error.__cause__)
         return _line(str(error)) if "supported" in str(error) and "torch.compile" in str(error) else None
     if "InvalidCxxCompiler" in str(error):
         return "there is no C++ compiler (g++, clang++), which torch.compile needs"

@@ -121,7 +121,7 @@ def test_what_cannot_be_compiled_is_said_and_eager_is_taken(backend: pytest.Monk
     case = Case(baseline="best", batch=4, in_features=6, out_features=10, k=3, threads=1)
     chosen, (untried,) = choose(case, WallClock(), seconds=0.01, rng=random.Random(0))
     assert chosen == _EAGER
-    assert untried.startswith("no dense side is compiled: torch.compile cannot be used for it here: ")
+    assert untried.startswith("the dense side is not compiled: torch.compile cannot be used for it here: ")
     assert "no such instruction" in untried
 
 

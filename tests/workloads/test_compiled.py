@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from meprop_bench.errors import UserError
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.training import Step
-from meprop_bench.workloads import Baseline, Case, compiled, setup
+from meprop_bench.workloads import Baseline, Case, choose, compiled, setup
 from meprop_bench.workloads.baseline import Unavailable
 from meprop_bench.workloads.compiled import CannotCompile, as_eager, compilation, compile_steps, function
 from meprop_bench.workloads.linear import timed_backward
@@ -146,6 +147,21 @@ def test_a_loss_that_does_not_call_its_model_leaves_nothing_to_compile(own: Path
         setup(Case(workload="model", model=f"{own}:beside", optimizer="own", k=3, threads=1, compile="on"))
 
 
+def test_what_torch_cannot_compile_in_a_loss_is_not_the_loss_s_fault(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(compiled, "BACKEND", broken)
+    case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1)
+    with pytest.raises(CannotCompile, match="for it here: RuntimeError: no such instruction; leave --compile off"):
+        setup(replace(case, compile="on"))
+    chosen, untried = choose(replace(case, baseline="best"), WallClock(), seconds=0.01, rng=random.Random(0))
+    assert not chosen.compiled
+    assert len(untried) == 1
+
+
 def test_a_model_s_own_optimizer_is_fused_on_both_sides(own: Path) -> None:
     how = Baseline(fused=True)
     case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1, baseline="best")
@@ -154,9 +170,10 @@ def test_a_model_s_own_optimizer_is_fused_on_both_sides(own: Path) -> None:
     sides: list[Any] = [prepared.baseline, prepared.method]
     assert [side.step.optimizer.defaults["fused"] for side in sides] == [True, True]
     assert [side.step.optimizer.defaults["lr"] for side in sides] == [0.01, 0.01]
-    assert any(note.endswith("the fastest here; so is the method's optimizer") for note in prepared.notes)
+    assert any(note.endswith("the fastest here; the method has that optimizer, too") for note in prepared.notes)
     rows: Any = setup(replace(case, gradient="rows"), how)
     assert [side.step.optimizer.defaults["fused"] for side in (rows.baseline, rows.method)] == [True, None]
+    assert any(note.endswith("the fastest here") for note in rows.notes)
     with pytest.raises(Unavailable, match="cannot be fused, or is"):  # the usual one is
         setup(replace(case, model=f"{own}:beside"), how)
 
