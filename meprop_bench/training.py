@@ -39,6 +39,11 @@ class Step:
     schedule: LRScheduler | None = field(default=None, kw_only=True)  # of the learning rate, advanced by each update
 
     @property
+    def autocast(self) -> torch.dtype | None:
+        """What `forward` computes in where torch's autocast is on; None where it is not."""
+        return None
+
+    @property
     def accumulate(self) -> int:
         """Batches whose gradients are added up before an update; a step's batch is a sequence of so many."""
         return 1

@@ -289,6 +289,10 @@ class _OwnStep(Step):
     training: Training
 
     @property
+    def autocast(self) -> torch.dtype | None:
+        return self.training.autocast
+
+    @property
     def accumulate(self) -> int:
         return self.training.accumulate
 
