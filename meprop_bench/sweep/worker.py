@@ -73,6 +73,13 @@ REQUESTS = {
     "turns": "sweep.blocks:interleave",
     # {} -> operators: phase -> how many of torch's operators the method calls
     "count": "sweep.blocks:count",
+    # two functions of a user: testing
+    # {file} -> nothing; or raised, what the user's code raised: side, line, traceback
+    "load_functions": "sweep.functions:load_functions",
+    # {warm_s, timed} -> differ, changed, device, loops (of each side); or raised
+    "try_functions": "sweep.functions:try_functions",
+    # those of measure -> its answer; or raised
+    "time_functions": "sweep.functions:time_functions",
     # what takes a case apart: profile
     "stages": "sweep.profile:stages",
     "overhead": "sweep.profile:overhead",
