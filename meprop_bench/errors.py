@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable
 from enum import IntEnum
 
-__all__ = ["ExitCode", "UserError", "nearest", "one_of"]
+__all__ = ["ExitCode", "UserError", "nearest", "one_of", "out_of_memory"]
 
 
 class ExitCode(IntEnum):
@@ -31,6 +31,18 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows: the line, as no traceback says more."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which is nobody's mistake.
+
+    torch raises RuntimeError for the CPU ("DefaultCPUAllocator: can't allocate memory", "not enough memory").
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(words in text for words in said)
 
 
 def nearest(word: object, allowed: Iterable[str]) -> str | None:

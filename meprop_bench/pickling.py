@@ -51,7 +51,8 @@ def pickled(what: object, parts: Mapping[str, object], modules: Iterable[ModuleT
 def function_name(function: Callable[..., Any]) -> str:
     """Return a function's name as a reader knows it: "parse", "Parser.parse"."""
     bare = function.func if isinstance(function, partial) else function
-    name = getattr(bare, "__qualname__", None) or type(bare).__qualname__
+    plain = None if inspect.isbuiltin(bare) else getattr(bare, "__qualname__", None)  # torch.mm's has a private class
+    name = plain or getattr(bare, "__name__", None) or type(bare).__qualname__
     return str(name).rpartition("<locals>.")[2]
 
 
@@ -131,7 +132,7 @@ def _culprit(parts: Mapping[str, object], error: Exception) -> str:
             except Exception as own:  # noqa: BLE001  whatever it is, it names the culprit
                 kind = "" if inspect.isroutine(part) else f", of type {type(part).__name__},"
                 return f"{what}{kind} cannot be sent to another process ({said(own)}): make it in the function"
-    return f"{', '.join(parts)} cannot be sent to another process ({said(error)})"
+    return f"{', '.join(parts) or 'it'} cannot be sent to another process ({said(error)})"
 
 
 def _within(name: str, function: object) -> Iterator[tuple[str, object]]:

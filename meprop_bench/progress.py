@@ -145,7 +145,7 @@ def _done(progress: SweepProgress) -> str:
 
 def outcome(rows: tuple[Row, ...]) -> str:
     """Return a case's result on one line: the speed-up of its main phases, or why there is none."""
-    from meprop_bench.report.quality import Quality
+    from meprop_bench.report.quality import Quality, measure
 
     main = [row for row in rows if row.phase in ("backward", "step") and row.speedup is not None]
     if not main:
@@ -158,8 +158,7 @@ def outcome(rows: tuple[Row, ...]) -> str:
     ]
     for found in (row.parity for row in main if row.parity is not None):
         quality = Quality.of(found)
-        what = "accuracy" if found.percent else found.metric.partition(" on the ")[0]
-        parts.append(f"{what} {quality.change(found.difference)}{' points' * found.percent}, {found.verdict}")
+        parts.append(f"{measure(found)} {quality.change(found.difference)}{' points' * found.percent}, {found.verdict}")
     return ", ".join(parts)
 
 

@@ -37,11 +37,13 @@ class Step:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler | None = field(default=None, kw_only=True)  # of the learning rate, advanced by each update
+    accumulate: int = field(default=1, kw_only=True)
+    """Batches whose gradients are added up before an update; where there are several, a step's batch is a sequence."""
 
     @property
-    def accumulate(self) -> int:
-        """Batches whose gradients are added up before an update; a step's batch is a sequence of so many."""
-        return 1
+    def autocast(self) -> torch.dtype | None:
+        """What `forward` computes in where torch's autocast is on; None where it is not."""
+        return None
 
     def forward(self, batch: Any) -> Tensor:
         """Return the mean loss over a batch of images and labels, a scalar that holds the graph."""
@@ -68,13 +70,18 @@ class Step:
 
     def __call__(self, batch: Any) -> Tensor:
         """Run the three phases; return the loss before the update, without its graph."""
+        if self.accumulate == 1:
+            loss = self.forward(batch)
+            self.backward(loss)
+            self.update()
+            return loss.detach()
         losses = []
-        for part in batch if self.accumulate > 1 else (batch,):
+        for part in batch:
             loss = self.forward(part)
             self.backward(loss)
             losses.append(loss.detach())
         self.update()
-        return losses[0] if self.accumulate == 1 else torch.stack(losses).mean()
+        return torch.stack(losses).mean()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

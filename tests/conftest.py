@@ -14,8 +14,10 @@ import os
 import shutil
 import signal
 import struct
+import sys
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,56 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+_MODEL = """
+import dataclasses
+import os
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import meprop_bench as mb
+
+X = torch.randn(24, 12, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(24) % 4
+
+
+def perceptron(*between):
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), *between, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def loss(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def batches():
+    return list(zip(X.split(6), Y.split(6)))
+
+
+def accuracy(model):
+    return 100.0 * (model(X).argmax(1) == Y).float().mean()
+
+
+def training(**options):
+    return mb.Training(**{"model": perceptron(), "loss": loss, "batches": batches(), **options})
+
+
+def build():
+    return training()
+"""
+"""A user's file, whose `build` tests replace: 24 examples of 12 numbers and 4 classes, in batches of 6."""
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Give a function that writes a user's file, with these lines at its end, and returns the name of its `build`."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(lines: str = "", name: str = "my_model.py") -> str:
+        path = tmp_path / name
+        path.write_text(_MODEL + textwrap.dedent(lines), encoding="utf-8")
+        return f"{path}:build"
+
+    return write

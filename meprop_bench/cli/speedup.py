@@ -89,8 +89,12 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
     """
     from meprop_bench.sweep.plan import Deadline, check_feasible
 
+    parity = options["parity"]
+    unsaid = preset is None and parity is None
     until, plan = Deadline(deadline), _plan(preset, options)
-    check_feasible(plan.cases, pin=plan.pin)
+    check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
+    if unsaid and "accuracy" not in plan.checks:
+        click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     store = _store(plan, out, resume)
     with store:
         code = _measure(plan, store, until)
@@ -108,7 +112,6 @@ def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
         settings["seed"] = axes["seed"][0]
     if parity is None and preset is None and "model" in axes:
         parity = False
-        click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     if parity is not None:
         settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)
     if preset is None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +198,8 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     threads = threads or default_threads()
     check_recipes([recipe], threads=threads, allocator=default_allocator(), evaluates=True)
     torch.set_num_threads(threads)
-    task = recipe.load()
+    with _quiet():
+        task = recipe.load()
     settings = {**describe(task, recipe, seed), "threads": threads}
     if task.data_published is False:  # those of the folder are not gone on with on other data
         settings["data_published"] = False
@@ -212,7 +214,8 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
             show(found)
 
         try:
-            result = run(task, recipe, seed, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
+            with _quiet():
+                result = run(task, recipe, seed, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
             return ExitCode.INTERRUPTED
@@ -220,6 +223,11 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
         _draw(folder, result, f"{recipe.label}, seed {seed}", task)
     _print(form, settings, result, task)
     return ExitCode.OK
+
+
+def _quiet() -> AbstractContextManager[object]:
+    """Send what a user's model prints to standard error: the result alone is on standard output."""
+    return redirect_stdout(sys.stderr)
 
 
 @contextmanager

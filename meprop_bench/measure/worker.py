@@ -35,7 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol, Self
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, out_of_memory
 
 __all__ = [
     "Message",
@@ -331,12 +331,7 @@ def _answer(handler: Callable[[Message], Mapping[str, Any]], line: bytes) -> byt
 def _kind(error: Exception) -> str:
     if isinstance(error, UserError):
         return "user"
-    # torch raises RuntimeError for the CPU ("DefaultCPUAllocator: can't allocate memory", "not enough memory").
-    text = str(error)
-    exhausted = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if exhausted or "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text:
-        return "out-of-memory"
-    return "error"
+    return "out-of-memory" if out_of_memory(error) else "error"
 
 
 def _error_line(error: Exception) -> str:

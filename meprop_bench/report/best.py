@@ -17,7 +17,7 @@ from operator import not_
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
 from meprop_bench.report.cells import distinct_rows, failure, ratio, ratio_within
-from meprop_bench.report.quality import Quality
+from meprop_bench.report.quality import Quality, measure
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.stats import Interval, Verdict, non_inferiority, too_wide
@@ -173,9 +173,8 @@ class _Choice:
             return "Its accuracy was not compared: compare it before you use it."
         words = {"pass": "within the margin of", "fail": "below the margin of", "inconclusive": "not decided at"}
         quality = Quality.of(found)
-        what = "accuracy" if found.percent else found.metric.partition(" on the ")[0]
         return (
-            f"Its {what} differs from dense's by {quality.within(found.interval)}{quality.unit}, over"
+            f"Its {measure(found)} differs from dense's by {quality.within(found.interval)}{quality.unit}, over"
             f" {len(found.seeds)} seeds of {found.steps} steps:"
             f" {words[self._verdict(row) or 'inconclusive']} {self._allowed(found):.4g}."
         )

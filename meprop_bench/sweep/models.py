@@ -2,33 +2,49 @@
 
     examine    {recipes, threads}   ->  evaluates, metric, steps; or an error of one line that names the mistake
 
-Each is built twice, its batches are read twice, its loss is computed, and it takes a training step in each way in which
-it is going to be measured. So a mistake costs seconds, and not the cases before it.
+Each is built twice, the batches of both are read twice, their losses are computed, and they take a training step in
+each way that is going to be measured. So a mistake costs seconds, and not the cases before it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.worker import WorkerError
 from meprop_bench.sweep.worker import Session, start_worker
-from meprop_bench.tasks.build import check_name, failed, is_model, out_of_memory, seeded, source_of
+from meprop_bench.tasks.build import check_name, failed, is_model, seeded, source_of, unchanged
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from meprop_bench.tasks.task import Task
 
 __all__ = ["check_models", "check_recipes", "examine"]
 
 _LONGEST_S = 600.0
 """Seconds after which a model that is not examined counts as hung."""
 
+_SILENT_S = 10.0
+
+_STEPS = 1000
+"""That a schedule is fitted to: a part of fewer, such as a warm-up, may be none."""
+
+_SHOWN = 100
+"""Characters of what torch says."""
+
 _examined: dict[str, Mapping[str, Any]] = {}
 
 
-def check_models(cases: Sequence[Case]) -> None:
+def check_models(cases: Sequence[Case], *, evaluates: bool = False) -> None:
     """Examine the users' models among the cases, in every way in which they are to be timed.
 
     Raises:
@@ -39,7 +55,8 @@ def check_models(cases: Sequence[Case]) -> None:
     for allocator, threads in dict.fromkeys((case.allocator, case.threads) for case in own):
         together = [case for case in own if (case.allocator, case.threads) == (allocator, threads)]
         ways = {_way(case): case for case in together}
-        check_recipes([recipe_of(case) for case in ways.values()], threads=threads, allocator=allocator)
+        recipes = [recipe_of(case) for case in ways.values()]
+        check_recipes(recipes, threads=threads, allocator=allocator, evaluates=evaluates)
 
 
 def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, evaluates: bool = False) -> None:
@@ -56,16 +73,31 @@ def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, ev
         if key not in _examined:
             worker = start_worker(environment_of(allocator, threads))
             try:
-                answer = worker.request({"do": "examine", "recipes": own, "threads": threads}, _LONGEST_S)
+                with _saying(f"examining {name}: it is built twice, and takes a step in each way"):
+                    answer = worker.request({"do": "examine", "recipes": own, "threads": threads}, _LONGEST_S)
             except WorkerError as died:
                 raise UserError(f"{name} cannot be examined: {died.sentence('its process')}") from None
             finally:
                 worker.close()
             if answer.get("error") is not None:
-                raise UserError(str(answer["error"]))
+                exhausted = answer.get("kind") == "out-of-memory"
+                doing = f"{name} cannot be examined: out of memory: " if exhausted else ""
+                raise UserError(f"{doing}{answer['error']}")
             _examined[key] = answer
         if evaluates and not _examined[key]["evaluates"]:
             raise UserError(f"{name} does not say how good a model is: add evaluate= to its Training")
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """Say on standard error what is waited for, if that takes long."""
+    timer = threading.Timer(_SILENT_S, lambda: print(what, file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _way(case: Case) -> str:
@@ -82,21 +114,27 @@ def examine(session: Session, recipes: Sequence[Mapping[str, Any]], threads: int
     made = [Recipe(**recipe) for recipe in recipes]
     torch.set_num_threads(threads)
     task = Own(made[0].task, **made[0].options)
-    found = task.examine()
-    for recipe in (made[0].dense(), *made):
-        model = task.build(0)
-        task.sparsify(model, recipe)
-        try:
-            with seeded(0):
-                task.step(model, recipe, steps=1)(next(iter(task.epoch(0, 0))))
-        except Exception as error:
-            if isinstance(error, UserError) or out_of_memory(error):
-                raise
-            if recipe.gradient == "rows" and "sparse" in str(error).lower():
-                raise UserError(
-                    f"{task.name} cannot be trained with gradients as rows, as its optimizer or clipping takes none"
-                    f" ({str(error).splitlines()[0]}): use torch.optim.SGD or Adagrad, meprop_bench.optim.RowAdam, or"
-                    " --gradient dense"
-                ) from error
-            raise failed(task.name, f"failed in a training step by {recipe.method}", error) from error
+    with unchanged(task.name, "trained"):
+        found, models = task.examine()
+        for recipe in (made[0].dense(), *made):
+            _try_step(task, recipe, models.pop() if models else task.build(0))
     return found
+
+
+def _try_step(task: Task, recipe: Recipe, model: nn.Module) -> None:
+    """Take a training step."""
+    task.sparsify(model, recipe)
+    step = task.step(model, recipe, steps=_STEPS)
+    try:
+        with seeded(0):
+            step(next(iter(task.epoch(0, 0))))
+    except Exception as error:
+        if isinstance(error, UserError) or out_of_memory(error):
+            raise
+        if recipe.gradient == "rows" and "sparse" in str(error).lower():
+            raise UserError(
+                f"{task.name} cannot be trained with gradients as rows, as its optimizer or clipping takes none"
+                f" ({str(error).splitlines()[0][:_SHOWN]}): use torch.optim.SGD or Adagrad, meprop_bench.optim.RowAdam,"
+                " or --gradient dense"
+            ) from error
+        raise failed(task.name, f"failed in a training step by {recipe.method}", error) from error

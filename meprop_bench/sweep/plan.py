@@ -228,7 +228,8 @@ def one_case(axes: _Axes) -> Case:
         if len(values) > 1:
             given = ", ".join(map(str, values))
             raise UserError(f"a profile is of one case: give --{name} one value, not {given}")
-    cases = plan_axes(axes).cases  # the usual method comes first
+    # What is compiled is in no stages; the usual method comes first.
+    cases = plan_axes({"baseline": ["same"], **axes}).cases
     return next((case for case in cases if case.k == AXES["k"].default), cases[0])
 
 
@@ -316,8 +317,10 @@ def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(dict.fromkeys(cases))
 
 
-def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
+def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool = False) -> None:
     """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
+
+    Users' models are examined; with `evaluates` each has to say how good it is.
 
     Raises:
         UserError: what is missing, in one line.
@@ -342,7 +345,7 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False) -> None:
     if any(case.model is not None for case in cases):
         from meprop_bench.sweep.models import check_models
 
-        check_models(cases)
+        check_models(cases, evaluates=evaluates)
 
 
 def _check_data(name: str) -> None:

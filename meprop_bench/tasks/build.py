@@ -18,6 +18,7 @@ import pickle
 import random
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from meprop_bench import pickling
 from meprop_bench.cache import places, writable
-from meprop_bench.errors import UserError, nearest
+from meprop_bench.errors import UserError, nearest, out_of_memory
 
 if TYPE_CHECKING:
     from meprop_bench.training import Training
@@ -40,13 +41,16 @@ __all__ = [
     "find",
     "is_model",
     "named",
-    "out_of_memory",
     "pickled",
     "seeded",
     "source_of",
+    "unchanged",
 ]
 
 _PICKLES = "models"
+
+_PACKAGE, _LIBRARY = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
+"""Folders of code that is not the user's."""
 
 
 def is_model(name: str) -> bool:
@@ -218,6 +222,7 @@ class _States:
         import torch
 
         self._found = (torch.get_rng_state(), random.getstate(), np.random.get_state())  # noqa: NPY002
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
         import numpy as np
@@ -226,12 +231,23 @@ class _States:
         torch.set_rng_state(self._found[0])
         random.setstate(self._found[1])
         np.random.set_state(self._found[2])  # noqa: NPY002
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
 
 
 class Stream:
-    """Draws from an iterator with random numbers of its own, so that what else draws some does not change it."""
+    """Draws from an iterator with random numbers of its own, so that what else draws some does not change it.
+
+    Generators that a DataLoader, or its sampler, was given go on where they are; they are seeded, too.
+    """
 
     def __init__(self, items: Any, seed: int) -> None:
+        import torch
+
+        batches = getattr(items, "batch_sampler", None)
+        for holder in (items, getattr(items, "sampler", None), batches, getattr(batches, "sampler", None)):
+            if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
+                generator.manual_seed(seed)
         with seeded(seed):
             self._items = iter(items)
             self._states = _States()
@@ -255,9 +271,8 @@ def failed(name: str, doing: str, error: BaseException) -> UserError:
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename
-        and f"{os.sep}meprop_bench{os.sep}" not in frame.filename
-        and not frame.filename.startswith("<frozen")
+        if not re.search("(site|dist)-packages", frame.filename)
+        and not frame.filename.startswith(("<frozen", f"{_PACKAGE}{os.sep}", f"{_LIBRARY}{os.sep}"))
     ]
     at = f" ({_place(own[-1].filename)}, line {own[-1].lineno})" if own else ""
     if isinstance(error, SyntaxError) and error.filename:
@@ -319,9 +334,9 @@ def _from_path(name: str) -> ModuleType:
 @contextmanager
 def _guarded(name: str, done: str) -> Iterator[None]:
     """Make one line of whatever a user's code raises, and refuse what it changes of the process."""
-    before = _surroundings()
     try:
-        yield
+        with unchanged(name, done):
+            yield
     except (UserError, KeyboardInterrupt, MemoryError):
         raise
     except SystemExit as error:
@@ -331,16 +346,18 @@ def _guarded(name: str, done: str) -> Iterator[None]:
         if out_of_memory(error):
             raise
         raise failed(name, f"cannot be {done}", error) from error
+
+
+@contextmanager
+def unchanged(name: str, done: str) -> Iterator[None]:
+    """Refuse what a user's code changes of the process."""
+    before = _surroundings()
+    yield
     for what, value in _surroundings().items():
         if value != before[what]:
             raise UserError(f"{name} changes {what} when it is {done} ({before[what]} to {value}), which changes what"
                             " is measured: leave that to the options, or do it under"
                             ' if __name__ == "__main__"')  # fmt: skip
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, which is nobody's mistake."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "memory" in str(error)
 
 
 def _surroundings() -> dict[str, Any]:
@@ -354,5 +371,6 @@ def _surroundings() -> dict[str, Any]:
         "whether torch computes gradients": torch.is_grad_enabled(),
         "the precision of torch's matrix products": torch.get_float32_matmul_precision(),
         "whether torch is deterministic": torch.are_deterministic_algorithms_enabled(),
+        "whether torch looks for anomalies": torch.is_anomaly_enabled(),
         "the working directory": os.getcwd(),
     }

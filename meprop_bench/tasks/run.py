@@ -168,6 +168,7 @@ class _Training:
         self.task, self.recipe, self.seed, self.checkpoint, self.clock = task, recipe, seed, checkpoint, clock
         self.settings = describe(task, recipe, seed)
         self.model = task.build(seed)
+        task.check_evaluates()
         self.per_epoch = task.steps_per_epoch
         self.steps = recipe.epochs * self.per_epoch if recipe.steps is None else recipe.steps
         task.sparsify(self.model, recipe)

@@ -69,6 +69,7 @@ class Task(ABC):
     options: Mapping[str, Any]  # the constructor's keywords with their values, in JSON: what tells trainings apart
     device: torch.device = torch.device("cpu")  # where the batches are
     data_published: bool | None = None  # by their SHA-256; None where none is known (made up, the user's own)
+    evaluates: bool = True  # whether it says how good a model is
     notes: tuple[str, ...] = ()  # what a reader of a result should know of the data
 
     @property
@@ -117,6 +118,11 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, split: Split) -> float:
         """Return the metric, a finite number, higher is better; the model is put into evaluation mode and back."""
+
+    def check_evaluates(self) -> None:
+        """Raise `UserError` if it cannot say how good a model is: before it is trained for nothing."""
+        if not self.evaluates:
+            raise UserError(f"{self.name} does not say how good a model is: add evaluate= to its Training")
 
     def size(self, batch: Any) -> int:
         """Return how many examples a batch has; override it where its second entry has not one for each."""

@@ -10,6 +10,7 @@ after each `WALK` steps. What was timed is thus the beginning of training, on bo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -43,19 +44,21 @@ class Side:
         self._batches = stream
         self._at = 0  # steps since the start
         self._part = 0  # of the batches of a step, where gradients are added up
+        self._many, self._count = step.accumulate, len(stream)
         self._loss: Tensor | None = None
         self._apart = apart or {}
         self.step = step
         for number in range(_WARM_STEPS):
             self.step(self._of_step(number))
-        self._start = [tensor.clone() for tensor in self._state()]
+        self._weights = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        self._moments = {parameter: copy.deepcopy(state) for parameter, state in self.step.optimizer.state.items()}
 
     def __call__(self, loops: int, clock: Clock) -> Mapping[str, float]:
         """Time `loops` steps, phase by phase, and as many calls of what stands apart."""
-        parts = range(self.step.accumulate)
+        forward = self._forward if self._many == 1 else self._forward_part
         phases: dict[str, Call] = {}
-        for part in parts:
-            phases |= {f"forward {part}": self._forward, f"backward {part}": self.backward}
+        for part in range(self._many):
+            phases |= {f"forward {part}": forward, f"backward {part}": self.backward}
         phases["update"] = self.update
         totals = dict.fromkeys(PHASES[:3], 0.0)
         done = 0
@@ -84,8 +87,8 @@ class Side:
         if self._at >= WALK:
             self.restart()
         self.step.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self.step.accumulate):
-            self._forward()
+        for _ in range(self._many):
+            self._forward_part()
             self.backward()
 
     def next_step(self) -> None:
@@ -95,16 +98,24 @@ class Side:
         self.step(self._of_step(self._at))
         self._at += 1
 
+    def walk(self) -> None:
+        """Take all steps once and go back: what depends on the shapes of batches has then been done."""
+        for _ in range(WALK):
+            self.next_step()
+        self.restart()
+
     def _of_step(self, number: int) -> Any:
         """Return the batch of a step, or its batches where their gradients are added up."""
-        many, count = self.step.accumulate, len(self._batches)
+        many, count = self._many, len(self._batches)
         found = [self._batches[(number * many + part) % count] for part in range(many)]
         return found[0] if many == 1 else found
 
     def _forward(self) -> None:
-        many = self.step.accumulate
-        self._loss = self.step.forward(self._batches[(self._at * many + self._part) % len(self._batches)])
-        self._part = (self._part + 1) % many
+        self._loss = self.step.forward(self._batches[self._at % self._count])
+
+    def _forward_part(self) -> None:
+        self._loss = self.step.forward(self._batches[(self._at * self._many + self._part) % self._count])
+        self._part = (self._part + 1) % self._many
 
     def backward(self) -> None:
         """Compute all gradients, after a forward pass."""
@@ -116,19 +127,36 @@ class Side:
         self.step.update()
         self._at += 1
 
-    def _state(self) -> Iterator[Tensor]:
-        yield from self.step.model.parameters()
-        yield from self.step.model.buffers()
-        for state in self.step.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.step.model.named_parameters()
+        yield from self.step.model.named_buffers()
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Go back to where it started."""
+        """Go back to where it started: parameters, buffers, and all that the optimizer holds.
+
+        In place, where tensors are what they were. What came later goes (moments of a parameter that had no gradient
+        before); a buffer that has grown (a cache of positions) stays.
+        """
         self._at = self._part = 0
         self.step.optimizer.zero_grad(set_to_none=True)
-        for tensor, start in zip(self._state(), self._start, strict=True):
-            tensor.copy_(start)
+        for name, tensor in self._tensors():
+            start = self._weights.get(name)
+            if start is not None and start.shape == tensor.shape:
+                tensor.copy_(start)
+        states = self.step.optimizer.state
+        for parameter in [*states]:
+            if parameter not in self._moments:
+                del states[parameter]
+                continue
+            state, start = states[parameter], self._moments[parameter]
+            for name in [*state]:
+                if name not in start:
+                    del state[name]
+                elif isinstance(state[name], Tensor) and isinstance(start[name], Tensor):
+                    state[name].copy_(start[name])
+                else:
+                    state[name] = copy.deepcopy(start[name])
 
 
 class _Sides(TypedDict):
