@@ -395,7 +395,7 @@ def _remarks(task: Task, step: Step, names: set[str], calls: Mapping[str, _Call]
 
     kinds = (*convertible(), *_COUNTED)
     found = {name for name, layer, _ in survey(step.model, kinds) if isinstance(layer, kinds)}
-    left = sorted(found - names, key=lambda name: -work.layers.get(name, 0.0))
+    left = sorted(found - names, key=lambda name: (-work.layers.get(name, 0.0), name))
     yield f"{len(names)} of {len(found | names)} layers are sparsified{part(names)}"
     if left:
         shown = ", ".join(f"{name}{part({name})}" for name in left[:3])
