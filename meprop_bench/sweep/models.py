@@ -2,8 +2,8 @@
 
     examine    {recipes, threads}   ->  evaluates, metric, steps; or an error of one line that names the mistake
 
-Each is built twice, the batches of both are read twice, their losses are computed, and they take a training step in each
-way that is going to be measured. So a mistake costs seconds, and not the cases before it.
+Each is built twice, the batches of both are read twice, their losses are computed, and they take a training step in
+each way that is going to be measured. So a mistake costs seconds, and not the cases before it.
 """
 
 from __future__ import annotations
