@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import UserError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["OPTIMIZERS", "Optimizer", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "Optimizer", "fused", "make_optimizer"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,24 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "rowadam": Optimizer("meprop_bench.optim", "RowAdam", _ADAM, rows=True),
     "rowadamw": Optimizer("meprop_bench.optim", "RowAdamW", {**_ADAM, "weight_decay": 1e-2}, rows=True),
 }
+
+
+def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """Return the same optimizer with torch's fused step, before its first one; None where it is that already, or torch
+    has none for its class, its settings or its parameters.
+    """
+    kind, settings = type(optimizer), optimizer.defaults
+    groups = optimizer.param_groups
+    if not kind.__module__.startswith("torch.optim.") or "fused" not in settings:
+        return None
+    if all(group.get("fused") for group in groups):
+        return None
+    own = {"fused": True, "foreach": None}
+    known = signature(kind).parameters
+    try:
+        return kind([{**group, **own} for group in groups], **{n: v for n, v in settings.items() if n in known} | own)
+    except (RuntimeError, ValueError):
+        return None
 
 
 def make_optimizer(

@@ -40,6 +40,11 @@ class Step:
     accumulate: int = field(default=1, kw_only=True)
     """Batches whose gradients are added up before an update; where there are several, a step's batch is a sequence."""
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What `forward` computes in where torch's autocast is on; None where it is not."""
+        return None
+
     def forward(self, batch: Any) -> Tensor:
         """Return the mean loss over a batch of images and labels, a scalar that holds the graph."""
         images, labels = batch

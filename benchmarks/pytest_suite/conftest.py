@@ -1,15 +1,15 @@
 """The pytest-benchmark suite: the preset `suite`, a test for each phase of a case.
 
 All cases that are left after `-k` and the like are measured when the first test asks for one, by the command line's
-runner: in fresh processes that serve one case after the other, each checked before it is timed. A test then hands its
-phase's values to pytest-benchmark, through a timer that gives them; the row's other figures go to `extra_info`. With
+runner: in fresh processes that serve one case after the other, each checked before it is timed. A test then enters its
+phase's values into pytest-benchmark (`testing.entries`); the row's other figures go to `extra_info`. With
 --benchmark-disable nothing is timed: each test checks its case and runs it once.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.sweep.accuracy import Accuracies
 from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.sweep.suite import Suite, absent, measured
+from meprop_bench.testing.entries import enter
 from meprop_bench.workloads.case import Case
 
 
@@ -50,25 +51,6 @@ _EXTRA = frozenset({
 """Fields of a row that `extra_info` has: its axes, and the figures that are not raw."""
 
 
-class Replay:
-    """A timer that gives values measured elsewhere, one for each call of `step`."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-        self._values: Iterator[float] = iter(())
-
-    def take(self, values: Sequence[float]) -> None:
-        self._values = iter(values)
-
-    def step(self) -> None:
-        self._now += next(self._values)
-
-    def now(self) -> float:
-        return self._now
-
-
-REPLAY = Replay()
-
 CASES: dict[str, Case] = {}
 """Label -> case, of all that were collected."""
 
@@ -92,7 +74,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             f"{workload} {label}",
             phase,
             id=f"{label}-{phase}",
-            marks=pytest.mark.benchmark(group=_group(case, phase), timer=REPLAY.now),
+            marks=pytest.mark.benchmark(group=_group(case, phase)),
         )
         for label, case in _chosen(workload).items()
         for phase in metafunc.module.PHASES
@@ -189,13 +171,11 @@ def time(results: Measured, benchmark: Any) -> Callable[[Case, str], None]:
         for row in rows:
             assert row.passed, row.error or f"wrong gradients: {row.check}"
         (row,) = (row for row in rows if row.phase == phase)
-        benchmark.extra_info.update({name: value for name, value in row.to_json().items() if name in _EXTRA})
+        extra = {name: value for name, value in row.to_json().items() if name in _EXTRA}
         parities = [each.to_json()["parity"] for each in rows if each.parity]
-        benchmark.extra_info["parity"] = parities[0] if parities else None
-        benchmark.extra_info["row"] = row.to_json()  # what `meprop-bench report` and `gate` read
-        values_s = row.measurement.values_s
-        REPLAY.take(values_s)
-        benchmark.pedantic(REPLAY.step, rounds=len(values_s))
+        extra["parity"] = parities[0] if parities else None
+        extra["row"] = row.to_json()  # what `meprop-bench report` and `gate` read
+        enter(benchmark, row.measurement.values_s, extra)
 
     return go
 

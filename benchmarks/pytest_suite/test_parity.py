@@ -3,4 +3,4 @@
 
 def test_parity(case, results):
     parity = results.parity(case)
-    assert parity.verdict != "fail", f"{-parity.difference:.2f} points lost, and {parity.margin} are allowed"
+    assert parity.verdict != "fail", f"{parity.metric}: {-parity.difference:.3g} lost, {parity.margin:.3g} allowed"

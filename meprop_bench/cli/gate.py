@@ -243,12 +243,19 @@ def _plan(settings: Settings) -> Plan:
     """Return the preset's cases that can have a figure to judge, with the gate's budget."""
     from meprop_bench.sweep.plan import check_feasible, load_preset, plan_preset
 
-    plan = plan_preset(load_preset(settings.preset))
+    preset = load_preset(settings.preset)
+    # A model's usual baseline is the best, which each revision might choose otherwise.
+    own = any("baseline" in sweep for sweep in preset.sweeps)
+    plan = plan_preset(preset, {} if own else {"baseline": ["same"]})
     cases = tuple(case for case in plan.cases if settings.measured(case.label))
     if not cases:
         names = ", ".join(case.label for case in plan.cases[:3])
         raise UserError(
             f"no case of the preset {settings.preset} matches {', '.join(settings.cases)}: it has {names} ..."
+        )
+    if other := next((case for case in cases if (case.compile, case.baseline) != ("off", "same")), None):
+        raise UserError(
+            f"the gate judges revisions by eager code alone: leave compile and baseline out of {other.label}"
         )
     check_feasible(cases)
     return replace(plan, cases=cases, budget=settings.budget, processes=min(plan.processes, settings.pairs))

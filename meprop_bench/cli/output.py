@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -167,7 +168,7 @@ def outcome(rows: tuple[Row, ...]) -> str:
     ]
     for found in (row.parity for row in main if row.parity is not None):
         quality = Quality.of(found)
-        what = "accuracy" if found.percent else found.metric.partition(" on the ")[0]
+        what = "accuracy" if found.percent else re.split(" on the |, at the end", found.metric)[0]
         parts.append(f"{what} {quality.change(found.difference)}{' points' * found.percent}, {found.verdict}")
     return ", ".join(parts)
 

@@ -83,6 +83,7 @@ def _case(options: dict[str, str | None]) -> Case:
         if len(values) > 1:
             text = texts[name.replace("-", "_")]
             raise UserError(f"a profile is of one case: give --{name} one value, not {text!r}")
+    axes.setdefault("baseline", ["same"])  # what is compiled is in no stages
     cases = plan_axes(axes).cases  # several where nothing is said: the usual method comes first
     return next((case for case in cases if case.k == _K), cases[0])
 

@@ -109,7 +109,7 @@ _MNIST = Source(
 
 _UD_EWT = Source(
     name="ud-ewt",
-    purpose="tagger, parser: English trees",
+    purpose="tagger, parser, GPT: English trees",
     licence="CC BY-SA 4.0",
     homepage="https://github.com/UniversalDependencies/UD_English-EWT",
     files=_files(
@@ -128,7 +128,7 @@ _UD_EWT = Source(
 
 _MULTI30K = Source(
     name="multi30k",
-    purpose="translator: English-German",
+    purpose="translator, GPT: English-German",
     licence="non-commercial, see source",
     homepage="https://github.com/multi30k/dataset",
     files=_files(

@@ -3,7 +3,7 @@
 from meprop_bench.nn.attention import MePropMultiheadAttention
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.conversion import Conversion, record_calls
-from meprop_bench.nn.convert import convert, revert
+from meprop_bench.nn.convert import convert, convertible, revert
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 
@@ -17,6 +17,7 @@ __all__ = [
     "MePropMultiheadAttention",
     "MePropRNN",
     "convert",
+    "convertible",
     "record_calls",
     "revert",
 ]

@@ -71,6 +71,10 @@ class MePropMultiheadAttention(ChangingK, nn.MultiheadAttention):
     def _resolved(self, k: float) -> int:
         return resolve_k(k, self.embed_dim)
 
+    def extra_repr(self) -> str:
+        """Describe the layer, which torch's own does not, and the method."""
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, {super().extra_repr()}"
+
     def forward(
         self,
         query: Tensor,

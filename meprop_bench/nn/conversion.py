@@ -61,7 +61,8 @@ class Conversion(dict[str, Any]):
         lines = [f"{len(self)} converted, {len(self.left)} left as they were"]
         for name, layer in self.items():
             note = f"  [dense: {dense[name]}]" if name in dense else ""
-            lines.append(f"  converted  {name or 'the model'}: {layer}{note}")
+            what = f"{type(layer).__name__}({layer.extra_repr()})"  # without what is inside, on lines of its own
+            lines.append(f"  converted  {name or 'the model'}: {what}{note}")
         lines += [f"  left       {name or 'the model'}: {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 

@@ -5,9 +5,11 @@ place in the model, an optimizer, a plain list) stay what they were. `torch.nn.u
 same way.
 
 Which layers: those whose class is exactly one of `kinds`, by default `nn.Linear` alone; `_KINDS` is the table of what
-there is. A subclass has its own idea of what it does, and two of torch's show why that matters: the output projection
-of `nn.MultiheadAttention` is a subclass whose forward is never called, so that it would stay dense without a word, and
-a parametrized layer has a class made for it. (Parametrize after converting.)
+there is, and transformers' `Conv1D` is another. Attention is a layer of its own, since it computes its projections in
+one function; those of an attention that has layers for them are linear layers as any. A subclass has its own idea of
+what it does, and two of torch's show why that matters: the output projection of `nn.MultiheadAttention` is one whose
+forward is never called, so that it would stay dense without a word, and a parametrized layer has a class made for it.
+(Parametrize after converting.)
 
 The papers leave the output layer dense: it has few neurons, and its gradient is the error itself. By default it is
 taken to be the last linear layer, of any class, in the order of registration, which is `model.modules()`; layers of
@@ -37,7 +39,7 @@ from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops.selection import check_k
 
-__all__ = ["convert", "revert"]
+__all__ = ["convert", "convertible", "revert"]
 
 
 _KINDS: dict[type[nn.Module], Any] = {
@@ -54,6 +56,11 @@ _KINDS: dict[type[nn.Module], Any] = {
 
 def _kinds() -> dict[type[nn.Module], Any]:
     return _KINDS | transformers.kinds()
+
+
+def convertible() -> tuple[type[nn.Module], ...]:
+    """Return all classes of layers that can be among the kinds."""
+    return tuple(_kinds())
 
 
 def convert(
@@ -205,7 +212,8 @@ def _check_patterns(patterns: Iterable[str], converted: Iterable[str], left: dic
         name = next((name for name in left if fnmatchcase(name, pattern)), None)
         if name is not None:
             raise ValueError(f"k: {pattern!r} matches only what is left as it is, such as {name!r}: {left[name]}")
-        near = difflib.get_close_matches(pattern, [*converted, *left], cutoff=0.3) or list(converted)[:3]
+        names = [*converted, *left]
+        near = difflib.get_close_matches(pattern, names, cutoff=0.3) or names[:3]
         raise ValueError(f"k: {pattern!r} matches no layer" + (f"; there are {', '.join(near)}" if near else ""))
 
 

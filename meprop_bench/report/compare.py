@@ -80,6 +80,8 @@ class Change:
                 return cls(base, head, f"{name} has no figures: {row.error or row.check or 'it was not checked'}")
             if judged_runs(row) is None:
                 return cls(base, head, f"{name} has no raw values")
+        if base.baseline_chosen != head.baseline_chosen:
+            return cls(base, head, f"the dense sides differ: {base.baseline_chosen} → {head.baseline_chosen}")
         return cls(base, head)
 
     @property

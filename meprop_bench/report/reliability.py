@@ -86,7 +86,7 @@ def _plain(row: Row) -> Row:
 
 
 def _work(row: Row) -> tuple[object, ...]:
-    return (row.environment_id, row.phase, *(getattr(row, axis) for axis in DENSE_AXES))
+    return (row.environment_id, row.phase, row.baseline_chosen, *(getattr(row, axis) for axis in DENSE_AXES))
 
 
 def disagreement(rows: Sequence[Row]) -> str:

@@ -307,6 +307,15 @@ class Axes(Generic[Absent]):
         "Launches on a GPU: eager, or graph (a layer's calls replayed as CUDA graphs).", choices=LAUNCHES,
         label="{} launch", place=19, variant="{} launch",
     ))
+    compile: Name = field(default="off", metadata=_axis(
+        "Both sides as they are (off), or through torch.compile (on).", choices=("off", "on"),
+        label="compile={}", place=20, variant="compile {}",
+    ))
+    baseline: Name = field(default="same", metadata=_axis(
+        "Dense side: same (as the method's in all but the method), or best (the fastest here of eager and compiled,"
+        " with a fused optimizer or without).",
+        choices=("same", "best"), otherwise={OWN: ("best",)}, label="{} baseline", place=21, variant="{} baseline",
+    ))
     seed: Seed | Absent = field(default=0, metadata=_axis(
         "Seed of weights, data, selections and orders; each of several makes a case [default: 0].", dense=False,
         label="seed={}", place=90,

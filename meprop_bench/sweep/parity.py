@@ -220,7 +220,7 @@ class _Trainings:
             allocator=answer["environment"]["allocator"],
             phase=None,
             data_published=answer.get("data_published"),
-            layers=options.get("layers"),
+            **{name: options.get(name) for name in ("layers", "heads", "length", "data")},
             optimizer=recipe.optimizer,
             rate=recipe.details.get("rate"),
             share=recipe.details.get("share"),

@@ -4,6 +4,7 @@ a row for each phase, or one that says why there is none, saved at once.
     lock      no other run of this machine measures on the device meanwhile (`measure.lock`)
     start     the processes start together, import and set the case up side by side; nothing is timed meanwhile. The
               first time in a run one of them goes first, so that kernels are compiled once and found by the others
+    baseline  where the best dense side is asked for, the first process finds it, alone; all others take the same one
     check     one after the other they check the case's gradients; one that fails is not timed at all
     rounds    the processes measure in random order; exactly one runs at any time, the others sleep in a system call
     stop      when every phase's interval is within the target, or the next round would overrun the case's budget
@@ -44,6 +45,7 @@ from meprop_bench.results.consistency import FAR, WATCHED
 from meprop_bench.results.schema import PASSED, Parity, Row, Side, Utilization
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies, Figures
+from meprop_bench.sweep.baselines import Baselines
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Deadline, Plan
 from meprop_bench.sweep.worker import start_for
@@ -57,6 +59,9 @@ _SLICES = 6
 
 _WARM_S = 0.02
 """Seconds of single iterations before the loops are calibrated, for each side."""
+
+_CHOICE = 1 / 20
+"""Share of a case's budget for each comparison of two dense sides, before the first case of their work."""
 
 _ACCURACY_S = 3600.0
 """Seconds after which a silent training counts as hung."""
@@ -112,6 +117,7 @@ class Runner:
         self._state, self._lock, self._deadline = state, lock, deadline or Deadline()
         self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
+        self._baselines = Baselines(store, plan.budget * _CHOICE, random.Random(plan.seed))
         self._machine = MachinePeaks(cache, store=store)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
@@ -167,8 +173,13 @@ class Runner:
         self._notify(case, "starting")
         pool = self._processes(case)
         peaks = self._machine.of(case, self._environment_id, pool)
+        choosing = partial(self._notify, case, "choosing the dense side")
+        chosen, untried = self._baselines.of(case, self._environment_id, pool, choosing)
         self._notify(case, "checking")
-        setup, *_ = pool.ask_all("setup", case=case.to_json(), one_first=self._is_new(case.workload)).values()
+        # Whatever is compiled, the first one compiles for all.
+        one_first = self._is_new(case.workload) or case.compile == "on" or bool(chosen and chosen.compiled)
+        wanted: dict[str, Any] = {"case": case.to_json(), "baseline": chosen and chosen.to_json()}
+        setup, *_ = pool.ask_all("setup", one_first=one_first, **wanted).values()
         checks = pool.ask_each("check", warm_s=_WARM_S)
         if wrong := [check["check"] for check in checks if check["check"] != PASSED]:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
@@ -177,6 +188,7 @@ class Runner:
         memory = pool.ask(0, "memory", device=case.device)["weights"]
         parity = self._parity(case, pool)
         utilization = self._utilization(case, pool)
+        notes += map(Note, untried)
         if self._plan.keep_processes:
             notes.insert(0, Note.of("shared-processes"))
         if isinstance(parity, str):
@@ -362,6 +374,7 @@ def case_rows(
                 **_axes(case, k=setup["k"], kernel=setup["kernel"]),
                 phase=found.phase,
                 data_published=setup.get("data_published"),
+                baseline_chosen=setup.get("baseline"),
                 measurement=found,
                 dense=dense,
                 sparse=sparse,

@@ -46,7 +46,9 @@ REQUESTS = {
     # {recipes, threads} -> evaluates, metric, steps; what is wrong with a model of the user's own is an error
     "examine": "sweep.models:examine",
     # a case: speedup, profile, gate, doctor
-    # {case} -> kernel, k, phases, costs, notes
+    # {case, seconds, seed} -> baseline: how its dense side is the fastest (`workloads.baseline`), notes
+    "baseline": "sweep.worker:baseline",
+    # {case, baseline (null: as the method's side)} -> kernel, k, phases, costs, notes, baseline (in words, if chosen)
     "setup": "sweep.worker:setup",
     # {warm_s} -> check, and if it passed, loops (and those of each side)
     "check": "sweep.worker:check",
@@ -71,6 +73,13 @@ REQUESTS = {
     "turns": "sweep.blocks:interleave",
     # {} -> operators: phase -> how many of torch's operators the method calls
     "count": "sweep.blocks:count",
+    # two functions of a user: testing
+    # {file} -> nothing; or raised, what the user's code raised: side, line, traceback
+    "load_functions": "sweep.functions:load_functions",
+    # {warm_s, timed} -> differ, changed, device, loops (of each side); or raised
+    "try_functions": "sweep.functions:try_functions",
+    # those of measure -> its answer; or raised
+    "time_functions": "sweep.functions:time_functions",
     # what takes a case apart: profile
     "stages": "sweep.profile:stages",
     "overhead": "sweep.profile:overhead",
@@ -156,24 +165,33 @@ def hello(session: Session, threads: int, device: str, pin: bool = False, kernel
     }
 
 
-def setup(session: Session, case: Mapping[str, Any]) -> _Answer:
+def baseline(session: Session, case: Mapping[str, Any], seconds: float, seed: int) -> _Answer:
+    """Find out how the dense side of a case is the fastest here, by pairs for these seconds in each comparison.
+
+    Nothing else runs meanwhile. The case has to be set up then.
+    """
+    from meprop_bench.measure.clock import clock_for
+    from meprop_bench.workloads import choose
+
+    _make_room(session, case)
+    assert session.case is not None
+    clock = clock_for(session.case.device, caches=session.case.caches)
+    with _kernels_own_errors():
+        found, notes = choose(session.case, clock, seconds=seconds, rng=random.Random(seed))
+    return {"baseline": found.to_json(), "notes": list(notes)}
+
+
+def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> _Answer:
     """Set a case up."""
     from meprop_bench import workloads
 
-    session.forget()  # the last case's memory, before the next one's is taken
-    session.case = workloads.Case.from_json(case)
-    if session.case.device != "cpu":  # or torch would keep the GPU's memory from the processes beside it
-        import gc
-
-        import torch
-
-        gc.collect()  # a captured graph and its clock know each other
-        torch.cuda.empty_cache()
-    try:
-        with side_by_side(session.case):
-            session.prepared = prepared = workloads.setup(session.case)
-    except ValueError as error:  # the kernel that was asked for cannot do the case; nothing has happened
-        raise UserError(str(error)) from error
+    _make_room(session, case)
+    assert session.case is not None
+    chosen = workloads.Baseline.from_json(baseline) if baseline else workloads.Baseline.same(session.case)
+    # What is compiled is compiled for the threads that torch has then.
+    compiled = chosen.compiled or session.case.compile == "on"
+    with _kernels_own_errors(), side_by_side(session.case, threads=session.case.threads if compiled else 1):
+        session.prepared = prepared = workloads.setup(session.case, chosen)
     return {
         "kernel": prepared.kernel,
         "k": prepared.k,
@@ -182,7 +200,32 @@ def setup(session: Session, case: Mapping[str, Any]) -> _Answer:
         "converted": prepared.converted,
         "data_published": prepared.data_published,
         "notes": list(prepared.notes),
+        "baseline": str(chosen) if session.case.baseline == "best" else None,
     }
+
+
+def _make_room(session: Session, case: Mapping[str, Any]) -> None:
+    """Let the last case's memory go, before the next one's is taken."""
+    from meprop_bench.workloads import Case
+
+    session.forget()
+    session.case = Case.from_json(case)
+    if session.case.device != "cpu":  # or torch would keep the GPU's memory from the processes beside it
+        import gc
+
+        import torch
+
+        gc.collect()  # a captured graph and its clock know each other
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _kernels_own_errors() -> Iterator[None]:
+    """Have a kernel that was asked for, and cannot do the case, refuse it; nothing has happened."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def check(session: Session, warm_s: float) -> _Answer:
@@ -283,7 +326,7 @@ def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds:
 
 
 @contextmanager
-def side_by_side(case: Case) -> Iterator[None]:
+def side_by_side(case: Case, threads: int = 1) -> Iterator[None]:
     """Do what nothing is timed of on one thread, of any core: other workers do the same meanwhile, and threads of
     several would wait for one another.
 
@@ -293,13 +336,13 @@ def side_by_side(case: Case) -> Iterator[None]:
 
     from meprop_bench.measure.clock import on_capture_stream
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         with affinity.free(), nullcontext() if case.launch == "eager" else on_capture_stream(case.device):
             yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def start_worker(env: Mapping[str, str | None] | None = None, *flags: str) -> Worker:

@@ -26,9 +26,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench import pickling
 from meprop_bench.cache import places, writable
 from meprop_bench.errors import UserError, nearest, out_of_memory
-from meprop_bench.optional import unavailable_reason
 
 if TYPE_CHECKING:
     from meprop_bench.training import Training
@@ -88,26 +88,9 @@ def pickled(build: Callable[[], Any]) -> str:
 
     `UserError`: it cannot be pickled, or cloudpickle is not installed.
     """
-    if (reason := unavailable_reason("cloudpickle")) is not None:
-        raise UserError(
-            f"a function that is in no file has to be pickled: cloudpickle {reason} (pip install cloudpickle)"
-        )
-    import cloudpickle
-
     module = sys.modules.get(build.__module__)
     name = getattr(build, "__name__", "build").strip("<>")
-    by_value = module is not None and module.__name__ not in ("__main__", *cloudpickle.list_registry_pickle_by_value())
-    try:
-        if by_value:
-            cloudpickle.register_pickle_by_value(module)
-        data = cloudpickle.dumps(build)
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{name} cannot be pickled for the measuring processes: {error}; make it inside {name}"
-        ) from None
-    finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)
+    data = pickling.pickled(build, {name: build}, () if module is None else (module,))
     if (folder := writable(_PICKLES)) is None:
         raise UserError("there is no folder that a pickled model can be written to: set XDG_CACHE_HOME to one")
     found = f"{name}@{hashlib.sha256(data).hexdigest()[:12]}"

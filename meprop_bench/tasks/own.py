@@ -355,6 +355,10 @@ class _OwnStep(Step):
     task: Own
     training: Training
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return self.training.autocast
+
     def forward(self, batch: Any) -> Tensor:
         return self.task.loss_of(self.training, self.model, batch)
 

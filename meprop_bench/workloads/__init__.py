@@ -9,21 +9,24 @@ is then timed: a fast wrong gradient is not a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from meprop_bench.workloads.baseline import Baseline, Unavailable, candidates, fastest
 from meprop_bench.workloads.case import WORKLOADS, Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from meprop_bench.measure.clock import Clock
     from meprop_bench.measure.paired import Subject
     from meprop_bench.ops.cost import Cost
     from meprop_bench.ops.kernels import Request
 
-__all__ = ["After", "Call", "Case", "Layer", "Prepared", "setup"]
+__all__ = ["After", "Baseline", "Call", "Case", "Layer", "Prepared", "choose", "setup"]
 
 Call = Callable[[], object]
 
@@ -83,16 +86,62 @@ class Prepared:
         return next(((phase, self.memory[phase]) for phase in ("step", "backward") if phase in self.memory), None)
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, baseline: Baseline | None = None) -> Prepared:
     """Set a case up in this process; its module (and torch with it) is loaded here, and torch set to its arithmetic.
 
+    The dense side is run as `baseline` says, which was chosen for a case of the baseline "best". What is compiled is
+    compiled now, for torch's number of threads; after that this process compiles nothing, until the next case is set
+    up, which no longer has what this one compiled.
+
     Raises:
+        UserError: it cannot be compiled.
         ValueError: the kernel requested cannot do the case.
 
     """
     from meprop_bench.measure.arithmetic import adopt
+    from meprop_bench.workloads.compiled import compilation
 
     adopt(case.dtype)
+    chosen = baseline or Baseline.same(case)
+    wanted = case.compile == "on" or chosen.compiled
+    with compilation(wanted, keep_graph=not WORKLOADS[case.workload].trains) as made:
+        prepared = _set_up(case, chosen)
+    named = (chosen.note(case),) if case.baseline == "best" else ()
+    return replace(prepared, notes=(*prepared.notes, *named, *made.notes()))
+
+
+def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> tuple[Baseline, tuple[str, ...]]:
+    """Return the fastest dense side of a case, and a line if it cannot be compiled; the rest is as for `setup`.
+
+    `seconds` are those of each comparison.
+    """
+    from meprop_bench.measure.arithmetic import adopt
+    from meprop_bench.workloads.compiled import CannotCompile, compilation
+
+    adopt(case.dtype)
+    missing: list[str] = []
+    plain, layer = replace(case, compile="off"), not WORKLOADS[case.workload].trains
+
+    def subjects() -> Iterator[tuple[Baseline, Subject]]:
+        beside = False
+        for candidate in candidates(case):
+            if candidate.compiled and missing:
+                continue
+            try:
+                with compilation(candidate.compiled, keep_graph=layer, beside=beside):
+                    subject = _set_up(plain, candidate).baseline
+            except Unavailable:
+                continue
+            except CannotCompile as error:
+                missing.append(f"the dense side is not compiled: {error.reason}")
+            else:
+                beside |= candidate.compiled
+                yield candidate, subject
+
+    return fastest(subjects(), clock, seconds=seconds, rng=rng), tuple(missing)
+
+
+def _set_up(case: Case, baseline: Baseline) -> Prepared:
     module = WORKLOADS[case.workload].module or case.workload
-    prepared: Prepared = import_module(f"{__name__}.{module}").setup(case)
+    prepared: Prepared = import_module(f"{__name__}.{module}").setup(case, baseline)
     return prepared

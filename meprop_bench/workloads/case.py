@@ -49,6 +49,8 @@ little of a neuron."""
 _EACH = tuple(name for name in SPARSE if "unified" not in name)
 """Those that select for each example, as a convolution's maps have it."""
 
+_RECURRENT = "it leaves recurrent layers to Python, torch's own as well"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -56,6 +58,7 @@ class Workload:
 
     methods: tuple[str, ...]  # it can be run with; the first is its usual one
     trains: bool = False  # whether it is a model in training: on the CPU's default dtype, with an optimizer
+    uncompiled: str = ""  # why torch.compile cannot have its sparsified side; empty where it can
     module: str = ""  # of this package, where it has another name
     kernels: str = "kernels"  # registry of `ops` that its kernels are in
 
@@ -68,16 +71,16 @@ WORKLOADS: Mapping[str, Workload] = {
     # One convolution, m maps of size x size -> n maps; k are positions.
     "conv": Workload(_EACH, kernels="conv"),
     # One recurrent layer over a number of time steps, m inputs -> n neurons in each gate.
-    "lstm": Workload(SPARSE, module="recurrent", kernels="recurrent"),
-    "gru": Workload(SPARSE, module="recurrent", kernels="recurrent"),
+    "lstm": Workload(SPARSE, module="recurrent", kernels="recurrent", uncompiled=_RECURRENT),
+    "gru": Workload(SPARSE, module="recurrent", kernels="recurrent", uncompiled=_RECURRENT),
     # A GPT in training on windows of text (`models.gpt`), timed as any task's model is.
     "transformer": Workload(SPARSE, trains=True, module="model"),
     # Encoder and decoder of n neurons in training on sentences of random words.
     "seq2seq": Workload(SPARSE, trains=True),
     # The perceptron simplified during training, then against the one that was not: forward pass and step.
-    "mesimp": Workload(("mesimp",), trains=True),
+    "mesimp": Workload(("mesimp",), trains=True, uncompiled="meSimp changes the sizes of its layers"),
     # The perceptron trained through each example's own neurons.
-    "meact": Workload(("meact",), trains=True),
+    "meact": Workload(("meact",), trains=True, uncompiled="meAct masks its layers by hooks"),
     # A user's own model, or that of a task, in training.
     "model": Workload(SPARSE, trains=True),
 }
@@ -108,6 +111,7 @@ class Case(Axes[Never]):
         if self.dtype == TF32 and self.device == "cpu":
             raise UserError("dtype 'tf32' is the rounding of a GPU's products: use --device cuda, or --dtype float32")
         self._check_launch()
+        self._check_compile()
         if self.kernel != "auto":  # the names live with the kernels, and those load torch
             kernels = import_module(f"meprop_bench.ops.{self._workload.kernels}").KERNELS
             one_of("kernel", self.kernel, tuple(kernels))
@@ -162,6 +166,23 @@ class Case(Axes[Never]):
             # The next batch and the optimizer's count of steps are Python's, and would stand still in a replay.
             raise UserError(
                 f"launch 'graph' is for layers: the workload {self.workload} decides in Python what comes next"
+            )
+
+    def _check_compile(self) -> None:
+        if self.baseline == "best" and self.method == "dense":
+            raise UserError("baseline 'best' is for a method: --method dense times one dense side against itself")
+        if self.launch == "graph" and (self.compile, self.baseline) != ("off", "same"):
+            raise UserError(
+                "launch 'graph' captures what is launched call by call: leave --compile and --baseline out, or it"
+            )
+        if self.compile == "off":
+            return
+        if reason := self._workload.uncompiled:
+            raise UserError(f"compile 'on' does not go with the workload {self.workload}: {reason}; leave it out")
+        if self.gradient == "rows":
+            raise UserError(
+                "gradient 'rows' cannot be compiled, as nothing says beforehand how many rows there are: use"
+                " --gradient dense, or --compile off"
             )
 
     def _check_maps(self, size: int, filter: int) -> None:

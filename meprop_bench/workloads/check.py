@@ -41,11 +41,9 @@ from meprop_bench.nn import MePropConv2d, MePropLinear
 from meprop_bench.nn.transformers import TransposedLinear
 from meprop_bench.ops import linear
 from meprop_bench.ops.kernels import hybrid_rows
-from meprop_bench.ops.recurrent import recurrent, through_time
-from meprop_bench.ops.recurrent.cells import CELLS
-from meprop_bench.ops.selection import keep, resolve_k, select
-from meprop_bench.ops.sparsified import sparsified
+from meprop_bench.ops.selection import resolve_k, select
 from meprop_bench.results.schema import PASSED
+from meprop_bench.workloads.selected import Selected, recording
 from meprop_bench.workloads.twin import Gradients, gradients, twin
 
 __all__ = ["TOLERANCES", "check_conv", "check_layer", "check_linear", "compare", "with_gap"]
@@ -150,7 +148,7 @@ def _check_product(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: int
     linear = not isinstance(layer, nn.modules.conv._ConvNd)
     among = 1 if linear else len(layer.kernel_size)
     n = math.prod(dy.shape[-among:])
-    k = resolve_k(layer.k, n)
+    k, fan_in = resolve_k(layer.k, n), own.weight.numel() // (n if linear else len(own.weight))
     if k < n:
         for rows in _versions(dy.reshape(-1, n), k, layer.selection, seed):
             given = torch.empty_like(dy).copy_(rows.view(dy.shape))  # in the memory format that dy has
@@ -158,12 +156,13 @@ def _check_product(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: int
             torch.manual_seed(seed)
             idx = select(rows, k, layer.selection)
             true = _by_definition(own, x, rows, idx) if linear else _by_masking(layer, x, given, rows, idx)
-            if reason := _compared(got, true, given):
+            kept = rows.gather(1, idx if idx.dim() == 2 else idx.expand(len(rows), -1))
+            if reason := _compared(got, true, _by_chance(rows, kept, x.to(dy.dtype), fan_in)):
                 return reason
     batched = linear or dy.dim() > 1 + among
     few_x, few_dy = (_few(tensor, linear) if batched else tensor for tensor in (x, dy))
     own.k = 1.0
-    if reason := _compared(gradients(own, few_x, few_dy, seed), gradients(plain, few_x, few_dy, seed), few_dy):
+    if reason := _compared(gradients(own, few_x, few_dy, seed), gradients(plain, few_x, few_dy, seed)):
         return f"k = n is not the dense gradient: {reason}"
     own.k = layer.k
     shown = gradients(plain, few_x, _poisoned(few_dy, among), seed)
@@ -180,84 +179,29 @@ def _check_recurrent(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
     own, plain = (twin(layer, dy.dtype, plain=plain) for plain in (False, True))
     k = resolve_k(layer.k, layer.hidden_size)
     if k < layer.hidden_size:
-        cells: list[_Selected] = []
-        own._cell = lambda *args, sizes, **how: recurrent(*args, sizes=sizes, **{**how, "record": _seen(cells, sizes)})
+        cells: list[Selected] = []
+        own._cell = recording(cells)
         got = gradients(own, inputs, dy, seed, keywords)
         if not cells:
             return "it gives the dense gradient"
         for cell in cells:
-            if reason := cell.fault(k, layer.selection):
+            if reason := cell.fault(k, layer.selection, layer.hidden_size):
                 return reason
         exact, following = twin(layer, torch.float64), iter(cells)
         exact._cell = lambda *args, **how: next(following).run(*args, **how)
         true = gradients(exact, inputs, dy, seed, keywords)
-        if reason := _compared(got, {name: d.to(dy.dtype) for name, d in true.items()}, dy, _THROUGH_TIME):
+        if reason := _compared(got, {name: d.to(dy.dtype) for name, d in true.items()}, times=_THROUGH_TIME):
             return reason
         del own._cell
     own.k = 1.0
     dense = gradients(plain, inputs, dy, seed, keywords)
-    if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense, dy):
+    if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense):
         return f"k = n is not the dense gradient: {reason}"
     own.k = layer.k
     poisoned = dy.clone()
     poisoned[..., 0] = poisoned[..., -1] = math.nan  # one neuron of each direction
     shown = gradients(plain, inputs, poisoned, seed, keywords)
     return _hidden_nan(gradients(own, inputs, poisoned, seed, keywords), shown)
-
-
-class _Selected:
-    """What one cell of a recurrent layer selected, and the same cell by definition, through just that."""
-
-    enabled = True
-    dy: Tensor  # at the gates, (N, G h)
-    idx: Tensor  # its columns, (N, G k)
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
-
-    def __call__(self, dy: Tensor, idx: Tensor) -> None:
-        self.dy, self.idx = dy, idx
-
-    def fault(self, k: int, selection: str) -> str | None:
-        """Say what is wrong with the selection, if anything is."""
-        gates = self.idx.shape[1] // k
-        chosen = torch.zeros_like(self.dy, dtype=torch.bool).scatter_(1, self.idx, True)
-        by_gate = chosen.view(len(chosen), gates, -1)
-        if (by_gate.sum(2) != k).any():
-            return f"it does not select {k} neurons of each gate"
-        if "unified" in selection and not all(step.eq(step[0]).all() for step in chosen.split_with_sizes(self.sizes)):
-            return "it does not select the same neurons for all examples of a time step"
-        if selection.startswith("random"):
-            return None
-        size, slack = self.dy.abs().view_as(by_gate).to(torch.float64), 0.0
-        if selection == "unified":  # whose sums are of any order
-            size, slack = (
-                torch.cat([step.sum(0, keepdim=True).expand_as(step) for step in size.split_with_sizes(self.sizes)]),
-                1e-5,
-            )
-        least, most = size.masked_fill(~by_gate, math.inf).amin(2), size.masked_fill(by_gate, 0).amax(2)
-        return f"it selects others than the {k} greatest of a gate" if (least < most * (1 - slack)).any() else None
-
-    def run(
-        self, cell: str, x: Tensor, states: Any, weights: Any, *, sizes: tuple[int, ...], reverse: bool, **_: Any
-    ) -> Any:
-        """Run the cell as `ops.recurrent.recurrent` does."""
-        steps, (w_ih, w_hh, *biases) = through_time.Steps(sizes, reverse), weights
-        idx = self.idx.split_with_sizes(sizes)
-        following = (idx[t] for t in steps.order())
-
-        def at_gates(a: Tensor, b: Tensor) -> Any:
-            chosen = next(following)
-            return sparsified(lambda d_a, d_b: (keep(d_a, chosen), keep(d_b, chosen)), a, b, *biases)
-
-        detached = (b if b is None else b.detach() for b in biases)
-        y, last, _tape = through_time.forward(CELLS[cell], x, states, (w_ih, w_hh, *detached), steps, at_gates)
-        return y, last
-
-
-def _seen(cells: list[_Selected], sizes: tuple[int, ...]) -> _Selected:
-    cells.append(_Selected(sizes))
-    return cells[-1]
 
 
 def _check_attention(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: int) -> str:
@@ -282,7 +226,7 @@ def _check_attention(layer: Any, inputs: Any, keywords: Any, dy: Tensor, seed: i
                 return f"projection {number} of {len(calls)}: {found}"
         own._project = lambda x, w, b, **_: F.linear(x, w, b)
         dense = gradients(plain, inputs, dy, seed, keywords)
-        if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense, dy):
+        if reason := _compared(gradients(own, inputs, dy, seed, keywords), dense):
             return f"with dense projections it is not torch's: {reason}"
         del own._project
     shown = gradients(plain, inputs, _poisoned(dy, 1), seed, keywords)
@@ -330,11 +274,20 @@ def _by_masking(layer: Any, x: Tensor, dy: Tensor, rows: Tensor, idx: Tensor) ->
     return {name: d.to(dy.dtype) for name, d in found.items()}
 
 
-def _compared(got: Gradients, true: Gradients, dy: Tensor, times: float = 1.0) -> str | None:
-    # Behind a normalization Σ dy is zero but for rounding. What is not small is the size that a sum of such numbers has
-    # with signs by chance, |dy|; a tenth of that leaves what is right elsewhere as it is.
-    least = 0.1 * torch.linalg.vector_norm(dy, dtype=_wide(dy.dtype)).item()
-    return compare([*got.values()], [true[name] for name in got], tuple(got), {"db": least}, times)
+def _by_chance(dy: Tensor, kept: Tensor, x: Tensor, fan_in: int) -> dict[str, float]:
+    """Return a tenth of the size that sums of such numbers have whose signs are chance.
+
+    Before a normalization Σ dy is zero but for rounding, and so is Σ dy xᵀ where all of x is alike. Rounding shows by
+    the size of what is summed; a tenth of that changes nothing for sums that do not vanish.
+    """
+    size, spread, chosen = (torch.linalg.vector_norm(t, dtype=_wide(dy.dtype)).item() for t in (dy, x, kept))
+    return {"db": 0.1 * size, "dw": 0.1 * chosen * spread * math.sqrt(fan_in / x.numel())}
+
+
+def _compared(
+    got: Gradients, true: Gradients, least: Mapping[str, float] = MappingProxyType({}), times: float = 1.0
+) -> str | None:
+    return compare([*got.values()], [true[name] for name in got], tuple(got), least, times)
 
 
 def compare(

@@ -19,16 +19,17 @@ from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.cost import conv_backward, conv_forward
 from meprop_bench.ops.kernels import Request
 from meprop_bench.workloads import Prepared
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_conv
-from meprop_bench.workloads.linear import draw, sides
+from meprop_bench.workloads.linear import Sides, draw
 
 __all__ = ["setup"]
 
 _PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, baseline: Baseline) -> Prepared:
     """Draw the numbers, build both graphs, and return the two sides."""
     assert case.size is not None
     assert case.filter is not None
@@ -40,18 +41,20 @@ def setup(case: Case) -> Prepared:
     x, w, b = (tensor.requires_grad_() for tensor in drawn)
     dy = normal(case.batch, case.out_features, maps, maps)
     k = resolve_k(case.k, maps * maps)
+    how = {"k": k, "selection": case.selection, "kernel": case.kernel}
 
     def dense() -> Tensor:
         return F.conv2d(x, w, b)
 
     def sparsified() -> Tensor:
-        return conv2d(x, w, b, k=k, selection=case.selection, kernel=case.kernel)
+        return conv2d(x, w, b, **how)  # type: ignore[arg-type]
 
+    both = Sides(case, baseline, dense, sparsified, (x, w, b), dy)
     itemsize = dy.element_size()
     forward = conv_forward(x_shape, w_shape, itemsize)
     return Prepared(
-        **sides(dense, sparsified, (x, w, b), dy),
-        check=lambda: check_conv(x, w, b, dy, k=k, selection=case.selection, kernel=case.kernel, seed=case.seed),
+        **both.prepared(),
+        check=lambda: both.differ() or check_conv(x, w, b, dy, seed=case.seed, **how),  # type: ignore[arg-type]
         kernel=_kernel_that_runs(case, dy, x, w, k),
         k=k,
         costs={

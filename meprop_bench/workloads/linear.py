@@ -44,10 +44,12 @@ from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import median
 from meprop_bench.workloads import Call, Layer, Prepared
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear, compare
+from meprop_bench.workloads.compiled import as_eager, function
 
-__all__ = ["Slowed", "draw", "kernel_that_runs", "setup", "sides", "subject", "timed_backward"]
+__all__ = ["Side", "Sides", "Slowed", "draw", "kernel_that_runs", "setup", "subject", "timed_backward"]
 
 _WARM_NS = 50_000_000
 _SEARCH_NS = 200_000_000
@@ -55,27 +57,66 @@ _LEAST, _MOST = 5, 1000
 """Calls behind the median that a slowdown is a share of."""
 
 
+class Side:
+    """One side of a layer, eager or compiled, by its forward pass, which gives y of the shape of dy.
+
+    Args:
+        forward: the forward pass.
+        inputs: all that gradients are computed of.
+        dy: incoming gradient.
+        compiled: whether it goes through torch.compile, here and now.
+
+    """
+
+    def __init__(self, forward: Callable[[], Tensor], inputs: Sequence[Tensor], dy: Tensor, *, compiled: bool) -> None:
+        self._eager, self._inputs, self._dy, self._compiled = forward, tuple(inputs), dy, compiled
+        self.forward = function(forward) if compiled else forward
+        self.backward = timed_backward(self.forward(), self._inputs, dy)
+        if compiled:  # what the first call may leave to the compiler
+            self.backward()
+        self.subject = subject(forward=self.forward, backward=self.backward)
+
+    def differs(self, seed: int) -> str | None:
+        """Say what a compiled side computes otherwise than the same one run eagerly; None where nothing differs."""
+        return as_eager(self.forward, self._eager, self._inputs, self._dy, seed) if self._compiled else None
+
+
+class Sides:
+    """Both sides of a layer, compiled or not as the case and its baseline say, from their forward passes."""
+
+    def __init__(
+        self,
+        case: Case,
+        baseline: Baseline,
+        dense: Callable[[], Tensor],
+        sparsified: Callable[[], Tensor],
+        inputs: Sequence[Tensor],
+        dy: Tensor,
+    ) -> None:
+        self._seed = case.seed
+        self.dense = Side(dense, inputs, dy, compiled=baseline.compiled)
+        self.method = Side(sparsified, inputs, dy, compiled=case.compile == "on")
+
+    def prepared(self) -> _Sides:
+        """Return what `Prepared` has of them."""
+        dense, method = self.dense, self.method
+        return {
+            "phases": ("forward", "backward"),
+            "baseline": dense.subject,
+            "method": method.subject,
+            "memory": {"forward": (dense.forward, method.forward), "backward": (dense.backward, method.backward)},
+        }
+
+    def differ(self) -> str | None:
+        """Say what a compiled side computes otherwise than it does eagerly; None where nothing differs."""
+        return self.dense.differs(self._seed) or self.method.differs(self._seed)
+
+
 class _Sides(TypedDict):
     phases: tuple[str, ...]
     baseline: Subject
     method: Subject
     memory: Mapping[str, tuple[Call, Call]]
-
-
-def sides(
-    dense: Callable[[], Tensor], sparsified: Callable[[], Tensor], inputs: Sequence[Tensor], dy: Tensor
-) -> _Sides:
-    """Return what `Prepared` has of the two sides of a layer, by their forward passes, which give y of the shape of dy.
-
-    The inputs are all that gradients are computed of, the same for both.
-    """
-    backward = [timed_backward(forward(), tuple(inputs), dy) for forward in (dense, sparsified)]
-    return {
-        "phases": ("forward", "backward"),
-        "baseline": subject(forward=dense, backward=backward[0]),
-        "method": subject(forward=sparsified, backward=backward[1]),
-        "memory": {"forward": (dense, sparsified), "backward": (backward[0], backward[1])},
-    }
 
 
 def timed_backward(y: Tensor, inputs: tuple[Tensor, ...], dy: Tensor) -> Callable[[], Any]:
@@ -117,7 +158,7 @@ def subject(**phases: Call) -> Subject:
     return timed
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, baseline: Baseline) -> Prepared:
     """Draw the numbers, build both graphs, and return the two sides."""
     x, w, b, dy = _numbers(case)
     if case.method == "dense":
@@ -140,9 +181,10 @@ def setup(case: Case) -> Prepared:
         rows = torch.unique(select(dy, k, case.selection)).numel()
     sparse = linear_backward(*shape, case.method, k, case.gradient, rows)
     layer = Layer(**numbers, need_dx=True, request=request if k < case.out_features else None, kernel=kernel)
+    both = Sides(case, baseline, dense, sparsified, (x, w, b), dy)
     return Prepared(
-        **sides(dense, sparsified, (x, w, b), dy),
-        check=lambda: check_linear(x, w, b, dy, seed=case.seed, **how),  # type: ignore[arg-type]
+        **both.prepared(),
+        check=lambda: both.differ() or check_linear(x, w, b, dy, seed=case.seed, **how),  # type: ignore[arg-type]
         kernel=kernel,
         k=k,
         costs={"forward": (linear_forward(*shape),) * 2, "backward": (linear_backward(*shape), sparse)},
@@ -209,14 +251,20 @@ class Slowed:
 def _identical(case: Case, x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> Prepared:
     """Return the two sides of a case whose method is "dense"."""
 
+    def dense() -> Tensor:
+        return F.linear(x, w, b)
+
+    side = Side(dense, (x, w, b), dy, compiled=case.compile == "on")
+    forward = side.forward
+
     def step() -> object:
-        return timed_backward(F.linear(x, w, b), (x, w, b), dy)()
+        return timed_backward(forward(), (x, w, b), dy)()
 
     again: Call = Slowed(step, case.slowdown) if case.slowdown else step
 
     def check() -> str:
-        mine, expected = (list(cast("tuple[Tensor, ...]", side())) for side in (again, step))
-        return compare(mine, expected) or PASSED
+        mine, expected = (list(cast("tuple[Tensor, ...]", call())) for call in (again, step))
+        return side.differs(case.seed) or compare(mine, expected) or PASSED
 
     shape = (case.batch, case.in_features, case.out_features, dy.element_size())
     cost = linear_forward(*shape) + linear_backward(*shape)

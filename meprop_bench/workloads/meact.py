@@ -24,6 +24,7 @@ from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
 from meprop_bench.workloads.mlp import build_model
@@ -55,7 +56,7 @@ class _Active(Step):
             return F.cross_entropy(self.model(images), labels)
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, how: Baseline) -> Prepared:
     """Load the data, train both sides a little, and fix the masks of one."""
     assert case.data is not None
     assert case.share is not None
@@ -63,8 +64,8 @@ def setup(case: Case) -> Prepared:
     stream, examples = _stream(case, data)
     plain, masked = (build_model(case, data, sparsified=False, seed=case.seed) for _ in range(2))
     act = MeAct(masked, examples)
-    dense = _Dense(plain, make_optimizer(case.optimizer, plain.parameters()))
-    active = _Active(masked, make_optimizer(case.optimizer, masked.parameters()), act)
+    optimizers = [make_optimizer(case.optimizer, each.parameters(), fused=how.fused) for each in (plain, masked)]
+    dense, active = _Dense(plain, optimizers[0]), _Active(masked, optimizers[1], act)
     for batch in itertools.islice(itertools.cycle(stream), _PASSES * len(stream)):
         dense(batch)
         active(batch)

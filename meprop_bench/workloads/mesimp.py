@@ -27,6 +27,7 @@ from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.mlp import build_model
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
@@ -37,13 +38,13 @@ _STEPS = 10 * WALK
 _PRUNE = 2 * WALK
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, how: Baseline) -> Prepared:
     """Load the data, train both sides, simplify one of them."""
     assert case.data is not None
     data = load_images(case.data).to(case.device)
     stream = list(batches(data.train, case.batch, seed=case.seed, steps=WALK))
     dense, simplified = (_trained(case, data, stream, simplify=simplify) for simplify in (False, True))
-    baseline, method = _side(case, dense, stream), _side(case, simplified, stream)
+    baseline, method = (_side(case, model, stream, fused=how.fused) for model in (dense, simplified))
     widths = [_widths(model) for model in (dense, simplified)]
     forward = tuple(_forward(case.batch, each) for each in widths)
     decode = (_decoding(dense, stream[0]), _decoding(simplified, stream[0]))
@@ -76,10 +77,11 @@ def _trained(case: Case, data: ImageData, stream: list[Batch], *, simplify: bool
     return model
 
 
-def _side(case: Case, model: nn.Module, stream: list[Batch]) -> Side:
+def _side(case: Case, model: nn.Module, stream: list[Batch], *, fused: bool) -> Side:
     """Return a model in training, with an optimizer that starts anew, as in the middle of a cycle."""
     decode = _decoding(model, stream[0])
-    return Side(Step(model, make_optimizer(case.optimizer, model.parameters())), stream, {"decode": decode})
+    optimizer = make_optimizer(case.optimizer, model.parameters(), fused=fused)
+    return Side(Step(model, optimizer), stream, {"decode": decode})
 
 
 def _decoding(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:

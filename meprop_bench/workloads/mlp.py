@@ -32,14 +32,18 @@ from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_layer
+from meprop_bench.workloads.compiled import compile_steps
 from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["build_model", "setup"]
 
 _PHASES = (*PHASES, "linear-backward")
+
+_NOT_APART = "linear-backward is not timed: in a compiled model the layers' backward passes are not apart"
 
 
 def build_model(case: Case, data: ImageData, *, sparsified: bool, seed: int) -> nn.Module:
@@ -50,25 +54,36 @@ def build_model(case: Case, data: ImageData, *, sparsified: bool, seed: int) -> 
     return model.to(case.device)
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, how: Baseline) -> Prepared:
     """Load the data, build both sides and bring them to where they start from."""
     assert case.data is not None
     data = load_images(case.data).to(case.device)
     stream = list(batches(data.train, case.batch, seed=case.seed, steps=WALK))
+    compiled = {False: how.compiled, True: case.compile == "on"}
+    whole = any(compiled.values())
     baseline, method = (
-        _Side(case, build_model(case, data, sparsified=s, seed=case.seed), stream) for s in (False, True)
+        _Side(
+            case,
+            build_model(case, data, sparsified=sparsified, seed=case.seed),
+            stream,
+            compiled=compiled[sparsified],
+            apart=not whole,
+            fused=how.fused,
+        )
+        for sparsified in (False, True)
     )
     layers = tuple(_layers(case, method))
+    apart = {} if whole else {"linear-backward": (baseline.linear_backward, method.linear_backward)}
     return Prepared(
-        **sides(baseline, method, **{"linear-backward": (baseline.linear_backward, method.linear_backward)}),
-        phases=_PHASES,
+        **sides(baseline, method, **apart),
+        phases=PHASES if whole else _PHASES,
         check=lambda: _check(case, baseline, method),
         kernel="+".join(dict.fromkeys(layer.kernel for layer in layers if layer.request)) or "dense",
         k=case.k,
         costs=_costs(case, data),
         layers=lambda: layers,
         data_published=data.published,
-        notes=data.notes,
+        notes=(*data.notes, *((_NOT_APART,) if whole else ())),
     )
 
 
@@ -85,11 +100,16 @@ class _Layer:
 class _Side(Side):
     """One side in training, with its linear layers' own backward passes beside."""
 
-    def __init__(self, case: Case, model: nn.Module, stream: list[Batch]) -> None:
-        step = Step(model, make_optimizer(case.optimizer, model.parameters(), gradient=case.gradient))
+    def __init__(
+        self, case: Case, model: nn.Module, stream: list[Batch], *, compiled: bool, apart: bool, fused: bool
+    ) -> None:
+        optimizer = make_optimizer(case.optimizer, model.parameters(), gradient=case.gradient, fused=fused)
+        step = Step(model, optimizer)
         self.first_loss = step.forward(stream[0]).item()
         self.layers = _record(step, stream[0])
-        super().__init__(step, stream, {"linear-backward": self.linear_backward})
+        # Not before, as what is recorded is each layer by itself.
+        self.differs = compile_steps([step] if compiled else [], stream[0], case.seed)
+        super().__init__(step, stream, {"linear-backward": self.linear_backward} if apart else {})
 
     def linear_backward(self) -> None:
         """Compute the gradients of every linear layer from its recorded input and dy."""
@@ -123,7 +143,11 @@ def _sparsified(side: _Side) -> Iterator[tuple[_Layer, MePropLinear]]:
 
 
 def _check(case: Case, baseline: _Side, method: _Side) -> str:
-    """Compare each sparsified layer's gradients with their definition, and the two sides' forward passes."""
+    """Compare each sparsified layer's gradients with their definition, the two sides' forward passes, and each side
+    that is compiled with itself.
+    """
+    if reason := baseline.differs() or method.differs():
+        return reason
     for index, (layer, module) in enumerate(_sparsified(method)):
         if (found := check_layer(module, layer.x, layer.dy, seed=case.seed)) != PASSED:
             return f"layer {index}: {found}"

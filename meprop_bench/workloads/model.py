@@ -10,7 +10,10 @@ is timed: what loading them costs is not a matter of the method. The learning ra
 
 The check is made in the model itself: each sparsified layer's gradients are compared with their definition, on the
 input and dy that it has in a step on the first batch, and the first losses of both sides with each other. What was left
-dense is named with its share of the backward pass's operations, since it bounds what a step can gain (Amdahl).
+dense is named with its share of the backward pass's operations, since it bounds what a step can gain (Amdahl). Floors
+are left out: those of the linear layers alone would not be the model's.
+
+The workload `transformer` is this one with a model of ours, whose sizes are axes: the GPT of the task `language`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
+from meprop_bench import optimizers
 from meprop_bench.nn import MePropLinear
 from meprop_bench.nn.conversion import survey
 from meprop_bench.nn.sparsified import Sparsified
@@ -40,8 +44,10 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
+from meprop_bench.workloads.baseline import Baseline, Unavailable
 from meprop_bench.workloads.case import Case, recipe_of
 from meprop_bench.workloads.check import check_layer
+from meprop_bench.workloads.compiled import compile_steps
 from meprop_bench.workloads.linear import kernel_that_runs
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
@@ -82,15 +88,15 @@ _BATCHES = 4
 """That are tried for a gradient to reach each sparsified layer: one batch may not need all of the model's experts."""
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, how: Baseline) -> Prepared:
     """Load the model, and build both sides."""
     recipe = recipe_of(case)
-    return prepare(case, recipe.load(), recipe)
+    return prepare(case, recipe.load(), recipe, how)
 
 
-def prepare(case: Case, task: Task, recipe: Recipe) -> Prepared:
+def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     """Return the two sides of a task's model in training, by the recipe and by its dense side."""
-    dense, sparse = (_step(task, each, case.seed) for each in (recipe.dense(), recipe))
+    dense, sparse = (_step(task, each, case.seed, fused=how.fused) for each in (recipe.dense(), recipe))
     stream = _batches(task, case.seed, dense.accumulate)
     with seeded(case.seed):
         first_losses = [_first_loss(task, step, stream[0]) for step in (dense, sparse)]
@@ -100,12 +106,17 @@ def prepare(case: Case, task: Task, recipe: Recipe) -> Prepared:
         calls = _record_all(sparse, stream, names)
     kernels = dict.fromkeys(_kernel(call) for call in calls.values())
     share = work.share(names & calls.keys())
+    compiled = [step for step, whether in ((dense, how.compiled), (sparse, case.compile == "on")) if whether]
+    differs = compile_steps(compiled, stream[0], case.seed)
     with seeded(case.seed):
         baseline, method = Side(dense, stream), Side(sparse, stream)
+    for side in (baseline, method):
+        if side.step in compiled:
+            side.walk()
     return Prepared(
         **sides(baseline, method),
         phases=PHASES,
-        check=lambda: _check(case, calls, names, first_losses),
+        check=lambda: differs() or _check(case, calls, names, first_losses),
         kernel="+".join(kernels) or "dense",
         k=case.k,
         layers=lambda: _layers(case, method, stream[0]),
@@ -115,11 +126,16 @@ def prepare(case: Case, task: Task, recipe: Recipe) -> Prepared:
     )
 
 
-def _step(task: Task, recipe: Recipe, seed: int) -> Step:
-    """Build one side's model, and return its step."""
+def _step(task: Task, recipe: Recipe, seed: int, *, fused: bool) -> Step:
+    """Build one side's model, and return its step, with a fused optimizer if gradients are such that it takes them."""
     model = task.build(seed)
     task.sparsify(model, recipe)
-    return task.step(model, recipe)
+    step = task.step(model, recipe)
+    if not fused or recipe.gradient == "rows":
+        return step
+    if (optimizer := optimizers.fused(step.optimizer)) is None:
+        raise Unavailable(f"the optimizer of {task.name} cannot be fused, or is")
+    return replace(step, optimizer=optimizer)
 
 
 def _batches(task: Task, seed: int, accumulate: int) -> list[Any]:

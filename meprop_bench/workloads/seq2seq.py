@@ -12,6 +12,7 @@ translation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,10 @@ from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_layer
+from meprop_bench.workloads.compiled import as_eager_step, function
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["setup"]
@@ -45,24 +48,26 @@ class _Translation(Step):
     """A step of the translator; with an alternation, part by part."""
 
     alternating: Alternating | None
+    loss: Callable[..., Tensor]  # of the model, which may be compiled
 
     def forward(self, batch: Any) -> Tensor:
         source, lengths, target, number = batch
         if self.alternating is not None:
             self.alternating.start_epoch(number)
-        return self.model.loss(source, lengths, target)  # type: ignore[operator, no-any-return]
+        return self.loss(source, lengths, target)
 
 
-def setup(case: Case) -> Prepared:
+def setup(case: Case, how: Baseline) -> Prepared:
     """Draw the sentences and build both sides."""
     if case.out_features % 2:
         raise ValueError(f"hidden must be even, half of it for each direction of the encoder, not {case.out_features}")
     stream = _sentences(case)
-    baseline, method = (_side(case, stream, sparsified=sparsified) for sparsified in (False, True))
+    baseline = _side(case, stream, sparsified=False, compiled=how.compiled, fused=how.fused)
+    method = _side(case, stream, sparsified=True, compiled=case.compile == "on", fused=how.fused)
     return Prepared(
         **sides(baseline, method),
         phases=PHASES,
-        check=lambda: _check(case, stream, baseline, method),
+        check=lambda: _check(case, how, stream, baseline, method),
         kernel=case.kernel,
         k=case.k,
         notes=("encoder and decoder are sparsified by turns, so at most half of their backward passes is saved",),
@@ -77,12 +82,14 @@ def _model(case: Case, *, sparsified: bool) -> Translator:
     return model.to(case.device)
 
 
-def _side(case: Case, stream: list[_Batch], *, sparsified: bool) -> Side:
+def _side(case: Case, stream: list[_Batch], *, sparsified: bool, compiled: bool, fused: bool) -> Side:
     model, alternating = _model(case, sparsified=sparsified), None
     if sparsified:
         k = Constant(case.k)
         alternating = Alternating({"encoder": KScheduler(model.encoder, k), "decoder": KScheduler(model.decoder, k)})
-    return Side(_Translation(model, make_optimizer(case.optimizer, model.parameters()), alternating), stream)
+    optimizer = make_optimizer(case.optimizer, model.parameters(), fused=fused)
+    loss = function(model.loss) if compiled else model.loss
+    return Side(_Translation(model, optimizer, alternating, loss), stream)
 
 
 def _sentences(case: Case) -> list[_Batch]:
@@ -97,8 +104,13 @@ def _sentences(case: Case) -> list[_Batch]:
     return [(words(), lengths, torch.cat([edges[0], words(), edges[1]], dim=1), number) for number in range(WALK)]
 
 
-def _check(case: Case, stream: list[_Batch], baseline: Side, method: Side) -> str:
-    """Compare each LSTM's gradients with their definition, and the two sides' first losses."""
+def _check(case: Case, how: Baseline, stream: list[_Batch], baseline: Side, method: Side) -> str:
+    """Compare each LSTM's gradients with their definition, the two sides' first losses, and each side that is compiled
+    with itself.
+    """
+    for side, compiled in ((baseline, how.compiled), (method, case.compile == "on")):
+        if compiled and (reason := as_eager_step(side.step, stream[0], case.seed)):
+            return reason
     fresh = [_model(case, sparsified=sparsified) for sparsified in (False, True)]
     losses = [model.loss(*stream[0][:3]).item() for model in fresh]
     if not abs(losses[0] - losses[1]) <= 1e-5 * abs(losses[0]):

@@ -98,6 +98,12 @@ class Side:
         self.step(self._of_step(self._at))
         self._at += 1
 
+    def walk(self) -> None:
+        """Take all steps once and go back: what depends on the shapes of batches has then been done."""
+        for _ in range(WALK):
+            self.next_step()
+        self.restart()
+
     def _of_step(self, number: int) -> Any:
         """Return the batch of a step, or its batches where their gradients are added up."""
         many, count = self._many, len(self._batches)

@@ -71,6 +71,17 @@ def test_wrong_usage_is_one_line(arguments, words, tmp_path, monkeypatch, capsys
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(("axis", "label"), [('compile = "on"', "compile=on"), ('baseline = "best"', "best baseline")])
+def test_what_the_gate_does_not_judge_is_one_line(axis, label, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.toml").write_text(f'name = "own"\nanalysis = "a"\nchecks = []\n[[sweep]]\nk = 3\n{axis}\n')
+    assert run(["gate", "--base", "a", "--preset", "own.toml"]) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert "leave compile and baseline out of linear" in error
+    assert label in error
+    assert error.count("\n") == 1
+
+
 class Closed(io.StringIO):
     """Standard output whose reader has gone, or whose disk is full, until it is led elsewhere."""
 

@@ -100,6 +100,8 @@ class _Unable:
         (["--data", "digits"], "the axis 'data' is for"),
         (["--search", "-1"], "--search"),
         (["--format", "md"], "--format"),
+        (["--compile", "on"], "leave --compile and --baseline out"),
+        (["--baseline", "best"], "leave --compile and --baseline out"),
         (["--seed", "-1"], "seed must be"),
         (["--trace", "trace.txt"], "name it trace.txt.json or .json.gz"),
         (["--trace", "nowhere/t.json"], "there is no folder"),

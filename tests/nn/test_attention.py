@@ -181,7 +181,7 @@ def test_the_interface_is_torchs():
     theirs, ours = (inspect.signature(kind.forward).parameters for kind in MePropMultiheadAttention.__mro__[0:4:3])
     assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
     assert repr(MePropMultiheadAttention(E, HEADS, k=3)).startswith(
-        "MePropMultiheadAttention(\n  k=3, selection=example"
+        "MePropMultiheadAttention(\n  embed_dim=8, num_heads=2, k=3, selection=example"
     )
 
 
@@ -197,6 +197,11 @@ def test_convert_and_revert():
     assert type(model["attention"]) is MePropMultiheadAttention
     assert model["attention"].kernel == "masked"
     assert converted.dense == {}
+    assert str(converted).splitlines()[1:3] == [
+        "  converted  attention: MePropMultiheadAttention("
+        "embed_dim=8, num_heads=2, k=0.25, selection=example, kernel=masked)",
+        f"  converted  mlp: {model['mlp']}",
+    ]
     model["attention"].k = E
     assert converted.dense == {"attention": f"k = {E} keeps all of its {E}"}
     model["attention"].k = 0.25
@@ -310,7 +315,13 @@ def test_a_stack_of_encoder_and_decoder_layers():
     assert not [name for name in converted.left if "norm" not in name]
     source, target = torch.randn(2, 5, E), torch.randn(2, 4, E)
     mask = nn.Transformer.generate_square_subsequent_mask(4)
-    assert torch.equal(plain(source, target, tgt_mask=mask), ours(source, target, tgt_mask=mask))
+    hidden = torch.zeros(2, 5, dtype=torch.bool)
+    hidden[0, -1] = True  # so that nested tensors are made of it in evaluation
+    keywords = {"tgt_mask": mask, "src_key_padding_mask": hidden, "memory_key_padding_mask": hidden}
+    for training, gradients in ((True, True), (False, True), (False, False)):
+        with torch.set_grad_enabled(gradients):
+            one, other = (model.train(training)(source, target, **keywords) for model in (plain, ours))
+        assert torch.equal(one, other)
 
 
 def test_fused_projections_are_one_linear_layer():

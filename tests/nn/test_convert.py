@@ -294,3 +294,57 @@ def test_a_class_that_was_made_later_is_not_reverted():
     assert type(model[0]) is MePropLinear
     nn.utils.parametrize.remove_parametrizations(model[2][0], "weight")
     assert type(revert(model)[2][0]) is nn.Linear
+
+
+def blocks():
+    def block():
+        return nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8), "conv": nn.Conv1d(8, 8, 3)})
+
+    return nn.ModuleDict({"blocks": nn.ModuleList([block(), block()]), "head": nn.Linear(8, 5)})
+
+
+def test_k_by_patterns_the_first_that_matches_counts():
+    model = blocks()
+    found = convert(model, k={"blocks.1.*": 2, "blocks.*.qkv": 0.05}, kinds=(nn.Linear, nn.Conv1d))
+    assert {name: layer.k for name, layer in found.items()} == {
+        "blocks.0.qkv": 0.05, "blocks.1.qkv": 2, "blocks.1.proj": 2, "blocks.1.conv": 2,
+    }  # fmt: skip
+    assert found.left == {
+        "blocks.0.proj": "no pattern of k matches its name",
+        "blocks.0.conv": "no pattern of k matches its name",
+        "head": "the output layer, which stays dense unless a filter takes it",
+    }
+    assert convert(blocks(), k={"blocks.[01].?roj": 1, "*": 3}, filter=lambda *_: True)["head"].k == 3
+    assert list(convert(nn.Linear(5, 9), k={"": 2}, filter=lambda *_: True)) == [""]
+
+
+def test_a_pattern_that_is_shadowed_still_matches():
+    assert {layer.k for layer in convert(blocks(), k={"*": 2, "blocks.0.qkv": 3}).values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [
+        ({"block.*.qkv": 0.1}, r"k: 'block\.\*\.qkv' matches no layer; there are .*blocks\.0\.qkv"),
+        ({"blocks.*": 0.1, "Head": 0.1}, r"k: 'Head' matches no layer; there are head"),
+        ({"zzz": 0.1}, r"k: 'zzz' matches no layer; there are blocks\.0\.qkv, blocks\.0\.proj, blocks\.0\.conv$"),
+        (
+            {"*": 0.1, "yyy": 0.1},
+            r"k: 'yyy' matches no layer; there are blocks\.0\.qkv, blocks\.0\.proj, blocks\.1\.qkv",
+        ),
+        (
+            {"blocks.*": 0.1, "head": 0.2},
+            "k: 'head' matches only what is left as it is, such as 'head': the output layer",
+        ),
+        ({"*.conv": 0.1}, "k: '.*conv' matches only what is left as it is, .*: nn.Conv1d is not among the kinds"),
+        ({}, "k must be a number, or one for each of one or more patterns"),
+        ({"*": 0}, "not 0"),
+        ({0: 0.1}, "k goes by patterns of names, such as .* not 0"),
+    ],
+)
+def test_a_bad_pattern_changes_nothing(k, message):
+    model = blocks()
+    with pytest.raises(ValueError, match=message) as raised:
+        convert(model, k=k)
+    assert "\n" not in str(raised.value)
+    assert not [module for module in model.modules() if type(module) is MePropLinear]

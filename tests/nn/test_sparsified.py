@@ -21,7 +21,7 @@ pytestmark = [
 ]
 MODES = [(False, True), (True, True), (False, False)]
 """Training mode, and whether gradients are recorded."""
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.RNN)
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)
 
 
 class Recurrent(nn.Module):
@@ -34,6 +34,16 @@ class Recurrent(nn.Module):
         return y
 
 
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.MultiheadAttention(8, 2)  # torch.jit.trace refuses the fast path of `batch_first`
+
+    def forward(self, x):
+        y, _ = self.layer(x, x, x, need_weights=False)
+        return y
+
+
 MODELS = {
     "linear": (lambda: nn.Sequential(nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 9)), (4, 5)),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 4, 4, padding="same")), (4, 3, 9)),
@@ -41,6 +51,7 @@ MODELS = {
     "lstm": (lambda: Recurrent(nn.LSTM(5, 7, bidirectional=True, batch_first=True)), (4, 3, 5)),
     "gru": (lambda: Recurrent(nn.GRU(5, 7, batch_first=True)), (4, 3, 5)),
     "rnn": (lambda: Recurrent(nn.RNN(5, 7, 2, batch_first=True)), (4, 3, 5)),
+    "attention": (SelfAttention, (4, 3, 8)),
     "layer": (lambda: nn.Linear(5, 20), (4, 5)),
 }
 

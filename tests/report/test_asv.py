@@ -267,6 +267,8 @@ _OTHER = {
     "slowdown": 0.5,
     "caches": "cold",
     "launch": "graph",
+    "compile": "on",
+    "baseline": "best",
     "seed": 7,
 }
 

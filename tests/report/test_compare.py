@@ -122,6 +122,17 @@ def test_what_failed_on_one_side_is_told_and_the_rest_compared(measured, failed_
         )
 
 
+def test_other_dense_sides_of_the_best_baseline_are_not_compared(measured):
+    base, head = (
+        measured(title, seed=seed, baseline="best", baseline_chosen=chosen)
+        for title, seed, chosen in (("before", 1, "eager"), ("after", 2, "compiled"))
+    )
+    found = compare(base, head)
+    assert [change.reason for change in found.changes] == ["the dense sides differ: eager → compiled"] * 3
+    assert found.changes[0].ratio("speedup") is None
+    assert not compare(base, base).changes[0].reason
+
+
 def test_what_only_one_has_is_counted(measured, make_row):
     base = measured("before", seed=1)
     found = compare(base, document([*measured("after", seed=2).rows, make_row("new"), make_row("newer")], "after"))

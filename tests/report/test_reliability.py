@@ -85,6 +85,9 @@ def test_what_the_dense_side_does_not_depend_on_makes_no_other_work(make_row, ch
         {"launch": "graph"},
         {"device": "cuda:0"},
         {"optimizer": "sgd"},
+        {"compile": "on"},
+        {"baseline": "best"},
+        {"baseline_chosen": "compiled"},
         {"environment_id": "another"},
     ],
 )

@@ -27,6 +27,15 @@ def test_without_axes_there_is_a_small_sweep_of_one_layer() -> None:
     assert (plan.target, plan.budget, plan.processes) == (0.02, 20.0, 5)
 
 
+def test_a_model_of_one_s_own_meets_the_best_dense_side_unless_it_is_said_otherwise() -> None:
+    axes: dict[str, list[object]] = {"model": ["mnist"], "optimizer": ["adam"], "k": [0.1], "method": ["unified"]}
+    (best,), (same,) = _plan(**axes).cases, _plan(**axes, baseline=["same"]).cases
+    assert (best.baseline, same.baseline) == ("best", "same")
+    assert "baseline" not in best.label
+    assert "same baseline" in same.label
+    assert {case.baseline for case in plan_axes({}).cases} == {"same"}
+
+
 def test_repeats_are_cases_of_their_own() -> None:
     plan = plan_axes({"method": ["dense"], "seed": [0, 1], "slowdown": [0.0, 0.03]}, seed=7)
     assert [(case.seed, case.slowdown) for case in plan.cases] == [(0, 0.0), (0, 0.03), (1, 0.0), (1, 0.03)]

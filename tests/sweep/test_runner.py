@@ -76,8 +76,12 @@ class _Worker:
     def _setup(self, message: Mapping[str, Any]) -> dict[str, Any]:
         phases = ["forward", "backward"] if message["case"]["workload"] == "linear" else ["backward", "step"]
         costs = {"backward": [[400, 40], [100, 20]]}
-        about = {"notes": [], "data_published": False}
+        about: dict[str, Any] = {"notes": [], "data_published": False}
+        about |= {"baseline": "compiled" if message.get("baseline") else None}
         return {"kernel": "gather", "k": message["case"]["k"], **about, "phases": phases, "costs": costs}
+
+    def _baseline(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        return {"baseline": {"compiled": True, "fused": False}, "notes": ["nothing else could be tried"]}
 
     def _check(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"check": "passed", "loops": 3}
@@ -632,3 +636,27 @@ def test_waiting_for_another_run_counts_towards_the_deadline(run: Callable[..., 
     assert not store.rows()
     assert workers.started == []
     assert store.left_out == _CASES  # type: ignore[attr-defined]
+
+
+def test_the_best_dense_side_is_found_by_one_process_and_set_up_in_all(run: Callable[..., Store]) -> None:
+    workers = _Workers()
+    store = run(workers, [Case(k=3, threads=1), *(Case(k=k, threads=1, baseline="best") for k in (3, 4))])
+    assert workers.count("baseline") == 1
+    chosen = [message["baseline"] for do, message in workers.log if do == "setup"]
+    assert chosen == [None] * 3 + [{"compiled": True, "fused": False}] * 6
+    same, *best = store.rows()[::2]
+    assert (same.baseline_chosen, {row.baseline_chosen for row in best}) == (None, {"compiled"})
+    assert all(Note("nothing else could be tried") in row.notes for row in best)
+    stages = [p.stage for p in store.progress if p.case.baseline == "best" and p.case.k == 3]  # type: ignore[attr-defined]
+    assert stages[:3] == ["starting", "choosing the dense side", "checking"]
+    assert [Row.from_json(row.to_json()).baseline_chosen for row in best] == ["compiled"] * 2
+
+
+def test_what_is_compiled_one_process_compiles_first_in_each_case(
+    run: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "_Worker", _Slow)
+    _Slow.answered.clear()
+    run(_Workers(), [Case(k=k, threads=1, compile="on") for k in (3, 4)])
+    numbers = [number for name, number in _Slow.answered if name == "setup"]
+    assert numbers[0] == numbers[3] == 0

@@ -20,9 +20,9 @@ def _no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_case_of_the_suite_is_one_point_of_its_grid() -> None:
     suite = Suite("suite")
-    assert suite.workloads == ("linear", "mlp", "conv", "lstm", "seq2seq", "mesimp", "meact")
+    assert suite.workloads == ("linear", "mlp", "conv", "lstm", "transformer", "seq2seq", "mesimp", "meact")
     grids = {workload: suite.grid(workload) for workload in suite.workloads}
-    assert [len(grid.cases) for grid in grids.values()] == [48, 8, 6, 4, 2, 2, 2]
+    assert [len(grid.cases) for grid in grids.values()] == [48, 8, 6, 4, 2, 2, 2, 2]
     assert {case for grid in grids.values() for case in grid.cases.values()} == set(suite.cases)
     assert grids["linear"].names == ("method", "k", "hidden", "batch", "device")
     assert grids["linear"].values[-1] == ("cpu:1", "cpu:2", "cuda:0")

@@ -136,7 +136,7 @@ def test_the_memory_of_the_last_case_is_given_back_to_the_gpu(
     done: list[str] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
     kept = weakref.ref(session.passed()[0])
-    monkeypatch.setattr(workloads, "setup", lambda case: done.append(str(kept())) or 1 / 0)
+    monkeypatch.setattr(workloads, "setup", lambda *_: done.append(str(kept())) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _ask(session, do="setup", case={**_CASE.to_json(), "device": "cuda:0"})
     assert done == ["given back", "None"]
@@ -251,3 +251,38 @@ def test_the_operators_of_a_phase_are_counted() -> None:
         found.append(counts[0]["backward"])
     assert found[0] > 0
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen", "expected"),
+    [({}, None, 1), ({"compile": "on"}, None, 2), ({"baseline": "best"}, {"compiled": True, "fused": False}, 2),
+     ({"baseline": "best"}, {"compiled": False, "fused": True}, 1)],
+)  # fmt: skip
+def test_what_is_compiled_is_compiled_for_the_threads_that_are_timed(
+    changes: dict[str, str], chosen: dict[str, bool] | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, object]] = []
+
+    def setup(case: Case, baseline: object) -> object:
+        seen.append((torch.get_num_threads(), baseline))
+        return workloads.Prepared(phases=(), baseline=lambda *_: {}, method=lambda *_: {}, check=str, kernel="", k=1)
+
+    monkeypatch.setattr(workloads, "setup", setup)
+    before = torch.get_num_threads()
+    case = Case(**{**_CASE.to_json(), "threads": 2, **changes})
+    answer = _ask(Session(), do="setup", case=case.to_json(), **({"baseline": chosen} if chosen else {}))
+    ((threads, how),) = seen
+    assert (threads, torch.get_num_threads()) == (expected, before)
+    assert answer["baseline"] == (str(how) if case.baseline == "best" else None)
+
+
+def test_a_worker_finds_the_fastest_dense_side_and_sets_it_up(session: Session) -> None:
+    case = {**_CASE.to_json(), "workload": "lstm", "baseline": "best"}
+    found = _ask(session, do="baseline", case=case, seconds=0.01, seed=0)
+    assert found == {"baseline": {"compiled": False, "fused": False}, "notes": []}
+    assert session.checked is None
+    answer = _ask(session, do="setup", case=case, baseline=found["baseline"])
+    assert answer["baseline"] == "eager"
+    assert answer["notes"] == ["the dense side is eager, the fastest here"]
+    with pytest.raises(ValueError, match="has to be chosen"):
+        _ask(session, do="setup", case=case)

@@ -242,6 +242,17 @@ def test_what_was_put_on_a_layer_is_left_out() -> None:
     assert passes(pruned, normal(6, 5), normal(6, 9))
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_gradients_that_are_zero_but_for_rounding(selection: str) -> None:
+    x, dy = torch.full((64, 5), 1.7), normal(64, 9)
+    dy -= dy.mean(0)  # as behind a batch normalization, of inputs that are all alike
+    assert passes(MePropLinear(5, 9, k=3, selection=selection), x, dy)
+    if selection in ("example", "random"):
+        maps = normal(16, 4, 6, 6)
+        maps -= maps.mean((0, 2, 3), keepdim=True)
+        assert passes(MePropConv2d(3, 4, 3, k=30, selection=selection), torch.full((16, 3, 8, 8), 1.7), maps)
+
+
 def test_memory_formats_and_views() -> None:
     layer = MePropConv2d(3, 4, 3, k=4).to(memory_format=torch.channels_last)
     x = normal(2, 3, 8, 8).to(memory_format=torch.channels_last)

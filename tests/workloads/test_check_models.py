@@ -96,7 +96,7 @@ def _recorded(
 @pytest.mark.parametrize("name", _MODELS)
 def test_all_layers_of_models_in_training_pass(name: str, selection: str, autocast: torch.dtype | None) -> None:
     kinds = tuple(kind for kind in _KINDS if selection != "unified" or kind is not nn.Conv2d)
-    for k in (0.1, 2, 0.7):
+    for k in (2, 0.7):
         torch.manual_seed(1)
         model = _MODELS[name]()
         x = torch.randint(_WORDS, (6, 9)) if isinstance(model[0], nn.Embedding) else torch.randn(6, 3, 8, 8)

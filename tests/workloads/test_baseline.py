@@ -1,0 +1,156 @@
+"""The dense side on the strongest footing: which candidates there are, and that the fastest one is taken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from meprop_bench.measure.clock import Clock, WallClock
+from meprop_bench.measure.paired import Subject
+from meprop_bench.optimizers import fused
+from meprop_bench.workloads import Baseline, Case, choose, compiled, setup
+from meprop_bench.workloads.baseline import candidates, fastest
+
+_EAGER, _FUSED, _COMPILED = Baseline(), Baseline(fused=True), Baseline(compiled=True)
+_BOTH = Baseline(compiled=True, fused=True)
+_MODEL = {"batch": 4, "in_features": 64, "out_features": 12, "threads": 1, "k": 3, "data": "digits"}
+
+
+class _Time:
+    """A clock that stands still but for the subjects."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.alive: list[Baseline] = []
+
+    def now(self) -> float:
+        return self.seconds
+
+    def synchronize(self) -> None:
+        pass
+
+    def subject(self, **phases: float) -> Subject:
+        def timed(loops: int, _: Clock) -> Mapping[str, float]:
+            self.seconds += loops * sum(phases.values())
+            return phases
+
+        return timed
+
+
+def _fastest(sides: Mapping[Baseline, Mapping[str, float]]) -> Baseline:
+    clock: Any = _Time()
+    subjects = ((candidate, clock.subject(**phases)) for candidate, phases in sides.items())
+    return fastest(subjects, clock, seconds=0.1, rng=random.Random(0))
+
+
+def test_the_fastest_whole_is_taken_and_of_equal_ones_the_simplest() -> None:
+    layer = {_EAGER: {"forward": 2e-3, "backward": 3e-3}, _COMPILED: {"forward": 3e-3, "backward": 1e-3}}
+    assert _fastest(layer) == _COMPILED
+    slow, fast = ({"step": step, "linear-backward": 9e-3 - step} for step in (4e-3, 2e-3))
+    assert _fastest({_EAGER: slow, _FUSED: fast, _COMPILED: slow, _BOTH: fast}) == _FUSED
+    assert _fastest({_EAGER: {"step": 1e-3}, _FUSED: {"step": 0.995e-3}}) == _EAGER
+    assert _fastest({_EAGER: {"step": 1e-3}}) == _EAGER
+
+
+def test_a_candidate_without_a_phase_can_be_compared_with_one_that_has_it() -> None:
+    assert _fastest({_EAGER: {"step": 2e-3, "linear-backward": 1e-3}, _COMPILED: {"step": 1e-3}}) == _COMPILED
+
+
+def test_a_candidate_is_made_when_it_is_needed() -> None:
+    clock: Any = _Time()
+    timed: list[int] = []
+
+    def subjects() -> Iterator[tuple[Baseline, Subject]]:
+        for number, candidate in enumerate((_EAGER, _FUSED, _COMPILED)):
+            timed.append(round(clock.now() > 0))
+            yield candidate, clock.subject(step=1e-3 * (3 - number))
+
+    assert fastest(subjects(), clock, seconds=0.1, rng=random.Random(0)) == _COMPILED
+    assert timed == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (Case(), [_EAGER]),
+        (Case(compile="on"), [_COMPILED]),
+        (Case(baseline="best"), [_EAGER, _COMPILED]),
+        (Case(baseline="best", compile="on"), [_EAGER, _COMPILED]),
+        (Case(baseline="best", workload="lstm"), [_EAGER]),
+        (Case(baseline="best", workload="mlp", **_MODEL), [_EAGER, _FUSED, _COMPILED, _BOTH]),
+        (Case(baseline="best", workload="mesimp", method="mesimp", **_MODEL), [_EAGER, _FUSED]),
+        (Case(baseline="best", workload="mlp", optimizer="adagrad", device="cuda", **_MODEL), [_EAGER, _COMPILED]),
+    ],
+)
+def test_there_are_as_many_candidates_as_make_a_difference(case: Case, expected: list[Baseline]) -> None:
+    assert list(candidates(case)) == expected
+
+
+def test_a_best_side_cannot_be_set_up_before_it_was_chosen() -> None:
+    with pytest.raises(ValueError, match="has to be chosen"):
+        setup(Case(baseline="best", threads=1))
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    yield monkeypatch
+    compiled._lasting.close()
+
+
+def test_the_candidates_of_a_model_are_timed_and_one_is_named(backend: pytest.MonkeyPatch) -> None:
+    case = Case(baseline="best", workload="mlp", optimizer="sgd", **_MODEL)
+    chosen, untried = choose(case, WallClock(), seconds=0.01, rng=random.Random(0))
+    assert chosen in candidates(case)
+    assert untried == ()
+    prepared = setup(case, chosen)
+    assert prepared.check() == "passed"
+    assert any(note.startswith(f"the dense side is {chosen}, the fastest here") for note in prepared.notes)
+
+
+def test_what_cannot_be_compiled_is_said_and_eager_is_taken(backend: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    backend.setattr(compiled, "BACKEND", broken)
+    case = Case(baseline="best", batch=4, in_features=6, out_features=10, k=3, threads=1)
+    chosen, (untried,) = choose(case, WallClock(), seconds=0.01, rng=random.Random(0))
+    assert chosen == _EAGER
+    assert untried.startswith("the dense side is not compiled: torch.compile cannot be used for it here: ")
+    assert "no such instruction" in untried
+
+
+def test_an_optimizer_is_fused_with_all_of_its_settings() -> None:
+    w, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    groups = [{"params": [w], "weight_decay": 0.1}, {"params": [b], "lr": 0.5}]
+    found = fused(torch.optim.AdamW(groups, lr=0.25, betas=(0.5, 0.75), foreach=True))
+    assert isinstance(found, torch.optim.AdamW)
+    assert [group["fused"] for group in found.param_groups] == [True, True]
+    assert [(group["lr"], group["weight_decay"]) for group in found.param_groups] == [(0.25, 0.1), (0.5, 0.01)]
+    assert found.param_groups[0]["betas"] == (0.5, 0.75)
+    plain = torch.optim.AdamW([nn.Parameter(torch.ones(2, 2))], lr=0.25)
+    again = fused(torch.optim.AdamW([w], lr=0.25, weight_decay=0.01))
+    assert again is not None
+    for optimizer in (plain, again):
+        optimizer.param_groups[0]["params"][0].grad = torch.full((2, 2), 3.0)
+        optimizer.step()
+    torch.testing.assert_close(w, plain.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.Adam(p, fused=True),
+        torch.optim.LBFGS,
+        lambda p: torch.optim.Adam(p, differentiable=True),
+        lambda p: type("Mine", (torch.optim.SGD,), {"__module__": "mine"})(p, lr=0.1),
+    ],
+    ids=["fused", "without", "refused", "own"],
+)
+def test_an_optimizer_that_cannot_be_fused_or_is_has_no_such_candidate(make: Any) -> None:
+    assert fused(make([nn.Parameter(torch.ones(2))])) is None
