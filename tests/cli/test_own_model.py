@@ -92,6 +92,10 @@ def test_training_gives_clean_json_and_goes_on(own_model: Callable[..., str], fo
     record = json.loads(done.stdout)
     again = command("train", *words, "--resume", cwd=folder)
     assert json.loads(again.stdout) == record
+    shown = command("train", *words[:-2], "--resume", cwd=folder)
+    assert shown.stdout.startswith(f"accuracy: {record['final_dev']:.4g}")
+    assert "at the end; " in shown.stdout
+    assert "test" not in shown.stdout
     own_model(f"{_LOUD}\n# edited")
     other = command("train", *words, "--resume", cwd=folder)
     assert other.returncode == ExitCode.USAGE
