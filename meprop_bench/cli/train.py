@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +197,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     threads = threads or default_threads()
     check_recipes([recipe], threads=threads, allocator=default_allocator(), evaluates=True)
     torch.set_num_threads(threads)
-    with _quiet():
+    with _quiet(recipe):
         task = recipe.load()
     settings = {**describe(task, recipe, seed), "threads": threads}
     if task.data_published is False:  # those of the folder are not gone on with on other data
@@ -213,7 +213,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
             show(found)
 
         try:
-            with _quiet():
+            with _quiet(recipe):
                 result = run(task, recipe, seed, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
@@ -224,9 +224,22 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     return ExitCode.OK
 
 
-def _quiet() -> AbstractContextManager[object]:
-    """Send what a user's model prints to standard error: the result alone is on standard output."""
-    return redirect_stdout(sys.stderr)
+@contextmanager
+def _quiet(recipe: Recipe) -> Iterator[None]:
+    """Send what a user's model prints, or writes, to standard error: the result alone is on standard output."""
+    if not is_model(recipe.task):
+        yield
+        return
+    sys.stdout.flush()
+    out = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(out, 1)
+        os.close(out)
 
 
 @contextmanager
@@ -320,11 +333,13 @@ def _showing(recipe: Recipe, task: Task) -> Iterator[Callable[[Progress], None]]
 
 def _line(found: Evaluation, recipe: Recipe, task: Task, left_s: float) -> str:
     quality = _quality(task, found.dev)
-    test = "" if found.test is None else f", best so far: test {quality.plain(found.test)}"
+    what, test = "dev", "" if found.test is None else f", best so far: test {quality.plain(found.test)}"
+    if is_model(recipe.task):  # which has one set of data to evaluate on
+        what, test = task.metric, "" if found.test is None else ", the best so far"
     figures = "".join(f", {name} {value:g}" for name, value in found.figures.items() if name == "size")
     return (
-        f"epoch {found.epoch:.3g}/{recipe.epochs}: loss {found.loss:.4f}, dev {quality.plain(found.dev)}{test}{figures}"
-        f" ({left_s:.0f} s left)"
+        f"epoch {found.epoch:.3g}/{recipe.epochs}: loss {found.loss:.4f}, {what} {quality.plain(found.dev)}{test}"
+        f"{figures} ({left_s:.0f} s left)"
     )
 
 
@@ -368,9 +383,13 @@ def _print(form: str, settings: Mapping[str, Any], result: Result, task: Task) -
         click.echo(json.dumps(record, indent=1, allow_nan=False))
         return
     plain = _quality(task, result.best_dev).plain
-    click.echo(f"{task.metric}: test {plain(result.test_at_best)} at the best dev {plain(result.best_dev)}, after "
-               f"{result.iterations:.3g} epochs; dev at the end {plain(result.final_dev)}; "
-               f"{result.seconds:.1f} s in steps")  # fmt: skip
+    if is_model(task.name):
+        best = f"{plain(result.best_dev)} at best, after {result.iterations:.3g} epochs"
+        found = f"{plain(result.final_dev)} at the end; {best}"
+    else:
+        found = (f"test {plain(result.test_at_best)} at the best dev {plain(result.best_dev)}, after "
+                 f"{result.iterations:.3g} epochs; dev at the end {plain(result.final_dev)}")  # fmt: skip
+    click.echo(f"{task.metric}: {found}; {result.seconds:.1f} s in steps")
     for name, value in result.figures.items():
         click.echo(f"  {name}: {value:g}")
     if task.data_published is False:

@@ -1,4 +1,6 @@
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -553,3 +555,48 @@ def test_attention_is_checked_on_what_it_got(own_model):
     query, key, value, padding, *_ = call.x
     assert query is key is value
     assert padding.shape == (4, 6)
+
+
+def test_the_perceptron_by_either_way_takes_the_same_steps():
+    """What `own_mlp.py` measures on a quiet machine: here, that it is the same work, step by step and call by call."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    from meprop_bench.sweep.plan import plan_axes
+
+    name = f"{Path(__file__).with_name('own_mlp.py')}:build"
+    (built_in,) = plan_axes({"workload": ["mlp"], "method": ["meprop"], "k": [30], "threads": [1]}).cases
+    one, other = setup(built_in), prepared(name, method="meprop", k=30)
+    assert one.check() == other.check() == PASSED
+    assert one.kernel == other.kernel
+    for built_in_side, own in ((one.baseline, other.baseline), (one.method, other.method)):
+        for side in (built_in_side, own):
+            side.restart()
+            side(3, WallClock())
+        assert same(snapshot(built_in_side.step), snapshot(own.step))
+    operators = []
+    for side in (one.method, other.method):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            side.next_step()
+        operators.append(sorted((event.key, event.count) for event in profile.key_averages()))
+    assert operators[0] == operators[1]
+
+
+def test_a_step_of_a_users_model_makes_no_detours(own_model):
+    """Python's calls in a step are those of the loop that one would write, and one or two for each phase."""
+    _, step, batches = stepped(own_model(), method="meprop", k=4)
+    calls = []
+
+    def count(frame, event, _):
+        if event == "call" and "meprop_bench" in frame.f_code.co_filename and "/tests/" not in frame.f_code.co_filename:
+            calls.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
+
+    step(batches[0])
+    sys.setprofile(count)
+    try:
+        step(batches[0])
+    finally:
+        sys.setprofile(None)
+    of_the_step = [call for call in calls if call.startswith(("own.py", "training.py", "build.py"))]
+    assert of_the_step == [
+        "training.py:__call__", "own.py:forward", "own.py:loss_of", "own.py:backward", "own.py:update",
+        "training.py:update",
+    ]  # fmt: skip
