@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format
-from meprop_bench.cli.output import command_line, live
+from meprop_bench.cli.output import command_line
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.methods import METHODS
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.optional import unavailable_reason
+from meprop_bench.progress import live
 from meprop_bench.results.axes import AXES
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.algorithm import ALGORITHMS
