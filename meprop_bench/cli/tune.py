@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
-from meprop_bench.cli.output import as_record, complaining, console, outcome, results_folder, write
+from meprop_bench.cli.output import as_record, complaining, results_folder, write
 from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optional import unavailable_reason
+from meprop_bench.progress import console, outcome
 
 if TYPE_CHECKING:
     from meprop_bench.results.store import Store
