@@ -115,7 +115,7 @@ class Recipe:
             model: in which to convert them.
             kinds: of layers. Only linear ones have weight gradients as rows.
             filter: which of them; all but the output layer by default.
-            each: pattern of names -> k of these layers, in place of the recipe's.
+            each: pattern of names -> k of these layers, in place of the recipe's; the first that fits counts.
 
         Raises:
             UserError: layers of one of these kinds do not know the method, a pattern fits none, or nothing is left.
@@ -139,7 +139,7 @@ class Recipe:
             for pattern in (self.leave or "").split(";") if self.leave else ():
                 for name in _fitting(pattern, layers):
                     module.revert(layers.pop(name))
-            for pattern, k in (each or {}).items():
+            for pattern, k in reversed((each or {}).items()):  # the first that fits counts, as in `convert`
                 for name in _fitting(pattern, layers):
                     layers[name].k = k
         except ValueError as error:
