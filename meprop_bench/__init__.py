@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "profile",
     "revert",
+    "tune",
 ]
 
 __version__ = "0.1.0"
@@ -37,7 +38,7 @@ _PLACES = {
     "load": "api.results",
     "profile": "api.measure",
     "revert": "nn",
-    # "tune": "tuning.api", once there is that package
+    "tune": "tuning.api",
 }
 """Public name -> the module that it is in."""
 

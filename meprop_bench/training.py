@@ -94,18 +94,20 @@ class Training:
     Args:
         model: any module. `build` makes it anew in each call; both sides start from the same weights.
         loss: of the model and a batch, a scalar that holds the graph.
-        batches: what can be iterated again and again: a list, a DataLoader. Tensors in lists, tuples and dictionaries
-            are moved to the device.
-        optimizer: makes the optimizer of an iterable of parameters [default: AdamW, fused].
+        batches: what can be iterated again and again: a list, a DataLoader. An epoch is one pass, of 10,000 batches at
+            most where it has no length. Tensors in lists, tuples, dictionaries and dataclasses are moved to the device.
+            The order is made the same for both sides: torch, `random`, NumPy and a DataLoader's generator are seeded.
+        optimizer: makes the optimizer of a list of parameters, those that are trained [default: AdamW, fused].
         schedule: makes a learning-rate scheduler of the optimizer and the number of steps, so that it can be fitted to
-            any budget; it is advanced after each update.
+            any budget; it is advanced after each update. Steps that are timed have none: the rate stays.
         evaluate: of the model, in evaluation mode and without gradients: a finite number, higher is better. What
             compares accuracies needs it.
         metric: what `evaluate` returns, in words; a percentage where they end in "%", so that differences are points.
         kinds: classes of layers that are sparsified, as for `nn.convert`.
         filter: called with a layer and its qualified name; those for which it is true are sparsified [default: all but
             the last linear layer].
-        k: pattern of qualified names ("blocks.0.*") -> k of these layers, in place of the one that is measured.
+        k: pattern of qualified names ("blocks.0.*") -> k of these layers, in place of the one that is measured; the first
+            that fits counts.
         dtype: of the model's floating-point parameters and of floating-point batches [default: as built].
         autocast: dtype of `torch.autocast` around the loss: torch.bfloat16.
         accumulate: batches whose mean gradient makes one update.
@@ -163,7 +165,7 @@ class Training:
         )
         yield (
             isinstance(self.batches, Tensor | str | Mapping),
-            f"batches must be a list of batches or a DataLoader, not one {_kind(self.batches)}",
+            f"batches must be a list of batches or a DataLoader, not one {type(self.batches).__name__}",
         )
         count = self.accumulate
         yield (

@@ -6,7 +6,7 @@ from meprop_bench.data import ImageData, Part, batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
 from meprop_bench.optimizers import OPTIMIZERS, make_optimizer
-from meprop_bench.training import Step, evaluate
+from meprop_bench.training import Step, Training, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +133,77 @@ def test_accuracy_is_in_percent_and_leaves_the_mode_alone():
     for chunk in (1, 3, 100):
         assert evaluate(model, images, labels, chunk=chunk) == 75.0
     assert model.training
+
+
+def test_gradients_of_several_batches_make_one_update(data):
+    whole, parts = (MLP(6, 16, 2, seed=1) for _ in range(2))
+    images, labels = next(batches(data.train, 12, seed=0, steps=1))
+    step = Step(parts, torch.optim.SGD(parts.parameters(), 0.1), accumulate=3)
+    loss = step([(images[i::3], labels[i::3]) for i in range(3)])
+    optimizer = torch.optim.SGD(whole.parameters(), 0.1)
+    found = nn.functional.cross_entropy(whole(images), labels)
+    (3 * found).backward()  # a step adds up: who wants the mean divides the losses
+    optimizer.step()
+    torch.testing.assert_close(loss, found.detach())
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_schedule_is_advanced_by_each_update_and_can_be_brought_where_it_was(data):
+    def made():
+        model = MLP(6, 16, 2, seed=1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        return Step(model, optimizer, schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10))
+
+    step, later = made(), made()
+    for batch in batches(data.train, 10, seed=0, steps=4):
+        step(batch)
+    later.advance(4)
+    assert later.optimizer.param_groups[0]["lr"] == step.optimizer.param_groups[0]["lr"] < 0.1
+
+
+def _loss(model, batch):
+    return model(batch).mean()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": nn.Linear}, "model must be a torch.nn.Module, not a type"),
+        ({"loss": 3}, "loss must be a function of the model and a batch, not an int"),
+        ({"optimizer": "adam"}, "optimizer must be a function, not a str"),
+        ({"schedule": 3}, "schedule must be a function, not an int"),
+        ({"evaluate": 3}, "evaluate must be a function"),
+        ({"filter": "layers"}, "filter must be a function"),
+        ({"batches": 3}, "batches must be something to iterate over, a list or a DataLoader, not an int"),
+        ({"batches": iter([1])}, "batches is a list_iterator, which runs out when it has been read once"),
+        ({"batches": (i for i in range(3))}, "batches is a generator, which runs out"),
+        ({"batches": torch.zeros(3, 3)}, "batches must be a list of batches or a DataLoader, not one Tensor"),
+        ({"batches": {"x": 1}}, "not one dict"),
+        ({"accumulate": 0}, "accumulate must be an integer of at least 1, not 0"),
+        ({"accumulate": True}, "accumulate must be an integer of at least 1, not True"),
+        ({"clip": 0}, "clip must be a norm above 0, not 0"),
+        ({"clip": float("nan")}, "clip must be a norm above 0, not nan"),
+        ({"autocast": torch.float16}, "autocast must be torch.bfloat16, not torch.float16: float16 would need"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point dtype of torch, not torch.int8"),
+        ({"dtype": "float64"}, "dtype must be a floating-point dtype of torch, not 'float64'"),
+        ({"kinds": nn.Linear}, "kinds must be a tuple of classes of layers"),
+        ({"kinds": ()}, "kinds must be a tuple of classes of layers"),
+        ({"k": 3}, "k must map patterns of layers' names to their k, not be 3: one k for all is --k"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(UserError) as caught:
+        Training(**{"model": nn.Linear(2, 2), "loss": _loss, "batches": [], **wrong})
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_training_needs_three_things_and_is_the_packages():
+    import meprop_bench as mb
+
+    assert mb.Training is Training
+    made = Training(model=nn.Linear(2, 2), loss=_loss, batches=[])
+    assert (made.accumulate, made.kinds, made.metric) == (1, (nn.Linear,), "evaluate")
+    with pytest.raises(TypeError, match="missing 2 required keyword-only arguments: 'loss' and 'batches'"):
+        Training(model=nn.Linear(2, 2))

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from meprop_bench.cli.options import Grouped, examples, with_format
 from meprop_bench.cli.output import command_line
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.methods import METHODS
-from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.optimizers import OPTIMIZERS, SCHEDULES
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.progress import live
 from meprop_bench.results.axes import AXES
@@ -93,8 +93,8 @@ _DETAILS: tuple[tuple[str, Any, str], ...] = (
 
 RECIPE_GROUPS = {
     "Task and method": (
-        "task", "model", "method", "k", "gradient", "kernel", "leave", "optimizer", "epochs", "steps",
-        "evaluations", "best-after",
+        "task", "model", "method", "k", "gradient", "kernel", "leave", "optimizer", "schedule",
+        "epochs", "steps", "evaluations", "best-after",
     ),
     "Options of some tasks": tuple(name.replace("_", "-") for name, _, _ in _OPTIONS),
     "Algorithm": ("algorithm", *(name for name, _, _ in _DETAILS)),
@@ -114,6 +114,9 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kernel", metavar="NAME", help="Implementation of the method [default: auto]."),
         click.option("--optimizer", metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)} [default: adam]."),
         click.option("--leave", metavar="NAMES", help=AXES["leave"].help),
+        click.option(
+            "--schedule", metavar="NAME", help=f"Of the learning rate: {', '.join(SCHEDULES)} [default: constant]."
+        ),
         count("--epochs", help="Passes over the training examples [default: 20]."),
         count("--steps", help="Steps to train for, in place of epochs."),
         count("--evaluations", help="Evaluations on the development set per epoch [default: 1]."),
@@ -198,7 +201,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     threads = threads or default_threads()
     check_recipes([recipe], threads=threads, allocator=default_allocator(), evaluates=True)
     torch.set_num_threads(threads)
-    with _quiet():
+    with _quiet(recipe):
         task = recipe.load()
     settings = {**describe(task, recipe, seed), "threads": threads}
     if task.data_published is False:  # those of the folder are not gone on with on other data
@@ -214,7 +217,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
             show(found)
 
         try:
-            with _quiet():
+            with _quiet(recipe):
                 result = run(task, recipe, seed, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
@@ -225,9 +228,22 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     return ExitCode.OK
 
 
-def _quiet() -> AbstractContextManager[object]:
-    """Send what a user's model prints to standard error: the result alone is on standard output."""
-    return redirect_stdout(sys.stderr)
+@contextmanager
+def _quiet(recipe: Recipe) -> Iterator[None]:
+    """Send what a user's model prints, or writes, to standard error: the result alone is on standard output."""
+    if not is_model(recipe.task):
+        yield
+        return
+    sys.stdout.flush()
+    out = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(out, 1)
+        os.close(out)
 
 
 @contextmanager
@@ -321,11 +337,13 @@ def _showing(recipe: Recipe, task: Task) -> Iterator[Callable[[Progress], None]]
 
 def _line(found: Evaluation, recipe: Recipe, task: Task, left_s: float) -> str:
     quality = _quality(task, found.dev)
-    test = "" if found.test is None else f", best so far: test {quality.plain(found.test)}"
+    what, test = "dev", "" if found.test is None else f", best so far: test {quality.plain(found.test)}"
+    if is_model(recipe.task):  # which has one set of data to evaluate on
+        what, test = task.metric, "" if found.test is None else ", the best so far"
     figures = "".join(f", {name} {value:g}" for name, value in found.figures.items() if name == "size")
     return (
-        f"epoch {found.epoch:.3g}/{recipe.epochs}: loss {found.loss:.4f}, dev {quality.plain(found.dev)}{test}{figures}"
-        f" ({left_s:.0f} s left)"
+        f"epoch {found.epoch:.3g}/{recipe.epochs}: loss {found.loss:.4f}, {what} {quality.plain(found.dev)}{test}"
+        f"{figures} ({left_s:.0f} s left)"
     )
 
 
@@ -369,9 +387,13 @@ def _print(form: str, settings: Mapping[str, Any], result: Result, task: Task) -
         click.echo(json.dumps(record, indent=1, allow_nan=False))
         return
     plain = _quality(task, result.best_dev).plain
-    click.echo(f"{task.metric}: test {plain(result.test_at_best)} at the best dev {plain(result.best_dev)}, after "
-               f"{result.iterations:.3g} epochs; dev at the end {plain(result.final_dev)}; "
-               f"{result.seconds:.1f} s in steps")  # fmt: skip
+    if is_model(task.name):
+        best = f"{plain(result.best_dev)} at best, after {result.iterations:.3g} epochs"
+        found = f"{plain(result.final_dev)} at the end; {best}"
+    else:
+        found = (f"test {plain(result.test_at_best)} at the best dev {plain(result.best_dev)}, after "
+                 f"{result.iterations:.3g} epochs; dev at the end {plain(result.final_dev)}")  # fmt: skip
+    click.echo(f"{task.metric}: {found}; {result.seconds:.1f} s in steps")
     for name, value in result.figures.items():
         click.echo(f"  {name}: {value:g}")
     if task.data_published is False:

@@ -112,7 +112,9 @@ def trees(session: Session, trace: str | None) -> Mapping[str, Any]:
     return {"trees": trees}
 
 
-_NO_SEARCH = "Where sparse breaks even is searched for a layer, and for the sparsified layers of the mlp: not for this."
+_NO_SEARCH = (
+    "Where sparse breaks even is searched for a layer, and for layers of one width as the mlp's: not for these."
+)
 _SUMS = ("step", "linear-backward")
 """Phases that hold others, or parts of them: shown once."""
 
