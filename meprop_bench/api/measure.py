@@ -99,7 +99,7 @@ def compare(
         if "seed" in chosen:
             settings["seed"] = chosen["seed"][0]
         plan = plan_axes(chosen, name="compare", pin=pin, utilization=utilization, **settings)
-        check_feasible(plan.cases, pin=pin)
+        check_feasible(plan.cases, pin=pin, evaluates=parity)
         if out is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meprop-bench-")))
         else:

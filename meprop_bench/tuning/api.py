@@ -18,7 +18,7 @@ from meprop_bench.errors import ExitCode, one_of
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.results.store import Store
 from meprop_bench.tasks import TASKS
-from meprop_bench.tasks.build import check_name, is_model, pickled
+from meprop_bench.tasks.build import check_name, is_model, named
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import seconds_of
@@ -120,38 +120,38 @@ def tune(
         UserError: an argument that cannot be used, a model that cannot be trained, or nothing could be measured.
 
     """
-    name = model if isinstance(model, str) else pickled(model)
-    own = is_model(name)
-    if own:
-        check_name(name)
-    else:
-        one_of("task", name, tuple(TASKS))
-    recipe = Recipe(
-        name,
-        dict(options or {}),
-        optimizer=optimizer or ("own" if own else "adam"),
-        schedule=schedule or ("constant" if own else "cosine"),
-        steps=steps,
-    )
-    request = Request(
-        recipe,
-        margin,
-        methods=_many(method),
-        ks=_many(k),
-        gradients=_many(gradient),
-        steps=steps,
-        seeds=seeds,
-        threads=threads,
-        processes=processes,
-        budgets=tuple(_seconds(each) for each in budgets),
-        real_clock=real_clock,
-    )
-    root, machine = Path(out), machine_slug(str(recipe.options.get("device") or "cpu"))
-    folder = folder_name(request)
-    store = Store.find_resumable(root, folder, machine, request.to_json()) if resume else None
-    with store or Store.create(root, folder, machine, f"meprop_bench.tune({name!r})", request.to_json()) as store:
-        seconds = math.inf if budget is None and request.budgets else _seconds(budget or "20m")
-        return Tuned(request.run(store, seconds, Watcher(progress)))
+    with named(model) as name:
+        own = is_model(name)
+        if own:
+            check_name(name)
+        else:
+            one_of("task", name, tuple(TASKS))
+        recipe = Recipe(
+            name,
+            dict(options or {}),
+            optimizer=optimizer or ("own" if own else "adam"),
+            schedule=schedule or ("constant" if own else "cosine"),
+            steps=steps,
+        )
+        request = Request(
+            recipe,
+            margin,
+            methods=_many(method),
+            ks=_many(k),
+            gradients=_many(gradient),
+            steps=steps,
+            seeds=seeds,
+            threads=threads,
+            processes=processes,
+            budgets=tuple(_seconds(each) for each in budgets),
+            real_clock=real_clock,
+        )
+        root, machine = Path(out), machine_slug(str(recipe.options.get("device") or "cpu"))
+        folder = folder_name(request)
+        store = Store.find_resumable(root, folder, machine, request.to_json()) if resume else None
+        with store or Store.create(root, folder, machine, f"meprop_bench.tune({name!r})", request.to_json()) as store:
+            seconds = math.inf if budget is None and request.budgets else _seconds(budget or "20m")
+            return Tuned(request.run(store, seconds, Watcher(progress)))
 
 
 def _many(value: Any) -> tuple[Any, ...]:
