@@ -263,6 +263,7 @@ _OTHER = {
     "length": 26,
     "model": "my_model.py:build",
     "leave": "head",
+    "options": "width=3",
     "rate": 0.2,
     "share": 0.3,
     "slowdown": 0.5,
