@@ -4,8 +4,11 @@
 
     def build() -> mb.Training: ...
 
-The public names are loaded when they are first used, so that importing this, and verbs which only read results, never
-wait for torch.
+    found = mb.compare(build, k=[0.02, 0.05, 0.1], method=["meprop", "unified"])
+    print(found.best())
+
+The public names are loaded when they are first used, so that importing this, and whatever only reads results, never
+waits for torch.
 """
 
 from __future__ import annotations
@@ -13,12 +16,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Training", "__version__"]
+__all__ = [
+    "Training",
+    "UserError",
+    "__version__",
+    "compare",
+    "convert",
+    "load",
+    "profile",
+    "revert",
+    "tune",
+]
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Training": "training",
+    "UserError": "errors",
+    "compare": "api.measure",
+    "convert": "nn",
+    "load": "api.results",
+    "profile": "api.measure",
+    "revert": "nn",
+    "tune": "tuning.api",
 }
 """Public name -> the module that it is in."""
 

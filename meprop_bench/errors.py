@@ -28,6 +28,10 @@ class UserError(Exception):
         super().__init__(message)
         self.exit_code = exit_code
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the line, as no traceback says more."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, which is nobody's mistake.

@@ -1,10 +1,12 @@
-"""The optimizers by name: class, settings, and what each can do. Nothing here loads torch until one is made.
+"""The optimizers by name: class, settings, and what each can do; and how the learning rate moves. Nothing here loads
+torch until one is made.
 
 SparseAdam is left out: it moves only the rows that it is given, which is another algorithm than Adam.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,8 +18,14 @@ from meprop_bench.errors import UserError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["OPTIMIZERS", "Optimizer", "fused", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "fused", "make_optimizer", "make_schedule"]
+
+SCHEDULES = ("constant", "cosine")
+"""Of the learning rate over a training."""
+_WARM_UP = 0.05
+_LONGEST_WARM_UP = 100
 
 
 @dataclass(frozen=True)
@@ -108,3 +116,34 @@ def make_optimizer(
         settings["fused"] = True
     optimizer: torch.optim.Optimizer = getattr(import_module(chosen.module), chosen.name)(parameters, **settings)
     return optimizer
+
+
+def make_schedule(name: str, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
+    """Return what moves the learning rate, to be stepped after each step of a training; None if it is constant.
+
+        warm-up    rate · (t + 1) / w                                     t < w = 5% of the steps, 1 to 100
+        cosine     rate · (1 + cos(π (t - w) / (steps - w))) / 2          zero once all steps are done
+
+    Args:
+        name: one of `SCHEDULES`.
+        optimizer: whose rate it moves, as it is now.
+        steps: of the whole training: a shorter one has a schedule of its own, and is no part of a longer one.
+
+    Raises:
+        UserError: an unknown name.
+
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"there is no schedule {name!r}: choose from {', '.join(SCHEDULES)}")
+    if name == "constant":
+        return None
+    from torch.optim.lr_scheduler import LambdaLR
+
+    warm_up = max(1, min(_LONGEST_WARM_UP, round(_WARM_UP * steps)))
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, steps - warm_up)))) / 2
+
+    return LambdaLR(optimizer, factor)

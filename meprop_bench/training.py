@@ -106,7 +106,8 @@ class Training:
         kinds: classes of layers that are sparsified, as for `nn.convert`.
         filter: called with a layer and its qualified name; those for which it is true are sparsified [default: all but
             the last linear layer].
-        k: pattern of qualified names ("blocks.0.*") -> k of these layers, in place of the one that is measured.
+        k: pattern of qualified names ("blocks.0.*") -> k of these layers, in place of the one that is measured; the
+            first that fits counts.
         dtype: of the model's floating-point parameters and of floating-point batches [default: as built].
         autocast: dtype of `torch.autocast` around the loss: torch.bfloat16.
         accumulate: batches whose mean gradient makes one update.

@@ -34,6 +34,7 @@ VERBS = {
     "compare": "Compare two stored results of the same cases.",
     "train": "Train one model of a task.",
     "parity": "Judge whether a method keeps the accuracy of dense training.",
+    "tune": "Find the method and k that pay for a model, or that none does.",
     "gate": "Fail when something got slower, larger or less accurate.",
     "paper": "Show the tables of both papers: as printed, and measured here.",
     "data": "List, fetch and check the data sets.",

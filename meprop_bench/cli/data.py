@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.options import examples
-from meprop_bench.cli.output import console
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
+from meprop_bench.progress import console
 
 if TYPE_CHECKING:
     from meprop_bench.data.fetch import Progress

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.options import examples, with_format
-from meprop_bench.cli.output import as_record, complaining, console, write
+from meprop_bench.cli.output import as_record, complaining, write
 from meprop_bench.errors import ExitCode
+from meprop_bench.progress import console
 
 if TYPE_CHECKING:
     from rich.text import Text

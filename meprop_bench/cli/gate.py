@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format
-from meprop_bench.cli.output import complaining, console, write
+from meprop_bench.cli.output import complaining, write
 from meprop_bench.errors import UserError
+from meprop_bench.progress import console
 
 if TYPE_CHECKING:
     from meprop_bench.gate.judgement import Outcome

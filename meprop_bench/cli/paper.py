@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_out
-from meprop_bench.cli.output import name_left_out, results_folder, showing, write_pages
+from meprop_bench.cli.output import name_left_out, results_folder, write_pages
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.progress import showing
 
 if TYPE_CHECKING:
     from meprop_bench.paper.experiment import Experiment

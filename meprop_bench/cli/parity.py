@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
-from meprop_bench.cli.output import as_record, complaining, console, live, results_folder, write
+from meprop_bench.cli.output import as_record, complaining, results_folder, write
 from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
+from meprop_bench.progress import console, live
 from meprop_bench.sweep.accuracy import MARGIN
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     short_help="Judge whether a method keeps the accuracy of dense training.",
     groups={
         **RECIPE_GROUPS,
-        "Comparison": ("margin", "seeds", "processes", "threads"),
+        "Comparison": ("margin", "seeds", "budgets", "processes", "threads"),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
@@ -62,6 +63,11 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     "--seeds", type=int, default=5, show_default=True, metavar="N", help="Number of seeds: trainings of each side."
 )
 @click.option(
+    "--budgets",
+    metavar="TIMES",
+    help="Compare after so much training time, 30s,2m,8m for instance, in place of equal steps: as tune does.",
+)
+@click.option(
     "--processes",
     type=click.IntRange(1),
     metavar="N",
@@ -77,11 +83,18 @@ def command(
     out: Path,
     threads: int,
     processes: int | None,
+    budgets: str | None,
     seeds: int,
     margin: float | None,
     **given: Any,
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
+    if budgets is not None:
+        from meprop_bench.cli.tune import request_of, run_tune
+
+        given["method"] = given["method"] or ("meprop" if given["k"] else None)  # as without --budgets
+        curve = {**given, "margin": margin, "seeds": seeds, "threads": None, "processes": processes}
+        return run_tune(request_of({**curve, "real_clock": False}, budgets), None, form=form, resume=resume, out=out)
     from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_allocator, default_threads
     from meprop_bench.sweep.models import check_recipes

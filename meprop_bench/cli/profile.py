@@ -7,7 +7,6 @@ measured.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +15,13 @@ import click
 
 from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format
 from meprop_bench.cli.output import as_record, complaining, write
-from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.errors import ExitCode
 
 if TYPE_CHECKING:
     from meprop_bench.results.profile import Profile
     from meprop_bench.workloads.case import Case
 
 __all__ = ["command"]
-
-_K = 30
-"""Where nothing is said and `speedup` measures several."""
 
 
 @click.command(
@@ -59,9 +55,10 @@ def command(form: str, trace: Path | None, search: float, **options: str | None)
     from meprop_bench.sweep.plan import check_feasible
 
     case = _case(options)
-    _check_trace(trace)
+    from meprop_bench.sweep.profile import check_trace, profile_case
+
+    check_trace(trace)
     check_feasible([case])
-    from meprop_bench.sweep.profile import profile_case
 
     def progress(stage: str) -> None:
         click.echo(f"{case.label}: {stage}", err=True)
@@ -75,30 +72,9 @@ def command(form: str, trace: Path | None, search: float, **options: str | None)
 
 
 def _case(options: dict[str, str | None]) -> Case:
-    from meprop_bench.sweep.plan import plan_axes
+    from meprop_bench.sweep.plan import one_case
 
-    texts = dict(options)
-    axes = given_axes(options)
-    for name, values in axes.items():
-        if len(values) > 1:
-            text = texts[name.replace("-", "_")]
-            raise UserError(f"a profile is of one case: give --{name} one value, not {text!r}")
-    axes.setdefault("baseline", ["same"])  # what is compiled is in no stages
-    cases = plan_axes(axes).cases  # several where nothing is said: the usual method comes first
-    return next((case for case in cases if case.k == _K), cases[0])
-
-
-def _check_trace(trace: Path | None) -> None:
-    """Find out now, not after half a minute, that the trace cannot be written."""
-    if trace is None:
-        return
-    if not trace.name.endswith((".json", ".json.gz")):
-        raise UserError(f"the trace is JSON: name it {trace.name or 'trace'}.json or .json.gz, not {trace}")
-    folder = trace.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"cannot write the trace {trace}: there is no folder {folder}")
-    if trace.is_dir() or not os.access(trace if trace.exists() else folder, os.W_OK):
-        raise UserError(f"cannot write the trace {trace}: permission denied, or it is a folder")
+    return one_case(given_axes(options))
 
 
 def _print(form: str, profile: Profile, environment: dict[str, Any]) -> None:

@@ -46,10 +46,11 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     Results of different environments are not comparable; showing several folders whose environments differ needs
     --mixed-environments.
     """
+    from meprop_bench.paper.folder import load
     from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
 
-    loaded = {folder: _load(folder) for folder in folders}
+    loaded = {folder: load(folder) for folder in folders}
     documents = [document for document, _ in loaded.values()]
     if not mixed_environments:
         _check_comparable(documents)
@@ -65,22 +66,6 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
     else:
         write_as(form, Document.joined(documents), sys.stdout)
     return ExitCode.OK
-
-
-def _load(folder: Path) -> tuple[Document, Store | None]:
-    """Read a folder once, as what it is: of a paper's table there is more than rows; a file has no store."""
-    from meprop_bench.paper import PLAN_KEYS
-    from meprop_bench.report.document import Document
-    from meprop_bench.results.store import Store
-
-    if folder.is_file():
-        return Document.load(folder), None
-    store = Store.open(folder)
-    if not store.header["plan"].keys() >= PLAN_KEYS:
-        return Document.of(store), store
-    from meprop_bench.paper.folder import read
-
-    return read(store), store
 
 
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
-from meprop_bench.cli.output import name_left_out, results_folder, showing, write_pages
+from meprop_bench.cli.output import name_left_out, results_folder, write_pages
 from meprop_bench.errors import ExitCode
+from meprop_bench.progress import showing
 
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row

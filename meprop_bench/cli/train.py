@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format
-from meprop_bench.cli.output import command_line, live
+from meprop_bench.cli.output import command_line
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.methods import METHODS
-from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.optimizers import OPTIMIZERS, SCHEDULES
 from meprop_bench.optional import unavailable_reason
+from meprop_bench.progress import live
 from meprop_bench.results.axes import AXES
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.algorithm import ALGORITHMS
@@ -92,8 +93,8 @@ _DETAILS: tuple[tuple[str, Any, str], ...] = (
 
 RECIPE_GROUPS = {
     "Task and method": (
-        "task", "model", "method", "k", "gradient", "kernel", "leave", "optimizer", "epochs", "steps",
-        "evaluations", "best-after",
+        "task", "model", "method", "k", "gradient", "kernel", "leave", "optimizer", "schedule",
+        "epochs", "steps", "evaluations", "best-after",
     ),
     "Options of some tasks": tuple(name.replace("_", "-") for name, _, _ in _OPTIONS),
     "Algorithm": ("algorithm", *(name for name, _, _ in _DETAILS)),
@@ -113,6 +114,9 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kernel", metavar="NAME", help="Implementation of the method [default: auto]."),
         click.option("--optimizer", metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)} [default: adam]."),
         click.option("--leave", metavar="NAMES", help=AXES["leave"].help),
+        click.option(
+            "--schedule", metavar="NAME", help=f"Of the learning rate: {', '.join(SCHEDULES)} [default: constant]."
+        ),
         count("--epochs", help="Passes over the training examples [default: 20]."),
         count("--steps", help="Steps to train for, in place of epochs."),
         count("--evaluations", help="Evaluations on the development set per epoch [default: 1]."),

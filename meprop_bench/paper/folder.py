@@ -39,7 +39,7 @@ from meprop_bench.report.markdown import escaped
 from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg
 from meprop_bench.results.store import Store
 
-__all__ = ["PaperDocument", "as_overview", "best_results", "curves", "own_sections", "read"]
+__all__ = ["PaperDocument", "as_overview", "best_results", "curves", "load", "own_sections", "read"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,17 @@ class PaperDocument(Document):
 def own_sections(document: PaperDocument) -> list[Section]:
     """Return the paper beside ours, and the verdicts, without the timed rows."""
     return [*_side_by_side(document.evidence), _verdicts(document.claims)]
+
+
+def load(folder: Path) -> tuple[Document, Store | None]:
+    """Read a results folder of any command once, as what it is: of a paper's table there is more than rows.
+
+    A JSON file of the pytest-benchmark suite is one without a store. `UserError`: no results there, or corrupt ones.
+    """
+    if folder.is_file():
+        return Document.load(folder), None
+    store = Store.open(folder)
+    return (read(store) if store.header["plan"].keys() >= PLAN_KEYS else Document.of(store)), store
 
 
 def read(store: Store) -> PaperDocument:

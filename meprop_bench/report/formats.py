@@ -92,22 +92,38 @@ def as_html(document: Document, plots: Sequence[Plot], remark: str = "") -> str:
     `remark` says why something is missing, if it is. Needs jinja2 (ImportError).
     """
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from meprop_bench.report.fragment import table
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("meprop_bench.report").joinpath("page.html.j2").read_text("utf-8"))
     images = [(plot.caption, f"data:image/svg+xml;base64,{b64encode(plot.svg).decode()}") for plot in plots]
-    return template.render(document=document, images=images, remark=remark, how_to_read=document.how_to_read) + "\n"
+    page = template.render(
+        document=document,
+        images=images,
+        remark=remark,
+        how_to_read=document.how_to_read,
+        table=lambda section: Markup(table(section)),
+    )
+    return page + "\n"
 
 
 _TEXTS: dict[str, Callable[[Any], str]] = {"json": as_json, "csv": as_csv, "md": as_markdown, "html": _as_page}
 
 
 def as_table(
-    document: Readable, *, terminal: bool = False, width: int | None = None, summary_first: bool = False
+    document: Readable,
+    *,
+    terminal: bool = False,
+    width: int | None = None,
+    summary_first: bool = False,
+    verdict: Sequence[str] = (),
 ) -> str:
     """Return the report as text: in colour and in the width of a `terminal`, or as wide as it needs to be.
 
-    `summary_first` puts the result before the tables: a verdict stands there, figures sum up what was shown.
+    `summary_first` puts the result before the tables: a verdict stands there, figures sum up what was shown. So does
+    a `verdict` that is given besides.
     """
     from rich.text import Text
 
@@ -115,6 +131,8 @@ def as_table(
     say(page, "bold red", *document.doubts)
     say(page, "bold", document.title)
     page.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
+    say(page, "bold", *verdict[:1])
+    say(page, "", *verdict[1:])
     if summary_first:
         say(page, "", *document.summary)
     for section in document.sections:
@@ -130,10 +148,18 @@ def as_table(
 
 
 def new_page(*, terminal: bool, width: int | None) -> Console:
-    """Return a console that keeps what is printed; without a terminal it has no colour."""
+    """Return a console that keeps what is printed, in a notebook, too; without a terminal it has no colour."""
     from rich.console import Console
 
-    return Console(file=StringIO(), force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False)
+    return Console(
+        file=StringIO(),
+        force_terminal=terminal,
+        force_jupyter=False,
+        width=width,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def new_table(columns: Sequence[str], left: Collection[str], *, overflow: OverflowMethod, **settings: Any) -> Table:

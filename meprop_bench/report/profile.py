@@ -1,11 +1,15 @@
-"""A profile as text: phases and stages side by side, a tree of operators for each side, and what `why` answers."""
+"""A profile as text or HTML: phases and stages side by side, a tree of operators for each side, what `why` answers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from html import escape
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.report.cells import ABSENT, Cell, Section, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.formats import new_page, new_table, printed, say
+from meprop_bench.report.fragment import enclosed, folded, paragraphs, section
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
 from meprop_bench.stats import Interval, too_wide
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
     from meprop_bench.measure.profile import Node
 
-__all__ = ["as_text"]
+__all__ = ["as_html", "as_text"]
 
 _TREE = 62
 """Columns that a tree needs: two of them stand side by side where both fit."""
@@ -39,11 +43,12 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
     page = new_page(terminal=terminal, width=width if terminal else (width or 2 * _TREE + 4))
     say(page, "bold red", *profile.doubts)
     say(page, "bold", profile.label)
-    page.print(_phases(profile))
+    page.print(_table(_phases(profile)))
     if profile.stages_of is not None:
-        say(page, "bold", f"Stages of the {profile.stages_of}")
-        page.print(_stages(profile))
-        say(page, "dim", _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else ""))
+        found = _stages(profile)
+        say(page, "bold", found.title)
+        page.print(_table(found))
+        say(page, "dim", found.remark)
         page.print()
     say(page, "bold", "Operators")
     _print_trees(page, profile)
@@ -59,29 +64,62 @@ def as_text(profile: Profile, *, terminal: bool = False, width: int | None = Non
     return printed(page)
 
 
-def _phases(profile: Profile) -> Table:
+def as_html(profile: Profile) -> str:
+    """Return the profile as a fragment of HTML, for a notebook: what it answers first, the operators folded away."""
+    page = new_page(terminal=False, width=2 * _TREE + 4)
+    _print_trees(page, profile)
+    operators = f"<pre>{escape(printed(page))}</pre>\n{paragraphs('quiet', [_slowdown(profile)])}"
+    found = [
+        paragraphs("verdict", [answer.question]) + paragraphs("", [answer.text]) + paragraphs("quiet", [answer.how])
+        for answer in answers(profile)
+    ]
+    sections = [_phases(profile), *([] if profile.stages_of is None else [_stages(profile)])]
+    return enclosed(
+        paragraphs("bad", profile.doubts),
+        *found,
+        *map(section, sections),
+        folded("Operators", operators),
+        paragraphs("quiet", profile.notes),
+    )
+
+
+def _phases(profile: Profile) -> Section:
     heads = ("phase", "dense", "sparse", "speed-up", "floor, dense", "floor, sparse", "efficiency")
-    table = new_table(heads, _WORDS, overflow="ellipsis")
-    for row in profile.rows:
-        table.add_row(
+    lines = [
+        (
             phase_name(row.phase or ""),
             *(_timed(profile, side, row.phase or "") for side in SIDES),
             ABSENT if row.interval is None else ratio_within(row.interval),
             *(seconds(side.floor_s) for side in (row.dense, row.sparse)),
             ABSENT if row.sparse.efficiency is None else f"{row.sparse.efficiency:.0%}",
         )
-    return table
+        for row in profile.rows
+    ]
+    return _section(profile.label, heads, lines)
 
 
-def _stages(profile: Profile) -> Table:
+def _stages(profile: Profile) -> Section:
     heads = ("stage", "dense", "floor", "x", "sparse", "floor", "x", "bound by")
-    table = new_table(heads, _WORDS, overflow="ellipsis")
+    lines = []
     for name, words in stage_names(profile).items():
         if not any(profile.stage(side, name) for side in SIDES):
             continue
         found = [profile.stage(side, name) for side in SIDES]
         cells = [cell for stage in found for cell in _stage_cells(stage)]
-        table.add_row(words, *cells, (found[1] and found[1].bound) or "")
+        lines.append((words, *cells, (found[1] and found[1].bound) or ""))
+    remark = _STAGES_REMARK + (" " + _FUSED_REMARK.format(profile.kernel) if profile.fused else "")
+    return replace(_section(f"Stages of the {profile.stages_of}", heads, lines), remark=remark)
+
+
+def _section(title: str, heads: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> Section:
+    return Section(title, heads, (tuple(tuple(map(Cell, line)) for line in lines),), left=frozenset(_WORDS))
+
+
+def _table(found: Section) -> Table:
+    table = new_table(found.columns, found.left, overflow="ellipsis")
+    for group in found.groups:
+        for line in group:
+            table.add_row(*(cell.text for cell in line))
     return table
 
 

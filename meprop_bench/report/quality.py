@@ -10,12 +10,13 @@ dense's own figure (`results.schema.Parity.scale`).
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from meprop_bench.results.schema import WHOLE, Parity
 from meprop_bench.stats import CANNOT_TELL, Interval
 
-__all__ = ["POINTS", "WIDEST_POINTS", "Quality"]
+__all__ = ["POINTS", "WIDEST_POINTS", "Quality", "measure"]
 
 WIDEST_POINTS = 20.0
 """Points that an interval spans at most to be shown, of another scale percent of it: beyond, one example in ten may be
@@ -71,6 +72,11 @@ class Quality:
             return ".2f"
         power = math.floor(math.log10(self.scale)) if self.scale > 0 else 0
         return f".{max(0, _DIGITS - 1 - power)}f" if power in _PLAIN else f".{_DIGITS - 1}e"
+
+
+def measure(found: Parity) -> str:
+    """Return what was compared, in a word or two."""
+    return "accuracy" if found.percent else re.split(" on the |, at the end", found.metric)[0]
 
 
 POINTS = Quality()

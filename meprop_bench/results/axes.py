@@ -198,6 +198,10 @@ class Axes(Generic[Absent]):
         "Your own model: file.py:function or package.module:function, which returns a Training; or a task, by name.",
         workloads={OWN: None}, label="{}", place=1,
     ))
+    options: Name | None = field(default=None, metadata=_axis(
+        "Options of the task that --model names, as train has them, with ; between them: batch=256;hidden=2048.",
+        workloads={OWN: None}, label="{}", place=2,
+    ))
     method: Name = field(default="meprop", metadata=_axis(
         f"Sparsification: {', '.join(SPARSE)}; dense times the baseline against itself (A/A).",
         required=True, dense=False, sweep=("meprop", "unified"), label="{}", place=8,

@@ -271,6 +271,7 @@ def train(session: Session, recipe: Mapping[str, Any], seed: int, checkpoint: st
         "metric": task.metric,
         "percent": task.percent,
         "steps": found.steps,
+        "seconds": found.seconds,
         "options": dict(task.options),
         "data_published": task.data_published,
         "notes": list(task.notes),

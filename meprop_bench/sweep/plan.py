@@ -48,6 +48,7 @@ __all__ = [
     "Preset",
     "check_feasible",
     "load_preset",
+    "one_case",
     "parse_axis",
     "plan_axes",
     "plan_preset",
@@ -216,6 +217,22 @@ def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:
     return Plan(name=name, cases=_distinct(_cases(axes, seed)), **settings)
 
 
+def one_case(axes: _Axes) -> Case:
+    """Return the case of these axes; of the axes where nothing is said and `speedup` measures several, the usual value.
+
+    Raises:
+        UserError: an axis with several values.
+
+    """
+    for name, values in axes.items():
+        if len(values) > 1:
+            given = ", ".join(map(str, values))
+            raise UserError(f"a profile is of one case: give --{name} one value, not {given}")
+    # What is compiled is in no stages; the usual method comes first.
+    cases = plan_axes({"baseline": ["same"], **axes}).cases
+    return next((case for case in cases if case.k == AXES["k"].default), cases[0])
+
+
 def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any) -> Plan:
     """Return the plan of a preset.
 
@@ -252,7 +269,10 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
                 )
             del own[axis]
         for values in itertools.product(*own.values()):
-            yield _case(workload, dict(zip(own, values, strict=True)))
+            chosen = dict(zip(own, values, strict=True))
+            if workload == OWN and "optimizer" not in axes and not is_model(str(chosen.get("model"))):
+                chosen["optimizer"] = AXES["optimizer"].default  # a task has none of its own
+            yield _case(workload, chosen)
 
 
 def _usual(workload: str) -> dict[str, Sequence[Any]]:

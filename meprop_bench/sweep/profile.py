@@ -16,6 +16,7 @@ Each part is measured in `_PROCESSES` fresh processes, one after the other, and 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -40,7 +41,7 @@ from meprop_bench.sweep.worker import Session, start_for
 if TYPE_CHECKING:
     from meprop_bench.workloads.case import Case
 
-__all__ = ["profile_case"]
+__all__ = ["check_trace", "profile_case"]
 
 _PROCESSES = 4
 """Fresh processes: three would leave Student's t at 4.3, and each takes two seconds to start."""
@@ -111,7 +112,9 @@ def trees(session: Session, trace: str | None) -> Mapping[str, Any]:
     return {"trees": trees}
 
 
-_NO_SEARCH = "Where sparse breaks even is searched for a layer, and for the sparsified layers of the mlp: not for this."
+_NO_SEARCH = (
+    "Where sparse breaks even is searched for a layer, and for layers of one width as the mlp's: not for these."
+)
 _SUMS = ("step", "linear-backward")
 """Phases that hold others, or parts of them: shown once."""
 
@@ -157,6 +160,19 @@ def profile_case(
                 return _Parent(pool, case, progress, cache).profile(search_s, trace, before)
             except WorkerError as error:
                 raise _user_error(error, case) from None
+
+
+def check_trace(trace: Path | None) -> None:
+    """Find out now, not after half a minute, that a trace cannot be written: `UserError` says why."""
+    if trace is None:
+        return
+    if not trace.name.endswith((".json", ".json.gz")):
+        raise UserError(f"the trace is JSON: name it {trace.name or 'trace'}.json or .json.gz, not {trace}")
+    folder = trace.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"cannot write the trace {trace}: there is no folder {folder}")
+    if trace.is_dir() or not os.access(trace if trace.exists() else folder, os.W_OK):
+        raise UserError(f"cannot write the trace {trace}: permission denied, or it is a folder")
 
 
 def _user_error(error: WorkerError, case: Case) -> UserError:

@@ -97,6 +97,7 @@ class Runner:
         lock: keeps other runs from measuring on a device.
         cache: the machine's peaks from earlier runs.
         deadline: by when it has to end; `left_out` then has the cases that it left no time for.
+        baselines: the dense sides of another run, which this one continues.
 
     """
 
@@ -112,12 +113,13 @@ class Runner:
         lock: DeviceLock = device_lock,
         cache: PeaksCache | None = None,
         deadline: Deadline | None = None,
+        baselines: Baselines | None = None,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
         self._state, self._lock, self._deadline = state, lock, deadline or Deadline()
         self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
-        self._baselines = Baselines(store, plan.budget * _CHOICE, random.Random(plan.seed))
+        self._baselines = baselines or Baselines(store, plan.budget * _CHOICE, random.Random(plan.seed))
         self._machine = MachinePeaks(cache, store=store)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)

@@ -91,6 +91,8 @@ REQUESTS = {
     "examples": "paper.requests:examples",
     "cut": "paper.requests:cut",
     "decode": "paper.requests:decode",
+    # what a training costs besides its steps, and its layers: tune
+    "costs": "tuning.requests:costs",
 }
 """Request -> the function that answers it, as module:function of this package."""
 

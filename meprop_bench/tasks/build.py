@@ -2,7 +2,7 @@
 
     my_model.py:build         a function in a file; my_model.py alone means its `build`
     package.module:build      in a module that can be imported from the working directory
-    build@0123456789ab        pickled: one that was typed into a notebook (`pickled`)
+    build@0123456789ab        pickled: one that was typed into a notebook, say (`named`, `pickled`)
 
 The user's code runs in the measuring processes and nowhere else. An import or a call that changes what these depend on
 (threads, the default dtype, the working directory, ...) would change what is measured, so it is refused.
@@ -21,10 +21,10 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from meprop_bench import pickling
 from meprop_bench.cache import places, writable
@@ -40,6 +40,7 @@ __all__ = [
     "failed",
     "find",
     "is_model",
+    "named",
     "pickled",
     "seeded",
     "source_of",
@@ -83,17 +84,43 @@ def source_of(name: str) -> str | None:
         return None
 
 
+@contextmanager
+def named(build: str | Path | Callable[[], Any]) -> Iterator[str]:
+    """Give the name by which the measuring processes find a model: a name as it is, a function pickled meanwhile.
+
+    `UserError`: it is neither, or cannot be pickled.
+    """
+    if isinstance(build, str | Path):
+        yield str(build)
+        return
+    kind = type(build).__name__
+    if not callable(build) or "torch.nn.modules.module" in (base.__module__ for base in type(build).__mro__):
+        raise UserError(
+            f"a model is given by a function, or its name, not by something of type {kind}: give build itself, which"
+            " returns a meprop_bench.Training, as it is called anew in each measuring process"
+        )
+    while (held := _hold(_pickle(name := pickled(build)))) is None:
+        pass  # another process has just removed it
+    try:
+        yield name
+    finally:
+        _release(held)
+
+
 def pickled(build: Callable[[], Any]) -> str:
     """Pickle a function, with what it refers to, for the measuring processes; return the name that they find it by.
 
+    What it imports is found where it is found here: the pickle says where that is.
+
     `UserError`: it cannot be pickled, or cloudpickle is not installed.
     """
-    module = sys.modules.get(build.__module__)
-    name = getattr(build, "__name__", "build").strip("<>")
-    data = pickling.pickled(build, {name: build}, () if module is None else (module,))
+    module = sys.modules.get(getattr(build, "__module__", None) or "")
+    name = pickling.function_name(build)
+    data = pickle.dumps([path or os.getcwd() for path in sys.path])
+    data += pickling.pickled(build, {name: build}, () if module is None else (module,))
     if (folder := writable(_PICKLES)) is None:
         raise UserError("there is no folder that a pickled model can be written to: set XDG_CACHE_HOME to one")
-    found = f"{name}@{hashlib.sha256(data).hexdigest()[:12]}"
+    found = f"{re.sub('[^A-Za-z0-9_]+', '-', name).strip('-')}@{hashlib.sha256(data).hexdigest()[:12]}"
     path = folder / f"{found}.pickle"
     if not path.exists():
         from meprop_bench.atomic import replacing
@@ -103,13 +130,39 @@ def pickled(build: Callable[[], Any]) -> str:
     return found
 
 
+def _hold(path: Path) -> BinaryIO | None:
+    """Keep other processes from removing a pickle; None where it is removed already."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with suppress(ImportError, OSError):  # elsewhere than on POSIX, or on a file system without locks
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_SH)
+    if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        return file
+    file.close()
+    return None
+
+
+def _release(file: BinaryIO) -> None:
+    """Remove a pickle, unless another process holds it, too."""
+    with file, suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(file.name)
+
+
 def find(name: str) -> Callable[[], Any]:
     """Import what the name says and return the function; `UserError`: there is none, or its import fails."""
     check_name(name)
     where, function = _parts(name)
     if "@" in name:
-        with _guarded(name, "unpickled"):
-            build: Callable[[], Any] = pickle.loads(_pickle(name).read_bytes())
+        with _guarded(name, "unpickled"), _pickle(name).open("rb") as file:
+            sys.path += [path for path in pickle.load(file) if path not in sys.path]
+            build: Callable[[], Any] = pickle.load(file)
             return build
     with _guarded(name, "imported"):
         module = _from_file(Path(where)) if where.endswith(".py") else _from_path(where)
@@ -221,11 +274,16 @@ def failed(name: str, doing: str, error: BaseException) -> UserError:
         if not re.search("(site|dist)-packages", frame.filename)
         and not frame.filename.startswith(("<frozen", f"{_PACKAGE}{os.sep}", f"{_LIBRARY}{os.sep}"))
     ]
-    at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    at = f" ({_place(own[-1].filename)}, line {own[-1].lineno})" if own else ""
     if isinstance(error, SyntaxError) and error.filename:
-        at = f" ({Path(error.filename).name}, line {error.lineno})"
+        at = f" ({_place(error.filename)}, line {error.lineno})"
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return UserError(f"{name} {doing}{at}: {type(error).__name__}{f': {text}' if text else ''}")
+
+
+def _place(file: str) -> str:
+    """Return how a reader knows a file: those that IPython makes of a notebook's cells have random names."""
+    return "its cell" if "ipykernel_" in file or "ipython-input" in file else Path(file).name
 
 
 def _parts(name: str) -> tuple[str, str]:

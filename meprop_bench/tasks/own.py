@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.nn.evaluation import evaluation_mode
-from meprop_bench.optimizers import make_optimizer
+from meprop_bench.optimizers import make_optimizer, make_schedule
 from meprop_bench.tasks.build import Stream, call, failed, find, seeded, source_of
 from meprop_bench.tasks.checks import on_device
 from meprop_bench.tasks.task import Sparsifier, Split, Task
@@ -152,7 +152,7 @@ class Own(Task):
             recipe.sparsify(model, training.kinds, filter=training.filter, each=training.k or {})
 
     def step(self, model: nn.Module, recipe: Sparsifier, steps: int | None = None) -> Step:
-        """Return a training step: with the training's own optimizer, unless the recipe names another one."""
+        """Return a training step: with the training's own optimizer and schedule, unless the recipe names others."""
         training = self._of(model)
         with self._own("failed to make its optimizer"):
             if recipe.optimizer == "own":
@@ -161,8 +161,10 @@ class Own(Task):
             else:
                 optimizer = make_optimizer(recipe.optimizer, model.parameters(), gradient=recipe.gradient, fused=True)
         self._check_made("optimizer", optimizer, torch.optim.Optimizer)
-        schedule = None
-        if steps is not None and training.schedule is not None:
+        schedule: LRScheduler | None = None
+        if steps is not None and recipe.schedule != "constant":
+            schedule = make_schedule(recipe.schedule, optimizer, steps)
+        elif steps is not None and training.schedule is not None:
             with self._own(f"failed to make its schedule of {steps} steps"):
                 schedule = training.schedule(optimizer, steps)
             self._check_made("schedule", schedule, LRScheduler)

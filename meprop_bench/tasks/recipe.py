@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.methods import METHODS
-from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.optimizers import OPTIMIZERS, SCHEDULES
 from meprop_bench.tasks import load_task
 from meprop_bench.tasks.algorithm import ALGORITHMS, Algorithm, Watched
 from meprop_bench.tasks.build import is_model
@@ -53,11 +53,12 @@ class Recipe:
     steps: int | None = None  # train for so many in place of epochs
     leave: str | None = None  # layers that stay dense: patterns of their qualified names, with ";" between them
     watched: bool = False  # record the mean change of the parameters at an update, which takes time
+    schedule: str = "constant"  # of the learning rate, a name in `SCHEDULES`, fitted to the steps of this training
 
     def __post_init__(self) -> None:
         optimizers = (*OPTIMIZERS, "own") if is_model(self.task) else tuple(OPTIMIZERS)
-        for what, name, known in (("method", self.method, METHODS), ("optimizer", self.optimizer, optimizers)):
-            if name not in known:
+        for what, known in (("method", METHODS), ("optimizer", optimizers), ("schedule", SCHEDULES)):
+            if (name := getattr(self, what)) not in known:
                 raise UserError(f"there is no {what} {name!r}: choose from {', '.join(known)}")
         self._check_method()
         for name, least in (("epochs", 1), ("evaluations", 1), ("best_after", 0)):
@@ -114,7 +115,7 @@ class Recipe:
             model: in which to convert them.
             kinds: of layers. Only linear ones have weight gradients as rows.
             filter: which of them; all but the output layer by default.
-            each: pattern of names -> k of these layers, in place of the recipe's.
+            each: pattern of names -> k of these layers, in place of the recipe's; the first that fits counts.
 
         Raises:
             UserError: layers of one of these kinds do not know the method, a pattern fits none, or nothing is left.
@@ -138,7 +139,7 @@ class Recipe:
             for pattern in (self.leave or "").split(";") if self.leave else ():
                 for name in _fitting(pattern, layers):
                     module.revert(layers.pop(name))
-            for pattern, k in (each or {}).items():
+            for pattern, k in reversed((each or {}).items()):  # the first that fits counts, as in `convert`
                 for name in _fitting(pattern, layers):
                     layers[name].k = k
         except ValueError as error:
@@ -162,8 +163,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without the fields that stored ones do not know while they say nothing."""
-        found = asdict(self)
-        return {name: value for name, value in found.items() if value or name not in ("steps", "leave", "watched")}
+        late = {"steps": None, "leave": None, "watched": False, "schedule": "constant"}
+        return {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
 
 
 def _fitting(pattern: str, names: Iterable[str]) -> list[str]:

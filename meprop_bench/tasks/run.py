@@ -102,6 +102,8 @@ class Progress:
 
 
 _DESCRIBED = ("method", "k", "gradient", "kernel", "optimizer", "epochs", "steps", "evaluations", "best_after")
+_LATER = {"schedule": "constant", "leave": None}
+"""What descriptions that were stored do not know, and had."""
 
 
 def describe(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -110,6 +112,7 @@ def describe(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
     What an algorithm has besides, and is None, is left out: descriptions that were stored do not know it.
     """
     found = {"task": task.name, **task.options, **{name: getattr(recipe, name) for name in _DESCRIBED}, "seed": seed}
+    found |= {name: value for name in _LATER if (value := getattr(recipe, name)) != _LATER[name]}
     if (along := recipe.along) is not None:
         found |= {"algorithm": type(along).__name__}
         found |= {name: value for name, value in vars(along).items() if value is not None}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from meprop_bench.errors import UserError
-from meprop_bench.optimizers import make_optimizer
+from meprop_bench.optimizers import make_optimizer, make_schedule
 from meprop_bench.tasks import TASKS, Entry
 from meprop_bench.training import Step
 
@@ -40,6 +40,10 @@ class Sparsifier(Protocol):
     @property
     def gradient(self) -> str:
         """Layout of the weight gradients, "dense" or "rows"."""
+
+    @property
+    def schedule(self) -> str:
+        """Of the learning rate, by name."""
 
     def sparsify(
         self,
@@ -102,7 +106,8 @@ class Task(ABC):
         """
         rate, parameters = self.entry.rates.get(recipe.optimizer), model.parameters()
         optimizer = make_optimizer(recipe.optimizer, parameters, gradient=recipe.gradient, fused=True, rate=rate)
-        return _TaskStep(model, optimizer, self)
+        schedule = None if steps is None else make_schedule(recipe.schedule, optimizer, steps)
+        return _TaskStep(model, optimizer, self, schedule=schedule)
 
     @abstractmethod
     def epoch(self, seed: int, epoch: int) -> Iterable[Any]:

@@ -6,6 +6,7 @@ A batch of processes is a run of one case: they check the gradients of every spa
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,9 +19,10 @@ from meprop_bench.measure.notes import OTHER, Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
-from meprop_bench.results.axes import AXES
+from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
+from meprop_bench.sweep.baselines import Baselines
 from meprop_bench.sweep.plan import Plan, check_feasible
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.sweep.worker import start_for
@@ -35,12 +37,18 @@ _TIMED_SHARE = 0.5
 """Of the seconds that the budget has for a process: the rest is for its start, the set-up and the check."""
 _NEVER = 1e-9
 """A half-width that no interval has: the looks say when it is enough, and not the runner."""
+_CHOICE_S = 1.0
+"""Seconds for each comparison of two dense sides, where the best is asked for."""
+_SIDES: dict[int, Baselines] = {}
+"""Seed -> the dense sides that were chosen in this process: batches, and claims, of one dense work have the same."""
 _MEANWHILE = ("others", "steal", "quota", "heat", "swap", "amdahl", OTHER)
 """Kinds of a row's notes that say something of the whole; the others are about the pairs of one batch."""
 
 
 def case_of(build: str | Callable[[], Any], axes: Mapping[str, Any]) -> Case:
     """Return the case of a model: the name of one, of a task, or the function that builds it.
+
+    Its dense side is the best that there is here, as for `speedup --model`, unless the axes say otherwise.
 
     Raises:
         UserError: an axis that there is not, a value that is not allowed, a function that has no pickle.
@@ -49,7 +57,9 @@ def case_of(build: str | Callable[[], Any], axes: Mapping[str, Any]) -> Case:
     fields = {axis.field for axis in AXES.values()} - {"workload", "model"}
     for name in axes:
         one_of("axis", name, sorted(fields))
-    return Case(workload="model", model=build if isinstance(build, str) else pickled(build), **axes)
+    (best,) = AXES["baseline"].swept(OWN)
+    usual = {} if axes.get("method") == "dense" else {"baseline": best}
+    return Case(workload=OWN, model=build if isinstance(build, str) else pickled(build), **{**usual, **axes})
 
 
 class TrainingTimes:
@@ -81,7 +91,7 @@ class TrainingTimes:
 
     def once(self) -> None:
         """Check the case in a fresh process, and time nothing; raises `FunctionError` where it fails."""
-        case = self._case
+        case = replace(self._case, baseline="same")  # nothing is timed, so that any dense side will do
         with Pool.of(lambda: self._start(case), 1) as pool:
             try:
                 pool.hello(threads=case.threads, device=case.device)
@@ -107,7 +117,8 @@ class TrainingTimes:
         with tempfile.TemporaryDirectory(prefix="meprop-bench-") as folder:
             created = Store.create(Path(folder), plan.name, machine_slug(), "pytest", plan.to_json())
             with created as store:
-                Runner(plan, store, start=self._start, progress=self._progress).run()
+                sides = _SIDES.setdefault(self._seed, Baselines(store, _CHOICE_S, random.Random(self._seed)))
+                Runner(plan, store, start=self._start, progress=self._progress, baselines=sides).run()
                 rows = store.rows()
         for row in rows:
             if not row.passed:

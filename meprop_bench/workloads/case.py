@@ -198,6 +198,9 @@ class Case(Axes[Never]):
                 raise UserError("the workload model needs one: add --model path/to/file.py:function, or a task's name")
             if not is_model(self.model):
                 one_of("model", self.model, tuple(TASKS))
+            elif self.options is not None:
+                raise UserError(f"options {self.options!r} are those of a task: {self.model} has its own in its code")
+            _options(self.options)
         own = self.model is not None and is_model(self.model)
         if self.optimizer == "own" and not own:
             raise UserError("optimizer own is that of a model of your own: choose adam, sgd or adagrad")
@@ -270,7 +273,8 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
     meAct's epochs the first half settles what each example trains.
     """
     if case.model is not None:
-        recipe = Recipe(case.model, {"device": case.device}, optimizer=case.optimizer, steps=steps, leave=case.leave)
+        options = {**_options(case.options), "device": case.device}
+        recipe = Recipe(case.model, options, optimizer=case.optimizer, steps=steps, leave=case.leave)
     else:
         assert case.data is not None
         task, more = TEXT.get(case.data, (case.data, {}))
@@ -288,6 +292,26 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
     details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
     sparse = replace(recipe, method=case.method, k=case.k, details=details)
     return replace(sparse, gradient=case.gradient, kernel=case.kernel)
+
+
+def _options(text: str | None) -> dict[str, Any]:
+    """Return a task's options from their text, `batch=256;hidden=2048`; UserError for what is none."""
+    found: dict[str, Any] = {}
+    for part in text.split(";") if text else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise UserError(f"options are written as batch=256;hidden=2048, and not as {part!r}")
+        found[name.replace("-", "_")] = _number(value)
+    return found
+
+
+def _number(word: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
 
 
 def _device(device: object) -> str:

@@ -48,7 +48,7 @@ BACKEND = "inductor"
 """torch's default."""
 
 _FINE = 1e-5, 1e-2
-_COARSE = 1e-2, 2e-1
+_COARSE = 1e-2, 1e-1
 """Largest relative difference of a model's loss, and of one of its gradients, that is rounding; the latter for 16 bits.
 Rounding may exchange two entries that are selected, which changes a gradient by about as much; a compiler's fusions
 round 16-bit numbers more seldom. A wrong gradient is off by more."""

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -32,7 +33,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from meprop_bench import optimizers
-from meprop_bench.nn import MePropLinear
+from meprop_bench.nn import MePropLinear, convertible
 from meprop_bench.nn.conversion import survey
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops import resolve_k
@@ -76,8 +77,8 @@ _OPERATORS = {
 """Operators of which torch (2.13) counts nothing, as if a transformer's linear layers were all there is, and one whose
 groups it does not know."""
 
-_COUNTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
-"""Layers whose share of the operations is named where they are left dense."""
+_COUNTED: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.RNNBase)
+"""Layers whose share of the operations is named where they are left dense, besides all that can be converted."""
 
 _BATCHED = 3
 """Dimensions of a recurrent layer's input with several examples."""
@@ -176,8 +177,9 @@ def _listening(model: nn.Module, kinds: tuple[type[nn.Module], ...], arrived: _A
     ran: list[str] = []
 
     def listen(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        given = (*args, *(kwargs[key] for key in ("input", "hx") if key in kwargs))
+        given = _by_position(layer, args, kwargs)
         whole, state = output if isinstance(layer, nn.RNNBase) else (output, ())
+        whole = whole[0] if isinstance(layer, nn.MultiheadAttention) else whole  # and weights
         y = whole.data if isinstance(whole, PackedSequence) else whole
         ran.append(name)
         come = False
@@ -198,6 +200,15 @@ def _listening(model: nn.Module, kinds: tuple[type[nn.Module], ...], arrived: _A
             if isinstance(layer, kinds):
                 stack.callback(layer.register_forward_hook(partial(listen, name), with_kwargs=True).remove)
         yield ran
+
+
+def _by_position(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return all arguments of a layer's `forward` in order, those by name with what is left out before them."""
+    if not kwargs:
+        return args
+    bound = signature(layer.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args
 
 
 def _record(step: Step, batch: Any, kinds: tuple[type[nn.Module], ...] = (Sparsified,)) -> dict[str, _Call]:
@@ -298,7 +309,7 @@ class _Work:
         with ExitStack() as stack, suppress(Exception):  # the loss itself worked before
             counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_OPERATORS))
             opaque = stack.enter_context(_opaque(step.model, counter))
-            stack.enter_context(_listening(step.model, _COUNTED, arrived))
+            stack.enter_context(_listening(step.model, (*convertible(), *_COUNTED), arrived))
             loss = step.forward(batch)
             forward = counter.get_total_flops()
             step.backward(loss)
@@ -343,8 +354,14 @@ def _backward_flops(layer: Any, given: tuple[Any, ...], y: Tensor) -> float:
     # Not of `weight`, which a parametrized layer computes anew each time.
     trained = any(p.requires_grad for name, p in layer.named_parameters() if not name.endswith("bias"))
     products = trained + bool(x.requires_grad)
-    if isinstance(layer, nn.Linear):
-        return float(2 * y.numel() * layer.in_features * products)
+    if isinstance(layer, nn.MultiheadAttention):
+        into = sum(
+            x.numel() * (trained + x.requires_grad) for x in given[:3]
+        )  # the projections of query, key and value
+        return float(2 * layer.embed_dim * (into + y.numel() * (trained + 1)))
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.nx  # transformers' Conv1D
+        return float(2 * y.numel() * inputs * products)
     each, channels = (x, layer.out_channels) if layer.transposed else (y, layer.in_channels)
     return float(2 * each.numel() * (channels // layer.groups) * math.prod(layer.kernel_size) * products)
 
@@ -376,8 +393,9 @@ def _remarks(task: Task, step: Step, names: set[str], calls: Mapping[str, _Call]
             return ""
         return f" ({100 * share:.{0 if share > _TENTH else 1}f}% of the backward pass's operations)"
 
-    found = {name for name, layer, _ in survey(step.model, _COUNTED) if isinstance(layer, _COUNTED)}
-    left = sorted(found - names, key=lambda name: -work.layers.get(name, 0.0))
+    kinds = (*convertible(), *_COUNTED)
+    found = {name for name, layer, _ in survey(step.model, kinds) if isinstance(layer, kinds)}
+    left = sorted(found - names, key=lambda name: (-work.layers.get(name, 0.0), name))
     yield f"{len(names)} of {len(found | names)} layers are sparsified{part(names)}"
     if left:
         shown = ", ".join(f"{name}{part({name})}" for name in left[:3])

@@ -158,9 +158,14 @@ def _entries(case: Case) -> tuple[int, str]:
 
 
 def _sparsified(case: Case, layers: Sequence[Layer]) -> list[Layer] | None:
-    """Return the sparsified linear layers, none for a case that is a sparsified layer of another kind; else None."""
+    """Return the sparsified linear layers, none for a case that is a sparsified layer of another kind; else None.
+
+    Layers of several widths have no one k, nor one width, at which they break even.
+    """
     another = not layers and not WORKLOADS[case.workload].trains and METHODS[case.method].selection is not None
     found = [layer for layer in layers if layer.request is not None]
+    if any(layer.w.shape[0] != case.out_features for layer in found):
+        return None
     return found if found or another else None
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from meprop_bench import cli
-from meprop_bench.cli.output import outcome
 from meprop_bench.cli.speedup import _judge, _look
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure import machine, procfs
+from meprop_bench.progress import outcome
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store

@@ -270,7 +270,7 @@ def test_exported_it_is_torchs():
     assert len({str([node.target for node in program.graph.nodes]) for program in programs}) == 1
 
 
-def test_frozen_projections_have_no_gradient_and_save_no_input():
+def test_frozen_projections_have_no_gradient():
     _, ours = pair()
     ours.in_proj_weight.requires_grad_(False)
     x = torch.randn(LENGTH, BATCH, E, requires_grad=True)

@@ -256,6 +256,7 @@ _OTHER = {
     "allocator": "default",
     "data": "digits",
     "layers": 3,
+    "heads": 3,
     "optimizer": "sgd",
     "size": 13,
     "filter": 4,

@@ -77,3 +77,8 @@ def test_a_stream_that_cannot_hold_a_character_gets_a_question_mark(document):
     target = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     write_as("table", document, target)
     assert b"8192 ? 8192" in target.buffer.getvalue()
+
+
+def test_in_a_notebook_the_text_is_returned_and_not_shown(document, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "150x [149, 151]" in as_table(document)

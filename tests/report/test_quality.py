@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from meprop_bench.cli.output import outcome
+from meprop_bench.progress import outcome
 from meprop_bench.report.document import parity_section, summary
 from meprop_bench.report.quality import POINTS, Quality
 from meprop_bench.results.costs import COSTS

@@ -232,3 +232,10 @@ def test_a_preset_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         load_preset(str(tmp_path / "binary.toml"))
+
+
+def test_a_task_is_timed_with_the_usual_optimizer_and_a_users_model_with_its_own() -> None:
+    found = plan_axes({"model": ["mnist", "my_model.py:build"], "method": ["unified"], "k": [0.1]}).cases
+    assert [(case.model, case.optimizer) for case in found] == [("mnist", "adam"), ("my_model.py:build", "own")]
+    (sgd,) = plan_axes({"model": ["mnist"], "method": ["unified"], "k": [0.1], "optimizer": ["sgd"]}).cases
+    assert sgd.optimizer == "sgd"

@@ -27,11 +27,15 @@ class _Runner:
     """Measures 2 ms against 1 ms in each process, or fails as is said."""
 
     plans: list[Plan]
+    baselines: list[Any]
     error: str | None = None
     check: str | None = None
 
-    def __init__(self, plan: Plan, store: Store, *, start: Any, progress: Callable[[SweepProgress], None]) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, *, start: Any, progress: Callable[[SweepProgress], None], baselines: Any
+    ) -> None:
         self.plans.append(plan)
+        self.baselines.append(baselines)
         self._plan, self._store, self._progress = plan, store, progress
 
     def run(self) -> None:
@@ -59,6 +63,7 @@ class _Runner:
 def runner(monkeypatch: pytest.MonkeyPatch) -> type[_Runner]:
     class Own(_Runner):
         plans: list[Plan] = []  # noqa: RUF012  each test's own
+        baselines: list[Any] = []  # noqa: RUF012
 
     monkeypatch.setattr(trainings, "Runner", Own)
     monkeypatch.setattr(trainings, "check_feasible", lambda cases: None)
@@ -76,6 +81,7 @@ def test_batches_are_runs_of_the_case_and_add_up(runner: type[_Runner]) -> None:
     ]
     assert runner.plans[0].seed != runner.plans[1].seed
     assert runner.plans[0].cases == (case,)
+    assert runner.baselines[0] is runner.baselines[1]  # one dense side for all
     assert found.measurement.phase == "step"
     assert found.measurement.run_lengths == [2] * 5
     assert found.measurement.disturbed == ((False, True),) * 5
@@ -135,7 +141,9 @@ def test_once_checks_the_gradients_alone(runner: type[_Runner]) -> None:
 
 
 def test_a_case_is_that_of_a_name_or_of_a_function() -> None:
-    assert case_of("mnist", {"k": 3}).model == "mnist"
+    case = case_of("mnist", {"k": 3})
+    assert (case.model, case.baseline) == ("mnist", "best")
+    assert case_of("mnist", {"baseline": "same"}).baseline == "same"
     seed = random.Random(0).random()
     model = case_of(lambda: seed, {"method": "unified"}).model
     assert model is not None

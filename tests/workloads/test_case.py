@@ -6,7 +6,7 @@ import math
 import pytest
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.case import Case, recipe_of
 
 
 def test_a_case_survives_json() -> None:
@@ -130,3 +130,15 @@ def test_replays_are_for_layers_on_a_gpu() -> None:
     assert case.case_id != Case(device="cuda").case_id
     with pytest.raises(UserError, match="launch 'graph' is for layers"):
         Case(workload="mlp", data="digits", in_features=64, device="cuda", launch="graph")
+
+
+def test_a_task_is_timed_with_its_own_options() -> None:
+    case = Case(workload="model", model="mnist", k=0.1, options="batch=256;hidden=2048; dropout=0.5;activation=tanh")
+    options = {"batch": 256, "hidden": 2048, "dropout": 0.5, "activation": "tanh", "device": "cpu"}
+    assert recipe_of(case).options == options
+    assert case.case_id != Case(workload="model", model="mnist", k=0.1).case_id
+    assert "batch=256" in case.label
+    with pytest.raises(UserError, match="options are written as batch=256;hidden=2048, and not as 'batch'"):
+        Case(workload="model", model="mnist", k=0.1, options="batch")
+    with pytest.raises(UserError, match="has its own in its code"):
+        Case(workload="model", model="my_model.py:build", k=0.1, optimizer="own", options="batch=256")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.clock import WallClock
+from meprop_bench.ops.node.build import compiler_command
 from meprop_bench.training import Step
 from meprop_bench.workloads import Baseline, Case, choose, compiled, setup
 from meprop_bench.workloads.baseline import Unavailable
@@ -74,6 +75,7 @@ def test_a_compiled_layer_computes_what_an_eager_one_does(changes: dict[str, obj
     _same(case, _case(**{**changes, "compile": "off"}))
 
 
+@pytest.mark.skipif(not compiler_command(), reason="torch's compiler needs a C++ compiler")
 def test_torch_s_own_compiler_compiles_both_sides_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "inductor")
     _same(_case(method="unified"), _case(method="unified", compile="off"))
@@ -233,6 +235,7 @@ class _Sum(Step):
         return self.model(batch).sum()  # type: ignore[no-any-return]
 
 
+@pytest.mark.skipif(not compiler_command(), reason="torch's compiler needs a C++ compiler")
 def test_a_graph_that_is_kept_serves_again_whatever_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "inductor")  # which alone writes into what was saved
     x = torch.randn(4, 4, requires_grad=True)
@@ -285,6 +288,7 @@ def test_an_error_of_our_own_stays_what_it_is() -> None:
         setup(_case(kernel="gather"))
 
 
+@pytest.mark.skipif(not compiler_command(), reason="torch's compiler needs a C++ compiler")
 def test_a_model_with_random_numbers_is_compared_with_eager_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2))
     step = _Sum(model, torch.optim.SGD(model.parameters(), lr=0.1))

@@ -516,6 +516,47 @@ def test_no_module_of_the_model_keeps_a_hook(own_model):
             assert isinstance(module, nn.Module)
 
 
+ENCODER = """
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        block = nn.TransformerEncoderLayer(8, 2, 32, batch_first=True)
+        self.table, self.blocks = nn.Embedding(20, 8), nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(8, 20)
+
+    def forward(self, x):
+        return self.out(self.blocks(self.table(x), src_key_padding_mask=x == 0))
+
+def build():
+    batches = [(torch.randint(20, (4, 6)), torch.randint(20, (4, 6))) for _ in range(3)]
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+    return mb.Training(model=Encoder(), loss=loss, batches=batches, kinds=KINDS)
+"""
+
+
+def test_attention_is_a_layer_with_its_share(own_model):
+    linear_alone = prepared(own_model("KINDS = (nn.Linear,)" + ENCODER))
+    everything = prepared(own_model("KINDS = (nn.Linear, nn.MultiheadAttention)" + ENCODER, "other.py"))
+    for found, share in ((linear_alone, "4 of 7"), (everything, "6 of 7")):
+        assert found.check() == PASSED
+        assert found.notes[0].startswith(f"{share} layers are sparsified")
+    assert linear_alone.notes[1].startswith("left dense: blocks.layers.0.self_attn (")
+    assert everything.notes[1].startswith("left dense: out (")
+    # Two products each of 24 rows: 8 x 24 into attention and 8 x 8 out of it, against 2 x 8 x 32 of a block's others.
+    assert everything.converted / linear_alone.converted == pytest.approx((8 * 32 + 2 * 8 * 32) / (2 * 8 * 32))
+
+
+def test_attention_is_checked_on_what_it_got(own_model):
+    name = own_model("KINDS = (nn.Linear, nn.MultiheadAttention)" + ENCODER)
+    _, step, batches = stepped(name, method="meprop", k=2)
+    call = _record(step, batches[0])["blocks.layers.0.self_attn"]
+    assert call.dy.shape == (4, 6, 8)
+    query, key, value, padding, *_ = call.x
+    assert query is key is value
+    assert padding.shape == (4, 6)
+
+
 def test_the_perceptron_by_either_way_takes_the_same_steps():
     """What `own_mlp.py` measures on a quiet machine: here, that it is the same work, step by step and call by call."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

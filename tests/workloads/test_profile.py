@@ -198,6 +198,15 @@ def test_what_selects_nothing_has_no_break_even() -> None:
     assert break_even_size(case, setup(case).layers(), CLOCK, seconds=0.01) is None
 
 
+def test_layers_of_several_widths_have_no_break_even() -> None:
+    sizes = {"data": "made-up", "out_features": 32, "heads": 2, "layers": 1, "length": 16, "batch": 4, "threads": 1}
+    case = Case(workload="transformer", method="unified", k=0.25, **sizes)  # type: ignore[arg-type]
+    layers = setup(case).layers()
+    assert {layer.w.shape[0] for layer in layers if layer.request} == {32, 96, 128}
+    assert break_even_k(case, layers, CLOCK, seconds=0.01) is None
+    assert break_even_size(case, layers, CLOCK, seconds=0.01) is None
+
+
 def test_a_model_without_linear_layers_has_no_break_even() -> None:
     case = _case(workload="seq2seq", k=2, in_features=500, length=3, layers=1, optimizer="adam")
     assert break_even_k(case, (), CLOCK, seconds=0.01) is None

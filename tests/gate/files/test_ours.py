@@ -69,6 +69,14 @@ def test_a_row_tells_its_figures_process_by_process(tmp_path):
     assert len(found) == 5
 
 
+def test_a_quality_that_is_no_percentage_is_judged_as_a_share(tmp_path):
+    figures = {"metric": "-bits/character", "percent": False, "baseline": (-2.0, -2.1), "method": (-2.1, -2.2)}
+    other = replace(PARITY, **figures, difference=-0.1, low=-0.1, high=-0.1, margin=0.01, verdict="fail")
+    base, head = (folder(tmp_path, [row(parity=other)], day=day) for day in (1, 2))
+    (found,) = (one for one in read(base, head) if one.figure == "accuracy")
+    assert (found.unit, found.base) == ("%", (-2.2, -2.1))  # by seed
+
+
 def test_folder_lines_and_document_are_the_same(tmp_path):
     rows = [row(), row("b", k=30), row(phase="forward")]
     there = folder(tmp_path, rows)

@@ -1,0 +1,275 @@
+"""`meprop-bench tune`: which method and which k, for this model on this machine; or to stay dense.
+
+Steps are timed in interleaved pairs, trainings compared over paired seeds, all within the budget; the answer is one
+sentence, the code that does it, and a table of everything that was tried. With --budgets it draws quality over
+wall-clock time instead. Everything that is done is stored as it comes.
+
+Exit codes: 0 an arm is to be taken, or dense is; 4 undecided; 5 nothing was measured; 2 for wrong options, 130 after
+Ctrl-C: the same command with --resume goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meprop_bench.cli.options import Grouped, examples, with_format, with_out
+from meprop_bench.cli.output import as_record, complaining, results_folder, write
+from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.optional import unavailable_reason
+from meprop_bench.progress import console, outcome
+
+if TYPE_CHECKING:
+    from meprop_bench.results.store import Store
+    from meprop_bench.sweep.runner import SweepProgress
+    from meprop_bench.tuning.document import Table
+    from meprop_bench.tuning.run import Request, Result, Watcher
+
+__all__ = ["command", "request_of", "run_tune"]
+
+_SEARCHED = ("method", "k", "gradient", "kernel", "leave")
+_NOT_TUNED = ("algorithm", "rate", "prunes", "simplify", "normal", "share", "pretrain", "end", "shape", "best_after")
+_BUDGET = "20m"
+CURVE, ANSWER = "time-to-quality.svg", "README.md"
+
+
+@click.command(
+    name="tune",
+    cls=Grouped,
+    short_help="Find the method and k that pay for a model, or that none does.",
+    groups={
+        **{
+            heading: [name for name in names if name.replace("-", "_") not in _NOT_TUNED]
+            for heading, names in RECIPE_GROUPS.items()
+            if heading != "Algorithm"
+        },
+        "Search": ("margin", "budget", "budgets", "seeds", "threads", "processes", "real-clock"),
+        "Output": ("out", "resume", "format"),
+    },
+    epilog=examples(
+        "meprop-bench tune --task mnist --margin 0.5 --budget 20m",
+        "meprop-bench tune --model my_model.py:build --method unified --k 0.05,0.1,0.2",
+        "meprop-bench tune --task mnist --budgets 30s,2m,8m --method unified --k 0.25",
+    ),
+)
+@with_recipe
+@click.option(
+    "--margin",
+    type=float,
+    metavar="POINTS",
+    help="What may be lost: points of a percentage [default: 0.5], or of another metric, in its unit [default: 0.5% of "
+    "dense's figure].",
+)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help=f"Wall-clock time of the whole search: 90s, 20m, 1h [default: {_BUDGET}; with --budgets as much as it needs].",
+)
+@click.option(
+    "--budgets", metavar="TIMES", help="Compare qualities after so much training, 30s,2m,8m for instance, in place of"
+    " searching.",
+)  # fmt: skip
+@click.option("--seeds", type=int, metavar="N", help="Seeds that it is judged by [default: as many as fit; curve: 5].")
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="CPU threads of a timed step [default: the physical cores]."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Trainings that run at the same time, each on one thread [default: the physical cores].",
+)
+@click.option("--real-clock", is_flag=True, help="At the end run the choice and its opponent by the real clock, too.")
+@with_out
+@click.option("--resume", is_flag=True, help="Continue the latest search of this kind.")
+@with_format("table", "json", "md")
+def command(form: str, resume: bool, out: Path, **given: Any) -> int:
+    """Search methods, k and layouts for the fastest training step that keeps the quality; or say that dense is best.
+
+    --method, --k and --gradient take lists. Without --steps trainings are as long as the budget allows, at most
+    --epochs. A task's learning rate is annealed (cosine) unless --schedule says otherwise.
+    """
+    budget, budgets = given.pop("budget"), given.pop("budgets")
+    return run_tune(request_of(given, budgets), budget, form=form, resume=resume, out=out)
+
+
+_HELP = {
+    "method": "Methods to try, with commas between them [default: unified,meprop].",
+    "k": "k to try: integers, or ratios in (0, 1] [default: ratios from 1/64 to 1/2].",
+    "gradient": "Weight gradients to try: dense, rows [default: dense; rows, too, where the optimizer takes them].",
+    "schedule": "Of the learning rate: constant, cosine [default: cosine; of your own model its own].",
+    "epochs": "Passes over the training examples, at most [default: 20].",
+    "steps": "Steps of a training [default: as many as the budget allows, at most those of the epochs].",
+}
+"""Of options that mean more than for a single training."""
+command.params = [param for param in command.params if param.name not in _NOT_TUNED]
+for _param in command.params:
+    if isinstance(_param, click.Option):
+        _param.help = _HELP.get(str(_param.name), _param.help)
+
+
+def request_of(given: dict[str, Any], budgets: str | None) -> Request:
+    """Return what the options of `tune` ask for; `UserError` for those that cannot be used."""
+    from meprop_bench.sweep.plan import parse_axis
+    from meprop_bench.tasks.build import is_model
+    from meprop_bench.tuning.budget import seconds_of
+    from meprop_bench.tuning.run import Request
+
+    for name in _NOT_TUNED:  # of `parity`, which has these options
+        if given.pop(name, None) is not None:
+            raise UserError(f"--budgets is for methods that select a top k: leave --{name.replace('_', '-')} out")
+    searched = {name: given.pop(name) for name in _SEARCHED}
+    own = {name: given.pop(name) for name in ("margin", "seeds", "threads", "processes", "real_clock")}
+    steps = given.get("steps")
+    if given.get("schedule") is None and not (given.get("model") and is_model(given["model"])):
+        # The strongest dense side for a given time anneals its rate in it; a model of one's own has its own schedule.
+        given["schedule"] = "cosine"
+    lists = {name: tuple(_words(searched[name])) for name in ("method", "gradient")}
+    return Request(
+        recipe_of(given),
+        methods=lists["method"],
+        gradients=lists["gradient"],
+        ks=() if searched["k"] is None else tuple(parse_axis("k", [searched["k"]])),
+        kernel=searched["kernel"] or "auto",
+        leave=tuple(filter(None, (searched["leave"] or "").split(";"))),
+        steps=steps,
+        budgets=() if budgets is None else tuple(seconds_of(word) for word in budgets.split(",")),
+        **own,
+    )
+
+
+def _words(text: str | None) -> list[str]:
+    return [] if text is None else [word.strip() for word in text.split(",")]
+
+
+def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, out: Path) -> int:
+    """Search, print the answer, and return the exit code."""
+    from meprop_bench.measure.machine import state
+    from meprop_bench.results.axes import default_threads
+    from meprop_bench.tuning.budget import duration, seconds_of
+
+    seconds = float("inf") if budget is None and request.budgets else seconds_of(budget or _BUDGET)
+    with _store(request, out, resume) as store:
+        limit = "" if seconds == float("inf") else f", within {duration(seconds)}"
+        click.echo(f"tuning {request.recipe.task} to {store.folder}{limit}", err=True)
+        found = state(request.threads or default_threads())
+        for warning in found["warnings"]:
+            click.echo(f"warning: {warning}", err=True)
+        store.write_state(found)
+        try:
+            with _watching() as watcher:
+                result = request.run(store, seconds, watcher)
+        except KeyboardInterrupt:
+            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
+            return ExitCode.INTERRUPTED
+        _name_left_out(result)
+        with complaining():
+            _write_folder(result)
+        with complaining():
+            _print(form, result)
+    return result.code
+
+
+def _store(request: Request, out: Path, resume: bool) -> Store:
+    from meprop_bench.measure.environment import machine_slug
+    from meprop_bench.tasks.checks import on_device
+    from meprop_bench.tuning.run import folder_name
+
+    machine = machine_slug(str(on_device(request.recipe.options.get("device") or "cpu")))
+    name = folder_name(request)
+    return results_folder(out, name, machine, request.to_json(), resume=resume, what="this search")
+
+
+@contextmanager
+def _watching() -> Iterator[Watcher]:
+    """Give what shows on standard error where a search is: a line for each thing that is done."""
+    from meprop_bench.tuning.run import Watcher
+
+    target = console(stderr=True, highlight=False)
+
+    def line(text: str) -> None:
+        target.print(text, markup=False, soft_wrap=True)
+
+    def timing(found: SweepProgress) -> None:
+        if found.waits:
+            line(f"{found.case.label}: {found.stage}, which measures on {found.case.device}")
+        if found.stage == "done":
+            line(f"[{found.done}/{found.total}] {found.case.label}: {outcome(found.rows)}")
+
+    yield Watcher(line, timing)
+
+
+def _name_left_out(result: Result) -> None:
+    found = result.answer or result.curve
+    assert found is not None
+    left_out = found.left_out
+    if left_out:
+        count = "one piece" if len(left_out) == 1 else f"{len(left_out)} pieces"
+        click.echo(f"the budget left no time for {count}; --resume with a larger --budget goes on", err=True)
+    for name in left_out[:10]:
+        click.echo(f"left out: {name}", err=True)
+    if len(left_out) > 10:
+        click.echo(f"left out: {len(left_out) - 10} more", err=True)
+
+
+def _write_folder(result: Result) -> None:
+    """Write the answer, and a curve's picture, into the results folder."""
+    from meprop_bench.results.store import replace_file
+    from meprop_bench.tuning.document import drawn, markdown
+
+    text = markdown(result)
+    if result.curve is not None:
+        if (reason := unavailable_reason("matplotlib")) is not None:
+            click.echo(f"no picture: matplotlib {reason} (pip install 'meprop-bench[report]')", err=True)
+        else:
+            title = f"{result.request.recipe.task}: {result.metric} in the same seconds"
+            replace_file(result.folder / CURVE, drawn(result.curve, title, result.metric))
+            text += f"\n![{title}]({CURVE})\n"
+    replace_file(result.folder / ANSWER, text)
+    click.echo(f"report: {result.folder / ANSWER}", err=True)
+
+
+def _print(form: str, result: Result) -> None:
+    from meprop_bench.measure.machine import was_busy
+    from meprop_bench.tuning.document import advice, as_json, markdown, tables
+
+    header = result.store.header
+    busy = "so its times, and all that is judged at equal time, may be wrong by a factor of {factor} or more"
+    doubt = was_busy(header["states"], {}, busy)
+    if form == "json":
+        more: Mapping[str, Any] = {"doubts": [doubt]} if doubt else {}
+        record = as_record(
+            header["environments"], result.store.rows(), command=header["command"], tune=as_json(result), **more
+        )
+        write(record)
+        return
+    if doubt:
+        click.echo(f"{doubt}\n")
+    if form == "md":
+        write(markdown(result))
+        return
+    target = console(highlight=False)
+    target.print(result.sentence, markup=False, soft_wrap=True)
+    if parts := advice(result):
+        code = "\n".join(f"    {line}" if line else "" for line in parts[0].splitlines())
+        text = f"\n{code}\n\nMeasured again by\n    {parts[1]}\n    {parts[2]}\n"
+        target.print(text, markup=False, soft_wrap=True)
+    for table in tables(result):
+        _show(table)
+
+
+def _show(table: Table) -> None:
+    from rich.table import Table as Rich
+    from rich.text import Text
+
+    shown = Rich(*table.head, title=table.title)
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    target = console(highlight=False)
+    target.print(shown)
+    target.print(table.note, markup=False, soft_wrap=True)

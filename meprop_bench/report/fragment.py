@@ -1,0 +1,81 @@
+"""A report as HTML within another page, a notebook's output: its own styles and nothing from elsewhere.
+
+Text and rules have the colour of what is around them, so that a dark notebook stays dark; of the tones there is a light
+and a dark set, chosen by what Jupyter, VS Code and others mark their pages with. A viewer that drops styles shows the
+same words, as those say everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+
+from meprop_bench.report.cells import Section
+from meprop_bench.report.document import Readable
+
+__all__ = ["as_fragment", "enclosed", "folded", "paragraphs", "section", "table"]
+
+
+def as_fragment(document: Readable, verdict: Sequence[str] = ()) -> str:
+    """Return the report as a fragment of HTML, a verdict in front of it."""
+    return enclosed(
+        paragraphs("bad", document.doubts),
+        paragraphs("verdict", verdict[:1]),
+        paragraphs("", verdict[1:]),
+        *map(section, document.sections),
+        paragraphs("", document.summary),
+        paragraphs("quiet", document.notes),
+        folded("How to read this", paragraphs("", document.hints)),
+    )
+
+
+def enclosed(*parts: str) -> str:
+    """Return parts, HTML each, with the styles that they need."""
+    style = files("meprop_bench.report").joinpath("notebook.css").read_text("utf-8")
+    return f'<div class="meprop-bench">\n<style>\n{style}</style>\n{"".join(parts)}</div>\n'
+
+
+def paragraphs(kind: str, texts: Iterable[str]) -> str:
+    """Return a paragraph for each text that is not empty."""
+    return "".join(f"<p{_class(kind)}>{escape(text)}</p>\n" for text in texts if text)
+
+
+def folded(title: str, inside: str) -> str:
+    """Return HTML under a title that opens it; nothing where there is none."""
+    return f"<details><summary>{escape(title)}</summary>\n{inside}</details>\n" if inside else ""
+
+
+def section(found: Section) -> str:
+    """Return a section under its title."""
+    return "".join(
+        (
+            paragraphs("title", [found.title]),
+            paragraphs("quiet", [found.constants, found.remark]),
+            table(found),
+            paragraphs("quiet", found.footnotes),
+        )
+    )
+
+
+def table(found: Section) -> str:
+    """Return a section's table."""
+    left = ["left" * (name in found.left) for name in found.columns]
+    head = "".join(
+        f'<th scope="col"{_class(side)}>{escape(name)}</th>' for name, side in zip(found.columns, left, strict=True)
+    )
+    lines = [f'<div class="wide">\n<table>\n<thead><tr>{head}</tr></thead>\n']
+    for group in found.groups:
+        lines.append("<tbody>\n")
+        for line in group:
+            cells = (
+                f"<td{_class(cell.tone, side)}>{escape(cell.text)}</td>" for cell, side in zip(line, left, strict=True)
+            )
+            lines.append(f"<tr>{''.join(cells)}</tr>\n")
+        lines.append("</tbody>\n")
+    return "".join([*lines, "</table>\n</div>\n"])
+
+
+def _class(*names: str) -> str:
+    given = " ".join(filter(None, names))
+    return f' class="{given}"' if given else ""

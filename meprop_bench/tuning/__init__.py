@@ -1,0 +1,1 @@
+"""Which method and which k, for this model on this machine: the search behind `meprop-bench tune`."""

@@ -1,0 +1,182 @@
+"""The arms of a search: what may take the place of dense training.
+
+    Arm("unified", 0.125)                             one method with one k in all layers that the task converts
+    Arm("unified", 0.125, gradient="rows")            ... and weight gradients as rows
+    Arm("unified", 0.5, end=0.0625)                   ... k moves from one to the other while training goes on
+    Arm("unified", 0.125, left=("head.*",))           ... some layers are left dense
+
+An arm is the whole difference between its training and the dense one: `Arm.recipe` makes the one of the other. The
+order in which they are generated is that of their promise, since a short budget tries the first ones only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any, Self
+
+from meprop_bench.errors import UserError, one_of
+from meprop_bench.methods import METHODS
+from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.tasks.checks import check_k
+from meprop_bench.tasks.recipe import Recipe
+
+__all__ = ["LADDER", "METHODS_TRIED", "Arm", "Layer", "arms_of", "by_layer", "first_of_each", "scheduled"]
+
+LADDER = (1 / 8, 1 / 4, 1 / 16, 1 / 2, 1 / 32, 1 / 64)
+"""Ratios that are tried, the likeliest first: below a hundredth of the neurons no model of ours learned well, and at
+half of them hardly a step is faster."""
+
+METHODS_TRIED = ("unified", "meprop")
+"""Methods that are tried if nothing is said, the likelier first."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train; `UserError` for a method that selects no top k, or a k that is none."""
+
+    method: str
+    k: int | float  # where it begins, if it moves
+    gradient: str = "dense"
+    kernel: str = "auto"
+    end: int | float | None = None  # where k ends; None for one that stays
+    shape: str = "linear"  # how it gets there
+    left: tuple[str, ...] = ()  # patterns of the names of layers that are left dense
+    compiled: bool = False  # the step, by torch.compile: that changes its time, and of the training its rounding
+
+    def __post_init__(self) -> None:
+        able = [name for name, method in METHODS.items() if method.selection and not method.algorithm]
+        one_of("method to tune:", self.method, able)
+        one_of("gradient", self.gradient, ("dense", "rows"))
+        one_of("shape of a schedule", self.shape, ("linear", "cosine"))
+        for k in (self.k, self.end):
+            if k is not None:
+                check_k(k)
+
+    @property
+    def label(self) -> str:
+        """Its name on one line, for people."""
+        k = f"{self.k:.3g}" if self.end is None else f"{self.k:.3g} to {self.end:.3g}"
+        left = [f"{', '.join(self.left)} dense"] if self.left else []
+        kernel = [] if self.kernel == "auto" else [f"{self.kernel} kernel"]
+        rows = ["rows"] if self.gradient == "rows" else []
+        compiled = ["compiled"] if self.compiled else []
+        return ", ".join((self.method, f"k = {k}", *rows, *kernel, *compiled, *left))
+
+    @property
+    def constant(self) -> bool:
+        """Whether its k stays what it is, so that one step takes as long as any other."""
+        return self.end is None
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """What arms have in common that differ in k alone; a count and a ratio are not compared."""
+        return (self.method, self.gradient, self.kernel, self.left, self.compiled, isinstance(self.k, int))
+
+    def leaves(self, layer: str) -> bool:
+        """Whether it leaves the layer of that name dense."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.left)
+
+    def recipe(self, dense: Recipe) -> Recipe:
+        """Return the training of this arm in place of the dense one."""
+        moving: dict[str, Any] = {}
+        if self.end is not None:
+            moving = {"algorithm": "schedule", "details": {"end": self.end, "shape": self.shape}}
+        if self.left:
+            moving["leave"] = ";".join(self.left)
+        return replace(dense, method=self.method, k=self.k, gradient=self.gradient, kernel=self.kernel, **moving)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, without what is as usual."""
+        usual = type(self)(self.method, self.k)
+        found = {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
+        return {"method": self.method, "k": self.k, **found, **({"left": list(self.left)} if self.left else {})}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Return the arm of a JSON object."""
+        return cls(**{**record, "left": tuple(record.get("left", ()))})
+
+    @property
+    def key(self) -> str:
+        """A text that equal arms, and no others, have."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the model that can be converted."""
+
+    name: str  # qualified
+    weights: int  # numbers in it: its share of a step's arithmetic
+    converted: bool = True  # whether the task, or the user's filter, takes it
+    kind: str = "Linear"  # its class, of torch.nn
+
+
+def arms_of(
+    methods: Sequence[str] = METHODS_TRIED,
+    ks: Sequence[int | float] = LADDER,
+    gradients: Sequence[str] | None = None,
+    *,
+    optimizer: str | None = None,
+    kernel: str = "auto",
+) -> list[Arm]:
+    """Return an arm for each method, k and layout of the gradient, the most promising first.
+
+    Where nothing is said, the layout is dense, and rows besides where the optimizer, by its name, takes them.
+    """
+    if gradients is None:
+        rows = optimizer is not None and optimizer in OPTIMIZERS and OPTIMIZERS[optimizer].rows
+        gradients = ("dense", "rows") if rows else ("dense",)
+    # The k first: of several methods the likeliest k of each is tried before the second of one.
+    found = [Arm(method, k, gradient, kernel) for k, method, gradient in product(ks, methods, gradients)]
+    if not found:
+        raise UserError("there is no arm to try: name a method and a k")
+    return list(dict.fromkeys(found))
+
+
+def first_of_each(arms: Iterable[Arm]) -> list[Arm]:
+    """Return the arm with the smallest k of each group: the fastest, and where even that gains nothing, none does.
+
+    Arms whose k moves are left out.
+    """
+    groups: dict[tuple[object, ...], list[Arm]] = {}
+    for arm in arms:
+        if arm.constant:
+            groups.setdefault(arm.group, []).append(arm)
+    return [min(group, key=lambda arm: arm.k) for group in groups.values()]
+
+
+def scheduled(arms: Sequence[Arm]) -> list[Arm]:
+    """Return arms whose k moves between the smallest and the largest k of a group, in both directions.
+
+    From large to small the model learns with nearly exact gradients at first; from small to large it is the end, where
+    the rate is small, that is nearly exact.
+    """
+    groups: dict[tuple[object, ...], list[Arm]] = {}
+    for arm in arms:
+        if arm.constant and isinstance(arm.k, float):
+            groups.setdefault(arm.group, []).append(arm)
+    found = []
+    for group in groups.values():
+        small, large = min(group, key=lambda arm: arm.k), max(group, key=lambda arm: arm.k)
+        if small.k < large.k:
+            found += [replace(large, end=small.k), replace(small, end=large.k)]
+    return found
+
+
+def by_layer(arm: Arm, layers: Sequence[Layer], most: int = 2) -> list[Arm]:
+    """Return variants of an arm that leave the smallest layers dense, at most so many, the one nearest to it first.
+
+    The selection has a cost of its own at each layer, which a small one does not earn back. Layers of one size stand or
+    fall together. No variant leaves all of them dense.
+    """
+    converted = [layer for layer in layers if layer.converted and not arm.leaves(layer.name)]
+    sizes = sorted({layer.weights for layer in converted})
+    return [
+        replace(arm, left=(*arm.left, *(layer.name for layer in converted if layer.weights <= size)))
+        for size in sizes[:-1][:most]
+    ]

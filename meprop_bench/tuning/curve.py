@@ -1,0 +1,203 @@
+"""Time to quality: what dense and each arm reach in the same seconds, for several budgets of seconds.
+
+    steps of a side in budget T = T / seconds of one of its steps, with batches and evaluations (`timing.Clock`)
+
+Each training is one of its own: its learning rate, and its k where that moves, are fitted to its budget, since a
+training that is cut off in the middle of a schedule is nobody's. Dense and arm of a seed start from the same weights,
+and see the same batches as long as both have any.
+
+All differences of all budgets are judged together: Holm's step-down over their p-values. An arm is ahead from a budget
+on if it is ahead there and at every longer one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.report.quality import POINTS, Quality
+from meprop_bench.stats import LEVEL, Estimate, Interval, holm, mean_interval
+from meprop_bench.tuning.arms import Arm
+from meprop_bench.tuning.budget import duration
+from meprop_bench.tuning.journal import Job
+from meprop_bench.tuning.judge import bounds
+from meprop_bench.tuning.search import LEAST
+from meprop_bench.tuning.session import Session
+from meprop_bench.tuning.timing import Clock, Timing
+
+__all__ = ["Curve", "Point", "time_to_quality"]
+
+Standing = Literal["ahead", "behind", "open", "left out"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One side in one budget."""
+
+    budget_s: float
+    arm: Arm | None  # None for dense
+    steps: int
+    figures: tuple[float, ...]  # the metric of each seed at the end
+    quality: Interval | None = None  # mean over the seeds
+    difference: Interval | None = None  # from dense, of pairs; None of dense itself, and where there is no pair
+    standing: Standing = "open"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was reached in each budget."""
+
+    points: tuple[Point, ...]  # budget by budget, dense first
+    quality: Quality  # how figures are written
+    clock: Clock
+    timings: Mapping[Arm, Timing]
+    slow: tuple[Arm, ...]  # that gain nothing, and were not trained
+    failed: Mapping[Arm, str]
+    sentence: str
+    code: ExitCode
+    left_out: tuple[str, ...]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms that were trained."""
+        return list(dict.fromkeys(point.arm for point in self.points if point.arm is not None))
+
+
+def time_to_quality(
+    session: Session,
+    arms: Sequence[Arm],
+    budgets: Iterable[float],
+    *,
+    seeds: int,
+    metric: str,
+    percent: bool = True,
+    least: float = LEAST,
+) -> Curve:
+    """Time the arms, train every side in each budget from so many seeds, and say where which is ahead.
+
+    Budgets are seconds; an arm whose training gains less than `least` is not trained.
+
+    Raises:
+        UserError: a budget has no room for a step, there is none, or no arm could be timed.
+
+    """
+    lengths = sorted(set(budgets))
+    if not lengths:
+        raise UserError("there is no budget to draw a curve over: give one or several, 30s,2m,8m")
+    if seeds < 2:
+        raise UserError(f"seeds must be at least 2, not {seeds}: one has no interval")
+    costs = session.costs()
+    session.measure(arms, session.budget.part(0.3))
+    timed = {arm: found for arm in arms if (found := session.timings.get(arm)) is not None}
+    sound = {arm: found for arm, found in timed.items() if found.failed is None}
+    failed: dict[Arm, str] = {arm: found.failed for arm, found in timed.items() if found.failed is not None}
+    if not sound:
+        why = next(iter(failed.values()), "the budget ended before a step was timed: give more")
+        raise UserError(f"there is no arm to compare: {why}", ExitCode.NOTHING_MEASURED)
+    dense_s = sorted(found.dense_s for found in sound.values())[len(sound) // 2]
+    clock = Clock(dense_s, costs)
+    if clock.steps(lengths[0]) < 1:
+        raise UserError(
+            f"{duration(lengths[0])} is less than a step takes, {duration(clock.step_s())}: give longer ones"
+        )
+    useful = {arm: found for arm, found in sound.items() if clock.gain(found.speedup).estimate >= least}
+    sides: list[tuple[Arm | None, float]] = [
+        (None, 1.0),
+        *((arm, each.speedup.estimate) for arm, each in useful.items()),
+    ]
+    steps = {(length, arm): clock.steps(length, speed) for length in lengths for arm, speed in sides}
+    numbers = tuple(range(1, seeds + 1))
+    for length in lengths if useful else ():
+        jobs = [Job(arm, seed, steps[length, arm]) for seed in numbers for arm, _ in sides]
+        session.train(jobs, session.budget)
+    points = _judged(session, [(length, arm) for length in lengths for arm, _ in sides], steps, numbers)
+    failed |= {arm: reason for arm in useful if (reason := session.journal.failure(arm)) is not None}
+    dense = session.journal.dense(steps[lengths[-1], None])
+    quality = POINTS if percent else Quality(False, abs(math.fsum(dense) / len(dense)) if dense else 1.0)
+    sentence, code = _answer(points, lengths, list(useful), metric, quality)
+    slow = tuple(arm for arm in sound if arm not in useful)
+    return Curve(tuple(points), quality, clock, sound, slow, failed, sentence, code, tuple(session.left_out))
+
+
+def _judged(
+    session: Session,
+    places: Sequence[tuple[float, Arm | None]],
+    steps: Mapping[tuple[float, Arm | None], int],
+    seeds: tuple[int, ...],
+) -> list[Point]:
+    """Return the points, each with which side is ahead, all differences taken together."""
+    points, differences = [], []
+    for length, arm in places:
+        own, dense = steps[length, arm], steps[length, None]
+        figures = [figure for seed in seeds if (figure := session.journal.figure(arm, seed, own)) is not None]
+        pairs = [] if arm is None else session.journal.differences(arm, own, seeds, dense)
+        quality, difference = (mean_interval(each) if each else None for each in (figures, pairs))
+        done = len(figures if arm is None else pairs) > 1
+        standing: Standing = "open" if done else "left out"
+        points.append(Point(length, arm, own, tuple(figures), quality, difference, standing))
+        differences.append(pairs if done else [])
+    judged = [place for place, pairs in enumerate(differences) if pairs]
+    for place, p in zip(judged, holm([Estimate.of(differences[place]).p_value() for place in judged]), strict=True):
+        if p <= LEVEL:
+            mean = Estimate.of(differences[place]).value
+            points[place] = replace(points[place], standing="ahead" if mean > 0 else "behind")
+    return points
+
+
+def _answer(
+    points: Sequence[Point], lengths: Sequence[float], arms: Sequence[Arm], metric: str, quality: Quality
+) -> tuple[str, ExitCode]:
+    """Return from when on an arm is ahead, or that none is, in words."""
+    shown = ", ".join(map(duration, lengths))
+    if not arms:
+        return f"No arm's training is faster than dense, so dense is ahead in {shown}.", ExitCode.OK
+    of = {(point.budget_s, point.arm): point for point in points}
+    from_on = {arm: since for arm in arms if (since := _since(arm, lengths, of)) is not None}
+    if from_on:
+        last = lengths[-1]
+        best = max(from_on, key=lambda arm: _mean(of[last, arm]))
+        since = from_on[best]
+        where = f"From {duration(since)} on" if since < last else f"In {duration(last)}, the longest budget,"
+        parts = [f"{where} {best.label} is ahead of dense: {metric} {_difference(of[since, best], quality)}"]
+        if since < last:
+            parts[0] += f" there, {_difference(of[last, best], quality)} in {duration(last)}"
+        others = [f"{arm.label} from {duration(since)} on" for arm, since in from_on.items() if arm != best]
+        if others:
+            parts.append(f"so are {'; '.join(others)}" if len(others) > 1 else f"so is {others[0]}")
+        return "; ".join(parts) + "." + _early(lengths, arms, of), ExitCode.OK
+    final = [of[lengths[-1], arm].standing for arm in arms]
+    if all(standing == "behind" for standing in final):
+        best = max(arms, key=lambda arm: _mean(of[lengths[-1], arm]))
+        difference = _difference(of[lengths[-1], best], quality)
+        head = f"In none of {shown} is an arm ahead" if len(lengths) > 1 else f"In {shown} no arm is ahead"
+        return f"{head}: dense is, by the least of {best.label}, {metric} {difference} in the longest.", ExitCode.OK
+    head = f"Undecided: in none of {shown} is an arm shown to be ahead of dense to the end"
+    return f"{head}, nor dense of all arms.{_early(lengths, arms, of)}", ExitCode.INCONCLUSIVE
+
+
+def _since(arm: Arm, lengths: Sequence[float], of: Mapping[tuple[float, Arm | None], Point]) -> float | None:
+    """Return the shortest budget at which an arm is ahead, and at every longer one."""
+    since = None
+    for length in reversed(lengths):
+        if of[length, arm].standing != "ahead":
+            break
+        since = length
+    return since
+
+
+def _early(lengths: Sequence[float], arms: Sequence[Arm], of: Mapping[tuple[float, Arm | None], Point]) -> str:
+    """Say in which budgets dense is ahead of every arm."""
+    dense = [duration(length) for length in lengths if all(of[length, arm].standing == "behind" for arm in arms)]
+    return f" In {', '.join(dense)} dense is ahead of every arm." if dense else ""
+
+
+def _mean(point: Point) -> float:
+    return -math.inf if point.difference is None else point.difference.estimate
+
+
+def _difference(point: Point, quality: Quality) -> str:
+    assert point.difference is not None
+    return bounds(point.difference, quality)

@@ -1,0 +1,218 @@
+"""What came of a search, for people and for programs: tables, Markdown, JSON, and the curve as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meprop_bench.stats import Interval
+from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
+from meprop_bench.tuning.arms import Arm
+from meprop_bench.tuning.budget import duration
+from meprop_bench.tuning.curve import Curve, Point
+from meprop_bench.tuning.judge import Finding, bounds, front, times
+from meprop_bench.tuning.run import Result
+
+__all__ = ["Table", "advice", "as_json", "drawn", "markdown", "tables"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under their headings."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def tables(result: Result) -> list[Table]:
+    """Return what there is to show: the arms of a search, or the qualities in each budget."""
+    if result.curve is not None:
+        return [_over_time(result.curve, result.metric)]
+    assert result.answer is not None
+    return [_arms(result)]
+
+
+def _arms(result: Result) -> Table:
+    assert result.answer is not None
+    quality, pareto = result.answer.metric.quality, front(result.answer.findings)
+    order = sorted(result.answer.findings, key=lambda found: (found.arm not in pareto, -_speed(found)))
+    rows = tuple(
+        (
+            ("* " if found.arm in pareto else "  ") + found.arm.label,
+            "" if found.timing is None or found.timing.failed else times(found.timing.speedup),
+            "" if found.equal_steps is None else bounds(found.equal_steps, quality),
+            "" if found.steps is None or not found.seeds else f"{found.steps:,} x {found.seeds}",
+            "" if found.equal_time is None else bounds(found.equal_time, quality),
+            found.reason if found.standing in ("pass", "behind") else f"{found.standing}: {found.reason}",
+        )
+        for found in order
+    )
+    head = ("arm", "step", f"{result.metric} at equal steps", "steps x seeds", "at equal time", "finding")
+    note = (
+        "* on the Pareto front: no other arm, nor dense, is both faster and better, by what was trained in full length"
+    )
+    dense = {found.timing.baseline for found in order if found.timing is not None and found.timing.baseline}
+    against = f"dense ({'; '.join(sorted(dense))})" if dense else "dense"
+    return Table(f"{result.request.recipe.task}: arms against {against}", head, rows, note)
+
+
+def _over_time(curve: Curve, metric: str) -> Table:
+    rows = []
+    for point in curve.points:
+        quality = "" if point.quality is None else curve.quality.plain(point.quality.estimate)
+        difference = "" if point.difference is None else bounds(point.difference, curve.quality)
+        name = "dense" if point.arm is None else point.arm.label
+        standing = "" if point.arm is None and point.standing != "left out" else point.standing
+        rows.append((duration(point.budget_s), name, f"{point.steps:,}", quality, difference, standing))
+    head = ("seconds", "side", "steps", metric, "difference from dense", "the arm is")
+    note = "intervals of 95%; ahead and behind by Holm's step-down over all of them"
+    return Table(f"{metric} over virtual time", head, tuple(rows), note)
+
+
+def advice(result: Result) -> list[str]:
+    """Return the code that does what is to be taken, and the commands that measure it again; nothing for dense."""
+    answer = result.answer
+    if answer is None or answer.decision.arm is None or answer.plan is None or answer.clock is None:
+        return []
+    arm, recipe, steps = answer.decision.arm, result.request.recipe, answer.plan.steps
+    seeds = next(found.seeds for found in answer.findings if found.arm == arm)
+    return [
+        code_of(arm, answer.clock.costs.layers, steps),
+        speedup_command(arm, recipe, result.threads),
+        parity_command(arm, recipe, steps=steps, seeds=seeds, margin=answer.metric.margin),
+    ]
+
+
+def markdown(result: Result) -> str:
+    """Return it as Markdown, the sentence first."""
+    lines = [result.sentence, ""]
+    if parts := advice(result):
+        lines += ["```python", parts[0], "```", "", "Measured again by", "", "```shell", *parts[1:], "```", ""]
+    for table in tables(result):
+        lines += [f"**{table.title}**", ""]
+        lines += [f"| {' | '.join(line)} |" for line in (table.head, ("---",) * len(table.head), *table.rows)]
+        lines += ["", table.note, ""]
+    return "\n".join(lines)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Return the JSON object of what came of it."""
+    request = result.request
+    found: dict[str, Any] = {
+        "sentence": result.sentence,
+        "task": request.recipe.task,
+        "metric": result.metric,
+        "exit_code": int(result.code),
+        "real_clock": result.real,
+    }
+    if result.curve is not None:
+        curve = result.curve
+        points = [_point(point) for point in curve.points]
+        slow = [arm.to_json() for arm in curve.slow]
+        return found | {"points": points, "slow": slow, "left_out": list(curve.left_out)}
+    answer = result.answer
+    assert answer is not None
+    arm, parts = answer.decision.arm, advice(result)
+    return found | {
+        "verdict": answer.decision.kind,
+        "margin": answer.metric.margin,
+        "take": None if arm is None else arm.to_json(),
+        "code": parts[0] if parts else None,
+        "commands": parts[1:],
+        "steps": None if answer.plan is None else answer.plan.steps,
+        "dense_step_s": None if answer.clock is None else answer.clock.dense_s,
+        "batch_s": None if answer.clock is None else answer.clock.costs.batch_s,
+        "evaluation_s": None if answer.clock is None else answer.clock.costs.evaluation_s,
+        "pareto": [each.to_json() for each in front(answer.findings)],
+        "arms": [_finding(each) for each in answer.findings],
+        "left_out": list(answer.left_out),
+    }
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    return {
+        "arm": found.arm.to_json(),
+        "standing": found.standing,
+        "reason": found.reason,
+        "timing": None if found.timing is None else found.timing.to_json(),
+        "gain": _interval(found.gain),
+        "steps": found.steps,
+        "seeds": found.seeds,
+        "equal_steps": _interval(found.equal_steps),
+        "dense_steps": found.dense_steps,
+        "equal_time": _interval(found.equal_time),
+    }
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {
+        "seconds": point.budget_s,
+        "arm": None if point.arm is None else point.arm.to_json(),
+        "steps": point.steps,
+        "figures": list(point.figures),
+        "quality": _interval(point.quality),
+        "difference": _interval(point.difference),
+        "standing": None if point.arm is None else point.standing,
+    }
+
+
+def _interval(found: Interval | None) -> dict[str, float | None] | None:
+    """Return an estimate with its bounds, null where there are none."""
+    if found is None:
+        return None
+    bound = found.bounded
+    return {"estimate": found.estimate, "low": found.low if bound else None, "high": found.high if bound else None}
+
+
+def _speed(found: Finding) -> float:
+    timing = found.timing
+    return 0.0 if timing is None or timing.failed else timing.speedup.estimate
+
+
+def drawn(curve: Curve, title: str, metric: str) -> bytes:
+    """Draw the qualities over the seconds as SVG, dense and each arm with the interval of its mean; needs matplotlib
+    (ImportError).
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, as_svg
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        sides: Sequence[Arm | None] = (None, *curve.arms)
+        for index, side in enumerate(sides):
+            points = [point for point in curve.points if point.arm == side and point.quality is not None]
+            qualities = [point.quality for point in points if point.quality is not None]
+            means = [quality.estimate for quality in qualities]
+            spread = [
+                [
+                    mean - quality.low if quality.bounded else 0.0
+                    for mean, quality in zip(means, qualities, strict=True)
+                ],
+                [
+                    quality.high - mean if quality.bounded else 0.0
+                    for mean, quality in zip(means, qualities, strict=True)
+                ],
+            ]
+            colour = "#444444" if side is None else COLOURS[(index - 1) % len(COLOURS)]
+            marker = "x" if side is None else MARKERS[(index - 1) % len(MARKERS)]
+            style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "capsize": 3}
+            label = "dense" if side is None else side.label
+            axes.errorbar([point.budget_s for point in points], means, yerr=spread, label=label, **style)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({point.budget_s for point in curve.points}))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+        axes.set_xlabel("virtual wall-clock time of a training, every schedule fitted to it")
+        axes.set_ylabel(metric)
+        axes.set_title(title)
+        axes.grid(axis="y", linewidth=0.4, color="#DDDDDD")
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return as_svg(figure)

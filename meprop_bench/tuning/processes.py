@@ -1,0 +1,328 @@
+"""The machine of a search: fresh processes that time steps (`sweep.runner`) and train (`sweep.parity`).
+
+Steps are timed as `speedup --workload model` times them, in the same results folder, by interleaved pairs, each arm
+after its check; trainings run side by side, each on one thread, from checkpoints that a kill leaves behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
+from meprop_bench.measure.pool import Pool
+from meprop_bench.measure.worker import WorkerError, WorkerLike
+from meprop_bench.results.axes import AXES, OWN, default_allocator, default_threads
+from meprop_bench.results.schema import PASSED, Row
+from meprop_bench.results.store import Store
+from meprop_bench.stats import Interval, too_wide
+from meprop_bench.sweep.models import check_recipes
+from meprop_bench.sweep.plan import Deadline, Plan
+from meprop_bench.sweep.runner import Runner, SweepProgress
+from meprop_bench.sweep.worker import start_worker
+from meprop_bench.tasks.build import is_model
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tuning.arms import Arm, Layer
+from meprop_bench.tuning.budget import Budget
+from meprop_bench.tuning.journal import Job, Trained
+from meprop_bench.tuning.timing import Costs, Timing
+from meprop_bench.workloads.case import Case
+
+__all__ = ["Processes", "case_of", "options_text"]
+
+_TARGET = 0.03
+"""Half-width at which a step's ratio is narrow enough to choose by."""
+_CASE_S = (3.0, 20.0)
+"""Seconds of timing of an arm, at least and at most."""
+_MANY, _FEW, _SHORT_S = 5, 3, 60.0
+"""Processes that time a step, and fewer where all timings have less than a minute: starting one takes seconds."""
+_BESIDES_S = 2.0
+"""Seconds of a case that are no timing: it is set up and checked."""
+_LONGEST_S = 7 * 24 * 3600.0
+
+
+def case_of(arm: Arm, recipe: Recipe, threads: int, device: str) -> Case:
+    """Return the case that times an arm's step, against dense on the strongest footing where that can be chosen."""
+    chosen: dict[str, Any] = {"baseline": "best"} if "baseline" in AXES else {}
+    if arm.compiled:
+        chosen["compile"] = "on"
+    return Case(
+        workload=OWN,
+        model=recipe.task,
+        options=options_text(recipe),
+        method=arm.method,
+        k=arm.k,
+        gradient=arm.gradient,
+        kernel=arm.kernel,
+        leave=";".join(arm.left) or None,
+        optimizer=recipe.optimizer,
+        device=device,
+        threads=threads,
+        **chosen,
+    )
+
+
+def options_text(recipe: Recipe) -> str | None:
+    """Return a recipe's options of its task as the axis of that name has them; None where there are none."""
+    chosen = {name: value for name, value in recipe.options.items() if name != "device" and value is not None}
+    return ";".join(f"{name}={value}" for name, value in chosen.items()) or None
+
+
+class Processes:
+    """Measures and trains for a search; close it (or use `with`).
+
+    Args:
+        recipe: the dense training.
+        store: the results folder.
+        budget: all that the search has: at its end trainings are ended, too, and go on another time.
+        threads: of a timed step.
+        processes: trainings that run side by side, each on one thread.
+        showing: called with what a run of timings reports.
+        say: called with what it waits for, in a line.
+        idle: called now and then while trainings run.
+        start: starts a measuring process.
+        now: the clock, in seconds.
+
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        budget: Budget,
+        *,
+        threads: int | None = None,
+        processes: int | None = None,
+        showing: Callable[[SweepProgress], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+        idle: Callable[[], object] = lambda: None,
+        start: Callable[[], WorkerLike] = start_worker,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._recipe, self._store, self._budget = recipe, store, budget
+        self._showing, self._say, self._idle, self._start, self._now = showing, say, idle, start, now
+        device = str(recipe.options.get("device") or "cpu")
+        self._device = "cuda:0" if device == "cuda" else device
+        self._threads = threads or default_threads()
+        self.processes = processes or (default_threads() if self._device == "cpu" else 1)
+        self._folder = store.folder / "checkpoints"
+        self._pool: Pool[int] | None = None
+        self._examined: Mapping[str, Any] | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.close()
+        with suppress(OSError):
+            self._folder.rmdir()
+
+    def examine(self) -> Mapping[str, Any]:
+        """Return what a training is besides its steps: see `tuning.requests`.
+
+        `UserError`: what is wrong with the model, in one line.
+        """
+        if self._examined is None:
+            dense = self._recipe.dense()
+            if is_model(dense.task):
+                ways = [dense, replace(dense, method="unified", k=0.5)]
+                check_recipes(ways, threads=self._threads, allocator=default_allocator(), evaluates=True)
+            with self._alone(), Pool.of(self._start, 1) as pool:
+                pool.hello(threads=self._threads, device=self._device, kernels=False)
+                try:
+                    self._examined = pool.ask(0, "costs", recipe=dense.to_json())
+                except WorkerError as error:
+                    raise UserError(f"nothing can be tuned: {error.sentence('a measuring process')}") from None
+        return self._examined
+
+    def costs(self) -> Costs:
+        """Measure what a training takes besides its steps, and list the layers."""
+        found, recipe = self.examine(), self._recipe
+        per_epoch = int(found["per_epoch"])
+        return Costs(
+            batch_s=found["batch_s"],
+            evaluation_s=found["evaluation_s"] * recipe.evaluations,
+            per_epoch=per_epoch,
+            whole=recipe.epochs * per_epoch if recipe.steps is None else recipe.steps,
+            layers=tuple(Layer(*layer) for layer in found["layers"]),
+        )
+
+    def measure(self, arms: Sequence[Arm], budget: Budget) -> Mapping[Arm, Timing]:
+        """Time the steps of arms; what the budget leaves no time for is missing. What is stored is not timed again."""
+        cases: dict[Arm, Case] = {}
+        found: dict[Arm, Timing] = {}
+        for arm in arms:
+            try:
+                cases[arm] = case_of(arm, self._recipe, self._threads, self._device)
+            except UserError as error:
+                found[arm] = Timing.without(str(error))
+        done = self._store.done_case_ids()
+        todo = [case for case in cases.values() if case.case_id not in done]
+        if todo and budget.allows():
+            seconds = min(_CASE_S[1], max(_CASE_S[0], budget.left_s / (2 * len(todo))))
+            plan = Plan(
+                name="tune",
+                cases=tuple(todo),
+                checks=("gradients",),
+                target=_TARGET,
+                budget=seconds,
+                processes=_FEW if budget.left_s < _SHORT_S else _MANY,
+                keep_processes=True,
+                utilization=False,
+            )
+            self.close()  # nothing else may run beside what is timed
+            deadline = _Deadline(budget.left_s, seconds + _BESIDES_S)
+            with suppress(_Over):  # what is not done is missing
+                Runner(plan, self._store, progress=self._report, lock=self._lock(budget), deadline=deadline).run()
+        rows = {case.case_id: self._rows(case.case_id) for case in cases.values()}
+        return found | {arm: _timing(rows[case.case_id]) for arm, case in cases.items() if rows[case.case_id]}
+
+    def _report(self, progress: SweepProgress) -> None:
+        self._showing(progress)
+        if not self._budget.allows():
+            raise _Over
+
+    def _lock(self, budget: Budget) -> DeviceLock:
+        """Return what waits for a device as long as the budget lasts."""
+
+        def sleep(seconds: float) -> None:
+            if not budget.allows():
+                raise _Over
+            time.sleep(seconds)
+
+        return partial(device_lock, sleep=sleep)
+
+    def _waits(self, holder: int | None) -> None:
+        self._say(f"{waiting_for(holder)}, which measures on {self._device}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the device; `UserError` if others measure on it until the budget ends."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._lock(self._budget)(self._device, self._waits))
+            except _Over:
+                others = "other runs measured on the device until the budget ended: try again, or give more"
+                raise UserError(others, ExitCode.NOTHING_MEASURED) from None
+            yield
+
+    def _rows(self, case_id: str) -> list[Row]:
+        return [row for row in self._store.rows() if row.case_id == case_id]
+
+    def train(self, jobs: Iterator[Job], budget: Budget) -> Iterator[tuple[Job, Trained]]:
+        """Train side by side; at the end of all time what is in hand is left at its checkpoint."""
+        first = next(jobs, None)
+        if first is None:
+            return
+        begun: dict[Job, float] = {}
+
+        def request(job: Job) -> tuple[str, Mapping[str, Any]]:
+            begun[job] = self._now()
+            recipe = self._training(job)
+            return "train", {"recipe": recipe.to_json(), "seed": job.seed, "checkpoint": str(self._checkpoint(job))}
+
+        def all_jobs() -> Iterator[Job]:
+            yield first
+            yield from jobs
+
+        pool = self._trainers()
+        try:
+            for job, answer in pool.share(all_jobs(), request, idle=self._watch):
+                seconds = self._now() - begun[job]
+                for path in (self._checkpoint(job), self._checkpoint(job).with_suffix(".progress")):
+                    path.unlink(missing_ok=True)
+                if isinstance(answer, WorkerError):
+                    yield job, Trained(None, seconds, 0.0, answer.sentence("its process"))
+                else:
+                    yield job, Trained(float(answer["figure"]), seconds, float(answer["seconds"]))
+        except _Over:
+            self.close()
+
+    def _watch(self) -> None:
+        self._idle()
+        if not self._budget.allows():
+            raise _Over
+
+    def _training(self, job: Job) -> Recipe:
+        dense = replace(self._recipe.dense(), steps=job.steps)
+        return dense if job.arm is None else job.arm.recipe(dense)
+
+    def _trainers(self) -> Pool[int]:
+        if self._pool is None:
+            try:
+                self._folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot make {self._folder}: {error.strerror}; choose another --out") from None
+            self._pool = Pool.of(self._start, self.processes, _LONGEST_S)
+            try:
+                hello, *_ = self._pool.hello(threads=1, device=self._device, kernels=False).values()
+            except WorkerError as error:
+                raise UserError(f"nothing can be trained: {error.sentence('a training process')}") from None
+            self._store.write_environment({hello["environment_id"]: hello["environment"]})
+        return self._pool
+
+    def _checkpoint(self, job: Job) -> Path:
+        key = f"{'dense' if job.arm is None else job.arm.key} {job.steps}"
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}-{job.seed}.pt"
+
+    def alone(self, job: Job) -> float:
+        """Return the real seconds of a training's steps and batches, on all threads, with nothing beside it.
+
+        `UserError`: it fails.
+        """
+        with self._alone(), Pool.of(self._start, 1, _LONGEST_S) as pool:
+            pool.hello(threads=self._threads, device=self._device, kernels=False)
+            recipe, checkpoint = self._training(job), self._checkpoint(job).with_suffix(".alone.pt")
+            self._folder.mkdir(exist_ok=True)
+            try:
+                answer = pool.ask(0, "train", recipe=recipe.to_json(), seed=job.seed, checkpoint=str(checkpoint))
+            except WorkerError as error:
+                raise UserError(f"training {job.label} failed: {error.sentence('its process')}") from None
+            finally:
+                for path in (checkpoint, checkpoint.with_suffix(".progress")):
+                    path.unlink(missing_ok=True)
+            return float(answer["seconds"])
+
+
+class _Deadline(Deadline):
+    """One that knows how long a case takes: of the first one most is the start of the processes."""
+
+    def __init__(self, seconds: float, usual_s: float) -> None:
+        super().__init__(seconds if math.isfinite(seconds) else None)
+        self._usual_s = usual_s
+
+    def allows(self) -> bool:
+        return self.left_s > self._usual_s
+
+
+class _Over(Exception):
+    """The budget has ended."""
+
+
+def _timing(rows: Sequence[Row]) -> Timing:
+    """Return what the rows of an arm's case say of its step."""
+    step = next((row for row in rows if row.phase == "step"), None)
+    if step is None:
+        row = rows[0]
+        return Timing.without(row.error or (row.check if row.check not in (None, PASSED) else None) or "not measured")
+    if step.speedup is None or step.dense.median_s is None:
+        return Timing.without("its step has no time")
+    if too_wide(step.half_width):
+        return Timing.without("the time of its step is too uncertain: measure on an idle machine", unsure=True)
+    ratio = Interval.of(step.speedup, step.speedup_low, step.speedup_high)
+    baseline = getattr(step, "baseline_chosen", None)
+    return Timing(ratio, step.dense.median_s, case_id=step.case_id, baseline=baseline)

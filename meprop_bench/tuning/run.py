@@ -1,0 +1,226 @@
+"""A search as it is asked for: by `meprop-bench tune`, by `meprop-bench parity --budgets`, and in Python.
+
+request = Request(Recipe("mnist", schedule="cosine"), margin=0.5)
+result = request.run(store, seconds_of("20m"))
+print(result.sentence)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.optimizers import OPTIMIZERS
+from meprop_bench.results.axes import default_threads
+from meprop_bench.results.store import Store
+from meprop_bench.sweep.runner import SweepProgress
+from meprop_bench.tasks.build import is_model, source_of
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tuning.arms import LADDER, METHODS_TRIED, Arm, arms_of
+from meprop_bench.tuning.budget import Budget, duration
+from meprop_bench.tuning.curve import Curve, time_to_quality
+from meprop_bench.tuning.journal import Job, Journal
+from meprop_bench.tuning.processes import Processes
+from meprop_bench.tuning.search import Answer, Search
+from meprop_bench.tuning.session import Question, Session
+
+__all__ = ["Request", "Result", "Watcher", "folder_name"]
+
+_FOR_REAL = 0.8
+"""Share of the budget that the search has where a run by the real clock follows it."""
+_RESERVE_S, _RESERVE = 5.0, 0.05
+"""Seconds, and share of the budget, that imports, the end of the processes and the report have at most."""
+_CURVE_SEEDS = 5
+_CURVE_KS = (1 / 4, 1 / 16)
+"""Ratios whose curve is drawn if nothing is said: each one more is as many trainings for each budget."""
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What is called while a search runs."""
+
+    line: Callable[[str], None] = lambda _: None  # with what happened, in a line
+    timing: Callable[[SweepProgress], None] = lambda _: None  # with where the timing of steps is
+    idle: Callable[[], object] = lambda: None  # now and then while trainings run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to tune, and how; `UserError` for a value that is not allowed."""
+
+    recipe: Recipe  # dense
+    margin: float | None = None  # that may be lost; None for half a point, or half a percent of dense's figure
+    methods: tuple[str, ...] = ()  # the usual ones if none is named; likewise what follows
+    ks: tuple[int | float, ...] = ()
+    gradients: tuple[str, ...] = ()
+    kernel: str = "auto"
+    leave: tuple[str, ...] = ()  # layers that every arm leaves dense
+    steps: int | None = None  # of a training; None for as many as fit
+    seeds: int | None = None
+    threads: int | None = None  # of a step that is timed
+    processes: int | None = None  # trainings side by side
+    budgets: tuple[float, ...] = ()  # seconds in which qualities are compared; none to search
+    real_clock: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recipe != self.recipe.dense():
+            raise UserError("the training to tune is dense: method, k and what goes with them are searched")
+        for name in ("threads", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        self.arms(rows=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan that a results folder keeps: what the answer depends on."""
+        return {
+            "name": "tune",
+            "recipe": self.recipe.to_json(),
+            "source": source_of(self.recipe.task) if is_model(self.recipe.task) else None,
+            "margin": self.margin,
+            "arms": {"methods": self.methods, "k": self.ks, "gradients": self.gradients, "kernel": self.kernel,
+                     "leave": self.leave},
+            "steps": self.steps,
+            "seeds": self.seeds,
+            "threads": self.threads,
+            "budgets": self.budgets,
+        }  # fmt: skip
+
+    def arms(self, *, rows: bool) -> list[Arm]:
+        """Return the arms to begin with; `rows` says whether the optimizer takes gradients as rows."""
+        gradients = self.gradients or (("dense", "rows") if rows else ("dense",))
+        ks = self.ks or (_CURVE_KS if self.budgets else LADDER)
+        methods = self.methods or (METHODS_TRIED[:1] if self.budgets else METHODS_TRIED)
+        return [replace(arm, left=self.leave) for arm in arms_of(methods, ks, gradients, kernel=self.kernel)]
+
+    def run(self, store: Store, seconds: float, watcher: Watcher | None = None) -> Result:
+        """Search, or draw the curve, within so many seconds, those of earlier runs in this folder among them.
+
+        Raises:
+            UserError: the model cannot be trained, nothing can be measured, or the seconds are spent.
+
+        """
+        watcher = watcher or Watcher()
+        journal = Journal(store.folder)
+        left = seconds - journal.spent_s
+        if left <= 0:
+            raise UserError(
+                f"the budget of {duration(seconds)} is spent in {store.folder}: go on with a larger --budget and"
+                " --resume, or search anew without --resume"
+            )
+        whole = Budget(left - min(_RESERVE_S, _RESERVE * seconds))
+        budget = whole.part(_FOR_REAL) if self.real_clock else whole
+        machine = Processes(
+            self.recipe,
+            store,
+            budget,
+            threads=self.threads,
+            processes=self.processes,
+            showing=watcher.timing,
+            say=watcher.line,
+            idle=watcher.idle,
+        )
+        with machine:
+            session = Session(machine, journal, budget, watcher.line)
+            try:
+                known, arms = self._examined(machine, journal)
+                metric = str(known["metric"]).removesuffix("%").rstrip(" ,") or "quality"
+                percent = bool(known["percent"])
+                answer, curve = None, None
+                if self.budgets:
+                    count = self.seeds or _CURVE_SEEDS
+                    curve = time_to_quality(session, arms, self.budgets, seeds=count, metric=metric, percent=percent)
+                else:
+                    question = Question(
+                        tuple(arms), self.margin, metric, percent, self.steps, self.seeds, variants=not self.leave
+                    )
+                    answer = Search(session, question).run()
+                real = self._by_real_clock(machine, answer, whole) if self.real_clock and answer else None
+            finally:
+                session.save()
+        return Result(self, store, metric, answer, curve, real)
+
+    def _examined(self, machine: Processes, journal: Journal) -> tuple[dict[str, Any], list[Arm]]:
+        """Return what is known of the metric, and the arms, as the optimizer allows them."""
+        known = journal.settled.get("task")
+        if known is None:
+            found = machine.examine()
+            named = OPTIMIZERS.get(self.recipe.optimizer)
+            rows = found["rows"] if named is None else named.rows and any(
+                converted and kind == "Linear" for _, _, converted, kind in found["layers"]
+            )  # fmt: skip
+            known = {"metric": found["metric"], "percent": found["percent"], "rows": rows, "notes": found["notes"]}
+            journal.settle(task=known)
+        if "rows" in self.gradients and not known["rows"]:
+            raise UserError("the optimizer takes no gradient as rows: leave --gradient out, or take sgd or adagrad")
+        return known, self.arms(rows=bool(known["rows"]))
+
+    def _by_real_clock(self, machine: Processes, answer: Answer, budget: Budget) -> str | None:
+        """Train what is to be taken, and dense with the same seconds, by the real clock; return what it says."""
+        arm, plan, clock = answer.decision.arm, answer.plan, answer.clock
+        if arm is None or plan is None or clock is None:
+            return None
+        found = next(each for each in answer.findings if each.arm == arm)
+        assert found.timing is not None
+        assert found.dense_steps is not None
+        expected_s = clock.seconds(plan.steps, found.timing.speedup.estimate)
+        if not budget.allows(2.5 * expected_s + 20):
+            return "By the real clock: not run, as the budget ended."
+        jobs = (Job(arm, plan.seeds[0], plan.steps), Job(None, plan.seeds[0], found.dense_steps))
+        try:
+            sparse_s, dense_s = (machine.alone(job) for job in jobs)
+        except UserError as error:
+            return f"By the real clock: not run, {error}."
+        return (
+            f"By the real clock {plan.steps:,} steps of it took {duration(sparse_s)}, {found.dense_steps:,} dense ones "
+            f"{duration(dense_s)}: {sparse_s / dense_s:.2f} of the time, where virtual time says 1."
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it: either the answer of a search, or a curve."""
+
+    request: Request
+    store: Store
+    metric: str
+    answer: Answer | None
+    curve: Curve | None
+    real: str | None = None  # what a run by the real clock said
+
+    @property
+    def sentence(self) -> str:
+        """The answer in words."""
+        found = self.answer.decision.sentence if self.answer else self.curve.sentence if self.curve else ""
+        return f"{found} {self.real}" if self.real else found
+
+    @property
+    def code(self) -> ExitCode:
+        """The exit code that says it."""
+        if self.curve is not None:
+            return self.curve.code
+        assert self.answer is not None
+        return self.answer.decision.code
+
+    @property
+    def threads(self) -> int:
+        """Of a step that was timed."""
+        return self.request.threads or default_threads()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is."""
+        return self.store.folder
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def folder_name(request: Request) -> str:
+    """Return what its results folders are called, besides the date and the machine."""
+    task = re.sub(r"[^A-Za-z0-9.]+", "-", Path(request.recipe.task).name).strip("-")
+    return f"tune-{'curve-' if request.budgets else ''}{task}"

@@ -1,0 +1,190 @@
+"""`tune` as a user calls it, on a machine whose truths are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meprop_bench.cli import run
+from meprop_bench.errors import ExitCode
+from meprop_bench.stats import Interval
+from meprop_bench.tuning import run as tuning
+from meprop_bench.tuning.arms import Arm, Layer
+from meprop_bench.tuning.budget import Budget
+from meprop_bench.tuning.journal import Job, Trained
+from meprop_bench.tuning.timing import Costs, Timing
+
+
+class Instant:
+    """In the place of `Processes`: everything takes no time."""
+
+    processes = 2
+    stop_after = math.inf
+    quality: Callable[[Arm | None, int], float] = staticmethod(lambda arm, steps: 90.0 + math.log2(steps))
+
+    def __init__(self, recipe: Any, store: Any, budget: Budget, **_: Any) -> None:
+        self.trained = 0
+
+    def __enter__(self) -> Instant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def examine(self) -> Mapping[str, Any]:
+        layers = [["linear0", 100, True, "Linear"], ["linear1", 10, False, "Linear"]]
+        return {"metric": "accuracy", "percent": True, "rows": False, "layers": layers, "notes": []}
+
+    def costs(self) -> Costs:
+        return Costs(0.0, 0.0, 100, 1000, (Layer("linear0", 100), Layer("linear1", 10, converted=False)))
+
+    def measure(self, arms: Sequence[Arm], budget: Budget) -> Mapping[Arm, Timing]:
+        return {arm: Timing(Interval(1.5, 1.45, 1.55), 0.01) for arm in arms}
+
+    def train(self, jobs: Iterator[Job], budget: Budget) -> Iterator[tuple[Job, Trained]]:
+        for job in jobs:
+            self.trained += 1
+            if self.trained > self.stop_after:
+                raise KeyboardInterrupt
+            noise = ((job.seed * 7 + job.steps) % 5) / 100
+            yield job, Trained(type(self).quality(job.arm, job.steps) + noise, 0.01, 0.01)
+
+    def alone(self, job: Job) -> float:
+        return 12.5
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> type[Instant]:
+    class Own(Instant):
+        pass
+
+    monkeypatch.setattr(tuning, "Processes", Own)
+    return Own
+
+
+def tune(tmp_path: Path, *words: str) -> int:
+    return run(["tune", "--task", "digits", "--out", str(tmp_path), "--budget", "1h", *words])
+
+
+def test_the_sentence_comes_first_then_code_commands_and_table(
+    instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(tmp_path, "--method", "unified", "--k", "0.25,0.5") == ExitCode.OK
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if line and not line.startswith("This machine was busy")]
+    assert lines[0].startswith("Take unified, k = 0.25")
+    assert "    nn.convert(model, k=0.25, selection='unified')" in out
+    assert "    meprop-bench speedup --workload model --model digits --method unified --k 0.25" in out
+    assert "    meprop-bench parity --task digits --method unified --k 0.25" in out
+    assert "digits: arms against dense" in out
+    assert "dense, " in err
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "README.md").read_text().startswith("Take unified")
+
+
+def test_json(instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(tmp_path, "--k", "0.25", "--format", "json", "--real-clock") == ExitCode.OK
+    record = json.loads(capsys.readouterr().out)
+    found = record["tune"]
+    assert record["schema"] == "meprop-bench/1"
+    assert found["verdict"] == "take"
+    assert found["take"] == {"method": "unified", "k": 0.25}
+    assert found["take"] in found["pareto"]
+    assert {arm["standing"] for arm in found["arms"]} <= {"pass", "outranked"}
+    assert "By the real clock" in found["real_clock"]
+
+
+def test_undecided_and_dense_have_their_codes(instant: Any, tmp_path: Path) -> None:
+    instant.quality = staticmethod(lambda arm, steps: 90.0 if arm is None else 80.0)
+    assert tune(tmp_path / "dense") == ExitCode.OK
+    instant.quality = staticmethod(lambda arm, steps: 90.0 + (arm is not None) * 30 * math.sin(steps))
+    instant.train = lambda self, jobs, budget: iter(
+        [(job, Trained(90 + (job.arm is not None) * 9 * math.sin(job.seed * 5), 0.01, 0.01)) for job in jobs]
+    )
+    assert tune(tmp_path / "undecided", "--k", "0.25", "--method", "unified") == ExitCode.INCONCLUSIVE
+
+
+def test_a_curve_is_for_methods_that_select_a_top_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--task", "digits", "--k", "0.25", "--algorithm", "mesimp", "--budgets", "1s", "--out", str(tmp_path)]
+    assert run(["parity", *words]) == ExitCode.USAGE
+    assert "leave --algorithm out" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130_and_resume_goes_on(
+    instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    instant.stop_after = 7
+    assert tune(tmp_path, "--k", "0.25,0.5") == ExitCode.INTERRUPTED
+    assert "--resume goes on" in capsys.readouterr().err
+    (folder,) = tmp_path.iterdir()
+    before = (folder / "trainings.jsonl").read_text()
+    assert len(before.splitlines()) == 7
+    instant.stop_after = math.inf
+    assert tune(tmp_path, "--k", "0.25,0.5", "--resume") == ExitCode.OK
+    assert [folder] == list(tmp_path.iterdir())
+    assert (folder / "trainings.jsonl").read_text().startswith(before)
+
+
+def test_a_spent_budget_says_what_to_do(instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(tmp_path, "--k", "0.25") == ExitCode.OK
+    (folder,) = tmp_path.iterdir()
+    state = json.loads((folder / "tune.json").read_text())
+    (folder / "tune.json").write_text(json.dumps(state | {"spent_s": 3601.0}))
+    assert tune(tmp_path, "--k", "0.25", "--resume") == ExitCode.USAGE
+    assert "is spent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["tune"], ["parity", "--method", "unified"]])
+def test_a_curve(verb: list[str], instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        *verb,
+        "--task",
+        "digits",
+        "--k",
+        "0.25",
+        "--budgets",
+        "1s,10s",
+        "--out",
+        str(tmp_path),
+        "--format",
+        "json",
+    ]
+    assert run(words) == ExitCode.OK
+    found = json.loads(capsys.readouterr().out)["tune"]
+    assert found["sentence"].startswith("From 1 s on unified, k = 0.25 is ahead of dense")
+    assert [(point["seconds"], point["steps"]) for point in found["points"]] == [
+        (1.0, 100), (1.0, 150), (10.0, 1000), (10.0, 1500),
+    ]  # fmt: skip
+    (folder,) = tmp_path.iterdir()
+    pytest.importorskip("matplotlib")
+    assert (folder / "time-to-quality.svg").read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "soon"], "'soon' is no time"),
+        (["--margin", "-1"], "margin must be a number of at least 0"),
+        (["--k", "0"], "k must be"),
+        (["--method", "unify"], "did you mean 'unified'?"),
+        (["--method", "mesimp"], "unknown method to tune: 'mesimp'"),
+        (["--algorithm", "mesimp"], "No such option '--algorithm'"),
+        (["--gradient", "rows"], "takes no gradient as rows"),
+        (["--gradient", "row"], "did you mean 'rows'?"),
+        (["--budgets", "1s,later"], "'later' is no time"),
+        (["--seeds", "1"], "seeds must be at least 2"),
+        (["--model", "my_model.py:build"], "one of the two"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    words: list[str], message: str, instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(tmp_path, *words) == ExitCode.USAGE
+    err = capsys.readouterr().err.splitlines()
+    assert message in err[-1]
+    assert err[-1].startswith("meprop-bench: error: ")

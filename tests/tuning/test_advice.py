@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import click
+import pytest
+from torch import nn as torch_nn
+
+from meprop_bench.cli import cli
+from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
+from meprop_bench.tuning.arms import Arm, Layer
+
+LAYERS = (Layer("0", 32), Layer("2", 64), Layer("4", 16, converted=False))
+RECIPE = Recipe("mnist", {"batch": 50, "hidden": 300}, schedule="cosine")
+
+
+def model() -> torch_nn.Module:
+    return torch_nn.Sequential(
+        torch_nn.Linear(4, 8), torch_nn.ReLU(), torch_nn.Linear(8, 8), torch_nn.ReLU(), torch_nn.Linear(8, 2)
+    )
+
+
+def converted(code: str) -> tuple[list[str], dict[str, Any]]:
+    names: dict[str, Any] = {"model": model()}
+    exec(code, names)
+    found = {name for name, layer in names["model"].named_modules() if isinstance(layer, Sparsified)}
+    return sorted(found), names
+
+
+@pytest.mark.parametrize(
+    ("arm", "layers"),
+    [
+        (Arm("unified", 0.125), ["0", "2"]),
+        (Arm("meprop", 3, "rows"), ["0", "2"]),
+        (Arm("unified", 0.125, left=("0",)), ["2"]),
+        (Arm("unified", 0.5, end=0.125), ["0", "2"]),
+    ],
+)
+def test_the_code_converts_the_layers_that_were_measured(arm: Arm, layers: list[str]) -> None:
+    code = code_of(arm, LAYERS, 100)
+    names, found = converted(code)
+    assert names == layers
+    layer = dict(found["model"].named_modules())["2"]
+    assert layer.k == arm.k
+    assert layer.sparse == (arm.gradient == "rows")
+    if arm.end is not None:
+        found["scheduler"].start_step(100)
+        assert layer.k == arm.end
+
+
+def test_layers_that_a_filter_of_the_users_leaves_are_left() -> None:
+    layers = (Layer("0", 32, converted=False), Layer("2", 64), Layer("4", 16))
+    assert converted(code_of(Arm("unified", 0.5), layers, 100))[0] == ["2", "4"]
+
+
+def test_other_kinds_of_layers_are_named() -> None:
+    layers = (Layer("conv", 32, kind="Conv2d"), Layer("head", 16, converted=False))
+    assert "kinds=(torch.nn.Conv2d,)" in code_of(Arm("meprop", 0.05), layers, 100)
+
+
+@pytest.mark.parametrize("arm", [Arm("unified", 0.125, left=("linear0",)), Arm("unified", 0.5, "rows", end=0.125)])
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe("my_model.py:build", optimizer="own")])
+def test_the_commands_parse(arm: Arm, recipe: Recipe) -> None:
+    for line in (
+        speedup_command(arm, recipe, 2),
+        parity_command(arm, recipe, steps=100, seeds=8, margin=0.5),
+    ):
+        _, *words = shlex.split(line)
+        group = cli.make_context("meprop-bench", list(words), resilient_parsing=True)
+        name, command, rest = cli.resolve_command(group, list(words))
+        assert command is not None
+        command.make_parser(click.Context(command, parent=group, info_name=name)).parse_args(rest)
+
+
+def test_the_commands_measure_what_was_measured() -> None:
+    arm = Arm("unified", 0.125, left=("linear0",))
+    speedup, parity = speedup_command(arm, RECIPE, 2), parity_command(arm, RECIPE, steps=100, seeds=8, margin=0.5)
+    assert "--options 'batch=50;hidden=300'" in speedup
+    assert "--leave linear0" in speedup
+    for words in ("--batch 50", "--hidden 300", "--schedule cosine", "--steps 100", "--leave linear0", "--margin 0.5"):
+        assert words in parity

@@ -1,0 +1,156 @@
+"""Steps timed and trainings trained by processes: real ones, as small as they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.results.schema import PASSED
+from meprop_bench.results.store import Store
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tuning import processes
+from meprop_bench.tuning.arms import Arm
+from meprop_bench.tuning.budget import Budget
+from meprop_bench.tuning.journal import Job
+from meprop_bench.tuning.processes import Processes, case_of
+
+RECIPE = Recipe("digits", {"hidden": 16, "batch": 20}, schedule="cosine")
+ARM = Arm("unified", 0.5)
+MODEL = """
+import torch
+from torch import nn
+import meprop_bench as mb
+
+def build():
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    x = torch.linspace(-1, 1, 4 * 64).reshape(64, 4)
+    y = x.sum(1, keepdim=True)
+    return mb.Training(
+        model=model,
+        loss=lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]),
+        batches=[(x[i : i + 8], y[i : i + 8]) for i in range(0, 64, 8)],
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+        evaluate=EVALUATE,
+    )
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.create(tmp_path, "tune", "machine", "meprop-bench tune", {"name": "tune"}) as found:
+        yield found
+
+
+def test_a_step_is_timed_as_speedup_times_it_and_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_CASE_S", (0.2, 0.2)), ("_MANY", 2)):
+        monkeypatch.setattr(processes, name, value)
+    left = Arm("unified", 0.5, left=("linear1",))
+    wrong = Arm("meprop", 10**6, kernel="none")
+    with Processes(RECIPE, store, Budget(600), threads=1, processes=1) as machine:
+        found = machine.measure([ARM, left, wrong], Budget(600))
+        count = len(store.rows())
+        assert machine.measure([ARM, left], Budget(0.0)) == {arm: found[arm] for arm in (ARM, left)}
+    assert len(store.rows()) == count
+    for arm in (ARM, left):
+        rows = [row for row in store.rows() if row.case_id == case_of(arm, RECIPE, 1, "cpu").case_id]
+        assert {row.check for row in rows} == {PASSED}
+        (step,) = (row for row in rows if row.phase == "step")
+        assert (step.options, step.leave) == ("hidden=16;batch=20", ";".join(arm.left) or None)
+        if not found[arm].unsure:
+            assert found[arm].speedup.estimate == step.speedup
+            assert found[arm].dense_s == step.dense.median_s
+    assert found[wrong].failed
+    assert "kernel" in found[wrong].failed
+
+
+def test_trainings_are_those_of_the_recipe_and_leave_nothing_behind(store: Store) -> None:
+    jobs = [
+        Job(None, 1, 5),
+        Job(ARM, 1, 5),
+        Job(Arm("unified", 0.5, end=1 / 16), 2, 5),
+        Job(Arm("unified", 0.5, left=("x",)), 1, 5),
+    ]
+    with Processes(RECIPE, store, Budget(600), processes=2) as machine:
+        found = dict(machine.train(iter(jobs), Budget(600)))
+        again = dict(machine.train(iter(jobs[:2]), Budget(600)))
+    assert list((store.folder / "checkpoints").glob("*")) == [] if (store.folder / "checkpoints").exists() else True
+    from meprop_bench.tasks.run import run
+
+    for job in jobs[:3]:
+        assert found[job].failed is None
+        assert 0 < found[job].steps_s <= found[job].seconds
+    task = RECIPE.load()
+    dense = Recipe("digits", {"hidden": 16, "batch": 20}, schedule="cosine", steps=5)
+    assert found[jobs[0]].figure == run(task, dense, seed=1).final_dev
+    assert found[jobs[1]].figure == run(task, ARM.recipe(dense), seed=1).final_dev
+    assert {job: each.figure for job, each in again.items()} == {job: found[job].figure for job in jobs[:2]}
+    assert found[jobs[3]].figure is None
+    assert "no sparsified layer is called 'x'" in str(found[jobs[3]].failed)
+
+
+def test_by_the_real_clock_it_is_alone(store: Store) -> None:
+    with Processes(RECIPE, store, Budget(600), threads=1, processes=1) as machine:
+        assert machine.alone(Job(ARM, 1, 5)) > 0
+        with pytest.raises(UserError, match="no sparsified layer is called 'x'"):
+            machine.alone(Job(Arm("unified", 0.5, left=("x",)), 1, 5))
+
+
+def test_at_the_end_of_its_budget_it_ends_trainings_and_their_checkpoints_stay(store: Store) -> None:
+    time = [0.0]
+    budget = Budget(10.0, lambda: time[0])
+
+    def pass_by() -> None:
+        time[0] = 11.0
+
+    with Processes(RECIPE, store, budget, processes=1, idle=pass_by) as machine:
+        assert list(machine.train(iter([Job(None, 1, 10**6)]), Budget(600))) == []
+
+
+def test_it_does_not_wait_for_the_device_beyond_its_budget(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def held(device: str, waiting: object, sleep: Callable[[float], object]) -> Iterator[None]:
+        while True:
+            sleep(0.0)
+        yield
+
+    monkeypatch.setattr(processes, "device_lock", held)
+    time = [0.0]
+
+    def now() -> float:
+        time[0] += 1.0
+        return time[0]
+
+    with Processes(RECIPE, store, Budget(50.0, now), processes=1) as machine:
+        assert machine.measure([ARM], Budget(20.0, now)) == {}
+        with pytest.raises(UserError, match="until the budget ended") as error:
+            machine.costs()
+    assert error.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
+def test_costs_of_a_model_of_ones_own(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(MODEL.replace("EVALUATE", "lambda model: -1.5"))
+    recipe = Recipe(f"{path}:build", optimizer="own", epochs=3)
+    with Processes(recipe, store, Budget(600), threads=1, processes=1) as machine:
+        found, costs = machine.examine(), machine.costs()
+    assert (found["metric"], found["percent"], found["rows"]) == ("evaluate", False, True)
+    assert (costs.per_epoch, costs.whole) == (8, 24)
+    assert costs.batch_s > 0
+    assert costs.evaluation_s > 0
+    assert [(layer.name, layer.weights, layer.converted, layer.kind) for layer in costs.layers] == [
+        ("0", 64, True, "Linear"), ("2", 256, True, "Linear"), ("4", 16, False, "Linear"),
+    ]  # fmt: skip
+
+
+def test_a_model_that_does_not_say_how_good_it_is_cannot_be_tuned(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(MODEL.replace("EVALUATE", "None"))
+    with (
+        Processes(Recipe(f"{path}:build", optimizer="own"), store, Budget(600), processes=1) as machine,
+        pytest.raises(UserError, match="add evaluate= to its Training"),
+    ):
+        machine.costs()

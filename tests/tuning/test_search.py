@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.stats import mean_interval
+from meprop_bench.tuning.arms import Arm, Layer, arms_of
+from meprop_bench.tuning.budget import Budget
+from meprop_bench.tuning.journal import Job, Journal
+from meprop_bench.tuning.search import Answer, Search
+from meprop_bench.tuning.session import Question, Session
+
+KS = (1 / 8, 1 / 4, 1 / 2, 1 / 32)
+
+
+def tune(
+    machine: Any, *, budget: float = 600.0, journal: Journal | None = None, said: list[str] | None = None, **asked: Any
+) -> Answer:
+    asked = {"arms": tuple(arms_of(("unified",), KS)), "margin": 0.5, "schedules": False, "variants": False} | asked
+    lines: list[str] = [] if said is None else said
+    session = Session(machine, journal or Journal(), Budget(budget, machine.now), lines.append)
+    return Search(session, Question(**asked)).run()
+
+
+def standing(answer: Answer) -> dict[float, str]:
+    return {found.arm.k: found.standing for found in answer.findings}
+
+
+def faster(arm: Arm) -> float:
+    """Return a speed-up that grows as k falls, and is next to nothing at one half."""
+    return 1 + 0.12 * math.log2(1 / arm.k) ** 1.2 - 0.1
+
+
+def test_fast_and_good_is_taken_and_fast_and_bad_is_not(fake: Any, learns: Any) -> None:
+    machine = fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2))
+    answer = tune(machine)
+    assert answer.decision.kind == "take"
+    assert answer.decision.code == ExitCode.OK
+    assert answer.decision.arm == Arm("unified", 1 / 8)
+    assert standing(answer)[1 / 32] == "hopeless"
+    assert answer.decision.sentence.startswith("Take unified, k = 0.125: a step is 1.35x [1.32, 1.38], accuracy ")
+    assert "passes at 0.5." in answer.decision.sentence
+    assert "At equal time, against dense with " in answer.decision.sentence
+    assert "it is ahead" in answer.decision.sentence
+
+
+def test_nothing_gained_is_decided_without_a_training(fake: Any, learns: Any) -> None:
+    machine = fake(lambda arm: 1.0, learns(lambda arm: 0.0))
+    answer = tune(machine)
+    assert answer.decision.kind == "dense"
+    assert answer.decision.code == ExitCode.OK
+    assert answer.decision.sentence.startswith("Stay dense: nothing within a margin of 0.5 is faster than 1.02x.")
+    assert not machine.trained
+    # The smallest k alone was timed: where that gains nothing, no k does.
+    assert set(machine.stored) == {Arm("unified", 1 / 32)} or len(machine.stored) == len(KS)
+
+
+def test_even_the_smallest_k_gains_nothing_so_no_other_is_timed(fake: Any, learns: Any) -> None:
+    machine = fake(lambda arm: 0.8 if arm.method == "meprop" else 1.4, learns(lambda arm: 0.0, slope=2))
+    answer = tune(machine, arms=tuple(arms_of(("unified", "meprop"), KS)))
+    timed = [arm for arm in machine.stored if arm.method == "meprop"]
+    assert timed == [Arm("meprop", 1 / 32)]
+    assert {found.standing for found in answer.findings if found.arm.method == "meprop"} == {"slow"}
+    assert answer.decision.kind == "take"
+
+
+def test_fast_and_bad_alone_leaves_dense(fake: Any, learns: Any) -> None:
+    answer = tune(fake(lambda arm: 2.0, learns(lambda arm: 5.0)))
+    assert answer.decision.kind == "dense"
+    assert set(standing(answer).values()) <= {"hopeless", "worse", "behind"}
+
+
+def test_dense_with_the_same_seconds_wins(fake: Any, learns: Any) -> None:
+    """Every arm passes at equal steps, and yet half as many dense steps are better than all of them."""
+    answer = tune(fake(lambda arm: 2.0, learns(lambda arm: 0.4, slope=0.05), noise=0.02))
+    assert answer.decision.kind == "dense"
+    assert "behind" in standing(answer).values()
+    assert "(passes at 0.5), but dense with the same seconds is better. At equal time, against dense with " in (
+        answer.decision.sentence
+    )
+
+
+def test_saturated_training_is_said_to_save_nothing_over_fewer_steps(fake: Any, learns: Any) -> None:
+    answer = tune(fake(lambda arm: 1.5, learns(lambda arm: 0.0, slope=0.0)))
+    assert answer.decision.kind == "take"
+    assert "no difference is seen" in answer.decision.sentence
+    assert answer.decision.sentence.endswith("fewer dense steps may save as much.")
+
+
+def test_noise_that_decides_nothing_is_undecided(fake: Any, learns: Any) -> None:
+    answer = tune(fake(lambda arm: 1.5, learns(lambda arm: 0.4, slope=2), noise=3.0))
+    assert answer.decision.kind == "undecided"
+    assert answer.decision.code == ExitCode.INCONCLUSIVE
+    assert answer.decision.sentence.startswith("Undecided: of unified, k = ")
+
+
+def test_inferior_yet_ahead_at_equal_time_is_said(fake: Any, learns: Any) -> None:
+    answer = tune(fake(lambda arm: 2.0, learns(lambda arm: 0.8, slope=5), noise=0.02), steps=200)
+    assert answer.decision.kind == "dense"
+    if "worse" in standing(answer).values():
+        assert "pays where the seconds are fixed and not the steps" in answer.decision.sentence
+
+
+def test_a_check_that_fails_costs_its_arm_alone(fake: Any, learns: Any) -> None:
+    machine = fake(lambda arm: -1 if arm.k == 1 / 32 else faster(arm), learns(lambda arm: 0.0, slope=2))
+    answer = tune(machine)
+    assert standing(answer)[1 / 32] == "failed"
+    assert next(found.reason for found in answer.findings if found.standing == "failed") == "check failed: dW differs"
+    assert answer.decision.kind == "take"
+
+
+def test_where_no_arm_can_be_timed_nothing_was_measured(fake: Any, learns: Any) -> None:
+    with pytest.raises(UserError, match="no arm could be timed: check failed: dW differs") as error:
+        tune(fake(lambda arm: -1, learns(lambda arm: 0.0)))
+    assert error.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
+def test_a_training_that_diverges_costs_its_arm_alone(fake: Any, learns: Any) -> None:
+    def quality(arm: Arm | None, steps: int) -> float:
+        return math.nan if arm is not None and arm.k < 1 / 8 else learns(lambda arm: 0.0, slope=2)(arm, steps)
+
+    answer = tune(fake(faster, quality))
+    assert standing(answer)[1 / 32] == "failed"
+    assert answer.decision.arm == Arm("unified", 1 / 8)
+
+
+def test_dense_that_diverges_is_an_error_of_one_line(fake: Any) -> None:
+    with pytest.raises(UserError, match=r"dense training failed: its metric became nan"):
+        tune(fake(faster, lambda arm, steps: math.nan))
+
+
+def test_the_final_seeds_are_none_that_an_arm_was_chosen_by(fake: Any, learns: Any) -> None:
+    machine = fake(faster, learns(lambda arm: 0.0, slope=2))
+    answer = tune(machine)
+    assert answer.plan is not None
+    assert answer.plan.rungs
+    screened = {seed for rung in answer.plan.rungs for seed in rung.seeds}
+    assert not screened & set(answer.plan.seeds)
+    best = next(found for found in answer.findings if found.standing == "pass")
+    assert best.seeds == len(answer.plan.seeds)
+
+
+def test_dense_is_trained_once_for_all_arms(fake: Any, learns: Any) -> None:
+    machine = fake(faster, learns(lambda arm: 0.0, slope=2))
+    tune(machine)
+    assert len(machine.trained) == len(set(machine.trained))
+
+
+def test_the_opponent_has_the_seconds_that_the_arm_takes_batches_included(fake: Any, learns: Any) -> None:
+    good = learns(lambda arm: 0.0, slope=2)
+    machine = fake(lambda arm: 2.0, good, batch_s=0.01, noise=0.02)  # a batch takes as long as a dense step
+    answer = tune(machine, steps=200, seeds=3)
+    found = next(each for each in answer.findings if each.standing == "pass")
+    assert found.dense_steps == 150  # 200 x (5 + 10) / (10 + 10) ms
+    assert found.gain is not None
+    assert found.gain.estimate == pytest.approx(20 / 15)
+    assert "a step is 2.00x [1.96, 2.04] (1.33x [1.32, 1.34] with batches and evaluations)" in answer.decision.sentence
+
+
+def test_a_variant_that_leaves_small_layers_dense_takes_the_place_of_its_arm(fake: Any, learns: Any) -> None:
+    layers = (Layer("small", 10), Layer("large", 1000), Layer("other", 1000), Layer("head", 5, converted=False))
+    machine = fake(lambda arm: 1.5 if arm.left == ("small",) else 1.4, learns(lambda arm: 0.0, slope=2), layers=layers)
+    answer = tune(machine, variants=True)
+    assert answer.decision.arm is not None
+    assert answer.decision.arm.left == ("small",)
+    assert ", on 2 of 4 layers: a step is 1.50x" in answer.decision.sentence
+    assert "replaced" in {found.standing for found in answer.findings}
+
+
+def test_a_compiled_step_takes_the_place_of_an_eager_one_where_dense_is_compiled(fake: Any, learns: Any) -> None:
+    machine = fake(lambda arm: 1.6 if arm.compiled else 1.4, learns(lambda arm: 0.0, slope=2))
+    assert not any(arm.compiled for arm in machine.stored)
+    tune(machine, variants=True)
+    assert not any(arm.compiled for arm in machine.stored)
+    machine = fake(lambda arm: 1.6 if arm.compiled else 1.4, learns(lambda arm: 0.0, slope=2))
+    machine.baseline = "compiled, fused optimizer"
+    answer = tune(machine, variants=True)
+    assert answer.decision.arm is not None
+    assert answer.decision.arm.compiled
+    assert ", compiled: a step is 1.60x" in answer.decision.sentence
+
+
+def test_a_moving_k_has_the_mean_time_of_its_schedule(fake: Any, learns: Any) -> None:
+    loss = {1 / 2: 0.0}
+    machine = fake(faster, learns(lambda arm: 0.0 if arm.end else 3.0 * (1 - arm.k) + loss.get(arm.k, 0), slope=2))
+    answer = tune(machine, schedules=True)
+    moving = [found for found in answer.findings if not found.arm.constant]
+    assert moving
+    for found in moving:
+        assert found.timing is not None
+        ends = sorted((faster(Arm("unified", found.arm.k)), faster(Arm("unified", found.arm.end or 1))))
+        assert ends[0] < found.timing.speedup.estimate < ends[1]
+    assert answer.decision.arm is not None
+    assert not answer.decision.arm.constant
+
+
+@pytest.mark.parametrize("budget", [20, 30, 45, 60, 90, 150, 300, 3600])
+def test_the_budget_is_kept(fake: Any, learns: Any, budget: float) -> None:
+    machine = fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2))
+    answer = tune(machine, budget=budget)
+    assert machine.time <= budget
+    if budget >= 90:
+        assert answer.decision.kind == "take"
+
+
+def test_a_training_too_long_for_the_budget_is_left_out_and_named(fake: Any, learns: Any) -> None:
+    machine = fake(faster, learns(lambda arm: 0.0, slope=2), whole=100_000)
+    answer = tune(machine, budget=120, steps=100_000)
+    assert machine.time <= 120
+    assert answer.decision.kind == "undecided"
+    assert any("100000 steps" in each for each in answer.left_out)
+
+
+def test_a_budget_without_a_single_step_measured_is_an_error(fake: Any, learns: Any) -> None:
+    with pytest.raises(UserError, match="before a step was timed") as error:
+        tune(fake(faster, learns(lambda arm: 0.0)), budget=2)
+    assert error.value.exit_code == ExitCode.NOTHING_MEASURED
+
+
+def _machine(fake: Any, learns: Callable[..., Any]) -> Any:
+    layers = (Layer("small", 10), Layer("large", 1000))
+    return fake(faster, learns(lambda arm: 0.05 if arm.k >= 1 / 8 else 3.0, slope=2), layers=layers)
+
+
+def test_arms_that_lose_just_the_margin_are_seldom_taken_however_often_it_looks(fake: Any, learns: Any) -> None:
+    """The chance of error is that of the whole search: 2.5% of one side, of all looks together."""
+    taken = 0
+    for number in range(60):
+        machine = fake(lambda arm: 1.5, learns(lambda arm: 0.5, slope=4), noise=0.3)
+        machine.salt = str(number)
+        taken += tune(machine, budget=(200, 400, 1500)[number % 3]).decision.kind == "take"
+    assert taken <= 4
+
+
+def test_interrupted_at_any_point_it_goes_on_to_the_same_answer(fake: Any, learns: Any, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"steps": 200, "seeds": 4, "variants": True, "schedules": True}
+    whole = _machine(fake, learns)
+    expected = tune(whole, **asked)
+    for stop_at in range(1, whole.events + 1, 3):
+        folder = tmp_path / str(stop_at)
+        folder.mkdir()
+        machine = _machine(fake, learns)
+        machine.stop_at = stop_at
+        with pytest.raises(KeyboardInterrupt):
+            tune(machine, journal=Journal(folder), **asked)
+        done = len(machine.trained)
+        journal = Journal(folder)
+        assert len(journal.trainings) == done  # nothing that was done is lost
+        answer = tune(machine, budget=600 - machine.time, journal=journal, **asked)
+        assert answer.decision == expected.decision
+        assert answer.findings == expected.findings
+        assert len(machine.trained) == len(set(machine.trained)) == len(whole.trained)  # and nothing done twice
+
+
+def test_more_seeds_are_taken_while_they_do_not_decide_and_each_look_costs(fake: Any, learns: Any) -> None:
+    machine = fake(lambda arm: 1.5, learns(lambda arm: 0.0, slope=2), noise=1.5)
+    answer = tune(machine, arms=(Arm("unified", 1 / 8),), steps=100, budget=3000)
+    (found,) = answer.findings
+    assert found.seeds == 32  # 8, 16, 32: the third look, at 1 - 5% / 8
+    pairs = [machine.figure(Job(found.arm, seed, 100)) - machine.figure(Job(None, seed, 100)) for seed in range(4, 36)]
+    assert found.equal_steps == mean_interval(pairs, 1 - 0.05 / 8)
+    fixed = tune(fake(lambda arm: 1.5, learns(lambda arm: 0.0, slope=2), noise=0.6), steps=100, seeds=8, budget=3000)
+    assert max(found.seeds for found in fixed.findings) == 8  # as asked
+
+
+def test_what_is_behind_after_few_steps_is_trained_longer_while_there_is_time(fake: Any) -> None:
+    """As on MNIST: an arm that loses points early on catches up; a first, short pass must not be the last word."""
+
+    def quality(arm: Arm | None, steps: int) -> float:
+        return 90 + math.log2(steps) - (0.0 if arm is None else max(0.0, 4 - 2 * math.log2(steps / 100)))
+
+    machine = fake(lambda arm: 1.5, quality, noise=0.05, whole=2000)
+    answer = tune(machine, arms=(Arm("unified", 1 / 8), Arm("unified", 1 / 4)), budget=4000, seeds=3)
+    assert answer.decision.kind == "take"
+    assert answer.plan is not None
+    assert answer.plan.steps >= 800
+
+
+def test_arms_that_could_not_be_timed_in_time_are_timed_later(fake: Any, learns: Any) -> None:
+    """The machine is slow to time, and only what is timed last is good."""
+    good = learns(lambda arm: 0.05 if arm.k == 1 / 2 else 9.0, slope=2)
+    machine = fake(lambda arm: 1.3, good, noise=0.02, measure_s=40.0)
+    answer = tune(machine, arms=tuple(arms_of(("unified",), (1 / 8, 1 / 4, 1 / 2))), budget=600, steps=100, seeds=3)
+    assert len(machine.stored) == 3
+    assert answer.decision.arm == Arm("unified", 1 / 2)
+
+
+def test_the_margin_of_a_metric_that_is_no_percentage_is_relative(fake: Any) -> None:
+    """Bits per character, negative, of which an arm loses 0.3% or 2%: half a percent may be lost."""
+
+    def quality(arm: Arm | None, steps: int) -> float:
+        return (-3.0 if arm is None else -3.009 if arm.k >= 1 / 8 else -3.06) + 0.1 * math.log2(steps / 1000)
+
+    machine = fake(faster, quality, noise=0.001)
+    machine.figure = lambda job: quality(job.arm, job.steps) + 0.0001 * (job.seed % 3)
+    answer = tune(machine, margin=None, percent=False, metric="-bits/char", steps=1000)
+    assert answer.metric.margin == pytest.approx(0.015, rel=1e-3)
+    assert answer.decision.arm == Arm("unified", 1 / 8)
+    assert standing(answer)[1 / 32] in ("hopeless", "worse", "behind")
+    assert "-bits/char -0.009 [" in answer.decision.sentence
+
+
+def test_a_larger_budget_goes_on_with_what_was_left_out(fake: Any, learns: Any, tmp_path: Path) -> None:
+    machine = _machine(fake, learns)
+    first = tune(machine, budget=40, steps=1000, journal=Journal(tmp_path))
+    assert first.decision.kind == "undecided"
+    journal = Journal(tmp_path)
+    assert journal.spent_s == pytest.approx(machine.time, abs=0.01)
+    second = tune(machine, budget=2000 - journal.spent_s, steps=1000, journal=journal)
+    assert second.decision.kind == "take"
+    assert len(machine.trained) == len(set(machine.trained))
+
+
+def test_what_it_does_is_said_as_it_goes(fake: Any, learns: Any) -> None:
+    said: list[str] = []
+    tune(_machine(fake, learns), said=said)
+    assert any(line.startswith("dense, ") and "s left" in line for line in said)
+    assert any("hopeless, loses more than 0.5" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"margin": -1}, "margin"), ({"margin": math.nan}, "margin"), ({"steps": 0}, "steps"), ({"seeds": 1}, "seeds")],
+)
+def test_a_question_that_is_none_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Question(**{"arms": tuple(arms_of()), "margin": 0.5} | asked)
