@@ -119,6 +119,8 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
     def write(lines: str = "", name: str = "my_model.py") -> str:
         path = tmp_path / name
+        for module in [key for key, module in sys.modules.items() if getattr(module, "__file__", None) == str(path)]:
+            del sys.modules[module]  # as it was before
         path.write_text(_MODEL + textwrap.dedent(lines), encoding="utf-8")
         return f"{path}:build"
 

@@ -300,11 +300,13 @@ def _pickle(name: str) -> Path:
 
 
 def _from_file(path: Path) -> ModuleType:
-    stem, folder = path.stem, str(path.resolve().parent)
-    known = sys.modules.get(stem)
-    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path.resolve():
-        return known
-    spec = importlib.util.spec_from_file_location(stem if known is None else f"model_{stem}", path)
+    file, folder = path.resolve(), str(path.resolve().parent)
+    name = path.stem
+    if not _is_free(name, file):  # of another file, or of a library
+        name = f"{name}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -317,6 +319,12 @@ def _from_file(path: Path) -> ModuleType:
         del sys.modules[spec.name]
         raise
     return module
+
+
+def _is_free(name: str, file: Path) -> bool:
+    """Whether no other file's module has the name."""
+    known = sys.modules.get(name)
+    return known is None or Path(getattr(known, "__file__", None) or "").resolve() == file
 
 
 def _from_path(name: str) -> ModuleType:

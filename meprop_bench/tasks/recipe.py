@@ -139,7 +139,7 @@ class Recipe:
             for pattern in (self.leave or "").split(";") if self.leave else ():
                 for name in _fitting(pattern, layers):
                     module.revert(layers.pop(name))
-            for pattern, k in reversed(list((each or {}).items())):  # the first that fits counts, as in `convert`
+            for pattern, k in reversed([*(each or {}).items()]):  # the first that fits counts, as in `convert`
                 for name in _fitting(pattern, layers):
                     layers[name].k = k
         except ValueError as error:
