@@ -7,7 +7,7 @@ The training is BERT's own: 15% of the words are masked, and found again from th
 are downloaded; the text is the reference of Python's language, which every Python has with it (so it changes with its
 version), a tenth of it held out.
 
-Sparsified are the linear layers of each block, six of them, and the one of 1 x 1 before the decoder. The decoder stays
+Sparsified are the linear layers of each block, six of them, and the one before the decoder. The decoder itself stays
 dense: its weight is that of the embedding, too.
 """
 

@@ -1,6 +1,7 @@
 """Does it pay for a model of your own? The shortest form: copy it, and put your model, loss and batches where its are.
 
 meprop-bench speedup --model examples/own_model.py --method meprop,unified --k 0.02,0.05,0.1
+python examples/own_model.py                     # the same from Python, with one method
 """
 
 import torch
@@ -28,3 +29,7 @@ def build(width: int = 1024) -> mb.Training:
 def tiny() -> mb.Training:
     """A size to try the commands with."""
     return build(width=64)
+
+
+if __name__ == "__main__":
+    print(mb.compare(build, method="unified", k=[0.02, 0.05, 0.1]))

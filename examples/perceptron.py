@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import meprop_bench as mb
-from meprop_bench.nn import convert
 
 
 def perceptron(features: int, hidden: int, classes: int) -> nn.Sequential:
@@ -91,7 +90,7 @@ class SparsePerceptron(ClassifierMixin, BaseEstimator):
             torch.manual_seed(self.random_state)
             self.model_ = perceptron(X.shape[1], self.hidden, len(self.classes_))
             if self.k is not None:
-                convert(self.model_, k=self.k, selection=self.selection)
+                mb.convert(self.model_, k=self.k, selection=self.selection)
             updates = optimizer(self.model_.parameters())
             for _ in range(self.epochs):
                 for batch in batches(X, np.searchsorted(self.classes_, y), self.batch):

@@ -341,8 +341,9 @@ def _line(found: Evaluation, recipe: Recipe, task: Task, left_s: float) -> str:
     if is_model(recipe.task):  # which has one set of data to evaluate on
         what, test = task.metric, "" if found.test is None else ", the best so far"
     figures = "".join(f", {name} {value:g}" for name, value in found.figures.items() if name == "size")
+    epochs = recipe.epochs if recipe.steps is None else round(recipe.steps / task.steps_per_epoch, 2)
     return (
-        f"epoch {found.epoch:.3g}/{recipe.epochs}: loss {found.loss:.4f}, {what} {quality.plain(found.dev)}{test}"
+        f"epoch {found.epoch:.3g}/{epochs:g}: loss {found.loss:.4f}, {what} {quality.plain(found.dev)}{test}"
         f"{figures} ({left_s:.0f} s left)"
     )
 

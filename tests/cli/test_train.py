@@ -96,6 +96,11 @@ def test_a_folder_with_everything(tmp_path, capsys):
     ]  # fmt: skip
 
 
+def test_epochs_are_those_of_the_steps(tmp_path, capsys):
+    assert _train("--steps", "36", "--examples", "600", "--out", str(tmp_path / "t")) == ExitCode.OK
+    assert "epoch 3/3: loss" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", [_MESIMP, ["--dropout", "0.2"]], ids=["mesimp", "dropout"])
 def test_killed_and_resumed_it_ends_the_same(tmp_path, method):
     arguments = [*method, "--epochs", "3"]
