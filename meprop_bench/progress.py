@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -109,8 +110,7 @@ def notebook_line() -> Callable[[str], None] | None:
     shell = None if ipython is None else ipython.get_ipython()
     if getattr(shell, "kernel", None) is None:  # IPython in a terminal has none
         return None
-    from IPython.display import display
-
+    display: Any = import_module("IPython.display").display  # typed or not, by its version
     handle: Any = None
 
     def show(text: str) -> None:

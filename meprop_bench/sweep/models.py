@@ -133,7 +133,7 @@ def _try_step(task: Task, recipe: Recipe, model: nn.Module) -> None:
             raise
         if recipe.gradient == "rows" and "sparse" in str(error).lower():
             raise UserError(
-                f"{task.name} cannot be trained with gradients as rows, as its optimizer or clipping takes none"
+                f"{task.name} cannot be trained with gradients as rows, as its optimizer takes none"
                 f" ({str(error).splitlines()[0][:_SHOWN]}): use torch.optim.SGD or Adagrad, meprop_bench.optim.RowAdam,"
                 " or --gradient dense"
             ) from error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -369,8 +369,24 @@ class _OwnStep(Step):
 
     def update(self) -> None:
         if self.training.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+            _clip(self.model.parameters(), self.training.clip)
         super().update()
+
+
+def _clip(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Scale all gradients together down to a norm, as `clip_grad_norm_` does, which refuses gradients as rows."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    if not any(parameter.grad.is_sparse for parameter in parameters if parameter.grad is not None):
+        nn.utils.clip_grad_norm_(parameters, most)
+        return
+    values = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+        values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    factor = (most / (nn.utils.get_total_norm(values) + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([value.detach() for value in values], factor)
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:

@@ -1,5 +1,6 @@
 import copy
 import gc
+import itertools
 import re
 import weakref
 
@@ -107,10 +108,24 @@ def test_rows_need_an_optimizer_that_takes_them(own_model):
     rows = Recipe(name, method="unified", k=4, gradient="rows", optimizer="own")
     with pytest.raises(UserError, match=r"gradients as rows, .*\(Adam does not support .*\): use torch.optim.SGD or"):
         examine(None, [rows.to_json()], 1)
-    own_model("def build(): return training(optimizer=lambda p: torch.optim.SGD(p, 0.1), clip=1.0)")
-    with pytest.raises(UserError, match="as rows, as its optimizer or clipping takes none"):
-        examine(None, [{**rows.to_json(), "task": own_model(_SGD + ", clip=1.0)", "clip.py")}], 1)
     assert examine(None, [{**rows.to_json(), "task": own_model(_SGD + ")", "sgd.py")}], 1)["steps"] == 4
+
+
+def test_gradients_as_rows_are_clipped_as_dense_ones_are(own_model):
+    """SGD leaves a row without gradient as it is, so that both layouts are one training, whose norm is that of all."""
+    name = own_model(_SGD + ", clip=0.05)")
+    ends = []
+    for gradient in ("dense", "rows"):
+        recipe = Recipe(name, method="unified", k=4, gradient=gradient, optimizer="own", steps=5)
+        task = recipe.load()
+        model = task.build(3)
+        task.sparsify(model, recipe)
+        step = task.step(model, recipe)
+        for batch in itertools.islice(itertools.cycle(task.epoch(3, 0)), 5):
+            step(batch)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*ends)
+    assert not torch.equal(ends[0], torch.cat([p.detach().flatten() for p in task.build(3).parameters()]))
 
 
 _SGD = "def build(): return training(optimizer=lambda p: torch.optim.SGD(p, 0.1)"
