@@ -195,4 +195,11 @@ def _verdict(found: Parity) -> str:
     return (
         f"{_WORDS[found.verdict]}: {quality.change(found.difference)}{quality.unit}, {bounds}, "
         f"{len(found.seeds)} seeds, margin {found.margin:.4g}"
+        + ("; the differences of the seeds do not vary, so do not rely on it: train for longer" * _constant(found))
     )
+
+
+def _constant(found: Parity) -> bool:
+    """Whether all seeds have one difference, as of models that learnt nothing yet: no interval knows that."""
+    differences = {sparse - dense for dense, sparse in zip(found.baseline, found.method, strict=True)}
+    return len(found.seeds) > 1 and len(differences) == 1

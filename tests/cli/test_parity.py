@@ -82,6 +82,8 @@ def test_a_metric_of_the_users_own_is_judged_in_its_unit_and_against_its_scale(j
     assert _verdict(found) == (
         "parity holds: -0.003 (higher is better), 95% interval [-0.005, -0.002], 3 seeds, margin 0.01025"
     )
+    nothing_learnt, _, _ = judge([10.0, 12.0], [10.0, 12.0], recipe=recipe)
+    assert _verdict(nothing_learnt).endswith("do not vary, so do not rely on it: train for longer")
 
 
 @pytest.mark.parametrize(
