@@ -139,7 +139,7 @@ class Processes:
         if self._examined is None:
             dense = self._recipe.dense()
             if is_model(dense.task):
-                ways = [dense, replace(dense, method="unified", k=0.5)]
+                ways = [dense, replace(dense, method="meprop", k=0.5)]
                 check_recipes(ways, threads=self._threads, allocator=default_allocator(), evaluates=True)
             with self._alone(), Pool.of(self._start, 1) as pool:
                 pool.hello(threads=self._threads, device=self._device, kernels=False)

@@ -38,7 +38,7 @@ def costs(session: Session, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     optimizer = task.step(model, wanted).optimizer
     evaluation_s = min(_seconds(lambda: task.evaluate(model, "dev")) for _ in range(2))
     sparse = task.build(1)
-    task.sparsify(sparse, replace(wanted, method="unified", k=0.5))
+    task.sparsify(sparse, replace(wanted, method="meprop", k=0.5))
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
     layers = {name: layer for name, layer, _ in survey(sparse, kinds) if isinstance(layer, kinds)}
     return {
