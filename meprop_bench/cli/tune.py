@@ -267,7 +267,9 @@ def _show(table: Table) -> None:
     from rich.table import Table as Rich
     from rich.text import Text
 
-    shown = Rich(*table.head, title=table.title)
+    shown = Rich(title=table.title)
+    for name in table.head:
+        shown.add_column(name, overflow="fold")
     for row in table.rows:
         shown.add_row(*map(Text, row))
     target = console(highlight=False)

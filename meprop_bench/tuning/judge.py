@@ -17,6 +17,7 @@ ended, it is "undecided".
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,14 +221,14 @@ def _on(arm: Arm, layers: Sequence[Layer]) -> str:
 def _undecided(still_open: Sequence[Finding], found: Sequence[Finding], metric: Metric) -> str:
     tried = [each for each in still_open if each.standing == "inconclusive"]
     if tried:
-        best = max(tried, key=_speed)
+        best = max(tried, key=lambda each: each.equal_steps.estimate if each.equal_steps else -math.inf)
         assert best.equal_steps is not None
         what = f"which decides neither for nor against a margin of {metric.margin:.4g}"
         if non_inferiority(best.equal_steps, metric.margin) == "pass":
             what = "but the step is not shown to be faster: time it on an idle machine"
         return (
             f"Undecided: of {best.arm.label} {_step(best)}, {_quality(best, metric)}, {what}."
-            f"{_at_equal_time(best, metric)}"
+            f"{_at_equal_time(best, metric)} More seeds, or a larger --budget with --resume, may decide."
         )
     open_arms = _count(len(still_open), "arm")
     others = _reasons([each for each in found if each not in still_open], metric)

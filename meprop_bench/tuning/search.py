@@ -227,7 +227,7 @@ class Search:
 
     def _faster(self, arm: Arm, variants: Sequence[Arm], clock: Clock, budget: Budget) -> Arm:
         """Return the variant that is as fast as an arm, or else the arm."""
-        self._session.measure(variants, budget)
+        self._session.measure(variants, budget, wanted=False)
         fast = self._useful(variants, clock)[:1]
         return fast[0] if fast and self._estimate(fast[0], clock) >= self._estimate(arm, clock) else arm
 

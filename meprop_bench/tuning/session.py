@@ -99,14 +99,14 @@ class Session:
             return found
         return Costs(**{**stored, "layers": tuple(Layer(**layer) for layer in stored["layers"])})
 
-    def measure(self, arms: Sequence[Arm], budget: Budget) -> None:
-        """Time these arms, as far as there is time."""
-        wanted = [arm for arm in dict.fromkeys(arms) if arm not in self.timings]
-        if not wanted:
+    def measure(self, arms: Sequence[Arm], budget: Budget, *, wanted: bool = True) -> None:
+        """Time these arms, as far as there is time; those that are wanted are missed where there is none."""
+        todo = [arm for arm in dict.fromkeys(arms) if arm not in self.timings]
+        if not todo:
             return
-        self.timings |= self.machine.measure(wanted, budget)
+        self.timings |= self.machine.measure(todo, budget)
         self.save()
-        for arm in wanted:
+        for arm in todo if wanted else ():
             name = f"the step of {arm.label}"
             if arm in self.timings:
                 self.left_out.pop(name, None)
