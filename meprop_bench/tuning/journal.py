@@ -50,6 +50,12 @@ class Trained:
     steps_s: float  # of these, those in steps
     failed: str | None = None  # why there is no figure
 
+    def sound(self) -> Trained:
+        """Return it with its figure, or, where that is not finite, with why there is none."""
+        if self.figure is None or math.isfinite(self.figure):
+            return self
+        return replace(self, figure=None, failed=f"its metric became {self.figure}")
+
 
 @dataclass
 class _Line:
@@ -86,8 +92,7 @@ class Journal:
 
     def add(self, job: Job, trained: Trained) -> None:
         """Add a training; it is on the disk when this returns."""
-        if trained.figure is not None and not math.isfinite(trained.figure):
-            trained = replace(trained, figure=None, failed=f"its metric became {trained.figure}")
+        trained = trained.sound()
         self.trainings[job] = trained
         if self.folder is None:
             return

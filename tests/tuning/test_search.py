@@ -134,6 +134,14 @@ def test_dense_that_diverges_is_an_error_of_one_line(fake: Any) -> None:
         tune(fake(faster, lambda arm, steps: math.nan))
 
 
+def test_a_dense_training_that_failed_is_tried_again(fake: Any, learns: Any, tmp_path: Path) -> None:
+    machine = fake(faster, lambda arm, steps: math.nan)
+    with pytest.raises(UserError):
+        tune(machine, journal=Journal(tmp_path))
+    machine.quality = learns(lambda arm: 0.0, slope=2)
+    assert tune(machine, journal=Journal(tmp_path)).decision.kind == "take"
+
+
 def test_the_final_seeds_are_none_that_an_arm_was_chosen_by(fake: Any, learns: Any) -> None:
     machine = fake(faster, learns(lambda arm: 0.0, slope=2))
     answer = tune(machine)
