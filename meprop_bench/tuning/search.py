@@ -271,17 +271,17 @@ class Search:
             return None
         plan = self._planned(arms, pace, costs)
         if number:
-            before = self._passes[number - 1]["plan"]["steps"]
-            if plan.steps < _LONGER * before:
-                plan = self._planned(arms, pace, costs, before)
+            before = self._passes[number - 1]["plan"]
+            if plan.steps < _LONGER * before["steps"]:  # for arms that were not timed: as long, and from as many seeds
+                plan = self._planned(arms, pace, costs, before["steps"], len(before["seeds"]))
         self._passes.append({"plan": asdict(plan)})
         self._journal.save()
         session.say(f"trainings of {plan.steps:,} steps, the last ones from {len(plan.seeds)} seeds")
         return plan
 
-    def _planned(self, arms: int, pace: Pace, costs: Costs, steps: int | None = None) -> Plan:
+    def _planned(self, arms: int, pace: Pace, costs: Costs, steps: int | None = None, seeds: int | None = None) -> Plan:
         seconds = self._session.budget.left_s * self._session.machine.processes
-        sizes = {"steps": self._question.steps or steps, "seeds": self._question.seeds}
+        sizes = {"steps": self._question.steps or steps, "seeds": self._question.seeds or seeds}
         return planned(arms, seconds=seconds, pace=pace, whole=costs.whole, **sizes)
 
     def _finalists(self, number: int, alive: list[Arm], clock: Clock, plan: Plan) -> list[Arm]:
