@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from meprop_bench.cli.report import _load
+from meprop_bench.paper.folder import load
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -23,7 +23,7 @@ def test_rows_of_every_earlier_format_are_among_them():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_committed_folder_is_read_as_it_was_written(folder):
-    document, store = _load(folder)
+    document, store = load(folder)
     assert store.notes == []
     lines = [json.loads(line) for line in (folder / MEASUREMENTS).read_text().splitlines()]
     latest = {(line["case_id"], line["phase"]): line for line in lines}

@@ -149,5 +149,5 @@ def test_a_case_is_that_of_a_name_or_of_a_function() -> None:
     assert model is not None
     assert model.startswith("lambda@")
     lock = threading.Lock()
-    with pytest.raises(UserError, match="the variable 'lock' of lambda, of type lock, cannot be sent"):
+    with pytest.raises(UserError, match="the variable 'lock' of <lambda>, of type lock, cannot be sent"):
         case_of(lambda: lock, {})
