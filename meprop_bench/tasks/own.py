@@ -10,23 +10,22 @@ The order of batches follows from the seed alone, whatever else draws random num
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.optimizers import make_optimizer, make_schedule
+from meprop_bench.tasks.batch import equal, moved, tensors
 from meprop_bench.tasks.build import Stream, call, failed, find, seeded, source_of
 from meprop_bench.tasks.checks import on_device
 from meprop_bench.tasks.task import Sparsifier, Split, Task
@@ -195,7 +194,7 @@ class Own(Task):
                         f"the batches of {self.name} ran out after {step} of {steps} steps, though there were more"
                         " before: an iteration has to begin anew each time"
                     )
-                found.append(self._moved(batch, training.dtype))
+                found.append(moved(batch, self.device, training.dtype))
             yield found[0] if training.accumulate == 1 else tuple(found)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -256,7 +255,7 @@ class Own(Task):
 
     def size(self, batch: Any) -> int:
         """Return how many examples a batch has: the length of its first tensor."""
-        first = next(_tensors(batch), None)
+        first = next(tensors(batch), None)
         return 1 if first is None or not first.dim() else len(first)
 
     def examine(self) -> tuple[Mapping[str, Any], list[nn.Module]]:
@@ -270,7 +269,7 @@ class Own(Task):
             models.append(self.build(0))
             passes += [list(itertools.islice(self.epoch(0, 0), _READ)) for _ in range(2)]
         first = [passes[0][0], passes[-1][0]]
-        if not all(_equal(passes[0], other) for other in passes[1:]):
+        if not all(equal(passes[0], other) for other in passes[1:]):
             raise UserError(
                 f"the batches of {self.name} are others each time, though torch, random and NumPy are seeded: seed"
                 " what else they draw from"
@@ -301,38 +300,6 @@ class Own(Task):
             if isinstance(error, UserError) or out_of_memory(error):
                 raise
             raise failed(self.name, failing, error) from error
-
-    def _moved(self, value: Any, dtype: torch.dtype | None) -> Any:
-        """Move a batch to the device, whatever holds its tensors."""
-        if isinstance(value, Tensor):
-            return value.to(self.device, dtype if value.is_floating_point() else None)
-        if self.device.type == "cpu" and dtype is None:
-            return value
-        if isinstance(value, PackedSequence):
-            data = self._moved(value.data, dtype)
-            return value.to(self.device)._replace(data=data)  # type: ignore[arg-type]
-        found = _rebuilt(value, lambda one: self._moved(one, dtype))
-        return value.to(self.device) if found is value and hasattr(value, "to") else found
-
-
-def _rebuilt(value: Any, each: Callable[[Any], Any]) -> Any:
-    """Return a container of the same class with what `each` makes of its entries; what is none as it is."""
-    found = value
-    if isinstance(value, MutableMapping):  # attributes may name its entries
-        found = copy.copy(value)
-        for key, one in value.items():
-            found[key] = each(one)
-    elif isinstance(value, Mapping):
-        found = {key: each(one) for key, one in value.items()}
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        found = type(value)(*map(each, value))
-    elif isinstance(value, list | tuple):
-        found = type(value)(map(each, value))
-    elif _is_record(value):
-        found = copy.copy(value)
-        for spec in fields(value):
-            object.__setattr__(found, spec.name, each(getattr(value, spec.name)))
-    return found
 
 
 _ROUNDING = 1e-3
@@ -408,40 +375,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield what a batch consists of, with arrays as tensors."""
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif _is_record(value):
-        value = [getattr(value, spec.name) for spec in fields(value)]
-    elif not isinstance(value, list | tuple):
-        yield torch.from_numpy(value) if type(value).__module__ == "numpy" and value.dtype.kind in "biufc" else value
-        return
-    for one in value:
-        yield from _leaves(one)
-
-
-def _is_record(value: Any) -> bool:
-    return is_dataclass(value) and not isinstance(value, type)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two batches are the same, as far as it can be seen: what is in other objects shows in the loss."""
-    pairs = itertools.zip_longest(_leaves(one), _leaves(other))
-    return all(_same(a, b) if isinstance(a, Tensor) or isinstance(b, Tensor) else True for a, b in pairs)
-
-
-def _same(one: Any, other: Any) -> bool:
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return False
-    if (one.shape, one.dtype, one.layout) != (other.shape, other.dtype, other.layout):
-        return False
-    if one.layout is not torch.strided:
-        one, other = one.to_dense(), other.to_dense()
-    return bool((one == other).logical_or(one.isnan() & other.isnan()).all())
