@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from meprop_bench.results.costs import COSTS
 from meprop_bench.sweep.suite import Suite, absent, measured
 from meprop_bench.workloads.case import Case
 
+_ROOT = Path(__file__).resolve().parents[2]
+"""Where names of users' models begin, as on the command line; asv runs in a folder of its own."""
+
 # The checkout's preset, not the installed one: asv compares commits, and the grid has to be the same for all of them.
 try:
-    _SUITE = Suite(str(Path(__file__).parents[2] / "meprop_bench/sweep/presets/suite.toml"))
+    _SUITE = Suite(str(_ROOT / "meprop_bench/sweep/presets/suite.toml"))
 except UserError as error:
     sys.exit(str(error))  # asv shows it as it is; of an exception it shows the traceback
 
@@ -58,7 +62,8 @@ class _Case:
                 cls.params, cls.param_names = [["none"]], ["case"]
 
     def setup_cache(self) -> dict[Case, str]:
-        return absent(_SUITE.cases)
+        with chdir(_ROOT):
+            return absent(_SUITE.cases)
 
     setup_cache.timeout = 300
 
@@ -71,7 +76,9 @@ class _Case:
             raise NotImplementedError("not in the part that is run by default: set MEPROP_BENCH_SUITE=all")
         if case in missing:
             raise NotImplementedError(missing[case])
-        rows, _ = measured(_SUITE.plan([case]), Path.cwd() / case.case_id)
+        folder = Path.cwd() / case.case_id
+        with chdir(_ROOT):
+            rows, _ = measured(_SUITE.plan([case]), folder)
         for row in rows:
             if not row.passed:
                 raise RuntimeError(row.error or f"wrong gradients: {row.check}")
