@@ -73,7 +73,7 @@ _KINDS: Mapping[str, _Kind] = {
     ),
     "shared-processes": _Kind("its processes had measured other cases before"),
     "amdahl": _Kind(
-        "a step gains {factor}x at most: the rest of it stays as it is, however fast the sparsified layers get",
+        "a step gains about {factor}x at most, by operations: the rest stays, however fast the sparsified layers get",
         "{:.3g}".format,
     ),
     "dense-times": _Kind(

@@ -396,7 +396,7 @@ def case_rows(
 
 def _ceiling(measurements: Sequence[Measurement], converted: float | None) -> float | None:
     """Return the speed-up of a step whose sparsified layers' backward passes took no time (Amdahl), from their share of
-    the backward pass's operations.
+    the backward pass's operations: an estimate, as operations differ in what they take.
     """
     taken = {found.phase: found.baseline_median_s for found in measurements}
     if converted is None or not {"backward", "step"} <= taken.keys():
