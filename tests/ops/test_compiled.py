@@ -138,10 +138,10 @@ print(*sorted(str(file) for file in folder.rglob("*.nb?") if "double" in file.na
 """
 
 
-def tiny(tmp_path, before="", **variables):
+def tiny(tmp_path, before="", program=TINY, **variables):
     """Compile a function in a process of its own; return the files in the cache."""
     file = tmp_path / "tiny.py"
-    file.write_text(TINY)
+    file.write_text(program)
     return fresh(f"{before}\nimport runpy\nrunpy.run_path({str(file)!r}, run_name='tiny')", **variables).split()
 
 
@@ -153,6 +153,14 @@ def test_damaged_files_in_the_cache_are_compiled_anew(tmp_path):
         file.write_bytes(damage(file.read_bytes()))
         assert tiny(tmp_path, XDG_CACHE_HOME=str(tmp_path)) == []  # nobody stumbles over it twice
         assert tiny(tmp_path, XDG_CACHE_HOME=str(tmp_path)) == [str(file) for file in made]
+
+
+def test_what_else_was_imported_compiles_nothing_anew(tmp_path):
+    """All kernels are compiled at installation, by one process; others import some of them, in their own order."""
+    pytest.importorskip("numba")
+    made = tiny(tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    more = TINY.replace("import numba\n", "import numba; import meprop_bench.ops.kernels.native.topk\n")
+    assert tiny(tmp_path, program=more, XDG_CACHE_HOME=str(tmp_path)) == made
 
 
 NOBODY = """

@@ -2,17 +2,18 @@
 
 A `data_ptr()` costs 0.3 microseconds, `tensor.numpy()` several times that.
 
-Compiled code is cached on disk, in a folder whose name is a digest of the sources that a function can come from: Numba
-by itself looks at the one file that holds it, and would keep machine code inlined from a module that has changed.
+Compiled code is cached on disk, in a folder whose name is a digest of all sources of this package: Numba by itself
+looks at the one file that holds a function, and would keep machine code inlined from a module that has changed. (A
+digest of the modules imported so far would differ with their order, and lose what was compiled at installation.)
 Without a folder that can be written, and where a cached file is damaged, functions are compiled without one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ __all__ = ["address", "callback", "function", "reached_block", "trailing_zeros",
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
+@cache
+def _version() -> str:
+    """Return a digest of Numba's version and of the sources."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @contextmanager
 def _cache() -> Iterator[Path | None]:
     """Let Numba cache in a folder of this version of the sources; None where no such folder can be written."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    package = __name__.rpartition(".")[0]
-    # What is inlined was imported before; a module that comes later cannot matter, and need not compile this anew.
-    for name in sorted(name for name in sys.modules if name.startswith(package)):
-        digest.update(Path(str(sys.modules[name].__file__)).read_bytes())
-    folder = writable(f"numba-{digest.hexdigest()[:16]}")
+    folder = writable(f"numba-{_version()}")
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = before if folder is None else str(folder)
     try:
@@ -54,7 +59,7 @@ def function(signature: Any = None) -> Callable[[Callable[..., Any]], Any]:
         options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
         if signature is None:
             return njit(f, **options)
-        return _compiled(f, lambda cache: njit(signature, cache=cache, nogil=True, **options))
+        return _compiled(f, lambda cached: njit(signature, cache=cached, nogil=True, **options))
 
     return decorate
 
@@ -83,7 +88,7 @@ def address(compiled: Any) -> int:
 
 def callback(signature: Any, f: Callable[..., Any]) -> int:
     """Compile a function for C to call and return its address."""
-    compiled = _compiled(f, lambda cache: cfunc(signature, cache=cache, fastmath={"contract"}, error_model="numpy"))
+    compiled = _compiled(f, lambda cached: cfunc(signature, cache=cached, fastmath={"contract"}, error_model="numpy"))
     _CALLBACKS.append(compiled)  # its machine code lives as long as it does
     return int(compiled.address)
 
