@@ -162,6 +162,8 @@ class _Linear(torch.autograd.Function):
             kernel = kernel.choose(y, x, w, request)  # y stands for dy; here, since backward is what is being shortened
         else:
             _check_supported(kernel, y, x, w, request)
+        if kernel.name == "native" and request.need_dw and not request.rows:
+            kernel = kernel.keeping(w)
         ctx.save_for_backward(
             None if not request.need_dw else x if x.dim() == 2 else pinned(x), pinned(w) if request.need_dx else None
         )

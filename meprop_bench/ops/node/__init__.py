@@ -50,7 +50,7 @@ def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | No
     module, _ = _loaded()
     if module is None or compiled.load("meprop_bench.ops.kernels.native") is None:
         return None
-    module.setup(_addresses(), plan_of, backward)
+    module.setup(_addresses(), plan_of, backward, _kept_from())
     return module.linear  # type: ignore[no-any-return]
 
 
@@ -91,6 +91,13 @@ def _loaded() -> tuple[Any, str | None]:
     except ImportError as error:
         return None, f"{file} cannot be loaded, and has to be built anew: {error}".splitlines()[0]
     return module, None
+
+
+def _kept_from() -> int:
+    """Return the bytes of a dense weight gradient from which its memory is kept, 0 for never."""
+    from meprop_bench.ops.kernels.native import kept
+
+    return kept.smallest()
 
 
 def _addresses() -> tuple[int, ...]:

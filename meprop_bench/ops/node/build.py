@@ -32,6 +32,7 @@ __all__ = ["MODULE", "build", "built", "compiler_command", "unbuilt_reason"]
 
 MODULE = "meprop_bench_node"
 _SOURCE = Path(__file__).with_name("linear.cpp")
+_HEADERS = (Path(__file__).with_name("kept.h"),)
 _FLAGS = ("-shared", "-fPIC", "-O2", "-std=c++20", "-w")
 _LIBRARIES = ("torch_python", "torch", "torch_cpu", "c10")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -103,7 +104,9 @@ def _is_whole(file: Path) -> bool:
 def _name() -> str:
     """Return the name of the folder that the extension for this torch and this interpreter belongs into."""
     parts = (torch.__version__, torch.version.git_version, sys.version, sysconfig.get_platform(), *_FLAGS, *_LIBRARIES)
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode() + _SOURCE.read_bytes())
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode())
+    for file in (_SOURCE, *_HEADERS):
+        digest.update(file.read_bytes())
     return f"node-{digest.hexdigest()[:16]}"
 
 

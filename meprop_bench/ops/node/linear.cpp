@@ -23,9 +23,12 @@
 #include <type_traits>
 #include <unordered_map>
 
+#include "kept.h"
+
 namespace {
 
 using at::Tensor;
+using kept::fresh;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using Word = int64_t;
@@ -40,16 +43,18 @@ using Compiled = int (*)(Word* result, void** raised, Arguments...);
 struct Native {
   Word openmp, sum, gather, multiply, select, sort, sums;
   Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
-           Word, Word, Word>
+           Word, Word, Word, Word, Word>
       backward;
   Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> pairs;
-  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> products;
+  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word>
+      products;
 };
 constexpr int kWords = sizeof(Native) / sizeof(Word);
 
 Native native{};
 PyObject* plan_of = nullptr;        // what to do with a shape
 PyObject* python_backward = nullptr;  // the backward pass for what is not ordinary
+Word kept_from = 0;                  // bytes of a dense weight gradient from which its memory is kept; 0: never
 c10::DispatchKeySet ordinary_keys;
 
 template <typename... Arguments>
@@ -128,10 +133,6 @@ Word address(const Tensor& t) {
   return t.defined() ? reinterpret_cast<Word>(t.const_data_ptr()) : 0;
 }
 
-Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {
-  return at::detail::empty_cpu(sizes, dtype);
-}
-
 // Memory to work in, kept from call to call, one block for each thread that calls.
 Word scratch(Word bytes) {
   thread_local Tensor block;
@@ -172,12 +173,16 @@ pybind11::object wrapped(const Tensor& t) {
 }
 
 class MePropLinearBackward : public torch::autograd::Node {
+  using Loan = kept::Record::Loan;
+
  public:
   std::string name() const override { return "MePropLinearBackward"; }
 
-  void set(const Tensor& x, const Tensor& w, const Plan& plan, const Case& c) {
+  void set(
+      const Tensor& x, const Tensor& w, const Plan& plan, const Case& c, std::shared_ptr<kept::Record>&& record) {
     plan_ = plan;
     case_ = c;
+    record_ = std::move(record);
     if (w.requires_grad()) x_ = SavedVariable(x.dim() == 2 ? x : pinned(x), false);
     if (x.requires_grad()) w_ = SavedVariable(pinned(w), false);
   }
@@ -217,6 +222,7 @@ class MePropLinearBackward : public torch::autograd::Node {
   SavedVariable x_, w_;
   Plan plan_;
   Case case_{};
+  std::shared_ptr<kept::Record> record_;  // of W, where its gradient is kept
 
   // What was saved may have got other data, or come from a hook.
   static bool as_it_was(const Tensor& t, Word rows, Word columns) {
@@ -233,20 +239,26 @@ class MePropLinearBackward : public torch::autograd::Node {
   // The number of threads is another than in the forward pass, and with it the memory to work in.
   Plan planned_anew(Case& c) const;
 
+  // Where dW goes: nowhere when it is not needed.
+  Loan loan_of(bool need_dw, Word rows, Word m) {
+    return need_dw ? Loan(record_.get(), rows, m) : Loan();
+  }
+
   // One selection for the whole batch: dy (b, n), x (b, m), W (n, m) -> dx (b, m), dW (n, m) or its k rows, db (n,), in
   // one call. Memory is made on this thread; the regions inside run on torch's, each share on its own columns.
   variable_list unified(const Tensor& dy, const Tensor& x, const Tensor& w, const Case& c, const Plan& plan) {
     const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = c;
     const Word k = plan.k;
     const bool need_dw = task_should_compute_output(1);
-    Tensor hits = fresh({1, k}, at::kLong), dx, dw, db;
+    Tensor hits = fresh({1, k}, at::kLong), dx, db;
     if (task_should_compute_output(0)) dx = fresh_dx(dy, m);
-    if (need_dw) dw = fresh({rows ? k : n, m});
+    Loan loan = loan_of(need_dw, rows ? k : n, m);
     if (task_should_compute_output(2)) db = fresh({n});
     const Word kept = call(
         native.backward, native.openmp, native.sum, native.gather, native.multiply, plan.few, plan.shares,
-        address(dy), address(x), address(w), address(dx), address(dw), address(db), b, n, m, k, address(hits), 0, rows,
-        plan.streaming, scratch(plan.bytes));
+        address(dy), address(x), address(w), address(dx), address(loan.dw), address(db), b, n, m, k, address(hits), 0,
+        rows, plan.streaming, scratch(plan.bytes), loan.written, loan.seed);
+    Tensor dw = std::move(loan).done();
     if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), kept, n);
     return {dx, dw, db};
   }
@@ -257,21 +269,22 @@ class MePropLinearBackward : public torch::autograd::Node {
     const auto& [b, n, m, _, threads, ratio, unified, rows, automatic] = c;
     const Word k = plan.k, working = scratch(plan.bytes);
     const bool need_dx = task_should_compute_output(0), need_dw = task_should_compute_output(1);
-    Tensor hits, dx, dw, db;
+    Tensor hits, dx, db;
     if (task_should_compute_output(2)) db = fresh({n});
     const Word count = call(
         native.pairs, native.openmp, native.select, native.sort, plan.few, address(dy), 0, b, n, k,
         address(db), working);
     if (need_dx) dx = fresh_dx(dy, m);
-    if (need_dw) dw = fresh({rows ? count : n, m});
+    Loan loan = loan_of(need_dw, rows ? count : n, m);
     if (rows) hits = fresh({1, count}, at::kLong);
     if (need_dx || need_dw) {
       // A list without rows has no address, and no address means that dw holds all rows.
       Word nothing;
       const Word listed = rows ? (count ? address(hits) : reinterpret_cast<Word>(&nothing)) : 0;
       call(native.products, native.openmp, native.sums, plan.shares, address(x), address(w), address(dx),
-           address(dw), b, n, k, m, count, listed, working, plan.streaming);
+           address(loan.dw), b, n, k, m, count, listed, working, plan.streaming, loan.written, loan.seed);
     }
+    Tensor dw = std::move(loan).done();
     if (rows && need_dw) dw = hybrid_rows(std::move(hits), std::move(dw), count, n);
     return {dx, dw, db};
   }
@@ -392,6 +405,11 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
     node = make_node<MePropLinearBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, w, b));
   }
+  // A weight that is computed is another each time, and so would its record be.
+  std::shared_ptr<kept::Record> record;
+  if (node && !c.rows && kept_from && Word(sizeof(float)) * c.n * c.m >= kept_from && w.requires_grad() && w.is_leaf()) {
+    record = kept::record_of(a[1]);
+  }
   // y (…, n), without the interpreter's lock and without torch's own node.
   Tensor y;
   {
@@ -400,7 +418,7 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
     y = at::linear(x, w, b.defined() ? std::optional<Tensor>(b) : std::nullopt);
   }
   if (node) {
-    node->set(x, w, plan, c);
+    node->set(x, w, plan, c, std::move(record));
     torch::autograd::set_history(y, node);
   }
   return THPVariable_Wrap(std::move(y));
@@ -448,11 +466,12 @@ PyObject* set_keys(PyObject*, PyObject* arguments) {
   END_HANDLE_TH_ERRORS
 }
 
-// setup(addresses, plan_of, backward): see `Native`.
+// setup(addresses, plan_of, backward, kept_from): see `Native`.
 PyObject* setup(PyObject*, PyObject* arguments) {
   HANDLE_TH_ERRORS
   PyObject *addresses, *plan, *backward;
-  if (!PyArg_ParseTuple(arguments, "O!OO", &PyTuple_Type, &addresses, &plan, &backward)) return nullptr;
+  long long least;
+  if (!PyArg_ParseTuple(arguments, "O!OOL", &PyTuple_Type, &addresses, &plan, &backward, &least)) return nullptr;
   TORCH_CHECK(PyTuple_GET_SIZE(addresses) == kWords, "setup takes ", kWords, " addresses");
   Word words[kWords];
   for (int i = 0; i < kWords; ++i) {
@@ -465,6 +484,7 @@ PyObject* setup(PyObject*, PyObject* arguments) {
   Py_XSETREF(plan_of, plan);
   Py_XSETREF(python_backward, backward);
   plans.clear();
+  kept_from = least;
   {
     // Not by an operator: whatever mode is on when the first layer is called, these are the keys of ordinary tensors.
     c10::InferenceMode off(false);

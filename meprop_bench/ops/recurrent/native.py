@@ -130,7 +130,7 @@ def _products(
         if need_dx or request.need_dw:
             example.products(
                 OPENMP, example.SUMS, case.shares, x.data_ptr(), w.data_ptr(), address(dx), address(dw), b, n, k, m,
-                rows, 0, memory.data_ptr(), case.streaming,
+                rows, 0, memory.data_ptr(), case.streaming, 0, 0,
             )  # fmt: skip
         grads.append((dx, dw))
     return grads, db

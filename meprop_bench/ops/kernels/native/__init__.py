@@ -4,7 +4,7 @@ No compiler and no header is needed on the user's machine: Numba (extra `cpu`) b
 compiles for some seconds, later processes load the code from a cache (`compiler`).
 
 `example` holds the selections of each example's own, `unified` those of a whole batch, `topk` the search for the k
-largest.
+largest, `kept` how the memory of a dense weight gradient is used again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows, unified_rows
-from meprop_bench.ops.kernels.native import example, memory, unified
+from meprop_bench.ops.kernels.native import example, kept, memory, unified
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.selection import select
 
@@ -49,9 +49,22 @@ def uncountable(selection: str, b: int, n: int, k: int) -> str | None:
 
 
 class Native(Kernel):
-    """See the module."""
+    """See the module.
+
+    Args:
+        record: of the weight whose dense gradient this one computes; without one, its memory is fresh.
+
+    """
 
     name = "native"
+
+    def __init__(self, record: kept.Record | None = None) -> None:
+        self._record = record
+
+    def keeping(self, w: Tensor) -> Native:
+        """Return the kernel for gradients of the weight w alone, in memory that is kept if it is worth it."""
+        record = kept.record(w)
+        return self if record is None else Native(record)
 
     def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
         """Say why not: another dtype or device, or too large to be counted."""
@@ -67,7 +80,22 @@ class Native(Kernel):
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
         x, w = (x.contiguous() if request.need_dw else dy), (w.contiguous() if request.need_dx else dy)
         run = _example if request.selection in ("example", "random") else _unified
-        return run(dy.contiguous(), x, w, request)
+        if self._record is None or request.rows or not request.need_dw:
+            return run(dy.contiguous(), x, w, request, _FRESH)
+        taken = self._record.take(dy.shape[1], x.shape[1])
+        if taken is None:
+            return run(dy.contiguous(), x, w, request, _FRESH)
+        gradients = None
+        try:
+            gradients = run(dy.contiguous(), x, w, request, taken)
+        finally:
+            self._record.give(None if gradients is None else taken[0])
+        return gradients
+
+
+_Target = tuple[Tensor | None, int, int]
+"""Where a dense dW goes, None for fresh memory, and `written` of `kept.blank` and `seed` of `kept.look_at`."""
+_FRESH: _Target = None, 0, 0
 
 
 class Plan(NamedTuple):
@@ -95,9 +123,10 @@ def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
     return Plan(few, most, unified.scratch_bytes(few, most, b, n, k), streaming)
 
 
-def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target) -> Gradients:
     # x, or w, is any tensor where nothing is read of it. Addresses are 0 for what is not needed.
     k, selection, as_rows, need_dx, need_dw, need_db = request
+    dw, written, seed = target
     b, n = dy.shape
     m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
@@ -110,19 +139,21 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
         0 if db is None else db.data_ptr(), working,
     )  # fmt: skip
     dx = dy.new_empty(b, m) if need_dx else None
-    dw = dy.new_empty(rows if as_rows else n, m) if need_dw else None
+    if need_dw and dw is None:
+        dw = dy.new_empty(rows if as_rows else n, m)
     hits = torch.empty(1, rows, dtype=torch.int64) if as_rows else None
     if need_dx or need_dw:
         example.products(
             OPENMP, example.SUMS, most, x.data_ptr(), w.data_ptr(),
             0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
-            0 if hits is None else hits.data_ptr(), working, streaming,
+            0 if hits is None else hits.data_ptr(), working, streaming, written, seed,
         )  # fmt: skip
     return dx, dw if hits is None or dw is None else hybrid_rows(hits, dw, n), db
 
 
-def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
+    dw, written, seed = target
     b, n = dy.shape
     m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
@@ -130,13 +161,14 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
     given = selection != "unified"
     hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
     dx = dy.new_empty(b, m) if need_dx else None
-    dw = dy.new_empty(k if as_rows else n, m) if need_dw else None
+    if need_dw and dw is None:
+        dw = dy.new_empty(k if as_rows else n, m)
     db = dy.new_empty(n) if need_db else None
     count = unified.backward(
         OPENMP, unified.SUM, unified.GATHER, unified.MULTIPLY, few, most,
         dy.data_ptr(), x.data_ptr(), w.data_ptr(), 0 if dx is None else dx.data_ptr(),
         0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
-        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, memory.scratch(size),
+        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, memory.scratch(size), written, seed,
     )  # fmt: skip
     if as_rows and dw is not None and given:
         return dx, unified_rows(hits[0], dw, dy, n), db

@@ -26,7 +26,8 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from meprop_bench.ops.kernels.native.compiler import function, view, zero_row
+from meprop_bench.ops.kernels.native.compiler import function, view
+from meprop_bench.ops.kernels.native.kept import blank, blank_all, look_at
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 from meprop_bench.ops.kernels.native.vectors import LANES, fused, load, load_f32, load_i32, loop, offset, splat, store
@@ -122,8 +123,10 @@ def sum_rows(out, table, m, rows, values, first, last, streaming):
     _ROWS,  # how many they are
     _COMPACT,  # whether dW has their rows alone
     _STREAMING,  # whether dx and dW are written past the caches
-) = range(23)
-WORDS = 23
+    _WRITTEN,  # uint8 (N + 1,), which rows of a dW that is not compact are not zero before: see `kept`; 0: any
+    _SEED,  # of `kept`
+) = range(25)
+WORDS = 25
 
 
 def _select(a, share, shares):
@@ -249,20 +252,22 @@ def _sums(a, share, shares):
     # zeros between it and the row before.
     if a[_DW] != 0:
         low, high = offsets[n] * share // shares, offsets[n] * (share + 1) // shares
+        written = view(a[_WRITTEN], n + 1, np.uint8)
+        places = look_at(a[_X], batch, m if a[_WRITTEN] != 0 else 0, a[_SEED])
         following = 0
         for i in range(rows):
             j = np.int64(hits[i])
             first, last = np.int64(offsets[j]), np.int64(offsets[j + 1])
             if low <= first < high:
                 if not a[_COMPACT]:
-                    for blank in range(following, j):
-                        zero_row(a[_DW] + 4 * blank * m, m, streaming)
+                    blank(a[_DW], n, m, following, j, a[_WRITTEN], places, streaming)
+                    if a[_WRITTEN] != 0:
+                        written[j] = 1
                 dw = a[_DW] + 4 * (i if a[_COMPACT] else j) * m
                 sum_rows(dw, a[_X], m, a[_EXAMPLE], a[_SORTED], first, last, streaming)
             following = j + 1
         if share == shares - 1 and not a[_COMPACT]:
-            for blank in range(following, n):
-                zero_row(a[_DW] + 4 * blank * m, m, streaming)
+            blank(a[_DW], n, m, following, n, a[_WRITTEN], places, streaming)
     # A row of dx is a sum of as many rows of W as its example picked neurons.
     if a[_DX] != 0:
         counts = view(a[_COUNT], batch, np.int32)
@@ -274,8 +279,10 @@ def _sums(a, share, shares):
 SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)
 
 
-@function(types.void(*[types.int64] * 15))
-def products(openmp, sums, shares, x, w, dx, dw, b, n, k, m, rows, listed, scratch, streaming):
+@function(types.void(*[types.int64] * 17))
+def products(
+    openmp, sums, shares, x, w, dx, dw, b, n, k, m, rows, listed, scratch, streaming, written, seed
+):  # fmt: skip
     """Compute dx and dW from the sorted pairs; for words of the regions, see there.
 
     Args:
@@ -283,12 +290,16 @@ def products(openmp, sums, shares, x, w, dx, dw, b, n, k, m, rows, listed, scrat
         shares: into how many the work is cut.
         rows, scratch: as `pairs` left them.
         listed: int64 (rows,), written: which rows dw holds; 0 when it holds all.
+        written, seed: of a dw that holds all: see `kept`; or 0.
 
     """
     a = np.empty(WORDS, np.int64)
     a[_X], a[_W], a[_DX], a[_DW], a[_B], a[_N], a[_K], a[_M] = x, w, dx, dw, b, n, k, m
     a[_ROWS], a[_COMPACT], a[_STREAMING] = rows, listed != 0, streaming
+    a[_WRITTEN], a[_SEED] = written, seed
     _place_pairs(a, scratch)
     if listed != 0:
         view(listed, rows, np.int64)[:] = view(a[_HITS], rows, np.int32)
     parallel(openmp, shares, sums, a)
+    if dw != 0 and listed == 0:
+        blank_all(dw, n, m, written)

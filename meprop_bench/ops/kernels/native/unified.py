@@ -24,6 +24,7 @@ import numpy as np
 from numba import carray, types
 
 from meprop_bench.ops.kernels.native.compiler import function, view, zero_row
+from meprop_bench.ops.kernels.native.kept import blank, blank_all, look_at
 from meprop_bench.ops.kernels.native.product import TALLEST, WIDE, multiply, pack_height, packed_bytes
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
@@ -47,8 +48,10 @@ from meprop_bench.ops.kernels.native.topk import largest, working_bytes
     _PACKED,  # `packed_bytes()` for each share: its panel of the wide operand
     _COMPACT,  # whether dW has the rows HITS alone
     _STREAMING,  # whether results are written past the caches
-) = range(17)
-WORDS = 17
+    _WRITTEN,  # uint8 (N + 1,), which rows of a dW that is not compact are not zero before: see `kept`; 0: any
+    _SEED,  # of `kept`
+) = range(19)
+WORDS = 19
 
 
 def _sum(a, share, shares):
@@ -156,15 +159,19 @@ def _gather(a, share, shares):
 
 @function()
 def _zero_others(a, share, shares):
-    """Write zeros to a share of the rows of dW that were not selected."""
+    """Have zeros in a share of the rows of dW that were not selected."""
     n, m, k = a[_N], a[_M], a[_K]
-    chosen = view(a[_HITS], k, np.int64)
-    i = 0
-    for j in range(n * share // shares, n * (share + 1) // shares):
-        while i < k and chosen[i] < j:
-            i += 1
-        if i == k or chosen[i] != j:
-            zero_row(a[_DW] + 4 * j * m, m, a[_STREAMING])
+    chosen, written = view(a[_HITS], k, np.int64), view(a[_WRITTEN], n + 1, np.uint8)
+    places = look_at(a[_X], a[_B], m if a[_WRITTEN] != 0 else 0, a[_SEED])
+    following, stop = n * share // shares, n * (share + 1) // shares
+    for i in range(k):
+        j = chosen[i]
+        if following <= j < stop:
+            blank(a[_DW], n, m, following, j, a[_WRITTEN], places, a[_STREAMING])
+            following = j + 1
+            if a[_WRITTEN] != 0:
+                written[j] = 1
+    blank(a[_DW], n, m, following, stop, a[_WRITTEN], places, a[_STREAMING])
 
 
 @function()
@@ -213,10 +220,10 @@ def _multiply(given, share, shares):
 SUM, GATHER, MULTIPLY = body(_sum), body(_gather), body(_multiply)
 
 
-@function(types.int64(*[types.int64] * 21))
+@function(types.int64(*[types.int64] * 23))
 def backward(
     openmp, sums, gather, run, few, shares,
-    dy, x, w, dx, dw, db, b, n, m, k, hits, given, compact, streaming, scratch,
+    dy, x, w, dx, dw, db, b, n, m, k, hits, given, compact, streaming, scratch, written, seed,
 ):  # fmt: skip
     """Compute the gradients; arguments that are words of the regions are described there.
 
@@ -226,6 +233,7 @@ def backward(
         db: float32 (n,), written; or 0.
         hits, given: written, unless they are given.
         scratch: `scratch_bytes(few, shares, b, n, k)` bytes.
+        written, seed: of a dw that is not compact: see `kept`; or 0.
 
     Returns:
         how many neurons have a gradient: of `hits`, and of a compact dw, only so many are written.
@@ -241,12 +249,13 @@ def backward(
     if not given or db != 0:
         found = _select(openmp, sums, few, a, 0 if given else k, db, a[_PARTS] + 8 * few * n)
         count = k if given else found
-    a[_K] = count
+    a[_K], a[_WRITTEN], a[_SEED] = count, written, seed
     a[_TALL_DW] = a[_TALL_DX] + tall_bytes(b, k) // 2
     if few > 1 and count > 0:
         parallel(openmp, few, gather, a)
     if dx != 0 or dw != 0:
         parallel(openmp, shares, run, a)
+        blank_all(dw, n, m, written)
     return count
 
 
