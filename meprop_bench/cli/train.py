@@ -93,7 +93,7 @@ _DETAILS: tuple[tuple[str, Any, str], ...] = (
 
 RECIPE_GROUPS = {
     "Task and method": (
-        "task", "model", "method", "k", "gradient", "kernel", "leave", "optimizer", "schedule",
+        "task", "model", "method", "k", "gradient", "kernel", "leave", "k-by-layer", "optimizer", "schedule",
         "epochs", "steps", "evaluations", "best-after",
     ),
     "Options of some tasks": tuple(name.replace("_", "-") for name, _, _ in _OPTIONS),
@@ -114,6 +114,7 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kernel", metavar="NAME", help="Implementation of the method [default: auto]."),
         click.option("--optimizer", metavar="NAME", help=f"Optimizer: {', '.join(OPTIMIZERS)} [default: adam]."),
         click.option("--leave", metavar="NAMES", help=AXES["leave"].help),
+        click.option("--k-by-layer", metavar="NAMES=K", help=AXES["k-by-layer"].help),
         click.option(
             "--schedule", metavar="NAME", help=f"Of the learning rate: {', '.join(SCHEDULES)} [default: constant]."
         ),

@@ -278,6 +278,10 @@ class Axes(Generic[Absent]):
         workloads=dict.fromkeys((TRANSFORMER, OWN)),
         dense=False, label="without {}", place=15, variant="without {}",
     ))
+    k_by_layer: Name | None = field(default=None, metadata=_axis(
+        "k of some layers of a model, in place of --k: patterns of their names, as in 'blocks.0.*=0.25;*.up=0.1'.",
+        workloads=dict.fromkeys((TRANSFORMER, OWN)), dense=False, label="with {}", place=9, variant="with {}",
+    ))
     size: Size | None = field(default=None, metadata=_axis(
         "Height and width of a convolution's input maps.", workloads={"conv": 12}, heading="maps", cell="{} x {}",
         label="{}x{}", place=3,

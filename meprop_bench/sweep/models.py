@@ -101,8 +101,9 @@ def _saying(what: str) -> Iterator[None]:
 
 
 def _way(case: Case) -> str:
-    """Return what decides whether a step can be taken: not k, and not the seed."""
-    return json.dumps([case.model, case.method, case.gradient, case.optimizer, case.kernel, case.leave, case.device])
+    """Return what decides whether a step can be taken: not k of all layers, and not the seed."""
+    layers = [case.leave, case.k_by_layer]
+    return json.dumps([case.model, case.method, case.gradient, case.optimizer, case.kernel, case.device, *layers])
 
 
 def examine(session: Session, recipes: Sequence[Mapping[str, Any]], threads: int) -> Mapping[str, Any]:

@@ -206,6 +206,7 @@ class _Trainings:
             workload=OWN if is_model(recipe.task) else recipe.task,
             model=recipe.task if is_model(recipe.task) else None,
             leave=recipe.leave,
+            k_by_layer=recipe.k_by_layer,
             method=recipe.algorithm or recipe.method,
             kernel=None,
             kernel_requested=recipe.kernel,

@@ -31,7 +31,30 @@ if TYPE_CHECKING:
 
     from meprop_bench.tasks.task import Task
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "by_layer", "by_layer_text"]
+
+
+def by_layer(text: str | None) -> dict[str, int | float]:
+    """Return pattern of layers' names -> k of `blocks.0.*=0.25;*.up=30`, in this order; UserError for what is none."""
+    found: dict[str, int | float] = {}
+    for part in text.split(";") if text else ():
+        pattern, equals, word = (piece.strip() for piece in part.rpartition("="))
+        if not (pattern and equals and word):
+            raise UserError(f"k by layer is written as 'blocks.0.*=0.25;*.up=0.1', and not as {part!r}")
+        if pattern in found:
+            raise UserError(f"k by layer has {pattern!r} twice: leave one out")
+        try:
+            k: int | float = int(word) if word.isdecimal() else float(word)
+            check_k(k)
+        except (ValueError, UserError):
+            raise UserError(f"k of {pattern!r} must be an int >= 1 or a ratio in (0, 1], not {word!r}") from None
+        found[pattern] = k
+    return found
+
+
+def by_layer_text(ks: Iterable[tuple[str, int | float]]) -> str | None:
+    """Return what `by_layer` reads; None where there is none."""
+    return ";".join(f"{pattern}={k!r}" for pattern, k in ks) or None
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,9 @@ class Recipe:
     leave: str | None = None  # layers that stay dense: patterns of their qualified names, with ";" between them
     watched: bool = False  # record the mean change of the parameters at an update, which takes time
     schedule: str = "constant"  # of the learning rate, a name in `SCHEDULES`, fitted to the steps of this training
+    k_by_layer: str | None = (
+        None  # k of some layers, in place of `k`, as `by_layer` reads it: the first that fits counts
+    )
 
     def __post_init__(self) -> None:
         optimizers = (*OPTIMIZERS, "own") if is_model(self.task) else tuple(OPTIMIZERS)
@@ -73,7 +99,7 @@ class Recipe:
         if self.gradient not in ("dense", "rows"):
             raise UserError(f"gradient must be 'dense' or 'rows', not {self.gradient!r}")
         if METHODS[self.method].selection is None:
-            if (self.k, self.gradient, self.kernel) != (None, "dense", "auto"):
+            if (self.k, self.gradient, self.kernel, self.k_by_layer) != (None, "dense", "auto", None):
                 raise UserError(
                     f"the method {self.method} has no k, gradient or kernel: leave them out, or name another method"
                 )
@@ -81,6 +107,7 @@ class Recipe:
             raise UserError(f"the method {self.method} needs k: an integer of at least 1 or a ratio in (0, 1]")
         else:
             check_k(self.k)
+            by_layer(self.k_by_layer)
 
     @cached_property
     def along(self) -> Algorithm | None:
@@ -115,7 +142,8 @@ class Recipe:
             model: in which to convert them.
             kinds: of layers. Only linear ones have weight gradients as rows.
             filter: which of them; all but the output layer by default.
-            each: pattern of names -> k of these layers, in place of the recipe's; the first that fits counts.
+            each: pattern of names -> k of these layers, in place of the recipe's, but of those that its own k by layer
+                fits; the first that fits counts.
 
         Raises:
             UserError: layers of one of these kinds do not know the method, a pattern fits none, or nothing is left.
@@ -139,7 +167,8 @@ class Recipe:
             for pattern in (self.leave or "").split(";") if self.leave else ():
                 for name in _fitting(pattern, layers):
                     module.revert(layers.pop(name))
-            for pattern, k in reversed([*(each or {}).items()]):  # the first that fits counts, as in `convert`
+            # The first that fits counts, as in `convert`; what the recipe says comes before what the model brings.
+            for pattern, k in reversed([*by_layer(self.k_by_layer).items(), *(each or {}).items()]):
                 for name in _fitting(pattern, layers):
                     layers[name].k = k
         except ValueError as error:
@@ -158,12 +187,12 @@ class Recipe:
 
     def dense(self) -> Self:
         """Return the baseline: the same without method and algorithm."""
-        plain: dict[str, Any] = {"k": None, "gradient": "dense", "kernel": "auto", "leave": None}
+        plain: dict[str, Any] = {"k": None, "gradient": "dense", "kernel": "auto", "leave": None, "k_by_layer": None}
         return replace(self, method="dense", algorithm=None, details={}, best_after=0, **plain)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without the fields that stored ones do not know while they say nothing."""
-        late = {"steps": None, "leave": None, "watched": False, "schedule": "constant"}
+        late = {"steps": None, "leave": None, "watched": False, "schedule": "constant", "k_by_layer": None}
         return {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
 
 

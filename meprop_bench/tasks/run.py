@@ -102,7 +102,7 @@ class Progress:
 
 
 _DESCRIBED = ("method", "k", "gradient", "kernel", "optimizer", "epochs", "steps", "evaluations", "best_after")
-_LATER = {"schedule": "constant", "leave": None}
+_LATER = {"schedule": "constant", "leave": None, "k_by_layer": None}
 """What descriptions that were stored do not know, and had."""
 
 

@@ -27,7 +27,7 @@ from meprop_bench.methods import METHODS, SPARSE
 from meprop_bench.results.axes import AXES, Axes, case_name
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model
-from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.recipe import Recipe, by_layer
 
 __all__ = ["DATA", "TEXT", "WORKLOADS", "Case", "Workload", "recipe_of"]
 
@@ -193,6 +193,7 @@ class Case(Axes[Never]):
             raise UserError(f"k {self.k} is more than the {positions} positions of a map: take a ratio in (0, 1]")
 
     def _check_model(self) -> None:
+        by_layer(self.k_by_layer)
         if self.workload == "model":
             if self.model is None:
                 raise UserError("the workload model needs one: add --model path/to/file.py:function, or a task's name")
@@ -274,7 +275,7 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
     """
     if case.model is not None:
         options = {**_options(case.options), "device": case.device}
-        recipe = Recipe(case.model, options, optimizer=case.optimizer, steps=steps, leave=case.leave)
+        recipe = Recipe(case.model, options, optimizer=case.optimizer, steps=steps)
     else:
         assert case.data is not None
         task, more = TEXT.get(case.data, (case.data, {}))
@@ -286,12 +287,12 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
         }
         if case.data in TEXT:
             sizes |= {"heads": case.heads, "length": case.length}
-        recipe = Recipe(task, {**sizes, **more}, optimizer=case.optimizer, steps=steps, leave=case.leave)
+        recipe = Recipe(task, {**sizes, **more}, optimizer=case.optimizer, steps=steps)
     if case.method == "meact":
         return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
     details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
     sparse = replace(recipe, method=case.method, k=case.k, details=details)
-    return replace(sparse, gradient=case.gradient, kernel=case.kernel)
+    return replace(sparse, gradient=case.gradient, kernel=case.kernel, leave=case.leave, k_by_layer=case.k_by_layer)
 
 
 def _options(text: str | None) -> dict[str, Any]:

@@ -263,6 +263,7 @@ _OTHER = {
     "length": 26,
     "model": "my_model.py:build",
     "leave": "head",
+    "k_by_layer": "head=0.5",
     "options": "width=3",
     "rate": 0.2,
     "share": 0.3,
