@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "fused", "make_optimizer", "make_schedule"]
+__all__ = ["OF_DENSE", "OPTIMIZERS", "SCHEDULES", "Optimizer", "fused", "is_fused", "make_optimizer", "make_schedule"]
 
 SCHEDULES = ("constant", "cosine")
 """Of the learning rate over a training."""
@@ -53,10 +53,16 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     ),
     # Not in the papers: the cheapest update there is. The rate is where the papers' MLP learns MNIST well.
     "sgd": Optimizer("torch.optim", "SGD", {"lr": 0.1}, _EVERYWHERE, rows=True),
+    # Nor this one, which language models are trained with.
+    "adamw": Optimizer("torch.optim", "AdamW", {**_ADAM, "weight_decay": 1e-2}, _EVERYWHERE),
     # Not in the papers either, and other algorithms than dense Adam, at its settings: see `meprop_bench.optim`.
     "rowadam": Optimizer("meprop_bench.optim", "RowAdam", _ADAM, rows=True),
     "rowadamw": Optimizer("meprop_bench.optim", "RowAdamW", {**_ADAM, "weight_decay": 1e-2}, rows=True),
 }
+
+
+OF_DENSE = {"rowadam": "adam", "rowadamw": "adamw"}
+"""One that moves rows by another algorithm -> the one that a dense side has, which it is where gradients are dense."""
 
 
 def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
@@ -67,7 +73,7 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
     groups = optimizer.param_groups
     if not kind.__module__.startswith("torch.optim.") or "fused" not in settings:
         return None
-    if all(group.get("fused") for group in groups):
+    if is_fused(optimizer):
         return None
     own = {"fused": True, "foreach": None}
     known = signature(kind).parameters
@@ -75,6 +81,11 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
         return kind([{**group, **own} for group in groups], **{n: v for n, v in settings.items() if n in known} | own)
     except (RuntimeError, ValueError):
         return None
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer takes torch's fused step for all of its parameters."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def make_optimizer(

@@ -163,12 +163,13 @@ def _selected(batch: int, n: int, method: str, k: float | None, rows: float | No
     return resolved, (2 if unified else 1) * batch * n, rows
 
 
-_UPDATES = {"sgd": (2, 3), "adagrad": (7, 5), "adam": (12, 7)}
+_UPDATES = {"sgd": (2, 3), "adagrad": (7, 5), "adam": (12, 7), "adamw": (13, 7)}
+_UPDATES |= {f"row{name}": _UPDATES[name] for name in ("adam", "adamw")}
 """Of a parameter: operations, and numbers read and written."""
 
 
 def update(optimizer: str, parameters: float, itemsize: int) -> Cost:
-    """Return the cost of one step of "sgd", "adagrad" or "adam" that moves so many parameters."""
+    """Return the cost of one step of an optimizer, by its name, that moves so many parameters."""
     flops, numbers = _UPDATES[optimizer]
     return Cost(round(flops * parameters), round(numbers * parameters * itemsize))
 

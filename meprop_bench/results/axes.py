@@ -91,6 +91,7 @@ class Axis:
     sweep: tuple[Any, ...] = ()  # what `speedup` measures if nothing is said
     otherwise: Mapping[str, tuple[Any, ...]] | None = None  # workload -> the same, where it is not `sweep`
     usual: Any = ...  # needs no word, where that is not the default
+    explicit: tuple[Any, ...] = ()  # is said even where it is usual, as the same without a word meant something else
     dense: bool = True  # the dense side's time depends on it; not if it is the sparse side's alone, or draws numbers
     heading: str = ""  # of its column; its option unless said otherwise
     titled: bool = False  # titles say it, and no column
@@ -136,8 +137,10 @@ class Axis:
 
     def needs_no_word(self, value: Any, workload: str, usual: tuple[Any, ...]) -> bool:
         """Whether a value is the one that a workload has if nothing is said, or else one of these."""
+        if value in self.explicit:
+            return False
         own = () if self.sweep else self.swept(workload)
-        return value in (own if len(own) == 1 else usual)
+        return value in (own if len(own) == 1 and own[0] not in self.explicit else usual)
 
     def read(self, word: str) -> Any:
         """Return the value of a word that a user typed; `UserError` for one that is none."""
@@ -269,9 +272,10 @@ class Axes(Generic[Absent]):
     ))
     # SparseAdam is left out: it moves only the rows it is given, which is another algorithm than Adam.
     optimizer: Name | Absent = field(default="adam", metadata=_axis(
-        "Optimizer of the trained workloads: adam, sgd, adagrad; of your own model its own.",
-        choices=("adam", "sgd", "adagrad", "own"), workloads=dict.fromkeys((*MODELS, OWN)), otherwise={OWN: ("own",)},
-        label="{}", place=13, variant="{}",
+        "Optimizer of the trained workloads: adam, adamw, sgd, adagrad; rowadam, rowadamw (Adam by rows, another "
+        "algorithm than the dense side's Adam); of your own model its own.",
+        choices=("adam", "adamw", "sgd", "adagrad", "rowadam", "rowadamw", "own"),
+        workloads=dict.fromkeys((*MODELS, OWN)), otherwise={OWN: ("own",)}, label="{}", place=13, variant="{}",
     ))
     leave: Name | None = field(default=None, metadata=_axis(
         "Layers of a model that stay dense: patterns of their names, with ; between them.",
@@ -320,9 +324,11 @@ class Axes(Generic[Absent]):
         label="compile={}", place=20, variant="compile {}",
     ))
     baseline: Name = field(default="same", metadata=_axis(
-        "Dense side: same (as the method's in all but the method), or best (the fastest here of eager and compiled,"
-        " with a fused optimizer or without).",
-        choices=("same", "best"), otherwise={OWN: ("best",)}, label="{} baseline", place=21, variant="{} baseline",
+        "Dense side: same (as the method's, its optimizer not fused, as in the papers), fused (with torch's fused "
+        "optimizer), or best (the fastest here of eager and compiled, with every optimizer that computes the same) "
+        "[default: same; of a model in training fused, of your own best].",
+        choices=("same", "fused", "best"), otherwise={**dict.fromkeys(MODELS, ("fused",)), OWN: ("best",)},
+        explicit=("fused",), label="{} baseline", place=21, variant="{} baseline",
     ))
     seed: Seed | Absent = field(default=0, metadata=_axis(
         "Seed of weights, data, selections and orders; each of several makes a case [default: 0].", dense=False,

@@ -197,7 +197,8 @@ class Row(StoredAxes, _Record):
     kernel: Name | None  # that ran; `kernel_requested` is the axis
     phase: Name | None
     data_published: bool | None = None  # by their SHA-256; null where no published SHA-256 is known
-    baseline_chosen: Name | None = None  # how the dense side was run, of the baseline "best": "compiled", say
+    # how the dense side was run, in words: "eager, fused optimizer"; null of the baseline "same", which says it all
+    baseline_chosen: Name | None = None
     measurement: Measurement | None = None
     sparse: Side = Side()
     dense: Side = Side()

@@ -39,7 +39,7 @@ class Baselines:
     def of(
         self, case: Case, environment_id: str, pool: Pool[int], starting: Callable[[], object]
     ) -> tuple[Baseline | None, Sequence[str]]:
-        """Return how the dense side of a case is run, and what could not be tried; None where that is no choice.
+        """Return how the dense side of a case is run, and what could not be tried; None where the case says it.
 
         Args:
             case: about to be measured; its processes have said hello, and it is not set up yet.
@@ -51,7 +51,7 @@ class Baselines:
             WorkerError: the case cannot be set up.
 
         """
-        if case.baseline == "same":
+        if case.baseline != "best":
             return None, ()
         work = environment_id, *_dense_work(case)
         if work not in self._chosen:

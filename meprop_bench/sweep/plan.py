@@ -228,8 +228,10 @@ def one_case(axes: _Axes) -> Case:
         if len(values) > 1:
             given = ", ".join(map(str, values))
             raise UserError(f"a profile is of one case: give --{name} one value, not {given}")
-    # What is compiled is in no stages; the usual method comes first.
-    cases = plan_axes({"baseline": ["same"], **axes}).cases
+    # What is compiled is in no stages, as the best dense side may be; the usual method comes first.
+    cases = plan_axes(axes).cases
+    if "baseline" not in axes and cases[0].baseline == "best":
+        cases = plan_axes({"baseline": ["same"], **axes}).cases
     return next((case for case in cases if case.k == AXES["k"].default), cases[0])
 
 

@@ -151,8 +151,8 @@ def profile_case(
     """
     if case.method == "dense":
         raise UserError("nothing is sparsified by the method dense, so there is nothing to take apart: take another")
-    if (case.compile, case.baseline) != ("off", "same"):
-        raise UserError("a profile takes eager code apart, stage by stage: leave --compile and --baseline out")
+    if case.compile == "on" or case.baseline == "best":
+        raise UserError("a profile takes eager code apart, stage by stage: leave --compile and --baseline best out")
     with device_lock(case.device, lambda holder: progress(waiting_for(holder))):
         before = state(case.threads)  # before processes are started: it counts what others take
         with Pool.of(partial(start_for, case), _PROCESSES) as pool:

@@ -44,7 +44,8 @@ PRESET = "MEPROP_BENCH_SUITE_PRESET"
 """Environment variable: another preset than the suites', a name or a path."""
 
 _ALWAYS = ("method", "k", "hidden", "batch", "device")
-"""Parameters of every grid, but k where no case has one. Another axis becomes one where the workload's cases differ."""
+"""Parameters of every grid, but k where no case has one. Another axis becomes one where the workload's cases differ, or
+one is what needs a word: a history of what it was before must not go on as this."""
 
 _IN_DEVICE = ("device", "threads")
 """Axes that the parameter `device` says together: cpu:2 (threads), cuda:0 (number)."""
@@ -182,7 +183,8 @@ def _differ(axis: str, cases: Sequence[Case]) -> bool:
         any(case.data is not None for case in cases) or all(case.in_features == case.out_features for case in cases)
     ):
         return False  # it follows from the data, or from the size
-    return axis != "workload" and len({getattr(case, AXES[axis].field) for case in cases}) > 1
+    values = {getattr(case, AXES[axis].field) for case in cases}
+    return axis != "workload" and (len(values) > 1 or not values.isdisjoint(AXES[axis].explicit))
 
 
 def _parameter(name: str, case: Case) -> Any:

@@ -48,7 +48,7 @@ REQUESTS = {
     # a case: speedup, profile, gate, doctor
     # {case, seconds, seed} -> baseline: how its dense side is the fastest (`workloads.baseline`), notes
     "baseline": "sweep.worker:baseline",
-    # {case, baseline (null: as the method's side)} -> kernel, k, phases, costs, notes, baseline (in words, if chosen)
+    # {case, baseline (null: as the case says)} -> kernel, k, phases, costs, notes, baseline (in words, but of "same")
     "setup": "sweep.worker:setup",
     # {warm_s} -> check, and if it passed, loops (and those of each side)
     "check": "sweep.worker:check",
@@ -189,9 +189,9 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
 
     _make_room(session, case)
     assert session.case is not None
-    chosen = workloads.Baseline.from_json(baseline) if baseline else workloads.Baseline.same(session.case)
+    chosen = workloads.Baseline.from_json(baseline) if baseline else None
     # What is compiled is compiled for the threads that torch has then.
-    compiled = chosen.compiled or session.case.compile == "on"
+    compiled = session.case.compile == "on" or bool(chosen and chosen.compiled)
     with _kernels_own_errors(), side_by_side(session.case, threads=session.case.threads if compiled else 1):
         session.prepared = prepared = workloads.setup(session.case, chosen)
     return {
@@ -202,7 +202,7 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
         "converted": prepared.converted,
         "data_published": prepared.data_published,
         "notes": list(prepared.notes),
-        "baseline": str(chosen) if session.case.baseline == "best" else None,
+        "baseline": prepared.dense_side,
     }
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.methods import METHODS
-from meprop_bench.optimizers import OPTIMIZERS, SCHEDULES
+from meprop_bench.optimizers import OF_DENSE, OPTIMIZERS, SCHEDULES
 from meprop_bench.tasks import load_task
 from meprop_bench.tasks.algorithm import ALGORITHMS, Algorithm, Watched
 from meprop_bench.tasks.build import is_model
@@ -186,8 +186,15 @@ class Recipe:
         return f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
 
     def dense(self) -> Self:
-        """Return the baseline: the same without method and algorithm."""
-        plain: dict[str, Any] = {"k": None, "gradient": "dense", "kernel": "auto", "leave": None, "k_by_layer": None}
+        """Return the baseline: the same without method and algorithm, and with an optimizer of dense gradients."""
+        plain: dict[str, Any] = {
+            "k": None,
+            "k_by_layer": None,
+            "gradient": "dense",
+            "kernel": "auto",
+            "leave": None,
+            "optimizer": OF_DENSE.get(self.optimizer, self.optimizer),
+        }
         return replace(self, method="dense", algorithm=None, details={}, best_after=0, **plain)
 
     def to_json(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class Prepared:
     layers: Callable[[], Sequence[Layer]] = tuple  # gives the linear layers whose backward passes are timed, in order
     converted: float | None = None  # share of the backward pass's operations that sparsified layers have, if counted
     data_published: bool | None = None  # whether the data are the published ones, by SHA-256; None where none is known
+    dense_side: str | None = None  # how it is run, in words; None for the baseline "same"
     notes: tuple[str, ...] = ()  # what a reader should know, one line each
 
     @property
@@ -89,9 +90,10 @@ class Prepared:
 def setup(case: Case, baseline: Baseline | None = None) -> Prepared:
     """Set a case up in this process; its module (and torch with it) is loaded here, and torch set to its arithmetic.
 
-    The dense side is run as `baseline` says, which was chosen for a case of the baseline "best". What is compiled is
-    compiled now, for torch's number of threads; after that this process compiles nothing, until the next case is set
-    up, which no longer has what this one compiled.
+    The dense side is run as the case says, or as `baseline`, which was chosen for one of the baseline "best". Where the
+    optimizer of a user's model cannot be fused, it stays as it is, and a note says so. What is compiled is compiled
+    now, for torch's number of threads; after that this process compiles nothing, until the next case is set up, which
+    no longer has what this one compiled.
 
     Raises:
         UserError: it cannot be compiled.
@@ -102,12 +104,18 @@ def setup(case: Case, baseline: Baseline | None = None) -> Prepared:
     from meprop_bench.workloads.compiled import compilation
 
     adopt(case.dtype)
-    chosen = baseline or Baseline.same(case)
+    chosen = baseline or Baseline.of(case)
     wanted = case.compile == "on" or chosen.compiled
     with compilation(wanted, keep_graph=not WORKLOADS[case.workload].trains) as made:
-        prepared = _set_up(case, chosen)
-    named = (chosen.note(case),) if case.baseline == "best" else ()
-    return replace(prepared, notes=(*prepared.notes, *named, *made.notes()))
+        try:
+            prepared = _set_up(case, chosen)
+        except Unavailable:
+            if baseline is not None:
+                raise
+            chosen = replace(chosen, optimizer="plain")
+            prepared = _set_up(case, chosen)
+    dense_side = None if case.baseline == "same" else str(chosen)
+    return replace(prepared, dense_side=dense_side, notes=(*prepared.notes, *chosen.notes(case), *made.notes()))
 
 
 def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> tuple[Baseline, tuple[str, ...]]:

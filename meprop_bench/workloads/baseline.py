@@ -1,16 +1,19 @@
-"""How the dense side is run: as the method's side, or on the strongest footing that there is here.
+"""How the dense side is run, and which optimizer each side of a model in training has.
 
-    same    compiled if the method's side is, the optimizer as the case has it
-    best    the fastest of {eager, compiled} × {the optimizer as it is, the same one fused}
+    same    compiled if the method's side is; torch's optimizer as it comes, not fused, as in the papers
+    fused   the same with torch's fused optimizer, which computes the same in one pass over the parameters
+    best    the fastest of {eager, compiled} × {as it comes, torch's fused, this package's compiled}
 
-Which one is fastest is a property of the machine and of the dense work, so it is measured: once for each dense work of
-a run, in one process, before anything else is timed, by interleaved pairs as any other comparison; all processes then
-get the one that won. A later candidate has to win by more than `_WORTH`, so that two that are equal do not change
-places from run to run, and the simplest is the first.
+`fused` is what a model in training is held against unless it is said otherwise: nobody trains with a method who has not
+taken that first. `best` costs a search. Which one is fastest is a property of the machine and of the dense work, so it
+is measured: once for each dense work of a run, in one process, before anything else is timed, by interleaved pairs as
+any other comparison; all processes then get the one that won. A later candidate has to win by more than `_WORTH`, so
+that two that are equal do not change places from run to run, and the simplest is the first.
 
-A fused optimizer is the same mathematics in one pass over the parameters, and nobody trains with a method without it
-who has it when training densely: if it wins, the method's side has it, too, where its gradients allow (not as rows).
-Whether the method's side is compiled is the axis `compile`.
+What computes the same is no part of the method, so the method's side has the dense side's optimizer, too, where its
+gradients are dense. Weight gradients as rows take an optimizer for rows, of this package, whatever the dense side has.
+That of AdaGrad and SGD is the same algorithm; `rowadam` and `rowadamw` are others, and their dense side has torch's
+Adam and AdamW. Whether the method's side is compiled is the axis `compile`.
 """
 
 from __future__ import annotations
@@ -22,15 +25,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.paired import Subject, calibrate, measure_pairs, warm_up
-from meprop_bench.optimizers import OPTIMIZERS
-from meprop_bench.results.axes import OWN
+from meprop_bench.optimizers import OF_DENSE, OPTIMIZERS, make_optimizer
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import WORKLOADS, Case
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from meprop_bench.measure.clock import Clock
 
 __all__ = ["Baseline", "Unavailable", "candidates", "fastest"]
+
+_WORDS = {"plain": "", "fused": ", fused optimizer"}
+"""Optimizer of the dense side -> how a row says it."""
 
 _WORTH = 1.01
 _LEAST_PAIRS = 7
@@ -42,50 +50,79 @@ class Baseline:
     """How the dense side is run."""
 
     compiled: bool = False
-    fused: bool = False  # the optimizer; of both sides
+    optimizer: str = "plain"  # torch's as it comes, or "fused": torch's fused one
 
     @classmethod
-    def same(cls, case: Case) -> Self:
-        """Return how it is run as the method's side is; ValueError for a case that asks for the best."""
+    def of(cls, case: Case) -> Self:
+        """Return what a case asks for, where torch has it; ValueError for the best, which has to be found out."""
         if case.baseline == "best":
             raise ValueError("baseline 'best' has to be chosen before the case is set up")
-        return cls(compiled=case.compile == "on")
+        fused = case.baseline == "fused" and _may_be_fused(case)
+        return cls(compiled=case.compile == "on", optimizer="fused" if fused else "plain")
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Build from a JSON object."""
         return cls(**record)
 
-    def to_json(self) -> dict[str, bool]:
+    def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         return asdict(self)
 
     def __str__(self) -> str:
         """Name it as a row does: "compiled, fused optimizer"."""
-        return ("compiled" if self.compiled else "eager") + (", fused optimizer" if self.fused else "")
+        return ("compiled" if self.compiled else "eager") + _WORDS[self.optimizer]
 
-    def note(self, case: Case) -> str:
-        """Return what a reader should know where it was chosen."""
-        both = self.fused and case.gradient == "dense"
-        return f"the dense side is {self}, the fastest here" + ("; the method has that optimizer, too" if both else "")
+    def optimizer_of(
+        self, case: Case, parameters: Iterable[nn.Parameter], *, sparsified: bool
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer of one side of a case."""
+        name = case.optimizer if sparsified else OF_DENSE.get(case.optimizer, case.optimizer)
+        gradient = case.gradient if sparsified else "dense"
+        return make_optimizer(name, parameters, gradient=gradient, fused=self.optimizer == "fused")
+
+    def notes(self, case: Case) -> tuple[str, ...]:
+        """Return what a reader should know of it, a line each."""
+        found = []
+        if case.baseline == "best":
+            both = self.optimizer != "plain" and case.gradient == "dense"
+            more = "; the method has that optimizer, too" if both else ""
+            found.append(f"the dense side is {self}, the fastest here{more}")
+        elif case.baseline == "fused" and self.optimizer != "fused":
+            own = f"optimizer like that of {case.model}"
+            name = own if case.optimizer == "own" else f"{case.optimizer} on {case.device}"
+            found.append(f"torch has no fused {name}: the dense side's is as it comes")
+        if (dense := OF_DENSE.get(case.optimizer)) is not None:
+            found.append(
+                f"the method's optimizer is another algorithm than the dense side's {dense}: it leaves rows without a"
+                " gradient as they are"
+            )
+        return tuple(found)
 
 
 class Unavailable(UserError):
     """There is no such dense side here: nothing that a user did wrong."""
 
 
+def _may_be_fused(case: Case) -> bool:
+    """Whether torch has a fused step of a case's optimizer; of your own, that is known when it has been made."""
+    if not WORKLOADS[case.workload].trains:
+        return False
+    if case.optimizer == "own":
+        return True
+    name = OF_DENSE.get(case.optimizer, case.optimizer)
+    return case.device.partition(":")[0] in OPTIMIZERS[name].fused
+
+
 def candidates(case: Case) -> tuple[Baseline, ...]:
-    """Return what the dense side of a case can be, the simplest first: one of "same", several of "best"."""
-    if case.baseline == "same":
-        return (Baseline.same(case),)
-    workload = WORKLOADS[case.workload]
-    # Of any model the optimizer is known when it is made; that of a task is fused as it is.
-    own = case.workload == OWN
-    fused = workload.trains and (own or case.device.partition(":")[0] in OPTIMIZERS[case.optimizer].fused)
+    """Return what the dense side of a case can be, the simplest first: several of "best", otherwise one."""
+    if case.baseline != "best":
+        return (Baseline.of(case),)
+    optimizers = ["plain", *(["fused"] if _may_be_fused(case) else [])]
     return tuple(
         Baseline(compiled, optimizer)
-        for compiled in (False, *(() if workload.uncompiled else (True,)))
-        for optimizer in (False, *((True,) if fused else ()))
+        for compiled in (False, *(() if WORKLOADS[case.workload].uncompiled else (True,)))
+        for optimizer in optimizers
     )
 
 

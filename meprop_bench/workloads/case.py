@@ -24,6 +24,7 @@ from typing import Any, Never, Self
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.methods import METHODS, SPARSE
+from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.results.axes import AXES, Axes, case_name
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model
@@ -120,10 +121,7 @@ class Case(Axes[Never]):
         if self.size is not None and self.filter is not None:
             self._check_maps(self.size, self.filter)
         self._check_model()
-        if self.gradient == "rows" and self._workload.trains and self.optimizer == "adam":
-            raise UserError(
-                "optimizer adam takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient dense"
-            )
+        self._check_optimizer()
 
     @property
     def _workload(self) -> Workload:
@@ -157,6 +155,21 @@ class Case(Axes[Never]):
             if getattr(self, name) != usual:
                 raise UserError(f"{name} {getattr(self, name)!r} does nothing with --method dense: leave it out")
 
+    def _check_optimizer(self) -> None:
+        if not self._workload.trains or self.optimizer == "own":
+            return
+        rows = self.gradient == "rows"
+        if rows and not OPTIMIZERS[self.optimizer].rows:
+            raise UserError(
+                f"optimizer {self.optimizer} takes no gradient as rows: add --optimizer sgd (or adagrad), or --gradient"
+                " dense"
+            )
+        if not rows and self.optimizer.startswith("row"):
+            raise UserError(
+                f"optimizer {self.optimizer} is {self.optimizer.removeprefix('row')} where gradients are dense: add"
+                " --gradient rows"
+            )
+
     def _check_launch(self) -> None:
         if self.launch == "eager":
             return
@@ -169,6 +182,10 @@ class Case(Axes[Never]):
             )
 
     def _check_compile(self) -> None:
+        if self.baseline == "fused" and not self._workload.trains:
+            raise UserError(
+                f"baseline 'fused' is about an optimizer, and the workload {self.workload} has none: leave it out"
+            )
         if self.baseline == "best" and self.method == "dense":
             raise UserError("baseline 'best' is for a method: --method dense times one dense side against itself")
         if self.launch == "graph" and (self.compile, self.baseline) != ("off", "same"):
@@ -204,7 +221,7 @@ class Case(Axes[Never]):
             _options(self.options)
         own = self.model is not None and is_model(self.model)
         if self.optimizer == "own" and not own:
-            raise UserError("optimizer own is that of a model of your own: choose adam, sgd or adagrad")
+            raise UserError(f"optimizer own is that of a model of your own: choose {', '.join(OPTIMIZERS)}")
 
     def _check_data(self) -> None:
         if self.workload == "transformer":

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from meprop_bench.algorithms.meact import MeAct
 from meprop_bench.data import ImageData, load_images
-from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
@@ -64,7 +63,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
     stream, examples = _stream(case, data)
     plain, masked = (build_model(case, data, sparsified=False, seed=case.seed) for _ in range(2))
     act = MeAct(masked, examples)
-    optimizers = [make_optimizer(case.optimizer, each.parameters(), fused=how.fused) for each in (plain, masked)]
+    optimizers = [how.optimizer_of(case, each.parameters(), sparsified=each is masked) for each in (plain, masked)]
     dense, active = _Dense(plain, optimizers[0]), _Active(masked, optimizers[1], act)
     for batch in itertools.islice(itertools.cycle(stream), _PASSES * len(stream)):
         dense(batch)

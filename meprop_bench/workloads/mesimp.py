@@ -44,7 +44,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
     data = load_images(case.data).to(case.device)
     stream = list(batches(data.train, case.batch, seed=case.seed, steps=WALK))
     dense, simplified = (_trained(case, data, stream, simplify=simplify) for simplify in (False, True))
-    baseline, method = (_side(case, model, stream, fused=how.fused) for model in (dense, simplified))
+    baseline, method = (_side(case, model, stream, how) for model in (dense, simplified))
     widths = [_widths(model) for model in (dense, simplified)]
     forward = tuple(_forward(case.batch, each) for each in widths)
     decode = (_decoding(dense, stream[0]), _decoding(simplified, stream[0]))
@@ -77,10 +77,10 @@ def _trained(case: Case, data: ImageData, stream: list[Batch], *, simplify: bool
     return model
 
 
-def _side(case: Case, model: nn.Module, stream: list[Batch], *, fused: bool) -> Side:
+def _side(case: Case, model: nn.Module, stream: list[Batch], how: Baseline) -> Side:
     """Return a model in training, with an optimizer that starts anew, as in the middle of a cycle."""
     decode = _decoding(model, stream[0])
-    optimizer = make_optimizer(case.optimizer, model.parameters(), fused=fused)
+    optimizer = how.optimizer_of(case, model.parameters(), sparsified=False)  # both have dense gradients
     return Side(Step(model, optimizer), stream, {"decode": decode})
 
 

@@ -28,7 +28,6 @@ from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops import resolve_k
 from meprop_bench.ops.cost import Cost, expected_rows, linear_backward, linear_forward, update
 from meprop_bench.ops.kernels import Request
-from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
@@ -66,9 +65,10 @@ def setup(case: Case, how: Baseline) -> Prepared:
             case,
             build_model(case, data, sparsified=sparsified, seed=case.seed),
             stream,
+            how,
+            sparsified=sparsified,
             compiled=compiled[sparsified],
             apart=not whole,
-            fused=how.fused,
         )
         for sparsified in (False, True)
     )
@@ -101,10 +101,17 @@ class _Side(Side):
     """One side in training, with its linear layers' own backward passes beside."""
 
     def __init__(
-        self, case: Case, model: nn.Module, stream: list[Batch], *, compiled: bool, apart: bool, fused: bool
+        self,
+        case: Case,
+        model: nn.Module,
+        stream: list[Batch],
+        how: Baseline,
+        *,
+        sparsified: bool,
+        compiled: bool,
+        apart: bool,
     ) -> None:
-        optimizer = make_optimizer(case.optimizer, model.parameters(), gradient=case.gradient, fused=fused)
-        step = Step(model, optimizer)
+        step = Step(model, how.optimizer_of(case, model.parameters(), sparsified=sparsified))
         self.first_loss = step.forward(stream[0]).item()
         self.layers = _record(step, stream[0])
         # Not before, as what is recorded is each layer by itself.

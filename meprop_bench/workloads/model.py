@@ -97,7 +97,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
 
 def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     """Return the two sides of a task's model in training, by the recipe and by its dense side."""
-    dense, sparse = (_step(task, each, case.seed, fused=how.fused) for each in (recipe.dense(), recipe))
+    dense, sparse = (_step(task, each, case, fused=how.optimizer == "fused") for each in (recipe.dense(), recipe))
     stream = _batches(task, case.seed, dense.accumulate)
     with seeded(case.seed):
         first_losses = [_first_loss(task, step, stream[0]) for step in (dense, sparse)]
@@ -127,16 +127,21 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     )
 
 
-def _step(task: Task, recipe: Recipe, seed: int, *, fused: bool) -> Step:
-    """Build one side's model, and return its step, with a fused optimizer if gradients are such that it takes them."""
-    model = task.build(seed)
+def _step(task: Task, recipe: Recipe, case: Case, *, fused: bool) -> Step:
+    """Build one side's model, and return its step, with a fused optimizer if gradients are such that it takes them.
+
+    That of a task is fused as it is made, where torch has it.
+    """
+    model = task.build(case.seed)
     task.sparsify(model, recipe)
     step = task.step(model, recipe)
     if not fused or recipe.gradient == "rows":
         return step
-    if (optimizer := optimizers.fused(step.optimizer)) is None:
-        raise Unavailable(f"the optimizer of {task.name} cannot be fused, or is")
-    return replace(step, optimizer=optimizer)
+    if (optimizer := optimizers.fused(step.optimizer)) is not None:
+        return replace(step, optimizer=optimizer)
+    if case.baseline == "fused" and optimizers.is_fused(step.optimizer):
+        return step
+    raise Unavailable(f"the optimizer of {task.name} cannot be fused, or is")
 
 
 def _batches(task: Task, seed: int, accumulate: int) -> list[Any]:

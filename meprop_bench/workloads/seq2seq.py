@@ -23,7 +23,6 @@ from meprop_bench.algorithms.alternating import Alternating
 from meprop_bench.algorithms.schedule import Constant, KScheduler
 from meprop_bench.models.translator import Translator
 from meprop_bench.nn import convert
-from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
@@ -62,8 +61,8 @@ def setup(case: Case, how: Baseline) -> Prepared:
     if case.out_features % 2:
         raise ValueError(f"hidden must be even, half of it for each direction of the encoder, not {case.out_features}")
     stream = _sentences(case)
-    baseline = _side(case, stream, sparsified=False, compiled=how.compiled, fused=how.fused)
-    method = _side(case, stream, sparsified=True, compiled=case.compile == "on", fused=how.fused)
+    baseline = _side(case, stream, how, sparsified=False, compiled=how.compiled)
+    method = _side(case, stream, how, sparsified=True, compiled=case.compile == "on")
     return Prepared(
         **sides(baseline, method),
         phases=PHASES,
@@ -82,12 +81,12 @@ def _model(case: Case, *, sparsified: bool) -> Translator:
     return model.to(case.device)
 
 
-def _side(case: Case, stream: list[_Batch], *, sparsified: bool, compiled: bool, fused: bool) -> Side:
+def _side(case: Case, stream: list[_Batch], how: Baseline, *, sparsified: bool, compiled: bool) -> Side:
     model, alternating = _model(case, sparsified=sparsified), None
     if sparsified:
         k = Constant(case.k)
         alternating = Alternating({"encoder": KScheduler(model.encoder, k), "decoder": KScheduler(model.decoder, k)})
-    optimizer = make_optimizer(case.optimizer, model.parameters(), fused=fused)
+    optimizer = how.optimizer_of(case, model.parameters(), sparsified=sparsified)
     loss = function(model.loss) if compiled else model.loss
     return Side(_Translation(model, optimizer, alternating, loss), stream)
 

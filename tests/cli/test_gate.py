@@ -77,7 +77,7 @@ def test_what_the_gate_does_not_judge_is_one_line(axis, label, tmp_path, monkeyp
     (tmp_path / "own.toml").write_text(f'name = "own"\nanalysis = "a"\nchecks = []\n[[sweep]]\nk = 3\n{axis}\n')
     assert run(["gate", "--base", "a", "--preset", "own.toml"]) == ExitCode.USAGE
     error = capsys.readouterr().err
-    assert "leave compile and baseline out of linear" in error
+    assert "leave compile and baseline best out of linear" in error
     assert label in error
     assert error.count("\n") == 1
 

@@ -19,6 +19,14 @@ _CASES: list[tuple[dict[str, Any], str]] = [
     ({"device": "cuda", "dtype": "bfloat16", "k": 0.1}, "linear 500→500 B=50 meprop k=0.1 bfloat16 cuda:0"),
     ({"device": "cuda", "launch": "graph"}, "linear 500→500 B=50 meprop k=30 graph launch cuda:0"),
     (
+        {"workload": "mlp", "data": "mnist", "in_features": 784, "baseline": "fused"},
+        "mlp mnist h=500 B=50 meprop k=30 fused baseline cpu:2",
+    ),
+    (
+        {"workload": "model", "model": "mnist", "baseline": "best"},
+        "model mnist meprop k=30 adam cpu:2",
+    ),
+    (
         {"workload": "mlp", "data": "mnist", "in_features": 784, "layers": 5, "optimizer": "adagrad"},
         "mlp mnist h=500 layers=5 B=50 meprop k=30 adagrad cpu:2",
     ),

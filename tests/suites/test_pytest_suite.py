@@ -36,7 +36,7 @@ def test_the_row_is_in_the_json(run: Callable, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "found.json").read_text())
     step, update = sorted(written["benchmarks"], key=lambda each: each["params"]["phase"])
     assert step["group"] == "mlp digits h=32 B=10: step"
-    assert step["params"]["case"] == "mlp unified-k8-hidden32-batch10-cpu:1"
+    assert step["params"]["case"] == "mlp unified-k8-hidden32-batch10-cpu:1-baselinefused"
     extra = step["extra_info"]
     assert extra["k"] == 8
     assert extra["check"] == "passed"

@@ -81,7 +81,7 @@ class _Worker:
         return {"kernel": "gather", "k": message["case"]["k"], **about, "phases": phases, "costs": costs}
 
     def _baseline(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        return {"baseline": {"compiled": True, "fused": False}, "notes": ["nothing else could be tried"]}
+        return {"baseline": {"compiled": True, "optimizer": "plain"}, "notes": ["nothing else could be tried"]}
 
     def _check(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"check": "passed", "loops": 3}
@@ -643,7 +643,7 @@ def test_the_best_dense_side_is_found_by_one_process_and_set_up_in_all(run: Call
     store = run(workers, [Case(k=3, threads=1), *(Case(k=k, threads=1, baseline="best") for k in (3, 4))])
     assert workers.count("baseline") == 1
     chosen = [message["baseline"] for do, message in workers.log if do == "setup"]
-    assert chosen == [None] * 3 + [{"compiled": True, "fused": False}] * 6
+    assert chosen == [None] * 3 + [{"compiled": True, "optimizer": "plain"}] * 6
     same, *best = store.rows()[::2]
     assert (same.baseline_chosen, {row.baseline_chosen for row in best}) == (None, {"compiled"})
     assert all(Note("nothing else could be tried") in row.notes for row in best)

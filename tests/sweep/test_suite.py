@@ -26,8 +26,8 @@ def test_each_case_of_the_suite_is_one_point_of_its_grid() -> None:
     assert {case for grid in grids.values() for case in grid.cases.values()} == set(suite.cases)
     assert grids["linear"].names == ("method", "k", "hidden", "batch", "device")
     assert grids["linear"].values[-1] == ("cpu:1", "cpu:2", "cuda:0")
-    assert grids["mlp"].names[-2:] == ("data", "optimizer")
-    assert grids["meact"].names == ("method", "hidden", "batch", "device")  # it has no k
+    assert grids["mlp"].names[-3:] == ("data", "optimizer", "baseline")
+    assert grids["meact"].names == ("method", "hidden", "batch", "device", "baseline")  # it has no k
 
 
 def test_the_part_has_all_methods_on_all_devices_and_data() -> None:
@@ -55,6 +55,15 @@ def test_another_axis_becomes_a_parameter_where_cases_differ() -> None:
     assert grid.label(cases[1]) == "meprop-k30-hidden500-batch50-cpu:1-gradientrows"
     with pytest.raises(UserError, match="two cases of the preset are"):
         Grid.of([Case(device="cuda:0", threads=threads) for threads in (1, 2)])
+
+
+def test_a_history_against_another_dense_side_does_not_go_on_under_the_same_name() -> None:
+    same, fused = (
+        Case(workload="mlp", data="digits", in_features=64, threads=1, baseline=baseline)
+        for baseline in ("same", "fused")
+    )
+    assert Grid.of([same]).label(same) == "meprop-k30-hidden500-batch50-cpu:1"
+    assert Grid.of([fused]).label(fused) == "meprop-k30-hidden500-batch50-cpu:1-baselinefused"
 
 
 def test_a_workload_that_the_preset_has_not_has_no_points() -> None:

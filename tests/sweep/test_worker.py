@@ -255,17 +255,18 @@ def test_the_operators_of_a_phase_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "chosen", "expected"),
-    [({}, None, 1), ({"compile": "on"}, None, 2), ({"baseline": "best"}, {"compiled": True, "fused": False}, 2),
-     ({"baseline": "best"}, {"compiled": False, "fused": True}, 1)],
+    [({}, None, 1), ({"compile": "on"}, None, 2), ({"baseline": "best"}, {"compiled": True, "optimizer": "plain"}, 2),
+     ({"baseline": "best"}, {"compiled": False, "optimizer": "fused"}, 1)],
 )  # fmt: skip
 def test_what_is_compiled_is_compiled_for_the_threads_that_are_timed(
-    changes: dict[str, str], chosen: dict[str, bool] | None, expected: int, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, str], chosen: dict[str, Any] | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, object]] = []
 
     def setup(case: Case, baseline: object) -> object:
         seen.append((torch.get_num_threads(), baseline))
-        return workloads.Prepared(phases=(), baseline=lambda *_: {}, method=lambda *_: {}, check=str, kernel="", k=1)
+        sides: dict[str, Any] = {"baseline": lambda *_: {}, "method": lambda *_: {}}
+        return workloads.Prepared(**sides, phases=(), check=str, kernel="", k=1, dense_side="as it was set up")
 
     monkeypatch.setattr(workloads, "setup", setup)
     before = torch.get_num_threads()
@@ -273,13 +274,14 @@ def test_what_is_compiled_is_compiled_for_the_threads_that_are_timed(
     answer = _ask(Session(), do="setup", case=case.to_json(), **({"baseline": chosen} if chosen else {}))
     ((threads, how),) = seen
     assert (threads, torch.get_num_threads()) == (expected, before)
-    assert answer["baseline"] == (str(how) if case.baseline == "best" else None)
+    assert how == (workloads.Baseline.from_json(chosen) if chosen else None)
+    assert answer["baseline"] == "as it was set up"
 
 
 def test_a_worker_finds_the_fastest_dense_side_and_sets_it_up(session: Session) -> None:
     case = {**_CASE.to_json(), "workload": "lstm", "baseline": "best"}
     found = _ask(session, do="baseline", case=case, seconds=0.01, seed=0)
-    assert found == {"baseline": {"compiled": False, "fused": False}, "notes": []}
+    assert found == {"baseline": {"compiled": False, "optimizer": "plain"}, "notes": []}
     assert session.checked is None
     answer = _ask(session, do="setup", case=case, baseline=found["baseline"])
     assert answer["baseline"] == "eager"

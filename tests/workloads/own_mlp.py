@@ -1,6 +1,6 @@
 """The workload mlp's usual case as a user's model, to show that the way by `--model` costs nothing.
 
-    meprop-bench speedup --workload mlp --method meprop,unified --k 30,80 --no-parity
+    meprop-bench speedup --workload mlp --method meprop,unified --k 30,80 --baseline same --no-parity
     meprop-bench speedup --model tests/workloads/own_mlp.py --method meprop,unified --k 30,80 --baseline same
 
 The speed-ups of backward and step have to agree within their intervals, and so do the times of both sides.

@@ -12,12 +12,14 @@ from torch import nn
 
 from meprop_bench.measure.clock import Clock, WallClock
 from meprop_bench.measure.paired import Subject
-from meprop_bench.optimizers import fused
+from meprop_bench.optimizers import fused, is_fused
+from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset, preset_names
 from meprop_bench.workloads import Baseline, Case, choose, compiled, setup
 from meprop_bench.workloads.baseline import candidates, fastest
+from meprop_bench.workloads.case import WORKLOADS
 
-_EAGER, _FUSED, _COMPILED = Baseline(), Baseline(fused=True), Baseline(compiled=True)
-_BOTH = Baseline(compiled=True, fused=True)
+_EAGER, _FUSED, _COMPILED = Baseline(), Baseline(optimizer="fused"), Baseline(compiled=True)
+_BOTH = Baseline(compiled=True, optimizer="fused")
 _MODEL = {"batch": 4, "in_features": 64, "out_features": 12, "threads": 1, "k": 3, "data": "digits"}
 
 
@@ -79,6 +81,10 @@ def test_a_candidate_is_made_when_it_is_needed() -> None:
     [
         (Case(), [_EAGER]),
         (Case(compile="on"), [_COMPILED]),
+        (Case(workload="mlp", **_MODEL), [_EAGER]),
+        (Case(baseline="fused", workload="mlp", **_MODEL), [_FUSED]),
+        (Case(baseline="fused", workload="mlp", compile="on", **_MODEL), [_BOTH]),
+        (Case(baseline="fused", workload="mlp", optimizer="adagrad", device="cuda", **_MODEL), [_EAGER]),
         (Case(baseline="best"), [_EAGER, _COMPILED]),
         (Case(baseline="best", compile="on"), [_EAGER, _COMPILED]),
         (Case(baseline="best", workload="lstm"), [_EAGER]),
@@ -89,6 +95,85 @@ def test_a_candidate_is_made_when_it_is_needed() -> None:
 )
 def test_there_are_as_many_candidates_as_make_a_difference(case: Case, expected: list[Baseline]) -> None:
     assert list(candidates(case)) == expected
+
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "seq2seq": {"batch": 2, "hidden": 8, "length": 4, "k": 3},
+    "transformer": {"batch": 2, "hidden": 16, "heads": 2, "layers": 1, "length": 8, "k": 3, "data": "made-up"},
+    "model": {"model": "digits", "options": "batch=4;hidden=12", "k": 3, "baseline": "fused"},
+}
+_PERCEPTRON = {"batch": 4, "hidden": 12, "k": 3, "data": "digits"}
+_TRAINED = [name for name, workload in WORKLOADS.items() if workload.trains]
+_DENSE = ("adam", "adamw", "sgd", "adagrad")
+
+
+def _planned(workload: str, **axes: Any) -> Case:
+    sizes = _SIZES.get(workload, _PERCEPTRON)
+    named = {"workload": workload, "threads": 1, "method": WORKLOADS[workload].methods[0], **sizes, **axes}
+    (case,) = plan_axes({axis: [value] for axis, value in named.items()}).cases
+    return case
+
+
+def _optimizers(case: Case) -> list[torch.optim.Optimizer]:
+    prepared: Any = setup(case)
+    return [side.step.optimizer for side in (prepared.baseline, prepared.method)]
+
+
+@pytest.mark.parametrize("optimizer", _DENSE)
+@pytest.mark.parametrize("workload", _TRAINED)
+def test_no_trained_case_is_measured_against_a_weaker_dense_side_than_asked(workload: str, optimizer: str) -> None:
+    case = _planned(workload, optimizer=optimizer)
+    assert case.baseline == "fused"
+    prepared: Any = setup(case)
+    assert prepared.dense_side == "eager, fused optimizer"
+    for side in (prepared.baseline, prepared.method):  # the method's gradients are dense, and take it, too
+        assert type(side.step.optimizer).__module__ == f"torch.optim.{optimizer}"
+        assert is_fused(side.step.optimizer)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowadam", "rowadamw"])
+@pytest.mark.parametrize("workload", ["mlp", "transformer", "model"])
+def test_rows_do_not_take_the_fused_optimizer_from_the_dense_side(workload: str, optimizer: str) -> None:
+    dense, method = _optimizers(_planned(workload, optimizer=optimizer, gradient="rows"))
+    assert type(dense).__module__ == f"torch.optim.{optimizer.removeprefix('row')}"
+    assert is_fused(dense)
+    assert not is_fused(method)
+
+
+def test_the_papers_optimizer_is_not_fused_on_either_side() -> None:
+    for gradient in ("dense", "rows"):
+        case = _planned("mlp", baseline="same", optimizer="sgd", gradient=gradient)
+        assert not any(is_fused(optimizer) for optimizer in _optimizers(case))
+        assert setup(case).dense_side is None
+
+
+def test_rows_of_another_algorithm_say_so() -> None:
+    notes = setup(_planned("mlp", optimizer="rowadam", gradient="rows")).notes
+    assert any(
+        note.startswith("the method's optimizer is another algorithm than the dense side's adam") for note in notes
+    )
+    exact = setup(_planned("mlp", optimizer="adagrad", gradient="rows")).notes
+    assert not any("another algorithm" in note for note in exact)
+
+
+def test_where_torch_has_no_fused_step_the_row_says_so() -> None:
+    case = _planned("mlp", optimizer="adagrad", device="cuda")
+    (note,) = Baseline.of(case).notes(case)
+    assert note == "torch has no fused adagrad on cuda:0: the dense side's is as it comes"
+    own = Case(workload="model", model="own_mlp.py:lbfgs", baseline="fused", threads=1, optimizer="own")
+    plain = Baseline()
+    assert plain.notes(own) == (
+        "torch has no fused optimizer like that of own_mlp.py:lbfgs: the dense side's is as it comes",
+    )
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_presets_hold_trained_cases_against_the_strongest_dense_side(name: str) -> None:
+    found = {case.baseline for case in plan_preset(load_preset(name)).cases if WORKLOADS[case.workload].trains}
+    allowed = {"fused", "best"} | (
+        {"same"} if name == "gpu" else set()
+    )  # the papers' tables are made of that one's rows
+    assert found <= allowed
 
 
 def test_a_best_side_cannot_be_set_up_before_it_was_chosen() -> None:

@@ -23,7 +23,16 @@ def _case(**changes: object) -> Case:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"method": "meprop"}, {"method": "random"}, {"k": 0.5}, {"k": 16}, {"gradient": "rows", "optimizer": "sgd"}],
+    [
+        {},
+        {"method": "meprop"},
+        {"method": "random"},
+        {"k": 0.5},
+        {"k": 16},
+        {"gradient": "rows", "optimizer": "sgd"},
+        {"gradient": "rows", "optimizer": "adagrad", "baseline": "fused"},
+        {"gradient": "rows", "optimizer": "rowadam", "baseline": "fused"},
+    ],
 )
 def test_it_passes_its_check(changes: dict[str, object]) -> None:
     prepared = setup(_case(**changes))

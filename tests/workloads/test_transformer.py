@@ -30,6 +30,8 @@ def _case(**changes: Any) -> Case:
         {"method": "meprop", "k": 3},
         {"method": "random"},
         {"gradient": "rows", "optimizer": "sgd"},
+        {"gradient": "rows", "optimizer": "rowadamw", "baseline": "fused"},
+        {"optimizer": "adamw", "baseline": "fused"},
         {"kernel": "masked", "layers": 1, "heads": 1, "length": 5},
     ],
 )
@@ -97,11 +99,13 @@ def test_what_is_measured_if_nothing_is_said() -> None:
     assert {case.method for case in cases} == {"meprop", "unified"}
     (first, *_) = cases
     assert (first.out_features, first.heads, first.layers, first.length, first.batch) == (256, 4, 4, 128, 16)
-    assert first.label == "transformer made-up h=256 T=128 heads=4 B=16 meprop k=0.0625 cpu:1"
+    assert first.label == "transformer made-up h=256 T=128 heads=4 B=16 meprop k=0.0625 fused baseline cpu:1"
     small = plan_axes(
         {"workload": ["transformer"], "data": ["made-up"], "threads": [1], "k": [3], "heads": [8], "layers": [2]}
     )
-    assert small.cases[0].label == "transformer made-up h=256 T=128 layers=2 heads=8 B=16 meprop k=3 cpu:1"
+    assert (
+        small.cases[0].label == "transformer made-up h=256 T=128 layers=2 heads=8 B=16 meprop k=3 fused baseline cpu:1"
+    )
 
 
 def test_auto_is_real_text_where_it_is_here(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
