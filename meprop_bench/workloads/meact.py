@@ -1,6 +1,6 @@
 """The papers' perceptron trained by meAct, each example through its own neurons, against ordinary training.
 
-    forward   loss; every hidden layer's output is multiplied by its examples' masks
+    forward   loss; a hidden layer's output is 0 where a neuron is not active for an example
     backward, update, step
 
 The masks are what `_PASSES` passes over the examples gave (99 of 500 neurons for an example in the paper). In place of
