@@ -26,8 +26,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from meprop_bench.errors import UserError
 from meprop_bench.nn.evaluation import evaluation_mode
+from meprop_bench.nn.perceptron import FusedMLP
 
-__all__ = ["Step", "Training", "evaluate"]
+__all__ = ["FusedStep", "Step", "Training", "evaluate", "fused_step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,36 @@ class Step:
             losses.append(loss.detach())
         self.update()
         return torch.stack(losses).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class FusedStep(Step):
+    """A step of a perceptron that computes loss and gradients without autograd."""
+
+    model: FusedMLP
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return the mean loss over a batch of images and labels, a scalar without a graph."""
+        return self.model.loss(*batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradient of every parameter, for the loss that `forward` returned last."""
+        self.model.backward(loss)
+
+
+def fused_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> FusedStep:
+    """Return a step of the very modules of a perceptron, as `nn.FusedMLP.from_modules` takes them.
+
+    Raises:
+        UserError: for a model that is something else, in one line.
+
+    """
+    if isinstance(model, FusedMLP):
+        return FusedStep(model, optimizer)
+    try:
+        return FusedStep(FusedMLP.from_modules(model), optimizer)  # type: ignore[arg-type]  # it looks itself
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

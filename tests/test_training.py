@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -5,8 +7,9 @@ from torch import nn
 from meprop_bench.data import ImageData, Part, batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
+from meprop_bench.nn import convert
 from meprop_bench.optimizers import OPTIMIZERS, make_optimizer
-from meprop_bench.training import Step, Training, evaluate
+from meprop_bench.training import Step, Training, evaluate, fused_step
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,38 @@ def test_the_three_phases_are_the_step(data, name):
     for p, q, r in zip(whole.parameters(), parts.parameters(), plain.parameters(), strict=True):
         assert torch.equal(p, q)
         assert torch.equal(p, r)
+
+
+@pytest.mark.parametrize("gradient", ["dense", "rows"])
+@pytest.mark.parametrize("selection", [None, "example", "unified"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_fused_step_is_that_of_the_modules(data, gradient, selection, accumulate):
+    stream = list(batches(data.train, 10, seed=0, steps=8))
+    models = [MLP(6, 16, 2, seed=1) for _ in range(3)]
+    for model in models if selection else ():
+        convert(model, k=3, selection=selection, sparse=gradient == "rows")
+    optimizers = [make_optimizer("adagrad", model.parameters(), gradient=gradient) for model in models]
+    modules, whole, parts = (
+        dataclasses.replace(make(model, optimizer), accumulate=accumulate)
+        for make, model, optimizer in zip((Step, fused_step, fused_step), models, optimizers, strict=True)
+    )
+    for start in range(0, 8, accumulate):
+        batch = stream[start] if accumulate == 1 else stream[start : start + accumulate]
+        expected, loss = modules(batch), whole(batch)
+        assert not loss.requires_grad
+        torch.testing.assert_close(loss, expected)
+        for part in [batch] if accumulate == 1 else batch:
+            parts.backward(parts.forward(part))
+        parts.update()
+    for p, q, r in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(q, p)
+        assert torch.equal(q, r)
+
+
+def test_a_model_without_a_fused_step_is_refused():
+    dropout = MLP(6, 16, 2, dropout=0.5)
+    with pytest.raises(UserError, match="dropout0 is Dropout"):
+        fused_step(dropout, make_optimizer("sgd", dropout.parameters()))
 
 
 def test_optimizers_have_the_papers_settings():

@@ -5,10 +5,12 @@ from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.conversion import Conversion, record_calls
 from meprop_bench.nn.convert import convert, convertible, revert
 from meprop_bench.nn.linear import MePropLinear
+from meprop_bench.nn.perceptron import FusedMLP
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 
 __all__ = [
     "Conversion",
+    "FusedMLP",
     "MePropConv1d",
     "MePropConv2d",
     "MePropGRU",
