@@ -2,9 +2,9 @@
 
     On this machine a training step pays at h=2048 (2.34x), not at h=500 (0.95x).
 
-A step pays where its speed-up's interval lies above 1, and does not where that lies below; all speed-ups of a report are
-judged at once (`reliability`). Between the two nothing is decided, nor where the interval is too wide to tell, or the
-dense times disagree. Where several cases are of one place, it is said of how many.
+A step pays where its speed-up's interval lies above 1, and does not where that lies below; all speed-ups of a report
+are judged at once (`reliability`). Between the two nothing is decided, nor where the interval is too wide to tell, or
+the dense times disagree. Where several cases are of one place, it is said of how many.
 """
 
 from __future__ import annotations

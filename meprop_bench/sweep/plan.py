@@ -120,7 +120,7 @@ class Preset:
 
 
 _OF_A_SWEEP = {"utilization": ("watched", "utilization"), "accuracy": ("compared", "checks")}
-"""What a sweep of a preset may say for its own cases, too -> field of a plan that has their ids, setting of all cases."""
+"""What a sweep of a preset may say for its own cases, too -> field of a plan with their ids, setting of all cases."""
 
 
 @cache
