@@ -258,6 +258,7 @@ AXES: dict[str, Callable[[Row], str]] = {
         for axis in TABLE.values()
         if not axis.titled and axis.field not in (*IN_SHAPE, "method", "k")
     },
+    "dense side": lambda row: row.baseline_chosen or ABSENT,
     "environment": lambda row: row.environment_id,
 }
 """Heading of a column -> its text; workload and allocator are in the titles."""

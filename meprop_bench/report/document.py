@@ -28,6 +28,7 @@ from meprop_bench.report.cells import (
 )
 from meprop_bench.report.identical import identical_section, identical_summary
 from meprop_bench.report.machine import saving_sections, utilization_section
+from meprop_bench.report.pays import which_pay
 from meprop_bench.report.quality import Quality
 from meprop_bench.report.reliability import doubts, mean_speedup, with_disagreements
 from meprop_bench.results.incoming import parsed, refused
@@ -354,6 +355,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         first += f", {len(failed)} could not be run"
     lines = [first + "."]
     distinct = distinct_rows(rows)
+    lines += filter(None, [which_pay(rows, distinct)])
     lines += [_range_of(found, name, distinct) for name, found in _headline_rows(rows)]
     trained = [row.parity for row in rows if row.parity is not None]
     verdicts = Counter(found.verdict for found in trained)

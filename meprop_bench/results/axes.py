@@ -330,6 +330,12 @@ class Axes(Generic[Absent]):
         choices=("same", "fused", "best"), otherwise={**dict.fromkeys(MODELS, ("fused",)), OWN: ("best",)},
         explicit=("fused",), label="{} baseline", place=21, variant="{} baseline",
     ))
+    fused_step: Name = field(default="none", metadata=_axis(
+        "Sides whose training step is one function without autograd (nn.FusedMLP): none, method (dense in torch's "
+        "modules), or both.",
+        choices=("none", "method", "both"), workloads={"mlp": None}, label="fused step of {}", place=22,
+        variant="fused step of {}",
+    ))
     seed: Seed | Absent = field(default=0, metadata=_axis(
         "Seed of weights, data, selections and orders; each of several makes a case [default: 0].", dense=False,
         label="seed={}", place=90,

@@ -82,6 +82,7 @@ class Plan:
     pin: bool = False  # bind each process to as many physical cores as it has threads
     utilization: bool = True  # watch utilisation, power and energy after the timing, for 2 s of each side
     watched: tuple[str, ...] = ()  # ids of cases for which that is done although it is not for all
+    compared: tuple[str, ...] = ()  # ids of cases whose accuracy is compared although that is no check of all
     accuracy_seeds: _Number = 5  # training runs of each side in the accuracy comparison
     accuracy_steps: _Number = 400  # training steps of each of those
     seed: int = 0  # of the order within pairs and of the processes; weights, data and selections have an axis
@@ -98,34 +99,35 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; two plans with the same one measure the same.
 
-        What is not pinned or watched does not say so: runs that were begun when there was no such choice can still be
-        resumed. Users' models go with their source, as an edited one is another.
+        What is not pinned, watched or compared does not say so: runs that were begun when there was no such choice can
+        still be resumed. Users' models go with their source, as an edited one is another.
         """
-        found = {name: value for name, value in asdict(self).items() if name not in ("pin", "watched") or value}
+        late = ("pin", "watched", "compared")
+        found = {name: value for name, value in asdict(self).items() if name not in late or value}
         models = dict.fromkeys(case.model for case in self.cases if case.model is not None and is_model(case.model))
         return found | ({"sources": {model: source_of(model) for model in models}} if models else {})
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset as read: its settings (fields of `Plan`), the axes of each of its sweeps, and which have their cases
-    watched whatever is done with the others.
+    """A preset as read: its settings (fields of `Plan`), the axes of each of its sweeps, and which of these have their
+    cases watched, or their accuracy compared, whatever is done with the others.
     """
 
     settings: Mapping[str, Any]
     sweeps: tuple[_Axes, ...]
-    watched: tuple[bool, ...]
+    marked: Mapping[str, tuple[bool, ...]]  # key of `_OF_A_SWEEP` -> of each sweep
 
 
-_WATCHED = "utilization"
-"""What a sweep of a preset may say for its own cases, too."""
+_OF_A_SWEEP = {"utilization": ("watched", "utilization"), "accuracy": ("compared", "checks")}
+"""What a sweep of a preset may say for its own cases, too -> field of a plan with their ids, setting of all cases."""
 
 
 @cache
 def _settings() -> Mapping[str, Any]:
     """Return the fields of a plan that a preset sets -> their types."""
     hints = get_type_hints(Plan, include_extras=True)
-    return {name: kind for name, kind in hints.items() if name not in ("cases", "watched", "seed")}
+    return {name: kind for name, kind in hints.items() if name not in ("cases", "watched", "compared", "seed")}
 
 
 @cache
@@ -133,7 +135,7 @@ def _file() -> type[msgspec.Struct]:
     """Return the structure of a preset's file: the settings of a plan, and the axes of each sweep."""
     axes = [(axis.field, axis.kind | GenericAlias(list, (axis.kind,)) | UnsetType, UNSET) for axis in AXES.values()]
     names = {axis.field: axis.option for axis in AXES.values()}
-    sweep = msgspec.defstruct("Sweep", [*axes, (_WATCHED, bool, False)], rename=names)
+    sweep = msgspec.defstruct("Sweep", [*axes, *((name, bool, False) for name in _OF_A_SWEEP)], rename=names)
     settings = [
         (name, kind) if name in ("name", "analysis", "checks") else (name, kind | UnsetType, UNSET)
         for name, kind in _settings().items()
@@ -180,7 +182,7 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
     if not isinstance(sweeps, list) or not all(isinstance(sweep, dict) for sweep in sweeps) or not sweeps:
         raise UserError(f"the {where} has no sweep: write its axes under [[sweep]]")
     for key, value in itertools.chain(*(sweep.items() for sweep in sweeps)):
-        one_of(f"axis in the {where}:", key, (*AXES, _WATCHED))
+        one_of(f"axis in the {where}:", key, (*AXES, *_OF_A_SWEEP))
         if value == []:
             raise UserError(f"the axis {key!r} in the {where} is empty: give it a value")
     try:
@@ -188,7 +190,7 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
             if (key := name.replace("_", "-")) in record and all(words for _, words in parts(kind)):
                 conforming(key, record[key], kind)
         for place, sweep in enumerate(sweeps):
-            for key in sweep.keys() - {_WATCHED}:
+            for key in sweep.keys() - _OF_A_SWEEP.keys():
                 for value in sweep[key] if isinstance(sweep[key], list) else [sweep[key]]:
                     conforming(f"sweep[{place}].{key}", value, AXES[key].kind)
         checked(record, _file())
@@ -197,9 +199,9 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
     return Preset(
         {settings[key]: tuple(value) if isinstance(value, list) else value for key, value in record.items()
          if key != "sweep"},
-        tuple({key: value if isinstance(value, list) else [value] for key, value in sweep.items() if key != _WATCHED}
-              for sweep in sweeps),
-        tuple(sweep.get(_WATCHED, False) for sweep in sweeps),
+        tuple({key: value if isinstance(value, list) else [value] for key, value in sweep.items()
+               if key not in _OF_A_SWEEP} for sweep in sweeps),
+        {key: tuple(sweep.get(key, False) for sweep in sweeps) for key in _OF_A_SWEEP},
     )  # fmt: skip
 
 
@@ -246,9 +248,11 @@ def plan_preset(preset: Preset, overrides: _Axes | None = None, **settings: Any)
     """
     seed = settings.get("seed", 0)
     found = [tuple(_cases({**sweep, **(overrides or {})}, seed)) for sweep in preset.sweeps]
-    if _WATCHED not in settings:  # a case of several sweeps is watched if one of them says so
-        chosen = _distinct(case for cases, watch in zip(found, preset.watched, strict=True) if watch for case in cases)
-        settings["watched"] = tuple(case.case_id for case in chosen)
+    for key, (field, setting) in _OF_A_SWEEP.items():
+        if setting not in settings:  # a case of several sweeps is watched if one of them says so
+            of_sweeps = zip(found, preset.marked[key], strict=True)
+            chosen = _distinct(case for cases, mark in of_sweeps if mark for case in cases)
+            settings[field] = tuple(case.case_id for case in chosen)
     return Plan(**{**preset.settings, **settings, "cases": _distinct(itertools.chain(*found))})
 
 

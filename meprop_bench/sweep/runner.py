@@ -240,7 +240,8 @@ class Runner:
 
         Nothing is timed now, so the seeds train side by side, each on one thread.
         """
-        if not (case.data or case.model) or "accuracy" not in self._plan.checks:
+        wanted = "accuracy" in self._plan.checks or case.case_id in self._plan.compared
+        if not (case.data or case.model) or not wanted:
             return None
         self._notify(case, "training")
         count = min(len(pool), default_threads()) if case.device == "cpu" else 1

@@ -191,7 +191,7 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
     assert session.case is not None
     chosen = workloads.Baseline.from_json(baseline) if baseline else None
     # What is compiled is compiled for the threads that torch has then.
-    compiled = session.case.compile == "on" or bool(chosen and chosen.compiled)
+    compiled = session.case.compile == "on" or (chosen or workloads.Baseline.of(session.case)).compiled
     with _kernels_own_errors(), side_by_side(session.case, threads=session.case.threads if compiled else 1):
         session.prepared = prepared = workloads.setup(session.case, chosen)
     return {

@@ -51,6 +51,7 @@ class Baseline:
 
     compiled: bool = False
     optimizer: str = "plain"  # torch's as it comes, or "fused": torch's fused one
+    fused_step: bool = False  # one function without autograd, as the method's side has it
 
     @classmethod
     def of(cls, case: Case) -> Self:
@@ -58,7 +59,8 @@ class Baseline:
         if case.baseline == "best":
             raise ValueError("baseline 'best' has to be chosen before the case is set up")
         fused = case.baseline == "fused" and _may_be_fused(case)
-        return cls(compiled=case.compile == "on", optimizer="fused" if fused else "plain")
+        optimizer = "fused" if fused else "plain"
+        return cls(compiled=case.compile == "on", optimizer=optimizer, fused_step=case.fused_step == "both")
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -69,9 +71,14 @@ class Baseline:
         """Return the JSON object."""
         return asdict(self)
 
+    @property
+    def way(self) -> str:
+        """How its steps are computed."""
+        return "fused step" if self.fused_step else "compiled" if self.compiled else "eager"
+
     def __str__(self) -> str:
         """Name it as a row does: "compiled, fused optimizer"."""
-        return ("compiled" if self.compiled else "eager") + _WORDS[self.optimizer]
+        return self.way + _WORDS[self.optimizer]
 
     def optimizer_of(
         self, case: Case, parameters: Iterable[nn.Parameter], *, sparsified: bool
@@ -119,11 +126,9 @@ def candidates(case: Case) -> tuple[Baseline, ...]:
     if case.baseline != "best":
         return (Baseline.of(case),)
     optimizers = ["plain", *(["fused"] if _may_be_fused(case) else [])]
-    return tuple(
-        Baseline(compiled, optimizer)
-        for compiled in (False, *(() if WORKLOADS[case.workload].uncompiled else (True,)))
-        for optimizer in optimizers
-    )
+    both = case.fused_step == "both"
+    compiled = (False,) if both or WORKLOADS[case.workload].uncompiled else (False, True)
+    return tuple(Baseline(each, optimizer, both) for each in compiled for optimizer in optimizers)
 
 
 def fastest(

@@ -194,6 +194,8 @@ class Case(Axes[Never]):
             )
         if self.compile == "off":
             return
+        if self.fused_step != "none":
+            raise UserError("a fused step leaves nothing to torch.compile: leave --compile or --fused-step out")
         if reason := self._workload.uncompiled:
             raise UserError(f"compile 'on' does not go with the workload {self.workload}: {reason}; leave it out")
         if self.gradient == "rows":

@@ -27,7 +27,6 @@ Nothing here loads Dynamo, which takes two seconds, before something is to be co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from torch import Tensor, nn
 from meprop_bench.errors import UserError
 from meprop_bench.training import Step
 from meprop_bench.workloads.check import compare
+from meprop_bench.workloads.same_step import difference, numbers
 
 __all__ = ["CannotCompile", "Made", "as_eager", "as_eager_step", "compilation", "compile_steps", "function"]
 
@@ -46,15 +46,6 @@ _P = ParamSpec("_P")
 
 BACKEND = "inductor"
 """torch's default."""
-
-_FINE = 1e-5, 1e-2
-_COARSE = 1e-2, 1e-1
-"""Largest relative difference of a model's loss, and of one of its gradients, that is rounding; the latter for 16 bits.
-Rounding may exchange two entries that are selected, which changes a gradient by about as much; a compiler's fusions
-round 16-bit numbers more seldom. A wrong gradient is off by more."""
-
-_NOTHING = 1e-4
-"""Share of the norm of all gradients below which one may be nothing but rounding: the bias of an attention's keys."""
 
 _lasting = ExitStack()
 """What holds in this process until the next case is set up."""
@@ -207,41 +198,10 @@ def as_eager(
 
 def as_eager_step(step: Step, batch: Any, seed: int) -> str | None:
     """Compare the loss of a batch and all gradients of a compiled model; one line that says what differs, or None."""
-    parameters = dict(step.model.named_parameters())
-
-    def numbers() -> tuple[Tensor, dict[str, Tensor]]:
-        torch.manual_seed(seed)
-        step.optimizer.zero_grad(set_to_none=True)
-        loss = step.forward(batch)
-        step.backward(loss)
-        found = {name: each.grad.to_dense() for name, each in parameters.items() if each.grad is not None}
-        step.optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), found
-
-    loss, got = numbers()
+    got = numbers(step, batch, seed)
     with torch.compiler.set_stance("force_eager"):
-        true_loss, true = numbers()
-    if got.keys() != true.keys():
-        return f"compiled and eager differ: only one has the gradient of {min(got.keys() ^ true.keys())}"
-    of_loss, of_gradients = _COARSE if _is_coarse(step) else _FINE
-    sizes = {name: _norm(each) for name, each in true.items()}
-    least = _NOTHING * math.hypot(*sizes.values())
-    off = {"the loss": _norm(loss - true_loss) / (_norm(true_loss) or 1.0)}
-    off |= {name: _norm(got[name] - true[name]) / (max(size, least) or 1.0) for name, size in sizes.items()}
-    for name, error in off.items():
-        if not error <= (most := of_loss if name == "the loss" else of_gradients):  # NaN is wrong, too
-            return f"compiled and eager differ: {name} is off by {error:.1e}, relative; at most {most:.0e} is rounding"
-    return None
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-
-
-def _is_coarse(step: Step) -> bool:
-    """Whether it computes in 16 bits anywhere: its parameters are of such a type, or autocast says so."""
-    low = (torch.bfloat16, torch.float16)
-    return step.autocast in low or any(each.dtype in low for each in step.model.parameters())
+        true = numbers(step, batch, seed)
+    return difference(got, true, "compiled and eager")
 
 
 def _reason(error: BaseException) -> str | None:

@@ -12,13 +12,17 @@ One step, phase by phase, on changing batches:
 The last one is timed apart: for each linear layer the input and dy of a real step are recorded, and then the layers'
 gradients are computed one after the other from them, as the workload `linear` does (the first layer needs no dx). All
 other phases are the real training step. The hidden layers are sparsified, the output layer is dense.
+
+The axis `fused-step` computes the step of one side, or of both, without autograd (`nn.FusedMLP`): the method's alone
+says what a user gains who takes it in place of torch's modules; both, what of that is the method's.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -29,20 +33,25 @@ from meprop_bench.ops import resolve_k
 from meprop_bench.ops.cost import Cost, expected_rows, linear_backward, linear_forward, update
 from meprop_bench.ops.kernels import Request
 from meprop_bench.results.schema import PASSED
-from meprop_bench.training import Step
+from meprop_bench.training import Step, fused_step
 from meprop_bench.workloads import Layer, Prepared
 from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_layer
 from meprop_bench.workloads.compiled import compile_steps
 from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
+from meprop_bench.workloads.same_step import difference, numbers
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
 __all__ = ["build_model", "setup"]
 
 _PHASES = (*PHASES, "linear-backward")
 
-_NOT_APART = "linear-backward is not timed: in a compiled model the layers' backward passes are not apart"
+_NOT_APART = {
+    "compiled": "linear-backward is not timed: in a compiled model the layers' backward passes are not apart",
+    "fused step": "linear-backward is not timed: in a fused step the layers' backward passes are not apart",
+}
+"""How a side's steps are computed -> why its layers are not timed."""
 
 
 def build_model(case: Case, data: ImageData, *, sparsified: bool, seed: int) -> nn.Module:
@@ -58,8 +67,8 @@ def setup(case: Case, how: Baseline) -> Prepared:
     assert case.data is not None
     data = load_images(case.data).to(case.device)
     stream = list(batches(data.train, case.batch, seed=case.seed, steps=WALK))
-    compiled = {False: how.compiled, True: case.compile == "on"}
-    whole = any(compiled.values())
+    ways = {False: how.way, True: _way(case)}
+    whole = [_NOT_APART[way] for way in ways.values() if way in _NOT_APART]
     baseline, method = (
         _Side(
             case,
@@ -67,7 +76,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
             stream,
             how,
             sparsified=sparsified,
-            compiled=compiled[sparsified],
+            way=ways[sparsified],
             apart=not whole,
         )
         for sparsified in (False, True)
@@ -83,8 +92,13 @@ def setup(case: Case, how: Baseline) -> Prepared:
         costs=_costs(case, data),
         layers=lambda: layers,
         data_published=data.published,
-        notes=(*data.notes, *((_NOT_APART,) if whole else ())),
+        notes=(*data.notes, *whole[-1:]),
     )
+
+
+def _way(case: Case) -> str:
+    """Return how the method's steps are computed."""
+    return "fused step" if case.fused_step != "none" else "compiled" if case.compile == "on" else "eager"
 
 
 class _Layer:
@@ -108,20 +122,31 @@ class _Side(Side):
         how: Baseline,
         *,
         sparsified: bool,
-        compiled: bool,
+        way: str,
         apart: bool,
     ) -> None:
         step = Step(model, how.optimizer_of(case, model.parameters(), sparsified=sparsified))
         self.first_loss = step.forward(stream[0]).item()
         self.layers = _record(step, stream[0])
+        self.differs: Callable[[], str | None]
         # Not before, as what is recorded is each layer by itself.
-        self.differs = compile_steps([step] if compiled else [], stream[0], case.seed)
+        if way == "fused step":
+            modules, step = step, fused_step(model, step.optimizer)
+            self.differs = partial(_as_modules, step, modules, stream[0], case.seed)
+        else:
+            self.differs = compile_steps([step] if way == "compiled" else [], stream[0], case.seed)
         super().__init__(step, stream, {"linear-backward": self.linear_backward} if apart else {})
 
     def linear_backward(self) -> None:
         """Compute the gradients of every linear layer from its recorded input and dy."""
         for layer in self.layers:
             layer.backward()
+
+
+def _as_modules(step: Step, modules: Step, batch: Batch, seed: int) -> str | None:
+    """Compare a fused step with the modules that it is of; one line that says what differs, or None."""
+    got, true = (numbers(each, batch, seed) for each in (step, modules))
+    return difference(got, true, "the fused step and its modules")
 
 
 def _record(step: Step, batch: Batch) -> list[_Layer]:
@@ -151,7 +176,7 @@ def _sparsified(side: _Side) -> Iterator[tuple[_Layer, MePropLinear]]:
 
 def _check(case: Case, baseline: _Side, method: _Side) -> str:
     """Compare each sparsified layer's gradients with their definition, the two sides' forward passes, and each side
-    that is compiled with itself.
+    that is compiled, or a fused step, with its own modules, run eagerly.
     """
     if reason := baseline.differs() or method.differs():
         return reason

@@ -157,7 +157,7 @@ def test_options_take_the_place_of_the_presets_own() -> None:
 def test_only_a_plan_that_pins_or_watches_some_says_so() -> None:
     """Runs that were begun when nothing could be pinned are resumed by what they are: not pinned."""
     free, bound = (Plan(name="x", cases=(Case(),), pin=pin).to_json() for pin in (False, True))
-    assert not {"pin", "watched"} & set(free)
+    assert not {"pin", "watched", "compared"} & set(free)
     assert bound == {**free, "pin": True}
     assert Plan(name="x", cases=(Case(),), watched=("a",)).to_json() == {**free, "watched": ("a",)}
 
@@ -181,6 +181,18 @@ def test_a_sweep_of_a_preset_may_have_its_cases_watched(tmp_path: Path) -> None:
         UserError, match=r"the preset .*mine.toml cannot be used: sweep\[1\].utilization is 1: expected bool, got int"
     ):
         load_preset(str(path))
+
+
+def test_a_sweep_of_a_preset_may_have_its_accuracy_compared(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(_SOUND + "[[sweep]]\nk = 4\nmethod = 'unified'\naccuracy = true\n")
+    preset = load_preset(str(path))
+    plan = plan_preset(preset)
+    assert plan.checks == ("gradients",)
+    assert plan.compared == tuple(case.case_id for case in plan.cases if case.k == 4)
+    assert plan.to_json()["compared"] == plan.compared
+    for checks in (("gradients", "accuracy"), ("gradients",)):  # an option is about all of them
+        assert (plan_preset(preset, checks=checks).compared, plan_preset(preset, checks=checks).checks) == ((), checks)
 
 
 _SOUND = 'name = "mine"\nanalysis = "why"\nchecks = ["gradients"]\n[[sweep]]\nk = 3\n'

@@ -89,6 +89,10 @@ def test_a_candidate_is_made_when_it_is_needed() -> None:
         (Case(baseline="best", compile="on"), [_EAGER, _COMPILED]),
         (Case(baseline="best", workload="lstm"), [_EAGER]),
         (Case(baseline="best", workload="mlp", **_MODEL), [_EAGER, _FUSED, _COMPILED, _BOTH]),
+        (
+            Case(baseline="best", workload="mlp", fused_step="both", **_MODEL),
+            [Baseline(fused_step=True), Baseline(optimizer="fused", fused_step=True)],
+        ),
         (Case(baseline="best", workload="mesimp", method="mesimp", **_MODEL), [_EAGER, _FUSED]),
         (Case(baseline="best", workload="mlp", optimizer="adagrad", device="cuda", **_MODEL), [_EAGER, _COMPILED]),
     ],

@@ -94,7 +94,7 @@ def test_the_sides_of_a_model_are_compiled_each_for_itself() -> None:
     for side in (prepared.baseline, prepared.method):
         assert set(side(2, WallClock())) == set(prepared.phases)
         assert side.step.model._compiled_call_impl is not None  # type: ignore[attr-defined]
-    prepared = setup(Case(workload="mlp", **_MODEL, baseline="best"), Baseline(compiled=True, fused=True))
+    prepared = setup(Case(workload="mlp", **_MODEL, baseline="best"), Baseline(compiled=True, optimizer="fused"))
     assert prepared.check() == "passed"
     baseline, method = prepared.baseline.step, prepared.method.step  # type: ignore[attr-defined]
     assert baseline.model._compiled_call_impl is not None
@@ -165,7 +165,7 @@ def test_what_torch_cannot_compile_in_a_loss_is_not_the_loss_s_fault(
 
 
 def test_a_model_s_own_optimizer_is_fused_on_both_sides(own: Path) -> None:
-    how = Baseline(fused=True)
+    how = Baseline(optimizer="fused")
     case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1, baseline="best")
     prepared = setup(case, how)
     assert prepared.check() == "passed"

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from meprop_bench.data import load_images
+from meprop_bench.errors import UserError
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.measure.memory import peaks_of
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.cost import linear_backward
+from meprop_bench.training import FusedStep
 from meprop_bench.workloads import After, Case, setup
 from meprop_bench.workloads.mlp import build_model
 
@@ -32,6 +34,9 @@ def _case(**changes: object) -> Case:
         {"gradient": "rows", "optimizer": "sgd"},
         {"gradient": "rows", "optimizer": "adagrad", "baseline": "fused"},
         {"gradient": "rows", "optimizer": "rowadam", "baseline": "fused"},
+        {"fused_step": "method", "gradient": "rows", "optimizer": "adagrad", "baseline": "fused"},
+        {"fused_step": "both", "method": "meprop", "baseline": "fused"},
+        {"fused_step": "both", "k": 16},
     ],
 )
 def test_it_passes_its_check(changes: dict[str, object]) -> None:
@@ -52,6 +57,42 @@ def test_the_hidden_layers_are_sparsified_and_the_weights_shared() -> None:
     dense, sparse = (build_model(_case(), data, sparsified=s, seed=5) for s in (False, True))
     assert [isinstance(layer, MePropLinear) for layer in sparse if hasattr(layer, "weight")] == [True, True, False]
     assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), sparse.parameters(), strict=True))
+
+
+def test_a_fused_step_is_of_the_side_that_the_case_says() -> None:
+    found = {
+        which: [isinstance(side.step, FusedStep) for side in (prepared.baseline, prepared.method)]
+        for which in ("none", "method", "both")
+        for prepared in [setup(_case(fused_step=which, baseline="fused"))]
+    }
+    assert found == {"none": [False, False], "method": [False, True], "both": [True, True]}
+    said = {which: setup(_case(fused_step=which, baseline="fused")).dense_side for which in found}
+    assert said == {
+        "none": "eager, fused optimizer",
+        "method": "eager, fused optimizer",
+        "both": "fused step, fused optimizer",
+    }
+    assert "fused step of both" in _case(fused_step="both").label
+    prepared = setup(_case(fused_step="method"))
+    assert "linear-backward" not in prepared.phases
+    assert any("in a fused step" in note for note in prepared.notes)
+
+
+def test_a_fused_step_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = setup(_case(fused_step="method"))
+    right = FusedStep.backward
+
+    def wrong(self: FusedStep, loss: torch.Tensor) -> None:
+        right(self, loss)
+        next(self.model.parameters()).grad.mul_(1.1)
+
+    monkeypatch.setattr(FusedStep, "backward", wrong)
+    assert prepared.check().startswith("the fused step and its modules differ: linear0.weight is off by 1.0e-01")
+
+
+def test_a_fused_step_leaves_nothing_to_compile() -> None:
+    with pytest.raises(UserError, match=r"a fused step leaves nothing to torch\.compile"):
+        _case(fused_step="method", compile="on")
 
 
 @pytest.mark.parametrize("loops", [1, 5, 70])
