@@ -44,8 +44,8 @@ PRESET = "MEPROP_BENCH_SUITE_PRESET"
 """Environment variable: another preset than the suites', a name or a path."""
 
 _ALWAYS = ("method", "k", "hidden", "batch", "device")
-"""Parameters of every grid, but those that the workload has not. Another axis becomes one where its cases differ, or one
-is what needs a word: a history of what it was before must not go on as this."""
+"""Parameters of every grid, but those that the workload has not. Another axis becomes one where its cases differ, or
+one is what needs a word: a history of what it was before must not go on as this."""
 
 _PLAIN = ("method", "device", "data", "model")
 """Parameters whose values say what they are."""
