@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["OF_DENSE", "OPTIMIZERS", "SCHEDULES", "Optimizer", "fused", "is_fused", "make_optimizer", "make_schedule"]
+__all__ = [
+    "OF_DENSE",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Optimizer",
+    "compiled",
+    "fused",
+    "is_fused",
+    "make_optimizer",
+    "make_schedule",
+]
 
 SCHEDULES = ("constant", "cosine")
 """Of the learning rate over a training."""
@@ -30,34 +40,53 @@ _LONGEST_WARM_UP = 100
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Where a class is, its settings, the devices with a fused step, and whether it takes weight gradients as rows."""
+    """What there is by a name."""
 
     module: str
-    name: str
+    name: str  # of the class
     settings: Mapping[str, Any]
-    fused: tuple[str, ...] = ()
-    rows: bool = False
+    fused: tuple[str, ...] = ()  # devices on which torch has a fused step of it
+    compiled: str = ""  # the class in `meprop_bench.optim` that does the same by dense gradients, in compiled code
+    rows: bool = False  # whether it takes weight gradients as rows; then by `compiled`, where there is that
+    exact: bool = True  # whether it does the same by rows as by the dense gradient
+
+    @property
+    def note(self) -> str:
+        """What a reader of its figures by rows should know."""
+        if not self.rows:
+            return ""
+        name = self.compiled or self.name
+        dense = name.removeprefix("Row")
+        if self.exact:
+            return f"{name} is the same algorithm as {dense}: a row without a gradient stays as it is"
+        return f"{name} is another algorithm than {dense}, which also moves the rows without a gradient"
 
 
 _ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 _EVERYWHERE = ("cpu", "cuda")
+_OURS = "meprop_bench.optim"
 
 OPTIMIZERS: Mapping[str, Optimizer] = {
     # The papers' settings (ICML 2017, section 4.1); AdaGrad's rate is the one they give for MNIST.
-    "adam": Optimizer("torch.optim", "Adam", _ADAM, _EVERYWHERE),
+    "adam": Optimizer("torch.optim", "Adam", _ADAM, _EVERYWHERE, "RowAdam"),
     # Its epsilon stands under the root, g / sqrt(sum of g² + 1e-6), as in the parser of Chen and Manning (2014),
     # from which the papers have the number. With torch's `eps`, which is added to the root, every weight's first
     # step would be the rate.
     "adagrad": Optimizer(
-        "torch.optim", "Adagrad", {"lr": 0.1, "initial_accumulator_value": 1e-6, "eps": 0.0}, ("cpu",), rows=True
+        "torch.optim",
+        "Adagrad",
+        {"lr": 0.1, "initial_accumulator_value": 1e-6, "eps": 0.0},
+        ("cpu",),
+        "RowAdagrad",
+        rows=True,
     ),
     # Not in the papers: the cheapest update there is. The rate is where the papers' MLP learns MNIST well.
-    "sgd": Optimizer("torch.optim", "SGD", {"lr": 0.1}, _EVERYWHERE, rows=True),
+    "sgd": Optimizer("torch.optim", "SGD", {"lr": 0.1}, _EVERYWHERE, "RowSGD", rows=True),
     # Nor this one, which language models are trained with.
-    "adamw": Optimizer("torch.optim", "AdamW", {**_ADAM, "weight_decay": 1e-2}, _EVERYWHERE),
+    "adamw": Optimizer("torch.optim", "AdamW", {**_ADAM, "weight_decay": 1e-2}, _EVERYWHERE, "RowAdamW"),
     # Not in the papers either, and other algorithms than dense Adam, at its settings: see `meprop_bench.optim`.
-    "rowadam": Optimizer("meprop_bench.optim", "RowAdam", _ADAM, rows=True),
-    "rowadamw": Optimizer("meprop_bench.optim", "RowAdamW", {**_ADAM, "weight_decay": 1e-2}, rows=True),
+    "rowadam": Optimizer(_OURS, "RowAdam", _ADAM, rows=True, exact=False),
+    "rowadamw": Optimizer(_OURS, "RowAdamW", {**_ADAM, "weight_decay": 1e-2}, rows=True, exact=False),
 }
 
 
@@ -75,6 +104,8 @@ def fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
         return None
     if is_fused(optimizer):
         return None
+    if _cannot_be_fused(kind.__name__, (p for group in groups for p in group["params"])):
+        return None
     own = {"fused": True, "foreach": None}
     known = signature(kind).parameters
     try:
@@ -88,15 +119,53 @@ def is_fused(optimizer: torch.optim.Optimizer) -> bool:
     return all(group.get("fused") for group in optimizer.param_groups)
 
 
+def _cannot_be_fused(name: str, parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether torch's fused step, which it has for a class, must not be used for these parameters.
+
+    In half precision torch 2.13's fused SGD moves nothing but the last few numbers, on a CPU (pytorch issue 191763).
+    """
+    return name == "SGD" and any(p.is_cpu and p.element_size() < 4 for p in parameters)
+
+
+def compiled(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """Return the same optimizer with this package's compiled step, before its first one; None where it is that already,
+    or there is none for its class, its settings or its parameters, or no Numba.
+
+    By dense gradients it is the same algorithm, AdamW among them; by rows Adam and AdamW would be others.
+    """
+    from meprop_bench.ops.kernels import compiled as code
+
+    kind, settings = type(optimizer), optimizer.defaults
+    groups = optimizer.param_groups
+    ours = {"SGD": "RowSGD", "Adagrad": "RowAdagrad", "Adam": "RowAdam", "AdamW": "RowAdamW"}.get(kind.__name__)
+    if not kind.__module__.startswith("torch.optim.") or ours is None or code.unavailable_reason() is not None:
+        return None
+    if any(group.get(name) for group in groups for name in ("amsgrad", "differentiable", "capturable")):
+        return None
+    if any(not p.is_cpu or str(p.dtype) != "torch.float32" for group in groups for p in group["params"]):
+        return None
+    made = getattr(import_module(_OURS), ours)
+    known = signature(made).parameters
+    own = [{name: value for name, value in group.items() if name in known} for group in groups]
+    try:
+        found: torch.optim.Optimizer = made(own, **{name: value for name, value in settings.items() if name in known})
+    except ValueError:
+        return None
+    return found
+
+
 def make_optimizer(
     name: str,
     parameters: Iterable[nn.Parameter],
     *,
     gradient: str = "dense",
     fused: bool = False,
+    compiled: bool = False,
     rate: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Return an unmodified optimizer of torch, or one of this package for rows, with the papers' settings.
+    """Return an unmodified optimizer of torch, or one of this package, with the papers' settings.
+
+    By rows it is one of this package: of the same algorithm, but for those that `OPTIMIZERS` calls not `exact`.
 
     Args:
         name: one of `OPTIMIZERS`.
@@ -104,6 +173,8 @@ def make_optimizer(
         gradient: "dense", or "rows" when some weights get a row-sparse gradient.
         fused: take torch's fused step where there is one: the same mathematics, rounded otherwise, in one pass over the
             parameters, which is several times as fast. Those for rows have none.
+        compiled: take this package's step for dense gradients, too, where there is one: the same mathematics again, in
+            one compiled call for all parameters (float32 on the CPU, with Numba). It goes before `fused`.
         rate: learning rate, for a task whose rate is another one than that of MNIST.
 
     Raises:
@@ -123,9 +194,16 @@ def make_optimizer(
     parameters, settings = list(parameters), dict(chosen.settings)
     if rate is not None:
         settings["lr"] = rate
-    if fused and gradient == "dense" and all(p.device.type in chosen.fused for p in parameters):
+    module, kind = chosen.module, chosen.name
+    if chosen.compiled and (compiled or gradient == "rows"):
+        module, kind = _OURS, chosen.compiled
+    elif (
+        fused
+        and all(p.device.type in chosen.fused for p in parameters)
+        and not _cannot_be_fused(chosen.name, parameters)
+    ):
         settings["fused"] = True
-    optimizer: torch.optim.Optimizer = getattr(import_module(chosen.module), chosen.name)(parameters, **settings)
+    optimizer: torch.optim.Optimizer = getattr(import_module(module), kind)(parameters, **settings)
     return optimizer
 
 

@@ -8,7 +8,9 @@ from meprop_bench.data import ImageData, Part, batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import convert
-from meprop_bench.optimizers import OPTIMIZERS, make_optimizer
+from meprop_bench.ops.kernels.compiled import unavailable_reason
+from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowOptimizer, RowSGD
+from meprop_bench.optimizers import OPTIMIZERS, compiled, fused, make_optimizer
 from meprop_bench.training import Step, Training, evaluate, fused_step
 
 
@@ -89,17 +91,18 @@ def test_optimizers_have_the_papers_settings():
 
 @pytest.mark.parametrize("gradient", ["dense", "rows"])
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_epsilon_of_adagrad_stands_under_the_root(gradient, fused):
-    weight = nn.Parameter(torch.zeros(3, 1, dtype=torch.float64))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_epsilon_of_adagrad_stands_under_the_root(gradient, fused, dtype):
+    weight = nn.Parameter(torch.zeros(3, 1, dtype=dtype))
     optimizer = make_optimizer("adagrad", [weight], gradient=gradient, fused=fused)
     expected, squares = torch.zeros(3, 1, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
     for gradients in ([[1e-5], [0.0], [2.0]], [[-3e-4], [0.0], [1.0]]):
         grad = torch.tensor(gradients, dtype=torch.float64)
-        weight.grad = grad.to_sparse(1) if gradient == "rows" else grad
+        weight.grad = (grad.to_sparse(1) if gradient == "rows" else grad).to(dtype)
         optimizer.step()
         squares += grad**2
         expected -= 0.1 * grad / (squares + 1e-6).sqrt()
-    torch.testing.assert_close(weight.detach(), expected)
+    torch.testing.assert_close(weight.detach(), expected.to(dtype))
 
 
 def test_optimizers_that_do_not_fit():
@@ -117,18 +120,89 @@ def test_optimizers_that_do_not_fit():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_fused_step_is_the_same_step(data, name):
     models = [MLP(6, 16, 2, seed=1) for _ in range(2)]
-    for model, fused in zip(models, (False, True), strict=True):
-        step = Step(model, make_optimizer(name, model.parameters(), fused=fused))
+    for model, how in zip(models, (False, True), strict=True):
+        step = Step(model, make_optimizer(name, model.parameters(), fused=how))
         for batch in batches(data.train, 10, seed=0, steps=5):
             step(batch)
-        assert bool(step.optimizer.defaults.get("fused")) == (fused and name in ("adam", "adamw", "adagrad", "sgd"))
+        assert bool(step.optimizer.defaults.get("fused")) == (how and name in ("adam", "adamw", "adagrad", "sgd"))
     for p, q in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(p, q)
 
 
-def test_there_is_no_fused_step_for_rows():
-    optimizer = make_optimizer("sgd", [nn.Parameter(torch.zeros(2))], gradient="rows", fused=True)
-    assert not optimizer.defaults["fused"]
+@pytest.mark.parametrize("fused", [False, True])
+def test_by_rows_the_optimizer_is_this_packages(fused):
+    """Of the same algorithm, or of another one, which is said."""
+    parameters = [nn.Parameter(torch.zeros(2))]
+    kinds = {"adagrad": RowAdagrad, "sgd": RowSGD, "rowadam": RowAdam, "rowadamw": RowAdamW}
+    for name, kind in kinds.items():
+        made = make_optimizer(name, parameters, gradient="rows", fused=fused, rate=0.25)
+        assert type(made) is kind
+        assert made.defaults["lr"] == 0.25
+        assert OPTIMIZERS[name].exact == (name in ("adagrad", "sgd"))
+    assert OPTIMIZERS["adagrad"].note.startswith("RowAdagrad is the same algorithm as Adagrad:")
+    assert OPTIMIZERS["rowadamw"].note.startswith("RowAdamW is another algorithm than AdamW,")
+    assert not OPTIMIZERS["adam"].note
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_compiled_step_for_dense_gradients_is_the_same_step(data, name):
+    models = [MLP(6, 16, 2, seed=1) for _ in range(2)]
+    for model, how in zip(models, (False, True), strict=True):
+        step = Step(model, make_optimizer(name, model.parameters(), compiled=how, fused=True))
+        for batch in batches(data.train, 10, seed=0, steps=5):
+            step(batch)
+        assert isinstance(step.optimizer, RowOptimizer) == (how or name.startswith("row"))
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        (torch.optim.Adagrad, {"lr": 0.05, "lr_decay": 0.1, "initial_accumulator_value": 0.2}),
+        (torch.optim.Adam, {"lr": 0.05, "betas": (0.8, 0.9), "weight_decay": 0.1, "fused": True}),
+        (torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.1, "maximize": True}),
+    ],
+)
+def test_any_optimizer_of_torchs_can_be_compiled(data, kind, settings):
+    if (reason := unavailable_reason()) is not None:
+        pytest.skip(reason)
+    models = [MLP(6, 16, 2, seed=1) for _ in range(2)]
+    optimizers = [kind([{"params": list(m.parameters())[:2], "lr": 0.01}, {"params": list(m.parameters())[2:]}],
+                       **settings) for m in models]  # fmt: skip
+    optimizers[1] = compiled(optimizers[1])
+    assert isinstance(optimizers[1], RowOptimizer)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        step = Step(model, optimizer)
+        for batch in batches(data.train, 10, seed=0, steps=5):
+            step(batch)
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_what_cannot_be_compiled(monkeypatch):
+    weight = [nn.Parameter(torch.zeros(2))]
+    assert compiled(torch.optim.SGD(weight)) is not None
+    assert compiled(RowSGD(weight)) is None
+    assert compiled(torch.optim.RMSprop(weight)) is None
+    assert compiled(torch.optim.Adam(weight, amsgrad=True)) is None
+    assert compiled(torch.optim.SGD(weight, differentiable=True)) is None
+    assert compiled(torch.optim.SGD([nn.Parameter(torch.zeros(2, dtype=torch.float64))])) is None
+    monkeypatch.setattr("meprop_bench.ops.kernels.compiled.unavailable_reason", lambda: "Numba is not installed")
+    assert compiled(torch.optim.SGD(weight)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_fused_step_that_moves_nothing(dtype):
+    """torch 2.13's fused SGD leaves whole vectors of half precision weights as they are."""
+    weight = nn.Parameter(torch.ones(64, dtype=dtype))
+    optimizer = make_optimizer("sgd", [weight], fused=True)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert (weight < 1).all()
+    assert fused(torch.optim.SGD([weight])) is None
+    assert fused(torch.optim.Adagrad([weight])) is not None
 
 
 @pytest.mark.parametrize("name", ["adagrad", "sgd", "rowadam"])

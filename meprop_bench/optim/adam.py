@@ -36,51 +36,53 @@ dense Adam is faster, and below 1000 x 1000 the fused one. Run `python -m pytest
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from meprop_bench.optim.rows import RowOptimizer
+from meprop_bench.optim.table import Table
+
 __all__ = ["RowAdam", "RowAdamW"]
 
-_SETTINGS = ("lr", "betas", "eps", "weight_decay", "maximize")
 
-
-class RowAdam(Optimizer):
+class RowAdam(RowOptimizer):
     """Adam (Kingma and Ba, Algorithm 1) for dense gradients and, row by row, for row-sparse ones.
 
-    The state of a parameter has torch's names: `step`, `exp_avg`, `exp_avg_sq`. `step` is a scalar until the parameter
-    gets its first row gradient, and then counts the updates of each row, `(n,)`. So a checkpoint of `torch.optim.Adam`
-    can be loaded and trained on: of any version, with a step that is a number, capturable or with a tensor for lr.
+    Another algorithm than `torch.optim.Adam` where there are rows: see the module. The state of a parameter has torch's
+    names: `step`, `exp_avg`, `exp_avg_sq`. `step` is a scalar until the parameter gets its first row gradient, and then
+    counts the updates of each row, `(n,)`. So a checkpoint of `torch.optim.Adam` can be loaded and trained on: of any
+    version, with a step that is a number, capturable or with a tensor for lr.
 
     Args:
         params: parameters, or parameter groups.
-        lr: learning rate, at least 0.
+        lr: learning rate, at least 0; a number, or a tensor of one on the CPU.
         betas: decay of the two moments, each in [0, 1).
         eps: added to the denominator, at least 0.
         weight_decay: L2 penalty, added to the gradient of the rows that have one; at least 0.
         maximize: go up the gradient instead of down.
 
     Raises:
-        ValueError: for a setting out of its range, or a parameter that is sparse, complex or not floating point; when
-            stepping, for a sparse gradient whose entries are not whole rows; when loading, for a checkpoint of an Adam
-            that this one is not (amsgrad, or the other kind of weight decay), or whose state does not fit.
+        ValueError: see `RowOptimizer`; of checkpoints also those of an Adam that this one is not (amsgrad, or the other
+            kind of weight decay).
 
     """
 
     decoupled_weight_decay: ClassVar[bool] = False
     """Whether weight decay scales the weights (AdamW) instead of adding to the gradient."""
+    _least = ("eps", "weight_decay")
+    _states = ("exp_avg", "exp_avg_sq")
+    _counts = True
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -91,84 +93,55 @@ class RowAdam(Optimizer):
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with settings of its own where it has them."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            _check_settings(group)
-            for p in group["params"]:
-                _check_parameter(p)
-        except ValueError:
-            self.param_groups.pop()
-            raise
+    def _check_settings(self, group: dict[str, Any]) -> None:
+        super()._check_settings(group)
+        for beta in group["betas"]:
+            if not (isinstance(beta, int | float) and 0 <= beta < 1):
+                raise ValueError(f"betas must be two numbers in [0, 1), not {group['betas']!r}")
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for group in state["param_groups"]:
-            if group.get("amsgrad"):
-                raise ValueError("the checkpoint is of an Adam with amsgrad=True, which keeps a state that rows lack")
-            if group.get("decoupled_weight_decay", self.decoupled_weight_decay) != self.decoupled_weight_decay:
-                raise ValueError(
-                    "the checkpoint has the other weight decay: RowAdam goes with Adam, RowAdamW with AdamW"
-                )
-            # What an older version or `SparseAdam` had no word for is as it would be without a checkpoint.
-            defaults = state.get("defaults") or self.defaults
-            for name in _SETTINGS:
-                group.setdefault(name, defaults[name])
-            for name in ("lr", "eps", "weight_decay"):
-                if isinstance(group[name], Tensor):  # as with capturable=True
-                    group[name] = group[name].item()
+    def _check_checkpoint(self, group: dict[str, Any]) -> None:
+        if group.get("amsgrad"):
+            raise ValueError("the checkpoint is of an Adam with amsgrad=True, which keeps a state that rows lack")
+        if group.get("decoupled_weight_decay", self.decoupled_weight_decay) != self.decoupled_weight_decay:
+            raise ValueError("the checkpoint has the other weight decay: RowAdam goes with Adam, RowAdamW with AdamW")
+        if "betas" in group:
             group["betas"] = tuple(float(beta) for beta in group["betas"])
-            _check_settings(group)
-        for p, loaded in state["state"].items():
-            if loaded:
-                _restore(p, loaded)
-        super().__setstate__(state)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
+    def _shapes_of_step(self, p: Tensor) -> tuple[tuple[int, ...], ...]:
+        return (), tuple(p.shape[:1])
 
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        sign = -1.0 if group["maximize"] else 1.0
+        return group["lr"], group["weight_decay"], sign, group["eps"], *group["betas"], self.decoupled_weight_decay
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move all parameters that have a gradient, by rows where it has rows; returns the loss that `closure` does."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        groups = [(group, [(p, p.grad) for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        for _, pairs in groups:
-            for _, grad in pairs:
-                _check_gradient(grad)  # of all, before any parameter is moved
-        for group, pairs in groups:
-            whole = []
-            for p, grad in pairs:
-                state = self._state_of(p)
-                if grad.is_sparse:
-                    self._move_rows(p, grad.coalesce(), state, group)  # not linear in the gradient: a row comes once
-                elif state["step"].dim():
-                    self._move(_tensors(p, state), grad, group)
-                else:
-                    whole.append((p, grad, state))
-            if whole:
-                self._move_whole(whole, group)
-        return loss
+    def _places(self, table: Table, p: Tensor, by_rows: bool, group: dict[str, Any]) -> tuple[int, ...]:
+        state = self._state_of(p, by_rows)
+        steps = state["step"]
+        first, second = state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr()
+        return table.native.ADAM, first, second, steps.data_ptr(), steps.dim(), 0
 
-    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
-        """Return the state of a parameter, made if there is none yet."""
+    def _state_of(self, p: Tensor, by_rows: bool) -> dict[str, Tensor]:
+        """Return the state of a parameter, made if there is none yet, with a step for each row if it moves by rows."""
         state: dict[str, Tensor] = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        if state["step"].dim():
-            state["step"] = state["step"].to(p.device)  # a checkpoint's is wherever it was loaded to
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
+        if by_rows and state["step"].dim() == 0:
+            state["step"] = state["step"].to(p.device).repeat(p.shape[0])
         return state
 
-    def _move_whole(self, triples: list[tuple[Tensor, Tensor, dict[str, Tensor]]], group: dict[str, Any]) -> None:
+    def _move_whole(self, moves: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         """Leave the parameters that have only ever had dense gradients to torch's Adam."""
+        triples = []
+        for p, grad in moves:
+            state = self._state_of(p, by_rows=False)
+            if state["step"].dim():
+                self._move(self._all(p, state), grad, group)
+            else:
+                triples.append((p, grad, state))
+        if not triples:
+            return
         parameters, grads, states = (list(column) for column in zip(*triples, strict=True))
         averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         (adamw if self.decoupled_weight_decay else adam)(
@@ -177,23 +150,26 @@ class RowAdam(Optimizer):
             **{name: group[name] for name in ("lr", "weight_decay", "eps", "maximize")},
         )  # fmt: skip
 
-    def _move_rows(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    def _move_rows(self, p: Tensor, rows: Tensor, values: Tensor, group: dict[str, Any]) -> None:
         """Gather the rows that have a gradient, move them, and write them back."""
-        rows, values = grad.indices()[0], grad.values()
-        if state["step"].dim() == 0:
-            state["step"] = state["step"].to(p.device).repeat(p.shape[0])
+        state = self._state_of(p, by_rows=True)
         if not values.numel():
             return
         here, some = p.device.type == "cpu", _not_zero(values)
         if here and some is not None:
             rows, values = rows[some], values[some]
-        whole = _tensors(p, state)
+        whole = self._all(p, state)
         taken = [t.index_select(0, rows) for t in whole]
         # How many rows move is known on a GPU alone, and the host shall not wait: all do, and some are put back.
         before = [] if here else [t.clone() for t in taken]
         self._move(taken, values, group)
         for t, moved, old in zip_longest(whole, taken, before):
             t.index_copy_(0, rows, moved if some is None or old is None else torch.where(_each(some, old), moved, old))
+
+    def _all(self, p: Tensor, state: dict[str, Tensor]) -> list[Tensor]:
+        """Return the weights, both moments and the counts of the rows."""
+        state["step"] = state["step"].to(p.device)  # a checkpoint's is wherever it was loaded to
+        return [p, state["exp_avg"], state["exp_avg_sq"], state["step"]]
 
     def _move(self, tensors: list[Tensor], grad: Tensor, group: dict[str, Any]) -> None:
         """Update weights `(r, *)`, both moments `(r, *)` and counts `(r,)` in place for the gradient `(r, *)`."""
@@ -202,15 +178,16 @@ class RowAdam(Optimizer):
         w, m, v, g = (t.to(wide) for t in (*stored, grad))
         beta1, beta2 = group["betas"]
         counts += 1
+        lr = float(group["lr"])
         c = counts.double()  # in the first steps β2^c is so close to 1 that the difference needs the digits
         # m / (1 - β1^c) / (√(v / (1 - β2^c)) + ε) with the second root multiplied out: one pass over v less.
         root = (1 - beta2**c).sqrt_()
-        step_size = _each((group["lr"] * root / (1 - beta1**c)).to(wide), w)
+        step_size = _each((lr * root / (1 - beta1**c)).to(wide), w)
         eps = _each((group["eps"] * root).to(wide), w)
         if group["maximize"]:
             g = -g
         if self.decoupled_weight_decay:
-            w.mul_(1 - group["lr"] * group["weight_decay"])
+            w.mul_(1 - lr * group["weight_decay"])
         elif group["weight_decay"]:
             g = g.add(w, alpha=group["weight_decay"])
         m.lerp_(g, 1 - beta1)
@@ -233,7 +210,7 @@ class RowAdamW(RowAdam):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -255,45 +232,3 @@ def _not_zero(values: Tensor) -> Tensor | None:
     if values.device.type == "cpu" and bool((torch.linalg.vector_norm(flat, dim=1) != 0).all()):
         return None
     return flat.abs().amax(1) != 0
-
-
-def _restore(p: Tensor, loaded: dict[str, Any]) -> None:
-    """Bring the state of a parameter, from a checkpoint, into the form that it has here."""
-    if missing := {"step", "exp_avg", "exp_avg_sq"} - loaded.keys():
-        raise ValueError(f"the checkpoint is not of an Adam: a parameter has no {' and no '.join(sorted(missing))}")
-    step = torch.as_tensor(loaded["step"], dtype=torch.float32)  # a number in the checkpoints of old versions
-    if step.numel() == 1 and step.shape != p.shape[:1]:
-        step = step.cpu().reshape(())  # on the device with capturable=True
-    fitting = {"step": ((), tuple(p.shape[:1])), "exp_avg": (tuple(p.shape),), "exp_avg_sq": (tuple(p.shape),)}
-    for name, shapes in fitting.items():
-        shape = tuple((step if name == "step" else loaded[name]).shape)
-        if shape not in shapes:
-            raise ValueError(f"the checkpoint does not fit: {name} of a parameter {tuple(p.shape)} has shape {shape}")
-    loaded["step"] = step
-
-
-def _tensors(p: Tensor, state: dict[str, Tensor]) -> list[Tensor]:
-    return [p, state["exp_avg"], state["exp_avg_sq"], state["step"]]
-
-
-def _check_settings(group: dict[str, Any]) -> None:
-    for name in ("lr", "eps", "weight_decay"):
-        value = group[name]
-        if not (isinstance(value, int | float) and value >= 0):
-            raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
-    for beta in group["betas"]:
-        if not (isinstance(beta, int | float) and 0 <= beta < 1):
-            raise ValueError(f"betas must be two numbers in [0, 1), not {group['betas']!r}")
-
-
-def _check_parameter(p: Tensor) -> None:
-    if p.layout != torch.strided or not p.is_floating_point():
-        raise ValueError(f"parameters must be dense and of a real floating point dtype, not {p.layout}, {p.dtype}")
-
-
-def _check_gradient(grad: Tensor) -> None:
-    if grad.is_sparse and grad.sparse_dim() != 1:
-        raise ValueError(
-            "a sparse gradient must be made of whole rows, as `nn.Embedding(sparse=True)` gives it; "
-            f"that of a parameter {tuple(grad.shape)} has {grad.sparse_dim()} sparse dimensions"
-        )

@@ -135,7 +135,7 @@ def _try_step(task: Task, recipe: Recipe, model: nn.Module) -> None:
         if recipe.gradient == "rows" and "sparse" in str(error).lower():
             raise UserError(
                 f"{task.name} cannot be trained with gradients as rows, as its optimizer takes none"
-                f" ({str(error).splitlines()[0][:_SHOWN]}): use torch.optim.SGD or Adagrad, meprop_bench.optim.RowAdam,"
-                " or --gradient dense"
+                f" ({str(error).splitlines()[0][:_SHOWN]}): use RowSGD, RowAdagrad or RowAdam of"
+                " meprop_bench.optim, or --gradient dense"
             ) from error
         raise failed(task.name, f"failed in a training step by {recipe.method}", error) from error

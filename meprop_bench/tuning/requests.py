@@ -78,13 +78,13 @@ def _seconds(call: Any) -> float:
 
 
 def _takes_rows(optimizer: Any) -> bool:
-    """Whether an optimizer takes weight gradients as rows; of torch's those that do, without momentum or decay."""
+    """Whether an optimizer gains by weight gradients as rows; torch's that take them do without momentum or decay."""
     from torch import optim
 
-    from meprop_bench.optim import RowAdam, RowAdamW
+    from meprop_bench.optim import RowOptimizer
 
-    if isinstance(optimizer, (RowAdam, RowAdamW)):
-        return True
+    if isinstance(optimizer, RowOptimizer):
+        return not any(optimizer.moves_all_rows(group) for group in optimizer.param_groups)
     plain = all(not group.get("momentum") and not group.get("weight_decay") for group in optimizer.param_groups)
     fused = any(group.get("fused") for group in optimizer.param_groups)
     return type(optimizer) in (optim.SGD, optim.Adagrad) and plain and not fused

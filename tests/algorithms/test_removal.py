@@ -8,6 +8,7 @@ from torch import nn
 from meprop_bench.algorithms.removal import Masks, remove, reset_state
 from meprop_bench.algorithms.structure import trace
 from meprop_bench.nn import convert
+from meprop_bench.optim import RowAdagrad, RowSGD
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -15,6 +16,8 @@ OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, initial_accumulator_value=0.5),
+    "row adagrad": lambda p: RowAdagrad(p, lr=0.1, initial_accumulator_value=0.5),
+    "row sgd with momentum": lambda p: RowSGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     "adagrad without epsilon": lambda p: torch.optim.Adagrad(p, lr=0.1, initial_accumulator_value=1e-6, eps=0),
 }
 
@@ -101,7 +104,7 @@ def test_parameters_and_state_follow(name):
     assert all(p.grad.shape == p.shape for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["momentum", "adagrad"])
+@pytest.mark.parametrize("name", ["momentum", "adagrad", "row adagrad", "row sgd with momentum"])
 def test_sparse_rows(name):
     runs = []
     for mode in ("remove", "mask"):

@@ -422,7 +422,7 @@ def test_another_algorithms_checkpoint_is_refused(ours, theirs, message):
     ("settings", "message"),
     [
         ({"lr": -1.0}, "lr must be a number of at least 0, not -1.0"),
-        ({"lr": torch.tensor(0.1)}, "lr must be a number"),
+        ({"lr": torch.tensor([0.1, 0.2])}, "lr must be a number"),
         ({"eps": float("nan")}, "eps must be .* not nan"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),

@@ -106,7 +106,9 @@ def test_a_mistake_is_one_line_that_names_it(own_model, made, message):
 def test_rows_need_an_optimizer_that_takes_them(own_model):
     name = own_model()
     rows = Recipe(name, method="unified", k=4, gradient="rows", optimizer="own")
-    with pytest.raises(UserError, match=r"gradients as rows, .*\(Adam does not support .*\): use torch.optim.SGD or"):
+    with pytest.raises(
+        UserError, match=r"gradients as rows, .*\(Adam does not support .*\): use RowSGD, RowAdagrad or RowAdam"
+    ):
         examine(None, [rows.to_json()], 1)
     assert examine(None, [{**rows.to_json(), "task": own_model(_SGD + ")", "sgd.py")}], 1)["steps"] == 4
 
