@@ -38,7 +38,7 @@ _PLACES = {
     "load": "api.results",
     "profile": "api.measure",
     "revert": "nn",
-    "tune": "tuning.api",
+    "tune": "api.tuned",
 }
 """Public name -> the module that it is in."""
 

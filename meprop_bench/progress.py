@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.sweep.plan import Plan
     from meprop_bench.sweep.runner import SweepProgress
+    from meprop_bench.tuning.run import Watcher
 
-__all__ = ["console", "live", "outcome", "showing"]
+__all__ = ["console", "lines", "live", "notebook_line", "outcome", "showing", "watcher"]
 
 
 def console(**settings: Any) -> Console:
@@ -124,10 +125,38 @@ def notebook_line() -> Callable[[str], None] | None:
     return show
 
 
+def lines() -> Callable[[str], None]:
+    """Return what shows a line for each thing that is done; in a notebook in place of the one before."""
+    if (show_line := notebook_line()) is not None:
+        return show_line
+    target = console(stderr=True, highlight=False)
+
+    def line(text: str) -> None:
+        target.print(text, markup=False, soft_wrap=True)
+
+    return line
+
+
+def watcher(line: Callable[[str], None]) -> Watcher:
+    """Return what a search reports to: a line for each thing that is done, the timing of a step among them."""
+    from meprop_bench.tuning.run import Watcher
+
+    def timing(progress: SweepProgress) -> None:
+        if progress.waits:
+            line(_waiting(progress))
+        if progress.stage == "done":
+            line(f"[{progress.done}/{progress.total}] {_done(progress)}")
+
+    return Watcher(line, timing)
+
+
+def _waiting(progress: SweepProgress) -> str:
+    return f"{progress.case.label}: {progress.stage}, which measures on {progress.case.device}"
+
+
 def _line(progress: SweepProgress) -> None:
     if progress.waits:
-        waiting = f"{progress.case.label}: {progress.stage}, which measures on {progress.case.device}"
-        click.echo(waiting, err=True)
+        click.echo(_waiting(progress), err=True)
     if progress.stage == "done":
         left = _duration(progress.left_s)
         click.echo(f"[{progress.done}/{progress.total}] {_done(progress)} ({left} left)", err=True)

@@ -29,7 +29,7 @@ except UserError as error:
     sys.exit(str(error))  # asv shows it as it is; of an exception it shows the traceback
 
 
-def _track(name: str) -> Callable[..., Any]:
+def _track(name: str, workload: str = "") -> Callable[..., Any]:
     """Return the benchmark of a cost: samples for asv's own statistics, or one figure."""
     cost = COSTS[name]
 
@@ -38,7 +38,7 @@ def _track(name: str) -> Callable[..., Any]:
         return {"samples": found, "number": 1} if isinstance(found, list) else found
 
     track.__doc__ = cost.meaning
-    track.unit = cost.unit
+    track.unit = cost.unit_in(workload)
     track.type = cost.kind
     # asv throws a history away when this changes. By default it is a hash of the code, which says nothing here: what
     # is measured is the preset's and the runner's. Raise it when the same name comes to mean another figure.
@@ -107,4 +107,6 @@ class _Parity(_Case):
 
     phase = "step"
 
-    track_accuracy_gap = _track("accuracy_gap")
+    def __init_subclass__(cls, *, workload: str, **more: Any) -> None:
+        super().__init_subclass__(workload=workload, **more)
+        cls.track_accuracy_gap = _track("accuracy_gap", workload)

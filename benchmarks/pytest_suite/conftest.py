@@ -97,6 +97,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def _group(case: Case, phase: str) -> str:
+    if case.model is not None:
+        return f"{case.workload} {case.model}: {phase}"
     shape = f"{case.data} h={case.out_features}" if case.data else f"{case.in_features}→{case.out_features}"
     return f"{case.workload} {shape} B={case.batch}: {phase}"
 

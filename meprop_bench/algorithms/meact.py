@@ -2,7 +2,7 @@
 
     epochs 1 … e     train normally, and for each example j and hidden layer accumulate   g_j ← g_j + |dL/dy_j|     (n,)
     fix              a_ij = g_ij / Σ_i g_ij           neuron i is active for example j where  a_ij ≥ p
-    from then on     y_j ← y_j ⊙ active_j             forward and backward, in training; evaluation is full
+    from then on     y_j ← y_j where active_j, else 0  forward and backward, in training; evaluation is full
 
 y is the layer's output before the activation function. The comparison in Algorithm 3 is lost in print; the share at the
 pre-activation is our reading, since its average active size on MNIST comes nearest to the paper's 99, though not at
@@ -28,6 +28,10 @@ otherwise, is checked before anything is allocated.
                 loss(model(x), y).backward()
 
 ids are the examples' numbers, 0 … N - 1: the same example, the same number, in every epoch.
+
+Once the masks are fixed, linear layers of torch's own compute their active neurons alone, within `batch`, where
+`ops.active` has a kernel for them. All else (a sparsified layer, one with other hooks on its output, which are to see
+all of it) is computed in full, and masked behind.
 """
 
 from __future__ import annotations
@@ -35,10 +39,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as registry
+
+from meprop_bench.ops.active import active_linear, kernel_name, pack, unpack
 
 __all__ = ["MeAct", "ParameterChange"]
 
@@ -76,11 +84,7 @@ class MeAct:
                 f"limit of {memory_limit}: raise memory_limit, or name fewer layers"
             )
         self._ids: Tensor | None = None
-        self._layers = {name: _Layer(name, layer, examples) for name, layer in chosen.items()}
-        self._handles = [  # no closures, so that the model can be copied
-            layer.register_forward_hook(partial(_record_or_mask, self, self._layers[name]))
-            for name, layer in chosen.items()
-        ]
+        self._layers = {name: _Layer(self, name, layer) for name, layer in chosen.items()}
 
     @property
     def fixed(self) -> bool:
@@ -92,13 +96,20 @@ class MeAct:
         """Say which examples the passes within are of: int64, `(B,)`, in [0, N), repeated or not; else ValueError."""
         if ids.dim() != 1 or ids.dtype != torch.int64:
             raise ValueError(f"ids must be one int64 number for each example, (B,), not {tuple(ids.shape)} {ids.dtype}")
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.examples:
-            raise ValueError(f"ids must lie in [0, {self.examples}), not in [{int(ids.min())}, {int(ids.max())}]")
+        if len(ids):
+            low, high = map(int, torch.aminmax(ids))
+            if not 0 <= low <= high < self.examples:
+                raise ValueError(f"ids must lie in [0, {self.examples}), not in [{low}, {high}]")
         self._ids = ids
+        replaced = [layer for layer in self._layers.values() if layer.replaceable]
+        for layer in replaced:
+            vars(layer.module)["forward"] = layer.forward
         try:
             yield self
         finally:
             self._ids = None
+            for layer in replaced:
+                vars(layer.module).pop("forward", None)
 
     def fix(self, threshold: float, *, absolute: bool = False) -> None:
         """Fix the active neurons of each example, and drop the accumulated gradients.
@@ -123,6 +134,12 @@ class MeAct:
     def active(self, layer: str, ids: Tensor) -> Tensor:
         """Return which neurons of a layer are active for some examples, bool `(B, n)`, once the masks are fixed."""
         return self._layers[layer].active(ids)
+
+    def kernel(self, layer: str, ids: Tensor) -> str:
+        """Return what computes a layer for some examples, once the masks are fixed: "native", which computes the active
+        neurons alone, or "masks", which computes all and masks them.
+        """
+        return self._layers[layer].kernel(ids)
 
     def sizes(self) -> dict[str, Tensor]:
         """Return the number of active neurons of each example, `(N,)`, for each layer."""
@@ -153,20 +170,37 @@ class MeAct:
 
     def close(self) -> None:
         """Take all hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+        for layer in self._layers.values():
+            layer.hook.remove()
 
 
 class _Layer:
     """What is known of one layer: gradients while they are accumulated, then masks, eight neurons to a byte."""
 
-    def __init__(self, name: str, layer: nn.Linear, examples: int) -> None:
-        self.name, self.neurons, self.examples = name, layer.out_features, examples
-        self.device = layer.weight.device
-        self.gradients: Tensor | None = torch.zeros(examples, self.neurons, device=self.device)  # (N, n)
+    def __init__(self, act: MeAct, name: str, module: nn.Linear) -> None:
+        self.name, self.module, self.neurons, self.examples = name, module, module.out_features, act.examples
+        self.device = module.weight.device
+        self.gradients: Tensor | None = torch.zeros(self.examples, self.neurons, device=self.device)  # (N, n)
         self.bits: Tensor | None = None  # (N, ⌈n / 8⌉)
         self.seen = False
-        self._places = torch.arange(8, dtype=torch.uint8, device=self.device)
+        # No closures, so that the model can be copied.
+        self.hook = module.register_forward_hook(partial(_record_or_mask, act, self))
+        self.forward = partial(_forward, act, self)
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether `_forward` may stand for the layer's own: nobody else replaced it, or sees its output before it is
+        masked. Not on GPUs, where there is no kernel, and replicas of a model would share it.
+        """
+        module = self.module
+        return (
+            self.bits is not None
+            and self.device.type == "cpu"
+            and type(module).forward is nn.Linear.forward
+            and "forward" not in vars(module)
+            and list(module._forward_hooks) == [self.hook.id]
+            and not registry._global_forward_hooks
+        )
 
     @torch.no_grad()
     def accumulate(self, dy: Tensor, ids: Tensor) -> None:
@@ -180,8 +214,7 @@ class _Layer:
         for g in torch.split(self.gradients, _CHUNK):
             # An example without any gradient has no active neurons: 0 / 0 is NaN, which is not ≥ p.
             a = g if absolute else g / g.sum(1, keepdim=True)
-            padded = nn.functional.pad((a >= threshold).to(torch.uint8), (0, -self.neurons % 8))
-            parts.append((padded.view(len(g), -1, 8) << self._places).sum(2, dtype=torch.uint8))
+            parts.append(pack(a >= threshold))
         self.bits = torch.cat(parts)
         self.gradients = None
 
@@ -196,11 +229,16 @@ class _Layer:
         self.bits = None if bits is None else bits.to(self.device, copy=True)
         self.seen = seen
 
+    def kernel(self, ids: Tensor) -> str:
+        module = self.module
+        x = module.weight.new_empty(len(ids), module.in_features)
+        masked = self.bits is None or not self.replaceable
+        return "masks" if masked else kernel_name(x, module.weight, module.bias, cast(Tensor, self.bits), ids)
+
     def active(self, ids: Tensor) -> Tensor:
         if self.bits is None:
             raise ValueError("the masks are not fixed yet: call fix first")
-        spread = (self.bits[ids].unsqueeze(2) >> self._places) & 1  # (B, ⌈n / 8⌉, 8)
-        return spread.flatten(1)[:, : self.neurons].bool()
+        return unpack(self.bits[ids], self.neurons)
 
 
 def _record_or_mask(act: MeAct, layer: _Layer, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor | None:
@@ -218,10 +256,22 @@ def _record_or_mask(act: MeAct, layer: _Layer, module: nn.Module, args: tuple[An
             f"{layer.name!r} gives {tuple(y.shape)} for {len(ids)} ids: meAct needs one row for each example"
         )
     if layer.bits is not None:
-        return y * layer.active(ids)
+        if vars(module).get("forward") is layer.forward:
+            return None
+        return y.masked_fill(~layer.active(ids), 0)
     if y.requires_grad:
         y.register_hook(lambda dy: layer.accumulate(dy, ids))  # type: ignore[no-untyped-call]
     return None
+
+
+def _forward(act: MeAct, layer: _Layer, input: Tensor) -> Tensor:
+    """Be the forward pass of one layer once the masks are fixed: through the active neurons alone, in training."""
+    module, ids, bits = layer.module, act._ids, layer.bits
+    if (
+        not module.training or ids is None or bits is None or input.shape[:-1] != ids.shape
+    ):  # the hook says what is wrong
+        return F.linear(input, module.weight, module.bias)
+    return active_linear(input, module.weight, module.bias, bits, ids)
 
 
 class ParameterChange:

@@ -24,18 +24,19 @@ from meprop_bench.api.results import Results
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.measure.machine import state
-from meprop_bench.progress import notebook_line, showing
+from meprop_bench.progress import lines, showing
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import Deadline, Plan, check_feasible, one_case, plan_axes
 from meprop_bench.sweep.profile import check_trace, profile_case
 from meprop_bench.sweep.runner import Runner
 from meprop_bench.tasks.build import named
+from meprop_bench.tasks.recipe import by_layer_text
 
 if TYPE_CHECKING:
     from meprop_bench.training import Training
 
-__all__ = ["compare", "profile"]
+__all__ = ["as_keywords", "compare", "in_python", "profile"]
 
 _AXES = {option.replace("-", "_"): option for option in AXES}
 """An axis's name as a keyword -> as the command line and presets have it."""
@@ -94,7 +95,7 @@ def compare(
     given |= {"accuracy_seeds": seeds, "accuracy_steps": steps}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings["checks"] = ("gradients", "accuracy") if parity else ("gradients",)
-    with _in_python(), ExitStack() as stack:
+    with in_python(), ExitStack() as stack:
         chosen = _axes(compare, build, axes, stack)
         if "seed" in chosen:
             settings["seed"] = chosen["seed"][0]
@@ -132,11 +133,11 @@ def profile(
 
     """
     path = None if trace is None else Path(trace).expanduser()
-    with _in_python(), ExitStack() as stack:
+    with in_python(), ExitStack() as stack:
         case = one_case(_axes(profile, build, axes, stack))
         check_trace(path)
         check_feasible([case])
-        show = _lines() if progress else lambda _: None
+        show = lines() if progress else lambda _: None
         found, environments = profile_case(
             case, search_s=search, trace=path, progress=lambda stage: show(f"{case.label}: {stage}")
         )
@@ -160,14 +161,16 @@ def _axes(function: Callable[..., Any], build: Any, axes: Mapping[str, Any], sta
 
 
 def _many(name: str, value: Any) -> list[Any]:
-    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else [value]
     if not values:
         raise UserError(f"{name} has no value: give it one")
     return [_plain(each) for each in values]
 
 
 def _plain(value: Any) -> Any:
-    """Return the number of NumPy's scalars, and the name of torch's devices and dtypes."""
+    """Return the number of NumPy's scalars, the name of torch's devices and dtypes, and the text of k by layer."""
+    if isinstance(value, Mapping):
+        return by_layer_text(value.items())
     if type(value).__module__.partition(".")[0] == "torch":
         return str(value).removeprefix("torch.")
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
@@ -200,10 +203,6 @@ def _state(threads: int, *, warn: bool) -> Mapping[str, Any]:
     return found
 
 
-def _lines() -> Callable[[str], None]:
-    return notebook_line() or partial(print, file=sys.stderr)
-
-
 def _call(function: str, build: Any, axes: Mapping[str, Any]) -> str:
     """Return the call as it was written, about."""
     model = repr(str(build)) if isinstance(build, str | Path) else getattr(build, "__name__", type(build).__name__)
@@ -212,10 +211,14 @@ def _call(function: str, build: Any, axes: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _in_python() -> Iterator[None]:
-    """Name keywords as they are in Python: advice to add --in-features is to add in_features."""
+def in_python() -> Iterator[None]:
+    """Name keywords as they are in Python in what is refused."""
     try:
         yield
     except UserError as error:
-        text = re.sub(r"--([a-z][a-z-]*[a-z]|k)\b", lambda found: found[1].replace("-", "_"), str(error))
-        raise UserError(text, error.exit_code) from error.__cause__
+        raise UserError(as_keywords(str(error)), error.exit_code) from error.__cause__
+
+
+def as_keywords(text: str) -> str:
+    """Return a text whose options are keywords: advice to add --in-features is to add in_features."""
+    return re.sub(r"--([a-z][a-z-]*[a-z]|k)\b", lambda found: found[1].replace("-", "_"), text)

@@ -10,8 +10,7 @@ Ctrl-C: the same command with --resume goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +21,16 @@ from meprop_bench.cli.output import as_record, complaining, results_folder, writ
 from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optional import unavailable_reason
-from meprop_bench.progress import console, outcome
+from meprop_bench.progress import console, lines, watcher
 
 if TYPE_CHECKING:
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.runner import SweepProgress
     from meprop_bench.tuning.document import Table
-    from meprop_bench.tuning.run import Request, Result, Watcher
+    from meprop_bench.tuning.run import Request, Result
 
 __all__ = ["command", "request_of", "run_tune"]
 
-_SEARCHED = ("method", "k", "gradient", "kernel", "leave")
+_SEARCHED = ("method", "k", "gradient", "kernel", "leave", "k_by_layer")
 _NOT_TUNED = ("algorithm", "rate", "prunes", "simplify", "normal", "share", "pretrain", "end", "shape", "best_after")
 _BUDGET = "20m"
 CURVE, ANSWER = "time-to-quality.svg", "README.md"
@@ -101,6 +99,7 @@ def command(form: str, resume: bool, out: Path, **given: Any) -> int:
 _HELP = {
     "method": "Methods to try, with commas between them [default: unified,meprop].",
     "k": "k to try: integers, or ratios in (0, 1] [default: ratios from 1/64 to 1/2].",
+    "k_by_layer": "k of some layers in every arm, as in 'blocks.0.*=0.25;*.up=0.1' [default: searched, too].",
     "gradient": "Weight gradients to try: dense, rows [default: dense; rows, too, where the optimizer takes them].",
     "schedule": "Of the learning rate: constant, cosine [default: cosine; of your own model its own].",
     "epochs": "Passes over the training examples, at most [default: 20].",
@@ -137,6 +136,7 @@ def request_of(given: dict[str, Any], budgets: str | None) -> Request:
         ks=() if searched["k"] is None else tuple(parse_axis("k", [searched["k"]])),
         kernel=searched["kernel"] or "auto",
         leave=tuple(filter(None, (searched["leave"] or "").split(";"))),
+        k_by_layer=searched["k_by_layer"],
         steps=steps,
         budgets=() if budgets is None else tuple(seconds_of(word) for word in budgets.split(",")),
         **own,
@@ -162,8 +162,7 @@ def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, o
             click.echo(f"warning: {warning}", err=True)
         store.write_state(found)
         try:
-            with _watching() as watcher:
-                result = request.run(store, seconds, watcher)
+            result = request.run(store, seconds, watcher(lines()))
         except KeyboardInterrupt:
             click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
             return ExitCode.INTERRUPTED
@@ -183,25 +182,6 @@ def _store(request: Request, out: Path, resume: bool) -> Store:
     machine = machine_slug(str(on_device(request.recipe.options.get("device") or "cpu")))
     name = folder_name(request)
     return results_folder(out, name, machine, request.to_json(), resume=resume, what="this search")
-
-
-@contextmanager
-def _watching() -> Iterator[Watcher]:
-    """Give what shows on standard error where a search is: a line for each thing that is done."""
-    from meprop_bench.tuning.run import Watcher
-
-    target = console(stderr=True, highlight=False)
-
-    def line(text: str) -> None:
-        target.print(text, markup=False, soft_wrap=True)
-
-    def timing(found: SweepProgress) -> None:
-        if found.waits:
-            line(f"{found.case.label}: {found.stage}, which measures on {found.case.device}")
-        if found.stage == "done":
-            line(f"[{found.done}/{found.total}] {found.case.label}: {outcome(found.rows)}")
-
-    yield Watcher(line, timing)
 
 
 def _name_left_out(result: Result) -> None:
@@ -235,21 +215,18 @@ def _write_folder(result: Result) -> None:
 
 
 def _print(form: str, result: Result) -> None:
-    from meprop_bench.measure.machine import was_busy
-    from meprop_bench.tuning.document import advice, as_json, markdown, tables
+    from meprop_bench.tuning.document import advice, as_json, doubt, markdown, tables
 
-    header = result.store.header
-    busy = "so its times, and all that is judged at equal time, may be wrong by a factor of {factor} or more"
-    doubt = was_busy(header["states"], {}, busy)
+    header, line = result.store.header, doubt(result)
     if form == "json":
-        more: Mapping[str, Any] = {"doubts": [doubt]} if doubt else {}
+        more: Mapping[str, Any] = {"doubts": [line]} if line else {}
         record = as_record(
             header["environments"], result.store.rows(), command=header["command"], tune=as_json(result), **more
         )
         write(record)
         return
-    if doubt:
-        click.echo(f"{doubt}\n")
+    if line:
+        click.echo(f"{line}\n")
     if form == "md":
         write(markdown(result))
         return

@@ -64,6 +64,7 @@ class CaseRecords:
     facts: Facts = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a reader should know besides, one line each
     accuracy: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # (base, head), of each a value for each seed
+    percent: bool = True  # whether these are percentages, so that points are lost
     faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})  # why its process died
     failure: str = ""  # why the head cannot do what the base does
     missing: str = ""  # why the base cannot be compared with
@@ -110,8 +111,9 @@ class CaseRecords:
             found.append(one(figure=name, quantity=quantity, unit=unit, base=base, head=head))
         if self.accuracy is not None:
             before, after = self.accuracy
+            unit = "points" if self.percent else "%"
             found.append(
-                one(figure="accuracy", quantity="accuracy", unit="points", base=before, head=after, own_processes=True)
+                one(figure="accuracy", quantity="accuracy", unit=unit, base=before, head=after, own_processes=True)
             )
         return found
 

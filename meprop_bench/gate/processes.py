@@ -203,9 +203,12 @@ def exact_figures(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str
     return {key: (each["base"].get(key), each["head"].get(key)) for key in each["base"] | each["head"]}
 
 
-def accuracies(case: Case, pool: Pool[Side], plan: Plan) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile."""
+def accuracies(case: Case, pool: Pool[Side], plan: Plan) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], bool]:
+    """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile.
+
+    Return what each seed came to in base and head, and whether these are percentages.
+    """
     seeds = list(range(1, plan.accuracy_seeds + 1))
     answers = pool.ask_all("accuracy", case=case.changed(), sparsified=True, seeds=seeds, steps=plan.accuracy_steps)
     base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
-    return base, head
+    return (base, head), answers["head"].get("percent", True)

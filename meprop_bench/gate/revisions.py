@@ -49,7 +49,8 @@ from meprop_bench.gate.series import Series
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.lock import DeviceLock, device_lock
 from meprop_bench.measure.pool import Pool
-from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
+from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed, WorkerRefused
+from meprop_bench.results.axes import OWN, TRANSFORMER
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import PROTOCOL
@@ -71,6 +72,9 @@ _DENSE_SHARE = 0.2
 """Of the time, for blocks of the dense side, of which the ratio sparse/dense needs a rough median only."""
 
 _MOST_FAULTS = 2
+
+_LEARNING = ("mlp", TRANSFORMER, OWN)
+"""Workloads whose accuracies are compared: short trainings of the others say little (their methods decide late)."""
 
 
 @dataclass(frozen=True)
@@ -306,9 +310,14 @@ class Rounds:
             kernels = [setup[side].get("kernel") for side in SIDES]
             if kernels[0] != kernels[1]:
                 known.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
-            if case.workload == "mlp" and "accuracy" in self._plan.checks:
+            if case.workload in _LEARNING and "accuracy" in self._plan.checks:
                 self._notify("training", case)
-                known.accuracy = accuracies(case, pool, self._plan)
+                try:
+                    known.accuracy, known.percent = accuracies(case, pool, self._plan)
+                except WorkerRefused as refused:
+                    if refused.worker != "base":  # the base can do it
+                        raise
+                    known.notes.append(f"its accuracy is not compared: {refused}")
         for slowdown, record in taken.items():
             known.records.setdefault(slowdown, []).append(record)
 

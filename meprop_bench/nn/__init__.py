@@ -3,7 +3,7 @@
 from meprop_bench.nn.attention import MePropMultiheadAttention
 from meprop_bench.nn.conv import MePropConv1d, MePropConv2d
 from meprop_bench.nn.conversion import Conversion, record_calls
-from meprop_bench.nn.convert import convert, convertible, revert
+from meprop_bench.nn.convert import convert, convertible, kinds_and_k, revert
 from meprop_bench.nn.linear import MePropLinear
 from meprop_bench.nn.perceptron import FusedMLP
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
@@ -20,6 +20,7 @@ __all__ = [
     "MePropRNN",
     "convert",
     "convertible",
+    "kinds_and_k",
     "record_calls",
     "revert",
 ]

@@ -39,7 +39,7 @@ from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops.selection import check_k
 
-__all__ = ["convert", "convertible", "revert"]
+__all__ = ["convert", "convertible", "kinds_and_k", "revert"]
 
 
 _KINDS: dict[type[nn.Module], Any] = {
@@ -134,6 +134,21 @@ def convert(
     if not found:
         warnings.warn(f"no layer of {type(model).__name__} was converted: {found.reasons()}", stacklevel=2)
     return found
+
+
+def kinds_and_k(model: nn.Module) -> dict[str, tuple[str, float | None]]:
+    """Return what can be converted in a model, or is: qualified name -> the name of torch's class, and k (None: dense).
+
+    A layer that is used in several places is under the first name.
+    """
+    known = convertible()
+    return {
+        name: (type(layer).__name__.removeprefix("MeProp"), layer.k)
+        if isinstance(layer, Sparsified)
+        else (type(layer).__name__, None)
+        for name, layer, _ in survey(model, known)
+        if isinstance(layer, known)
+    }
 
 
 def revert(model: nn.Module) -> nn.Module:

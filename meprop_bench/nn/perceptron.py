@@ -28,13 +28,9 @@ from torch.optim import Optimizer
 
 from meprop_bench.nn.convert import convert
 from meprop_bench.nn.linear import MePropLinear
-from meprop_bench.ops import kernels
 from meprop_bench.ops.graph import break_graph
-from meprop_bench.ops.kernels import Request, check_supported
-from meprop_bench.ops.kernels.auto import Auto
-from meprop_bench.ops.perceptron import ACTIVATIONS, Activation, Layer, Pass, gradients, run
+from meprop_bench.ops.perceptron import ACTIVATIONS, Activation, Pass, gradients, layer_of, run
 from meprop_bench.ops.plain import memory, undisturbed, unwatched
-from meprop_bench.ops.selection import check_selection, resolve_k
 
 __all__ = ["FusedMLP"]
 
@@ -43,7 +39,7 @@ _INSTEAD = "take model(x) and loss.backward() for that"
 
 
 class _Kept(NamedTuple):
-    """A forward pass whose gradients have not been computed, and what would show that it is no longer that of `loss`."""
+    """A forward pass whose gradients have not been computed, and what tells whether they still can be."""
 
     done: Pass
     parameters: list[tuple[Tensor, Tensor | None]]  # weight and bias of each layer
@@ -152,22 +148,26 @@ class FusedMLP(nn.Sequential):
             x = flatten(x)
         _check_batch(x, y)
         layers, parameters = [], []
-        width = x.shape[1]
+        batch, width = x.shape
         needed = False  # whether something below has to be trained
+        read = [x, y]
         for linear, activation in parts:
             own = linear._parameters
             w, b = own["weight"], own["bias"]
             width = _checked_width(w, b, width)
             needs = needed, w.requires_grad, b is not None and b.requires_grad
+            if needed:
+                read.append(w)
             needed = any(needs)
-            values = w.detach()  # as they are now, whatever `.data` the parameter gets before the backward pass
-            method = _method(linear, x, values, needs)
-            layers.append(Layer(values, None if b is None else b.detach(), activation, needs, method))
+            method = None
+            if type(linear) is MePropLinear:
+                method = linear.k, linear.selection, linear.sparse, linear.kernel
+            layers.append(layer_of(w, b, activation, needs, batch, method))
             parameters.append((w, b))
-        done = run(x, y, layers)
+        done = run(x, y.contiguous(), layers)
         if needed:
-            read = [x, y, *(layer.w for layer in layers if layer.needs[0])]
-            vars(self)["_kept"] = _Kept(done, parameters, [(t, _version(t)) for t in read])
+            versions = [(t, t._version) for t in read if not t.is_inference()]  # those of inference have none
+            vars(self)["_kept"] = _Kept(done, parameters, versions)
         return done.loss
 
     def backward(self, loss: Tensor) -> None:
@@ -190,13 +190,16 @@ class FusedMLP(nn.Sequential):
                 "FusedMLP.backward takes the very loss that model.loss(x, y) returned last, once, and computed with"
                 " gradients enabled and parameters to train"
             )
-        if any(_version(t) != version for t, version in kept.versions):
-            raise RuntimeError("FusedMLP.backward: the batch or a weight was changed in place since model.loss(x, y)")
-        with torch.no_grad():
-            for (w, b), (_, dw, db) in zip(kept.parameters, gradients(kept.done), strict=True):
-                for parameter, grad in ((w, dw), (b, db)):
-                    if parameter is not None and grad is not None:
-                        _accumulate(parameter, grad)
+        for tensor, version in kept.versions:
+            if tensor._version != version:
+                raise RuntimeError(
+                    "FusedMLP.backward: the batch or a weight was changed in place since model.loss(x, y)"
+                )
+        for (w, b), (_, dw, db) in zip(kept.parameters, gradients(kept.done), strict=True):
+            if dw is not None:
+                _accumulate(w, dw)
+            if b is not None and db is not None:
+                _accumulate(b, db)
 
     def step(self, x: Tensor, y: Tensor, optimizer: Optimizer) -> Tensor:
         """Take a training step on a batch, and drop the gradients; returns the loss before it.
@@ -224,9 +227,8 @@ class _Refused(Exception):
     """Why a step without autograd would compute something else."""
 
 
-_FORWARDS: dict[type[nn.Module], Any] = {
-    kind: kind.forward for kind in (nn.Linear, MePropLinear, nn.Flatten, *_MODULES.values())
-}
+_KINDS: tuple[Any, ...] = (nn.Linear, MePropLinear, nn.Flatten, *_MODULES.values())
+_FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in _KINDS}
 """What is known to be computed; a tool may have put something else in its place."""
 _NAMES = {kind: name for name, kind in _MODULES.items()}
 
@@ -310,7 +312,7 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
 
 
 def _checked_width(w: Tensor, b: Tensor | None, width: int) -> int:
-    """Return how many numbers a layer makes of so many; ValueError if it takes others (compiled code would not look)."""
+    """Return how many numbers a layer makes of so many. Compiled code reads what it is given, so this has to look."""
     shape = w.shape
     if len(shape) != 2 or shape[1] != width or (b is not None and b.shape != shape[:1]):
         found = None if b is None else tuple(b.shape)
@@ -318,35 +320,14 @@ def _checked_width(w: Tensor, b: Tensor | None, width: int) -> int:
     return shape[0]
 
 
-def _method(layer: nn.Linear, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool]) -> Any:
-    """Return how the backward pass of a layer is sparsified for a batch like x, or None where it is not."""
-    if type(layer) is not MePropLinear:
-        return None
-    check_selection(layer.selection)
-    n = w.shape[0]
-    k, kernel = resolve_k(layer.k, n), kernels.get(layer.kernel)
-    if k >= n:
-        return None
-    request = Request(k, layer.selection, layer.sparse, *needs)
-    dy = x.new_empty(1).expand(len(x), n)  # for its shape
-    if isinstance(kernel, Auto):
-        kernel = kernel.choose(dy, x, w, request)
-    elif len(x):
-        check_supported(kernel.name, kernel.unsupported(dy, x, w, request))
-    return k, layer.selection, layer.sparse, kernel
-
-
 def _accumulate(parameter: Tensor, grad: Tensor) -> None:
     """Add to a parameter's gradient as autograd does, dense or rows, each to each."""
     before = parameter.grad
     if before is None:
         parameter.grad = grad
-    elif before.is_sparse and not grad.is_sparse:
-        parameter.grad = grad + before
-    else:
-        before += grad
-
-
-def _version(t: Tensor) -> int:
-    """Return how often a tensor was changed in place; inference tensors do not count."""
-    return 0 if t.is_inference() else t._version
+        return
+    with torch.no_grad():
+        if before.is_sparse and not grad.is_sparse:
+            parameter.grad = grad + before
+        else:
+            before += grad

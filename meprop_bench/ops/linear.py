@@ -33,7 +33,7 @@ from meprop_bench.ops.graph import break_graph, is_plain, is_tracing, operators
 from meprop_bench.ops.kernels import Gradients, Kernel, Request, check_supported
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
-from meprop_bench.ops.saved import attached, pinned
+from meprop_bench.ops.saved import attached, fit, pinned
 from meprop_bench.ops.selection import check_selection, resolve_k, survivors
 from meprop_bench.ops.sparsified import sparsified
 
@@ -183,18 +183,11 @@ class _Linear(torch.autograd.Function):
 
 def _backward_of_any(dy: Tensor, x: Tensor | None, w: Tensor | None, request: Request, kernel: Kernel) -> Gradients:
     # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself.
-    if torch.is_grad_enabled() or not (unwatched() and memory.plain(dy, x, w) and _fit(dy, x, w)):
+    if torch.is_grad_enabled() or not (unwatched() and memory.plain(dy, x, w) and fit(dy, x, w)):
         kernel = kernels.get("masked")
         if request.rows and dy.layout is torch.strided and not (dy.is_neg() or memory.plain(dy)):
             raise ValueError(_NO_ROWS)
     return undisturbed(linear_backward, dy, x, w, request, kernel)
-
-
-def _fit(dy: Tensor, x: Tensor | None, w: Tensor | None) -> bool:
-    """Whether shapes go together: what was saved may have got other data, or come from a hook."""
-    return (x is None or x.shape[:-1] == dy.shape[:-1]) and (
-        w is None or (w.shape[0] == dy.shape[-1] and (x is None or x.shape[-1] == w.shape[1]))
-    )
 
 
 # `Function.apply` serves torch.func as well, whose cases never come here; without it the call takes half the overhead.

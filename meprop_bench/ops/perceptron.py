@@ -18,16 +18,19 @@ for the dense layers as for the sparsified ones, so that the two can be compared
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Kernel, Request, compiled
-from meprop_bench.ops.linear import linear_backward
+from meprop_bench.ops import kernels
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, check_supported, compiled
+from meprop_bench.ops.kernels.auto import Auto
+from meprop_bench.ops.selection import check_selection, resolve_k
 
-__all__ = ["ACTIVATIONS", "Activation", "Layer", "Pass", "gradients", "run"]
+__all__ = ["ACTIVATIONS", "Activation", "Layer", "Pass", "gradients", "layer_of", "run"]
 
 _aten = torch.ops.aten
 _nll_forward, _nll_backward = _aten.nll_loss_forward.default, _aten.nll_loss_backward.default
@@ -38,6 +41,7 @@ _gelu_backward = _aten.gelu_backward.grad_input
 
 _FEW_LOGITS = 4096
 """Up to which compiled code computes the loss: torch's operators cost their launches, but have a vectorised exp."""
+_NATIVE = "meprop_bench.ops.kernels.native"
 _MEAN, _IGNORED = 1, -100
 """What `F.cross_entropy` has by default: its reduction, and the label of examples that do not count."""
 
@@ -73,7 +77,62 @@ class Layer(NamedTuple):
     b: Tensor | None  # (n,)
     activation: Activation | None
     needs: tuple[bool, bool, bool]  # gradients of its input, weight and bias
-    sparse: tuple[int, str, bool, Kernel] | None  # k < n, selection, rows and kernel; None: dense
+    request: Request | None  # of the backward pass; None: dense
+    kernel: Kernel | None  # which answers it
+    record: Any  # of the memory of a dense weight gradient (`kernels.native.kept`), or None
+
+
+def layer_of(
+    w: Tensor,
+    b: Tensor | None,
+    activation: Activation | None,
+    needs: tuple[bool, bool, bool],
+    batch: int,
+    method: tuple[float, str, bool, str] | None,
+) -> Layer:
+    """Return a layer for a batch of so many examples: as its parameters w and b are now, whatever becomes of them.
+
+    `method` is k, selection, rows and the kernel's name, or None for a dense layer. ValueError as `ops.linear` has it.
+    """
+    request, kernel, record = None, None, None
+    n, m = w.shape
+    if method is not None:
+        k, selection, rows, name = method
+        count = resolve_k(k, n)
+        check_selection(selection)
+        kernels.KERNELS.check(name)
+        if count < n:
+            request = Request(count, selection, rows, *needs)
+            kernel = _chosen(name, batch, n, m, w.dtype, w.device.type, request)
+            if kernel.name == "native" and needs[1] and not rows:
+                kernel = kernel.keeping(w)  # type: ignore[attr-defined]
+    if request is None and needs[1] and w.is_cpu and w.dtype == torch.float32:
+        record = _kept_memory(w)
+    values, bias = w.detach(), None if b is None else b.detach()
+    if not values.is_contiguous():
+        values = values.contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    return Layer(values, bias, activation, needs, request, kernel, record)
+
+
+@lru_cache(maxsize=1024)
+def _chosen(name: str, b: int, n: int, m: int, dtype: torch.dtype, device: str, request: Request) -> Kernel:
+    """Return the kernel for a case; ValueError if it cannot do it."""
+    kernel = kernels.get(name)
+    if not b * m:
+        return kernels.get("masked")
+    one = torch.empty(1, dtype=dtype, device=device)
+    dy, x, w = (one.expand(shape) for shape in ((b, n), (b, m), (n, m)))  # for their shapes
+    if isinstance(kernel, Auto):
+        return kernel.choose(dy, x, w, request)
+    check_supported(kernel.name, kernel.unsupported(dy, x, w, request))
+    return kernel
+
+
+def _kept_memory(w: Tensor) -> Any:
+    native = compiled.load(_NATIVE)
+    return None if native is None else native.kept.record(w)
 
 
 class Pass(NamedTuple):
@@ -83,38 +142,38 @@ class Pass(NamedTuple):
     inputs: list[Tensor]  # of each layer (B, m)
     kept: list[Tensor | None]  # what each layer's activation is derived from (B, n)
     loss: Tensor  # ()
-    end: Tensor | tuple[Tensor, Tensor, Tensor]  # dz of the logits (B, C); or their log softmax, the labels, their number
-    native: bool  # whether compiled products are used
+    end: Tensor | tuple[Tensor, Tensor, Tensor]  # dz of the logits (B, C); or their log softmax, labels and how many
+    dense: Any  # the module of the compiled products, or None
 
 
 def run(x: Tensor, y: Tensor, layers: Sequence[Layer]) -> Pass:
     """Compute the loss of x `(B, m)` and labels y, int64 `(B,)`; IndexError for a label that is no class.
 
-    Tensors are plain memory (`ops.plain`), of one dtype and device.
+    Tensors are plain memory (`ops.plain`), of one dtype and device, and y is contiguous.
     """
-    dense = _compiled(x, "dense")
-    native = dense is not None
-    if native:
+    dense, cross_entropy = _compiled(x)
+    if dense is not None:
         x = x.contiguous()
     inputs, kept = [], []
-    for w, b, activation, _, _ in layers:
+    for w, b, activation, *_ in layers:
         inputs.append(x)
-        if dense is not None:
-            relu = activation is _RELU
-            x = z = dense.forward(x, w.contiguous(), b if b is None else b.contiguous(), relu=relu)
-            if activation is not None and not relu:
-                x = activation.apply(z)
-        else:
+        if dense is None:
             z = F.linear(x, w, b)
             x = z if activation is None else activation.apply(z)
+        else:
+            relu = activation is _RELU
+            x = z = dense.forward(x, w, b, relu=relu)
+            if activation is not None and not relu:
+                x = activation.apply(z)
         kept.append(None if activation is None else x if activation.of_output else z)
-    if native and x.numel() <= _FEW_LOGITS:
-        loss, end = _compiled(x, "cross_entropy").cross_entropy(x, y.contiguous())
+    end: Any
+    if cross_entropy is not None and x.numel() <= _FEW_LOGITS:
+        loss, end = cross_entropy.cross_entropy(x, y)
     else:
         log_p = x.log_softmax(1)
         loss, counted = _nll_forward(log_p, y, None, _MEAN, _IGNORED)
         end = log_p, y, counted
-    return Pass(layers, inputs, kept, loss, end, native)
+    return Pass(layers, inputs, kept, loss, end, dense)
 
 
 def gradients(done: Pass) -> list[Gradients]:
@@ -122,17 +181,19 @@ def gradients(done: Pass) -> list[Gradients]:
     d = done.end if isinstance(done.end, Tensor) else _loss_gradient(done.loss, *done.end)
     found: list[Gradients] = [(None, None, None)] * len(done.layers)
     for i in range(len(done.layers) - 1, -1, -1):
-        layer, x, saved = done.layers[i], done.inputs[i], done.kept[i]
-        if layer.activation is not None and saved is not None:
-            d = layer.activation.derive(d, saved)
-        if layer.sparse is not None:
-            *what, kernel = layer.sparse
-            found[i] = linear_backward(d, x, layer.w, Request(*what, *layer.needs), kernel)
-        elif done.native:
-            found[i] = _compiled(x, "dense").backward(d.contiguous(), x, layer.w.contiguous(), layer.needs)
+        w, _, activation, needs, request, kernel, record = done.layers[i]
+        x, saved = done.inputs[i], done.kept[i]
+        if activation is not None and saved is not None:
+            d = activation.derive(d, saved)
+        if request is not None:
+            assert kernel is not None
+            found[i] = kernel.backward(d, x, w, request)
+        elif done.dense is not None:
+            found[i] = done.dense.backward(d.contiguous(), x, w, needs, record)
         else:
-            found[i] = _dense(d, x, layer)
-        dx, *_ = found[i]
+            need_dx, need_dw, need_db = needs
+            found[i] = d @ w if need_dx else None, d.t() @ x if need_dw else None, d.sum(0) if need_db else None
+        dx = found[i][0]
         if dx is None:
             break
         d = dx
@@ -145,13 +206,8 @@ def _loss_gradient(loss: Tensor, log_p: Tensor, y: Tensor, counted: Tensor) -> T
     return found
 
 
-def _dense(dy: Tensor, x: Tensor, layer: Layer) -> Gradients:
-    need_dx, need_dw, need_db = layer.needs
-    return dy @ layer.w if need_dx else None, dy.t() @ x if need_dw else None, dy.sum(0) if need_db else None
-
-
-def _compiled(x: Tensor, name: str) -> Any:
-    """Return a module of compiled code, or None where it cannot be used, or not for a batch like this."""
+def _compiled(x: Tensor) -> tuple[Any, Any]:
+    """Return the modules of compiled products and cross entropy, or None for both where they cannot be used."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
-        return None
-    return compiled.load(f"meprop_bench.ops.kernels.native.{name}")
+        return None, None
+    return compiled.load(f"{_NATIVE}.dense"), compiled.load(f"{_NATIVE}.cross_entropy")

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["attached", "pinned"]
+__all__ = ["attached", "fit", "pinned"]
 
 
 def pinned(variable: Tensor) -> Tensor:
@@ -30,6 +30,13 @@ def attached(saved: Tensor | None, edge: tuple[Any, int]) -> Tensor | None:
     if saved is None or saved.requires_grad or node is None:
         return saved
     return cast(Tensor, _Attached.apply(node.variable, saved))  # type: ignore[no-untyped-call]
+
+
+def fit(dy: Tensor, x: Tensor | None, w: Tensor | None) -> bool:
+    """Whether shapes of a linear layer go together: what was saved may have got other data, or come from a hook."""
+    return (x is None or x.shape[:-1] == dy.shape[:-1]) and (
+        w is None or (w.shape[0] == dy.shape[-1] and (x is None or x.shape[-1] == w.shape[1]))
+    )
 
 
 class _Attached(torch.autograd.Function):

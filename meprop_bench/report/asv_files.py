@@ -175,7 +175,7 @@ def write_benchmarks(results: Path, found: Sequence[Benchmarks]) -> None:
             "name": name,
             "code": cost.meaning,
             "type": cost.kind,
-            "unit": cost.unit,
+            "unit": cost.unit_in(name.split(".")[1]),
             "param_names": list(PARAMETERS),
             "params": [
                 sorted({*before, *column}, key=_rank) for before, column in zip(old, _params(points), strict=True)

@@ -17,6 +17,7 @@ from operator import not_
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
 from meprop_bench.report.cells import distinct_rows, failure, ratio, ratio_within
+from meprop_bench.report.conversion import conversion
 from meprop_bench.report.quality import Quality, measure
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Parity, Row
@@ -63,17 +64,25 @@ class Best:
 
     @property
     def code(self) -> str | None:
-        """The line that makes a model train like that, with the kinds and the filter of its `Training` if it has some.
+        """The line, or lines, that make a model train like that: the layers that were sparsified, each with its k.
 
-        None where there is nothing to take, or where it takes more than a line.
+        None where there is nothing to take, where more than a conversion belongs to the method, and of a row that does
+        not say which layers were sparsified, as older ones, and was not measured with the usual ones.
         """
         row = self.row
-        if row is None or row.leave is not None or METHODS[row.method].algorithm is not None:
+        if row is None or METHODS[row.method].algorithm is not None:
             return None
-        words = [f"k={row.k:g}", f'selection="{METHODS[row.method].selection}"']
-        words += ["sparse=True"] * (row.gradient == "rows")
-        words += [f'kernel="{row.kernel_requested}"'] * (row.kernel_requested != "auto")
-        return f"meprop_bench.convert(model, {', '.join(words)})"
+        if row.convertible is None and (row.leave, row.k_by_layer) != (None, None):
+            return None
+        found = conversion(
+            row.convertible,
+            function="meprop_bench.convert",
+            method=row.method,
+            k=row.k,
+            rows=row.gradient == "rows",
+            kernel=row.kernel_requested,
+        )
+        return "\n".join([*found.imports, *found.calls, *["model.compile()"] * (row.compile == "on")])
 
 
 def best(rows: Sequence[Row], margin: float | None = None) -> Best:

@@ -232,7 +232,7 @@ class Document:
         return as_object(self.command, self.environments, self.rows, **doubts)
 
     def lines(self) -> Iterator[list[Any]]:
-        """Give the lines of a CSV file, the head first: every field but the raw values, each of a nested one apart."""
+        """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart."""
         plain = [key for key in KEYS if key not in (*_RAW, *_NESTED)]
         apart = [(name, field.name) for name, kind in _NESTED.items() for field in fields(kind)]
         yield [*plain, *(f"{name}_{part}" for name, part in apart)]
@@ -243,7 +243,7 @@ class Document:
 
 _NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
 # Thousands of figures in one cell help nobody; JSON has them.
-_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds")
+_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds", "convertible")
 
 
 def _suite_row(benchmark: Any, where: str) -> Row:

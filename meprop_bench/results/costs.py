@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from meprop_bench.results.axes import OWN, TRANSFORMER
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import Runs
 
@@ -34,6 +35,11 @@ class Cost:
     unit: str  # in words
     of: Callable[[Row], list[float] | float]  # the samples of a row, or its one figure; NaN where the row has none
     meaning: str  # one line
+    otherwise: str = ""  # its unit in workloads whose quality may be no percentage
+
+    def unit_in(self, workload: str) -> str:
+        """Return the unit that it has in a workload."""
+        return self.otherwise if self.otherwise and workload in (TRANSFORMER, OWN) else self.unit
 
 
 def judged_pairs(row: Row) -> Runs:
@@ -88,7 +94,11 @@ COSTS: Mapping[str, Cost] = {
         "track", "% of the time without a kernel", _idle, "100 - utilisation of the GPU over a steady loop."
     ),
     "accuracy_gap": Cost(
-        "track", "points of accuracy lost", _gap, "Dense - method after short training runs from the same seeds."
+        "track",
+        "points of accuracy lost",
+        _gap,
+        "Dense - method after short training runs from the same seeds.",
+        otherwise="quality lost: points of a percentage, else % of dense's",
     ),
 }
 """Name -> what it is. A row that has none of a cost gives NaN."""

@@ -34,7 +34,7 @@ from msgspec import Meta
 from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
-from meprop_bench.results.axes import StoredAxes
+from meprop_bench.results.axes import K, StoredAxes
 from meprop_bench.results.consistency import WATCHED, check_row, check_utilization
 from meprop_bench.results.incoming import (
     Amount,
@@ -92,6 +92,9 @@ class _Record:
             elif name == "unavailable":
                 reasons = {one_line(key): one_line(text) or "no reason was given" for key, text in value.items()}
                 object.__setattr__(self, name, reasons)
+            elif name == "convertible" and value is not None:
+                layers = {one_line(layer): (one_line(kind), k) for layer, (kind, k) in value.items()}
+                object.__setattr__(self, name, layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,8 @@ class Row(StoredAxes, _Record):
     data_published: bool | None = None  # by their SHA-256; null where no published SHA-256 is known
     # how the dense side was run, in words: "eager, fused optimizer"; null of the baseline "same", which says it all
     baseline_chosen: Name | None = None
+    # of a model's layers that can be sparsified: name -> class, and k, null where it is left dense
+    convertible: Mapping[str, tuple[Name, K | None]] | None = field(default=None, hash=False)
     measurement: Measurement | None = None
     sparse: Side = Side()
     dense: Side = Side()

@@ -378,6 +378,7 @@ def case_rows(
                 phase=found.phase,
                 data_published=setup.get("data_published"),
                 baseline_chosen=setup.get("baseline"),
+                convertible=setup.get("convertible"),
                 measurement=found,
                 dense=dense,
                 sparse=sparse,

@@ -44,8 +44,11 @@ PRESET = "MEPROP_BENCH_SUITE_PRESET"
 """Environment variable: another preset than the suites', a name or a path."""
 
 _ALWAYS = ("method", "k", "hidden", "batch", "device")
-"""Parameters of every grid, but k where no case has one. Another axis becomes one where the workload's cases differ, or
+"""Parameters of every grid, but those that the workload has not. Another axis becomes one where its cases differ, or
 one is what needs a word: a history of what it was before must not go on as this."""
+
+_PLAIN = ("method", "device", "data", "model")
+"""Parameters whose values say what they are."""
 
 _IN_DEVICE = ("device", "threads")
 """Axes that the parameter `device` says together: cpu:2 (threads), cuda:0 (number)."""
@@ -73,8 +76,13 @@ class Grid:
 
         """
         bare = bool(cases) and all(case.method in WITHOUT_K for case in cases)
-        always = [axis for axis in _ALWAYS if not (bare and axis == "k")]
-        names = (*always, *(axis for axis in AXES if axis not in (*_ALWAYS, *_IN_DEVICE) and _differ(axis, cases)))
+        always = [axis for axis in _ALWAYS if _has(axis, cases) and not (bare and axis == "k")]
+        if cases and _has("model", cases):  # or another model would go on with the history of this one
+            always.insert(0, "model")
+        names = (
+            *always,
+            *(axis for axis in AXES if axis not in (*always, *_ALWAYS, *_IN_DEVICE) and _differ(axis, cases)),
+        )
         points: dict[tuple[Any, ...], Case] = {}
         for case in cases:
             if (point := tuple(_parameter(name, case) for name in names)) in points:
@@ -87,8 +95,7 @@ class Grid:
         """Return the parameters of a case on one line: unified-k10-hidden512-batch50-cpu:2."""
         words = (_parameter(name, case) for name in self.names)
         return "-".join(
-            str(word) if name in ("method", "device", "data") else f"{name}{word}"
-            for name, word in zip(self.names, words, strict=True)
+            str(word) if name in _PLAIN else f"{name}{word}" for name, word in zip(self.names, words, strict=True)
         )
 
 
@@ -176,6 +183,10 @@ def _by(cases: Iterable[Case], key: Callable[[Case], Any]) -> dict[Any, list[Cas
     for case in cases:
         groups.setdefault(key(case), []).append(case)
     return groups
+
+
+def _has(axis: str, cases: Sequence[Case]) -> bool:
+    return all(AXES[axis].of(case.workload) for case in cases)
 
 
 def _differ(axis: str, cases: Sequence[Case]) -> bool:

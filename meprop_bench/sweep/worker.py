@@ -200,6 +200,7 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
         "phases": list(prepared.phases),
         "costs": {phase: [list(cost) for cost in pair] for phase, pair in prepared.costs.items()},
         "converted": prepared.converted,
+        "convertible": prepared.convertible,
         "data_published": prepared.data_published,
         "notes": list(prepared.notes),
         "baseline": prepared.dense_side,

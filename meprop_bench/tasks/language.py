@@ -43,6 +43,7 @@ __all__ = ["Language", "ToyLanguage"]
 _TOGETHER = 16  # batches that are gathered at a time
 _EVALUATED = 64  # windows at a time
 _LEAST = 2
+_KEPT = 14  # inputs of qkv (d), q, k, v (3 d), attention's (d), of up (d), its activation's and down's (8 d)
 
 _Batch = tuple[Tensor, Tensor]
 """Numbers of characters, and of those that follow them, (B, T) each."""
@@ -85,6 +86,7 @@ class Language(Task):
         windows = train.unfold(0, length + 1, length)  # (N, T + 1), each beginning with the last of the one before
         self.examples = check_examples(examples, len(windows), f"windows of {text.name}")
         self.batch, self._windows, self._sizes = batch, windows[: self.examples], sizes
+        self._check_memory(min(batch, self.examples), hidden)
         self._parts: Mapping[Split, Tensor] = {"dev": self._encode(text.dev), "test": self._encode(text.test)}
         self.options = {
             "batch": batch,
@@ -95,6 +97,24 @@ class Language(Task):
         }
         self.options |= self._source(data, files)
         self.data_published, self.notes = text.published, text.notes
+
+    def _check_memory(self, batch: int, hidden: int) -> None:
+        """Refuse what the kernel would end the process for: a step needs more memory than the machine has.
+
+        Counted is what a forward pass keeps at least for the backward pass, in 4 bytes each: of a block `_KEPT` numbers
+        of each of its width, of the head the logits and their softmax.
+        """
+        if self.device.type != "cpu":  # CUDA has errors for that
+            return
+        import psutil
+
+        each = self._sizes["layers"] * _KEPT * hidden + 2 * len(self.characters)
+        needed, there = 4 * batch * self._sizes["length"] * each, psutil.virtual_memory().total
+        if needed > there:
+            raise UserError(
+                f"{batch} windows of {self._sizes['length']:,} characters need at least {needed / 2**30:,.0f} GiB of"
+                f" memory in a step, and this machine has {there / 2**30:,.0f}: take a smaller --length or --batch"
+            )
 
     def _text(self, data: str | None, files: str | None) -> Text:
         if files is None:

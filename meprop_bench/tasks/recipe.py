@@ -77,9 +77,7 @@ class Recipe:
     leave: str | None = None  # layers that stay dense: patterns of their qualified names, with ";" between them
     watched: bool = False  # record the mean change of the parameters at an update, which takes time
     schedule: str = "constant"  # of the learning rate, a name in `SCHEDULES`, fitted to the steps of this training
-    k_by_layer: str | None = (
-        None  # k of some layers, in place of `k`, as `by_layer` reads it: the first that fits counts
-    )
+    k_by_layer: str | None = None  # k of some layers, in place of `k`: see `by_layer`; the first that fits counts
 
     def __post_init__(self) -> None:
         optimizers = (*OPTIMIZERS, "own") if is_model(self.task) else tuple(OPTIMIZERS)

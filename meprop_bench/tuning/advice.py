@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from meprop_bench.methods import METHODS
+from meprop_bench.report.conversion import conversion
 from meprop_bench.results.axes import AXES
 from meprop_bench.tasks.build import is_model
-from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.processes import options_text
 
@@ -17,40 +17,32 @@ __all__ = ["code_of", "parity_command", "speedup_command"]
 
 def code_of(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
     """Return the lines that make a model train as the arm does; the layers are those that can be converted."""
-    words = [f"k={arm.k!r}", f"selection={METHODS[arm.method].selection!r}"]
-    if arm.gradient == "rows":
-        words.append("sparse=True")
-    if arm.kernel != "auto":
-        words.append(f"kernel={arm.kernel!r}")
-    taken = [layer for layer in layers if layer.converted and not arm.leaves(layer.name)]
-    kinds = list(dict.fromkeys(layer.kind for layer in taken))
-    lines = ["from meprop_bench import nn"]
-    if kinds not in ([], ["Linear"]):
-        lines.insert(0, "import torch")
-        words.append(f"kinds=({', '.join(f'torch.nn.{kind}' for kind in kinds)},)")
-    if (names := _filter(taken, layers, kinds)) is not None:
-        words.append(f"filter=lambda module, name: {names}")
-    lines += ["", f"nn.convert(model, {', '.join(words)})"]
+    found = conversion(
+        {layer.name: (layer.kind, arm.k_of(layer)) for layer in layers} or None,
+        function="nn.convert",
+        method=arm.method,
+        k=arm.k,
+        rows=arm.gradient == "rows",
+        kernel=arm.kernel,
+    )
+    imports, lines = [*found.imports, "from meprop_bench import nn"], [*found.calls]
     if arm.compiled:
         lines.append("model.compile()")
     if arm.end is not None:
-        shape = arm.shape.capitalize()
-        lines.insert(1, f"from meprop_bench.algorithms.schedule import {shape}, KScheduler")
-        lines.append(f"scheduler = KScheduler(model, {shape}({arm.k!r}, {arm.end!r}, steps={steps}))")
+        imports.append(f"from meprop_bench.algorithms.schedule import {arm.shape.capitalize()}, KScheduler")
+        lines.append(f"scheduler = KScheduler(model, {_schedules(arm, layers, steps)})")
         lines.append("# scheduler.start_step(step) before each step, counted from 0")
-    return "\n".join(lines)
+    return "\n".join([*imports, "", *lines])
 
 
-def _filter(taken: Sequence[Layer], layers: Sequence[Layer], kinds: Sequence[str]) -> str | None:
-    """Return the condition that picks these layers by their names; None where `convert` does so by itself."""
-    candidates = [layer for layer in layers if layer.kind in kinds]
-    linear = [layer for layer in layers if layer.kind == "Linear"]
-    usual = [layer for layer in candidates if layer is not (linear[-1] if linear else None)]
-    if [layer.name for layer in taken] == [layer.name for layer in usual]:
-        return None
-    left = [layer.name for layer in candidates if layer not in taken]
-    names, verb = ([layer.name for layer in taken], "in") if len(taken) <= len(left) else (left, "not in")
-    return f"name {verb} {{{', '.join(map(repr, names))}}}"
+def _schedules(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
+    """Return the schedule of all layers, or of each that the user's `Training` lets begin elsewhere."""
+    kind = arm.shape.capitalize()
+    ks = {layer.name: k for layer in layers if (k := arm.k_of(layer)) is not None}
+    if set(ks.values()) <= {arm.k}:
+        return f"{kind}({arm.k!r}, {arm.end!r}, steps={steps})"
+    each = [f'"{name}": {kind}({k!r}, {arm.end!r}, steps={steps})' for name, k in ks.items()]
+    return f"{{{', '.join(each)}}}"
 
 
 def speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
@@ -88,6 +80,7 @@ def parity_command(arm: Arm, recipe: Recipe, *, steps: int, seeds: int, margin: 
 def _of_arm(arm: Arm, ks: Sequence[float]) -> list[str]:
     words = ["--method", arm.method, "--k", ",".join(map(repr, ks)), "--gradient", arm.gradient]
     words += [] if arm.kernel == "auto" else ["--kernel", arm.kernel]
+    words += ["--k-by-layer", text] if (text := by_layer_text(arm.ks)) is not None else []
     return words + (["--leave", ";".join(arm.left)] if arm.left else [])
 
 

@@ -22,9 +22,9 @@ from meprop_bench.report.quality import POINTS, Quality
 from meprop_bench.stats import LEVEL, Estimate, Interval, holm, mean_interval
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import duration
+from meprop_bench.tuning.candidates import LEAST
 from meprop_bench.tuning.journal import Job
 from meprop_bench.tuning.judge import bounds
-from meprop_bench.tuning.search import LEAST
 from meprop_bench.tuning.session import Session
 from meprop_bench.tuning.timing import Clock, Timing
 

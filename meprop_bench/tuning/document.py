@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meprop_bench.measure.machine import was_busy
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
 from meprop_bench.tuning.arms import Arm
@@ -14,7 +15,7 @@ from meprop_bench.tuning.curve import Curve, Point
 from meprop_bench.tuning.judge import Finding, bounds, front, times
 from meprop_bench.tuning.run import Result
 
-__all__ = ["Table", "advice", "as_json", "drawn", "markdown", "tables"]
+__all__ = ["Table", "advice", "as_json", "doubt", "drawn", "markdown", "tables"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ def _over_time(curve: Curve, metric: str) -> Table:
     head = ("seconds", "side", "steps", metric, "difference from dense", "the arm is")
     note = "intervals of 95%; ahead and behind by Holm's step-down over all of them"
     return Table(f"{metric} over virtual time", head, tuple(rows), note)
+
+
+def doubt(result: Result) -> str:
+    """Return a line that says how busy the machine was, and what that means for the answer; empty where it was not."""
+    busy = "so its times, and all that is judged at equal time, may be wrong by a factor of {factor} or more"
+    return was_busy(result.store.header["states"], {}, busy)
 
 
 def advice(result: Result) -> list[str]:

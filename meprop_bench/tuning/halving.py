@@ -1,6 +1,7 @@
 """Which arms to go on with: successive halving whose figure is a paired difference, and what is planned for a budget.
 
-    rungs     all arms are trained shortly from a few seeds, the better ones longer, the last of them in full length
+    rungs     all arms are trained shortly from a few seeds, the better ones longer, the last of them in full length;
+              variants of the most promising one join after the first rung
     final     the last two from fresh seeds, that no arm was chosen by, beside dense of equal steps and of equal time;
               while none passes, others after them
 
@@ -30,14 +31,18 @@ from meprop_bench.stats import Estimate, Interval, clear_of, median
 
 __all__ = [
     "FINALISTS",
+    "SAFETY",
     "Pace",
     "Plan",
     "Rung",
     "chance",
     "choose",
+    "enough",
     "expected",
     "expected_best",
+    "few",
     "hopeless",
+    "needed",
     "planned",
     "round_down",
 ]
@@ -51,7 +56,7 @@ _FINAL_SEEDS = (8, 5, 3)
 _ENOUGH_STEPS = {8: 400, 5: 150}
 """Steps below which fewer seeds and longer trainings say more: these models have hardly begun to learn by then."""
 _FEWEST_STEPS = 20
-_SAFETY = 0.85
+SAFETY = 0.85
 """Share of the time that a plan fills: trainings differ in how long they take, and the last ones run alone."""
 
 Key = TypeVar("Key")
@@ -98,6 +103,7 @@ class Plan:
     seeds: tuple[int, ...]  # of the last trainings; none of a rung's
     steps: int  # of a training in full length
     screening: float  # share of the work that the rungs are
+    joining: int = 0  # variants, at most, that join after the first rung
 
     def seed(self, count: int) -> tuple[int, ...]:
         """Return the first so many seeds of the last trainings, more than were planned too."""
@@ -112,6 +118,7 @@ def planned(
     whole: int,
     steps: int | None = None,
     seeds: int | None = None,
+    joining: int = 0,
 ) -> Plan:
     """Return the plan for so many arms.
 
@@ -122,20 +129,38 @@ def planned(
         whole: steps of the training that was asked for: more are never planned.
         steps: of a training in full length, if that is fixed.
         seeds: of the last trainings, if that is fixed.
+        joining: variants that join after the first rung, if there is one.
 
     """
-    rungs = _rungs(arms)
+    rungs = _rungs(arms, joining)
+    joining = joining if rungs else 0
     for count in (seeds,) if seeds is not None else _FINAL_SEEDS:
-        screening, final = _cost(arms, rungs), _final_cost(arms, count)
-        trainings, length = (screening[place] + final[place] for place in (0, 1))
-        fitting = round_down((_SAFETY * seconds - trainings * pace.overhead_s) / (length * pace.step_s))
-        share = screening[1] / length
+        trainings, length, share = _work(arms, rungs, count, joining)
+        fitting = round_down((SAFETY * seconds - trainings * pace.overhead_s) / (length * pace.step_s))
         if steps is not None:
             if fitting >= steps or count in (seeds, _FINAL_SEEDS[-1]):
-                return Plan(rungs, _fresh(count), steps, share)
+                return Plan(rungs, _fresh(count), steps, share, joining)
         elif fitting >= min(whole, _ENOUGH_STEPS.get(count, 0)) or seeds is not None:
-            return Plan(rungs, _fresh(count), min(whole, max(_FEWEST_STEPS, fitting)), share)
+            return Plan(rungs, _fresh(count), min(whole, max(_FEWEST_STEPS, fitting)), share, joining)
     raise AssertionError("unreachable: the last number of seeds is taken whatever it costs")
+
+
+def needed(arms: int, *, pace: Pace, steps: int, seeds: int | None = None, joining: int = 0) -> float:
+    """Return the seconds, of all processes together, in which a plan has trainings of so many steps."""
+    known = seeds or next(count for count in _FINAL_SEEDS if steps >= _ENOUGH_STEPS.get(count, 0))
+    rungs = _rungs(arms, joining)
+    trainings, length, _ = _work(arms, rungs, known, joining if rungs else 0)
+    return (trainings * pace.overhead_s + length * steps * pace.step_s) / SAFETY
+
+
+def few(steps: int, whole: int) -> bool:
+    """Whether trainings of so many steps say little of whole ones: these models have hardly begun to learn."""
+    return steps < min(whole, _ENOUGH_STEPS[5])
+
+
+def enough(whole: int) -> int:
+    """Return the steps from which on a plan takes all the seeds that it would like."""
+    return min(whole, _ENOUGH_STEPS[8])
 
 
 def round_down(value: float) -> int:
@@ -150,24 +175,36 @@ def _fresh(count: int) -> tuple[int, ...]:
     return tuple(range(_SCREENING_SEEDS + 1, _SCREENING_SEEDS + 1 + count))
 
 
-def _rungs(arms: int) -> tuple[Rung, ...]:
-    """Return the rounds that bring so many arms down to the finalists: by halves, at most three, the last in full."""
+def _rungs(arms: int, joining: int = 0) -> tuple[Rung, ...]:
+    """Return the rounds that bring so many arms down to the finalists: by halves, at most three, the last in full.
+
+    Where others join after the first, there are two at least.
+    """
     if arms <= FINALISTS:
         return ()
     count = min(_RUNGS, math.ceil(math.log2(arms / FINALISTS)))
+    if joining and count == 1:
+        return tuple(Rung(tuple(range(1, _SCREENING_SEEDS + 1)), share, FINALISTS) for share in (0.5, 1.0))
     ratio = (FINALISTS / arms) ** (1 / count)
     seeds = tuple(range(1, _SCREENING_SEEDS + 1))
     left = [max(FINALISTS, math.ceil(arms * ratio**place - 1e-9)) for place in range(1, count + 1)]
     return tuple(Rung(seeds, 2.0 ** (place + 1 - count), left[place]) for place in range(count))
 
 
-def _cost(arms: int, rungs: Sequence[Rung]) -> tuple[int, float]:
+def _work(arms: int, rungs: Sequence[Rung], seeds: int, joining: int) -> tuple[int, float, float]:
+    """Return the trainings of a plan, their steps in trainings of full length, and the rungs' share of these."""
+    screening, final = _cost(arms, rungs, joining), _final_cost(arms, seeds)
+    trainings, length = (screening[place] + final[place] for place in (0, 1))
+    return int(trainings), length, screening[1] / length
+
+
+def _cost(arms: int, rungs: Sequence[Rung], joining: int) -> tuple[int, float]:
     """Return how many trainings the rungs have, and their steps in trainings of full length."""
     trainings, length, left = 0, 0.0, arms
-    for rung in rungs:
+    for place, rung in enumerate(rungs):
         trainings += len(rung.seeds) * (left + 1)
         length += len(rung.seeds) * (left + 1) * rung.share
-        left = rung.survivors
+        left = rung.survivors + (joining if place == 0 else 0)
     return trainings, length
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +49,7 @@ Standing = Literal[
     "hopeless",  # stopped at a rung: worse than the margin allows
     "outranked",  # stopped at a rung: others are expected to save more
     "slow",  # no gain is seen in its step
-    "replaced",  # a variant of it leaves layers dense, and is as fast
+    "replaced",  # another one is as fast, and nearer to dense
     "failed",  # its check, or a training
     "left out",  # the budget ended
 ]
@@ -126,8 +126,16 @@ def judged(
     return found("pass", "passes" + (", and is ahead at equal time" if ahead else ""))
 
 
-def decide(findings: Iterable[Finding], metric: Metric, layers: Sequence[Layer] = ()) -> Decision:
-    """Return the answer to all findings."""
+def decide(
+    findings: Iterable[Finding],
+    metric: Metric,
+    layers: Sequence[Layer] = (),
+    more: Callable[[Finding | None], str] = lambda _: " A larger --budget with --resume may decide.",
+) -> Decision:
+    """Return the answer to all findings.
+
+    `more` says, in a sentence, what would decide: of an arm that the seeds left open, or of those that were not judged.
+    """
     found = list(findings)
     passing = [each for each in found if each.standing == "pass"]
     if passing:
@@ -136,7 +144,7 @@ def decide(findings: Iterable[Finding], metric: Metric, layers: Sequence[Layer] 
         return Decision("take", _take(best, metric, layers) + _not_tried(untried), best.arm)
     still_open = [each for each in found if each.standing in OPEN]
     if still_open:
-        return Decision("undecided", _undecided(still_open, found, metric))
+        return Decision("undecided", _undecided(still_open, found, metric, more))
     return Decision("dense", _dense(found, metric))
 
 
@@ -218,21 +226,27 @@ def _on(arm: Arm, layers: Sequence[Layer]) -> str:
     return f", on {converted} of {_count(len(layers), 'layer')}"
 
 
-def _undecided(still_open: Sequence[Finding], found: Sequence[Finding], metric: Metric) -> str:
+def _undecided(
+    still_open: Sequence[Finding],
+    found: Sequence[Finding],
+    metric: Metric,
+    more: Callable[[Finding | None], str],
+) -> str:
     tried = [each for each in still_open if each.standing == "inconclusive"]
     if tried:
         best = max(tried, key=lambda each: each.equal_steps.estimate if each.equal_steps else -math.inf)
         assert best.equal_steps is not None
         what = f"which decides neither for nor against a margin of {metric.margin:.4g}"
+        then = more(best)
         if non_inferiority(best.equal_steps, metric.margin) == "pass":
-            what = "but the step is not shown to be faster: time it on an idle machine"
+            what, then = "but the step is not shown to be faster: time it on an idle machine", ""
         return (
             f"Undecided: of {best.arm.label} {_step(best)}, {_quality(best, metric)}, {what}."
-            f"{_at_equal_time(best, metric)} More seeds, or a larger --budget with --resume, may decide."
+            f"{_at_equal_time(best, metric)}{then}"
         )
     open_arms = _count(len(still_open), "arm")
     others = _reasons([each for each in found if each not in still_open], metric)
-    return f"Undecided: the budget ended before {open_arms} of {len(found)} could be judged{others}."
+    return f"Undecided: the budget ended before {open_arms} of {len(found)} could be judged{others}.{more(None)}"
 
 
 def _dense(found: Sequence[Finding], metric: Metric) -> str:

@@ -29,7 +29,7 @@ from meprop_bench.sweep.plan import Deadline, Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.tasks.build import is_model
-from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.journal import Job, Trained
@@ -63,6 +63,7 @@ def case_of(arm: Arm, recipe: Recipe, threads: int, device: str) -> Case:
         gradient=arm.gradient,
         kernel=arm.kernel,
         leave=";".join(arm.left) or None,
+        k_by_layer=by_layer_text(arm.ks),
         optimizer=recipe.optimizer,
         device=device,
         threads=threads,
@@ -159,6 +160,7 @@ class Processes:
             per_epoch=per_epoch,
             whole=recipe.epochs * per_epoch if recipe.steps is None else recipe.steps,
             layers=tuple(Layer(*layer) for layer in found["layers"]),
+            step_s=found["step_s"],
         )
 
     def measure(self, arms: Sequence[Arm], budget: Budget) -> Mapping[Arm, Timing]:

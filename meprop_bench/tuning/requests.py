@@ -1,13 +1,15 @@
 """What a search asks of a measuring process besides steps and trainings.
 
-examine    {recipe} -> metric, percent, per_epoch, batch_s, evaluation_s, layers, rows
+costs    {recipe} -> metric, percent, per_epoch, batch_s, evaluation_s, step_s, layers, rows
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["costs"]
 
-_BATCHES = 200
+_BATCHES, _STEPS = 200, 20
 _LONGEST_S = 3.0
-"""Seconds of drawing batches: of each one only a few are drawn."""
+"""Seconds of drawing batches, and of steps: of a slow task there are few."""
 
 
 def costs(session: Session, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -28,37 +30,59 @@ def costs(session: Session, recipe: Mapping[str, Any]) -> Mapping[str, Any]:
 
     The batches of the first epoch are drawn as the training loop draws them, the shuffling of the epoch among them.
     """
-    from torch import nn
+    import torch
 
-    from meprop_bench.nn.conversion import survey
+    from meprop_bench.nn import kinds_and_k
 
     wanted = Recipe(**recipe)
     task = wanted.load()
     model = task.build(1)
-    optimizer = task.step(model, wanted).optimizer
+    step = task.step(model, wanted)
     evaluation_s = min(_seconds(lambda: task.evaluate(model, "dev")) for _ in range(2))
     sparse = task.build(1)
     task.sparsify(sparse, replace(wanted, method="meprop", k=0.5))
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
-    layers = {name: layer for name, layer, _ in survey(sparse, kinds) if isinstance(layer, kinds)}
+    layers = kinds_and_k(sparse)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a training has
+    step_s = _step_s(task, step)
+    torch.set_num_threads(threads)
     return {
         "metric": task.metric,
         "percent": task.percent,
         "per_epoch": task.steps_per_epoch,
         "batch_s": _batch_s(task),
         "evaluation_s": evaluation_s,
-        "layers": [_layer(name, layer) for name, layer in layers.items()],
-        "rows": _takes_rows(optimizer) and any(isinstance(layer, nn.Linear) for layer in layers.values()),
+        "step_s": step_s,
+        "layers": [
+            (name, _weights(sparse, name), k is not None, kind, _own_k(task, name))
+            for name, (kind, k) in layers.items()
+        ],
+        "rows": _takes_rows(step.optimizer)
+        and any((kind, k is None) == ("Linear", False) for kind, k in layers.values()),
         "notes": list(task.notes),
     }
 
 
-def _layer(name: str, layer: Any) -> tuple[str, int, bool, str]:
-    from meprop_bench.nn.sparsified import Sparsified
+def _weights(model: Any, name: str) -> int:
+    return sum(parameter.numel() for parameter in model.get_submodule(name).parameters() if parameter.dim() > 1)
 
-    weights = sum(parameter.numel() for parameter in layer.parameters() if parameter.dim() > 1)
-    converted = isinstance(layer, Sparsified)
-    return name, weights, converted, type(layer).__name__.removeprefix("MeProp") if converted else type(layer).__name__
+
+def _own_k(task: Any, name: str) -> float | None:
+    """Return the k that a user's `Training` gives a layer, whatever is asked for."""
+    from meprop_bench.tasks.own import Own
+
+    given = task.training.k or {} if isinstance(task, Own) else {}
+    return next((k for pattern, k in given.items() if fnmatchcase(name, pattern)), None)
+
+
+def _step_s(task: Any, step: Any) -> float:
+    """Return the median seconds of a few dense steps, the first left out."""
+    times, begun = [], time.perf_counter()
+    for batch in islice(task.epoch(1, 0), 1 + _STEPS):
+        times.append(_seconds(lambda batch=batch: step(batch)))
+        if len(times) > 1 and time.perf_counter() - begun > _LONGEST_S:
+            break
+    return statistics.median(times[1:] or times)
 
 
 def _batch_s(task: Any) -> float:

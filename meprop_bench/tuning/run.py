@@ -19,7 +19,7 @@ from meprop_bench.results.axes import default_threads
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.tasks.build import is_model, source_of
-from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.recipe import Recipe, by_layer
 from meprop_bench.tuning.arms import LADDER, METHODS_TRIED, Arm, arms_of
 from meprop_bench.tuning.budget import Budget, duration
 from meprop_bench.tuning.curve import Curve, time_to_quality
@@ -59,6 +59,7 @@ class Request:
     gradients: tuple[str, ...] = ()
     kernel: str = "auto"
     leave: tuple[str, ...] = ()  # layers that every arm leaves dense
+    k_by_layer: str | None = None  # k of some layers in every arm: see `tasks.recipe.by_layer`
     steps: int | None = None  # of a training; None for as many as fit
     seeds: int | None = None
     threads: int | None = None  # of a step that is timed
@@ -83,7 +84,7 @@ class Request:
             "source": source_of(self.recipe.task) if is_model(self.recipe.task) else None,
             "margin": self.margin,
             "arms": {"methods": self.methods, "k": self.ks, "gradients": self.gradients, "kernel": self.kernel,
-                     "leave": self.leave},
+                     "leave": self.leave, **({"k_by_layer": self.k_by_layer} if self.k_by_layer else {})},
             "steps": self.steps,
             "seeds": self.seeds,
             "threads": self.threads,
@@ -95,7 +96,8 @@ class Request:
         gradients = self.gradients or (("dense", "rows") if rows else ("dense",))
         ks = self.ks or (_CURVE_KS if self.budgets else LADDER)
         methods = self.methods or (METHODS_TRIED[:1] if self.budgets else METHODS_TRIED)
-        return [replace(arm, left=self.leave) for arm in arms_of(methods, ks, gradients, kernel=self.kernel)]
+        fixed: dict[str, Any] = {"left": self.leave, "ks": tuple(by_layer(self.k_by_layer).items())}
+        return [replace(arm, **fixed) for arm in arms_of(methods, ks, gradients, kernel=self.kernel)]
 
     def run(self, store: Store, seconds: float, watcher: Watcher | None = None) -> Result:
         """Search, or draw the curve, within so many seconds, those of earlier runs in this folder among them.
@@ -136,7 +138,14 @@ class Request:
                     curve = time_to_quality(session, arms, self.budgets, seeds=count, metric=metric, percent=percent)
                 else:
                     question = Question(
-                        tuple(arms), self.margin, metric, percent, self.steps, self.seeds, variants=not self.leave
+                        tuple(arms),
+                        self.margin,
+                        metric,
+                        percent,
+                        self.steps,
+                        self.seeds,
+                        schedules=self.k_by_layer is None,
+                        variants=not (self.leave or self.k_by_layer),
                     )
                     answer = Search(session, question).run()
                 real = self._by_real_clock(machine, answer, whole) if self.real_clock and answer else None
@@ -151,7 +160,7 @@ class Request:
             found = machine.examine()
             named = OPTIMIZERS.get(self.recipe.optimizer)
             rows = found["rows"] if named is None else named.rows and any(
-                converted and kind == "Linear" for _, _, converted, kind in found["layers"]
+                converted and kind == "Linear" for _, _, converted, kind, *_ in found["layers"]
             )  # fmt: skip
             known = {"metric": found["metric"], "percent": found["percent"], "rows": rows, "notes": found["notes"]}
             journal.settle(task=known)

@@ -2,7 +2,8 @@
 
     times     each arm's step beside dense. The smallest k of a method comes first: where it gains nothing, no k does
               (30% of the budget)
-    rungs     trainings in halves (`halving`), dense once for all arms
+    rungs     trainings in halves (`halving`), dense once for all arms; after the first of them the most promising arm
+              gets variants whose k is smaller in some layers
     final     the last two arms and their opponents, from seeds that nothing was chosen by (`judge`); then others, while
               none passes
     again     with trainings of at least twice the steps, while none passes and there is time: what is behind after few
@@ -15,39 +16,33 @@ what the journal has: a search that was ended goes on as if it had not been.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.quality import Quality
 from meprop_bench.results.schema import WHOLE
-from meprop_bench.stats import LEVEL, Interval, mean_interval
+from meprop_bench.stats import LEVEL, mean_interval
 from meprop_bench.sweep.accuracy import MARGIN
-from meprop_bench.tuning.arms import Arm, by_layer, first_of_each, scheduled
+from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
-from meprop_bench.tuning.halving import Pace, Plan, Rung, chance, choose, expected, hopeless, planned
+from meprop_bench.tuning.candidates import BY_LAYER, TIMES, Candidates
+from meprop_bench.tuning.halving import Pace, Plan, Rung, chance, choose, enough, expected, hopeless, planned
 from meprop_bench.tuning.journal import Job
-from meprop_bench.tuning.judge import Decision, Finding, Metric, Standing, decide, judged
+from meprop_bench.tuning.judge import Decision, Finding, Metric, decide, judged
+from meprop_bench.tuning.outlook import Outlook, first_pace
 from meprop_bench.tuning.session import Question, Session
-from meprop_bench.tuning.timing import Clock, Costs, of_schedule
+from meprop_bench.tuning.timing import Clock, Costs
 
-__all__ = ["LEAST", "Answer", "Search"]
+__all__ = ["Answer", "Search"]
 
-LEAST = 1.02
-"""Speed-up of training below which an arm is not worth its trouble, nor to be told from noise."""
-_TIMES, _TIMES_LATE = 0.3, 0.6
-_MOST_VARIED = 2
-"""Arms of which variants by layer are timed."""
 _FEWEST_SEEDS, _MOST_SEEDS = 3, 32
 _PROBE_S = 3.0
 _PROBE = (5, 100)
 """Seconds, and least and most steps, of dense trainings that say how long one takes, one for each process."""
 _LONGER, _MOST_PASSES, _PASS_S = 2, 8, 20.0
 """Factor of the steps, number of passes, and seconds that are left, for another pass."""
-_ONE_GO_S = 90.0
-"""Seconds for all timings below which all arms are timed in one go: each start of the processes takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,9 @@ class Search:
 
     def __init__(self, session: Session, question: Question) -> None:
         self._session, self._question, self._journal = session, question, session.journal
-        self._findings: dict[Arm, Finding] = {}
+        self._candidates = Candidates(session, question)
         self._promise: dict[Arm, tuple[int, float]] = {}  # steps it was trained, and what it is expected to save
+        self._warned = False
 
     def run(self) -> Answer:
         """Search; an interrupt passes through, and what is done is stored.
@@ -84,6 +80,8 @@ class Search:
 
         """
         costs = self._session.costs()
+        if not self._passes and (pace := first_pace(costs)) is not None:
+            self._warn(self._arms_expected(), pace, costs, timing=TIMES)
         for number in range(_MOST_PASSES):
             answer = self._pass(number, costs)
             if not self._again(number, answer, costs):
@@ -102,22 +100,22 @@ class Search:
     def _pass(self, number: int, costs: Costs) -> Answer:
         """Time what is not timed yet, train, and judge; what was found in an earlier pass is found anew."""
         session = self._session
-        self._findings.clear()
+        self._candidates.findings.clear()
         self._promise.clear()
-        candidates = self._timed(costs)
-        clock, plan = self._clock(costs), None
+        candidates = self._candidates.timed(costs, self._joined_before(number))
+        clock, plan = self._candidates.clock(costs), None
         if clock is not None:
             self._journal.settle(dense_s=clock.dense_s)
-            alive = self._gaining(candidates, clock)
+            alive = self._candidates.gaining(candidates, clock)
             plan = self._plan(number, len(alive), clock) if alive else None
             if plan is not None:
                 self._final(number, self._finalists(number, alive, clock, plan), clock, plan)
             for arm in alive:
-                if arm not in self._findings:
-                    self._out(arm, "left out", "not trained", gain=self._gain(arm, clock))
-        findings = tuple(self._findings.values())
+                if arm not in self._candidates.findings:
+                    self._candidates.out(arm, "left out", "not trained", gain=self._candidates.gain(arm, clock))
+        findings = tuple(self._candidates.findings.values())
         metric = self._metric(plan.steps if plan else None)
-        decision = decide(findings, metric, costs.layers)
+        decision = decide(findings, metric, costs.layers, lambda found: self._more(found, findings, plan, costs))
         return Answer(decision, findings, metric, clock, plan, tuple(session.left_out))
 
     def _again(self, number: int, answer: Answer, costs: Costs) -> bool:
@@ -150,113 +148,6 @@ class Search:
         margin = MARGIN / WHOLE * scale if question.margin is None else question.margin
         return Metric(question.metric, margin, Quality(question.percent, scale))
 
-    def _timed(self, costs: Costs) -> list[Arm]:
-        """Time the arms, and what follows from them; return those that were timed."""
-        session, question = self._session, self._question
-        budget = session.budget.part(_TIMES)
-        constant = [arm for arm in question.arms if arm.constant]
-        first = first_of_each(constant) if budget.left_s >= _ONE_GO_S else []
-        session.measure(first, budget)
-        clock = self._clock(costs)
-        slow = {arm.group: arm for arm in first if clock is not None and self._is_slow(arm, clock)}
-        todo = [arm for arm in constant if arm.group not in slow or arm in first]
-        session.measure(todo, budget)
-        if not session.timings:  # another run measured for as long: the share that is left is for it, too
-            session.measure(todo, session.budget.part(_TIMES_LATE))
-        for arm in constant:
-            if arm not in todo:
-                self._out(arm, "slow", f"even k = {slow[arm.group].k:.3g} gains nothing")
-        if (clock := self._clock(costs)) is not None:
-            moving = self._moving(todo, clock)
-            todo = [*(self._varied(todo, clock, costs, budget) if question.variants else todo), *moving]
-        for arm in todo:
-            self._without_time(arm)
-        return [arm for arm in todo if arm not in self._findings]
-
-    def _clock(self, costs: Costs) -> Clock | None:
-        if (stored := self._journal.settled.get("dense_s")) is not None:
-            return Clock(stored, costs)
-        dense = [found.dense_s for found in self._session.timings.values() if found.failed is None]
-        return Clock(statistics.median(dense), costs) if dense else None
-
-    def _gain(self, arm: Arm, clock: Clock) -> Interval | None:
-        found = self._session.timings.get(arm)
-        return None if found is None or found.failed is not None else clock.gain(found.speedup)
-
-    def _is_slow(self, arm: Arm, clock: Clock) -> bool:
-        """Whether even the upper bound is below what is worth its trouble."""
-        gain = self._gain(arm, clock)
-        return gain is not None and (gain.high if gain.bounded else gain.estimate) < LEAST
-
-    def _useful(self, arms: Sequence[Arm], clock: Clock) -> list[Arm]:
-        """Return the arms whose step gains something, the fastest first."""
-        found = [arm for arm in arms if (gain := self._gain(arm, clock)) is not None and gain.estimate >= LEAST]
-        return sorted(found, key=lambda arm: -self._estimate(arm, clock))
-
-    def _moving(self, constant: Sequence[Arm], clock: Clock) -> list[Arm]:
-        """Return arms whose k moves: those that were asked for, and those of the group that gains most, between the k
-        that gain anything.
-        """
-        found = [arm for arm in self._question.arms if not arm.constant]
-        useful = self._useful(constant, clock)
-        if self._question.schedules and useful:
-            found += scheduled([arm for arm in useful if arm.group == useful[0].group])
-        found = list(dict.fromkeys(found))
-        for arm in found:
-            derived = of_schedule(arm, self._session.timings)
-            if derived is not None:
-                self._session.timings[arm] = derived
-        return found
-
-    def _varied(self, arms: list[Arm], clock: Clock, costs: Costs, budget: Budget) -> list[Arm]:
-        """Time variants of the fastest arms: compiled, where the dense side is, and with small layers left dense.
-
-        Return the arms, each variant that is as fast in the place of its arm: it trains alike, or nearer to dense.
-        """
-        place: dict[Arm, Arm] = {}
-        for arm in self._useful(arms, clock)[:_MOST_VARIED]:
-            best = arm
-            baseline = self._session.timings[arm].baseline or ""
-            if baseline.startswith("compiled") and arm.gradient == "dense":
-                best = self._faster(best, [replace(best, compiled=True)], clock, budget)
-            best = self._faster(best, by_layer(best, costs.layers), clock, budget)
-            if best != arm:
-                self._out(arm, "replaced", f"as fast is {best.label}")
-                place[arm] = best
-        return [place.get(arm, arm) for arm in arms]
-
-    def _faster(self, arm: Arm, variants: Sequence[Arm], clock: Clock, budget: Budget) -> Arm:
-        """Return the variant that is as fast as an arm, or else the arm."""
-        self._session.measure(variants, budget, wanted=False)
-        fast = self._useful(variants, clock)[:1]
-        return fast[0] if fast and self._estimate(fast[0], clock) >= self._estimate(arm, clock) else arm
-
-    def _estimate(self, arm: Arm, clock: Clock) -> float:
-        gain = self._gain(arm, clock)
-        assert gain is not None
-        return gain.estimate
-
-    def _out(self, arm: Arm, standing: Standing, reason: str, **more: Any) -> None:
-        found = self._session.timings.get(arm)
-        self._findings[arm] = replace(Finding(arm, standing, reason, found), **more)
-        self._session.say(f"{arm.label}: {standing}, {reason}")
-
-    def _without_time(self, arm: Arm) -> None:
-        """Note the arm for which there is no time, or that computes something else; all others go on."""
-        found = self._session.timings.get(arm)
-        if found is None:
-            self._out(arm, "left out", "its step is not timed")
-        elif found.failed is not None:
-            self._out(arm, "left out" if found.unsure else "failed", found.failed)
-
-    def _gaining(self, candidates: Sequence[Arm], clock: Clock) -> list[Arm]:
-        """Return the arms whose step gains something, the fastest first."""
-        alive = self._useful(candidates, clock)
-        for arm in candidates:
-            if arm not in alive:
-                self._out(arm, "slow", "no gain is seen in its step", gain=self._gain(arm, clock))
-        return alive
-
     def _plan(self, number: int, arms: int, clock: Clock) -> Plan | None:
         """Return what will be trained: settled once, since it depends on the time that is left."""
         if number < len(self._passes):
@@ -270,6 +161,8 @@ class Search:
         if pace is None:
             return None
         plan = self._planned(arms, pace, costs)
+        if not number:
+            self._warn(arms, pace, costs)
         if number:
             before = self._passes[number - 1]["plan"]
             if plan.steps < _LONGER * before["steps"]:  # for arms that were not timed: as long, and from as many seeds
@@ -280,17 +173,78 @@ class Search:
         return plan
 
     def _planned(self, arms: int, pace: Pace, costs: Costs, steps: int | None = None, seeds: int | None = None) -> Plan:
-        seconds = self._session.budget.left_s * self._session.machine.processes
+        joining = self._candidates.joining(costs)
+        seconds = self._session.budget.left_s * self._session.machine.processes * (1 - BY_LAYER * bool(joining))
         sizes = {"steps": self._question.steps or steps, "seeds": self._question.seeds or seeds}
-        return planned(arms, seconds=seconds, pace=pace, whole=costs.whole, **sizes)
+        return planned(arms, seconds=seconds, pace=pace, whole=costs.whole, joining=joining, **sizes)
 
     def _finalists(self, number: int, alive: list[Arm], clock: Clock, plan: Plan) -> list[Arm]:
         """Return the arms to be judged, in this order, chosen on the rungs; settled once, as fresh seeds follow."""
         begun = "looks" in self._passes[number]
-        budget = None if begun else self._session.budget.part(min(1.0, plan.screening * 1.1))
-        for rung in plan.rungs:
+        share = plan.screening * 1.1 + BY_LAYER * bool(plan.joining)
+        budget = None if begun else self._session.budget.part(min(1.0, share))
+        for place, rung in enumerate(plan.rungs):
             alive = self._rung(rung, alive, clock, plan, budget)
+            if place == 0 and plan.joining:
+                alive += self._joined(number, alive, clock)
         return alive
+
+    def _joined(self, number: int, alive: Sequence[Arm], clock: Clock) -> list[Arm]:
+        """Return the variants with k by layer that join: settled once they are timed, as what is trained follows."""
+        settled = self._passes[number]
+        stored = settled.get("by_layer")
+        if stored is None and "looks" in settled:  # there was no time for any
+            return []
+        wanted = self._candidates.variants(alive, clock) if stored is None else map(Arm.from_json, stored)
+        timed, found = self._candidates.by_layer(list(wanted), alive, clock)
+        if stored is None and timed:
+            settled["by_layer"] = [arm.to_json() for arm in timed]
+            self._journal.save()
+        return found
+
+    def _joined_before(self, number: int) -> list[Arm]:
+        """Return those that joined in earlier passes."""
+        return [Arm.from_json(arm) for each in self._passes[:number] for arm in each.get("by_layer", ())]
+
+    def _arms_expected(self) -> int:
+        question = self._question
+        return len(question.arms) + 2 * question.schedules
+
+    def _outlook(self, pace: Pace, costs: Costs) -> Outlook:
+        return Outlook(self._session.machine.processes, self._session.spent_s, pace, costs)
+
+    def _warn(self, arms: int, pace: Pace, costs: Costs, *, timing: float = 0.0) -> None:
+        """Say once, before it is spent, that the budget is too short to say much."""
+        question = self._question
+        line = self._outlook(pace, costs).of_plan(
+            arms,
+            steps=question.steps,
+            seeds=question.seeds,
+            joining=self._candidates.joining(costs),
+            left_s=self._session.budget.left_s,
+            timing=timing,
+        )
+        if line is not None and not self._warned:
+            self._warned = True
+            self._session.say(line)
+
+    def _more(self, found: Finding | None, findings: Sequence[Finding], plan: Plan | None, costs: Costs) -> str:
+        """Return the sentence that says what would decide."""
+        question, pace = self._question, self._session.pace() or first_pace(costs)
+        if pace is None:
+            return " A larger --budget with --resume may decide."
+        outlook = self._outlook(pace, costs)
+        if found is None or plan is None:
+            judged = sum(each.standing not in ("slow", "failed", "replaced") for each in findings)
+            steps = question.steps or max(plan.steps if plan else 0, enough(costs.whole))
+            joining = self._candidates.joining(costs)
+            return outlook.of_more_arms(judged, steps=steps, seeds=question.seeds, joining=joining)
+        looks = sum(len(each.get("looks", ())) for each in self._passes)
+        seen = self._journal.differences(found.arm, plan.steps, plan.seed(found.seeds))
+        margin = self._metric(plan.steps).margin
+        return outlook.of_more_seeds(
+            seen, margin, steps=plan.steps, looks=looks, most=2 * _MOST_SEEDS - 1, fixed=question.seeds is not None
+        )
 
     def _rung(self, rung: Rung, alive: list[Arm], clock: Clock, plan: Plan, budget: Budget | None) -> list[Arm]:
         """Train a rung, and return the arms that go on."""
@@ -302,15 +256,15 @@ class Search:
             self._session.train(jobs, budget)
         candidates, margin = {}, self._metric(steps).margin
         for arm in alive:
-            gain = self._gain(arm, clock)
+            gain = self._candidates.gain(arm, clock)
             assert gain is not None
             differences = self._journal.differences(arm, steps, rung.seeds)
             seen = mean_interval(differences) if differences else None
             known: dict[str, Any] = {"gain": gain, "steps": steps, "seeds": len(differences), "equal_steps": seen}
             if (reason := self._journal.failure(arm)) is not None:
-                self._out(arm, "failed", f"its training failed: {reason}", **known)
+                self._candidates.out(arm, "failed", f"its training failed: {reason}", **known)
             elif seen is not None and hopeless(seen, margin):
-                self._out(arm, "hopeless", f"loses more than {margin:.4g} in {steps:,} steps", **known)
+                self._candidates.out(arm, "hopeless", f"loses more than {margin:.4g} in {steps:,} steps", **known)
             else:
                 candidates[arm] = (gain.estimate, chance(differences, margin), known)
         for arm, (speed, within, _) in candidates.items():
@@ -318,7 +272,7 @@ class Search:
         going_on = choose({arm: found[:2] for arm, found in candidates.items()}, rung.survivors)
         for arm, (_, _, known) in candidates.items():
             if arm not in going_on:
-                self._out(arm, "outranked", "others promise more", **known)
+                self._candidates.out(arm, "outranked", "others promise more", **known)
         return going_on
 
     def _final(self, number: int, finalists: list[Arm], clock: Clock, plan: Plan) -> None:
@@ -342,10 +296,10 @@ class Search:
                 arm, seeds = looks[place]
                 self._judge(arm, plan.seed(seeds), earlier + place + 1, clock, plan)
                 # Cut off by the budget, it was a look at fewer; one at none leaves its chance of error to others.
-                looks[place] = arm, min(seeds, self._findings[arm].seeds)
+                looks[place] = arm, min(seeds, self._candidates.findings[arm].seeds)
             looks = [look for look in looks if look[1]]
             begun = len(looks)
-            if any(self._findings[arm].standing == "pass" for arm, _ in looks):
+            if any(self._candidates.findings[arm].standing == "pass" for arm, _ in looks):
                 self._settle(number, looks)
                 return
             if first or len(self._journal.trainings) > before:  # or nothing more can be trained
@@ -365,7 +319,7 @@ class Search:
             3 * _FEWEST_SEEDS * pace.seconds(plan.steps) / session.machine.processes
         ):
             return []
-        for arm, finding in self._findings.items():
+        for arm, finding in self._candidates.findings.items():
             if finding.standing == "inconclusive" and self._question.seeds is None and finding.seeds < _MOST_SEEDS:
                 assert finding.gain is not None
                 seen = self._journal.differences(arm, plan.steps, plan.seed(finding.seeds))
@@ -390,11 +344,15 @@ class Search:
 
     def _judge(self, arm: Arm, seeds: tuple[int, ...], place: int, clock: Clock, plan: Plan) -> None:
         if (reason := self._journal.failure(arm)) is not None:
-            self._out(arm, "failed", f"its training failed: {reason}")
+            self._candidates.out(arm, "failed", f"its training failed: {reason}")
             return
-        timing, gain, opponent = self._session.timings[arm], self._gain(arm, clock), self._opponent(arm, clock, plan)
+        timing, gain, opponent = (
+            self._session.timings[arm],
+            self._candidates.gain(arm, clock),
+            self._opponent(arm, clock, plan),
+        )
         assert gain is not None
-        self._findings[arm] = judged(
+        self._candidates.findings[arm] = judged(
             arm,
             timing,
             gain,

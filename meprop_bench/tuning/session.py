@@ -34,7 +34,7 @@ class Question:
     steps: int | None = None  # of a training in full length; None for what the budget allows, at most the whole
     seeds: int | None = None  # of the last judgement; None for what the budget allows
     schedules: bool = True  # try a k that moves, too
-    variants: bool = True  # try to leave small layers dense, too
+    variants: bool = True  # try to leave small layers dense, and k by layer, too
 
     def __post_init__(self) -> None:
         if self.margin is not None and not 0 <= self.margin < math.inf:
@@ -81,13 +81,18 @@ class Session:
         self.timings: dict[Arm, Timing] = {}
         self.left_out: dict[str, None] = {}
 
+    @property
+    def spent_s(self) -> float:
+        """Seconds that were spent, in earlier runs, too."""
+        return self._before + self.budget.spent_s
+
     def say(self, line: str) -> None:
         """Report where the search is."""
         self._progress(line)
 
     def save(self) -> None:
         """Write what was settled and spent."""
-        self.journal.spent_s = self._before + self.budget.spent_s
+        self.journal.spent_s = self.spent_s
         self.journal.save()
 
     def costs(self) -> Costs:

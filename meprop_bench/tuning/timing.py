@@ -61,6 +61,7 @@ class Costs:
     per_epoch: int  # steps of an epoch
     whole: int  # steps of the whole training, as it was asked for
     layers: tuple[Layer, ...] = ()  # that can be converted
+    step_s: float = 0.0  # of a dense step on one thread, from a few of them: a first guess; 0 if there is none
 
     @property
     def beside_s(self) -> float:

@@ -71,6 +71,7 @@ class Prepared:
     memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls whose memory is measured
     steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls that can run for seconds
     layers: Callable[[], Sequence[Layer]] = tuple  # gives the linear layers whose backward passes are timed, in order
+    convertible: Mapping[str, tuple[str, float | None]] | None = None  # layers of a model: see `nn.kinds_and_k`
     converted: float | None = None  # share of the backward pass's operations that sparsified layers have, if counted
     data_published: bool | None = None  # whether the data are the published ones, by SHA-256; None where none is known
     dense_side: str | None = None  # how it is run, in words; None for the baseline "same"

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from meprop_bench.nn import MePropLinear, convertible
+from meprop_bench.nn import MePropLinear, convertible, kinds_and_k
 from meprop_bench.nn.conversion import survey
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops import resolve_k
@@ -121,6 +121,7 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
         k=case.k,
         layers=lambda: _layers(case, method, stream[0]),
         data_published=task.data_published,
+        convertible=kinds_and_k(sparse.model),
         converted=share,
         notes=(*task.notes, *_remarks(task, sparse, names, calls, work)),
     )

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from meprop_bench.algorithms.meact import MeAct, ParameterChange
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import convert
+from meprop_bench.ops.kernels import compiled
 
 N = 12
 LABELS = torch.arange(N) % 3
@@ -84,6 +86,196 @@ def test_training_goes_through_the_kept_neurons_alone():
     unused = ~masks[1].bool().any(0)
     assert unused.any()
     assert not model.linear1.weight.grad[unused].any()
+
+
+def fixed(threshold=0.12, **layers):
+    """Return a model whose masks are fixed, in float32, and what fixed them."""
+    model = MLP(5, 9, 3, seed=1)
+    act = MeAct(model, N, **layers)
+    train(model, act, torch.arange(N))
+    act.fix(threshold)
+    return model, act
+
+
+def parts(model, act, ids):
+    """Return the output and all gradients of a batch."""
+    with act.batch(ids):
+        y = model(X[ids])
+        return [y, *torch.autograd.grad(F.cross_entropy(y, LABELS[ids]), list(model.parameters()))]
+
+
+def defined(model, act, ids):
+    """The same by Algorithm 3 written out, layer by layer."""
+    h = X[ids]
+    for name in ("linear0", "linear1"):
+        layer = model.get_submodule(name)
+        h = F.linear(h, layer.weight, layer.bias)
+        h = (h * act.active(name, ids) if name in act.sizes() else h).relu()
+    y = model.output(h)
+    return [y, *torch.autograd.grad(F.cross_entropy(y, LABELS[ids]), list(model.parameters()))]
+
+
+def close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+IDS = torch.tensor([7, 2, 7, 11])
+
+
+def nodes(y):
+    """Return the names of all nodes of a graph."""
+    seen, left = set(), [y.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [other for other, _ in node.next_functions]
+    return {node.name() for node in seen}
+
+
+def test_fixed_layers_compute_their_active_neurons_alone():
+    model, act = fixed()
+    close(parts(model, act, IDS), defined(model, act, IDS))
+    native = compiled.load("meprop_bench.ops.kernels.native.active") is not None
+    names = nodes(parts(model, act, IDS)[0])
+    assert ("_ActiveBackward" in names, "MaskedFillBackward0" in names) == (native, not native)
+
+
+def test_a_model_is_as_it_was_outside_of_a_batch():
+    model, act = fixed()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), act.batch(IDS):
+        model.linear0(X[:4, :4])
+    assert not any("forward" in vars(module) for module in model.modules())
+    with pytest.raises(ValueError, match="does not know which examples"):
+        model(X[IDS])
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin.eval()(X), model.eval()(X))
+
+
+def test_evaluation_within_a_batch_is_full():
+    model, act = fixed()
+    model.eval()
+    with act.batch(IDS):
+        found = model(X[IDS])
+    assert torch.equal(found, model(X[IDS]))
+
+
+@pytest.mark.parametrize("ids", [IDS, torch.arange(3)])
+def test_rows_that_do_not_fit_are_refused_when_fixed(ids):
+    model, act = fixed()
+    with pytest.raises(ValueError, match=r"meAct needs one row for each example"), act.batch(ids):
+        model(X[:5])
+    with pytest.raises(ValueError, match=r"meAct needs one row for each example"), act.batch(ids):
+        model(X[None])
+
+
+def test_other_hooks_see_all_of_an_output():
+    """One on the layer that was there before sees, and may change, what is then masked: as before the masks."""
+    model = MLP(5, 9, 3, seed=1)
+    seen = []
+
+    def double(module, args, y):
+        seen.append(y)
+        return y + 1
+
+    model.linear0.register_forward_hook(double)
+    act = MeAct(model, N)
+    train(model, act, torch.arange(N))
+    act.fix(0.12)
+    with act.batch(IDS):
+        h = model.linear0(X[IDS])
+    layer = model.linear0
+    assert torch.equal(seen[-1], F.linear(X[IDS], layer.weight, layer.bias))
+    assert torch.equal(h, (seen[-1] + 1).masked_fill(~act.active("linear0", IDS), 0))
+
+
+def test_global_hooks_see_all_of_an_output():
+    model, act = fixed()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, y: seen.append((module, y)))
+    try:
+        found = parts(model, act, IDS)
+    finally:
+        handle.remove()
+    layer = model.linear0
+    (y,) = (y for module, y in seen if module is layer)
+    assert torch.equal(y, F.linear(X[IDS], layer.weight, layer.bias))
+    close(found, defined(model, act, IDS))
+
+
+def test_a_forward_that_somebody_replaced_is_kept():
+    model, act = fixed()
+    layer = model.linear0
+
+    def forward(x):
+        return F.linear(x, layer.weight, layer.bias) + 1
+
+    layer.forward = forward
+    with act.batch(IDS):
+        h = layer(X[IDS])
+    assert torch.equal(h, forward(X[IDS]).masked_fill(~act.active("linear0", IDS), 0))
+    assert layer.forward is forward
+
+
+def test_weights_that_are_computed():
+    model, act = fixed()
+    nn.utils.parametrizations.weight_norm(model.linear1)
+    close(parts(model, act, IDS), defined(model, act, IDS))
+
+
+def test_layers_that_are_sparsified_are_masked_behind():
+    model, act = fixed()
+    convert(model, k=9)  # dense, so that it is the definition, but not torch's layer
+    found = parts(model, act, IDS)
+    close(found, defined(model, act, IDS))
+    assert "_ActiveBackward" not in nodes(found[0])
+
+
+def test_layers_without_masks_are_left():
+    model, act = fixed(layers=["linear1"])
+    with act.batch(IDS):
+        assert "forward" not in vars(model.linear0)
+    close(parts(model, act, IDS), defined(model, act, IDS))
+
+
+def test_once_closed_a_model_is_plain():
+    model, act = fixed()
+    act.close()
+    with act.batch(IDS):
+        found = model(X[IDS])
+    assert torch.equal(found, model(X[IDS]))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_state_is_taken_over_with_its_masks():
+    model, act = fixed()
+    twin = MLP(5, 9, 3, seed=1)
+    other = MeAct(twin, N)
+    other.load_state_dict(act.state_dict())
+    assert all(map(torch.equal, parts(model, act, IDS), parts(twin, other, IDS)))
+
+
+def test_what_is_inactive_is_zero_whatever_it_would_be():
+    model, act = fixed()
+    with torch.no_grad():
+        model.linear0.bias.fill_(float("inf"))
+    with act.batch(IDS):
+        h = model.linear0(X[IDS])
+    assert torch.equal(h == 0, ~act.active("linear0", IDS))
+    handle = model.linear0.register_forward_hook(lambda *_: None)  # computed in full and masked
+    with act.batch(IDS):
+        assert torch.equal(model.linear0(X[IDS]), h)
+    handle.remove()
+
+
+def test_a_model_that_is_compiled():
+    torch.compiler.reset()
+    model, act = fixed()
+    compiled_model = torch.compile(model, backend="aot_eager")
+    for ids in (IDS, IDS + 1 - 12 * (IDS == 11).long(), IDS):
+        close(parts(compiled_model, act, ids), defined(model, act, ids))
+    torch.compiler.reset()
 
 
 def test_evaluation_is_full_and_needs_no_ids():

@@ -80,6 +80,14 @@ def test_values_may_be_those_of_numpy_and_torch(runner: type[_Runner]) -> None:
     assert {(case.device, case.dtype) for case in runner.plan.cases} == {("cpu", "float64")}
 
 
+def test_k_by_layer_is_a_dictionary(runner: type[_Runner]) -> None:
+    own: dict[str, Any] = {"data": "made-up", "method": "unified", "k": 0.1, "threads": 1, "progress": False}
+    mb.compare(workload="transformer", **own, k_by_layer={"blocks.0.*": 0.5, "*.up": 8})
+    assert [case.k_by_layer for case in runner.plan.cases] == ["blocks.0.*=0.5;*.up=8"]
+    mb.compare(workload="transformer", **own, k_by_layer=[{"*.up": 8}, "*.up=0.5"])
+    assert [case.k_by_layer for case in runner.plan.cases] == ["*.up=8", "*.up=0.5"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -78,7 +78,7 @@ def test_the_sentence_comes_first_then_code_commands_and_table(
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if line and not line.startswith("This machine was busy")]
     assert lines[0].startswith("Take unified, k = 0.25")
-    assert "    nn.convert(model, k=0.25, selection='unified')" in out
+    assert '    nn.convert(model, k=0.25, selection="unified")' in out
     assert "    meprop-bench speedup --workload model --model digits --method unified --k 0.25" in out
     assert "    meprop-bench parity --task digits --method unified --k 0.25" in out
     assert "digits: arms against dense" in out
@@ -97,6 +97,18 @@ def test_json(instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["take"] in found["pareto"]
     assert {arm["standing"] for arm in found["arms"]} <= {"pass", "outranked"}
     assert "By the real clock" in found["real_clock"]
+
+
+def test_k_by_layer_is_a_part_of_every_arm(instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(tmp_path, "--k", "0.25,0.5", "--k-by-layer", "linear0=0.75", "--format", "json") == ExitCode.OK
+    found = json.loads(capsys.readouterr().out)["tune"]
+    assert {str(arm["arm"]["ks"]) for arm in found["arms"]} == {"[['linear0', 0.75]]"}
+    assert all("--k-by-layer linear0=0.75" in command for command in found["commands"])
+    (folder,) = tmp_path.iterdir()
+    plan = json.loads((folder / "environment.json").read_text())["plan"]
+    assert plan["arms"]["k_by_layer"] == "linear0=0.75"
+    assert tune(tmp_path, "--k", "0.25,0.5", "--k-by-layer", "linear0=0.75", "--resume") == ExitCode.OK
+    assert [folder] == list(tmp_path.iterdir())
 
 
 def test_undecided_and_dense_have_their_codes(instant: Any, tmp_path: Path) -> None:
@@ -178,6 +190,8 @@ def test_a_curve(verb: list[str], instant: Any, tmp_path: Path, capsys: pytest.C
         (["--gradient", "row"], "did you mean 'rows'?"),
         (["--budgets", "1s,later"], "'later' is no time"),
         (["--seeds", "1"], "seeds must be at least 2"),
+        (["--k-by-layer", "0.5"], "k by layer is written as 'blocks.0.*=0.25;*.up=0.1', and not as '0.5'"),
+        (["--k-by-layer", "linear0=2.5"], "k of 'linear0' must be an int >= 1 or a ratio in (0, 1], not '2.5'"),
         (["--model", "my_model.py:build"], "one of the two"),
     ],
 )

@@ -191,6 +191,28 @@ def test_the_accuracy_of_the_sparsified_side_is_compared_for_each_seed_once() ->
     assert Counter(fakes.log)["head", "accuracy"] == 1
 
 
+def test_a_quality_that_is_no_percentage_is_lost_in_percent_of_the_bases() -> None:
+    answer = {"accuracies": [[1, -2.0], [2, -2.5]], "percent": False}
+    fakes = _Fakes(wrong=lambda side, do, number, case: answer if do == "accuracy" else None)
+    axes = {"workload": ("transformer",), "method": ("unified",), "k": (4,), "data": ("made-up",), "hidden": (8,)}
+    accuracy = _by_figure(_measure(fakes, plan_axes(axes, budget=60.0, processes=2, accuracy_seeds=2)))["accuracy"]
+    assert (accuracy.unit, accuracy.base) == ("%", (-2.0, -2.5))
+
+
+@pytest.mark.parametrize("without", [("base", "head"), ("head",)])
+def test_a_model_that_says_no_quality_is_timed_alone_unless_the_base_said_it(without: tuple[str, ...]) -> None:
+    refused = {"error": "model does not say how good a model is", "kind": "user"}
+    fakes = _Fakes(wrong=lambda side, do, number, case: refused if do == "accuracy" and side in without else None)
+    axes = {"workload": ("model",), "model": ("digits",), "optimizer": ("adam",), "method": ("unified",), "k": (4,)}
+    found = _measure(fakes, plan_axes(axes, budget=60.0, processes=2))
+    if "base" in without:
+        assert "backward" in _by_figure(found)
+        assert "accuracy" not in _by_figure(found)
+        assert any("its accuracy is not compared: model does not say" in note for note in found.notes)
+    else:
+        assert [series.figure for series in found.series] == ["correctness check"]
+
+
 def test_each_round_has_fresh_processes_and_blocks_alternate() -> None:
     fakes = _Fakes()
     found = _measure(fakes, _plan(processes=7))

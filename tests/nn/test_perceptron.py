@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import meprop_bench
 from meprop_bench.algorithms.activeness import Activeness, watch
@@ -21,6 +22,8 @@ from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import FusedMLP, convert
 from meprop_bench.ops import perceptron
 from meprop_bench.optim import RowAdam
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu")
 
@@ -32,9 +35,9 @@ def modules_of(model):
 
 def batch_of(model, size, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    first, *_, last = (layer for layer in model if isinstance(layer, nn.Linear))
-    x = torch.randn(size, first.in_features, generator=generator).to(dtype)
-    return x, torch.randint(last.out_features, (size,), generator=generator)
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    x = torch.randn(size, layers[0].in_features, generator=generator).to(dtype)
+    return x, torch.randint(layers[-1].out_features, (size,), generator=generator)
 
 
 def dense_gradients(model):
@@ -70,7 +73,7 @@ def way(request, monkeypatch):
     if request.param == "compiled":
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr(perceptron, "_compiled", lambda *_: None)
+        monkeypatch.setattr(perceptron, "_compiled", lambda *_: (None, None))
     return request.param
 
 
@@ -104,9 +107,13 @@ def test_every_kernel(way, kernel):
         pytest.importorskip("numba")
     torch.manual_seed(1)
     assert_same_step(FusedMLP(21, 13, 13, 5, k=4, kernel=kernel, sparse=True), exact=way == "operators")
+
+
+def test_a_kernel_that_cannot_do_the_case():
+    model = FusedMLP(21, 13, 5, k=4, kernel="gather")
+    batch = batch_of(model, 3)
     with pytest.raises(ValueError, match="'gather' does not support this case"):
-        model = FusedMLP(21, 13, 5, k=4, kernel="gather")
-        model.loss(*batch_of(model, 3))
+        model.loss(*batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -303,7 +310,7 @@ def test_ignored_examples(way, ignored):
     torch.testing.assert_close(dense_gradients(model), dense_gradients(modules))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("k", [None, 3])
 def test_numbers_that_are_none(way, value, activation, k):
@@ -313,9 +320,11 @@ def test_numbers_that_are_none(way, value, activation, k):
     for where in (x, model.linear0.weight, model.output.bias, model.output.weight):
         twin = copy.deepcopy(model)
         changed = x.clone() if where is x else x
-        tensor = changed if where is x else dict(twin.named_parameters())[
-            next(name for name, p in model.named_parameters() if p is where)
-        ]
+        tensor = (
+            changed
+            if where is x
+            else dict(twin.named_parameters())[next(name for name, p in model.named_parameters() if p is where)]
+        )
         with torch.no_grad():
             tensor.view(-1)[3] = value
         modules = modules_of(twin)
@@ -405,7 +414,7 @@ def test_only_the_last_loss_has_gradients_and_once():
     first, second = (model.loss(*batch_of(model, 6, seed)) for seed in range(2))
     for wrong in (first, second / 2, second.clone()):
         model.loss(*batch_of(model, 6))
-        with pytest.raises(RuntimeError, match="the very loss that model.loss"):
+        with pytest.raises(RuntimeError, match=r"the very loss that model\.loss"):
             model.backward(wrong)
     loss = model.loss(*batch_of(model, 6))
     model.backward(loss)
@@ -457,7 +466,7 @@ CHANGES = [
     (lambda m: setattr(m, "relu0", nn.Dropout(0.5)), "relu0 is Dropout, not a plain linear layer or one of relu,"),
     (lambda m: setattr(m, "relu0", type("Mine", (nn.ReLU,), {})()), "relu0 is Mine"),
     (lambda m: m.append(nn.ReLU()).append(nn.ReLU()), "4, ReLU, does not stand directly behind a linear layer"),
-    (lambda m: m.insert(0, nn.ReLU()), "0, ReLU, does not stand"),
+    (lambda m: m.__setitem__(0, nn.ReLU()), "linear0, ReLU, does not stand"),
     (lambda m: m.append(nn.Flatten()), "3, Flatten, does not stand"),
     (lambda m: m.output.register_parameter("scale", nn.Parameter(torch.ones(1))), "parameters of output"),
     (lambda m: setattr(m.output, "weight", nn.Parameter(m.output.weight.double())), "of one floating-point dtype"),
@@ -503,19 +512,21 @@ def test_a_class_with_a_forward_of_its_own_is_refused():
 
 
 def test_what_would_change_or_watch_the_operators_is_refused():
-    from torch.utils.flop_counter import FlopCounterMode
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
 
     model = FusedMLP(20, 16, 4, k=3)
     x, y = batch_of(model, 6)
     for context, message in (
-        (torch.autocast("cpu", torch.bfloat16), "without autocast"),
-        (FlopCounterMode(display=False), "watches operators"),
-        (torch.autograd.forward_ad.dual_level(), "forward-mode"),
-        (torch.autograd.set_detect_anomaly(True), "anomaly"),
+        (lambda: torch.autocast("cpu", torch.bfloat16), "without autocast"),
+        (Watching, "watches operators"),
+        (torch.autograd.forward_ad.dual_level, "forward-mode"),
+        (lambda: torch.autograd.set_detect_anomaly(True), "anomaly"),
     ):
-        with context, pytest.raises(RuntimeError, match=message):
+        with context(), pytest.raises(RuntimeError, match=message):
             model.loss(x, y)
-    with pytest.raises(RuntimeError, match="torch.func"):
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
         torch.func.vmap(lambda x: model.loss(x, y))(x[None])
     with pytest.raises(RuntimeError, match="x needs a gradient"):
         model.loss(x.clone().requires_grad_(), y)
@@ -547,7 +558,8 @@ def test_batches_that_do_not_fit(way, x, y, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("linear1.weight", (16, 15)), ("output.weight", (0, 16)), ("linear0.bias", (3,)), ("output.weight", (4,))]
+    ("name", "shape"),
+    [("linear1.weight", (16, 15)), ("output.weight", (0, 16)), ("linear0.bias", (3,)), ("output.weight", (4,))],
 )
 def test_layers_that_do_not_fit_each_other(way, name, shape):
     model = FusedMLP(20, 16, 16, 4)

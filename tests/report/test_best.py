@@ -145,3 +145,19 @@ def test_of_several_workloads_none_is_chosen(rows):
     assert not found.comparable
     assert "workload linear, mlp" in found.sentences[0]
     assert "best(workload='linear')" in found.sentences[0]
+
+
+def test_the_code_converts_the_layers_that_were_converted(case):
+    layers = {"0": ("Conv2d", 0.5), "2": ("Linear", 0.05), "4": ("Linear", None)}
+    found = best([case(0.05, 1.5, convertible=layers, leave="3")])
+    assert found.code == (
+        "import torch\n"
+        'meprop_bench.convert(model, k={"0": 0.5, "*": 0.05}, selection="unified",'
+        " kinds=(torch.nn.Conv2d, torch.nn.Linear,))"
+    )
+    usual = {"2": ("Linear", 0.05), "4": ("Linear", None)}
+    found = best([case(0.05, 1.5, convertible=usual, compile="on")])
+    assert found.code == 'meprop_bench.convert(model, k=0.05, selection="unified")\nmodel.compile()'
+    # Of a row from before nobody knows which layers these were.
+    assert best([case(0.05, 1.5, leave="3")]).code is None
+    assert best([case(0.05, 1.5, k_by_layer="3=0.5")]).code is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ pytest.importorskip("asv", reason="asv is not installed: pip install 'meprop-ben
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 from asv import util
+
+from meprop_bench.sweep.suite import PRESET, SWITCH
 
 _ROOT = Path(__file__).parents[2]
 _HERE = f"existing:{sys.executable}"
@@ -70,3 +73,52 @@ def test_a_run_asks_nothing_and_saves_samples(run: Callable, configuration: Path
     assert 2 <= len(ratio["samples"][0]) <= 99
     medians = results["linear.Backward.track_time"]["result"]
     assert all(0 < medians[index] < 1 for index in (0, 2))
+
+
+_OWN = """
+name = "own"
+analysis = "A user's model, named from the project's folder as on the command line."
+checks = ["gradients"]
+target = 0.5
+budget = 0.2
+processes = 2
+utilization = false
+
+[[sweep]]
+workload = "model"
+model = "tests/suites/own_model.py:build"
+method = "unified"
+k = 0.25
+threads = 1
+"""
+
+_LIKE_ASV = """
+import os
+from asv_suite import _costs, model
+
+grid = _costs._SUITE.grid("model")
+(point,) = grid.cases
+step = model.Step()
+missing = step.setup_cache()
+step.setup(missing, *point)
+print(sorted(missing.values()), step.row.passed, grid.names, os.getcwd())
+print(model.Parity.track_accuracy_gap.unit, "|", _costs._track("accuracy_gap", "mlp").unit)
+"""
+
+
+def test_users_models_are_found_from_the_projects_folder_wherever_asv_runs(tmp_path: Path) -> None:
+    """asv calls `setup_cache` and `setup` in a folder of its own, where the rows are to stay."""
+    (preset := tmp_path / "own.toml").write_text(_OWN)
+    (cache := tmp_path / "cache").mkdir()
+    path = os.pathsep.join([str(_ROOT / "benchmarks"), str(_ROOT)])
+    variables = {**os.environ, PRESET: str(preset), SWITCH: "all", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", _LIKE_ASV], cwd=cache, env=variables, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    # No size stands among the parameters that the model has not.
+    assert found.stdout.splitlines() == [
+        f"[] True ('model', 'method', 'k', 'device') {cache}",
+        "quality lost: points of a percentage, else % of dense's | points of accuracy lost",
+    ]
+    assert [path.name for path in cache.iterdir()]

@@ -66,6 +66,13 @@ def test_a_history_against_another_dense_side_does_not_go_on_under_the_same_name
     assert Grid.of([fused]).label(fused) == "meprop-k30-hidden500-batch50-cpu:1-baselinefused"
 
 
+def test_a_users_model_has_its_name_and_no_sizes_that_are_none() -> None:
+    cases = [Case(workload="model", model="gpt.py:build", k=k, threads=1) for k in (0.1, 0.2)]
+    grid = Grid.of(cases)
+    assert grid.names == ("model", "method", "k", "device")
+    assert grid.label(cases[1]) == "gpt.py:build-meprop-k0.2-cpu:1"
+
+
 def test_a_workload_that_the_preset_has_not_has_no_points() -> None:
     grid = Suite("suite").grid("gru")
     assert grid.names == ("method", "k", "hidden", "batch", "device")

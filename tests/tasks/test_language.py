@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +147,13 @@ def test_what_does_not_fit_is_refused(task, recipe, message):
 def test_options_that_do_not_fit_are_one_line(options, message):
     with pytest.raises(UserError, match=message):
         load_task("toy-language", **options)
+
+
+def test_what_no_memory_holds_is_one_line_and_no_end_of_the_process(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**20))
+    load_task("toy-language", batch=1, hidden=8, length=8)
+    with pytest.raises(UserError, match=r"[0-9]+ windows of 1,000 characters need at least [0-9,]+ GiB of memory"):
+        load_task("toy-language", length=1000)
 
 
 def test_data_and_files_exclude_each_other(files):

@@ -56,12 +56,41 @@ def test_layers_that_a_filter_of_the_users_leaves_are_left() -> None:
     assert converted(code_of(Arm("unified", 0.5), layers, 100))[0] == ["2", "4"]
 
 
+def test_the_code_gives_each_layer_the_k_that_was_measured() -> None:
+    layers = (Layer("0", 32, k=5), Layer("2", 64), Layer("4", 16))  # the first by the user's own `Training`
+    names, found = converted(code := code_of(Arm("unified", 0.125, ks=(("4", 0.5),)), layers, 100))
+    assert names == ["0", "2", "4"]
+    assert {name: layer.k for name, layer in found["model"].named_modules() if name in names} == {
+        "0": 5, "2": 0.125, "4": 0.5,
+    }  # fmt: skip
+    assert '"*": 0.125' in code
+    _, found = converted(code_of(Arm("unified", 6, end=2), (Layer("0", 32, k=5), *LAYERS[1:]), 100))
+    found["scheduler"].start_step(0)
+    assert [layer.k for layer in found["scheduler"].layers.values()] == [5, 6]
+
+
+def test_gradients_as_rows_are_those_of_linear_layers_alone() -> None:
+    layers = (Layer("conv", 9, kind="Conv2d"), Layer("0", 32), Layer("2", 64), Layer("4", 16, converted=False))
+    lines = code_of(Arm("meprop", 0.5, "rows"), layers, 100).splitlines()
+    assert [line for line in lines if line.startswith("nn.")] == [
+        'nn.convert(model, k=0.5, selection="example", sparse=True)',
+        'nn.convert(model, k=0.5, selection="example", kinds=(torch.nn.Conv2d,))',
+    ]
+
+
 def test_other_kinds_of_layers_are_named() -> None:
     layers = (Layer("conv", 32, kind="Conv2d"), Layer("head", 16, converted=False))
     assert "kinds=(torch.nn.Conv2d,)" in code_of(Arm("meprop", 0.05), layers, 100)
 
 
-@pytest.mark.parametrize("arm", [Arm("unified", 0.125, left=("linear0",)), Arm("unified", 0.5, "rows", end=0.125)])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        Arm("unified", 0.125, left=("linear0",)),
+        Arm("unified", 0.5, "rows", end=0.125),
+        Arm("unified", 0.125, ks=(("linear0", 0.5),)),
+    ],
+)
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe("my_model.py:build", optimizer="own")])
 def test_the_commands_parse(arm: Arm, recipe: Recipe) -> None:
     for line in (
@@ -76,9 +105,11 @@ def test_the_commands_parse(arm: Arm, recipe: Recipe) -> None:
 
 
 def test_the_commands_measure_what_was_measured() -> None:
-    arm = Arm("unified", 0.125, left=("linear0",))
+    arm = Arm("unified", 0.125, left=("linear0",), ks=(("linear1", 0.5),))
     speedup, parity = speedup_command(arm, RECIPE, 2), parity_command(arm, RECIPE, steps=100, seeds=8, margin=0.5)
     assert "--options 'batch=50;hidden=300'" in speedup
     assert "--leave linear0" in speedup
+    assert "--k-by-layer linear1=0.5" in speedup
+    assert "--k-by-layer linear1=0.5" in parity
     for words in ("--batch 50", "--hidden 300", "--schedule cosine", "--steps 100", "--leave linear0", "--margin 0.5"):
         assert words in parity

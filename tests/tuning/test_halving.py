@@ -3,7 +3,19 @@ from __future__ import annotations
 import pytest
 
 from meprop_bench.stats import mean_interval
-from meprop_bench.tuning.halving import FINALISTS, Pace, chance, choose, expected_best, hopeless, planned, round_down
+from meprop_bench.tuning.halving import (
+    FINALISTS,
+    Pace,
+    chance,
+    choose,
+    enough,
+    expected_best,
+    few,
+    hopeless,
+    needed,
+    planned,
+    round_down,
+)
 
 PACE = Pace(step_s=0.01, overhead_s=0.5)
 
@@ -36,6 +48,30 @@ def test_what_is_asked_for_is_planned_whatever_it_costs() -> None:
     assert plan.steps == 5000
     assert len(plan.seeds) == 6
     assert planned(4, seconds=1e6, pace=PACE, whole=10_000, steps=5000).seeds == plan.seed(8)
+
+
+@pytest.mark.parametrize("arms", [2, 3, 4, 5, 12, 24])
+def test_those_that_join_are_trained_on_a_rung_and_have_their_time(arms: int) -> None:
+    alone, joined = (planned(arms, seconds=3000, pace=PACE, whole=5000, joining=joining) for joining in (0, 3))
+    assert len(joined.rungs) >= 2 or arms <= FINALISTS
+    assert joined.joining == (3 if arms > FINALISTS else 0)
+    assert joined.steps < alone.steps or arms <= FINALISTS
+    assert [rung.share for rung in joined.rungs[-1:]] == [1.0] * bool(joined.rungs)
+
+
+@pytest.mark.parametrize("steps", [50, 200, 400])
+def test_what_a_plan_needs_is_what_it_fits_into(steps: int) -> None:
+    seconds = needed(8, pace=PACE, steps=steps, joining=3)
+    rich, poor = (planned(8, seconds=seconds * each, pace=PACE, whole=5000, joining=3) for each in (1.001, 0.95))
+    assert rich.steps == steps
+    assert (len(poor.seeds), poor.steps) < (len(rich.seeds), rich.steps)
+
+
+def test_few_steps_are_few_unless_they_are_all() -> None:
+    assert few(149, 5000)
+    assert not few(150, 5000)
+    assert not few(40, 40)
+    assert (enough(5000), enough(40)) == (400, 40)
 
 
 def test_pace_is_that_of_steps_and_what_is_usual_besides() -> None:

@@ -69,7 +69,9 @@ def test_one_that_passes_decides_though_others_are_open() -> None:
     taken = decision(untried, found([-0.2, -0.1, 0.0], [0.2, 0.3, 0.4]))
     assert taken.sentence.endswith(" 1 arm was not tried, for lack of time.")
     assert decision(other).kind == "undecided"
-    assert decision(other).sentence == "Undecided: the budget ended before 1 arm of 1 could be judged."
+    assert decision(other).sentence == (
+        "Undecided: the budget ended before 1 arm of 1 could be judged. A larger --budget with --resume may decide."
+    )
 
 
 def test_stay_dense_has_a_reason_for_each_arm() -> None:

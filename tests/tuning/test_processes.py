@@ -49,17 +49,20 @@ def test_a_step_is_timed_as_speedup_times_it_and_once(store: Store, monkeypatch:
     for name, value in (("_CASE_S", (0.2, 0.2)), ("_MANY", 2)):
         monkeypatch.setattr(processes, name, value)
     left = Arm("unified", 0.5, left=("linear1",))
+    own = Arm("unified", 0.25, ks=(("linear1", 0.5),))
     wrong = Arm("meprop", 10**6, kernel="none")
     with Processes(RECIPE, store, Budget(600), threads=1, processes=1) as machine:
-        found = machine.measure([ARM, left, wrong], Budget(600))
+        found = machine.measure([ARM, left, own, wrong], Budget(600))
         count = len(store.rows())
         assert machine.measure([ARM, left], Budget(0.0)) == {arm: found[arm] for arm in (ARM, left)}
     assert len(store.rows()) == count
-    for arm in (ARM, left):
+    for arm, ks in ((ARM, (0.5, 0.5, None)), (left, (0.5, None, None)), (own, (0.25, 0.5, None))):
         rows = [row for row in store.rows() if row.case_id == case_of(arm, RECIPE, 1, "cpu").case_id]
         assert {row.check for row in rows} == {PASSED}
         (step,) = (row for row in rows if row.phase == "step")
         assert (step.options, step.leave) == ("hidden=16;batch=20", ";".join(arm.left) or None)
+        names = ("linear0", "linear1", "output")
+        assert step.convertible == {name: ("Linear", k) for name, k in zip(names, ks, strict=True)}
         if not found[arm].unsure:
             assert found[arm].speedup.estimate == step.speedup
             assert found[arm].dense_s == step.dense.median_s
@@ -133,7 +136,7 @@ def test_it_does_not_wait_for_the_device_beyond_its_budget(store: Store, monkeyp
 
 def test_costs_of_a_model_of_ones_own(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(MODEL.replace("EVALUATE", "lambda model: -1.5"))
+    path.write_text(MODEL.replace("EVALUATE", "lambda model: -1.5, k={'2': 0.75}"))
     recipe = Recipe(f"{path}:build", optimizer="own", epochs=3)
     with Processes(recipe, store, Budget(600), threads=1, processes=1) as machine:
         found, costs = machine.examine(), machine.costs()
@@ -141,6 +144,8 @@ def test_costs_of_a_model_of_ones_own(store: Store, tmp_path: Path) -> None:
     assert (costs.per_epoch, costs.whole) == (8, 24)
     assert costs.batch_s > 0
     assert costs.evaluation_s > 0
+    assert costs.step_s > 0
+    assert [layer.k for layer in costs.layers] == [None, 0.75, None]
     assert [(layer.name, layer.weights, layer.converted, layer.kind) for layer in costs.layers] == [
         ("0", 64, True, "Linear"), ("2", 256, True, "Linear"), ("4", 16, False, "Linear"),
     ]  # fmt: skip

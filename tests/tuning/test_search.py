@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,96 @@ def test_a_compiled_step_takes_the_place_of_an_eager_one_where_dense_is_compiled
     assert answer.decision.arm is not None
     assert answer.decision.arm.compiled
     assert ", compiled: a step is 1.60x" in answer.decision.sentence
+
+
+LAYERS = tuple(Layer(str(number), 100) for number in range(4))
+
+
+def sensitive(arm: Arm) -> float:
+    """Return what an arm loses: the last layer bears no k below 1/8, the others any."""
+    k = arm.k_of(LAYERS[-1])
+    assert k is not None
+    return 0.0 if k >= 1 / 8 else 3.0
+
+
+def mean_speed(arm: Arm) -> float:
+    return sum(faster(Arm("unified", arm.k_of(layer) or 1)) for layer in LAYERS) / len(LAYERS)
+
+
+def test_k_by_layer_is_searched_and_taken_where_one_layer_bears_no_small_k(fake: Any, learns: Any) -> None:
+    said: list[str] = []
+    machine = fake(mean_speed, learns(sensitive, slope=2), layers=LAYERS)
+    answer = tune(machine, variants=True, budget=2000, steps=200, said=said)
+    arm = answer.decision.arm
+    assert arm is not None
+    assert (arm.k, arm.ks) == (1 / 32, (("2", 1 / 8), ("3", 1 / 8)))
+    assert answer.decision.sentence.startswith("Take unified, k = 0.0312 (0.125 in 2, 3), on 4 of 4 layers: a step is ")
+    # It was timed, and trained on the rungs, like any other arm; and beside it the mirror image, which lost.
+    assert arm in machine.stored
+    assert {job.seed for job in machine.trained if job.arm == arm} > {1, 2, 3}
+    assert any(found.arm.ks == (("0", 1 / 8), ("1", 1 / 8)) for found in answer.findings)
+    assert sum(bool(found.arm.ks) for found in answer.findings) <= 3
+
+
+def test_k_by_layer_that_is_no_faster_than_the_same_k_everywhere_is_not_trained(fake: Any, learns: Any) -> None:
+    machine = fake(lambda arm: 1.1 if arm.ks else faster(arm), learns(sensitive, slope=2), layers=LAYERS)
+    answer = tune(machine, variants=True, budget=2000, steps=200)
+    assert not [job for job in machine.trained if job.arm is not None and job.arm.ks]
+    assert {found.standing for found in answer.findings if found.arm.ks} == {"replaced"}
+    assert answer.decision.arm == Arm("unified", 1 / 8)
+
+
+@pytest.mark.parametrize("asked", [{"variants": False}, {"arms": (Arm("unified", 1 / 8), Arm("meprop", 1 / 8))}])
+def test_k_by_layer_is_not_tried_where_it_cannot_be(fake: Any, learns: Any, asked: dict[str, Any]) -> None:
+    machine = fake(mean_speed, learns(sensitive, slope=2), layers=LAYERS)
+    answer = tune(machine, **{"variants": True, "budget": 2000, "steps": 200} | asked)
+    assert answer.plan is not None
+    assert answer.plan.joining == 0
+    assert not any(arm.ks for arm in machine.stored)
+
+
+def test_a_search_of_before_goes_on_without_k_by_layer(fake: Any, learns: Any, tmp_path: Path) -> None:
+    machine = fake(mean_speed, learns(sensitive, slope=2), layers=LAYERS)
+    tune(machine, variants=True, budget=2000, steps=200, journal=Journal(tmp_path))
+    journal = Journal(tmp_path)
+    for each in journal.settled["passes"]:  # as it was stored then
+        del each["by_layer"], each["plan"]["joining"]
+        each["looks"] = [look for look in each["looks"] if "ks" not in look["arm"]]
+    journal.settled["costs"].pop("step_s")
+    for layer in journal.settled["costs"]["layers"]:
+        del layer["k"]
+    journal.save()
+    again = tune(machine, variants=True, budget=2000, steps=200, journal=Journal(tmp_path))
+    assert again.decision.kind in ("take", "undecided")
+    assert not any(found.arm.ks for found in again.findings)
+
+
+def test_a_budget_for_few_steps_is_said_before_it_is_spent(fake: Any, learns: Any) -> None:
+    said: list[str] = []
+    machine = fake(lambda arm: 1.5, learns(lambda arm: 0.0, slope=2), whole=20_000)
+    machine._costs = replace(machine._costs, step_s=0.01)
+    tune(machine, budget=30, said=said)
+    assert said[0].startswith("this budget allows trainings of about ")
+    assert sum(line.startswith("this budget") for line in said) == 1
+    said = []
+    tune(fake(faster, learns(lambda arm: 0.0, slope=2)), budget=3000, said=said)
+    assert not any("this budget" in line for line in said)
+    # What a search of before knows of the pace, it knows when its first trainings are done.
+    said = []
+    tune(fake(lambda arm: 1.5, learns(lambda arm: 0.0, slope=2), whole=20_000, measure_s=0.5), budget=15, said=said)
+    assert sum(line.startswith("this budget") for line in said) == 1
+
+
+def test_what_is_undecided_says_what_would_decide(fake: Any, learns: Any) -> None:
+    close = learns(lambda arm: 0.0, slope=2)
+    answer = tune(fake(lambda arm: 1.5, close, noise=0.5), arms=(Arm("unified", 1 / 8),), steps=100, budget=25)
+    assert answer.decision.kind == "undecided"
+    assert " seeds decide: --resume with a --budget of about " in answer.decision.sentence
+    answer = tune(fake(lambda arm: 1.5, close, noise=3.0), arms=(Arm("unified", 1 / 8),), steps=100, budget=40)
+    assert "not even 63 of them would decide" in answer.decision.sentence
+    answer = tune(fake(faster, learns(lambda arm: 0.0, slope=2)), steps=2000, budget=60)
+    assert answer.decision.kind == "undecided"
+    assert "Trainings of 2,000 steps need a --budget of about " in answer.decision.sentence
 
 
 def test_a_moving_k_has_the_mean_time_of_its_schedule(fake: Any, learns: Any) -> None:

@@ -12,6 +12,7 @@ from meprop_bench.algorithms.meact import MeAct
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.models.translator import Translator
 from meprop_bench.nn import MePropLSTM
+from meprop_bench.ops.kernels import compiled
 from meprop_bench.workloads import Case, mesimp, setup
 from meprop_bench.workloads.steps import Side
 
@@ -81,6 +82,18 @@ def test_masks_that_are_not_applied_are_noticed(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(MeAct, "active", wrong)
     assert "is off by" in prepared.check()
+
+
+def test_meact_says_what_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = compiled.load("meprop_bench.ops.kernels.native.active") is not None
+    prepared = setup(_case("meact", share=0.05))
+    assert prepared.kernel == ("native" if native else "masks")
+    assert setup(_case("meact", share=1e-9)).kernel == "masks"  # most neurons are active
+    monkeypatch.setattr(compiled, "load", lambda _: None)
+    without = setup(_case("meact", share=0.05))
+    assert without.kernel == "masks"
+    assert without.check() == "passed"
+    assert without.k == pytest.approx(prepared.k, abs=0.5)
 
 
 def test_encoder_and_decoder_take_turns() -> None:

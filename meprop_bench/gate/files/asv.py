@@ -56,6 +56,7 @@ _BY_UNIT: Mapping[str, tuple[Quantity, str]] = {
     "bytes": ("memory", "B"),
     COSTS["ratio"].unit: ("ratio", "1"),
     COSTS["accuracy_gap"].unit: ("accuracy", "points"),
+    COSTS["accuracy_gap"].otherwise: ("accuracy", "points"),
 }
 """Unit, as the benchmark tells it -> what it measures; any other is a number that is tracked."""
 

@@ -4,10 +4,10 @@
     dx = dy W,  dW = dyᵀ x,  db = Σ_batch dy                   the products of `unified`, with all neurons selected
 
 In the forward pass both operands have the summed dimension contiguous, so that each result is a dot product of a row
-with a row, and nothing has to be packed or transposed: a tile of `height` examples and ROWS neurons keeps its sums, a
-vector each, in registers, and adds the lanes of four vectors up in one go at its end. With AVX-512 a tile is up to 6 x 4
-(24 of the 32 registers), else 3 x 4 (12 of 16). A row of W is read once for each panel of examples, and comes from the
-first cache for all tiles of it but the first.
+with a row, and nothing has to be packed or transposed: a tile of some examples and ROWS neurons keeps its sums, a
+vector each, in registers, and adds the lanes of four vectors up in one go at its end. With AVX-512 a tile is up to
+6 x 4 (24 of the 32 registers), else 3 x 4 (12 of 16). A row of W is read once for each panel of examples, and comes
+from the first cache for all tiles of it but the first.
 
 This is for what trains without torch's operators (`ops.perceptron`), sparsified or dense. In small batches a general
 product spends its time on setting up, and torch's does not use AVX-512 on every processor that has it.
@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from meprop_bench.ops.kernels import Gradients
-from meprop_bench.ops.kernels.native import memory, plan, unified
+from meprop_bench.ops.kernels.native import kept, memory, plan, unified
 from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.threads import OPENMP, body, parallel, shares
 from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, fused, load, loop, offset, splat, store
@@ -103,9 +103,7 @@ def _emit_tile(builder: Any, height: int, arguments: Any) -> None:
     at = builder.sub(end, ir.Constant(_I64, 4 * LANES))
     some = builder.zext(builder.icmp_signed(">", rest, ir.Constant(_I64, 0)), _I64)
     zeroth = ir.Constant(_I64, 0)
-    sums = loop(
-        builder, (zeroth, some), 1, sums, lambda _, sums: multiply_add(sums, at, kept), may_be_empty=True
-    )
+    sums = loop(builder, (zeroth, some), 1, sums, lambda _, sums: multiply_add(sums, at, kept), may_be_empty=True)
 
     bound = splat(builder, _FOUR, least)
     for e in range(height):
@@ -121,16 +119,16 @@ def _tile(
     typingctx: Any, height: Any, x: Any, stride: Any, rows: Any, first: Any, last: Any, rest: Any, end: Any,
     start: Any, start_stride: Any, out: Any, out_stride: Any, least: Any,
 ) -> Any:  # fmt: skip
-    """Compute a tile of 1 to HEIGHT examples."""
+    """Compute a tile of `height` examples, 1 to HEIGHT."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         done = builder.append_basic_block()
         choice = builder.switch(arguments[0], done)
-        for height in range(1, HEIGHT + 1):
+        for count in range(1, HEIGHT + 1):
             block = builder.append_basic_block()
-            choice.add_case(ir.Constant(_I64, height), block)
+            choice.add_case(ir.Constant(_I64, count), block)
             builder.position_at_end(block)
-            _emit_tile(builder, height, arguments[1:])
+            _emit_tile(builder, count, arguments[1:])
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -253,18 +251,38 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, *, relu: bool) -> Tensor:
     return y
 
 
-def backward(dy: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool]) -> Gradients:
-    """Return the gradients of x `(B, m)`, w `(n, m)` and the bias that are needed, for dy `(B, n)`; all contiguous."""
+def backward(
+    dy: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], record: kept.Record | None = None
+) -> Gradients:
+    """Return the gradients of x `(B, m)`, w `(n, m)` and the bias that are needed, for dy `(B, n)`; all contiguous.
+
+    That of w is in the memory of its record, if there is one and it is free.
+    """
+    taken = record.take(*w.shape) if record is not None and needs[1] else None
+    if record is None or taken is None:
+        return _backward(dy, x, w, needs, (None, 0, 0))
+    gradients = None
+    try:
+        gradients = _backward(dy, x, w, needs, taken)
+    finally:
+        record.give(None if gradients is None else taken[0])
+    return gradients
+
+
+def _backward(
+    dy: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], target: tuple[Tensor | None, int, int]
+) -> Gradients:
     need_dx, need_dw, need_db = needs
     (batch, n), m = dy.shape, w.shape[1]
     few, most, size, streaming = plan("unified", torch.get_num_threads() if OPENMP else 1, batch, n, m, n)
+    into, written, seed = target
     dx = dy.new_empty(batch, m) if need_dx else None
-    dw = dy.new_empty(n, m) if need_dw else None
+    dw = (dy.new_empty(n, m) if into is None else into) if need_dw else None
     db = dy.new_empty(n) if need_db else None
     unified.backward(
         OPENMP, unified.SUM, unified.GATHER, unified.MULTIPLY, few, most,
         dy.data_ptr(), x.data_ptr(), w.data_ptr(), memory.address(dx), memory.address(dw), memory.address(db),
-        batch, n, m, n, _all(n).data_ptr(), True, True, streaming, memory.scratch(size),
+        batch, n, m, n, _all(n).data_ptr(), True, False, streaming, memory.scratch(size), written, seed,
     )  # fmt: skip
     return dx, dw, db
 

@@ -1,4 +1,4 @@
-"""The search in Python.
+"""`tune`: the search in Python, and what it returns.
 
 found = tune("my_model.py:build", margin=0.5, budget="20m")
 print(found)                    the sentence; in a notebook the whole answer is shown
@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench.api.measure import as_keywords, in_python
 from meprop_bench.errors import ExitCode, one_of
 from meprop_bench.measure.environment import machine_slug
+from meprop_bench.measure.machine import state
+from meprop_bench.progress import lines, watcher
+from meprop_bench.results.axes import default_threads
 from meprop_bench.results.store import Store
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import check_name, is_model, named
-from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import seconds_of
-from meprop_bench.tuning.document import advice, as_json, markdown
-from meprop_bench.tuning.run import Request, Result, Watcher, folder_name
+from meprop_bench.tuning.document import advice, as_json, doubt, markdown
+from meprop_bench.tuning.run import Request, Result, folder_name
 
 if TYPE_CHECKING:
     from meprop_bench.training import Training
@@ -40,7 +44,12 @@ class Tuned:
     @property
     def sentence(self) -> str:
         """The answer in words."""
-        return self.result.sentence
+        return as_keywords(self.result.sentence)
+
+    @property
+    def doubt(self) -> str:
+        """How busy the machine was, and what that means for the answer; empty where it was not."""
+        return doubt(self.result)
 
     @property
     def decided(self) -> bool:
@@ -67,10 +76,10 @@ class Tuned:
         return as_json(self.result)
 
     def __str__(self) -> str:
-        return self.sentence
+        return "\n\n".join(filter(None, (self.doubt, self.sentence)))
 
     def _repr_markdown_(self) -> str:
-        return markdown(self.result)
+        return "\n\n".join(filter(None, (self.doubt, markdown(self.result))))
 
 
 def tune(
@@ -81,6 +90,8 @@ def tune(
     method: str | Iterable[str] = (),
     k: float | Iterable[float] = (),
     gradient: str | Iterable[str] = (),
+    leave: str | Iterable[str] = (),
+    k_by_layer: str | Mapping[str, float] | None = None,
     steps: int | None = None,
     seeds: int | None = None,
     budgets: Iterable[float | str] = (),
@@ -92,7 +103,7 @@ def tune(
     real_clock: bool = False,
     out: str | Path = "reports",
     resume: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: bool | Callable[[str], None] = True,
 ) -> Tuned:
     """Find the method and k that pay for a model, or that none does; as `meprop-bench tune` does.
 
@@ -103,6 +114,8 @@ def tune(
         budget: wall-clock time of the whole search, in seconds or as `20m`, the default; with `budgets` as much as it
             needs.
         method, k, gradient: what to try; the usual ones if nothing is said.
+        leave: layers that every arm leaves dense, patterns of their names; if nothing is said, that is searched, too.
+        k_by_layer: k of some layers in every arm, by patterns of their names; likewise.
         steps: of a training; as many as the budget allows if nothing is said.
         seeds: that it is judged by.
         budgets: seconds of training, or `30s`; then quality over these is compared in place of searching.
@@ -114,13 +127,14 @@ def tune(
         real_clock: run the choice and its opponent by the real clock, too.
         out: folder of the results folders.
         resume: go on with the latest search of this kind.
-        progress: called with a line for each thing that is done.
+        progress: show a line for each thing that is done; or what is called with it.
 
     Raises:
         UserError: an argument that cannot be used, a model that cannot be trained, or nothing could be measured.
 
     """
-    with named(model) as name:
+    line = progress if callable(progress) else lines() if progress else lambda _: None
+    with in_python(), named(model) as name:
         own = is_model(name)
         if own:
             check_name(name)
@@ -139,6 +153,8 @@ def tune(
             methods=_many(method),
             ks=_many(k),
             gradients=_many(gradient),
+            leave=tuple(name for each in _many(leave) for name in each.split(";")),
+            k_by_layer=by_layer_text(k_by_layer.items()) if isinstance(k_by_layer, Mapping) else k_by_layer,
             steps=steps,
             seeds=seeds,
             threads=threads,
@@ -151,7 +167,11 @@ def tune(
         store = Store.find_resumable(root, folder, machine, request.to_json()) if resume else None
         with store or Store.create(root, folder, machine, f"meprop_bench.tune({name!r})", request.to_json()) as store:
             seconds = math.inf if budget is None and request.budgets else _seconds(budget or "20m")
-            return Tuned(request.run(store, seconds, Watcher(progress)))
+            found = state(request.threads or default_threads())
+            for warning in found["warnings"]:
+                line(f"warning: {warning}")
+            store.write_state(found)
+            return Tuned(request.run(store, seconds, watcher(line)))
 
 
 def _many(value: Any) -> tuple[Any, ...]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from meprop_bench.api.measure import as_keywords
+from meprop_bench.api.tuned import tune
 from meprop_bench.errors import UserError
 from meprop_bench.stats import Interval
 from meprop_bench.tuning import run
-from meprop_bench.tuning.api import tune
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.journal import Job, Trained
@@ -54,20 +55,42 @@ def test_in_python(tmp_path: Path) -> None:
     found = tune("digits", k=0.25, method="unified", gradient="dense", budget="10m", out=tmp_path, progress=said.append)
     assert found.decided
     assert found.arm == Arm("unified", 0.25)
-    assert str(found) == found.sentence
+    assert str(found).endswith(found.sentence)
+    assert str(found) == "\n\n".join(filter(None, (found.doubt, found.sentence)))
     assert found.sentence.startswith(
         "Take unified, k = 0.25, on 1 of 2 layers: a step is 1.50x [1.45, 1.55], accuracy "
     )
     assert found.code is not None
     assert "nn.convert(model, k=0.25" in found.code
     assert found.to_json()["verdict"] == "take"
-    assert found._repr_markdown_().startswith(found.sentence)
+    assert found.sentence in found._repr_markdown_()
     assert found.folder.parent == tmp_path
     assert said
     assert Instant.recipes[-1].schedule == "cosine"
     again = tune("digits", k=0.25, method="unified", gradient="dense", budget=600, out=tmp_path, resume=True)
     assert again.folder == found.folder
     assert again.sentence == found.sentence
+
+
+def test_it_shows_where_it_is_unless_told_not_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: dict[str, Any] = {"k": 0.25, "method": "unified", "gradient": "dense", "budget": "10m"}
+    tune("digits", **asked, out=tmp_path)
+    shown = capsys.readouterr()
+    assert "dense, 1000 steps, seed " in shown.err
+    assert not shown.out
+    tune("digits", **asked, out=tmp_path, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_layers_are_left_and_have_their_k_as_on_the_command_line(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"k": [0.25, 0.5], "method": "unified", "gradient": "dense", "budget": "10m"}
+    found = tune("digits", **own, k_by_layer={"linear0": 0.5}, out=tmp_path, progress=False)
+    assert {arm["ks"][0] for arm in (each["arm"] for each in found.to_json()["arms"])} == {("linear0", 0.5)}
+    found = tune("digits", **own, leave="linear1;x*", out=tmp_path, progress=False)
+    assert all(each["arm"]["left"] == ["linear1", "x*"] for each in found.to_json()["arms"])
+    with pytest.raises(UserError, match="k by layer is written as"):
+        tune("digits", **own, k_by_layer="0.5", out=tmp_path, progress=False)
+    assert as_keywords("--resume with a --budget of about 20m.") == "resume with a budget of about 20m."
 
 
 def test_a_model_of_ones_own_has_its_own_optimizer_and_schedule(tmp_path: Path) -> None:
