@@ -100,7 +100,7 @@ class Baseline:
             return optimizer
         found = fused(optimizer) if self.optimizer == "fused" else compiled(optimizer)
         if found is None:
-            raise Unavailable(f"an optimizer of {case.label} is no {self.optimizer} one, or is that already")
+            raise Unavailable(f"the optimizer of {case.label} cannot be {self.optimizer}, or is")
         return found
 
     def notes(self, case: Case) -> tuple[str, ...]:
