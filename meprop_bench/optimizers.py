@@ -55,6 +55,17 @@ class Optimizer:
         """Whether by rows it computes what it does by the dense gradient."""
         return not self.dense
 
+    @property
+    def note(self) -> str:
+        """What a reader of its figures by rows should know."""
+        if not self.rows:
+            return ""
+        name = self.compiled or self.name
+        dense = name.removeprefix("Row")
+        if self.exact:
+            return f"{name} is the same algorithm as {dense}: a row without a gradient stays as it is"
+        return f"{name} is another algorithm than {dense}, which also moves the rows without a gradient"
+
 
 _ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 _ADAMW = {**_ADAM, "weight_decay": 1e-2}

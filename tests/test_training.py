@@ -140,6 +140,9 @@ def test_by_rows_the_optimizer_is_this_packages(fused):
         assert made.defaults["lr"] == 0.25
         assert OPTIMIZERS[name].exact == (name in ("adagrad", "sgd"))
     assert OF_DENSE == {"rowadam": "adam", "rowadamw": "adamw"}
+    assert OPTIMIZERS["adagrad"].note.startswith("RowAdagrad is the same algorithm as Adagrad:")
+    assert OPTIMIZERS["rowadamw"].note.startswith("RowAdamW is another algorithm than AdamW,")
+    assert not OPTIMIZERS["adam"].note
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

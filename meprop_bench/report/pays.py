@@ -16,7 +16,7 @@ from collections.abc import Set as AbstractSet
 from meprop_bench.report.cells import ratio, ratio_within
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row
-from meprop_bench.stats import too_wide
+from meprop_bench.stats import CANNOT_TELL, too_wide
 
 __all__ = ["which_pay"]
 
@@ -86,11 +86,11 @@ def _counted(verdicts: Sequence[str]) -> str:
 
 
 def _span(rows: Sequence[Row]) -> str:
-    """Return the speed-ups: of one case with its interval, of several from the least to the greatest."""
+    """Return the speed-ups: of one case with its interval, of several from the least to the greatest that is known."""
     if len(rows) == 1 and rows[0].interval is not None:
         return ratio_within(rows[0].interval)
-    values = sorted(row.speedup for row in rows if row.speedup is not None)
-    return " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
+    values = sorted(row.speedup for row in rows if row.speedup is not None and not too_wide(row.half_width))
+    return " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1])))) if values else CANNOT_TELL
 
 
 def _places(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.paired import Subject, calibrate, measure_pairs, warm_up
-from meprop_bench.optimizers import OF_DENSE, OPTIMIZERS, make_optimizer
+from meprop_bench.optimizers import OF_DENSE, OPTIMIZERS, compiled, fused, is_fused, make_optimizer
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import WORKLOADS, Case
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Baseline", "Unavailable", "candidates", "fastest"]
 
-_WORDS = {"plain": "", "fused": ", fused optimizer"}
+_WORDS = {"plain": "", "fused": ", fused optimizer", "compiled": ", this package's optimizer"}
 """Optimizer of the dense side -> how a row says it."""
 
 _WORTH = 1.01
@@ -50,7 +50,7 @@ class Baseline:
     """How the dense side is run."""
 
     compiled: bool = False
-    optimizer: str = "plain"  # torch's as it comes, or "fused": torch's fused one
+    optimizer: str = "plain"  # torch's as it comes; "fused": torch's fused one; "compiled": this package's
     fused_step: bool = False  # one function without autograd, as the method's side has it
 
     @classmethod
@@ -58,8 +58,7 @@ class Baseline:
         """Return what a case asks for, where torch has it; ValueError for the best, which has to be found out."""
         if case.baseline == "best":
             raise ValueError("baseline 'best' has to be chosen before the case is set up")
-        fused = case.baseline == "fused" and _may_be_fused(case)
-        optimizer = "fused" if fused else "plain"
+        optimizer = "fused" if case.baseline == "fused" and _may_be_fused(case) else "plain"
         return cls(compiled=case.compile == "on", optimizer=optimizer, fused_step=case.fused_step == "both")
 
     @classmethod
@@ -83,10 +82,26 @@ class Baseline:
     def optimizer_of(
         self, case: Case, parameters: Iterable[nn.Parameter], *, sparsified: bool
     ) -> torch.optim.Optimizer:
-        """Return the optimizer of one side of a case."""
-        name = case.optimizer if sparsified else OF_DENSE.get(case.optimizer, case.optimizer)
-        gradient = case.gradient if sparsified else "dense"
-        return make_optimizer(name, parameters, gradient=gradient, fused=self.optimizer == "fused")
+        """Return the optimizer of one side of a case; `Unavailable` where there is no such one here."""
+        if sparsified and case.gradient == "rows":
+            return make_optimizer(case.optimizer, parameters, gradient="rows")
+        name = OF_DENSE.get(case.optimizer, case.optimizer)
+        return self.made_of(make_optimizer(name, parameters), case)
+
+    def made_of(self, optimizer: torch.optim.Optimizer, case: Case) -> torch.optim.Optimizer:
+        """Return an optimizer of dense gradients as this one has it, before its first step.
+
+        That of a task is fused as it is made, where torch has it, so that of the best a fused one would be the same
+        once more.
+        """
+        if self.optimizer == "plain" or (
+            self.optimizer == "fused" and case.baseline == "fused" and is_fused(optimizer)
+        ):
+            return optimizer
+        found = fused(optimizer) if self.optimizer == "fused" else compiled(optimizer)
+        if found is None:
+            raise Unavailable(f"the optimizer of {case.label} cannot be {self.optimizer}, or is")
+        return found
 
     def notes(self, case: Case) -> tuple[str, ...]:
         """Return what a reader should know of it, a line each."""
@@ -99,11 +114,8 @@ class Baseline:
             own = f"optimizer like that of {case.model}"
             name = own if case.optimizer == "own" else f"{case.optimizer} on {case.device}"
             found.append(f"torch has no fused {name}: the dense side's is as it comes")
-        if (dense := OF_DENSE.get(case.optimizer)) is not None:
-            found.append(
-                f"the method's optimizer is another algorithm than the dense side's {dense}: it leaves rows without a"
-                " gradient as they are"
-            )
+        if case.gradient == "rows" and case.optimizer in OPTIMIZERS and WORKLOADS[case.workload].trains:
+            found.append(OPTIMIZERS[case.optimizer].note)
         return tuple(found)
 
 
@@ -125,10 +137,11 @@ def candidates(case: Case) -> tuple[Baseline, ...]:
     """Return what the dense side of a case can be, the simplest first: several of "best", otherwise one."""
     if case.baseline != "best":
         return (Baseline.of(case),)
-    optimizers = ["plain", *(["fused"] if _may_be_fused(case) else [])]
+    ours = WORKLOADS[case.workload].trains and case.device == "cpu"
+    optimizers = ["plain", *["fused"] * _may_be_fused(case), *["compiled"] * ours]
     both = case.fused_step == "both"
-    compiled = (False,) if both or WORKLOADS[case.workload].uncompiled else (False, True)
-    return tuple(Baseline(each, optimizer, both) for each in compiled for optimizer in optimizers)
+    ways = (False,) if both or WORKLOADS[case.workload].uncompiled else (False, True)
+    return tuple(Baseline(each, optimizer, both) for each in ways for optimizer in optimizers)
 
 
 def fastest(

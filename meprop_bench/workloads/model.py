@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from meprop_bench import optimizers
 from meprop_bench.nn import MePropLinear, convertible, kinds_and_k
 from meprop_bench.nn.conversion import survey
 from meprop_bench.nn.sparsified import Sparsified
@@ -45,7 +44,7 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
-from meprop_bench.workloads.baseline import Baseline, Unavailable
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case, recipe_of
 from meprop_bench.workloads.check import check_layer
 from meprop_bench.workloads.compiled import compile_steps
@@ -97,7 +96,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
 
 def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     """Return the two sides of a task's model in training, by the recipe and by its dense side."""
-    dense, sparse = (_step(task, each, case, fused=how.optimizer == "fused") for each in (recipe.dense(), recipe))
+    dense, sparse = (_step(task, each, case, how) for each in (recipe.dense(), recipe))
     stream = _batches(task, case.seed, dense.accumulate)
     with seeded(case.seed):
         first_losses = [_first_loss(task, step, stream[0]) for step in (dense, sparse)]
@@ -128,21 +127,12 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     )
 
 
-def _step(task: Task, recipe: Recipe, case: Case, *, fused: bool) -> Step:
-    """Build one side's model, and return its step, with a fused optimizer if gradients are such that it takes them.
-
-    That of a task is fused as it is made, where torch has it.
-    """
+def _step(task: Task, recipe: Recipe, case: Case, how: Baseline) -> Step:
+    """Build one side's model, and return its step, with the dense side's optimizer if its gradients are dense."""
     model = task.build(case.seed)
     task.sparsify(model, recipe)
     step = task.step(model, recipe)
-    if not fused or recipe.gradient == "rows":
-        return step
-    if (optimizer := optimizers.fused(step.optimizer)) is not None:
-        return replace(step, optimizer=optimizer)
-    if case.baseline == "fused" and optimizers.is_fused(step.optimizer):
-        return step
-    raise Unavailable(f"the optimizer of {task.name} cannot be fused, or is")
+    return step if recipe.gradient == "rows" else replace(step, optimizer=how.made_of(step.optimizer, case))
 
 
 def _batches(task: Task, seed: int, accumulate: int) -> list[Any]:

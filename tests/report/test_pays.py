@@ -45,6 +45,10 @@ def step(hidden, speedup, **changes):
             [step(500, 2.0, speedup_low=0.1, speedup_high=40.0)],
             "it is undecided whether a training step pays at h=500 (cannot tell).",
         ),
+        (
+            [step(500, 2.0, speedup_low=0.1, speedup_high=40.0, k=k) for k in (4, 8)],
+            "it is undecided whether a training step pays at h=500 (cannot tell).",
+        ),
         ([step(500, 2.0, k=8), step(500, 4.0, k=4)], "a training step pays at h=500 (2.00x to 4.00x)."),
         (
             [step(500, 2.0, k=8), step(500, 0.5, k=90)],

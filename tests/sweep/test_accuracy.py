@@ -45,6 +45,13 @@ def test_all_of_them_have_the_same_dense_side() -> None:
     assert dense[0] == dense[1] == dense[2] == trained(recipe_of(_case(k=16), 60), [1])
 
 
+def test_the_dense_side_of_adam_by_rows_is_adam() -> None:
+    case = Case(workload="mlp", data="digits", in_features=64, method="unified", gradient="rows", optimizer="rowadam")
+    recipe = recipe_of(case, 3)
+    assert (recipe.optimizer, recipe.dense().optimizer, recipe.dense().gradient) == ("rowadam", "adam", "dense")
+    assert recipe_of(dataclasses.replace(case, optimizer="adagrad"), 3).dense().optimizer == "adagrad"
+
+
 def test_meact_needs_an_epoch_to_fix_its_neurons_in() -> None:
     with pytest.raises(UserError, match="nothing of 20 steps"):
         trained(recipe_of(_case("meact"), 20), [1])

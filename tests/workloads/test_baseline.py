@@ -12,14 +12,16 @@ from torch import nn
 
 from meprop_bench.measure.clock import Clock, WallClock
 from meprop_bench.measure.paired import Subject
+from meprop_bench.optim import RowAdagrad
 from meprop_bench.optimizers import fused, is_fused
 from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset, preset_names
 from meprop_bench.workloads import Baseline, Case, choose, compiled, setup
-from meprop_bench.workloads.baseline import candidates, fastest
+from meprop_bench.workloads.baseline import Unavailable, candidates, fastest
 from meprop_bench.workloads.case import WORKLOADS
 
 _EAGER, _FUSED, _COMPILED = Baseline(), Baseline(optimizer="fused"), Baseline(compiled=True)
 _BOTH = Baseline(compiled=True, optimizer="fused")
+_OURS, _BOTH_OURS = Baseline(optimizer="compiled"), Baseline(compiled=True, optimizer="compiled")
 _MODEL = {"batch": 4, "in_features": 64, "out_features": 12, "threads": 1, "k": 3, "data": "digits"}
 
 
@@ -88,12 +90,15 @@ def test_a_candidate_is_made_when_it_is_needed() -> None:
         (Case(baseline="best"), [_EAGER, _COMPILED]),
         (Case(baseline="best", compile="on"), [_EAGER, _COMPILED]),
         (Case(baseline="best", workload="lstm"), [_EAGER]),
-        (Case(baseline="best", workload="mlp", **_MODEL), [_EAGER, _FUSED, _COMPILED, _BOTH]),
+        (
+            Case(baseline="best", workload="mlp", **_MODEL),
+            [_EAGER, _FUSED, _OURS, _COMPILED, _BOTH, _BOTH_OURS],
+        ),
         (
             Case(baseline="best", workload="mlp", fused_step="both", **_MODEL),
-            [Baseline(fused_step=True), Baseline(optimizer="fused", fused_step=True)],
+            [Baseline(optimizer=each, fused_step=True) for each in ("plain", "fused", "compiled")],
         ),
-        (Case(baseline="best", workload="mesimp", method="mesimp", **_MODEL), [_EAGER, _FUSED]),
+        (Case(baseline="best", workload="mesimp", method="mesimp", **_MODEL), [_EAGER, _FUSED, _OURS]),
         (Case(baseline="best", workload="mlp", optimizer="adagrad", device="cuda", **_MODEL), [_EAGER, _COMPILED]),
     ],
 )
@@ -152,12 +157,32 @@ def test_the_papers_optimizer_is_not_fused_on_either_side() -> None:
 
 
 def test_rows_of_another_algorithm_say_so() -> None:
-    notes = setup(_planned("mlp", optimizer="rowadam", gradient="rows")).notes
-    assert any(
-        note.startswith("the method's optimizer is another algorithm than the dense side's adam") for note in notes
-    )
-    exact = setup(_planned("mlp", optimizer="adagrad", gradient="rows")).notes
-    assert not any("another algorithm" in note for note in exact)
+    found = {
+        name: [note for note in setup(_planned("mlp", optimizer=name, gradient=gradient)).notes if "algorithm" in note]
+        for name, gradient in (("rowadam", "rows"), ("adagrad", "rows"), ("adam", "dense"))
+    }
+    assert found["rowadam"] == ["RowAdam is another algorithm than Adam, which also moves the rows without a gradient"]
+    assert found["adagrad"] == ["RowAdagrad is the same algorithm as Adagrad: a row without a gradient stays as it is"]
+    assert found["adam"] == []
+
+
+@pytest.mark.parametrize("workload", ["mlp", "meact", "transformer", "model"])
+def test_the_best_dense_side_may_have_this_package_s_optimizer(workload: str) -> None:
+    case = _planned(workload, optimizer="adagrad", baseline="best")
+    prepared: Any = setup(case, _OURS)
+    assert prepared.dense_side == "eager, this package's optimizer"
+    assert prepared.check() == "passed"
+    assert [type(side.step.optimizer) for side in (prepared.baseline, prepared.method)] == [RowAdagrad] * 2
+
+
+def test_without_numba_this_package_s_optimizer_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meprop_bench.ops.kernels.compiled.unavailable_reason", lambda: "there is no Numba")
+    case = _planned("mesimp", optimizer="sgd", baseline="best")
+    with pytest.raises(Unavailable):
+        setup(case, _OURS)
+    chosen, untried = choose(case, WallClock(), seconds=0.01, rng=random.Random(0))
+    assert chosen in (_EAGER, _FUSED)
+    assert untried == ()
 
 
 def test_where_torch_has_no_fused_step_the_row_says_so() -> None:

@@ -180,6 +180,18 @@ def test_a_model_s_own_optimizer_is_fused_on_both_sides(own: Path) -> None:
         setup(replace(case, model=f"{own}:beside"), how)
 
 
+def test_a_model_s_optimizer_that_cannot_be_fused_stays_as_it_is_and_the_row_says_so(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1, baseline="fused")
+    for name in ("build", "beside"):  # the second one is fused as it is
+        assert setup(replace(case, model=f"{own}:{name}")).dense_side == "eager, fused optimizer"
+    monkeypatch.setattr("meprop_bench.workloads.baseline.fused", lambda _: None)
+    prepared = setup(case)
+    assert prepared.dense_side == "eager"
+    assert any(note.startswith("torch has no fused optimizer like that of ") for note in prepared.notes)
+
+
 def _wrong(graph: Any, _: object) -> Callable[..., Any]:
     return lambda *inputs: [2 * found for found in graph.forward(*inputs)]
 
