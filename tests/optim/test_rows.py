@@ -317,20 +317,18 @@ def test_data_that_are_replaced_between_steps(kind, how):
     torch.testing.assert_close(p.detach().double(), reference.w, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [RowAdagrad, RowAdam, RowAdamW])
-def test_a_state_of_another_dtype_is_seen(kind, operators):
+def test_a_state_of_another_dtype_is_seen(operators):
     """The compiled step would read it as float32."""
     (p,), (q,) = parameters((6, 4)), parameters((6, 4))
-    first, second = kind([p], lr=0.1), kind([q], lr=0.1)
+    first, second = RowAdagrad([p], lr=0.1), RowAdagrad([q], lr=0.1)
     for step in range(4):
         for w, optimizer in ((p, first), (q, second)):
             w.grad = torch.full((6, 4), float(step + 1))
             if step == 2 and w is p:
-                state = optimizer.state[p]
-                state.update({name: value.double() for name, value in state.items() if value.dim()})
+                optimizer.state[p]["sum"] = optimizer.state[p]["sum"].double()
             optimizer.step()
     torch.testing.assert_close(p, q)
-    assert operators
+    assert len(operators) == 2
     assert all(w is p for w in operators)
 
 
