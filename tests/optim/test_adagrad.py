@@ -24,7 +24,7 @@ def same_bits(found, expected):
 
 
 @pytest.mark.parametrize("settings", [*SETTINGS, {"lr": 0.1, "weight_decay": 0.2}])
-def test_dense_gradients_give_the_bits_of_torchs_fused_step(settings, threads, compiled_alone):
+def test_dense_gradients_give_the_bits_of_torchs_fused_step(settings, two_threads, compiled_alone):
     ps, qs = parameters(*SHAPES), parameters(*SHAPES)
     first, second = RowAdagrad(ps, **settings), torch.optim.Adagrad(qs, fused=True, **settings)
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +41,7 @@ def test_dense_gradients_give_the_bits_of_torchs_fused_step(settings, threads, c
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_rows_give_the_bits_of_torchs_fused_step_for_the_dense_gradient(settings, threads, compiled_alone):
+def test_rows_give_the_bits_of_torchs_fused_step_for_the_dense_gradient(settings, two_threads, compiled_alone):
     """The same algorithm: a row without a gradient stays as it is in both."""
     shapes = [shape for shape in SHAPES if len(shape) > 1]
     ps, qs = parameters(*shapes), parameters(*shapes)

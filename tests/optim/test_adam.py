@@ -84,6 +84,23 @@ def test_dense_gradients_are_torchs_own_to_the_bit(ours, theirs, settings):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_dense_gradients_in_compiled_code_are_torchs_to_rounding(ours, theirs, settings, compiled_alone):
+    shapes = [(40, 33), (33,), (2, 3, 4)]
+    a, b = ([weight(shape, torch.float32) for shape in shapes] for _ in range(2))
+    first, second = ours(a, **settings), theirs(b, fused=True, **settings)
+    for _ in range(8):
+        for p, q in zip(a, b, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        first.step()
+        second.step()
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(dict(first.state[p]), dict(second.state[q]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_all_rows_in_every_step_is_dense_adam(ours, theirs, dtype):
     a, b = weight(dtype=dtype), weight(dtype=dtype)

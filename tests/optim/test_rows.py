@@ -68,8 +68,8 @@ def gradient(p, generator, *, zeros=False):
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-@pytest.mark.parametrize("seed", range(3))
-def test_any_mixture_of_gradients_is_as_defined(kind, settings, seed, how, threads, monkeypatch):
+@pytest.mark.parametrize("seed", range(2))
+def test_any_mixture_of_gradients_is_as_defined(kind, settings, seed, how, monkeypatch):
     """Dense gradients and rows, in turn and side by side, some parameters without any."""
     if how == "compiled":  # rows in disorder are sorted, and left to the operators
         monkeypatch.undo()
@@ -92,7 +92,7 @@ def test_any_mixture_of_gradients_is_as_defined(kind, settings, seed, how, threa
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
 @pytest.mark.parametrize("gradients", ["dense", "rows"])
-def test_large_parameters_in_several_shares(kind, settings, gradients, how, threads):
+def test_large_parameters_in_several_shares(kind, settings, gradients, how, two_threads):
     ps = parameters((300, 257), (513,), (64, 33))
     references = [Plain(kind, p, **settings) for p in ps]
     optimizer = kind(ps, **settings)
@@ -317,20 +317,18 @@ def test_data_that_are_replaced_between_steps(kind, how):
     torch.testing.assert_close(p.detach().double(), reference.w, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [RowAdagrad, RowAdam, RowAdamW])
-def test_a_state_of_another_dtype_is_seen(kind, operators):
+def test_a_state_of_another_dtype_is_seen(operators):
     """The compiled step would read it as float32."""
     (p,), (q,) = parameters((6, 4)), parameters((6, 4))
-    first, second = kind([p], lr=0.1), kind([q], lr=0.1)
+    first, second = RowAdagrad([p], lr=0.1), RowAdagrad([q], lr=0.1)
     for step in range(4):
         for w, optimizer in ((p, first), (q, second)):
             w.grad = torch.full((6, 4), float(step + 1))
             if step == 2 and w is p:
-                state = optimizer.state[p]
-                state.update({name: value.double() for name, value in state.items() if value.dim()})
+                optimizer.state[p]["sum"] = optimizer.state[p]["sum"].double()
             optimizer.step()
     torch.testing.assert_close(p, q)
-    assert operators
+    assert len(operators) == 2
     assert all(w is p for w in operators)
 
 
@@ -478,7 +476,7 @@ def some_steps(optimizer, ps, seeds):
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-@pytest.mark.parametrize("copied", ["state dict", "pickle", "deepcopy", "file"])
+@pytest.mark.parametrize("copied", ["pickle", "deepcopy", "state dict"])
 def test_training_goes_on_from_a_copy(kind, settings, copied, how):
     ps = parameters((4, 3), (5,))
     optimizer = kind(ps, **settings)
@@ -489,13 +487,10 @@ def test_training_goes_on_from_a_copy(kind, settings, copied, how):
     else:
         twins = [nn.Parameter(p.detach().clone()) for p in ps]
         again = kind(twins)
-        state = optimizer.state_dict()
-        if copied == "file":
-            file = io.BytesIO()
-            torch.save(state, file)
-            file.seek(0)
-            state = torch.load(file, weights_only=True)
-        again.load_state_dict(copy.deepcopy(state))
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        again.load_state_dict(torch.load(file, weights_only=True))
     some_steps(optimizer, ps, range(3, 6))
     some_steps(again, twins, range(3, 6))
     for p, q in zip(ps, twins, strict=True):

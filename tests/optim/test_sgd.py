@@ -28,7 +28,7 @@ def same_bits(found, expected, settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_dense_gradients_give_the_bits_of_torchs_fused_step(settings, threads, compiled_alone):
+def test_dense_gradients_give_the_bits_of_torchs_fused_step(settings, two_threads, compiled_alone):
     ps, qs = parameters(*SHAPES), parameters(*SHAPES)
     first, second = RowSGD(ps, **settings), torch.optim.SGD(qs, fused=True, **settings)
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ def test_dense_gradients_give_the_bits_of_torchs_fused_step(settings, threads, c
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_rows_give_the_bits_of_torchs_fused_step_for_the_dense_gradient(settings, threads, compiled_alone):
+def test_rows_give_the_bits_of_torchs_fused_step_for_the_dense_gradient(settings, two_threads, compiled_alone):
     """The same algorithm, momentum and weight decay among it, which move the rows without a gradient, too."""
     shapes = [shape for shape in SHAPES if len(shape) > 1]
     ps, qs = parameters(*shapes), parameters(*shapes)
