@@ -207,7 +207,7 @@ class Record:
                     last = None
             trusted = last is not None and unchanged and not self._found
         self._last, self._missed = None, 0
-        dw = torch.empty(n, m) if last is None else torch.empty(0).set_(last.untyped_storage(), 0, (n, m), (m, 1))  # type: ignore[call-overload]
+        dw = torch.empty(n, m) if last is None else torch.empty(0).set_(last.untyped_storage(), 0, (n, m), (m, 1))
         if self._written.numel() != n + 1:
             self._written = torch.empty(n + 1, dtype=torch.uint8)
         if not trusted:
