@@ -69,7 +69,8 @@ def linear(
             that have a selected entry other than zero, with every kernel; but on a GPU, where the host would wait for
             their number, of all k neurons of a unified selection (zeros: `optim.RowAdam` leaves them as they are,
             `SparseAdam` moves them by their momentum). Such a layer breaks a compiled graph, and needs tensors that are
-            plain memory, outside `torch.func`.
+            plain memory, outside `torch.func`. Otherwise it is dense, from kernel "native" in memory that is kept from
+            step to step, which gradients set to None between steps can use: see `ops.kernels.native.kept`.
         kernel: a name in `meprop_bench.ops.kernels.KERNELS`. Double backward, `torch.func` and tensors that are not
             plain memory (see `meprop_bench.ops.plain`) always take "masked".
 
@@ -228,7 +229,7 @@ def _plan(
 
     b = x.numel() // m
     # Too large: in Python another kernel takes it, or an error says why not.
-    return None if uncountable(selection, b, n, count) else (count, *plan(selection, threads, b, n, m, count))
+    return None if uncountable(selection, b, n, count) else (count, *plan(selection, threads, b, n, m, count, sparse))
 
 
 def _backward_beside(dy: Tensor, x: Tensor | None, w: Tensor | None, *request: Any) -> Gradients:

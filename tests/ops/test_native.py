@@ -113,6 +113,15 @@ def test_large_layers_are_written_past_the_caches(selection, k, rows, m):
         assert error < 1e-5
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_tables_that_exceed_the_caches_are_read_in_panels(rows):
+    """x and W of 26 MiB, whose rows are read eight times each: four panels, the last of them narrow and odd."""
+    found, (dy, x, w) = gradients("example", rows, b=70, n=70, m=98003, k=8)
+    expected = reference.backward(dy, x, w, reference.select(dy, 8, "example"))
+    for a, b in zip(found, expected, strict=True):
+        assert (a.double() - b).norm() / b.norm() < 1e-5
+
+
 def test_a_batch_without_any_gradient():
     for selection in ("example", "unified"):
         for rows in (False, True):

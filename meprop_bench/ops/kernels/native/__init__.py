@@ -29,9 +29,16 @@ from meprop_bench.ops.selection import select
 __all__ = ["KERNEL", "Native", "plan", "uncountable"]
 
 _SERIAL = 32768
-"""Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do. Beyond, each
-share of the examples has sums or counts of its own, for all neurons, which one thread then adds up: with more shares
-than about the root of the number of examples that would take longer than what is shared."""
+"""Entries of dy up to which one thread selects; a parallel region costs what some thousand entries do, 1.5
+microseconds. Beyond, each share of the examples has sums or counts of its own, for all neurons, which one thread then
+adds up: with more shares than about the root of the number of examples that would take longer than what is shared."""
+_SEARCH, _FOUND = 500, 40
+"""What an example's search for its k largest takes, in entries: of its row, besides these, and for each of the k. An
+entry takes 0.2 ns then, as in sums over the batch (0.1 to 0.2, one thread of Zen 5): n = 500, k = 20 0.44 to 0.58
+microseconds, 2048 and 30 0.76, 8192 and 8 1.8, 8192 and 512 5.2."""
+_PRODUCT = 4
+"""Multiply-adds of a product of matrices in the time of one of a weighted sum of rows: 60 to 100 a nanosecond against
+14 to 28 (one thread of Zen 5)."""
 _STREAM = 1 << 23
 """Bytes of dx or dW from which both are written past the caches: they would push everything else out of them."""
 
@@ -108,16 +115,21 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def plan(selection: str, threads: int, b: int, n: int, m: int, k: int) -> Plan:
-    """Return the plan for a selection, of the kernel's own or not, on so many threads; ValueError if `uncountable`."""
+def plan(selection: str, threads: int, b: int, n: int, m: int, k: int, rows: bool = False) -> Plan:
+    """Return the plan for a selection, of the kernel's own or not, on so many threads; ValueError if `uncountable`.
+
+    `rows` says that dW has its selected rows alone.
+    """
     if (reason := uncountable(selection, b, n, k)) is not None:
         raise ValueError(f"kernel 'native' does not support this case: {reason}")
-    most, streaming = shares(threads, (2 * b * k + n) * m), 4 * max(b, n) * m >= _STREAM
+    work, zeros, streaming = 2 * b * k * m, 0 if rows else n * m, 4 * max(b, n) * m >= _STREAM
     few = 1
     if selection in ("example", "random"):
-        if b * n > _SERIAL:
+        most = shares(threads, work + zeros)
+        if b * (n + (_SEARCH + _FOUND * k if selection == "example" else 0)) > _SERIAL:
             few = min(threads, b, isqrt(4 * b))
         return Plan(few, most, example.scratch_bytes(few, b, n, k), streaming)
+    most = shares(threads, work // _PRODUCT + zeros)
     if b * n > _SERIAL:
         few = max(1, min(threads, b // 8, isqrt(b)))
     return Plan(few, most, unified.scratch_bytes(few, most, b, n, k), streaming)
@@ -130,7 +142,7 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target
     b, n = dy.shape
     m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
-    few, most, size, streaming = plan(selection, threads, b, n, m, k)
+    few, most, size, streaming = plan(selection, threads, b, n, m, k, as_rows)
     working = memory.scratch(size)
     idx = select(dy, k, selection) if selection == "random" else None
     db = dy.new_empty(n) if need_db else None
@@ -157,7 +169,7 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target
     b, n = dy.shape
     m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
-    few, most, size, streaming = plan(selection, threads, b, n, m, k)
+    few, most, size, streaming = plan(selection, threads, b, n, m, k, as_rows)
     given = selection != "unified"
     hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
     dx = dy.new_empty(b, m) if need_dx else None

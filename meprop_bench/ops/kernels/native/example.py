@@ -9,8 +9,8 @@ is summed up in registers, a chunk of columns at a time, and written once, by on
 
 That a thread takes whole rows matters. Two threads with half of the columns each fetch the other's lines ahead and take
 them away from one another: B = 10, 784 -> 500, k = 20 took 79 microseconds so, 72 on one thread and 32 by whole rows.
-Panels of columns that stay in the caches, with x and dx copied to them, gained nothing at B = 1024, 2048 -> 2048,
-k = 30, and lost a half at 8192 -> 8192, k = 8.
+A table that exceeds the last cache, x or W, is read in panels of columns that do not, if its rows are read often
+enough. (Copied to such panels they gained nothing, and small ones of tables that fit the cache do not, either.)
 
 Four passes: over examples, select and count by neuron; sum the counts up; over examples, put the pairs in neuron order;
 the sums. Rows of dW that nobody selected are written as zeros on the way, which spares the pass over fresh memory that
@@ -36,6 +36,13 @@ CHUNK = (24 if LANES == 16 else 12) * LANES
 """Columns summed up at once, in registers: the longer the piece of a row, the better it is fetched ahead."""
 PIECE = 4 * LANES
 """Columns at once of what is left: four vectors hide the latency of a multiply-add."""
+_SORTED_ALONE = 4096
+"""Pairs up to which one thread sorts, in the time of a parallel region or two."""
+_CACHED, _PANEL, _REUSED = 24 << 20, 8 << 20, 5
+"""Bytes of a table that stay in the last cache as they are; bytes of a panel; pairs for each row from which that pays.
+One thread, 32 MiB of last cache, whole / panels: dW of x (1024, 8192) 1.15 at k = 8 and 1.12 at 32, of x (2048, 2048)
+with k = 32 of n = 8192 1.8; dx of W (4096, 4096) 1.31 at k = 30, but with 2 pairs a row 0.94, and with 4 of W
+(8192, 8192) 0.91."""
 
 
 def _bag(columns: int, streaming: bool = False) -> Any:
@@ -77,23 +84,34 @@ _piece, _vector, _single = _bag(PIECE), _bag(LANES), _bag(1)
 
 
 @function()
-def sum_rows(out, table, m, rows, values, first, last, streaming):
-    """Write out[c] = sum over s in [first, last) of values[s] table[rows[s], c], for all c < m; all are addresses."""
+def _panel(rows, m, pairs):
+    """Return how many columns of a table (rows, m) are summed up for all pairs before the next."""
+    if 4 * rows * m <= _CACHED or pairs < _REUSED * rows:
+        return m
+    return max(1, _PANEL // (4 * rows * CHUNK)) * CHUNK
+
+
+@function()
+def sum_rows(out, table, m, width, rows, values, first, last, streaming):
+    """Write out[c] = sum over s in [first, last) of values[s] table[rows[s], c], for all c < width; all are addresses.
+
+    m is from row to row of the table.
+    """
     c = 0
     if streaming and out & 63 == 0:
-        while c + CHUNK <= m:
+        while c + CHUNK <= width:
             _streamed(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
             c += CHUNK
-    while c + CHUNK <= m:
+    while c + CHUNK <= width:
         _chunk(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
         c += CHUNK
-    while c + PIECE <= m:
+    while c + PIECE <= width:
         _piece(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
         c += PIECE
-    while c + LANES <= m:
+    while c + LANES <= width:
         _vector(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
         c += LANES
-    while c < m:
+    while c < width:
         _single(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
         c += 1
 
@@ -232,7 +250,7 @@ def pairs(openmp, select, sort, shares, dy, idx, b, n, k, db, scratch):
         for t in range(1, shares):
             for j in range(n):
                 total[j] += parts[t, j]
-    parallel(openmp, shares, sort, a)
+    parallel(openmp if run > _SORTED_ALONE else 0, shares, sort, a)
     return rows
 
 
@@ -254,26 +272,32 @@ def _sums(a, share, shares):
         low, high = offsets[n] * share // shares, offsets[n] * (share + 1) // shares
         written = view(a[_WRITTEN], n + 1, np.uint8)
         places = look_at(a[_X], batch, m if a[_WRITTEN] != 0 else 0, a[_SEED])
-        following = 0
-        for i in range(rows):
-            j = np.int64(hits[i])
-            first, last = np.int64(offsets[j]), np.int64(offsets[j + 1])
-            if low <= first < high:
-                if not a[_COMPACT]:
-                    blank(a[_DW], n, m, following, j, a[_WRITTEN], places, streaming)
-                    if a[_WRITTEN] != 0:
-                        written[j] = 1
-                dw = a[_DW] + 4 * (i if a[_COMPACT] else j) * m
-                sum_rows(dw, a[_X], m, a[_EXAMPLE], a[_SORTED], first, last, streaming)
-            following = j + 1
-        if share == shares - 1 and not a[_COMPACT]:
-            blank(a[_DW], n, m, following, n, a[_WRITTEN], places, streaming)
+        panel = _panel(batch, m, np.int64(offsets[n]))
+        for start in range(0, m, panel):
+            width, following = min(panel, m - start), 0
+            for i in range(rows):
+                j = np.int64(hits[i])
+                first, last = np.int64(offsets[j]), np.int64(offsets[j + 1])
+                if low <= first < high:
+                    if start == 0 and not a[_COMPACT]:
+                        blank(a[_DW], n, m, following, j, a[_WRITTEN], places, streaming)
+                        if a[_WRITTEN] != 0:
+                            written[j] = 1
+                    dw = a[_DW] + 4 * ((i if a[_COMPACT] else j) * m + start)
+                    sum_rows(dw, a[_X] + 4 * start, m, width, a[_EXAMPLE], a[_SORTED], first, last, streaming)
+                following = j + 1
+            if start == 0 and share == shares - 1 and not a[_COMPACT]:
+                blank(a[_DW], n, m, following, n, a[_WRITTEN], places, streaming)
     # A row of dx is a sum of as many rows of W as its example picked neurons.
     if a[_DX] != 0:
         counts = view(a[_COUNT], batch, np.int32)
-        for e in range(batch * share // shares, batch * (share + 1) // shares):
-            first, last = e * k, e * k + np.int64(counts[e])
-            sum_rows(a[_DX] + 4 * e * m, a[_W], m, a[_PICKED], a[_VALUE], first, last, streaming)
+        panel = _panel(n, m, np.int64(offsets[n]))
+        for start in range(0, m, panel):
+            width = min(panel, m - start)
+            for e in range(batch * share // shares, batch * (share + 1) // shares):
+                first, last = e * k, e * k + np.int64(counts[e])
+                dx = a[_DX] + 4 * (e * m + start)
+                sum_rows(dx, a[_W] + 4 * start, m, width, a[_PICKED], a[_VALUE], first, last, streaming)
 
 
 SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)

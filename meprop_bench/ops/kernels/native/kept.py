@@ -28,6 +28,7 @@ The C++ node has the same records in `ops/node/kept.h`.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from functools import cache
@@ -52,7 +53,7 @@ _SMALLEST = 1 << 16
 
 _SAMPLE = 16
 _PLACES = 64
-_TRIES = 16
+_TRIES = 64
 """How many places are tried for one where the example has an input: images have large dark parts."""
 _AHEAD = 24
 """Rows between fetching numbers and looking at them, so that their ways from memory overlap."""
@@ -159,7 +160,6 @@ class Record:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: Tensor | None = None  # an alias: it shares the storage and the count of changes
-        self._storage: torch.UntypedStorage | None = None
         self._place = self._version = self._idle = 0  # where its numbers were, its changes, the storage's users
         self._written = torch.empty(0, dtype=torch.uint8)
         self._found = False  # whether zeros turned out to be none
@@ -185,27 +185,29 @@ class Record:
         """Note what was computed; None where that failed."""
         if dw is not None:
             self._found = self._found or bool(self._written[-1])
-            self._last, self._storage = dw.detach(), dw.untyped_storage()
-            self._place, self._version = self._storage.data_ptr(), dw._version
-            self._idle = _users(self._storage) - 1
+            self._last = dw.detach()
+            self._place, self._version = dw.untyped_storage().data_ptr(), dw._version
+            self._idle = _users(self._last) - 1
         self._lock.release()
 
     def _taken(self, n: int, m: int) -> tuple[Tensor, int, int] | None:
-        last, storage, trusted = self._last, self._storage, False
-        if last is not None and storage is not None:
+        last, trusted = self._last, False
+        if last is not None:
             unchanged = last._version == self._version
+            storage = last.untyped_storage()
             if last.shape != (n, m) or storage.nbytes() != 4 * n * m or storage.data_ptr() != self._place:
-                storage = None
-            elif _users(storage) != self._idle:
-                # An accumulating gradient changes from one to the next; what does not may be held for long.
-                self._missed = self._missed + 1 if unchanged else 0
-                if self._missed < 2:
-                    return None
-                storage = None
-            trusted = storage is not None and unchanged and not self._found
-        self._last = self._storage = None
-        self._missed = 0
-        dw = torch.empty(n, m) if storage is None else torch.empty(0).set_(storage, 0, (n, m), (m, 1))
+                last = None
+            else:
+                del storage  # or it would be a user
+                if _users(last) != self._idle:
+                    # An accumulating gradient changes from one to the next; what does not may be held for long.
+                    self._missed = self._missed + 1 if unchanged else 0
+                    if self._missed < 2:
+                        return None
+                    last = None
+            trusted = last is not None and unchanged and not self._found
+        self._last, self._missed = None, 0
+        dw = torch.empty(n, m) if last is None else torch.empty(0).set_(last.untyped_storage(), 0, (n, m), (m, 1))
         if self._written.numel() != n + 1:
             self._written = torch.empty(n + 1, dtype=torch.uint8)
         if not trusted:
@@ -215,8 +217,10 @@ class Record:
         return dw, self._written.data_ptr(), self._seed
 
 
-def _users(storage: torch.UntypedStorage) -> int:
-    return int(torch._C._storage_Use_Count(storage._cdata))
+def _users(last: Tensor) -> int:
+    """Count who holds the storage of a tensor: others in C++, and in Python, where all have one object of it."""
+    storage = last.untyped_storage()
+    return int(torch._C._storage_Use_Count(storage._cdata)) + sys.getrefcount(storage)
 
 
 _records: dict[int, tuple[weakref.ref[Tensor], Record]] = {}
