@@ -250,7 +250,8 @@ def _read(stack: nn.Sequential) -> tuple[nn.Module | None, list[tuple[Any, Activ
     for name, module in stack._modules.items():
         kind: Any = type(module)
         if kind.forward is not _FORWARDS.get(kind):
-            raise _Refused(f"{name} is {kind.__name__}, not a plain linear layer or one of {', '.join(_MODULES)}")
+            found = f"{kind.__module__}.{kind.__qualname__}"
+            raise _Refused(f"{name} is {found}, not a plain linear layer or one of {', '.join(_MODULES)}")
         _check_untouched(name, vars(module))
         if kind is nn.Linear or kind is MePropLinear:
             _check_parameters(name, module._parameters)
