@@ -48,7 +48,12 @@ class Optimizer:
     fused: tuple[str, ...] = ()  # devices on which torch has a fused step of it
     compiled: str = ""  # the class in `meprop_bench.optim` that does the same by dense gradients, in compiled code
     rows: bool = False  # whether it takes weight gradients as rows; then by `compiled`, where there is that
-    exact: bool = True  # whether it does the same by rows as by the dense gradient
+    dense: str = ""  # what it is by dense gradients, by its name here, where by rows it is another algorithm
+
+    @property
+    def exact(self) -> bool:
+        """Whether by rows it computes what it does by the dense gradient."""
+        return not self.dense
 
     @property
     def note(self) -> str:
@@ -63,6 +68,7 @@ class Optimizer:
 
 
 _ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+_ADAMW = {**_ADAM, "weight_decay": 1e-2}
 _EVERYWHERE = ("cpu", "cuda")
 _OURS = "meprop_bench.optim"
 
@@ -83,14 +89,14 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     # Not in the papers: the cheapest update there is. The rate is where the papers' MLP learns MNIST well.
     "sgd": Optimizer("torch.optim", "SGD", {"lr": 0.1}, _EVERYWHERE, "RowSGD", rows=True),
     # Nor this one, which language models are trained with.
-    "adamw": Optimizer("torch.optim", "AdamW", {**_ADAM, "weight_decay": 1e-2}, _EVERYWHERE, "RowAdamW"),
+    "adamw": Optimizer("torch.optim", "AdamW", _ADAMW, _EVERYWHERE, "RowAdamW"),
     # Not in the papers either, and other algorithms than dense Adam, at its settings: see `meprop_bench.optim`.
-    "rowadam": Optimizer(_OURS, "RowAdam", _ADAM, rows=True, exact=False),
-    "rowadamw": Optimizer(_OURS, "RowAdamW", {**_ADAM, "weight_decay": 1e-2}, rows=True, exact=False),
+    "rowadam": Optimizer(_OURS, "RowAdam", _ADAM, rows=True, dense="adam"),
+    "rowadamw": Optimizer(_OURS, "RowAdamW", _ADAMW, rows=True, dense="adamw"),
 }
 
 
-OF_DENSE = {"rowadam": "adam", "rowadamw": "adamw"}
+OF_DENSE = {name: each.dense for name, each in OPTIMIZERS.items() if each.dense}
 """One that moves rows by another algorithm -> the one that a dense side has, which it is where gradients are dense."""
 
 

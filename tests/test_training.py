@@ -10,7 +10,7 @@ from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import convert
 from meprop_bench.ops.kernels.compiled import unavailable_reason
 from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowOptimizer, RowSGD
-from meprop_bench.optimizers import OPTIMIZERS, compiled, fused, make_optimizer
+from meprop_bench.optimizers import OF_DENSE, OPTIMIZERS, compiled, fused, make_optimizer
 from meprop_bench.training import Step, Training, evaluate, fused_step
 
 
@@ -139,6 +139,7 @@ def test_by_rows_the_optimizer_is_this_packages(fused):
         assert type(made) is kind
         assert made.defaults["lr"] == 0.25
         assert OPTIMIZERS[name].exact == (name in ("adagrad", "sgd"))
+    assert OF_DENSE == {"rowadam": "adam", "rowadamw": "adamw"}
     assert OPTIMIZERS["adagrad"].note.startswith("RowAdagrad is the same algorithm as Adagrad:")
     assert OPTIMIZERS["rowadamw"].note.startswith("RowAdamW is another algorithm than AdamW,")
     assert not OPTIMIZERS["adam"].note

@@ -18,6 +18,7 @@ each train for themselves.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, cast
 
 import torch
@@ -231,6 +232,7 @@ _KINDS: tuple[Any, ...] = (nn.Linear, MePropLinear, nn.Flatten, *_MODULES.values
 _FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in _KINDS}
 """What is known to be computed; a tool may have put something else in its place."""
 _NAMES = {kind: name for name, kind in _MODULES.items()}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _read(stack: nn.Sequential) -> tuple[nn.Module | None, list[tuple[Any, Activation | None]]]:
@@ -242,22 +244,22 @@ def _read(stack: nn.Sequential) -> tuple[nn.Module | None, list[tuple[Any, Activ
         raise _Refused("there are hooks of all modules")
     if type(stack).forward is not nn.Sequential.forward:
         raise _Refused(f"{type(stack).__name__} has a forward of its own")
-    _check_untouched("the model", stack)
+    _check_untouched("the model", vars(stack))
     flatten: nn.Module | None = None
     parts: list[tuple[Any, Activation | None]] = []
     for name, module in stack._modules.items():
         kind: Any = type(module)
         if kind.forward is not _FORWARDS.get(kind):
             raise _Refused(f"{name} is {kind.__name__}, not a plain linear layer or one of {', '.join(_MODULES)}")
-        _check_untouched(name, module)
+        _check_untouched(name, vars(module))
         if kind is nn.Linear or kind is MePropLinear:
-            _check_parameters(name, module)
+            _check_parameters(name, module._parameters)
             parts.append((module, None))
         elif kind is nn.Flatten and flatten is None and not parts:
             flatten = module
         elif kind is not nn.Flatten and parts and parts[-1][1] is None:
-            known = _NAMES[kind] if getattr(module, "approximate", "none") == "none" else "gelu_tanh"
-            parts[-1] = parts[-1][0], ACTIVATIONS[known]
+            tanh = kind is nn.GELU and module.approximate == "tanh"
+            parts[-1] = parts[-1][0], ACTIVATIONS["gelu_tanh" if tanh else _NAMES[kind]]
         else:
             raise _Refused(f"{name}, {kind.__name__}, does not stand directly behind a linear layer")
     if not parts:
@@ -265,18 +267,17 @@ def _read(stack: nn.Sequential) -> tuple[nn.Module | None, list[tuple[Any, Activ
     return flatten, parts
 
 
-def _check_untouched(name: str, module: nn.Module) -> None:
-    own = vars(module)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        if own[hooks]:
-            raise _Refused(f"{name} has a hook, which would not be called")
+def _check_untouched(name: str, own: dict[str, Any]) -> None:
+    """Check that a module, by what its instance holds, computes what its class does, and that nobody looks on."""
+    forward, before, backward, before_backward = _HOOKS
+    if own[forward] or own[before] or own[backward] or own[before_backward]:
+        raise _Refused(f"{name} has a hook, which would not be called")
     if "forward" in own:
         raise _Refused(f"the forward of {name} was replaced")
 
 
-def _check_parameters(name: str, layer: nn.Module) -> None:
-    parameters = layer._parameters
-    if parameters.keys() != {"weight", "bias"} or parameters["weight"] is None:
+def _check_parameters(name: str, parameters: Mapping[str, Tensor | None]) -> None:
+    if len(parameters) != 2 or parameters.get("weight") is None or "bias" not in parameters:
         raise _Refused(f"parameters of {name} are computed from others")
     for parameter in parameters.values():
         if parameter is None:

@@ -151,7 +151,7 @@ def run(x: Tensor, y: Tensor, layers: Sequence[Layer]) -> Pass:
 
     Tensors are plain memory (`ops.plain`), of one dtype and device, and y is contiguous.
     """
-    dense, cross_entropy = _compiled(x)
+    dense, cross_entropy = _compiled(x, layers)
     if dense is not None:
         x = x.contiguous()
     inputs, kept = [], []
@@ -206,8 +206,12 @@ def _loss_gradient(loss: Tensor, log_p: Tensor, y: Tensor, counted: Tensor) -> T
     return found
 
 
-def _compiled(x: Tensor) -> tuple[Any, Any]:
+def _compiled(x: Tensor, layers: Sequence[Layer]) -> tuple[Any, Any]:
     """Return the modules of compiled products and cross entropy, or None for both where they cannot be used."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
+    if (
+        x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or not (x.numel() and all(layer.w.numel() for layer in layers))
+    ):
         return None, None
     return compiled.load(f"{_NATIVE}.dense"), compiled.load(f"{_NATIVE}.cross_entropy")

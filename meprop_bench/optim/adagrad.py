@@ -99,7 +99,7 @@ class RowAdagrad(RowOptimizer):
         return bool(group["weight_decay"])
 
     def _places(self, table: Table, p: Tensor, by_rows: bool, group: dict[str, Any]) -> tuple[int, ...]:
-        state = self._state_of(p, group)
+        state = self.state[p] or self._state_of(p, group)
         return table.native.ADAGRAD, state["sum"].data_ptr(), 0, state["step"].data_ptr(), 0, 0
 
     def _move_whole(self, moves: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:

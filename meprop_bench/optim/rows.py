@@ -24,6 +24,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
+from torch.compiler import is_compiling
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
 from torch.optim.optimizer import ParamsT
@@ -51,8 +52,7 @@ class RowOptimizer(Optimizer):
     """Whether there is a state `step`."""
 
     def __init__(self, params: ParamsT, settings: dict[str, Any]) -> None:
-        self._known: list[int] = []
-        self._unfit: frozenset[int] = frozenset()
+        self._forget()
         super().__init__(params, settings)
 
     # Settings and checkpoints.
@@ -96,8 +96,14 @@ class RowOptimizer(Optimizer):
         for p, loaded in state["state"].items():
             if loaded and isinstance(p, Tensor):  # what belongs to no parameter is kept as it is
                 self._restore(p, loaded)
-        self._known = []
+        self._forget()
         super().__setstate__(state)
+
+    def _forget(self) -> None:
+        """Forget what was found of the last step's parameters and states."""
+        self._known: list[int] = []
+        self._unfit: frozenset[int] = frozenset()
+        self._held: list[list[Tensor]] = []  # no others can come to be where these are
 
     def _restore(self, p: Tensor, loaded: dict[str, Any]) -> None:
         """Bring the state of a parameter, from a checkpoint, into the form that it has here."""
@@ -169,7 +175,7 @@ class RowOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling():
+        if is_compiling():
             from meprop_bench.ops.uncompiled import cannot_be_compiled
 
             cannot_be_compiled(self._step)
@@ -193,8 +199,9 @@ class RowOptimizer(Optimizer):
         # All gradients have been looked at before any parameter is moved.
         if table.moves:
             if table.known != self._known:
-                self._unfit = table.unfit([self._tensors(p) for _, p, _ in table.moves])
-                self._known = table.known
+                self._held = [self._tensors(p) for _, p, _ in table.moves]
+                self._unfit = table.unfit(self._held)
+                self._known = [] if table.fresh else table.known
             if self._unfit:
                 left = table.without(self._unfit) + left
             left += table.step()
@@ -203,7 +210,7 @@ class RowOptimizer(Optimizer):
 
     def _enter(self, table: Table, p: Tensor, grad: Tensor, number: int, group: dict[str, Any]) -> bool:
         """Put a parameter and its gradient into the table of the compiled step, if they can be."""
-        if type(p) not in _PLAIN or p.dtype is not torch.float32 or not p.is_cpu or not table.usable():
+        if type(p) not in _PLAIN or p.dtype is not _FLOAT or not p.is_cpu or not (table.native or table.usable()):
             return False
         if grad.is_sparse:
             idx, values = grad._indices(), grad._values()
@@ -216,7 +223,7 @@ class RowOptimizer(Optimizer):
             rows, n, found = 0, 0, laid
         else:
             return False
-        if type(found) is not Tensor or found.dtype is not torch.float32 or not found.is_cpu or found.is_neg():
+        if type(found) is not Tensor or found.dtype is not _FLOAT or not found.is_cpu or found.is_neg():
             return False
         w, g, numbers, size = p.data_ptr(), found.data_ptr(), found.numel(), p.numel()
         if not w or (numbers and not g) or (numbers != size and not n):
@@ -270,6 +277,7 @@ class RowOptimizer(Optimizer):
 
 
 _PLAIN = (nn.Parameter, Tensor)
+_FLOAT = torch.float32
 
 
 def _number(move: Move) -> int:

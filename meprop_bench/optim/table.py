@@ -117,7 +117,6 @@ def laid_out(grad: Tensor, p: Tensor) -> Tensor | None:
     return None
 
 
-@torch.no_grad()
 def rows_of(p: Tensor, grad: Tensor) -> Tensor:
     """Return a gradient by rows so that each comes once; ValueError if it is not made of rows of its parameter."""
     if grad.sparse_dim() != 1 or grad.shape != p.shape:
@@ -125,7 +124,10 @@ def rows_of(p: Tensor, grad: Tensor) -> Tensor:
             "a sparse gradient must be made of whole rows, as `nn.Embedding(sparse=True)` gives it; "
             f"that of a parameter {tuple(p.shape)} has {grad.sparse_dim()} sparse dimensions"
         )
-    return grad if grad.is_coalesced() else grad.coalesce()
+    if grad.is_coalesced():
+        return grad
+    with torch.no_grad():
+        return grad.coalesce()
 
 
 def _in_order(p: Tensor, grad: Tensor) -> Tensor:

@@ -112,8 +112,9 @@ class Language(Task):
         needed, there = 4 * batch * self._sizes["length"] * each, psutil.virtual_memory().total
         if needed > there:
             raise UserError(
-                f"{batch} windows of {self._sizes['length']:,} characters need at least {needed / 2**30:,.0f} GiB of"
-                f" memory in a step, and this machine has {there / 2**30:,.0f}: take a smaller --length or --batch"
+                f"a step on windows of {self._sizes['length']:,} characters, {batch} at a time, needs at least"
+                f" {needed / 2**30:,.0f} GiB of memory, and this machine has {there / 2**30:,.0f}: take a smaller"
+                " --length or --batch"
             )
 
     def _text(self, data: str | None, files: str | None) -> Text:

@@ -218,10 +218,14 @@ def test_rows_and_dense_gradients_add_up(first):
     torch.testing.assert_close(dense_gradients(model), dense_gradients(modules))
 
 
-def test_a_gradient_that_somebody_keeps_stays_what_it_is(way):
+@pytest.mark.parametrize("hidden", [13, 400])  # of the larger the memory of dense gradients is kept
+@pytest.mark.parametrize(("k", "sparse"), [(None, False), (4, False), (4, True)])
+def test_a_gradient_that_somebody_keeps_stays_what_it_is(way, hidden, k, sparse):
     torch.manual_seed(0)
-    model = FusedMLP(21, 13, 13, 5, k=4, selection="unified", sparse=True)
+    model = FusedMLP(60, hidden, hidden, 5, k=k, selection="unified", sparse=sparse)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for seed in range(2):
+        model.step(*batch_of(model, 6, seed), optimizer)
     loss = model.loss(*batch_of(model, 6))
     model.backward(loss)
     kept = [p.grad for p in model.parameters()]
@@ -231,6 +235,19 @@ def test_a_gradient_that_somebody_keeps_stays_what_it_is(way):
         model.step(*batch_of(model, 6, seed), optimizer)
     assert all(torch.equal(g.to_dense(), v) for g, v in zip(kept, values, strict=True))
     assert torch.equal(loss, first)
+
+
+def test_the_memory_of_a_gradient_goes_from_dense_steps_to_sparsified_ones_and_back():
+    pytest.importorskip("numba")
+    torch.manual_seed(0)
+    model = FusedMLP(60, 400, 400, 5, k=4, selection="unified")
+    places = []
+    for k in (1.0, 4, 5, 1.0, 1.0, 4, 1.0):
+        model.linear0.k = model.linear1.k = k
+        model.zero_grad()
+        assert_same_step(model, seed=len(places))
+        places.append(model.linear1.weight.grad.data_ptr())
+    assert len(set(places)) == 1
 
 
 def test_tied_weights(way):
@@ -273,6 +290,15 @@ def test_an_empty_batch(way):
     assert loss.isnan()
     for p, q in zip(model.parameters(), modules.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("widths", [(0, 4, 3), (6, 0, 3), (6, 4, 0, 4, 3)])
+def test_layers_without_neurons(way, widths):
+    assert_same_step(FusedMLP(*widths, k=2), 5)
+    model = FusedMLP(*widths, k=0.5)
+    for _ in range(2):
+        assert model.step(*batch_of(model, 5), torch.optim.SGD(model.parameters(), lr=0.1)).isfinite()
 
 
 def test_images_are_flattened(way):

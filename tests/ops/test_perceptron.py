@@ -19,17 +19,27 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("m", [1, 7, 8, 15, 16, 17, 33, 100, 784, 1024, 1029, 2050])
-@pytest.mark.parametrize("n", [1, 3, 4, 10, 33, 500])
-def test_the_forward_product(threads, m, n):
+def check_forward(batch, m, n):
     generator = torch.Generator().manual_seed(m + n)
+    x, w, b = (torch.randn(*shape, generator=generator) for shape in ((batch, m), (n, m), (n,)))
+    for bias in (b, None):
+        expected = F.linear(x.double(), w.double(), None if bias is None else bias.double()).float()
+        y = dense.forward(x, w, bias, relu=False)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6 * m)
+        assert torch.equal(dense.forward(x, w, bias, relu=True), y.relu())
+
+
+@pytest.mark.parametrize("m", [1, 7, 8, 15, 16, 17, 33, 100, 784, 1024, 1029, 2050])
+@pytest.mark.parametrize("n", [1, 3, 4, 10, 33])
+@pytest.mark.usefixtures("one_thread")
+def test_the_forward_product(m, n):
     for batch in (1, 2, 3, 5, 6, 7, 10, 13, 50, 61, 130):
-        x, w, b = (torch.randn(*shape, generator=generator) for shape in ((batch, m), (n, m), (n,)))
-        for bias in (b, None):
-            expected = F.linear(x.double(), w.double(), None if bias is None else bias.double()).float()
-            y = dense.forward(x, w, bias, relu=False)
-            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6 * m)
-            assert torch.equal(dense.forward(x, w, bias, relu=True), y.relu())
+        check_forward(batch, m, n)
+
+
+def test_the_forward_product_in_shares(threads):
+    for batch, m, n in ((10, 784, 500), (50, 500, 500), (50, 500, 17), (130, 1029, 33), (1, 300, 1000)):
+        check_forward(batch, m, n)
 
 
 @pytest.mark.parametrize("m", [5, 40, 1030])

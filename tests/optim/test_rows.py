@@ -17,6 +17,7 @@ from torch.profiler import profile
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowOptimizer, RowSGD
+from tests.ops.test_compiled import fresh
 from tests.optim.conftest import KINDS, Plain, parameters, rows
 
 SETTINGS = {
@@ -314,6 +315,23 @@ def test_data_that_are_replaced_between_steps(kind, how):
         reference.step(p.grad)
         optimizer.step()
     torch.testing.assert_close(p.detach().double(), reference.w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [RowAdagrad, RowAdam, RowAdamW])
+def test_a_state_of_another_dtype_is_seen(kind, operators):
+    """The compiled step would read it as float32."""
+    (p,), (q,) = parameters((6, 4)), parameters((6, 4))
+    first, second = kind([p], lr=0.1), kind([q], lr=0.1)
+    for step in range(4):
+        for w, optimizer in ((p, first), (q, second)):
+            w.grad = torch.full((6, 4), float(step + 1))
+            if step == 2 and w is p:
+                state = optimizer.state[p]
+                state.update({name: value.double() for name, value in state.items() if value.dim()})
+            optimizer.step()
+    torch.testing.assert_close(p, q)
+    assert operators
+    assert all(w is p for w in operators)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -647,6 +665,59 @@ def test_a_model_by_rows_learns_as_the_dense_one(kind, how):
     assert losses[1] < first - 0.1
     if kind in (RowSGD, RowAdagrad):
         torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=1e-5, atol=1e-6)
+
+
+WITHOUT = """
+import sys
+sys.modules["numba"] = None
+import torch
+from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowSGD
+from meprop_bench.ops.kernels import compiled
+from torch.optim import SGD, Adagrad, Adam, AdamW
+
+for ours, theirs in ((RowAdagrad, Adagrad), (RowSGD, SGD), (RowAdam, Adam), (RowAdamW, AdamW)):
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(5, 3))
+    q = torch.nn.Parameter(p.detach().clone())
+    first, second = ours([p], lr=0.1), theirs([q], lr=0.1)
+    for _ in range(3):
+        q.grad = torch.randn(5, 3)
+        p.grad = q.grad.to_sparse(1)
+        first.step()
+        second.step()
+    torch.testing.assert_close(p, q)
+print(compiled.unavailable_reason())
+"""
+
+
+def test_without_numba():
+    assert fresh(WITHOUT) == "Numba is not installed (extra `cpu`)"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_on_a_gpu(kind, settings):
+    """By torch's operators, without waiting for the device."""
+    ps = [nn.Parameter(p.detach().cuda()) for p in parameters((37, 31), (7,))]
+    references = [Plain(kind, p.detach().cpu(), **settings) for p in ps]
+    optimizer = kind(ps, **settings)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        for p, reference in zip(ps, references, strict=True):
+            grad = torch.randn(p.shape, generator=generator)
+            if step % 2:
+                grad = rows([1, 4, 6], grad[[1, 4, 6]], len(p))
+            reference.step(grad)
+            idx = grad._indices().cuda() if grad.is_sparse else None
+            p.grad = grad.cuda() if idx is None else rows(idx[0], grad._values().cuda(), len(p))
+        torch.cuda.synchronize()
+        if step > 1 and not optimizer.moves_all_rows(optimizer.param_groups[0]):
+            torch.cuda.set_sync_debug_mode("error")
+        optimizer.step()
+        torch.cuda.set_sync_debug_mode("default")
+    for p, reference in zip(ps, references, strict=True):
+        torch.testing.assert_close(p.detach().cpu().double(), reference.w, rtol=2e-5, atol=2e-6)
 
 
 def test_the_base_is_no_optimizer_of_its_own():

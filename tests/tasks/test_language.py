@@ -152,7 +152,7 @@ def test_options_that_do_not_fit_are_one_line(options, message):
 def test_what_no_memory_holds_is_one_line_and_no_end_of_the_process(monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**20))
     load_task("toy-language", batch=1, hidden=8, length=8)
-    with pytest.raises(UserError, match=r"[0-9]+ windows of 1,000 characters need at least [0-9,]+ GiB of memory"):
+    with pytest.raises(UserError, match=r"windows of 1,000 characters, [0-9]+ at a time, needs at least [0-9,]+ GiB"):
         load_task("toy-language", length=1000)
 
 

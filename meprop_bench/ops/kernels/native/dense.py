@@ -42,6 +42,9 @@ DEEP = 1024
 PANEL = 10 * HEIGHT
 """Examples for which a row of W is read once."""
 
+_AT_ONCE = 4
+"""Multiply-adds in the time of one that is not in a tile."""
+
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FOUR = ir.VectorType(_F32, ROWS)
 
@@ -243,7 +246,7 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, *, relu: bool) -> Tensor:
     batch, m = x.shape
     n = w.shape[0]
     y = x.new_empty(batch, n)
-    few = shares(torch.get_num_threads(), batch * n * m)
+    few = shares(torch.get_num_threads(), batch * n * m // _AT_ONCE)
     _run(
         OPENMP, _FORWARD, few, x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr(), batch, n, m,
         relu,

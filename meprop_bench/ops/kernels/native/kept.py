@@ -205,7 +205,7 @@ class Record:
             trusted = storage is not None and unchanged and not self._found
         self._last = self._storage = None
         self._missed = 0
-        dw = torch.empty(n, m) if storage is None else torch.empty(0).set_(storage, 0, (n, m), (m, 1))  # type: ignore[call-overload]
+        dw = torch.empty(n, m) if storage is None else torch.empty(0).set_(storage, 0, (n, m), (m, 1))
         if self._written.numel() != n + 1:
             self._written = torch.empty(n + 1, dtype=torch.uint8)
         if not trusted:
