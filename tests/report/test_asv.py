@@ -272,6 +272,7 @@ _OTHER = {
     "launch": "graph",
     "compile": "on",
     "baseline": "best",
+    "fused_step": "both",
     "seed": 7,
 }
 

@@ -563,7 +563,8 @@ def test_the_perceptron_by_either_way_takes_the_same_steps():
     from meprop_bench.sweep.plan import plan_axes
 
     name = f"{Path(__file__).with_name('own_mlp.py')}:build"
-    (built_in,) = plan_axes({"workload": ["mlp"], "method": ["meprop"], "k": [30], "threads": [1]}).cases
+    axes = {"workload": ["mlp"], "method": ["meprop"], "k": [30], "threads": [1], "baseline": ["same"]}
+    (built_in,) = plan_axes(axes).cases
     one, other = setup(built_in), prepared(name, method="meprop", k=30)
     assert one.check() == other.check() == PASSED
     assert one.kernel == other.kernel
