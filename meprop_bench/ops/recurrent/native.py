@@ -23,13 +23,13 @@ from torch import Tensor
 from meprop_bench.ops.kernels import Request
 from meprop_bench.ops.kernels.native import example, plan, recurrent_backward, recurrent_forward
 from meprop_bench.ops.kernels.native.memory import address
-from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS, PASS_BACK_ROWS
-from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, PRODUCT, RELU, STEP, TANH
+from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS, PASS_BACK_ROWS, RECALL
+from meprop_bench.ops.kernels.native.recurrent_forward import ALONE, GRU, LSTM, RELU, STEP, TANH
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.recurrent.cells import Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "shares_alone"]
 
 _CELL = {"lstm": LSTM, "gru": GRU, "tanh": TANH, "relu": RELU}
 _CELL_WORK = 8
@@ -52,7 +52,7 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     if steps.sizes[0] == 1 and rows >= 4:
         w_hh, b_hh, pre = w_hh.contiguous(), b_hh if b_hh is None else b_hh.contiguous(), gate.new_empty(rows)
         recurrent_forward.alone(
-            OPENMP, PRODUCT, max(1, min(shares(threads, rows * h), rows // 8)), kind, h, len(steps.sizes),
+            OPENMP, ALONE, shares_alone(threads, rows, h), kind, h, len(steps.sizes),
             steps.reverse, w_hh.data_ptr(), address(b_hh), pre.data_ptr(), *fixed,
         )  # fmt: skip
         return y, states, (before, gate, *more)
@@ -66,6 +66,11 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     return y, states, (before, gate, *more)
 
 
+def shares_alone(threads: int, rows: int, h: int) -> int:
+    """Return into how many shares a time step of a single example is cut, with W_hh (rows, h)."""
+    return max(1, min(shares(threads, rows * h), h // 8))
+
+
 def backward(
     cell: Cell,
     dy: Tensor,
@@ -75,16 +80,28 @@ def backward(
     tape: Tensors,
     steps: Steps,
     request: Request,
+    states: Tensors | None = None,
 ) -> tuple[tuple[Tensor | None, ...], Tensors, tuple[Tensor, Tensor]]:
-    """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance."""
+    """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance.
+
+    With the initial `states`, what `fused.forward` computed, whose tape is another.
+    """
     w_ih, w_hh = (w.contiguous() for w in weights)
-    before, gate, *more = (part.contiguous() for part in tape)  # hooks for saved tensors may give other strides
+    tape = tuple(part.contiguous() for part in tape)  # hooks for saved tensors may give other strides
     (b, h), k = d_states[0].shape, request.k
+    if states is None:
+        before, gate, *more = tape
+        known: tuple[int, ...] = (0,) * 4
+    else:
+        y, gate = tape
+        before, *more = x.new_empty(3, *y.shape)
+        states = tuple(s.contiguous() for s in states)
+        known = (gate.shape[1], y.data_ptr(), *(s.data_ptr() for s in states))
     threads = torch.get_num_threads() if OPENMP else 1
     x, dy = x.contiguous(), dy.contiguous()
     d_states = tuple(d.clone(memory_format=torch.contiguous_format) for d in d_states)
-    d_a = torch.empty_like(gate)
-    d_b = torch.empty_like(gate) if cell.name == "gru" else d_a
+    d_a = x.new_empty(x.shape[0], cell.gates * h)
+    d_b = torch.empty_like(d_a) if cell.name == "gru" else d_a
     idx = torch.empty(x.shape[0], cell.gates * k, dtype=torch.int64)
     alike = request.selection == "unified"
     # Time steps come one after the other where their examples share a selection; else each example has all of its own.
@@ -93,11 +110,11 @@ def backward(
     scratch = torch.empty(recurrent_backward.scratch_bytes(most, h, k, cell.gates), dtype=torch.uint8)
     sizes, starts = torch.tensor(steps.sizes), torch.tensor(_starts(steps))
     recurrent_backward.through_time(
-        OPENMP, CHAINS, BACK_ROWS, PASS_BACK_ROWS, most, alike, _CELL[cell.name], b, h, k, len(steps.sizes),
+        OPENMP, RECALL, CHAINS, BACK_ROWS, PASS_BACK_ROWS, most, alike, _CELL[cell.name], b, h, k, len(steps.sizes),
         steps.reverse, sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(),
         *(address(part) for part in (*more, None, None)[:2]), before.data_ptr(), w_hh.data_ptr(),
         *(address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), idx.data_ptr(),
-        scratch.data_ptr(),
+        scratch.data_ptr(), *known,
     )  # fmt: skip
     inputs = (x, w_ih, request.need_dx)
     if d_b is d_a:
