@@ -52,8 +52,8 @@ def load(layer: str, plan_of: Callable[..., Any], backward: Callable[..., Any]) 
             (k resolved, leading dimension of the gates or 0, shares).
         backward: computes the gradients of what is not ordinary. linear: (dy, x, w, k, selection, rows, need_dx,
             need_dw, need_db). conv: (dy, x, w, stride, padding, dilation, groups, sizes of x and w when they were
-            saved, k, need_dx, need_dw, need_db). Of the LSTM, all: (gradients of y, h and c, inputs, tape, (steps,
-            batch, h), k, selection, whether torch's operator ran, whether all is as it was saved, needs).
+            saved, k, need_dx, need_dw, need_db). lstm: (gradients of y, h and c, inputs, tape, steps, batch, k,
+            selection, whether torch's operator ran, whether all is as it was saved, needs).
 
     """
     module, _ = _loaded()
@@ -128,7 +128,8 @@ def _lstm_addresses() -> tuple[int, ...]:
     from meprop_bench.ops.kernels.native.compiler import address
     from meprop_bench.ops.kernels.native.threads import OPENMP
 
-    return OPENMP, recurrent_forward.ALONE, address(recurrent_forward.alone)
+    bodies = recurrent_forward.ALONE, recurrent_forward.RECALL
+    return OPENMP, *bodies, address(recurrent_forward.alone), address(recurrent_forward.recall)
 
 
 _KERNELS: dict[str, tuple[str, Callable[[], tuple[int, ...]]]] = {

@@ -19,11 +19,12 @@ namespace lstm {
 
 using namespace node;
 
-// What is called, in the order in which `set_lstm` gets it: torch's OpenMP (0: one thread), the body of the parallel
-// region, and the entry point, whose arguments are described there.
+// What is called, in the order in which `set_lstm` gets it: torch's OpenMP (0: one thread), the bodies of the
+// parallel regions, and the entry points, whose arguments are described there.
 struct Native {
-  Word openmp, body;
+  Word openmp, alone_body, recall_body;
   Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> alone;
+  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> recall;
 };
 
 inline Native native{};
@@ -47,8 +48,8 @@ struct Hash {
   }
 };
 
-// What to do with a case: whether this node takes it, k resolved; and with several examples the leading dimension of the
-// gates in the workspace, else 0, and into how many shares a product is cut.
+// What to do with a case: whether this node takes it, k resolved, the leading dimension of the gates in the workspace,
+// 0 for one example, and into how many shares the work is cut that is done here.
 struct Plan {
   bool ours = false;
   Word k = 0, ld = 0, shares = 0;
@@ -94,8 +95,7 @@ class MePropLSTMBackward : public torch::autograd::Node {
  public:
   std::string name() const override { return "MePropLSTMBackward"; }
 
-  // The weights' numbers are those of the forward pass; biases are saved as they were given. The tape begins with the
-  // output where torch's operator ran.
+  // The weights' numbers are those of the forward pass; all else is saved as it was given.
   void set(const Inputs& inputs, const variable_list& tape, const Plan& plan, const Case& c) {
     plan_ = plan;
     case_ = c;
@@ -103,7 +103,7 @@ class MePropLSTMBackward : public torch::autograd::Node {
       saved_.emplace_back(i == 1 || i == 2 ? pinned(inputs[i]) : inputs[i], false);
     }
     for (size_t i = 0; i < tape.size(); ++i) {
-      saved_.emplace_back(tape[i], plan.ld && i == 0);
+      saved_.emplace_back(tape[i], false);
       sizes_.emplace_back(tape[i].sizes().vec());
     }
   }
@@ -120,14 +120,25 @@ class MePropLSTMBackward : public torch::autograd::Node {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       for (int i = 0; i < kInputs; ++i) inputs[i] = saved_[i].unpack();
-      for (size_t i = kInputs; i < saved_.size(); ++i) {
-        tape.push_back(saved_[i].unpack(plan_.ld && i == kInputs ? getptr() : nullptr));
-      }
+      for (size_t i = kInputs; i < saved_.size(); ++i) tape.push_back(saved_[i].unpack());
     }
     if (!d[0].defined() && !d[1].defined() && !d[2].defined()) return variable_list(kInputs);
     // What was saved may have got other data, or come from a hook.
     bool as_saved = fit(inputs, case_);
     for (size_t i = 0; i < tape.size(); ++i) as_saved = as_saved && ordinary(tape[i]) && tape[i].sizes() == sizes_[i];
+    // As Python has them: without gradients nobody asks for, zeros, and with all rows in one dimension.
+    const Word rows = case_.steps * case_.batch;
+    const bool fast = as_saved && !at::GradMode::is_enabled() && unwatched();
+    for (int i = 0; i < 3; ++i) {
+      const Word count = i == 0 ? rows : case_.batch;
+      if (d[i].defined()) {
+        d[i] = d[i].reshape({count, case_.h});
+      } else if (fast) {
+        d[i] = fresh({count, case_.h});
+        std::memset(d[i].mutable_data_ptr(), 0, sizeof(float) * count * case_.h);
+      }
+    }
+    inputs[0] = as_saved ? inputs[0].view({rows, case_.m}) : inputs[0].flatten(0, 1);
     pybind11::gil_scoped_acquire lock;
     const auto all = [](const auto& tensors) {
       pybind11::tuple result(tensors.size());
@@ -137,9 +148,14 @@ class MePropLSTMBackward : public torch::autograd::Node {
     pybind11::tuple needs(kInputs);
     for (int i = 0; i < kInputs; ++i) needs[i] = pybind11::bool_(task_should_compute_output(i));
     const auto arguments = pybind11::make_tuple(
-        all(d), all(inputs), all(tape), pybind11::make_tuple(case_.steps, case_.batch, case_.h), plan_.k,
-        case_.unified ? "unified" : "example", plan_.ld != 0, as_saved, needs);
-    return gradients_of(python_backward, arguments);
+        all(d), all(inputs), all(tape), case_.steps, case_.batch, plan_.k, case_.unified ? "unified" : "example",
+        plan_.ld != 0, as_saved, needs);
+    variable_list gradients = gradients_of(python_backward, arguments);
+    if (gradients[0].defined()) gradients[0] = gradients[0].view({case_.steps, case_.batch, case_.m});
+    for (int i = 5; i < kInputs; ++i) {
+      if (gradients[i].defined()) gradients[i] = gradients[i].unsqueeze(0);
+    }
+    return gradients;
   }
 
  private:
@@ -149,8 +165,20 @@ class MePropLSTMBackward : public torch::autograd::Node {
   Case case_{};
 };
 
-// Outputs (steps, batch, h), (1, batch, h) twice, and the tape; see `ops.recurrent.fused`.
-inline variable_list several(const Inputs& inputs, const Case& c, const Plan& plan) {
+constexpr Word kLSTM = 0, kForwardInTime = 0;
+
+struct Made {
+  variable_list results, tape;
+};
+
+// h', the gates, c' and tanh c, a row for each example of each time step; the gates are already there or still to come.
+inline variable_list tape_of(Tensor gates, const Case& c) {
+  const Word rows = c.steps * c.batch;
+  return {fresh({rows, c.h}), std::move(gates), fresh({rows, c.h}), fresh({rows, c.h})};
+}
+
+// Outputs (steps, batch, h), (1, batch, h) twice, and the tape; see `ops.recurrent.fused` and `native.recall`.
+inline Made several(const Inputs& inputs, const Case& c, const Plan& plan) {
   const auto& [x, w_ih, w_hh, b_ih, b_hh, h, memory] = inputs;
   const bool biases = b_ih.defined();
   // As torch.nn.LSTM calls it: in one direction (false), of the kind 2, for training.
@@ -158,22 +186,24 @@ inline variable_list several(const Inputs& inputs, const Case& c, const Plan& pl
       x, w_ih, w_hh, biases ? b_ih : w_ih, biases ? b_hh : w_hh, h, memory, false, {}, 2, c.h, 1, biases, false, false,
       true);
   const Word rows = c.steps * c.batch;
-  return {y, h_last, c_last, y, workspace.view(at::kFloat).narrow(0, 0, rows * plan.ld).view({rows, plan.ld})};
+  auto tape = tape_of(workspace.view(at::kFloat).narrow(0, 0, rows * plan.ld).view({rows, plan.ld}), c);
+  call(native.recall, native.openmp, native.recall_body, plan.shares, c.h, c.batch, c.steps, kForwardInTime, plan.ld,
+       address(tape[1]), address(y), address(h), address(memory), address(tape[0]), address(tape[2]), address(tape[3]));
+  return {{y, h_last, c_last}, tape};
 }
 
 // The same for one example; see `ops.recurrent.native`.
-inline variable_list alone(const Inputs& inputs, const Case& c, const Plan& plan) {
+inline Made alone(const Inputs& inputs, const Case& c, const Plan& plan) {
   const auto& [x, w_ih, w_hh, b_ih, b_hh, h, memory] = inputs;
   Tensor gate = at::linear(x.view({c.steps, c.m}), w_ih, b_ih.defined() ? std::optional<Tensor>(b_ih) : std::nullopt);
   Tensor y = fresh({c.steps, 1, c.h}), pre = fresh({4 * c.h}), h_last = fresh({1, 1, c.h}), c_last = fresh({1, 1, c.h});
-  Tensor before = fresh({c.steps, c.h}), other = fresh({c.steps, c.h}), more = fresh({c.steps, c.h});
+  auto tape = tape_of(std::move(gate), c);
   std::memcpy(h_last.mutable_data_ptr(), h.const_data_ptr(), sizeof(float) * c.h);
   std::memcpy(c_last.mutable_data_ptr(), memory.const_data_ptr(), sizeof(float) * c.h);
-  constexpr Word kLSTM = 0, kForwardInTime = 0;
-  call(native.alone, native.openmp, native.body, plan.shares, kLSTM, c.h, c.steps, kForwardInTime, address(w_hh),
-       address(b_hh), address(pre), address(h_last), address(c_last), address(gate), address(other), address(more),
-       address(before), address(y));
-  return {y, h_last, c_last, before, gate, other, more};
+  call(native.alone, native.openmp, native.alone_body, plan.shares, kLSTM, c.h, c.steps, kForwardInTime, address(w_hh),
+       address(b_hh), address(pre), address(h_last), address(c_last), address(tape[1]), address(tape[2]),
+       address(tape[3]), address(tape[0]), address(y));
+  return {{y, h_last, c_last}, tape};
 }
 
 // lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, k, selection, kernel) -> (y, h, c), or None: not for this node. Both initial
@@ -225,16 +255,16 @@ inline PyObject* lstm(PyObject*, PyObject* const* a, Py_ssize_t count) {
     node = make_node<MePropLSTMBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, w_ih, w_hh, b_ih, b_hh, h, memory));
   }
-  variable_list made;
+  Made made;
   {
     pybind11::gil_scoped_release unlocked;
     at::AutoDispatchBelowADInplaceOrView below;
     made = plan.ld ? several(inputs, c, plan) : alone(inputs, c, plan);
   }
-  variable_list results(made.begin(), made.begin() + 3);
+  variable_list& results = made.results;
   if (node) {
     torch::autograd::set_history(results, node);
-    node->set(inputs, variable_list(made.begin() + 3, made.end()), plan, c);
+    node->set(inputs, made.tape, plan, c);
   }
   return pybind11::make_tuple(wrapped(results[0]), wrapped(results[1]), wrapped(results[2])).release().ptr();
   END_HANDLE_TH_ERRORS

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -192,7 +193,7 @@ def _gradients(
     if kernel == "native":
         from meprop_bench.ops.recurrent import native
 
-        grads, d_states, selected = native.backward(*common, inputs[5:] if call.forward is fused.forward else None)
+        grads, d_states, selected = native.backward(*common, call.forward is fused.forward)
     else:
         grads, d_states, selected = through_time.backward(*common, kernel)
     if record is not None and record.enabled:
@@ -235,15 +236,18 @@ def _backward_of_any(
     call: _Call, needs: tuple[bool, ...], d: tuple[Tensor | None, ...], inputs: Any, tape: Tensors, as_saved: bool
 ) -> tuple[Tensor | None, ...]:
     some = next(grad for grad in d if grad is not None)
-    rows = sum(call.steps.sizes), *[call.steps.sizes[0]] * call.cell.states
-    grads = tuple(some.new_zeros(n, some.shape[1]) if grad is None else grad for grad, n in zip(d, rows, strict=True))
+    if any(grad is None for grad in d):
+        rows = sum(call.steps.sizes), *[call.steps.sizes[0]] * call.cell.states
+        d = tuple(some.new_zeros(n, some.shape[1]) if grad is None else grad for grad, n in zip(d, rows, strict=True))
+    grads = cast(Tensors, d)
     # What was saved may have got other data, or come from a hook.
     ordinary = unwatched() and memory.plain(*grads, *inputs, *tape) and as_saved
     # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself.
     kernel = call.kernel if ordinary and not torch.is_grad_enabled() else "masked"
     with _no_autocast(some):
         if torch.is_grad_enabled() or (kernel != "native" and call.forward is fused.forward):
-            _, _, tape = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
+            states = tuple(state.reshape(-1, state.shape[-1]) for state in inputs[5:])  # as the C++ node has them
+            _, _, tape = through_time.forward(call.cell, inputs[0], states, inputs[1:5], call.steps)
         record = call.record if ordinary else None
         return cast(
             tuple[Tensor | None, ...],
@@ -285,33 +289,28 @@ def _plan(
     x, weights = shape.expand(steps * batch, m), (shape.expand(4 * h, m), shape.expand(4 * h, h), None, None)
     if choose(kernel, count, selection, weights, x)[1] != "native":
         return None
-    if fused.applies("lstm", weights, x, Steps((batch,) * steps, False)):
-        return count, fused.leading_dimension(batch, m, h) or 0, 1
     from meprop_bench.ops.recurrent import native
 
+    if fused.applies("lstm", weights, x, Steps((batch,) * steps, False)):
+        return count, fused.leading_dimension(batch, m, h) or 0, native.shares_of_cells(threads, steps * batch, h)
     return (count, 0, native.shares_alone(threads, 4 * h, h)) if batch == 1 else None
 
 
 def _backward_beside(
-    d: tuple[Tensor | None, ...], inputs: Any, tape: Tensors, sizes: tuple[int, int, int], k: int, selection: str,
+    d: tuple[Tensor | None, ...], inputs: Any, tape: Tensors, steps: int, batch: int, k: int, selection: str,
     by_torch: bool, as_saved: bool, needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Compute the gradients for the C++ node: all with T and B apart, and states with a layer before."""
+    """Compute the gradients for the C++ node, whose initial states have a dimension for the layer."""
+    call = _call_beside(steps, batch, k, selection, by_torch)
+    return _backward_of_any(call, needs, d, inputs, tape, as_saved)
+
+
+@lru_cache(maxsize=256)
+def _call_beside(steps: int, batch: int, k: int, selection: str, by_torch: bool) -> _Call:
     from meprop_bench.ops.recurrent import native
 
-    steps, batch, h = sizes
     forward = fused.forward if by_torch else native.forward
-    call = _Call(CELLS["lstm"], Steps((batch,) * steps, False), k, selection, forward, "native")
-    x, *weights = inputs[:5]
-    flat = x.flatten(0, 1), *weights, *(state[0] for state in inputs[5:])
-    grads = tuple(None if grad is None else grad.reshape(-1, h) for grad in d)
-    rows = tuple(part.view(steps * batch, -1) for part in tape) if as_saved else tape
-    dx, *d_weights, dh, dc = _backward_of_any(call, needs, grads, flat, rows, as_saved)
-    return (
-        None if dx is None else dx.view(steps, batch, -1),
-        *d_weights,
-        *(None if grad is None else grad.unsqueeze(0) for grad in (dh, dc)),
-    )
+    return _Call(CELLS["lstm"], Steps((batch,) * steps, False), k, selection, forward, "native")
 
 
 _node = _Node()

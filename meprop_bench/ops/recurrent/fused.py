@@ -3,9 +3,8 @@
 It multiplies by a weight that it has packed once for all time steps, and does the cells in the same breath: at B = 10,
 h = 500 it takes three quarters of the time of `native.forward`, at B = 4, h = 100 a quarter (T = 25, 2 cores, AVX-512,
 torch 2.13). For backward it leaves a *workspace* of bytes, which begins with the gates, `(T, B, ld)` float32: in the
-order in which the layer takes the time steps, i f g o of h numbers each, and padding up to a leading dimension ld. c
-and tanh c follow from the gates, so that nothing else of the workspace is read (`ops.kernels.native.recurrent_backward`
-computes them on its way).
+order in which the layer takes the time steps, i f g o of h numbers each, and padding up to a leading dimension ld. The
+rest of the tape follows from gates and outputs (`native.recall`), so that nothing else of the workspace is read.
 
 Where the gates are is not documented, so it is looked up, not assumed: a batch of the same size is run with numbers
 drawn for it, and compared with `through_time`, once for each size. Where they are not found, `native.forward` runs.
@@ -47,7 +46,9 @@ def applies(cell: str, weights: Weights, x: Tensor, steps: Steps) -> bool:
 
 
 def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Steps) -> tuple[Tensor, Tensors, Tensors]:
-    """Run a layer in one direction: as `through_time.forward`, but the tape is (output, gates (N, ld))."""
+    """Run a layer in one direction: as `through_time.forward`; for the tape see `native.recall`."""
+    from meprop_bench.ops.recurrent import native
+
     b, h = states[0].shape
     ld = leading_dimension(b, x.shape[1], h)
     assert ld is not None
@@ -55,7 +56,8 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     y, h_last, c_last, workspace = _run(x.contiguous().view(-1, b, m), states, weights, steps.reverse)
     # Other sizes for what is ours: views, made without recording, could not be changed in place later.
     y, last = y.resize_(n, h), (h_last.resize_(b, h), c_last.resize_(b, h))
-    return y, last, (y, workspace.view(torch.float32)[: n * ld].view(n, ld))
+    gates = workspace.view(torch.float32)[: n * ld].view(n, ld)
+    return y, last, native.recall(gates, y, states, steps)
 
 
 def _run(x: Tensor, states: Tensors, weights: Weights, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

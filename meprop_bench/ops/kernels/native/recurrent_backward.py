@@ -19,11 +19,11 @@ from numba import carray, types
 
 from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.example import sum_rows
-from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, TANH, copy, gates_of, row_of, tanh
+from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, TANH, copy, gates_of, row_of
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 
-__all__ = ["BACK_ROWS", "CHAINS", "PASS_BACK_ROWS", "RECALL", "scratch_bytes", "through_time"]
+__all__ = ["BACK_ROWS", "CHAINS", "PASS_BACK_ROWS", "scratch_bytes", "through_time"]
 
 _ONE = np.float32(1)
 
@@ -53,54 +53,24 @@ _ONE = np.float32(1)
     _SIZE,  # how many they are
     _SCRATCH,  # what `_shared` says, then `_own_bytes` for each share
     _COUNT,  # how many rows were selected for the step, zeros left out
-    _LD,  # numbers from one row of GATE to the next where torch's LSTM left them (see `_gate_of`); else 0
-    _OUTPUT,  # (N, H), h, and the two below: with LD, OTHER, MORE and BEFORE are written, not read
-    _FIRST,  # (B, H), the initial h
-    _FIRST_MEMORY,  # (B, H), the initial c
-) = range(27)
-WORDS = 27
+    _LD,  # numbers from one row of GATE to the next of an LSTM: 4 H, or more where torch's left them
+    _AS_TAKEN,  # whether the rows of GATE begin with the step that was taken first, all of B examples
+) = range(25)
+WORDS = 25
 
 
 @function()
-def _gate_of(a, e, row):
-    """Return i f g o of example e in a row.
-
-    torch's LSTM, all of whose time steps have B examples, leaves them in the order in which it took the steps.
-    """
-    h, ld = a[_H], a[_LD]
-    if ld == 0:
-        return row_of(a[_GATE], row, 4 * h)
-    step = (row - e) // a[_B]
-    taken = a[_T] - 1 - step if a[_REVERSE] else step
-    return view(a[_GATE] + 4 * ld * (taken * a[_B] + e), 4 * h, np.float32)
-
-
-@function()
-def _recall(a, e):
-    """Write h', c' and tanh c of example e, which torch's LSTM has not left: c = f c' + i g, forward in time."""
-    h, b, steps = a[_H], a[_B], a[_T]
-    h_before = row_of(a[_FIRST], e, h)
-    for s in range(steps):
-        row = (steps - 1 - s if a[_REVERSE] else s) * b + e
-        gate, c, t = _gate_of(a, e, row), row_of(a[_OTHER], row, h), row_of(a[_MORE], row, h)
-        i, f, g = gate[:h], gate[h : 2 * h], gate[2 * h : 3 * h]
-        copy(row_of(a[_BEFORE], row, h), h_before)
-        if s == 0:
-            copy(c, row_of(a[_FIRST_MEMORY], e, h))
-        for j in range(h):
-            t[j] = f[j] * c[j] + i[j] * g[j]
-        if s + 1 < steps:
-            copy(row_of(a[_OTHER], row - b if a[_REVERSE] else row + b, h), t)
-        for j in range(h):
-            t[j] = tanh(t[j])
-        h_before = row_of(a[_OUTPUT], row, h)
+def _gates_of(a, e, row):
+    """Return i f g o of an LSTM's example e in a row."""
+    place = (a[_T] - 1) * a[_B] - row + 2 * e if a[_AS_TAKEN] and a[_REVERSE] else row
+    return view(a[_GATE] + 4 * a[_LD] * place, 4 * a[_H], np.float32)
 
 
 @function()
 def _back_lstm(a, e, row):
     """dc += dh o (1 - t²), the gradients at i f g o, and dc' = dc f; loop by loop, each with one array to write."""
     h = a[_H]
-    gate, d = _gate_of(a, e, row), row_of(a[_D], row, 4 * h)
+    gate, d = _gates_of(a, e, row), row_of(a[_D], row, 4 * h)
     i, f, g, o = gate[:h], gate[h : 2 * h], gate[2 * h : 3 * h], gate[3 * h :]
     d_i, d_f, d_g, d_o = d[:h], d[h : 2 * h], d[2 * h : 3 * h], d[3 * h :]
     dh, dc = row_of(a[_STATE], e, h), row_of(a[_MEMORY], e, h)
@@ -241,8 +211,6 @@ def _chains(a, share, shares):
     values = working + working_bytes(h, k) + 4 * gates * k
     # Every shares-th example: lengths do not increase, so that each share has long and short ones.
     for e in range(share, a[_B], shares):
-        if a[_LD] != 0:
-            _recall(a, e)
         length = 0
         while length < a[_T] and sizes[length] > e:
             length += 1
@@ -258,16 +226,6 @@ def _chains(a, share, shares):
 
 
 CHAINS = body(_chains)
-
-
-def _recall_all(a, share, shares):
-    """Compute what the forward pass has not left, of a share of the examples."""
-    a = carray(a, WORDS)
-    for e in range(a[_B] * share // shares, a[_B] * (share + 1) // shares):
-        _recall(a, e)
-
-
-RECALL = body(_recall_all)
 
 
 def _back_rows(a, share, shares):
@@ -321,15 +279,15 @@ def _choose_for_all(a, gates):
     return count
 
 
-@function(types.void(*[types.int64] * 31))
+@function(types.void(*[types.int64] * 28))
 def through_time(
-    openmp, recall, chains, back, pass_back, shares, unified, cell, b, h, k, steps, reverse, sizes, starts,
-    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, idx, scratch, ld, output, first, first_memory,
+    openmp, chains, back, pass_back, shares, unified, cell, b, h, k, steps, reverse, sizes, starts,
+    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, idx, scratch, ld, as_taken,
 ):  # fmt: skip
     """Compute the gradients at all pre-activations and select of them; for words of the regions, see there.
 
     Args:
-        openmp, recall, chains, back, pass_back: `OPENMP`, `RECALL`, `CHAINS`, `BACK_ROWS`, `PASS_BACK_ROWS`.
+        openmp, chains, back, pass_back: `OPENMP`, `CHAINS`, `BACK_ROWS`, `PASS_BACK_ROWS`.
         shares: into how many the examples are cut.
         unified: whether all examples of a time step share the selection.
         steps: T.
@@ -342,13 +300,10 @@ def through_time(
         sizes, starts, dy, gate, other, more, before,
     )  # fmt: skip
     w[_W], w[_STATE], w[_MEMORY], w[_D], w[_DB] = w_hh, d_state, d_memory, d_a, d_b
-    w[_IDX], w[_SCRATCH] = idx, scratch
-    w[_LD], w[_OUTPUT], w[_FIRST], w[_FIRST_MEMORY] = ld, output, first, first_memory
+    w[_IDX], w[_SCRATCH], w[_LD], w[_AS_TAKEN] = idx, scratch, ld, as_taken
     if not unified:
         parallel(openmp, shares, chains, w)
         return
-    if ld != 0:
-        parallel(openmp, shares, recall, w)
     gates = gates_of(cell)
     size, start = view(sizes, steps, np.int64), view(starts, steps, np.int64)
     # Three regions or parts for each step: the gradients by all threads, the selection by this one, dh' by all.

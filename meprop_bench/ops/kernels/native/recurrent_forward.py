@@ -21,7 +21,7 @@ from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, declare, fused, load, loop, offset, store
 
-__all__ = ["ALONE", "GRU", "LSTM", "RELU", "STEP", "TANH", "alone", "step", "tanh"]
+__all__ = ["ALONE", "GRU", "LSTM", "RECALL", "RELU", "STEP", "TANH", "alone", "recall", "step"]
 
 LSTM, GRU, TANH, RELU = range(4)
 """The cells, as words."""
@@ -67,7 +67,7 @@ def _sigmoid(x):
 
 
 @function()
-def tanh(x):
+def _tanh(x):
     """tanh x = (e²ˣ - 1) / (e²ˣ + 1), where e²ˣ - 1 = (p - 1) + p q does not cancel around zero."""
     p, q = _parts_of_exp(_TWO * _bounded(x, np.float32(10)))
     m = (p - _ONE) + p * q
@@ -91,8 +91,11 @@ def tanh(x):
     _Y,  # (N, H), h
     _W,  # (G H, H), W_hh
     _B,  # (G H,), b_hh
-) = range(14)
-WORDS = 14
+    _LD,  # numbers from one row of GATE to the next, where torch's LSTM has made it
+    _T,
+    _REVERSE,  # whether the last time step is taken first
+) = range(17)
+WORDS = 17
 
 
 @function()
@@ -125,7 +128,7 @@ def _sigmoids(a, b):
 def _tanhs(a, b):
     """a ← tanh(a + b)."""
     for j in range(a.size):
-        a[j] = tanh(a[j] + b[j])
+        a[j] = _tanh(a[j] + b[j])
 
 
 @function()
@@ -145,7 +148,7 @@ def _step_lstm(a, e, row, low, high):
     for j in range(c.size):
         c[j] = f[j] * c[j] + i[j] * g[j]
     for j in range(c.size):
-        t[j] = tanh(c[j])
+        t[j] = _tanh(c[j])
     for j in range(c.size):
         y[j] = o[j] * t[j]
 
@@ -161,7 +164,7 @@ def _step_gru(a, e, row, low, high):
     b_n, before, y = b[2 * h + low : 2 * h + high], row_of(a[_STATE], e, h)[low:high], row_of(a[_Y], row, h)[low:high]
     copy(row_of(a[_OTHER], row, h)[low:high], b_n)
     for j in range(n.size):
-        n[j] = tanh(n[j] + r[j] * b_n[j])
+        n[j] = _tanh(n[j] + r[j] * b_n[j])
     for j in range(n.size):
         y[j] = n[j] + z[j] * (before[j] - n[j])
 
@@ -269,7 +272,32 @@ def _alone(a, share, shares):
     _step_of(a, 0, low, high)
 
 
-STEP, ALONE = body(_step), body(_alone)
+def _recall(a, share, shares):
+    """Compute h', c' and tanh c of an LSTM from its gates and outputs: of a share of the examples, step by step."""
+    a = carray(a, WORDS)
+    h, size, steps = a[_H], a[_SIZE], a[_T]
+    low, high = size * share // shares, size * (share + 1) // shares
+    for e in range(low, high):
+        first = ((steps - 1) * size if a[_REVERSE] else 0) + e
+        copy(row_of(a[_BEFORE], first, h), row_of(a[_STATE], e, h))
+        copy(row_of(a[_OTHER], first, h), row_of(a[_MEMORY], e, h))
+    for s in range(steps):
+        for e in range(low, high):
+            row = (steps - 1 - s if a[_REVERSE] else s) * size + e
+            gate = view(a[_GATE] + 4 * a[_LD] * (s * size + e), 3 * h, np.float32)
+            i, f, g = gate[:h], gate[h : 2 * h], gate[2 * h :]
+            c, t = row_of(a[_OTHER], row, h), row_of(a[_MORE], row, h)
+            for j in range(h):
+                t[j] = f[j] * c[j] + i[j] * g[j]
+            if s + 1 < steps:  # h and c are the next step's h' and c'
+                following = row - size if a[_REVERSE] else row + size
+                copy(row_of(a[_OTHER], following, h), t)
+                copy(row_of(a[_BEFORE], following, h), row_of(a[_Y], row, h))
+            for j in range(h):
+                t[j] = _tanh(t[j])
+
+
+STEP, ALONE, RECALL = body(_step), body(_alone), body(_recall)
 
 
 @function()
@@ -314,3 +342,22 @@ def alone(openmp, run, shares, cell, h, steps, reverse, w_hh, b_hh, pre, state, 
         parallel(openmp, shares, run, w)
         w[_STATE] = y + 4 * t * h  # which the next step reads, whose neurons all need all of it
     copy(row_of(state, 0, h), row_of(w[_STATE], 0, h))
+
+
+@function(types.void(*[types.int64] * 15))
+def recall(openmp, run, shares, h, size, steps, reverse, ld, gate, y, state, memory, before, other, more):
+    """Compute of gates and outputs what torch's LSTM has not left for backward; for words of the regions, see there.
+
+    Args:
+        openmp, run: `OPENMP`, `RECALL`.
+        shares: into how many the examples are cut.
+        size: examples of each time step.
+        steps, reverse: how many time steps, and whether the last is taken first.
+        ld: numbers from one row of the gates to the next; the rows are in the order in which the steps were taken.
+        state, memory: the initial h and c.
+
+    """
+    w = np.empty(WORDS, np.int64)
+    w[_H], w[_SIZE], w[_T], w[_REVERSE], w[_LD] = h, size, steps, reverse, ld
+    _set(w, state, memory, gate, other, more, before, y)
+    parallel(openmp, shares, run, w)
