@@ -27,7 +27,7 @@ from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops.graph import is_tracing
 from meprop_bench.ops.recurrent import check_kernel, recurrent
 from meprop_bench.ops.recurrent.cells import Tensors
-from meprop_bench.ops.recurrent.function import Record
+from meprop_bench.ops.recurrent.function import Record, lstm
 from meprop_bench.ops.recurrent.through_time import Weights
 from meprop_bench.ops.selection import check_selection, resolve_k
 
@@ -63,6 +63,8 @@ class _Recurrent(Sparsified, nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run the layer; arguments and results are those of torch's layer."""
+        if self.mode == "LSTM" and (result := self._at_once(input, hx)) is not None:
+            return result
         dense = resolve_k(self._k, self.hidden_size) >= self.hidden_size or not torch.is_grad_enabled() or is_tracing()
         if dense or not (input.data if isinstance(input, PackedSequence) else input).numel():
             return super().forward(input, hx)
@@ -86,6 +88,18 @@ class _Recurrent(Sparsified, nn.RNNBase):
         if not batched:
             return y.squeeze(1), self._result(tuple(s.squeeze(1) for s in states))
         return (y.transpose(0, 1) if self.batch_first else y), self._result(states)
+
+    def _at_once(self, input: Any, hx: Any) -> Any:
+        """Run a single LSTM in one call, or return None where that cannot be done."""
+        one = self.num_layers == 1 and not (self.bidirectional or self.batch_first)
+        if not one or self.activeness is not None or self._cell is not recurrent:
+            return None
+        if hx is not None and not (isinstance(hx, tuple) and len(hx) == 2):
+            return None
+        weights: Any = [getattr(self, name) for name in self._all_weights[0]]
+        weights = weights if self.bias else (*weights, None, None)
+        found = lstm(input, hx, weights, k=self._k, selection=self.selection, kernel=self.kernel)
+        return None if found is None else (found[0], found[1:])
 
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, order, back = input

@@ -205,7 +205,7 @@ class _Node:
         cpu = isinstance(w, Tensor) and w.dtype == torch.float32 and w.device.type == "cpu"
         if not cpu or what[-1] not in ("auto", "native") or not torch.is_grad_enabled():
             return None
-        self.linear = node.load(_plan, _backward_beside) or _nothing
+        self.linear = node.load("linear", _plan, _backward_beside) or _nothing
         return self.linear(x, w, b, *what)
 
 

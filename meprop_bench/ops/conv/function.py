@@ -1,4 +1,4 @@
-"""Registration of a convolution with autograd: see `ops.linear` for why there are several.
+"""Registration of a convolution with autograd: see `ops.linear` for why there are several, one of them in C++ (`node`).
 
 A convolution of one dimension is one of two dimensions with images of height 1, which is how torch computes it, too; an
 example without a batch is a batch of one. What is saved is what torch saves: x and w themselves, as they were given.
@@ -6,13 +6,16 @@ example without a batch is a batch of one. What is saved is what torch saves: x 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from meprop_bench.ops import node
 from meprop_bench.ops.autocast import autocast
+from meprop_bench.ops.conv.auto import Auto
 from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.conv.kernels import Kernel, check_kernel, check_selection, get
 from meprop_bench.ops.graph import break_graph, is_plain, is_tracing, operators
@@ -55,6 +58,10 @@ def conv2d(
             recorded), or a kernel that does not support this case.
 
     """
+    if not torch.compiler.is_compiling():
+        y = _node.conv(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
+        if y is not None:
+            return y
     if is_tracing():
         return F.conv2d(x, w, b, stride, padding, dilation, groups)
     return _conv(x, w, b, _given(stride, padding, dilation, groups, w.shape[2:]), k, selection, kernel)
@@ -74,6 +81,10 @@ def conv1d(
     kernel: str = "auto",
 ) -> Tensor:
     """Apply `F.conv1d` to x `(B, G C, L)` or `(G C, L)` with w `(N, C, kw)`; else as `conv2d`."""
+    if not torch.compiler.is_compiling():
+        y = _node.conv(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
+        if y is not None:
+            return y
     if is_tracing() or w.dim() != 3 or x.dim() not in (2, 3):
         return F.conv1d(x, w, b, stride, padding, dilation, groups)  # which raises for such dimensions
     geometry = _given(stride, padding, dilation, groups, w.shape[2:])
@@ -158,7 +169,7 @@ def _recorded(
     if torch._C._is_any_autocast_enabled():
         x, w, b = autocast(x, w, b)
     if not compiling:
-        return cast(Tensor, _Conv.apply(x, w, b, geometry, k, selection, get(kernel)))  # type: ignore[no-untyped-call]
+        return _apply(x, w, b, (geometry, k, selection, get(kernel)))
     if not is_plain(x, w):
         return cast(Tensor, break_graph(_recorded, x, w, b, geometry, k, selection, kernel))
     images, filters = _in_two_dimensions(w.dim(), x, w)
@@ -190,30 +201,97 @@ class _Conv(torch.autograd.Function):
     """Eager registration."""
 
     @staticmethod
-    def forward(ctx, x, w, b, geometry, k, selection, kernel):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, w, b, call):  # type: ignore[no-untyped-def]
+        geometry, k, selection, kernel = call
         images, filters = _in_two_dimensions(w.dim(), x, w)
         _check_supported(kernel, images, filters, geometry)
         ctx.save_for_backward(x, w)
         ctx.set_materialize_grads(False)
         ctx.call = geometry, Request(k, selection, False, *ctx.needs_input_grad[:3]), kernel, (x.shape, w.shape)
-        return _torchs(x, w, b, geometry)
+        return F.conv2d(x, w, b, *geometry) if w.dim() == 4 else _torchs(x, w, b, geometry)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         if dy is None:
-            return (None,) * 7
-        geometry, request, kernel, shapes = ctx.call
+            return None, None, None, None
+        *call, shapes = ctx.call
         x, w = ctx.saved_tensors
-        # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself. What
-        # was saved may have got other data, or come from a hook.
-        if torch.is_grad_enabled() or not (unwatched() and memory.plain(dy, x, w) and shapes == (x.shape, w.shape)):
-            kernel = get("masked")
-        dimensions = w.dim()
-        dy, x, w = _in_two_dimensions(dimensions, dy, x, w)
-        dx, dw, db = undisturbed(conv_backward, dy, x, w, geometry, request, kernel)
-        if dimensions == 3:
-            dx, dw = (d if d is None else d.squeeze(-2) for d in (dx, dw))
-        return dx, dw, db, None, None, None, None
+        return *_backward_of_any(dy, x, w, *call, as_saved=shapes == (x.shape, w.shape)), None
+
+
+def _backward_of_any(
+    dy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, request: Request, kernel: Kernel, *, as_saved: bool
+) -> Gradients:
+    # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself. What was
+    # saved may have got other data, or come from a hook.
+    if torch.is_grad_enabled() or not (unwatched() and memory.plain(dy, x, w) and as_saved):
+        kernel = get("masked")
+    dimensions = w.dim()
+    dy, x, w = _in_two_dimensions(dimensions, dy, x, w)
+    dx, dw, db = undisturbed(conv_backward, dy, x, w, geometry, request, kernel)
+    if dimensions == 3:
+        dx, dw = (d if d is None else d.squeeze(-2) for d in (dx, dw))
+    return dx, dw, db
+
+
+# `Function.apply` serves torch.func as well, whose cases never come here; without it the call takes half the overhead.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Conv).apply
+
+
+class _Node:
+    """The C++ registration, or nothing; it is loaded when the first case comes that it might take."""
+
+    def __init__(self) -> None:
+        self.conv: Callable[..., Tensor | None] = self._first
+
+    def _first(self, x: Tensor, w: Tensor, b: Tensor | None, *call: Any) -> Tensor | None:
+        cpu = isinstance(w, Tensor) and w.dtype == torch.float32 and w.device.type == "cpu"
+        if not cpu or call[-1] not in ("auto", "native") or not torch.is_grad_enabled():
+            return None
+        self.conv = node.load("conv", _plan, _backward_beside) or _nothing
+        return self.conv(x, w, b, *call)
+
+
+def _nothing(*_: Any) -> None:
+    """Take no case: there is no C++ node."""
+
+
+def _plan(
+    threads: int, x: tuple[int, ...], w: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: int,
+    k: float, name: str, need_dx: bool, need_dw: bool,
+) -> tuple[int, int, int, bytes, bytes, bytes, bytes] | None:  # fmt: skip
+    """Tell the C++ node what to do with a shape, x (B, G C, H, W) and w (N, C, kh, kw): see `node.load`."""
+    geometry = Geometry(stride, padding, dilation, groups)
+    oh, ow = geometry.output(x[2], x[3], (w[2], w[3]))
+    if min(oh, ow) < 1 or (count := resolve_k(k, oh * ow)) >= oh * ow:
+        return None
+    shape = torch.empty(1)
+    images, filters, dy = shape.expand(x), shape.expand(w), shape.expand(x[0], w[0], oh, ow)
+    kernel = get(name)
+    if isinstance(kernel, Auto):
+        kernel = kernel.choose(dy, images, filters, geometry, Request(count, "example", False, need_dx, need_dw, True))
+    # What the kernel cannot do is taken by another in Python, or an error says why not.
+    if kernel.name != "native" or kernel.unsupported(images, filters, geometry) is not None:
+        return None
+    from meprop_bench.ops.conv import native
+
+    case = native.case(images.shape, filters.shape, geometry, count, threads)
+    tables = (case.words, case.places, case.slots, case.patches)
+    words, places, slots, patches = (table.tobytes() for table in tables)
+    return count, case.shares, case.scratch, words, places, slots, patches
+
+
+def _backward_beside(
+    dy: Tensor, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, shapes: Any, *request: Any
+) -> Gradients:
+    """Compute what the C++ node leaves to Python."""
+    geometry, (k, *needs) = Geometry(stride, padding, dilation, groups), request
+    found = tuple(t.shape for t in _in_two_dimensions(w.dim(), x, w))
+    whole = Request(k, "example", False, *needs)
+    return _backward_of_any(dy, x, w, geometry, whole, get("native"), as_saved=found == shapes)
+
+
+_node = _Node()
 
 
 def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:

@@ -19,7 +19,7 @@ from meprop_bench.ops.kernels.native import memory
 from meprop_bench.ops.kernels.native.memory import address
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 
-__all__ = ["KERNEL", "Native"]
+__all__ = ["KERNEL", "Native", "case"]
 
 _TILE = 1 << 18
 """Bytes of images that one pass over all maps reads: they stay in the second-level cache meanwhile."""
@@ -49,15 +49,15 @@ class Native(Kernel):
         """Gradients for dy (B, N, OH, OW), x (B, G C, H, W), w (N, C, kh, kw)."""
         dy, x, w = dy.contiguous(), x.contiguous(), w.contiguous()
         threads = torch.get_num_threads() if OPENMP else 1
-        case = _case(x.shape, w.shape, geometry, request.k, threads)
+        plan = case(x.shape, w.shape, geometry, request.k, threads)
         idx = select_positions(dy, request) if request.selection == "random" else None
         dx = torch.empty_like(x) if request.need_dx else None
         dw = torch.empty_like(w) if request.need_dw else None
         db = dy.new_empty(w.shape[0]) if request.need_db else None
         compiled.backward(
-            OPENMP, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, case.shares, case.plan, dy.data_ptr(),
+            OPENMP, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, plan.shares, plan.plan, dy.data_ptr(),
             address(idx), x.data_ptr(), w.data_ptr(), address(dx), address(dw), address(db),
-            memory.scratch(case.scratch),
+            memory.scratch(plan.scratch),
         )  # fmt: skip
         return dx, dw, db
 
@@ -94,6 +94,6 @@ class _Case:
         self.scratch: int = compiled.scratch_bytes(self.plan, self.shares)
 
 
-_case = lru_cache(maxsize=256)(_Case)
+case = lru_cache(maxsize=256)(_Case)
 
 KERNEL = Native()

@@ -1,4 +1,5 @@
-"""The node of a linear layer in autograd's graph, in C++ where a compiler was there at installation.
+"""The nodes of linear, convolutional and LSTM layers in autograd's graph, in C++ where there was a compiler at
+installation.
 
     Python   `autograd.Function`: engine -> interpreter -> three tensors by operators -> kernel -> interpreter -> engine
     C++      engine -> kernel
@@ -33,25 +34,34 @@ SWITCH = "MEPROP_BENCH_NODE"
 """The environment variable; its values are "cxx", the default, and "python"."""
 
 Node = Callable[..., Any]
-"""(x, w, b, k, selection, sparse, kernel) -> y, or None where the case is not the node's."""
+"""(tensors, *call) -> y, or None where the case is not the node's."""
 
 
-def load(plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | None:
-    """Return the node's function, or None where there is none.
+def load(layer: str, plan_of: Callable[..., Any], backward: Callable[..., Any]) -> Node | None:
+    """Return the function of a layer's node, or None where there is none.
 
     Args:
-        plan_of: (threads, x, w, k, selection, sparse, kernel) -> (k resolved, shares of the selection and of the
-            products, bytes of scratch, whether results go past the caches), or None for a case that is not the native
-            kernel's. Called once for each shape.
-        backward: (dy, x, w, k, selection, rows, need_dx, need_dw, need_db) -> gradients; called for what is not
-            ordinary.
+        layer: what the function takes follows from it. "linear": (x, w, b, k, selection, sparse, kernel). "conv": (x,
+            w, b, stride, padding, dilation, groups, k, selection, kernel). "lstm": (x, h, c, w_ih, w_hh, b_ih, b_hh, k,
+            selection, kernel), which gives y, h and c.
+        plan_of: says what to do with a shape, None for a case that is not the native kernel's; called once for each.
+            linear: (threads, x, w, k, selection, sparse, kernel) -> (k resolved, shares of the selection and of the
+            products, bytes of scratch, whether results go past the caches). conv: (threads, sizes of x and w, stride,
+            padding, dilation, groups, k, kernel, need_dx, need_dw) -> (k resolved, shares, bytes of scratch, the words
+            of its `Plan`, and three tables of it). lstm: (threads, steps, batch, m, h, k, selection, kernel) ->
+            (k resolved, leading dimension of the gates or 0, shares).
+        backward: computes the gradients of what is not ordinary. linear: (dy, x, w, k, selection, rows, need_dx,
+            need_dw, need_db). conv: (dy, x, w, stride, padding, dilation, groups, sizes of x and w when they were
+            saved, k, need_dx, need_dw, need_db). lstm: (gradients of y, h and c, inputs, tape, steps, batch, k,
+            selection, whether torch's operator ran, whether all is as it was saved, needs).
 
     """
     module, _ = _loaded()
-    if module is None or compiled.load("meprop_bench.ops.kernels.native") is None:
+    kernel, addresses = _KERNELS[layer]
+    if module is None or compiled.load(kernel) is None:
         return None
-    module.setup(_addresses(), plan_of, backward, _kept_from())
-    return module.linear  # type: ignore[no-any-return]
+    getattr(module, f"set_{layer}")(addresses(), plan_of, backward)
+    return getattr(module, layer)  # type: ignore[no-any-return]
 
 
 def predicate(keys: tuple[int, int, int, int], in_python: Callable[..., bool]) -> Callable[..., bool] | None:
@@ -93,18 +103,38 @@ def _loaded() -> tuple[Any, str | None]:
     return module, None
 
 
-def _kept_from() -> int:
-    """Return the bytes of a dense weight gradient from which its memory is kept, 0 for never."""
-    from meprop_bench.ops.kernels.native import kept
-
-    return kept.smallest()
-
-
-def _addresses() -> tuple[int, ...]:
+def _linear_addresses() -> tuple[int, ...]:
     """Return what `Native` in linear.cpp holds."""
-    from meprop_bench.ops.kernels.native import example, unified
+    from meprop_bench.ops.kernels.native import example, kept, unified
     from meprop_bench.ops.kernels.native.compiler import address
     from meprop_bench.ops.kernels.native.threads import OPENMP
 
     bodies = unified.SUM, unified.GATHER, unified.MULTIPLY, example.SELECT, example.SORT, example.SUMS
-    return OPENMP, *bodies, *(address(f) for f in (unified.backward, example.pairs, example.products))
+    return OPENMP, *bodies, *(address(f) for f in (unified.backward, example.pairs, example.products)), kept.smallest()
+
+
+def _conv_addresses() -> tuple[int, ...]:
+    """Return what `Native` in conv.h holds."""
+    from meprop_bench.ops.kernels.native import conv
+    from meprop_bench.ops.kernels.native.compiler import address
+    from meprop_bench.ops.kernels.native.threads import OPENMP
+
+    return OPENMP, conv.PIXELS, conv.MAPS, conv.IMAGES, address(conv.backward)
+
+
+def _lstm_addresses() -> tuple[int, ...]:
+    """Return what `Native` in lstm.h holds."""
+    from meprop_bench.ops.kernels.native import recurrent_forward
+    from meprop_bench.ops.kernels.native.compiler import address
+    from meprop_bench.ops.kernels.native.threads import OPENMP
+
+    bodies = recurrent_forward.ALONE, recurrent_forward.RECALL
+    return OPENMP, *bodies, address(recurrent_forward.alone), address(recurrent_forward.recall)
+
+
+_KERNELS: dict[str, tuple[str, Callable[[], tuple[int, ...]]]] = {
+    "linear": ("meprop_bench.ops.kernels.native", _linear_addresses),
+    "conv": ("meprop_bench.ops.conv.native", _conv_addresses),
+    "lstm": ("meprop_bench.ops.recurrent.native", _lstm_addresses),
+}
+"""Layer -> the module that has to be compiled for it, and what gives the addresses in it."""

@@ -32,7 +32,7 @@ __all__ = ["MODULE", "build", "built", "compiler_command", "unbuilt_reason"]
 
 MODULE = "meprop_bench_node"
 _SOURCE = Path(__file__).with_name("linear.cpp")
-_HEADERS = (Path(__file__).with_name("kept.h"),)
+_HEADERS = tuple(sorted(_SOURCE.parent.glob("*.h")))
 _FLAGS = ("-shared", "-fPIC", "-O2", "-std=c++20", "-w")
 _LIBRARIES = ("torch_python", "torch", "torch_cpu", "c10")
 _COMPILERS = ("c++", "g++", "clang++")

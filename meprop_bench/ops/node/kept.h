@@ -3,25 +3,19 @@
 
 #pragma once
 
-#include <ATen/EmptyTensor.h>
 #include <c10/core/TensorImpl.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <atomic>
-#include <cstring>
-#include <memory>
 #include <mutex>
-#include <unordered_map>
 #include <utility>
+
+#include "node.h"
 
 namespace kept {
 
 using at::Tensor;
-using Word = int64_t;
-
-inline Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {
-  return at::detail::empty_cpu(sizes, dtype);
-}
+using node::fresh;
+using node::Word;
 
 // The gradient of one weight that was handed out last.
 class Record {

@@ -6,38 +6,19 @@
 // Nothing is decided here. What a case needs (is it the native kernel's? how many threads, how much scratch?) is asked of
 // Python once for each shape. Where anything is out of the ordinary, forward returns None and backward calls Python.
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
-#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/SparseTensorImpl.h>
 #include <ATen/ops/linear.h>
-#include <c10/core/InferenceMode.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/autograd/saved_variable.h>
 
-#include <cstring>
-#include <memory>
-#include <optional>
-#include <type_traits>
-#include <unordered_map>
-
+#include "conv.h"
 #include "kept.h"
+#include "lstm.h"
+#include "node.h"
 
 namespace {
 
-using at::Tensor;
-using kept::fresh;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
-using Word = int64_t;
+using namespace node;
 
-// Numba's own calling convention: a status that is 0 when nothing was raised, the result by address, then the arguments.
-template <typename... Arguments>
-using Compiled = int (*)(Word* result, void** raised, Arguments...);
-
-// What is called, in the order in which `setup` gets it: the addresses of torch's OpenMP (0: one thread), of the bodies
+// What is called, in the order in which `set_linear` gets it: the addresses of torch's OpenMP (0: one thread), of the bodies
 // of parallel regions (of `unified` the first three, of `example` the others), and of the three entry points, whose
 // arguments are described there.
 struct Native {
@@ -48,22 +29,12 @@ struct Native {
   Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> pairs;
   Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word>
       products;
+  Word kept_from;  // bytes of a dense weight gradient from which its memory is kept; 0: never
 };
-constexpr int kWords = sizeof(Native) / sizeof(Word);
 
 Native native{};
-PyObject* plan_of = nullptr;        // what to do with a shape
+PyObject* plan_of = nullptr;          // what to do with a shape
 PyObject* python_backward = nullptr;  // the backward pass for what is not ordinary
-Word kept_from = 0;                  // bytes of a dense weight gradient from which its memory is kept; 0: never
-c10::DispatchKeySet ordinary_keys;
-
-template <typename... Arguments>
-Word call(Compiled<Arguments...> compiled, std::common_type_t<Arguments>... arguments) {
-  Word result = 0;
-  void* raised = nullptr;
-  TORCH_CHECK(compiled(&result, &raised, arguments...) == 0, "the compiled kernel failed: out of memory?");
-  return result;
-}
 
 // A case, as far as its plan depends on it: x (b, m), W (n, m). k is an int, or the bits of a ratio; rows says that dW
 // comes as sparse rows, automatic that the kernel is "auto".
@@ -77,10 +48,7 @@ struct Case {
 struct Hash {
   size_t operator()(const Case& c) const {
     size_t hash = c.ratio + 2 * c.unified + 4 * c.rows + 8 * c.automatic;
-    for (Word word : {c.b, c.n, c.m, c.k, c.threads}) {
-      hash = (hash ^ static_cast<size_t>(word)) * 0x9E3779B97F4A7C15u;
-      hash ^= hash >> 29;
-    }
+    for (Word word : {c.b, c.n, c.m, c.k, c.threads}) mix(hash, word);
     return hash;
   }
 };
@@ -92,53 +60,7 @@ struct Plan {
   Word k = 0, few = 0, shares = 0, bytes = 0, streaming = 0;
 };
 
-constexpr size_t kMostPlans = 1024;
 std::unordered_map<Case, Plan, Hash> plans;  // under the interpreter's lock
-
-// A float32 tensor in the memory of this process, without anything that changes what operators mean: a subclass,
-// a wrapper of torch.func, a lazy conjugation, another layout.
-bool ordinary(const Tensor& t) {
-  return t.key_set() == ordinary_keys && t.scalar_type() == at::kFloat;
-}
-
-// What an older torch goes back without, names of dimensions, is nothing to us; a later one has no such key.
-template <typename Key>
-c10::DispatchKeySet without_names(c10::DispatchKeySet keys) {
-  if constexpr (requires { Key::Named; }) {
-    return keys.remove(Key::Named);
-  } else {
-    return keys;
-  }
-}
-
-// No autocast, tracer, dispatch mode or transformation that wants to see each operator.
-bool unwatched() {
-  const auto local = c10::impl::tls_local_dispatch_key_set();
-  const auto excluded = without_names<c10::DispatchKey>(local.excluded_);
-  return local.included_ == c10::default_included_set && excluded == c10::default_excluded_set;
-}
-
-// An alias to be saved, as `ops.saved` has it: it keeps the numbers when the variable gets other data, counts changes
-// in place with it, and has its edge in the graph.
-Tensor pinned(const Tensor& t) {
-  const auto* impl = t.unsafeGetTensorImpl();
-  Tensor alias(impl->shallow_copy_and_detach(impl->version_counter(), /*allow_tensor_metadata_change=*/false));
-  if (t.requires_grad()) {
-    torch::autograd::impl::set_gradient_edge(alias, torch::autograd::impl::gradient_edge(t));
-  }
-  return alias;
-}
-
-Word address(const Tensor& t) {
-  return t.defined() ? reinterpret_cast<Word>(t.const_data_ptr()) : 0;
-}
-
-// Memory to work in, kept from call to call, one block for each thread that calls.
-Word scratch(Word bytes) {
-  thread_local Tensor block;
-  if (!block.defined() || block.numel() < bytes) block = fresh({bytes}, at::kByte);
-  return address(block);
-}
 
 // `hybrid_rows` without the operators' checks and dispatch: the first `count` rows.
 Tensor hybrid_rows(Tensor hits, Tensor values, Word count, Word n) {
@@ -154,22 +76,6 @@ Tensor hybrid_rows(Tensor hits, Tensor values, Word count, Word n) {
   sparse->set_indices_and_values_unsafe(hits, values);
   sparse->set_coalesced(true);
   return result;
-}
-
-// Nodes of the graph are held as torch holds them: by std::shared_ptr, or, in later versions, by intrusive_ptr.
-using NodePointer = decltype(torch::autograd::Edge::function);
-
-template <typename T>
-auto make_node() {
-  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
-    return std::shared_ptr<T>(new T());
-  } else {
-    return c10::make_intrusive<T>();
-  }
-}
-
-pybind11::object wrapped(const Tensor& t) {
-  return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t));
 }
 
 class MePropLinearBackward : public torch::autograd::Node {
@@ -294,37 +200,9 @@ class MePropLinearBackward : public torch::autograd::Node {
     const auto arguments = pybind11::make_tuple(
         wrapped(dy), wrapped(x), wrapped(w), plan_.k, case_.unified ? "unified" : "example", case_.rows,
         task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2));
-    const auto result =
-        pybind11::reinterpret_steal<pybind11::object>(PyObject_CallObject(python_backward, arguments.ptr()));
-    if (!result) throw python_error();
-    variable_list gradients;
-    for (const auto& gradient : pybind11::cast<pybind11::tuple>(result)) {
-      gradients.push_back(gradient.is_none() ? Tensor() : THPVariable_Unpack(gradient.ptr()));
-    }
-    return gradients;
+    return gradients_of(python_backward, arguments);
   }
 };
-
-// Whether this is a string of two, and which.
-std::optional<bool> is_first(PyObject* name, const char* first, const char* second) {
-  if (!PyUnicode_CheckExact(name)) return std::nullopt;
-  if (PyUnicode_CompareWithASCIIString(name, first) == 0) return true;
-  if (PyUnicode_CompareWithASCIIString(name, second) == 0) return false;
-  return std::nullopt;
-}
-
-bool set_k(PyObject* k, Case& c) {
-  if (PyLong_CheckExact(k)) {
-    int overflow = 0;
-    c.k = PyLong_AsLongLongAndOverflow(k, &overflow);
-    return overflow == 0;
-  }
-  if (!PyFloat_CheckExact(k)) return false;
-  const double ratio = PyFloat_AS_DOUBLE(k);
-  c.ratio = true;
-  std::memcpy(&c.k, &ratio, sizeof ratio);
-  return true;
-}
 
 Plan ask(PyObject* const* arguments, const Case& c) {
   const auto answer = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
@@ -407,7 +285,8 @@ PyObject* linear(PyObject*, PyObject* const* a, Py_ssize_t count) {
   }
   // A weight that is computed is another each time, and so would its record be.
   std::shared_ptr<kept::Record> record;
-  if (node && !c.rows && kept_from && Word(sizeof(float)) * c.n * c.m >= kept_from && w.requires_grad() && w.is_leaf()) {
+  if (node && !c.rows && native.kept_from && Word(sizeof(float)) * c.n * c.m >= native.kept_from &&
+      w.requires_grad() && w.is_leaf()) {
     record = kept::record_of(a[1]);
   }
   // y (…, n), without the interpreter's lock and without torch's own node.
@@ -466,39 +345,29 @@ PyObject* set_keys(PyObject*, PyObject* arguments) {
   END_HANDLE_TH_ERRORS
 }
 
-// setup(addresses, plan_of, backward, kept_from): see `Native`.
-PyObject* setup(PyObject*, PyObject* arguments) {
+// set_linear(addresses, plan_of, backward): see `Native`.
+PyObject* set_linear(PyObject*, PyObject* arguments) {
   HANDLE_TH_ERRORS
-  PyObject *addresses, *plan, *backward;
-  long long least;
-  if (!PyArg_ParseTuple(arguments, "O!OOL", &PyTuple_Type, &addresses, &plan, &backward, &least)) return nullptr;
-  TORCH_CHECK(PyTuple_GET_SIZE(addresses) == kWords, "setup takes ", kWords, " addresses");
-  Word words[kWords];
-  for (int i = 0; i < kWords; ++i) {
-    words[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(addresses, i));
-    if (PyErr_Occurred()) return nullptr;
-  }
-  std::memcpy(&native, words, sizeof native);
-  Py_INCREF(plan);
-  Py_INCREF(backward);
-  Py_XSETREF(plan_of, plan);
-  Py_XSETREF(python_backward, backward);
+  if (!set_up(arguments, native, plan_of, python_backward)) return nullptr;
   plans.clear();
-  kept_from = least;
-  {
-    // Not by an operator: whatever mode is on when the first layer is called, these are the keys of ordinary tensors.
-    c10::InferenceMode off(false);
-    ordinary_keys = fresh({1}).key_set();
-  }
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 
+template <auto function>
+PyCFunction fast() {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 PyMethodDef methods[] = {
-    {"linear", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(linear)), METH_FASTCALL, nullptr},
-    {"plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(plain)), METH_FASTCALL, nullptr},
+    {"conv", fast<conv::conv>(), METH_FASTCALL, nullptr},
+    {"linear", fast<linear>(), METH_FASTCALL, nullptr},
+    {"lstm", fast<lstm::lstm>(), METH_FASTCALL, nullptr},
+    {"plain", fast<plain>(), METH_FASTCALL, nullptr},
+    {"set_conv", conv::set_conv, METH_VARARGS, nullptr},
     {"set_keys", set_keys, METH_VARARGS, nullptr},
-    {"setup", setup, METH_VARARGS, nullptr},
+    {"set_linear", set_linear, METH_VARARGS, nullptr},
+    {"set_lstm", lstm::set_lstm, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "meprop_bench_node", nullptr, -1, methods};

@@ -1,5 +1,6 @@
 """Registration of a recurrent layer with autograd: see `ops.linear` for why there are several.
 
+* the LSTM of several time steps in one direction, in C++ where it is built: see `lstm` and `node`.
 * `_Layer`, eager. It saves what the forward pass made, with the weights of the forward pass (see `ops.saved`), and the
   inputs, as torch's own LSTM does; differentiating its gradients once more, it computes the
   forward pass anew by differentiable operators, and the selection is held fixed.
@@ -9,22 +10,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from meprop_bench.ops import node
 from meprop_bench.ops.autocast import autocast
 from meprop_bench.ops.graph import break_graph
 from meprop_bench.ops.kernels import Request, check_supported, compiled
 from meprop_bench.ops.plain import memory, transformed, undisturbed, unwatched
-from meprop_bench.ops.recurrent import through_time
+from meprop_bench.ops.recurrent import fused, through_time
 from meprop_bench.ops.recurrent.cells import CELLS, Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 from meprop_bench.ops.saved import attached, pinned
 from meprop_bench.ops.selection import check_selection, resolve_k
 
-__all__ = ["KERNELS", "Record", "check_kernel", "choose", "recurrent"]
+__all__ = ["KERNELS", "Record", "check_kernel", "choose", "lstm", "recurrent"]
 
 KERNELS = ("masked", "embedding_bag", "native", "auto")
 """Kernels that take a selection made before, which is what a time step and then all of them together need."""
@@ -125,10 +130,32 @@ def recurrent(
     if torch._C._is_any_autocast_enabled():
         x, *others = autocast(x, *weights, *states)
         weights, states = cast(Weights, tuple(others[:4])), tuple(others[4:])
+    steps = Steps(sizes, reverse)
     forward, kernel = choose(kernel, count, selection, weights, x, *states)
-    call = _Call(CELLS[cell], Steps(sizes, reverse), count, selection, forward, kernel, record)
+    if kernel == "native" and fused.applies(cell, weights, x, steps):
+        forward = fused.forward
+    call = _Call(CELLS[cell], steps, count, selection, forward, kernel, record)
     y, *last = _Layer.apply(call, x, *weights, *states)  # type: ignore[no-untyped-call]
     return y, tuple(last)
+
+
+def lstm(
+    x: Tensor, states: tuple[Tensor, Tensor] | None, weights: Weights, *, k: float, selection: str, kernel: str
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Run an LSTM in one direction as torch.nn has it, in a single call; None where `recurrent` has to take the case.
+
+    Args:
+        x: `(T, B, m)`.
+        states: the initial h and c, each `(1, B, h)`; None for zeros.
+        weights, k, selection, kernel: as for `recurrent`.
+
+    Returns:
+        the output `(T, B, h)`, and the final h and c, each `(1, B, h)`.
+
+    """
+    if torch.compiler.is_compiling():
+        return None
+    return _node.lstm(x, *(states or (None, None)), *weights, k, selection, kernel)
 
 
 def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
@@ -166,7 +193,7 @@ def _gradients(
     if kernel == "native":
         from meprop_bench.ops.recurrent import native
 
-        grads, d_states, selected = native.backward(*common)
+        grads, d_states, selected = native.backward(*common, call.forward is fused.forward)
     else:
         grads, d_states, selected = through_time.backward(*common, kernel)
     if record is not None and record.enabled:
@@ -183,7 +210,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, *inputs):  # type: ignore[no-untyped-def]
         x, weights, states = inputs[0], inputs[1:5], inputs[5:]
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             y, last, tape = undisturbed(call.forward, call.cell, x, states, weights, call.steps)
         ctx.save_for_backward(x, *(pinned(w) for w in weights[:2]), *inputs[3:], *tape)
         ctx.set_materialize_grads(False)
@@ -193,24 +220,97 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *d):  # type: ignore[no-untyped-def]
         call, shapes = ctx.call
-        some = next((grad for grad in d if grad is not None), None)
-        if some is None:
+        if all(grad is None for grad in d):
             return (None,) * len(ctx.needs_input_grad)
+        saved = ctx.saved_tensors  # once: activation checkpointing gives them no second time
+        count = 5 + call.cell.states
+        inputs, tape = saved[:count], saved[count:]
+        if torch.is_grad_enabled():
+            weights = (attached(w, ctx.next_functions[1 + i]) for i, w in enumerate(inputs[1:3]))
+            inputs = (inputs[0], *weights, *inputs[3:])
+        as_saved = shapes == [t.shape for t in saved if t is not None]
+        return None, *_backward_of_any(call, ctx.needs_input_grad[1:], d, inputs, tape, as_saved)
+
+
+def _backward_of_any(
+    call: _Call, needs: tuple[bool, ...], d: tuple[Tensor | None, ...], inputs: Any, tape: Tensors, as_saved: bool
+) -> tuple[Tensor | None, ...]:
+    some = next(grad for grad in d if grad is not None)
+    if any(grad is None for grad in d):
         rows = sum(call.steps.sizes), *[call.steps.sizes[0]] * call.cell.states
         d = tuple(some.new_zeros(n, some.shape[1]) if grad is None else grad for grad, n in zip(d, rows, strict=True))
-        all_saved = ctx.saved_tensors  # once: activation checkpointing gives them no second time
-        saved = [t for t in all_saved if t is not None]
-        # What was saved may have got other data, or come from a hook.
-        ordinary = unwatched() and memory.plain(*d, *saved) and shapes == [t.shape for t in saved]
-        kernel = call.kernel if ordinary else "masked"
-        count = 5 + call.cell.states
-        inputs, tape = all_saved[:count], all_saved[count:]
-        with torch.autocast(d[0].device.type, enabled=False):
-            if torch.is_grad_enabled():  # under create_graph=True alone: then every step has to be differentiable
-                kernel = "masked"
-                weights = (attached(w, ctx.next_functions[1 + i]) for i, w in enumerate(inputs[1:3]))
-                inputs = (inputs[0], *weights, *inputs[3:])
-                _, _, tape = through_time.forward(call.cell, inputs[0], inputs[5:], inputs[1:5], call.steps)
-            record = call.record if ordinary else None
-            needs = ctx.needs_input_grad[1:]
-            return None, *undisturbed(_gradients, call, needs, d, inputs, tape, kernel, record)
+    grads = cast(Tensors, d)
+    # What was saved may have got other data, or come from a hook.
+    ordinary = unwatched() and memory.plain(*grads, *inputs, *tape) and as_saved
+    # Gradients are recorded under create_graph=True alone: then every step has to be differentiable itself.
+    kernel = call.kernel if ordinary and not torch.is_grad_enabled() else "masked"
+    with _no_autocast(some):
+        if torch.is_grad_enabled() or (kernel != "native" and call.forward is fused.forward):
+            states = tuple(state.reshape(-1, state.shape[-1]) for state in inputs[5:])  # as the C++ node has them
+            _, _, tape = through_time.forward(call.cell, inputs[0], states, inputs[1:5], call.steps)
+        record = call.record if ordinary else None
+        return cast(
+            tuple[Tensor | None, ...],
+            undisturbed(_gradients, call, needs, grads, inputs, tape, kernel, record),
+        )
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off for a tensor's device, where anything is on: that takes microseconds."""
+    return torch.autocast(tensor.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
+
+
+class _Node:
+    """The C++ registration, or nothing; it is loaded when the first case comes that it might take."""
+
+    def __init__(self) -> None:
+        self.lstm: Callable[..., tuple[Tensor, Tensor, Tensor] | None] = self._first
+
+    def _first(self, x: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+        cpu = isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu"
+        if not cpu or call[-1] not in ("auto", "native") or not torch.is_grad_enabled():
+            return None
+        self.lstm = node.load("lstm", _plan, _backward_beside) or _nothing
+        return self.lstm(x, *call)
+
+
+def _nothing(*_: Any) -> None:
+    """Take no case: there is no C++ node."""
+
+
+def _plan(
+    threads: int, steps: int, batch: int, m: int, h: int, k: float, selection: str, kernel: str
+) -> tuple[int, int, int] | None:
+    """Tell the C++ node what to do with a shape: see `node.load`."""
+    count = resolve_k(k, h)
+    if count >= h:
+        return None
+    shape = torch.empty(1)
+    x, weights = shape.expand(steps * batch, m), (shape.expand(4 * h, m), shape.expand(4 * h, h), None, None)
+    if choose(kernel, count, selection, weights, x)[1] != "native":
+        return None
+    from meprop_bench.ops.recurrent import native
+
+    if fused.applies("lstm", weights, x, Steps((batch,) * steps, False)):
+        return count, fused.leading_dimension(batch, m, h) or 0, native.shares_of_cells(threads, steps * batch, h)
+    return (count, 0, native.shares_alone(threads, 4 * h, h)) if batch == 1 else None
+
+
+def _backward_beside(
+    d: tuple[Tensor | None, ...], inputs: Any, tape: Tensors, steps: int, batch: int, k: int, selection: str,
+    by_torch: bool, as_saved: bool, needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Compute the gradients for the C++ node, whose initial states have a dimension for the layer."""
+    call = _call_beside(steps, batch, k, selection, by_torch)
+    return _backward_of_any(call, needs, d, inputs, tape, as_saved)
+
+
+@lru_cache(maxsize=256)
+def _call_beside(steps: int, batch: int, k: int, selection: str, by_torch: bool) -> _Call:
+    from meprop_bench.ops.recurrent import native
+
+    forward = fused.forward if by_torch else native.forward
+    return _Call(CELLS["lstm"], Steps((batch,) * steps, False), k, selection, forward, "native")
+
+
+_node = _Node()

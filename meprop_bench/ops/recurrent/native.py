@@ -14,7 +14,7 @@ B = 1: 0.13 / 0.2; B = 10: 1.0 / 1.0; B = 32: 3.4 / 3.0, most of the former for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,12 @@ from meprop_bench.ops.kernels import Request
 from meprop_bench.ops.kernels.native import example, plan, recurrent_backward, recurrent_forward
 from meprop_bench.ops.kernels.native.memory import address
 from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS, PASS_BACK_ROWS
-from meprop_bench.ops.kernels.native.recurrent_forward import GRU, LSTM, PRODUCT, RELU, STEP, TANH
+from meprop_bench.ops.kernels.native.recurrent_forward import ALONE, GRU, LSTM, RECALL, RELU, STEP, TANH
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.recurrent.cells import Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "recall", "shares_alone", "shares_of_cells"]
 
 _CELL = {"lstm": LSTM, "gru": GRU, "tanh": TANH, "relu": RELU}
 _CELL_WORK = 8
@@ -52,18 +52,50 @@ def forward(cell: Cell, x: Tensor, states: Tensors, weights: Weights, steps: Ste
     if steps.sizes[0] == 1 and rows >= 4:
         w_hh, b_hh, pre = w_hh.contiguous(), b_hh if b_hh is None else b_hh.contiguous(), gate.new_empty(rows)
         recurrent_forward.alone(
-            OPENMP, PRODUCT, max(1, min(shares(threads, rows * h), rows // 8)), kind, h, len(steps.sizes),
+            OPENMP, ALONE, shares_alone(threads, rows, h), kind, h, len(steps.sizes),
             steps.reverse, w_hh.data_ptr(), address(b_hh), pre.data_ptr(), *fixed,
         )  # fmt: skip
         return y, states, (before, gate, *more)
     recur = _product(w_hh, b_hh, steps)
-    starts = _starts(steps)
+    starts = _tables(steps.sizes)[1].tolist()
     for t in steps.order():
         size = steps.sizes[t]
         pre = recur(states[0][:size])
-        few = min(size, shares(threads, _CELL_WORK * size * h))
+        few = shares_of_cells(threads, size, h)
         recurrent_forward.step(OPENMP, STEP, few, kind, h, starts[t], size, pre.data_ptr(), *fixed)
     return y, states, (before, gate, *more)
+
+
+def recall(gates: Tensor, y: Tensor, states: Tensors, steps: Steps) -> Tensors:
+    """Return the tape of `forward` for an LSTM that torch has run, all of whose time steps have as many examples.
+
+    Args:
+        gates: `(N, ld)`, of each row the first 4 h, in the order in which the steps were taken; they are in the tape.
+        y: the output `(N, h)`.
+        states: the initial h and c, each `(B, h)`.
+        steps: as for `forward`.
+
+    """
+    (b, h), t = states[0].shape, len(steps.sizes)
+    threads = torch.get_num_threads() if OPENMP else 1
+    before, other, more = (torch.empty_like(y) for _ in range(3))
+    state, memory = (s.contiguous() for s in states)
+    recurrent_forward.recall(
+        OPENMP, RECALL, shares_of_cells(threads, b * t, h), h, b, t, steps.reverse, gates.shape[1],
+        gates.data_ptr(), y.data_ptr(), state.data_ptr(), memory.data_ptr(), before.data_ptr(), other.data_ptr(),
+        more.data_ptr(),
+    )  # fmt: skip
+    return before, gates, other, more
+
+
+def shares_of_cells(threads: int, examples: int, h: int) -> int:
+    """Return into how many shares the cells of so many examples are cut."""
+    return min(examples, shares(threads, _CELL_WORK * examples * h))
+
+
+def shares_alone(threads: int, rows: int, h: int) -> int:
+    """Return into how many shares a time step of a single example is cut, with W_hh (rows, h)."""
+    return max(1, min(shares(threads, rows * h), h // 8))
 
 
 def backward(
@@ -75,29 +107,33 @@ def backward(
     tape: Tensors,
     steps: Steps,
     request: Request,
+    by_torch: bool = False,
 ) -> tuple[tuple[Tensor | None, ...], Tensors, tuple[Tensor, Tensor]]:
-    """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance."""
+    """Differentiate what `forward` computed: as `through_time.backward`, for the selections without chance.
+
+    `by_torch` says that it was `fused.forward`.
+    """
     w_ih, w_hh = (w.contiguous() for w in weights)
     before, gate, *more = (part.contiguous() for part in tape)  # hooks for saved tensors may give other strides
     (b, h), k = d_states[0].shape, request.k
     threads = torch.get_num_threads() if OPENMP else 1
     x, dy = x.contiguous(), dy.contiguous()
     d_states = tuple(d.clone(memory_format=torch.contiguous_format) for d in d_states)
-    d_a = torch.empty_like(gate)
-    d_b = torch.empty_like(gate) if cell.name == "gru" else d_a
+    d_a = x.new_empty(x.shape[0], cell.gates * h)
+    d_b = torch.empty_like(d_a) if cell.name == "gru" else d_a
     idx = torch.empty(x.shape[0], cell.gates * k, dtype=torch.int64)
     alike = request.selection == "unified"
     # Time steps come one after the other where their examples share a selection; else each example has all of its own.
     rows = b if alike else x.shape[0]
     most = min(b, shares(threads, rows * cell.gates * h * (_CELL_WORK + k)))
     scratch = torch.empty(recurrent_backward.scratch_bytes(most, h, k, cell.gates), dtype=torch.uint8)
-    sizes, starts = torch.tensor(steps.sizes), torch.tensor(_starts(steps))
+    sizes, starts = _tables(steps.sizes)
     recurrent_backward.through_time(
         OPENMP, CHAINS, BACK_ROWS, PASS_BACK_ROWS, most, alike, _CELL[cell.name], b, h, k, len(steps.sizes),
         steps.reverse, sizes.data_ptr(), starts.data_ptr(), dy.data_ptr(), gate.data_ptr(),
         *(address(part) for part in (*more, None, None)[:2]), before.data_ptr(), w_hh.data_ptr(),
         *(address(d) for d in (*d_states, None)[:2]), d_a.data_ptr(), d_b.data_ptr(), idx.data_ptr(),
-        scratch.data_ptr(),
+        scratch.data_ptr(), gate.shape[1], by_torch,
     )  # fmt: skip
     inputs = (x, w_ih, request.need_dx)
     if d_b is d_a:
@@ -145,6 +181,8 @@ def _product(w: Tensor, b: Tensor | None, steps: Steps) -> Callable[[Tensor], Te
     return lambda h: F.linear(h, w, b)
 
 
-def _starts(steps: Steps) -> list[int]:
-    """Return the first row of each time step."""
-    return [0, *accumulate(steps.sizes[:-1])]
+@lru_cache(maxsize=256)
+def _tables(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return how many examples each time step has, and its first row, int64."""
+    table = torch.tensor(sizes)
+    return table, table.cumsum(0) - table

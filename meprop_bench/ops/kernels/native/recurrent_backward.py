@@ -53,15 +53,24 @@ _ONE = np.float32(1)
     _SIZE,  # how many they are
     _SCRATCH,  # what `_shared` says, then `_own_bytes` for each share
     _COUNT,  # how many rows were selected for the step, zeros left out
-) = range(23)
-WORDS = 23
+    _LD,  # numbers from one row of GATE to the next of an LSTM: 4 H, or more where torch's left them
+    _AS_TAKEN,  # whether the rows of GATE begin with the step that was taken first, all of B examples
+) = range(25)
+WORDS = 25
+
+
+@function()
+def _gates_of(a, e, row):
+    """Return i f g o of an LSTM's example e in a row."""
+    place = (a[_T] - 1) * a[_B] - row + 2 * e if a[_AS_TAKEN] and a[_REVERSE] else row
+    return view(a[_GATE] + 4 * a[_LD] * place, 4 * a[_H], np.float32)
 
 
 @function()
 def _back_lstm(a, e, row):
     """dc += dh o (1 - t²), the gradients at i f g o, and dc' = dc f; loop by loop, each with one array to write."""
     h = a[_H]
-    gate, d = row_of(a[_GATE], row, 4 * h), row_of(a[_D], row, 4 * h)
+    gate, d = _gates_of(a, e, row), row_of(a[_D], row, 4 * h)
     i, f, g, o = gate[:h], gate[h : 2 * h], gate[2 * h : 3 * h], gate[3 * h :]
     d_i, d_f, d_g, d_o = d[:h], d[h : 2 * h], d[2 * h : 3 * h], d[3 * h :]
     dh, dc = row_of(a[_STATE], e, h), row_of(a[_MEMORY], e, h)
@@ -270,10 +279,10 @@ def _choose_for_all(a, gates):
     return count
 
 
-@function(types.void(*[types.int64] * 26))
+@function(types.void(*[types.int64] * 28))
 def through_time(
     openmp, chains, back, pass_back, shares, unified, cell, b, h, k, steps, reverse, sizes, starts,
-    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, idx, scratch,
+    dy, gate, other, more, before, w_hh, d_state, d_memory, d_a, d_b, idx, scratch, ld, as_taken,
 ):  # fmt: skip
     """Compute the gradients at all pre-activations and select of them; for words of the regions, see there.
 
@@ -291,7 +300,7 @@ def through_time(
         sizes, starts, dy, gate, other, more, before,
     )  # fmt: skip
     w[_W], w[_STATE], w[_MEMORY], w[_D], w[_DB] = w_hh, d_state, d_memory, d_a, d_b
-    w[_IDX], w[_SCRATCH] = idx, scratch
+    w[_IDX], w[_SCRATCH], w[_LD], w[_AS_TAKEN] = idx, scratch, ld, as_taken
     if not unified:
         parallel(openmp, shares, chains, w)
         return

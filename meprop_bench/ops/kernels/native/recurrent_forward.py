@@ -21,7 +21,7 @@ from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, declare, fused, load, loop, offset, store
 
-__all__ = ["GRU", "LSTM", "PRODUCT", "RELU", "STEP", "TANH", "alone", "step"]
+__all__ = ["ALONE", "GRU", "LSTM", "RECALL", "RELU", "STEP", "TANH", "alone", "recall", "step"]
 
 LSTM, GRU, TANH, RELU = range(4)
 """The cells, as words."""
@@ -91,8 +91,11 @@ def _tanh(x):
     _Y,  # (N, H), h
     _W,  # (G H, H), W_hh
     _B,  # (G H,), b_hh
-) = range(14)
-WORDS = 14
+    _LD,  # numbers from one row of GATE to the next, where torch's LSTM has made it
+    _T,
+    _REVERSE,  # whether the last time step is taken first
+) = range(17)
+WORDS = 17
 
 
 @function()
@@ -129,73 +132,77 @@ def _tanhs(a, b):
 
 
 @function()
-def _step_lstm(a, e, row):
-    """i f o = σ(a + b), g = tanh(a + b), c = f c' + i g, h = o tanh c; of example e, whose row is `row`."""
+def _step_lstm(a, e, row, low, high):
+    """i f o = σ(a + b), g = tanh(a + b), c = f c' + i g, h = o tanh c."""
     h = a[_H]
     b, gate = row_of(a[_PRE], e, 4 * h), row_of(a[_GATE], row, 4 * h)
-    _sigmoids(gate[: 2 * h], b[: 2 * h])
-    _tanhs(gate[2 * h : 3 * h], b[2 * h : 3 * h])
-    _sigmoids(gate[3 * h :], b[3 * h :])
-    i, f, g, o = gate[:h], gate[h : 2 * h], gate[2 * h : 3 * h], gate[3 * h :]
-    c, t, state = row_of(a[_MEMORY], e, h), row_of(a[_MORE], row, h), row_of(a[_STATE], e, h)
-    copy(row_of(a[_OTHER], row, h), c)
-    for j in range(h):
+    i, f = gate[low:high], gate[h + low : h + high]
+    g, o = gate[2 * h + low : 2 * h + high], gate[3 * h + low : 3 * h + high]
+    _sigmoids(i, b[low:high])
+    _sigmoids(f, b[h + low : h + high])
+    _tanhs(g, b[2 * h + low : 2 * h + high])
+    _sigmoids(o, b[3 * h + low : 3 * h + high])
+    c, t = row_of(a[_MEMORY], e, h)[low:high], row_of(a[_MORE], row, h)[low:high]
+    y = row_of(a[_Y], row, h)[low:high]
+    copy(row_of(a[_OTHER], row, h)[low:high], c)
+    for j in range(c.size):
         c[j] = f[j] * c[j] + i[j] * g[j]
-    for j in range(h):
+    for j in range(c.size):
         t[j] = _tanh(c[j])
-    for j in range(h):
-        state[j] = o[j] * t[j]
+    for j in range(c.size):
+        y[j] = o[j] * t[j]
 
 
 @function()
-def _step_gru(a, e, row):
+def _step_gru(a, e, row, low, high):
     """r z = σ(a + b), n = tanh(a + r b_n), h = n + z (h' - n)."""
     h = a[_H]
     b, gate = row_of(a[_PRE], e, 3 * h), row_of(a[_GATE], row, 3 * h)
-    _sigmoids(gate[: 2 * h], b[: 2 * h])
-    r, z, n = gate[:h], gate[h : 2 * h], gate[2 * h :]
-    b_n, state = b[2 * h :], row_of(a[_STATE], e, h)
-    copy(row_of(a[_OTHER], row, h), b_n)
-    for j in range(h):
+    r, z, n = gate[low:high], gate[h + low : h + high], gate[2 * h + low : 2 * h + high]
+    _sigmoids(r, b[low:high])
+    _sigmoids(z, b[h + low : h + high])
+    b_n, before, y = b[2 * h + low : 2 * h + high], row_of(a[_STATE], e, h)[low:high], row_of(a[_Y], row, h)[low:high]
+    copy(row_of(a[_OTHER], row, h)[low:high], b_n)
+    for j in range(n.size):
         n[j] = _tanh(n[j] + r[j] * b_n[j])
-    for j in range(h):
-        state[j] = n[j] + z[j] * (state[j] - n[j])
+    for j in range(n.size):
+        y[j] = n[j] + z[j] * (before[j] - n[j])
 
 
 @function()
-def _step_plain(a, e, row):
+def _step_plain(a, e, row, low, high):
     """h = tanh(a + b), or max(0, a + b), which lets NaN through."""
     h = a[_H]
-    b, gate = row_of(a[_PRE], e, h), row_of(a[_GATE], row, h)
+    b, gate = row_of(a[_PRE], e, h)[low:high], row_of(a[_GATE], row, h)[low:high]
     if a[_CELL] == TANH:
         _tanhs(gate, b)
     else:
-        for j in range(h):
+        for j in range(gate.size):
             s = gate[j] + b[j]
             gate[j] = np.float32(0) if s <= 0 else s
-    copy(row_of(a[_STATE], e, h), gate)
+    copy(row_of(a[_Y], row, h)[low:high], gate)
 
 
 @function()
-def _step_of(a, e):
-    """Compute the cell of one example in one time step, from the products."""
+def _step_of(a, e, low, high):
+    """Compute neurons [low, high) of the cell for one example in one time step, from the products; h' is only read."""
     row, h = a[_AT] + e, a[_H]
-    state = row_of(a[_STATE], e, h)
-    copy(row_of(a[_BEFORE], row, h), state)
+    copy(row_of(a[_BEFORE], row, h)[low:high], row_of(a[_STATE], e, h)[low:high])
     if a[_CELL] == LSTM:
-        _step_lstm(a, e, row)
+        _step_lstm(a, e, row, low, high)
     elif a[_CELL] == GRU:
-        _step_gru(a, e, row)
+        _step_gru(a, e, row, low, high)
     else:
-        _step_plain(a, e, row)
-    copy(row_of(a[_Y], row, h), state)
+        _step_plain(a, e, row, low, high)
 
 
 def _step(a, share, shares):
     """Compute the cell for a share of the step's examples."""
     a = carray(a, WORDS)
+    h = a[_H]
     for e in range(a[_SIZE] * share // shares, a[_SIZE] * (share + 1) // shares):
-        _step_of(a, e)
+        _step_of(a, e, 0, h)
+        copy(row_of(a[_STATE], e, h), row_of(a[_Y], a[_AT] + e, h))
 
 
 @intrinsic
@@ -251,15 +258,46 @@ def _dots(a, first, last):
         done = r + 4
 
 
-def _product(a, share, shares):
-    """Compute W_hh h' + b_hh for one example: a share of the rows, in fours but for the last share's end."""
+def _alone(a, share, shares):
+    """Compute one time step of one example: a share of the neurons, in fours but for the last share's end."""
     a = carray(a, WORDS)
-    rows = gates_of(a[_CELL]) * a[_H]
-    first, last = rows * share // shares // 4 * 4, rows * (share + 1) // shares // 4 * 4
-    _dots(a, first, rows if share == shares - 1 else last)
+    h, gates = a[_H], gates_of(a[_CELL])
+    low = h * share // shares // 4 * 4
+    high = h if share == shares - 1 else h * (share + 1) // shares // 4 * 4
+    if shares == 1:
+        _dots(a, 0, gates * h)
+    else:
+        for g in range(gates):
+            _dots(a, g * h + low, g * h + high)
+    _step_of(a, 0, low, high)
 
 
-STEP, PRODUCT = body(_step), body(_product)
+def _recall(a, share, shares):
+    """Compute h', c' and tanh c of an LSTM from its gates and outputs: of a share of the examples, step by step."""
+    a = carray(a, WORDS)
+    h, size, steps = a[_H], a[_SIZE], a[_T]
+    low, high = size * share // shares, size * (share + 1) // shares
+    for e in range(low, high):
+        first = ((steps - 1) * size if a[_REVERSE] else 0) + e
+        copy(row_of(a[_BEFORE], first, h), row_of(a[_STATE], e, h))
+        copy(row_of(a[_OTHER], first, h), row_of(a[_MEMORY], e, h))
+    for s in range(steps):
+        for e in range(low, high):
+            row = (steps - 1 - s if a[_REVERSE] else s) * size + e
+            gate = view(a[_GATE] + 4 * a[_LD] * (s * size + e), 3 * h, np.float32)
+            i, f, g = gate[:h], gate[h : 2 * h], gate[2 * h :]
+            c, t = row_of(a[_OTHER], row, h), row_of(a[_MORE], row, h)
+            for j in range(h):
+                t[j] = f[j] * c[j] + i[j] * g[j]
+            if s + 1 < steps:  # h and c are the next step's h' and c'
+                following = row - size if a[_REVERSE] else row + size
+                copy(row_of(a[_OTHER], following, h), t)
+                copy(row_of(a[_BEFORE], following, h), row_of(a[_Y], row, h))
+            for j in range(h):
+                t[j] = _tanh(t[j])
+
+
+STEP, ALONE, RECALL = body(_step), body(_alone), body(_recall)
 
 
 @function()
@@ -286,14 +324,12 @@ def step(openmp, run, shares, cell, h, at, size, pre, state, memory, gate, other
 
 
 @function(types.void(*[types.int64] * 17))
-def alone(
-    openmp, product, shares, cell, h, steps, reverse, w_hh, b_hh, pre, state, memory, gate, other, more, before, y
-):
+def alone(openmp, run, shares, cell, h, steps, reverse, w_hh, b_hh, pre, state, memory, gate, other, more, before, y):
     """Compute all time steps of a batch of one example, in which step t is row t; for words of the regions, see there.
 
     Args:
-        openmp, product: `OPENMP`, `PRODUCT`.
-        shares: into how many the rows of w_hh, 4 at least, are cut; at most one for each 8 of them.
+        openmp, run: `OPENMP`, `ALONE`.
+        shares: into how many the neurons are cut; at most one for each 8 of them. w_hh has 4 rows at least.
         steps, reverse: how many time steps, and whether the last is taken first.
 
     """
@@ -301,6 +337,27 @@ def alone(
     w[_CELL], w[_H], w[_PRE], w[_W], w[_B] = cell, h, pre, w_hh, b_hh
     _set(w, state, memory, gate, other, more, before, y)
     for s in range(steps):
-        w[_AT] = steps - 1 - s if reverse else s
-        parallel(openmp, shares, product, w)
-        _step_of(w, 0)
+        t = steps - 1 - s if reverse else s
+        w[_AT] = t
+        parallel(openmp, shares, run, w)
+        w[_STATE] = y + 4 * t * h  # which the next step reads, whose neurons all need all of it
+    copy(row_of(state, 0, h), row_of(w[_STATE], 0, h))
+
+
+@function(types.void(*[types.int64] * 15))
+def recall(openmp, run, shares, h, size, steps, reverse, ld, gate, y, state, memory, before, other, more):
+    """Compute of gates and outputs what torch's LSTM has not left for backward; for words of the regions, see there.
+
+    Args:
+        openmp, run: `OPENMP`, `RECALL`.
+        shares: into how many the examples are cut.
+        size: examples of each time step.
+        steps, reverse: how many time steps, and whether the last is taken first.
+        ld: numbers from one row of the gates to the next; the rows are in the order in which the steps were taken.
+        state, memory: the initial h and c.
+
+    """
+    w = np.empty(WORDS, np.int64)
+    w[_H], w[_SIZE], w[_T], w[_REVERSE], w[_LD] = h, size, steps, reverse, ld
+    _set(w, state, memory, gate, other, more, before, y)
+    parallel(openmp, shares, run, w)
