@@ -79,7 +79,7 @@ def _step_s(task: Any, step: Any) -> float:
     """Return the median seconds of a few dense steps, the first left out."""
     times, begun = [], time.perf_counter()
     for batch in islice(task.epoch(1, 0), 1 + _STEPS):
-        times.append(_seconds(lambda batch=batch: step(batch)))
+        times.append(_seconds(lambda batch=batch: float(step(batch))))  # a number, which a GPU is waited for
         if len(times) > 1 and time.perf_counter() - begun > _LONGEST_S:
             break
     return statistics.median(times[1:] or times)
