@@ -143,6 +143,54 @@ def test_the_targets_are_all_there() -> None:
     assert {case.threads for case in plan_preset(load_preset("targets")).cases} == {2}
 
 
+def test_the_rows_of_a_whole_step_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"transformer": "multi30k"}
+    monkeypatch.setattr("meprop_bench.sweep.plan._which_data", lambda _, workload: data.get(workload, "mnist"))
+    plan = plan_preset(load_preset("step"))
+    cases = [case for case in plan.cases if case.workload in ("mlp", "transformer")]
+    found = {
+        (case.batch, case.out_features, case.layers, case.k, case.optimizer, case.gradient, case.fused_step)
+        for case in cases
+        if case.baseline == "fused"
+    }
+    small = {
+        (batch, 500, 2, 30, optimizer, "rows", step)
+        for batch in (10, 50)
+        for optimizer in ("adagrad", "sgd", "rowadam")
+        for step in ("none", "method", "both")
+    }
+    large = {
+        (*shape, optimizer, "rows", "none")
+        for shape in ((256, 2048, 3, 64), (1024, 8192, 2, 32))
+        for optimizer in ("adagrad", "sgd")
+    }
+    gpt = {(*shape, 0.0625, "adamw", "dense", "none") for shape in ((8, 384, 4), (4, 768, 2))}
+    assert found == small | large | gpt
+    assert {(case.heads, case.length) for case in plan.cases if case.workload == "transformer"} == {(6, 256), (12, 256)}
+    best = [case for case in cases if case.baseline == "best"]
+    assert {(case.batch, case.optimizer) for case in best} == {
+        (b, o) for b in (10, 50, 256) for o in ("adagrad", "sgd")
+    }
+    assert len(cases) == len(found) + len(best)
+    assert {case.threads for case in plan.cases} == {2}
+    compared = [case for case in plan.cases if case.case_id in plan.compared]
+    assert {(case.batch, case.out_features, case.fused_step) for case in compared} == {
+        (10, 500, "none"),
+        (50, 500, "none"),
+    }
+    assert len(compared) == 6
+
+
+def test_the_quick_report_has_a_small_and_a_large_step() -> None:
+    plan = plan_preset(load_preset("quick"))
+    steps = [case for case in plan.cases if case.workload == "mlp"]
+    assert [(case.out_features, case.baseline, case.gradient) for case in steps] == [
+        (500, "fused", "rows"),
+        (2048, "fused", "rows"),
+    ]
+    assert plan.compared == (steps[0].case_id,)
+
+
 def test_options_take_the_place_of_the_presets_own() -> None:
     plan = plan_preset(load_preset("targets"), {"threads": [1], "k": [4]}, budget=1.0, seed=3)
     assert {case.threads for case in plan.cases} == {1}
