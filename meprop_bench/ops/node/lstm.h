@@ -138,6 +138,7 @@ class MePropLSTMBackward : public torch::autograd::Node {
         std::memset(d[i].mutable_data_ptr(), 0, sizeof(float) * count * case_.h);
       }
     }
+    TORCH_CHECK(inputs[0].dim() == 3, "what was saved of a recurrent layer has come back with other dimensions");
     inputs[0] = as_saved ? inputs[0].view({rows, case_.m}) : inputs[0].flatten(0, 1);
     pybind11::gil_scoped_acquire lock;
     const auto all = [](const auto& tensors) {

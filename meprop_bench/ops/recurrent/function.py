@@ -246,6 +246,8 @@ def _backward_of_any(
     kernel = call.kernel if ordinary and not torch.is_grad_enabled() else "masked"
     with _no_autocast(some):
         if torch.is_grad_enabled() or (kernel != "native" and call.forward is fused.forward):
+            if any(t.dim() != 2 for t in inputs[:3]):
+                raise RuntimeError("what was saved of a recurrent layer has come back with other dimensions")
             states = tuple(state.reshape(-1, state.shape[-1]) for state in inputs[5:])  # as the C++ node has them
             _, _, tape = through_time.forward(call.cell, inputs[0], states, inputs[1:5], call.steps)
         record = call.record if ordinary else None
