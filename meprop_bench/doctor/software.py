@@ -4,7 +4,7 @@ Versions come from the installed distributions and extras from this package's ow
 disagree with pyproject.toml. Devices are asked as a measurement asks them (`measure.sampler`), for a tenth of a second:
 what is not there has its reason, and none of it is needed.
 
-    C++ node         of a linear layer in autograd's graph: built once by a compiler, else Python's slower one is used
+    C++ node         of a layer in autograd's graph: built once by a compiler, else Python's slower one is used
     kernels' cache   Numba compiles for half a minute once; every later process loads the code from the cache. A
                      measuring process that had to write files into it found it cold.
 """
@@ -69,7 +69,9 @@ def node() -> list[Finding]:
     except ImportError:  # torch; `software` says so
         return []
     if (reason := unavailable_reason()) is None:
-        found = _found("C++ node", "ok", "in use: a linear layer's backward pass does without Python")
+        found = _found(
+            "C++ node", "ok", "in use: linear and convolutional layers do without Python, an LSTM's forward pass does"
+        )
     else:
         found = _found("C++ node", "note", f"not in use, Python's is: {' '.join(reason.split())}")
     return [found, _compiler(compiler_command())]

@@ -8,7 +8,8 @@ the rest of the interface and the stack:
 
 Where there is nothing to sparsify (k >= hidden_size, or no gradient is recorded) torch's own implementation runs, so
 that this is exactly the dense layer, and evaluation is as fast as ever; also where a tool exports or traces the layer
-(`meprop_bench.nn.sparsified`). Otherwise outputs differ from torch's by rounding: the sums come in another order.
+(`meprop_bench.nn.sparsified`). An LSTM's forward pass is torch's own kernel too, for several examples of one length
+(`ops.recurrent.fused`). Otherwise outputs differ from torch's by rounding: the sums come in another order.
 Dropout draws what torch's own layers draw on the CPU. Under autocast all of a layer computes in the lower precision and
 returns it, as torch's LSTM does (its GRU returns float32).
 """

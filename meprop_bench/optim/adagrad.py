@@ -5,8 +5,8 @@
 
 A row without a gradient has g = 0, which changes neither s nor w: so the rows that are not in the gradient need not be
 read. Where float32 parameters on the CPU are moved by compiled code, their bits are those of torch's fused step for the
-dense gradient; elsewhere the two agree to rounding. (Where ε and a sum are both zero, torch divides 0 by 0 at a weight
-without a gradient, and this class leaves it alone.)
+dense gradient; elsewhere the two agree to rounding. (Where ε and a sum are both zero, torch divides 0 by 0 at the
+weights of a row without a gradient, which this class leaves alone.)
 
 Run `python -m pytest tests/optim/test_adagrad.py`.
 """

@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 
 from meprop_bench.ops.kernels import compiled
 
-__all__ = ["Move", "Table", "laid_out", "rows_of"]
+__all__ = ["Move", "Table", "alike", "laid_out", "rows_of"]
 
 Move = tuple[int, Tensor, Tensor]
 """Number of a parameter's group, the parameter, its gradient."""
@@ -42,8 +42,8 @@ class Table:
             self.native = compiled.load(_NATIVE) or False
         return bool(self.native)
 
-    def unfit(self, states: Sequence[Sequence[Tensor]]) -> frozenset[int]:
-        """Return which entries cannot be moved: their states are not like them, or, of all, some share memory."""
+    def unfit(self, fits: Sequence[bool]) -> frozenset[int]:
+        """Return which entries cannot be moved: those that do not fit, or all, where any two share memory."""
         size = self.native.ENTRY_WORDS
         spans = []
         for index in range(len(self.moves)):
@@ -55,11 +55,7 @@ class Table:
         spans.sort()
         if any(end > begin for (_, end), (begin, _) in pairwise(spans)):
             return frozenset(range(len(self.moves)))
-        return frozenset(
-            index
-            for index, ((_, p, _), tensors) in enumerate(zip(self.moves, states, strict=True))
-            if p.is_neg() or not all(_alike(p, state) for state in tensors)
-        )
+        return frozenset(index for index, fit in enumerate(fits) if not fit)
 
     def without(self, indices: Collection[int]) -> list[Move]:
         """Take entries out, and return their moves."""
@@ -95,7 +91,8 @@ class Table:
         return left
 
 
-def _alike(p: Tensor, state: Tensor) -> bool:
+def alike(p: Tensor, state: Any) -> bool:
+    """Whether a state lies in memory as its parameter does."""
     return (
         type(state) is Tensor
         and state.dtype == p.dtype

@@ -5,8 +5,9 @@ function, against the sparsified one, on the same numbers.
     backward   (dx, dW, db) for dy (B, n), normal, for the method with its selection: autograd's engine on (y, dy),
                again and again on one graph
 
-That is what a training step pays: autograd's own call, and fresh tensors for all gradients, as after
-`zero_grad(set_to_none=True)`. It is not all that a training step sees: dy has no exact zeros, where a ReLU above would
+That is what a training step pays: autograd's own call, and new tensors for all gradients, as after
+`zero_grad(set_to_none=True)`, in memory that each side takes as it does in training (`kernels.native.kept`).
+It is not all that a training step sees: dy has no exact zeros, where a ReLU above would
 make some, and at small shapes the caches are warm. The forward phase of the method goes through our function, so that
 what this adds to torch's is in the figures.
 

@@ -21,7 +21,7 @@ from meprop_bench.algorithms.schedule import KScheduler, Linear
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import FusedMLP, convert
 from meprop_bench.ops import perceptron
-from meprop_bench.optim import RowAdam
+from meprop_bench.optim import RowAdagrad, RowAdam, RowSGD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,6 +152,9 @@ OPTIMIZERS = [
     (True, lambda p: torch.optim.SGD(p, lr=0.1)),
     (True, lambda p: torch.optim.Adagrad(p, lr=0.05)),
     (True, lambda p: RowAdam(p, lr=1e-3)),
+    (True, lambda p: RowAdagrad(p, lr=0.05)),
+    (False, lambda p: RowAdagrad(p, lr=0.05)),
+    (True, lambda p: RowSGD(p, lr=0.1)),
 ]
 
 

@@ -23,7 +23,7 @@ def same_bits(found, expected, settings):
     """
     found, expected = found.detach().flatten(), expected.detach().flatten()
     bits = 0 if not VECTORS else len(found) // 16 * 16 if "momentum" in settings else len(found)
-    torch.testing.assert_close(found[bits:], expected[bits:], rtol=1e-6, atol=2e-7)
+    torch.testing.assert_close(found[bits:], expected[bits:], rtol=1e-6, atol=2e-6)  # of five steps
     return torch.equal(found[:bits], expected[:bits])
 
 

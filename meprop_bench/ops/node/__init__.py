@@ -5,16 +5,18 @@ installation.
     C++      engine -> kernel
 
 The kernel of a small layer takes 10 to 30 microseconds, and the way through the interpreter as much again. What is
-saved is that way alone: the node runs the very machine code of the kernel `native`, at its address, so that gradients
-have the same bits with and without it. What is not an ordinary case (other dtypes, devices, layouts and kernels, random
+saved is that way alone: the nodes run the very machine code of the kernel `native`, at its address, so that gradients
+have the same bits with and without them. An LSTM, whose kernel takes longer, is spared it in the forward pass alone:
+its backward pass is Python's. What is not an ordinary case (other dtypes, devices, layouts and kernels, random
 selections, subclasses, autocast, torch.func, torch.compile, modes that watch the operators, double backward) goes
 through Python.
 
-Compiled autograd (`torch._dynamo.compiled_autograd`) traces the nodes of a graph, which this one refuses with a
-NotImplementedError that names it: switch it off there.
+Compiled autograd (`torch._dynamo.compiled_autograd`) traces the nodes of a graph, which these refuse with a
+NotImplementedError that names them: switch them off there.
 
-Nobody needs it, so nothing fails without it: `unavailable_reason()` says why it is not in use. MEPROP_BENCH_NODE=python
-in the environment switches it off. It is compiled by `build`, never on the way.
+Nobody needs them, so nothing fails without: `unavailable_reason()` says why they are not in use.
+MEPROP_BENCH_NODE=python in the environment switches them off. They are compiled by `build`, never on the way: one
+extension of `linear.cpp`, which includes the others, since torch's headers take most of the time.
 """
 
 from __future__ import annotations

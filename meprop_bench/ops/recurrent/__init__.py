@@ -17,8 +17,8 @@ and use the same neurons for both: the paper selects of a gate, not of a matrix,
 counts; a neuron's two halves would otherwise be trained on different examples. Gates r and z are the same either way.
 
 Only dh has to be computed step by step; dx, dW_ih and dW_hh are one product each over the N = Σ_t B_t rows of all time
-steps. `cells` has the equations, `through_time` the loops in torch's operators, `native` the same compiled,
-`function` the registration with autograd, `reference` the oracle.
+steps. `cells` has the equations, `through_time` the loops in torch's operators, `native` the same compiled, `fused` the
+forward pass of an LSTM by torch's kernel, `function` the registration with autograd, `reference` the oracle.
 """
 
 from meprop_bench.ops.recurrent.function import KERNELS, check_kernel, recurrent

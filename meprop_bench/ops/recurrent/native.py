@@ -3,9 +3,9 @@
 The products with W_hh, one for each time step, are most of the forward pass. Where torch is built with oneDNN, its
 operator for a weight packed beforehand is taken, the one that compiled graphs call: at B = 10, h = 500 a step's product
 takes 0.11 to 0.15 ms instead of 0.27 to 0.35 with `F.linear`, and packing 0.33 ms (2 cores, AVX-512, torch 2.13); at
-B = 1, where W_hh is read once either way, there is nothing to gain. So the forward pass takes 1.0, 1.25 and 1.13 times
-as long as that of `torch.nn.LSTM` (B = 1, 10, 32; 200 -> 500, T = 25); torch's GRU, which is not in its library, takes
-1.5 to 2 times as long as ours.
+B = 1, where W_hh is read once either way, there is nothing to gain. torch's GRU, which is not in its library, takes 1.5
+to 2 times as long as ours. An LSTM of several examples took 1.25 and 1.13 times as long as `torch.nn.LSTM` (B = 10, 32;
+200 -> 500, T = 25), so that `fused` runs it where it can.
 
 Where backward's time goes, LSTM, k = 20, ms of all steps back through time / of the products over all of them:
 B = 1: 0.13 / 0.2; B = 10: 1.0 / 1.0; B = 32: 3.4 / 3.0, most of the former for selecting.

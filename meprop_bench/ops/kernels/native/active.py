@@ -277,7 +277,7 @@ def _backward(a, share, shares):
         if a[_DB] != 0:
             db[j] = total
         if a[_DW] != 0 and count > 0:
-            sum_rows(a[_DW] + 4 * m * j, a[_X], m, m, others.ctypes.data, values.ctypes.data, 0, count, False)
+            sum_rows(a[_DW] + 4 * m * j, a[_X], m, others.ctypes.data, values.ctypes.data, 0, count, False)
         elif a[_DW] != 0:
             zero_row(a[_DW] + 4 * m * j, m, False)
     # Example by example, the neurons whose gradient is not zero.
@@ -293,7 +293,7 @@ def _backward(a, share, shares):
                 mask &= mask - np.uint64(1)
                 others[count], values[count] = j, dy[e, j]
                 count += dy[e, j] != 0
-        sum_rows(a[_DX] + 4 * m * e, a[_W], m, m, others.ctypes.data, values.ctypes.data, 0, count, False)
+        sum_rows(a[_DX] + 4 * m * e, a[_W], m, others.ctypes.data, values.ctypes.data, 0, count, False)
 
 
 FORWARD, BACKWARD = body(_forward), body(_backward)

@@ -92,7 +92,7 @@ def _panel(rows, m, pairs):
 
 
 @function()
-def sum_rows(out, table, m, width, rows, values, first, last, streaming):
+def _sum_part(out, table, m, width, rows, values, first, last, streaming):
     """Write out[c] = sum over s in [first, last) of values[s] table[rows[s], c], for all c < width; all are addresses.
 
     m is from row to row of the table.
@@ -114,6 +114,12 @@ def sum_rows(out, table, m, width, rows, values, first, last, streaming):
     while c < width:
         _single(out + 4 * c, table + 4 * c, 4 * m, rows, values, first, last)
         c += 1
+
+
+@function()
+def sum_rows(out, table, m, rows, values, first, last, streaming):
+    """Write out[c] = sum over s in [first, last) of values[s] table[rows[s], c], for all c < m; all are addresses."""
+    _sum_part(out, table, m, m, rows, values, first, last, streaming)
 
 
 # The words of all regions here, int64 each: numbers, flags, and addresses of contiguous memory (0: not there).
@@ -284,7 +290,7 @@ def _sums(a, share, shares):
                         if a[_WRITTEN] != 0:
                             written[j] = 1
                     dw = a[_DW] + 4 * ((i if a[_COMPACT] else j) * m + start)
-                    sum_rows(dw, a[_X] + 4 * start, m, width, a[_EXAMPLE], a[_SORTED], first, last, streaming)
+                    _sum_part(dw, a[_X] + 4 * start, m, width, a[_EXAMPLE], a[_SORTED], first, last, streaming)
                 following = j + 1
             if start == 0 and share == shares - 1 and not a[_COMPACT]:
                 blank(a[_DW], n, m, following, n, a[_WRITTEN], places, streaming)
@@ -297,7 +303,7 @@ def _sums(a, share, shares):
             for e in range(batch * share // shares, batch * (share + 1) // shares):
                 first, last = e * k, e * k + np.int64(counts[e])
                 dx = a[_DX] + 4 * (e * m + start)
-                sum_rows(dx, a[_W] + 4 * start, m, width, a[_PICKED], a[_VALUE], first, last, streaming)
+                _sum_part(dx, a[_W] + 4 * start, m, width, a[_PICKED], a[_VALUE], first, last, streaming)
 
 
 SELECT, SORT, SUMS = body(_select), body(_sort), body(_sums)

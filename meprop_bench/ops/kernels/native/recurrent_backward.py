@@ -173,12 +173,12 @@ def _pass_back(a, e, row, gates, picked, count, values):
     target = a[_STATE] + 4 * e * h
     if a[_CELL] == GRU:
         through = values + 4 * gates * a[_K]
-        sum_rows(through, a[_W], h, h, picked.ctypes.data, values, 0, count, False)
+        sum_rows(through, a[_W], h, picked.ctypes.data, values, 0, count, False)
         dh, added = view(target, h, np.float32), view(through, h, np.float32)
         for j in range(h):
             dh[j] += added[j]
     else:
-        sum_rows(target, a[_W], h, h, picked.ctypes.data, values, 0, count, False)
+        sum_rows(target, a[_W], h, picked.ctypes.data, values, 0, count, False)
 
 
 @function()
