@@ -19,6 +19,7 @@ from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import Deadline, Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
+from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 
 _CASES = (Case(k=3, threads=1), Case(k=4, threads=1))
@@ -81,7 +82,7 @@ class _Worker:
         return {"kernel": "gather", "k": message["case"]["k"], **about, "phases": phases, "costs": costs}
 
     def _baseline(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        return {"baseline": {"compiled": True, "optimizer": "plain"}, "notes": ["nothing else could be tried"]}
+        return {"baseline": Baseline(compiled=True).to_json(), "notes": ["nothing else could be tried"]}
 
     def _check(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"check": "passed", "loops": 3}
@@ -643,7 +644,7 @@ def test_the_best_dense_side_is_found_by_one_process_and_set_up_in_all(run: Call
     store = run(workers, [Case(k=3, threads=1), *(Case(k=k, threads=1, baseline="best") for k in (3, 4))])
     assert workers.count("baseline") == 1
     chosen = [message["baseline"] for do, message in workers.log if do == "setup"]
-    assert chosen == [None] * 3 + [{"compiled": True, "optimizer": "plain"}] * 6
+    assert chosen == [None] * 3 + [Baseline(compiled=True).to_json()] * 6
     same, *best = store.rows()[::2]
     assert (same.baseline_chosen, {row.baseline_chosen for row in best}) == (None, {"compiled"})
     assert all(Note("nothing else could be tried") in row.notes for row in best)
