@@ -120,10 +120,13 @@ class Journal:
         found = self.trainings.get(Job(arm, seed, steps))
         return None if found is None else found.figure
 
-    def dense(self, steps: int | None) -> list[float]:
-        """Return the metrics of all dense trainings of so many steps."""
-        done = (found.figure for job, found in self.trainings.items() if job.arm is None and job.steps == steps)
-        return [figure for figure in done if figure is not None]
+    def dense(self, steps: int | None = None) -> list[float]:
+        """Return the metrics of all dense trainings of so many steps, or of the longest that there are."""
+        done: dict[int, list[float]] = {}
+        for job, found in self.trainings.items():
+            if job.arm is None and found.figure is not None:
+                done.setdefault(job.steps, []).append(found.figure)
+        return done.get(max(done, default=0) if steps is None else steps, [])
 
     def differences(self, arm: Arm, steps: int, seeds: tuple[int, ...], dense_steps: int | None = None) -> list[float]:
         """Return arm minus dense of each seed of which both are done.

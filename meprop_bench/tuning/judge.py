@@ -281,9 +281,11 @@ def _rest(found: Sequence[Finding], metric: Metric) -> str:
 
 def _reasons(found: Sequence[Finding], metric: Metric) -> str:
     """Return how many arms there are for each reason."""
+    early = max((each.steps or 0 for each in found if each.standing == "hopeless"), default=0)
+    after = f"{metric.margin:.4g}" + (f" in {early:,} steps" if early else "")
     words: Mapping[Standing, tuple[str, str]] = {
         "slow": ("gains nothing", "gain nothing"),
-        "hopeless": (f"loses more than {metric.margin:.4g} early on", f"lose more than {metric.margin:.4g} early on"),
+        "hopeless": (f"loses more than {after}", f"lose more than {after}"),
         "worse": (f"loses more than {metric.margin:.4g}", f"lose more than {metric.margin:.4g}"),
         "behind": ("is behind dense with the same seconds", "are behind dense with the same seconds"),
         "failed": ("failed", "failed"),

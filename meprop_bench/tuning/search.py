@@ -6,8 +6,8 @@
               gets variants whose k is smaller in some layers
     final     the last two arms and their opponents, from seeds that nothing was chosen by (`judge`); then others, while
               none passes
-    again     with trainings of at least twice the steps, while none passes and there is time: what is behind after few
-              steps may be ahead after many
+    again     with trainings of at least twice the steps, while none passes and there is time, of as many arms as that
+              allows: what is behind after few steps may be ahead after many
 
 What it needs of the machine is a `session.Machine`, so that all of it is tested without one. All decisions follow from
 what the journal has: a search that was ended goes on as if it had not been.
@@ -28,7 +28,7 @@ from meprop_bench.sweep.accuracy import MARGIN
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.candidates import BY_LAYER, TIMES, Candidates
-from meprop_bench.tuning.halving import Pace, Plan, Rung, chance, choose, enough, expected, hopeless, planned
+from meprop_bench.tuning.halving import Pace, Plan, Rung, chance, choose, enough, expected, hopeless, needed, planned
 from meprop_bench.tuning.journal import Job
 from meprop_bench.tuning.judge import Decision, Finding, Metric, decide, judged
 from meprop_bench.tuning.outlook import Outlook, first_pace
@@ -43,6 +43,12 @@ _PROBE = (5, 100)
 """Seconds, and least and most steps, of dense trainings that say how long one takes, one for each process."""
 _LONGER, _MOST_PASSES, _PASS_S = 2, 8, 20.0
 """Factor of the steps, number of passes, and seconds that are left, for another pass."""
+
+
+def _nearest(findings: Sequence[Finding], count: int) -> list[Arm]:
+    """Return the arms that lost least, in what was trained of them."""
+    found = sorted(findings, key=lambda each: -each.equal_steps.estimate if each.equal_steps else math.inf)
+    return [each.arm for each in found[:count]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Search:
         self._candidates = Candidates(session, question)
         self._promise: dict[Arm, tuple[int, float]] = {}  # steps it was trained, and what it is expected to save
         self._warned = False
+        self._only: list[Arm] | None = None  # the arms of the next pass, where there is no time for all
 
     def run(self) -> Answer:
         """Search; an interrupt passes through, and what is done is stored.
@@ -99,7 +106,7 @@ class Search:
 
     def _pass(self, number: int, costs: Costs) -> Answer:
         """Time what is not timed yet, train, and judge; what was found in an earlier pass is found anew."""
-        session = self._session
+        session, before = self._session, dict(self._candidates.findings)
         self._candidates.findings.clear()
         self._promise.clear()
         candidates = self._candidates.timed(costs, self._joined_before(number))
@@ -107,6 +114,9 @@ class Search:
         if clock is not None:
             self._journal.settle(dense_s=clock.dense_s)
             alive = self._candidates.gaining(candidates, clock)
+            if (only := self._arms_of(number)) is not None:
+                self._candidates.findings |= {arm: before[arm] for arm in alive if arm not in only and arm in before}
+                alive = [arm for arm in alive if arm in only]
             plan = self._plan(number, len(alive), clock) if alive else None
             if plan is not None:
                 self._final(number, self._finalists(number, alive, clock, plan), clock, plan)
@@ -120,8 +130,9 @@ class Search:
 
     def _again(self, number: int, answer: Answer, costs: Costs) -> bool:
         """Whether there is another pass: there was one already, or nothing passed yet and there is time for trainings
-        of twice the steps, or to time what was not timed.
+        of twice the steps, of fewer arms if need be, or to time what was not timed.
         """
+        self._only = None
         if len(self._passes) > number + 1:
             return True
         pace, plan = self._session.pace(), answer.plan
@@ -129,10 +140,21 @@ class Search:
             return False
         if any(each.timing is None and each.standing == "left out" for each in answer.findings):
             return True
-        if pace is None or plan is None or self._question.steps is not None or plan.steps >= costs.whole:
+        if pace is None or plan is None or self._question.steps is not None:
             return False
-        arms = sum(each.gain is not None and each.standing != "slow" for each in answer.findings)
-        return self._planned(arms, pace, costs).steps >= _LONGER * plan.steps
+        gaining = [each for each in answer.findings if each.gain is not None and each.standing != "slow"]
+        for count in range(len(gaining), 0, -1):
+            if self._allows(count, pace, costs, _LONGER * plan.steps):
+                self._only = None if count == len(gaining) else _nearest(gaining, count)
+                return True
+        return False
+
+    def _arms_of(self, number: int) -> list[Arm] | None:
+        """Return the arms of a pass, settled once; None of one for all that gain anything."""
+        if number < len(self._passes):
+            stored = self._passes[number].get("only")
+            return None if stored is None else [Arm.from_json(arm) for arm in stored]
+        return self._only
 
     @property
     def _passes(self) -> list[dict[str, Any]]:
@@ -143,7 +165,7 @@ class Search:
     def _metric(self, steps: int | None) -> Metric:
         """Return what is compared of trainings of these steps, and how much of it may be lost."""
         question = self._question
-        dense = self._journal.dense(steps)
+        dense = self._journal.dense(steps) or self._journal.dense()
         scale = WHOLE if question.percent else abs(math.fsum(dense) / len(dense)) if dense else 1.0
         margin = MARGIN / WHOLE * scale if question.margin is None else question.margin
         return Metric(question.metric, margin, Quality(question.percent, scale))
@@ -165,18 +187,32 @@ class Search:
             self._warn(arms, pace, costs)
         if number:
             before = self._passes[number - 1]["plan"]
-            if plan.steps < _LONGER * before["steps"]:  # for arms that were not timed: as long, and from as many seeds
+            longer = _LONGER * before["steps"]
+            if plan.steps < longer and self._question.steps is None and self._allows(arms, pace, costs, longer):
+                plan = self._planned(arms, pace, costs, longer)
+            elif plan.steps < longer:  # for arms that were not timed: as long, and from as many seeds
                 plan = self._planned(arms, pace, costs, before["steps"], len(before["seeds"]))
-        self._passes.append({"plan": asdict(plan)})
+        only = {} if self._only is None else {"only": [arm.to_json() for arm in self._only]}
+        self._passes.append({"plan": asdict(plan), **only})
         self._journal.save()
         session.say(f"trainings of {plan.steps:,} steps, the last ones from {len(plan.seeds)} seeds")
         return plan
 
     def _planned(self, arms: int, pace: Pace, costs: Costs, steps: int | None = None, seeds: int | None = None) -> Plan:
         joining = self._candidates.joining(costs)
-        seconds = self._session.budget.left_s * self._session.machine.processes * (1 - BY_LAYER * bool(joining))
         sizes = {"steps": self._question.steps or steps, "seeds": self._question.seeds or seeds}
-        return planned(arms, seconds=seconds, pace=pace, whole=costs.whole, joining=joining, **sizes)
+        return planned(arms, seconds=self._left_s(joining), pace=pace, whole=costs.whole, joining=joining, **sizes)
+
+    def _allows(self, arms: int, pace: Pace, costs: Costs, steps: int) -> bool:
+        """Whether there is time for trainings of so many steps, no more than whole ones, from few seeds if need be."""
+        if steps > costs.whole:
+            return False
+        joining, seeds = self._candidates.joining(costs), self._question.seeds or _FEWEST_SEEDS
+        return needed(arms, pace=pace, steps=steps, seeds=seeds, joining=joining) <= self._left_s(joining)
+
+    def _left_s(self, joining: int) -> float:
+        """Return the seconds that are left for trainings, of all processes together."""
+        return self._session.budget.left_s * self._session.machine.processes * (1 - BY_LAYER * bool(joining))
 
     def _finalists(self, number: int, alive: list[Arm], clock: Clock, plan: Plan) -> list[Arm]:
         """Return the arms to be judged, in this order, chosen on the rungs; settled once, as fresh seeds follow."""

@@ -78,13 +78,13 @@ def test_stay_dense_has_a_reason_for_each_arm() -> None:
     slow = Interval(1.0, 0.98, 1.03)
     findings = (
         Finding(Arm("meprop", 0.1), "slow", "no gain", gain=slow),
-        Finding(Arm("meprop", 0.2), "hopeless", "loses"),
-        Finding(Arm("meprop", 0.3), "hopeless", "loses"),
+        Finding(Arm("meprop", 0.2), "hopeless", "loses", steps=500),
+        Finding(Arm("meprop", 0.3), "hopeless", "loses", steps=1000),
         Finding(Arm("meprop", 0.4), "failed", "its check"),
     )
     assert decision(*findings).sentence == (
         "Stay dense: nothing within a margin of 0.5 is faster than 1.03x. Of the arms 1 gains nothing, 2 lose more "
-        "than 0.5 early on, 1 failed."
+        "than 0.5 in 1,000 steps, 1 failed."
     )
     assert decision(Finding(ARM, "hopeless", "loses")).sentence.startswith(
         "Stay dense: nothing within a margin of 0.5 is faster than dense."

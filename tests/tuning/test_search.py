@@ -380,6 +380,24 @@ def test_what_is_behind_after_few_steps_is_trained_longer_while_there_is_time(fa
     assert answer.plan.steps >= 800
 
 
+def test_where_time_is_short_those_that_lost_least_are_trained_longer(fake: Any, tmp_path: Path) -> None:
+    """All arms lose too much early on, and what is left is not enough to train them all for twice the steps."""
+    arms = tuple(arms_of(("unified",), (1 / 8, 1 / 4, 3 / 8, 1 / 2)))
+
+    def quality(arm: Arm | None, steps: int) -> float:
+        return 90 + math.log2(steps) - (0.0 if arm is None or steps > 600 else 3 - arm.k)
+
+    machine = fake(lambda arm: 1.5, quality, noise=0.05, whole=20000)
+    answer = tune(machine, arms=arms, budget=200, journal=Journal(tmp_path))
+    longest = {arm.k: max(job.steps for job in machine.trained if job.arm == arm) for arm in arms}
+    assert standing(answer) == {1 / 8: "hopeless", 1 / 4: "hopeless", 3 / 8: "pass", 1 / 2: "pass"}
+    assert longest[1 / 2] >= 2 * longest[1 / 8]
+    assert longest[1 / 4] == longest[1 / 8]  # as two of the four are trained again
+    # A later run finds the same from what is stored.
+    again = tune(machine, arms=arms, budget=200 - machine.time, journal=Journal(tmp_path))
+    assert again.findings == answer.findings
+
+
 def test_arms_that_could_not_be_timed_in_time_are_timed_later(fake: Any, learns: Any) -> None:
     """The machine is slow to time, and only what is timed last is good."""
     good = learns(lambda arm: 0.05 if arm.k == 1 / 2 else 9.0, slope=2)
