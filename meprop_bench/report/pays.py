@@ -1,10 +1,11 @@
 """Which training steps pay: what a user of the method wants to know first, in one sentence.
 
-    On this machine a training step pays at h=2048 (2.34x), not at h=500 (0.95x).
+    On this machine a training step pays at h=2048 (2.34x), not at h=500 (0.95x), if the accuracy holds.
 
-A step pays where its speed-up's interval lies above 1, and does not where that lies below; all speed-ups of a report
-are judged at once (`reliability`). Between the two nothing is decided, nor where the interval is too wide to tell, or
-the dense times disagree. Where several cases are of one place, it is said of how many.
+A step pays where its speed-up's interval lies above 1 and its accuracy is not shown to be worse by more than the
+margin, and does not where the interval lies below; all speed-ups of a report are judged at once (`reliability`).
+Between the two nothing is decided, nor where the interval is too wide to tell, or the dense times disagree. Where
+several cases are of one place, it is said of how many.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ __all__ = ["which_pay"]
 
 _PLACE = ("hidden", "workload", "model", "options", "data", "layers", "length", "batch", "device", "threads")
 """Axes that say where a step is taken. One alone does, the first, where it tells all places apart."""
+
+_LOSES = "is faster but loses too much accuracy"
 
 _MOST = 4
 """Places that a sentence names."""
@@ -44,22 +47,26 @@ def which_pay(rows: Sequence[Row], distinct: AbstractSet[int]) -> str | None:
     if not steps:
         return None
     places = _places(steps)
-    if len(places) > _MOST:
-        return f"On this machine a training step {_counted([_verdict(row, distinct) for row in steps])}."
-    alike: dict[str, list[str]] = {"pays": [], "does not": [], "undecided": []}
+    unsure = any(_verdict(row, distinct) == "pays" and not _holds(row) for row in steps)
+    condition = ", if the accuracy holds" if unsure else ""
+    alike: dict[str, list[str]] = {"pays": [], "loses": [], "does not": [], "undecided": []}
     mixed = []
+    if len(places) > _MOST:
+        return f"On this machine a training step {_counted([_verdict(row, distinct) for row in steps])}{condition}."
     for place, own in places.items():
         verdicts = [_verdict(row, distinct) for row in own]
         if len(set(verdicts)) == 1:
             alike[verdicts[0]].append(f"{place} ({_span(own)})")
         else:
             mixed.append(f"{place} it {_counted(verdicts)}")
-    pays, does_not, undecided = (" and ".join(found) for found in alike.values())
+    pays, loses, does_not, undecided = (" and ".join(found) for found in alike.values())
     said = [f"pays {pays}"] if pays else []
-    said += [f"{'not' if pays else 'does not pay'} {does_not}"] if does_not else []
+    said += [f"{_LOSES} {loses}"] if loses else []
+    said += [f"{'not' if pays and not loses else 'does not pay'} {does_not}"] if does_not else []
     first = [f"a training step {', '.join(said)}"] if said else []
     open_ones = [f"it is undecided whether {'it' if said else 'a training step'} pays {undecided}"] if undecided else []
-    return f"On this machine {'; '.join([*first, *open_ones, *(mixed if first or open_ones else _begun(mixed))])}."
+    clauses = [*first, *open_ones, *(mixed if first or open_ones else _begun(mixed))]
+    return f"On this machine {'; '.join(clauses)}{condition}."
 
 
 def _begun(mixed: list[str]) -> list[str]:
@@ -71,7 +78,13 @@ def _verdict(row: Row, distinct: AbstractSet[int]) -> str:
     believed = row.baseline_disagreement is None and not too_wide(row.half_width)
     if not (believed and row.significant and id(row) in distinct):
         return "undecided"
-    return "pays" if (row.speedup or 0.0) > 1 else "does not"
+    if (row.speedup or 0.0) < 1:
+        return "does not"
+    return "loses" if row.parity is not None and row.parity.verdict == "fail" else "pays"
+
+
+def _holds(row: Row) -> bool:
+    return row.parity is not None and row.parity.verdict == "pass"
 
 
 def _counted(verdicts: Sequence[str]) -> str:
@@ -79,7 +92,12 @@ def _counted(verdicts: Sequence[str]) -> str:
     counts = Counter(verdicts)
     words = [
         f"{start} in {counts[verdict]}"
-        for verdict, start in (("pays", "pays"), ("does not", "does not"), ("undecided", "is undecided"))
+        for verdict, start in (
+            ("pays", "pays"),
+            ("loses", _LOSES),
+            ("does not", "does not"),
+            ("undecided", "is undecided"),
+        )
         if counts[verdict]
     ]
     return f"{', '.join(words)} of {len(verdicts)} cases"

@@ -10,9 +10,15 @@ _STEP = {"workload": "mlp", "phase": "step", "optimizer": "adagrad", "data": "mn
 
 
 @pytest.fixture
-def sentence(make_row):
+def sentence(make_row, rows):
+    parities = {row.parity.verdict: row.parity for row in rows if row.parity} | {None: None}
+
     def say(*steps):
-        rows = [make_row(str(place), **{**_STEP, "batch": 50, **step}) for place, step in enumerate(steps)]
+        """Return the sentence of steps; the accuracy of each holds unless its `parity` is another verdict, or None."""
+        rows = [
+            make_row(str(place), **{**_STEP, "batch": 50, **step, "parity": parities[step.get("parity", "pass")]})
+            for place, step in enumerate(steps)
+        ]
         return which_pay(rows, distinct_rows(rows))
 
     return say
@@ -79,6 +85,26 @@ def step(hidden, speedup, **changes):
 )
 def test_it_is_one_sentence(sentence, steps, said):
     assert sentence(*steps) == f"On this machine {said}"
+
+
+def test_a_step_that_loses_accuracy_does_not_pay(sentence):
+    assert sentence(step(2048, 2.0), step(500, 3.0, parity="fail"), step(100, 0.9)) == (
+        "On this machine a training step pays at h=2048 (2.00x [1.98, 2.02]), is faster but loses too much accuracy at"
+        " h=500 (3.00x [2.97, 3.03]), does not pay at h=100 (0.90x [0.89, 0.91])."
+    )
+    assert sentence(step(500, 2.0), step(500, 3.0, parity="fail")) == (
+        "On this machine at h=500 a training step pays in 1, is faster but loses too much accuracy in 1 of 2 cases."
+    )
+
+
+@pytest.mark.parametrize("parity", [None, "inconclusive"])
+def test_what_is_not_known_of_the_accuracy_is_a_condition(sentence, parity):
+    assert sentence(step(500, 2.0, parity=parity)) == (
+        "On this machine a training step pays at h=500 (2.00x [1.98, 2.02]), if the accuracy holds."
+    )
+    assert sentence(step(500, 0.9, parity=parity)) == (
+        "On this machine a training step does not pay at h=500 (0.90x [0.89, 0.91])."
+    )
 
 
 def test_what_no_optimizer_moves_is_no_step(sentence, make_row):

@@ -14,9 +14,10 @@ nobody else has it any more, as after `zero_grad(set_to_none=True)`; it is a new
 * A change in place that autograd counts (`p.grad.add_`, gradient accumulation, DDP) makes all rows be zeroed again.
 * `p.grad.data`, NumPy, DLPack and torch's fused and `_foreach` functions are not counted. Therefore of each row that
   should be zero 16 numbers are looked at, bit for bit: at another place in each row and each time, where an example of
-  the batch has an input. A change of the whole tensor or of whole rows is found by that, all rows are zeroed, and this
-  weight's zeros are never trusted again. What is *not* found is a change, by such a way, of nothing but a few numbers
-  of rows without a gradient, as `p.grad.data[5, 3] = 1`. Who does that sets the switch.
+  the batch has an input. A change of the whole tensor or of whole rows is found by that, unless it is zero at all these
+  places; then all rows are zeroed, and this weight's zeros are never trusted again. What is *not* found is a change, by
+  such a way, of nothing but a few numbers of rows without a gradient, as `p.grad.data[5, 3] = 1`. Who does that sets
+  the switch.
 
 Double backward, create_graph=True, compiled graphs and weights that are no leaves take fresh memory. A record dies
 with its weight; until then the memory stays, also while `p.grad` is None: MEPROP_BENCH_GRADIENTS=fresh in the
