@@ -29,6 +29,9 @@ from meprop_bench.ops.recurrent import native as recurrent_native
 from meprop_bench.ops.recurrent import recurrent
 
 REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+conv_function, recurrent_function = (
+    import_module(f"meprop_bench.ops.{kind}.function") for kind in ("conv", "recurrent")
+)
 registrations = import_module("meprop_bench.ops.linear")  # the function has the same name
 
 
@@ -192,6 +195,8 @@ class Runtime:
 @pytest.fixture
 def in_python(monkeypatch):
     monkeypatch.setattr(registrations._node, "linear", registrations._nothing)
+    for module, name in ((conv_function, "conv"), (recurrent_function, "lstm")):
+        monkeypatch.setattr(module._node, name, module._nothing)
 
 
 @pytest.fixture
