@@ -80,7 +80,7 @@ def linear(
     """
     compiling = torch.compiler.is_compiling()
     if not compiling:
-        y = _node.linear(x, w, b, k, selection, sparse, kernel)
+        y = _node.call(x, w, b, k, selection, sparse, kernel)
         if y is not None:
             return y
     check_selection(selection)
@@ -195,24 +195,6 @@ def _backward_of_any(dy: Tensor, x: Tensor | None, w: Tensor | None, request: Re
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Linear).apply
 
 
-class _Node:
-    """The C++ registration, or nothing; it is loaded when the first case comes that it might take."""
-
-    def __init__(self) -> None:
-        self.linear: Callable[..., Tensor | None] = self._first
-
-    def _first(self, x: Tensor, w: Tensor, b: Tensor | None, *what: Any) -> Tensor | None:
-        cpu = isinstance(w, Tensor) and w.dtype == torch.float32 and w.device.type == "cpu"
-        if not cpu or what[-1] not in ("auto", "native") or not torch.is_grad_enabled():
-            return None
-        self.linear = node.load("linear", _plan, _backward_beside) or _nothing
-        return self.linear(x, w, b, *what)
-
-
-def _nothing(*_: Any) -> None:
-    """Take no case: there is no C++ node."""
-
-
 def _plan(
     threads: int, x: Tensor, w: Tensor, k: float, selection: str, sparse: bool, name: str
 ) -> tuple[int, int, int, int, bool] | None:
@@ -237,7 +219,7 @@ def _backward_beside(dy: Tensor, x: Tensor | None, w: Tensor | None, *request: A
     return _backward_of_any(dy, x, w, Request(*request), kernels.get("native"))
 
 
-_node = _Node()
+_node = node.Registration("linear", _plan, _backward_beside)
 
 
 def _compiled(x: Tensor, w: Tensor, b: Tensor | None, what: _What, kernel: str) -> Tensor:

@@ -28,7 +28,7 @@ def cxx():
     """Skip without the node; with it, every test below starts with it in use."""
     if (reason := node.unavailable_reason()) is not None:
         pytest.skip(f"no C++ node: {reason}")
-    function._node = function._Node()
+    function._node.forget()
 
 
 def uses_node(y):
@@ -36,12 +36,12 @@ def uses_node(y):
 
 
 def in_python(call):
-    before = function._node.conv
-    function._node.conv = function._nothing
+    before = function._node.call
+    function._node.call = node.nothing
     try:
         return call()
     finally:
-        function._node.conv = before
+        function._node.call = before
 
 
 def both(call):

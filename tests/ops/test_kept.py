@@ -28,14 +28,14 @@ B, M, N, K = 6, 160, 200, 5  # 125 KiB
 @pytest.fixture(params=["cxx", "python"], autouse=True)
 def way(request):
     """Run each test with the C++ node and without."""
-    before = registrations._node
-    registrations._node = registrations._Node()
+    before = registrations._node.call
+    registrations._node.forget()
     if request.param == "python":
-        registrations._node.linear = registrations._nothing
+        registrations._node.call = node.nothing
     elif (reason := node.unavailable_reason()) is not None:
         pytest.skip(f"no C++ node: {reason}")
     yield request.param
-    registrations._node = before
+    registrations._node.call = before
 
 
 @pytest.fixture(params=["example", "unified"])
@@ -434,8 +434,8 @@ def test_training_is_the_same(name, monkeypatch, selection):
 
     found = trained()
     monkeypatch.setattr(kept, "smallest", lambda: 0)
-    if registrations._node.linear is not registrations._nothing:
-        registrations._node = registrations._Node()
+    if registrations._node.call is not node.nothing:
+        registrations._node.forget()
     assert same(found, trained().detach())
 
 

@@ -29,7 +29,7 @@ def registration(request, monkeypatch):
     if chosen == "cxx" and (reason := node.unavailable_reason()) is not None:
         pytest.skip(f"no C++ node: {reason}")
     monkeypatch.setenv(node.SWITCH, chosen)
-    monkeypatch.setattr(registrations, "_node", registrations._Node())
+    monkeypatch.setattr(registrations._node, "call", registrations._node.first)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def cxx():
     """Skip without the node; with it, a test starts with it in use."""
     if (reason := node.unavailable_reason()) is not None:
         pytest.skip(f"no C++ node: {reason}")
-    function._node = function._Node()
+    function._node.forget()
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def by_torch():
 
 
 def in_python(call):
-    before = function._node.lstm
-    function._node.lstm = function._nothing
+    before = function._node.call
+    function._node.call = node.nothing
     try:
         return call()
     finally:
-        function._node.lstm = before
+        function._node.call = before
 
 
 def uses_node(y):
@@ -197,13 +197,13 @@ def test_where_the_gates_are_elsewhere_our_own_forward_pass_runs(monkeypatch):
                 return False
 
             patch.setattr(fused, replaced, no)
-            function._node = function._Node()  # which asks anew
+            function._node.forget()  # which asks anew
             assert fused.leading_dimension(3, 5, 7) is None
             assert function.lstm(make()[0], make()[2], make()[1], k=3, selection="example", kernel="auto") is None
             for y, e in zip(by_recurrent(*make()), expected, strict=True):
                 torch.testing.assert_close(y, e)
     fused.leading_dimension.cache_clear()
-    function._node = function._Node()
+    function._node.forget()
     with torch.backends.mkldnn.flags(enabled=False):
         for y, e in zip(by_recurrent(*make()), expected, strict=True):
             torch.testing.assert_close(y, e)

@@ -32,7 +32,7 @@ def cxx():
     """Skip without the node; with it, every test below starts with it in use."""
     if (reason := node.unavailable_reason()) is not None:
         pytest.skip(f"no C++ node: {reason}")
-    registrations._node = registrations._Node()
+    registrations._node.forget()
 
 
 def uses_node(y):
@@ -41,12 +41,12 @@ def uses_node(y):
 
 def in_python(function):
     """Call without the node."""
-    before = registrations._node.linear
-    registrations._node.linear = registrations._nothing
+    before = registrations._node.call
+    registrations._node.call = node.nothing
     try:
         return function()
     finally:
-        registrations._node.linear = before
+        registrations._node.call = before
 
 
 def both(function):
@@ -480,7 +480,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_the_switch(monkeypatch):
     monkeypatch.setenv(node.SWITCH, "python")
     assert node.unavailable_reason() == "it is switched off (MEPROP_BENCH_NODE=python)"
-    monkeypatch.setattr(registrations, "_node", registrations._Node())
+    monkeypatch.setattr(registrations._node, "call", registrations._node.first)
     assert not uses_node(linear(*tensors((6, 20), (30, 20), (30,)), k=3))
     monkeypatch.setenv(node.SWITCH, "on")
     assert 'its values are "cxx" and "python"' in node.unavailable_reason()
@@ -508,7 +508,7 @@ WRITES = 'while [ "$1" != -o ]; do shift; done; echo part > "$2"; sleep 0.2; ech
 def test_without_a_build_layers_run_in_python(cache, monkeypatch):
     pytest.importorskip("numba")
     assert "it is not built yet: `python -m meprop_bench.ops.kernels.native` builds it" in node.unavailable_reason()
-    monkeypatch.setattr(registrations, "_node", registrations._Node())
+    monkeypatch.setattr(registrations._node, "call", registrations._node.first)
     y = linear(*tensors((6, 20), (30, 20), (30,)), k=3)
     assert y.grad_fn is not None
     assert not uses_node(y)

@@ -113,7 +113,7 @@ def registration(request, monkeypatch):
     if request.param == "cxx" and (reason := node.unavailable_reason()) is not None:
         pytest.skip(f"no C++ node: {reason}")
     monkeypatch.setenv(node.SWITCH, request.param)
-    monkeypatch.setattr(registrations, "_node", registrations._Node())
+    monkeypatch.setattr(registrations._node, "call", registrations._node.first)
     monkeypatch.setattr(memory, "plain", memory._first)
 
 
@@ -540,7 +540,7 @@ def test_nested_tensors_are_one_batch_of_rows(layout, selection):
 def test_the_first_call_decides_nothing(call):
     if (reason := node.unavailable_reason()) is not None:
         pytest.skip(f"no C++ node: {reason}")
-    registrations._node = registrations._Node()
+    registrations._node.forget()
     x, w = torch.randn(6, 20), torch.randn(30, 20, requires_grad=True)
     call(x, w)
     assert linear(x, w, k=3).grad_fn.name() == "MePropLinearBackward"

@@ -29,10 +29,10 @@ from meprop_bench.ops.recurrent import native as recurrent_native
 from meprop_bench.ops.recurrent import recurrent
 
 REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-conv_function, recurrent_function = (
-    import_module(f"meprop_bench.ops.{kind}.function") for kind in ("conv", "recurrent")
-)
-registrations = import_module("meprop_bench.ops.linear")  # the function has the same name
+NODES = {
+    layer: import_module(f"meprop_bench.ops.{module}")._node
+    for layer, module in (("linear", "linear"), ("conv", "conv.function"), ("lstm", "recurrent.function"))
+}
 
 
 def leaves(*shapes):
@@ -127,10 +127,13 @@ def check_everything():
     for name, case in CASES.items():
         # oneDNN's own convolutions of a smaller team give wrong weight gradients, or wait for ever.
         torch.backends.mkldnn.enabled = name != "conv"
-        ways = [registrations._Node().linear, registrations._nothing] if name.startswith("linear") else [None]
+        registration = NODES.get(name.split()[0])
         found = []  # first, lest memory hold what is right already
-        for way in ways:
-            registrations._node.linear = way or registrations._node.linear
+        for in_python in (False, True) if registration else (True,):
+            if registration and in_python:
+                registration.call = node.nothing
+            elif registration:
+                registration.forget()
             found += [results(case)]
             found += [results(case, between=lambda: torch.set_num_threads(asked + 1))]
             found += [results(case, between=lambda: torch.set_num_threads(asked))]
@@ -194,9 +197,8 @@ class Runtime:
 
 @pytest.fixture
 def in_python(monkeypatch):
-    monkeypatch.setattr(registrations._node, "linear", registrations._nothing)
-    for module, name in ((conv_function, "conv"), (recurrent_function, "lstm")):
-        monkeypatch.setattr(module._node, name, module._nothing)
+    for registration in NODES.values():
+        monkeypatch.setattr(registration, "call", node.nothing)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def conv2d(
 
     """
     if not torch.compiler.is_compiling():
-        y = _node.conv(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
+        y = _node.call(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
         if y is not None:
             return y
     if is_tracing():
@@ -82,7 +82,7 @@ def conv1d(
 ) -> Tensor:
     """Apply `F.conv1d` to x `(B, G C, L)` or `(G C, L)` with w `(N, C, kw)`; else as `conv2d`."""
     if not torch.compiler.is_compiling():
-        y = _node.conv(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
+        y = _node.call(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
         if y is not None:
             return y
     if is_tracing() or w.dim() != 3 or x.dim() not in (2, 3):
@@ -238,24 +238,6 @@ def _backward_of_any(
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Conv).apply
 
 
-class _Node:
-    """The C++ registration, or nothing; it is loaded when the first case comes that it might take."""
-
-    def __init__(self) -> None:
-        self.conv: Callable[..., Tensor | None] = self._first
-
-    def _first(self, x: Tensor, w: Tensor, b: Tensor | None, *call: Any) -> Tensor | None:
-        cpu = isinstance(w, Tensor) and w.dtype == torch.float32 and w.device.type == "cpu"
-        if not cpu or call[-1] not in ("auto", "native") or not torch.is_grad_enabled():
-            return None
-        self.conv = node.load("conv", _plan, _backward_beside) or _nothing
-        return self.conv(x, w, b, *call)
-
-
-def _nothing(*_: Any) -> None:
-    """Take no case: there is no C++ node."""
-
-
 def _plan(
     threads: int, x: tuple[int, ...], w: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: int,
     k: float, name: str, need_dx: bool, need_dw: bool,
@@ -291,7 +273,7 @@ def _backward_beside(
     return _backward_of_any(dy, x, w, geometry, whole, get("native"), as_saved=found == shapes)
 
 
-_node = _Node()
+_node = node.Registration("conv", _plan, _backward_beside)
 
 
 def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:

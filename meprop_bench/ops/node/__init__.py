@@ -27,10 +27,13 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.ops.node import build
 
-__all__ = ["SWITCH", "load", "predicate", "unavailable_reason"]
+__all__ = ["SWITCH", "Registration", "load", "nothing", "predicate", "unavailable_reason"]
 
 SWITCH = "MEPROP_BENCH_NODE"
 """The environment variable; its values are "cxx", the default, and "python"."""
@@ -64,6 +67,35 @@ def load(layer: str, plan_of: Callable[..., Any], backward: Callable[..., Any]) 
         return None
     getattr(module, f"set_{layer}")(addresses(), plan_of, backward)
     return getattr(module, layer)  # type: ignore[no-any-return]
+
+
+def nothing(*_: Any) -> None:
+    """Take no case: there is no node."""
+
+
+class Registration:
+    """The C++ registration of a layer, or nothing; it is loaded when the first case comes that it might take.
+
+    Args:
+        layer, plan_of, backward: as for `load`.
+
+    """
+
+    def __init__(self, layer: str, plan_of: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        self._of = layer, plan_of, backward
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as at the beginning: the node is loaded anew, and asks anew what to do with a shape."""
+        self.call: Node = self.first
+
+    def first(self, x: Tensor, *call: Any) -> Any:
+        """Be `call` until a case comes that the node might take; return None for those before."""
+        cpu = isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu"
+        if not cpu or call[-1] not in ("auto", "native") or not torch.is_grad_enabled():
+            return None
+        self.call = load(*self._of) or nothing
+        return self.call(x, *call)
 
 
 def predicate(keys: tuple[int, int, int, int], in_python: Callable[..., bool]) -> Callable[..., bool] | None:

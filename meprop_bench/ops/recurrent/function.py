@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
@@ -155,7 +154,7 @@ def lstm(
     """
     if torch.compiler.is_compiling():
         return None
-    return _node.lstm(x, *(states or (None, None)), *weights, k, selection, kernel)
+    return _node.call(x, *(states or (None, None)), *weights, k, selection, kernel)
 
 
 def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
@@ -262,24 +261,6 @@ def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(tensor.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
-class _Node:
-    """The C++ registration, or nothing; it is loaded when the first case comes that it might take."""
-
-    def __init__(self) -> None:
-        self.lstm: Callable[..., tuple[Tensor, Tensor, Tensor] | None] = self._first
-
-    def _first(self, x: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-        cpu = isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu"
-        if not cpu or call[-1] not in ("auto", "native") or not torch.is_grad_enabled():
-            return None
-        self.lstm = node.load("lstm", _plan, _backward_beside) or _nothing
-        return self.lstm(x, *call)
-
-
-def _nothing(*_: Any) -> None:
-    """Take no case: there is no C++ node."""
-
-
 def _plan(
     threads: int, steps: int, batch: int, m: int, h: int, k: float, selection: str, kernel: str
 ) -> tuple[int, int, int] | None:
@@ -315,4 +296,4 @@ def _call_beside(steps: int, batch: int, k: int, selection: str, by_torch: bool)
     return _Call(CELLS["lstm"], Steps((batch,) * steps, False), k, selection, forward, "native")
 
 
-_node = _Node()
+_node = node.Registration("lstm", _plan, _backward_beside)
