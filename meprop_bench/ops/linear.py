@@ -80,7 +80,7 @@ def linear(
     """
     compiling = torch.compiler.is_compiling()
     if not compiling:
-        y = _node.call(x, w, b, k, selection, sparse, kernel)
+        y: Tensor | None = _node.call(x, w, b, k, selection, sparse, kernel)
         if y is not None:
             return y
     check_selection(selection)

@@ -59,7 +59,7 @@ def conv2d(
 
     """
     if not torch.compiler.is_compiling():
-        y = _node.call(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
+        y: Tensor | None = _node.call(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
         if y is not None:
             return y
     if is_tracing():
@@ -82,7 +82,7 @@ def conv1d(
 ) -> Tensor:
     """Apply `F.conv1d` to x `(B, G C, L)` or `(G C, L)` with w `(N, C, kw)`; else as `conv2d`."""
     if not torch.compiler.is_compiling():
-        y = _node.call(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
+        y: Tensor | None = _node.call(x, w, b, stride, padding, dilation, groups, k, selection, kernel)
         if y is not None:
             return y
     if is_tracing() or w.dim() != 3 or x.dim() not in (2, 3):

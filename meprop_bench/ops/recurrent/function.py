@@ -154,7 +154,10 @@ def lstm(
     """
     if torch.compiler.is_compiling():
         return None
-    return _node.call(x, *(states or (None, None)), *weights, k, selection, kernel)
+    found: tuple[Tensor, Tensor, Tensor] | None = _node.call(
+        x, *(states or (None, None)), *weights, k, selection, kernel
+    )
+    return found
 
 
 def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tensor) -> tuple[Any, str]:
