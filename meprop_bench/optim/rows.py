@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
 from torch.optim.optimizer import ParamsT
 
-from meprop_bench.optim.table import Move, Table, alike, laid_out, rows_of
+from meprop_bench.optim.table import Move, Table, alike, laid_out
 
 __all__ = ["RowOptimizer"]
 
@@ -191,7 +191,7 @@ class RowOptimizer(Optimizer):
                 grad = p.grad
                 if grad is not None:
                     if grad.is_sparse:
-                        grad = rows_of(p, grad)
+                        grad = table.rows_of(p, grad)
                         if self.moves_all_rows(group):
                             grad = grad.to_dense()
                     if not self._enter(table, p, grad, number, group):

@@ -720,3 +720,16 @@ def test_on_a_gpu(kind, settings):
 
 def test_the_base_is_no_optimizer_of_its_own():
     assert all(issubclass(kind, RowOptimizer) for kind in KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_order_are_not_coalesced_again(kind, monkeypatch):
+    """Autograd forgets that a gradient is coalesced when it stores it, and to coalesce takes longer than the step."""
+    if compiled.unavailable_reason() is not None:
+        pytest.skip("the order is seen by compiled code")
+    layer = MePropLinear(9, 6, k=3, selection="unified", sparse=True)
+    layer(torch.randn(4, 9)).square().sum().backward()
+    assert layer.weight.grad.is_sparse and not layer.weight.grad.is_coalesced()
+    optimizer = kind(layer.parameters(), lr=0.1)
+    monkeypatch.setattr(torch.Tensor, "coalesce", None)
+    optimizer.step()

@@ -270,19 +270,25 @@ _COST = (2, 3, 4, 6)
 """Multiply-adds that take about as long as moving a number by each algorithm, from the second cache."""
 
 
+@function(types.boolean(types.int64, types.int64))
+def ascending(rows, count):
+    """Whether rows, int64 (count,), ascend from 0 or more, so that each is there once."""
+    before = np.int64(-1)
+    for row in view(rows, count, np.int64):
+        if row <= before:
+            return False
+        before = row
+    return True
+
+
 @function()
 def _disorder(e):
     """Whether an entry's rows are not ascending, or not rows of W."""
     m = e[_M]
     if e[_ROWS] == 0 or m == 0:
         return False
-    rows = view(e[_ROWS], e[_NUMBERS] // m, np.int64)
-    before = np.int64(-1)
-    for row in rows:
-        if row <= before:
-            return True
-        before = row
-    return before >= e[_N]
+    count = e[_NUMBERS] // m
+    return not ascending(e[_ROWS], count) or (count > 0 and view(e[_ROWS], count, np.int64)[count - 1] >= e[_N])
 
 
 _cut = function()(shares)
