@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torchs
 from torch.optim.optimizer import ParamsT
 
-from meprop_bench.optim.table import Move, Table, alike, laid_out
+from meprop_bench.optim.table import Move, Place, Table, alike
 
 __all__ = ["RowOptimizer"]
 
@@ -187,15 +187,14 @@ class RowOptimizer(Optimizer):
         table, left = Table(), list[Move]()
         for number, group in enumerate(self.param_groups):
             table.settings += self._settings(group)
-            for p in group["params"]:
-                grad = p.grad
-                if grad is not None:
-                    if grad.is_sparse:
-                        grad = table.rows_of(p, grad)
-                        if self.moves_all_rows(group):
-                            grad = grad.to_dense()
-                    if not self._enter(table, p, grad, number, group):
-                        left.append((number, p, grad))
+            parameters = group["params"]
+            if parameters:
+                places = table.places(parameters, rows=not self.moves_all_rows(group))
+                for p, place in zip(parameters, places, strict=True):
+                    if isinstance(place, tuple):
+                        self._enter(table, p, place, number, group)
+                    elif place is not None:
+                        left.append((number, p, place))
         # All gradients have been looked at before any parameter is moved.
         if table.moves:
             if table.known != self._known:
@@ -208,34 +207,16 @@ class RowOptimizer(Optimizer):
         if left:
             self._by_operators(left)
 
-    def _enter(self, table: Table, p: Tensor, grad: Tensor, number: int, group: dict[str, Any]) -> bool:
-        """Put a parameter and its gradient into the table of the compiled step, if they can be."""
-        if type(p) not in _PLAIN or p.dtype is not _FLOAT or not p.is_cpu or not (table.native or table.usable()):
-            return False
-        if grad.is_sparse:
-            idx, values = grad._indices(), grad._values()
-            if not (p.is_contiguous() and idx.is_contiguous()):
-                return False
-            rows, n, found = idx.data_ptr(), p.size(0), values.contiguous()
-        elif p.is_contiguous() and grad.is_contiguous():
-            rows, n, found = 0, 0, grad
-        elif (laid := laid_out(grad, p)) is not None:
-            rows, n, found = 0, 0, laid
-        else:
-            return False
-        if type(found) is not Tensor or found.dtype is not _FLOAT or not found.is_cpu or found.is_neg():
-            return False
-        w, g, numbers, size = p.data_ptr(), found.data_ptr(), found.numel(), p.numel()
-        if not w or (numbers and not g) or (numbers != size and not n):
-            return False  # empty, or without memory of its own
+    def _enter(self, table: Table, p: Tensor, place: Place, number: int, group: dict[str, Any]) -> None:
+        """Put a parameter and its gradient into the table of the compiled step."""
+        grad, w, size, g, rows, numbers, n = place
         algorithm, s, t, steps, counts, first = self._places(table, p, bool(n), group)
         if counts:
             n = p.size(0)
+        m = size // n if n else 0
         table.known += (w, s, t, steps, size)
-        table.words += (w, g, s, t, steps, rows, numbers, size // n if n else 0, n, counts, first, number, algorithm)
+        table.words += (w, g, s, t, steps, rows, numbers, m, n, counts, first, number, algorithm)
         table.moves.append((number, p, grad))
-        table.kept.append(found)
-        return True
 
     # What a subclass is.
 

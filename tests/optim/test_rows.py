@@ -16,8 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import profile
 
 from meprop_bench.nn import MePropLinear
+from meprop_bench.ops import node
 from meprop_bench.ops.kernels import compiled
-from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowOptimizer, RowSGD
+from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowOptimizer, RowSGD, table
 from tests.ops.test_compiled import fresh
 from tests.optim.conftest import KINDS, Plain, parameters, rows
 
@@ -670,6 +671,7 @@ import sys
 sys.modules["numba"] = None
 import torch
 from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowSGD
+from meprop_bench.ops import node
 from meprop_bench.ops.kernels import compiled
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
@@ -729,7 +731,44 @@ def test_rows_in_order_are_not_coalesced_again(kind, monkeypatch):
         pytest.skip("the order is seen by compiled code")
     layer = MePropLinear(9, 6, k=3, selection="unified", sparse=True)
     layer(torch.randn(4, 9)).square().sum().backward()
-    assert layer.weight.grad.is_sparse and not layer.weight.grad.is_coalesced()
+    assert layer.weight.grad.is_sparse
+    assert not layer.weight.grad.is_coalesced()
     optimizer = kind(layer.parameters(), lr=0.1)
     monkeypatch.setattr(torch.Tensor, "coalesce", None)
     optimizer.step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_looking_in_cxx_and_in_python_agree(kind, monkeypatch):
+    """Of gradients that compiled code takes, and of those that it leaves."""
+    found = []
+    for look in (node.gradients(), None):
+        monkeypatch.setattr(table, "_look", lambda look=look: look)
+        places = []
+        table_of = table.Table.places
+
+        def watched(self, parameters, *, rows, places=places, table_of=table_of):
+            given = table_of(self, parameters, rows=rows)
+            places += [each if each is None else type(each) is tuple for each in given]
+            return given
+
+        monkeypatch.setattr(table.Table, "places", watched)
+        ps = parameters((12, 5), (5, 12), (4, 3), (6, 2), (2, 3, 4, 4), (7, 3), (3, 3))
+        ps[1] = ps[1].detach().t().requires_grad_()
+        ps[2] = ps[2].detach().double().requires_grad_()
+        ps[3] = ps[3].detach().as_subclass(type("Sub", (torch.Tensor,), {})).requires_grad_()
+        ps[4] = ps[4].detach().to(memory_format=torch.channels_last).requires_grad_()
+        optimizer = kind(ps, lr=0.05)
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(6):
+            for p in ps[:-2]:
+                p.grad = gradient(p, generator).to(p.dtype)
+            ps[-2].grad = rows([], torch.empty(0, 3), 7)
+            optimizer.step()
+        monkeypatch.undo()
+        numbers = [p.detach().as_subclass(torch.Tensor) for p in ps]
+        numbers += [t.as_subclass(torch.Tensor) for p in ps for t in optimizer.state[p].values()]
+        found.append((numbers, optimizer.state_dict()["param_groups"], places))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+    assert found[0][1:] == found[1][1:]
+    assert {True, False, None} <= set(found[0][2])

@@ -33,7 +33,7 @@ from torch import Tensor
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.ops.node import build
 
-__all__ = ["SWITCH", "Registration", "load", "nothing", "predicate", "unavailable_reason"]
+__all__ = ["SWITCH", "Registration", "gradients", "load", "nothing", "predicate", "unavailable_reason"]
 
 SWITCH = "MEPROP_BENCH_NODE"
 """The environment variable; its values are "cxx", the default, and "python"."""
@@ -108,6 +108,12 @@ def predicate(keys: tuple[int, int, int, int], in_python: Callable[..., bool]) -
         return None
     module.set_keys(*keys, in_python)
     return module.plain  # type: ignore[no-any-return]
+
+
+def gradients() -> Callable[[list[Tensor], bool], list[Any]] | None:
+    """Return what looks where the gradients of parameters are, for `optim.table`, or None where there is none."""
+    module, _ = _loaded()
+    return None if module is None else module.gradients
 
 
 def unavailable_reason() -> str | None:

@@ -10,6 +10,7 @@
 #include <ATen/ops/linear.h>
 
 #include "conv.h"
+#include "gradients.h"
 #include "kept.h"
 #include "lstm.h"
 #include "node.h"
@@ -361,6 +362,7 @@ PyCFunction fast() {
 
 PyMethodDef methods[] = {
     {"conv", fast<conv::conv>(), METH_FASTCALL, nullptr},
+    {"gradients", fast<gradients::gradients>(), METH_FASTCALL, nullptr},
     {"linear", fast<linear>(), METH_FASTCALL, nullptr},
     {"lstm", fast<lstm::lstm>(), METH_FASTCALL, nullptr},
     {"plain", fast<plain>(), METH_FASTCALL, nullptr},

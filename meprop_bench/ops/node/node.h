@@ -44,12 +44,15 @@ inline void mix(size_t& hash, Word word) {
   hash ^= hash >> 29;
 }
 
-inline c10::DispatchKeySet ordinary_keys;
-
 // A float32 tensor in the memory of this process, without anything that changes what operators mean: a subclass,
 // a wrapper of torch.func, a lazy conjugation, another layout.
 inline bool ordinary(const Tensor& t) {
-  return t.key_set() == ordinary_keys && t.scalar_type() == at::kFloat;
+  static const c10::DispatchKeySet keys = [] {
+    // Not by an operator: whatever mode is on at the first call, these are the keys of ordinary tensors.
+    c10::InferenceMode off(false);
+    return at::detail::empty_cpu({1}, at::kFloat).key_set();
+  }();
+  return t.key_set() == keys && t.scalar_type() == at::kFloat;
 }
 
 // What an older torch goes back without, names of dimensions, is nothing to us; a later one has no such key.
@@ -175,9 +178,6 @@ bool set_up(PyObject* arguments, Native& native, PyObject*& plan_of, PyObject*& 
   Py_INCREF(backward);
   Py_XSETREF(plan_of, plan);
   Py_XSETREF(python_backward, backward);
-  // Not by an operator: whatever mode is on when the first layer is called, these are the keys of ordinary tensors.
-  c10::InferenceMode off(false);
-  ordinary_keys = fresh({1}).key_set();
   return true;
 }
 
