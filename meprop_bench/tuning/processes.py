@@ -24,8 +24,9 @@ from meprop_bench.results.axes import AXES, OWN, default_allocator, default_thre
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
 from meprop_bench.stats import Interval, too_wide
+from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.models import check_recipes
-from meprop_bench.sweep.plan import Deadline, Plan
+from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.tasks.build import is_model
