@@ -22,15 +22,26 @@ __all__ = ["Deadline"]
 class Deadline:
     """Seconds of wall time that a run has, from when this is made; None for all the time it needs.
 
+    Args:
+        seconds: how many there are.
+        usual_s: seconds that a piece takes, where that is known; else it is found as the run goes.
+        now: the clock, in seconds.
+
     Raises:
         UserError: not a number of seconds above 0.
 
     """
 
-    def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        seconds: float | None = None,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        usual_s: float | None = None,
+    ) -> None:
         if seconds is not None and not 0 < seconds < math.inf:
             raise UserError(f"a deadline must be more than 0 seconds, and finite, not {seconds:g}")
-        self._now = now
+        self._now, self._usual_s = now, usual_s
         self._spent: list[float] = []
         self._end = math.inf if seconds is None else now() + seconds
 
@@ -41,7 +52,8 @@ class Deadline:
 
     def allows(self) -> bool:
         """Whether to begin another piece: one that takes as long as the usual one so far would be done in time."""
-        return self.left_s > (median(self._spent) if self._spent else 0.0)
+        usual_s = median(self._spent) if self._spent and self._usual_s is None else self._usual_s or 0.0
+        return self.left_s > usual_s
 
     def took(self, seconds: float) -> None:
         """Note what a piece took. Of the first one nothing is known, so it is begun whenever there is time left."""
