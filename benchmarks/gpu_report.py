@@ -31,7 +31,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.results.redact import without_paths
 from meprop_bench.results.store import replace_file
-from meprop_bench.sweep.plan import Deadline
+from meprop_bench.sweep.deadline import Deadline
 
 __all__ = ["main"]
 
@@ -112,7 +112,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _check_device(device: str) -> None:
-    from meprop_bench.sweep.plan import check_feasible
+    from meprop_bench.sweep.feasible import check_feasible
     from meprop_bench.workloads.case import Case
 
     try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.durations import duration
 from meprop_bench.stats import CANNOT_TELL, plus_minus, too_wide
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def live(label: str) -> Iterator[tuple[Callable[[float, float | None], None], Ca
         one = bars.add_task(label, total=1.0)
 
         def update(share: float, left_s: float | None) -> None:
-            left = "" if left_s is None else f" · {left_s:.0f} s left"
+            left = "" if left_s is None else f" · {duration(left_s)} left"
             bars.update(one, completed=share, description=label + left)
 
         yield update, line
@@ -158,14 +159,14 @@ def _line(progress: SweepProgress) -> None:
     if progress.waits:
         click.echo(_waiting(progress), err=True)
     if progress.stage == "done":
-        left = _duration(progress.left_s)
+        left = duration(progress.left_s)
         click.echo(f"[{progress.done}/{progress.total}] {_done(progress)} ({left} left)", err=True)
 
 
 def _description(progress: SweepProgress) -> str:
     widest = max(progress.half_widths.values(), default=None)
     width = "" if widest is None or math.isnan(widest) else f" {plus_minus(widest)}"
-    return f"{_duration(progress.left_s)} left · {progress.case.label}: {progress.stage}{width}"
+    return f"{duration(progress.left_s)} left · {progress.case.label}: {progress.stage}{width}"
 
 
 def _done(progress: SweepProgress) -> str:
@@ -189,7 +190,3 @@ def outcome(rows: tuple[Row, ...]) -> str:
         quality = Quality.of(found)
         parts.append(f"{measure(found)} {quality.change(found.difference)}{' points' * found.percent}, {found.verdict}")
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

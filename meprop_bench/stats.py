@@ -48,6 +48,7 @@ __all__ = [
     "Runs",
     "Samples",
     "Verdict",
+    "amdahl",
     "clear_of",
     "geometric_mean_ratio",
     "holm",
@@ -176,6 +177,11 @@ def clear_of(low: Any, high: Any, bound: Any) -> tuple[Any, Any]:
 def too_wide(half_width: float | None) -> bool:
     """Whether a relative half-width (0.02 is ±2%) leaves a figure without a meaning; without an interval it is not."""
     return half_width is not None and half_width > _WIDEST  # NaN compares false
+
+
+def amdahl(whole: float, part: float) -> float:
+    """Return how many times as fast a whole is at most, however little this part of it takes (Amdahl's law)."""
+    return whole / (whole - part) if part < whole else math.inf
 
 
 def plus_minus(half_width: float, digits: str = ".1%") -> str:

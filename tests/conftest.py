@@ -1,7 +1,8 @@
-"""The whole suite may run in several processes at once (pytest-xdist): each has the machine's turns to itself.
+"""The whole suite may run in several processes at once (pytest-xdist), and none waits for another.
 
-A run of ours waits for its turn on a device, which is a lock in the temporary folder. Tests assert no timing, so that
-nothing is gained by waiting for the run of another test, or for that of somebody else on this machine.
+A run of ours waits for the lock of its device, which lies in the temporary folder: so each process has a folder of its
+own. Tests assert no timing, so that nothing is gained by waiting for the run of another test, or for that of somebody
+else on this machine.
 
 Where there is no GPU, Triton interprets its kernels. That has to be said before it is imported, which torch.compile
 does, too; nothing else that runs on a CPU asks it for anything.
@@ -61,15 +62,22 @@ def other_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture(autouse=True)
+def threads_are_put_back() -> Iterator[None]:
+    """Leave torch's threads as a test found them, whatever it sets."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    yield
+    if torch and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """Small models on several threads wait more than they compute, above all while the machine is busy."""
     import torch
 
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 _MODEL = """

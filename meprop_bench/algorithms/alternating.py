@@ -39,7 +39,7 @@ class Alternating:
 
     def __init__(self, parts: Mapping[str, KScheduler]) -> None:
         if len(parts) < 2:
-            raise ValueError(f"two parts or more can take turns, not {len(parts)}")
+            raise ValueError(f"two parts or more can alternate, not {len(parts)}")
         owner: dict[int, str] = {}
         for part, scheduler in parts.items():
             for name, layer in scheduler.layers.items():

@@ -27,7 +27,9 @@ from meprop_bench.measure.machine import state
 from meprop_bench.progress import lines, showing
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.plan import Deadline, Plan, check_feasible, one_case, plan_axes
+from meprop_bench.sweep.deadline import Deadline
+from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import Plan, one_case, plan_axes
 from meprop_bench.sweep.profile import check_trace, profile_case
 from meprop_bench.sweep.runner import Runner
 from meprop_bench.tasks.build import named

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.api.measure import as_keywords, in_python
+from meprop_bench.durations import seconds_of
 from meprop_bench.errors import ExitCode, one_of
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.measure.machine import state
@@ -25,7 +26,6 @@ from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import check_name, is_model, named
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm
-from meprop_bench.tuning.budget import seconds_of
 from meprop_bench.tuning.document import advice, as_json, doubt, markdown
 from meprop_bench.tuning.run import Request, Result, folder_name
 

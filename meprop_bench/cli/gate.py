@@ -242,7 +242,8 @@ def _measuring(
 
 def _plan(settings: Settings) -> Plan:
     """Return the preset's cases that can have a figure to judge, with the gate's budget."""
-    from meprop_bench.sweep.plan import check_feasible, load_preset, plan_preset
+    from meprop_bench.sweep.feasible import check_feasible
+    from meprop_bench.sweep.plan import load_preset, plan_preset
 
     preset = load_preset(settings.preset)
     # A model's usual baseline is the best, which each revision might choose otherwise, or one that older ones lack.

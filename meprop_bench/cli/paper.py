@@ -15,6 +15,7 @@ import click
 
 from meprop_bench.cli.options import Grouped, examples, with_out
 from meprop_bench.cli.output import name_left_out, results_folder, write_pages
+from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import showing
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from meprop_bench.paper.folder import PaperDocument
     from meprop_bench.paper.records import Trainings
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.plan import Deadline
+    from meprop_bench.sweep.deadline import Deadline
 
 __all__ = ["command"]
 
@@ -79,7 +80,7 @@ def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]
 
     found = {scale: experiment(table(table_id), scale) for scale in SCALES}
     smoke, short, full = (
-        _duration(found[scale].estimate_s(workers)) if found[scale].runnable else "–" for scale in SCALES
+        duration(found[scale].estimate_s(workers)) if found[scale].runnable else "–" for scale in SCALES
     )
     return (smoke, short, full), reasons(found["short"].skipped)
 
@@ -167,7 +168,8 @@ def run_table(
     from meprop_bench.paper.records import Trainings
     from meprop_bench.paper.runner import slug
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.plan import Deadline, check_feasible
+    from meprop_bench.sweep.deadline import Deadline
+    from meprop_bench.sweep.feasible import check_feasible
     from meprop_bench.tasks.checks import on_device
 
     device = str(on_device(device))
@@ -180,7 +182,7 @@ def run_table(
         click.echo(f"not trained: {line}", err=True)
     plan, what = {**found.to_json(), "device": device}, "this table with these settings"
     with results_folder(out, slug(found), machine_slug(device), plan, resume=resume, what=what) as store:
-        click.echo(f"about {_duration(found.estimate_s(workers))} to {store.folder}", err=True)
+        click.echo(f"about {duration(found.estimate_s(workers))} to {store.folder}", err=True)
         try:
             trainings = Trainings(store.folder, write=True)
             for note in trainings.notes:
@@ -217,7 +219,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
         result = f"test {one.test:.2f}, best in epoch {one.best_epoch:g}" if one.test is not None else f"{one.error}"
         click.echo(
             f"[{step.done}/{step.total}] {step.arm.label}, seed {one.seed}: {result} "
-            f"({one.seconds:.0f} s; {_duration(step.left_s)} of trainings left)",
+            f"({one.seconds:.0f} s; {duration(step.left_s)} of trainings left)",
             err=True,
         )
 
@@ -303,12 +305,6 @@ def _workers(processes: int | None, device: str = "cpu") -> int:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _print_table(lines: Sequence[Sequence[Any]]) -> None:

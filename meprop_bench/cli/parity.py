@@ -20,7 +20,7 @@ import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
 from meprop_bench.cli.output import as_record, complaining, results_folder, write
-from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
+from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode
 from meprop_bench.progress import console, live
 from meprop_bench.sweep.accuracy import MARGIN

@@ -52,7 +52,7 @@ def command(form: str, trace: Path | None, search: float, **options: str | None)
     The case is given by the axes of speedup, one value each. It takes about 30 seconds; times are medians over four
     processes, with 95% intervals.
     """
-    from meprop_bench.sweep.plan import check_feasible
+    from meprop_bench.sweep.feasible import check_feasible
 
     case = _case(options)
     from meprop_bench.sweep.profile import check_trace, profile_case

@@ -26,7 +26,8 @@ from meprop_bench.progress import showing
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.plan import Deadline, Plan
+    from meprop_bench.sweep.deadline import Deadline
+    from meprop_bench.sweep.plan import Plan
 
 __all__ = ["command"]
 
@@ -87,7 +88,8 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
     Axes take lists (--k 8,32 or --k 8 --k 32), and every combination is a case. Without any: a hidden layer of the
     papers' MNIST model. Results go to FOLDER/<date>_<machine>_<name>/.
     """
-    from meprop_bench.sweep.plan import Deadline, check_feasible
+    from meprop_bench.sweep.deadline import Deadline
+    from meprop_bench.sweep.feasible import check_feasible
 
     parity = options["parity"]
     unsaid = preset is None and parity is None

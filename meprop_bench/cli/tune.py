@@ -18,7 +18,7 @@ import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
 from meprop_bench.cli.output import as_record, complaining, results_folder, write
-from meprop_bench.cli.train import RECIPE_GROUPS, recipe_of, with_recipe
+from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.progress import console, lines, watcher
@@ -114,9 +114,9 @@ for _param in command.params:
 
 def request_of(given: dict[str, Any], budgets: str | None) -> Request:
     """Return what the options of `tune` ask for; `UserError` for those that cannot be used."""
+    from meprop_bench.durations import seconds_of
     from meprop_bench.sweep.plan import parse_axis
     from meprop_bench.tasks.build import is_model
-    from meprop_bench.tuning.budget import seconds_of
     from meprop_bench.tuning.run import Request
 
     for name in _NOT_TUNED:  # of `parity`, which has these options
@@ -149,9 +149,9 @@ def _words(text: str | None) -> list[str]:
 
 def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, out: Path) -> int:
     """Search, print the answer, and return the exit code."""
+    from meprop_bench.durations import duration, seconds_of
     from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_threads
-    from meprop_bench.tuning.budget import duration, seconds_of
 
     seconds = float("inf") if budget is None and request.budgets else seconds_of(budget or _BUDGET)
     with _store(request, out, resume) as store:

@@ -1,4 +1,4 @@
-"""Asking a mirror for a file, from some byte on, without trusting it.
+"""Requests of a file from a mirror, from some byte on, without trusting it.
 
 Only https is spoken (http to this machine alone), after redirects too; ftp, file and data addresses cannot be opened
 at all. What a server does takes no more than the time that it is given, whatever that is: the connection has a thread

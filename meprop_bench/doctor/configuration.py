@@ -23,7 +23,8 @@ from typing import Any
 from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.gate.settings import KEYS
-from meprop_bench.sweep.plan import check_feasible, load_preset, plan_preset
+from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import load_preset, plan_preset
 
 __all__ = ["TABLES", "asv", "preset", "project"]
 

@@ -175,7 +175,7 @@ def data_sets(*, thorough: bool) -> list[Finding]:
     """Look at every data set; `thorough` hashes every file (half a second for MNIST), else sizes are compared.
 
     One that is not here is a note: the digits of scikit-learn stand in for it. One that is damaged is a problem, since
-    a sweep over it is refused (`sweep.plan`), and better now than then.
+    a sweep over it is refused (`sweep.feasible`), and better now than then.
     """
     try:
         folder = data_folder()

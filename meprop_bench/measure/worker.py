@@ -188,12 +188,12 @@ class Worker:
                 if _exited(self._process):
                     self._readers[0].join(_POLL_S)
                     if self._answers.empty():
-                        raise WorkerDied(self._obituary()) from None
+                        raise WorkerDied(self._how_it_ended()) from None
                 elif time.monotonic() >= deadline:
                     raise WorkerDied(self._with_tail(f"no answer within {timeout:.3g} s, so it was killed")) from None
                 continue
             if line is None:
-                raise WorkerDied(self._obituary())
+                raise WorkerDied(self._how_it_ended())
             answer = _parse(line)
             if answer is not None:
                 self._answered = True
@@ -202,7 +202,7 @@ class Worker:
                 raise WorkerDied(f"it answered garbage: {_one_line(line.decode(errors='replace'))}")
             self._stderr.append(_one_line(line.decode(errors="replace")))
 
-    def _obituary(self) -> str:
+    def _how_it_ended(self) -> str:
         if not _await_exit(self._process, _GOODBYE_S):
             return self._with_tail("closed its standard output, so it was killed")
         self._end()

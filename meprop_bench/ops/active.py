@@ -22,6 +22,7 @@ from torch import Tensor
 
 from meprop_bench.ops.graph import is_tracing
 from meprop_bench.ops.kernels import Gradients, compiled
+from meprop_bench.ops.memory import address
 from meprop_bench.ops.plain import memory, undisturbed, unwatched
 from meprop_bench.ops.saved import attached, fit, pinned
 
@@ -113,10 +114,6 @@ def _ordinary(x: Tensor, w: Tensor, b: Tensor | None, bits: Tensor, ids: Tensor)
     )
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 def _shares(native: Any, batch: _Batch, m: int) -> tuple[int, int]:
     """Return torch's threads, as the kernel takes them, and into how many shares its work is cut."""
     openmp = native.OPENMP
@@ -138,7 +135,7 @@ class _Active(torch.autograd.Function):
         openmp, shares = _shares(native, batch, m)
         native.forward(
             openmp, native.FORWARD, shares, batch.words.data_ptr(), batch.pairs,
-            x.data_ptr(), w.data_ptr(), _address(b), y.data_ptr(), batch.b, batch.n, m,
+            x.data_ptr(), w.data_ptr(), address(b), y.data_ptr(), batch.b, batch.n, m,
         )  # fmt: skip
         return y
 
@@ -170,8 +167,8 @@ def _backward(dy: Tensor, x: Tensor | None, w: Tensor | None, batch: _Batch, nee
     db = dy.new_empty(batch.n) if need_db else None
     openmp, shares = _shares(native, batch, m)
     native.backward(
-        openmp, native.BACKWARD, shares, batch.words.data_ptr(), batch.pairs, dy.data_ptr(), _address(x), _address(w),
-        _address(dx), _address(dw), _address(db), batch.b, batch.n, m,
+        openmp, native.BACKWARD, shares, batch.words.data_ptr(), batch.pairs, dy.data_ptr(), address(x), address(w),
+        address(dx), address(dw), address(db), batch.b, batch.n, m,
     )  # fmt: skip
     return dx, dw, db
 

@@ -22,7 +22,7 @@ from torch.optim.optimizer import ParamsT
 
 from meprop_bench.optim.operators import can_be_fused, rows_taken
 from meprop_bench.optim.rows import RowOptimizer
-from meprop_bench.optim.table import Table
+from meprop_bench.optim.table import Table, made_like
 
 __all__ = ["RowAdagrad"]
 
@@ -65,15 +65,10 @@ class RowAdagrad(RowOptimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        settings = {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-            "maximize": maximize,
-        }
-        super().__init__(params, settings)
+        super().__init__(
+            params, lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value, maximize=maximize,
+        )  # fmt: skip
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with settings of its own where it has them."""
@@ -86,13 +81,11 @@ class RowAdagrad(RowOptimizer):
         state: dict[str, Tensor] = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            value = group["initial_accumulator_value"]
-            state["sum"] = torch.full_like(p, value, memory_format=torch.preserve_format, requires_grad=False)
+            state["sum"] = made_like(p, group["initial_accumulator_value"])
         return state
 
-    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        sign = -1.0 if group["maximize"] else 1.0
-        return group["lr"], group["weight_decay"], sign, group["eps"], group["lr_decay"], 0.0, 0.0
+    def _numbers(self, group: dict[str, Any]) -> tuple[float, float, float, float]:
+        return group["eps"], group["lr_decay"], 0.0, 0.0
 
     def moves_all_rows(self, group: dict[str, Any]) -> bool:
         """Whether a step moves rows without a gradient; one by rows is made dense then."""

@@ -46,7 +46,7 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
 from meprop_bench.optim.rows import RowOptimizer
-from meprop_bench.optim.table import Table
+from meprop_bench.optim.table import Table, made_like
 
 __all__ = ["RowAdam", "RowAdamW"]
 
@@ -89,9 +89,7 @@ class RowAdam(RowOptimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        )
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
 
     def _check_settings(self, group: dict[str, Any]) -> None:
         super()._check_settings(group)
@@ -110,9 +108,8 @@ class RowAdam(RowOptimizer):
     def _shapes_of_step(self, p: Tensor) -> tuple[tuple[int, ...], ...]:
         return (), tuple(p.shape[:1])
 
-    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        sign = -1.0 if group["maximize"] else 1.0
-        return group["lr"], group["weight_decay"], sign, group["eps"], *group["betas"], self.decoupled_weight_decay
+    def _numbers(self, group: dict[str, Any]) -> tuple[float, float, float, float]:
+        return group["eps"], *group["betas"], self.decoupled_weight_decay
 
     def _places(self, table: Table, p: Tensor, by_rows: bool, group: dict[str, Any]) -> tuple[int, ...]:
         state = self._state_of(p, by_rows)
@@ -125,8 +122,7 @@ class RowAdam(RowOptimizer):
         state: dict[str, Tensor] = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
+            state["exp_avg"], state["exp_avg_sq"] = made_like(p), made_like(p)
         if by_rows and state["step"].dim() == 0:
             state["step"] = state["step"].to(p.device).repeat(p.shape[0])
         return state

@@ -51,7 +51,7 @@ class RowOptimizer(Optimizer):
     _counts: ClassVar[bool]
     """Whether there is a state `step`."""
 
-    def __init__(self, params: ParamsT, settings: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, **settings: Any) -> None:
         self._forget()
         super().__init__(params, settings)
 
@@ -186,7 +186,8 @@ class RowOptimizer(Optimizer):
     def _step(self) -> None:
         table, left = Table(), list[Move]()
         for number, group in enumerate(self.param_groups):
-            table.settings += self._settings(group)
+            sign = -1.0 if group["maximize"] else 1.0
+            table.settings += group["lr"], group["weight_decay"], sign, *self._numbers(group)
             parameters = group["params"]
             if parameters:
                 places = table.places(parameters, rows=not self.moves_all_rows(group))
@@ -220,8 +221,8 @@ class RowOptimizer(Optimizer):
 
     # What a subclass is.
 
-    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """Return a group's settings in the order of the compiled step."""
+    def _numbers(self, group: dict[str, Any]) -> tuple[float, float, float, float]:
+        """Return what the compiled step takes of a group behind learning rate, weight decay and sign; 0 for nothing."""
         raise NotImplementedError
 
     def _places(self, table: Table, p: Tensor, by_rows: bool, group: dict[str, Any]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from torch.optim.sgd import sgd
 
 from meprop_bench.optim.operators import can_be_fused, rows_taken
 from meprop_bench.optim.rows import RowOptimizer
-from meprop_bench.optim.table import Table
+from meprop_bench.optim.table import Table, made_like
 
 __all__ = ["RowSGD"]
 
@@ -67,15 +67,10 @@ class RowSGD(RowOptimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        settings = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-        }
-        super().__init__(params, settings)
+        super().__init__(
+            params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+            maximize=maximize,
+        )  # fmt: skip
 
     def _check_settings(self, group: dict[str, Any]) -> None:
         super()._check_settings(group)
@@ -92,11 +87,8 @@ class RowSGD(RowOptimizer):
             loaded["momentum_buffer"] = loaded["momentum_buffer"].to_dense()
         super()._restore(p, loaded)
 
-    def _settings(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        sign = -1.0 if group["maximize"] else 1.0
-        return (
-            group["lr"], group["weight_decay"], sign, 0.0, group["momentum"], group["dampening"], group["nesterov"]
-        )  # fmt: skip
+    def _numbers(self, group: dict[str, Any]) -> tuple[float, float, float, float]:
+        return 0.0, group["momentum"], group["dampening"], group["nesterov"]
 
     def moves_all_rows(self, group: dict[str, Any]) -> bool:
         """Whether a step moves rows without a gradient; one by rows is made dense then."""
@@ -109,7 +101,7 @@ class RowSGD(RowOptimizer):
         momentum = state.get("momentum_buffer")
         first = momentum is None
         if first:
-            momentum = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
+            momentum = made_like(p)
             table.fresh.append((p, state, "momentum_buffer", momentum))
         return table.native.MOMENTUM, momentum.data_ptr(), 0, 0, 0, first
 

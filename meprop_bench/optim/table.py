@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from meprop_bench.ops import node
 from meprop_bench.ops.kernels import compiled
 
-__all__ = ["Move", "Place", "Table", "alike"]
+__all__ = ["Move", "Place", "Table", "alike", "made_like"]
 
 Move = tuple[int, Tensor, Tensor]
 """Number of a parameter's group, the parameter, its gradient."""
@@ -177,6 +177,12 @@ def alike(p: Tensor, state: Any) -> bool:
         and state.stride() == p.stride()
         and not state.is_neg()
     )
+
+
+def made_like(p: Tensor, value: float = 0.0) -> Tensor:
+    """Return a new state, filled with a number, that lies in memory as its parameter does."""
+    state = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
+    return state.fill_(value) if value else state
 
 
 def _laid_out(grad: Tensor, p: Tensor) -> Tensor | None:

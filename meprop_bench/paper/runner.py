@@ -30,7 +30,8 @@ from meprop_bench.paper.subjects import subject
 from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import Store, replace_file
-from meprop_bench.sweep.plan import Deadline, Plan
+from meprop_bench.sweep.deadline import Deadline
+from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import start_worker
 
 __all__ = ["Step", "count_data", "decode_all", "missing", "plan_of", "slug", "take", "train_all"]

@@ -73,7 +73,7 @@ def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, ev
         if key not in _examined:
             worker = start_worker(environment_of(allocator, threads))
             try:
-                with _saying(f"examining {name}: it is built twice, and takes a step in each way"):
+                with _announcing(f"examining {name}: it is built twice, and takes a step in each way"):
                     answer = worker.request({"do": "examine", "recipes": own, "threads": threads}, _LONGEST_S)
             except WorkerError as died:
                 raise UserError(f"{name} cannot be examined: {died.sentence('its process')}") from None
@@ -89,7 +89,7 @@ def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, ev
 
 
 @contextmanager
-def _saying(what: str) -> Iterator[None]:
+def _announcing(what: str) -> Iterator[None]:
     """Say on standard error what is waited for, if that takes long."""
     timer = threading.Timer(_SILENT_S, lambda: print(what, file=sys.stderr))
     timer.daemon = True

@@ -1,14 +1,11 @@
 """Dense against a method over several seeds: trained side by side, each on one thread, judged against a margin.
 
-    train    {recipe, seed, checkpoint}    ->  the test metric at the best development score, what was trained, and what
-                                               a reader should know of the data
-
-A small model gains less from a second thread than two models do from a core each. Both sides of a seed have the same
+Both sides of a seed have the same
 initial weights and batches, so that their difference is the method's. When both are trained, the row of the comparison
 is stored again with this seed in it, and the later row replaces the earlier one: a kill costs no pair that is done.
 Each training has a checkpoint of its own in the folder until its pair is stored, so it costs seconds of the others.
 
-What is compared, and how it is judged, is that of `sweep.accuracy`.
+What is compared, and how it is judged, is that of `sweep.accuracy`; what trains is `sweep.trainers`.
 """
 
 from __future__ import annotations
@@ -18,20 +15,18 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
-from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.results.axes import OWN
 from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import MARGIN, figure, figure_name, judged
-from meprop_bench.sweep.worker import Session, start_worker
+from meprop_bench.sweep.accuracy import MARGIN, figure_name, judged
+from meprop_bench.sweep.trainers import Trainers, Training
+from meprop_bench.sweep.worker import start_worker
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe
@@ -39,8 +34,6 @@ from meprop_bench.tasks.recipe import Recipe
 __all__ = ["Comparison", "ParityProgress", "case_id", "compare"]
 
 _SIDES = ("dense", "sparse")
-_LONGEST_S = 7 * 24 * 3600.0
-"""Seconds after which a silent training counts as hung: a week, since only its owner knows how long it may take."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,6 @@ class _Trainings:
     ) -> None:
         self._comparison, self._store, self._progress, self._start, self._now = comparison, store, progress, start, now
         self._id = case_id(comparison)
-        self._folder = store.folder / "checkpoints"
         self.pairs: dict[int, tuple[float, float]] = {}
         for row in store.rows():
             if row.case_id == self._id and row.parity is not None:
@@ -160,29 +152,19 @@ class _Trainings:
         return {"steps": stored.steps, "metric": stored.metric, "percent": stored.percent}
 
     def run(self, count: int) -> None:
-        try:
-            self._folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {self._folder}: {error.strerror}; choose another --out") from None
         self._before = self._share()
-        device = str(self._comparison.recipe.options.get("device", "cpu"))
-        device = "cuda:0" if device == "cuda" else device
-        with Pool.of(self._start, count, _LONGEST_S) as pool:
-            try:
-                hello, *_ = pool.hello(threads=self._comparison.threads, device=device, kernels=False).values()
-            except WorkerError as error:
-                raise UserError(f"nothing can be trained: {error.sentence('a training process')}") from None
-            for (seed, side), answer in pool.share(iter(self.todo), self._request, idle=self._tell):
+        comparison = self._comparison
+        device, threads = comparison.recipe.device, comparison.threads
+        with Trainers(self._start, count, self._store, device=device, threads=threads) as trainers:
+            for (seed, side), answer in trainers.share(iter(self.todo), self._training, self._report):
                 if isinstance(answer, WorkerError):
                     raise UserError(f"training {side} from seed {seed} failed: {answer.sentence('its process')}")
-                self._take(seed, side, {**hello, **answer})
-        with suppress(OSError):
-            self._folder.rmdir()
+                self._take(seed, side, {**trainers.hello, **answer})
 
-    def _request(self, job: tuple[int, str]) -> tuple[str, dict[str, Any]]:
+    def _training(self, job: tuple[int, str]) -> Training:
         seed, side = job
-        recipe = self._comparison.recipe if side == "sparse" else self._comparison.recipe.dense()
-        return "train", {"recipe": recipe.to_json(), "seed": seed, "checkpoint": str(self._checkpoint(seed, side))}
+        recipe = self._comparison.recipe
+        return Training(recipe if side == "sparse" else recipe.dense(), seed, side)
 
     def _take(self, seed: int, side: str, answer: dict[str, Any]) -> None:
         self._found[seed, side] = answer
@@ -194,13 +176,11 @@ class _Trainings:
         self._store.write_environment({answer["environment_id"]: answer["environment"]})
         self._store.append([self._row(answer)])
         for each in _SIDES:
-            for path in (self._checkpoint(seed, each), self._progress_file(seed, each)):
-                path.unlink(missing_ok=True)
-        self._tell(seed)
+            self._training((seed, each)).forget(self._store)
+        self._report(seed)
 
     def _row(self, answer: Mapping[str, Any]) -> Row:
         recipe, options = self._comparison.recipe, answer["options"]
-        device = options.get("device", "cpu")
         return Row(
             case_id=self._id,
             workload=OWN if is_model(recipe.task) else recipe.task,
@@ -214,7 +194,7 @@ class _Trainings:
             batch=options.get("batch"),
             in_features=None,
             out_features=options.get("hidden"),
-            device="cuda:0" if device == "cuda" else device,
+            device=recipe.device,
             threads=self._comparison.threads,
             dtype="float32",
             gradient=recipe.gradient,
@@ -230,7 +210,7 @@ class _Trainings:
             notes=tuple(map(Note, (f"{recipe.label}: trained for {recipe.duration}", *answer["notes"]))),
         )
 
-    def _tell(self, seed: int | None = None) -> None:
+    def _report(self, seed: int | None = None) -> None:
         share = self._share()
         gone = share - self._before
         left = (self._now() - self._begun) / gone * (1 - share) if gone > 0 else None
@@ -240,40 +220,5 @@ class _Trainings:
         """Return how much is done, by what the workers left in their files: no number is ever waited for."""
         total = 2 * self._comparison.seeds
         done = float(2 * len([seed for seed in self.pairs if seed <= self._comparison.seeds]))
-        for seed, side in self.todo:
-            if seed not in self.pairs:
-                with suppress(OSError, ValueError):
-                    done += float(self._progress_file(seed, side).read_text())
+        done += sum(self._training(job).share(self._store) for job in self.todo if job[0] not in self.pairs)
         return min(1.0, done / total)
-
-    def _checkpoint(self, seed: int, side: str) -> Path:
-        return self._folder / f"{side}-{seed}.pt"
-
-    def _progress_file(self, seed: int, side: str) -> Path:
-        return self._checkpoint(seed, side).with_suffix(".progress")
-
-
-def train(session: Session, recipe: Mapping[str, Any], seed: int, checkpoint: str) -> Mapping[str, Any]:
-    """Answer a worker's request: train one side from one seed, or go on where its checkpoint is."""
-    from meprop_bench.tasks.run import run
-
-    wanted = Recipe(**recipe)
-    key = json.dumps([wanted.task, dict(wanted.options)])
-    if session.loaded.keys() != {key}:
-        session.loaded = {key: wanted.load()}  # one at a time: data are large
-    task, path = session.loaded[key], Path(checkpoint)
-
-    def note(found: Any) -> None:
-        path.with_suffix(".progress").write_text(f"{found.step / found.steps:.4f}")
-
-    found = run(task, wanted, seed, checkpoint=path, progress=note)
-    return {
-        "figure": figure(wanted, found),
-        "metric": task.metric,
-        "percent": task.percent,
-        "steps": found.steps,
-        "seconds": found.seconds,
-        "options": dict(task.options),
-        "data_published": task.data_published,
-        "notes": list(task.notes),
-    }

@@ -5,23 +5,14 @@
 
 A preset is data, so that a sweep can be read, compared and extended without reading code; a misspelt key in one is an
 error with a suggestion, never an axis that silently does nothing. Everything that can be wrong in a plan is found
-here, before anything is measured; so is what this machine cannot measure (`check_feasible`).
-
-A machine that is lent for minutes must give something for any number of them (`Deadline`). So what is to be done stands
-in the order of its importance, and what would not be done in time is not begun: the run then ends with what it has,
-says what it left out, and a later one with --resume goes on there. Nothing that has been begun is cut short, since half
-a case is no measurement; a run may therefore end a little after its deadline, by as much as its last piece took longer
-than the pieces before it.
+here, before anything is measured; what this machine cannot measure is found by `sweep.feasible`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import os
-import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -33,20 +24,15 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from meprop_bench.errors import UserError, one_of
-from meprop_bench.measure.affinity import chosen
-from meprop_bench.measure.allocator import environment_of
 from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
-from meprop_bench.stats import median
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.workloads.case import DATA, TEXT, WORKLOADS, Case
 
 __all__ = [
     "CHECKS",
-    "Deadline",
     "Plan",
     "Preset",
-    "check_feasible",
     "load_preset",
     "one_case",
     "parse_axis",
@@ -321,91 +307,3 @@ def _which_data(name: object, workload: str) -> str:
 
 def _distinct(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(dict.fromkeys(cases))
-
-
-def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool = False) -> None:
-    """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
-
-    Users' models are examined; with `evaluates` each has to say how good it is.
-
-    Raises:
-        UserError: what is missing, in one line.
-
-    """
-    cases = list(cases)
-    for device in dict.fromkeys(case.device for case in cases if case.device != "cpu"):
-        from meprop_bench.tasks.checks import on_device
-
-        on_device(device)
-    cores = os.cpu_count() or 1
-    for threads, allocator in dict.fromkeys((case.threads, case.allocator) for case in cases):
-        if threads > cores:
-            raise UserError(
-                f"{threads} threads on {cores} cores would wait for each other: use --threads {cores}, or less"
-            )
-        if pin:
-            chosen(threads)
-        environment_of(allocator, threads)
-    for data in dict.fromkeys(case.data for case in cases if case.data is not None):
-        _check_data(data)
-    if any(case.model is not None for case in cases):
-        from meprop_bench.sweep.models import check_models
-
-        check_models(cases, evaluates=evaluates)
-
-
-def _check_data(name: str) -> None:
-    """Read the data once: a file that is cut off must not cost the cases before it.
-
-    Another set in files of the same names is none of that: it is measured, and each row says so.
-    """
-    if name == "digits":
-        from meprop_bench.data.images import check_installed
-
-        check_installed()
-        return
-    if name in TEXT:
-        from meprop_bench.data.characters import load_text
-
-        if name != "made-up":
-            load_text(name)
-        return
-    from meprop_bench.data import load_images
-    from meprop_bench.data.content import condition
-    from meprop_bench.data.sources import SOURCES, data_folder
-
-    if condition(data_folder(), SOURCES[name], thorough=True)[0] == "present":
-        return
-    try:
-        load_images(name)
-    except UserError as error:
-        raise UserError(f"{name} is corrupt: {error}") from None
-
-
-class Deadline:
-    """Seconds of wall time that a run has, from when this is made; None for all the time it needs.
-
-    Raises:
-        UserError: not a number of seconds above 0.
-
-    """
-
-    def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        if seconds is not None and not 0 < seconds < math.inf:
-            raise UserError(f"a deadline must be more than 0 seconds, and finite, not {seconds:g}")
-        self._now = now
-        self._spent: list[float] = []
-        self._end = math.inf if seconds is None else now() + seconds
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until it, below 0 behind it; infinite where there is none."""
-        return self._end - self._now()
-
-    def allows(self) -> bool:
-        """Whether to begin another piece: one that takes as long as the usual one so far would be done in time."""
-        return self.left_s > (median(self._spent) if self._spent else 0.0)
-
-    def took(self, seconds: float) -> None:
-        """Note what a piece took. Of the first one nothing is known, so it is begun whenever there is time left."""
-        self._spent.append(seconds)

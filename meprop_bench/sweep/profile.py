@@ -35,7 +35,7 @@ from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import mean_interval, median
 from meprop_bench.sweep.peaks import MachinePeaks
-from meprop_bench.sweep.runner import case_rows
+from meprop_bench.sweep.rows import case_rows
 from meprop_bench.sweep.worker import Session, start_for
 
 if TYPE_CHECKING:

@@ -37,21 +37,22 @@ from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
 from meprop_bench.measure.machine import Activity, state, total
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
-from meprop_bench.measure.peaks import Peaks, PeaksCache
+from meprop_bench.measure.peaks import PeaksCache
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerOutOfMemory, WorkerRefused
-from meprop_bench.results.axes import AXES, default_threads
-from meprop_bench.results.consistency import FAR, WATCHED
-from meprop_bench.results.schema import PASSED, Parity, Row, Side, Utilization
+from meprop_bench.results.axes import default_threads
+from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import Accuracies, Figures
 from meprop_bench.sweep.baselines import Baselines
+from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.peaks import MachinePeaks
-from meprop_bench.sweep.plan import Deadline, Plan
+from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.rows import case_rows, failed_row
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Runner", "SweepProgress", "case_rows", "failed_row"]
+__all__ = ["Runner", "SweepProgress"]
 
 _LEAST_ROUNDS = 2
 _SLICES = 6
@@ -320,138 +321,3 @@ class Runner:
 
 def _group(case: Case) -> tuple[object, ...]:
     return (case.threads, case.device, case.allocator)
-
-
-def case_rows(
-    case: Case,
-    setup: Mapping[str, Any],
-    measurements: Sequence[Measurement],
-    *,
-    peaks: Peaks,
-    memory: Mapping[str, Sequence[Mapping[str, Any]]],
-    utilization: Mapping[str, Any] | str,
-    parity: Parity | None,
-    environment_id: str,
-    target: float,
-    notes: Sequence[Note],
-) -> list[Row]:
-    """Return a row for each phase, from what the processes answered.
-
-    Args:
-        case: what was measured.
-        setup: what a worker answered to "setup".
-        measurements: one for each phase.
-        peaks: of the machine, for the floors.
-        memory: what a worker answered to "memory": phase -> weights of [baseline, method].
-        utilization: what a worker answered to "utilization", or why none did.
-        parity: the accuracy comparison; it goes to the phase "step".
-        environment_id: where this was measured.
-        target: half-width at which an interval counts as narrow enough.
-        notes: for every row.
-
-    """
-    rows = []
-    for found in measurements:
-        own = [*map(Note, setup["notes"]), *notes, *found.notes]
-        converged = found.converged(target)
-        if not converged and found.speedup.bounded:
-            own.append(Note.of("budget", percent=100 * target))
-        weights = memory.get(found.phase) or ({}, {})
-        if any(side.get("exact") is False for side in weights):
-            own.append(Note.of("sampled-memory"))
-        watched, unavailable = _utilization(found.phase, utilization)
-        costs = setup["costs"].get(found.phase) or (None, None)
-        dense, sparse = (
-            _side(median_s, cost, weight, seen, peaks, case.dtype)
-            for median_s, cost, weight, seen in zip(
-                (found.baseline_median_s, found.median_s), costs, weights, watched, strict=True
-            )
-        )
-        if found.phase == "step" and (limit := _ceiling(measurements, setup.get("converted"))) is not None:
-            own.append(Note.of("amdahl", factor=limit))
-        if (sparse.efficiency or 0.0) > FAR:  # such a row would be refused when it is read
-            dense, sparse = replace(dense, floor_s=None), replace(sparse, floor_s=None)
-            own.append(Note.of("no-floor"))
-        rows.append(
-            Row(
-                **_axes(case, k=setup["k"], kernel=setup["kernel"]),
-                phase=found.phase,
-                data_published=setup.get("data_published"),
-                baseline_chosen=setup.get("baseline"),
-                convertible=setup.get("convertible"),
-                measurement=found,
-                dense=dense,
-                sparse=sparse,
-                speedup=found.speedup.estimate,
-                speedup_low=found.speedup.low,
-                speedup_high=found.speedup.high,
-                converged=converged,
-                unavailable=unavailable,
-                check=PASSED,
-                parity=parity if found.phase == "step" else None,
-                environment_id=environment_id,
-                notes=tuple(own),
-            )
-        )
-    return rows
-
-
-def _ceiling(measurements: Sequence[Measurement], converted: float | None) -> float | None:
-    """Return the speed-up of a step whose sparsified layers' backward passes took no time (Amdahl), from their share of
-    the backward pass's operations: an estimate, as operations differ in what they take.
-    """
-    taken = {found.phase: found.baseline_median_s for found in measurements}
-    if converted is None or not {"backward", "step"} <= taken.keys():
-        return None
-    rest = taken["step"] - converted * taken["backward"]
-    return taken["step"] / rest if rest > 0 else None
-
-
-def _side(
-    median_s: float,
-    cost: tuple[float, float] | None,
-    weight: Mapping[str, Any],
-    watched: Utilization | None,
-    peaks: Peaks,
-    dtype: str,
-) -> Side:
-    flops, nbytes = cost or (None, None)
-    return Side(
-        median_s=median_s,
-        floor_s=None if flops is None or nbytes is None else peaks.floor_s(flops, nbytes, dtype),
-        flops=flops,
-        bytes=nbytes,
-        peak_memory_bytes=weight.get("tensor_bytes"),
-        peak_reserved_bytes=weight.get("reserved_bytes"),
-        process_peak_bytes=weight.get("process_bytes"),
-        process_growth_bytes=weight.get("growth_bytes"),
-        utilization=watched,
-    )
-
-
-def _utilization(
-    phase: str, found: Mapping[str, Any] | str
-) -> tuple[tuple[Utilization, Utilization] | tuple[None, None], dict[str, str]]:
-    """Return what was watched of baseline and method, and a reason for each figure of `WATCHED` that is not there."""
-    if isinstance(found, str):
-        return (None, None), dict.fromkeys(WATCHED, found)
-    if phase != found["phase"]:
-        return (None, None), dict.fromkeys(WATCHED, f"only the phase {found['phase']} is run steadily")
-    baseline, method = (Utilization.from_json(side) for side in found["sides"])
-    missing = [name for name in WATCHED if getattr(method, name) is None]
-    return (baseline, method), {name: method.unavailable.get(name, "not read") for name in missing}
-
-
-def failed_row(case: Case, error: str | None, environment_id: str, *, check: str | None = None) -> Row:
-    """Return the one row of a case that could not be measured (`error`), or computes something else (`check`)."""
-    return Row(
-        **_axes(case, k=case.k, kernel=None), phase=None, check=check, error=error, environment_id=environment_id
-    )
-
-
-def _axes(case: Case, *, k: float, kernel: str | None) -> dict[str, Any]:
-    axes = {
-        axis.stored: None if axis.nullable and not axis.of(case.workload) else getattr(case, axis.field)
-        for axis in AXES.values()
-    }
-    return {**axes, "case_id": case.case_id, "kernel": kernel, "k": k}

@@ -31,7 +31,8 @@ from meprop_bench.measure.environment import machine_slug
 from meprop_bench.results.axes import AXES, WITHOUT_K, device_name
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.plan import Plan, Preset, check_feasible, load_preset, plan_preset
+from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import Plan, Preset, load_preset, plan_preset
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.workloads.case import Case
 

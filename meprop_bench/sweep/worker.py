@@ -86,7 +86,7 @@ REQUESTS = {
     "trees": "sweep.profile:trees",
     "break_even": "sweep.profile:break_even",
     # trainings: parity, paper
-    "train": "sweep.parity:train",
+    "train": "sweep.trainers:train",
     "train_arm": "paper.requests:train_arm",
     "examples": "paper.requests:examples",
     "cut": "paper.requests:cut",

@@ -248,11 +248,11 @@ class _Scheduling(Running):
 class Alternation(Algorithm):
     """The task's parts are sparsified alternately, an epoch each: encoder and decoder of a translator (TKDE, 3.3.3)."""
 
-    title: ClassVar[str] = "taking turns"
+    title: ClassVar[str] = "alternating"
 
     def _start(self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Running:
         if not task.entry.alternated:
-            raise UserError(f"the task {task.name} has no parts that could take turns: alternating is for translation")
+            raise UserError(f"the task {task.name} has no parts that could alternate: alternating is for translation")
         return _Alternating(task, model)
 
 

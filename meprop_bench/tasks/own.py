@@ -28,7 +28,8 @@ from meprop_bench.optimizers import make_optimizer, make_schedule
 from meprop_bench.tasks.batch import equal, moved, tensors
 from meprop_bench.tasks.build import Stream, call, failed, find, seeded, source_of
 from meprop_bench.tasks.checks import on_device
-from meprop_bench.tasks.task import Sparsifier, Split, Task
+from meprop_bench.tasks.recipe import Recipe
+from meprop_bench.tasks.task import Split, Task
 from meprop_bench.training import Step, Training
 
 __all__ = ["Own"]
@@ -144,13 +145,13 @@ class Own(Task):
                 " differs; seed what else it draws from"
             )
 
-    def sparsify(self, model: nn.Module, recipe: Sparsifier) -> None:
+    def sparsify(self, model: nn.Module, recipe: Recipe) -> None:
         """Convert the layers that are chosen, in place."""
         training = self._of(model)
         with self._own("failed to choose its layers"):
             recipe.sparsify(model, training.kinds, filter=training.filter, each=training.k or {})
 
-    def step(self, model: nn.Module, recipe: Sparsifier, steps: int | None = None) -> Step:
+    def step(self, model: nn.Module, recipe: Recipe, steps: int | None = None) -> Step:
         """Return a training step: with the training's own optimizer and schedule, unless the recipe names others."""
         training = self._of(model)
         with self._own("failed to make its optimizer"):

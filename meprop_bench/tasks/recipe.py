@@ -122,6 +122,12 @@ class Recipe:
             raise UserError("parameters that meSimp removes cannot be watched")
         return Watched(found) if self.watched else found
 
+    @property
+    def device(self) -> str:
+        """Where it is trained, as axes have it."""
+        device = str(self.options.get("device") or "cpu")
+        return "cuda:0" if device == "cuda" else device
+
     def load(self) -> Task:
         """Load the task; raises `UserError` as `load_task` does."""
         return load_task(self.task, **self.options)

@@ -13,9 +13,9 @@ A task knows neither optimizer nor clock; what trains it is in `tasks.run`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,35 +25,12 @@ from meprop_bench.optimizers import make_optimizer, make_schedule
 from meprop_bench.tasks import TASKS, Entry
 from meprop_bench.training import Step
 
-__all__ = ["Sparsifier", "Split", "Task"]
+if TYPE_CHECKING:
+    from meprop_bench.tasks.recipe import Recipe
+
+__all__ = ["Split", "Task"]
 
 Split = Literal["dev", "test"]
-
-
-class Sparsifier(Protocol):
-    """What converts layers, and says how to train: a `tasks.recipe.Recipe`."""
-
-    @property
-    def optimizer(self) -> str:
-        """Its name."""
-
-    @property
-    def gradient(self) -> str:
-        """Layout of the weight gradients, "dense" or "rows"."""
-
-    @property
-    def schedule(self) -> str:
-        """Of the learning rate, by name."""
-
-    def sparsify(
-        self,
-        model: nn.Module,
-        kinds: tuple[type[nn.Module], ...],
-        *,
-        filter: Callable[[nn.Module, str], bool] | None = None,
-        each: Mapping[str, float] | None = None,
-    ) -> None:
-        """Convert a model's layers of these kinds, in place."""
 
 
 class Task(ABC):
@@ -95,11 +72,11 @@ class Task(ABC):
     def build(self, seed: int) -> nn.Module:
         """Return the dense model on the task's device; its initial weights depend on the seed alone."""
 
-    def sparsify(self, model: nn.Module, recipe: Sparsifier) -> None:
+    def sparsify(self, model: nn.Module, recipe: Recipe) -> None:
         """Convert the layers that the papers sparsify, in place; dense leaves the model as it is."""
         recipe.sparsify(model, self.kinds)
 
-    def step(self, model: nn.Module, recipe: Sparsifier, steps: int | None = None) -> Step:
+    def step(self, model: nn.Module, recipe: Recipe, steps: int | None = None) -> Step:
         """Return a training step of a model of this task.
 
         `steps` are those of the whole training, which a learning rate may be fitted to; None for a few that are timed.

@@ -23,7 +23,8 @@ from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.baselines import Baselines
-from meprop_bench.sweep.plan import Plan, check_feasible
+from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.tasks.build import pickled

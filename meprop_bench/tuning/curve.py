@@ -17,11 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.quality import POINTS, Quality
 from meprop_bench.stats import LEVEL, Estimate, Interval, holm, mean_interval
 from meprop_bench.tuning.arms import Arm
-from meprop_bench.tuning.budget import duration
 from meprop_bench.tuning.candidates import LEAST
 from meprop_bench.tuning.journal import Job
 from meprop_bench.tuning.judge import bounds

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meprop_bench.durations import duration
 from meprop_bench.measure.machine import was_busy
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
 from meprop_bench.tuning.arms import Arm
-from meprop_bench.tuning.budget import duration
 from meprop_bench.tuning.curve import Curve, Point
 from meprop_bench.tuning.judge import Finding, bounds, front, times
 from meprop_bench.tuning.run import Result

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meprop_bench.durations import as_option, duration
 from meprop_bench.stats import LEVEL, Estimate
-from meprop_bench.tuning.budget import duration
 from meprop_bench.tuning.halving import SAFETY, Pace, enough, few, needed, planned
 from meprop_bench.tuning.timing import Costs
 
@@ -115,7 +115,7 @@ class Outlook:
         seconds = self.spent_s + trainings * self.pace.seconds(steps) / self.processes / SAFETY
         return (
             f" If the difference stays what it is, {count} seeds decide: --resume with a --budget of about"
-            f" {_as_option(seconds)}."
+            f" {as_option(seconds)}."
         )
 
     def of_more_arms(self, arms: int, *, steps: int, seeds: int | None, joining: int) -> str:
@@ -123,12 +123,4 @@ class Outlook:
         seconds = (
             self.spent_s + needed(arms, pace=self.pace, steps=steps, seeds=seeds, joining=joining) / self.processes
         )
-        return f" Trainings of {steps:,} steps need a --budget of about {_as_option(seconds)}, with --resume."
-
-
-def _as_option(seconds: float) -> str:
-    """Return seconds, rounded up, as --budget has them: 90s, 20m, 1.5h."""
-    if seconds < 100:
-        return f"{math.ceil(seconds)}s"
-    minutes = seconds / 60
-    return f"{math.ceil(minutes)}m" if minutes < 100 else f"{math.ceil(minutes / 6) / 10:g}h"
+        return f" Trainings of {steps:,} steps need a --budget of about {as_option(seconds)}, with --resume."

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
@@ -24,9 +23,11 @@ from meprop_bench.results.axes import AXES, OWN, default_allocator, default_thre
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
 from meprop_bench.stats import Interval, too_wide
+from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.models import check_recipes
-from meprop_bench.sweep.plan import Deadline, Plan
+from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
+from meprop_bench.sweep.trainers import Trainers, Training
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
@@ -46,7 +47,6 @@ _MANY, _FEW, _SHORT_S = 5, 3, 60.0
 """Processes that time a step, and fewer where all timings have less than a minute: starting one takes seconds."""
 _BESIDES_S = 2.0
 """Seconds of a case that are no timing: it is set up and checked."""
-_LONGEST_S = 7 * 24 * 3600.0
 
 
 def case_of(arm: Arm, recipe: Recipe, threads: int, device: str) -> Case:
@@ -110,12 +110,10 @@ class Processes:
     ) -> None:
         self._recipe, self._store, self._budget = recipe, store, budget
         self._showing, self._say, self._idle, self._start, self._now = showing, say, idle, start, now
-        device = str(recipe.options.get("device") or "cpu")
-        self._device = "cuda:0" if device == "cuda" else device
+        self._device = recipe.device
         self._threads = threads or default_threads()
         self.processes = processes or (default_threads() if self._device == "cpu" else 1)
-        self._folder = store.folder / "checkpoints"
-        self._pool: Pool[int] | None = None
+        self._pool: Trainers | None = None
         self._examined: Mapping[str, Any] | None = None
 
     def __enter__(self) -> Processes:
@@ -129,8 +127,6 @@ class Processes:
         if self._pool is not None:
             pool, self._pool = self._pool, None
             pool.close()
-        with suppress(OSError):
-            self._folder.rmdir()
 
     def examine(self) -> Mapping[str, Any]:
         """Return what a training is besides its steps: see `tuning.requests`.
@@ -187,7 +183,8 @@ class Processes:
                 utilization=False,
             )
             self.close()  # nothing else may run beside what is timed
-            deadline = _Deadline(budget.left_s, seconds + _BESIDES_S)
+            left_s = budget.left_s if math.isfinite(budget.left_s) else None
+            deadline = Deadline(left_s, usual_s=seconds + _BESIDES_S)  # of the first one most is the processes' start
             with suppress(_Over):  # what is not done is missing
                 Runner(plan, self._store, progress=self._report, lock=self._lock(budget), deadline=deadline).run()
         rows = {case.case_id: self._rows(case.case_id) for case in cases.values()}
@@ -232,21 +229,22 @@ class Processes:
             return
         begun: dict[Job, float] = {}
 
-        def request(job: Job) -> tuple[str, Mapping[str, Any]]:
+        def training(job: Job) -> Training:
             begun[job] = self._now()
-            recipe = self._training(job)
-            return "train", {"recipe": recipe.to_json(), "seed": job.seed, "checkpoint": str(self._checkpoint(job))}
+            return self._training(job)
 
         def all_jobs() -> Iterator[Job]:
             yield first
             yield from jobs
 
-        pool = self._trainers()
+        if self._pool is None:
+            self._pool = Trainers(self._start, self.processes, self._store, device=self._device)
+            hello = self._pool.hello
+            self._store.write_environment({hello["environment_id"]: hello["environment"]})
         try:
-            for job, answer in pool.share(all_jobs(), request, idle=self._watch):
+            for job, answer in self._pool.share(all_jobs(), training, self._watch):
                 seconds = self._now() - begun[job]
-                for path in (self._checkpoint(job), self._checkpoint(job).with_suffix(".progress")):
-                    path.unlink(missing_ok=True)
+                self._training(job).forget(self._store)
                 if isinstance(answer, WorkerError):
                     yield job, Trained(None, seconds, 0.0, answer.sentence("its process"))
                 else:
@@ -259,56 +257,26 @@ class Processes:
         if not self._budget.allows():
             raise _Over
 
-    def _training(self, job: Job) -> Recipe:
+    def _training(self, job: Job) -> Training:
         dense = replace(self._recipe.dense(), steps=job.steps)
-        return dense if job.arm is None else job.arm.recipe(dense)
-
-    def _trainers(self) -> Pool[int]:
-        if self._pool is None:
-            try:
-                self._folder.mkdir(exist_ok=True)
-            except OSError as error:
-                raise UserError(f"cannot make {self._folder}: {error.strerror}; choose another --out") from None
-            self._pool = Pool.of(self._start, self.processes, _LONGEST_S)
-            try:
-                hello, *_ = self._pool.hello(threads=1, device=self._device, kernels=False).values()
-            except WorkerError as error:
-                raise UserError(f"nothing can be trained: {error.sentence('a training process')}") from None
-            self._store.write_environment({hello["environment_id"]: hello["environment"]})
-        return self._pool
-
-    def _checkpoint(self, job: Job) -> Path:
-        key = f"{'dense' if job.arm is None else job.arm.key} {job.steps}"
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}-{job.seed}.pt"
+        key = hashlib.sha256(f"{'dense' if job.arm is None else job.arm.key} {job.steps}".encode()).hexdigest()[:12]
+        return Training(dense if job.arm is None else job.arm.recipe(dense), job.seed, key)
 
     def alone(self, job: Job) -> float:
         """Return the real seconds of a training's steps and batches, on all threads, with nothing beside it.
 
         `UserError`: it fails.
         """
-        with self._alone(), Pool.of(self._start, 1, _LONGEST_S) as pool:
-            pool.hello(threads=self._threads, device=self._device, kernels=False)
-            recipe, checkpoint = self._training(job), self._checkpoint(job).with_suffix(".alone.pt")
-            self._folder.mkdir(exist_ok=True)
+        training = self._training(job)
+        training = training._replace(name=f"{training.name}-alone")
+        with self._alone(), Trainers(self._start, 1, self._store, device=self._device, threads=self._threads) as alone:
             try:
-                answer = pool.ask(0, "train", recipe=recipe.to_json(), seed=job.seed, checkpoint=str(checkpoint))
-            except WorkerError as error:
-                raise UserError(f"training {job.label} failed: {error.sentence('its process')}") from None
+                ((_, answer),) = alone.share(iter([training]), lambda wanted: wanted, lambda: None)
             finally:
-                for path in (checkpoint, checkpoint.with_suffix(".progress")):
-                    path.unlink(missing_ok=True)
-            return float(answer["seconds"])
-
-
-class _Deadline(Deadline):
-    """One that knows how long a case takes: of the first one most is the start of the processes."""
-
-    def __init__(self, seconds: float, usual_s: float) -> None:
-        super().__init__(seconds if math.isfinite(seconds) else None)
-        self._usual_s = usual_s
-
-    def allows(self) -> bool:
-        return self.left_s > self._usual_s
+                training.forget(self._store)
+        if isinstance(answer, WorkerError):
+            raise UserError(f"training {job.label} failed: {answer.sentence('its process')}")
+        return float(answer["seconds"])
 
 
 class _Over(Exception):

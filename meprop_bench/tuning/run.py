@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.results.axes import default_threads
@@ -21,7 +22,7 @@ from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe, by_layer
 from meprop_bench.tuning.arms import LADDER, METHODS_TRIED, Arm, arms_of
-from meprop_bench.tuning.budget import Budget, duration
+from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.curve import Curve, time_to_quality
 from meprop_bench.tuning.journal import Job, Journal
 from meprop_bench.tuning.processes import Processes

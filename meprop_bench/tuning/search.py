@@ -4,7 +4,7 @@
               (30% of the budget)
     rungs     trainings in halves (`halving`), dense once for all arms; after the first of them the most promising arm
               gets variants whose k is smaller in some layers
-    final     the last two arms and their opponents, from seeds that nothing was chosen by (`judge`); then others, while
+    final     the last two arms and their opponents, from seeds that nothing was chosen by (`final`); then others, while
               none passes
     again     with trainings of at least twice the steps, while none passes and there is time, of as many arms as that
               allows: what is behind after few steps may be ahead after many
@@ -18,26 +18,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.quality import Quality
 from meprop_bench.results.schema import WHOLE
-from meprop_bench.stats import LEVEL, mean_interval
+from meprop_bench.stats import mean_interval
 from meprop_bench.sweep.accuracy import MARGIN
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
 from meprop_bench.tuning.candidates import BY_LAYER, TIMES, Candidates
+from meprop_bench.tuning.final import FEWEST_SEEDS, MOST_SEEDS, Final
 from meprop_bench.tuning.halving import Pace, Plan, Rung, chance, choose, enough, expected, hopeless, needed, planned
 from meprop_bench.tuning.journal import Job
-from meprop_bench.tuning.judge import Decision, Finding, Metric, decide, judged
+from meprop_bench.tuning.judge import Decision, Finding, Metric, decide
 from meprop_bench.tuning.outlook import Outlook, first_pace
 from meprop_bench.tuning.session import Question, Session
 from meprop_bench.tuning.timing import Clock, Costs
 
 __all__ = ["Answer", "Search"]
 
-_FEWEST_SEEDS, _MOST_SEEDS = 3, 32
 _PROBE_S = 3.0
 _PROBE = (5, 100)
 """Seconds, and least and most steps, of dense trainings that say how long one takes, one for each process."""
@@ -119,7 +120,11 @@ class Search:
                 alive = [arm for arm in alive if arm in only]
             plan = self._plan(number, len(alive), clock) if alive else None
             if plan is not None:
-                self._final(number, self._finalists(number, alive, clock, plan), clock, plan)
+                finalists = self._finalists(number, alive, clock, plan)
+                Final(
+                    session, self._question, self._candidates, passes=self._passes[: number + 1], clock=clock,
+                    plan=plan, promise=self._promise, margin=partial(self._margin, plan.steps),
+                ).judge(finalists)  # fmt: skip
             for arm in alive:
                 if arm not in self._candidates.findings:
                     self._candidates.out(arm, "left out", "not trained", gain=self._candidates.gain(arm, clock))
@@ -170,6 +175,9 @@ class Search:
         margin = MARGIN / WHOLE * scale if question.margin is None else question.margin
         return Metric(question.metric, margin, Quality(question.percent, scale))
 
+    def _margin(self, steps: int) -> float:
+        return self._metric(steps).margin
+
     def _plan(self, number: int, arms: int, clock: Clock) -> Plan | None:
         """Return what will be trained: settled once, since it depends on the time that is left."""
         if number < len(self._passes):
@@ -207,7 +215,7 @@ class Search:
         """Whether there is time for trainings of so many steps, no more than whole ones, from few seeds if need be."""
         if steps > costs.whole:
             return False
-        joining, seeds = self._candidates.joining(costs), self._question.seeds or _FEWEST_SEEDS
+        joining, seeds = self._candidates.joining(costs), self._question.seeds or FEWEST_SEEDS
         return needed(arms, pace=pace, steps=steps, seeds=seeds, joining=joining) <= self._left_s(joining)
 
     def _left_s(self, joining: int) -> float:
@@ -277,9 +285,9 @@ class Search:
             return outlook.of_more_arms(judged, steps=steps, seeds=question.seeds, joining=joining)
         looks = sum(len(each.get("looks", ())) for each in self._passes)
         seen = self._journal.differences(found.arm, plan.steps, plan.seed(found.seeds))
-        margin = self._metric(plan.steps).margin
+        margin = self._margin(plan.steps)
         return outlook.of_more_seeds(
-            seen, margin, steps=plan.steps, looks=looks, most=2 * _MOST_SEEDS - 1, fixed=question.seeds is not None
+            seen, margin, steps=plan.steps, looks=looks, most=2 * MOST_SEEDS - 1, fixed=question.seeds is not None
         )
 
     def _rung(self, rung: Rung, alive: list[Arm], clock: Clock, plan: Plan, budget: Budget | None) -> list[Arm]:
@@ -290,7 +298,7 @@ class Search:
         if budget is not None:
             jobs = [Job(arm, seed, steps) for seed in rung.seeds for arm in (None, *alive)]
             self._session.train(jobs, budget)
-        candidates, margin = {}, self._metric(steps).margin
+        candidates, margin = {}, self._margin(steps)
         for arm in alive:
             gain = self._candidates.gain(arm, clock)
             assert gain is not None
@@ -310,92 +318,3 @@ class Search:
             if arm not in going_on:
                 self._candidates.out(arm, "outranked", "others promise more", **known)
         return going_on
-
-    def _final(self, number: int, finalists: list[Arm], clock: Clock, plan: Plan) -> None:
-        """Judge arms from fresh seeds; while none passes, those that others were preferred to, too, or more seeds.
-
-        A look is an arm and a number of seeds. Each has half of the chance of error that those before it left, so that
-        all of them together stay within it, however many there are.
-        """
-        passes = self._passes
-        stored, earlier = passes[number].get("looks"), sum(len(each["looks"]) for each in passes[:number])
-        looks = [(arm, len(plan.seeds)) for arm in finalists]
-        if stored is not None:
-            looks = [(Arm.from_json(look["arm"]), look["seeds"]) for look in stored]
-        if not looks:
-            self._settle(number, looks)
-        begun, first = 0, True
-        while begun < len(looks):
-            before = len(self._journal.trainings)
-            self._train_for(looks[begun:], clock, plan)
-            for place in range(begun, len(looks)):
-                arm, seeds = looks[place]
-                self._judge(arm, plan.seed(seeds), earlier + place + 1, clock, plan)
-                # Cut off by the budget, it was a look at fewer; one at none leaves its chance of error to others.
-                looks[place] = arm, min(seeds, self._candidates.findings[arm].seeds)
-            looks = [look for look in looks if look[1]]
-            begun = len(looks)
-            if any(self._candidates.findings[arm].standing == "pass" for arm, _ in looks):
-                self._settle(number, looks)
-                return
-            if first or len(self._journal.trainings) > before:  # or nothing more can be trained
-                looks += self._next(plan)
-            first = False
-            self._settle(number, looks)
-
-    def _settle(self, number: int, looks: Sequence[tuple[Arm, int]]) -> None:
-        self._passes[number]["looks"] = [{"arm": arm.to_json(), "seeds": seeds} for arm, seeds in looks]
-        self._journal.save()
-
-    def _next(self, plan: Plan) -> list[tuple[Arm, int]]:
-        """Return the look that is expected to save most, if there is time for one."""
-        session, found = self._session, []
-        pace = session.pace()
-        if pace is None or not session.budget.allows(
-            3 * _FEWEST_SEEDS * pace.seconds(plan.steps) / session.machine.processes
-        ):
-            return []
-        for arm, finding in self._candidates.findings.items():
-            if finding.standing == "inconclusive" and self._question.seeds is None and finding.seeds < _MOST_SEEDS:
-                assert finding.gain is not None
-                seen = self._journal.differences(arm, plan.steps, plan.seed(finding.seeds))
-                value = expected(finding.gain.estimate, chance(seen, self._metric(plan.steps).margin))
-                found.append(((plan.steps, value), (arm, 2 * finding.seeds)))
-            elif finding.standing in ("outranked", "left out") and arm in self._promise:
-                found.append((self._promise[arm], (arm, len(plan.seeds))))
-        return [max(found, key=lambda each: each[0])[1]] if found else []
-
-    def _train_for(self, looks: Sequence[tuple[Arm, int]], clock: Clock, plan: Plan) -> None:
-        """Train what these looks look at, seed by seed, so that those that are done are pairs."""
-        jobs = []
-        for seed in plan.seed(max(seeds for _, seeds in looks)):
-            jobs.append(Job(None, seed, plan.steps))
-            for arm, seeds in looks:
-                if seed in plan.seed(seeds):
-                    jobs += [Job(arm, seed, plan.steps), Job(None, seed, self._opponent(arm, clock, plan))]
-        self._session.train(jobs, self._session.budget)
-
-    def _opponent(self, arm: Arm, clock: Clock, plan: Plan) -> int:
-        return clock.opponent(plan.steps, self._session.timings[arm].speedup.estimate)
-
-    def _judge(self, arm: Arm, seeds: tuple[int, ...], place: int, clock: Clock, plan: Plan) -> None:
-        if (reason := self._journal.failure(arm)) is not None:
-            self._candidates.out(arm, "failed", f"its training failed: {reason}")
-            return
-        timing, gain, opponent = (
-            self._session.timings[arm],
-            self._candidates.gain(arm, clock),
-            self._opponent(arm, clock, plan),
-        )
-        assert gain is not None
-        self._candidates.findings[arm] = judged(
-            arm,
-            timing,
-            gain,
-            margin=self._metric(plan.steps).margin,
-            confidence=1 - LEVEL / 2**place,
-            steps=plan.steps,
-            dense_steps=opponent,
-            equal_steps=self._journal.differences(arm, plan.steps, seeds),
-            equal_time=self._journal.differences(arm, plan.steps, seeds, opponent),
-        )

@@ -69,7 +69,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
         check=lambda: _check(case, how, stream, baseline, method),
         kernel=case.kernel,
         k=case.k,
-        notes=("encoder and decoder are sparsified by turns, so at most half of their backward passes is saved",),
+        notes=("encoder and decoder are sparsified alternately, so at most half of their backward passes is saved",),
     )
 
 

@@ -89,19 +89,19 @@ def test_three_parts_and_parts_with_several_layers():
     for name in "abc":
         parts[name] = nn.Sequential(MePropLSTM(3, 4, k=1, kernel="masked"), MePropLSTM(4, 4, k=1, kernel="masked"))
     schedule = Alternating({name: KScheduler(part, {"1": Constant(2)}) for name, part in parts.items()})
-    turns = []
+    alternated = []
     for epoch in range(4):
-        turns.append(schedule.start_epoch(epoch))
+        alternated.append(schedule.start_epoch(epoch))
         assert {name: part[1].k for name, part in parts.items()} == {
-            name: 2 if name == turns[-1] else 1.0 for name in parts
+            name: 2 if name == alternated[-1] else 1.0 for name in parts
         }
         assert all(part[0].k == 1 for part in parts.values()), "a layer without a schedule is left alone"
-    assert turns == ["a", "b", "c", "a"]
+    assert alternated == ["a", "b", "c", "a"]
 
 
 def test_nonsense_is_refused(model):
     whole = KScheduler(model, Constant(1))
-    with pytest.raises(ValueError, match="two parts or more can take turns, not 1"):
+    with pytest.raises(ValueError, match="two parts or more can alternate, not 1"):
         Alternating({"all": whole})
     with pytest.raises(ValueError, match=r"layer 'lstm' of 'decoder' belongs to 'all', too"):
         Alternating({"all": whole, "decoder": KScheduler(model.decoder, Constant(1))})

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +9,26 @@ import pytest
 from meprop_bench.api.measure import as_keywords
 from meprop_bench.api.tuned import tune
 from meprop_bench.errors import UserError
-from meprop_bench.stats import Interval
 from meprop_bench.tuning import run
-from meprop_bench.tuning.arms import Arm, Layer
+from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
-from meprop_bench.tuning.journal import Job, Trained
-from meprop_bench.tuning.timing import Costs, Timing
+from tests.tuning.instant import Instant
 
 
-class Instant:
-    processes = 2
+class Recorded(Instant):
     recipes: list[Any] = []  # noqa: RUF012
 
     def __init__(self, recipe: Any, store: Any, budget: Budget, **_: Any) -> None:
+        super().__init__(recipe, store, budget)
         self.recipes.append(recipe)
-
-    def __enter__(self) -> Instant:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def examine(self) -> Mapping[str, Any]:
         return {"metric": "accuracy, %", "percent": True, "rows": True, "layers": [], "notes": []}
 
-    def costs(self) -> Costs:
-        return Costs(0.0, 0.0, 100, 1000, (Layer("linear0", 100), Layer("linear1", 10, converted=False)))
-
-    def measure(self, arms: Sequence[Arm], budget: Budget) -> Mapping[Arm, Timing]:
-        return {arm: Timing(Interval(1.5, 1.45, 1.55), 0.01) for arm in arms}
-
-    def train(self, jobs: Iterator[Job], budget: Budget) -> Iterator[tuple[Job, Trained]]:
-        for job in jobs:
-            yield job, Trained(90 + math.log2(job.steps) + job.seed % 3 / 100, 0.01, 0.01)
-
 
 @pytest.fixture(autouse=True)
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "Processes", Instant)
+    monkeypatch.setattr(run, "Processes", Recorded)
 
 
 def test_in_python(tmp_path: Path) -> None:
@@ -66,7 +47,7 @@ def test_in_python(tmp_path: Path) -> None:
     assert found.sentence in found._repr_markdown_()
     assert found.folder.parent == tmp_path
     assert said
-    assert Instant.recipes[-1].schedule == "cosine"
+    assert Recorded.recipes[-1].schedule == "cosine"
     again = tune("digits", k=0.25, method="unified", gradient="dense", budget=600, out=tmp_path, resume=True)
     assert again.folder == found.folder
     assert again.sentence == found.sentence
@@ -97,7 +78,7 @@ def test_a_model_of_ones_own_has_its_own_optimizer_and_schedule(tmp_path: Path) 
     path = tmp_path / "mine.py"
     path.write_text("def build(): ...\n")
     found = tune(f"{path}:build", k=[0.25], budgets=["1s", 10], out=tmp_path)
-    assert (Instant.recipes[-1].optimizer, Instant.recipes[-1].schedule) == ("own", "constant")
+    assert (Recorded.recipes[-1].optimizer, Recorded.recipes[-1].schedule) == ("own", "constant")
     assert found.arm is None
     assert found.sentence.startswith("From 1 s on unified, k = 0.25")
 

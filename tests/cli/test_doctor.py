@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import meprop_bench.doctor as room
+import meprop_bench.doctor as package
 from meprop_bench import cli
 from meprop_bench.doctor import noise
 from meprop_bench.doctor.finding import SECTIONS, Finding
@@ -25,10 +25,12 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEPROP_BENCH_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(room, "_WATCH_S", 0.0)
+    monkeypatch.setattr(package, "_WATCH_S", 0.0)
 
     def judged(state: Any) -> None:
-        monkeypatch.setattr(room.machine, "machine_state", lambda *_: [Finding("machine", "others", state, "so busy")])
+        monkeypatch.setattr(
+            package.machine, "machine_state", lambda *_: [Finding("machine", "others", state, "so busy")]
+        )
 
     judged("ok")
     return judged
@@ -51,7 +53,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise found
             return found
 
-        monkeypatch.setattr(room, "start_for", lambda _: _Nobody())
+        monkeypatch.setattr(package, "start_for", lambda _: _Nobody())
         monkeypatch.setattr(noise, "prepare", lambda *_: 1)
         monkeypatch.setattr(noise, "measure", measure)
         monkeypatch.setattr(noise, "judge", lambda found: found)

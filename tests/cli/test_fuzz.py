@@ -377,12 +377,12 @@ def test_what_is_sound_is_read(kind: str, sound: Path, tmp_path: Path, capsys: p
             target.parent.mkdir()
             shutil.copy(sound / name, target)
         words = verb(sound, target)
-        code, told = run(words), capsys.readouterr().err
+        code, said = run(words), capsys.readouterr().err
         if words[0] == "report" and name in ("document.json", "gate.json"):
-            assert "neither a results folder nor a file of pytest-benchmark's" in told
+            assert "neither a results folder nor a file of pytest-benchmark's" in said
         else:
-            assert code in (ExitCode.OK, ExitCode.REGRESSION, ExitCode.INCONCLUSIVE), f"{words}: {told}"
-            assert "starting anew" not in told
+            assert code in (ExitCode.OK, ExitCode.REGRESSION, ExitCode.INCONCLUSIVE), f"{words}: {said}"
+            assert "starting anew" not in said
 
 
 @pytest.mark.parametrize("kind", _KINDS)

@@ -140,11 +140,11 @@ def test_a_worker_that_dies_is_one_line(judge):
 
 
 def test_progress_tells_pairs_and_what_is_left(judge):
-    told = []
-    judge([96.0, 95.0], [95.0, 95.5], progress=told.append, processes=1)
-    assert [(found.seed, found.pair) for found in told if found.seed] == [(1, (96.0, 95.0)), (2, (95.0, 95.5))]
-    assert told[-1].share == 1.0
-    assert told[-1].left_s == 0.0
+    said = []
+    judge([96.0, 95.0], [95.0, 95.5], progress=said.append, processes=1)
+    assert [(found.seed, found.pair) for found in said if found.seed] == [(1, (96.0, 95.0)), (2, (95.0, 95.5))]
+    assert said[-1].share == 1.0
+    assert said[-1].left_s == 0.0
 
 
 def test_a_comparison_is_of_something():

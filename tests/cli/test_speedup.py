@@ -24,7 +24,7 @@ from meprop_bench.progress import outcome
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.plan import check_feasible
+from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.workloads.case import Case
 
 pytest.importorskip("sklearn", reason="the smoke preset trains on the digits")
@@ -94,9 +94,9 @@ def test_a_process_that_cannot_be_bound_is_one_line_before_anything_is_measured(
             (tmp_path / f"sys/devices/system/cpu/cpu{core}/topology").mkdir(parents=True)
             (tmp_path / f"sys/devices/system/cpu/cpu{core}/topology/core_cpus_list").write_text("0-1")
     assert cli.run(["speedup", "--pin", "--threads", threads]) == ExitCode.USAGE
-    told = capsys.readouterr().err
-    assert told.startswith("meprop-bench: error: --pin: ")
-    assert reason in told
+    said = capsys.readouterr().err
+    assert said.startswith("meprop-bench: error: --pin: ")
+    assert reason in said
     assert not (tmp_path / "reports").exists()
 
 

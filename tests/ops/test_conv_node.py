@@ -1,52 +1,27 @@
 """A convolution's C++ node against the Python registration: the same bits, the same errors, else out of the way."""
 
 import copy
-import gc
 import pickle
-import subprocess
-import sys
-import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from meprop_bench.nn import MePropConv1d, MePropConv2d
-from meprop_bench.ops import node
 from meprop_bench.ops.conv import conv1d, conv2d, function
 from meprop_bench.ops.conv.geometry import Geometry
+from tests.ops.conftest import WILD, Node, assert_same
 
-NAME = "MePropConvolutionBackward"
+NODE = Node(function._node, "MePropConvolutionBackward")
+uses_node, in_python, both = NODE.made, NODE.without, NODE.both
 
 
 @pytest.fixture(autouse=True)
 def cxx():
     """Skip without the node; with it, every test below starts with it in use."""
-    if (reason := node.unavailable_reason()) is not None:
-        pytest.skip(f"no C++ node: {reason}")
-    function._node.forget()
-
-
-def uses_node(y):
-    return y.grad_fn is not None and y.grad_fn.name() == NAME
-
-
-def in_python(call):
-    before = function._node.call
-    function._node.call = node.nothing
-    try:
-        return call()
-    finally:
-        function._node.call = before
-
-
-def both(call):
-    """Return what a function gives with the node and without it."""
-    return call(), in_python(call)
+    NODE.required()
 
 
 def tensors(x=(2, 3, 6, 7), w=(4, 3, 3, 2), needs=(True, True, True), seed=0):
@@ -55,16 +30,6 @@ def tensors(x=(2, 3, 6, 7), w=(4, 3, 3, 2), needs=(True, True, True), seed=0):
     return [torch.randn(s, generator=generator).requires_grad_(need) for s, need in zip(sizes, needs, strict=True)]
 
 
-def assert_same(some, others):
-    for one, other in zip(some, others, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            assert one.shape == other.shape
-            assert one.stride() == other.stride()
-            assert torch.equal(one.view(torch.int32), other.view(torch.int32))  # the very bits, NaN among them
-
-
-WILD = (0.0, -0.0, 1.0, -1.0, 1e-45, float("inf"), float("-inf"), float("nan"))
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
@@ -123,7 +88,6 @@ def test_the_same_bits_of_a_larger_layer_and_of_threads_that_change(threads, mon
     """A sweep's worker sets a layer up on one thread and times it on several."""
     inputs = tensors((10, 16, 12, 12), (32, 16, 5, 5))
     dy = torch.randn(10, 32, 8, 8)
-    before = torch.get_num_threads()
 
     def gradients():
         torch.set_num_threads(3 - threads)
@@ -131,21 +95,13 @@ def test_the_same_bits_of_a_larger_layer_and_of_threads_that_change(threads, mon
         torch.set_num_threads(threads)
         return torch.autograd.grad(y, inputs, dy)
 
-    try:
-        expected = in_python(gradients)
-        monkeypatch.setattr(function, "_backward_of_any", None)  # the way through the interpreter
-        assert_same(gradients(), expected)
-    finally:
-        torch.set_num_threads(before)
+    expected = in_python(gradients)
+    monkeypatch.setattr(function, "_backward_of_any", None)  # the way through the interpreter
+    assert_same(gradients(), expected)
 
 
 class Subclass(torch.Tensor):
     pass
-
-
-class Watch(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
@@ -174,27 +130,6 @@ def test_what_is_not_the_nodes(arrange, keywords):
     inputs = tensors()
     assert uses_node(conv2d(*inputs, k=3))
     assert_same(*both(gradients))
-
-
-def test_whoever_watches_sees_every_operator():
-    inputs = tensors()
-    with Watch():
-        assert not uses_node(conv2d(*inputs, k=3))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not uses_node(conv2d(*inputs, k=3))
-    with torch.overrides.BaseTorchFunctionMode():
-        assert not uses_node(conv2d(*inputs, k=3))
-    with torch.no_grad():
-        assert conv2d(*inputs, k=3).grad_fn is None
-    plain = [t.detach() for t in inputs]
-    traced = torch.jit.trace(lambda x: conv2d(x, *plain[1:], k=3), plain[0])
-    assert "conv" in str(traced.inlined_graph)
-    y = conv2d(*inputs, k=3)
-    assert uses_node(y)
-    dy = torch.randn_like(y)
-    expected = in_python(lambda: torch.autograd.grad(conv2d(*inputs, k=3), inputs, dy))
-    with Watch():
-        torch.testing.assert_close(torch.autograd.grad(y, inputs, dy), expected)
 
 
 @pytest.mark.parametrize(
@@ -242,66 +177,10 @@ def test_tensors_that_do_not_go_together_are_an_error_as_before(w):
     assert len(set(both(error))) == 1
 
 
-def test_double_backward():
-    inputs = tensors()
-    dy = torch.randn(2, 4, 4, 6, requires_grad=True)
-
-    def seconds():
-        grads = torch.autograd.grad(conv2d(*inputs, k=3), inputs, dy, create_graph=True)
-        return torch.autograd.grad(sum(g.pow(2).sum() for g in grads), (*inputs[:2], dy))
-
-    assert_same(*both(seconds))
-
-
-def test_one_graph_again_and_again():
-    inputs = tensors()
-    y = conv2d(*inputs, k=3)
-    first = torch.autograd.grad(y, inputs, torch.ones_like(y), retain_graph=True)
-    (alone,) = torch.autograd.grad(y, inputs[1], torch.ones_like(y), retain_graph=True)
-    assert_same([first[1]], [alone])
-    assert_same(first, torch.autograd.grad(y, inputs, torch.ones_like(y)))
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        y.sum().backward()
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_inputs_changed_in_place_are_noticed(which):
-    inputs = tensors()
-    y = conv2d(*inputs, k=3)
-    with torch.no_grad():
-        inputs[which].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_and_hooks_on_what_is_saved(reentrant):
-    inputs = tensors()
-
-    def gradients():
-        y = checkpoint(lambda x: conv2d(x, *inputs[1:], k=3).pow(2), inputs[0], use_reentrant=reentrant)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.double(), lambda t: t.float()):
-            z = conv2d(*inputs, k=3)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.mT.contiguous().mT):
-            other = conv2d(*inputs, k=3)
-        y.sum().backward()
-        found = [t.grad.clone() for t in inputs]
-        for t in inputs:
-            t.grad = None
-        ones = torch.ones_like(z)
-        return *found, *torch.autograd.grad(z, inputs, ones), *torch.autograd.grad(other, inputs, ones)
-
-    assert_same(*both(gradients))
-
-
-def test_other_data_in_between():
-    def gradients():
-        x, w, b = tensors()
-        y = conv2d(x, w, b, k=3)
-        w.data = torch.ones_like(w)
-        return torch.autograd.grad(y.sum(), (x, w, b))
-
-    assert_same(*both(gradients))
+def test_a_trace_has_torchs_own_operator():
+    plain = [t.detach() for t in tensors()]
+    traced = torch.jit.trace(lambda x: conv2d(x, *plain[1:], k=3), plain[0])
+    assert "conv" in str(traced.inlined_graph)
 
 
 def test_k_follows_its_schedule_and_modules_copy():
@@ -324,16 +203,6 @@ def test_k_follows_its_schedule_and_modules_copy():
             assert not uses_node(twin(x))
 
 
-def test_nothing_is_kept():
-    x, w, b = tensors()
-    y = conv2d(x, w, b, k=3)
-    y.sum().backward()
-    gone = weakref.ref(x), weakref.ref(w)
-    del x, w, y
-    gc.collect()
-    assert [reference() for reference in gone] == [None, None]
-
-
 def test_many_shapes_outlive_their_plans():
     """What the compiled code reads of a shape belongs to the graph, not to a cache."""
     x, w, b = tensors((1, 1, 4, 400), (2, 1, 3, 3))
@@ -343,23 +212,3 @@ def test_many_shapes_outlive_their_plans():
         for k in (1, 2, 3):
             conv2d(x[..., :width].contiguous(), w, b, k=k)
     assert_same(torch.autograd.grad(y.sum(), w), expected)
-
-
-def test_it_goes_on_after_a_fork():
-    program = f"""
-import os, sys, torch
-torch.set_num_threads(1)
-from meprop_bench.ops.conv import conv2d
-def gradient():
-    torch.manual_seed(0)
-    w = torch.randn(4, 3, 3, 2, requires_grad=True)
-    y = conv2d(torch.randn(2, 3, 6, 7), w, k=3)
-    assert y.grad_fn.name() == "{NAME}"
-    return torch.autograd.grad(y, w, torch.randn(2, 4, 4, 6))[0]
-expected = gradient()
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(gradient(), expected) else 1)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from meprop_bench.ops import SELECTIONS, linear, node, reference, select
 from meprop_bench.ops.linear import _linear_backward_op, _linear_op
+from tests.ops.conftest import gradient_through_both, require_compiler
 
 PER_EXAMPLE, UNIFIED = "example", "unified"
 registrations = import_module("meprop_bench.ops.linear")  # the function has the same name
@@ -277,12 +278,7 @@ class TestCompile:
 
     @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
     def test_whole_graph(self, case, backend):
-        if backend == "inductor":
-            cpp = pytest.importorskip("torch._inductor.cpp_builder")
-            try:
-                cpp.get_cpp_compiler()
-            except Exception as error:  # noqa: BLE001 (torch has its own classes for "no compiler", and they moved)
-                pytest.skip(f"no compiler: {error}")
+        require_compiler(backend)
         compiled = torch.compile(lambda *t: loss(*t, k=0.3, selection=UNIFIED), backend=backend, fullgraph=True)
         assert_sparsified(torch.autograd.grad(compiled(*case), case), case, UNIFIED)
 
@@ -320,17 +316,9 @@ class TestCompile:
         def function(w):
             return loss(x, w, b, k=3, sparse=sparse)
 
-        def compiled(f):
-            return torch.compile(f, backend="aot_eager", fullgraph=fullgraph)
-
-        gradient = (
-            compiled(torch.func.grad(function)) if order == "compiled grad" else torch.func.grad(compiled(function))
-        )
-        try:
-            dw = gradient(w)
-        except Exception:  # noqa: BLE001 (whatever the compiler raises is better than a wrong gradient)
-            return
-        torch.testing.assert_close(dw.to_dense(), sparsified(*case)[1])
+        dw = gradient_through_both(function, w, order, fullgraph=fullgraph)
+        if dw is not None:
+            torch.testing.assert_close(dw.to_dense(), sparsified(*case)[1])
 
 
 def test_inputs_are_left_alone(case):

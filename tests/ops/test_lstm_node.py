@@ -18,17 +18,17 @@ from meprop_bench.nn import MePropLSTM
 from meprop_bench.ops import node
 from meprop_bench.ops.recurrent import function, fused, recurrent, reference
 from meprop_bench.ops.recurrent.through_time import Steps
+from tests.ops.conftest import Node
 
-NAME = "MePropLSTMBackward"
+NODE = Node(function._node, "MePropLSTMBackward")
+uses_node, in_python = NODE.made, NODE.without
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs Numba (extra `cpu`)")
 
 
 @pytest.fixture
 def cxx():
     """Skip without the node; with it, a test starts with it in use."""
-    if (reason := node.unavailable_reason()) is not None:
-        pytest.skip(f"no C++ node: {reason}")
-    function._node.forget()
+    NODE.required()
 
 
 @pytest.fixture
@@ -36,19 +36,6 @@ def by_torch():
     """Skip where torch's kernel is not there, or leaves its gates elsewhere: then nothing uses it."""
     if fused.leading_dimension(2, 5, 7) is None:
         pytest.skip("torch has no LSTM of oneDNN, or its workspace is another")
-
-
-def in_python(call):
-    before = function._node.call
-    function._node.call = node.nothing
-    try:
-        return call()
-    finally:
-        function._node.call = before
-
-
-def uses_node(y):
-    return y.grad_fn is not None and y.grad_fn.name() == NAME
 
 
 def make(steps=5, batch=3, m=5, h=7, biases=True, seed=0, scale=1.0):
@@ -137,18 +124,14 @@ def test_torchs_forward_pass_leaves_what_backward_needs(data):
 @pytest.mark.parametrize("selection", ["example", "unified"])
 @pytest.mark.parametrize("biases", [False, True])
 def test_one_example(h, selection, biases, threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        case = x, weights, states = make(6, 1, 9, h, biases, scale=1 / math.sqrt(h))
-        inputs = [t for t in (x, *weights, *states) if t is not None]
-        k = max(1, h // 4)
-        found, other = by_node(*case, k, selection), by_recurrent(*case, k, selection)
-        assert_same(found, other)
-        assert_same(gradients(found, inputs), gradients(other, inputs))
-        assert_is_the_oracles(found, gradients(found, inputs), case, k, selection)
-    finally:
-        torch.set_num_threads(before)
+    case = x, weights, states = make(6, 1, 9, h, biases, scale=1 / math.sqrt(h))
+    inputs = [t for t in (x, *weights, *states) if t is not None]
+    k = max(1, h // 4)
+    found, other = by_node(*case, k, selection), by_recurrent(*case, k, selection)
+    assert_same(found, other)
+    assert_same(gradients(found, inputs), gradients(other, inputs))
+    assert_is_the_oracles(found, gradients(found, inputs), case, k, selection)
 
 
 @pytest.mark.usefixtures("by_torch")

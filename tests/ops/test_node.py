@@ -1,63 +1,32 @@
 """The C++ node against the Python registration: the same bits, the same errors, and out of the way where it must be."""
 
 import copy
-import gc
 import os
 import pickle
 import stat
-import subprocess
-import sys
 import threading
 import time
-import weakref
 from importlib import import_module
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops import linear, node
 from meprop_bench.ops.node import build
+from tests.ops.conftest import WILD, Node, arrange, assert_same
 
-NAME = "MePropLinearBackward"
 registrations = import_module("meprop_bench.ops.linear")  # the function has the same name
+NODE = Node(registrations._node, "MePropLinearBackward")
+uses_node, in_python, both = NODE.made, NODE.without, NODE.both
 
 
 @pytest.fixture
 def cxx():
     """Skip without the node; with it, every test below starts with it in use."""
-    if (reason := node.unavailable_reason()) is not None:
-        pytest.skip(f"no C++ node: {reason}")
-    registrations._node.forget()
-
-
-def uses_node(y):
-    return y.grad_fn is not None and y.grad_fn.name() == NAME
-
-
-def in_python(function):
-    """Call without the node."""
-    before = registrations._node.call
-    registrations._node.call = node.nothing
-    try:
-        return function()
-    finally:
-        registrations._node.call = before
-
-
-def both(function):
-    """Return what a function gives with the node and without it."""
-    return function(), in_python(function)
-
-
-def unaligned(tensor):
-    around = torch.full((17,), float("nan"))  # what is read beyond the numbers would show
-    copy = torch.cat((around, tensor.detach().flatten(), around))[17:-17].view(tensor.shape)
-    return copy.requires_grad_(tensor.requires_grad)
+    NODE.required()
 
 
 def tensors(*sizes, seed=0, needs=(True, True, True)):
@@ -69,22 +38,6 @@ def tensors(*sizes, seed=0, needs=(True, True, True)):
 
 def layer(k=3, **keywords):
     return lambda x, w, b: linear(x, w, b, k=k, **keywords)
-
-
-def assert_same(some, others):
-    for one, other in zip(some, others, strict=True):
-        assert one.layout == other.layout
-        assert one.shape == other.shape
-        if one.is_sparse:
-            assert one.is_coalesced()
-            assert other.is_coalesced()
-            assert torch.equal(one.indices(), other.indices())
-            one, other = one.values(), other.values()  # noqa: PLW2901 (what is compared next)
-        assert one.stride() == other.stride()
-        assert torch.equal(one.view(torch.int32), other.view(torch.int32))  # the very bits, NaN among them
-
-
-WILD = (0.0, -0.0, 1.0, -1.0, 1e-45, float("inf"), float("-inf"), float("nan"))
 
 
 @given(data=st.data())
@@ -111,7 +64,7 @@ def test_the_same_bits(data):
     elif layout == "strided":
         dy = torch.randn(*batch, 2 * n)[..., ::2]
     elif layout == "unaligned":
-        dy, x, w = (unaligned(t) for t in (dy, x, w))
+        dy, x, w = (arrange(t.detach(), "unaligned").requires_grad_(t.requires_grad) for t in (dy, x, w))
     elif layout == "wild":
         dy = torch.tensor(WILD)[torch.randint(0, len(WILD), dy.shape)]
     inputs = [t for t in (x, w, b) if t is not None and t.requires_grad]
@@ -134,14 +87,8 @@ def test_the_same_bits(data):
 def test_the_same_bits_of_a_large_layer(selection, sparse, threads):
     inputs = tensors((400, 270), (515, 270), (515,))
     dy = torch.randn(400, 515)
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        assert_same(
-            *both(lambda: torch.autograd.grad(layer(30, selection=selection, sparse=sparse)(*inputs), inputs, dy))
-        )
-    finally:
-        torch.set_num_threads(before)
+    assert_same(*both(lambda: torch.autograd.grad(layer(30, selection=selection, sparse=sparse)(*inputs), inputs, dy)))
 
 
 @pytest.mark.usefixtures("cxx")
@@ -160,11 +107,6 @@ def test_a_batch_without_any_gradient():
 
 class Subclass(torch.Tensor):
     pass
-
-
-class Watch(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
@@ -194,25 +136,6 @@ def test_what_is_not_the_nodes(arrange, keywords):
     inputs = tensors((6, 20), (30, 20), (30,))
     assert uses_node(linear(*inputs, k=3))
     assert_same(*both(gradients))
-
-
-@pytest.mark.usefixtures("cxx")
-def test_whoever_watches_sees_every_operator():
-    inputs = tensors((6, 20), (30, 20), (30,))
-    with Watch():
-        assert not uses_node(linear(*inputs, k=3))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not uses_node(linear(*inputs, k=3))
-    with torch.overrides.BaseTorchFunctionMode():
-        assert not uses_node(linear(*inputs, k=3))
-    with torch.no_grad():
-        assert linear(*inputs, k=3).grad_fn is None
-    y = linear(*inputs, k=3)
-    assert uses_node(y)
-    dy = torch.randn(6, 30)
-    expected = in_python(lambda: torch.autograd.grad(linear(*inputs, k=3), inputs, dy))
-    with Watch():
-        torch.testing.assert_close(torch.autograd.grad(y, inputs, dy), expected)
 
 
 @pytest.mark.usefixtures("cxx")
@@ -258,42 +181,17 @@ def test_misuse_is_the_same(shapes, keywords):
     assert found == expected
 
 
-@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.usefixtures("cxx")
-def test_double_backward(sparse):
+def test_double_backward_of_rows():
     x, w, b = tensors((6, 20), (30, 20), (30,))
     dy = torch.randn(6, 30, requires_grad=True)
 
     def seconds():
-        y = linear(x, w, b, k=3, sparse=sparse)
-        dx, dw, db = torch.autograd.grad(y, (x, w, b), dy, create_graph=True)
-        values = dw.coalesce().values() if sparse else dw
-        return torch.autograd.grad(dx.pow(2).sum() + values.pow(2).sum() + db.pow(2).sum(), (x, w, dy))
+        dx, dw, db = torch.autograd.grad(layer(sparse=True)(x, w, b), (x, w, b), dy, create_graph=True)
+        rows = dw.coalesce().values()
+        return torch.autograd.grad(dx.pow(2).sum() + rows.pow(2).sum() + db.pow(2).sum(), (x, w, dy))
 
     assert_same(*both(seconds))
-
-
-@pytest.mark.usefixtures("cxx")
-def test_one_graph_again_and_again():
-    inputs = tensors((6, 20), (30, 20), (30,))
-    y = linear(*inputs, k=3)
-    first = torch.autograd.grad(y, inputs, torch.ones(6, 30), retain_graph=True)
-    (alone,) = torch.autograd.grad(y, inputs[1], torch.ones(6, 30), retain_graph=True)
-    assert_same([first[1]], [alone])
-    assert_same(first, torch.autograd.grad(y, inputs, torch.ones(6, 30)))
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        y.sum().backward()
-
-
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.usefixtures("cxx")
-def test_inputs_changed_in_place_are_noticed(which):
-    inputs = tensors((6, 20), (30, 20), (30,))
-    y = linear(*inputs, k=3)
-    with torch.no_grad():
-        inputs[which].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
 
 
 @pytest.mark.usefixtures("cxx")
@@ -309,56 +207,6 @@ def test_two_uses_and_accumulation():
         assert_same(*both(lambda sparse=sparse: accumulated(sparse)))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.usefixtures("cxx")
-def test_checkpointing_and_hooks_on_what_is_saved(reentrant):
-    inputs = tensors((6, 20), (30, 20), (30,))
-
-    def gradients():
-        y = checkpoint(lambda x: linear(x, *inputs[1:], k=3).pow(2), inputs[0], use_reentrant=reentrant)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.double(), lambda t: t.float()):
-            z = linear(*inputs, k=3)
-        y.sum().backward()
-        found = [t.grad.clone() for t in inputs]
-        for t in inputs:
-            t.grad = None
-        return *found, *torch.autograd.grad(z, inputs, torch.ones(6, 30))
-
-    assert_same(*both(gradients))
-
-
-@pytest.mark.usefixtures("cxx")
-def test_hooks_that_give_another_tensor_back():
-    inputs = tensors((6, 20), (30, 20), (30,))
-
-    def gradients():
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.mT.contiguous().mT):
-            y = linear(*inputs, k=3)
-        return torch.autograd.grad(y, inputs, torch.ones(6, 30))
-
-    assert_same(*both(gradients))
-
-
-class NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, y):
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx, dy):
-        return None
-
-
-@pytest.mark.usefixtures("cxx")
-def test_a_gradient_that_is_not_there_is_none_of_ours_either():
-    inputs = tensors((2, 3, 20), (30, 20), (30,))
-
-    def gradients():
-        return torch.autograd.grad(NoGradient.apply(linear(*inputs, k=3)).sum(), inputs, allow_unused=True)
-
-    assert both(gradients) == ((None,) * 3,) * 2
-
-
 @pytest.mark.usefixtures("cxx")
 @pytest.mark.parametrize("threads", [(2, 1), (1, 2)])
 @pytest.mark.parametrize("k", [3, 0.02])
@@ -367,7 +215,6 @@ def test_threads_that_change_in_between(selection, k, threads, monkeypatch):
     """A sweep's worker sets a layer up on one thread and times it on several."""
     inputs = tensors((400, 20), (300, 20), (300,))
     dy = torch.randn(400, 300)
-    before = torch.get_num_threads()
 
     def gradients():
         torch.set_num_threads(threads[0])
@@ -375,29 +222,9 @@ def test_threads_that_change_in_between(selection, k, threads, monkeypatch):
         torch.set_num_threads(threads[1])
         return torch.autograd.grad(y, inputs, dy)
 
-    try:
-        expected = in_python(gradients)
-        monkeypatch.setattr(registrations, "_backward_of_any", None)  # the way through the interpreter
-        assert_same(gradients(), expected)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("cxx")
-def test_batched_gradients_are_as_before():
-    inputs = tensors((6, 20), (30, 20), (30,))
-
-    def outcome():
-        try:
-            return torch.autograd.grad(linear(*inputs, k=3), inputs, torch.ones(2, 6, 30), is_grads_batched=True)
-        except RuntimeError as error:
-            return type(error)
-
-    found, expected = both(outcome)
-    if isinstance(expected, type):
-        assert found is expected
-    else:
-        assert_same(found, expected)
+    expected = in_python(gradients)
+    monkeypatch.setattr(registrations, "_backward_of_any", None)  # the way through the interpreter
+    assert_same(gradients(), expected)
 
 
 @pytest.mark.usefixtures("cxx")
@@ -442,41 +269,6 @@ def test_k_follows_its_schedule_and_modules_copy():
         assert not uses_node(twin(x))
 
 
-@pytest.mark.usefixtures("cxx")
-def test_nothing_is_kept():
-    x, w, b = tensors((6, 20), (30, 20), (30,))
-    y = linear(x, w, b, k=3)
-    assert uses_node(y)
-    y.sum().backward()
-    gone = weakref.ref(x), weakref.ref(w)
-    del x, w, y
-    gc.collect()
-    assert [reference() for reference in gone] == [None, None]
-    y = linear(*tensors((6, 20), (30, 20), (30,)), k=3)
-    del y  # a graph that nobody went back through
-
-
-@pytest.mark.usefixtures("cxx")
-def test_it_goes_on_after_a_fork():
-    program = """
-import os, sys, torch
-torch.set_num_threads(1)
-from meprop_bench.ops import linear
-def gradient():
-    torch.manual_seed(0)
-    w = torch.randn(30, 20, requires_grad=True)
-    y = linear(torch.randn(6, 20), w, k=3)
-    assert y.grad_fn.name() == "MePropLinearBackward"
-    return torch.autograd.grad(y, w, torch.randn(6, 30))[0]
-expected = gradient()
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(gradient(), expected) else 1)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
-
-
 def test_the_switch(monkeypatch):
     monkeypatch.setenv(node.SWITCH, "python")
     assert node.unavailable_reason() == "it is switched off (MEPROP_BENCH_NODE=python)"
@@ -517,7 +309,7 @@ def test_without_a_build_layers_run_in_python(cache, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("echo 'linear.cpp:1: fatal error: no torch' >&2; exit 1", "failed: linear.cpp:1: fatal error: no torch"),
+        ("echo 'module.cpp:1: fatal error: no torch' >&2; exit 1", "failed: module.cpp:1: fatal error: no torch"),
         ("exit 3", "failed: exit code 3"),
         ("exit 0", "failed: exit code 0, nothing written"),
         (None, "cannot be run (No such file or directory)"),

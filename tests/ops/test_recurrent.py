@@ -482,16 +482,12 @@ def test_the_number_of_threads_changes_rounding_alone(cell, selection, monkeypat
 
     sizes = (40, 40, 33, 7, 1)
     case = make(cell, sizes, h=130, m=20, dtype=torch.float32)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(run(cell, case, sizes, k=9, selection=selection))
-        monkeypatch.setattr(native, "OPENMP", 0)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
         results.append(run(cell, case, sizes, k=9, selection=selection))
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(native, "OPENMP", 0)
+    results.append(run(cell, case, sizes, k=9, selection=selection))
     for other in results[1:]:
         for a, b in zip([*results[0][0], *results[0][1]], [*other[0], *other[1]], strict=True):
             assert (a - b).norm() <= 1e-4 * a.norm()

@@ -20,11 +20,11 @@ import torch
 if importlib.util.find_spec("numba") is None:
     pytest.skip("the native kernel needs Numba (extra `cpu`)", allow_module_level=True)
 
-from meprop_bench.ops import linear, node
+from meprop_bench.ops import linear, memory, node
 from meprop_bench.ops.conv import conv2d
 from meprop_bench.ops.conv import native as conv_native
 from meprop_bench.ops.kernels import native
-from meprop_bench.ops.kernels.native import memory, threads
+from meprop_bench.ops.kernels.native import threads
 from meprop_bench.ops.recurrent import native as recurrent_native
 from meprop_bench.ops.recurrent import recurrent
 
@@ -205,10 +205,7 @@ def in_python(monkeypatch):
 def five_threads():
     if not threads.OPENMP:
         pytest.skip("torch's OpenMP is not to be found")
-    before = torch.get_num_threads()
     torch.set_num_threads(5)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("in_python", "five_threads")

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from meprop_bench.ops import SELECTIONS, kernels, linear, reference, select
 from meprop_bench.ops.kernels import KERNELS, Request
 from meprop_bench.ops.kernels.triton import launch
+from tests.ops.conftest import arrange, has_boundary
 
 pytest.importorskip("triton", reason="needs Triton (extra `gpu`)")
 if not launch.interpreting() and not torch.cuda.is_available():
@@ -50,30 +51,14 @@ def exact():
     torch.set_float32_matmul_precision(before)
 
 
-def arrange(tensor, layout):
-    """The same shape, and for all but "expanded" the same values, in other strides."""
-    if layout == "transposed":
-        return tensor.mT.contiguous().mT
-    if layout == "strided":
-        return tensor.repeat_interleave(2, -1)[..., ::2]
-    if layout == "expanded":
-        return tensor[:1].expand_as(tensor)
-    return tensor
-
-
 def request_of(k, selection, rows=False, need=(True, True, True)):
     return Request(k, selection, rows, *need)
 
 
-def has_boundary(dy, k, selection):
-    """Whether the k greatest are distinct from the rest, so that there is one right answer."""
+def one_answer(dy, k, selection):
+    """Whether there is one right selection: sums are rounded, single numbers are compared as they are."""
     wide = dy.double().abs()
-    magnitudes = wide.sum(0, keepdim=True) if selection == "unified" else wide
-    greatest = magnitudes.sort(dim=1, descending=True).values
-    rounding = (
-        1e-5 * greatest[:, 0] if selection == "unified" else 0.0
-    )  # of sums; single numbers are compared as they are
-    return bool((greatest[:, k - 1] - greatest[:, k] > rounding).all())
+    return has_boundary(wide.sum(0), k) if selection == "unified" else has_boundary(wide, k, rounding=0.0)
 
 
 def draw(batch, n, m, dtype=torch.float32, seed=0):
@@ -117,7 +102,7 @@ def test_kernel_equals_the_oracle(name, data):
     dy, x, w = (arrange(t, layout) for t, layout in zip(draw(batch, n, m, dtype, seed), layouts, strict=True))
     b = torch.zeros(n, dtype=dtype, device=DEVICE)
     chance = selection.startswith("random")
-    assume(chance or has_boundary(dy, k, selection))
+    assume(chance or one_answer(dy, k, selection))
     torch.manual_seed(seed)
     idx = select(dy, k, selection) if chance else reference.select(dy, k, selection)
 
@@ -565,7 +550,7 @@ def test_a_large_case_twice_gives_the_same_bits(selection, rows, dtype):
     one, other = (KERNELS["triton"].backward(dy, x, w, ask) for _ in range(2))
     assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(one, other, strict=True))
     idx = select(dy, 30, selection)
-    if has_boundary(dy, 30, selection):
+    if one_answer(dy, 30, selection):
         kept = torch.zeros_like(dy).scatter(1, each := idx.expand(1024, -1), dy.gather(1, each)).double()
         for grad, e in zip(one, (kept @ w.double(), kept.T @ x.double(), dy.double().sum(0)), strict=True):
             error = (grad.to_dense().double() - e).norm() / e.norm()

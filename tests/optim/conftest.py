@@ -66,10 +66,7 @@ def operators(monkeypatch):
 @pytest.fixture
 def two_threads():
     """Run a test on two threads."""
-    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def parameters(*shapes, seed=0, dtype=torch.float32):
@@ -127,3 +124,20 @@ class Plain:
             self.m[i] = b1 * self.m[i] + (1 - b1) * gi
             self.v[i] = b2 * self.v[i] + (1 - b2) * gi**2
             w -= at["lr"] * (self.m[i] / (1 - b1**c)) / ((self.v[i] / (1 - b2**c)).sqrt() + at["eps"])
+
+
+def step_both(first, ps, second, qs, *, steps, generator=None, by_rows=False):
+    """Step two optimizers, each of its own parameters, by the same gradients: dense ones, or by rows for the first and
+    the same as dense ones for the second, but for the fourth step, which is dense in both.
+    """
+    for step in range(steps):
+        for p, q in zip(ps, qs, strict=True):
+            if by_rows and step != 3:
+                idx = torch.randperm(len(p), generator=generator)[: (len(p) + 1) // 2].sort().values
+                p.grad = rows(idx, torch.randn(len(idx), *p.shape[1:], generator=generator), len(p))
+                q.grad = p.grad.to_dense()
+            else:
+                p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+                q.grad = p.grad.clone()
+        first.step()
+        second.step()

@@ -11,6 +11,7 @@ from torch import nn
 
 from meprop_bench.nn import MePropLinear
 from meprop_bench.optim import RowAdam, RowAdamW
+from tests.optim.conftest import step_both
 
 PAIRS = [(RowAdam, torch.optim.Adam), (RowAdamW, torch.optim.AdamW)]
 SETTINGS = [
@@ -74,12 +75,7 @@ def test_each_row_has_an_adam_of_its_own(ours, theirs, settings, shape):
 def test_dense_gradients_are_torchs_own_to_the_bit(ours, theirs, settings):
     a, b = [weight(), weight((7,)), weight((2, 3, 4))], [weight(), weight((7,)), weight((2, 3, 4))]
     first, second = ours(a, **settings), theirs(b, **settings)
-    for _ in range(5):
-        for p, q in zip(a, b, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        first.step()
-        second.step()
+    step_both(first, a, second, b, steps=5)
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
@@ -89,12 +85,7 @@ def test_dense_gradients_in_compiled_code_are_torchs_to_rounding(ours, theirs, s
     shapes = [(40, 33), (33,), (2, 3, 4)]
     a, b = ([weight(shape, torch.float32) for shape in shapes] for _ in range(2))
     first, second = ours(a, **settings), theirs(b, fused=True, **settings)
-    for _ in range(8):
-        for p, q in zip(a, b, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        first.step()
-        second.step()
+    step_both(first, a, second, b, steps=8)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     for p, q in zip(a, b, strict=True):
         torch.testing.assert_close(dict(first.state[p]), dict(second.state[q]), rtol=1e-5, atol=1e-6)

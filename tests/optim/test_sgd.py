@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from meprop_bench.optim import RowSGD
-from tests.optim.conftest import VECTORS, parameters, rows
+from tests.optim.conftest import VECTORS, parameters, rows, step_both
 
 SETTINGS = [
     {"lr": 0.1},
@@ -31,13 +31,7 @@ def same_bits(found, expected, settings):
 def test_dense_gradients_give_the_bits_of_torchs_fused_step(settings, two_threads, compiled_alone):
     ps, qs = parameters(*SHAPES), parameters(*SHAPES)
     first, second = RowSGD(ps, **settings), torch.optim.SGD(qs, fused=True, **settings)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
-        for p, q in zip(ps, qs, strict=True):
-            p.grad = torch.randn(p.shape, generator=generator)
-            q.grad = p.grad.clone()
-        first.step()
-        second.step()
+    step_both(first, ps, second, qs, steps=5, generator=torch.Generator().manual_seed(0))
     for p, q in zip(ps, qs, strict=True):
         assert same_bits(p, q, settings)
         if "momentum" in settings:
@@ -51,16 +45,7 @@ def test_rows_give_the_bits_of_torchs_fused_step_for_the_dense_gradient(settings
     ps, qs = parameters(*shapes), parameters(*shapes)
     first, second = RowSGD(ps, **settings), torch.optim.SGD(qs, fused=True, **settings)
     assert first.moves_all_rows(first.param_groups[0]) == bool({"momentum", "weight_decay"} & settings.keys())
-    generator = torch.Generator().manual_seed(0)
-    for step in range(6):
-        for p, q in zip(ps, qs, strict=True):
-            idx = torch.randperm(len(p), generator=generator)[: (len(p) + 1) // 2].sort().values
-            p.grad = rows(idx, torch.randn(len(idx), *p.shape[1:], generator=generator), len(p))
-            q.grad = p.grad.to_dense()
-            if step == 3:
-                p.grad = q.grad.clone()
-        first.step()
-        second.step()
+    step_both(first, ps, second, qs, steps=6, generator=torch.Generator().manual_seed(0), by_rows=True)
     for p, q in zip(ps, qs, strict=True):
         assert same_bits(p, q, settings)
 

@@ -128,20 +128,20 @@ def test_what_is_simplified_is_decoded_once_and_taken_over(simplified):
         for seed in found.seeds:
             sizes = {"size": 4.0, "size linear0": 4.0} if arm.setting.method == "mesimp" else {}
             trainings.append(Trained(arm_id=arm.arm_id, seed=seed, test=90.0, sizes=sizes, environment_id="e1"))
-    workers, told = [], []
+    workers, said = [], []
 
     def start(dies=False):
         workers.append(Worker(dies))
         return workers[-1]
 
-    decode_all(found, store, trainings, start=lambda: start(dies=True), tell=told.append)
-    assert "was not timed: was killed" in told[0]
+    decode_all(found, store, trainings, start=lambda: start(dies=True), tell=said.append)
+    assert "was not timed: was killed" in said[0]
     assert not Decodings(store.folder).found
-    decode_all(found, store, trainings, start=start, tell=told.append)
-    assert "2.00x with 10.0x fewer products" in told[1]
+    decode_all(found, store, trainings, start=start, tell=said.append)
+    assert "2.00x with 10.0x fewer products" in said[1]
     assert len(workers) == 2 * found.processes
     assert all(worker.closed for worker in workers)
-    decode_all(found, store, trainings, start=start, tell=told.append)
+    decode_all(found, store, trainings, start=start, tell=said.append)
     assert len(workers) == 2 * found.processes  # it is done
     other, into, theirs = simplified("tkde:11")
     assert take(other, into, theirs, store) == (4, 0)
@@ -163,6 +163,6 @@ def test_the_claim_is_judged_by_time_and_the_products_are_told(evidence):
     assert claim.verdict == "reproduced"
     assert claim.ours.startswith("2.0")
     assert claim.ours.endswith("10.0x fewer products")
-    told = {line.column: line.mean for line in lines(found) if line.row == row}
-    assert (told["decode_before_s"], told["decode_after_s"]) == (0.2, 0.1)
-    assert (told["products_before"], told["products_after"]) == (100, 10)
+    said = {line.column: line.mean for line in lines(found) if line.row == row}
+    assert (said["decode_before_s"], said["decode_after_s"]) == (0.2, 0.1)
+    assert (said["products_before"], said["products_after"]) == (100, 10)

@@ -12,7 +12,7 @@ from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
 from meprop_bench.report.formats import write_report
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.plan import Deadline
+from meprop_bench.sweep.deadline import Deadline
 
 
 class Worker:

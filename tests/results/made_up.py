@@ -25,7 +25,7 @@ from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
-from meprop_bench.sweep.runner import failed_row
+from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.suite import Grid
 from meprop_bench.workloads.case import Case
 

@@ -11,7 +11,7 @@ import pytest
 
 from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import Row
-from meprop_bench.sweep.runner import failed_row
+from meprop_bench.sweep.rows import failed_row
 from meprop_bench.workloads.case import Case
 
 _CASES: list[tuple[dict[str, Any], str]] = [

@@ -47,9 +47,9 @@ def test_the_row_is_in_the_json(run: Callable, tmp_path: Path) -> None:
     assert written["environments"][extra["environment_id"]]["torch_threads"] == 1
     assert written["machine_info"]["meprop_bench"]["torch"]
     assert "node" not in written["machine_info"]
-    told = run("meprop_bench", "report", tmp_path / "found.json", "--format", "json")
-    assert told.returncode == 0, told.stderr
-    report = json.loads(told.stdout)
+    said = run("meprop_bench", "report", tmp_path / "found.json", "--format", "json")
+    assert said.returncode == 0, said.stderr
+    report = json.loads(said.stdout)
     assert "--benchmark-only" in report["command"]
     assert report["environment"] == written["environments"]
     (row,) = (row for row in report["rows"] if row["phase"] == "step")

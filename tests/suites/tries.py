@@ -113,11 +113,11 @@ def by_asv(clone: Clone, factor: str) -> Callable[[str], tuple[bool, str]]:
 
     def compare(commit: str) -> tuple[bool, str]:
         command = [*asv, "continuous", *options, *chosen, clone.first, commit]
-        told = _run(command, clone.folder, variables, codes=(0, 1)).stdout
-        ratios = re.findall(r"^\|[^|]*\|[^|]*\|[^|]*\|\s*([\d.]+)\s*\|", told, re.MULTILINE)
-        if not ("PERFORMANCE" in told or "NOT SIGNIFICANTLY CHANGED" in told):
-            sys.exit(f"asv continuous compared nothing:\n{told[-3000:]}")
-        return "PERFORMANCE DECREASED" in told, f"changed: {', '.join(ratios) or 'nothing'}"
+        said = _run(command, clone.folder, variables, codes=(0, 1)).stdout
+        ratios = re.findall(r"^\|[^|]*\|[^|]*\|[^|]*\|\s*([\d.]+)\s*\|", said, re.MULTILINE)
+        if not ("PERFORMANCE" in said or "NOT SIGNIFICANTLY CHANGED" in said):
+            sys.exit(f"asv continuous compared nothing:\n{said[-3000:]}")
+        return "PERFORMANCE DECREASED" in said, f"changed: {', '.join(ratios) or 'nothing'}"
 
     return compare
 
@@ -152,7 +152,7 @@ def by_pytest(clone: Clone, margin: str) -> Callable[[str], tuple[bool, str]]:
 def main() -> int:
     """Try and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("door", choices=["asv", "pytest"])
+    parser.add_argument("suite", choices=["asv", "pytest"])
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--factor", default="1.05", help="of asv continuous")
     parser.add_argument("--margin", default="0.03", help="of the gate")
@@ -160,16 +160,16 @@ def main() -> int:
     right = 0
     with tempfile.TemporaryDirectory(prefix="meprop-bench-tries-") as temporary:
         clone = Clone(Path(temporary) / "clone")
-        compare = by_asv(clone, arguments.factor) if arguments.door == "asv" else by_pytest(clone, arguments.margin)
+        compare = by_asv(clone, arguments.factor) if arguments.suite == "asv" else by_pytest(clone, arguments.margin)
         for number in range(1, arguments.tries + 1):
             for what, commit, wanted in (("the same", clone.same, False), ("10% slower", clone.slower, True)):
                 begun = time.monotonic()
-                reported, told = compare(commit)
+                reported, said = compare(commit)
                 right += reported is wanted
                 verdict = (
                     f"{'reported' if reported else 'not reported'}, {'as' if reported is wanted else 'NOT as'} wanted"
                 )
-                print(f"try {number}, {what}: {verdict} ({told}; {time.monotonic() - begun:.0f} s)", flush=True)
+                print(f"try {number}, {what}: {verdict} ({said}; {time.monotonic() - begun:.0f} s)", flush=True)
     print(f"{right} of {2 * arguments.tries} came out right")
     return 0 if right == 2 * arguments.tries else 1
 

@@ -169,7 +169,7 @@ def test_a_parent_that_is_killed_at_any_moment_leaves_a_store_that_opens_and_res
         if attempt < 5:
             time.sleep(rng.uniform(0, 0.35))
             parent.send_signal(signal.SIGKILL)
-        told, _ = parent.communicate(timeout=60)
+        said, _ = parent.communicate(timeout=60)
         (folder,) = root.iterdir()
         store = Store.open(folder)
         assert finished <= store.done_case_ids()  # nothing that was done is lost
@@ -178,7 +178,7 @@ def test_a_parent_that_is_killed_at_any_moment_leaves_a_store_that_opens_and_res
         lines = {row.case_id + str(row.phase): json.dumps(row.to_json()) for row in store.rows()}
         assert kept.items() <= lines.items()  # and nothing is measured twice
         kept = lines
-        if told == "done\n":
+        if said == "done\n":
             break
         kills += 1
     assert kills >= 1
@@ -189,9 +189,9 @@ def test_a_parent_that_is_killed_at_any_moment_leaves_a_store_that_opens_and_res
 
 def test_two_runs_into_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second is refused before anything is measured, with one line; a reader may look all the while."""
-    wish = {"method": ["unified"], "k": [2], "hidden": [8], "batch": [4], "threads": [1]}
-    plan = plan_axes(wish)
-    words = [f"--{axis}={value}" for axis, values in wish.items() for value in values]
+    chosen = {"method": ["unified"], "k": [2], "hidden": [8], "batch": [4], "threads": [1]}
+    plan = plan_axes(chosen)
+    words = [f"--{axis}={value}" for axis, values in chosen.items() for value in values]
     with Store.create(tmp_path, plan.name, machine_slug(), "command", plan.to_json()) as store:
         before = (store.folder / ENVIRONMENT).read_bytes()
         assert cli.run(["speedup", *words, "--out", str(tmp_path), "--resume"]) == ExitCode.USAGE

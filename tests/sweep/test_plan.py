@@ -219,10 +219,10 @@ def test_a_sweep_of_a_preset_may_have_its_cases_watched(tmp_path: Path) -> None:
     assert [case.k for case in plan.cases] == [3, 4, 5]  # in the order of their first sweep
     assert plan.watched == (plan.cases[1].case_id,)
     assert not plan.utilization
-    for told in (True, False):  # an option is about all of them
-        assert (plan_preset(preset, utilization=told).watched, plan_preset(preset, utilization=told).utilization) == (
+    for said in (True, False):  # an option is about all of them
+        assert (plan_preset(preset, utilization=said).watched, plan_preset(preset, utilization=said).utilization) == (
             (),
-            told,
+            said,
         )
     path.write_text(path.read_text().replace("utilization = true", "utilization = 1"))
     with pytest.raises(

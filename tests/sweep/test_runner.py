@@ -17,7 +17,8 @@ from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.results.consistency import WATCHED
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.plan import Deadline, Plan
+from meprop_bench.sweep.deadline import Deadline
+from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case

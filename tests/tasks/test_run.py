@@ -260,7 +260,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_progress_and_checkpoints_follow_the_clock(tmp_path):
     ticks = itertools.count()
-    told = []
+    said = []
     saved = []
     path = tmp_path / "c.pt"
 
@@ -273,14 +273,14 @@ def test_progress_and_checkpoints_follow_the_clock(tmp_path):
         Recipe("clusters", epochs=2),
         checkpoint=path,
         save_s=15,
-        progress=told.append,
+        progress=said.append,
         after_step=after,
         clock=lambda: float(next(ticks)),
     )
-    assert [progress.step for progress in told if progress.step in (20, 40)]
-    assert all(earlier.step <= later.step for earlier, later in itertools.pairwise(told))
-    assert told[-1].left_s == 0
-    assert len(told[-1].history) == 2
+    assert [progress.step for progress in said if progress.step in (20, 40)]
+    assert all(earlier.step <= later.step for earlier, later in itertools.pairwise(said))
+    assert said[-1].left_s == 0
+    assert len(said[-1].history) == 2
     assert saved[-1] == 40
     assert 2 <= len(saved) < 20
 
@@ -344,14 +344,14 @@ def test_rows_train_as_dense_gradients_do():
 def test_a_description_tells_trainings_apart():
     task = Clusters()
     recipe = Recipe("clusters", method="meprop", k=4, algorithm="mesimp", details={"rate": 0.3})
-    told = describe(task, recipe, 1)
-    assert told["task"] == "clusters"
-    assert told["k"] == 4
-    assert told["algorithm"] == "Simplification"
-    assert told["rate"] == 0.3
-    assert told["seed"] == 1
+    said = describe(task, recipe, 1)
+    assert said["task"] == "clusters"
+    assert said["k"] == 4
+    assert said["algorithm"] == "Simplification"
+    assert said["rate"] == 0.3
+    assert said["seed"] == 1
     # As checkpoints and settings.json have had it since they exist: those are gone on with.
-    assert told.keys() - task.options.keys() == {
+    assert said.keys() - task.options.keys() == {
         "task", "optimizer", "epochs", "steps", "seed", "evaluations", "best_after", "method", "k", "gradient",
         "kernel", "algorithm", "rate", "prunes", "simplify", "normal", "count_zeros",
     }  # fmt: skip

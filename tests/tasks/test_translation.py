@@ -1,4 +1,4 @@
-"""Translation: batches, the measure, parts that take turns, and that it learns, dense and sparsified."""
+"""Translation: batches, the measure, parts that alternate, and that it learns, dense and sparsified."""
 
 import itertools
 import os
@@ -164,8 +164,8 @@ def test_translations_are_in_the_order_of_their_sentences(dense):
 def test_parts_take_turns_and_a_resumed_training_keeps_them(task, tmp_path):
     settings = Recipe("toy-translation", method="meprop", k=0.25, algorithm="alternating", epochs=3, evaluations=2)
     whole = run(task, settings)
-    turns = [(found.figures["k encoder.lstm"], found.figures["k decoder.lstm"]) for found in whole.history]
-    assert turns == [(0.25, 1), (0.25, 1), (1, 0.25), (1, 0.25), (0.25, 1), (0.25, 1)]
+    alternated = [(found.figures["k encoder.lstm"], found.figures["k decoder.lstm"]) for found in whole.history]
+    assert alternated == [(0.25, 1), (0.25, 1), (1, 0.25), (1, 0.25), (0.25, 1), (0.25, 1)]
 
     def stop(step):
         if step == task.steps_per_epoch + 2:
@@ -179,10 +179,10 @@ def test_parts_take_turns_and_a_resumed_training_keeps_them(task, tmp_path):
 
 
 def test_who_cannot_take_turns(task, treebank_files):
-    with pytest.raises(UserError, match="taking turns does not fit: no layer of Encoder has a k"):
+    with pytest.raises(UserError, match="alternating does not fit: no layer of Encoder has a k"):
         run(task, Recipe("toy-translation", algorithm="alternating", epochs=1))
     tagging = POS(batch=4, hidden=4, files=treebank_files)
-    with pytest.raises(UserError, match="the task pos has no parts that could take turns"):
+    with pytest.raises(UserError, match="the task pos has no parts that could alternate"):
         run(tagging, Recipe("toy-translation", method="meprop", k=2, algorithm="alternating", epochs=1))
 
 
@@ -225,8 +225,8 @@ def _train(options, *more):
 
 
 def test_the_command_trains_on_files_of_ones_own(options, tmp_path, capsys):
-    wish = ("--k", "0.25", "--algorithm", "alternating", "--length-penalty", "1", "--out", str(tmp_path / "t"))
-    assert _train(options, *wish) == ExitCode.OK
+    chosen = ("--k", "0.25", "--algorithm", "alternating", "--length-penalty", "1", "--out", str(tmp_path / "t"))
+    assert _train(options, *chosen) == ExitCode.OK
     assert "BLEU: test" in capsys.readouterr().out
     assert (tmp_path / "t" / "history.jsonl").exists()
 

@@ -3,7 +3,7 @@
     MEPROP_BENCH_DATA=... python -m tests.tasks.throughput [mnist mnist-cnn pos parsing]
 
 One side is `tasks.run.run`, as `train`, `parity` and `paper run` call it; the other a loop as anybody writes it, around
-modules of `torch.nn` and the same fused Adam, on the same batches. Both train the same number of steps by turns, on one
+modules of `torch.nn` and the same fused Adam, on the same batches. Both train the same number of steps in pairs, on one
 thread, in some fresh processes; printed is how many times as fast as the plain loop ours is, with its interval over the
 processes. Nothing else may run on the machine meanwhile.
 """
@@ -36,9 +36,9 @@ _TASKS: dict[str, tuple[dict[str, int], int]] = {
     "pos": ({"batch": 16, "hidden": 128}, 15),
     "parsing": ({"batch": 500, "hidden": 128}, 20),
 }
-"""Task -> its options, as at the short scale, and the steps of one turn."""
+"""Task -> its options, as at the short scale, and the steps of one training."""
 
-_PROCESSES, _TURNS = 4, 6
+_PROCESSES, _PAIRS = 4, 6
 
 
 class _Tagger(nn.Module):
@@ -105,16 +105,16 @@ def _plain_s(name: str, task: Task, steps: int) -> float:
 
 
 def _pairs(name: str) -> list[tuple[float, float]]:
-    """Return (plain, ours) seconds, turn by turn, without the first."""
+    """Return (plain, ours) seconds of each pair, without the first."""
     torch.set_num_threads(1)
     options, steps = _TASKS[name]
     task = load_task(name, **options)
     task.evaluate = lambda *_: 0.0  # type: ignore[method-assign]  # it is not of the loop
     recipe = Recipe(name, options, steps=steps, epochs=1)
     found = []
-    for turn in range(1 + _TURNS):
+    for number in range(1 + _PAIRS):
         sides: list[Callable[[], float]] = [lambda: _plain_s(name, task, steps), lambda: run(task, recipe).seconds]
-        order = (0, 1) if turn % 2 else (1, 0)
+        order = (0, 1) if number % 2 else (1, 0)
         seconds = {side: sides[side]() for side in order}
         found.append((seconds[0], seconds[1]))
     return found[1:]

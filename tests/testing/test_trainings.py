@@ -15,7 +15,8 @@ from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.runner import SweepProgress, case_rows, failed_row
+from meprop_bench.sweep.rows import case_rows, failed_row
+from meprop_bench.sweep.runner import SweepProgress
 from meprop_bench.testing import trainings
 from meprop_bench.testing.functions import FunctionError
 from meprop_bench.testing.trainings import TrainingTimes, case_of

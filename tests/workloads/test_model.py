@@ -11,7 +11,8 @@ from meprop_bench.results.schema import PASSED
 from meprop_bench.tasks import load_task
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads import Case, setup
-from meprop_bench.workloads.model import _record, _Work
+from meprop_bench.workloads.flops import Work
+from meprop_bench.workloads.layer_calls import record
 from meprop_bench.workloads.steps import PHASES, WALK, Side
 
 
@@ -31,7 +32,7 @@ def stepped(name, steps=None, **recipe):
 def work(name):
     _, step, batches = stepped(name)
     parts = batches[0] if step.accumulate == 1 else batches[0][0]
-    found = _Work.of(step, parts)
+    found = Work.of(step, parts)
     assert all(p.grad is None for p in step.model.parameters())
     return found
 
@@ -254,7 +255,7 @@ def test_layers_may_be_called_by_keyword(own_model):
         ", kinds=(nn.Linear, nn.LSTM)",
     )
     _, step, batches = stepped(name, method="meprop", k=3)
-    calls = _record(step, batches[0])
+    calls = record(step, batches[0])
     assert [*calls] == ["a", "cells"]
     x, (h, _) = calls["cells"].x
     assert x.shape == (6, 4, 4)
@@ -550,7 +551,7 @@ def test_attention_is_a_layer_with_its_share(own_model):
 def test_attention_is_checked_on_what_it_got(own_model):
     name = own_model("KINDS = (nn.Linear, nn.MultiheadAttention)" + ENCODER)
     _, step, batches = stepped(name, method="meprop", k=2)
-    call = _record(step, batches[0])["blocks.layers.0.self_attn"]
+    call = record(step, batches[0])["blocks.layers.0.self_attn"]
     assert call.dy.shape == (4, 6, 8)
     query, key, value, padding, *_ = call.x
     assert query is key is value

@@ -108,23 +108,23 @@ class _Ratios:
         return self._formula(value)
 
 
-@pytest.mark.parametrize("turn", [1.5, 3, 50, 199, 498.5])
+@pytest.mark.parametrize("crossing", [1.5, 3, 50, 199, 498.5])
 @pytest.mark.parametrize("known", [1, 30, 400])
-def test_a_search_closes_in_on_the_turn_from_any_side(turn: float, known: int) -> None:
+def test_a_search_closes_in_on_the_crossing_from_any_side(crossing: float, known: int) -> None:
     """k: small ones pay; size: large ones do."""
     for small_pays, power in ((True, 1), (False, -1)):
-        ratios = _Ratios(lambda value, power=power: (turn / value) ** power, seconds=99)  # type: ignore[misc]
+        ratios = _Ratios(lambda value, power=power: (crossing / value) ** power, seconds=99)  # type: ignore[misc]
         pays, loses = profile_module._search(ratios, known, (1, 499), small_pays=small_pays)  # type: ignore[arg-type]
         assert pays is not None
         assert loses is not None
         low, high = sorted((pays, loses))
-        assert low <= turn <= high
+        assert low <= crossing <= high
         assert high <= max(low + 1, 1.1 * low)
         assert len(ratios.points) <= 16
 
 
 @pytest.mark.parametrize(("formula", "end"), [(2.0, (499, None)), (0.5, (None, 1))])
-def test_a_search_without_a_turn_ends_at_the_end(formula: float, end: tuple[int | None, int | None]) -> None:
+def test_a_search_without_a_crossing_ends_at_the_end(formula: float, end: tuple[int | None, int | None]) -> None:
     ratios = _Ratios(lambda _: formula, seconds=99)
     assert profile_module._search(ratios, 30, (1, 499), small_pays=True) == end  # type: ignore[arg-type]
 

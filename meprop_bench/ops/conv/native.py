@@ -15,9 +15,8 @@ from meprop_bench.ops.conv.geometry import Geometry, sizes
 from meprop_bench.ops.conv.kernels import Kernel, select_positions
 from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.kernels.native import conv as compiled
-from meprop_bench.ops.kernels.native import memory
-from meprop_bench.ops.kernels.native.memory import address
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
+from meprop_bench.ops.memory import address, scratch
 
 __all__ = ["KERNEL", "Native", "case"]
 
@@ -57,7 +56,7 @@ class Native(Kernel):
         compiled.backward(
             OPENMP, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, plan.shares, plan.plan, dy.data_ptr(),
             address(idx), x.data_ptr(), w.data_ptr(), address(dx), address(dw), address(db),
-            memory.scratch(plan.scratch),
+            scratch(plan.scratch),
         )  # fmt: skip
         return dx, dw, db
 

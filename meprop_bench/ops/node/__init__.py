@@ -16,7 +16,7 @@ NotImplementedError that names them: switch them off there.
 
 Nobody needs them, so nothing fails without: `unavailable_reason()` says why they are not in use.
 MEPROP_BENCH_NODE=python in the environment switches them off. They are compiled by `build`, never on the way: one
-extension of `linear.cpp`, which includes the others, since torch's headers take most of the time.
+extension of `module.cpp`, which includes the rest, since torch's headers take most of the time.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _loaded() -> tuple[Any, str | None]:
 
 
 def _linear_addresses() -> tuple[int, ...]:
-    """Return what `Native` in linear.cpp holds."""
+    """Return what `Native` in linear.h holds."""
     from meprop_bench.ops.kernels.native import example, kept, unified
     from meprop_bench.ops.kernels.native.compiler import address
     from meprop_bench.ops.kernels.native.threads import OPENMP

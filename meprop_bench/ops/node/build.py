@@ -31,7 +31,7 @@ from meprop_bench.cache import places, writable
 __all__ = ["MODULE", "build", "built", "compiler_command", "unbuilt_reason"]
 
 MODULE = "meprop_bench_node"
-_SOURCE = Path(__file__).with_name("linear.cpp")
+_SOURCE = Path(__file__).with_name("module.cpp")
 _HEADERS = tuple(sorted(_SOURCE.parent.glob("*.h")))
 _FLAGS = ("-shared", "-fPIC", "-O2", "-std=c++20", "-w")
 _LIBRARIES = ("torch_python", "torch", "torch_cpu", "c10")

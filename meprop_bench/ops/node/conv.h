@@ -19,16 +19,12 @@ using namespace node;
 using Pair = std::array<Word, 2>;
 using Sizes = std::array<Word, 4>;
 
-// What is called, in the order in which `set_conv` gets it: torch's OpenMP (0: one thread), the bodies of the parallel
+// What is called: torch's OpenMP (0: one thread), the bodies of the parallel
 // regions, and the entry point, whose arguments are described there.
 struct Native {
   Word openmp, pixels, maps, images;
-  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> backward;
+  Compiled<14> backward;
 };
-
-inline Native native{};
-inline PyObject* plan_of = nullptr;          // what to do with a shape
-inline PyObject* python_backward = nullptr;  // the backward pass for what is not ordinary
 
 // A case, as far as its plan depends on it: images (B, G C, H, W), filters (N, C, kh, kw), each pair for height and
 // width. k is an int, or the bits of a ratio; automatic says that the kernel is "auto", which looks at what is needed.
@@ -63,10 +59,8 @@ struct Plan {
 };
 
 using PlanPointer = std::shared_ptr<const Plan>;  // of nothing: the case is not this node's
-inline auto& plans() {
-  static auto& all = *new std::unordered_map<Case, PlanPointer, Hash>;  // under the interpreter's lock
-  return all;
-}
+inline Layer<Native, Case, PlanPointer, Hash> layer;
+inline Native& native = layer.native;
 
 // One or two dimensions as two: a single one is the width.
 inline Sizes sizes_of(const Tensor& t) {
@@ -82,7 +76,7 @@ std::vector<T> numbers(PyObject* bytes) {
 
 inline PlanPointer ask(const Case& c) {
   const auto answer = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
-      plan_of, "L(LLLL)(LLLL)(LL)(LL)(LL)LNsOO", c.threads, c.x[0], c.x[1], c.x[2], c.x[3], c.w[0], c.w[1], c.w[2],
+      layer.plan_of, "L(LLLL)(LLLL)(LL)(LL)(LL)LNsOO", c.threads, c.x[0], c.x[1], c.x[2], c.x[3], c.w[0], c.w[1], c.w[2],
       c.w[3], c.stride[0], c.stride[1], c.padding[0], c.padding[1], c.dilation[0], c.dilation[1], c.groups,
       number(c), c.automatic ? "auto" : "native",
       c.need_dx ? Py_True : Py_False, c.need_dw ? Py_True : Py_False));
@@ -102,16 +96,11 @@ inline PlanPointer ask(const Case& c) {
   return plan;
 }
 
-// What is known of a case, else asked for.
 inline PlanPointer plan_for(const Case& c) {
-  const auto found = plans().find(c);
-  if (found != plans().end()) return found->second;
-  PlanPointer plan = ask(c);
-  if (plans().size() >= kMostPlans) plans().clear();
-  return plans().emplace(c, std::move(plan)).first->second;
+  return layer.plan_for(c, [&] { return ask(c); });
 }
 
-class MePropConvolutionBackward : public torch::autograd::Node {
+class MePropConvolutionBackward : public LayerBackward {
  public:
   std::string name() const override { return "MePropConvolutionBackward"; }
 
@@ -123,27 +112,12 @@ class MePropConvolutionBackward : public torch::autograd::Node {
     w_ = SavedVariable(w, false);
   }
 
-  void release_variables() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    x_.reset_data();
-    w_.reset_data();
+ protected:
+  bool as_saved(const Tensor& x, const Tensor& w) const override {
+    return is_image(x, case_.x) && is_image(w, case_.w);
   }
 
- protected:
-  variable_list apply(variable_list&& incoming) override {
-    Tensor x, w;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      x = x_.unpack();
-      w = w_.unpack();
-    }
-    Tensor dy = std::move(incoming[0]);
-    if (!dy.defined()) return variable_list(3);
-    if (at::GradMode::is_enabled() || !unwatched() || !ordinary(dy) || torch::autograd::isFwGradDefined(dy) ||
-        !as_it_was(x, case_.x) || !as_it_was(w, case_.w)) {
-      return in_python(dy, x, w);
-    }
-    dy = dy.contiguous();
+  variable_list compiled(const Tensor& dy, const Tensor& x, const Tensor& w) override {
     PlanPointer plan = plan_;
     if (native.openmp != 0 && at::get_num_threads() != case_.threads) {
       pybind11::gil_scoped_acquire lock;
@@ -163,25 +137,20 @@ class MePropConvolutionBackward : public torch::autograd::Node {
     return {dx, dw, db};
   }
 
- private:
-  SavedVariable x_, w_;
-  PlanPointer plan_;
-  Case case_{};
-
-  // What was saved may have got other data, or come from a hook.
-  static bool as_it_was(const Tensor& t, const Sizes& sizes) {
-    return ordinary(t) && (t.dim() == 3 || t.dim() == 4) && sizes_of(t) == sizes && t.is_contiguous();
-  }
-
-  variable_list in_python(const Tensor& dy, const Tensor& x, const Tensor& w) {
+  variable_list in_python(const Tensor& dy, const Tensor& x, const Tensor& w) override {
     pybind11::gil_scoped_acquire lock;
     const auto pair = [](const Pair& p) { return pybind11::make_tuple(p[0], p[1]); };
     const auto four = [](const Sizes& s) { return pybind11::make_tuple(s[0], s[1], s[2], s[3]); };
-    const auto arguments = pybind11::make_tuple(
-        wrapped(dy), wrapped(x), wrapped(w), pair(case_.stride), pair(case_.padding), pair(case_.dilation),
-        case_.groups, pybind11::make_tuple(four(case_.x), four(case_.w)), plan_->k, task_should_compute_output(0), task_should_compute_output(1),
-        task_should_compute_output(2));
-    return gradients_of(python_backward, arguments);
+    return by(layer.python_backward, dy, x, w, pair(case_.stride), pair(case_.padding), pair(case_.dilation),
+              case_.groups, pybind11::make_tuple(four(case_.x), four(case_.w)), plan_->k);
+  }
+
+ private:
+  PlanPointer plan_;
+  Case case_{};
+
+  static bool is_image(const Tensor& t, const Sizes& sizes) {
+    return ordinary(t) && (t.dim() == 3 || t.dim() == 4) && sizes_of(t) == sizes && t.is_contiguous();
   }
 };
 
@@ -202,27 +171,22 @@ inline bool read(PyObject* value, Word dimensions, Word least, Word alone, Pair&
 inline PyObject* conv(PyObject*, PyObject* const* a, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 10, "conv takes 10 arguments, not ", count);
-  if (!THPVariable_CheckExact(a[0]) || !THPVariable_CheckExact(a[1]) ||
-      !(a[2] == Py_None || THPVariable_CheckExact(a[2]))) {
-    Py_RETURN_NONE;
-  }
-  const Tensor &x = THPVariable_Unpack(a[0]), &w = THPVariable_Unpack(a[1]);
-  const Tensor b = a[2] == Py_None ? Tensor() : THPVariable_Unpack(a[2]);
+  const auto inputs = Inputs::read(a);
   // What the Python registration takes instead: other selections and kernels, and whatever is not ordinary.
   const auto automatic = is_first(a[9], "auto", "native");
   Case c{};
+  if (!inputs || !is_first(a[8], "example", "example") || !automatic || !set_k(a[7], c) || !recorded() ||
+      !inputs->plain()) {
+    Py_RETURN_NONE;
+  }
+  const auto& [x, w, b] = *inputs;
   const Word dimensions = w.dim() - 2;
-  if (!is_first(a[8], "example", "example") || !automatic || !set_k(a[7], c) || !at::GradMode::is_enabled() ||
-      !unwatched() || at::impl::torch_function_mode_enabled() || !ordinary(x) || !ordinary(w) || x.numel() == 0 ||
-      w.numel() == 0 || (dimensions != 1 && dimensions != 2) || x.dim() != w.dim() || !x.is_contiguous() ||
-      !w.is_contiguous() || !read(a[3], dimensions, 1, 1, c.stride) || !read(a[4], dimensions, 0, 0, c.padding) ||
+  if (x.numel() == 0 || w.numel() == 0 || (dimensions != 1 && dimensions != 2) || x.dim() != w.dim() ||
+      !read(a[3], dimensions, 1, 1, c.stride) || !read(a[4], dimensions, 0, 0, c.padding) ||
       !read(a[5], dimensions, 1, 1, c.dilation) || !integer(a[6], c.groups) || c.groups < 1 ||
       x.size(1) != w.size(1) * c.groups || w.size(0) % c.groups != 0) {
     Py_RETURN_NONE;
   }
-  if (b.defined() && !(ordinary(b) && b.dim() == 1 && b.size(0) == w.size(0))) Py_RETURN_NONE;
-  using torch::autograd::isFwGradDefined;
-  if (isFwGradDefined(x) || isFwGradDefined(w) || isFwGradDefined(b)) Py_RETURN_NONE;
   c.x = sizes_of(x);
   c.w = sizes_of(w);
   c.threads = native.openmp ? at::get_num_threads() : 1;
@@ -232,37 +196,22 @@ inline PyObject* conv(PyObject*, PyObject* const* a, Py_ssize_t count) {
   PlanPointer plan = plan_for(c);
   if (!plan) Py_RETURN_NONE;
 
-  // The node, with edges to x, W and b, where any of them needs a gradient.
-  decltype(make_node<MePropConvolutionBackward>()) node;
-  if (torch::autograd::compute_requires_grad(x, w, b)) {
-    node = make_node<MePropConvolutionBackward>();
-    node->set_next_edges(torch::autograd::collect_next_edges(x, w, b));
-  }
+  const auto node = node_from<MePropConvolutionBackward>(x, w, b);
   // y without the interpreter's lock and without torch's own node.
   Tensor y;
   {
     pybind11::gil_scoped_release unlocked;
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto bias = b.defined() ? std::optional<Tensor>(b) : std::nullopt;
-    const auto given = [&](const Pair& pair) { return at::IntArrayRef(pair.data() + 2 - dimensions, dimensions); };
+    const auto sizes = [&](const Pair& pair) { return at::IntArrayRef(pair.data() + 2 - dimensions, dimensions); };
     y = dimensions == 2
-            ? at::conv2d(x, w, bias, given(c.stride), given(c.padding), given(c.dilation), c.groups)
-            : at::conv1d(x, w, bias, given(c.stride), given(c.padding), given(c.dilation), c.groups);
+            ? at::conv2d(x, w, if_defined(b), sizes(c.stride), sizes(c.padding), sizes(c.dilation), c.groups)
+            : at::conv1d(x, w, if_defined(b), sizes(c.stride), sizes(c.padding), sizes(c.dilation), c.groups);
   }
   if (node) {
     node->set(x, w, std::move(plan), c);
     torch::autograd::set_history(y, node);
   }
   return THPVariable_Wrap(std::move(y));
-  END_HANDLE_TH_ERRORS
-}
-
-// set_conv(addresses, plan_of, backward): see `Native`.
-inline PyObject* set_conv(PyObject*, PyObject* arguments) {
-  HANDLE_TH_ERRORS
-  if (!set_up(arguments, native, plan_of, python_backward)) return nullptr;
-  plans().clear();
-  Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 

@@ -19,17 +19,13 @@ namespace lstm {
 
 using namespace node;
 
-// What is called, in the order in which `set_lstm` gets it: torch's OpenMP (0: one thread), the bodies of the
+// What is called: torch's OpenMP (0: one thread), the bodies of the
 // parallel regions, and the entry points, whose arguments are described there.
 struct Native {
   Word openmp, alone_body, recall_body;
-  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> alone;
-  Compiled<Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word> recall;
+  Compiled<17> alone;
+  Compiled<15> recall;
 };
-
-inline Native native{};
-inline PyObject* plan_of = nullptr;          // what to do with a shape
-inline PyObject* python_backward = nullptr;  // the backward pass
 
 // A case, as far as its plan depends on it: x (steps, batch, m), states (1, batch, h). k is an int, or the bits of a
 // ratio; automatic says that the kernel is "auto".
@@ -55,26 +51,18 @@ struct Plan {
   Word k = 0, ld = 0, shares = 0;
 };
 
-inline auto& plans() {
-  static auto& all = *new std::unordered_map<Case, Plan, Hash>;  // under the interpreter's lock
-  return all;
-}
+inline Layer<Native, Case, Plan, Hash> layer;
+inline Native& native = layer.native;
 
-inline Plan plan_for(const Case& c) {
-  const auto found = plans().find(c);
-  if (found != plans().end()) return found->second;
+inline Plan ask(const Case& c) {
   const auto answer = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
-      plan_of, "LLLLLNss", c.threads, c.steps, c.batch, c.m, c.h, number(c), c.unified ? "unified" : "example",
+      layer.plan_of, "LLLLLNss", c.threads, c.steps, c.batch, c.m, c.h, number(c), c.unified ? "unified" : "example",
       c.automatic ? "auto" : "native"));
   if (!answer) throw python_error();
-  Plan plan;
-  if (!answer.is_none()) {
-    long long k, ld, shares;
-    if (!PyArg_ParseTuple(answer.ptr(), "LLL", &k, &ld, &shares)) throw python_error();
-    plan = {true, k, ld, shares};
-  }
-  if (plans().size() >= kMostPlans) plans().clear();
-  return plans().emplace(c, plan).first->second;
+  if (answer.is_none()) return {};
+  long long k, ld, shares;
+  if (!PyArg_ParseTuple(answer.ptr(), "LLL", &k, &ld, &shares)) throw python_error();
+  return {true, k, ld, shares};
 }
 
 // x (steps, batch, m); W_ih (4 h, m), W_hh (4 h, h); b_ih and b_hh (4 h,), or neither; h and c (1, batch, h).
@@ -151,7 +139,7 @@ class MePropLSTMBackward : public torch::autograd::Node {
     const auto arguments = pybind11::make_tuple(
         all(d), all(inputs), all(tape), case_.steps, case_.batch, plan_.k, case_.unified ? "unified" : "example",
         plan_.ld != 0, as_saved, needs);
-    variable_list gradients = gradients_of(python_backward, arguments);
+    variable_list gradients = gradients_of(layer.python_backward, arguments);
     if (gradients[0].defined()) gradients[0] = gradients[0].view({case_.steps, case_.batch, case_.m});
     for (int i = 5; i < kInputs; ++i) {
       if (gradients[i].defined()) gradients[i] = gradients[i].unsqueeze(0);
@@ -196,7 +184,7 @@ inline Made several(const Inputs& inputs, const Case& c, const Plan& plan) {
 // The same for one example; see `ops.recurrent.native`.
 inline Made alone(const Inputs& inputs, const Case& c, const Plan& plan) {
   const auto& [x, w_ih, w_hh, b_ih, b_hh, h, memory] = inputs;
-  Tensor gate = at::linear(x.view({c.steps, c.m}), w_ih, b_ih.defined() ? std::optional<Tensor>(b_ih) : std::nullopt);
+  Tensor gate = at::linear(x.view({c.steps, c.m}), w_ih, if_defined(b_ih));
   Tensor y = fresh({c.steps, 1, c.h}), pre = fresh({4 * c.h}), h_last = fresh({1, 1, c.h}), c_last = fresh({1, 1, c.h});
   auto tape = tape_of(std::move(gate), c);
   std::memcpy(h_last.mutable_data_ptr(), h.const_data_ptr(), sizeof(float) * c.h);
@@ -225,8 +213,7 @@ inline PyObject* lstm(PyObject*, PyObject* const* a, Py_ssize_t count) {
   const auto unified = is_first(a[8], "unified", "example");
   const auto automatic = is_first(a[9], "auto", "native");
   Case c{};
-  if (!unified || !automatic || !set_k(a[7], c) || !at::GradMode::is_enabled() || !unwatched() ||
-      at::impl::torch_function_mode_enabled() || !x.defined() || !w_ih.defined() || !w_hh.defined() ||
+  if (!unified || !automatic || !set_k(a[7], c) || !recorded() || !x.defined() || !w_ih.defined() || !w_hh.defined() ||
       b_ih.defined() != b_hh.defined() || h.defined() != memory.defined() || x.dim() != 3 || w_hh.dim() != 2 ||
       x.numel() == 0) {
     Py_RETURN_NONE;
@@ -242,7 +229,7 @@ inline PyObject* lstm(PyObject*, PyObject* const* a, Py_ssize_t count) {
   c.threads = native.openmp ? at::get_num_threads() : 1;
   c.unified = *unified;
   c.automatic = *automatic;
-  const Plan plan = plan_for(c);
+  const Plan plan = layer.plan_for(c, [&] { return ask(c); });
   if (!plan.ours || (plan.ld && !at::globalContext().userEnabledMkldnn())) Py_RETURN_NONE;
   if (!h.defined()) {
     h = fresh({1, c.batch, c.h});
@@ -250,12 +237,7 @@ inline PyObject* lstm(PyObject*, PyObject* const* a, Py_ssize_t count) {
     memory = h;
   }
 
-  // The node, with edges to all inputs, where any of them needs a gradient.
-  decltype(make_node<MePropLSTMBackward>()) node;
-  if (torch::autograd::compute_requires_grad(x, w_ih, w_hh, b_ih, b_hh, h, memory)) {
-    node = make_node<MePropLSTMBackward>();
-    node->set_next_edges(torch::autograd::collect_next_edges(x, w_ih, w_hh, b_ih, b_hh, h, memory));
-  }
+  const auto node = node_from<MePropLSTMBackward>(x, w_ih, w_hh, b_ih, b_hh, h, memory);
   Made made;
   {
     pybind11::gil_scoped_release unlocked;
@@ -268,15 +250,6 @@ inline PyObject* lstm(PyObject*, PyObject* const* a, Py_ssize_t count) {
     node->set(inputs, made.tape, plan, c);
   }
   return pybind11::make_tuple(wrapped(results[0]), wrapped(results[1]), wrapped(results[2])).release().ptr();
-  END_HANDLE_TH_ERRORS
-}
-
-// set_lstm(addresses, plan_of, backward): see `Native`.
-inline PyObject* set_lstm(PyObject*, PyObject* arguments) {
-  HANDLE_TH_ERRORS
-  if (!set_up(arguments, native, plan_of, python_backward)) return nullptr;
-  plans().clear();
-  Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 

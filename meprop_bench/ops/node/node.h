@@ -1,5 +1,5 @@
 // What the nodes of the kernel `native` have in common: compiled code at its address, what an ordinary tensor is, memory,
-// and the way to Python and back.
+// what a layer is set up with and its plans, the node of a layer y = f(x, W, b), and the way to Python and back.
 
 #pragma once
 
@@ -14,9 +14,11 @@
 
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <type_traits>
 #include <unordered_map>
+#include <utility>
 
 namespace node {
 
@@ -25,12 +27,15 @@ using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using Word = int64_t;
 
-// Numba's own calling convention: a status that is 0 when nothing was raised, the result by address, then the arguments.
-template <typename... Arguments>
-using Compiled = int (*)(Word* result, void** raised, Arguments...);
+// Numba's own calling convention: a status that is 0 when nothing was raised, the result by address, then so many words.
+template <size_t... each>
+auto of_words(std::index_sequence<each...>) -> int (*)(Word* result, void** raised, decltype(each, Word())...);
 
-template <typename... Arguments>
-Word call(Compiled<Arguments...> compiled, std::common_type_t<Arguments>... arguments) {
+template <size_t count>
+using Compiled = decltype(of_words(std::make_index_sequence<count>()));
+
+template <typename... Words>
+Word call(int (*compiled)(Word*, void**, Words...), std::common_type_t<Words>... arguments) {
   Word result = 0;
   void* raised = nullptr;
   TORCH_CHECK(compiled(&result, &raised, arguments...) == 0, "the compiled kernel failed: out of memory?");
@@ -72,6 +77,11 @@ inline bool unwatched() {
   return local.included_ == c10::default_included_set && excluded == c10::default_excluded_set;
 }
 
+// Whether a node may stand for a layer: autograd records, and nobody wants to see the operators or the call.
+inline bool recorded() {
+  return at::GradMode::is_enabled() && unwatched() && !at::impl::torch_function_mode_enabled();
+}
+
 // An alias to be saved, as `ops.saved` has it: it keeps the numbers when the variable gets other data, counts changes
 // in place with it, and has its edge in the graph.
 inline Tensor pinned(const Tensor& t) {
@@ -108,6 +118,21 @@ auto make_node() {
   } else {
     return c10::make_intrusive<T>();
   }
+}
+
+// A node with edges to the inputs, where any of them needs a gradient.
+template <typename T, typename... Inputs>
+auto node_from(const Inputs&... inputs) {
+  decltype(make_node<T>()) node;
+  if (torch::autograd::compute_requires_grad(inputs...)) {
+    node = make_node<T>();
+    node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
+  }
+  return node;
+}
+
+inline std::optional<Tensor> if_defined(const Tensor& t) {
+  return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
 }
 
 inline pybind11::object wrapped(const Tensor& t) {
@@ -161,24 +186,112 @@ PyObject* number(const Case& c) {
   return PyFloat_FromDouble(ratio);
 }
 
-// Read what a node is set up with: the words of its `Native`, what tells its plans, and what does its work in Python.
-template <typename Native>
-bool set_up(PyObject* arguments, Native& native, PyObject*& plan_of, PyObject*& python_backward) {
-  constexpr int kWords = sizeof(Native) / sizeof(Word);
+// A layer: the words that it is set up with (`Native`: addresses, in the order in which `set_<layer>` gets them), what says
+// what to do with a case and what does its work in Python, and the plans that are known. Under the interpreter's lock.
+template <typename Native, typename Case, typename Plan, typename Hash>
+struct Layer {
+  Native native{};
+  PyObject *plan_of = nullptr, *python_backward = nullptr;
+  std::unordered_map<Case, Plan, Hash>& plans = *new std::unordered_map<Case, Plan, Hash>;  // outlives the interpreter
+
+  // What is known of a case, else what `ask` finds out.
+  template <typename Ask>
+  Plan plan_for(const Case& c, const Ask& ask) {
+    const auto found = plans.find(c);
+    if (found != plans.end()) return found->second;
+    Plan plan = ask();
+    if (plans.size() >= kMostPlans) plans.clear();
+    return plans.emplace(c, std::move(plan)).first->second;
+  }
+};
+
+// set_<layer>(addresses, plan_of, backward): see `Layer`.
+template <auto& layer>
+PyObject* set_up(PyObject*, PyObject* arguments) {
+  HANDLE_TH_ERRORS
+  constexpr int kWords = sizeof layer.native / sizeof(Word);
   PyObject *addresses, *plan, *backward;
-  if (!PyArg_ParseTuple(arguments, "O!OO", &PyTuple_Type, &addresses, &plan, &backward)) return false;
+  if (!PyArg_ParseTuple(arguments, "O!OO", &PyTuple_Type, &addresses, &plan, &backward)) return nullptr;
   TORCH_CHECK(PyTuple_GET_SIZE(addresses) == kWords, "set up with ", kWords, " addresses");
   Word words[kWords];
   for (int i = 0; i < kWords; ++i) {
     words[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(addresses, i));
-    if (PyErr_Occurred()) return false;
+    if (PyErr_Occurred()) return nullptr;
   }
-  std::memcpy(&native, words, sizeof native);
+  std::memcpy(&layer.native, words, sizeof words);
   Py_INCREF(plan);
   Py_INCREF(backward);
-  Py_XSETREF(plan_of, plan);
-  Py_XSETREF(python_backward, backward);
-  return true;
+  Py_XSETREF(layer.plan_of, plan);
+  Py_XSETREF(layer.python_backward, backward);
+  layer.plans.clear();
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
 }
+
+// x, W and b of a layer y = f(x, W, b).
+struct Inputs {
+  const Tensor &x, &w;
+  Tensor b;
+
+  // As Python gave them, None for no bias; nothing where one is no exact tensor.
+  static std::optional<Inputs> read(PyObject* const* a) {
+    if (!THPVariable_CheckExact(a[0]) || !THPVariable_CheckExact(a[1]) ||
+        !(a[2] == Py_None || THPVariable_CheckExact(a[2]))) {
+      return std::nullopt;
+    }
+    return Inputs{THPVariable_Unpack(a[0]), THPVariable_Unpack(a[1]), a[2] == Py_None ? Tensor() : THPVariable_Unpack(a[2])};
+  }
+
+  // Memory that is what it looks like, b (n,) for W (n, ...), and nothing that forward-mode differentiation follows.
+  bool plain() const {
+    using torch::autograd::isFwGradDefined;
+    return ordinary(x) && ordinary(w) && x.is_contiguous() && w.is_contiguous() && w.dim() > 0 &&
+           (!b.defined() || (ordinary(b) && b.dim() == 1 && b.size(0) == w.size(0))) && !isFwGradDefined(x) &&
+           !isFwGradDefined(w) && !isFwGradDefined(b);
+  }
+};
+
+// The node of such a layer: dx, dW and db by compiled code, where nothing is out of the ordinary, else by Python.
+class LayerBackward : public torch::autograd::Node {
+ public:
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    x_.reset_data();
+    w_.reset_data();
+  }
+
+ protected:
+  SavedVariable x_, w_;  // undefined where it is not needed
+
+  // What was saved may have got other data, or come from a hook.
+  virtual bool as_saved(const Tensor& x, const Tensor& w) const = 0;
+  virtual variable_list compiled(const Tensor& dy, const Tensor& x, const Tensor& w) = 0;
+  virtual variable_list in_python(const Tensor& dy, const Tensor& x, const Tensor& w) = 0;
+
+  variable_list apply(variable_list&& incoming) override {
+    Tensor x, w;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      x = x_.unpack();
+      w = w_.unpack();
+    }
+    const Tensor dy = std::move(incoming[0]);
+    if (!dy.defined()) return variable_list(3);
+    if (at::GradMode::is_enabled() || !unwatched() || !ordinary(dy) || torch::autograd::isFwGradDefined(dy) ||
+        !as_saved(x, w)) {
+      return in_python(dy, x, w);
+    }
+    return compiled(dy.contiguous(), x, w);
+  }
+
+  // Call Python's backward pass with a layer's own arguments between the tensors and what is needed.
+  template <typename... Own>
+  variable_list by(PyObject* backward, const Tensor& dy, const Tensor& x, const Tensor& w, const Own&... own) {
+    const auto arguments = pybind11::make_tuple(
+        wrapped(dy), wrapped(x), wrapped(w), own..., task_should_compute_output(0), task_should_compute_output(1),
+        task_should_compute_output(2));
+    return gradients_of(backward, arguments);
+  }
+};
 
 }  // namespace node

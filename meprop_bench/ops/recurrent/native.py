@@ -22,10 +22,10 @@ from torch import Tensor
 
 from meprop_bench.ops.kernels import Request
 from meprop_bench.ops.kernels.native import example, plan, recurrent_backward, recurrent_forward
-from meprop_bench.ops.kernels.native.memory import address
 from meprop_bench.ops.kernels.native.recurrent_backward import BACK_ROWS, CHAINS, PASS_BACK_ROWS
 from meprop_bench.ops.kernels.native.recurrent_forward import ALONE, GRU, LSTM, RECALL, RELU, STEP, TANH
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
+from meprop_bench.ops.memory import address
 from meprop_bench.ops.recurrent.cells import Cell, Tensors
 from meprop_bench.ops.recurrent.through_time import Steps, Weights
 

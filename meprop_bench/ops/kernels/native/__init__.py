@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from meprop_bench.ops import memory
 from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows, unified_rows
-from meprop_bench.ops.kernels.native import example, kept, memory, unified
+from meprop_bench.ops.kernels.native import example, kept, unified
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.selection import select
 

@@ -15,6 +15,7 @@ dx are sums of rows as in `example`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,18 @@ from numba.extending import intrinsic
 from meprop_bench.ops.kernels.native.compiler import function, trailing_zeros, view, zero_row
 from meprop_bench.ops.kernels.native.example import sum_rows
 from meprop_bench.ops.kernels.native.threads import OPENMP, body, parallel, shares
-from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, declare, fused, load, loop, offset, splat, store
+from meprop_bench.ops.kernels.native.vectors import (
+    LANES,
+    VECTOR,
+    declare,
+    either,
+    fused,
+    load,
+    loop,
+    offset,
+    splat,
+    store,
+)
 
 __all__ = ["BACKWARD", "FORWARD", "OPENMP", "backward", "forward", "gather", "shares", "words"]
 
@@ -96,15 +108,8 @@ def _products(typingctx: Any, count: Any, w: Any, rows: Any, m: Any, out: Any) -
     """Multiply `count` rows, 1 to GROUP, with one."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        done = builder.append_basic_block()
-        choice = builder.switch(arguments[0], done)
-        for group in range(1, GROUP + 1):
-            block = builder.append_basic_block()
-            choice.add_case(ir.Constant(_I64, group), block)
-            builder.position_at_end(block)
-            _emit_products(builder, group, arguments[1:])
-            builder.branch(done)
-        builder.position_at_end(done)
+        chosen, *others = arguments
+        either(builder, chosen, {n: partial(_emit_products, builder, n, others) for n in range(1, GROUP + 1)})
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen

@@ -15,7 +15,7 @@ product spends its time on setting up, and torch's does not use AVX-512 on every
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,12 @@ from numba import carray, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from meprop_bench.ops import memory
 from meprop_bench.ops.kernels import Gradients
-from meprop_bench.ops.kernels.native import kept, memory, plan, unified
+from meprop_bench.ops.kernels.native import kept, plan, unified
 from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.threads import OPENMP, body, parallel, shares
-from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, fused, load, loop, offset, splat, store
+from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, either, fused, load, loop, offset, splat, store
 
 __all__ = ["backward", "forward"]
 
@@ -125,15 +126,8 @@ def _tile(
     """Compute a tile of `height` examples, 1 to HEIGHT."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        done = builder.append_basic_block()
-        choice = builder.switch(arguments[0], done)
-        for count in range(1, HEIGHT + 1):
-            block = builder.append_basic_block()
-            choice.add_case(ir.Constant(_I64, count), block)
-            builder.position_at_end(block)
-            _emit_tile(builder, count, arguments[1:])
-            builder.branch(done)
-        builder.position_at_end(done)
+        chosen, *others = arguments
+        either(builder, chosen, {n: partial(_emit_tile, builder, n, others) for n in range(1, HEIGHT + 1)})
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 12, types.float32), codegen

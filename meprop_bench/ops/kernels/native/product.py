@@ -13,6 +13,7 @@ larger, the less of the time goes to starting and storing tiles, which is much w
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,18 @@ from numba import types
 from numba.extending import intrinsic
 
 from meprop_bench.ops.kernels.native.compiler import function, view
-from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, fused, load, load_f32, loop, offset, splat, store
+from meprop_bench.ops.kernels.native.vectors import (
+    LANES,
+    VECTOR,
+    either,
+    fused,
+    load,
+    load_f32,
+    loop,
+    offset,
+    splat,
+    store,
+)
 
 __all__ = ["TALLEST", "multiply", "pack_height", "packed_bytes"]
 
@@ -72,16 +84,11 @@ def _tile(typingctx: Any, kind: Any, a: Any, b: Any, rows: Any, shift: Any, deep
     """Compute a tile; kind = 16 mode + height. Only the tallest is ever streamed."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        done = builder.append_basic_block()
-        choice = builder.switch(arguments[0], done)
-        for mode in (_FRESH, _ADDED, _STREAMED):
-            for height in HEIGHTS if mode != _STREAMED else (TALLEST,):
-                block = builder.append_basic_block()
-                choice.add_case(ir.Constant(_WORD, 16 * mode + height), block)
-                builder.position_at_end(block)
-                _emit_tile(builder, height, mode, arguments[1:])
-                builder.branch(done)
-        builder.position_at_end(done)
+        chosen, *others = arguments
+        kinds = [(mode, height) for mode in (_FRESH, _ADDED) for height in HEIGHTS] + [(_STREAMED, TALLEST)]
+        either(builder, chosen, {
+            16 * mode + height: partial(_emit_tile, builder, height, mode, others) for mode, height in kinds
+        })  # fmt: skip
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), codegen

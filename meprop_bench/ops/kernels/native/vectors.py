@@ -6,13 +6,15 @@ up on pointers that might alias. A multiply-add may be fused; nothing is reorder
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 
-__all__ = ["LANES", "VECTOR", "declare", "fused", "load", "load_f32", "load_i32", "loop", "offset", "splat", "store"]
+__all__ = [
+    "LANES", "VECTOR", "declare", "either", "fused", "load", "load_f32", "load_i32", "loop", "offset", "splat", "store",
+]  # fmt: skip
 
 LANES = 16 if get_host_cpu_features().get("avx512f") else 8
 """float32 numbers in a vector."""
@@ -70,6 +72,19 @@ def splat(builder: Any, kind: Any, value: Any) -> Any:
     undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
+
+
+def either(builder: Any, chosen: Any, codes: Mapping[int, Callable[[], None]]) -> None:
+    """Emit the code of each number, and the choice of one of them by a value; none for any other number."""
+    done = builder.append_basic_block()
+    choice = builder.switch(chosen, done)
+    for number, emit in codes.items():
+        block = builder.append_basic_block()
+        choice.add_case(ir.Constant(_I64, number), block)
+        builder.position_at_end(block)
+        emit()
+        builder.branch(done)
+    builder.position_at_end(done)
 
 
 def loop(

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from meprop_bench.errors import UserError
-from meprop_bench.sweep.plan import Deadline
+from meprop_bench.sweep.deadline import Deadline
 
 
 def test_without_one_everything_is_begun() -> None:

@@ -1,0 +1,72 @@
+"""Whether this machine can measure a plan: found before anything is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from meprop_bench.errors import UserError
+from meprop_bench.measure.affinity import chosen
+from meprop_bench.measure.allocator import environment_of
+from meprop_bench.workloads.case import TEXT, Case
+
+__all__ = ["check_feasible"]
+
+
+def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool = False) -> None:
+    """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
+
+    Users' models are examined; with `evaluates` each has to say how good it is.
+
+    Raises:
+        UserError: what is missing, in one line.
+
+    """
+    cases = list(cases)
+    for device in dict.fromkeys(case.device for case in cases if case.device != "cpu"):
+        from meprop_bench.tasks.checks import on_device
+
+        on_device(device)
+    cores = os.cpu_count() or 1
+    for threads, allocator in dict.fromkeys((case.threads, case.allocator) for case in cases):
+        if threads > cores:
+            raise UserError(
+                f"{threads} threads on {cores} cores would wait for each other: use --threads {cores}, or less"
+            )
+        if pin:
+            chosen(threads)
+        environment_of(allocator, threads)
+    for data in dict.fromkeys(case.data for case in cases if case.data is not None):
+        _check_data(data)
+    if any(case.model is not None for case in cases):
+        from meprop_bench.sweep.models import check_models
+
+        check_models(cases, evaluates=evaluates)
+
+
+def _check_data(name: str) -> None:
+    """Read the data once: a file that is cut off must not cost the cases before it.
+
+    Another set in files of the same names is none of that: it is measured, and each row says so.
+    """
+    if name == "digits":
+        from meprop_bench.data.images import check_installed
+
+        check_installed()
+        return
+    if name in TEXT:
+        from meprop_bench.data.characters import load_text
+
+        if name != "made-up":
+            load_text(name)
+        return
+    from meprop_bench.data import load_images
+    from meprop_bench.data.content import condition
+    from meprop_bench.data.sources import SOURCES, data_folder
+
+    if condition(data_folder(), SOURCES[name], thorough=True)[0] == "present":
+        return
+    try:
+        load_images(name)
+    except UserError as error:
+        raise UserError(f"{name} is corrupt: {error}") from None
