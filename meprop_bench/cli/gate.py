@@ -3,6 +3,8 @@
 meprop-bench gate --base main                                  # the work tree, changes and all, against main
 meprop-bench gate --base v1.2 --head topic --output gate.md --output gate.xml
 meprop-bench gate --baseline before.json --candidate after.json
+meprop-bench gate --candidate after.json --save-baseline main  # from now on --baseline main is that
+meprop-bench gate explain 'linear*/backward'                   # what a verdict was made of (`cli.gate_explain`)
 meprop-bench gate --self-test                                  # what it can promise on this machine, in 35 minutes
 
 Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
@@ -22,37 +24,51 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from meprop_bench.cli.options import Grouped, examples, with_format
+from meprop_bench.cli.gate_baselines import list_baselines, save_as_baseline, with_baselines
+from meprop_bench.cli.gate_explain import explain
+from meprop_bench.cli.options import GroupedVerbs, examples, with_format
 from meprop_bench.cli.output import complaining, write
-from meprop_bench.errors import UserError
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import console
 
 if TYPE_CHECKING:
+    from meprop_bench.gate.files import Compared
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.revisions import GateProgress
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
     from meprop_bench.gate.worktree import Checkout
+    from meprop_bench.results.baselines import Baseline
     from meprop_bench.sweep.plan import Plan
 
 __all__ = ["command"]
 
-_FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
-"""Ending of an --output file -> its format."""
+_FORMATS = {
+    ".codequality.json": "gitlab",
+    ".annotations": "github",
+    ".json": "json",
+    ".md": "md",
+    ".xml": "junit",
+    ".txt": "table",
+}
+"""Ending of an --output file -> its format; the first that fits."""
 
 
-@click.command(
+@click.group(
     name="gate",
-    cls=Grouped,
+    cls=GroupedVerbs,
+    invoke_without_command=True,
     short_help="Fail when something got slower, larger or less accurate.",
     groups={
         "Revisions": ("base", "head", "self-test", "preset", "budget", "pairs"),
-        "Stored results": ("baseline", "candidate", "ratios-only"),
+        "Stored results": ("baseline", "candidate", "ratios-only", "save-baseline", "replace", "baselines"),
         "Judgement": ("cases", "report-only", "margin", "accuracy-margin", "least-time", "confidence"),
         "Output": ("format", "output", "suite"),
     },
@@ -60,14 +76,21 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
         "meprop-bench gate --base main",
         "meprop-bench gate --base main --head topic --margin 0.1 --output gate.md",
         "meprop-bench gate --baseline before.json --candidate after.json",
+        "meprop-bench gate --candidate after.json --save-baseline main",
         "meprop-bench gate --self-test",
     ),
 )
+@click.pass_context
 @click.option("--base", metavar="REV", help="Revision to measure against.")
 @click.option(
     "--head", metavar="REV", help="Revision that is judged [default: the work tree, uncommitted changes included]."
 )
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Stored results to compare with.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Stored results to compare with, or the name of a baseline.",
+)
 @click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
 @click.option(
     "--self-test",
@@ -100,7 +123,17 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
     metavar="NAME",
     help="Name of this gate's pull-request comment [default: the GitHub job, and the preset or the baseline].",
 )
-@with_format("table", "json", "md", "junit")
+@with_baselines
+@click.option(
+    "--save-baseline", metavar="NAME", help="Keep the candidate as a baseline; of one that is there, show what changes."
+)
+@click.option(
+    "--replace",
+    "replaces",
+    metavar="DIGEST",
+    help="Confirm that this baseline is replaced, where nobody can be asked; goes with --save-baseline.",
+)
+@with_format("table", "json", "md", "junit", "github", "gitlab")
 @click.option(
     "--output",
     "outputs",
@@ -110,12 +143,16 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
     help=f"Also write a file, in the format of its ending ({', '.join(_FORMATS)}); repeatable.",
 )
 def command(
+    context: click.Context,
     base: str | None,
     head: str | None,
     baseline: Path | None,
     candidate: Path | None,
     self_test: bool,
     ratios_only: bool,
+    baselines: Path,
+    save_baseline: str | None,
+    replaces: str | None,
     suite: str | None,
     form: str,
     outputs: tuple[Path, ...],
@@ -131,9 +168,12 @@ def command(
     pass fails with 90% probability, on a shared machine with two cores that does nothing else. What would have been
     caught in a run is among its first lines; --self-test measures it.
     """
+    from meprop_bench.gate.repeat import words
     from meprop_bench.gate.settings import load_settings
 
-    _check_mode(base, head, baseline, candidate, self_test, ratios_only)
+    if context.invoked_subcommand is not None:
+        return _leave_to(context, context.invoked_subcommand)
+    _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces)
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints text alone: leave out --output and --format")
     _check_outputs(outputs)
@@ -142,43 +182,82 @@ def command(
     if self_test:
         return _self_test(head, settings)
     begun = time.monotonic()
+
+    def finished(outcome: Outcome, of: Path | None) -> int:
+        outcome = replace(
+            outcome,
+            notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
+            command=_typed(),
+            repeat=outcome.repeat or words(sys.argv[1:]),
+            seconds=time.monotonic() - begun,
+            suite=suite or _suite(of, settings),
+        )
+        _write(outcome, form, outputs)
+        return outcome.exit_code
+
+    if save_baseline is not None:
+        assert candidate is not None
+        judged = partial(_of_baseline, candidate=candidate, ratios_only=ratios_only, settings=settings)
+
+        def show(before: Baseline) -> int:
+            return finished(judged(before), Path(before.name))
+
+        return save_as_baseline(save_baseline, candidate, baselines, replaces, show)
     if baseline is not None:
-        outcome = _of_files(baseline, candidate, ratios_only, settings)
-    else:
-        assert base is not None
-        outcome = _of_revisions(base, head, settings)
-    outcome = replace(
-        outcome,
-        notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
-        command=_typed(),
-        seconds=time.monotonic() - begun,
-        suite=suite or _suite(baseline, settings),
-    )
-    _write(outcome, form, outputs)
-    return outcome.exit_code
+        return finished(_of_files(baseline, candidate, ratios_only, settings, baselines), baseline)
+    assert base is not None
+    return finished(_of_revisions(base, head, settings), None)
+
+
+def _leave_to(context: click.Context, verb: str) -> int:
+    """See that a command of the gate's own was given no options of the gate."""
+    given = [name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is not for gate {verb}: leave it out, or write it after {verb}"
+        )
+    return ExitCode.OK
 
 
 def _check_mode(
-    base: object, head: object, baseline: object, candidate: object, self_test: bool, ratios_only: bool
+    base: object,
+    head: object,
+    baseline: object,
+    candidate: object,
+    self_test: bool,
+    ratios_only: bool,
+    save_baseline: object,
+    replaces: object,
 ) -> None:
     """See that exactly one thing is to be done, and that all that is given belongs to it."""
-    modes = {"--base": base is not None, "--baseline": baseline is not None, "--self-test": self_test}
+    modes = {
+        "--base": base is not None,
+        "--baseline": baseline is not None,
+        "--self-test": self_test,
+        "--save-baseline": save_baseline is not None,
+    }
     chosen = [name for name, given in modes.items() if given]
     if len(chosen) != 1:
         wrong = f"{' and '.join(chosen)} exclude each other" if chosen else "there is nothing to compare"
         raise UserError(f"{wrong}: give --base REV, --baseline FILE or --self-test")
-    belongs = {"--head": (head, ("--base", "--self-test")), "--candidate": (candidate, ("--baseline",))}
+    belongs = {
+        "--head": (head, ("--base", "--self-test")),
+        "--candidate": (candidate, ("--baseline", "--save-baseline")),
+        "--replace": (replaces, ("--save-baseline",)),
+    }
     for name, (value, owners) in belongs.items():
         if value is not None and chosen[0] not in owners:
             raise UserError(f"{name} goes with {' or '.join(owners)}, not with {chosen[0]}")
-    if ratios_only and chosen != ["--baseline"]:
+    if save_baseline is not None and candidate is None:
+        raise UserError("--save-baseline needs the results that are to be kept: add --candidate FILE")
+    if ratios_only and chosen[0] not in ("--baseline", "--save-baseline"):
         raise UserError(f"--ratios-only goes with --baseline, not with {chosen[0]}: revisions share one machine")
 
 
 def _check_outputs(outputs: Iterable[Path]) -> None:
     """Find out before anything is measured whether the files can be written."""
     for path in outputs:
-        if path.suffix not in _FORMATS:
+        if _format_of(path) is None:
             raise UserError(f"the format of {path.name} is not known: end it in {', '.join(_FORMATS)}")
         if not path.parent.is_dir():
             raise UserError(f"cannot write {path}: its folder does not exist")
@@ -186,20 +265,42 @@ def _check_outputs(outputs: Iterable[Path]) -> None:
             raise UserError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'permission denied'}")
 
 
-def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings) -> Outcome:
-    from meprop_bench.gate.decide import judge
+def _format_of(path: Path) -> str | None:
+    return next((form for ending, form in _FORMATS.items() if path.name.endswith(ending)), None)
+
+
+def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings, folder: Path) -> Outcome:
+    from meprop_bench.gate.baselines import named
     from meprop_bench.gate.files import read
+
+    if (kept := named(baseline, folder)) is not None:
+        return _of_baseline(kept, candidate, ratios_only, settings)
+    return _of_compared(read(baseline, candidate, ratios_only=ratios_only), settings)
+
+
+def _of_baseline(baseline: Baseline, candidate: Path | None, ratios_only: bool, settings: Settings) -> Outcome:
+    from meprop_bench.gate.baselines import compared_with
+
+    if candidate is None:
+        raise UserError(f"what the baseline {baseline.name} is compared with has to be named: add --candidate FILE")
+    return _of_compared(compared_with(baseline, candidate, ratios_only=ratios_only), settings)
+
+
+def _of_compared(compared: Compared, settings: Settings) -> Outcome:
+    from meprop_bench.gate.decide import judge
     from meprop_bench.gate.judgement import Outcome
 
-    compared = read(baseline, candidate, ratios_only=ratios_only)
     judgements = judge(compared.rest, settings, blocks=compared.blocks)
-    return Outcome(compared.base, compared.head, judgements, compared.notes, doubts=compared.doubts)
+    sides = compared.base, compared.head
+    return Outcome(*sides, judgements, compared.notes, doubts=compared.doubts, machine=compared.machine)
 
 
 def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
     from meprop_bench.gate.decide import judge, undecided
+    from meprop_bench.gate.files.machine import machine_line
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.looks import Looks
+    from meprop_bench.gate.repeat import words
     from meprop_bench.gate.revisions import measure
 
     plan, looks = _plan(settings), Looks.within(settings.pairs)
@@ -211,7 +312,15 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
         found = measure(plan, first, second, undecided=waiting, progress=progress)
         doubts = tuple(filter(None, (busy(),)))
     judgements = judge(found.series, settings, looks)
-    return Outcome(first.name, second.name, judgements, found.notes, environment=dict(found.environment), doubts=doubts)
+    environment = dict(found.environment)
+    return Outcome(
+        *(first.name, second.name, judgements, found.notes),
+        environment=environment,
+        doubts=doubts,
+        machine=machine_line(environment),
+        repeat=words(sys.argv[1:], first.commit, None if second.changed else second.commit),
+        runs={(one.case, one.figure): one.pairs for one in found.series if one.pairs},
+    )
 
 
 def _self_test(head: str | None, settings: Settings) -> int:
@@ -316,6 +425,7 @@ def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
     The verdict stands whatever of that cannot be done.
     """
     from meprop_bench.gate.markdown import write_job_summary
+    from meprop_bench.gate.stored import keep
     from meprop_bench.results.store import replace_file
 
     with complaining():
@@ -323,9 +433,11 @@ def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
             write(piece)
     for path in outputs:
         with complaining():
-            replace_file(path, _as(_FORMATS[path.suffix], outcome))
+            replace_file(path, _as(str(_format_of(path)), outcome))
     with complaining():
         write_job_summary(outcome)
+    with complaining():
+        keep(outcome, Path.cwd())
 
 
 def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:
@@ -334,6 +446,10 @@ def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]
         from meprop_bench.gate.machine_readable import as_junit, json_pieces
 
         return json_pieces(outcome) if form == "json" else (as_junit(outcome),)
+    if form in ("github", "gitlab"):
+        from meprop_bench.gate.annotations import as_code_quality, as_workflow_commands
+
+        return (as_workflow_commands(outcome) if form == "github" else as_code_quality(outcome),)
     if form == "md":
         from meprop_bench.gate.markdown import as_comment
 
@@ -342,3 +458,7 @@ def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]
     from meprop_bench.report.formats import as_table
 
     return (as_table(OutcomeDocument(outcome), terminal=terminal, summary_first=True),)
+
+
+command.add_command(explain)
+command.add_command(list_baselines)
