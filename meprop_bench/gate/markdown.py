@@ -3,8 +3,8 @@
     <!-- meprop-bench gate: SUITE -->        by which the next run of this gate finds the comment, and no other
     ### ❌ Failed: 2 of 31 figures got worse by more than their margin
     the worst of them in words, what was compared and on which machine, what would have been caught
-    tables of what failed, with how to repeat it, and of what is inconclusive; notes
-    <details> what passed, what is only reported, how to read it and the command </details>
+    tables of what failed, with how to repeat it, and of what is inconclusive, of each the first twenty; notes
+    <details> the others, what passed, what is only reported, how to read it and the command </details>
 
 The verdict comes first and what needs no action is folded, as in the comments of rust-lang/rustc-perf. A table has four
 columns, and the first gives way, so that a phone shows what matters; the others are in JSON and in the printed table.
@@ -54,6 +54,8 @@ _MOST_LINES = 5000
 _SHORTEST = 64
 """Bytes that a line mostly has at least."""
 _MOST_NOTES = 20
+_OPEN = 20
+"""Lines of a verdict that are not folded."""
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 
 _BLOCK = re.compile(r"^(?=[-+=]|\d+[.)]\s)")
@@ -127,13 +129,14 @@ def _text(outcome: Outcome, rows: Sequence[tuple[Judgement, str]], whole: str) -
         parts["report_only" if one.report_only else one.verdict].append(row)
     counts, more = outcome.judgements.counts(), left_out(outcome.judgements, len(rows))
     lines = [marker(outcome.suite), *_heading(outcome), f"{more} {whole}" if more else ""]
-    for verdict, title in (("fail", "Failed"), ("inconclusive", "Inconclusive")):
-        if parts[verdict]:
-            lines += [f"#### {title}", _table(parts[verdict])]
-        if verdict == "fail":
+    for verdict, title in (("fail", "failed"), ("inconclusive", "inconclusive")):
+        first, rest = parts[verdict][:_OPEN], parts[verdict][_OPEN:]
+        lines += [f"#### {title.capitalize()}", _table(first)] if first else []
+        if verdict == "fail" and counts["fail"]:
             failed = [one for one, _ in rows if one.verdict == "fail" and not one.report_only]
             again = commands(outcome.repeat, failed if len(failed) == counts["fail"] else ())
-            lines += ["To repeat it locally:", code_block("\n".join(again))] if counts["fail"] and again else []
+            lines += ["To repeat it locally:", code_block("\n".join(again))] if again else []
+        lines += _folded(f"{len(rest)} more {title}", _table(rest)) if rest else []
     further = len(outcome.notes) - _MOST_NOTES
     notes = [*outcome.notes[:_MOST_NOTES], *([f"and {further} more notes"] if further > 0 else [])]
     lines.append("\n".join(f"- {escaped(neutral(note.strip()))}" for note in notes))

@@ -108,6 +108,14 @@ def test_what_is_left_out_is_counted_and_found_in_the_run():
     assert "this run" not in as_comment(many, environment=JOB | {"GITHUB_REPOSITORY": "me/it](x) ![](y"})
 
 
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_of_many_twenty_are_open(verdict):
+    many = outcome(*(judgement(verdict, case=f"case {number}") for number in range(50)), repeat=REPEAT)
+    before, _, folded = as_comment(many).partition("<details><summary>30 more")
+    assert (before.count("| case "), folded.count("| case ")) == (20, 30)
+    assert ("git fetch" in before) == (verdict == "fail")
+
+
 def test_the_summary_of_a_job_has_room_for_more(tmp_path):
     many = outcome(*(judgement(case=f"case {number} " + "y" * 200) for number in range(900)))
     path = write_job_summary(many, {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")})
