@@ -60,10 +60,16 @@ def compared_with(baseline: Baseline, candidate: Path, *, ratios_only: bool = Fa
 
 
 def save(name: str, candidate: Path, folder: Path, *, replaces: str = "") -> Baseline:
-    """Keep results under a name; `UserError`: they are none, or `replaces` is not the digest of what has the name."""
+    """Keep results under a name.
+
+    `UserError`: they have no figures (exit code 5), or do not say where they were measured; or `replaces` is not the
+    digest of the baseline that has the name.
+    """
     found = read_file(candidate)
     if not len(found):
         raise UserError(f"{found.name} holds no figures, so it cannot be a baseline", ExitCode.NOTHING_MEASURED)
+    if not all(found.environments.get(key) for key in found.environment_keys):
+        raise UserError(f"{found.name} does not say where it was measured, so nothing could be compared with it later")
     units = (place / _OF_SUITE for place in (candidate.parent, candidate.parent.parent))
     beside = [path for path in units if path.is_file()][:1] if "(asv" in found.source else []
     machine = common_machine(_used(found))

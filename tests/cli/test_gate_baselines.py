@@ -9,7 +9,9 @@ import pytest
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode
 from meprop_bench.results.baselines import Baselines
+from meprop_bench.results.store import Store
 from tests.cli.test_gate import benchmark_file
+from tests.gate.files.test_ours import row
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +135,39 @@ def test_a_baseline_of_another_environment_has_expired(saved, folder, capsys):
     error = capsys.readouterr().err
     assert error.index("has expired") < error.index("saved the baseline main")
     assert run(["gate", "--baseline", "main", "--candidate", "later.json"]) == ExitCode.OK
+
+
+def test_a_results_folder_expires_as_well_but_for_its_ratios(folder, capsys):
+    folders = []
+    for name, torch in (("one", "2.12.0"), ("two", "2.13.0")):
+        with Store.create(folder, name, "m", "meprop-bench speedup", {}) as store:
+            store.append([row(environment_id=name, values_s=[1e-3] * 6)])
+            store.write_environment({name: {"cpu_model": "c", "torch": torch}})
+            folders.append(str(store.folder))
+    assert run(["gate", "--candidate", folders[0], "--save-baseline", "v1"]) == ExitCode.OK
+    assert Baselines().named("v1").machine == "c, torch 2.12.0"
+    assert run(["gate", "--baseline", "v1", "--candidate", folders[0]]) == ExitCode.OK
+    capsys.readouterr()
+    assert run(["gate", "--baseline", "v1", "--candidate", folders[1]]) == ExitCode.NOT_COMPARABLE
+    assert "torch is 2.12.0 and 2.13.0; save it anew" in capsys.readouterr().err
+    assert run(["gate", "--baseline", "v1", "--candidate", folders[1], "--ratios-only"]) == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("machine", "benchmarks", "code", "words"),
+    [
+        (None, None, ExitCode.USAGE, "before.json does not say where it was measured"),
+        ({"system": "Linux"}, [], ExitCode.NOTHING_MEASURED, "before.json holds no figures"),
+    ],
+)
+def test_what_nothing_could_be_compared_with_is_no_baseline(machine, benchmarks, code, words, folder, capsys):
+    record = json.loads((folder / "before.json").read_text())
+    record["machine_info"] = machine or {}
+    record["benchmarks"] = record["benchmarks"] if benchmarks is None else benchmarks
+    (folder / "before.json").write_text(json.dumps(record))
+    assert run(["gate", "--candidate", "before.json", "--save-baseline", "main"]) == code
+    assert words in capsys.readouterr().err
+    assert not Path("baselines").exists()
 
 
 def test_baselines_are_listed_with_what_is_wrong_with_them(saved, folder, capsys):
