@@ -71,9 +71,9 @@ class _File(msgspec.Struct):
 
 def kept(folder: Path) -> Path | None:
     """Return where the outcome of the gate that measured last in a folder is, or would be; None where nothing is."""
-    cache = writable("gate")
+    cache = writable("verdicts")
     key = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return None if cache is None else cache / f"last-{key}.json"
+    return None if cache is None else cache / f"{key}.json"
 
 
 def keep(outcome: Outcome, folder: Path) -> None:
