@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,7 @@ from click.core import ParameterSource
 
 from meprop_bench.cli.gate_baselines import list_baselines, save_as_baseline, with_baselines
 from meprop_bench.cli.gate_explain import explain
+from meprop_bench.cli.gate_output import FORMATS, check_outputs, telling_refusals, typed, write_outcome
 from meprop_bench.cli.options import GroupedVerbs, examples, with_format
 from meprop_bench.cli.output import complaining, write
 from meprop_bench.errors import ExitCode, UserError
@@ -49,16 +49,6 @@ if TYPE_CHECKING:
     from meprop_bench.sweep.plan import Plan
 
 __all__ = ["command"]
-
-_FORMATS = {
-    ".codequality.json": "gitlab",
-    ".annotations": "github",
-    ".json": "json",
-    ".md": "md",
-    ".xml": "junit",
-    ".txt": "table",
-}
-"""Ending of an --output file -> its format; the first that fits."""
 
 
 @click.group(
@@ -140,7 +130,7 @@ _FORMATS = {
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"Also write a file, in the format of its ending ({', '.join(_FORMATS)}); repeatable.",
+    help=f"Also write a file, in the format of its ending ({', '.join(FORMATS)}); repeatable.",
 )
 def command(
     context: click.Context,
@@ -176,7 +166,7 @@ def command(
     _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces)
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints text alone: leave out --output and --format")
-    _check_outputs(outputs)
+    check_outputs(outputs)
     given = {name: value if value != () else None for name, value in options.items()}
     settings = load_settings(Path.cwd(), **given)
     if self_test:
@@ -187,12 +177,12 @@ def command(
         outcome = replace(
             outcome,
             notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
-            command=_typed(),
+            command=typed(),
             repeat=outcome.repeat or words(sys.argv[1:]),
             seconds=time.monotonic() - begun,
             suite=suite or _suite(of, settings),
         )
-        _write(outcome, form, outputs)
+        write_outcome(outcome, form, outputs)
         return outcome.exit_code
 
     if save_baseline is not None:
@@ -203,10 +193,13 @@ def command(
             return finished(judged(before), Path(before.name))
 
         return save_as_baseline(save_baseline, candidate, baselines, replaces, show)
-    if baseline is not None:
-        return finished(_of_files(baseline, candidate, ratios_only, settings, baselines), baseline)
-    assert base is not None
-    return finished(_of_revisions(base, head, settings), None)
+    with telling_refusals(outputs, suite or _suite(baseline, settings)):
+        if baseline is not None:
+            outcome = _of_files(baseline, candidate, ratios_only, settings, baselines)
+        else:
+            assert base is not None
+            outcome = _of_revisions(base, head, settings)
+    return finished(outcome, baseline)
 
 
 def _leave_to(context: click.Context, verb: str) -> int:
@@ -252,21 +245,6 @@ def _check_mode(
         raise UserError("--save-baseline needs the results that are to be kept: add --candidate FILE")
     if ratios_only and chosen[0] not in ("--baseline", "--save-baseline"):
         raise UserError(f"--ratios-only goes with --baseline, not with {chosen[0]}: revisions share one machine")
-
-
-def _check_outputs(outputs: Iterable[Path]) -> None:
-    """Find out before anything is measured whether the files can be written."""
-    for path in outputs:
-        if _format_of(path) is None:
-            raise UserError(f"the format of {path.name} is not known: end it in {', '.join(_FORMATS)}")
-        if not path.parent.is_dir():
-            raise UserError(f"cannot write {path}: its folder does not exist")
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'permission denied'}")
-
-
-def _format_of(path: Path) -> str | None:
-    return next((form for ending, form in _FORMATS.items() if path.name.endswith(ending)), None)
 
 
 def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings, folder: Path) -> Outcome:
@@ -383,13 +361,6 @@ def _suite(baseline: Path | None, settings: Settings) -> str:
     return " / ".join(filter(None, (*job, what)))
 
 
-def _typed() -> str:
-    """Return the command line, fit to be shown to all who read the pull request."""
-    from meprop_bench.gate.names import shown
-
-    return shown(shlex.join(["meprop-bench", *sys.argv[1:]]), 4000)
-
-
 @contextmanager
 def _showing() -> Iterator[Callable[[GateProgress], None]]:
     """Show on standard error where a comparison is: one live line on a terminal, a line for each round elsewhere."""
@@ -417,47 +388,6 @@ def _where(progress: GateProgress, *, short: bool = False) -> str:
     text = f"pair {progress.round} of processes, {progress.left} of {progress.total} cases to decide: {spent}"
     case = "" if progress.case is None else f" · {progress.case.label}"
     return text if short else f"{text} · {progress.stage}{case}"
-
-
-def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
-    """Print the outcome, write the files that were named, and the summary of a GitHub job.
-
-    The verdict stands whatever of that cannot be done.
-    """
-    from meprop_bench.gate.markdown import write_job_summary
-    from meprop_bench.gate.stored import keep
-    from meprop_bench.results.store import replace_file
-
-    with complaining():
-        for piece in _as(form, outcome, terminal=sys.stdout.isatty()):
-            write(piece)
-    for path in outputs:
-        with complaining():
-            replace_file(path, _as(str(_format_of(path)), outcome))
-    with complaining():
-        write_job_summary(outcome)
-    with complaining():
-        keep(outcome, Path.cwd())
-
-
-def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:
-    """Return the outcome in a format, in pieces."""
-    if form in ("json", "junit"):
-        from meprop_bench.gate.machine_readable import as_junit, json_pieces
-
-        return json_pieces(outcome) if form == "json" else (as_junit(outcome),)
-    if form in ("github", "gitlab"):
-        from meprop_bench.gate.annotations import as_code_quality, as_workflow_commands
-
-        return (as_workflow_commands(outcome) if form == "github" else as_code_quality(outcome),)
-    if form == "md":
-        from meprop_bench.gate.markdown import as_comment
-
-        return (as_comment(outcome),)
-    from meprop_bench.gate.document import OutcomeDocument
-    from meprop_bench.report.formats import as_table
-
-    return (as_table(OutcomeDocument(outcome), terminal=terminal, summary_first=True),)
 
 
 command.add_command(explain)

@@ -31,7 +31,7 @@ from meprop_bench.gate.judgement import VERDICTS, Judgement, Outcome
 from meprop_bench.gate.names import shown
 from meprop_bench.stats import Verdict
 
-__all__ = ["as_code_quality", "as_workflow_commands", "place_of"]
+__all__ = ["as_code_quality", "as_workflow_commands", "place_of", "refusal_command"]
 
 _MOST = 10
 _MOST_QUALITY = 1000
@@ -59,6 +59,11 @@ def as_workflow_commands(outcome: Outcome, root: Path = Path(), environment: Map
         if rest := count - len(first):
             lines.append(_command(level, f"{verdict}: {rest} more figures", "The job's summary has them.", None))
     return "".join(f"{line}\n" for line in lines)
+
+
+def refusal_command(reason: str) -> str:
+    """Return the annotation of a gate that came to no verdict."""
+    return _command("error", "no verdict", shown(reason, 2000), None) + "\n"
 
 
 def as_code_quality(outcome: Outcome, root: Path = Path(), environment: Mapping[str, str] = os.environ) -> str:

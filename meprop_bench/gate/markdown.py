@@ -44,7 +44,15 @@ from meprop_bench.gate.repeat import commands
 from meprop_bench.report.cells import Cell, Section, pair
 from meprop_bench.report.markdown import GAP, code_block, escaped, table
 
-__all__ = ["LIMIT", "as_comment", "marker", "neutral", "write_job_summary"]
+__all__ = [
+    "LIMIT",
+    "append_job_summary",
+    "as_comment",
+    "as_refusal",
+    "marker",
+    "neutral",
+    "write_job_summary",
+]
 
 LIMIT = 65_536
 """A comment is shorter, in bytes of UTF-8, which are no fewer than its characters however they are counted."""
@@ -96,14 +104,26 @@ def marker(suite: str) -> str:
     return f"<!-- meprop-bench gate: {name} -->"
 
 
+def as_refusal(reason: str, suite: str) -> str:
+    """Return the comment of a gate that came to no verdict: why, under its marker."""
+    return f"{marker(suite)}\n\n### ⚠️ No verdict\n\n{escaped(neutral(reason))}\n"
+
+
 def write_job_summary(outcome: Outcome, environment: Mapping[str, str] = os.environ) -> Path | None:
     """Append the outcome to the summary of the GitHub job that this runs in, if it runs in one; return its path."""
+    if not environment.get(_SUMMARY):
+        return None
+    return append_job_summary(as_comment(outcome, _SUMMARY_LIMIT, {}), environment)
+
+
+def append_job_summary(text: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Append Markdown to the summary of the GitHub job that this runs in, if it runs in one; return its path."""
     if not (name := environment.get(_SUMMARY)):
         return None
     path = Path(name)
     try:
         with path.open("a", encoding="utf-8") as target:
-            target.write(as_comment(outcome, _SUMMARY_LIMIT, {}) + "\n")
+            target.write(text + "\n")
     except OSError as error:
         raise UserError(f"cannot write ${_SUMMARY}: {error.strerror}") from None
     return path
