@@ -248,19 +248,14 @@ def _check_mode(
 
 
 def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings, folder: Path) -> Outcome:
-    from meprop_bench.gate.baselines import named
-    from meprop_bench.gate.files import read
+    from meprop_bench.gate.baselines import compared
 
-    if (kept := named(baseline, folder)) is not None:
-        return _of_baseline(kept, candidate, ratios_only, settings)
-    return _of_compared(read(baseline, candidate, ratios_only=ratios_only), settings)
+    return _of_compared(compared(baseline, candidate, folder, ratios_only=ratios_only), settings)
 
 
-def _of_baseline(baseline: Baseline, candidate: Path | None, ratios_only: bool, settings: Settings) -> Outcome:
+def _of_baseline(baseline: Baseline, candidate: Path, ratios_only: bool, settings: Settings) -> Outcome:
     from meprop_bench.gate.baselines import compared_with
 
-    if candidate is None:
-        raise UserError(f"what the baseline {baseline.name} is compared with has to be named: add --candidate FILE")
     return _of_compared(compared_with(baseline, candidate, ratios_only=ratios_only), settings)
 
 

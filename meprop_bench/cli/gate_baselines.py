@@ -62,13 +62,14 @@ def save_as_baseline(
 @with_baselines
 def list_baselines(baselines: Path) -> int:
     """List the named baselines: when each was saved, from what, and where that was measured."""
-    from rich.table import Table
+    from meprop_bench.report.formats import new_table
 
     found = Baselines(baselines)
     if not (names := found.names()):
         click.echo(f"no baselines in {baselines}: meprop-bench gate --candidate FILE --save-baseline NAME keeps one")
         return ExitCode.OK
-    table = Table("name", "saved", "of", "measured on", "digest")
+    columns = ("name", "saved", "of", "measured on", "digest")
+    table = new_table(columns, columns, overflow="fold")
     remarks = []
     for name in names:
         try:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from meprop_bench.cli.options import examples
+from meprop_bench.cli.gate_baselines import with_baselines
+from meprop_bench.cli.options import Grouped, examples
 from meprop_bench.cli.output import write
 from meprop_bench.errors import ExitCode, UserError
 
@@ -23,6 +24,8 @@ _PIPE = 100
 
 @click.command(
     name="explain",
+    cls=Grouped,
+    groups={"Verdict": ("result",), "Stored results": ("baseline", "candidate", "margin", "baselines")},
     short_help="Show the pairs that a verdict was made of, as a plot in the terminal.",
     epilog=examples(
         "meprop-bench gate explain 'linear*/backward'",
@@ -37,9 +40,23 @@ _PIPE = 100
     metavar="FILE",
     help="What --output gate.json wrote [default: what was measured last in this folder].",
 )
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Stored results, instead.")
-@click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Those that are judged.")
-def explain(figure: str, result: Path | None, baseline: Path | None, candidate: Path | None) -> int:
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead, stored results to compare with, or the name of a baseline.",
+)
+@click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
+@click.option("--margin", type=float, metavar="SHARE", help="Loss that is accepted, of stored results [as the gate].")
+@with_baselines
+def explain(
+    figure: str,
+    result: Path | None,
+    baseline: Path | None,
+    candidate: Path | None,
+    margin: float | None,
+    baselines: Path,
+) -> int:
     """Show what the verdict on FIGURE was made of, a name or a glob of case/figure, case or figure.
 
     Each pair of processes is a line: its median ratio, and the middle half of what it measured. Of stored results the
@@ -50,13 +67,14 @@ def explain(figure: str, result: Path | None, baseline: Path | None, candidate: 
 
     if baseline is not None and result is not None:
         raise UserError("--result and --baseline exclude each other: give one of them")
-    if candidate is not None and baseline is None:
-        raise UserError("--candidate goes with --baseline")
+    for option, value in (("--candidate", candidate), ("--margin", margin)):
+        if value is not None and baseline is None:
+            raise UserError(f"{option} goes with --baseline")
     if baseline is not None:
-        from meprop_bench.gate.files import read
+        from meprop_bench.gate.baselines import compared
         from meprop_bench.gate.settings import load_settings
 
-        found = of_files(read(baseline, candidate), load_settings(Path.cwd()), figure)
+        found = of_files(compared(baseline, candidate, baselines), load_settings(Path.cwd(), margin=margin), figure)
     else:
         path = result or kept(Path.cwd())
         if path is None or (result is None and not path.exists()):

@@ -16,20 +16,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.files import Compared, read_file
+from meprop_bench.gate.files import Compared, read, read_file
 from meprop_bench.gate.files.compared import OtherEnvironment
 from meprop_bench.gate.files.figures import Figures
 from meprop_bench.gate.files.machine import common_machine
 from meprop_bench.gate.names import shown
 from meprop_bench.results.baselines import Baseline, Baselines
 
-__all__ = ["compared_with", "named", "save"]
+__all__ = ["compared", "compared_with", "save"]
 
 _OF_SUITE = "benchmarks.json"
 """What asv keeps beside a result, or in the folder above: the units of its benchmarks."""
 
 
-def named(baseline: Path, folder: Path) -> Baseline | None:
+def compared(baseline: Path, candidate: Path | None, folder: Path, *, ratios_only: bool = False) -> Compared:
+    """Return what a baseline, by its path or its name in `folder`, and a candidate have in common, as `files.read`."""
+    if (found := _named(baseline, folder)) is None:
+        return read(baseline, candidate, ratios_only=ratios_only)
+    if candidate is None:
+        raise UserError(f"what the baseline {found.name} is compared with has to be named: add --candidate FILE")
+    return compared_with(found, candidate, ratios_only=ratios_only)
+
+
+def _named(baseline: Path, folder: Path) -> Baseline | None:
     """Return the baseline of a name, None for a path; `UserError`: it could be either, or is no longer what was saved.
 
     A path has a separator, or is there.

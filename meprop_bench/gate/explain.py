@@ -222,8 +222,8 @@ def _of_sides(one: Explained, width: int) -> list[Text]:
 
 
 def _ends(side: Side, values: Floats | None) -> list[float]:
-    """Return from where to where a side is drawn: the tail of slow values, a twentieth, is beyond the axis."""
+    """Return from where to where a side is drawn: the tail of slow values, at most a tenth, is beyond the axis."""
     if isinstance(side, Summary):
         error = 0.0 if math.isnan(side.error) else 2 * side.error
         return [side.median - error, side.median + error]
-    return [] if values is None else [float(values.min()), float(np.quantile(values, 0.95))]
+    return [] if values is None else [float(values.min()), float(np.quantile(values, 0.9))]

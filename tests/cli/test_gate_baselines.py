@@ -203,6 +203,14 @@ def test_a_figure_of_files_is_explained(capsys):
     assert "base    40 values, median 1.00 ms" in text
     assert run(["gate", "explain", "*", *arguments]) == ExitCode.OK
     assert capsys.readouterr().out == text
+    assert run(["gate", "explain", "*", *arguments, "--margin", "2"]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("t.py::test_a/time: pass\n")
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_figure_of_a_baseline_is_explained(capsys):
+    assert run(["gate", "explain", "*", "--baseline", "main", "--candidate", "slow.json"]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("t.py::test_a/time: fail\n")
 
 
 def test_annotations_and_gitlabs_report_are_written_by_their_endings(folder, capsys, monkeypatch):
