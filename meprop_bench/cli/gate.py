@@ -3,6 +3,8 @@
 meprop-bench gate --base main                                  # the work tree, changes and all, against main
 meprop-bench gate --base v1.2 --head topic --output gate.md --output gate.xml
 meprop-bench gate --baseline before.json --candidate after.json
+meprop-bench gate --candidate after.json --save-baseline main  # from now on --baseline main is that
+meprop-bench gate explain 'linear*/backward'                   # what a verdict was made of (`cli.gate_explain`)
 meprop-bench gate --self-test                                  # what it can promise on this machine, in 35 minutes
 
 Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
@@ -16,43 +18,47 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from meprop_bench.cli.options import Grouped, examples, with_format
+from meprop_bench.cli.gate_baselines import list_baselines, save_as_baseline, with_baselines
+from meprop_bench.cli.gate_explain import explain
+from meprop_bench.cli.gate_output import FORMATS, check_outputs, telling_refusals, typed, write_outcome
+from meprop_bench.cli.options import GroupedVerbs, examples, with_format
 from meprop_bench.cli.output import complaining, write
-from meprop_bench.errors import UserError
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import console
 
 if TYPE_CHECKING:
+    from meprop_bench.gate.files import Compared
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.revisions import GateProgress
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
     from meprop_bench.gate.worktree import Checkout
+    from meprop_bench.results.baselines import Baseline
     from meprop_bench.sweep.plan import Plan
 
 __all__ = ["command"]
 
-_FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
-"""Ending of an --output file -> its format."""
 
-
-@click.command(
+@click.group(
     name="gate",
-    cls=Grouped,
+    cls=GroupedVerbs,
+    invoke_without_command=True,
     short_help="Fail when something got slower, larger or less accurate.",
     groups={
         "Revisions": ("base", "head", "self-test", "preset", "budget", "pairs"),
-        "Stored results": ("baseline", "candidate", "ratios-only"),
+        "Stored results": ("baseline", "candidate", "ratios-only", "save-baseline", "replace", "baselines"),
         "Judgement": ("cases", "report-only", "margin", "accuracy-margin", "least-time", "confidence"),
         "Output": ("format", "output", "suite"),
     },
@@ -60,14 +66,21 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
         "meprop-bench gate --base main",
         "meprop-bench gate --base main --head topic --margin 0.1 --output gate.md",
         "meprop-bench gate --baseline before.json --candidate after.json",
+        "meprop-bench gate --candidate after.json --save-baseline main",
         "meprop-bench gate --self-test",
     ),
 )
+@click.pass_context
 @click.option("--base", metavar="REV", help="Revision to measure against.")
 @click.option(
     "--head", metavar="REV", help="Revision that is judged [default: the work tree, uncommitted changes included]."
 )
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Stored results to compare with.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Stored results to compare with, or the name of a baseline.",
+)
 @click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
 @click.option(
     "--self-test",
@@ -100,22 +113,36 @@ _FORMATS = {".json": "json", ".md": "md", ".xml": "junit", ".txt": "table"}
     metavar="NAME",
     help="Name of this gate's pull-request comment [default: the GitHub job, and the preset or the baseline].",
 )
-@with_format("table", "json", "md", "junit")
+@with_baselines
+@click.option(
+    "--save-baseline", metavar="NAME", help="Keep the candidate as a baseline; of one that is there, show what changes."
+)
+@click.option(
+    "--replace",
+    "replaces",
+    metavar="DIGEST",
+    help="Confirm that this baseline is replaced, where nobody can be asked; goes with --save-baseline.",
+)
+@with_format("table", "json", "md", "junit", "github", "gitlab")
 @click.option(
     "--output",
     "outputs",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"Also write a file, in the format of its ending ({', '.join(_FORMATS)}); repeatable.",
+    help=f"Also write a file, in the format of its ending ({', '.join(FORMATS)}); repeatable.",
 )
 def command(
+    context: click.Context,
     base: str | None,
     head: str | None,
     baseline: Path | None,
     candidate: Path | None,
     self_test: bool,
     ratios_only: bool,
+    baselines: Path,
+    save_baseline: str | None,
+    replaces: str | None,
     suite: str | None,
     form: str,
     outputs: tuple[Path, ...],
@@ -131,75 +158,122 @@ def command(
     pass fails with 90% probability, on a shared machine with two cores that does nothing else. What would have been
     caught in a run is among its first lines; --self-test measures it.
     """
+    from meprop_bench.gate.repeat import words
     from meprop_bench.gate.settings import load_settings
 
-    _check_mode(base, head, baseline, candidate, self_test, ratios_only)
+    if context.invoked_subcommand is not None:
+        return _leave_to(context, context.invoked_subcommand)
+    _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces)
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints text alone: leave out --output and --format")
-    _check_outputs(outputs)
+    check_outputs(outputs)
     given = {name: value if value != () else None for name, value in options.items()}
     settings = load_settings(Path.cwd(), **given)
     if self_test:
         return _self_test(head, settings)
     begun = time.monotonic()
-    if baseline is not None:
-        outcome = _of_files(baseline, candidate, ratios_only, settings)
-    else:
-        assert base is not None
-        outcome = _of_revisions(base, head, settings)
-    outcome = replace(
-        outcome,
-        notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
-        command=_typed(),
-        seconds=time.monotonic() - begun,
-        suite=suite or _suite(baseline, settings),
-    )
-    _write(outcome, form, outputs)
-    return outcome.exit_code
+
+    def finished(outcome: Outcome, of: Path | None) -> int:
+        outcome = replace(
+            outcome,
+            notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
+            command=typed(),
+            repeat=outcome.repeat or words(sys.argv[1:]),
+            seconds=time.monotonic() - begun,
+            suite=suite or _suite(of, settings),
+        )
+        write_outcome(outcome, form, outputs)
+        return outcome.exit_code
+
+    if save_baseline is not None:
+        assert candidate is not None
+        judged = partial(_of_baseline, candidate=candidate, ratios_only=ratios_only, settings=settings)
+
+        def show(before: Baseline) -> int:
+            return finished(judged(before), Path(before.name))
+
+        return save_as_baseline(save_baseline, candidate, baselines, replaces, show)
+    with telling_refusals(outputs, suite or _suite(baseline, settings)):
+        if baseline is not None:
+            outcome = _of_files(baseline, candidate, ratios_only, settings, baselines)
+        else:
+            assert base is not None
+            outcome = _of_revisions(base, head, settings)
+    return finished(outcome, baseline)
+
+
+def _leave_to(context: click.Context, verb: str) -> int:
+    """See that a command of the gate's own was given no options of the gate."""
+    given = [name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is not for gate {verb}: leave it out, or write it after {verb}"
+        )
+    return ExitCode.OK
 
 
 def _check_mode(
-    base: object, head: object, baseline: object, candidate: object, self_test: bool, ratios_only: bool
+    base: object,
+    head: object,
+    baseline: object,
+    candidate: object,
+    self_test: bool,
+    ratios_only: bool,
+    save_baseline: object,
+    replaces: object,
 ) -> None:
     """See that exactly one thing is to be done, and that all that is given belongs to it."""
-    modes = {"--base": base is not None, "--baseline": baseline is not None, "--self-test": self_test}
+    modes = {
+        "--base": base is not None,
+        "--baseline": baseline is not None,
+        "--self-test": self_test,
+        "--save-baseline": save_baseline is not None,
+    }
     chosen = [name for name, given in modes.items() if given]
     if len(chosen) != 1:
         wrong = f"{' and '.join(chosen)} exclude each other" if chosen else "there is nothing to compare"
         raise UserError(f"{wrong}: give --base REV, --baseline FILE or --self-test")
-    belongs = {"--head": (head, ("--base", "--self-test")), "--candidate": (candidate, ("--baseline",))}
+    belongs = {
+        "--head": (head, ("--base", "--self-test")),
+        "--candidate": (candidate, ("--baseline", "--save-baseline")),
+        "--replace": (replaces, ("--save-baseline",)),
+    }
     for name, (value, owners) in belongs.items():
         if value is not None and chosen[0] not in owners:
             raise UserError(f"{name} goes with {' or '.join(owners)}, not with {chosen[0]}")
-    if ratios_only and chosen != ["--baseline"]:
+    if save_baseline is not None and candidate is None:
+        raise UserError("--save-baseline needs the results that are to be kept: add --candidate FILE")
+    if ratios_only and chosen[0] not in ("--baseline", "--save-baseline"):
         raise UserError(f"--ratios-only goes with --baseline, not with {chosen[0]}: revisions share one machine")
 
 
-def _check_outputs(outputs: Iterable[Path]) -> None:
-    """Find out before anything is measured whether the files can be written."""
-    for path in outputs:
-        if path.suffix not in _FORMATS:
-            raise UserError(f"the format of {path.name} is not known: end it in {', '.join(_FORMATS)}")
-        if not path.parent.is_dir():
-            raise UserError(f"cannot write {path}: its folder does not exist")
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'permission denied'}")
+def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings, folder: Path) -> Outcome:
+    from meprop_bench.gate.baselines import compared
+
+    return _of_compared(compared(baseline, candidate, folder, ratios_only=ratios_only), settings)
 
 
-def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings) -> Outcome:
+def _of_baseline(baseline: Baseline, candidate: Path, ratios_only: bool, settings: Settings) -> Outcome:
+    from meprop_bench.gate.baselines import compared_with
+
+    return _of_compared(compared_with(baseline, candidate, ratios_only=ratios_only), settings)
+
+
+def _of_compared(compared: Compared, settings: Settings) -> Outcome:
     from meprop_bench.gate.decide import judge
-    from meprop_bench.gate.files import read
     from meprop_bench.gate.judgement import Outcome
 
-    compared = read(baseline, candidate, ratios_only=ratios_only)
     judgements = judge(compared.rest, settings, blocks=compared.blocks)
-    return Outcome(compared.base, compared.head, judgements, compared.notes, doubts=compared.doubts)
+    sides = compared.base, compared.head
+    return Outcome(*sides, judgements, compared.notes, doubts=compared.doubts, machine=compared.machine)
 
 
 def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
     from meprop_bench.gate.decide import judge, undecided
+    from meprop_bench.gate.files.machine import machine_line
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.looks import Looks
+    from meprop_bench.gate.repeat import words
     from meprop_bench.gate.revisions import measure
 
     plan, looks = _plan(settings), Looks.within(settings.pairs)
@@ -211,7 +285,15 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
         found = measure(plan, first, second, undecided=waiting, progress=progress)
         doubts = tuple(filter(None, (busy(),)))
     judgements = judge(found.series, settings, looks)
-    return Outcome(first.name, second.name, judgements, found.notes, environment=dict(found.environment), doubts=doubts)
+    environment = dict(found.environment)
+    return Outcome(
+        *(first.name, second.name, judgements, found.notes),
+        environment=environment,
+        doubts=doubts,
+        machine=machine_line(environment),
+        repeat=words(sys.argv[1:], first.commit, None if second.changed else second.commit),
+        runs={(one.case, one.figure): one.pairs for one in found.series if one.pairs},
+    )
 
 
 def _self_test(head: str | None, settings: Settings) -> int:
@@ -275,13 +357,6 @@ def _suite(baseline: Path | None, settings: Settings) -> str:
     return " / ".join(filter(None, (*job, what)))
 
 
-def _typed() -> str:
-    """Return the command line, fit to be shown to all who read the pull request."""
-    from meprop_bench.gate.names import shown
-
-    return shown(shlex.join(["meprop-bench", *sys.argv[1:]]), 4000)
-
-
 @contextmanager
 def _showing() -> Iterator[Callable[[GateProgress], None]]:
     """Show on standard error where a comparison is: one live line on a terminal, a line for each round elsewhere."""
@@ -311,35 +386,5 @@ def _where(progress: GateProgress, *, short: bool = False) -> str:
     return text if short else f"{text} · {progress.stage}{case}"
 
 
-def _write(outcome: Outcome, form: str, outputs: Iterable[Path]) -> None:
-    """Print the outcome, write the files that were named, and the summary of a GitHub job.
-
-    The verdict stands whatever of that cannot be done.
-    """
-    from meprop_bench.gate.markdown import write_job_summary
-    from meprop_bench.results.store import replace_file
-
-    with complaining():
-        for piece in _as(form, outcome, terminal=sys.stdout.isatty()):
-            write(piece)
-    for path in outputs:
-        with complaining():
-            replace_file(path, _as(_FORMATS[path.suffix], outcome))
-    with complaining():
-        write_job_summary(outcome)
-
-
-def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]:
-    """Return the outcome in a format, in pieces."""
-    if form in ("json", "junit"):
-        from meprop_bench.gate.machine_readable import as_junit, json_pieces
-
-        return json_pieces(outcome) if form == "json" else (as_junit(outcome),)
-    if form == "md":
-        from meprop_bench.gate.markdown import as_comment
-
-        return (as_comment(outcome),)
-    from meprop_bench.gate.document import OutcomeDocument
-    from meprop_bench.report.formats import as_table
-
-    return (as_table(OutcomeDocument(outcome), terminal=terminal, summary_first=True),)
+command.add_command(explain)
+command.add_command(list_baselines)

@@ -15,7 +15,7 @@ import click
 
 from meprop_bench.results.axes import AXES
 
-__all__ = ["AXIS_GROUPS", "Grouped", "examples", "given_axes", "with_axes", "with_format", "with_out"]
+__all__ = ["AXIS_GROUPS", "Grouped", "GroupedVerbs", "examples", "given_axes", "with_axes", "with_format", "with_out"]
 
 AXIS_GROUPS = {
     "Axes of every case": [name for name, axis in AXES.items() if axis.workloads is None],
@@ -92,6 +92,15 @@ class Grouped(click.Command):
         for heading, names in {**self.groups, "Options": [name for name in records if name not in grouped]}.items():
             with formatter.section(heading):
                 formatter.write_dl([records[name] for name in names])
+
+
+class GroupedVerbs(Grouped, click.Group):
+    """The same with commands of its own, which are listed at the end; without one of them it runs itself."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each group, and the commands."""
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
 
 
 def examples(*lines: str) -> str:

@@ -16,11 +16,24 @@ import numpy as np
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.names import shown
-from meprop_bench.report.cells import ABSENT, Cell, Section, memory, quantity, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, Section, memory, quantity, ratio, ratio_within, seconds
 from meprop_bench.report.quality import WIDEST_POINTS
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
-__all__ = ["OutcomeDocument", "caught", "change", "counted", "margin", "result", "section", "worst"]
+__all__ = [
+    "OutcomeDocument",
+    "amount",
+    "caught",
+    "change",
+    "counted",
+    "in_words",
+    "left_out",
+    "margin",
+    "most_of_all",
+    "result",
+    "section",
+    "worst",
+]
 
 _COLUMNS = ("verdict", "case", "figure", "base", "head", "head / base", "margin", "pairs", "noise", "why")
 _TONES = {"fail": "bad", "inconclusive": "quiet", "pass": "good"}
@@ -35,8 +48,9 @@ class OutcomeDocument:
 
     @property
     def title(self) -> str:
-        """What was compared."""
-        return f"{shown(self.outcome.head)} against {shown(self.outcome.base)}"
+        """What was compared, and where."""
+        where = f", on {shown(self.outcome.machine)}" if self.outcome.machine else ""
+        return f"{shown(self.outcome.head)} against {shown(self.outcome.base)}{where}"
 
     @property
     def command(self) -> str:
@@ -52,8 +66,10 @@ class OutcomeDocument:
     def summary(self) -> list[str]:
         """The result in two sentences, and what it was able to find."""
         verdict, what = result(self.outcome)
+        worst = most_of_all(self.outcome)
+        most = "" if worst is None else f", most of all {shown(worst.name, 160)}: {in_words(worst)}"
         return [
-            f"{verdict}: {what}.",
+            f"{verdict}: {what}{most}.",
             f"{counted(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
             *caught(self.outcome.judgements.caught),
         ]
@@ -80,9 +96,13 @@ class OutcomeDocument:
 
 def worst(every: Judgements, most: int) -> tuple[list[Judgement], str]:
     """Return the worst, and a line on the rest."""
-    places, rest = every.worst_first[:most], every.worst_first[most:]
-    more = f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else ""
-    return [every[place] for place in places.tolist()], more
+    return [every[place] for place in every.worst_first[:most].tolist()], left_out(every, most)
+
+
+def left_out(every: Judgements, most: int) -> str:
+    """Return a line on what follows the `most` that are shown; '' for nothing."""
+    rest = every.worst_first[most:]
+    return f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else ""
 
 
 def caught(slowdown: float | None) -> list[str]:
@@ -102,17 +122,72 @@ def counted(counts: Mapping[str, int]) -> str:
 
 def result(outcome: Outcome) -> tuple[str, str]:
     """Return the verdict in a word, and what it says."""
-    rows = outcome.judgements.rows
+    counts, rows = outcome.judgements.counts(), outcome.judgements.rows
+    every = sum(counts[verdict] for verdict in VERDICTS)
     failed = rows[(rows["verdict"] == VERDICTS.index("fail")) & ~rows["report_only"]]
-    broken = np.isnan(failed["head"])
-    worse = "something got worse by more than its margin" if not broken.all() else ""
-    alone = "something that the base does fails in the head" if broken.any() else ""
+    broken = int(np.isnan(failed["head"]).sum())
+    worse = _of(len(failed) - broken, every, "got worse by more than its margin", "got worse by more than their margin")
+    alone = _of(broken, every, "fails in the head alone", "fail in the head alone")
+    if worse and alone:
+        alone = alone.replace(f" of {every} figures", "")
     return {
-        ExitCode.OK: ("Passed", "nothing that decides got worse by more than its margin"),
-        ExitCode.REGRESSION: ("Failed", " and ".join(filter(None, (worse, alone)))),
-        ExitCode.INCONCLUSIVE: ("Inconclusive", "nothing failed, but not all is known to be within its margin"),
+        ExitCode.OK: (
+            "Passed",
+            f"none of {every} figures got worse by more than its margin" if every else "no figure decides",
+        ),
+        ExitCode.REGRESSION: ("Failed", ", ".join(filter(None, (worse, alone)))),
+        ExitCode.INCONCLUSIVE: (
+            "Inconclusive",
+            _of(counts["inconclusive"], every, "is not decided", "are not decided") + ", none failed",
+        ),
         ExitCode.NOTHING_MEASURED: ("Nothing was judged", "no figure is among those that are asked for"),
     }[outcome.exit_code]
+
+
+def _of(count: int, every: int, one: str, several: str) -> str:
+    return f"{count} of {every} figures {one if count == 1 else several}" if count else ""
+
+
+def most_of_all(outcome: Outcome) -> Judgement | None:
+    """Return the figure that failed worst: one that the head cannot do, else the largest change; None without any."""
+    if not outcome.judgements.counts()["fail"]:
+        return None
+    rows = outcome.judgements.rows
+    failed = np.flatnonzero((rows["verdict"] == VERDICTS.index("fail")) & ~rows["report_only"])
+    broken = failed[np.isnan(rows["head"][failed])]
+    return outcome.judgements[int(broken[0] if len(broken) else outcome.judgements.worst_first[0])]
+
+
+_WORDS = {"time": ("slower", "as long"), "memory": ("larger", "as large")}
+"""Quantity -> what more of it is, and how much of it many times is."""
+_MANY = 3.0
+
+
+def in_words(one: Judgement) -> str:
+    """Return what happened to a figure: `30% slower [29%, 31%]`; `1.2 points lost [0.9, 1.5]`; why it has no change."""
+    found = one.change
+    if found is None or math.isnan(found.estimate):
+        return shown(one.reason) or "cannot be compared"
+    if _vague(one):
+        return change(one)
+    ends = (found.estimate, found.low, found.high)
+    if one.quantity == "accuracy":
+        amounts, words = [f"{part:.2f}" for part in ends], f"{_points(one).strip()} lost"
+    else:
+        more, times = _WORDS.get(one.quantity, ("more", "as much"))
+        if found.estimate >= _MANY:
+            amounts, words = [ratio(part) for part in ends], times
+        elif found.estimate >= 1:
+            amounts, words = _shares([part - 1 for part in ends]), more
+        else:
+            amounts, words = _shares([1 - part for part in (found.estimate, found.high, found.low)]), "less"
+    within = "" if found.low == found.high or not found.bounded else f" [{amounts[1]}, {amounts[2]}]"
+    return f"{amounts[0]} {words}{within}"
+
+
+def _shares(parts: Sequence[float]) -> list[str]:
+    digits = 1 if abs(parts[0]) < 0.0995 else 0
+    return [f"{100 * part:.{digits}f}%" for part in parts]
 
 
 def section(title: str, judgements: Sequence[Judgement], footnote: str = "") -> Section:
@@ -130,7 +205,7 @@ def section(title: str, judgements: Sequence[Judgement], footnote: str = "") -> 
 def _line(one: Judgement) -> tuple[Cell, ...]:
     words = f"({one.verdict})" if one.report_only else one.verdict.upper() if one.verdict == "fail" else one.verdict
     verdict = Cell(words, "quiet" if one.report_only else _TONES[one.verdict])  # type: ignore[arg-type]
-    amounts = (_amount(one, one.base), _amount(one, one.head), change(one), margin(one))
+    amounts = (amount(one, one.base), amount(one, one.head), change(one), margin(one))
     pairs = str(one.pairs) if one.pairs else ABSENT
     texts = (shown(one.case), shown(one.figure), *amounts, pairs, _noise(one), shown(one.reason))
     return (verdict, *map(Cell, texts))
@@ -159,7 +234,7 @@ def margin(one: Judgement) -> str:
     """Return what may be lost: `1%`, with the least difference where there is one; `0.5 points`."""
     if one.quantity == "accuracy":
         return f"{one.margin:g}{_points(one)}"
-    return f"{100 * one.margin:g}%" + (f", {_amount(one, one.least)}" if one.least else "")
+    return f"{100 * one.margin:g}%" + (f", {amount(one, one.least)}" if one.least else "")
 
 
 def _points(one: Judgement) -> str:
@@ -182,7 +257,8 @@ def _noise(one: Judgement) -> str:
     return f"±{100 * one.noise:.2g}%" if one.noise else "none"
 
 
-def _amount(one: Judgement, value: float | None) -> str:
+def amount(one: Judgement, value: float | None) -> str:
+    """Return a value of a figure in its unit."""
     if value is None:
         return ABSENT
     if one.quantity == "accuracy":

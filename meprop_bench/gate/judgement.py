@@ -8,8 +8,8 @@ judges them all (`decide`): by head / base with its interval, of an accuracy by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, overload
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meprop_bench.errors import ExitCode
-from meprop_bench.stats import Interval, Verdict
+from meprop_bench.stats import Interval, Runs, Verdict
 
 __all__ = ["ROW", "VERDICTS", "Judgement", "Judgements", "Kind", "Outcome", "Quantity"]
 
@@ -159,6 +159,9 @@ class Outcome:
     seconds: float = 0.0
     suite: str = "gate"  # tells this gate from others that judge the same change
     doubts: tuple[str, ...] = ()  # why it is not to be believed, a line each: a machine that was busy
+    machine: str = ""  # where it was measured, in a few words
+    repeat: tuple[str, ...] = ()  # the words of a command that repeats it elsewhere; cases may be added
+    runs: Mapping[tuple[str, str], Runs] = field(default_factory=dict)  # case and figure -> the pairs, where there are
 
     @property
     def exit_code(self) -> ExitCode:

@@ -1,17 +1,18 @@
 """An outcome as a comment of a pull request, and as the summary of a GitHub job.
 
     <!-- meprop-bench gate: SUITE -->        by which the next run of this gate finds the comment, and no other
-    ### Failed: `head` against `base`
-    what that means, how many failed, passed, ...
-    tables of what failed and of what is inconclusive, notes
-    <details> what passed, what is only reported, how to read it and the command </details>
+    ### ❌ Failed: 2 of 31 figures got worse by more than their margin
+    the worst of them in words, what was compared and on which machine, what would have been caught
+    tables of what failed, with how to repeat it, and of what is inconclusive, of each the first twenty; notes
+    <details> the others, what passed, what is only reported, how to read it and the command </details>
 
-The verdict comes first and what needs no action is folded, as in the comments of rust-lang/rustc-perf. GitHub refuses a
-comment of more than 65,536 characters. So as many lines are shown, worst first, as fit, and the rest is counted: the
-verdict is over all of them.
+The verdict comes first and what needs no action is folded, as in the comments of rust-lang/rustc-perf. A table has four
+columns, and the first gives way, so that a phone shows what matters; the others are in JSON and in the printed table.
+GitHub refuses a comment of more than 65,536 characters. So as many lines are shown, worst first, as fit, and the rest
+is counted: the verdict is over all of them, and the summary of the job has room for more.
 
-Names are text of somebody else: what a code host makes a link or a mention of is broken, as in any Markdown of this
-package (`report.markdown.escaped`), and here commits are, too.
+Names, reasons and paths are text of somebody else: what a code host makes a link or a mention of is broken, as in any
+Markdown of this package (`report.markdown.escaped`), and here commits are, too.
 """
 
 from __future__ import annotations
@@ -20,22 +21,49 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.document import OutcomeDocument, caught, counted, result, section, worst
+from meprop_bench.gate.document import (
+    OutcomeDocument,
+    amount,
+    caught,
+    change,
+    counted,
+    in_words,
+    left_out,
+    margin,
+    most_of_all,
+    result,
+    worst,
+)
 from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.gate.names import LONGEST, shown
+from meprop_bench.gate.repeat import commands
+from meprop_bench.report.cells import Cell, Section, pair
 from meprop_bench.report.markdown import GAP, code_block, escaped, table
 
-__all__ = ["LIMIT", "as_comment", "marker", "neutral", "write_job_summary"]
+__all__ = [
+    "LIMIT",
+    "append_job_summary",
+    "as_comment",
+    "as_refusal",
+    "marker",
+    "neutral",
+    "write_job_summary",
+]
 
 LIMIT = 65_536
 """A comment is shorter, in bytes of UTF-8, which are no fewer than its characters however they are counted."""
-_MOST_LINES = 1000
+_SUMMARY_LIMIT = 1_000_000
+"""The same of a job's summary: GitHub allows a step 1 MiB."""
+_MOST_LINES = 5000
+_SHORTEST = 64
+"""Bytes that a line mostly has at least."""
 _MOST_NOTES = 20
+_OPEN = 20
+"""Lines of a verdict that are not folded."""
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 
 _BLOCK = re.compile(r"^(?=[-+=]|\d+[.)]\s)")
@@ -43,18 +71,29 @@ _BLOCK = re.compile(r"^(?=[-+=]|\d+[.)]\s)")
 _HASH = re.compile(r"(?<![0-9A-Za-z])[0-9a-fA-F]{7,}(?![0-9A-Za-z])")
 _SHORT = 6
 """Digits of a commit's hash that no code host takes for one."""
+_COLUMNS = ("figure", "head / base", "margin", "base → head")
+_BREAKS = re.compile(r"(?<=[/:_\[\]=,-])(?=\w)|[^\W_]{24}(?=\w)|(?:\\\W){24}(?=\\)")
+"""After this a long word may be broken, once it is escaped: a path would be as wide as a page."""
+_FIXED = "\u00a0"
+_MARKS = {"Passed": "✅", "Failed": "❌", "Inconclusive": "❔"}
+_RUN = re.compile(r"https://[\w.:-]+/[\w.-]+/[\w.-]+/actions/runs/\d+")
 
 
-def as_comment(outcome: Outcome, limit: int = LIMIT) -> str:
+def as_comment(outcome: Outcome, limit: int = LIMIT, environment: Mapping[str, str] = os.environ) -> str:
     """Return Markdown of fewer than `limit` bytes.
 
-    Of a name, or another text, 300 characters are shown at most, and of the notes the first twenty.
+    Of a name, or another text, 300 characters are shown at most, and of the notes the first twenty. The environment
+    says which job of a code host this is, so that what is left out can be found.
     """
-    low, high = 0, min(len(outcome.judgements), _MOST_LINES)
+    shown_at_most, _ = worst(outcome.judgements, min(_MOST_LINES, limit // _SHORTEST))
+    rows = [(one, _row(one)) for one in shown_at_most]
+    whole = _whole(environment)
+    low, high = 0, len(rows)
     while low < high:  # the most lines that fit
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(_text(outcome, middle).encode()) < limit else (low, middle - 1)
-    return _text(outcome, low)
+        text = _text(outcome, rows[:middle], whole)
+        low, high = (middle, high) if len(text.encode()) < limit else (low, middle - 1)
+    return _text(outcome, rows[:low], whole)
 
 
 def marker(suite: str) -> str:
@@ -65,14 +104,26 @@ def marker(suite: str) -> str:
     return f"<!-- meprop-bench gate: {name} -->"
 
 
+def as_refusal(reason: str, suite: str) -> str:
+    """Return the comment of a gate that came to no verdict: why, under its marker."""
+    return f"{marker(suite)}\n\n### ⚠️ No verdict\n\n{escaped(neutral(reason))}\n"
+
+
 def write_job_summary(outcome: Outcome, environment: Mapping[str, str] = os.environ) -> Path | None:
     """Append the outcome to the summary of the GitHub job that this runs in, if it runs in one; return its path."""
+    if not environment.get(_SUMMARY):
+        return None
+    return append_job_summary(as_comment(outcome, _SUMMARY_LIMIT, {}), environment)
+
+
+def append_job_summary(text: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Append Markdown to the summary of the GitHub job that this runs in, if it runs in one; return its path."""
     if not (name := environment.get(_SUMMARY)):
         return None
     path = Path(name)
     try:
         with path.open("a", encoding="utf-8") as target:
-            target.write(as_comment(outcome) + "\n")
+            target.write(text + "\n")
     except OSError as error:
         raise UserError(f"cannot write ${_SUMMARY}: {error.strerror}") from None
     return path
@@ -92,25 +143,20 @@ def neutral(text: str) -> str:
         limit -= max(1, more // 3)  # a character becomes three at most
 
 
-def _text(outcome: Outcome, most: int) -> str:
-    every = outcome.judgements
-    first, more = worst(every, most)
-    parts: dict[str, list[Judgement]] = {"fail": [], "inconclusive": [], "pass": [], "report_only": []}
-    for one in first:
-        parts["report_only" if one.report_only else one.verdict].append(one)
-    counts = every.counts()
-    verdict, what = result(outcome)
-    lines = [
-        marker(outcome.suite),
-        *(f"**{escaped(neutral(line))}**" for line in outcome.doubts),
-        f"### {verdict}: {_span(outcome.head)} against {_span(outcome.base)}",
-        f"{what[0].upper()}{what[1:]}. {counted(counts).capitalize()}, in {outcome.seconds:.0f} s.",
-        *caught(every.caught),
-        more,
-    ]
-    for verdict, title in (("fail", "Failed"), ("inconclusive", "Inconclusive")):
-        if parts[verdict]:
-            lines += [f"#### {title}", _table(parts[verdict])]
+def _text(outcome: Outcome, rows: Sequence[tuple[Judgement, str]], whole: str) -> str:
+    parts: dict[str, list[str]] = {"fail": [], "inconclusive": [], "pass": [], "report_only": []}
+    for one, row in rows:
+        parts["report_only" if one.report_only else one.verdict].append(row)
+    counts, more = outcome.judgements.counts(), left_out(outcome.judgements, len(rows))
+    lines = [marker(outcome.suite), *_heading(outcome), f"{more} {whole}" if more else ""]
+    for verdict, title in (("fail", "failed"), ("inconclusive", "inconclusive")):
+        first, rest = parts[verdict][:_OPEN], parts[verdict][_OPEN:]
+        lines += [f"#### {title.capitalize()}", _table(first)] if first else []
+        if verdict == "fail" and counts["fail"]:
+            failed = [one for one, _ in rows if one.verdict == "fail" and not one.report_only]
+            again = commands(outcome.repeat, failed if len(failed) == counts["fail"] else ())
+            lines += ["To repeat it locally:", code_block("\n".join(again))] if again else []
+        lines += _folded(f"{len(rest)} more {title}", _table(rest)) if rest else []
     further = len(outcome.notes) - _MOST_NOTES
     notes = [*outcome.notes[:_MOST_NOTES], *([f"and {further} more notes"] if further > 0 else [])]
     lines.append("\n".join(f"- {escaped(neutral(note.strip()))}" for note in notes))
@@ -122,17 +168,45 @@ def _text(outcome: Outcome, most: int) -> str:
     return "\n\n".join(filter(None, lines)) + "\n"
 
 
+def _heading(outcome: Outcome) -> list[str]:
+    """Return the verdict, the worst in words, what was compared and where, and what would have been caught."""
+    verdict, what = result(outcome)
+    mark = f"{_MARKS[verdict]} " if verdict in _MARKS else ""
+    busy = ", but the machine was busy" if outcome.doubts else ""
+    lines = [f"### {mark}{verdict}: {what}{busy}", *(f"**{escaped(neutral(line))}**" for line in outcome.doubts)]
+    if (one := most_of_all(outcome)) is not None:
+        lines.append(f"Most of all **{escaped(neutral(one.name))}**: {escaped(neutral(in_words(one)))}.")
+    where = f", on {escaped(neutral(outcome.machine))}" if outcome.machine else ""
+    counts = f"{counted(outcome.judgements.counts()).capitalize()}, in {outcome.seconds:.0f} s."
+    lines.append(f"{_span(outcome.head)} against {_span(outcome.base)}{where}. {counts}")
+    return [*lines, *caught(outcome.judgements.caught)]
+
+
+def _whole(environment: Mapping[str, str]) -> str:
+    """Return where the rest is, as Markdown: in JSON, and in the summary of the job that this is."""
+    all_of_it = "the file that `--output gate.json` writes has all of them."
+    names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
+    url = "{}/{}/actions/runs/{}".format(*(environment.get(name, "") for name in names))
+    if _RUN.fullmatch(url):
+        return f"The summary of [this run]({url}) has more of them, and {all_of_it}"
+    return f"{all_of_it[0].upper()}{all_of_it[1:]}"
+
+
 def _folded(summary: str, *parts: str) -> list[str]:
     return [f"<details><summary>{summary}</summary>", *parts, "</details>"]
 
 
-def _table(judgements: Sequence[Judgement]) -> str:
-    found = section("", judgements)
-    groups = tuple(
-        tuple(tuple(replace(cell, text=neutral(cell.text)) for cell in line) for line in group)
-        for group in found.groups
-    )
-    return table(replace(found, groups=groups))
+def _table(rows: Sequence[str]) -> str:
+    return "\n".join([table(Section("", _COLUMNS, (), left=frozenset(_COLUMNS))), *rows])
+
+
+def _row(one: Judgement) -> str:
+    """Return a line of a table."""
+    values = pair(amount(one, one.base), amount(one, one.head))
+    figures = (neutral(text).replace(" ", _FIXED) for text in (change(one), margin(one), values))
+    what = f"{neutral(one.case)} / {neutral(one.figure)}" + (f": {neutral(one.reason)}" if one.reason else "")
+    line = table(Section("", _COLUMNS, ((tuple(map(Cell, (what, *figures))),),))).splitlines()[-1]
+    return re.sub(r"\S{20,}", lambda word: _BREAKS.sub(r"\g<0><wbr>", word[0]), line)
 
 
 def _span(text: str) -> str:

@@ -65,6 +65,7 @@ class Checkout:
     commit: str | None  # the full hash; of a snapshot, of the commit that it stands on, None before the first one
     folder: Path  # holds the package; to be put first on Python's path
     notes: tuple[str, ...] = ()  # what a reader should know, one line each
+    changed: bool = False  # its files are not those of the commit alone
 
 
 def repository_of(folder: Path) -> Path:
@@ -174,7 +175,7 @@ def _snapshot(repository: Path, slot: Path) -> Checkout:
     count = len(changed.splitlines())
     where = f"the work tree at {commit[:12]}" if commit else "the work tree"
     notes = (f"the head is a snapshot of the work tree with {count} uncommitted files",) if count else ()
-    return Checkout("head", where, commit, folder, notes)
+    return Checkout("head", where, commit, folder, notes, changed=count > 0)
 
 
 def _settle(folder: Path, side: str, name: str) -> None:

@@ -28,6 +28,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.asv import export
+from meprop_bench.results.baselines import Baselines
 from meprop_bench.results.schema import SCHEMA, Parity, Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.stats import mean_difference, non_inferiority
@@ -118,6 +119,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         verdicts = ["gate", "--baseline", str(root / "document.json"), "--candidate", str(root / "document.json")]
         run([*verdicts, "--format", "json"])
     (root / "gate.json").write_text(printed.getvalue())
+    explained = json.loads(printed.getvalue())
+    pair = {"base": 1e-3, "head": 1.1e-3, "ratio": 1.1, "low": 1.09, "high": 1.12, "values": 40}
+    explained["judgements"][0]["processes"] = [pair, {**pair, "ratio": 1.05}]
+    (root / "explained.json").write_text(json.dumps(explained))
+    Baselines(root / "kept").save("main", [root / "document.json"], source="document.json", machine="c")
     _resumable(root, rows[0], header)
     return root
 
@@ -155,6 +161,14 @@ def _gate(sound_name: str) -> list[Callable[[Path, Path], list[str]]]:
         return ["gate", "--baseline", str(found), "--candidate", str(root / sound_name), "--format", "md"]
 
     return [head, base]
+
+
+def _explain(_: Path, found: Path) -> list[str]:
+    return ["gate", "explain", "*", "--result", str(found)]
+
+
+def _named(root: Path, found: Path) -> list[str]:
+    return ["gate", "--baseline", "main", "--candidate", str(root / "document.json"), "--baselines", str(found)]
 
 
 def _report(form: str) -> Callable[[Path, Path], list[str]]:
@@ -204,13 +218,16 @@ _KINDS: dict[str, tuple[str, str, list[Callable[[Path, Path], list[str]]], int]]
     "resumed parity": ("parity", f"*/{MEASUREMENTS}", [_resume(*_PARITY)], 20),
     "reused": ("table", "trainings.jsonl", [_reuse], 10),
     "reused decodings": ("table", "decodings.json", [_reuse], 10),
+    "explained": ("explained.json", "", [_explain], 60),
+    "baseline": ("kept", "*/baseline.json", [_named], 40),
+    "kept": ("kept", "*/*/document.json", [_named], 10),
     "verdicts": ("gate.json", "", [*_gate("document.json"), _REPORTS[0]], 10),
 }
 """Kind -> the sound file or folder, the file in it that is damaged, the verbs that read it, how many mutants."""
 
 
-def test_there_are_a_thousand():
-    assert sum(count for *_, count in _KINDS.values()) == 1000
+def test_there_are_a_thousand_and_more():
+    assert sum(count for *_, count in _KINDS.values()) == 1110
 
 
 # --- how it is damaged -----------------------------------------------------------------------------------------------

@@ -157,6 +157,33 @@ def test_a_verdict_outlives_what_else_cannot_be_written(slower, tmp_path, monkey
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--baseline", "none.json", "--candidate", "0.001.json"], ExitCode.USAGE, "none.json does not exist"),
+        (["--baseline", "0.001.json", "--candidate", "0.002.json", "--ratios-only"], ExitCode.NOT_COMPARABLE, "ratios"),
+        (["--base", "no-such-revision"], ExitCode.USAGE, "is not in a git repository"),
+    ],
+)
+def test_why_there_is_no_verdict_takes_the_place_of_the_last_one(
+    slower, arguments, code, words, tmp_path, monkeypatch, capsys
+):
+    assert run([*slower, "--output", "gate.md", "--output", "gate.annotations", "--output", "gate.json"]) == 1
+    before, kept = Path("gate.md").read_text(), Path("gate.json").read_text()
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    outputs = [word for name in ("gate.md", "gate.annotations", "gate.json") for word in ("--output", name)]
+    assert run(["gate", *arguments, "--suite", "0.001.json", *outputs]) == code
+    comment = Path("gate.md").read_text()
+    assert comment.splitlines()[:3] == [before.splitlines()[0], "", "### ⚠️ No verdict"]
+    assert words in comment.replace("\\", "")
+    assert Path("summary.md").read_text() == comment + "\n"
+    (line,) = Path("gate.annotations").read_text().splitlines()
+    assert line.startswith("::error title=gate%3A no verdict::")
+    assert words in line
+    assert Path("gate.json").read_text() == kept
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_marker_of_a_comment_names_the_job_and_what_is_judged(slower, monkeypatch, capsys):
     def first_line(*more):
         assert run([*slower, "--format", "md", *more]) == ExitCode.REGRESSION

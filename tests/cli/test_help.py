@@ -34,9 +34,11 @@ def _parse(line: str) -> None:
     command: click.Command = cli
     words = shlex.split(line.partition("  #")[0])[1:]
     while isinstance(command, click.Group):
-        found = command.get_command(click.Context(command), words.pop(0))
+        found = command.get_command(click.Context(command), words[0])
+        if found is None and command.invoke_without_command:
+            break
         assert found is not None, line
-        command = found
+        command, words = found, words[1:]
     command.make_context(line, words, resilient_parsing=False).close()
 
 

@@ -78,6 +78,14 @@ def program(tmp_path: Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
+def plain(printed: str) -> str:
+    """Return what was printed but the two lines between which the runner reads no commands."""
+    lines = printed.splitlines()
+    assert lines[0].startswith("::stop-commands::")
+    lines.remove(f"::{lines[0].removeprefix('::stop-commands::')}::")
+    return "\n".join(lines[1:])
+
+
 def git(folder: Path, *arguments: str) -> str:
     who = {f"GIT_{role}_{what}": "test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     command = ["git", "-C", str(folder), *arguments]
@@ -106,7 +114,7 @@ def shallow(tmp_path: Path, origin: tuple[Path, list[str]]) -> Path:
 
 def test_the_action_is_one_that_a_runner_accepts() -> None:
     assert ACTION["runs"]["using"] == "composite"
-    assert list(STEPS) == ["python", "install", "base", "gate", "comment", "verdict"]
+    assert list(STEPS) == ["python", "install", "base", "gate", "artifact", "comment", "verdict"]
     for step in STEPS.values():
         if "run" in step:
             assert step["shell"] == "bash"
@@ -182,17 +190,34 @@ def test_options_are_passed_on_as_they_are_and_only_where_given(run: Run, tmp_pa
     assert found.returncode == 0, found.stderr
     assert outputs["exit-code"] == "4"
     assert (tmp_path / "called.txt").read_text().splitlines()[-1] == "--base=abc"
-    assert found.stdout.strip() == str(tmp_path / "summary.md")
+    assert plain(found.stdout) == str(tmp_path / "summary.md")
     inputs = {"baseline": "a b.json", "candidate": "-c.json", "margin": "0.02", "budget": "9", "preset": "x y.toml"}
     inputs |= {"ratios-only": "true", "summary": "false"}
     found, outputs = run("gate", inputs=inputs)
     report = outputs["report"]
     assert (tmp_path / "called.txt").read_text().splitlines() == [
-        *("gate", "--output", f"{report}/gate.md", "--output", f"{report}/gate.json", "--output", f"{report}/gate.xml"),
+        *("gate", "--output", f"{report}/gate.md", "--output", f"{report}/gate.json"),
+        *("--output", f"{report}/gate.xml", "--output", f"{report}/gate.annotations"),
         *("--baseline=a b.json", "--candidate=-c.json", "--preset=x y.toml", "--budget=9", "--margin=0.02"),
         "--ratios-only",
     ]
-    assert found.stdout.strip() == "none"
+    assert plain(found.stdout) == "none"
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_annotations_come_after_what_the_runner_reads_no_commands_in(run: Run, tmp_path: Path, wanted: str) -> None:
+    body = (
+        'echo "::error::from a name"; echo "::warning::another" >&2; echo "::error title=a::b" > "${@: -2:1}"; exit 1'
+    )
+    program(tmp_path, "meprop-bench", body)
+    found, outputs = run("gate", inputs={"annotations": wanted}, steps={"base": {"outputs": {"base": "abc"}}})
+    lines = found.stdout.splitlines()
+    token = lines[0].removeprefix("::stop-commands::")
+    assert len(token) == 32
+    assert lines[1:4] == ["::error::from a name", "::warning::another", f"::{token}::"]
+    assert lines[4:] == (["::error title=a::b"] if wanted == "true" else [])
+    assert found.stderr == ""
+    assert outputs["exit-code"] == "1"
 
 
 def test_files_are_judged_end_to_end(run: Run, tmp_path: Path) -> None:
@@ -206,12 +231,13 @@ def test_files_are_judged_end_to_end(run: Run, tmp_path: Path) -> None:
     found, outputs = run("gate", inputs=inputs)
     assert outputs["exit-code"] == "1", found.stderr
     report = Path(outputs["report"])
-    assert {path.name for path in report.iterdir()} == {"gate.md", "gate.json", "gate.xml"}
+    assert {path.name for path in report.iterdir()} == {f"gate.{e}" for e in ("md", "json", "xml", "annotations")}
+    assert "::error title=gate%3A fail%3A case7/time::" in found.stdout
     assert "case7" in (report / "gate.md").read_text("utf-8")
     assert "case7" in (tmp_path / "summary.md").read_text("utf-8")
     found, outputs = run("gate", inputs={"baseline": "none.json", "candidate": "head.json"})
     assert outputs["exit-code"] == "2"
-    assert "none.json does not exist" in found.stderr
+    assert "none.json does not exist" in plain(found.stdout)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +353,6 @@ def test_the_jobs_of_a_matrix_have_a_comment_each(
 ) -> None:
     monkeypatch.setenv("GITHUB_WORKFLOW", "CI")
     monkeypatch.setenv("GITHUB_JOB", "bench")
-    program(tmp_path, "meprop-bench", 'echo "$GITHUB_WORKFLOW / $GITHUB_JOB" "${@:8}"')
+    program(tmp_path, "meprop-bench", 'echo "$GITHUB_WORKFLOW / $GITHUB_JOB" "${@:10}"')
     found, _ = run("gate", inputs=inputs, strategy=strategy)
-    assert found.stdout.strip() == expected
+    assert plain(found.stdout) == expected

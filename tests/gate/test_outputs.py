@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from importlib import resources
 from xml.etree import ElementTree as Xml
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from meprop_bench.errors import ExitCode
-from meprop_bench.gate.document import OutcomeDocument, change, margin
+from meprop_bench.gate.document import OutcomeDocument, change, in_words, margin
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.machine_readable import SCHEMA, as_junit, json_pieces
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
@@ -43,10 +44,9 @@ def columns(judgements):
     return Judgements([one.case for one in judgements], rows, kinds, reasons)
 
 
-def outcome(*judgements, notes=(), doubts=()):
+def outcome(*judgements, notes=(), **more):
     command = "meprop-bench gate --base main"
-    made = columns(judgements)
-    return Outcome("main (1a2b)", "the work tree", made, notes, command, None, 12.0, doubts=doubts)
+    return Outcome("main (1a2b)", "the work tree", columns(judgements), notes, command, None, 12.0, **more)
 
 
 MIXED = outcome(
@@ -69,29 +69,59 @@ def test_the_worst_comes_first_and_what_is_only_reported_last():
     assert found[-1] == "shown"
 
 
+WORST = "most of all linear k=8/backward: 3.0% slower [2.0%, 4.0%]"
+ONE = "1 of 1 figures got worse by more than its margin"
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"verdict": "pass"}, "Passed: nothing that decides got worse by more than its margin."),
-        ({"verdict": "fail", "report_only": True}, "Passed: nothing that decides got worse by more than its margin."),
-        ({"verdict": "fail"}, "Failed: something got worse by more than its margin."),
-        ({"verdict": "fail", "head": None, "change": None}, "Failed: something that the base does fails in the head."),
-        ({"verdict": "fail", "base": 0.0, "change": None}, "Failed: something got worse by more than its margin."),
+        ({"verdict": "pass"}, "Passed: none of 1 figures got worse by more than its margin."),
+        ({"verdict": "fail", "report_only": True}, "Passed: no figure decides."),
+        ({"verdict": "fail", "estimate": 1.03}, f"Failed: {ONE}, {WORST}."),
         (
-            {"verdict": "inconclusive", "change": None},
-            "Inconclusive: nothing failed, but not all is known to be within its margin.",
+            {"verdict": "fail", "head": None, "change": None, "reason": "it died"},
+            "Failed: 1 of 1 figures fails in the head alone, most of all linear k=8/backward: it died.",
         ),
+        (
+            {"verdict": "fail", "base": 0.0, "change": None, "reason": "up from 0"},
+            f"Failed: {ONE}, most of all linear k=8/backward: up from 0.",
+        ),
+        ({"verdict": "inconclusive", "change": None}, "Inconclusive: 1 of 1 figures is not decided, none failed."),
     ],
 )
 def test_the_result_says_what_is_so(changes, sentence):
     assert OutcomeDocument(outcome(judgement(**changes))).summary[0] == sentence
-    assert sentence.split(": ")[1][1:] in as_comment(outcome(judgement(**changes)))
+    verdict = sentence.removesuffix(".").partition(", most of all")[0]
+    first = as_comment(outcome(judgement(**changes))).splitlines()[2]
+    assert re.fullmatch(rf"### (\W )?{re.escape(verdict)}", first), first
 
 
 def test_a_failure_and_a_slowdown_are_both_told():
-    both = outcome(judgement("fail"), judgement("fail", head=None, change=None))
-    assert OutcomeDocument(both).summary[0].startswith("Failed: something got worse by more than its margin and some")
+    both = outcome(judgement("fail", 1.5), judgement("fail", case="b", head=None, change=None, reason="it died"))
+    said = "Failed: 1 of 2 figures got worse by more than its margin, 1 fails in the head alone"
+    assert OutcomeDocument(both).summary[0] == f"{said}, most of all b/backward: it died."
     assert OutcomeDocument(outcome()).summary[0].startswith("Nothing was judged: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"estimate": 1.03}, "3.0% slower [2.0%, 4.0%]"),
+        ({"change": Interval(1.3, 1.25, 1.35)}, "30% slower [25%, 35%]"),
+        ({"change": Interval(1.02, 0.98, 1.06)}, "2.0% slower [-2.0%, 6.0%]"),
+        ({"change": Interval(4.0, 3.8, 4.2)}, "4.00x as long [3.80x, 4.20x]"),
+        ({"change": Interval(0.8, 0.75, 0.86)}, "20% less [14%, 25%]"),
+        ({"change": Interval(1.2, math.nan, math.nan)}, "20% slower"),
+        ({"quantity": "memory", "unit": "B", "change": Interval(1.5, 1.5, 1.5)}, "50% larger"),
+        ({"quantity": "count", "unit": "1", "change": Interval(1.5, 1.5, 1.5)}, "50% more"),
+        ({"quantity": "accuracy", "unit": "points", "change": Interval(1.2, 1, 1.5)}, "1.20 points lost [1.00, 1.50]"),
+        ({"change": None, "reason": "its gradients\nare wrong"}, "its gradients\\nare wrong"),
+        ({"change": Interval(1.0, 0.004, 216.0)}, "cannot tell"),
+    ],
+)  # fmt: skip
+def test_a_change_in_words(changes, words):
+    assert in_words(judgement("fail", **changes)) == words
 
 
 def test_each_figure_shows_ratio_interval_and_margin():
@@ -106,7 +136,7 @@ def test_each_figure_shows_ratio_interval_and_margin():
 def test_the_table_says_all_and_has_colour_on_a_terminal_alone():
     clean = outcome(judgement("fail", 1.03))
     text = as_table(OutcomeDocument(clean))
-    for word in ("FAIL", "1.030 [1.020, 1.040]", "1%", "±0.97%", "1 failed, in 12 s.", "Failed: something got worse"):
+    for word in ("FAIL", "1.030 [1.020, 1.040]", "1%", "±0.97%", "1 failed, in 12 s.", "Failed: 1 of 1 figures"):
         assert word in text
     assert "\x1b" not in text
     assert "\x1b[" in as_table(OutcomeDocument(clean), terminal=True, width=200)
@@ -118,7 +148,7 @@ def test_a_comment_fits_and_counts_what_it_leaves_out(count):
     text = as_comment(many)
     assert len(text) <= LIMIT
     assert "worst" in text
-    assert ("more are not shown" in text) == (count == 3000)
+    assert ("more are not shown" in text) == ("`--output gate.json` writes has all of them" in text) == (count == 3000)
     assert f"1 failed, {count} passed" in text or count == 0
 
 
@@ -139,7 +169,7 @@ def test_the_summary_of_a_job_is_appended_to(tmp_path):
 def test_json_follows_its_schema():
     found = json.loads(as_json(MIXED))
     assert found["schema"] == SCHEMA == schema()["properties"]["schema"]["const"]
-    assert set(found) == set(schema()["required"])
+    assert set(schema()["required"]) < set(found) == set(schema()["properties"])
     wanted = schema()["$defs"]["judgement"]["required"]
     assert all(list(one) == wanted for one in found["judgements"])
     assert found["counts"] == {"pass": 3, "fail": 3, "inconclusive": 2, "report_only": 1}
@@ -196,7 +226,9 @@ BUSY = "This machine was busy (load 3.1 on 2 cores): the times and ratios below 
 def test_a_busy_machine_comes_before_everything_else():
     found = outcome(judgement("pass"), doubts=(BUSY,))
     assert " ".join(as_table(OutcomeDocument(found)).split()).startswith(BUSY)
-    assert as_comment(found).replace("\\", "").splitlines()[2] == f"**{BUSY}**"  # behind the hidden marker
+    lines = as_comment(found).replace("\\", "").splitlines()[2:]  # behind the hidden marker
+    assert lines[0].endswith(", but the machine was busy")
+    assert lines[2] == f"**{BUSY}**"
     assert json.loads(as_json(found))["doubts"] == [BUSY]
     assert BUSY in Xml.fromstring(as_junit(found).encode()).find("testsuite/system-out").text
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _start(repository: Path, *words: str) -> subprocess.Popen[str]:
+def _start(repository: Path, *words: str, options: Sequence[str] = _GATE) -> subprocess.Popen[str]:
     folder = repository.parent
     env = {
         **os.environ,
@@ -71,7 +72,7 @@ def _start(repository: Path, *words: str) -> subprocess.Popen[str]:
         "TMPDIR": str(folder),  # nobody waits for what else this machine measures
         "PYTHONPATH": str(Path(meprop_bench.__file__).parents[1]),  # the gate is the one under test
     }
-    program = [sys.executable, "-P", "-m", "meprop_bench", "gate", *words, *_GATE]
+    program = [sys.executable, "-P", "-m", "meprop_bench", "gate", *words, *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(program, cwd=repository, env=env, stdout=pipe, stderr=pipe, text=True)
 
@@ -97,7 +98,12 @@ def test_a_kernel_that_got_slower_fails(repository: Path) -> None:
     assert backward["verdict"] == "fail"
     assert backward["head"] - backward["base"] > 0.01
     assert outcome["notes"][0] == "the head is a snapshot of the work tree with 1 uncommitted files"
+    assert outcome["repeat"][-2:] == ["--base", _git(repository, "rev-parse", "HEAD")]
+    assert len(backward["processes"]) == 2
     assert _left(repository) == ["slot-0.lock"]
+    text, said = _start(repository, "explain", "backward", options=()).communicate(timeout=_PATIENCE_S)
+    assert text.startswith(f"{backward['case']}/backward: fail\n"), said
+    assert text.count("●") == 2
 
 
 def test_a_base_with_a_syntax_error_is_a_line(repository: Path) -> None:

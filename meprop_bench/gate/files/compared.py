@@ -20,16 +20,29 @@ import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.files.figures import ALONE, OWN_PROCESSES, Figures, Kind
+from meprop_bench.gate.files.machine import common_machine
 from meprop_bench.gate.names import shown, without_addresses
 from meprop_bench.gate.series import Block, Integers, Series
 from meprop_bench.results.redact import one_line
 
-__all__ = ["Compared"]
+__all__ = ["Compared", "OtherEnvironment"]
 
 _ABSOLUTE = ("time", "memory")
 _IN_BLOCKS = ("time", "ratio", "memory")
 _SHOWN = 3
 """Names, or differences, that one line shows."""
+
+
+class OtherEnvironment(UserError):
+    """Times and sizes of two environments; `reason` says how these differ."""
+
+    def __init__(self, base: str, head: str, reason: str) -> None:
+        super().__init__(
+            f"times and sizes of {base} and {head} cannot be compared: {reason}; measure both in one environment, or"
+            " compare the ratios sparse / dense alone (--ratios-only)",
+            ExitCode.NOT_COMPARABLE,
+        )
+        self.reason = reason
 
 
 class Compared:
@@ -84,6 +97,12 @@ class Compared:
         for kind in self._kinds:
             yield from self._series(kind, self._base.places(kind))
         yield from self._alone()
+
+    @property
+    def machine(self) -> str:
+        """Where the head was measured, in a few words."""
+        used = (self._head.environments.get(key, {}) for key in self._head.environment_keys)
+        return common_machine(used)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -262,11 +281,7 @@ class Compared:
             if ours and ours == others:  # an id, which says by itself that nothing differs
                 continue
             if reason := _difference(base, ours, head, others):
-                raise UserError(
-                    f"times and sizes of {base.name} and {head.name} cannot be compared: {reason}; measure both in one"
-                    " environment, or compare the ratios sparse / dense alone (--ratios-only)",
-                    ExitCode.NOT_COMPARABLE,
-                )
+                raise OtherEnvironment(base.name, head.name, reason)
         return bool(pairs)
 
 
