@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from meprop_bench.optional import require, unavailable_reason
-from meprop_bench.report.document import Document, Readable
+from meprop_bench.report.document import Document, Page, Readable
 from meprop_bench.report.markdown import as_markdown, as_readme
 from meprop_bench.results.store import replace_file
 
@@ -72,6 +72,8 @@ def as_csv(document: Document | Comparison) -> str:
 
 
 def _cell(value: Any) -> Any:
+    if value is None or type(value) is float:
+        return value
     if isinstance(value, list):
         return "; ".join(str(item) for item in value)
     if isinstance(value, Mapping):
@@ -81,12 +83,12 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _as_page(document: Document) -> str:
+def _as_page(document: Document | Comparison) -> str:
     require("jinja2", "the HTML page needs jinja2", "report")
-    return as_html(document, *draw(document))
+    return as_html(document, *draw(document)) if isinstance(document, Document) else as_html(document, ())
 
 
-def as_html(document: Document, plots: Sequence[Plot], remark: str = "") -> str:
+def as_html(document: Page, plots: Sequence[Plot], remark: str = "") -> str:
     """Return one HTML page that needs nothing else: styles inside, plots as data URIs, everything escaped.
 
     `remark` says why something is missing, if it is. Needs jinja2 (ImportError).

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
-from meprop_bench.report.cells import Section
+from meprop_bench.report.cells import Cell, Section
 from meprop_bench.report.document import Document, Readable
 
 __all__ = ["GAP", "as_markdown", "as_readme", "code_block", "escaped", "table"]
@@ -70,13 +71,31 @@ def table(section: Section) -> str:
     """Return the table of a section."""
     rule = [" --- " if name in section.left else " ---: " for name in section.columns]
     lines = [f"| {' | '.join(escaped(name) for name in section.columns)} |", f"|{'|'.join(rule)}|"]
-    lines += [f"| {' | '.join(escaped(cell.text) for cell in line)} |" for group in section.groups for line in group]
+    lines += [f"| {' | '.join(map(_text, line))} |" for group in section.groups for line in group]
     return "\n".join(lines)
+
+
+def _text(cell: Cell) -> str:
+    return f"[{escaped(cell.text)}]({cell.link})" if cell.link else escaped(cell.text)
 
 
 def escaped(text: str) -> str:
     """Escape what Markdown or its HTML would interpret, and break what a code host would."""
-    return re.sub(r"([\\`*_~\[\]<>|#&$])", r"\\\1", _LIVE.sub(GAP, text))
+    # A long table says the same things, and figures, over and over.
+    return _short(text) if len(text) <= _SHORT else _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    if _BEFORE_LIVE.search(text):
+        text = _LIVE.sub(GAP, text)
+    return text.translate(_ESCAPES)
+
+
+_ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_~[]<>|#&$"})
+_BEFORE_LIVE = re.compile("[@#!~$%&:wWgG]")
+"""Without one of these nothing is live."""
+_SHORT = 200
+_short = lru_cache(maxsize=1 << 15)(_escaped)
 
 
 def code_block(text: str) -> str:
