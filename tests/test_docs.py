@@ -39,7 +39,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-E", "-W", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for page in ("index", "commands", "api", "methodology", "papers", "reports", "log/accuracy", "changes"):
+    for page in ("index", "commands", "api", "methodology", "papers", "reports", "results", "log/accuracy", "changes"):
         assert (tmp_path / f"{page}.html").stat().st_size > 5_000
     assert "--in-features" in (tmp_path / "commands.html").read_text(encoding="utf-8")
 
