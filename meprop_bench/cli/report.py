@@ -14,9 +14,11 @@ from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from meprop_bench.report.document import Document
+    from meprop_bench.report.index import Index
+    from meprop_bench.report.trends import Trends
     from meprop_bench.results.store import Store
 
-__all__ = ["command"]
+__all__ = ["collected", "command"]
 
 
 @click.command(
@@ -110,9 +112,19 @@ def _bundle(folders: Sequence[Path], target: Path) -> int:
 
 def _index(root: Path) -> int:
     """Write the pages of all results below a folder; the code is that of a wrong input where one cannot be read."""
+    from meprop_bench.report.index import write_index
+
+    index, trends = collected(root)
+    for path in write_index(root, index, trends):
+        click.echo(f"wrote {path}", err=True)
+    return ExitCode.USAGE if any(entry.broken for entry in index.entries) else ExitCode.OK
+
+
+def collected(root: Path) -> tuple[Index, Trends]:
+    """Read all results below a folder, one after another, and say on standard error which cannot be read."""
     from meprop_bench.cli.output import command_line
     from meprop_bench.paper.folder import PaperDocument, load
-    from meprop_bench.report.index import Entry, Index, notes_of, results_below, write_index
+    from meprop_bench.report.index import Entry, Index, notes_of, results_below
     from meprop_bench.report.trends import Trends
 
     notes, entries, trends = notes_of(root), list[Entry](), Trends(command_line())
@@ -133,9 +145,7 @@ def _index(root: Path) -> int:
         trends.add(place, document)
     if not entries:
         raise UserError(f"there is no results folder below {root}", ExitCode.NOTHING_MEASURED)
-    for path in write_index(root, Index(entries, command_line(), notes, trends.said()), trends):
-        click.echo(f"wrote {path}", err=True)
-    return ExitCode.USAGE if any(entry.broken for entry in entries) else ExitCode.OK
+    return Index(entries, command_line(), notes, trends.said()), trends
 
 
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from meprop_bench.measure.environment import NOT_IN_ID
@@ -183,18 +184,13 @@ class Trends:
     @cached_property
     def series(self) -> list[Series]:
         """Those of cases that were measured more than once, the largest steps first."""
+        every = {key: _apart(points) for key, points in self._points.items()}
         counts: dict[tuple[str, str], int] = {}
-        for (case_id, phase, _), points in self._points.items():
+        for (case_id, phase, _), points in every.items():
             counts[case_id, phase] = counts.get((case_id, phase), 0) + len(points)
         found = [
-            Series(
-                self._names[case_id],
-                phase,
-                machine,
-                sorted(points, key=lambda point: point.started)[-RUNS:],
-                self._environments,
-            )
-            for (case_id, phase, machine), points in self._points.items()
+            Series(self._names[case_id], phase, machine, points[-RUNS:], self._environments)
+            for (case_id, phase, machine), points in every.items()
             if counts[case_id, phase] > 1
         ]
         return sorted(found, key=lambda one: (-one.largest, one.name, one.phase, one.machine))
@@ -279,7 +275,7 @@ class Trends:
     def drawn(self) -> list[Plot]:
         """Draw the speed-up of those with the largest steps, or else of those with the most runs (ImportError)."""
         chosen = [one for one in self.series if one.moves] or sorted(self.series, key=lambda one: -len(one.points))
-        return [_drawn(one, number) for number, one in enumerate(chosen[:_DRAWN]) if len(one.points) > 2]
+        return [_drawn(one, number) for number, one in enumerate(chosen[:_DRAWN]) if len(one.points) >= 2 * LEAST]
 
 
 def machine_name(environment: object) -> str:
@@ -296,6 +292,14 @@ def machine_name(environment: object) -> str:
         environment.get("cpu_capability"),
     )
     return one_line(", ".join(str(part) for part in parts if part), 80) or "an unknown machine"
+
+
+def _apart(points: Iterable[Point]) -> list[Point]:
+    """Return points in the order of time; what one result took over from another counts where it was measured."""
+    found: dict[tuple[Interval, float], Point] = {}
+    for point in sorted(points, key=attrgetter("started")):
+        found.setdefault((point.speedup, point.time_s), point)
+    return list(found.values())
 
 
 def _point(row: Row, place: str, document: Document) -> Point | None:

@@ -80,6 +80,19 @@ def test_a_case_that_was_measured_once_is_left_out(followed):
     assert found.sections == []
 
 
+def test_what_was_taken_over_from_another_result_counts_once(make_row):
+    row, new = make_row("a"), make_row("a", median=1.1e-3)
+
+    def places(*rows):
+        found = Trends("c")
+        for day, one in zip((2, 1, 3, 4), rows, strict=False):
+            found.add(f"of day {day}", Document("x", "c", f"2026-03-0{day}", [one], {"aabbccddeeff": MACHINE}))
+        return [point.place for one in found.series for point in one.points]
+
+    assert places(row, row, row) == []
+    assert places(row, row, row, new) == ["of day 1", "of day 4"]
+
+
 def test_what_cannot_be_believed_is_no_point(make_row, failed_row):
     rows = [
         make_row("vague", half=0.9, speedup=1.4), failed_row("failed", error="killed"),
@@ -95,7 +108,7 @@ def test_what_cannot_be_believed_is_no_point(make_row, failed_row):
 def test_many_times_that_move_together_are_the_machine_s(followed, make_row):
     found = Trends("c")
     for run in range(10):
-        factor = 1.0 if run < 5 else 1.4
+        factor = (1.0 if run < 5 else 1.4) * (1 + 1e-4 * run)
         rows = [make_row(f"case-{n}", k=8 + n, median=1e-3 * factor, speedup=5.0) for n in range(4)]
         found.add(str(run), Document(str(run), "c", f"2026-03-{run + 1:02}", rows, {"aabbccddeeff": MACHINE}))
     assert len(found.moves) == 4
