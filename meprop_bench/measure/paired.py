@@ -193,8 +193,8 @@ class Pairs(Sequence[tuple[float, float]]):
 
     __slots__ = ("baseline_s", "method_s")
 
-    def __init__(self, baseline_s: Iterable[float], method_s: Iterable[float]) -> None:
-        self.baseline_s, self.method_s = array("d", baseline_s), array("d", method_s)
+    def __init__(self, baseline_s: array[float], method_s: array[float]) -> None:
+        self.baseline_s, self.method_s = baseline_s, method_s
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float, float]]) -> Pairs:
@@ -202,7 +202,7 @@ class Pairs(Sequence[tuple[float, float]]):
         if type(pairs) is Pairs:
             return pairs
         pairs = list(pairs)
-        return cls([baseline_s for baseline_s, _ in pairs], [method_s for _, method_s in pairs])
+        return cls(array("d", [baseline_s for baseline_s, _ in pairs]), array("d", [method_s for _, method_s in pairs]))
 
     def __len__(self) -> int:
         return len(self.method_s)
@@ -253,16 +253,15 @@ class Measurement:
     disturbed: tuple[tuple[bool, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "runs", tuple(map(Pairs.of, self.runs)))
+        given, runs = self.runs, tuple(map(Pairs.of, self.runs))
+        object.__setattr__(self, "runs", runs)
         if not self.runs or not all(self.runs):
             raise ValueError(f"the measurement of {self.phase!r} needs a run, and a pair in each run")
         if self.loops < 1:
             raise ValueError(f"loops is at least 1, got {self.loops!r}")
-        for run in self._pairs:
-            if _positive(run.baseline_s) and _positive(run.method_s):
-                continue
-            if wrong := [pair for pair in run if not (0 < pair[0] < math.inf and 0 < pair[1] < math.inf)]:
-                raise ValueError(f"times of {self.phase!r} are positive and finite seconds, got the pair {wrong[0]!r}")
+        for old, run in zip(given, runs, strict=True):
+            if old is not run:  # what has been made into pairs already was looked at then
+                _check_times(self.phase, run.baseline_s, run.method_s)
         if self.disturbed is not None and list(map(len, self.disturbed)) != self.run_lengths:
             raise ValueError(f"{list(map(len, self.disturbed))} marks do not fit {self.run_lengths} pairs")
 
@@ -286,7 +285,9 @@ class Measurement:
         for length in run_lengths:
             ends.append(ends[-1] + length)
         parts = [slice(*ends[place : place + 2]) for place in range(len(run_lengths))]
-        runs = tuple(Pairs(baseline[part], method[part]) for part in parts)
+        dense, sparse = array("d", baseline), array("d", method)
+        _check_times(phase, dense, sparse)
+        runs = tuple(Pairs(dense[part], sparse[part]) for part in parts)
         return cls(phase, runs, loops, None if disturbed is None else tuple(_marks(disturbed[part]) for part in parts))
 
     @property
@@ -442,9 +443,13 @@ def _middles(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nd
     return low, high
 
 
-def _positive(values: array[float]) -> bool:
-    """Whether all of some values are surely positive and finite: a sum holds NaN and infinity, if there is one."""
-    return min(values) > 0 and sum(values) < math.inf
+def _check_times(phase: str, baseline_s: array[float], method_s: array[float]) -> None:
+    """Raise ValueError for a time that is not positive and finite; a sum holds NaN and infinity, if there is one."""
+    if len(method_s) and min(baseline_s) > 0 < min(method_s) and sum(baseline_s) + sum(method_s) < math.inf:
+        return
+    for pair in zip(baseline_s, method_s, strict=True):
+        if not (0 < pair[0] < math.inf and 0 < pair[1] < math.inf):
+            raise ValueError(f"times of {phase!r} are positive and finite seconds, got the pair {pair!r}")
 
 
 def _marks(disturbed: Sequence[bool]) -> tuple[bool, ...]:

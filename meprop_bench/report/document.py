@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import chain
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -36,7 +36,7 @@ from meprop_bench.report.quality import Quality
 from meprop_bench.report.reliability import doubts, mean_speedup, with_disagreements
 from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.redact import one_line
-from meprop_bench.results.schema import KEYS, Parity, Row, Utilization, as_object, select
+from meprop_bench.results.schema import FIGURES, Parity, Row, Utilization, as_object, select
 from meprop_bench.results.store import Store, sound_row
 from meprop_bench.stats import too_wide
 
@@ -259,21 +259,18 @@ class Document:
 
     def lines(self) -> Iterator[list[Any]]:
         """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart."""
-        plain = [key for key in KEYS if key not in (*_RAW, *NESTED)]
         apart = {name: [spec.name for spec in fields(kind)] for name, kind in NESTED.items()}
-        yield [*plain, *(f"{name}_{part}" for name, parts in apart.items() for part in parts)]
-        chosen, nothing = itemgetter(*plain), {name: [None] * len(parts) for name, parts in apart.items()}
-        got = {name: itemgetter(*parts) for name, parts in apart.items()}
+        yield [*FIGURES, *(f"{name}_{part}" for name, parts in apart.items() for part in parts)]
+        nothing = {name: (None,) * len(parts) for name, parts in apart.items()}
+        parts_of = {name: attrgetter(*parts) for name, parts in apart.items()}
         for row in self.rows:
-            record = row.to_json(raw=False)
-            nested = (nothing[name] if (found := record[name]) is None else got[name](found) for name in apart)
-            yield [*chosen(record), *chain.from_iterable(nested)]
+            nested = zip(apart, (row.parity, row.sparse.utilization, row.dense.utilization), strict=True)
+            parts = (nothing[name] if found is None else parts_of[name](found) for name, found in nested)
+            yield [*row.figures(), *chain.from_iterable(parts)]
 
 
 NESTED: Mapping[str, type] = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
 """Structures in a row, each field of which is a column."""
-# Thousands of figures in one cell help nobody; JSON has them.
-_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds", "convertible")
 
 
 def _suite_row(benchmark: Any, where: str) -> Row:

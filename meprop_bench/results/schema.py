@@ -27,7 +27,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import chain
+from operator import attrgetter
 from sys import intern
 from typing import Annotated, Any, cast
 
@@ -53,6 +55,7 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.stats import Interval, Verdict
 
 __all__ = [
+    "FIGURES",
     "KEYS",
     "PASSED",
     "SCHEMA",
@@ -250,7 +253,7 @@ class Row(StoredAxes, _Record):
         """Return the side "dense", the baseline, or "sparse", the method."""
         return self.dense if name == "dense" else self.sparse
 
-    @property
+    @cached_property
     def interval(self) -> Interval | None:
         """The speed-up with its bounds, NaN where there are none (a single process); None without a speed-up."""
         return None if self.speedup is None else Interval.of(self.speedup, self.speedup_low, self.speedup_high)
@@ -275,17 +278,26 @@ class Row(StoredAxes, _Record):
         flat = Flat(**{spec.name: stored[spec.name] for spec in fields(Flat) if spec.name in stored})
         return flat.completed(cls(**own))
 
-    def to_json(self, *, raw: bool = True) -> dict[str, Any]:
-        """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was).
+    def figures(self) -> list[Any]:
+        """Return the values of `FIGURES`: what `to_json` has, without raw values, lists and nested structures."""
+        found, watched = self.measurement, self.sparse.utilization
+        return [
+            *_plain_figures(self),
+            *chain.from_iterable(zip(_side_figures(self.sparse), _side_figures(self.dense), strict=True)),
+            *((None, None) if found is None else (found.loops, found.processes)),
+            self.sparse.efficiency,
+            *((None,) * len(WATCHED) if watched is None else _watched_figures(watched)),
+            "; ".join(note.text for note in self.notes),
+        ]
 
-        Without `raw` it lacks the values of each pair.
-        """
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
         found, sides = self.measurement, {"": self.sparse, "baseline_": self.dense}
         return _as_json({
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in _PLAIN},
             **{prefix + name: getattr(side, name) for name in _OF_SIDE for prefix, side in sides.items()},
-            **{name: getattr(found, own, None) for name, own in (_RAW if raw else _COUNTED).items()},
+            **{name: getattr(found, own, None) for name, own in _RAW.items()},
             "efficiency": self.sparse.efficiency,
             **{name: getattr(self.sparse.utilization, name, None) for name in WATCHED},
             "notes": [note.text for note in self.notes],
@@ -355,13 +367,11 @@ class Flat:
         return row
 
 
-_COUNTED = {"loops": "loops", "processes": "processes"}
 _RAW = {
     **{name: name for name in ("values_s", "baseline_values_s", "run_lengths")},
-    "disturbed": "disturbed_values",
-    **_COUNTED,
+    **{"disturbed": "disturbed_values", "loops": "loops", "processes": "processes"},
 }
-"""Key of a stored row -> what a `Measurement` has of it; without the values of each pair, and with them."""
+"""Key of a stored row -> what a `Measurement` has of it."""
 _SIDES = {"sparse": "", "dense": "baseline_"}
 """Field of a row -> what the keys of that side begin with."""
 _OF_SIDE = tuple(spec.name for spec in fields(Side))
@@ -376,6 +386,18 @@ KEYS = (
     *(spec.name for spec in fields(Flat)),
 )
 """All keys of a stored row, besides its schema."""
+
+_NESTED = ("parity", "utilization", "convertible")
+_OWN_FIGURES = [name for name in _PLAIN if name not in _NESTED]
+_OF_SIDE_FIGURES = [name for name in _OF_SIDE if name not in _NESTED]
+FIGURES = (
+    *_OWN_FIGURES,
+    *(prefix + name for name in _OF_SIDE_FIGURES for prefix in _SIDES.values()),
+    *("loops", "processes", "efficiency", *WATCHED, "notes"),
+)
+"""Keys of a stored row that hold one value each."""
+_plain_figures, _side_figures = attrgetter(*_OWN_FIGURES), attrgetter(*_OF_SIDE_FIGURES)
+_watched_figures = attrgetter(*WATCHED)
 
 
 def as_object(command: str, environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> dict[str, Any]:
