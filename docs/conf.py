@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
     "methodology": "reports/METHODOLOGY.md",
     "papers": "reports/PAPERS.md",
-    "reports": "reports/README.md",
+    "results": "reports/README.md",
     "gate": "meprop_bench/gate/README.md",
     "suites": "benchmarks/README.md",
     "contributing": "CONTRIBUTING.md",

@@ -37,6 +37,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "clear_of",
     "geometric_mean_ratio",
     "holm",
+    "independent_estimate",
     "independent_p_value",
     "independent_ratio",
     "iqr",
@@ -63,6 +65,7 @@ __all__ = [
     "plus_minus",
     "process_interval",
     "process_medians",
+    "ratio_estimate",
     "ratio_p_value",
     "spread_percent",
     "too_wide",
@@ -92,7 +95,7 @@ _WIDEST = (_USEFUL - 1 / _USEFUL) / 2
 """The same as a relative half-width, ±75%: that of the interval [x / 2, 2 x]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Interval:
     """An estimate with its confidence bounds, in one unit; NaN bounds say that there was nothing to judge by."""
 
@@ -123,7 +126,7 @@ class Interval:
         return any(clear_of(self.low, self.high, null)) if self.bounded else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What Student's t makes intervals and p-values of; the standard error is NaN where nothing tells it."""
 
@@ -138,7 +141,7 @@ class Estimate:
         mean = math.fsum(values) / count
         if count == 1:
             return cls(mean, math.nan, 0)
-        return cls(mean, statistics.stdev(values, mean) / math.sqrt(count), count - 1)
+        return cls(mean, math.sqrt(_variance(values, mean) / count), count - 1)
 
     def interval(self, confidence: float) -> Interval:
         """Return it with two-sided bounds."""
@@ -146,10 +149,12 @@ class Estimate:
             raise ValueError(f"the confidence lies between 0 and 1, got {confidence!r}")
         if math.isnan(self.error):
             return Interval(self.value, math.nan, math.nan)
-        from scipy.special import stdtrit
-
-        half = float(stdtrit(self.degrees, (1 + confidence) / 2)) * self.error
+        half = _quantile(self.degrees, (1 + confidence) / 2) * self.error
         return Interval(self.value, self.value - half, self.value + half)
+
+    def ratio(self, confidence: float = 0.95) -> Interval:
+        """Return exp of it, with its bounds: of the log of a ratio, that ratio."""
+        return _exponential(self.interval(confidence))
 
     def p_value(self, null: float = 0.0, alternative: Alternative = "differs") -> float:
         """Return the p-value of "it is `null`"; NaN without an error."""
@@ -164,6 +169,13 @@ class Estimate:
         if alternative == "differs":
             return min(1.0, 2 * float(stdtr(self.degrees, -abs(t))))
         return float(stdtr(self.degrees, t if alternative == "below" else -t))
+
+
+@lru_cache(maxsize=1024)
+def _quantile(degrees: float, probability: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, probability))
 
 
 def clear_of(low: Any, high: Any, bound: Any) -> tuple[Any, Any]:
@@ -197,10 +209,11 @@ def spread_percent(share: float) -> str:
 
 def median(values: Iterable[float]) -> float:
     """Return the middle value; ValueError when there is none."""
-    ordered = list(values)
+    ordered = sorted(values)
     if not ordered:
         raise ValueError("median of no values")
-    return float(statistics.median(ordered))
+    half = len(ordered) // 2
+    return float(ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2)
 
 
 def iqr(values: Iterable[float]) -> float:
@@ -221,12 +234,27 @@ def process_medians(runs: Runs) -> list[float]:
     """
     if not runs or not all(runs):
         raise ValueError("a ratio needs at least one run, and one pair in each run")
-    return [median(_log_ratio(*pair) for pair in run) for run in runs]
+    return [_median_log_ratio(run) for run in runs]
+
+
+def _median_log_ratio(run: Sequence[tuple[float, float]]) -> float:
+    """Return the median of log(baseline / method); only of the ratios in the middle a logarithm is taken."""
+    ratios = sorted([one / other for one, other in run if 0 < one < math.inf > other > 0])
+    if len(ratios) < len(run) or not 0 < ratios[0] <= ratios[-1] < math.inf:
+        return median(_log_ratio(*pair) for pair in run)  # which refuses a pair, or has a ratio beyond any float
+    half = len(ratios) // 2
+    middle = math.log(ratios[half])
+    return middle if len(ratios) % 2 else (math.log(ratios[half - 1]) + middle) / 2
+
+
+def ratio_estimate(runs: Runs) -> Estimate:
+    """Return the log of the speed-up baseline / method; runs are as in `process_medians`."""
+    return Estimate.of(process_medians(runs))
 
 
 def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:
     """Return the speed-up baseline / method with its two-sided interval; runs are as in `process_medians`."""
-    return _exponential(Estimate.of(process_medians(runs)).interval(confidence))
+    return ratio_estimate(runs).ratio(confidence)
 
 
 def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "differs") -> float:
@@ -237,7 +265,7 @@ def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "di
     """
     if not 0 < bound < math.inf:
         raise ValueError(f"the bound of a ratio is positive and finite, got {bound!r}")
-    return Estimate.of(process_medians(runs)).p_value(math.log(bound), alternative)
+    return ratio_estimate(runs).p_value(math.log(bound), alternative)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -272,9 +300,9 @@ def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, sam
         raise ValueError("a geometric mean needs at least one case")
     logs = [process_medians(runs) for runs in cases]
     if same_processes:
-        return _exponential(Estimate.of(_joint(logs)).interval(confidence))
+        return Estimate.of(_joint(logs)).ratio(confidence)
     mean = math.fsum(math.fsum(case) / len(case) for case in logs) / len(logs)
-    return _exponential(_welch(mean, logs, len(logs)).interval(confidence))
+    return _welch(mean, logs, len(logs)).ratio(confidence)
 
 
 def independent_ratio(
@@ -293,7 +321,7 @@ def independent_ratio(
     involved", Biometrika 34 (1947).
 
     """
-    return _exponential(_independent(cases, same_processes=same_processes).interval(confidence))
+    return independent_estimate(cases, same_processes=same_processes).ratio(confidence)
 
 
 def process_interval(samples: Samples, confidence: float = 0.95) -> Interval:
@@ -301,12 +329,12 @@ def process_interval(samples: Samples, confidence: float = 0.95) -> Interval:
 
     Raises `ValueError` for no process, a process without values, or a value that is not positive and finite.
     """
-    return _exponential(Estimate.of(_log_medians(samples)).interval(confidence))
+    return Estimate.of(_log_medians(samples)).ratio(confidence)
 
 
 def independent_p_value(first: Samples, second: Samples) -> float:
     """Return the two-sided p-value of "first / second is 1" (Welch); NaN where a side has a single process."""
-    return _independent([(first, second)]).p_value()
+    return independent_estimate([(first, second)]).p_value()
 
 
 def mean_difference(pairs: Sequence[tuple[float, float]], confidence: float = 0.95) -> Interval:
@@ -335,8 +363,8 @@ def non_inferiority(interval: Interval, margin: float) -> Verdict:
     return "fail" if lost else "pass" if safe else "inconclusive"
 
 
-def _independent(cases: Sequence[tuple[Samples, Samples]], *, same_processes: bool = False) -> Estimate:
-    """Return the mean log ratio over the cases."""
+def independent_estimate(cases: Sequence[tuple[Samples, Samples]], *, same_processes: bool = False) -> Estimate:
+    """Return the mean log ratio over the cases; they are as in `independent_ratio`."""
     if not cases:
         raise ValueError("a ratio needs at least one case")
     sides = [[_log_medians(case[side]) for case in cases] for side in (0, 1)]
@@ -359,11 +387,22 @@ def _welch(mean: float, samples: Sequence[Sequence[float]], parts: int) -> Estim
     """Return an estimate to which the mean of each of independent samples, divided by `parts`, adds its variance."""
     if min(map(len, samples)) == 1:
         return Estimate(mean, math.nan, 0)
-    shares = [(statistics.variance(values) / len(values) / parts**2, len(values) - 1) for values in samples]
+    means = [math.fsum(values) / len(values) for values in samples]
+    shares = [
+        (_variance(values, own) / len(values) / parts**2, len(values) - 1)
+        for values, own in zip(samples, means, strict=True)
+    ]
     variance = math.fsum(share for share, _ in shares)
     if variance == 0:
         return Estimate(mean, 0.0, 1)
     return Estimate(mean, math.sqrt(variance), variance**2 / math.fsum(share**2 / own for share, own in shares))
+
+
+def _variance(values: Sequence[float], mean: float) -> float:
+    """Return the variance of a sample, 0 where all its values are one (`statistics.variance` adds fractions up)."""
+    if min(values) == max(values):
+        return 0.0
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 def _log_medians(values: Samples) -> list[float]:

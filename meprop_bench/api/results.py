@@ -30,8 +30,8 @@ class Results:
     `folder` is where they are stored, None where they are nowhere yet (`save`).
     """
 
-    def __init__(self, document: Document, files: Mapping[str, bytes], folder: Path | None) -> None:
-        self._document, self._files = document, files
+    def __init__(self, document: Document, files: Mapping[str, bytes] | Path, folder: Path | None) -> None:
+        self._document, self._files = document, files  # these, or the folder that they are in
         self.folder = folder
 
     @classmethod
@@ -39,7 +39,7 @@ class Results:
         """Take what a results folder holds now; it is not needed any more unless it is where they are `stored`."""
         found = Document.of(store)
         document = replace(found, notes=(*notes, *found.notes))
-        return cls(document, _contents(store.folder), store.folder if stored else None)
+        return cls(document, store.folder if stored else _contents(store.folder), store.folder if stored else None)
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -92,14 +92,17 @@ class Results:
         """
         target = Path(folder).expanduser()
         if not self._files:
-            raise UserError("what was loaded from a file of pytest-benchmark is there already: copy the file")
+            raise UserError(
+                "what was loaded from a bundle, or from a file of pytest-benchmark, is there: copy the file"
+            )
         try:
             target.mkdir(parents=True, exist_ok=True)
             if any(target.iterdir()):
                 raise UserError(f"there is something in {target} already: name a folder that is empty, or new")
         except OSError as error:
             raise UserError(f"cannot write to {target}: {error.strerror}; name another folder") from None
-        for name, content in self._files.items():
+        files = _contents(self._files) if isinstance(self._files, Path) else self._files
+        for name, content in files.items():
             replace_file(target / name, content)
         write_report(target, read(target)[0])
         self.folder = target
@@ -121,7 +124,7 @@ class Results:
 
 
 def load(folder: str | Path) -> Results:
-    """Read a results folder of any command, or a JSON file of the pytest-benchmark suite.
+    """Read a results folder of any command, a bundle (`report --bundle`), or a JSON file of the pytest-benchmark suite.
 
     Raises:
         UserError: there are no results, or corrupt ones.
@@ -129,7 +132,7 @@ def load(folder: str | Path) -> Results:
     """
     path = Path(folder).expanduser()
     document, store = read(path)
-    return Results(document, {} if store is None else _contents(path), path)
+    return Results(document, {} if store is None else path, path)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -24,20 +24,21 @@ __all__ = ["command"]
 )
 @click.argument("base", metavar="BASE", type=click.Path(path_type=Path))
 @click.argument("head", metavar="HEAD", type=click.Path(path_type=Path))
-@with_format("table", "json", "md", "csv")
+@with_format("table", "json", "md", "csv", "html")
 @click.option(
     "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say in what."
 )
 def command(base: Path, head: Path, form: str, across_environments: bool) -> int:
-    """Compare two results folders, case by case: the sparse times, and the speed-ups over dense.
+    """Compare two results folders, or bundles, case by case: the sparse times, and the speed-ups over dense.
 
     BASE is the earlier one, HEAD the later one. Cases pair up by their id and phase; each ratio has its interval from
-    the raw values of both, and all of them are judged at once.
+    the raw values of both, and all of them are judged at once. The biggest changes come first.
     """
+    from meprop_bench.paper.folder import load
     from meprop_bench.report.compare import compare
-    from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
 
-    found = compare(Document.load(base), Document.load(head), across_environments=across_environments)
+    (before, _), (after, _) = load(base), load(head)
+    found = compare(before, after, across_environments=across_environments)
     write_as(form, found, sys.stdout)
     return ExitCode.OK

@@ -14,9 +14,11 @@ from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from meprop_bench.report.document import Document
+    from meprop_bench.report.index import Index
+    from meprop_bench.report.trends import Trends
     from meprop_bench.results.store import Store
 
-__all__ = ["command"]
+__all__ = ["collected", "command"]
 
 
 @click.command(
@@ -25,27 +27,46 @@ __all__ = ["command"]
     epilog=examples(
         "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3",
         "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --format csv",
+        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --bundle quick.zip",
+        "meprop-bench report --index reports",
     ),
 )
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["table", "json", "md", "csv", "html"]),
+    type=click.Choice(["table", "json", "md", "csv", "html", "parquet"]),
     default="table",
     show_default=True,
     help="Format of what is printed; table also rewrites README.md, index.html and the plots of each folder.",
 )
 @click.option("--mixed-environments", is_flag=True, help="Show folders of different environments side by side.")
-def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> int:
+@click.option(
+    "--index",
+    is_flag=True,
+    help="Write the page of all results below FOLDER, and that of what moved over commits and machines.",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write FOLDER as one file to hand on: rows, environment, command, constraints.",
+)
+def command(folders: tuple[Path, ...], form: str, mixed_environments: bool, index: bool, bundle: Path | None) -> int:
     """Print the report of results folders. Nothing is measured: stored results are read.
 
-    A FOLDER may be a JSON file of the pytest-benchmark suite, too; of that, nothing is written anew. That of a paper's
-    table keeps its own page, the paper beside what was measured.
+    A FOLDER may be a bundle, or a JSON file of the pytest-benchmark suite, too; of those, nothing is written anew. That
+    of a paper's table keeps its own page, the paper beside what was measured.
 
     Results of different environments are not comparable; showing several folders whose environments differ needs
     --mixed-environments.
     """
+    if index and bundle is not None:
+        raise UserError("--index and --bundle write different things: give one of them")
+    if index:
+        return max(map(_index, folders))
+    if bundle is not None:
+        return _bundle(folders, bundle)
     from meprop_bench.paper.folder import load
     from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
@@ -63,9 +84,68 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool) -> i
         _write_all([(document, store) for document, store in loaded.values() if store is not None])
         for document in documents:
             write_as("table", document, sys.stdout)
+    elif form == "parquet":
+        _write_parquet(Document.joined(documents))
     else:
         write_as(form, Document.joined(documents), sys.stdout)
     return ExitCode.OK
+
+
+def _write_parquet(document: Document) -> None:
+    from meprop_bench.report.parquet import write_parquet
+
+    if sys.stdout.isatty():
+        raise UserError("Parquet is no text: lead it into a file, as in --format parquet > rows.parquet")
+    write_parquet(document, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+def _bundle(folders: Sequence[Path], target: Path) -> int:
+    from meprop_bench.report.bundle import write_bundle
+
+    if len(folders) > 1:
+        raise UserError("a bundle is of one folder: name one, and write a bundle for each")
+    written = write_bundle(folders[0], target)
+    click.echo(f"wrote {written.path}: {', '.join(written.files)}, {written.size / 2**20:.1f} MiB", err=True)
+    return ExitCode.OK
+
+
+def _index(root: Path) -> int:
+    """Write the pages of all results below a folder; the code is that of a wrong input where one cannot be read."""
+    from meprop_bench.report.index import write_index
+
+    index, trends = collected(root)
+    for path in write_index(root, index, trends):
+        click.echo(f"wrote {path}", err=True)
+    return ExitCode.USAGE if any(entry.broken for entry in index.entries) else ExitCode.OK
+
+
+def collected(root: Path) -> tuple[Index, Trends]:
+    """Read all results below a folder, one after another, and say on standard error which cannot be read."""
+    from meprop_bench.cli.output import command_line
+    from meprop_bench.paper.folder import PaperDocument, load
+    from meprop_bench.report.index import Entry, Index, notes_of, results_below
+    from meprop_bench.report.trends import Trends
+
+    notes, entries, trends = notes_of(root), list[Entry](), Trends(command_line())
+    folders = list(results_below(root))
+    for number, folder in enumerate(folders, 1):
+        place = folder.relative_to(root).as_posix()
+        if sys.stderr.isatty():
+            click.echo(f"\r\x1b[Kreading {number} of {len(folders)}: {place[:60]}", nl=number == len(folders), err=True)
+        question = notes.question.get(folder.name, "")
+        try:
+            document, _ = load(folder)
+        except UserError as error:
+            click.echo(f"{place}: {error}", err=True)
+            entries.append(Entry.unread(place, error, kind="Results that cannot be read", question=question))
+            continue
+        kind = "The papers' tables" if isinstance(document, PaperDocument) else "Measurements"
+        entries.append(Entry.of(place, document, kind=kind, question=question))
+        trends.add(place, document)
+    if not entries:
+        raise UserError(f"there is no results folder below {root}", ExitCode.NOTHING_MEASURED)
+    return Index(entries, command_line(), notes, trends.said()), trends
 
 
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:

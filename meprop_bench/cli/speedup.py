@@ -20,10 +20,12 @@ import click
 
 from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
 from meprop_bench.cli.output import name_left_out, results_folder, write_pages
-from meprop_bench.errors import ExitCode
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import showing
 
 if TYPE_CHECKING:
+    from meprop_bench.report.compare import Comparison
+    from meprop_bench.report.document import Document
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
@@ -38,7 +40,7 @@ __all__ = ["command"]
     short_help="Measure sparsified back propagation against dense.",
     groups={
         **AXIS_GROUPS,
-        "Measuring": ("preset", "target", "budget", "processes", "pin", "parity", "utilization", "deadline"),
+        "Measuring": ("preset", "replay", "target", "budget", "processes", "pin", "parity", "utilization", "deadline"),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
@@ -47,6 +49,7 @@ __all__ = ["command"]
         "meprop-bench speedup --workload mlp --optimizer adagrad --k 0.05",
         "meprop-bench speedup --model my_model.py:build --method meprop,unified --k 0.02,0.05,0.1",
         "meprop-bench speedup --preset targets --resume",
+        "meprop-bench speedup --replay quick.zip",
     ),
 )
 @with_axes("LIST", multiple=True)
@@ -54,6 +57,12 @@ __all__ = ["command"]
     "--preset",
     metavar="NAME",
     help="A sweep that comes with the package, or a TOML file; axes given here replace its own.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Measure the cases of a bundle, or of a results folder, again as they were, and compare.",
 )
 @click.option(
     "--target",
@@ -82,7 +91,9 @@ __all__ = ["command"]
     "--deadline", type=float, metavar="SECONDS", help="Begin no case that would not be done after so many seconds."
 )
 @with_format("table", "json", "md", "csv")
-def command(form: str, out: Path, resume: bool, deadline: float | None, preset: str | None, **options: Any) -> int:
+def command(
+    form: str, out: Path, resume: bool, deadline: float | None, preset: str | None, replay: Path | None, **options: Any
+) -> int:
     """Measure sparsified back propagation against dense, in interleaved pairs and fresh processes.
 
     Axes take lists (--k 8,32 or --k 8 --k 32), and every combination is a case. Without any: a hidden layer of the
@@ -92,16 +103,37 @@ def command(form: str, out: Path, resume: bool, deadline: float | None, preset: 
     from meprop_bench.sweep.feasible import check_feasible
 
     parity = options["parity"]
-    unsaid = preset is None and parity is None
-    until, plan = Deadline(deadline), _plan(preset, options)
+    unsaid = preset is None and parity is None and replay is None
+    until, before = Deadline(deadline), None
+    if replay is None:
+        plan = _plan(preset, options)
+    else:
+        before, plan = _replayed(replay, preset, options)
     check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
     if unsaid and "accuracy" not in plan.checks:
         click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     store = _store(plan, out, resume)
     with store:
         code = _measure(plan, store, until)
-        _report(store, form)
+        _report(store, form, before)
     return code
+
+
+def _replayed(replay: Path, preset: str | None, options: Mapping[str, Any]) -> tuple[Document, Plan]:
+    """Return what was measured before, and its plan."""
+    from meprop_bench.report.bundle import folder_of
+    from meprop_bench.report.document import Document
+    from meprop_bench.results.store import Store
+    from meprop_bench.sweep.plan import plan_of
+
+    models = options["model"]
+    given = {"preset": preset, **options, "model": None}
+    if also := sorted(name for name, value in given.items() if value not in (None, ())):
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in also)
+        raise UserError(f"--replay measures what was measured, as it was: leave out {words}")
+    with folder_of(replay) as folder:
+        store = Store.open(folder)
+        return Document.of(store), plan_of(store.header["plan"], models)
 
 
 def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
@@ -164,7 +196,8 @@ def _judge(rows: Iterable[Row]) -> int:
     return ExitCode.OK if any(row.speedup is not None for row in rows) else ExitCode.NOTHING_MEASURED
 
 
-def _report(store: Store, form: str) -> None:
+def _report(store: Store, form: str, before: Document | None) -> None:
+    """Print the report, or of what was measured before as well the comparison, and write the pages of the folder."""
     from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
 
@@ -172,4 +205,15 @@ def _report(store: Store, form: str) -> None:
         click.echo(f"nothing is measured yet, so there is no report in {store.folder}", err=True)
         return
     document = Document.of(store)
-    write_pages(store.folder, document, partial(write_as, form, document, sys.stdout))
+    shown = document if before is None else _compared(before, document)
+    write_pages(store.folder, document, partial(write_as, form, shown, sys.stdout))
+
+
+def _compared(before: Document, document: Document) -> Document | Comparison:
+    from meprop_bench.report.compare import compare
+
+    try:
+        return compare(before, document, across_environments=True)
+    except UserError as error:  # every case failed, in one of them
+        click.echo(f"meprop-bench: {error}", err=True)
+        return document

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Self
 
 from meprop_bench.stats import spread_percent
@@ -106,7 +106,7 @@ class Note:
 
         """
         if record is None:
-            return cls(text, *_recognised(text))
+            return cls(text, *(_short(text) if len(text) <= _SHORT else _recognised(text)))
         kind, values = str(record.get("kind", OTHER)), {name: value for name, value in record.items() if name != "kind"}
         if kind not in _KINDS:  # of a newer version
             return cls(text)
@@ -158,6 +158,11 @@ def _recognised(text: str) -> tuple[str, dict[str, float]]:
             if all(map(_sound, values)):
                 return kind, dict(zip(_names(_KINDS[kind]), values, strict=True))
     return OTHER, {}
+
+
+_SHORT = 400
+_short = lru_cache(maxsize=1024)(_recognised)
+"""The rows of a result say the same few things over and over."""
 
 
 def _sound(value: object) -> bool:

@@ -33,6 +33,7 @@ from meprop_bench.paper.experiment import experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS, Part, published
 from meprop_bench.paper.records import Decodings, Trained, Trainings, counts_in
 from meprop_bench.paper.subjects import SCALES
+from meprop_bench.report.bundle import is_bundle, opened
 from meprop_bench.report.cells import ABSENT, Cell, Section, Tone, digits, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import escaped
@@ -111,8 +112,12 @@ def own_sections(document: PaperDocument) -> list[Section]:
 def load(folder: Path) -> tuple[Document, Store | None]:
     """Read a results folder of any command once, as what it is: of a paper's table there is more than rows.
 
-    A JSON file of the pytest-benchmark suite is one without a store. `UserError`: no results there, or corrupt ones.
+    A JSON file of the pytest-benchmark suite is one without a store, and so is a bundle, which has no folder that its
+    pages could be written to. `UserError`: no results there, or corrupt ones.
     """
+    if folder.is_file() and is_bundle(folder):
+        with opened(folder) as inside:
+            return load(inside)[0], None
     if folder.is_file():
         return Document.load(folder), None
     store = Store.open(folder)
@@ -147,7 +152,8 @@ def read(store: Store) -> PaperDocument:
         taken.append("trainings were made on files that are not the published data: no level is compared")
     failures = (f"a training failed: {one.arm_id}, seed {one.seed}: {one.error}" for one in failed if one.error)
     notes = (*plain.notes, *trainings.notes, *taken, *failures)
-    return PaperDocument(**{**vars(plain), "notes": notes}, evidence=evidence)
+    question = f"{found.table.table_id}, {found.table.title}"
+    return PaperDocument(**{**vars(plain), "notes": notes, "question": question}, evidence=evidence)
 
 
 def _side_by_side(evidence: Evidence) -> list[Section]:

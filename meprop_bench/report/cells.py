@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, TypeAlias
 
 from meprop_bench.measure.notes import Note
@@ -61,12 +62,13 @@ SHAPE, IN_SHAPE = "batch, m → n", ("batch", "in_features", "out_features")
 Tone: TypeAlias = Literal["", "good", "bad", "quiet"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """Text of a table's cell and how it is meant."""
 
     text: str
     tone: Tone = ""
+    link: str = ""  # where it leads, a relative address; a terminal shows the text alone
 
 
 def digits(value: float) -> str:
@@ -263,6 +265,17 @@ AXES: dict[str, Callable[[Row], str]] = {
 }
 """Heading of a column -> its text; workload and allocator are in the titles."""
 
+_PARTS: dict[str, Callable[[Row], object]] = {
+    **{axis.heading: attrgetter(axis.field, axis.stored) for axis in TABLE.values() if axis.heading in AXES},
+    "phase": attrgetter("phase"),
+    "method": attrgetter("method"),
+    SHAPE: attrgetter(*IN_SHAPE),
+    "k": attrgetter("method", "k", "size", "filter"),
+    "dense side": attrgetter("baseline_chosen"),
+    "environment": attrgetter("environment_id"),
+}
+"""Heading -> the fields of a row that its text depends on."""
+
 _NEED_NO_WORD = {axis.heading: axis.text(axis.default) for axis in TABLE.values() if axis.came_later}
 """Where it is the same for all rows: nobody chose it."""
 
@@ -303,7 +316,9 @@ def distinct_rows(rows: Sequence[Row]) -> frozenset[int]:
 def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     """Return the axes that need a column, and what is the same in all rows as one line."""
     rows = list(rows)
-    texts = {name: {axis(row) for row in rows} for name, axis in AXES.items()}
+    # Of a hundred thousand rows few differ in what an axis says: these are put into words, and no others.
+    few = {name: dict(zip(map(_PARTS[name], rows), rows, strict=True)).values() for name in AXES}
+    texts = {name: {axis(row) for row in few[name]} for name, axis in AXES.items()}
     axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
     silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_NEED_NO_WORD.get(name)})}
     said = [name for name in AXES if name not in axes and name not in silent]

@@ -39,8 +39,19 @@ from meprop_bench.report.cells import (
 from meprop_bench.report.document import Document
 from meprop_bench.report.reliability import doubts, judged_runs, with_disagreements
 from meprop_bench.results.axes import AXES as TABLE
+from meprop_bench.results.axes import case_name
+from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import SCHEMA, Row
-from meprop_bench.stats import LEVEL, Interval, Samples, holm, independent_p_value, independent_ratio, too_wide
+from meprop_bench.stats import (
+    LEVEL,
+    Estimate,
+    Interval,
+    Samples,
+    holm,
+    independent_estimate,
+    independent_ratio,
+    too_wide,
+)
 
 __all__ = ["Change", "Comparison", "compare"]
 
@@ -50,6 +61,13 @@ _OF_EITHER = ("kernel", "environment")
 """Axes that may differ within a pair."""
 _MOST, _LONGEST = 4, 40
 """Differences of two environments that are named, and characters of each."""
+_DIFFERENCES = 60
+"""Of them that are listed."""
+_COMPARED = ("git_revision", "package_version")
+_BIGGEST = 12
+"""Changes that stand before all others, where there are more."""
+_SHOWN_ALONE = 50
+"""Cases and phases that are listed of what one result has alone."""
 
 _REMARK = (
     "Sparse: median of the method, base → head. Faster: base time / head time, so that above 1 head is faster."
@@ -97,13 +115,25 @@ class Change:
         before, after = ([[dense / own for dense, own in run] for run in runs] for runs in (base, head))
         return after, before
 
+    @cached_property
+    def estimates(self) -> Mapping[Figure, Estimate]:
+        """The logarithm of each ratio; none where there is a reason."""
+        return {} if self.reason else {name: independent_estimate([self.samples(name)]) for name in _FIGURES}
+
     def ratio(self, figure: Figure) -> Interval | None:
         """Return a ratio with its interval; None where there is a reason."""
-        return None if self.reason else independent_ratio([self.samples(figure)])
+        return None if self.reason else self.estimates[figure].ratio()
 
     def p_value(self, figure: Figure) -> float:
         """Return the p-value of "the ratio is 1"; NaN where there is none."""
-        return math.nan if self.reason else independent_p_value(*self.samples(figure))
+        return math.nan if self.reason else self.estimates[figure].p_value()
+
+    @property
+    def size(self) -> float:
+        """How far a figure moved at most, as a logarithm; -1 where nothing is compared, or nothing can be believed."""
+        if self.reason or self.doubted:
+            return -1.0
+        return max(abs(found.value) for found in self.estimates.values())
 
 
 @dataclass(frozen=True)
@@ -113,8 +143,19 @@ class Comparison:
     base: Document  # the earlier one
     head: Document
     changes: tuple[Change, ...]  # what both have
-    apart: tuple[int, int]  # how many cases and phases are in base alone, in head alone
+    alone: tuple[Sequence[Row], Sequence[Row]] = ((), ())  # what is in base alone, in head alone
     environments: tuple[str, ...] = ()  # what differs between the environments of a pair, a line each
+    differing: tuple[tuple[str, str, str], ...] = ()  # the same in full: what, in base, in head
+
+    @property
+    def apart(self) -> tuple[int, int]:
+        """How many cases and phases are in base alone, in head alone."""
+        return len(self.alone[0]), len(self.alone[1])
+
+    @property
+    def started(self) -> str:
+        """When both were begun."""
+        return f"{self.base.started} and {self.head.started}"
 
     @property
     def title(self) -> str:
@@ -142,6 +183,16 @@ class Comparison:
         """How to read it."""
         return _HINTS
 
+    @property
+    def how_to_read(self) -> Sequence[str]:
+        """The same, and what the columns are."""
+        return (_REMARK, *_HINTS)
+
+    @property
+    def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The environments of both."""
+        return [*self.base.facts, *(facts for facts in self.head.facts if facts not in self.base.facts)]
+
     @cached_property
     def adjusted(self) -> Mapping[tuple[int, Figure], float]:
         """(place, figure) -> p-value after Holm's correction for all of them."""
@@ -150,6 +201,10 @@ class Comparison:
         ]
         found = holm([self.changes[place].p_value(figure) for place, figure in places])
         return dict(zip(places, found, strict=True))
+
+    @cached_property
+    def _places(self) -> Mapping[int, int]:
+        return {id(change): place for place, change in enumerate(self.changes)}
 
     def verdict(self, place: int, figure: Figure) -> Literal["better", "worse", "not significant", "no interval"]:
         """Say what a ratio is worth once all are judged together."""
@@ -195,33 +250,71 @@ class Comparison:
         return kinds
 
     def _count(self, changes: Sequence[Change], figure: Figure) -> str:
-        chosen = {id(change) for change in changes}
-        verdicts = [self.verdict(place, figure) for place, change in enumerate(self.changes) if id(change) in chosen]
+        verdicts = [self.verdict(self._places[id(change)], figure) for change in changes]
         counts = [f"{verdicts.count(word)} {word}" for word in ("better", "worse") if word in verdicts]
         return f" ({', '.join(counts) or 'none significant'})"
 
+    @cached_property
+    def order(self) -> Sequence[int]:
+        """The places of the changes: those that are told apart from chance first, the biggest of them first."""
+
+        def rank(place: int) -> tuple[bool, float]:
+            told = any(self.verdict(place, figure) in ("better", "worse") for figure in _FIGURES)
+            return (not told or self.changes[place].doubted, -self.changes[place].size)
+
+        return sorted(range(len(self.changes)), key=rank)
+
     @property
     def sections(self) -> list[Section]:
-        """One table for each workload."""
-        return [self._section(name) for name in dict.fromkeys(change.head.workload for change in self.changes)]
+        """What differs between the environments, the biggest changes, each workload, what is in one alone."""
+        workloads = dict.fromkeys(change.head.workload for change in self.changes)
+        first = [self._environments(), self._biggest() if len(self.changes) > _BIGGEST else None]
+        last = [_alone(name, rows) for name, rows in zip(("base", "head"), self.alone, strict=True)]
+        return [one for one in (*first, *map(self._section, workloads), *last) if one is not None]
+
+    def _environments(self) -> Section | None:
+        """Return what differs, line by line."""
+        if not self.differing:
+            return None
+        lines = tuple(tuple(map(Cell, line)) for line in self.differing)
+        columns = ("what", "base", "head")
+        return Section("The environments differ", columns, (lines,), left=frozenset(columns))
+
+    def _biggest(self) -> Section:
+        """Return the first of all changes, whatever their workload."""
+        columns = ("case", "phase", "sparse", "faster", "speed-up", "change")
+        lines = tuple(
+            (Cell(case_name(change.head)), Cell(change.head.phase or ABSENT), *self._figures(place, {}).values())
+            for place in self.order[:_BIGGEST]
+            if not (change := self.changes[place]).reason
+        )
+        title = f"The {len(lines)} biggest changes of {len(self.changes)}"
+        return Section(title, columns, (lines,), left=WORDS | {"case", "faster", "change"})
+
+    def _figures(self, place: int, reasons: Mapping[str, int]) -> dict[str, Cell]:
+        change = self.changes[place]
+        return {
+            "sparse": Cell(pair(seconds(change.base.sparse.median_s), seconds(change.head.sparse.median_s))),
+            "faster": self._cell(place, "time", reasons),
+            "speed-up": Cell(pair(*map(plain_speedup, (change.base, change.head)))),
+            "change": self._cell(place, "speedup", reasons),
+        }
 
     def _section(self, workload: str) -> Section:
-        own = [(place, change) for place, change in enumerate(self.changes) if change.head.workload == workload]
+        own = [(place, found) for place in self.order if (found := self.changes[place]).head.workload == workload]
         axes, constants = varying([change.head for _, change in own])
         axes = [name for name in axes if name not in _OF_EITHER]
         if len(allocators := {change.head.allocator for _, change in own}) == 1:
             constants = "; ".join(filter(None, (constants, f"{allocators.pop()} allocator")))
         either = [name for name in _OF_EITHER if any(AXES[name](c.base) != AXES[name](c.head) for _, c in own)]
-        reasons = list(dict.fromkeys(change.reason for _, change in own if change.reason))
+        texts = dict.fromkeys(change.reason for _, change in own if change.reason)
+        reasons = {text: number for number, text in enumerate(texts, 1)}
         lines = {
             place: {
                 **{name: Cell(AXES[name](change.head)) for name in axes},
                 **({"allocator": Cell(change.head.allocator)} if allocators else {}),
                 **{name: Cell(pair(AXES[name](change.base), AXES[name](change.head))) for name in either},
-                "sparse": Cell(pair(seconds(change.base.sparse.median_s), seconds(change.head.sparse.median_s))),
-                "faster": self._cell(place, "time", reasons),
-                "speed-up": Cell(pair(*map(plain_speedup, (change.base, change.head)))),
-                "change": self._cell(place, "speedup", reasons),
+                **self._figures(place, reasons),
             }
             for place, change in own
         }
@@ -235,14 +328,14 @@ class Comparison:
                 for phase in phases
             ),
             remark=_REMARK,
-            footnotes=tuple(f"({number}) {reason}" for number, reason in enumerate(reasons, 1)),
+            footnotes=tuple(f"({number}) {reason}" for reason, number in reasons.items()),
             left=WORDS | {"allocator", "faster", "change"},
         )
 
-    def _cell(self, place: int, figure: Figure, reasons: Sequence[str]) -> Cell:
+    def _cell(self, place: int, figure: Figure, reasons: Mapping[str, int]) -> Cell:
         change = self.changes[place]
         if (found := change.ratio(figure)) is None:
-            return Cell(f"{ABSENT} ({reasons.index(change.reason) + 1})", "quiet")
+            return Cell(f"{ABSENT} ({reasons[change.reason]})", "quiet")
         if change.doubted:
             return Cell(f"{_precise(found)} do not believe", "bad")
         word = self.verdict(place, figure)
@@ -333,9 +426,25 @@ def compare(base: Document, head: Document, *, across_environments: bool = False
             ExitCode.NOT_COMPARABLE,
         )
     paired = {change.head.case_id for change in changes}
-    apart = [len({key for key in own if key not in other and key[0] not in paired})
-             for own, other in ((earlier, later), (later, earlier))]  # fmt: skip
-    return Comparison(base, head, tuple(changes), (apart[0], apart[1]), differences)
+    alone = [
+        [row for key, row in own.items() if key not in other and key[0] not in paired]
+        for own, other in ((earlier, later), (later, earlier))
+    ]
+    differing = tuple(_in_full(base, head, changes)) if differences else ()
+    return Comparison(base, head, tuple(changes), (alone[0], alone[1]), differences, differing)
+
+
+def _alone(name: str, rows: Sequence[Row]) -> Section | None:
+    """Return what is in one result alone."""
+    if not rows:
+        return None
+    columns = ("case", "phase", "speed-up")
+    lines = tuple(
+        (Cell(case_name(row)), Cell(row.phase or ABSENT), Cell(plain_speedup(row))) for row in rows[:_SHOWN_ALONE]
+    )
+    more = len(rows) - len(lines)
+    footnotes = (f"{more} more are not shown.",) if more else ()
+    return Section(f"In {name} alone", columns, (lines,), footnotes=footnotes, left=WORDS | {"case"})
 
 
 def _differences(base: Document, head: Document, changes: Iterable[Change]) -> list[str]:
@@ -357,9 +466,25 @@ def _differences(base: Document, head: Document, changes: Iterable[Change]) -> l
     return lines
 
 
-def _short(value: object) -> str:
+def _in_full(base: Document, head: Document, changes: Iterable[Change]) -> Iterable[tuple[str, str, str]]:
+    """Give everything that differs between the environments of the pairs, and what is compared first: the revision."""
+    from meprop_bench.measure.environment import NOT_IN_ID
+
+    found: dict[tuple[str, str, str], None] = {}
+    for one, other in dict.fromkeys((change.base.environment_id, change.head.environment_id) for change in changes):
+        known, new = base.environments.get(one), head.environments.get(other)
+        if one == other or not (isinstance(known, Mapping) and isinstance(new, Mapping)):
+            continue
+        names = [name for name in {**known, **new} if known.get(name) != new.get(name)]
+        for name in sorted(names, key=lambda name: name not in _COMPARED):
+            if name in _COMPARED or name not in NOT_IN_ID:
+                found.setdefault((one_line(name, 40), _short(known.get(name), 120), _short(new.get(name), 120)))
+    return list(found)[:_DIFFERENCES]
+
+
+def _short(value: object, longest: int = _LONGEST) -> str:
     text = "none" if value is None else str(value)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return one_line(text, longest)
 
 
 def _precise(found: Interval) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -33,14 +36,14 @@ from meprop_bench.report.quality import Quality
 from meprop_bench.report.reliability import doubts, mean_speedup, with_disagreements
 from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.redact import one_line
-from meprop_bench.results.schema import KEYS, Parity, Row, Utilization, as_object, select
+from meprop_bench.results.schema import FIGURES, Parity, Row, Utilization, as_object, select
 from meprop_bench.results.store import Store, sound_row
 from meprop_bench.stats import too_wide
 
 if TYPE_CHECKING:
     from meprop_bench.report.plots import Plot
 
-__all__ = ["HOW_TO_READ", "Document", "Readable", "parity_section", "summary"]
+__all__ = ["HOW_TO_READ", "NESTED", "Document", "Page", "Readable", "parity_section", "summary"]
 
 HOW_TO_READ = (
     "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
@@ -90,6 +93,22 @@ class Readable(Protocol):
         """How to read it, in few lines."""
 
 
+class Page(Readable, Protocol):
+    """What a page of HTML shows: a `Document`, a comparison, or a list of results."""
+
+    @property
+    def started(self) -> str:
+        """When it was measured, ISO 8601."""
+
+    @property
+    def how_to_read(self) -> Sequence[str]:
+        """What its words mean."""
+
+    @property
+    def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Titled lists of name and value."""
+
+
 @dataclass(frozen=True)
 class Document:
     """One results folder, ready to be printed."""
@@ -102,6 +121,7 @@ class Document:
     peaks: Mapping[str, Any] = field(default_factory=dict)  # the machine's measured peaks, which the floors come from
     notes: Sequence[str] = ()  # what was noticed while the results were read
     states: Sequence[Mapping[str, Any]] = ()  # the machine's, each time that the run was begun
+    question: str = ""  # what was to be found out, in words; the command, where nobody said
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", with_disagreements(self.rows))
@@ -109,20 +129,21 @@ class Document:
     @classmethod
     def of(cls, store: Store) -> Self:
         """Take what an open store holds now."""
-        head = store.header
+        head, rows = store.header, store.rows()
         return cls(
             title=store.folder.resolve().name,
             command=head["command"],
             started=head["started"],
-            rows=store.rows(),
+            rows=rows,
             environments=head["environments"],
             peaks=head["peaks"],
             notes=(
                 *store.notes,
-                *_missing(store.rows(), head["plan"]),
-                *_revisions(store.rows(), head["environments"]),
+                *_missing(rows, head["plan"]),
+                *_revisions(rows, head["environments"]),
             ),
             states=_states(head),
+            question=_question(head),
         )
 
     @classmethod
@@ -189,6 +210,11 @@ class Document:
         return [*summary(self.rows), *identical_summary(self.rows)]
 
     @property
+    def outcome(self) -> str:
+        """What came of it, in a sentence or two."""
+        return " ".join(self.summary[1:3] or self.summary)
+
+    @property
     def hints(self) -> Sequence[str]:
         """What a tilde and a mean are."""
         return HOW_TO_READ[1:4]
@@ -233,17 +259,18 @@ class Document:
 
     def lines(self) -> Iterator[list[Any]]:
         """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart."""
-        plain = [key for key in KEYS if key not in (*_RAW, *_NESTED)]
-        apart = [(name, field.name) for name, kind in _NESTED.items() for field in fields(kind)]
-        yield [*plain, *(f"{name}_{part}" for name, part in apart)]
+        apart = {name: [spec.name for spec in fields(kind)] for name, kind in NESTED.items()}
+        yield [*FIGURES, *(f"{name}_{part}" for name, parts in apart.items() for part in parts)]
+        nothing = {name: (None,) * len(parts) for name, parts in apart.items()}
+        parts_of = {name: attrgetter(*parts) for name, parts in apart.items()}
         for row in self.rows:
-            record = row.to_json()
-            yield [*(record[name] for name in plain), *((record[name] or {}).get(part) for name, part in apart)]
+            nested = zip(apart, (row.parity, row.sparse.utilization, row.dense.utilization), strict=True)
+            parts = (nothing[name] if found is None else parts_of[name](found) for name, found in nested)
+            yield [*row.figures(), *chain.from_iterable(parts)]
 
 
-_NESTED = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
-# Thousands of figures in one cell help nobody; JSON has them.
-_RAW = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "note_kinds", "convertible")
+NESTED: Mapping[str, type] = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
+"""Structures in a row, each field of which is a column."""
 
 
 def _suite_row(benchmark: Any, where: str) -> Row:
@@ -252,6 +279,13 @@ def _suite_row(benchmark: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where} is not of this project's suite: it has no row in its extra_info")
     return sound_row(row, where, f"{where} holds no sound row")
+
+
+def _question(head: Mapping[str, Any]) -> str:
+    """Return the first sentence of what a sweep says it is for, or else the command."""
+    analysis = head["plan"].get("analysis")
+    first = re.split(r"(?<=[.?!])\s", analysis.strip(), maxsplit=1)[0] if isinstance(analysis, str) else ""
+    return one_line(first or head["command"])
 
 
 def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import json
 from base64 import b64encode
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from meprop_bench.optional import require, unavailable_reason
-from meprop_bench.report.document import Document, Readable
-from meprop_bench.report.markdown import as_markdown, as_readme
+from meprop_bench.report.document import Document, Page, Readable
+from meprop_bench.report.markdown import as_readme, markdown_pieces
 from meprop_bench.results.store import replace_file
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ _PROSE = 110
 
 def write_as(form: str, document: Document | Comparison, stream: TextIO) -> None:
     """Print the document on `stream` in one of `FORMATS`; characters that the stream cannot hold become `?`."""
-    text = as_table(document, terminal=stream.isatty()) if form == "table" else _TEXTS[form](document)
+    pieces = [as_table(document, terminal=stream.isatty())] if form == "table" else _TEXTS[form](document)
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
+    for piece in pieces:
+        stream.write(piece.encode(encoding, "replace").decode(encoding))
     stream.flush()
 
 
@@ -66,27 +68,40 @@ def as_json(document: Document | Comparison) -> str:
 
 def as_csv(document: Document | Comparison) -> str:
     """Return the rows as CSV with a header."""
-    target = StringIO()
-    csv.writer(target, lineterminator="\n").writerows([_cell(value) for value in line] for line in document.lines())
-    return target.getvalue()
+    return "".join(_csv_pieces(document))
+
+
+def _csv_pieces(document: Document | Comparison) -> Iterator[str]:
+    """Give a CSV's lines, many at a time: all of a hundred thousand rows would be 400 MB in a `StringIO`."""
+    lines = iter(document.lines())
+    while batch := list(islice(lines, _TOGETHER)):
+        target = StringIO()
+        csv.writer(target, lineterminator="\n").writerows(
+            [value if type(value) in _AS_THEY_ARE else _cell(value) for value in line] for line in batch
+        )
+        yield target.getvalue()
+
+
+_TOGETHER = 500
+_AS_THEY_ARE = frozenset({type(None), str, float, int})
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "; ".join(str(item) for item in value)
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {item}" for key, item in value.items())
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value is None else value
+    return value
 
 
-def _as_page(document: Document) -> str:
+def _as_page(document: Document | Comparison) -> str:
     require("jinja2", "the HTML page needs jinja2", "report")
-    return as_html(document, *draw(document))
+    return as_html(document, *draw(document)) if isinstance(document, Document) else as_html(document, ())
 
 
-def as_html(document: Document, plots: Sequence[Plot], remark: str = "") -> str:
+def as_html(document: Page, plots: Sequence[Plot], remark: str = "") -> str:
     """Return one HTML page that needs nothing else: styles inside, plots as data URIs, everything escaped.
 
     `remark` says why something is missing, if it is. Needs jinja2 (ImportError).
@@ -109,7 +124,12 @@ def as_html(document: Document, plots: Sequence[Plot], remark: str = "") -> str:
     return page + "\n"
 
 
-_TEXTS: dict[str, Callable[[Any], str]] = {"json": as_json, "csv": as_csv, "md": as_markdown, "html": _as_page}
+_TEXTS: dict[str, Callable[[Any], Iterable[str]]] = {
+    "json": lambda document: [as_json(document)],
+    "csv": _csv_pieces,
+    "md": markdown_pieces,
+    "html": lambda document: [_as_page(document)],
+}
 
 
 def as_table(

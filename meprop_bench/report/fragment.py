@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from meprop_bench.report.cells import Section
+from meprop_bench.report.cells import Cell, Section
 from meprop_bench.report.document import Readable
 
 __all__ = ["as_fragment", "enclosed", "folded", "paragraphs", "section", "table"]
@@ -68,12 +68,15 @@ def table(found: Section) -> str:
     for group in found.groups:
         lines.append("<tbody>\n")
         for line in group:
-            cells = (
-                f"<td{_class(cell.tone, side)}>{escape(cell.text)}</td>" for cell, side in zip(line, left, strict=True)
-            )
+            cells = (f"<td{_class(cell.tone, side)}>{_text(cell)}</td>" for cell, side in zip(line, left, strict=True))
             lines.append(f"<tr>{''.join(cells)}</tr>\n")
         lines.append("</tbody>\n")
     return "".join([*lines, "</table>\n</div>\n"])
+
+
+def _text(cell: Cell) -> str:
+    text = escape(cell.text)
+    return f'<a href="{escape(cell.link)}">{text}</a>' if cell.link else text
 
 
 def _class(*names: str) -> str:

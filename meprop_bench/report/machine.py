@@ -37,7 +37,7 @@ from meprop_bench.report.cells import (
     ratio,
     varying,
 )
-from meprop_bench.results.schema import Row, Side, Utilization, select
+from meprop_bench.results.schema import Row, Side, Utilization
 
 __all__ = ["peaks_of", "saving_sections", "savings", "utilization_section"]
 
@@ -70,18 +70,23 @@ def saving_sections(rows: Sequence[Row], peaks: Mapping[str, Any]) -> list[Secti
     Phases that the method leaves as they are do not appear, and what is the same in all lines of a table is said once
     above it.
     """
-    counted = [row for row in rows if _spares(row)]
-    kinds = dict.fromkeys((row.workload, row.allocator) for row in counted)
-    return [
-        _saving_section(select(counted, workload=workload, allocator=allocator), peaks, _SAVING_REMARK if first else "")
-        for first, (workload, allocator) in zip((True, *(False,) * len(kinds)), kinds, strict=False)
-    ]
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    machines: dict[tuple[str, str, int | None], Peaks | None] = {}
+    for row in filter(_spares, rows):
+        kinds.setdefault((row.workload, row.allocator), []).append(row)
+        if (key := (row.device, row.dtype, row.threads)) not in machines:
+            machines[key] = peaks_of(row, peaks)
+    remarks = (_SAVING_REMARK, *("",) * len(kinds))
+    return [_saving_section(found, machines, remark) for found, remark in zip(kinds.values(), remarks, strict=False)]
 
 
-def _saving_section(rows: Sequence[Row], peaks: Mapping[str, Any], remark: str) -> Section:
+def _saving_section(
+    rows: Sequence[Row], machines: Mapping[tuple[str, str, int | None], Peaks | None], remark: str
+) -> Section:
     axes, constants = varying(rows)
     axes = [name for name in axes if name != _ENVIRONMENT]
-    found = {id(row): dict(zip(_SAVINGS, _saving_cells(row, peaks_of(row, peaks)), strict=True)) for row in rows}
+    cells = ((row, _saving_cells(row, machines[row.device, row.dtype, row.threads])) for row in rows)
+    found = {id(row): dict(zip(_SAVINGS, own, strict=True)) for row, own in cells}
     bounds = {figures["bound by"].text for figures in found.values()}
     shown = [name for name in _SAVINGS if name != "bound by" or len(bounds) > 1]
     if "bound by" not in shown:

@@ -7,12 +7,14 @@ picture of without any (`@name`, `#12`, `GH-12`, an address, `:tada:`) is broken
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
 
-from meprop_bench.report.cells import Section
+from meprop_bench.report.cells import Cell, Section
 from meprop_bench.report.document import Document, Readable
 
-__all__ = ["GAP", "as_markdown", "as_readme", "code_block", "escaped", "table"]
+__all__ = ["GAP", "as_markdown", "as_readme", "code_block", "escaped", "markdown_pieces", "table"]
 
 GAP = "\u200b"
 _LIVE = re.compile(
@@ -29,10 +31,18 @@ _LIVE = re.compile(
 
 def as_markdown(document: Readable) -> str:
     """Return the tables, the command that made them and the result in a few sentences."""
-    parts = [*_doubts(document), code_block(document.command)]
-    parts.append("\n".join(f"- {escaped(line)}" for line in document.summary))
-    parts += [_section(section) for section in document.sections]
-    return "\n\n".join(parts) + "\n"
+    return "".join(markdown_pieces(document))
+
+
+def markdown_pieces(document: Readable) -> Iterator[str]:
+    """Give what `as_markdown` returns, a part of a table at a time."""
+    first = [*_doubts(document), code_block(document.command)]
+    first.append("\n".join(f"- {escaped(line)}" for line in document.summary))
+    yield "\n\n".join(first)
+    for section in document.sections:
+        yield "\n\n"
+        yield from _section_pieces(section)
+    yield "\n"
 
 
 def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str = "") -> str:
@@ -61,22 +71,54 @@ def _doubts(document: Readable) -> list[str]:
 
 
 def _section(section: Section) -> str:
-    parts = [f"## {escaped(section.title)}", escaped(section.constants), escaped(section.remark), table(section)]
-    parts += [escaped(note) for note in section.footnotes]
-    return "\n\n".join(part for part in parts if part)
+    return "".join(_section_pieces(section))
+
+
+def _section_pieces(section: Section) -> Iterator[str]:
+    head = [f"## {escaped(section.title)}", escaped(section.constants), escaped(section.remark)]
+    yield "\n\n".join(filter(None, head)) + "\n\n"
+    yield from _table_pieces(section)
+    for note in section.footnotes:
+        yield f"\n\n{escaped(note)}"
 
 
 def table(section: Section) -> str:
     """Return the table of a section."""
+    return "".join(_table_pieces(section))
+
+
+def _table_pieces(section: Section) -> Iterator[str]:
     rule = [" --- " if name in section.left else " ---: " for name in section.columns]
-    lines = [f"| {' | '.join(escaped(name) for name in section.columns)} |", f"|{'|'.join(rule)}|"]
-    lines += [f"| {' | '.join(escaped(cell.text) for cell in line)} |" for group in section.groups for line in group]
-    return "\n".join(lines)
+    yield f"| {' | '.join(escaped(name) for name in section.columns)} |\n|{'|'.join(rule)}|"
+    lines = (f"\n| {' | '.join(map(_text, line))} |" for group in section.groups for line in group)
+    while batch := list(islice(lines, _TOGETHER)):
+        yield "".join(batch)
+
+
+_TOGETHER = 500
+
+
+def _text(cell: Cell) -> str:
+    return f"[{escaped(cell.text)}]({cell.link})" if cell.link else escaped(cell.text)
 
 
 def escaped(text: str) -> str:
     """Escape what Markdown or its HTML would interpret, and break what a code host would."""
-    return re.sub(r"([\\`*_~\[\]<>|#&$])", r"\\\1", _LIVE.sub(GAP, text))
+    # A long table says the same things, and figures, over and over.
+    return _short(text) if len(text) <= _SHORT else _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    if _BEFORE_LIVE.search(text):
+        text = _LIVE.sub(GAP, text)
+    return text.translate(_ESCAPES)
+
+
+_ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in r"\`*_~[]<>|#&$"})
+_BEFORE_LIVE = re.compile("[@#!~$%&:wWgG]")
+"""Without one of these nothing is live."""
+_SHORT = 200
+_short = lru_cache(maxsize=1 << 15)(_escaped)
 
 
 def code_block(text: str) -> str:

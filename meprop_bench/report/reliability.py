@@ -17,15 +17,16 @@ to be seen. All of it is computed from the raw values, without the pairs that th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from meprop_bench.measure.machine import was_busy
 from meprop_bench.measure.notes import Note, together
 from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
-from meprop_bench.stats import LEVEL, Interval, Runs, geometric_mean_ratio, holm, ratio_p_value
+from meprop_bench.stats import LEVEL, Interval, Runs, geometric_mean_ratio, holm
 
 __all__ = [
     "AGREE",
@@ -63,19 +64,23 @@ def with_disagreements(rows: Iterable[Row]) -> list[Row]:
     """Return the rows with `baseline_disagreement` set, and a note, where equal dense times differ by too much."""
     plain = [_plain(row) for row in rows]
     extremes: dict[tuple[object, ...], tuple[float, float]] = {}
-    for row in plain:
+    works = [_work(row) for row in plain]
+    for row, work in zip(plain, works, strict=True):
         if own := row.dense.median_s:
-            least, most = extremes.get(_work(row), (own, own))
-            extremes[_work(row)] = min(least, own), max(most, own)
+            least, most = extremes.get(work, (own, own))
+            extremes[work] = min(least, own), max(most, own)
     found = []
-    for row in plain:
+    for row, work in zip(plain, works, strict=True):
         factor = 1.0
         if own := row.dense.median_s:
-            least, most = extremes[_work(row)]
+            least, most = extremes[work]
             factor = max(own / least, most / own)
-        notes = (*row.notes, Note.of(_NOTE, factor=factor))
-        found.append(replace(row, baseline_disagreement=factor, notes=notes) if factor > AGREE else row)
+        found.append(_marked(row, factor) if factor > AGREE else row)
     return found
+
+
+def _marked(row: Row, factor: float) -> Row:
+    return replace(row, baseline_disagreement=factor, notes=(*row.notes, Note.of(_NOTE, factor=factor)))
 
 
 def _plain(row: Row) -> Row:
@@ -85,8 +90,8 @@ def _plain(row: Row) -> Row:
     return replace(row, baseline_disagreement=None, notes=tuple(note for note in row.notes if note.kind != _NOTE))
 
 
-def _work(row: Row) -> tuple[object, ...]:
-    return (row.environment_id, row.phase, row.baseline_chosen, *(getattr(row, axis) for axis in DENSE_AXES))
+_work: Callable[[Row], tuple[object, ...]] = attrgetter("environment_id", "phase", "baseline_chosen", *DENSE_AXES)
+"""What the dense side of a row does, and where."""
 
 
 def disagreement(rows: Sequence[Row]) -> str:
@@ -109,8 +114,7 @@ def judged_runs(row: Row) -> Runs | None:
 
 def p_value(row: Row) -> float:
     """Return the p-value of "the speed-up is 1"; NaN where there is nothing to judge by."""
-    runs = judged_runs(row)
-    return math.nan if runs is None else ratio_p_value(runs)
+    return math.nan if row.measurement is None or row.speedup is None else row.measurement.estimate.p_value()
 
 
 def significant_rows(rows: Sequence[Row]) -> frozenset[int]:

@@ -39,9 +39,10 @@ WATCHED = ("gpu_utilization", "cpu_utilization", "power_w", "energy_per_step_j")
 
 def check_row(row: Row, flat: Flat) -> None:
     """Raise ValueError for a row that contradicts itself, or what is stored beside its structures."""
-    for name, value in vars(row).items():
-        if isinstance(value, str) and not value.isprintable():
-            raise ValueError(f"{name} is {value[:60]!r}, and holds what cannot be printed")
+    texts = {name: value for name, value in vars(row).items() if type(value) is str}
+    if not "".join(texts.values()).isprintable():
+        name, text = next(item for item in texts.items() if not item[1].isprintable())
+        raise ValueError(f"{name} is {text[:60]!r}, and holds what cannot be printed")
     _check_outcome(row)
     if row.measurement is not None:
         _check_values(row, flat)

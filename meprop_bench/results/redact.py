@@ -8,6 +8,7 @@ so that everything downstream only has to escape for its own syntax.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 __all__ = ["one_line", "without_paths"]
 
@@ -21,6 +22,9 @@ _PATH = re.compile(
 def without_paths(text: str) -> str:
     """Shorten every absolute path in `text` to `…/<last component>`."""
 
+    if "/" not in text and "\\" not in text:
+        return text
+
     def shorten(match: re.Match[str]) -> str:
         return "…/" + re.split(r"[/\\]", match.group().rstrip("/\\"))[-1]
 
@@ -29,7 +33,16 @@ def without_paths(text: str) -> str:
 
 def one_line(text: str, limit: int = 300) -> str:
     """Return `text` as one printable line of at most `limit` characters, without absolute paths."""
+    # The rows of a result say the same few things over and over.
+    return _short(text, limit) if len(text) <= _SHORT else _one_line(text, limit)
+
+
+def _one_line(text: str, limit: int) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else " " for c in text)
     line = without_paths(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+_SHORT = 400
+_short = lru_cache(maxsize=4096)(_one_line)

@@ -26,15 +26,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from itertools import chain
+from operator import attrgetter
+from sys import intern
+from typing import Annotated, Any, cast
 
 from msgspec import Meta
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
-from meprop_bench.results.axes import K, StoredAxes
+from meprop_bench.results.axes import AXES, K, StoredAxes
 from meprop_bench.results.consistency import WATCHED, check_row, check_utilization
 from meprop_bench.results.incoming import (
     Amount,
@@ -51,6 +55,7 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.stats import Interval, Verdict
 
 __all__ = [
+    "FIGURES",
     "KEYS",
     "PASSED",
     "SCHEMA",
@@ -80,21 +85,21 @@ def check_schema(record: object) -> None:
         raise UserError(f"results of schema {found} cannot be read: this version reads {SCHEMA!r}")
 
 
+_AS_THEY_ARE = frozenset({type(None), str, int, bool, tuple, dict})
+
+
 class _Record:
     """What a row is made of: lists become tuples, and a number that is not finite None, as JSON gives them back."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                object.__setattr__(self, name, None)
+            if type(value) in _AS_THEY_ARE:
+                continue
+            if isinstance(value, float):
+                if not math.isfinite(value):
+                    object.__setattr__(self, name, None)
             elif isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-            elif name == "unavailable":
-                reasons = {one_line(key): one_line(text) or "no reason was given" for key, text in value.items()}
-                object.__setattr__(self, name, reasons)
-            elif name == "convertible" and value is not None:
-                layers = {one_line(layer): (one_line(kind), k) for layer, (kind, k) in value.items()}
-                object.__setattr__(self, name, layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +170,10 @@ class Utilization(_Record):
     dram_utilization: Busy | None = None  # percent of the memory's bandwidth
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)  # field -> why it is null
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unavailable", _reasons(self.unavailable))
+        super().__post_init__()
+
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Utilization:
         """Build from a JSON object; raises ValueError for a missing or wrong field."""
@@ -228,8 +237,11 @@ class Row(StoredAxes, _Record):
         for name in ("check", "error"):
             if isinstance(text := getattr(self, name), str):
                 object.__setattr__(self, name, one_line(text) or "no reason was given")
-        notes = tuple(replace(note, text=line) for note in self.notes if (line := one_line(note.text)))
-        object.__setattr__(self, "notes", notes)
+        if self.convertible is not None:
+            layers = {one_line(layer): (one_line(kind), k) for layer, (kind, k) in self.convertible.items()}
+            object.__setattr__(self, "convertible", layers)
+        object.__setattr__(self, "unavailable", _reasons(self.unavailable))
+        object.__setattr__(self, "notes", _readable(self.notes))
         super().__post_init__()
 
     @property
@@ -241,7 +253,7 @@ class Row(StoredAxes, _Record):
         """Return the side "dense", the baseline, or "sparse", the method."""
         return self.dense if name == "dense" else self.sparse
 
-    @property
+    @cached_property
     def interval(self) -> Interval | None:
         """The speed-up with its bounds, NaN where there are none (a single process); None without a speed-up."""
         return None if self.speedup is None else Interval.of(self.speedup, self.speedup_low, self.speedup_high)
@@ -266,6 +278,18 @@ class Row(StoredAxes, _Record):
         flat = Flat(**{spec.name: stored[spec.name] for spec in fields(Flat) if spec.name in stored})
         return flat.completed(cls(**own))
 
+    def figures(self) -> list[Any]:
+        """Return the values of `FIGURES`: what `to_json` has, without raw values, lists and nested structures."""
+        found, watched = self.measurement, self.sparse.utilization
+        return [
+            *_plain_figures(self),
+            *chain.from_iterable(zip(_side_figures(self.sparse), _side_figures(self.dense), strict=True)),
+            *((None, None) if found is None else (found.loops, found.processes)),
+            self.sparse.efficiency,
+            *((None,) * len(WATCHED) if watched is None else _watched_figures(watched)),
+            "; ".join(note.text for note in self.notes),
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, `schema` and `case_id` first (a line torn by a kill still says whose it was)."""
         found, sides = self.measurement, {"": self.sparse, "baseline_": self.dense}
@@ -283,16 +307,23 @@ class Row(StoredAxes, _Record):
     @classmethod
     def from_json(cls, record: object) -> Row:
         """Build from a JSON object; `UserError` for one of another schema, ValueError for a missing or wrong field."""
-        check_schema(record)
-        assert isinstance(record, Mapping)
-        flat = checked(record, Flat)
-        try:
-            plain = {name: value for name, value in record.items() if name not in _NOT_PLAIN}
-            row = flat.completed(checked(plain | _sides(record), cls))
-        except ValueError as error:
-            raise ValueError(re.sub(r"^(sparse|dense)\.", lambda found: _SIDES[found[1]], str(error))) from None
+        row, flat = cls.unchecked(record)
         check_row(row, flat)
         return row
+
+    @classmethod
+    def unchecked(cls, record: object) -> tuple[Row, Flat]:
+        """Build as `from_json` does, without holding the row against what is stored beside its structures."""
+        check_schema(record)
+        stored = cast("dict[str, Any]", record)
+        flat = checked(stored, Flat)
+        # What most rows say is kept once: a hundred thousand of them say "linear".
+        own = {name: stored[name] for name in _PLAIN if name in stored}
+        own |= {name: intern(text) for name in _TEXTS if type(text := own.get(name)) is str}
+        try:
+            return flat.completed(checked(own | _sides(stored), cls)), flat
+        except ValueError as error:
+            raise ValueError(re.sub(r"^(sparse|dense)\.", lambda found: _SIDES[found[1]], str(error))) from None
 
 
 @dataclass(kw_only=True)
@@ -330,7 +361,10 @@ class Flat:
             raise ValueError(f"{len(self.note_kinds)} note_kinds for {len(self.notes)} notes")
         kinds: dict[int, Mapping[str, Any]] = dict(enumerate(self.note_kinds or ()))
         notes = tuple(Note.read(text, kinds.get(place)) for place, text in enumerate(self.notes))
-        return replace(row, measurement=measurement, notes=notes)
+        # The row has just been made, and is nobody else's yet: a copy of it would cost as much as reading it.
+        object.__setattr__(row, "measurement", measurement)
+        object.__setattr__(row, "notes", _readable(notes))
+        return row
 
 
 _RAW = {
@@ -342,13 +376,28 @@ _SIDES = {"sparse": "", "dense": "baseline_"}
 """Field of a row -> what the keys of that side begin with."""
 _OF_SIDE = tuple(spec.name for spec in fields(Side))
 _PLAIN = tuple(spec.name for spec in fields(Row) if spec.name not in (*_SIDES, "measurement", "notes"))
-_NOT_PLAIN = frozenset({*_SIDES, "measurement", *(spec.name for spec in fields(Flat))})
+_TEXTS = (
+    *(axis.stored for axis in AXES.values()),
+    *("kernel", "phase", "check", "baseline_chosen", "git_revision", "environment_id"),
+)
 KEYS = (
     *_PLAIN,
     *(prefix + name for name in _OF_SIDE for prefix in _SIDES.values()),
     *(spec.name for spec in fields(Flat)),
 )
 """All keys of a stored row, besides its schema."""
+
+_NESTED = ("parity", "utilization", "convertible")
+_OWN_FIGURES = [name for name in _PLAIN if name not in _NESTED]
+_OF_SIDE_FIGURES = [name for name in _OF_SIDE if name not in _NESTED]
+FIGURES = (
+    *_OWN_FIGURES,
+    *(prefix + name for name in _OF_SIDE_FIGURES for prefix in _SIDES.values()),
+    *("loops", "processes", "efficiency", *WATCHED, "notes"),
+)
+"""Keys of a stored row that hold one value each."""
+_plain_figures, _side_figures = attrgetter(*_OWN_FIGURES), attrgetter(*_OF_SIDE_FIGURES)
+_watched_figures = attrgetter(*WATCHED)
 
 
 def as_object(command: str, environments: Mapping[str, Any], rows: Iterable[Row] = (), **more: Any) -> dict[str, Any]:
@@ -365,23 +414,54 @@ def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
     return [row for row in rows if all(getattr(row, name) == wanted for name, wanted in criteria.items())]
 
 
+def _readable(notes: Iterable[Note]) -> tuple[Note, ...]:
+    """Return the notes as one line each, without empty ones."""
+    lines = ((note, one_line(note.text)) for note in notes)
+    return tuple(note if note.text == line else replace(note, text=line) for note, line in lines if line)
+
+
+def _reasons(found: Mapping[str, str]) -> Mapping[str, str]:
+    """Return reasons as one line each; what many rows have is one mapping."""
+    items = tuple(found.items())
+    return _few_reasons(items) if sum(map(len, found.values())) <= _FEW else _made_reasons(items)
+
+
+def _made_reasons(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    return {one_line(key): one_line(text) or "no reason was given" for key, text in items}
+
+
+_FEW = 4000
+"""Characters of reasons that are kept for the next row."""
+_few_reasons = lru_cache(maxsize=256)(_made_reasons)
+
+
 def _sides(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what a stored row has of each side."""
-    return {
-        side: {name: record[prefix + name] for name in _OF_SIDE if prefix + name in record}
-        for side, prefix in _SIDES.items()
-    }
+    return {side: {name: record[key] for key, name in keys if key in record} for side, keys in _KEYS_OF_SIDES.items()}
+
+
+_KEYS_OF_SIDES = {side: [(prefix + name, name) for name in _OF_SIDE] for side, prefix in _SIDES.items()}
 
 
 def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
     """Turn structures into objects and tuples into lists, at any depth."""
-    return {
-        key: list(value)
-        if isinstance(value, tuple)
-        else _as_json(value)
-        if isinstance(value, Mapping)
-        else _as_json(asdict(value))
-        if isinstance(value, Parity | Utilization)
-        else value
-        for key, value in record.items()
-    }
+    return {key: value if value is None or type(value) in _LEAVES else _value(value) for key, value in record.items()}
+
+
+_LEAVES = frozenset({bool, int, float, str})
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return _as_json(value)
+    if (names := _STRUCTURES.get(type(value))) is not None:
+        return _as_json({name: getattr(value, name) for name in names})
+    return value
+
+
+_STRUCTURES: Mapping[type, Sequence[str]] = {
+    kind: [spec.name for spec in fields(kind)] for kind in (Parity, Utilization)
+}
+"""Structure in a row -> its fields; what was read does not hold those that it was not given."""

@@ -12,14 +12,16 @@ earlier one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -29,9 +31,11 @@ from msgspec import Meta
 from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
+from meprop_bench.measure.paired import settle
+from meprop_bench.results.consistency import check_row
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
 from meprop_bench.results.redact import one_line, without_paths
-from meprop_bench.results.schema import SCHEMA, Row, check_schema
+from meprop_bench.results.schema import SCHEMA, Flat, Row, check_schema
 
 __all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file", "sound_row"]
 
@@ -153,14 +157,18 @@ class Store:
         Cases that are here already stay as they are, and what failed there is left to be measured. A note in each row
         says where it is from.
         """
-        wanted = {row.case_id for row in other.rows() if row.passed} & set(case_ids) - self.done_case_ids()
-        environments = {row.environment_id for row in other.rows() if row.case_id in wanted}
+        found: dict[str, list[Row]] = {}
+        for row in other.rows():
+            found.setdefault(row.case_id, []).append(row)
+        known = {case_id for case_id, rows in found.items() if any(row.passed for row in rows)}
+        wanted = known & set(case_ids) - self.done_case_ids()
+        environments = {row.environment_id for case_id in wanted for row in found[case_id]}
         if wanted:
-            of_rows = {key: found for key, found in other.header["environments"].items() if key in environments}
+            of_rows = {key: each for key, each in other.header["environments"].items() if key in environments}
             self.write_environment(of_rows, other.header["peaks"])
         for case_id in (case_id for case_id in case_ids if case_id in wanted):
-            rows = [row for row in other.rows() if row.case_id == case_id]
-            self.append([replace(row, notes=(*row.notes, Note(f"measured for {other.folder.name}"))) for row in rows])
+            origin = Note(f"measured for {other.folder.name}")
+            self.append([replace(row, notes=(*row.notes, origin)) for row in found[case_id]])
         return len(wanted)
 
     def rows(self) -> list[Row]:
@@ -202,28 +210,72 @@ class Store:
 
     def _load(self) -> list[Row]:
         path = self.folder / MEASUREMENTS
-        with _or_user_error(path, "read"):
-            data = path.read_bytes()
-        lines = data.split(b"\n")
-        torn = lines.pop()  # what follows the last line break: nothing, in a file that was written to the end
-        rows = [_parse(line, path, f"line {number}") for number, line in enumerate(lines, 1)]
+        rows: list[Row] = []
+        torn, size = b"", 0
+        last = (0, 0)  # rows and bytes before the case that the last rows are of
+        with _or_user_error(path, "read"), path.open("rb") as file, _without_collector():
+            while lines := list(islice(file, _TOGETHER)):
+                if not lines[-1].endswith(b"\n"):  # nothing, in a file that was written to the end
+                    torn = lines.pop()
+                for row, line in zip(_sound_rows(lines, path, len(rows)), lines, strict=True):
+                    if not rows or row.case_id != rows[-1].case_id:
+                        last = (len(rows), size)
+                    rows.append(row)
+                    size += len(line)
         if not torn:
             return rows
         # A case has a row for each phase: unless the torn line names another case, the rows before it are its own.
         owner = re.search(rb'"case_id": "([^"]+)"', torn)
-        last = rows[-1].case_id if rows else None
-        if owner is None or owner[1] == json.dumps(last)[1:-1].encode():
-            while rows and rows[-1].case_id == last:
-                rows.pop()
+        if rows and (owner is None or owner[1] == json.dumps(rows[-1].case_id)[1:-1].encode()):
+            del rows[last[0] :]
+            size = last[1]
         self.notes.append(
             "the last case had been cut off while it was written; it was removed and counts as not measured"
         )
         if self._fd is not None:
-            keep = sum(len(line) + 1 for line in lines[: len(rows)])
             with _or_user_error(path):
-                os.ftruncate(self._fd, keep)
+                os.ftruncate(self._fd, size)
                 os.fsync(self._fd)
         return rows
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep the cyclic collector from looking through all rows again and again while they are read: they hold none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+_TOGETHER = 512
+"""Rows whose statistics are worked out at once."""
+
+
+def _sound_rows(lines: Sequence[bytes], path: Path, before: int) -> list[Row]:
+    """Return the rows of some lines, behind that many; a `UserError` names the first that is not sound."""
+    found: list[tuple[Row, Flat]] = []
+    wrong: Exception | None = None
+    try:
+        for line in lines:
+            found.append(Row.unchecked(parsed(line[:-1])))
+    except (UserError, ValueError) as error:
+        wrong = error
+    settle([row.measurement for row, _ in found if row.measurement is not None])
+    place = 0
+    try:
+        for place, (row, flat) in enumerate(found):  # noqa: B007 (it says which one is wrong)
+            check_row(row, flat)
+        if wrong is not None:
+            place = len(found)
+            raise wrong
+    except (UserError, ValueError) as error:
+        where = f"{path.parent.name}/{MEASUREMENTS} line {before + place + 1}"
+        raise _unsound(error, where, f"{where} is not a sound row", _ADVICE) from None
+    return [row for row, _ in found]
 
 
 def _parse(line: bytes, path: Path, place: str, advice: str = _ADVICE) -> Row:
@@ -235,10 +287,12 @@ def sound_row(record: bytes | Mapping[str, Any], where: str, otherwise: str, adv
     """Return a row from JSON; a `UserError` says where it stands, and of one that is not sound `otherwise`."""
     try:
         return Row.from_json(parsed(record) if isinstance(record, bytes) else record)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    except ValueError as error:
-        raise refused(otherwise, error, advice) from None
+    except (UserError, ValueError) as error:
+        raise _unsound(error, where, otherwise, advice) from None
+
+
+def _unsound(error: Exception, where: str, otherwise: str, advice: str) -> UserError:
+    return UserError(f"{where}: {error}") if isinstance(error, UserError) else refused(otherwise, error, advice)
 
 
 @dataclass

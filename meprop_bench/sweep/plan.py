@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from meprop_bench.errors import UserError, one_of
+from meprop_bench.errors import ExitCode, UserError, one_of
 from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.tasks.build import is_model, source_of
@@ -37,6 +37,7 @@ __all__ = [
     "one_case",
     "parse_axis",
     "plan_axes",
+    "plan_of",
     "plan_preset",
     "preset_names",
 ]
@@ -194,6 +195,39 @@ def _preset(record: Mapping[str, Any], where: str) -> Preset:
 def parse_axis(axis: str, texts: Iterable[str]) -> list[Any]:
     """Return the values of an axis as typed: words with commas between them, as numbers where the axis has numbers."""
     return [AXES[axis].read(word.strip()) for text in texts for word in text.split(",")]
+
+
+def plan_of(record: Mapping[str, Any], models: Collection[str] = ()) -> Plan:
+    """Return the plan that a results folder holds, so that the same cases are measured again.
+
+    A result may come from anybody, and a model is code: only those of users' models that are named in `models` are run.
+
+    `UserError`: it is that of another command; a key that this version does not know, or a value that is not allowed
+    here; a model that is not named, or whose file is not the one that was measured.
+    """
+    known = {spec.name for spec in fields(Plan)}
+    if not {"cases", "target", "budget", "processes"} <= record.keys():
+        raise UserError("its plan is that of another command than speedup: run the command that it names again")
+    if unknown := sorted(record.keys() - known - {"sources"}):
+        raise UserError(f"its plan has {unknown[0]!r}, which this version does not know: use the one that measured it")
+    axes, sources = {spec.name for spec in fields(Case)}, record.get("sources") or {}
+    for case in record["cases"]:
+        if unknown := sorted(case.keys() - axes):
+            raise UserError(f"its cases have {unknown[0]!r}, which this version does not know: use that which has it")
+        model = case.get("model")
+        if model is None or (isinstance(model, str) and not is_model(model)):
+            continue
+        if model not in models:
+            raise UserError(f"its cases run the code of a model, {model}: if you trust it, add --model {model}")
+        if "@" in model or source_of(model) != sources.get(model, "none"):
+            raise UserError(
+                f"the file of the model {model} is not the one that was measured, or is not here: put that one there",
+                ExitCode.NOT_COMPARABLE,
+            )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items() if name in known
+    }
+    return Plan(**{**values, "cases": tuple(Case(**case) for case in record["cases"])})
 
 
 def plan_axes(axes: _Axes, *, name: str = "sweep", **settings: Any) -> Plan:

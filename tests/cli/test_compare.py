@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from meprop_bench.cli.compare import command
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.paired import Measurement
+from meprop_bench.report.bundle import write_bundle
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 
@@ -76,3 +77,13 @@ command.main({folders!r}, standalone_mode=False)
 assert not {{"torch", "matplotlib"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_it_is_a_page_and_takes_bundles(make):
+    pytest.importorskip("jinja2")
+    folders = make(row()), make(row(scale=0.5), name="after")
+    bundles = [write_bundle(folder, folder.with_suffix(".zip")).path for folder in folders]
+    result = call(*bundles, "--format", "html")
+    assert result.exception is None
+    assert result.stdout.startswith("<!doctype html>")
+    assert all(folder.name in result.stdout for folder in folders)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.feasible import check_feasible
+from meprop_bench.sweep.plan import plan_axes, plan_of
+from meprop_bench.tasks.build import source_of
 from meprop_bench.workloads.case import Case
 
 pytest.importorskip("sklearn", reason="the smoke preset trains on the digits")
@@ -368,3 +371,67 @@ def test_a_case_in_one_line() -> None:
     assert outcome((_row(parity=_parity("fail")),)) == "step 1.5x ±6.7%, accuracy -1.00 points, fail"
     assert outcome((_row(speedup_low=0.01, speedup_high=320.0),)) == "step cannot tell"
     assert outcome((_row(error="died", check=None, phase=None, **_NO_SPEEDUP),)) == "failed: died"
+
+
+def test_a_bundle_is_measured_again_and_compared(run: Run, tmp_path: Path) -> None:
+    sweep = f'[[sweep]]\nk = 3\nmethod = "unified"\n{_TINY}'
+    first = run("--preset", _preset(tmp_path, sweep, budget=0.2, target=0.5), "--no-utilization", "--out", "first")
+    assert first.returncode == ExitCode.OK, first.stderr
+    folder = _only_folder(tmp_path / "first")
+    written = subprocess.run(
+        [sys.executable, "-m", "meprop_bench", "report", str(folder), "--bundle", "out.zip"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert written.returncode == ExitCode.OK, written.stderr
+    again = run("--replay", "out.zip", "--format", "json", "--out", "second")
+    assert again.returncode == ExitCode.OK, again.stderr
+    compared = json.loads(again.stdout)
+    assert [row["phase"] for row in compared["rows"]] == ["forward", "backward"]
+    assert all(row["time"]["ratio"] for row in compared["rows"])
+    before, after = Store.open(folder), Store.open(_only_folder(tmp_path / "second"))
+    assert after.header["plan"] == before.header["plan"]
+    assert [row.case_id for row in after.rows()] == [row.case_id for row in before.rows()]
+    assert run("--replay", "out.zip", "--k", "8").stderr.count("leave out --k") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "code"),
+    [
+        ({"target": 2.0}, "target", ExitCode.USAGE),
+        ({"unheard": 1}, "'unheard', which this version does not know", ExitCode.USAGE),
+        ({"cases": [{"k": 3, "unheard": 1}]}, "'unheard', which this version does not know", ExitCode.USAGE),
+        ({"cases": [{"workload": "model", "model": "evil.py:build"}]}, "add --model evil.py:build", ExitCode.USAGE),
+        ({"cases": [{"workload": "model", "model": "os:getcwd"}]}, "add --model os:getcwd", ExitCode.USAGE),
+        ({"processes": None}, "processes", ExitCode.USAGE),
+    ],
+)
+def test_a_plan_that_cannot_be_measured_again_is_one_line(change: Any, reason: str, code: int) -> None:
+    record = {**one_plan(), **change}
+    with pytest.raises(UserError, match=re.escape(reason)) as raised:
+        plan_of(record)
+    assert raised.value.exit_code == code
+
+
+def one_plan() -> dict[str, Any]:
+    return json.loads(json.dumps(plan_axes({"k": [3], "threads": [1]}).to_json()))
+
+
+def test_a_plan_is_what_it_was() -> None:
+    assert plan_of(one_plan()).to_json() == plan_axes({"k": [3], "threads": [1]}).to_json()
+    with pytest.raises(UserError, match="another command"):
+        plan_of({"cases": []})
+
+
+def test_a_model_is_run_again_only_as_the_file_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def build(): ...\n")
+    case = {"workload": "model", "model": "mine.py:build", "method": "unified", "threads": 1}
+    record = {**one_plan(), "cases": [case], "sources": {"mine.py:build": source_of("mine.py:build")}}
+    assert plan_of(record, ["mine.py:build"]).cases[0].model == "mine.py:build"
+    Path("mine.py").write_text("def build(): return 1\n")
+    for damaged in (record, {**record, "sources": {}}, {**record, "sources": {"mine.py:build": None}}):
+        with pytest.raises(UserError, match="not the one that was measured") as raised:
+            plan_of(damaged, ["mine.py:build"])
+        assert raised.value.exit_code == ExitCode.NOT_COMPARABLE

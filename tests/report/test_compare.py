@@ -10,7 +10,7 @@ import pytest
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_csv, as_table
+from meprop_bench.report.formats import as_csv, as_html, as_table
 from meprop_bench.report.markdown import as_markdown
 from meprop_bench.results.axes import AXES
 from meprop_bench.stats import independent_p_value
@@ -91,7 +91,7 @@ def test_other_environments_are_refused_unless_asked_for(measured):
     assert "load_average" not in str(raised.value)
     found = compare(base, head, across_environments=True)
     assert any("cpu_model EPYC → Xeon" in line for line in found.summary)
-    assert "environment" in found.sections[0].columns
+    assert "environment" in found.sections[1].columns
 
 
 def test_nothing_in_common_or_nothing_at_all(measured, make_row):
@@ -162,3 +162,62 @@ def test_another_kernel_and_allocator_have_columns(measured):
     found = compare(base, document(rows, "after"))
     assert {"kernel", "allocator"} <= set(found.sections[0].columns)
     assert "gather → native" in as_table(found)
+
+
+def wide(measured, title, seed, factor, make_row, count=20):
+    """A result of many cases, of which the one in the middle changes most."""
+    source = random.Random(seed)
+    rows = []
+    for place in range(count):
+        seconds = 1e-3 / (factor if place == count // 2 else 1)
+        values = [seconds * source.uniform(0.99, 1.01) for _ in range(20)]
+        rows.append(make_row(f"case-{place}", k=8 + place, values_s=values,
+                             baseline_values_s=[5e-3 * source.uniform(0.99, 1.01) for _ in range(20)]))  # fmt: skip
+    return document(rows, title, {"aabbccddeeff": {"cpu_model": "EPYC"}})
+
+
+def test_the_biggest_changes_come_first(measured, make_row):
+    found = compare(wide(measured, "before", 1, 1.0, make_row), wide(measured, "after", 2, 0.5, make_row))
+    biggest, table = found.sections
+    assert biggest.title == "The 12 biggest changes of 20"
+    assert "k=18" in biggest.groups[0][0][0].text
+    assert table.groups[0][0][table.columns.index("k")].text == "18"
+    assert found.to_json()["rows"][0]["k"] == 8  # for programs the order stays
+
+
+def test_environments_that_differ_stand_before_all_else(measured):
+    base = measured("before", seed=1)
+    base = replace(base, environments={"aabbccddeeff": {"cpu_model": "EPYC", "git_revision": "one", "torch": "2.13"}})
+    head = replace(
+        measured("after", seed=2, environment_id="bbbb"),
+        environments={"bbbb": {"cpu_model": "Xeon", "git_revision": "two", "torch": "2.13", "load_average": [1.0]}},
+    )
+    first = compare(base, head, across_environments=True).sections[0]
+    assert first.title == "The environments differ"
+    assert [[cell.text for cell in line] for line in first.groups[0]] == [
+        ["git_revision", "one", "two"],
+        ["cpu_model", "EPYC", "Xeon"],
+    ]
+
+
+def test_what_only_one_has_is_listed_and_bounded(measured, make_row):
+    more = [make_row(f"new-{place}", k=100 + place) for place in range(60)]
+    head = measured("after", seed=2)
+    found = compare(measured("before", seed=1), document([*head.rows, *more], "after", head.environments))
+    last = found.sections[-1]
+    assert last.title == "In head alone"
+    assert len(last.groups[0]) == 50
+    assert last.footnotes == ("10 more are not shown.",)
+    assert found.to_json()["in_one_alone"] == {"base": 0, "head": 60}
+
+
+def test_it_is_a_page_as_well(measured):
+    pytest.importorskip("jinja2")
+    evil = "</script><img src=x onerror=alert(1)>" + "x" * 10_000
+    base = measured("before", seed=1)
+    head = replace(measured("after", seed=2, environment_id="bbbb"), environments={"bbbb": {"cpu_model": evil}})
+    page = as_html(compare(base, head, across_environments=True), [])
+    assert "<img src=x" not in page
+    assert "The environments differ" in page
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert "x" * 300 not in page.partition("How to read this")[0]  # whole in the environment alone, at the end

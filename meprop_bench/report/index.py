@@ -1,0 +1,234 @@
+"""The page of all results below a folder: what each asked, when, on which machine, what came of it, and where it is.
+
+    reports/
+        <date>_<machine>_<name>/     results folders, at two levels: a report of several runs is a folder of some
+        index.toml                   what nobody can tell from a result: a heading, and questions in somebody's words
+        README.md, index.html        this page, for a code host and for a browser
+        trends.html                  the same cases over commits and machines (`report.trends`)
+
+A result that cannot be read (damaged, or of another version's schema) has its line, with the reason in place of the
+verdict: it neither vanishes nor keeps the others from being shown. Folders are read one after another, and no rows are
+held: of each there is an `Entry`, and the points of its cases in trends.
+
+The newest come first, and the page is bounded: what is beyond `MOST` lines is counted.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from meprop_bench.errors import UserError
+from meprop_bench.optional import unavailable_reason
+from meprop_bench.report.cells import ABSENT, Cell, Section, Tone
+from meprop_bench.report.document import Document
+from meprop_bench.report.formats import as_html, missing_parts
+from meprop_bench.report.markdown import escaped, table
+from meprop_bench.report.trends import PAGE as TRENDS
+from meprop_bench.report.trends import Trends, machine_name
+from meprop_bench.results.incoming import checked
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, replace_file
+
+__all__ = ["MOST", "NOTES", "Entry", "Index", "Notes", "as_page", "notes_of", "results_below", "write_index"]
+
+MOST = 2000
+"""Lines of the page."""
+
+NOTES = "index.toml"
+_LONGEST = 600
+"""Characters of a question, or of a verdict."""
+_COLUMNS = ("date", "result", "question", "machine", "verdict")
+_MADE_BY = "Made by `meprop-bench report --index`; what is written by hand is in `index.toml`."
+
+
+class Notes(msgspec.Struct, forbid_unknown_fields=True):
+    """What a person says of the results in a folder: the keys of `index.toml`."""
+
+    title: str = "Reports"
+    about: str = ""  # paragraphs of Markdown above the tables
+    question: dict[str, str] = msgspec.field(default_factory=dict)  # name of a results folder -> what it asked
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result, as the page shows it."""
+
+    place: str  # of its folder, relative to the page, with slashes
+    started: str  # ISO 8601; empty where that is not known
+    kind: str  # heading of its table
+    question: str
+    machines: tuple[str, ...]
+    verdict: str
+    doubts: tuple[str, ...] = ()  # why it is not to be believed
+    broken: bool = False  # whether it cannot be read: the verdict says why
+
+    @classmethod
+    def of(cls, place: str, document: Document, *, kind: str, question: str = "") -> Entry:
+        """Take what the page says of a result."""
+        return cls(
+            place=place,
+            started=document.started,
+            kind=kind,
+            question=one_line(question or document.question, _LONGEST),
+            machines=tuple(dict.fromkeys(map(machine_name, document.environments.values()))),
+            verdict=one_line(document.outcome, _LONGEST),
+            doubts=tuple(document.doubts),
+        )
+
+    @classmethod
+    def unread(cls, place: str, error: UserError, *, kind: str, question: str = "") -> Entry:
+        """Return the line of a result that cannot be read."""
+        date = Path(place).name.partition("_")[0]
+        return cls(place, date, kind, one_line(question, _LONGEST), (), one_line(str(error), _LONGEST), broken=True)
+
+    @property
+    def link(self) -> str:
+        """Where its page is, as an address."""
+        return quote(f"{self.place}/README.md")
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Return its line."""
+        name = self.place.rpartition("/")[2]
+        verdict = " ".join((*self.doubts, self.verdict))
+        tone: Tone = "bad" if self.broken or self.doubts else ""
+        return (
+            Cell(self.started[:10] or ABSENT),
+            Cell(name, link=self.link),
+            Cell(self.question or ABSENT),
+            Cell("; ".join(self.machines) or ABSENT),
+            Cell(f"cannot be read: {self.verdict}" if self.broken else verdict or ABSENT, tone),
+        )
+
+
+@dataclass(frozen=True)
+class Index:
+    """All of them, ready to be printed (`report.document.Readable`)."""
+
+    entries: Sequence[Entry]
+    command: str
+    notes_by_hand: Notes = field(default_factory=Notes)
+    steps: Sequence[str] = ()  # what moved, in words (`report.trends`)
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        return self.notes_by_hand.title
+
+    @property
+    def started(self) -> str:
+        """When the latest of them was begun."""
+        return max((entry.started for entry in self.entries if not entry.broken), default="")
+
+    @property
+    def doubts(self) -> list[str]:
+        """Results that cannot be read."""
+        broken = [entry.place for entry in self.entries if entry.broken]
+        return [f"{len(broken)} of {len(self.entries)} results cannot be read."] if broken else []
+
+    @property
+    def summary(self) -> list[str]:
+        """How many there are, and what moved."""
+        machines = dict.fromkeys(machine for entry in self.entries for machine in entry.machines)
+        count = len(self.entries)
+        first = f"{count} result{'s' * (count != 1)} of {len(machines)} machine{'s' * (len(machines) != 1)}."
+        return [first, *self.steps]
+
+    @property
+    def sections(self) -> list[Section]:
+        """A table for each kind, the newest result first."""
+        ordered = sorted(self.entries, key=lambda entry: (entry.started, entry.place), reverse=True)
+        shown, more = ordered[:MOST], len(ordered) - MOST
+        found = []
+        for kind in dict.fromkeys(entry.kind for entry in self.entries):
+            lines = tuple(entry.cells() for entry in shown if entry.kind == kind)
+            if lines:
+                found.append(Section(kind, _COLUMNS, (lines,), left=frozenset(_COLUMNS)))
+        if more > 0 and found:
+            last = found[-1]
+            footnote = f"{more} older results are not listed: they are in the folder."
+            found[-1] = Section(last.title, last.columns, last.groups, footnotes=(footnote,), left=last.left)
+        return found
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Nothing was noticed that has no line."""
+        return ()
+
+    @property
+    def hints(self) -> Sequence[str]:
+        """How to read it."""
+        return (
+            "A verdict is that of the result's own page: its figures are of the machine that is named.",
+            "What moved is a step in the history of one case on one machine; its page says by how much, and when.",
+        )
+
+    @property
+    def how_to_read(self) -> Sequence[str]:
+        """The same."""
+        return self.hints
+
+    @property
+    def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """It has none: each result has its own."""
+        return []
+
+
+def write_index(root: Path, index: Index, trends: Trends) -> list[Path]:
+    """Write README.md of a folder, and the pages where what they need is installed; return the paths (`UserError`)."""
+    contents = {}
+    if unavailable_reason("jinja2") is None:
+        pictures = trends.drawn() if unavailable_reason("matplotlib") is None else []
+        contents["index.html"] = as_html(index, [], missing_parts())
+        contents[TRENDS] = as_html(trends, pictures, missing_parts())
+    contents["README.md"] = as_page(index, trends=TRENDS in contents)
+    for name, content in contents.items():
+        replace_file(root / name, content)
+    return [root / name for name in contents]
+
+
+def as_page(index: Index, *, trends: bool) -> str:
+    """Return it as the README.md of the folder, with or without a link to the page of trends."""
+    link = f"[The same cases over commits and machines]({TRENDS})." if trends else ""
+    parts = [
+        f"# {escaped(index.title)}",
+        *(f"**{escaped(line)}**" for line in index.doubts),
+        index.notes_by_hand.about.strip(),
+        "\n".join(f"- {escaped(line)}" for line in index.summary),
+        link,
+        *(
+            "\n\n".join([f"## {escaped(one.title)}", table(one), *map(escaped, one.footnotes)])
+            for one in index.sections
+        ),
+        _MADE_BY,
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def notes_of(root: Path) -> Notes:
+    """Read what is written by hand (`UserError`: it is no such file); nothing where there is none."""
+    path = root / NOTES
+    try:
+        return checked(tomllib.loads(path.read_text(encoding="utf-8")), Notes)
+    except FileNotFoundError:
+        return Notes()
+    except (OSError, ValueError) as error:  # of TOML, of UTF-8, or of a structure
+        raise UserError(f"{path}: {one_line(str(error), 240)}; correct it, or remove it") from None
+
+
+def results_below(root: Path) -> Iterator[Path]:
+    """Give the results folders below a folder, at two levels; `UserError` where it cannot be read."""
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: name the one that the results folders are in")
+    try:
+        levels: Iterable[Path] = sorted([*root.glob("*/"), *root.glob("*/*/")])
+    except OSError as error:
+        raise UserError(f"cannot read {root}: {error.strerror}; check its permissions") from None
+    for folder in levels:
+        if not folder.is_symlink() and ((folder / ENVIRONMENT).is_file() or (folder / MEASUREMENTS).is_file()):
+            yield folder

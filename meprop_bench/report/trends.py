@@ -1,0 +1,381 @@
+"""The same cases over commits and machines: how a figure went from run to run, and where it moved to another level.
+
+A case is the same where its id is, in whatever folder; a *series* is one phase of it on one machine, a point for each
+result in the order of time. Two figures of it are followed:
+
+    speed-up    dense / sparse, both of one run: free of what the machine did meanwhile
+    time        of the method, which is what a user waits for, with all the weather of the machine in it
+
+Steps of their logarithms (`steps`) are moves that at least three runs agree on; a single bad run is none, nor is the
+newest result by itself. An interval over processes knows nothing of what differs between runs, so that no step is
+believed that is within 1% of noise, whatever the few runs of a series say. Other software at a step is said beside it.
+
+A result holds what is bounded: points of rows that passed their check and can be believed, the last `RUNS` of a series,
+so many series; what is left out is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from meprop_bench.measure.environment import NOT_IN_ID
+from meprop_bench.report.cells import ABSENT, Cell, Section, ratio, ratio_within, seconds
+from meprop_bench.report.document import Document
+from meprop_bench.results.axes import case_name
+from meprop_bench.results.redact import one_line
+from meprop_bench.results.schema import Row
+from meprop_bench.stats import Interval, median, too_wide
+from meprop_bench.steps import LEAST, levels, steps
+
+if TYPE_CHECKING:
+    from meprop_bench.report.plots import Plot
+
+__all__ = ["PAGE", "RUNS", "Series", "Trends", "machine_name"]
+
+PAGE = "trends.html"
+RUNS = 100
+"""Runs of a series that are looked at, the last ones."""
+_SERIES = 20_000
+"""Series that are followed."""
+_SHOWN = 500
+"""Lines of the page."""
+_DRAWN = 12
+"""Pictures on it."""
+_SAID = 20
+"""Steps that the index names."""
+
+_NOISE = 0.01
+"""Mean deviation of two runs of the same code on a quiet machine, relative (the A/A study)."""
+
+Figure: TypeAlias = Literal["speed-up", "time"]
+_FIGURES: tuple[Figure, ...] = ("speed-up", "time")
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one result has of a series."""
+
+    started: str  # ISO 8601
+    place: str  # of its folder
+    revision: str  # of the code; empty where it is not known
+    environment: str  # its id
+    speedup: Interval
+    time_s: float
+
+    def figure(self, name: Figure) -> float:
+        """Return one of the two figures."""
+        return self.speedup.estimate if name == "speed-up" else self.time_s
+
+
+@dataclass(frozen=True)
+class Move:
+    """A step of one figure."""
+
+    series: Series
+    figure: Figure
+    place: int  # of the first point of the new level
+    before: float
+    after: float
+    also: str = ""  # what else changed there: the environment
+
+    @property
+    def size(self) -> float:
+        """By how much it moved, as a logarithm; above 0 is better."""
+        change = math.log(self.after / self.before)
+        return change if self.figure == "speed-up" else -change
+
+    @property
+    def text(self) -> str:
+        """It in words, without the case."""
+        form = ratio if self.figure == "speed-up" else seconds
+        point = self.series.points[self.place]
+        revision = f" at {point.revision}" if point.revision else ""
+        word = "better" if self.size > 0 else "worse"
+        percent = 100 * abs(math.expm1(math.log(self.after / self.before)))
+        also = f"; {self.also}" if self.also else ""
+        return (
+            f"{self.figure} {form(self.before)} → {form(self.after)} ({percent:.3g}% {word}) from"
+            f" {point.started[:10]}{revision} on{also}"
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """One phase of one case on one machine."""
+
+    name: str  # of the case
+    phase: str
+    machine: str
+    points: Sequence[Point]  # the last ones, in the order of time
+    environments: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by their ids
+
+    @cached_property
+    def moves(self) -> list[Move]:
+        """The steps of both figures."""
+        return [move for name in _FIGURES for move in self._moves(name)]
+
+    def _moves(self, name: Figure) -> Iterator[Move]:
+        values = [math.log(point.figure(name)) for point in self.points]
+        halves = [point.speedup.half_width for point in self.points if point.speedup.bounded]
+        noise = max(_NOISE, median(halves) / 2 if halves else 0.0)
+        places = steps(values, noise=noise)
+        heights = [math.exp(level) for level in levels(values, places)] if places else []
+        for place, before, after in zip(places, heights, heights[1:], strict=False):
+            yield Move(self, name, place, before, after, self._also(place))
+
+    def _also(self, place: int) -> str:
+        """Say what else is new at a point."""
+        one, other = self.points[place - 1].environment, self.points[place].environment
+        if one == other:
+            return ""
+        known, found = self.environments.get(one, {}), self.environments.get(other, {})
+        names = [name for name in {**known, **found} if name not in NOT_IN_ID and known.get(name) != found.get(name)]
+        return one_line(f"other {', '.join(names[:4])}", 120) if names else "another environment"
+
+    @property
+    def largest(self) -> float:
+        """How far its largest step goes."""
+        return max((abs(move.size) for move in self.moves), default=0.0)
+
+    def course(self) -> str:
+        """Return the speed-up over the runs as bars, the lowest to the highest."""
+        values = [math.log(point.speedup.estimate) for point in self.points]
+        least, span = min(values), max(values) - min(values)
+        if span < 2 * _NOISE:  # bars of noise look like a history
+            return _BARS[3] * len(values)
+        return "".join(_BARS[round((value - least) / span * (len(_BARS) - 1))] for value in values)
+
+
+class Trends:
+    """Collects results, one after another, and is then ready to be printed (`report.document.Readable`)."""
+
+    title = "The same cases over commits and machines"
+    started = ""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self._points: dict[tuple[str, str, str], list[Point]] = {}
+        self._names: dict[str, str] = {}
+        self._environments: dict[str, Mapping[str, object]] = {}
+        self._left = 0
+
+    def add(self, place: str, document: Document) -> None:
+        """Take the rows of a result that can be believed."""
+        for name, value in document.environments.items():
+            if isinstance(value, Mapping):
+                self._environments.setdefault(name, value)
+        for row in document.rows:
+            if (point := _point(row, place, document)) is None:
+                continue
+            key = (row.case_id, row.phase or "", machine_name(self._environments.get(row.environment_id)))
+            if key not in self._points and len(self._points) >= _SERIES:
+                self._left += 1
+                continue
+            if row.case_id not in self._names:
+                self._names[row.case_id] = case_name(row)
+            self._points.setdefault(key, []).append(point)
+
+    @cached_property
+    def series(self) -> list[Series]:
+        """Those of cases that were measured more than once, the largest steps first."""
+        every = {key: _apart(points) for key, points in self._points.items()}
+        counts: dict[tuple[str, str], int] = {}
+        for (case_id, phase, _), points in every.items():
+            counts[case_id, phase] = counts.get((case_id, phase), 0) + len(points)
+        found = [
+            Series(self._names[case_id], phase, machine, points[-RUNS:], self._environments)
+            for (case_id, phase, machine), points in every.items()
+            if counts[case_id, phase] > 1
+        ]
+        return sorted(found, key=lambda one: (-one.largest, one.name, one.phase, one.machine))
+
+    @property
+    def moves(self) -> list[Move]:
+        """All steps, the largest first."""
+        return sorted((move for one in self.series for move in one.moves), key=lambda move: -abs(move.size))
+
+    def said(self) -> list[str]:
+        """Return the largest steps in words, and how many there are besides."""
+        moves = self.moves
+        lines = [f"Moved: {one.series.name}, {one.series.phase}, on {one.series.machine}: {one.text}." for one in moves]
+        more = [f"{len(moves) - _SAID} more moved."] if len(moves) > _SAID else []
+        return [*lines[:_SAID], *more]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Steps of a machine: most cases of it moved at one time, and alike."""
+        found = []
+        for machine in dict.fromkeys(one.machine for one in self.series):
+            followed = [one for one in self.series if one.machine == machine and len(one.points) >= 2 * LEAST]
+            for day, count in _days(followed).items():
+                if count > max(2, len(followed) / 2):
+                    found.append(
+                        f"On {day} the times of {count} of {len(followed)} cases on {machine} moved together: look for"
+                        " what changed there, not in the code."
+                    )
+        return found
+
+    @property
+    def summary(self) -> list[str]:
+        """How many were followed, and what moved."""
+        runs = sum(len(one.points) for one in self.series)
+        if not self.series:
+            return ["No case was measured more than once."]
+        short = sum(len(one.points) < 2 * LEAST for one in self.series)
+        lines = [f"{len(self.series)} phases of cases, {runs} runs of them; {len(self.moves)} steps."]
+        if short:
+            lines.append(f"{short} have fewer than {2 * LEAST} runs, in which no step can be told from noise.")
+        return [*lines, *self.said()]
+
+    @property
+    def sections(self) -> list[Section]:
+        """The table."""
+        shown = self.series[:_SHOWN]
+        if not shown:
+            return []
+        columns = ("case", "phase", "machine", "runs", "speed-up", "course", "time", "steps")
+        more = len(self.series) - len(shown) + self._left
+        footnotes = (f"{more} more are not shown.",) if more else ()
+        lines = tuple(_line(one) for one in shown)
+        left = frozenset(columns) - {"runs"}
+        return [Section("Cases that were measured more than once", columns, (lines,), footnotes=footnotes, left=left)]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Nothing was noticed that is not said."""
+        return ()
+
+    @property
+    def hints(self) -> Sequence[str]:
+        """How to read it."""
+        return (
+            f"A step is a level that {LEAST} runs at least agree on, apart from noise: of the speed-up, dense over"
+            " sparse in one run, or of the method's time, which holds the machine's weather as well. Both are given as"
+            " they were in the first run → in the last one.",
+            f"The course is the speed-up over the runs, from its lowest to its highest; the last {RUNS} of a case are"
+            " looked at. Figures of two machines are not compared, they stand side by side.",
+        )
+
+    @property
+    def how_to_read(self) -> Sequence[str]:
+        """The same."""
+        return self.hints
+
+    @property
+    def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The results have them."""
+        return []
+
+    def drawn(self) -> list[Plot]:
+        """Draw the speed-up of those with the largest steps, or else of those with the most runs (ImportError)."""
+        chosen = [one for one in self.series if one.moves] or sorted(self.series, key=lambda one: -len(one.points))
+        return [_drawn(one, number) for number, one in enumerate(chosen[:_DRAWN]) if len(one.points) >= 2 * LEAST]
+
+
+def machine_name(environment: object) -> str:
+    """Return a machine in words, of its environment: `AMD EPYC, 2 cores, AVX2` or `NVIDIA H100 80GB HBM3`."""
+    if not isinstance(environment, Mapping):
+        return "an unknown machine"
+    gpu = environment.get("gpu")
+    if isinstance(gpu, Mapping) and gpu.get("name"):
+        return one_line(str(gpu["name"]), 80)
+    cores = environment.get("cpu_usable_cores")
+    parts = (
+        environment.get("cpu_model") or environment.get("cpu") or environment.get("architecture"),
+        f"{cores} core{'s' * (cores != 1)}" if cores else None,
+        environment.get("cpu_capability"),
+    )
+    return one_line(", ".join(str(part) for part in parts if part), 80) or "an unknown machine"
+
+
+def _apart(points: Iterable[Point]) -> list[Point]:
+    """Return points in the order of time; what one result took over from another counts where it was measured."""
+    found: dict[tuple[Interval, float], Point] = {}
+    for point in sorted(points, key=attrgetter("started")):
+        found.setdefault((point.speedup, point.time_s), point)
+    return list(found.values())
+
+
+def _point(row: Row, place: str, document: Document) -> Point | None:
+    found, time_s = row.interval, row.sparse.median_s
+    if not row.passed or row.phase is None or found is None or time_s is None or row.method == "dense":
+        return None
+    if row.baseline_disagreement is not None or too_wide(found.half_width):
+        return None
+    environment = document.environments.get(row.environment_id)
+    known = environment.get("git_revision") if isinstance(environment, Mapping) else None
+    revision = row.git_revision or (known if isinstance(known, str) else "")
+    return Point(document.started, place, one_line(revision, 24), row.environment_id, found, time_s)
+
+
+def _days(followed: Iterable[Series]) -> dict[str, int]:
+    """Return how many series have a step of their time on each day."""
+    counts: dict[str, int] = {}
+    for one in followed:
+        for day in {one.points[move.place].started[:10] for move in one.moves if move.figure == "time"}:
+            counts[day] = counts.get(day, 0) + 1
+    return counts
+
+
+def _line(one: Series) -> tuple[Cell, ...]:
+    first, last, count = one.points[0], one.points[-1], len(one.points)
+    both = [ratio_within(point.speedup) for point in (first, last)]
+    times = [seconds(point.time_s) for point in (first, last)]
+    if count == 1:
+        both, times = both[:1], times[:1]
+    worse = any(move.size < 0 for move in one.moves)
+    few = "too few runs" if count < 2 * LEAST else "none"
+    return (
+        Cell(one.name),
+        Cell(one.phase),
+        Cell(one.machine),
+        Cell(str(count)),
+        Cell(" → ".join(both)),
+        Cell(one.course() if count > 1 else ABSENT),
+        Cell(" → ".join(times)),
+        Cell(". ".join(move.text for move in one.moves) or few, ("bad" if worse else "good") if one.moves else "quiet"),
+    )
+
+
+def _drawn(one: Series, number: int) -> Plot:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
+    from meprop_bench.report.plots import COLOURS, STYLE, Plot, as_svg
+
+    places = list(range(len(one.points)))
+    values = [point.speedup.estimate for point in one.points]
+    bounds = [
+        [found.estimate - found.low if found.bounded else 0.0 for found in (point.speedup for point in one.points)],
+        [found.high - found.estimate if found.bounded else 0.0 for found in (point.speedup for point in one.points)],
+    ]
+    moves = [move for move in one.moves if move.figure == "speed-up"]
+    with mpl.rc_context(STYLE):
+        figure = Canvas(figsize=(8, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.errorbar(places, values, yerr=bounds, fmt="o", markersize=4, color=COLOURS[0], linewidth=1)
+        ends = [0, *(move.place for move in moves), len(places)]
+        heights = levels(values, ends[1:-1])
+        for start, stop, height in zip(ends, ends[1:], heights, strict=False):
+            axes.hlines(height, start - 0.5, stop - 0.5, color=COLOURS[1], linewidth=1.2)
+        axes.set_ylabel("speed-up over dense")
+        axes.set_title(f"{one.name}, {one.phase}", fontsize=9.5)
+        chosen = places[:: max(1, math.ceil(len(places) / 8))]
+        axes.set_xticks(chosen, [_label(one.points[place]) for place in chosen], fontsize=8)
+        svg = as_svg(figure)
+    what = "; ".join(move.text for move in one.moves) or "no step"
+    caption = (
+        f"{one.name}, {one.phase}, on {one.machine}: the speed-up of each run with its 95% interval, and its levels;"
+        f" {what}."
+    )
+    return Plot(f"trend-{number + 1}.svg", caption, svg)
+
+
+def _label(point: Point) -> str:
+    return f"{point.started[:10]}\n{point.revision[:12]}"
