@@ -21,16 +21,9 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = [
-    "OF_DENSE",
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "Optimizer",
-    "compiled",
-    "fused",
-    "is_fused",
-    "make_optimizer",
+    "OF_DENSE", "OPTIMIZERS", "SCHEDULES", "Optimizer", "compiled", "fused", "is_fused", "make_optimizer",
     "make_schedule",
-]
+]  # fmt: skip
 
 SCHEDULES = ("constant", "cosine")
 """Of the learning rate over a training."""

@@ -21,6 +21,7 @@ import click
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
 from meprop_bench.cli.output import as_record, complaining, results_folder, write
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
+from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode
 from meprop_bench.progress import console, live
 from meprop_bench.sweep.accuracy import MARGIN
@@ -143,7 +144,7 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None
             dense, sparse = found.pair
             quality = POINTS if comparison.percent else Quality(False, abs(dense))
             figures = f"dense {quality.plain(dense)}, {label} {quality.plain(sparse)}, {quality.change(sparse - dense)}"
-            left = "" if found.left_s is None else f" ({found.left_s:.0f} s left)"
+            left = "" if found.left_s is None else f" ({duration(found.left_s)} left)"
             line(f"seed {found.seed}: {figures}{left}")
 
         yield show

@@ -23,17 +23,9 @@ from meprop_bench.data.sources import DataFile, Source, locate
 from meprop_bench.errors import UserError
 
 __all__ = [
-    "PIECE",
-    "ContentError",
-    "Malformed",
-    "State",
-    "condition",
-    "digest",
-    "inspect",
-    "numbered_lines",
-    "opened",
+    "PIECE", "ContentError", "Malformed", "State", "condition", "digest", "inspect", "numbered_lines", "opened",
     "published",
-]
+]  # fmt: skip
 
 PIECE = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -25,18 +25,9 @@ from meprop_bench.cache import places
 from meprop_bench.errors import UserError
 
 __all__ = [
-    "SOURCES",
-    "VARIABLE",
-    "DataFile",
-    "DataSet",
-    "Source",
-    "compared",
-    "data_folder",
-    "find_source",
-    "is_here",
-    "locate",
-    "path_of",
-]
+    "SOURCES", "VARIABLE", "DataFile", "DataSet", "Source", "compared", "data_folder", "find_source", "is_here",
+    "locate", "path_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -45,18 +45,9 @@ from typing import Any, Protocol
 from meprop_bench.measure import procfs
 
 __all__ = [
-    "CACHES",
-    "LAUNCHES",
-    "Clock",
-    "ColdClock",
-    "CudaEventClock",
-    "CudaGraphClock",
-    "WallClock",
-    "clock_for",
-    "evictor",
-    "on_capture_stream",
-    "overhead",
-]
+    "CACHES", "LAUNCHES", "Clock", "ColdClock", "CudaEventClock", "CudaGraphClock", "WallClock", "clock_for", "evictor",
+    "on_capture_stream", "overhead",
+]  # fmt: skip
 
 LAUNCHES = ("eager", "graph")
 """How calls reach a GPU: launch by launch, or recorded once and replayed as one CUDA graph."""

@@ -19,30 +19,10 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 __all__ = [
-    "PROC",
-    "SYS",
-    "Unavailable",
-    "ask",
-    "boost",
-    "caches",
-    "cpu_limit",
-    "cpu_seconds",
-    "cpu_throttled_s",
-    "frequency_mhz",
-    "governor",
-    "highest_frequency_mhz",
-    "known",
-    "last_level_cache",
-    "overheated",
-    "read",
-    "search",
-    "swap_used_bytes",
-    "swapped_in",
-    "throttle_files",
-    "throttled_s",
-    "usable",
-    "usable_cores",
-]
+    "PROC", "SYS", "Unavailable", "ask", "boost", "caches", "cpu_limit", "cpu_seconds", "cpu_throttled_s",
+    "frequency_mhz", "governor", "highest_frequency_mhz", "known", "last_level_cache", "overheated", "read", "search",
+    "swap_used_bytes", "swapped_in", "throttle_files", "throttled_s", "usable", "usable_cores",
+]  # fmt: skip
 
 _T = TypeVar("_T")
 

@@ -9,18 +9,6 @@ from meprop_bench.nn.perceptron import FusedMLP
 from meprop_bench.nn.recurrent import MePropGRU, MePropLSTM, MePropRNN
 
 __all__ = [
-    "Conversion",
-    "FusedMLP",
-    "MePropConv1d",
-    "MePropConv2d",
-    "MePropGRU",
-    "MePropLSTM",
-    "MePropLinear",
-    "MePropMultiheadAttention",
-    "MePropRNN",
-    "convert",
-    "convertible",
-    "kinds_and_k",
-    "record_calls",
-    "revert",
-]
+    "Conversion", "FusedMLP", "MePropConv1d", "MePropConv2d", "MePropGRU", "MePropLSTM", "MePropLinear",
+    "MePropMultiheadAttention", "MePropRNN", "convert", "convertible", "kinds_and_k", "record_calls", "revert",
+]  # fmt: skip

@@ -65,17 +65,9 @@ from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.selection import resolve_k
 
 __all__ = [
-    "Cost",
-    "conv_backward",
-    "conv_forward",
-    "expected_rows",
-    "linear_backward",
-    "linear_forward",
-    "linear_stages",
-    "recurrent_backward",
-    "recurrent_forward",
-    "update",
-]
+    "Cost", "conv_backward", "conv_forward", "expected_rows", "linear_backward", "linear_forward", "linear_stages",
+    "recurrent_backward", "recurrent_forward", "update",
+]  # fmt: skip
 
 
 class Cost(NamedTuple):

@@ -27,19 +27,9 @@ from meprop_bench.methods import METHODS
 from meprop_bench.results.incoming import Count, Name, checked, refused
 
 __all__ = [
-    "CLAIMS",
-    "COLUMNS",
-    "Column",
-    "Part",
-    "PublishedRow",
-    "Setting",
-    "Table",
-    "checked_as",
-    "contradictions",
-    "packaged",
-    "published",
-    "table",
-]
+    "CLAIMS", "COLUMNS", "Column", "Part", "PublishedRow", "Setting", "Table", "checked_as", "contradictions",
+    "packaged", "published", "table",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -30,22 +30,9 @@ from typing import Self, TypeVar
 from meprop_bench.stats import Estimate, Interval, clear_of, median
 
 __all__ = [
-    "FINALISTS",
-    "SAFETY",
-    "Pace",
-    "Plan",
-    "Rung",
-    "chance",
-    "choose",
-    "enough",
-    "expected",
-    "expected_best",
-    "few",
-    "hopeless",
-    "needed",
-    "planned",
-    "round_down",
-]
+    "FINALISTS", "SAFETY", "Pace", "Plan", "Rung", "chance", "choose", "enough", "expected", "expected_best", "few",
+    "hopeless", "needed", "planned", "round_down",
+]  # fmt: skip
 
 FINALISTS = 2
 """Arms that are judged first: each one more has a wider interval."""

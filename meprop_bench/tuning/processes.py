@@ -1,4 +1,4 @@
-"""The machine of a search: fresh processes that time steps (`sweep.runner`) and train (`sweep.parity`).
+"""The machine of a search: fresh processes that time steps (`sweep.runner`) and train (`sweep.trainers`).
 
 Steps are timed as `speedup --workload model` times them, in the same results folder, by interleaved pairs, each arm
 after its check; trainings run side by side, each on one thread, from checkpoints that a kill leaves behind.

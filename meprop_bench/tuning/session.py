@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from meprop_bench.durations import duration
 from meprop_bench.errors import UserError
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.budget import Budget
@@ -134,7 +135,7 @@ class Session:
                 raise UserError(f"dense training failed: {found.failed}")
             self.journal.add(job, found)
             self.save()
-            left = f" ({self.budget.left_s:.0f} s left)" if math.isfinite(self.budget.left_s) else ""
+            left = f" ({duration(self.budget.left_s)} left)" if math.isfinite(self.budget.left_s) else ""
             self.say(f"{job.label}: {found.failed or f'{found.figure:.4g}'}{left}")
         for job in jobs:
             if job in self.journal.trainings:

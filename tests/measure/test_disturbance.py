@@ -39,18 +39,10 @@ def test_lost_time_counts_against_the_wall_time(waited, stolen, reads, wall, dis
 
 
 @pytest.fixture
-def system(monkeypatch, tmp_path):
-    """A kernel's files that a test writes."""
-    monkeypatch.setattr(procfs, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(procfs, "SYS", tmp_path / "sys")
+def system(system, monkeypatch):
+    """The process may use the cores 0 and 2."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
-
-    def write(path: str, text: str) -> None:
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    return write
+    return system
 
 
 def _stat(stolen: int) -> str:

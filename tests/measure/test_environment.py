@@ -22,18 +22,10 @@ def here():
 
 
 @pytest.fixture
-def system(monkeypatch, tmp_path):
-    """A kernel's files that a test writes."""
-    monkeypatch.setattr(procfs, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(procfs, "SYS", tmp_path / "sys")
+def system(system, monkeypatch):
+    """On Linux."""
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-
-    def write(path: str, text: str) -> None:
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    return write
+    return system
 
 
 def test_it_is_json_and_says_what_matters(here):

@@ -5,26 +5,17 @@ import os
 
 import pytest
 
-from meprop_bench.measure import procfs
 from meprop_bench.measure.machine import Activity, Watch, state, total
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="reads the Linux kernel's files")
 
 
 @pytest.fixture
-def system(monkeypatch, tmp_path):
-    """A kernel's files that a test writes; the process may use the cores 0 and 2."""
-    monkeypatch.setattr(procfs, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(procfs, "SYS", tmp_path / "sys")
+def system(system, monkeypatch):
+    """The process may use the cores 0 and 2."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_CLK_TCK": 100}[name])
-
-    def write(path: str, text: str) -> None:
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    return write
+    return system
 
 
 def stat(busy: int, stolen: int) -> str:

@@ -15,7 +15,7 @@ MODELS = {
     "gpt": lambda seed: GPT(11, 16, heads=2, layers=2, length=8, seed=seed),
     "mlp": lambda seed: MLP(20, 30, 10, seed=seed),
     "parser": lambda seed: Parser(7, 3, 2, seed=seed),
-    "tagger": lambda seed: Tagger(40, 13, (3,), hidden=20, seed=seed),
+    "tagger": lambda seed: Tagger(30, (4, 3), 5, hidden=12, word_size=6, feature_size=2, seed=seed),
     "translator": lambda seed: Translator(9, 8, embedding=5, hidden=6, layers=2, seed=seed),
 }
 CONSTANT = {"gpt": ("norm", "bias"), "parser": ("bias",)}

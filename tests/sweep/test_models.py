@@ -63,11 +63,11 @@ def test_what_takes_long_is_said(capsys, monkeypatch):
     import time
 
     monkeypatch.setattr(models, "_SILENT_S", 0.01)
-    with models._saying("examining my_model.py:build"):
+    with models._announcing("examining my_model.py:build"):
         time.sleep(0.3)
     assert capsys.readouterr().err == "examining my_model.py:build\n"
     monkeypatch.setattr(models, "_SILENT_S", 60.0)
-    with models._saying("examining my_model.py:build"):
+    with models._announcing("examining my_model.py:build"):
         pass
     assert capsys.readouterr().err == ""
 

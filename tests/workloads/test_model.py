@@ -481,7 +481,7 @@ def test_linear_layers_are_given_to_a_profile_in_order(own_model):
 
 
 def test_the_ceiling_of_a_step():
-    from meprop_bench.sweep.runner import _ceiling
+    from meprop_bench.sweep.rows import _ceiling
 
     class Found:
         def __init__(self, phase, seconds):

@@ -28,16 +28,8 @@ from torch import Tensor
 from meprop_bench.ops.kernels import compiled
 
 __all__ = [
-    "KERNELS",
-    "Gradients",
-    "Kernel",
-    "Registry",
-    "Request",
-    "check_supported",
-    "get",
-    "hybrid_rows",
-    "unified_rows",
-]
+    "KERNELS", "Gradients", "Kernel", "Registry", "Request", "check_supported", "get", "hybrid_rows", "unified_rows",
+]  # fmt: skip
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
