@@ -23,6 +23,7 @@ from meprop_bench.stats import CANNOT_TELL, too_wide
 __all__ = [
     "OutcomeDocument",
     "amount",
+    "better",
     "caught",
     "change",
     "counted",
@@ -68,8 +69,10 @@ class OutcomeDocument:
         verdict, what = result(self.outcome)
         worst = most_of_all(self.outcome)
         most = "" if worst is None else f", most of all {shown(worst.name, 160)}: {in_words(worst)}"
+        gains, best = better(self.outcome)
         return [
             f"{verdict}: {what}{most}.",
+            *([f"{gains}, most of all {shown(best.name, 160)}: {in_words(best)}."] if best else []),
             f"{counted(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
             *caught(self.outcome.judgements.caught),
         ]
@@ -126,26 +129,19 @@ def result(outcome: Outcome) -> tuple[str, str]:
     every = sum(counts[verdict] for verdict in VERDICTS)
     failed = rows[(rows["verdict"] == VERDICTS.index("fail")) & ~rows["report_only"]]
     broken = int(np.isnan(failed["head"]).sum())
-    worse = _of(len(failed) - broken, every, "got worse by more than its margin", "got worse by more than their margin")
-    alone = _of(broken, every, "fails in the head alone", "fail in the head alone")
-    if worse and alone:
-        alone = alone.replace(f" of {every} figures", "")
+    worse = f"{len(failed) - broken} of {every} figures got worse" if len(failed) > broken else ""
+    of_all = "" if worse else f" of {every} figures"
+    alone = f"{broken}{of_all} {'fails' if broken == 1 else 'fail'} in the head alone" if broken else ""
+    none = f"none of {every} figures got worse by as much as its margin" if every else "no figure decides"
+    unclear = (
+        f"{counts['inconclusive']} of {every} figures {'is' if counts['inconclusive'] == 1 else 'are'} not decided"
+    )
     return {
-        ExitCode.OK: (
-            "Passed",
-            f"none of {every} figures got worse by more than its margin" if every else "no figure decides",
-        ),
+        ExitCode.OK: ("Passed", f"{unclear}, none failed" if counts["inconclusive"] else none),
         ExitCode.REGRESSION: ("Failed", ", ".join(filter(None, (worse, alone)))),
-        ExitCode.INCONCLUSIVE: (
-            "Inconclusive",
-            _of(counts["inconclusive"], every, "is not decided", "are not decided") + ", none failed",
-        ),
+        ExitCode.INCONCLUSIVE: ("Inconclusive", f"{unclear}, none failed"),
         ExitCode.NOTHING_MEASURED: ("Nothing was judged", "no figure is among those that are asked for"),
     }[outcome.exit_code]
-
-
-def _of(count: int, every: int, one: str, several: str) -> str:
-    return f"{count} of {every} figures {one if count == 1 else several}" if count else ""
 
 
 def most_of_all(outcome: Outcome) -> Judgement | None:
@@ -156,6 +152,22 @@ def most_of_all(outcome: Outcome) -> Judgement | None:
     failed = np.flatnonzero((rows["verdict"] == VERDICTS.index("fail")) & ~rows["report_only"])
     broken = failed[np.isnan(rows["head"][failed])]
     return outcome.judgements[int(broken[0] if len(broken) else outcome.judgements.worst_first[0])]
+
+
+def better(outcome: Outcome) -> tuple[str, Judgement | None]:
+    """Say how many figures that decide got better by more than their margin, to the end of the interval; and the best.
+
+    A point of accuracy counts as a percent.
+    """
+    every, rows = outcome.judgements, outcome.judgements.rows
+    points = np.array([quantity == "accuracy" for _, quantity, _ in every.kinds], np.bool_)[rows["kind"]]
+    bound = np.where(points, -rows["margin"], 1 / (1 + rows["margin"]))
+    found = np.flatnonzero((rows["high"] < bound) & ~rows["report_only"])
+    if not len(found):
+        return "", None
+    changes = np.where(points, 1 + rows["estimate"] / 100, rows["estimate"])[found]
+    its = "its" if len(found) == 1 else "their"
+    return f"{len(found)} got better by more than {its} margin", every[int(found[np.argmin(changes)])]
 
 
 _WORDS = {"time": ("slower", "as long"), "memory": ("larger", "as large")}
@@ -171,7 +183,9 @@ def in_words(one: Judgement) -> str:
     if _vague(one):
         return change(one)
     ends = (found.estimate, found.low, found.high)
-    if one.quantity == "accuracy":
+    if one.quantity == "accuracy" and found.estimate < 0:
+        amounts, words = [f"{-part:.2f}" for part in (ends[0], ends[2], ends[1])], f"{_points(one).strip()} gained"
+    elif one.quantity == "accuracy":
         amounts, words = [f"{part:.2f}" for part in ends], f"{_points(one).strip()} lost"
     else:
         more, times = _WORDS.get(one.quantity, ("more", "as much"))

@@ -76,12 +76,14 @@ def because(one: Judgement) -> str:
         return f"Why: {shown(one.reason)}."
     if one.change is None or not one.change.bounded:
         return "There is no interval."
-    bound, low, high = (_number(one, value) for value in (_bound(one), one.change.low, one.change.high))
-    return {
-        "fail": f"The interval begins at {low}, above {bound}.",
-        "pass": f"The interval ends at {high}, below {bound}.",
-        "inconclusive": f"The interval, {low} to {high}, holds {bound}: more pairs would decide, or a quieter machine.",
-    }[one.verdict]
+    bound, change = _bound(one), one.change
+    held, low, high = (_number(one, value) for value in (bound, change.low, change.high))
+    if change.low > bound:
+        return f"The interval begins at {low}, above {held}."
+    if change.high <= bound:
+        return f"The interval ends at {high}, below {held}."
+    more = ": more pairs would decide, or a quieter machine" if one.verdict == "inconclusive" else ""
+    return f"The interval, {low} to {high}, holds {held}{more}."
 
 
 def _bound(one: Judgement) -> float:

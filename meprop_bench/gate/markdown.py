@@ -1,7 +1,7 @@
 """An outcome as a comment of a pull request, and as the summary of a GitHub job.
 
     <!-- meprop-bench gate: SUITE -->        by which the next run of this gate finds the comment, and no other
-    ### ❌ Failed: 2 of 31 figures got worse by more than their margin
+    ### ❌ Failed: 2 of 31 figures got worse
     the worst of them in words, what was compared and on which machine, what would have been caught
     tables of what failed, with how to repeat it, and of what is inconclusive, of each the first twenty; notes
     <details> the others, what passed, what is only reported, how to read it and the command </details>
@@ -28,6 +28,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.gate.document import (
     OutcomeDocument,
     amount,
+    better,
     caught,
     change,
     counted,
@@ -75,6 +76,7 @@ _COLUMNS = ("figure", "head / base", "margin", "base → head")
 _BREAKS = re.compile(r"(?<=[/:_\[\]=,-])(?=\w)|[^\W_]{24}(?=\w)|(?:\\\W){24}(?=\\)")
 """After this a long word may be broken, once it is escaped: a path would be as wide as a page."""
 _FIXED = "\u00a0"
+_UNDECIDED = "More pairs (`--budget`, `--pairs`), a quieter machine or a wider margin would decide these."
 _MARKS = {"Passed": "✅", "Failed": "❌", "Inconclusive": "❔"}
 _RUN = re.compile(r"https://[\w.:-]+/[\w.-]+/[\w.-]+/actions/runs/\d+")
 
@@ -156,6 +158,8 @@ def _text(outcome: Outcome, rows: Sequence[tuple[Judgement, str]], whole: str) -
             failed = [one for one, _ in rows if one.verdict == "fail" and not one.report_only]
             again = commands(outcome.repeat, failed if len(failed) == counts["fail"] else ())
             lines += ["To repeat it locally:", code_block("\n".join(again))] if again else []
+        elif first:
+            lines.append(_UNDECIDED)
         lines += _folded(f"{len(rest)} more {title}", _table(rest)) if rest else []
     further = len(outcome.notes) - _MOST_NOTES
     notes = [*outcome.notes[:_MOST_NOTES], *([f"and {further} more notes"] if further > 0 else [])]
@@ -173,13 +177,20 @@ def _heading(outcome: Outcome) -> list[str]:
     verdict, what = result(outcome)
     mark = f"{_MARKS[verdict]} " if verdict in _MARKS else ""
     busy = ", but the machine was busy" if outcome.doubts else ""
-    lines = [f"### {mark}{verdict}: {what}{busy}", *(f"**{escaped(neutral(line))}**" for line in outcome.doubts)]
+    lines = [f"### {mark}{verdict}: {what}{busy}"]
+    lines += [f"**{escaped(neutral(line))}**" for line in outcome.doubts[:_OPEN]]
     if (one := most_of_all(outcome)) is not None:
-        lines.append(f"Most of all **{escaped(neutral(one.name))}**: {escaped(neutral(in_words(one)))}.")
+        lines.append(f"Most of all {_told(one)}.")
+    gains, best = better(outcome)
+    lines += [f"{gains}, most of all {_told(best)}."] if best else []
     where = f", on {escaped(neutral(outcome.machine))}" if outcome.machine else ""
     counts = f"{counted(outcome.judgements.counts()).capitalize()}, in {outcome.seconds:.0f} s."
     lines.append(f"{_span(outcome.head)} against {_span(outcome.base)}{where}. {counts}")
     return [*lines, *caught(outcome.judgements.caught)]
+
+
+def _told(one: Judgement) -> str:
+    return f"**{escaped(neutral(one.name))}**: {escaped(neutral(in_words(one)))}"
 
 
 def _whole(environment: Mapping[str, str]) -> str:

@@ -70,13 +70,13 @@ def test_the_worst_comes_first_and_what_is_only_reported_last():
 
 
 WORST = "most of all linear k=8/backward: 3.0% slower [2.0%, 4.0%]"
-ONE = "1 of 1 figures got worse by more than its margin"
+ONE = "1 of 1 figures got worse"
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"verdict": "pass"}, "Passed: none of 1 figures got worse by more than its margin."),
+        ({"verdict": "pass"}, "Passed: none of 1 figures got worse by as much as its margin."),
         ({"verdict": "fail", "report_only": True}, "Passed: no figure decides."),
         ({"verdict": "fail", "estimate": 1.03}, f"Failed: {ONE}, {WORST}."),
         (
@@ -99,9 +99,25 @@ def test_the_result_says_what_is_so(changes, sentence):
 
 def test_a_failure_and_a_slowdown_are_both_told():
     both = outcome(judgement("fail", 1.5), judgement("fail", case="b", head=None, change=None, reason="it died"))
-    said = "Failed: 1 of 2 figures got worse by more than its margin, 1 fails in the head alone"
+    said = "Failed: 1 of 2 figures got worse, 1 fails in the head alone"
     assert OutcomeDocument(both).summary[0] == f"{said}, most of all b/backward: it died."
     assert OutcomeDocument(outcome()).summary[0].startswith("Nothing was judged: ")
+
+
+def test_what_got_better_is_told_as_well():
+    found = outcome(
+        judgement("fail", 1.5),
+        judgement(case="b", change=Interval(0.7, 0.65, 0.75)),
+        judgement(case="c", change=Interval(0.8, 0.75, 0.85)),
+        judgement(case="d", change=Interval(0.99, 0.97, 1.01)),
+        judgement(case="e", quantity="accuracy", unit="points", change=Interval(-2.0, -2.5, -1.5), margin=0.5),
+        judgement(case="f", change=Interval(0.1, 0.1, 0.1), report_only=True),
+        judgement("inconclusive", case="g", change=Interval(0.5, math.nan, math.nan)),
+        judgement("inconclusive", case="h", change=None),
+    )
+    line = "3 got better by more than their margin, most of all b/backward: 30% less [25%, 35%]."
+    assert OutcomeDocument(found).summary[1] == line
+    assert line.replace("b/backward", "**b/backward**") in as_comment(found).replace("\\", "")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +132,7 @@ def test_a_failure_and_a_slowdown_are_both_told():
         ({"quantity": "memory", "unit": "B", "change": Interval(1.5, 1.5, 1.5)}, "50% larger"),
         ({"quantity": "count", "unit": "1", "change": Interval(1.5, 1.5, 1.5)}, "50% more"),
         ({"quantity": "accuracy", "unit": "points", "change": Interval(1.2, 1, 1.5)}, "1.20 points lost [1.00, 1.50]"),
+        ({"quantity": "accuracy", "unit": "points", "change": Interval(-1, -2, 1)}, "1.00 points gained [-1.00, 2.00]"),
         ({"change": None, "reason": "its gradients\nare wrong"}, "its gradients\\nare wrong"),
         ({"change": Interval(1.0, 0.004, 216.0)}, "cannot tell"),
     ],

@@ -218,7 +218,7 @@ def test_the_verdict_comes_first_and_what_passed_is_folded():
         notes=("a note",),
     )
     text = as_comment(found)
-    assert text.splitlines()[2] == "### ❌ Failed: 1 of 3 figures got worse by more than its margin"
+    assert text.splitlines()[2] == "### ❌ Failed: 1 of 3 figures got worse"
     order = ["### ❌ Failed", "1 failed", "#### Failed", "slow", "#### Inconclusive", "unclear", "- a note"]
     order += ["<details><summary>1 passed", "sound", "</details>", "<details><summary>1 only reported", "shown"]
     order += ["<details><summary>How to read", "meprop-bench gate --base main"]
