@@ -59,13 +59,13 @@ __all__ = [
     "iqr",
     "mean_difference",
     "mean_interval",
+    "mean_of_logs",
     "median",
     "non_inferiority",
     "paired_ratio",
     "plus_minus",
     "process_interval",
     "process_medians",
-    "ratio_estimate",
     "ratio_p_value",
     "spread_percent",
     "too_wide",
@@ -247,14 +247,14 @@ def _median_log_ratio(run: Sequence[tuple[float, float]]) -> float:
     return middle if len(ratios) % 2 else (math.log(ratios[half - 1]) + middle) / 2
 
 
-def ratio_estimate(runs: Runs) -> Estimate:
+def _ratio_estimate(runs: Runs) -> Estimate:
     """Return the log of the speed-up baseline / method; runs are as in `process_medians`."""
     return Estimate.of(process_medians(runs))
 
 
 def paired_ratio(runs: Runs, confidence: float = 0.95) -> Interval:
     """Return the speed-up baseline / method with its two-sided interval; runs are as in `process_medians`."""
-    return ratio_estimate(runs).ratio(confidence)
+    return _ratio_estimate(runs).ratio(confidence)
 
 
 def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "differs") -> float:
@@ -265,7 +265,7 @@ def ratio_p_value(runs: Runs, bound: float = 1.0, alternative: Alternative = "di
     """
     if not 0 < bound < math.inf:
         raise ValueError(f"the bound of a ratio is positive and finite, got {bound!r}")
-    return ratio_estimate(runs).p_value(math.log(bound), alternative)
+    return _ratio_estimate(runs).p_value(math.log(bound), alternative)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -296,9 +296,15 @@ def geometric_mean_ratio(cases: Sequence[Runs], confidence: float = 0.95, *, sam
     With `same_processes` the i-th run of every case came from the same process, so that their errors are not
     independent. Without it the cases' variances add up, with Welch's and Satterthwaite's degrees of freedom.
     """
-    if not cases:
+    return mean_of_logs([process_medians(runs) for runs in cases], confidence, same_processes=same_processes)
+
+
+def mean_of_logs(
+    logs: Sequence[Sequence[float]], confidence: float = 0.95, *, same_processes: bool = False
+) -> Interval:
+    """Return what `geometric_mean_ratio` does, of cases whose `process_medians` are known already."""
+    if not logs:
         raise ValueError("a geometric mean needs at least one case")
-    logs = [process_medians(runs) for runs in cases]
     if same_processes:
         return Estimate.of(_joint(logs)).ratio(confidence)
     mean = math.fsum(math.fsum(case) / len(case) for case in logs) / len(logs)

@@ -29,16 +29,26 @@ __all__ = ["command"]
     "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say in what."
 )
 def command(base: Path, head: Path, form: str, across_environments: bool) -> int:
-    """Compare two results folders, or bundles, case by case: the sparse times, and the speed-ups over dense.
+    """Compare two results folders, bundles or named baselines, case by case: sparse times, and speed-ups over dense.
 
     BASE is the earlier one, HEAD the later one. Cases pair up by their id and phase; each ratio has its interval from
     the raw values of both, and all of them are judged at once. The biggest changes come first.
     """
+    from meprop_bench.cli.output import held_for_good
     from meprop_bench.paper.folder import load
     from meprop_bench.report.compare import compare
     from meprop_bench.report.formats import write_as
 
-    (before, _), (after, _) = load(base), load(head)
+    with held_for_good():
+        (before, _), (after, _) = load(_place(base)), load(_place(head))
     found = compare(before, after, across_environments=across_environments)
     write_as(form, found, sys.stdout)
     return ExitCode.OK
+
+
+def _place(given: Path) -> Path:
+    """Return where the results of a named baseline are, or the path that was given."""
+    from meprop_bench.results.baselines import Baselines
+
+    name, baselines = str(given), Baselines()
+    return baselines.named(name).results if not given.exists() and name in baselines else given

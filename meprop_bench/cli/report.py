@@ -67,11 +67,13 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool, inde
         return max(map(_index, folders))
     if bundle is not None:
         return _bundle(folders, bundle)
+    from meprop_bench.cli.output import held_for_good
     from meprop_bench.paper.folder import load
     from meprop_bench.report.document import Document
     from meprop_bench.report.formats import write_as
 
-    loaded = {folder: load(folder) for folder in folders}
+    with held_for_good():
+        loaded = {folder: load(folder) for folder in folders}
     documents = [document for document, _ in loaded.values()]
     if not mixed_environments:
         _check_comparable(documents)
@@ -117,14 +119,16 @@ def _index(root: Path) -> int:
     index, trends = collected(root)
     for path in write_index(root, index, trends):
         click.echo(f"wrote {path}", err=True)
-    return ExitCode.USAGE if any(entry.broken for entry in index.entries) else ExitCode.OK
+    for line in index.doubts:
+        click.echo(line, err=True)
+    return ExitCode.USAGE if index.doubts else ExitCode.OK
 
 
 def collected(root: Path) -> tuple[Index, Trends]:
     """Read all results below a folder, one after another, and say on standard error which cannot be read."""
     from meprop_bench.cli.output import command_line
     from meprop_bench.paper.folder import PaperDocument, load
-    from meprop_bench.report.index import Entry, Index, notes_of, results_below
+    from meprop_bench.report.index import Entry, Index, baselines_of, notes_of, results_below
     from meprop_bench.report.trends import Trends
 
     notes, entries, trends = notes_of(root), list[Entry](), Trends(command_line())
@@ -145,7 +149,14 @@ def collected(root: Path) -> tuple[Index, Trends]:
         trends.add(place, document)
     if not entries:
         raise UserError(f"there is no results folder below {root}", ExitCode.NOTHING_MEASURED)
-    return Index(entries, command_line(), notes, trends.said()), trends
+    baselines, wrong = baselines_of(root)
+    for baseline in baselines:
+        try:
+            if baseline.results.is_dir():  # else it is of another tool, and has none of these cases
+                trends.add_baseline(baseline.name, load(baseline.results)[0])
+        except UserError as error:
+            wrong.append(error)
+    return Index(entries, command_line(), notes, trends.said(), baselines, wrong), trends
 
 
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:

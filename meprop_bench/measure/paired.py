@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.notes import Note
-from meprop_bench.stats import Estimate, Interval, iqr, median, ratio_estimate
+from meprop_bench.stats import Estimate, Interval, iqr, median, process_medians
 
 if TYPE_CHECKING:
     import numpy as np
@@ -337,9 +337,14 @@ class Measurement:
         return median(self.values_s)
 
     @cached_property
+    def log_medians(self) -> Sequence[float]:
+        """The median of log(baseline / method) of each process, over the judged runs (`stats.process_medians`)."""
+        return process_medians(self.judged_runs)
+
+    @cached_property
     def estimate(self) -> Estimate:
-        """Log of baseline / method over the judged runs, of which intervals and p-values are made."""
-        return ratio_estimate(self.judged_runs)
+        """Their mean, of which intervals and p-values are made."""
+        return Estimate.of(self.log_medians)
 
     @cached_property
     def speedup(self) -> Interval:
@@ -402,9 +407,9 @@ def settle(measurements: Sequence[Measurement]) -> None:
     squares[np.minimum.reduceat(medians, starts) == np.maximum.reduceat(medians, starts)] = 0.0
     errors = np.sqrt(squares / np.maximum(processes - 1, 1) / processes)
     errors[processes == 1] = math.nan
-    found: dict[str, list[Any]] = {
-        "estimate": list(map(Estimate, means.tolist(), errors.tolist(), (processes - 1).tolist()))
-    }
+    estimates = map(Estimate, means.tolist(), errors.tolist(), (processes - 1).tolist())
+    found: dict[str, list[Any]] = {"estimate": list(estimates)}
+    found["log_medians"] = [array("d", part.tobytes()) for part in np.split(medians, starts[1:])]
     for name, side in (("baseline_median_s", "baseline_s"), ("median_s", "method_s")):
         values = _joined([getattr(run, side) for one in measurements for run in one.runs])
         low, high = _middles(values, np.array([sum(map(len, one.runs)) for one in measurements]))

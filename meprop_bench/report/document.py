@@ -35,7 +35,7 @@ from meprop_bench.report.pays import which_pay
 from meprop_bench.report.quality import Quality
 from meprop_bench.report.reliability import doubts, mean_speedup, with_disagreements
 from meprop_bench.results.incoming import parsed, refused
-from meprop_bench.results.redact import one_line
+from meprop_bench.results.redact import one_line, printable
 from meprop_bench.results.schema import FIGURES, Parity, Row, Utilization, as_object, select
 from meprop_bench.results.store import Store, sound_row
 from meprop_bench.stats import too_wide
@@ -180,7 +180,7 @@ class Document:
             command=one_line(str(record.get("command") or "pytest --benchmark-json"), 2000),
             started=one_line(str(record.get("datetime") or "an unknown time"), 40),
             rows=[_suite_row(each, f"benchmark {place} of {path}") for place, each in enumerate(benchmarks, 1)],
-            environments=environments if isinstance(environments, dict) else {},
+            environments=printable(environments) if isinstance(environments, dict) else {},
         )
 
     @classmethod

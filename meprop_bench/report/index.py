@@ -31,11 +31,23 @@ from meprop_bench.report.formats import as_html, missing_parts
 from meprop_bench.report.markdown import escaped, table
 from meprop_bench.report.trends import PAGE as TRENDS
 from meprop_bench.report.trends import Trends, machine_name
+from meprop_bench.results.baselines import FOLDER, Baseline, Baselines
 from meprop_bench.results.incoming import checked
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, replace_file
 
-__all__ = ["MOST", "NOTES", "Entry", "Index", "Notes", "as_page", "notes_of", "results_below", "write_index"]
+__all__ = [
+    "MOST",
+    "NOTES",
+    "Entry",
+    "Index",
+    "Notes",
+    "as_page",
+    "baselines_of",
+    "notes_of",
+    "results_below",
+    "write_index",
+]
 
 MOST = 2000
 """Lines of the page."""
@@ -114,6 +126,8 @@ class Index:
     command: str
     notes_by_hand: Notes = field(default_factory=Notes)
     steps: Sequence[str] = ()  # what moved, in words (`report.trends`)
+    baselines: Sequence[Baseline] = ()  # what later results are compared with, by name
+    wrong: Sequence[UserError] = ()  # what cannot be read of these
 
     @property
     def title(self) -> str:
@@ -128,8 +142,9 @@ class Index:
     @property
     def doubts(self) -> list[str]:
         """Results that cannot be read."""
-        broken = [entry.place for entry in self.entries if entry.broken]
-        return [f"{len(broken)} of {len(self.entries)} results cannot be read."] if broken else []
+        broken = sum(entry.broken for entry in self.entries)
+        lines = [f"{broken} of {len(self.entries)} results cannot be read."] if broken else []
+        return [*lines, *(f"A baseline cannot be read: {one_line(str(error), _LONGEST)}" for error in self.wrong)]
 
     @property
     def summary(self) -> list[str]:
@@ -153,7 +168,7 @@ class Index:
             last = found[-1]
             footnote = f"{more} older results are not listed: they are in the folder."
             found[-1] = Section(last.title, last.columns, last.groups, footnotes=(footnote,), left=last.left)
-        return found
+        return [*found, *_named(self.baselines)]
 
     @property
     def notes(self) -> Sequence[str]:
@@ -177,6 +192,15 @@ class Index:
     def facts(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """It has none: each result has its own."""
         return []
+
+
+def _named(baselines: Sequence[Baseline]) -> list[Section]:
+    """Return the table of named baselines, none where there are none."""
+    columns = ("name", "saved", "of", "machine", "digest")
+    lines = tuple(
+        tuple(map(Cell, (one.name, f"{one.saved:%Y-%m-%d}", one.source, one.machine, one.digest))) for one in baselines
+    )
+    return [Section("Named baselines", columns, (lines,), left=frozenset(columns))] if lines else []
 
 
 def write_index(root: Path, index: Index, trends: Trends) -> list[Path]:
@@ -219,6 +243,18 @@ def notes_of(root: Path) -> Notes:
         return Notes()
     except (OSError, ValueError) as error:  # of TOML, of UTF-8, or of a structure
         raise UserError(f"{path}: {one_line(str(error), 240)}; correct it, or remove it") from None
+
+
+def baselines_of(root: Path) -> tuple[list[Baseline], list[UserError]]:
+    """Return the named baselines that lie beside a folder of results, or in it, and what is wrong with others."""
+    found, wrong = list[Baseline](), list[UserError]()
+    for baselines in (Baselines(place / FOLDER.name) for place in (root.resolve().parent, root)):
+        for name in baselines.names():
+            try:
+                found.append(baselines.named(name))
+            except UserError as error:
+                wrong.append(error)
+    return found, wrong
 
 
 def results_below(root: Path) -> Iterator[Path]:

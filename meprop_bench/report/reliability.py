@@ -26,7 +26,7 @@ from meprop_bench.measure.machine import was_busy
 from meprop_bench.measure.notes import Note, together
 from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
-from meprop_bench.stats import LEVEL, Interval, Runs, geometric_mean_ratio, holm
+from meprop_bench.stats import LEVEL, Interval, Runs, holm, mean_of_logs
 
 __all__ = [
     "AGREE",
@@ -131,12 +131,13 @@ def significant_rows(rows: Sequence[Row]) -> frozenset[int]:
 
 def mean_speedup(rows: Sequence[Row]) -> Interval | None:
     """Return the geometric mean of the rows' speed-ups with its interval; None if one of them has no raw values."""
-    cases = [runs for row in rows if (runs := judged_runs(row)) is not None]
-    if not cases or len(cases) < len(rows):
+    found = [row.measurement for row in rows if row.measurement is not None and row.speedup is not None]
+    if not found or len(found) < len(rows):
         return None
+    cases = [one.log_medians for one in found]
     # With as many processes everywhere the i-th of each case may be the same one. To take it for the same costs a
     # little width where it is not; to take it for another one where it is would make the interval too narrow.
-    return geometric_mean_ratio(cases, same_processes=len({len(runs) for runs in cases}) == 1)
+    return mean_of_logs(cases, same_processes=len(set(map(len, cases))) == 1)
 
 
 _BUDGET = "~"

@@ -114,6 +114,9 @@ class Series:
     machine: str
     points: Sequence[Point]  # the last ones, in the order of time
     environments: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by their ids
+    baselines: Mapping[str, Interval] = field(
+        default_factory=dict
+    )  # the speed-ups of those that have the case, by name
 
     @cached_property
     def moves(self) -> list[Move]:
@@ -164,6 +167,14 @@ class Trends:
         self._names: dict[str, str] = {}
         self._environments: dict[str, Mapping[str, object]] = {}
         self._left = 0
+        self._baselines: dict[tuple[str, str, str], dict[str, Interval]] = {}
+
+    def add_baseline(self, name: str, document: Document) -> None:
+        """Take the speed-ups of a named baseline, which stand beside the runs and are none of them."""
+        for row in document.rows:
+            if (point := _point(row, name, document)) is not None:
+                key = (row.case_id, row.phase or "", machine_name(document.environments.get(row.environment_id)))
+                self._baselines.setdefault(key, {})[name] = point.speedup
 
     def add(self, place: str, document: Document) -> None:
         """Take the rows of a result that can be believed."""
@@ -189,7 +200,14 @@ class Trends:
         for (case_id, phase, _), points in every.items():
             counts[case_id, phase] = counts.get((case_id, phase), 0) + len(points)
         found = [
-            Series(self._names[case_id], phase, machine, points[-RUNS:], self._environments)
+            Series(
+                self._names[case_id],
+                phase,
+                machine,
+                points[-RUNS:],
+                self._environments,
+                self._baselines.get((case_id, phase, machine), {}),
+            )
             for (case_id, phase, machine), points in every.items()
             if counts[case_id, phase] > 1
         ]
@@ -239,10 +257,12 @@ class Trends:
         shown = self.series[:_SHOWN]
         if not shown:
             return []
-        columns = ("case", "phase", "machine", "runs", "speed-up", "course", "time", "steps")
         more = len(self.series) - len(shown) + self._left
         footnotes = (f"{more} more are not shown.",) if more else ()
-        lines = tuple(_line(one) for one in shown)
+        named = list(dict.fromkeys(name for one in shown for name in one.baselines))
+        heads = ("case", "phase", "machine", "runs", "speed-up", "course", "time")
+        columns = (*heads, *(f"baseline {name}" for name in named), "steps")
+        lines = tuple(_line(one, named) for one in shown)
         left = frozenset(columns) - {"runs"}
         return [Section("Cases that were measured more than once", columns, (lines,), footnotes=footnotes, left=left)]
 
@@ -323,7 +343,7 @@ def _days(followed: Iterable[Series]) -> dict[str, int]:
     return counts
 
 
-def _line(one: Series) -> tuple[Cell, ...]:
+def _line(one: Series, baselines: Sequence[str]) -> tuple[Cell, ...]:
     first, last, count = one.points[0], one.points[-1], len(one.points)
     both = [ratio_within(point.speedup) for point in (first, last)]
     times = [seconds(point.time_s) for point in (first, last)]
@@ -339,6 +359,7 @@ def _line(one: Series) -> tuple[Cell, ...]:
         Cell(" → ".join(both)),
         Cell(one.course() if count > 1 else ABSENT),
         Cell(" → ".join(times)),
+        *(Cell(ratio_within(found) if (found := one.baselines.get(name)) else ABSENT) for name in baselines),
         Cell(". ".join(move.text for move in one.moves) or few, ("bad" if worse else "good") if one.moves else "quiet"),
     )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
-__all__ = ["one_line", "without_paths"]
+__all__ = ["one_line", "printable", "without_paths"]
 
 # An absolute path of two components or more: POSIX, home-relative or Windows; not the tail of a word, of a URL or of a
 # relative path.
@@ -44,5 +45,15 @@ def _one_line(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def printable(value: Any) -> Any:
+    """Return JSON values whose texts are printable lines: what a file says of a machine is shown as it stands there."""
+    if isinstance(value, str):
+        return value if value.isprintable() and len(value) <= _LONG else one_line(value, _LONG)
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    return [printable(item) for item in value] if isinstance(value, list) else value
+
+
+_LONG = 2000
 _SHORT = 400
 _short = lru_cache(maxsize=4096)(_one_line)

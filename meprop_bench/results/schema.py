@@ -121,6 +121,11 @@ class Parity(_Record):
     margin: Amount  # the loss that still counts as parity
     verdict: Verdict  # "pass", "fail" or "inconclusive"
 
+    def __post_init__(self) -> None:
+        for name in ("task", "metric"):
+            object.__setattr__(self, name, one_line(getattr(self, name)) or "?")
+        super().__post_init__()
+
     @property
     def interval(self) -> Interval:
         """The difference with its bounds."""
@@ -172,6 +177,10 @@ class Utilization(_Record):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unavailable", _reasons(self.unavailable))
+        if self.energy_source is not None:
+            object.__setattr__(self, "energy_source", one_line(self.energy_source) or "?")
+        if self.throttle_reasons:
+            object.__setattr__(self, "throttle_reasons", tuple(map(one_line, self.throttle_reasons)))
         super().__post_init__()
 
     @classmethod

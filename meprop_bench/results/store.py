@@ -34,7 +34,7 @@ from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import settle
 from meprop_bench.results.consistency import check_row
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
-from meprop_bench.results.redact import one_line, without_paths
+from meprop_bench.results.redact import one_line, printable, without_paths
 from meprop_bench.results.schema import SCHEMA, Flat, Row, check_schema
 
 __all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file", "sound_row"]
@@ -347,7 +347,11 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise UserError(f"{where}: {error}") from None
     except ValueError as error:
         raise refused(where, error, "restore it or measure again") from None
-    return dict(header)
+    return {**header, **{name: printable(header[name]) for name in _SHOWN if name in header}}
+
+
+_SHOWN = ("command", "environments", "states")
+"""Keys of a header that are shown to readers as they are."""
 
 
 def lock(path: Path) -> int:

@@ -10,6 +10,7 @@ from meprop_bench.cli.compare import command
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.bundle import write_bundle
+from meprop_bench.results.baselines import Baselines
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 
@@ -87,3 +88,13 @@ def test_it_is_a_page_and_takes_bundles(make):
     assert result.exception is None
     assert result.stdout.startswith("<!doctype html>")
     assert all(folder.name in result.stdout for folder in folders)
+
+
+def test_a_named_baseline_is_either_side(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before, after = make(row()), make(row(scale=0.5), name="after")
+    Baselines().save("main", [before], source="quick", machine="AMD EPYC")
+    result = call("main", after, "--format", "json")
+    assert result.exception is None
+    assert json.loads(result.stdout)["rows"][0]["time"]["ratio"] == pytest.approx(2.0)
+    assert "does not exist" in str(call("absent", after).exception)

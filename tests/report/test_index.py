@@ -13,6 +13,7 @@ from meprop_bench.cli.report import command
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report import index as index_module
 from meprop_bench.report.index import Entry, Index, Notes, as_page, notes_of, results_below
+from meprop_bench.results.baselines import Baselines
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 
 MACHINE = {"cpu_model": "AMD EPYC", "cpu_usable_cores": 2, "cpu_capability": "AVX2", "git_revision": "abc123"}
@@ -103,6 +104,19 @@ def test_folders_in_folders_count_and_others_do_not(make, tmp_path):
     assert list(results_below(make.root)) == [inner]
     (make.root / "link").symlink_to(inner)
     assert list(results_below(make.root)) == [inner]
+
+
+def test_named_baselines_are_listed(make, tmp_path):
+    folder = make(1)
+    Baselines(tmp_path / "baselines").save("main", [folder], source="quick", machine="AMD EPYC")
+    assert call("--index", make.root).exception is None
+    text = (make.root / "README.md").read_text()
+    assert "## Named baselines" in text
+    assert "| main | 20" in text
+    assert "1 result of" in text  # the baseline is none of them
+    (tmp_path / "baselines/main/baseline.json").write_text("{}")
+    assert call("--index", make.root).return_value == ExitCode.USAGE
+    assert "A baseline cannot be read" in (make.root / "README.md").read_text()
 
 
 def test_no_result_is_said(tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 
-from meprop_bench.measure.paired import Measurement
+from meprop_bench.measure.paired import Measurement, settle
 from meprop_bench.report.cells import sections
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
@@ -76,14 +77,37 @@ def test_the_work_grows_as_the_rows_do(many):
     assert large < 4.4 * small
 
 
-def test_a_row_s_values_are_sorted_for_its_statistics_once(many):
+def test_the_statistics_of_rows_are_worked_out_together_and_once(many):
     folder = many(50)
 
     def run():
         document = Document.load(folder)
         as_markdown(document)
+        as_csv(document)
 
-    assert calls(run, "ratio_estimate")["ratio_estimate"] <= 50
+    assert calls(run, "settle", "_median_log_ratio") == {"settle": 1, "_median_log_ratio": 0}
+
+
+def test_statistics_worked_out_together_are_those_of_each(rows):
+    apart = [row.measurement for row in rows if row.measurement is not None]
+    short = Measurement(
+        "step", (((3.0, 1.0),), ((5.0, 1.0), (2.0, 1.0), (4.0, 4.0))), 1, ((True,), (False, True, False))
+    )
+    even = Measurement("step", [[(1e-3 * place, 2e-3) for place in range(1, 1 + count)] for count in (1, 2, 64, 65)], 1)
+    alike = Measurement("step", [[(0.1, 0.3)] * 3] * 3, 1)
+    found = [replace(one) for one in (*apart, short, even, alike)]
+    settle(found)
+    for one in found:
+        alone = replace(one)
+        assert "estimate" in vars(one)
+        assert "estimate" not in vars(alone)
+        assert (one.median_s, one.baseline_median_s) == (alone.median_s, alone.baseline_median_s)
+        assert list(one.log_medians) == pytest.approx(alone.log_medians)
+        assert one.estimate.value == pytest.approx(alone.estimate.value)
+        assert one.estimate.error == pytest.approx(alone.estimate.error, nan_ok=True)
+        assert one.estimate.degrees == alone.estimate.degrees
+    assert found[-1].estimate.error == 0.0
+    settle([])
 
 
 def test_rows_of_many_pairs_take_little_more_than_their_numbers(make_row):

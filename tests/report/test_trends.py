@@ -118,6 +118,15 @@ def test_many_times_that_move_together_are_the_machine_s(followed, make_row):
     ]
 
 
+def test_named_baselines_stand_beside_the_runs_and_are_none(followed, make_row):
+    found = followed([3.0] * 3)
+    row = make_row("a", speedup=2.5, environment_id="e0")
+    found.add_baseline("main", Document("main", "c", "2026-01-01", [row], {"e0": MACHINE}))
+    (section,) = found.sections
+    assert section.groups[0][0][section.columns.index("baseline main")].text.startswith("2.50x")
+    assert len(found.series[0].points) == 3
+
+
 def test_pages_are_bounded(followed, monkeypatch):
     monkeypatch.setattr(module, "RUNS", 5)
     monkeypatch.setattr(module, "_SHOWN", 2)

@@ -386,3 +386,10 @@ def test_select_by_fields():
 def test_rows_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         row().k = 9
+
+
+def test_texts_within_structures_are_printable_lines():
+    record = row(parity=parity()).to_json()
+    record["parity"] |= {"task": "digits\u202e\x1b[31m", "metric": "a\nb"}
+    found = Row.from_json(record).parity
+    assert (found.task, found.metric) == ("digits [31m", "a b")

@@ -273,3 +273,17 @@ def test_replacing_a_file_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         replace_file(path, "new")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("page.html", "old")]
+
+
+def test_what_a_file_says_of_a_machine_is_printable_lines(store):
+    store.append([row()])
+    path = store.folder / ENVIRONMENT
+    header = json.loads(path.read_text())
+    header["environments"] = {"e0": {"cpu_model": "x\u202e\x1b[31m</script>\ny", "caches": {"a\x00b": ["c\x07", 3]}}}
+    header["command"] = "meprop-bench\x1b]0;title\x07 speedup"
+    header["states"] = [{"warnings": ["\u202eevil" + "x" * 10_000]}]
+    path.write_text(json.dumps(header))
+    found = Store.open(store.folder).header
+    assert found["environments"]["e0"] == {"cpu_model": "x [31m</script> y", "caches": {"a b": ["c", 3]}}
+    assert found["command"] == "meprop-bench ]0;title speedup"
+    assert len(found["states"][0]["warnings"][0]) == 2000
