@@ -436,7 +436,7 @@ def test_a_larger_budget_goes_on_with_what_was_left_out(fake: Any, learns: Any, 
 def test_what_it_does_is_said_as_it_goes(fake: Any, learns: Any) -> None:
     said: list[str] = []
     tune(_machine(fake, learns), said=said)
-    assert any(line.startswith("dense, ") and "s left" in line for line in said)
+    assert any(line.startswith("dense, ") and line.endswith(" min left)") for line in said)
     assert any("hopeless, loses more than 0.5" in line for line in said)
 
 
