@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from meprop_bench.ops import memory
 from meprop_bench.ops.conv.geometry import Geometry, sizes
 from meprop_bench.ops.conv.kernels import Kernel, select_positions
 from meprop_bench.ops.kernels import Gradients, Request
 from meprop_bench.ops.kernels.native import conv as compiled
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
-from meprop_bench.ops.memory import address, scratch
+from meprop_bench.ops.memory import address
 
 __all__ = ["KERNEL", "Native", "case"]
 
@@ -56,7 +57,7 @@ class Native(Kernel):
         compiled.backward(
             OPENMP, compiled.PIXELS, compiled.MAPS, compiled.IMAGES, plan.shares, plan.plan, dy.data_ptr(),
             address(idx), x.data_ptr(), w.data_ptr(), address(dx), address(dw), address(db),
-            scratch(plan.scratch),
+            memory.scratch(plan.scratch),
         )  # fmt: skip
         return dx, dw, db
 
