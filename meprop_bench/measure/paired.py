@@ -37,7 +37,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain, compress
-from operator import not_
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from meprop_bench.measure.clock import Clock
@@ -189,12 +188,13 @@ def collector_at_rest() -> Iterator[Callable[[], object]]:
 
 
 class Pairs(Sequence[tuple[float, float]]):
-    """The pairs `(baseline_s, method_s)` of one process, in a sixth of the memory that tuples of them take."""
+    """The pairs `(baseline_s, method_s)` of one process: a part of two arrays, in a sixth of the memory of tuples."""
 
-    __slots__ = ("baseline_s", "method_s")
+    __slots__ = ("_dense", "_part", "_sparse")
 
-    def __init__(self, baseline_s: array[float], method_s: array[float]) -> None:
-        self.baseline_s, self.method_s = baseline_s, method_s
+    def __init__(self, baseline_s: array[float], method_s: array[float], part: slice | None = None) -> None:
+        self._dense, self._sparse = baseline_s, method_s
+        self._part = slice(0, len(method_s)) if part is None else part
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float, float]]) -> Pairs:
@@ -204,8 +204,23 @@ class Pairs(Sequence[tuple[float, float]]):
         pairs = list(pairs)
         return cls(array("d", [baseline_s for baseline_s, _ in pairs]), array("d", [method_s for _, method_s in pairs]))
 
+    @property
+    def baseline_s(self) -> array[float]:
+        """The baseline's values, seconds for one iteration."""
+        return self._dense[self._part]
+
+    @property
+    def method_s(self) -> array[float]:
+        """The method's, likewise."""
+        return self._sparse[self._part]
+
+    def kept(self, marks: Sequence[bool]) -> Pairs:
+        """Return the pairs that are not marked."""
+        keep = [not mark for mark in marks]
+        return Pairs(array("d", compress(self.baseline_s, keep)), array("d", compress(self.method_s, keep)))
+
     def __len__(self) -> int:
-        return len(self.method_s)
+        return int(self._part.stop - self._part.start)
 
     def __iter__(self) -> Iterator[tuple[float, float]]:
         return zip(self.baseline_s, self.method_s, strict=True)
@@ -287,7 +302,7 @@ class Measurement:
         parts = [slice(*ends[place : place + 2]) for place in range(len(run_lengths))]
         dense, sparse = array("d", baseline), array("d", method)
         _check_times(phase, dense, sparse)
-        runs = tuple(Pairs(dense[part], sparse[part]) for part in parts)
+        runs = tuple(Pairs(dense, sparse, part) for part in parts)
         return cls(phase, runs, loops, None if disturbed is None else tuple(_marks(disturbed[part]) for part in parts))
 
     @property
@@ -314,7 +329,7 @@ class Measurement:
         """Whether each pair was disturbed, flat, as `values_s`; None where nobody watched."""
         return None if self.disturbed is None else [mark for run in self.disturbed for mark in run]
 
-    @cached_property
+    @property
     def judged_runs(self) -> tuple[Pairs, ...]:
         """The pairs that the speed-up is taken over."""
         if self.disturbed is None:
@@ -379,10 +394,8 @@ class Measurement:
 
 
 def _judged(run: Pairs, marks: tuple[bool, ...]) -> Pairs:
-    if not any(marks):
-        return run
-    clean = Pairs.of(compress(run, map(not_, marks)))
-    return clean if 2 * len(clean) >= len(run) else run
+    disturbed = sum(marks)
+    return run if not disturbed or 2 * disturbed > len(run) else run.kept(marks)
 
 
 def settle(measurements: Sequence[Measurement]) -> None:

@@ -10,8 +10,9 @@ section is said once above the table instead of in a column, which keeps a table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
@@ -32,6 +33,7 @@ __all__ = [
     "WORDS",
     "Cell",
     "Section",
+    "axis_cells",
     "by_phase",
     "check",
     "distinct_rows",
@@ -313,6 +315,14 @@ def distinct_rows(rows: Sequence[Row]) -> frozenset[int]:
     return frozenset(id(rows[place]) for place in significant_rows(rows))
 
 
+def axis_cells(row: Row, names: Iterable[str]) -> Iterator[Cell]:
+    """Give a row's axes as cells; of many rows few differ, and what they say alike is one cell."""
+    return (_axis_cell(AXES[name](row)) for name in names)
+
+
+_axis_cell = lru_cache(maxsize=1 << 12)(Cell)
+
+
 def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     """Return the axes that need a column, and what is the same in all rows as one line."""
     rows = list(rows)
@@ -347,7 +357,7 @@ def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int])
         cells["speed-up"] = marked(speedup(row, distinct=id(row) in distinct), row.notes)
         if "check" in cells:
             cells["check"] = marked(cells["check"], [Note(text) for text in (failure(row),) if text])
-        return (*(Cell(AXES[name](row)) for name in axes), *cells.values())
+        return (*axis_cells(row, axes), *cells.values())
 
     return Section(
         title=title,

@@ -27,6 +27,7 @@ from meprop_bench.report.cells import (
     WORDS,
     Cell,
     Section,
+    axis_cells,
     by_phase,
     joules,
     memory,
@@ -93,7 +94,7 @@ def _saving_section(
         constants = "; ".join(filter(None, (constants, f"bound by {bounds.pop()}" if bounds != {ABSENT} else "")))
 
     def line(row: Row) -> tuple[Cell, ...]:
-        return (*(Cell(AXES[name](row)) for name in axes), *(found[id(row)][name] for name in shown))
+        return (*axis_cells(row, axes), *(found[id(row)][name] for name in shown))
 
     return Section(
         title=f"Predicted against measured saving: {rows[0].workload}, {rows[0].allocator} allocator",

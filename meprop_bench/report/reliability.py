@@ -63,17 +63,17 @@ def doubts(states: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[str
 def with_disagreements(rows: Iterable[Row]) -> list[Row]:
     """Return the rows with `baseline_disagreement` set, and a note, where equal dense times differ by too much."""
     plain = [_plain(row) for row in rows]
-    extremes: dict[tuple[object, ...], tuple[float, float]] = {}
-    works = [_work(row) for row in plain]
-    for row, work in zip(plain, works, strict=True):
+    groups: dict[tuple[object, ...], list[float]] = {}
+    alike = [groups.setdefault(_work(row), []) for row in plain]  # the dense times of the same work
+    for row, times in zip(plain, alike, strict=True):
         if own := row.dense.median_s:
-            least, most = extremes.get(work, (own, own))
-            extremes[work] = min(least, own), max(most, own)
+            times.append(own)
+    extremes = {id(times): (min(times), max(times)) for times in groups.values() if times}
     found = []
-    for row, work in zip(plain, works, strict=True):
+    for row, times in zip(plain, alike, strict=True):
         factor = 1.0
         if own := row.dense.median_s:
-            least, most = extremes[work]
+            least, most = extremes[id(times)]
             factor = max(own / least, most / own)
         found.append(_marked(row, factor) if factor > AGREE else row)
     return found

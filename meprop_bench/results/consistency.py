@@ -15,6 +15,7 @@ peaks behind a floor are measured, too.
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from meprop_bench.results.incoming import MOST_PERCENT
@@ -63,8 +64,9 @@ def _check_outcome(row: Row) -> None:
         raise ValueError(f"a speed-up for a case that failed: check {row.check!r}, error {row.error!r}")
     if row.error is None:
         return
-    found = {"values_s": row.measurement, "parity": row.parity, **vars(row.sparse)}
-    found |= {f"baseline_{name}": value for name, value in vars(row.dense).items()}
+    found = {"values_s": row.measurement, "parity": row.parity}
+    found |= {spec.name: getattr(row.sparse, spec.name) for spec in fields(row.sparse)}
+    found |= {f"baseline_{spec.name}": getattr(row.dense, spec.name) for spec in fields(row.dense)}
     if numbers := [name for name, value in found.items() if value is not None]:
         raise ValueError(f"{numbers[0]} in a row that holds an error")
 

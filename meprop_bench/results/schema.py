@@ -91,8 +91,10 @@ _AS_THEY_ARE = frozenset({type(None), str, int, bool, tuple, dict})
 class _Record:
     """What a row is made of: lists become tuples, and a number that is not finite None, as JSON gives them back."""
 
+    __slots__ = ()
+
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, value in vars(self).items() if hasattr(self, "__dict__") else _slots_of(self):
             if type(value) in _AS_THEY_ARE:
                 continue
             if isinstance(value, float):
@@ -100,6 +102,10 @@ class _Record:
                     object.__setattr__(self, name, None)
             elif isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+
+
+def _slots_of(record: Any) -> Iterable[tuple[str, Any]]:
+    return [(name, getattr(record, name)) for name in record.__slots__]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +148,7 @@ class Parity(_Record):
         return self.difference if self.percent else WHOLE * self.difference / self.scale if self.scale else math.nan
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Utilization(_Record):
     """What a steady loop of one side took of the machine; its device is the GPU, or on the CPU all of its packages."""
 
@@ -181,7 +187,7 @@ class Utilization(_Record):
             object.__setattr__(self, "energy_source", one_line(self.energy_source) or "?")
         if self.throttle_reasons:
             object.__setattr__(self, "throttle_reasons", tuple(map(one_line, self.throttle_reasons)))
-        super().__post_init__()
+        _Record.__post_init__(self)  # `super()` does not find its way through slots
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Utilization:
@@ -191,7 +197,7 @@ class Utilization(_Record):
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Side(_Record):
     """One side of a phase, the baseline or the method: its time, what it needs at least, and what it took."""
 

@@ -157,3 +157,9 @@ def test_the_peaks_are_read_once_for_all_rows(document, monkeypatch):
     assert len(seen) <= len({(row.device, row.dtype, row.threads) for row in document.rows}) * len(
         sections(document.rows)
     )
+
+
+def test_cells_that_say_alike_are_one(rows):
+    (section,) = [one for one in sections(rows) if one.title == "linear, kept allocator"]
+    found = [cell for group in section.groups for line in group for cell in line[:3]]
+    assert len({id(cell) for cell in found}) == len(set(found))
