@@ -2,7 +2,7 @@
 
     <!-- meprop-bench gate: SUITE -->        by which the next run of this gate finds the comment, and no other
     ### ❌ Failed: 2 of 31 figures got worse
-    the worst of them in words, what was compared and on which machine, what would have been caught
+    what was compared and on which machine, the worst of them in words, what would have been caught
     tables of what failed, with how to repeat it, and of what is inconclusive, of each the first twenty; notes
     <details> the others, what passed, what is only reported, how to read it and the command </details>
 
@@ -173,19 +173,19 @@ def _text(outcome: Outcome, rows: Sequence[tuple[Judgement, str]], whole: str) -
 
 
 def _heading(outcome: Outcome) -> list[str]:
-    """Return the verdict, the worst in words, what was compared and where, and what would have been caught."""
+    """Return the verdict, what was compared and where, the worst in words, and what would have been caught."""
     verdict, what = result(outcome)
     mark = f"{_MARKS[verdict]} " if verdict in _MARKS else ""
     busy = ", but the machine was busy" if outcome.doubts else ""
     lines = [f"### {mark}{verdict}: {what}{busy}"]
     lines += [f"**{escaped(neutral(line))}**" for line in outcome.doubts[:_OPEN]]
+    where = f", on {escaped(neutral(outcome.machine))}" if outcome.machine else ""
+    counts = f"{counted(outcome.judgements.counts()).capitalize()}, in {outcome.seconds:.0f} s."
+    lines.append(f"{_span(outcome.head)} against {_span(outcome.base)}{where}. {counts}")
     if (one := most_of_all(outcome)) is not None:
         lines.append(f"Most of all {_told(one)}.")
     gains, best = better(outcome)
     lines += [f"{gains}, most of all {_told(best)}."] if best else []
-    where = f", on {escaped(neutral(outcome.machine))}" if outcome.machine else ""
-    counts = f"{counted(outcome.judgements.counts()).capitalize()}, in {outcome.seconds:.0f} s."
-    lines.append(f"{_span(outcome.head)} against {_span(outcome.base)}{where}. {counts}")
     return [*lines, *caught(outcome.judgements.caught)]
 
 

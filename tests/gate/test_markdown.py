@@ -43,8 +43,8 @@ def test_the_verdict_comes_first_then_what_was_compared_and_where():
     assert lines[:4] == [
         "<!-- meprop-bench gate: gate -->",
         "### ❌ Failed: 1 of 4 figures got worse",
-        "Most of all **linear k=8/backward**: 30% slower \\[25%, 35%\\].",
         "`the work tree` against `main (1a2b)`, on AMD EPYC, 2 cores, Linux 6.1. 1 failed, 3 passed, in 12 s.",
+        "Most of all **linear k=8/backward**: 30% slower \\[25%, 35%\\].",
     ]
     assert lines[4] == "#### Failed"
     folded = as_comment(found).partition("<details><summary>3 passed</summary>")[2]
