@@ -29,7 +29,6 @@ from meprop_bench.gate.document import (
     OutcomeDocument,
     amount,
     better,
-    caught,
     change,
     counted,
     in_words,
@@ -37,6 +36,7 @@ from meprop_bench.gate.document import (
     margin,
     most_of_all,
     result,
+    seen,
     worst,
 )
 from meprop_bench.gate.judgement import Judgement, Outcome
@@ -186,7 +186,7 @@ def _heading(outcome: Outcome) -> list[str]:
     where = f", on {escaped(neutral(outcome.machine))}" if outcome.machine else ""
     counts = f"{counted(outcome.judgements.counts()).capitalize()}, in {outcome.seconds:.0f} s."
     lines.append(f"{_span(outcome.head)} against {_span(outcome.base)}{where}. {counts}")
-    return [*lines, *caught(outcome.judgements.caught)]
+    return [*lines, *map(escaped, seen(outcome))]
 
 
 def _told(one: Judgement) -> str:
