@@ -5,6 +5,7 @@ meprop-bench gate --base v1.2 --head topic --output gate.md --output gate.xml
 meprop-bench gate --baseline before.json --candidate after.json
 meprop-bench gate --candidate after.json --save-baseline main  # from now on --baseline main is that
 meprop-bench gate explain 'linear*/backward'                   # what a verdict was made of (`cli.gate_explain`)
+meprop-bench gate --history .asv/results --candidate run.json  # one run against the runs before it
 meprop-bench gate --self-test                                  # what it can promise on this machine, in 35 minutes
 
 Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
@@ -59,7 +60,10 @@ __all__ = ["command"]
     groups={
         "Revisions": ("base", "head", "self-test", "preset", "budget", "pairs"),
         "Stored results": ("baseline", "candidate", "ratios-only", "save-baseline", "replace", "baselines"),
-        "Judgement": ("cases", "report-only", "margin", "accuracy-margin", "least-time", "confidence"),
+        "A history": ("history", "window", "confirm"),
+        "Judgement": (
+            *("cases", "report-only", "margin", "accuracy-margin", "least-time", "confidence", "allow-inconclusive"),
+        ),
         "Output": ("format", "output", "suite"),
     },
     epilog=examples(
@@ -67,6 +71,7 @@ __all__ = ["command"]
         "meprop-bench gate --base main --head topic --margin 0.1 --output gate.md",
         "meprop-bench gate --baseline before.json --candidate after.json",
         "meprop-bench gate --candidate after.json --save-baseline main",
+        "meprop-bench gate --history .asv/results --candidate run.json --confirm second.json",
         "meprop-bench gate --self-test",
     ),
 )
@@ -82,6 +87,20 @@ __all__ = ["command"]
     help="Stored results to compare with, or the name of a baseline.",
 )
 @click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Runs by which the candidate is judged: asv's results, pytest-benchmark's storage, or results folders.",
+)
+@click.option("--window", type=int, metavar="N", help="Last runs of a history that count for a figure [default: 20].")
+@click.option(
+    "--confirm",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="With --history: what stands out fails only if it does so in a second run, FILE; without FILE, ask for one.",
+)
 @click.option(
     "--self-test",
     is_flag=True,
@@ -106,6 +125,11 @@ __all__ = ["command"]
     "--least-time", type=float, metavar="SECONDS", help="Smallest difference of times that counts [default: 0]."
 )
 @click.option("--confidence", type=float, metavar="SHARE", help="Confidence level of the intervals [default: 0.95].")
+@click.option(
+    "--allow-inconclusive",
+    metavar="SHARE",
+    help="Share of the figures that may be inconclusive, as 1% [default: 1% with --history, else 0].",
+)
 @click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring of a case [default: 150].")
 @click.option("--pairs", type=int, metavar="N", help="Most pairs of processes for a case [default: 32].")
 @click.option(
@@ -138,6 +162,8 @@ def command(
     head: str | None,
     baseline: Path | None,
     candidate: Path | None,
+    history: Path | None,
+    confirm: str | None,
     self_test: bool,
     ratios_only: bool,
     baselines: Path,
@@ -163,7 +189,7 @@ def command(
 
     if context.invoked_subcommand is not None:
         return _leave_to(context, context.invoked_subcommand)
-    _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces)
+    _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces, history, confirm)
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints text alone: leave out --output and --format")
     check_outputs(outputs)
@@ -180,6 +206,7 @@ def command(
             command=typed(),
             repeat=outcome.repeat or words(sys.argv[1:]),
             seconds=time.monotonic() - begun,
+            allowed=outcome.allowed or settings.inconclusive_allowed(),
             suite=suite or _suite(of, settings),
         )
         write_outcome(outcome, form, outputs)
@@ -193,13 +220,16 @@ def command(
             return finished(judged(before), Path(before.name))
 
         return save_as_baseline(save_baseline, candidate, baselines, replaces, show)
-    with telling_refusals(outputs, suite or _suite(baseline, settings)):
-        if baseline is not None:
+    with telling_refusals(outputs, suite or _suite(baseline or history, settings)):
+        if history is not None:
+            assert candidate is not None
+            outcome = _of_history(history, candidate, confirm, settings)
+        elif baseline is not None:
             outcome = _of_files(baseline, candidate, ratios_only, settings, baselines)
         else:
             assert base is not None
             outcome = _of_revisions(base, head, settings)
-    return finished(outcome, baseline)
+    return finished(outcome, baseline or history)
 
 
 def _leave_to(context: click.Context, verb: str) -> int:
@@ -221,6 +251,8 @@ def _check_mode(
     ratios_only: bool,
     save_baseline: object,
     replaces: object,
+    history: object,
+    confirm: object,
 ) -> None:
     """See that exactly one thing is to be done, and that all that is given belongs to it."""
     modes = {
@@ -228,14 +260,16 @@ def _check_mode(
         "--baseline": baseline is not None,
         "--self-test": self_test,
         "--save-baseline": save_baseline is not None,
+        "--history": history is not None,
     }
     chosen = [name for name, given in modes.items() if given]
     if len(chosen) != 1:
         wrong = f"{' and '.join(chosen)} exclude each other" if chosen else "there is nothing to compare"
-        raise UserError(f"{wrong}: give --base REV, --baseline FILE or --self-test")
+        raise UserError(f"{wrong}: give --base REV, --baseline FILE, --history FOLDER or --self-test")
     belongs = {
         "--head": (head, ("--base", "--self-test")),
-        "--candidate": (candidate, ("--baseline", "--save-baseline")),
+        "--candidate": (candidate, ("--baseline", "--save-baseline", "--history")),
+        "--confirm": (confirm, ("--history",)),
         "--replace": (replaces, ("--save-baseline",)),
     }
     for name, (value, owners) in belongs.items():
@@ -243,6 +277,8 @@ def _check_mode(
             raise UserError(f"{name} goes with {' or '.join(owners)}, not with {chosen[0]}")
     if save_baseline is not None and candidate is None:
         raise UserError("--save-baseline needs the results that are to be kept: add --candidate FILE")
+    if history is not None and candidate is None:
+        raise UserError("--history needs the run that is judged: add --candidate FILE")
     if ratios_only and chosen[0] not in ("--baseline", "--save-baseline"):
         raise UserError(f"--ratios-only goes with --baseline, not with {chosen[0]}: revisions share one machine")
 
@@ -251,6 +287,22 @@ def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, setting
     from meprop_bench.gate.baselines import compared
 
     return _of_compared(compared(baseline, candidate, folder, ratios_only=ratios_only), settings)
+
+
+def _of_history(history: Path, candidate: Path, confirm: str | None, settings: Settings) -> Outcome:
+    from meprop_bench.gate.history import judge_run
+    from meprop_bench.progress import live
+
+    second = Path(confirm) if confirm else None
+    with live(f"reading {history.name}") as (update, _):
+        return judge_run(
+            history,
+            candidate,
+            settings,
+            confirm=confirm is not None,
+            second=second,
+            progress=lambda done, total: update(done / total, None),
+        )
 
 
 def _of_baseline(baseline: Baseline, candidate: Path, ratios_only: bool, settings: Settings) -> Outcome:

@@ -33,6 +33,7 @@ __all__ = [
     "most_of_all",
     "result",
     "section",
+    "seen",
     "worst",
 ]
 
@@ -74,7 +75,7 @@ class OutcomeDocument:
             f"{verdict}: {what}{most}.",
             *([f"{gains}, most of all {shown(best.name, 160)}: {in_words(best)}."] if best else []),
             f"{counted(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
-            *caught(self.outcome.judgements.caught),
+            *seen(self.outcome),
         ]
 
     @property
@@ -91,7 +92,8 @@ class OutcomeDocument:
     def hints(self) -> Sequence[str]:
         """How to read it."""
         return (
-            "A figure fails when the low end of its interval is above 1 + margin, among all that are judged at once;"
+            self.outcome.hint
+            or "A figure fails when the low end of its interval is above 1 + margin, among all that are judged at once;"
             " passes when the high end is below it; and is inconclusive otherwise. Noise is half the interval's width."
             " A margin in points is of accuracy, whose change is what was lost.",
         )
@@ -106,6 +108,11 @@ def left_out(every: Judgements, most: int) -> str:
     """Return a line on what follows the `most` that are shown; '' for nothing."""
     rest = every.worst_first[most:]
     return f"{len(rest)} more are not shown: {counted(every.counts(rest))}." if len(rest) else ""
+
+
+def seen(outcome: Outcome) -> Sequence[str]:
+    """Return what stands below the verdict: of a history its findings, else the slowdown that would have failed."""
+    return outcome.findings or caught(outcome.judgements.caught)
 
 
 def caught(slowdown: float | None) -> list[str]:
@@ -136,12 +143,22 @@ def result(outcome: Outcome) -> tuple[str, str]:
     unclear = (
         f"{counts['inconclusive']} of {every} figures {'is' if counts['inconclusive'] == 1 else 'are'} not decided"
     )
+    policy = _policy(outcome)
     return {
-        ExitCode.OK: ("Passed", f"{unclear}, none failed" if counts["inconclusive"] else none),
+        ExitCode.OK: ("Passed", f"{unclear}, none failed{policy}" if counts["inconclusive"] else none),
         ExitCode.REGRESSION: ("Failed", ", ".join(filter(None, (worse, alone)))),
-        ExitCode.INCONCLUSIVE: ("Inconclusive", f"{unclear}, none failed"),
+        ExitCode.INCONCLUSIVE: ("Inconclusive", f"{unclear}, none failed{policy}"),
         ExitCode.NOTHING_MEASURED: ("Nothing was judged", "no figure is among those that are asked for"),
     }[outcome.exit_code]
+
+
+def _policy(outcome: Outcome) -> str:
+    """Return what was said of how much may be inconclusive, where it mattered."""
+    found = outcome.judgements.counts()["inconclusive"]
+    if not outcome.allowed or not found:
+        return ""
+    text = f", and {100 * outcome.allowed:g}% of all ({outcome.most_inconclusive:,}) may be"
+    return text + (f", but {outcome.firm:,} of them await more" if outcome.firm else "")
 
 
 def most_of_all(outcome: Outcome) -> Judgement | None:

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meprop_bench.gate.series import Flags, Floats, Sides
+from meprop_bench.gate.series import MEDIAN_ERROR, NORMAL_IQR, Flags, Floats, Sides
 
-__all__ = ["Evidence", "detectable", "lower_rank", "unpaired"]
+__all__ = ["Evidence", "detectable", "disagreement", "lower_rank", "medians", "unpaired"]
 
 _CAUGHT = 0.9
 """Probability at which a slowdown counts as one that is caught."""
@@ -110,6 +110,35 @@ class _Moments:
                 if count > 1:
                     variance[places] = _of_median(ordered)
         return cls(middle, location, variance, sides.sizes)
+
+
+def medians(sides: Sides) -> Floats:
+    """Return the median of each side."""
+    found = sides.firsts
+    for places, values in sides.matrices():
+        found[places] = np.median(values, axis=1)
+    return found
+
+
+def disagreement(sides: Sides, processes: Flags) -> Floats:
+    """Return by how much the values behind each median disagree, on the log scale: half the distance of the quartiles.
+
+    Where asv ran a benchmark in two processes and one was disturbed, the quartiles lie in the two, and the undisturbed
+    one is so much below the median. `processes`: where each value has a process of its own, the median of n of them is
+    better known than one by sqrt(n). Of a summary it follows from the median's error; 0 where nothing tells it.
+    """
+    found = np.zeros(len(sides))
+    first = sides.starts[sides.summarised]
+    median, error, count = (sides.values[first + part] for part in range(3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        half = NORMAL_IQR / 2 / MEDIAN_ERROR * np.sqrt(count) * error / median
+    found[sides.summarised] = np.where(np.isfinite(half), half, 0.0)
+    for places, values in sides.matrices():
+        low, high = np.quantile(values, (0.25, 0.75), axis=1)
+        positive = low > 0
+        found[places[positive]] = np.log(high[positive] / low[positive]) / 2
+        found[places] /= np.where(processes[places], math.sqrt(values.shape[1]), 1.0)
+    return found
 
 
 def _of_median(ordered: Floats) -> Floats:

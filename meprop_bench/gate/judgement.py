@@ -162,13 +162,24 @@ class Outcome:
     machine: str = ""  # where it was measured, in a few words
     repeat: tuple[str, ...] = ()  # the words of a command that repeats it elsewhere; cases may be added
     runs: Mapping[tuple[str, str], Runs] = field(default_factory=dict)  # case and figure -> the pairs, where there are
+    allowed: float = 0.0  # the share of what decides that may be inconclusive in a run that passes
+    firm: int = 0  # inconclusive figures that count all the same, as they await something
+    findings: tuple[str, ...] = ()  # what stands below the verdict, a line each; of a history what it was able to find
+    hint: str = ""  # how to read it, where that is not the usual
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 when a figure failed, else 4 when one is inconclusive, 5 when nothing was judged, else 0."""
+        """1 when a figure failed, else 4 when more than are allowed are inconclusive, 5 when nothing was judged."""
         if not self.judgements:
             return ExitCode.NOTHING_MEASURED
         counts = self.judgements.counts()
         if counts["fail"]:
             return ExitCode.REGRESSION
-        return ExitCode.INCONCLUSIVE if counts["inconclusive"] else ExitCode.OK
+        too_many = counts["inconclusive"] > self.most_inconclusive
+        return ExitCode.INCONCLUSIVE if too_many or self.firm else ExitCode.OK
+
+    @property
+    def most_inconclusive(self) -> int:
+        """How many figures may be inconclusive in a run that passes."""
+        counts = self.judgements.counts()
+        return math.floor(self.allowed * (sum(counts.values()) - counts["report_only"]) + 1e-9)

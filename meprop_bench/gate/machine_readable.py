@@ -58,6 +58,8 @@ def json_pieces(outcome: Outcome) -> Iterator[str]:
         "base": outcome.base,
         "head": outcome.head,
         "exit_code": int(outcome.exit_code),
+        "allow_inconclusive": outcome.allowed,
+        "findings": list(outcome.findings),
         "counts": {key: every.counts()[key] for key in ("pass", "fail", "inconclusive", "report_only")},
         "seconds": outcome.seconds,
         "environment": outcome.environment,
@@ -113,7 +115,8 @@ def as_junit(outcome: Outcome) -> str:
     for place in shown.tolist():
         _add(suite, every[place])
     more = f"{len(rest)} more are not in this file: {counted(every.counts(rest))}" if len(rest) else ""
-    Xml.SubElement(suite, "system-out").text = _clean("\n".join(filter(None, (*outcome.doubts, more, *outcome.notes))))
+    said = filter(None, (*outcome.doubts, *outcome.findings, more, *outcome.notes))
+    Xml.SubElement(suite, "system-out").text = _clean("\n".join(said))
     Xml.indent(suites, " ")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(suites, encoding="unicode") + "\n"
 

@@ -29,7 +29,6 @@ from meprop_bench.gate.document import (
     OutcomeDocument,
     amount,
     better,
-    caught,
     change,
     counted,
     in_words,
@@ -37,6 +36,7 @@ from meprop_bench.gate.document import (
     margin,
     most_of_all,
     result,
+    seen,
     worst,
 )
 from meprop_bench.gate.judgement import Judgement, Outcome
@@ -186,7 +186,7 @@ def _heading(outcome: Outcome) -> list[str]:
         lines.append(f"Most of all {_told(one)}.")
     gains, best = better(outcome)
     lines += [f"{gains}, most of all {_told(best)}."] if best else []
-    return [*lines, *caught(outcome.judgements.caught)]
+    return [*lines, *map(escaped, seen(outcome))]
 
 
 def _told(one: Judgement) -> str:

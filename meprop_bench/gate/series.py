@@ -33,7 +33,7 @@ import numpy.typing as npt
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.stats import Runs
 
-__all__ = ["Block", "Flags", "Floats", "Integers", "Series", "Side", "Sides", "Summary"]
+__all__ = ["MEDIAN_ERROR", "NORMAL_IQR", "Block", "Flags", "Floats", "Integers", "Series", "Side", "Sides", "Summary"]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -42,9 +42,9 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 _AT_ONCE = 1 << 20
 """Values of a matrix at most, 8 MiB: all of a large file's, beside themselves, would double its memory."""
 
-_NORMAL_IQR = 1.3489795
+NORMAL_IQR = 1.3489795
 """Interquartile range of the normal distribution, in its standard deviations."""
-_MEDIAN_ERROR = 1.2533141
+MEDIAN_ERROR = 1.2533141
 """Standard error of a median, in that of a mean, for normal values: sqrt(pi / 2)."""
 
 
@@ -66,12 +66,12 @@ class Summary:
     @classmethod
     def of_quartiles(cls, median: float, lower: float, upper: float, count: int) -> Summary:
         """Return it from the quartiles of `count` values; they shrug off the tail that timings have."""
-        return cls.of_deviation(median, (upper - lower) / _NORMAL_IQR, count)
+        return cls.of_deviation(median, (upper - lower) / NORMAL_IQR, count)
 
     @classmethod
     def of_deviation(cls, median: float, deviation: float, count: int) -> Summary:
         """Return it from the standard deviation of `count` values."""
-        error = _MEDIAN_ERROR * deviation / math.sqrt(count) if count > 1 else math.nan
+        error = MEDIAN_ERROR * deviation / math.sqrt(count) if count > 1 else math.nan
         return cls(median, error, count)
 
     @classmethod

@@ -82,6 +82,11 @@ class Settings:
     """Standard deviation of the log ratio of two processes of one code, which is added where a file holds the values of
     a single process. 0.033 on a busy 2-core machine (reports/METHODOLOGY.md)."""
 
+    window: int = 20  # runs of a history that a figure is judged by
+    allow_inconclusive: float | str | None = None
+    """Share of what decides that may be inconclusive in a run that passes, 0.01 or "1%"; None: none of two revisions or
+    files, and 1% of a run that is judged by a history."""
+
     def __post_init__(self) -> None:
         plain = ("margin", "accuracy_margin", "least_time", "least_memory", "process_noise")
         amounts = {name: getattr(self, name) for name in plain}
@@ -95,6 +100,8 @@ class Settings:
         if self.budget == 0:
             raise UserError("budget must be more than 0 seconds")
         _check("pairs", self.pairs, 2, 1e4, "an integer of at least 2: one pair gives no interval")
+        _check("window", self.window, 8, 1e4, "an integer of at least 8: of fewer runs no spread is known")
+        self.inconclusive_allowed()
         if not self.cases:
             raise UserError('cases is empty: name at least one glob, "*" for all')
 
@@ -102,6 +109,20 @@ class Settings:
     def alpha(self) -> float:
         """The chance at which a figure may fail, or pass, by noise alone: one-sided."""
         return (1 - self.confidence) / 2
+
+    def inconclusive_allowed(self, *, history: bool = False) -> float:
+        """Return the share of what decides that may be inconclusive; `history`: of a run that is judged by one."""
+        given = self.allow_inconclusive
+        if given is None:
+            return 0.01 if history else 0.0
+        try:
+            percent = isinstance(given, str) and given.strip().endswith("%")
+            share = float(given.strip().removesuffix("%")) / 100 if percent else float(given)  # type: ignore[union-attr]
+        except ValueError:
+            share = math.nan
+        if not (0 <= share <= 1 and (percent or share < 1)):
+            raise UserError(f"allow-inconclusive must be a share from 0 to below 1, or percent as in 1%, not {given!r}")
+        return share
 
     def judged(self, case: str, figure: str) -> bool:
         """Whether the figure is one of `cases`."""
@@ -173,7 +194,8 @@ _WANTED = {
     **dict.fromkeys(("cases", "report-only"), "a list of globs"),
     **dict.fromkeys(("margins", "accuracy-margins"), 'a table of globs and numbers, as "*/backward" = 0.02'),
     "preset": "a name",
-    "pairs": "an integer",
+    **dict.fromkeys(("pairs", "window"), "an integer"),
+    "allow-inconclusive": 'a share, 0.01 or "1%"',
 }
 """What a key must be; a number where nothing is said."""
 

@@ -242,3 +242,87 @@ def test_the_help_says_what_the_default_margin_catches(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "a slowdown of 10% or more of a backward pass fails with 90% probability" in text
     assert "[default: 0.05 for times, 0.075 for ratios, 0.01 for sizes and counts]" in text
+
+
+def asv_run(folder, number, slow=1.0, name=""):
+    columns = ["result", "params", "version", "stats_q_25", "stats_q_75", "stats_repeat"]
+    results = {}
+    for place in range(12):
+        seconds = 1e-3 * (slow if place == 3 else 1.0) * (1 + 0.002 * ((number * 7 + place * 3) % 11))
+        results[f"m.time_{place}"] = [[seconds], [], "v", [seconds * 0.999], [seconds * 1.001], [9]]
+    record = {"commit_hash": f"c{number}", "date": 1_600_000_000_000 + number * 10**8, "params": {"machine": "box"}}
+    folder.mkdir(exist_ok=True)
+    path = folder / (name or f"{number:02}.json")
+    path.write_text(json.dumps({**record, "result_columns": columns, "results": results, "version": 2}))
+    return str(path)
+
+
+@pytest.fixture
+def history(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(12):
+        asv_run(tmp_path / "box", number)
+    return tmp_path / "box"
+
+
+def test_a_run_is_judged_by_those_before_it_in_every_format(history, tmp_path, capsys):
+    given = ["gate", "--history", str(history), "--candidate"]
+    outputs = [word for name in ("o.json", "o.md", "o.xml", "o.txt") for word in ("--output", name)]
+    assert run([*given, asv_run(history, 12)]) == ExitCode.OK
+    assert "the last 12 of 12 runs in box" in capsys.readouterr().out
+    slow = asv_run(history, 12, 1.3)
+    assert run([*given, slow, "--format", "json", *outputs]) == ExitCode.REGRESSION
+    printed = json.loads(capsys.readouterr().out)
+    assert [one["case"] for one in printed["judgements"] if one["verdict"] == "fail"] == ["m.time_3"]
+    assert printed["allow_inconclusive"] == 0.01
+    for name in ("o.md", "o.txt", "o.xml"):
+        text = (tmp_path / name).read_text().replace("\\", "")
+        assert "A slowdown of" in text
+        assert "m.time_3" in text
+    assert run([*given, slow, "--margin", "0.5"]) == ExitCode.OK
+    assert run([*given, slow, "--window", "8"]) == ExitCode.REGRESSION
+
+
+def test_a_second_run_is_asked_for_and_given(history, capsys):
+    slow = asv_run(history, 12, 1.3)
+    given = ["gate", "--history", str(history), "--candidate", slow, "--confirm"]
+    assert run([*given, "--suite", "x"]) == ExitCode.INCONCLUSIVE
+    assert "Figures that await a second run: 1 (m.time_3)." in " ".join(capsys.readouterr().out.split())
+    assert run([*given, asv_run(history.parent / "again", 12, 1.3)]) == ExitCode.REGRESSION
+    assert run([*given, asv_run(history.parent / "again", 12)]) == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--history", "box"], "--history needs the run that is judged: add --candidate FILE"),
+        (["--history", "box", "--baseline", "a.json"], "exclude each other"),
+        (["--baseline", "a", "--candidate", "b", "--confirm"], "--confirm goes with --history"),
+        (["--history", "none", "--candidate", "box/01.json"], "none is not a folder"),
+        (["--history", "box", "--candidate", "none.json"], "none.json does not exist"),
+        (["--history", "box", "--candidate", "box/01.json", "--window", "3"], "an integer of at least 8"),
+        (["--history", "box", "--candidate", "box/01.json", "--allow-inconclusive", "1"], "a share from 0 to below 1"),
+    ],
+)
+def test_a_wrong_use_of_a_history_is_one_line(arguments, words, history, capsys):
+    assert run(["gate", *arguments]) == ExitCode.USAGE
+    printed = capsys.readouterr().err.strip()
+    assert words in printed
+    assert "\n" not in printed
+
+
+def test_a_run_without_a_past_is_not_comparable(history, capsys):
+    assert run(["gate", "--history", str(history), "--candidate", str(history / "05.json")]) == ExitCode.NOT_COMPARABLE
+    assert "box holds 5 runs before 05.json and in its environment, 8 are needed" in capsys.readouterr().err
+
+
+def test_how_much_may_be_inconclusive_holds_for_files_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base, head = benchmark_file(tmp_path / "a.json", 1e-3), benchmark_file(tmp_path / "b.json", 1.1e-3)
+    given = ["gate", "--baseline", base, "--candidate", head, "--margin", "0.1"]
+    assert run(given) == ExitCode.INCONCLUSIVE
+    assert run([*given, "--allow-inconclusive", "100%"]) == ExitCode.OK
+    assert "none failed, and 100% of all (1) may be" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "pyproject.toml").write_text('[tool.meprop-bench.gate]\nallow-inconclusive = "100%"\n')
+    assert run(given) == ExitCode.OK

@@ -63,6 +63,12 @@ def test_everything_can_be_set_and_options_take_its_place(tmp_path):
         ("margins = {a = 'x'}", "must be a table"),
         ("margins = {a = -1}", "margins.a must be"),
         ("preset = 3", "must be a name"),
+        ("window = 7", "window must be an integer of at least 8"),
+        ("window = 20.5", "window in [tool.meprop-bench.gate] must be an integer"),
+        ("allow-inconclusive = 1", "a share from 0 to below 1, or percent as in 1%, not 1"),
+        ("allow-inconclusive = '101%'", "allow-inconclusive must be a share"),
+        ("allow-inconclusive = 'few'", "allow-inconclusive must be a share"),
+        ("allow-inconclusive = []", 'must be a share, 0.01 or "1%"'),
     ],
 )
 def test_what_is_wrong_is_one_line(line, words, tmp_path):
@@ -120,6 +126,17 @@ def test_a_glob_that_matches_nothing_is_told():
         "'z/*' of margins matches no figure",
         "'upd' of report-only matches no figure",
     ]
+
+
+@pytest.mark.parametrize(("given", "share"), [(0, 0.0), (0.02, 0.02), ("2%", 0.02), (" 0.5 % ", 0.005), ("100%", 1.0)])
+def test_how_much_may_be_inconclusive(given, share):
+    found = Settings(allow_inconclusive=given)
+    assert found.inconclusive_allowed() == found.inconclusive_allowed(history=True) == pytest.approx(share)
+
+
+def test_nothing_may_be_inconclusive_but_of_a_history():
+    assert Settings().inconclusive_allowed() == 0
+    assert Settings().inconclusive_allowed(history=True) == 0.01
 
 
 def test_a_case_is_measured_for_any_figure_that_may_be_judged():

@@ -19,6 +19,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from meprop_bench.gate.series import Summary
 from meprop_bench.results.costs import COSTS
 from meprop_bench.results.redact import one_line
 
-__all__ = ["read"]
+__all__ = ["VERSION", "date", "identity", "medians", "read", "series", "units_of"]
 
-_VERSION = 2
+VERSION = 2
 _OF_POINT = (
     "result",
     "samples",
@@ -41,6 +42,7 @@ _OF_POINT = (
 )
 """Columns with an entry for each point."""
 _MOST_POINTS = 1 << 20
+_LATEST_MS = 1e14
 _OPEN, _CLOSE, _QUOTES = "([{<", ")]}>", "'\""
 
 _TRACKED: tuple[Quantity, str] = ("count", "1")
@@ -64,9 +66,9 @@ _BY_UNIT: Mapping[str, tuple[Quantity, str]] = {
 def read(path: Path, document: Mapping[str, Any]) -> Figures:
     """Return the figures of a result, `document`, that was read from `path`; raises `UserError` if it is none."""
     name = shown(path.name, 120)
-    if document.get("version") != _VERSION:
+    if document.get("version") != VERSION:
         version = one_line(repr(document.get("version")), 20)
-        raise UserError(f"{name} is an asv result of version {version}, and this reads {_VERSION}: asv update")
+        raise UserError(f"{name} is an asv result of version {version}, and this reads {VERSION}: asv update")
     columns: Any = document.get("result_columns")
     results = document.get("results")
     named = isinstance(columns, list) and all(isinstance(column, str) for column in columns) and "result" in columns
@@ -74,8 +76,9 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
         raise UserError(f"{name} is an asv result without usable columns; measure again")
     commit = one_line(str(document.get("commit_hash")), 60)[:8]
     found = Figures(name, f"{name} (asv, commit {commit})")
-    found.environments[""] = _identity(document)
-    units = _units(path)
+    found.environments[""] = identity(document)
+    found.when, found.series = date(document), series(document)
+    units = units_of(path)
     left_out: Counter[str] = Counter()
     summaries = 0
     for benchmark, row in results.items():
@@ -99,6 +102,35 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
     return found
 
 
+def medians(
+    document: Mapping[str, Any], units: Mapping[str, str], names: dict[tuple[str, str], list[str]]
+) -> Iterator[tuple[Kind, list[str], list[Any]]]:
+    """Yield of each benchmark of a result what it measures, its cases, and their results as they stand in the file.
+
+    It is what `read` gives, without how well each is known: of a history only the medians are wanted, and a thousand
+    runs take as many times 20 ms instead of 200. `names` keeps the cases of each benchmark from one run to the next.
+    None is a failure, NaN what was skipped. Raises ValueError for a result that `read` would refuse.
+    """
+    columns = list(document["result_columns"])
+    for benchmark, row in document["results"].items():
+        entry = dict(zip(columns, row, strict=False)) if isinstance(row, list) else {}
+        if "params" not in entry:
+            continue  # it failed before anything was known of it
+        params = entry["params"] or []
+        size = math.prod(map(len, params))
+        values = [None] * size if entry["result"] is None else entry["result"]
+        if len(values) != size or size > _MOST_POINTS:
+            raise ValueError(f"the result of {benchmark} does not fit its parameters")
+        key = (benchmark, repr(params))
+        if (cases := names.get(key)) is None:
+            cases = names[key] = [benchmark + label for label in _labels(params)]
+        kind = Kind("value", *_measured(benchmark, units), str(entry.get("version") or ""))
+        if kind.quantity == "count" and any(entry.get("samples") or ()):
+            kind = replace(kind, quantity="ratio", unit="value")  # as `_add` has it
+        if kind.quantity != "accuracy":
+            yield kind, cases, values
+
+
 def _measured(benchmark: str, units: Mapping[str, str]) -> tuple[Quantity, str]:
     if benchmark in units:
         return _BY_UNIT.get(units[benchmark], _TRACKED)
@@ -115,9 +147,15 @@ def _points(name: str, benchmark: str, entry: Mapping[str, Any]) -> Iterator[tup
     columns = {key: value for key, value in entry.items() if key in _OF_POINT and value is not None}
     if size > _MOST_POINTS or any(not isinstance(each, list) or len(each) != size for each in columns.values()):
         raise wrong
-    for index, point in enumerate(itertools.product(*params)):
-        label = f"({', '.join(_parameter(str(value)) for value in point)})" if point else ""
+    for index, label in enumerate(_labels(params)):
         yield benchmark + label, {"result": None, **{key: column[index] for key, column in columns.items()}}
+
+
+def _labels(params: list[list[Any]]) -> Iterator[str]:
+    """Yield what is added to a benchmark's name at each point: `(a, 1)`; nothing where it has no parameters."""
+    texts = [[_parameter(str(value)) for value in values] for values in params]
+    for point in itertools.product(*texts):
+        yield f"({', '.join(point)})" if point else ""
 
 
 def _parameter(text: str) -> str:
@@ -189,16 +227,27 @@ def _summary(value: float, point: Mapping[str, Any], repeats: int, what: str) ->
     return Summary(value, math.nan, repeats)
 
 
-def _identity(document: Mapping[str, Any]) -> dict[str, Any]:
+def identity(document: Mapping[str, Any]) -> dict[str, Any]:
     """Machine, as asv was set up, with Python, what was installed for the benchmarks, and variables that were set."""
     parts = {key: document.get(key) for key in ("params", "requirements", "env_vars")}
     found = flat({key: value for key, value in parts.items() if isinstance(value, Mapping)})
     python = document.get("python")
-    identity = {key.removeprefix("params."): value for key, value in found.items()}
-    return identity | ({"python": python} if isinstance(python, str) else {})
+    own = {key.removeprefix("params."): value for key, value in found.items()}
+    return own | ({"python": python} if isinstance(python, str) else {})
 
 
-def _units(path: Path) -> dict[str, str]:
+def date(document: Mapping[str, Any]) -> float | None:
+    """Return the date of a result's commit, in seconds since 1970, where it has one."""
+    found = document.get("date")
+    return found / 1000 if isinstance(found, int | float) and 0 < found < _LATEST_MS else None
+
+
+def series(document: Mapping[str, Any]) -> str:
+    """Return what asv calls the environment of a result; two that differ in it may be described alike."""
+    return str(document.get("env_name") or "")
+
+
+def units_of(path: Path) -> dict[str, str]:
     """Return the unit of each benchmark, from `benchmarks.json` beside the result or in the folder above."""
     for folder in (path.parent, path.parent.parent):
         try:

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from meprop_bench.gate.names import shown, without_addresses
 from meprop_bench.gate.series import Block, Integers, Series
 from meprop_bench.results.redact import one_line
 
-__all__ = ["Compared", "OtherEnvironment"]
+__all__ = ["Compared", "OtherEnvironment", "differing"]
 
 _ABSOLUTE = ("time", "memory")
 _IN_BLOCKS = ("time", "ratio", "memory")
@@ -325,7 +326,11 @@ def _difference(base: Figures, ours: str, head: Figures, others: str) -> str:
             if ours and others:
                 return f"their environments are {one_line(ours, 20)} and {one_line(others, 20)}"
             return f"{found.name} does not say where it was measured"
-    one, other = (environment or {} for environment in known)
+    return differing(*(environment or {} for environment in known))
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return how two flat environments differ, in a few words; nothing where they do not."""
     names = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
     first = [f"{shown(name, 60)} is {_shown(one.get(name))} and {_shown(other.get(name))}" for name in names[:_SHOWN]]
     return _listed(first, len(names)) if names else ""

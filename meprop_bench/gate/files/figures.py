@@ -67,6 +67,10 @@ class Figures:
         """Case -> what it is known by as well: its case id, of results of this project; of asv its benchmark, which may
         have failed before it had parameters."""
         self.zeros = 0  # rounds of 0 s that were replaced
+        self.when: float | None = None
+        """Seconds since 1970 at which it was measured, of asv the date of its commit; None where the file is silent."""
+        self.series = ""
+        """What asv calls the environment: its runs are a history of their own, however alike two are described."""
         self._places: dict[Kind, dict[str, int]] = {}
         self._keys: dict[str, int] = {}
         self.environment_keys: list[str] = []  # of all environments that its figures have

@@ -9,6 +9,7 @@ machine. Accuracy has one value for each seed; sizes and counts have one value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def of_folder(folder: Path) -> Figures:
     store = Store.open(folder)
     source = f"{folder.resolve().name} (meprop-bench, {store.header['started']})"
     found = Figures(folder.name or str(folder), source)
+    found.when = datetime.fromisoformat(store.header["started"]).timestamp()
     found.notes.extend(f"{found.name}: {note}" for note in store.notes)
     document = Document.of(store)
     found.doubts.extend(f"{document.title}: {line}" for line in document.doubts)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, TypeAlias
 
@@ -110,6 +111,7 @@ class Reader:
         version = document.get("version")
         release = f" {one_line(version, 20)}" if isinstance(version, str) else ""
         found.source = f"{found.name} (pytest-benchmark{release})"
+        found.when = _seconds(document.get("datetime"))
         machine = document.get("machine_info")
         if isinstance(machine, Mapping):
             found.environments[""] = _identity(machine)
@@ -158,6 +160,15 @@ class Reader:
 def _error(count: int, quartiles: bool) -> float:
     """Return the standard error of the median of `count` values whose quartiles, or else deviation, are 1 apart."""
     return (Summary.of_quartiles(0.0, 0.0, 1.0, count) if quartiles else Summary.of_deviation(0.0, 1.0, count)).error
+
+
+def _seconds(date: object) -> float | None:
+    """Return a date as pytest-benchmark writes it (ISO, UTC where it says nothing), in seconds since 1970."""
+    try:
+        found = datetime.fromisoformat(str(date))
+    except ValueError:
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _identity(machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""A run judged against the runs before it: each figure by its own level and spread, all of them at once.
+
+For each figure, on the log scale, with what its last runs say of it (`noise.Expected`):
+
+    change = log c - shift - level             shift: what the candidate's figures have in common
+    sure   = change - disagreement             what the candidate's own values leave of it
+    bound  = max(log(1 + margin), log(1 + least / level))
+    p      = P(T > (sure - bound) / (error * unrest))      Student's t; 1 where one of its last runs lay as far
+
+    fail          p says so among all figures (Holm), and, with a second run, in both
+    inconclusive  its own values disagree too much, or it awaits a second run
+    pass          none of these: it lies within its own spread, or its margin
+
+What its history does not allow to judge (too few runs, a spread that hides twice the figure) is shown without deciding,
+unless it stands out all the same.
+
+Where a second run is asked for, each of the two needs only the square root of the chance that one alone would: p is the
+square of the larger one. So the rule is both sharper and safer: what stands out of a quiet suite in one run is mostly
+the run's (a process that was disturbed, another layout of its memory), and is not there in the next.
+
+Many benchmarks that stand out in one run are not so many changes of the code: the machine moved, or something that all
+of them use. No figure fails then, and the run says so, as it does when its common shift exceeds the margin.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from meprop_bench.gate.history.noise import Expected, common_shift, unrest
+from meprop_bench.gate.series import Flags, Floats, Integers
+from meprop_bench.stats import holm
+
+__all__ = ["REASONS", "Candidate", "Found", "judge"]
+
+REASONS = (
+    "",
+    "within its own spread",
+    "slower, but its own values disagree",
+    "stands out in this run: a second one has to confirm it",
+    "stood out in the first run, not in the second",
+    "many figures moved together",
+    "its own spread would hide even twice the figure",
+    "too few runs have it as yet",
+    "new: no run has it",
+)
+_WITHIN, _DISAGREES, _AWAITS, _NOT_AGAIN, _TOGETHER, _HIDES, _YOUNG, _NEW = range(1, len(REASONS))
+
+_HIDDEN = math.log(2)
+"""A slowdown that has to stand out, or the figure is not judged."""
+_MANY = 0.1
+_MANY_AT_LEAST = 5
+"""Benchmarks that move together: so many of all, and no fewer than so many."""
+_NEAR, _NEARLY = 3.0, 0.1
+"""Spreads, or share of the way, within which a run lies where another lay: a second mode that is seldom met."""
+_CAUGHT = 1.2815516
+"""Quantile of the normal distribution at 90%: the probability at which a slowdown counts as caught."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One run of what is judged, as columns: logs of the medians, NaN where there is none, and how far the values
+    behind each disagree.
+    """
+
+    logs: Floats
+    disagreement: Floats
+
+
+@dataclass(frozen=True)
+class Found:
+    """The verdicts; arrays are (figures,), on the log scale."""
+
+    verdict: npt.NDArray[np.int8]  # places in `judgement.VERDICTS`
+    reason: Integers  # places in `REASONS`
+    change: Floats
+    low: Floats
+    high: Floats
+    reach: Floats  # from where a change stands out
+    caught: Floats  # what would have stood out with 90% probability
+    shift: float  # of the candidate
+    unrest: float
+    moved: int  # benchmarks that stand out, where they are so many that none fails; else 0
+
+    @property
+    def firm(self) -> Flags:
+        """What is inconclusive and has to be looked at, however much may be inconclusive."""
+        return np.isin(self.reason, (_AWAITS, _TOGETHER))
+
+    @property
+    def idle(self) -> Flags:
+        """What its history does not allow to judge, whatever the candidate: it is shown and does not decide."""
+        return np.isin(self.reason, (_YOUNG, _NEW, _HIDES))
+
+    @property
+    def noisy(self) -> Flags:
+        """What of these has runs enough and is too noisy."""
+        return np.isin(self.reason, (_HIDES,))
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    change: Floats
+    sure: Floats
+    error: Floats
+    p: Floats
+    near: Flags  # it lies just where one of its last runs lay
+    shift: float
+    unrest: float
+
+    @classmethod
+    def of(cls, run: Candidate, known: Expected, bound: Floats, benchmarks: Integers) -> _Evidence:
+        from scipy.special import stdtr
+
+        distance = run.logs - known.level
+        shift = common_shift(distance, benchmarks)
+        change = distance - shift
+        more = unrest(change, known.error)
+        sure, error = change - run.disagreement, known.error * more
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = np.where(error > 0, (sure - bound) / error, np.where(sure > bound, np.inf, -np.inf))
+        p = stdtr(known.degrees.astype(np.float64), -t)
+        within = np.maximum(_NEAR * known.spread * more, _NEARLY * known.farthest)
+        near = np.abs(change - known.farthest) <= within
+        seen = near | (sure <= known.beyond + known.spread * more)
+        p = np.where(np.isnan(change), np.nan, np.where(seen, 1.0, p))
+        return cls(change, sure, error, p, near, shift, more)
+
+
+def judge(
+    first: Candidate,
+    known: Expected,
+    bound: Floats,
+    decides: Flags,
+    benchmarks: Integers,
+    alpha: float,
+    window: int,
+    *,
+    confirm: bool = False,
+    second: Candidate | None = None,
+) -> Found:
+    """Return the verdicts on a run; with `confirm` what stands out awaits a `second` one, or is judged by both.
+
+    `bound` is what each may lose (log scale), `decides` which are judged at once, `alpha` the chance, one-sided, at
+    which any of them may fail by noise alone.
+    """
+    from scipy.special import stdtrit
+
+    found = _Evidence.of(first, known, bound, benchmarks)
+    judged = decides & np.isfinite(found.p)
+    family, power = max(int(judged.sum()), 1), 2 if confirm else 1
+    stands = _rejected(found.p**power, judged, alpha)
+    fails, again = stands & (not confirm), np.zeros_like(stands)
+    other = None if second is None else _Evidence.of(second, known, bound, benchmarks)
+    if other is not None:
+        again = stands & np.isfinite(other.p)
+        fails = again & _rejected(np.fmax(found.p, other.p) ** 2, judged, alpha)
+    families = len(np.unique(benchmarks[judged]))
+    moved = len(np.unique(benchmarks[stands & ~(again & ~fails)]))
+    together = moved >= max(_MANY_AT_LEAST, _MANY * families)
+
+    degrees = known.degrees.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        tail = -stdtrit(degrees, (alpha / family) ** (1 / power)) * found.error
+        half = -stdtrit(degrees, alpha) * found.error
+    reach = np.fmax(bound + tail, known.beyond + known.spread * found.unrest)
+    hides = reach > _HIDDEN
+    # Of few values no spread is known well; more of them may do.
+    slower = (found.change > reach) & ~found.near
+    calm = np.zeros_like(stands) if other is None else other.change <= reach
+    none = ~np.isfinite(known.level) | (hides & (known.runs < window))
+    cases: tuple[tuple[Flags, int, int], ...] = (
+        (stands & together & ~(again & ~fails), 1, _TOGETHER),
+        (fails, 0, 0),
+        (again, 2, _NOT_AGAIN),
+        (stands, 1, _AWAITS),
+        (known.runs == 0, 1, _NEW),
+        (none, 1, _YOUNG),
+        (hides, 1, _HIDES),
+        (slower & calm, 2, _NOT_AGAIN),
+        (slower, 1, _DISAGREES),
+        (found.change > bound, 2, _WITHIN),
+    )
+    which = [one for one, _, _ in cases]
+    return Found(
+        np.select(which, [verdict for _, verdict, _ in cases], 2).astype(np.int8),
+        np.select(which, [reason for _, _, reason in cases], 0),
+        found.change,
+        found.sure - half,
+        found.change + first.disagreement + half,
+        reach,
+        reach + _CAUGHT * found.error,
+        found.shift,
+        found.unrest,
+        moved if together else 0,
+    )
+
+
+def _rejected(p: Floats, judged: Flags, alpha: float) -> Flags:
+    found = np.zeros(len(p), np.bool_)
+    found[judged] = np.array(holm(p[judged].tolist())) <= alpha
+    return found
