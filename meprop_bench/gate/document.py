@@ -136,6 +136,7 @@ def result(outcome: Outcome) -> tuple[str, str]:
             f"none of {every} figures got worse by more than its margin" if every else "no figure decides",
         ),
         ExitCode.REGRESSION: ("Failed", ", ".join(filter(None, (worse, alone)))),
+        ExitCode.NOT_COMPARABLE: ("Not comparable", "the base cannot do all that is measured, none failed"),
         ExitCode.INCONCLUSIVE: (
             "Inconclusive",
             _of(counts["inconclusive"], every, "is not decided", "are not decided") + ", none failed",

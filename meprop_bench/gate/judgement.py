@@ -162,13 +162,18 @@ class Outcome:
     machine: str = ""  # where it was measured, in a few words
     repeat: tuple[str, ...] = ()  # the words of a command that repeats it elsewhere; cases may be added
     runs: Mapping[tuple[str, str], Runs] = field(default_factory=dict)  # case and figure -> the pairs, where there are
+    incomparable: tuple[str, ...] = ()  # cases that the base has and cannot do
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 when a figure failed, else 4 when one is inconclusive, 5 when nothing was judged, else 0."""
+        """5 when nothing was judged; else 1 when a figure failed, 3 when the base cannot do what it has, 4 when one is
+        inconclusive, else 0.
+        """
         if not self.judgements:
             return ExitCode.NOTHING_MEASURED
         counts = self.judgements.counts()
         if counts["fail"]:
             return ExitCode.REGRESSION
+        if self.incomparable:
+            return ExitCode.NOT_COMPARABLE
         return ExitCode.INCONCLUSIVE if counts["inconclusive"] else ExitCode.OK
