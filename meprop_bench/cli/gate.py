@@ -7,7 +7,8 @@ meprop-bench gate --candidate after.json --save-baseline main  # from now on --b
 meprop-bench gate explain 'linear*/backward'                   # what a verdict was made of (`cli.gate_explain`)
 meprop-bench gate --self-test                                  # what it can promise on this machine, in 35 minutes
 
-Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
+Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. Any project that names models
+or functions there can be measured; without these it is this package, or a fork of it. In a GitHub job the Markdown is
 appended to $GITHUB_STEP_SUMMARY as well.
 
 Exit codes: 0 passed, 1 something got worse, 2 wrong usage or input, 3 not comparable, 4 inconclusive, 5 nothing was
@@ -151,8 +152,9 @@ def command(
 ) -> int:
     """Compare two revisions, or two stored results, and fail when something got worse.
 
-    Revisions are checked out beside each other and measured in pairs of fresh processes, interleaved, until each case
-    is decided or its budget is spent. A figure fails when the interval of head / base lies above the margin, passes
+    Revisions, of any project that names models or functions in [tool.meprop-bench.gate] of its pyproject.toml, are
+    checked out beside each other and measured in pairs of fresh processes, interleaved, until each case is decided or
+    its budget is spent. A figure fails when the interval of head / base lies above the margin, passes
     when it lies below, and is inconclusive otherwise.
 
     With the default margin of 5% identical code passes, in about 5 minutes, and a slowdown of 10% or more of a backward

@@ -7,8 +7,8 @@
                                                         are the same: base and head then mostly share it
     ~/.cache/meprop-bench/gate/slot-0/base-environment  this run's alone, removed with its revision
 
-What is shared must not hold the revision itself, or base and head would be one code (whoever lets that happen is told
-so by `revisions`). Hence two commands. `build` installs into an environment of its own, which lies over the shared one:
+What is shared must not hold the revision itself, or base and head would be one code (`revisions` refuses that). Hence
+two commands. `build` installs into an environment of its own, which lies over the shared one:
 what it does not have is found there. Without `lock` nothing is known of what a command depends on, so `install` runs
 each time, and may install anything. Without `install`, `build` lies over the gate's own environment.
 
@@ -39,6 +39,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout, Project
 from meprop_bench.results.redact import one_line
+from meprop_bench.sweep.project import BORROWED
 
 __all__ = ["InstallError", "installed", "kept_folder", "worker_environment"]
 
@@ -46,8 +47,6 @@ _KEPT_S = 30 * 24 * 3600
 """Seconds after which an environment that nobody used is removed."""
 _COMPLETE = "complete"
 
-_BORROWED = "MEPROP_BENCH_BORROWED"
-"""Variable with the folders that a process finds modules in behind all of its environment's."""
 
 _OF_ANOTHER = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "PIP_TARGET", "PIP_PREFIX",
                "PIP_USER")  # fmt: skip
@@ -118,7 +117,7 @@ def worker_environment(project: Project, *, borrows: bool) -> dict[str, str | No
         "VIRTUAL_ENV": str(environment),
         "PYTHONNOUSERSITE": "1",
         "PYTHONPATH": str(folder),
-        _BORROWED: os.pathsep.join(_packages_of_gate()) if borrows else None,
+        BORROWED: os.pathsep.join(_packages_of_gate()) if borrows else None,
     }
 
 
@@ -194,7 +193,7 @@ def _make(folder: Path, *, pip: bool) -> None:
         last = _lines(done.stdout + done.stderr)[-1:] or [f"status {done.returncode}"]
         raise UserError(f"python -m venv cannot make an environment: {one_line(last[0])}")
     # What a process borrows comes behind all else: a line for `site`, which reads these files last of all.
-    line = f"import os, sys; sys.path.extend(filter(None, os.environ.get('{_BORROWED}', '').split(os.pathsep)))\n"
+    line = f"import os, sys; sys.path.extend(filter(None, os.environ.get('{BORROWED}', '').split(os.pathsep)))\n"
     (Path(_packages_of(folder)) / "zz-meprop-bench.pth").write_text(line)
 
 

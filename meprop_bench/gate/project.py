@@ -1,4 +1,4 @@
-"""A project of its own in two revisions: both are installed, its cases are measured, and what only one has is told.
+"""A project of its own in two revisions: both are installed, its cases measured, and what only one names has a line.
 
     settings of the head -> Targets -> both installed -> measured, as any plan is (`revisions`) -> series
 

@@ -88,6 +88,8 @@ _DENSE_SHARE = 0.2
 """Of the time, for blocks of the dense side, of which the ratio sparse/dense needs a rough median only."""
 
 _MOST_FAULTS = 2
+_SHOWN = 8
+"""Names of modules in a note."""
 
 _LEARNING = ("mlp", TRANSFORMER, OWN)
 """Workloads whose accuracies are compared: short trainings of the others say little (their methods decide late)."""
@@ -206,6 +208,7 @@ class Rounds:
         self._round, self._left = 0, len(plan.cases)
         self.cases = {case: CaseRecords(case) for case in plan.cases}
         self.environment: Mapping[str, Any] = {}
+        self._borrowed: dict[Side, str] = {}
 
     def prepare(self) -> None:
         """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
@@ -243,6 +246,7 @@ class Rounds:
     def notes(self) -> list[str]:
         """Return what a reader should know."""
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
+        lines += self._borrowed.values()
         return lines + [line for known in self.cases.values() for line in known.remarks()]
 
     @property
@@ -387,6 +391,12 @@ class Rounds:
                         " command that installs it as build, in [tool.meprop-bench.gate]",
                         ExitCode.NOT_COMPARABLE,
                     )
+            if names := pool.ask(side, "borrowed")["borrowed"]:
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                self._borrowed[side] = (
+                    f"the {side}'s environment has not all that is imported: {', '.join(names[:_SHOWN])}{more} are"
+                    " those of the gate's"
+                )
 
     def _slice(
         self, interleaving: Interleaving, phases: Sequence[str], *, fewest: int, dense: bool
@@ -426,7 +436,7 @@ def _sparsified(case: Measurable) -> bool:
 
 
 def _remarks(setup: Mapping[Side, Mapping[str, Any]], checks: Mapping[Side, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what a reader should know of a case, as both sides told it."""
+    """Yield what a reader should know of a case, as both sides have it."""
     kernels = [setup[side].get("kernel") for side in SIDES]
     if kernels[0] != kernels[1]:
         yield f"the base runs the kernel {kernels[0]}, the head {kernels[1]}"
@@ -435,6 +445,8 @@ def _remarks(setup: Mapping[Side, Mapping[str, Any]], checks: Mapping[Side, Mapp
             "it changes its arguments, so that each call finds what the last one left: have setup make them with"
             " each-call = true, if that is not meant"
         )
+    if not all(checks[side].get("traced", True) for side in SIDES):
+        yield "its peak memory is not measured, as a call takes too long for that"
 
 
 def _cannot(side: Side, case: Measurable, pool: Pool[Side]) -> WorkerError | None:

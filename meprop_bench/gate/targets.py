@@ -14,7 +14,7 @@
     name         of the case, in place of the function's
 
 Both revisions are measured by what the head's pyproject.toml says. What the base's names and the head's does not is no
-case, but it is told: a benchmark that was deleted must not look like one that did not get slower.
+case, but has its line: a benchmark that was deleted must not look like one that did not get slower.
 """
 
 from __future__ import annotations

@@ -227,8 +227,8 @@ def _snapshot(repository: Path, slot: Path, within: Path | None) -> Checkout:
     count = len(changed.splitlines())
     where = f"the work tree at {commit[:12]}" if commit else "the work tree"
     notes = (f"the head is a snapshot of the work tree with {count} uncommitted files",) if count else ()
-    found = Checkout("head", where, commit, folder, (*notes, *known), changed=count > 0)
-    return _as_project(found, repository, within)
+    head = Checkout("head", where, commit, folder, (*notes, *known), changed=count > 0)
+    return _as_project(head, repository, within)
 
 
 def _settle(folder: Path, side: str, name: str, within: Path | None) -> tuple[str, ...]:

@@ -44,7 +44,9 @@ __all__ = [
 ]
 
 _SLOW_S = 0.5
-"""A call of so many seconds is one value: it is not warmed up, calibrated, or traced."""
+"""A call of so many seconds is one value: it is not warmed up, or calibrated."""
+_TRACED_S = 10.0
+"""Seconds of a call from which its memory is not measured, which slows it several times."""
 _BALLAST = (4 << 10, 64 << 10, 1 << 20)
 """Bytes at most of each block of memory that is in the way when the arguments are made again."""
 _SEED = 0
@@ -195,7 +197,7 @@ def check_function(session: Session, warm_s: float) -> _Answer:
             warm_up(form.ready.method, clock, seconds=warm_s)
             loops = calibrate(form.ready.method, clock)
     session.checked = cast(Any, form.ready), clock  # all of it that blocks take
-    return {"side_loops": [loops, loops], "changed": changed}
+    return {"side_loops": [loops, loops], "changed": changed, "traced": form.first_s < _TRACED_S}
 
 
 def again_function(session: Session, seed: int) -> _Answer:
@@ -222,7 +224,7 @@ def peak_function(session: Session) -> _Answer:
     """
     form: _Form = session.loaded[_FORM]
     assert form.ready is not None
-    if form.first_s >= _SLOW_S:
+    if form.first_s >= _TRACED_S:
         return {"peak": None}
     call = form.ready.call
     if form.case.each_call:

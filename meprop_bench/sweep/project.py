@@ -14,7 +14,11 @@ from typing import Any
 
 from meprop_bench.sweep.worker import Session
 
-__all__ = ["enter_project", "origins"]
+__all__ = ["BORROWED", "borrowed", "enter_project", "origins"]
+
+BORROWED = "MEPROP_BENCH_BORROWED"
+"""Variable with the folders, behind all of its environment's, that a process finds in the environment of the gate what
+its own has not."""
 
 
 def enter_project(session: Session, path: Sequence[str], first: bool) -> Mapping[str, Any]:
@@ -41,6 +45,20 @@ def origins(session: Session, names: Collection[str], below: str) -> Mapping[str
         if isinstance(file, str) and (name.partition(".")[0] in names or _below(file, below)):
             found[name] = file
     return {"origins": found}
+
+
+def borrowed(session: Session) -> Mapping[str, Any]:
+    """Return the names of what this process has imported and its environment has not."""
+    folders = [folder for folder in os.environ.get(BORROWED, "").split(os.pathsep) if folder]
+    found = {
+        name
+        for name, module in list(sys.modules.items())
+        if "." not in name
+        and isinstance(file := getattr(module, "__file__", None), str)
+        and any(file.startswith(os.path.join(folder, "")) for folder in folders)
+    }
+    first = ("torch", "numpy")  # what matters most
+    return {"borrowed": sorted((name for name in found if name[0] != "_"), key=lambda name: (name not in first, name))}
 
 
 def _below(file: str, folder: str) -> bool:

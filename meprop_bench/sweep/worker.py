@@ -80,6 +80,8 @@ REQUESTS = {
     "enter_project": "sweep.project:enter_project",
     # {names, below} -> origins: of the modules by these top-level names, or below a folder, module -> its file
     "origins": "sweep.project:origins",
+    # {} -> borrowed: names of modules that come from the gate's environment, as the project's own has none
+    "borrowed": "sweep.project:borrowed",
     # a function: {case} -> phases, costs; {warm_s} -> side_loops, changed; {seed} -> nothing; {} -> peak, in bytes
     "setup_function": "sweep.function_case:setup_function",
     "check_function": "sweep.function_case:check_function",

@@ -43,7 +43,7 @@ def _checkout(slot: Path, side: str, own: str = "") -> Checkout:
     (folder / "dependency.py").write_text("import os\n")
     (folder / "own.py").write_text(f"whose = {own or side!r}\n")
     (folder / "requirements.lock").write_text("dependency==1\n")
-    return Checkout(side, side, None, folder, (), Project(slot / "elsewhere", slot))
+    return Checkout(side, side, None, folder, (), project=Project(slot / "elsewhere", slot))
 
 
 def _runs(checkout: Checkout, program: str, *, borrows: bool = False) -> str:
@@ -62,7 +62,7 @@ def _runs(checkout: Checkout, program: str, *, borrows: bool = False) -> str:
 
 def test_without_commands_there_is_no_environment(tmp_path: Path) -> None:
     (tmp_path / "slot/base/src").mkdir(parents=True)
-    checkout = Checkout("base", "base", None, tmp_path / "slot/base", (), Project(tmp_path, tmp_path / "slot"))
+    checkout = Checkout("base", "base", None, tmp_path / "slot/base", (), project=Project(tmp_path, tmp_path / "slot"))
     project = installed(checkout, Settings()).project
     assert project is not None
     assert project.python is None
