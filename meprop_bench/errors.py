@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable
 from enum import IntEnum
 
-__all__ = ["ExitCode", "UserError", "nearest", "one_of", "out_of_memory"]
+__all__ = ["Absent", "ExitCode", "UserError", "nearest", "one_of", "out_of_memory"]
 
 
 class ExitCode(IntEnum):
@@ -31,6 +31,10 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows: the line, as no traceback says more."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class Absent(UserError):
+    """What a user named is not there: no such file, module or function."""
 
 
 def out_of_memory(error: BaseException) -> bool:

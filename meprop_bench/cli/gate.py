@@ -8,7 +8,8 @@ meprop-bench gate explain 'linear*/backward'                   # what a verdict 
 meprop-bench gate --history .asv/results --candidate run.json  # one run against the runs before it
 meprop-bench gate --self-test                                  # what it can promise on this machine, in 35 minutes
 
-Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. In a GitHub job the Markdown is
+Settings come from [tool.meprop-bench.gate] of pyproject.toml; options take their place. Any project that names models
+or functions there can be measured; without these it is this package, or a fork of it. In a GitHub job the Markdown is
 appended to $GITHUB_STEP_SUMMARY as well.
 
 Exit codes: 0 passed, 1 something got worse, 2 wrong usage or input, 3 not comparable, 4 inconclusive, 5 nothing was
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from meprop_bench.gate.revisions import GateProgress
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
+    from meprop_bench.gate.targets import Targets
     from meprop_bench.gate.worktree import Checkout
     from meprop_bench.results.baselines import Baseline
     from meprop_bench.sweep.plan import Plan
@@ -176,8 +178,9 @@ def command(
 ) -> int:
     """Compare two revisions, or two stored results, and fail when something got worse.
 
-    Revisions are checked out beside each other and measured in pairs of fresh processes, interleaved, until each case
-    is decided or its budget is spent. A figure fails when the interval of head / base lies above the margin, passes
+    Revisions, of any project that names models or functions in [tool.meprop-bench.gate] of its pyproject.toml, are
+    checked out beside each other and measured in pairs of fresh processes, interleaved, until each case is decided or
+    its budget is spent. A figure fails when the interval of head / base lies above the margin, passes
     when it lies below, and is inconclusive otherwise.
 
     With the default margin of 5% identical code passes, in about 5 minutes, and a slowdown of 10% or more of a backward
@@ -325,8 +328,10 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
     from meprop_bench.gate.files.machine import machine_line
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.looks import Looks
+    from meprop_bench.gate.project import compare
     from meprop_bench.gate.repeat import words
     from meprop_bench.gate.revisions import measure
+    from meprop_bench.gate.targets import Targets
 
     plan, looks = _plan(settings), Looks.within(settings.pairs)
 
@@ -334,7 +339,10 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
         return undecided(series, settings, looks)
 
     with _measuring(plan, base, head) as (first, second, progress, busy):
-        found = measure(plan, first, second, undecided=waiting, progress=progress)
+        if isinstance(plan, Targets):
+            found = compare(plan, first, second, settings, undecided=waiting, progress=progress)
+        else:
+            found = measure(plan, first, second, undecided=waiting, progress=progress)
         doubts = tuple(filter(None, (busy(),)))
     judgements = judge(found.series, settings, looks)
     environment = dict(found.environment)
@@ -345,17 +353,20 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
         machine=machine_line(environment),
         repeat=words(sys.argv[1:], first.commit, None if second.changed else second.commit),
         runs={(one.case, one.figure): one.pairs for one in found.series if one.pairs},
+        incomparable=found.incomparable,
     )
 
 
 def _self_test(head: str | None, settings: Settings) -> int:
+    from meprop_bench.gate.project import both_installed
     from meprop_bench.gate.selftest import as_text, check
 
     plan = _plan(settings)
     # Two trees of one revision; of uncommitted changes, HEAD stands for both.
     revision = head or "HEAD"
     with _measuring(plan, revision, revision) as (first, second, progress, busy):
-        promise = check(plan, first, second, settings, progress=progress)
+        sides = both_installed(first, second, settings) if settings.own else (first, second)
+        promise = check(plan, *sides, settings, progress=progress)
         doubt = busy()
     with complaining():
         write((f"{doubt}\n" if doubt else "") + as_text(promise))
@@ -364,31 +375,39 @@ def _self_test(head: str | None, settings: Settings) -> int:
 
 @contextmanager
 def _measuring(
-    plan: Plan, base: str, head: str | None
+    plan: Plan | Targets, base: str, head: str | None
 ) -> Iterator[tuple[Checkout, Checkout, Callable[[GateProgress], None], Callable[[], str]]]:
     """Give both revisions, what shows the progress, and what says whether the machine was busy meanwhile."""
+    from meprop_bench.gate.targets import Targets
     from meprop_bench.gate.worktree import repository_of, work_trees
     from meprop_bench.measure.machine import Observer
 
-    with work_trees(repository_of(Path.cwd()), base, head) as (first, second), _showing() as progress:
+    folder = Path.cwd()
+    project = folder if isinstance(plan, Targets) else None
+    with work_trees(repository_of(folder), base, head, project=project) as (first, second), _showing() as progress:
         yield first, second, progress, Observer(max(case.threads for case in plan.cases)).line
 
 
-def _plan(settings: Settings) -> Plan:
-    """Return the preset's cases that can have a figure to judge, with the gate's budget."""
+def _plan(settings: Settings) -> Plan | Targets:
+    """Return the cases that can have a figure to judge, with the gate's budget: a project's own, or the preset's."""
+    from meprop_bench.gate.targets import targets
     from meprop_bench.sweep.feasible import check_feasible
     from meprop_bench.sweep.plan import load_preset, plan_preset
+    from meprop_bench.workloads.case import Case
 
-    preset = load_preset(settings.preset)
+    if settings.own:
+        own = targets(settings)
+        # Each revision's models are its own: that one cannot be built is found there, and in which of the two.
+        check_feasible((case for case in own.cases if isinstance(case, Case)), models=False)
+        return own
+    preset = load_preset(name := settings.preset or "gate")
     # A model's usual baseline is the best, which each revision might choose otherwise, or one that older ones lack.
-    own = any("baseline" in sweep for sweep in preset.sweeps)
-    plan = plan_preset(preset, {} if own else {"baseline": ["same"]})
+    chosen = any("baseline" in sweep for sweep in preset.sweeps)
+    plan = plan_preset(preset, {} if chosen else {"baseline": ["same"]})
     cases = tuple(case for case in plan.cases if settings.measured(case.label))
     if not cases:
         names = ", ".join(case.label for case in plan.cases[:3])
-        raise UserError(
-            f"no case of the preset {settings.preset} matches {', '.join(settings.cases)}: it has {names} ..."
-        )
+        raise UserError(f"no case of the preset {name} matches {', '.join(settings.cases)}: it has {names} ...")
     if other := next((case for case in cases if case.compile == "on" or case.baseline == "best"), None):
         raise UserError(
             f"the gate judges revisions by eager code alone: leave compile and baseline best out of {other.label}"
@@ -402,7 +421,7 @@ def _suite(baseline: Path | None, settings: Settings) -> str:
     job = (os.environ.get(name) for name in ("GITHUB_WORKFLOW", "GITHUB_JOB"))
     # A commit or a date in a file's name is another at the next run.
     what = (
-        Path(settings.preset).name
+        ("project" if settings.own else Path(settings.preset or "gate").name)
         if baseline is None
         else re.sub(r"\d{4}-\d\d-\d\d_?|[0-9a-f]{7,}|\d{4,}", "", baseline.name)
     )

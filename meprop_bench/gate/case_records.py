@@ -23,9 +23,9 @@ from typing import Any, Literal, TypeAlias
 
 from meprop_bench.gate.judgement import Kind
 from meprop_bench.gate.series import Series
+from meprop_bench.gate.targets import Measurable
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.stats import median
-from meprop_bench.workloads.case import Case
 
 __all__ = ["SIDES", "Blocks", "CaseRecords", "Facts", "Record", "Side", "record_of"]
 
@@ -58,7 +58,7 @@ class Record:
 class CaseRecords:
     """All that is known of one case."""
 
-    case: Case
+    case: Measurable
     records: dict[float, list[Record]] = field(default_factory=dict)  # slowdown -> one for each pair of processes
     loops: int = 1  # iterations behind a value
     facts: Facts = field(default_factory=dict)
@@ -68,19 +68,19 @@ class CaseRecords:
     faults: dict[Side, list[str]] = field(default_factory=lambda: {"base": [], "head": []})  # why its process died
     failure: str = ""  # why the head cannot do what the base does
     missing: str = ""  # why the base cannot be compared with
+    new: bool = False  # whether that is because the base has no such thing, and not because it fails
+    gone: str = ""  # why the head has no such thing
     spent_s: float = 0.0  # on the case, its share of starting processes included
     rounds: int = 0  # pairs of processes that were started for it
 
     @property
     def open(self) -> bool:
         """Whether it can be measured on."""
-        return not (self.failure or self.missing)
+        return not (self.failure or self.missing or self.gone)
 
     def remarks(self) -> list[str]:
         """Return what a reader should know of the case, one line each."""
-        if self.missing:
-            return [f"{self.case.label}: not comparable, the base cannot do it: {self.missing}"]
-        if self.failure:
+        if not self.open:  # its figure says it
             return []
         lines = list(self.notes)
         for side, reasons in self.faults.items():
@@ -97,9 +97,9 @@ class CaseRecords:
 
     def series(self, records: Sequence[Record] | None = None) -> list[Series]:
         """Return its figures; of other records than those without a slowdown, for the self-test."""
-        if self.missing:
-            return []
         one = partial(Series, case=self.case.label)
+        if self.missing or self.gone:
+            return [one(figure="times", quantity="time", unit="s", unjudged=self._unjudged, decides=not self.new)]
         if self.failure:
             return [one(figure="correctness check", quantity="count", unit="1", failure=self.failure)]
         records = self.records.get(0.0, []) if records is None else records
@@ -116,6 +116,14 @@ class CaseRecords:
                 one(figure="accuracy", quantity="accuracy", unit=unit, base=before, head=after, own_processes=True)
             )
         return found
+
+    @property
+    def _unjudged(self) -> str:
+        if self.gone:
+            return f"gone: the head has none ({self.gone})"
+        if self.new:
+            return f"new: the base has none ({self.missing})"
+        return f"not comparable: {self.missing}"
 
     def _timed(self, phase: str, records: Sequence[Record]) -> Iterator[Series]:
         """Yield the time of a phase, and its ratio to the dense side's where all have that."""
@@ -147,7 +155,7 @@ def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phase
             for phase in phases
         },
         tuple(not calm for calm in calm_ones for _ in calm or (None,)) if known else None,
-        {phase: _values(dense, phase) for phase in phases},
+        {phase: _values(dense, phase) for phase in phases} if dense else {},
         len(setups),
     )
 

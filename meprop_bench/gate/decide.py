@@ -96,7 +96,7 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
 
 def _wanted(one: Series, settings: Settings) -> bool:
     """Whether a figure is judged: what stands for all of a case that has none is, whatever its name."""
-    return bool(one.failure) or one.pairs == () or settings.judged(one.case, one.figure)
+    return bool(one.failure or one.unjudged) or one.pairs == () or settings.judged(one.case, one.figure)
 
 
 @dataclass(frozen=True)
@@ -293,8 +293,8 @@ class _Unsound:
 
 def _unsound(one: Series, settings: Settings) -> _Unsound | None:
     """Return the verdict on a figure that has no sound values on both sides; None if it has."""
-    if one.failure:
-        return _Unsound("fail", one.failure)
+    if said := one.failure or one.unjudged:
+        return _Unsound("fail" if one.failure else "inconclusive", said, report_only=not one.decides)
     if one.pairs is not None and not (one.pairs and all(one.pairs)):
         missing = "a pair of processes has no values" if one.pairs else "no pair of processes was measured"
         return _Unsound("inconclusive", missing)

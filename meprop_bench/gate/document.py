@@ -147,6 +147,7 @@ def result(outcome: Outcome) -> tuple[str, str]:
     return {
         ExitCode.OK: ("Passed", f"{unclear}, none failed{policy}" if counts["inconclusive"] else none),
         ExitCode.REGRESSION: ("Failed", ", ".join(filter(None, (worse, alone)))),
+        ExitCode.NOT_COMPARABLE: ("Not comparable", "the base cannot do all that is measured, none failed"),
         ExitCode.INCONCLUSIVE: ("Inconclusive", f"{unclear}, none failed{policy}"),
         ExitCode.NOTHING_MEASURED: ("Nothing was judged", "no figure is among those that are asked for"),
     }[outcome.exit_code]

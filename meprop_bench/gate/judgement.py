@@ -166,15 +166,20 @@ class Outcome:
     firm: int = 0  # inconclusive figures that count all the same, as they await something
     findings: tuple[str, ...] = ()  # what stands below the verdict, a line each; of a history what it was able to find
     hint: str = ""  # how to read it, where that is not the usual
+    incomparable: tuple[str, ...] = ()  # cases that the base has and cannot do
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 when a figure failed, else 4 when more than are allowed are inconclusive, 5 when nothing was judged."""
+        """5 when nothing was judged; else 1 when a figure failed, 3 when the base cannot do what it has, 4 when more than
+        are allowed are inconclusive, else 0.
+        """
         if not self.judgements:
             return ExitCode.NOTHING_MEASURED
         counts = self.judgements.counts()
         if counts["fail"]:
             return ExitCode.REGRESSION
+        if self.incomparable:
+            return ExitCode.NOT_COMPARABLE
         too_many = counts["inconclusive"] > self.most_inconclusive
         return ExitCode.INCONCLUSIVE if too_many or self.firm else ExitCode.OK
 

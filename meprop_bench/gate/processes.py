@@ -9,6 +9,10 @@ Nothing of a revision is imported here: a worker is `python -P -m meprop_bench.s
 before everything else on Python's path, and says which folder its package came from. Both use this interpreter with
 its torch, so what differs is the project's own code.
 
+A worker of a project of its own runs this package, in the revision's folder, by the interpreter of the revision's own
+environment where it has one. It imports the project's modules once it has said hello. Hashes of strings are the same in
+base and head.
+
 Threads that wait in OpenMP sleep here, where torch lets them spin (unless the environment says how they are to wait).
 Spinning burns a thread's share of the cores, so that on a machine with other work it is left waiting for its core,
 and all threads of its region with it, for 10 ms and more: identical code, a layer of 784 x 500 at B = 50 on two
@@ -38,22 +42,26 @@ from __future__ import annotations
 
 import os
 import random
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import meprop_bench
 from meprop_bench.errors import UserError
 from meprop_bench.gate.case_records import SIDES, Blocks, Facts, Side
+from meprop_bench.gate.environments import worker_environment
 from meprop_bench.gate.judgement import Kind
+from meprop_bench.gate.targets import Measurable, Schedule
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.affinity import chosen
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerDied, WorkerLike
-from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.function_case import FunctionCase
 from meprop_bench.sweep.worker import start_worker
-from meprop_bench.workloads.case import Case
 
 __all__ = [
     "Interleaving",
@@ -61,7 +69,9 @@ __all__ = [
     "accuracies",
     "cores_of",
     "exact_figures",
+    "loops_of",
     "process_pair",
+    "request",
     "start_revision",
     "timed_phases",
     "times_alone",
@@ -71,7 +81,14 @@ _PATIENCE_S = 600.0
 
 _TIMED = ("forward", "backward", "update", "step")
 
-StartRevision: TypeAlias = Callable[[Checkout, Case], WorkerLike]
+StartRevision: TypeAlias = Callable[[Checkout, Measurable], WorkerLike]
+
+_LONGER = 8
+"""Times its own loops that a side makes for the other's sake."""
+_TRAINING_S = 3600.0
+"""Seconds after which a training counts as hung."""
+_LEAST_PEAK = 64 << 10
+"""Bytes: what is below on both sides is the interpreter's own, and is not compared."""
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables that say how OpenMP's threads wait."""
@@ -80,7 +97,7 @@ _PLACES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 
 def process_pair(
-    checkouts: Mapping[Side, Checkout], case: Case, start: StartRevision, rng: random.Random
+    checkouts: Mapping[Side, Checkout], case: Measurable, start: StartRevision, rng: random.Random
 ) -> Pool[Side]:
     """Return a fresh process for each side, started in random order.
 
@@ -90,24 +107,36 @@ def process_pair(
     return Pool(starts, _PATIENCE_S, order=rng.sample(SIDES, 2))
 
 
-def start_revision(checkout: Checkout, case: Case) -> WorkerLike:
+def request(case: Measurable, do: str) -> str:
+    """Return the name of a request as it is for this kind of case."""
+    return f"{do}_function" if isinstance(case, FunctionCase) else do
+
+
+def start_revision(checkout: Checkout, case: Measurable) -> WorkerLike:
     """Start a fresh process that runs the checkout's code, with a case's threads and allocator."""
     waits = {} if _is_set(_WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
     cores = cores_of(case)
     places = {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in cores)} if cores else {}
-    path = os.pathsep.join(filter(None, (str(checkout.folder), os.environ.get("PYTHONPATH"))))
-    env = {
+    env: dict[str, str | None] = {
         **environment_of(case.allocator, case.threads),
         **waits,
         **places,
-        "PYTHONPATH": path,
         # It keeps bytecode by path and time of change, which are the same for every revision in a slot.
         "PYTHONPYCACHEPREFIX": None,
     }
-    return start_worker(env, "-P")
+    if (project := checkout.project) is None:
+        path = os.pathsep.join(filter(None, (str(checkout.folder), os.environ.get("PYTHONPATH"))))
+        return start_worker({**env, "PYTHONPATH": path}, "-P")
+    env["PYTHONHASHSEED"] = os.environ.get("PYTHONHASHSEED", "0")
+    if project.python is not None:
+        env |= worker_environment(project, borrows=not isinstance(case, FunctionCase))
+    elif str(ours := Path(meprop_bench.__file__).parents[1]) not in map(sysconfig.get_path, ("purelib", "platlib")):
+        # This package is not installed: it was found in a folder that another process does not start in.
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ours))))
+    return start_worker(env, "-P", python=project.python, cwd=checkout.folder)
 
 
-def cores_of(case: Case) -> list[int]:
+def cores_of(case: Measurable) -> list[int]:
     """Return the core of each of a case's threads; none where they cannot be bound, or somebody else binds them."""
     if _is_set(_PLACES):
         return []
@@ -123,17 +152,20 @@ def _is_set(names: tuple[str, ...]) -> bool:
 class Interleaving:
     """Two processes that have met, and the blocks that they take; both have set the same case up, and checked it.
 
-    `loops` are the iterations behind a value of "method" and "baseline".
+    `loops` are each side's iterations behind a value of "method" and "baseline", `again` is what sets the case up once
+    more.
     """
 
-    def __init__(self, pool: Pool[Side], loops: Mapping[str, int], rng: random.Random) -> None:
-        self._pool, self._loops, self._rng = pool, loops, rng
+    def __init__(
+        self, pool: Pool[Side], loops: Mapping[Side, Mapping[str, int]], rng: random.Random, *, again: str = "again"
+    ) -> None:
+        self._pool, self._loops, self._rng, self._again = pool, loops, rng, again
         self._number = 0
         pool.ask("head", "meet", port=pool.ask("base", "meet")["port"])
 
     def again(self) -> None:
         """Have both set the case up once more, elsewhere in memory."""
-        self._pool.ask_all("again", each={side: {"seed": self._rng.getrandbits(32)} for side in SIDES})
+        self._pool.ask_all(self._again, each={side: {"seed": self._rng.getrandbits(32)} for side in SIDES})
 
     def take(self, which: str, count: int, slowdowns: Sequence[float] = (0.0,)) -> dict[float, list[Blocks]]:
         """Return neighbours of "method" or "baseline": for each slowdown of the head's blocks `count` of them.
@@ -151,10 +183,11 @@ class Interleaving:
         self._number += 1
         answers = self._pool.ask_all(
             "turns",
-            each={side: {"me": side} for side in SIDES},
+            each={
+                side: {"me": side, "loops": self._loops[side], "lead": int(self._loops[side][which] > 1)}
+                for side in SIDES
+            },
             plan=plan,
-            loops=self._loops,
-            lead=int(self._loops[which] > 1),
             number=self._number,
         )
         for side in SIDES:
@@ -175,6 +208,21 @@ def timed_phases(setup: Mapping[Side, Mapping[str, Any]]) -> tuple[list[str], di
     return phases, {side: [phase for phase in named[side] if phase not in phases] for side in SIDES}
 
 
+def loops_of(checks: Mapping[Side, Mapping[str, Any]]) -> dict[Side, dict[str, int]]:
+    """Return each side's iterations behind a value of "baseline" and "method", from what each found right for itself.
+
+    They are the same, so that both find like caches, unless one side is so much slower that its values would be long.
+    """
+    found: dict[Side, dict[str, int]] = {}
+    for side in SIDES:
+        found[side] = {}
+        for index, which in enumerate(("baseline", "method")):
+            own = checks[side]["side_loops"][index]
+            most = max(checks[each]["side_loops"][index] for each in SIDES)
+            found[side][which] = most if most <= _LONGER * own else own
+    return found
+
+
 def times_alone(interleaving: Interleaving, alone: Mapping[Side, Sequence[str]]) -> Facts:
     """Return the phases that one side alone has, with a time that says what there was and is judged by nobody."""
     found: Facts = {}
@@ -187,15 +235,22 @@ def times_alone(interleaving: Interleaving, alone: Mapping[Side, Sequence[str]])
     return found
 
 
-def exact_figures(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str, Any]]) -> Facts:
-    """Return the figures without noise."""
+def exact_figures(
+    case: Measurable, pool: Pool[Side], setup: Mapping[Side, Mapping[str, Any]], *, operators: bool = True
+) -> Facts:
+    """Return the figures without noise; torch's `operators` say something of layers, and little of a whole model."""
+    if isinstance(case, FunctionCase):
+        peaks = [pool.ask(side, "peak_function")["peak"] for side in SIDES]
+        if None in peaks or max(peaks) < _LEAST_PEAK:
+            return {}
+        return {("peak memory call", "memory", "B"): (peaks[0], peaks[1])}
     each: dict[Side, dict[Kind, float]] = {}
     for side in SIDES:
         each[side] = found = {}
         for phase, (_, (flops, moved)) in setup[side]["costs"].items():
             found[f"flops {phase}", "count", "1"] = flops
             found[f"bytes {phase}", "count", "B"] = moved
-        for phase, count in pool.ask(side, "count")["operators"].items():
+        for phase, count in (pool.ask(side, "count")["operators"] if operators else {}).items():
             found[f"operators {phase}", "count", "1"] = count
         weights = pool.ask(side, "memory", device=case.device)["weights"]
         for phase, (_, weight) in weights.items():
@@ -203,12 +258,25 @@ def exact_figures(case: Case, pool: Pool[Side], setup: Mapping[Side, Mapping[str
     return {key: (each["base"].get(key), each["head"].get(key)) for key in each["base"] | each["head"]}
 
 
-def accuracies(case: Case, pool: Pool[Side], plan: Plan) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], bool]:
+def accuracies(
+    case: Measurable, pool: Pool[Side], plan: Schedule
+) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], bool]:
     """Train the sparsified side of both revisions from the same seeds; nothing is timed meanwhile.
 
     Return what each seed came to in base and head, and whether these are percentages.
     """
-    seeds = list(range(1, plan.accuracy_seeds + 1))
-    answers = pool.ask_all("accuracy", case=case.changed(), sparsified=True, seeds=seeds, steps=plan.accuracy_steps)
-    base, head = (tuple(float(dict(answers[side]["accuracies"])[seed]) for seed in seeds) for side in SIDES)
-    return (base, head), answers["head"].get("percent", True)
+    found: dict[Side, list[float]] = {side: [] for side in SIDES}
+    percent = True
+    for seed in range(1, plan.accuracy_seeds + 1):  # one by one: a training may take as long as a request may
+        answers = pool.ask_all(
+            "accuracy",
+            timeout=_TRAINING_S,
+            case=case.changed(),
+            sparsified=True,
+            seeds=[seed],
+            steps=plan.accuracy_steps,
+        )
+        for side in SIDES:
+            found[side].append(float(dict(answers[side]["accuracies"])[seed]))
+        percent = answers["head"].get("percent", True)
+    return (tuple(found["base"]), tuple(found["head"])), percent

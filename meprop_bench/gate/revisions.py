@@ -18,20 +18,31 @@ A revision gets of a case what differs from the defaults, so that an older one c
 figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
 
 Faults cost their case alone. A worker that dies takes its round of the case along, and the others go on with a fresh
-pair of processes; the second time, the case is given up. A case that base can do and head cannot (its check fails, it
-raises, it dies) has failed; one that base cannot do is not comparable, and only noted.
+pair of processes; the second time, the case is given up. Each has its line among the figures:
+
+    base         head
+    can          cannot (it raises, its check fails, it dies)    failed
+    can          has none                                        gone, which is inconclusive
+    has none     can                                             new, which decides nothing
+    has none     cannot                                          failed
+    cannot       can, or cannot either                           not comparable
+    has none     has none                                        wrong usage: the settings name something else
+
+A project of its own may have been imported from elsewhere than its revision's folder: then base and head are one code,
+and the comparison is refused.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import meprop_bench
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
 from meprop_bench.gate.processes import (
@@ -40,21 +51,24 @@ from meprop_bench.gate.processes import (
     accuracies,
     cores_of,
     exact_figures,
+    loops_of,
     process_pair,
+    request,
     start_revision,
     timed_phases,
     times_alone,
 )
 from meprop_bench.gate.series import Series
+from meprop_bench.gate.targets import Measurable, Schedule
 from meprop_bench.gate.worktree import PACKAGE, Checkout
 from meprop_bench.measure.lock import DeviceLock, device_lock
 from meprop_bench.measure.pool import Pool
-from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed, WorkerRefused
+from meprop_bench.measure.worker import WorkerAbsent, WorkerDied, WorkerError, WorkerFailed, WorkerRefused
 from meprop_bench.results.axes import OWN, TRANSFORMER
+from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import PASSED
-from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.function_case import FunctionCase
 from meprop_bench.sweep.worker import PROTOCOL
-from meprop_bench.workloads.case import Case
 
 __all__ = ["SLICE_S", "GateProgress", "Hooks", "Measured", "Rounds", "measure"]
 
@@ -62,6 +76,8 @@ SLICE_S = 2.5
 """Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
 
 _LEAST_SETUPS = 3
+_MOST_SLICES = 4
+"""Slices after which there are no more set-ups, however few there were: a case may take seconds for each value."""
 _SETUP_S = 0.1
 """Seconds for the blocks of one set-up; setting a small layer up takes a tenth of it."""
 _FEWEST, _MOST = 3, 64
@@ -72,6 +88,8 @@ _DENSE_SHARE = 0.2
 """Of the time, for blocks of the dense side, of which the ratio sparse/dense needs a rough median only."""
 
 _MOST_FAULTS = 2
+_SHOWN = 8
+"""Names of modules in a note."""
 
 _LEARNING = ("mlp", TRANSFORMER, OWN)
 """Workloads whose accuracies are compared: short trainings of the others say little (their methods decide late)."""
@@ -83,7 +101,7 @@ class GateProgress:
 
     stage: str  # "waiting" (for another run to give the device back), or what is done: "preparing", "starting", ...
     round: int  # from 1; 0 while preparing
-    case: Case | None  # the one in hand
+    case: Measurable | None  # the one in hand
     left: int  # cases that are not decided yet
     total: int
     spent_s: float
@@ -110,28 +128,30 @@ class Measured:
     notes: tuple[str, ...]  # what a reader should know, one line each
     environment: Mapping[str, Any]  # of the machine, as the head's worker tells it
     rounds: int  # pairs of processes at most for a case
+    incomparable: tuple[str, ...] = ()  # labels of the cases that the base has and cannot do
 
 
 def measure(
-    plan: Plan,
+    plan: Schedule,
     base: Checkout,
     head: Checkout,
     *,
     undecided: Callable[[Sequence[Series]], Collection[str]],
+    slice_s: float = SLICE_S,
     **hooks: Unpack[Hooks],
 ) -> Measured:
     """Measure the cases of a plan until each is decided or has spent its budget.
 
     The plan says the cases, the seconds for each, all included (`budget`), the least rounds (`processes`), and whether
     and how the accuracy is compared. `undecided` is given all figures so far, and returns the labels of the cases that
-    more rounds could still decide.
+    more rounds could still decide. `slice_s` is how long a case is set up again and again in a round.
 
     Raises:
         UserError: a revision that does not start (exit code 3 for the base, 2 for the head), or that does not know the
-            gate's protocol (3), or a base that can do none of the cases (3).
+            gate's protocol (3), a base that can do none of the cases (3), or a case that neither has (2).
 
     """
-    rounds = Rounds(plan, base, head, **hooks)
+    rounds = Rounds(plan, base, head, slice_s=slice_s, **hooks)
     rounds.prepare()
     todo = list(plan.cases)
     while todo:
@@ -144,7 +164,7 @@ def measure(
             and (known.rounds < plan.processes or case.label in waiting)
             and known.spent_s + known.spent_s / known.rounds <= plan.budget
         ]
-    if all(known.missing for known in rounds.cases.values()):
+    if base.project is None and all(known.missing for known in rounds.cases.values()):
         first = next(iter(rounds.cases.values()))
         raise UserError(
             f"the base, {base.name}, can do none of the cases; {first.case.label}: {first.missing}",
@@ -155,6 +175,7 @@ def measure(
         tuple(rounds.notes()),
         rounds.environment,
         max(known.rounds for known in rounds.cases.values()),
+        rounds.incomparable,
     )
 
 
@@ -167,7 +188,7 @@ class Rounds:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Schedule,
         base: Checkout,
         head: Checkout,
         *,
@@ -187,21 +208,23 @@ class Rounds:
         self._round, self._left = 0, len(plan.cases)
         self.cases = {case: CaseRecords(case) for case in plan.cases}
         self.environment: Mapping[str, Any] = {}
+        self._borrowed: dict[Side, str] = {}
 
     def prepare(self) -> None:
         """Start both revisions once: what they compile and keep is there for all that follow, and costs no case."""
-        first = self._plan.cases[0]
-        with self._device(first), ExitStack() as stack:
-            self._notify("preparing", None)
-            self._processes(first, stack)
+        for first in {isinstance(case, FunctionCase): case for case in reversed(self._plan.cases)}.values():
+            with self._device(first), ExitStack() as stack:
+                self._notify("preparing", None)
+                self._processes(first, stack)
 
-    def once(self, cases: Iterable[Case]) -> None:
+    def once(self, cases: Iterable[Measurable]) -> None:
         """Measure each of the cases in one more pair of fresh processes."""
         todo = list(cases)
         self._round, self._left = self._round + 1, len(todo)
-        groups: dict[tuple[object, ...], list[Case]] = {}
+        groups: dict[tuple[object, ...], list[Measurable]] = {}
         for case in self._rng.sample(todo, len(todo)):
-            groups.setdefault((case.threads, case.device, case.allocator), []).append(case)
+            alike = (isinstance(case, FunctionCase), case.threads, case.device, case.allocator)
+            groups.setdefault(alike, []).append(case)
         for group in groups.values():
             rest = group
             while rest:
@@ -223,13 +246,21 @@ class Rounds:
     def notes(self) -> list[str]:
         """Return what a reader should know."""
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
+        lines += self._borrowed.values()
         return lines + [line for known in self.cases.values() for line in known.remarks()]
 
-    def _device(self, case: Case) -> AbstractContextManager[None]:
+    @property
+    def incomparable(self) -> tuple[str, ...]:
+        """Labels of the cases that the base has and cannot do; of all where it has none of them."""
+        broken = [known for known in self.cases.values() if known.missing and not known.new]
+        none = all(known.missing for known in self.cases.values())
+        return tuple(known.case.label for known in (self.cases.values() if none else broken))
+
+    def _device(self, case: Measurable) -> AbstractContextManager[None]:
         """Have the device to ourselves: two runs side by side would each measure the other."""
         return self._lock(case.device, lambda _: self._notify("waiting", case))
 
-    def _serve(self, group: list[Case]) -> list[Case]:
+    def _serve(self, group: list[Measurable]) -> list[Measurable]:
         """Measure the cases in one pair of processes; return those that are left over because one of the two died."""
         with ExitStack() as stack:
             with self._device(group[0]):
@@ -252,7 +283,14 @@ class Rounds:
         try:
             self._take(known, pool)
         except WorkerError as error:
-            _settle(known, error)
+            errors: dict[Side, WorkerError] = {error.worker: error}
+            if self._checkouts["base"].project is not None:
+                # The other side may not have been asked yet, or have failed as well.
+                side: Side = "head" if error.worker == "base" else "base"
+                errors |= {side: other} if (other := _cannot(side, known.case, pool)) else {}
+                _settle(known, errors, WorkerAbsent)
+            else:  # an older revision of this package refuses the cases that it does not know
+                _settle(known, errors, WorkerRefused)
             return pool.lost or isinstance(error, WorkerDied)
         else:
             return False
@@ -260,11 +298,16 @@ class Rounds:
             known.rounds += 1
             known.spent_s += started + self._now() - before
 
-    def _processes(self, case: Case, stack: ExitStack) -> Pool[Side]:
+    def _processes(self, case: Measurable, stack: ExitStack) -> Pool[Side]:
         """Return a pair that has imported what takes seconds, each its own code, which speaks our protocol."""
         pool = stack.enter_context(process_pair(self._checkouts, case, self._start, self._rng))
+        # A model that is trained as it is needs none, and compiling them takes half a minute.
+        needless = self._checkouts["head"].project is not None and not _sparsified(case)
+        kernels: dict[str, Any] = {"kernels": False} if needless and not isinstance(case, FunctionCase) else {}
         try:
-            answers = pool.hello(threads=case.threads, device=case.device, pin=bool(cores_of(case)))
+            answers = pool.ask_all(
+                request(case, "hello"), threads=case.threads, device=case.device, pin=bool(cores_of(case)), **kernels
+            )
         except WorkerError as error:
             side: Side = error.worker
             raise UserError(
@@ -280,13 +323,16 @@ class Rounds:
                     " does",
                     ExitCode.NOT_COMPARABLE,
                 )
-            wanted, found = checkout.folder / PACKAGE, Path(answer["package"])
+            ours = Path(meprop_bench.__file__).parent
+            wanted, found = ours if checkout.project else checkout.folder / PACKAGE, Path(answer["package"])
             if found.resolve() != wanted.resolve():
                 raise UserError(
                     f"the {side}, {checkout.name}, ran the package in {found} instead of its own: unset what puts it"
                     " first on Python's path",
                     ExitCode.NOT_COMPARABLE,
                 )
+            if checkout.project is not None:
+                pool.ask(side, "enter_project", path=checkout.project.path, first=checkout.project.python is None)
         self.environment = answers["head"]["environment"]
         return pool
 
@@ -294,66 +340,147 @@ class Rounds:
         """Take one slice of a case, and at the first time the figures that have no noise."""
         case = known.case
         self._notify("checking", case)
-        setup = pool.ask_all("setup", case=case.changed())
+        setup = pool.ask_all(request(case, "setup"), case=case.changed())
         checks = {}
         for side in self._rng.sample(SIDES, 2):  # one after the other: loops are calibrated
-            checks[side] = pool.ask(side, "check", warm_s=_WARM_S)
-            if (found := checks[side]["check"]) != PASSED:
+            checks[side] = pool.ask(side, request(case, "check"), warm_s=_WARM_S)
+            if (found := checks[side].get("check", PASSED)) != PASSED:
                 raise WorkerFailed(f"its gradients are wrong: {found}", side, "check")
+        if not known.records:
+            self._check_origins(pool)
         phases, alone = timed_phases(setup)
-        dense_loops, known.loops = (max(checks[side]["side_loops"][index] for side in SIDES) for index in (0, 1))
+        loops = loops_of(checks)
+        known.loops = max(loops[side]["method"] for side in SIDES)
+        slow = min(loops[side]["method"] for side in SIDES) == 1
         self._notify("measuring", case)
-        interleaving = Interleaving(pool, {"baseline": dense_loops, "method": known.loops}, self._rng)
-        taken = self._slice(interleaving, phases)
-        if not known.facts:
-            known.facts = exact_figures(case, pool, setup) | times_alone(interleaving, alone)
-            kernels = [setup[side].get("kernel") for side in SIDES]
-            if kernels[0] != kernels[1]:
-                known.notes.append(f"the base runs the kernel {kernels[0]}, the head {kernels[1]}")
-            if case.workload in _LEARNING and "accuracy" in self._plan.checks:
-                self._notify("training", case)
-                try:
-                    known.accuracy, known.percent = accuracies(case, pool, self._plan)
-                except WorkerRefused as refused:
-                    if refused.worker != "base":  # the base can do it
-                        raise
-                    known.notes.append(f"its accuracy is not compared: {refused}")
+        interleaving = Interleaving(pool, loops, self._rng, again=request(case, "again"))
+        taken = self._slice(interleaving, phases, fewest=1 if slow else _FEWEST, dense=_sparsified(case))
+        if not known.records:
+            known.facts = exact_figures(case, pool, setup, operators=self._checkouts["head"].project is None)
+            known.facts |= times_alone(interleaving, alone)
+            known.notes = list(_remarks(setup, checks))
+            self._compare_accuracies(known, pool)
         for slowdown, record in taken.items():
             known.records.setdefault(slowdown, []).append(record)
 
-    def _slice(self, interleaving: Interleaving, phases: Sequence[str]) -> dict[float, Record]:
-        """Set the case up again and again for a slice of time, and take neighbours with each slowdown."""
+    def _compare_accuracies(self, known: CaseRecords, pool: Pool[Side]) -> None:
+        case = known.case
+        if isinstance(case, FunctionCase) or case.workload not in _LEARNING or "accuracy" not in self._plan.checks:
+            return
+        self._notify("training", case)
+        try:
+            known.accuracy, known.percent = accuracies(case, pool, self._plan)
+        except WorkerRefused as refused:
+            if refused.worker != "base":  # the base can do it
+                raise
+            known.notes.append(f"its accuracy is not compared: {refused}")
+
+    def _check_origins(self, pool: Pool[Side]) -> None:
+        """Refuse a project whose modules are not its revision's: nothing that changed would ever be found."""
+        for side in SIDES:
+            checkout = self._checkouts[side]
+            if checkout.project is None:
+                return
+            source = str(checkout.project.source)
+            answer = pool.ask(side, "origins", names=checkout.modules, below=source)
+            for module, file in answer["origins"].items():
+                if not checkout.owns(Path(file)):
+                    raise UserError(
+                        f"the {side}, {checkout.name}, imports {module} from {one_line(file)}, which is not that"
+                        " revision's, so base and head would be one code: name the folder that it is in as path, or the"
+                        " command that installs it as build, in [tool.meprop-bench.gate]",
+                        ExitCode.NOT_COMPARABLE,
+                    )
+            if names := pool.ask(side, "borrowed")["borrowed"]:
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                self._borrowed[side] = (
+                    f"the {side}'s environment has not all that is imported: {', '.join(names[:_SHOWN])}{more} are"
+                    " those of the gate's"
+                )
+
+    def _slice(
+        self, interleaving: Interleaving, phases: Sequence[str], *, fewest: int, dense: bool
+    ) -> dict[float, Record]:
+        """Set the case up again and again for a slice of time, and take neighbours with each slowdown.
+
+        There are `fewest` of them for a set-up at least, and some of the `dense` side for the ratio to it.
+        """
         taken: dict[float, list[list[Blocks]]] = {slowdown: [] for slowdown in self._slowdowns}
-        dense: list[Blocks] = []
-        begun, dense_s, setups, count = self._now(), 0.0, 0, _FEWEST
-        while (spent := self._now() - begun) < self._slice_s or setups < _LEAST_SETUPS:
+        besides: list[Blocks] = []
+        begun, dense_s, setups, count = self._now(), 0.0, 0, fewest
+        while (spent := self._now() - begun) < self._slice_s or (
+            setups < _LEAST_SETUPS and spent < _MOST_SLICES * self._slice_s
+        ):
             interleaving.again()
             before = self._now()
             for slowdown, blocks in interleaving.take("method", count, self._slowdowns).items():
                 taken[slowdown].append(blocks)
             each_s = (self._now() - before) / count
-            count = max(_FEWEST, min(_MOST, int(_SETUP_S / max(each_s, 1e-6))))
+            count = max(fewest, min(_MOST, int(_SETUP_S / max(each_s, 1e-6))))
             setups += 1
-            if dense_s <= _DENSE_SHARE * spent:
+            if dense and dense_s <= _DENSE_SHARE * spent:
                 before = self._now()
-                dense += interleaving.take("baseline", 1)[0.0]
+                besides += interleaving.take("baseline", 1)[0.0]
                 dense_s += self._now() - before
-        return {slowdown: record_of(setups, dense, phases) for slowdown, setups in taken.items()}
+        return {slowdown: record_of(setups, besides, phases) for slowdown, setups in taken.items()}
 
-    def _notify(self, stage: str, case: Case | None) -> None:
+    def _notify(self, stage: str, case: Measurable | None) -> None:
         total = len(self._plan.cases)
         budget_s = self._plan.budget * total
         self._progress(GateProgress(stage, self._round, case, self._left, total, self.seconds, budget_s))
 
 
-def _settle(known: CaseRecords, error: WorkerError) -> None:
-    """Decide what an error means for its case."""
-    side: Side = error.worker
-    if isinstance(error, WorkerDied):
-        known.faults[side].append(error.reason)
-        if len(known.faults[side]) < _MOST_FAULTS:
-            return
-    if side == "base":
-        known.missing = str(error)
+def _sparsified(case: Measurable) -> bool:
+    """Whether a case has a dense side that is another one than the one that is judged."""
+    return not isinstance(case, FunctionCase) and case.method != "dense"
+
+
+def _remarks(setup: Mapping[Side, Mapping[str, Any]], checks: Mapping[Side, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what a reader should know of a case, as both sides have it."""
+    kernels = [setup[side].get("kernel") for side in SIDES]
+    if kernels[0] != kernels[1]:
+        yield f"the base runs the kernel {kernels[0]}, the head {kernels[1]}"
+    if any(checks[side].get("changed") for side in SIDES):
+        yield (
+            "it changes its arguments, so that each call finds what the last one left: have setup make them with"
+            " each-call = true, if that is not meant"
+        )
+    if not all(checks[side].get("traced", True) for side in SIDES):
+        yield "its peak memory is not measured, as a call takes too long for that"
+
+
+def _cannot(side: Side, case: Measurable, pool: Pool[Side]) -> WorkerError | None:
+    """Return why a side cannot do a case; None where it can."""
+    try:
+        pool.ask(side, request(case, "setup"), case=case.changed())
+        pool.ask(side, request(case, "check"), warm_s=_WARM_S)
+    except WorkerError as error:
+        return error
+    return None
+
+
+def _settle(known: CaseRecords, errors: Mapping[Side, WorkerError], none: type[WorkerError]) -> None:
+    """Decide what the errors of one side, or of both, mean for their case; `none` is that of a base that has no such.
+
+    Raises:
+        UserError: neither has what was named.
+
+    """
+    for side, error in errors.items():
+        if isinstance(error, WorkerDied):
+            known.faults[side].append(error.reason)
+            if len(known.faults[side]) < _MOST_FAULTS:
+                return
+    base, head = errors.get("base"), errors.get("head")
+    if base is None:
+        gone = isinstance(head, WorkerAbsent)
+        known.gone, known.failure = (str(head), "") if gone else ("", str(head))
+    elif head is None:
+        known.new = isinstance(base, none)
+        known.missing = str(base) if known.new else f"the base cannot do it: {base}"
+    elif isinstance(base, none) and isinstance(head, WorkerAbsent):
+        raise UserError(f"[tool.meprop-bench.gate] names what neither revision has: {head}")
+    elif isinstance(base, none):
+        known.failure = f"new, and it fails: {head}"
     else:
-        known.failure = str(error)
+        known.missing = f"neither can do it: the base: {base}; the head: {head}"

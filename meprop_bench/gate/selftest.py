@@ -39,10 +39,10 @@ from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.revisions import SLICE_S, Hooks, Rounds
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
+from meprop_bench.gate.targets import Measurable, Targets
 from meprop_bench.gate.worktree import Checkout
 from meprop_bench.stats import Verdict, process_medians
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.workloads.case import Case
 
 __all__ = ["SLOWDOWNS", "CasePromise", "Promise", "as_text", "check"]
 
@@ -108,7 +108,7 @@ class Promise:
 
 
 def check(
-    plan: Plan,
+    plan: Plan | Targets,
     first: Checkout,
     second: Checkout,
     settings: Settings,
@@ -152,11 +152,11 @@ class _Replay:
         self._cases, self._settings, self._rng = rounds.cases, settings, rng
         self._looks = Looks.within(settings.pairs)
         self._affordable = {case: self._afford(case) for case in self._cases}
-        self._clean: list[dict[Case, str]] = []
+        self._clean: list[dict[Measurable, str]] = []
         records = {case: own.records[0.0] for case, own in self._cases.items()}
         self._family = len(self._series(records, dict.fromkeys(records)))
 
-    def promise(self, case: Case, tries: int) -> CasePromise:
+    def promise(self, case: Measurable, tries: int) -> CasePromise:
         """Say what the tries say of a case."""
         while len(self._clean) < tries:
             self._clean.append(self._try({}))
@@ -182,14 +182,14 @@ class _Replay:
             seen={slowdown: math.expm1(statistics.fmean(_logs(records[slowdown]))) for slowdown in SLOWDOWNS},
         )
 
-    def _afford(self, case: Case) -> int:
+    def _afford(self, case: Measurable) -> int:
         """Return the pairs that the budget of a case allows, at the gate's own slices."""
         own = self._cases[case]
         besides_s = own.spent_s / own.rounds - _SLICE_S
         within = int(self._settings.budget / (SLICE_S + max(besides_s, 0.0)))
         return max(2, min(self._settings.pairs, within, len(own.records[0.0])))
 
-    def _try(self, slowed: Mapping[Case, float]) -> dict[Case, str]:
+    def _try(self, slowed: Mapping[Measurable, float]) -> dict[Measurable, str]:
         """Run the gate once, and return each case's verdict."""
         drawn = {
             case: self._rng.sample(own.records[slowed.get(case, 0.0)], self._affordable[case])
@@ -208,7 +208,9 @@ class _Replay:
             verdicts[one.case] += [] if one.report_only else [one.verdict]
         return {case: min(verdicts[case.label] or ["pass"], key=VERDICTS.index) for case in drawn}
 
-    def _series(self, drawn: Mapping[Case, Sequence[Record]], counts: Mapping[Case, int | None]) -> list[Series]:
+    def _series(
+        self, drawn: Mapping[Measurable, Sequence[Record]], counts: Mapping[Measurable, int | None]
+    ) -> list[Series]:
         return [
             series
             for case, records in drawn.items()

@@ -105,6 +105,8 @@ class Series:
     then added (`settings.process_noise`)."""
     most: int = 0  # pairs of processes that the budget allows, 0 where there is none; what is decided early has fewer
     failure: str = ""  # why the head has no figure though it should (its check failed, it crashed): such a figure fails
+    unjudged: str = ""  # why there is nothing to judge: the case is new, gone, or fails in the base
+    decides: bool = True  # whether that leaves the result open; what is new does not
 
     def __post_init__(self) -> None:
         if self.pairs is not None and (self.base or self.head):

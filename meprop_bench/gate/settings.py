@@ -10,6 +10,14 @@
     [tool.meprop-bench.gate.margins]      # glob = margin; the last that matches wins, as in .gitignore
     "*/peak memory*" = 0.02
 
+A project that is not this package says what is measured of it (`targets`), and how it is installed (`environments`):
+
+    models = ["my_model.py:build"]
+    functions = ["bench.py:parse_large", {function = "bench.py:parse", setup = "bench.py:text", sizes = [1000, 100000]}]
+    install = "python -m pip install -r requirements.lock"
+    lock = ["requirements.lock"]          # the environment is kept for as long as these files are the same
+    build = "python -m pip install --no-deps ."
+
 A glob (`*`, `?`, `[...]`) is held against a figure's full name "case/figure", against its case and against its figure;
 a name that is written out matches itself, brackets and all (pytest's ids have them). Points of accuracy have settings
 of their own, because a margin of one percent of the time says nothing about accuracy.
@@ -40,7 +48,7 @@ __all__ = ["KEYS", "MARGINS", "Settings", "load_settings", "matches"]
 
 _KINDS = ("", "sparse/dense ", "flops ", "bytes ", "operators ", "peak memory ")
 _FIGURES = (
-    *(f"{kind}{phase}" for kind in _KINDS for phase in ("forward", "backward", "update", "step", "decode")),
+    *(f"{kind}{phase}" for kind in _KINDS for phase in ("forward", "backward", "update", "step", "decode", "call")),
     "accuracy",
 )
 """What may be measured of a case between revisions."""
@@ -65,7 +73,16 @@ class Settings:
     Raises `UserError` for a value out of its range.
     """
 
-    preset: str = "gate"  # the cases that are measured between revisions
+    preset: str | None = None  # the cases that are measured between revisions of this package; None: "gate"
+    models: tuple[str | dict[str, Any], ...] = ()  # of a project of its own: names of builds, or tables of axes
+    functions: tuple[str | dict[str, Any], ...] = ()  # likewise: names, or tables of what `targets` reads
+    install: str = ""  # command that makes a revision's environment; none: both run in the gate's own
+    lock: tuple[str, ...] = ()  # files that the command works from: the environment is kept while they are the same
+    build: str = ""  # command that builds a revision in its environment, each time
+    path: tuple[str, ...] = (".", "src")  # folders of the project that its modules are found in
+    link: tuple[str, ...] = ()  # what git does not have of the work tree, and both revisions find: data
+    accuracy_seeds: int = 5  # trainings of a model for its quality
+    accuracy_steps: int = 400  # of each training
     cases: tuple[str, ...] = ("*",)  # globs of what is judged
     margin: float | None = None  # loss of times, ratios, memory and counts, relative (0.01 is 1%); None: `MARGINS`
     margins: Mapping[str, float] = field(default_factory=dict)  # glob -> margin in its place; the last match wins
@@ -102,8 +119,17 @@ class Settings:
         _check("pairs", self.pairs, 2, 1e4, "an integer of at least 2: one pair gives no interval")
         _check("window", self.window, 8, 1e4, "an integer of at least 8: of fewer runs no spread is known")
         self.inconclusive_allowed()
+        for name in ("accuracy_seeds", "accuracy_steps"):
+            _check(
+                name, getattr(self, name), 2 if name == "accuracy_seeds" else 1, 1e9, "a count that gives an interval"
+            )
         if not self.cases:
             raise UserError('cases is empty: name at least one glob, "*" for all')
+
+    @property
+    def own(self) -> bool:
+        """Whether a project of its own is measured, and not this package."""
+        return bool(self.models or self.functions)
 
     @property
     def alpha(self) -> float:
@@ -192,6 +218,10 @@ KEYS = tuple(_TYPES)
 """The keys of [tool.meprop-bench.gate]."""
 _WANTED = {
     **dict.fromkeys(("cases", "report-only"), "a list of globs"),
+    **dict.fromkeys(("models", "functions"), 'a list of names, as "my_model.py:build", or of tables'),
+    **dict.fromkeys(("install", "build"), "a command"),
+    **dict.fromkeys(("lock", "path", "link"), "a list of files or folders of the project"),
+    **dict.fromkeys(("accuracy-seeds", "accuracy-steps"), "an integer"),
     **dict.fromkeys(("margins", "accuracy-margins"), 'a table of globs and numbers, as "*/backward" = 0.02'),
     "preset": "a name",
     **dict.fromkeys(("pairs", "window"), "an integer"),

@@ -7,7 +7,8 @@
 `git worktree add` writes into the repository (a registration, a lock, perhaps a hook's doings), which fails in a
 read-only one and stays behind when it is killed. Here git reads the revision into an index of ours and writes that
 index's files into a folder of ours (`read-tree`, `checkout-index`), in a read-only, shallow, bare, detached or dirty
-repository alike. Only the package is written out; submodules are not.
+repository alike. Of this package's own repository only the package is written out, of any other project all that git
+has; submodules are not, and files of Git LFS stay pointers, which a note says.
 
 Uncommitted changes as the head are *copied* first, tracked files and new ones that git does not ignore: an editor may
 save while the gate measures, and a process that starts later must find the same code.
@@ -28,16 +29,17 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meprop_bench.cache import writable
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.interrupt import interruptible
 
-__all__ = ["PACKAGE", "Checkout", "cache_folder", "repository_of", "work_trees"]
+__all__ = ["PACKAGE", "Checkout", "Project", "cache_folder", "linked", "repository_of", "work_trees"]
 
 PACKAGE = "meprop_bench"
 """What is taken from a revision."""
@@ -52,6 +54,8 @@ _OF_ONE_REPOSITORY = (
 )
 """Set in a hook that calls us, for the repository that it is a hook of."""
 
+_FILTERED = b"filter=lfs"
+
 _SLOTS = 64
 _PATIENCE_S = 300
 
@@ -63,9 +67,40 @@ class Checkout:
     side: str  # "base" or "head"
     name: str  # as the user said it, with its hash: "main (1a2b3c4d5e6f)"; a snapshot says so
     commit: str | None  # the full hash; of a snapshot, of the commit that it stands on, None before the first one
-    folder: Path  # holds the package; to be put first on Python's path
+    folder: Path  # holds the package; of a project of its own, the folder in which the gate was started
     notes: tuple[str, ...] = ()  # what a reader should know, one line each
     changed: bool = False  # its files are not those of the commit alone
+    project: Project | None = None  # of a project of its own
+
+    @property
+    def modules(self) -> list[str]:
+        """Names that a project's modules are imported by, as far as its folders show them."""
+        assert self.project is not None
+        names = set()
+        for folder in {self.folder, self.folder / "src", *map(Path, self.project.path)}:
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if (entry / "__init__.py").is_file() or entry.suffix in (".py", ".so", ".pyd"):
+                    names.add(entry.name.partition(".")[0])
+        return sorted(names - sys.stdlib_module_names)
+
+    def owns(self, file: Path) -> bool:
+        """Whether a file is this revision's: of its checkout, or of an environment that was made for it alone."""
+        assert self.project is not None
+        slot = self.project.slot.resolve()
+        return file.resolve().is_relative_to(slot) and file.resolve().relative_to(slot).parts[0] in (
+            self.side,
+            *(f"{self.side}-{kind}" for kind in ("environment", "build")),
+        )
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project of its own, as one revision of it is run."""
+
+    source: Path  # the user's own folder, which nothing may be imported from
+    slot: Path  # folder of this run: what begins with the side's name in it is this revision's alone
+    path: tuple[str, ...] = ()  # folders of the checkout that its modules are found in
+    python: Path | None = None  # the interpreter of its own environment; None: the gate's
 
 
 def repository_of(folder: Path) -> Path:
@@ -81,24 +116,26 @@ def repository_of(folder: Path) -> Path:
 
 @contextmanager
 def work_trees(
-    repository: Path, base: str, head: str | None, *, cache: Path | None = None
+    repository: Path, base: str, head: str | None, *, project: Path | None = None, cache: Path | None = None
 ) -> Iterator[tuple[Checkout, Checkout]]:
     """Write both revisions out, and remove them whatever happens: an error, Ctrl-C or SIGTERM.
 
-    Without a `head` it is the work tree as it is now, uncommitted changes included. The slots are in `cache`, by
-    default the user's.
+    Without a `head` it is the work tree as it is now, uncommitted changes included. `project` is the folder in the
+    repository of a project of its own, all of which is written out; None: the package alone. The slots are in `cache`,
+    by default the user's.
 
     Raises:
         UserError: an unknown revision (exit code 2), or one without the package (3 for the base, 2 for the head).
 
     """
+    within = None if project is None else project.resolve().relative_to(repository.resolve())
     commits = [_commit(repository, revision) for revision in (base, head) if revision is not None]
     with interruptible(), _slot(cache or cache_folder()) as slot:
-        first = _checkout(repository, "base", base, commits[0], slot)
+        first = _checkout(repository, "base", base, commits[0], slot, within)
         if head is None:
-            yield first, _snapshot(repository, slot)
+            yield first, _snapshot(repository, slot, within)
         else:
-            yield first, _checkout(repository, "head", head, commits[1], slot)
+            yield first, _checkout(repository, "head", head, commits[1], slot, within)
 
 
 def cache_folder() -> Path:
@@ -140,7 +177,7 @@ def _deepen(revision: str) -> str:
     return f"git fetch --depth=1 origin {name}:refs/remotes/origin/{name}, and then --base origin/{name}"
 
 
-def _checkout(repository: Path, side: str, revision: str, commit: str, slot: Path) -> Checkout:
+def _checkout(repository: Path, side: str, revision: str, commit: str, slot: Path, within: Path | None) -> Checkout:
     folder = slot / side
     folder.mkdir()
     own = {
@@ -149,18 +186,33 @@ def _checkout(repository: Path, side: str, revision: str, commit: str, slot: Pat
         "GIT_INDEX_FILE": str(slot / f"{side}.index"),
     }
     _git(folder, "read-tree", commit, env=own)
-    files = _git(folder, "ls-files", "-z", "--", PACKAGE, env=own).stdout
+    files = _git(folder, "ls-files", "-z", "--", *_taken(within), env=own).stdout
     _git(folder, "checkout-index", "--force", "-z", "--stdin", env=own, stdin=files)
     name = f"{revision} ({commit[:12]})"
-    _settle(folder, side, name)
-    return Checkout(side, name, commit, folder)
+    notes = _settle(folder, side, name, within)
+    return _as_project(Checkout(side, name, commit, folder, notes), repository, within)
 
 
-def _snapshot(repository: Path, slot: Path) -> Checkout:
+def _taken(within: Path | None) -> tuple[str, ...]:
+    """Return what is taken from a revision: the package, or all."""
+    return (PACKAGE,) if within is None else (".",)
+
+
+def _as_project(checkout: Checkout, repository: Path, within: Path | None) -> Checkout:
+    if within is None:
+        return checkout
+    folder = checkout.folder / within
+    folder.mkdir(parents=True, exist_ok=True)  # the project may be younger than the base
+    return replace(checkout, folder=folder, project=Project(repository / within, checkout.folder.parent))
+
+
+def _snapshot(repository: Path, slot: Path, within: Path | None) -> Checkout:
     """Copy the files of the work tree that git knows, or would if they were added."""
     folder = slot / "head"
+    folder.mkdir()
+    what = _taken(within)
     listed = _git(
-        repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", PACKAGE
+        repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", *what
     ).stdout
     for name in filter(None, listed.split("\0")):
         source, target = repository / name, folder / name
@@ -168,26 +220,52 @@ def _snapshot(repository: Path, slot: Path) -> Checkout:
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # deleted right now
                 shutil.copyfile(source, target, follow_symlinks=False)
-    _settle(folder, "head", "the work tree")
+    known = _settle(folder, "head", "the work tree", within)
     found = _git(repository, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
     commit = found.stdout.strip() or None
-    changed = _git(repository, "status", "--porcelain", "--untracked-files=all", "--", PACKAGE, check=False).stdout
+    changed = _git(repository, "status", "--porcelain", "--untracked-files=all", "--", *what, check=False).stdout
     count = len(changed.splitlines())
     where = f"the work tree at {commit[:12]}" if commit else "the work tree"
     notes = (f"the head is a snapshot of the work tree with {count} uncommitted files",) if count else ()
-    return Checkout("head", where, commit, folder, notes, changed=count > 0)
+    head = Checkout("head", where, commit, folder, (*notes, *known), changed=count > 0)
+    return _as_project(head, repository, within)
 
 
-def _settle(folder: Path, side: str, name: str) -> None:
-    """Give all files one time of change, for Numba finds compiled code again by it; refuse a side without a worker."""
-    if not (folder / _WORKER).is_file():
+def _settle(folder: Path, side: str, name: str, within: Path | None) -> tuple[str, ...]:
+    """Give all files one time of change, for Numba finds compiled code again by it; refuse a side without a worker.
+
+    Returns what a reader should know of the files, one line each.
+    """
+    if within is None and not (folder / _WORKER).is_file():
         raise UserError(
-            f"the {side}, {name}, has no {_WORKER}, so it cannot be measured: choose a later revision",
+            f"the {side}, {name}, has no {_WORKER}, so it cannot be measured: choose a later revision, or name models"
+            " or functions in [tool.meprop-bench.gate] of pyproject.toml, which any project can have measured",
             ExitCode.NOT_COMPARABLE if side == "base" else ExitCode.USAGE,
         )
     for path in folder.rglob("*"):
         if not path.is_dir():
             os.utime(path, (_MTIME, _MTIME), follow_symlinks=False)
+    if within is None:
+        return ()
+    lacks = ["its submodules are not checked out"] if (folder / ".gitmodules").exists() else []
+    if any(_FILTERED in path.read_bytes() for path in folder.rglob(".gitattributes") if path.is_file()):
+        lacks.append("its files of Git LFS are pointers")
+    return tuple(f"the {side}, {name}: {what}" for what in lacks)
+
+
+def linked(checkout: Checkout, names: Sequence[str]) -> None:
+    """Have a revision find files or folders of the user's that git does not have, such as data, where they were.
+
+    `UserError`: there is none.
+    """
+    assert checkout.project is not None
+    for name in names:
+        source, target = checkout.project.source / name, checkout.folder / name
+        if not source.exists():
+            raise UserError(f"there is no {name} to link from: leave it out of link in [tool.meprop-bench.gate]")
+        if not os.path.lexists(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source.resolve())
 
 
 @contextmanager

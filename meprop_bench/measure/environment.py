@@ -49,8 +49,15 @@ _VARIABLES = (
 )
 
 
-def collect(device: str, allocator: str) -> dict[str, Any]:
-    """Describe this process and its machine, as JSON values; the fields of a GPU are null for the device "cpu"."""
+_OF_TORCH = frozenset({"cpu_capability", "torch", "blas", "openmp", "torch_threads"})
+"""Fields that load it."""
+
+
+def collect(device: str, allocator: str, *, torch: bool = True) -> dict[str, Any]:
+    """Describe this process and its machine, as JSON values; the fields of a GPU are null for the device "cpu".
+
+    Without `torch` what only that tells is left out, and it is not loaded.
+    """
     probes: dict[str, Callable[[], Any]] = {
         "cpu_model": cpu_model,
         "cpu_physical_cores": lambda: known(
@@ -92,6 +99,8 @@ def collect(device: str, allocator: str) -> dict[str, Any]:
         "package_version": lambda: meprop_bench.__version__,
         "git_revision": _git_revision,
     }
+    if not torch:
+        probes = {name: probe for name, probe in probes.items() if name not in _OF_TORCH}
     found, reasons = procfs.ask(probes)
     return {"device": device, "allocator": allocator, **found, "unavailable": reasons}
 

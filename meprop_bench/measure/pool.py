@@ -19,6 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from meprop_bench.measure.worker import (
     Message,
+    WorkerAbsent,
     WorkerDied,
     WorkerError,
     WorkerFailed,
@@ -35,7 +36,11 @@ _PATIENCE_S = 900.0
 Name = TypeVar("Name", bound=Hashable)
 Job = TypeVar("Job")
 
-_KINDS: Mapping[str, type[WorkerError]] = {"user": WorkerRefused, "out-of-memory": WorkerOutOfMemory}
+_KINDS: Mapping[str, type[WorkerError]] = {
+    "absent": WorkerAbsent,
+    "user": WorkerRefused,
+    "out-of-memory": WorkerOutOfMemory,
+}
 """What `serve` calls an error -> its exception; any other is `WorkerFailed`."""
 
 

@@ -35,11 +35,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol, Self
 
-from meprop_bench.errors import UserError, out_of_memory
+from meprop_bench.errors import Absent, UserError, out_of_memory
 
 __all__ = [
     "Message",
     "Worker",
+    "WorkerAbsent",
     "WorkerDied",
     "WorkerError",
     "WorkerFailed",
@@ -80,6 +81,10 @@ class WorkerRefused(WorkerError):
     """What was requested cannot be done, as was found before anything happened."""
 
 
+class WorkerAbsent(WorkerRefused):
+    """What was named is not there."""
+
+
 class WorkerOutOfMemory(WorkerError):
     """Memory ran out."""
 
@@ -104,10 +109,13 @@ class WorkerLike(Protocol):
 class Worker:
     """A child process, whose program calls `serve`, and which answers requests, one at a time.
 
-    `env` are changes to this process's environment; None removes a variable.
+    `env` are changes to this process's environment; None removes a variable. It works in the folder `cwd`, by default
+    in this process's.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str | None] | None = None, cwd: Path | None = None
+    ) -> None:
         merged = {**os.environ, **(env or {})}
         self._process = subprocess.Popen(
             list(argv),
@@ -115,6 +123,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            cwd=cwd,
             start_new_session=True,
         )
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -288,8 +297,8 @@ def _parse(line: bytes) -> Message | None:
 def serve(handler: Callable[[Message], Mapping[str, Any]]) -> NoReturn:
     """Answer requests until standard input ends, then end the process: the main program of a worker.
 
-    An exception of the handler becomes `{"error": one line, "kind": "user" | "out-of-memory" | "error"}` (its
-    traceback goes to standard error) and the next request is served. Call it before anything heavy is imported.
+    An exception of the handler becomes `{"error": one line, "kind": "absent" | "user" | "out-of-memory" | "error"}`
+    (its traceback goes to standard error) and the next request is served. Call it before anything heavy is imported.
     """
     requests, answers = _private_pipes()
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -330,7 +339,7 @@ def _answer(handler: Callable[[Message], Mapping[str, Any]], line: bytes) -> byt
 
 def _kind(error: Exception) -> str:
     if isinstance(error, UserError):
-        return "user"
+        return "absent" if isinstance(error, Absent) else "user"
     return "out-of-memory" if out_of_memory(error) else "error"
 
 

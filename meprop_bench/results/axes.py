@@ -286,6 +286,8 @@ def case_name(one: Axes[Any]) -> str:
         words["out_features"] = f"{one.in_features}→{one.out_features}"
     if one.method in WITHOUT_K:
         del words["k"]
+    if one.method == "dense" and one.baseline == AXES["baseline"].default:  # nothing else stands beside it
+        del words["baseline"]
     words["device"] = device_name(one)
     return " ".join(filter(None, words.values()))
 

@@ -13,10 +13,8 @@ they change places in 1.0 ms (JSON, two pipes, a thread that reads them); by the
 EPYC). What a neighbour of the machine does to a block of half a millisecond is not what it does to the next but one, so
 the faster the two alternate, the more of it cancels.
 
-Beside the time, torch's operators are counted: a count without noise, and the better part of a small layer's cost. At
-B = 10 and h = 500 a backward pass is a dozen operators of 2 to 5 microseconds each; one more of them is a regression
-that no stopwatch sees on a busy machine. A dispatch mode sees each operator below autograd once, those that autograd's
-engine calls included; what a compiled kernel does by itself is not an operator, and counts nothing.
+Nothing here imports torch before a case that needs it is set up again: a user's function is timed in the same blocks,
+in an environment that may have none.
 """
 
 from __future__ import annotations
@@ -26,20 +24,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Client, Connection, Listener
-from typing import Any
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from typing import Any, Protocol
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.disturbance import contention
-from meprop_bench.measure.paired import collector_at_rest, warm_up
+from meprop_bench.measure.paired import Subject, collector_at_rest, warm_up
 from meprop_bench.measure.procfs import Unavailable
 from meprop_bench.stats import median
 from meprop_bench.sweep.worker import Session, side_by_side
-from meprop_bench.workloads import After, Prepared, setup
 
-__all__ = ["Blocks", "Handoff", "SlowedClock", "again", "count", "interleave", "meet"]
+__all__ = ["Blocks", "Handoff", "SlowedClock", "Timeable", "again", "blocks_of", "interleave", "meet"]
 
 _BALLAST = (4 << 10, 64 << 10, 1 << 20)
 """Bytes at most of each tensor that is in the way when a case is set up again."""
@@ -53,10 +47,30 @@ _LOOPS = 1000
 """Calls of nothing that tell what waiting costs by itself."""
 
 
+class Timeable(Protocol):
+    """What is timed in blocks: a case that is set up (`workloads.Prepared`), or a user's function."""
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """What both subjects time."""
+
+    @property
+    def baseline(self) -> Subject:
+        """The dense side; of a function the same as `method`."""
+
+    @property
+    def method(self) -> Subject:
+        """The side that is judged."""
+
+    @property
+    def memory(self) -> Mapping[str, tuple[Callable[[], object], Callable[[], object]]]:
+        """Phase -> the calls of both that can be made one by one."""
+
+
 class Blocks:
     """Takes one case's blocks: meanwhile the collector is at rest, and the scheduler is watched where it can be."""
 
-    def __init__(self, prepared: Prepared, clock: Clock) -> None:
+    def __init__(self, prepared: Timeable, clock: Clock) -> None:
         self.clock = clock
         self._usual_s: list[float] = []
         with ExitStack() as stack:
@@ -67,9 +81,9 @@ class Blocks:
             self._closing = stack.pop_all()
         self.use(prepared)
 
-    def use(self, prepared: Prepared) -> None:
+    def use(self, prepared: Timeable) -> None:
         """Go on with another set-up of the case."""
-        self._prepared: Prepared | None = prepared
+        self._prepared: Timeable | None = prepared
         self._phase = "backward" if "backward" in prepared.phases else prepared.phases[0]
         calls = prepared.memory.get(self._phase)
         self._slowed: SlowedClock | None = SlowedClock(self.clock, self._phase, calls[1] if calls else None)
@@ -227,7 +241,7 @@ class Handoff:
         return self._connection
 
 
-def _blocks(session: Session) -> Blocks:
+def blocks_of(session: Session) -> Blocks:
     """Return what times the case in blocks; meanwhile the garbage collector is at rest."""
     prepared, clock = session.passed()
     if session.blocks is None:
@@ -251,9 +265,13 @@ def again(session: Session, seed: int) -> _Answer:
     The same code on the same numbers passed its check in this process. A ballast of random sizes, there until the
     next time, sees to it that other memory is free than before.
     """
+    import torch
+
+    from meprop_bench.workloads import setup
+
     session.passed()
     assert session.case is not None
-    blocks = _blocks(session)
+    blocks = blocks_of(session)
     session.prepared = session.checked = None
     blocks.release()
     rng = random.Random(seed)
@@ -282,7 +300,7 @@ def interleave(
     taken: list[_Answer] = []
     handoff: Handoff = session.handoff or Handoff()
     try:
-        blocks = _blocks(session)
+        blocks = blocks_of(session)
         for index, (who, side, slowdown) in enumerate(plan):
             if who != me:
                 continue
@@ -297,34 +315,3 @@ def interleave(
             session.handoff.stop(number)
         raise
     return {"blocks": taken, "stopped": False}
-
-
-class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    observes = True
-    """Lets the layers run the kernel that is counted, instead of operators alone: see `ops.plain`."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: int = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        self.calls += 1
-        return func(*args, **(kwargs or {}))
-
-
-def count(session: Session) -> _Answer:
-    """Count the operators of the method's phases, in a pass of its own: counting slows what it counts.
-
-    Of `After`, the second call alone is counted.
-    """
-    prepared, _ = session.passed()
-    counts = {}
-    for phase, (_, call) in prepared.memory.items():
-        if isinstance(call, After):
-            call.before()
-        with _Count() as counted:
-            (call.call if isinstance(call, After) else call)()
-        counts[phase] = counted.calls
-    return {"operators": counts}

@@ -13,10 +13,10 @@ from meprop_bench.workloads.case import TEXT, Case
 __all__ = ["check_feasible"]
 
 
-def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool = False) -> None:
+def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool = False, models: bool = True) -> None:
     """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
 
-    Users' models are examined; with `evaluates` each has to say how good it is.
+    With `models`, users' models are examined; with `evaluates` each has to say how good it is.
 
     Raises:
         UserError: what is missing, in one line.
@@ -38,7 +38,7 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool 
         environment_of(allocator, threads)
     for data in dict.fromkeys(case.data for case in cases if case.data is not None):
         _check_data(data)
-    if any(case.model is not None for case in cases):
+    if models and any(case.model is not None for case in cases):
         from meprop_bench.sweep.models import check_models
 
         check_models(cases, evaluates=evaluates)

@@ -12,6 +12,7 @@ both ends, or it would be the time of the launches alone.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import pickle
 import reprlib
@@ -26,14 +27,21 @@ from typing import TYPE_CHECKING, Any
 
 from meprop_bench.measure.clock import Clock, WallClock
 from meprop_bench.measure.paired import Subject, calibrate, warm_up
-from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.worker import Session, measure
-from meprop_bench.workloads import Prepared
 
 if TYPE_CHECKING:
     from meprop_bench.measure.worker import Message
 
-__all__ = ["CALL", "Functions", "Timed", "load_functions", "time_functions", "try_functions"]
+__all__ = [
+    "CALL",
+    "Functions",
+    "Timed",
+    "device_of_functions",
+    "load_functions",
+    "no_call",
+    "time_functions",
+    "try_functions",
+]
 
 CALL = "call"
 """The one phase of a function."""
@@ -41,6 +49,20 @@ CALL = "call"
 _LOADED = "functions"
 _MOST_S = 0.05
 """Seconds of a value at most, for the other side's sake."""
+
+_NO_CALL: Mapping[str, Callable[[Any], bool]] = {
+    "a coroutine function, whose call runs nothing: give a function that runs it, as by asyncio.run": (
+        inspect.iscoroutinefunction
+    ),
+    "a generator function, whose call runs nothing: give a function that exhausts it, as by list": (
+        lambda function: inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+    ),
+}
+
+
+def no_call(function: object) -> str | None:
+    """Say why a call of a function runs nothing of it: "a coroutine function, ..."; None where it does."""
+    return next((reason for reason, applies in _NO_CALL.items() if applies(function)), None)
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,9 @@ def try_functions(session: Session, warm_s: float, timed: bool = True) -> Messag
     The answer: `differ`, how their results do, or None; `changed`, whether each changed its arguments; `device` that
     they use; `loops`.
     """
+    from meprop_bench.results.schema import PASSED
+    from meprop_bench.workloads import Prepared
+
     functions: Functions = session.loaded[_LOADED]
     sides = (functions.reference, functions.candidate)
     try:
@@ -120,7 +145,7 @@ def try_functions(session: Session, warm_s: float, timed: bool = True) -> Messag
         if functions.same_result is not False:
             differ = _compared(functions.same_result, *results)
         del results
-        answer: Message = {"differ": differ, "changed": list(changed), "device": _device(), "loops": [1, 1]}
+        answer: Message = {"differ": differ, "changed": list(changed), "device": device_of_functions(), "loops": [1, 1]}
         if not timed or differ is not None:
             return answer
         clock = WallClock(answer["device"])
@@ -223,7 +248,7 @@ def _compared(same: bool | Callable[[Any, Any], object], reference: Any, candida
         return f"{found}; == cannot tell ({type(error).__name__}): give same_result a function of both results"
 
 
-def _device() -> str:
+def device_of_functions() -> str:
     """Return the device that the functions have started, if they have."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():

@@ -72,7 +72,21 @@ REQUESTS = {
     # a lead-in that is not timed, and whether the machine disturbed it (null); stopped: the other worker failed
     "turns": "sweep.blocks:interleave",
     # {} -> operators: phase -> how many of torch's operators the method calls
-    "count": "sweep.blocks:count",
+    "count": "sweep.operators:count",
+    # a project of a user's in two revisions: gate
+    # {threads, device, pin} -> as hello, without torch
+    "hello_function": "sweep.function_case:hello_function",
+    # {path, first} -> nothing; folders that the project's modules are imported from, before all others or behind them
+    "enter_project": "sweep.project:enter_project",
+    # {names, below} -> origins: of the modules by these top-level names, or below a folder, module -> its file
+    "origins": "sweep.project:origins",
+    # {} -> borrowed: names of modules that come from the gate's environment, as the project's own has none
+    "borrowed": "sweep.project:borrowed",
+    # a function: {case} -> phases, costs; {warm_s} -> side_loops, changed; {seed} -> nothing; {} -> peak, in bytes
+    "setup_function": "sweep.function_case:setup_function",
+    "check_function": "sweep.function_case:check_function",
+    "again_function": "sweep.function_case:again_function",
+    "peak_function": "sweep.function_case:peak_function",
     # two functions of a user: testing
     # {file} -> nothing; or raised, what the user's code raised: side, line, traceback
     "load_functions": "sweep.functions:load_functions",
@@ -348,9 +362,17 @@ def side_by_side(case: Case, threads: int = 1) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def start_worker(env: Mapping[str, str | None] | None = None, *flags: str) -> Worker:
-    """Start a measuring process, with changes to this one's environment (None removes) and flags of the interpreter."""
-    return Worker([sys.executable, *flags, "-m", "meprop_bench.sweep.worker"], env)
+def start_worker(
+    env: Mapping[str, str | None] | None = None,
+    *flags: str,
+    python: Path | None = None,
+    cwd: Path | None = None,
+) -> Worker:
+    """Start a measuring process, with changes to this one's environment (None removes) and flags of the interpreter.
+
+    `python` is another one than this process's, `cwd` another folder to work in.
+    """
+    return Worker([str(python or sys.executable), *flags, "-m", "meprop_bench.sweep.worker"], env, cwd)
 
 
 def start_for(case: Case) -> Worker:

@@ -1,5 +1,7 @@
 """A user's `build`: found by its name, called with the seed set, and whatever is wrong with it said in one line.
 
+Finding and importing it needs the standard library alone, and is the same for any function that a user names.
+
     my_model.py:build         a function in a file; my_model.py alone means its `build`
     package.module:build      in a module that can be imported from the working directory
     build@0123456789ab        pickled: one that was typed into a notebook, say (`named`, `pickled`)
@@ -20,7 +22,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from meprop_bench import pickling
 from meprop_bench.cache import places, writable
-from meprop_bench.errors import UserError, nearest, out_of_memory
+from meprop_bench.errors import Absent, UserError, nearest, one_of, out_of_memory
 
 if TYPE_CHECKING:
     from meprop_bench.training import Training
@@ -39,6 +41,7 @@ __all__ = [
     "check_name",
     "failed",
     "find",
+    "guarded",
     "is_model",
     "named",
     "pickled",
@@ -58,16 +61,19 @@ def is_model(name: str) -> bool:
     return ":" in name or "@" in name or name.endswith(".py")
 
 
-def check_name(name: str) -> None:
-    """Check that there is such a file, or module, without running it; `UserError` if not."""
+def check_name(name: str, what: str = "model") -> None:
+    """Check that there is such a file, or module, without running it; `UserError` if not.
+
+    `what` the name is of, for messages.
+    """
     where, function = _parts(name)
     if "@" in name:
         _pickle(name)
     elif where.endswith(".py"):
         if not Path(where).is_file():
-            raise UserError(f"there is no file {where}: name your model as path/to/file.py:function")
+            raise Absent(f"there is no file {where}: name your {what} as path/to/file.py:function")
     elif not all(part.isidentifier() for part in where.split(".")):
-        raise UserError(f"{name!r} is no model: name it as path/to/file.py:function or package.module:function")
+        raise UserError(f"{name!r} is no {what}: name it as path/to/file.py:function or package.module:function")
     if not function.isidentifier():
         raise UserError(f"{function!r} in {name!r} is no name of a function: write {where}:build, for instance")
 
@@ -155,23 +161,24 @@ def _release(file: BinaryIO) -> None:
         os.unlink(file.name)
 
 
-def find(name: str) -> Callable[[], Any]:
+def find(name: str, what: str = "model") -> Callable[..., Any]:
     """Import what the name says and return the function; `UserError`: there is none, or its import fails."""
-    check_name(name)
+    check_name(name, what)
     where, function = _parts(name)
     if "@" in name:
-        with _guarded(name, "unpickled"), _pickle(name).open("rb") as file:
+        with guarded(name, "unpickled"), _pickle(name).open("rb") as file:
             sys.path += [path for path in pickle.load(file) if path not in sys.path]
-            build: Callable[[], Any] = pickle.load(file)
+            build: Callable[..., Any] = pickle.load(file)
             return build
-    with _guarded(name, "imported"):
-        module = _from_file(Path(where)) if where.endswith(".py") else _from_path(where)
+    with guarded(name, "imported"):
+        module = _from_file(Path(where)) if where.endswith(".py") else _from_path(where, what)
     found = getattr(module, function, None)
     if found is None:
         defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = nearest(function, defined)
-        hint = f"did you mean {close!r}?" if close else "define it, a function that returns a meprop_bench.Training"
-        raise UserError(f"{where} has no function {function!r}: {hint}")
+        returns = ", a function that returns a meprop_bench.Training" if what == "model" else ""
+        hint = f"did you mean {close!r}?" if close else f"define it{returns}"
+        raise Absent(f"{where} has no function {function!r}: {hint}")
     if not callable(found):
         raise UserError(f"{function!r} in {where} is no function, but of type {type(found).__name__}")
     build = found
@@ -179,18 +186,36 @@ def find(name: str) -> Callable[[], Any]:
 
 
 def call(name: str, build: Callable[[], Any], seed: int) -> Training:
-    """Return what `build()` returns, all random numbers seeded; `UserError` if it fails, or is no `Training`."""
+    """Return what `build()` returns, all random numbers seeded; `UserError` if it fails, or is no `Training`.
+
+    A dictionary of a training's fields is one, too: a project need not import this package to be measured by it.
+    """
     from meprop_bench.training import Training
 
     try:
-        with seeded(seed), _guarded(name, "called"):
+        with seeded(seed), guarded(name, "called"):
             found = build()
+            if isinstance(found, Mapping):
+                found = _training(found)
     except UserError as error:
         text = str(error)
         raise UserError(text if name in text else f"{name}: {text}") from error
     if not isinstance(found, Training):
         raise UserError(f"{name} returned {type(found).__name__}: it has to return a meprop_bench.Training")
     return found
+
+
+def _training(record: Mapping[Any, Any]) -> Training:
+    from dataclasses import MISSING, fields
+
+    from meprop_bench.training import Training
+
+    known = fields(Training)
+    for key in record:
+        one_of("key of the dictionary that it returns:", key, [spec.name for spec in known])
+    if missing := [spec.name for spec in known if spec.default is MISSING and spec.name not in record]:
+        raise UserError(f"the dictionary that it returns has no {', '.join(missing)}: add it")
+    return Training(**record)
 
 
 @contextmanager
@@ -327,7 +352,7 @@ def _is_free(name: str, file: Path) -> bool:
     return known is None or Path(getattr(known, "__file__", None) or "").resolve() == file
 
 
-def _from_path(name: str) -> ModuleType:
+def _from_path(name: str, what: str) -> ModuleType:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -335,12 +360,12 @@ def _from_path(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise
-        raise UserError(f"there is no module {error.name!r} to import from here: name your model as "
-                        "package.module:function, or path/to/file.py:function") from None  # fmt: skip
+        raise Absent(f"there is no module {error.name!r} to import from here: name your {what} as "
+                     "package.module:function, or path/to/file.py:function") from None  # fmt: skip
 
 
 @contextmanager
-def _guarded(name: str, done: str) -> Iterator[None]:
+def guarded(name: str, done: str) -> Iterator[None]:
     """Make one line of whatever a user's code raises, and refuse what it changes of the process."""
     try:
         with unchanged(name, done):
@@ -362,16 +387,17 @@ def unchanged(name: str, done: str) -> Iterator[None]:
     before = _surroundings()
     yield
     for what, value in _surroundings().items():
-        if value != before[what]:
+        if value != before.get(what, value):
             raise UserError(f"{name} changes {what} when it is {done} ({before[what]} to {value}), which changes what"
                             " is measured: leave that to the options, or do it under"
                             ' if __name__ == "__main__"')  # fmt: skip
 
 
 def _surroundings() -> dict[str, Any]:
-    """Return what a user's code must leave as it is."""
-    import torch
-
+    """Return what a user's code must leave as it is; of torch nothing while it is not there."""
+    folder = {"the working directory": os.getcwd()}
+    if (torch := sys.modules.get("torch")) is None or not hasattr(torch, "is_anomaly_enabled"):
+        return folder
     return {
         "torch's number of threads": torch.get_num_threads(),
         "torch's default dtype": torch.get_default_dtype(),
@@ -380,5 +406,5 @@ def _surroundings() -> dict[str, Any]:
         "the precision of torch's matrix products": torch.get_float32_matmul_precision(),
         "whether torch is deterministic": torch.are_deterministic_algorithms_enabled(),
         "whether torch looks for anomalies": torch.is_anomaly_enabled(),
-        "the working directory": os.getcwd(),
+        **folder,
     }

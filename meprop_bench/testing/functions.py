@@ -6,12 +6,11 @@ order, a visit each, again and again. Exactly one works at any time.
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +23,7 @@ from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import Message, WorkerError, WorkerLike
 from meprop_bench.pickling import function_name, pickled
-from meprop_bench.sweep.functions import CALL, Functions
+from meprop_bench.sweep.functions import CALL, Functions, no_call
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.testing.claim import Evidence
 
@@ -36,15 +35,6 @@ _SLICE_S = 0.8
 """Seconds of pairs in a process."""
 _VISITS = 2
 """To each process of a batch, so that its pairs are spread over more of the time."""
-
-_NO_CALL: Mapping[str, Callable[[Any], bool]] = {
-    "a coroutine function, whose call runs nothing: give a function that runs it, as by asyncio.run": (
-        inspect.iscoroutinefunction
-    ),
-    "a generator function, whose call runs nothing: give a function that exhausts it, as by list": (
-        lambda function: inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-    ),
-}
 
 
 class FunctionError(Exception):
@@ -66,9 +56,8 @@ def sent(functions: Functions, modules: Iterable[ModuleType] = ()) -> bytes:
     parts: dict[str, object] = {}
     for side in (functions.candidate, functions.reference):
         name = function_name(side.function)
-        for reason, applies in _NO_CALL.items():
-            if applies(side.function):
-                raise UserError(f"{name} is {reason}")
+        if reason := no_call(side.function):
+            raise UserError(f"{name} is {reason}")
         parts |= {f"argument {place} of {name}": value for place, value in enumerate(side.args, 1)}
         parts |= {f"argument {key!r} of {name}": value for key, value in (side.kwargs or {}).items()}
         parts |= {name: side.function, f"the setup function of {name}": side.setup}

@@ -83,7 +83,7 @@ WORKLOADS: Mapping[str, Workload] = {
     # The perceptron trained through each example's own neurons.
     "meact": Workload(("meact",), trains=True, uncompiled="meAct masks its layers by hooks"),
     # A user's own model, or that of a task, in training.
-    "model": Workload(SPARSE, trains=True),
+    "model": Workload((*SPARSE, "dense"), trains=True),
 }
 """Name -> what it is. Its axes are in the table of them."""
 
@@ -150,7 +150,8 @@ class Case(Axes[Never]):
         slowdown = self.slowdown or 0.0
         if slowdown and self.device != "cpu":
             raise UserError(f"slowdown {slowdown!r} is a wait of the processor: use --device cpu, not {self.device}")
-        object.__setattr__(self, "slowdown", float(slowdown))
+        if AXES["slowdown"].of(self.workload):
+            object.__setattr__(self, "slowdown", float(slowdown))
         for name, usual in (("gradient", "dense"), ("kernel", "auto")):
             if getattr(self, name) != usual:
                 raise UserError(f"{name} {getattr(self, name)!r} does nothing with --method dense: leave it out")
@@ -309,6 +310,8 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
         recipe = Recipe(task, {**sizes, **more}, optimizer=case.optimizer, steps=steps)
     if case.method == "meact":
         return replace(recipe, method="meact", details={"share": case.share, "pretrain": 0.5})
+    if case.method == "dense":
+        return recipe
     details = {"rate": case.rate, "spacing": _SPACING} if case.method == "mesimp" else {}
     sparse = replace(recipe, method=case.method, k=case.k, details=details)
     return replace(sparse, gradient=case.gradient, kernel=case.kernel, leave=case.leave, k_by_layer=case.k_by_layer)

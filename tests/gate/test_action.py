@@ -220,6 +220,33 @@ def test_annotations_come_after_what_the_runner_reads_no_commands_in(run: Run, t
     assert outputs["exit-code"] == "1"
 
 
+def test_a_project_that_knows_nothing_of_the_package_end_to_end(run: Run, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    settings = 'functions = [{function = "bench.py:work", threads = 1}]\npairs = 2\nmargin = 1.0\nconfidence = 0.6\n'
+    (project / "pyproject.toml").write_text(f"[tool.meprop-bench.gate]\n{settings}")
+    (project / "bench.py").write_text("def work():\n    return sum(range(100))\n")
+    git(project, "init", "-q")
+    git(project, "add", ".")
+    git(project, "commit", "-q", "-m", "fast")
+    base = git(project, "rev-parse", "HEAD")
+    (project / "bench.py").write_text("import time\ndef work():\n    time.sleep(0.05)\n")
+    git(project, "commit", "-q", "-a", "-m", "slow")
+    found, outputs = run("base", cwd=project, github={"event": {"pull_request": {"base": {"sha": base}}}})
+    assert outputs["base"] == base, found.stderr
+    here = f"PYTHONPATH={ROOT} XDG_CACHE_HOME={tmp_path}/cache TMPDIR={tmp_path}"
+    program(tmp_path, "meprop-bench", f'{here} exec {sys.executable} -P -m meprop_bench "$@"')
+    found, outputs = run("gate", cwd=project, steps={"base": {"outputs": outputs}})
+    assert outputs["exit-code"] == "1", found.stderr
+    report = Path(outputs["report"])
+    comment = (report / "gate.md").read_text("utf-8")
+    assert "Failed" in comment
+    assert "bench.py:work" in comment
+    (call,) = [one for one in json.loads((report / "gate.json").read_text())["judgements"] if one["figure"] == "call"]
+    assert (call["verdict"], call["case"]) == ("fail", "bench.py:work")
+    assert list((tmp_path / "cache/meprop-bench/gate").iterdir()) == [tmp_path / "cache/meprop-bench/gate/slot-0.lock"]
+
+
 def test_files_are_judged_end_to_end(run: Run, tmp_path: Path) -> None:
     def write(name: str, factor: float) -> str:
         stats = {"median": factor, "data": [factor * (1 + 0.001 * n) for n in range(9)]}

@@ -16,6 +16,7 @@ import pytest
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.case_records import SIDES, CaseRecords, Record
 from meprop_bench.gate.decide import judge
+from meprop_bench.gate.judgement import Outcome
 from meprop_bench.gate.processes import start_revision
 from meprop_bench.gate.revisions import GateProgress, Measured, Rounds, measure
 from meprop_bench.gate.series import Series
@@ -188,7 +189,7 @@ def test_the_accuracy_of_the_sparsified_side_is_compared_for_each_seed_once() ->
     accuracy = _by_figure(_measure(fakes, plan))["accuracy"]
     assert (accuracy.quantity, accuracy.base, accuracy.head) == ("accuracy", (91.0, 92.0), (91.0, 92.0))
     assert accuracy.own_processes
-    assert Counter(fakes.log)["head", "accuracy"] == 1
+    assert Counter(fakes.log)["head", "accuracy"] == 2  # one for each seed
 
 
 def test_a_quality_that_is_no_percentage_is_lost_in_percent_of_the_bases() -> None:
@@ -299,7 +300,7 @@ def test_threads_of_a_worker_sleep_while_they_wait_unless_the_user_says_otherwis
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     started: list[dict[str, str | None]] = []
-    monkeypatch.setattr("meprop_bench.sweep.worker.Worker", lambda argv, env: started.append(env))
+    monkeypatch.setattr("meprop_bench.sweep.worker.Worker", lambda argv, env, cwd: started.append(env))
     start_revision(_BASE, _plan().cases[0])
     assert started[0].get("OMP_WAIT_POLICY") == policy
     assert str(started[0]["PYTHONPATH"]).startswith(str(_BASE.folder))
@@ -394,14 +395,26 @@ def test_what_only_the_head_cannot_do_fails(do: str, fault: Any, reason: str) ->
     assert {one.case for one in found.series if one.pairs} == {plan.cases[0].label}
 
 
-def test_what_the_base_cannot_do_is_noted_and_not_compared() -> None:
+def test_what_an_older_base_does_not_know_is_new() -> None:
     plan = _plan(k=(2, 3))
     error = {"error": "unknown field of a case 'share'", "kind": "user"}
     found = _measure(_Fakes(wrong=_when("base", "setup", error, k=3)), plan)
-    assert {one.case for one in found.series} == {plan.cases[0].label}
-    assert found.notes[1] == (
-        f"{plan.cases[1].label}: not comparable, the base cannot do it: unknown field of a case 'share'"
-    )
+    (new,) = [one for one in judge(found.series, Settings(margin=0.5)) if one.case == plan.cases[1].label]
+    assert (new.verdict, new.report_only) == ("inconclusive", True)
+    assert new.reason == "new: the base has none (unknown field of a case 'share')"
+    assert found.incomparable == ()
+
+
+def test_what_the_base_has_and_cannot_do_is_not_comparable() -> None:
+    plan = _plan(k=(2, 3))
+    error = {"error": "ValueError: no", "kind": "error"}
+    found = _measure(_Fakes(wrong=_when("base", "setup", error, k=3)), plan)
+    (broken,) = [one for one in judge(found.series, Settings(margin=0.5)) if one.case == plan.cases[1].label]
+    assert (broken.verdict, broken.report_only) == ("inconclusive", False)
+    assert broken.reason == "not comparable: the base cannot do it: ValueError: no"
+    assert found.incomparable == (plan.cases[1].label,)
+    outcome = Outcome("a", "b", judge(found.series, Settings(margin=0.5)), (), incomparable=found.incomparable)
+    assert outcome.exit_code == ExitCode.NOT_COMPARABLE
 
 
 def test_where_the_base_cannot_and_the_head_dies_of_it_the_case_is_noted_and_the_others_get_a_fresh_pair() -> None:
@@ -420,8 +433,9 @@ def test_where_the_base_cannot_and_the_head_dies_of_it_the_case_is_noted_and_the
     counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
     assert counts == {case.label: 3 for case in plan.cases[1:]}
     assert not [one for one in found.series if one.failure]
-    assert len(found.notes) == 2
-    assert found.notes[1] == f"{plan.cases[0].label}: not comparable, the base cannot do it: no"
+    assert [(one.case, one.unjudged) for one in found.series if one.unjudged] == [
+        (plan.cases[0].label, "new: the base has none (no)")
+    ]
 
 
 def test_a_base_that_can_do_nothing_is_not_comparable() -> None:

@@ -314,3 +314,58 @@ def test_the_cache_is_the_users_or_a_folder_for_temporary_files(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert cache_folder().parents[1] == tmp_path
     assert cache_folder().parent.stat().st_mode & 0o777 == 0o700
+
+
+# A project of its own: all of it is written out.
+
+
+def test_a_project_is_written_out_whole(repository: Path, cache: Path) -> None:
+    _write(repository, {"tools/new.py": "new", "kept.ignored": "no"})
+    before = _state(repository)
+    with work_trees(repository, "HEAD~2", None, project=repository, cache=cache) as (base, head):
+        assert (base.folder / "README").read_text() == "none of the package"
+        assert not (base.folder / _WORKER).exists()
+        assert (head.folder / "tools/new.py").read_text() == "new"
+        assert not (head.folder / "kept.ignored").exists()
+        assert head.notes == ("the head is a snapshot of the work tree with 1 uncommitted files",)
+        assert base.project is not None
+        assert (base.project.source, base.project.slot) == (repository, cache / "slot-0")
+    assert _state(repository) == before
+    assert [path.name for path in cache.iterdir()] == ["slot-0.lock"]
+
+
+def test_a_project_in_a_folder_that_the_base_did_not_have(repository: Path, cache: Path) -> None:
+    _write(repository, {"packages/one/bench.py": "x"})
+    with work_trees(repository, "HEAD", None, project=repository / "packages/one", cache=cache) as (base, head):
+        assert head.folder == cache / "slot-0/head/packages/one"
+        assert (head.folder / "bench.py").is_file()
+        assert list(base.folder.iterdir()) == []
+
+
+def test_what_is_not_written_out_of_a_project_is_noted(repository: Path, cache: Path) -> None:
+    _write(repository, {".gitmodules": "", "data/.gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n"})
+    with work_trees(repository, "HEAD", None, project=repository, cache=cache) as (base, head):
+        assert base.notes == ()
+        assert head.notes[1:] == (
+            "the head, the work tree: its submodules are not checked out",
+            "the head, the work tree: its files of Git LFS are pointers",
+        )
+
+
+def test_which_modules_are_a_projects_and_which_files_are_a_revisions(repository: Path, cache: Path) -> None:
+    files = ("flat.py", "src/inner/__init__.py", "src/fast.cpython-311-x86_64-linux-gnu.so", "types.py", "docs/conf.py")
+    _write(repository, dict.fromkeys(files, ""))
+    with work_trees(repository, "HEAD", None, project=repository, cache=cache) as (base, head):
+        assert head.modules == ["fast", "flat", "inner", "meprop_bench"]
+        slot = cache / "slot-0"
+        assert head.owns(slot / "head/src/inner/__init__.py")
+        assert head.owns(slot / "head-build/lib/inner.py")
+        assert not head.owns(slot / "base/src/inner/__init__.py")
+        assert not head.owns(repository / "flat.py")
+        assert base.owns(slot / "base-environment/lib/inner.py")
+
+
+def test_a_repository_without_the_package_is_shown_the_way(repository: Path, cache: Path) -> None:
+    assert "or name models or functions in [tool.meprop-bench.gate]" in str(
+        _error(lambda: _open(repository, "HEAD~2", None, cache))
+    )

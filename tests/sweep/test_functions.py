@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from meprop_bench.measure.clock import WallClock
-from meprop_bench.sweep.functions import CALL, Functions, Timed, _compared, _device
+from meprop_bench.sweep.functions import CALL, Functions, Timed, _compared, device_of_functions
 from meprop_bench.sweep.worker import Session
 
 _CALLS: list[tuple[Any, ...]] = []
@@ -177,12 +177,12 @@ def test_different_results_are_not_timed(ask: Callable[..., dict[str, Any]]) -> 
 
 def test_the_device_is_one_that_the_functions_have_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert _device() == "cpu"
+    assert device_of_functions() == "cpu"
     cuda = SimpleNamespace(is_initialized=lambda: False, current_device=lambda: 1)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert _device() == "cpu"
+    assert device_of_functions() == "cpu"
     cuda.is_initialized = lambda: True
-    assert _device() == "cuda:1"
+    assert device_of_functions() == "cuda:1"
 
 
 @pytest.mark.cuda

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import Absent, UserError
 from meprop_bench.tasks.build import Stream, call, check_name, find, is_model, seeded, source_of, unchanged
 from meprop_bench.training import Training
 
@@ -63,6 +63,35 @@ def test_what_is_not_there(own_model, name, message):
     found = refused(find, name.format(file=own_model().removesuffix(":build")))
 
     assert re.search(message, found), found
+
+
+def test_what_is_not_there_is_told_from_what_fails(own_model):
+    for name in ("nothing.py:build", f"{own_model()}_", "no_such_module:build"):
+        with pytest.raises(Absent):
+            find(name)
+    with pytest.raises(UserError) as caught:
+        find(own_model("1 / 0"))
+    assert not isinstance(caught.value, Absent)
+
+
+def test_a_function_that_is_no_model(own_model):
+    name = own_model("def parse(text): return text.split()").replace(":build", ":parse")
+    assert find(name, "function")("a b") == ["a", "b"]
+    assert refused(find, "nothing.py:parse", "function").endswith("name your function as path/to/file.py:function")
+    assert refused(find, name.replace(":parse", ":zzz"), "function").endswith("has no function 'zzz': define it")
+
+
+def test_a_dictionary_is_a_training(own_model):
+    fields = "model=nn.Linear(2, 2), loss=lambda model, x: model(x).sum(), batches=[torch.ones(3, 2)]"
+    name = own_model(f"def build(): return dict({fields})")
+    assert isinstance(call(name, find(name), 0), Training)
+    for wrong, message in (
+        ("loss=3, model=4, batches=5", "model must be a torch.nn.Module, not an int"),
+        ("model=nn.Linear(2, 2)", "the dictionary that it returns has no loss, batches: add it"),
+        (f"{fields}, metrik='loss'", "did you mean 'metric'"),
+    ):
+        name = own_model(f"def build(): return dict({wrong})", f"{abs(hash(wrong))}.py")
+        assert message in refused(call, name, find(name), 0)
 
 
 @pytest.mark.parametrize(
@@ -223,3 +252,17 @@ def test_names_are_known_without_torch():
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_function_is_found_without_torch_and_must_leave_the_working_directory(tmp_path):
+    (tmp_path / "bench.py").write_text("import os\ndef f(): return 3\n")
+    (tmp_path / "moves.py").write_text("import os\nos.chdir(os.sep)\n")
+    code = (
+        "import sys; from meprop_bench.tasks.build import find; assert find('bench.py:f', 'function')() == 3;"
+        "assert not {'torch', 'numpy'} & set(sys.modules); find('moves.py:f', 'function')"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert "moves.py:f changes the working directory when it is imported" in found.stderr

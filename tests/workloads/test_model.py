@@ -41,6 +41,16 @@ def linear(rows, m, n, products=2):
     return 2.0 * rows * m * n * products
 
 
+def test_a_model_as_it_is_trained_is_two_dense_sides(own_model):
+    found = prepared(own_model(), method="dense")
+    assert found.phases == PHASES
+    assert found.check() == PASSED
+    assert (found.kernel, found.converted) == ("dense", 0.0)
+    assert set(found.method(1, WallClock())) == set(PHASES)
+    case = Case(workload="model", model=own_model(), method="dense", optimizer="own")
+    assert Case.from_json(case.changed()) == case
+
+
 def test_phases_and_what_a_reader_is_told(own_model):
     found = prepared(own_model())
     assert found.phases == PHASES
