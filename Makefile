@@ -6,7 +6,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test lint docs targets asv bench gpu-report clean
+.PHONY: report test lint docs readme targets asv bench gpu-report clean
 
 report: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset quick
@@ -25,6 +25,10 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -E -W -q -b html docs docs/_build
 	@echo docs/_build/index.html
+
+# The README's plot, verdict and table, from the newest quick report that can be believed; a test says when it is time.
+readme: $(STAMP)
+	$(BIN)/python docs/excerpt.py
 
 # The figures that reports/ holds for the shapes of the papers; about half an hour on 2 cores.
 targets: $(STAMP)

@@ -1,28 +1,35 @@
 """Write the README's plot, verdict and table from the newest committed report of the preset `quick`.
 
-python docs/excerpt.py
+make readme
 
-A report that says itself that it is not to be believed (a busy machine, dense times that disagree) is passed over.
-Everything is copied from the report's own page, so that the README cannot say more than the report does.
+A report that says itself that it is not to be believed (a busy machine, dense times that disagree) is passed over. What
+is said is the report's own: its findings, lines of its table, its plot.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from meprop_bench.report.document import Document
+from meprop_bench.report.formats import draw
+from meprop_bench.report.markdown import findings, table
+from meprop_bench.report.plots import Plot
+
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN = "<!-- From here to the end mark written by `python docs/excerpt.py`. -->\n"
-END = "<!-- End of what `python docs/excerpt.py` writes. -->\n"
+BEGIN = "<!-- From here to the end mark written by `make readme`. -->\n"
+END = "<!-- End of what `make readme` writes. -->\n"
+PLOT = Path("docs/speedup.svg")
 COLUMNS = ("batch, m → n", "method", "k", "gradient", "dense", "sparse", "speed-up", "efficiency")
 
 
 def current(reports: Path) -> Path:
-    """Return the newest folder of the preset `quick` whose page raises no doubts."""
-    pages = reports.glob("*_quick*/README.md")
-    for page in sorted(pages, key=lambda page: _order(page.parent.name), reverse=True):
-        if not re.search(r"^\*\*", page.read_text(encoding="utf-8"), re.MULTILINE):
-            return page.parent
+    """Return the newest folder of the preset `quick` whose report raises no doubts."""
+    folders = [path.parent for path in reports.glob("*_quick*/measurements.jsonl")]
+    for folder in sorted(folders, key=lambda folder: _order(folder.name), reverse=True):
+        if not Document.load(folder).doubts:
+            return folder
     raise SystemExit(f"no report of the preset quick in {reports} that can be believed: make report")
 
 
@@ -33,42 +40,48 @@ def _order(name: str) -> tuple[str, int]:
 
 def excerpt(folder: Path) -> str:
     """Return the excerpt of one report, marks included."""
-    page = (folder / "README.md").read_text(encoding="utf-8")
-    plot = re.search(r"^!\[[^\]]*\]\((speedup-\d+-linear-backward[^)]*)\)", page, re.MULTILINE)
-    if plot is None:
-        raise SystemExit(f"{folder.name} has no plot of the backward pass over k")
-    cpu = re.search(r"device cpu; threads (\d+); dtype (\w+)", page)
-    where = f"`{cpu[2]}`, {cpu[1]} threads" if cpu else "see the report"
-    verdict = re.findall(r"^- ((?:linear|mlp|Accuracy)\b.*)$", page, re.MULTILINE)
+    document = Document.load(folder)
+    first = next(row for row in document.rows if row.workload == "linear")
     lines = [
-        f"![Speed-up of the backward pass over k, with 95% intervals](reports/{folder.name}/{plot[1]})\n",
-        f"[{folder.name}](reports/{folder.name}/README.md) ({where}), against `F.linear`'s own backward pass:\n",
-        *(f"- {line}" for line in verdict),
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "| --- " * len(COLUMNS) + "|",
-        *(f"| {' | '.join(row[name] for name in COLUMNS)} |" for row in _backward(page)),
+        f"![Speed-up of the backward pass over k, with 95% intervals]({PLOT.as_posix()})",
+        f"[{folder.name}](reports/{folder.name}/README.md) (`{first.dtype}`, {first.threads} threads), against"
+        " `F.linear`'s own backward pass:",
+        *findings(document),
+        _backward(document),
     ]
-    return BEGIN + "\n".join(lines).replace("\\", "") + "\n" + END
+    return BEGIN + "\n\n".join(lines).replace("\\", "") + "\n" + END
 
 
-def _backward(page: str) -> list[dict[str, str]]:
-    """The rows of the page's first table that are backward passes; what a speed-up is marked with is left out."""
-    table = re.search(r"^\|.*\n\|[ -:|]+\n((?:\|.*\n)+)", page, re.MULTILINE)
-    assert table is not None
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[0].splitlines()]
-    found = [dict(zip(head, row, strict=True)) for row in rows]
-    for row in found:
-        row["speed-up"] = re.sub(r"\s*(\\~|\([a-z, ]+\))", "", row["speed-up"])
-    return [row for row in found if row["phase"] == "backward"]
+def _backward(document: Document) -> str:
+    """The lines of the first table that are backward passes; what a speed-up is marked with is left out."""
+    section = document.sections[0]
+    places = [section.columns.index(name) for name in COLUMNS]
+    phase = section.columns.index("phase")
+    group = tuple(
+        tuple(replace(line[place], text=re.sub(r" (~|\([a-zD, 0-9]+\))", "", line[place].text)) for place in places)
+        for group in section.groups
+        for line in group
+        if line[phase].text == "backward"
+    )
+    return table(replace(section, columns=COLUMNS, groups=(group,)))
+
+
+def plot(folder: Path) -> Plot:
+    """Return the picture of the backward pass over k."""
+    drawn, missing = draw(Document.load(folder))
+    found = next((one for one in drawn if re.match(r"speedup-\d+-linear-backward", one.name)), None)
+    if found is None:
+        raise SystemExit(missing or f"{folder.name} has no plot of the backward pass over k")
+    return found
 
 
 def main() -> None:
-    """Write the excerpt into the README."""
-    readme = ROOT / "README.md"
+    """Write the excerpt into the README, and the plot beside this file."""
+    readme, folder = ROOT / "README.md", current(ROOT / "reports")
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    readme.write_text(before + excerpt(current(ROOT / "reports")) + rest.split(END)[1], encoding="utf-8")
+    (ROOT / PLOT).write_bytes(plot(folder).svg)
+    readme.write_text(before + excerpt(folder) + rest.split(END)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

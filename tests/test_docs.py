@@ -93,7 +93,19 @@ def test_the_readme_is_one_page_with_a_current_excerpt():
     spec.loader.exec_module(module)
     readme = _text("README.md")
     assert len(readme.splitlines()) <= 150
-    assert module.excerpt(module.current(ROOT / "reports")) in readme, "run `python docs/excerpt.py`"
+    folder = module.current(ROOT / "reports")
+    assert module.excerpt(folder) in readme, "run `make readme`"
+    assert f"]({module.PLOT.as_posix()})" in readme
+    stored = (ROOT / module.PLOT).read_bytes()
+    drawn = module.plot(folder).svg
+    if (made := _creator(stored)) != (here := _creator(drawn)):
+        pytest.skip(f"the README's plot was drawn by {made}, and here is {here}")
+    assert stored == drawn, "run `make readme`"
+
+
+def _creator(svg: bytes) -> str:
+    found = re.search(rb"Matplotlib v[\d.]+", svg)
+    return found[0].decode() if found else ""
 
 
 def test_the_list_of_results_is_what_the_results_give():

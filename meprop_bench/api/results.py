@@ -13,8 +13,9 @@ from meprop_bench.optional import require
 from meprop_bench.paper.folder import load as read
 from meprop_bench.report.best import Best, best, chosen
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_table, write_report
+from meprop_bench.report.formats import write_report
 from meprop_bench.report.fragment import as_fragment
+from meprop_bench.report.terminal import as_table
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store, replace_file
 

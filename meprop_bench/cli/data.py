@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.options import examples
+from meprop_bench.cli.output import write_tables
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.progress import console
@@ -38,24 +39,22 @@ def command() -> None:
 @command.command(name="list", epilog=examples("meprop-bench data list"))
 def list_() -> None:
     """Show every data set, and what of it is here."""
-    from rich.table import Table
-
     from meprop_bench.data.content import condition
     from meprop_bench.data.sources import SOURCES, VARIABLE, data_folder
+    from meprop_bench.report.cells import plain_section
 
     folder = data_folder()
-    table = Table("name", "for", "licence", "size", "state")
-    table.columns[3].justify = "right"
-    remarks = []
+    columns, lines, remarks = ("name", "for", "licence", "size", "state"), [], []
     for source in SOURCES.values():
         state, complaints = condition(folder, source, thorough=False)
-        table.add_row(source.name, source.purpose, source.licence, f"{source.size / 1e6:.1f} MB", state)
+        lines.append((source.name, source.purpose, source.licence, f"{source.size / 1e6:.1f} MB", state))
         remarks += complaints
     reason = unavailable_reason("sklearn")
-    table.add_row("digits", "MLP: small images of digits", "CC BY 4.0", "0.5 MB", "missing" if reason else "present")
+    present = "missing" if reason else "present"
+    lines.append(("digits", "MLP: small images of digits", "CC BY 4.0", "0.5 MB", present))
     if reason is not None:
         remarks.append(f"digits: comes with scikit-learn, which {reason}: pip install 'meprop-bench[digits]'")
-    console().print(table)
+    write_tables(plain_section("", columns, lines, left={*columns} - {"size"}))
     for remark in remarks:
         click.echo(remark)
     chosen_by = VARIABLE if os.environ.get(VARIABLE) else f"the cache; {VARIABLE} chooses another"

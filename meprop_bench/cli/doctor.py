@@ -13,25 +13,23 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.options import examples, with_format
-from meprop_bench.cli.output import as_record, complaining, write
+from meprop_bench.cli.output import as_record, complaining, write, write_tables
 from meprop_bench.errors import ExitCode
-from meprop_bench.progress import console
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from collections.abc import Mapping
 
-    from meprop_bench.doctor import Examination, Finding
+    from meprop_bench.doctor import Examination
+    from meprop_bench.report.cells import Tone
 
 __all__ = ["command"]
 
-_STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
+_TONES: Mapping[str, Tone] = {"ok": "good", "note": "quiet", "warning": "", "problem": "bad"}
 _VERDICTS = {
     ExitCode.OK: "fine: nothing speaks against measuring here",
     ExitCode.USAGE: "there is a mistake to put right",
     ExitCode.INCONCLUSIVE: "this machine, as it is now, cannot be trusted to measure",
 }
-_WIDE = 160
-"""Columns where no terminal says how many."""
 
 
 @click.command(
@@ -72,27 +70,16 @@ def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
 
 
 def _print(found: Examination) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from meprop_bench.report.cells import Cell, Section
 
-    target = console(highlight=False, markup=False, emoji=False)
-    if not target.is_terminal:
-        target = console(width=_WIDE, highlight=False, markup=False, emoji=False)
-    table = Table("section", "check", "state", "found", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    section = ""
-    for finding in found.findings:
-        heading = finding.section if finding.section != section else ""
-        section = finding.section
-        state = Text(finding.state, _STYLES[finding.state])
-        table.add_row(Text(heading, "bold"), Text(finding.check), state, _text(finding))
-    target.print(table)
     problems = sum(finding.state == "problem" for finding in found.findings)
     count = {0: "", 1: " (1 problem)"}.get(problems, f" ({problems} problems)")
-    target.print(Text(f"{_VERDICTS[found.exit_code]}{count}; exit code {int(found.exit_code)}", "bold"))
-
-
-def _text(finding: Finding) -> Text:
-    from rich.text import Text
-
-    return Text.assemble(finding.text, (f" → {finding.advice}", "dim") if finding.advice else "")
+    click.echo(f"{_VERDICTS[found.exit_code]}{count}; exit code {int(found.exit_code)}\n")
+    groups: dict[str, list[tuple[Cell, ...]]] = {}
+    for finding in found.findings:
+        own = groups.setdefault(finding.section, [])
+        heading = "" if own else finding.section
+        text = f"{finding.text} → {finding.advice}" if finding.advice else finding.text
+        own.append((Cell(heading), Cell(finding.check), Cell(finding.state, _TONES[finding.state]), Cell(text)))
+    columns = ("section", "check", "state", "found")
+    write_tables(Section("", columns, tuple(map(tuple, groups.values())), left=frozenset(columns)))

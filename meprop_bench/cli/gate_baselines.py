@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from meprop_bench.cli.options import examples
+from meprop_bench.cli.output import write_tables
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.progress import console
 from meprop_bench.results.baselines import FOLDER, Baseline, Baselines
 
 __all__ = ["list_baselines", "save_as_baseline", "with_baselines"]
@@ -62,23 +62,22 @@ def save_as_baseline(
 @with_baselines
 def list_baselines(baselines: Path) -> int:
     """List the named baselines: when each was saved, from what, and where that was measured."""
-    from meprop_bench.report.formats import new_table
+    from meprop_bench.report.cells import plain_section
 
     found = Baselines(baselines)
     if not (names := found.names()):
         click.echo(f"no baselines in {baselines}: meprop-bench gate --candidate FILE --save-baseline NAME keeps one")
         return ExitCode.OK
     columns = ("name", "saved", "of", "measured on", "digest")
-    table = new_table(columns, columns, overflow="fold")
-    remarks = []
+    lines, remarks = [], []
     for name in names:
         try:
             one = found.named(name)
         except UserError as error:
             remarks.append(str(error))
         else:
-            table.add_row(one.name, f"{one.saved:%Y-%m-%d}", one.source, one.machine, one.digest)
-    console(markup=False).print(table)
+            lines.append((one.name, f"{one.saved:%Y-%m-%d}", one.source, one.machine, one.digest))
+    write_tables(plain_section("", columns, lines, left=columns))
     for remark in remarks:
         click.echo(remark)
     return ExitCode.USAGE if remarks else ExitCode.OK

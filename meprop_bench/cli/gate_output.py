@@ -87,9 +87,9 @@ def _as(form: str, outcome: Outcome, *, terminal: bool = False) -> Iterable[str]
 
         return (as_comment(outcome),)
     from meprop_bench.gate.document import OutcomeDocument
-    from meprop_bench.report.formats import as_table
+    from meprop_bench.report.terminal import as_table
 
-    return (as_table(OutcomeDocument(outcome), terminal=terminal, summary_first=True),)
+    return (as_table(OutcomeDocument(outcome), terminal=terminal),)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import click
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from meprop_bench.report.cells import Section
     from meprop_bench.report.document import Document
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
@@ -31,13 +32,22 @@ __all__ = [
     "results_folder",
     "write",
     "write_pages",
+    "write_tables",
 ]
 
 
 def write(text: str) -> None:
-    """Print text as it is; what the stream's encoding does not have becomes `?`."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    """Print text, as the stream can hold it."""
+    from meprop_bench.report.terminal import fit_for
+
+    sys.stdout.write(fit_for(sys.stdout, text))
+
+
+def write_tables(*sections: Section) -> None:
+    """Print sections in the one style that all tables have: on a terminal in its width, else whole."""
+    from meprop_bench.report.terminal import tables
+
+    write(tables(sections, terminal=sys.stdout.isatty()))
 
 
 @contextmanager
@@ -64,7 +74,7 @@ def results_folder(out: Path, name: str, machine: str, plan: Mapping[str, Any], 
 
     if resume:
         found = Store.find_resumable(out, name, machine, plan)
-        for note in found.notes if found else [f"no earlier run of {what}: starting anew"]:
+        for note in found.notes if found else [f"no earlier run of {what} on this machine: starting anew"]:
             click.echo(note, err=True)
         if found is not None:
             return found

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_out
-from meprop_bench.cli.output import name_left_out, results_folder, write_pages
+from meprop_bench.cli.output import name_left_out, results_folder, write_pages, write_tables
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import showing
@@ -54,27 +54,30 @@ def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
     from meprop_bench.paper.folder import best_results
     from meprop_bench.paper.published import published
+    from meprop_bench.report.cells import plain_section
 
     results = best_results(out)
-    lines = [("table", "title", "tasks", "smoke", "short", "full", "result")]
-    notes: list[str] = []
+    lines = []
+    left_out: dict[str, dict[str, None]] = {}
     for found in published().values():
         document = results.get(found.table_id, (None, None))[1]
         result = "–" if document is None else f"{document.evidence.experiment.scale}: {document.outcome}"
         tasks = ", ".join(dict.fromkeys(part.task for part in found.parts))
         times, skipped = _times(found.table_id, _workers(processes))
         lines.append((found.table_id, found.title, tasks, *times, result))
-        notes += [f"{found.table_id}: {line}" for line in skipped]
-    _print_table(lines)
-    if notes:
+        for reason in skipped:
+            left_out.setdefault(reason, {})[found.table_id] = None
+    columns = ("table", "title", "tasks", "smoke", "short", "full", "result")
+    write_tables(plain_section("The papers' tables", columns, lines, left={"table", "title", "tasks", "result"}))
+    if left_out:
         click.echo("\nNot trained at the short scale (what is timed of these tables is measured all the same):")
-        for note in notes:
-            click.echo(f"  {note}")
+        for reason, tables in left_out.items():
+            click.echo(f"  {', '.join(tables)}: {reason}")
     return ExitCode.OK
 
 
 def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]]:
-    from meprop_bench.paper.experiment import experiment, reasons
+    from meprop_bench.paper.experiment import experiment
     from meprop_bench.paper.published import table
     from meprop_bench.paper.subjects import SCALES
 
@@ -82,7 +85,7 @@ def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]
     smoke, short, full = (
         duration(found[scale].estimate_s(workers)) if found[scale].runnable else "–" for scale in SCALES
     )
-    return (smoke, short, full), reasons(found["short"].skipped)
+    return (smoke, short, full), list(dict.fromkeys(reason for _, reason in found["short"].skipped))
 
 
 @command.command(
@@ -94,6 +97,7 @@ def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]
 def show(table_id: str) -> int:
     """Print a table as the paper has it: figures, settings, notes, and where the papers disagree."""
     from meprop_bench.paper.published import COLUMNS, table
+    from meprop_bench.report.cells import plain_section
 
     found = table(table_id)
     click.echo(f"{found.table_id}  {found.title}\n\n“{found.caption}”")
@@ -103,10 +107,8 @@ def show(table_id: str) -> int:
         click.echo(f"\n{part.name} ({part.task}): {part.rows[0].setting.words}".rstrip(": "))
         columns = list(dict.fromkeys(column for row in part.rows for column in row.figures))
         heads = [f"{COLUMNS[column].title}, {COLUMNS[column].unit}" for column in columns]
-        lines: list[Sequence[str]] = [("", *heads)]
-        for row in part.rows:
-            lines.append((row.name, *(_figure(row.figures.get(column)) for column in columns)))
-        _print_table(lines)
+        lines = [(row.name, *(_figure(row.figures.get(column)) for column in columns)) for row in part.rows]
+        write_tables(plain_section("", ("", *heads), lines, left={""}))
         for note in part.notes:
             click.echo(f"  {note}")
     for title, texts in (("Notes", found.notes), ("The papers disagree", found.contradictions)):
@@ -244,12 +246,10 @@ def _report(store: Store) -> None:
 def _print_document(document: PaperDocument) -> None:
     from meprop_bench.paper.folder import own_sections
 
-    for line in (*document.doubts, *document.summary[:2]):
-        click.echo(line)
-    for section in own_sections(document):
-        click.echo(f"\n{section.title}")
-        lines = [section.columns, *([cell.text for cell in line] for group in section.groups for line in group)]
-        _print_table(lines)
+    for finding in document.findings:
+        click.echo(finding.text)
+    click.echo()
+    write_tables(*own_sections(document))
 
 
 @command.command(
@@ -305,11 +305,3 @@ def _workers(processes: int | None, device: str = "cpu") -> int:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,}"
-
-
-def _print_table(lines: Sequence[Sequence[Any]]) -> None:
-    """Print lines with a head in columns as wide as they need to be; the last one may be of any length."""
-    widths = [max(len(str(line[place])) for line in lines) for place in range(len(lines[0]))]
-    for line in lines:
-        cells = [f"{cell!s:<{width}}" for cell, width in zip(line, widths, strict=True)]
-        click.echo("  ".join(cells).rstrip())

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
-from meprop_bench.cli.output import as_record, complaining, results_folder, write
+from meprop_bench.cli.output import as_record, complaining, results_folder, write, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode
-from meprop_bench.progress import console, live
+from meprop_bench.progress import live
 from meprop_bench.sweep.accuracy import MARGIN
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None
 
 def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> None:
     from meprop_bench.measure.machine import was_busy
+    from meprop_bench.report.cells import plain_section
+    from meprop_bench.report.markdown import as_section
     from meprop_bench.report.quality import Quality
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
@@ -161,46 +163,20 @@ def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> No
         return
     if doubt:
         click.echo(f"{doubt}\n")
+    click.echo(f"{_verdict(found)}\n")
     head = ("seed", "dense", comparison.recipe.label, "difference")
     pairs = zip(found.seeds, found.baseline, found.method, strict=True)
     plain, change = (quality := Quality.of(found)).plain, quality.change
     rows = [(str(seed), plain(dense), plain(sparse), change(sparse - dense)) for seed, dense, sparse in pairs]
+    section = plain_section(f"{comparison.recipe.task}: {found.metric}", head, rows)
     if form == "md":
-        lines = [head, ("---",) * len(head), *rows]
-        click.echo("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_verdict(found)}")
-        return
-    from rich.table import Table
-
-    table = Table(*head, title=f"{comparison.recipe.task}: {found.metric}")
-    for row in rows:
-        table.add_row(*row)
-    target = console(highlight=False)
-    target.print(table)
-    target.print(_verdict(found), markup=False, soft_wrap=True)
+        write(f"{as_section(section)}\n")
+    else:
+        write_tables(section)
 
 
 def _verdict(found: Parity) -> str:
     """Return the verdict in a sentence."""
-    from meprop_bench.report.quality import Quality
-    from meprop_bench.stats import CANNOT_TELL
+    from meprop_bench.report.quality import held
 
-    quality = Quality.of(found)
-    if found.low is None or found.high is None:
-        bounds = "no interval from one seed"
-    elif quality.vague(found.interval):
-        width = found.high - found.low
-        spans = f"{width:.0f} points" if found.percent else quality.plain(width)
-        bounds = f"{CANNOT_TELL} (the 95% interval spans {spans})"
-    else:
-        bounds = f"95% interval [{quality.change(found.low)}, {quality.change(found.high)}]"
-    return (
-        f"{_WORDS[found.verdict]}: {quality.change(found.difference)}{quality.unit}, {bounds}, "
-        f"{len(found.seeds)} seeds, margin {found.margin:.4g}"
-        + ("; the differences of the seeds do not vary, so do not rely on it: train for longer" * _constant(found))
-    )
-
-
-def _constant(found: Parity) -> bool:
-    """Whether all seeds have one difference, as of models that learnt nothing yet: no interval knows that."""
-    differences = {sparse - dense for dense, sparse in zip(found.baseline, found.method, strict=True)}
-    return len(found.seeds) > 1 and len(differences) == 1
+    return f"{_WORDS[found.verdict]}: {held(found)}; {len(found.seeds)} seeds of {found.steps:,} steps"

@@ -1,4 +1,4 @@
-"""`meprop-bench report`: print the report of results folders, or write it anew."""
+"""`meprop-bench report`: print the report of results folders; with --write, write their pages anew, too."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ __all__ = ["collected", "command"]
     epilog=examples(
         "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3",
         "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --format csv",
+        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --write",
         "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --bundle quick.zip",
         "meprop-bench report --index reports",
     ),
@@ -38,8 +39,9 @@ __all__ = ["collected", "command"]
     type=click.Choice(["table", "json", "md", "csv", "html", "parquet"]),
     default="table",
     show_default=True,
-    help="Format of what is printed; table also rewrites README.md, index.html and the plots of each folder.",
+    help="Format of what is printed.",
 )
+@click.option("--write", is_flag=True, help="Write README.md, index.html and the plots of each folder anew, too.")
 @click.option("--mixed-environments", is_flag=True, help="Show folders of different environments side by side.")
 @click.option(
     "--index",
@@ -52,11 +54,13 @@ __all__ = ["collected", "command"]
     metavar="FILE",
     help="Write FOLDER as one file to hand on: rows, environment, command, constraints.",
 )
-def command(folders: tuple[Path, ...], form: str, mixed_environments: bool, index: bool, bundle: Path | None) -> int:
-    """Print the report of results folders. Nothing is measured: stored results are read.
+def command(
+    folders: tuple[Path, ...], form: str, write: bool, mixed_environments: bool, index: bool, bundle: Path | None
+) -> int:
+    """Print the report of results folders. Nothing is measured, and of these nothing written without --write.
 
-    A FOLDER may be a bundle, or a JSON file of the pytest-benchmark suite, too; of those, nothing is written anew. That
-    of a paper's table keeps its own page, the paper beside what was measured.
+    A FOLDER may be a file in it, measurements.jsonl, a bundle, or a JSON file of the pytest-benchmark suite; of the
+    last two, nothing is written. That of a paper's table keeps its own page, the paper beside what was measured.
 
     Results of different environments are not comparable; showing several folders whose environments differ needs
     --mixed-environments.
@@ -77,14 +81,16 @@ def command(folders: tuple[Path, ...], form: str, mixed_environments: bool, inde
     documents = [document for document, _ in loaded.values()]
     if not mixed_environments:
         _check_comparable(documents)
-    for document in documents:
+    for document in documents if form in ("json", "csv") else ():  # the others show them
         for note in document.notes:
             click.echo(f"{document.title}: {note}", err=True)
     if not any(document.rows or document.sections for document in documents):
         raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
-    if form == "table":
+    if write:
         _write_all([(document, store) for document, store in loaded.values() if store is not None])
-        for document in documents:
+    if form == "table":
+        for number, document in enumerate(documents):
+            click.echo("\n" * bool(number), nl=False)
             write_as("table", document, sys.stdout)
     elif form == "parquet":
         _write_parquet(Document.joined(documents))

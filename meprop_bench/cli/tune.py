@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
-from meprop_bench.cli.output import as_record, complaining, results_folder, write
+from meprop_bench.cli.output import as_record, complaining, results_folder, write, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.optional import unavailable_reason
-from meprop_bench.progress import console, lines, watcher
+from meprop_bench.progress import lines, watcher
 
 if TYPE_CHECKING:
     from meprop_bench.results.store import Store
-    from meprop_bench.tuning.document import Table
     from meprop_bench.tuning.run import Request, Result
 
 __all__ = ["command", "request_of", "run_tune"]
@@ -230,25 +229,9 @@ def _print(form: str, result: Result) -> None:
     if form == "md":
         write(markdown(result))
         return
-    target = console(highlight=False)
-    target.print(result.sentence, markup=False, soft_wrap=True)
+    write(f"{result.sentence}\n")
     if parts := advice(result):
         code = "\n".join(f"    {line}" if line else "" for line in parts[0].splitlines())
-        text = f"\n{code}\n\nMeasured again by\n    {parts[1]}\n    {parts[2]}\n"
-        target.print(text, markup=False, soft_wrap=True)
-    for table in tables(result):
-        _show(table)
-
-
-def _show(table: Table) -> None:
-    from rich.table import Table as Rich
-    from rich.text import Text
-
-    shown = Rich(title=table.title)
-    for name in table.head:
-        shown.add_column(name, overflow="fold")
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
-    target = console(highlight=False)
-    target.print(shown)
-    target.print(table.note, markup=False, soft_wrap=True)
+        write(f"\n{code}\n\nMeasured again by\n    {parts[1]}\n    {parts[2]}\n")
+    write("\n")
+    write_tables(*tables(result))

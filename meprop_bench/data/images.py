@@ -5,9 +5,9 @@ and for one seed the same batches in the same order. So a part is a plain pair o
 arguments alone, never on torch's global random state, which a method (random-k, dropout) may use up at its own pace.
 
 The 1,797 digits of scikit-learn are real data for a machine without a network. The set has no published parts, so we
-make them: a seeded permutation, then 1,297 images for training, 250 for development and 250 for test. They are not
-stratified: the development set has 14 to 33 images of a class. One image there is 0.4 points of accuracy, hence the
-several seeds of a parity check.
+make them: a seeded permutation, then 797 images for training, 750 for development and 250 for test. The development set
+is large because a short comparison is judged on it: one image is 0.13 points of accuracy, where of 250 it was 0.4 of a
+margin of 0.5, so that nothing passed (docs/log). Fewer images to train on cost half a point of accuracy, on both sides.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _gathered(part: Part, batch: int, order: Iterator[Tensor]) -> Iterator[tuple
         yield from zip(*(torch.split(sequence, batch) for sequence in sequences), strict=True)
 
 
-_TRAIN, _DEV = 1_297, 250
+_TRAIN, _DEV = 797, 750
 _SEED = 0
 
 

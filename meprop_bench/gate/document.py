@@ -17,6 +17,7 @@ from meprop_bench.errors import ExitCode
 from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.names import shown
 from meprop_bench.report.cells import ABSENT, Cell, Section, memory, quantity, ratio, ratio_within, seconds
+from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.quality import WIDEST_POINTS
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
@@ -63,6 +64,11 @@ class OutcomeDocument:
     def doubts(self) -> Sequence[str]:
         """Whether the machine was too busy."""
         return self.outcome.doubts
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """The result, what speaks against it first."""
+        return plain(self.doubts, self.summary)
 
     @property
     def summary(self) -> list[str]:
@@ -231,6 +237,8 @@ def section(title: str, judgements: Sequence[Judgement], footnote: str = "") -> 
         groups=tuple(tuple(_line(one) for one in part) for part in parts if part),
         footnotes=tuple(filter(None, (footnote,))),
         left=frozenset({"verdict", "case", "figure", "why"}),
+        keys=frozenset({"case", "figure"}),
+        drop=("pairs", "noise", "base", "head"),
     )
 
 

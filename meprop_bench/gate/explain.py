@@ -28,7 +28,7 @@ from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.pairs import ProcessPair, spread
 from meprop_bench.gate.series import Floats, Side, Summary
 from meprop_bench.gate.stored import Explained
-from meprop_bench.report.formats import new_page, printed, say
+from meprop_bench.report.terminal import new_page, printed, say
 from meprop_bench.stats import Verdict, spread_percent, too_wide
 
 if TYPE_CHECKING:

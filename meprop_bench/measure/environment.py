@@ -34,7 +34,7 @@ from meprop_bench.measure.clock import clock_for, overhead
 from meprop_bench.measure.procfs import Unavailable, known, search
 from meprop_bench.optional import installed
 
-__all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "machine_of", "machine_slug"]
+__all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "hardware", "machine_of", "machine_slug"]
 
 NOT_IN_ID = frozenset({"package_version", "git_revision", "load_average", "clock_overhead_s", "unavailable"})
 
@@ -71,8 +71,7 @@ def collect(device: str, allocator: str, *, torch: bool = True) -> dict[str, Any
         "cpu_boost": procfs.boost,
         "cpu_caches": procfs.caches,
         "cpu_capability": lambda: str(import_module("torch").backends.cpu.get_cpu_capability()),
-        # In bytes it changes with each start of the system.
-        "memory_gib": lambda: round(import_module("psutil").virtual_memory().total / 2**30, 1),
+        "memory_gib": _memory_gib,
         "transparent_huge_pages": lambda: search(
             r"\[(\w+)\]", procfs.read(procfs.SYS / "kernel/mm/transparent_hugepage/enabled")
         ),
@@ -123,6 +122,24 @@ def machine_slug(device: str = "cpu") -> str:
     return f"{_slug(model)}-{procfs.usable_cores()}c"
 
 
+def hardware() -> dict[str, Any]:
+    """Return what tells this machine from others whose processor has the same name, as its caches; without torch."""
+
+    def flags() -> str:
+        found = search(r"^(?:flags|Features)\s*:\s*(.+)$", procfs.read(procfs.PROC / "cpuinfo"))
+        return hashlib.sha256(" ".join(sorted(found.split())).encode()).hexdigest()[:12]
+
+    probes: dict[str, Callable[[], Any]] = {
+        "cpu_model": cpu_model,
+        "cpu_usable_cores": procfs.usable_cores,
+        "cpu_caches": procfs.caches,
+        "cpu_flags": flags,
+        "memory_gib": _memory_gib,
+        "architecture": platform.machine,
+    }
+    return procfs.ask(probes)[0]
+
+
 def machine_of(environment: Mapping[str, Any]) -> str:
     """Return what `machine_slug()` gave on the machine that an environment of `collect` describes."""
     model = environment.get("cpu_model") or environment.get("architecture") or "cpu"
@@ -138,6 +155,11 @@ def cpu_model() -> str:
                 return search(rf"^{key}\s*:\s*(.+)$", text).strip()
         raise Unavailable("the kernel gives no model name")
     return known(platform.processor() or None, "the system gives no processor name")
+
+
+def _memory_gib() -> float:
+    """Return the memory; in bytes it changes with each start of the system."""
+    return round(float(import_module("psutil").virtual_memory().total) / 2**30, 1)
 
 
 def _slug(name: str) -> str:

@@ -20,7 +20,7 @@ count, too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -29,16 +29,18 @@ from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
 from meprop_bench.paper.evidence import Evidence, Line, Place, lines
-from meprop_bench.paper.experiment import experiment_of, reasons
+from meprop_bench.paper.experiment import Experiment, experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS, Part, published
 from meprop_bench.paper.records import Decodings, Trained, Trainings, counts_in
 from meprop_bench.paper.subjects import SCALES
 from meprop_bench.report.bundle import is_bundle, opened
-from meprop_bench.report.cells import ABSENT, Cell, Section, Tone, digits, seconds
+from meprop_bench.report.cells import ABSENT, Cell, Section, Tone, counted, digits, seconds
 from meprop_bench.report.document import Document
+from meprop_bench.report.findings import Finding
+from meprop_bench.report.findings import plain as plain_findings
 from meprop_bench.report.markdown import escaped
 from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg
-from meprop_bench.results.store import Store
+from meprop_bench.results.store import Store, folder_of
 
 __all__ = ["PaperDocument", "as_overview", "best_results", "curves", "load", "own_sections", "read"]
 
@@ -61,17 +63,12 @@ class PaperDocument(Document):
         return f"{overall(self.claims)}{f' ({lacking}: these claim nothing)' if lacking else ''}"
 
     @property
-    def summary(self) -> list[str]:
-        """What was run, how the claims came out, and what differs from the paper."""
+    def findings(self) -> Sequence[Finding]:
+        """How the claims came out, and at what scale; what speaks against that first."""
         run = self.evidence.experiment
-        return [
-            f"{run.table.table_id}, {run.table.title}; scale {run.scale}, {len(run.seeds)} seeds.",
-            f"Claims: {self.outcome}.",
-            *(f"Differs from the paper: {change}." for change in reasons(run.changes)),
-            *(f"Not trained: {line}." for line in reasons(run.skipped)),
-            *(f"Of the paper: {note}" for note in run.table.notes),
-            *(f"The papers disagree: {text}" for text in run.table.contradictions),
-        ]
+        claims = Finding(f"{run.table.table_id}, {run.table.title}: {self.outcome}.", "mixed")
+        scale = Finding(f"Scale {run.scale}, {counted(len(run.seeds), 'seed')}.")
+        return [*plain_findings(self.doubts, ()), claims, scale]
 
     @property
     def sections(self) -> list[Section]:
@@ -115,6 +112,7 @@ def load(folder: Path) -> tuple[Document, Store | None]:
     A JSON file of the pytest-benchmark suite is one without a store, and so is a bundle, which has no folder that its
     pages could be written to. `UserError`: no results there, or corrupt ones.
     """
+    folder = folder_of(folder)
     if folder.is_file() and is_bundle(folder):
         with opened(folder) as inside:
             return load(inside)[0], None
@@ -151,9 +149,17 @@ def read(store: Store) -> PaperDocument:
     if any(one.data_published is False for one in every):
         taken.append("trainings were made on files that are not the published data: no level is compared")
     failures = (f"a training failed: {one.arm_id}, seed {one.seed}: {one.error}" for one in failed if one.error)
-    notes = (*plain.notes, *trainings.notes, *taken, *failures)
+    notes = (*_differences(found), *plain.notes, *trainings.notes, *taken, *failures)
     question = f"{found.table.table_id}, {found.table.title}"
     return PaperDocument(**{**vars(plain), "notes": notes, "question": question}, evidence=evidence)
+
+
+def _differences(run: Experiment) -> Iterator[str]:
+    """Say what differs from the paper."""
+    yield from (f"Differs from the paper: {change}." for change in reasons(run.changes))
+    yield from (f"Not trained: {line}." for line in reasons(run.skipped))
+    yield from (f"Of the paper: {note}" for note in run.table.notes)
+    yield from (f"The papers disagree: {text}" for text in run.table.contradictions)
 
 
 def _side_by_side(evidence: Evidence) -> list[Section]:
@@ -163,9 +169,8 @@ def _side_by_side(evidence: Evidence) -> list[Section]:
     for name, found in groupby(lines(evidence), key=lambda line: line.part):
         group = tuple(tuple(_cells(line)) for line in found)
         remark = " ".join(notes[name])
-        sections.append(
-            Section(f"{name}: the paper and ours", columns, (group,), "", remark, (), frozenset(columns[:2]))
-        )
+        title, keys = f"{name}: the paper and ours", frozenset(columns[:2])
+        sections.append(Section(title, columns, (group,), remark=remark, left=keys, keys=keys, drop=("best",)))
     return sections
 
 
@@ -205,7 +210,8 @@ def _verdicts(claims: Sequence[Claim]) -> Section:
 
     groups = tuple(tuple(map(cells, found)) for _, found in groupby(claims, key=lambda claim: claim.part))
     left = frozenset(columns) - {"paper", "ours"}
-    return Section("Verdicts", columns, groups, "", f"{overall(list(claims)).capitalize()}.", (), left)
+    remark, keys = f"{overall(list(claims)).capitalize()}.", frozenset(columns[:3])
+    return Section("Verdicts", columns, groups, remark=remark, left=left, keys=keys)
 
 
 def curves(evidence: Evidence) -> list[Plot]:

@@ -16,12 +16,12 @@ from operator import not_
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
-from meprop_bench.report.cells import distinct_rows, failure, ratio, ratio_within
+from meprop_bench.report.cells import counted, distinct_rows, failure, ratio, ratio_within
 from meprop_bench.report.conversion import conversion
-from meprop_bench.report.quality import Quality, measure
-from meprop_bench.results.axes import AXES
-from meprop_bench.results.schema import Parity, Row
-from meprop_bench.stats import Interval, Verdict, non_inferiority, too_wide
+from meprop_bench.report.quality import held, verdict_at
+from meprop_bench.results.axes import AXES, method_name
+from meprop_bench.results.schema import Row
+from meprop_bench.stats import Interval, Verdict, too_wide
 
 __all__ = ["Best", "best", "chosen"]
 
@@ -136,19 +136,19 @@ class _Choice:
             return Best(None, (*self._none(), *self._doubts()), decided=False)
         first, *others = good
         rivals = [row for row in others if _interval(row).high >= _interval(first).low]
-        lines = [f"Take {_name(first)}: {self._phase} is {_speed(first)} as fast as dense."]
+        lines = [f"Take {method_name(first)}: {self._phase} is {_speed(first)} as fast as dense."]
         if rivals:
             more = f" and {len(rivals) - 3} more" * (len(rivals) > 3)
-            names = ", ".join(map(_name, rivals[:3])) + more
+            names = ", ".join(map(method_name, rivals[:3])) + more
             lines = [
-                f"Which is fastest is not decided: {names} and {_name(first)} are not told apart, as their intervals"
-                " overlap.",
-                f"{_name(first)} has the highest figure: {self._phase} is {_speed(first)} as fast as dense.",
+                f"Which is fastest is not decided: {names} and {method_name(first)} are not told apart, as their"
+                " intervals overlap.",
+                f"{method_name(first)} has the highest figure: {self._phase} is {_speed(first)} as fast as dense.",
             ]
         lines.append(self._quality(first))
         reasons = {"fail": "loses more accuracy than the margin", "inconclusive": "has an accuracy that is not decided"}
         faster = self._faster[: self._faster.index(first)]
-        lines += [f"{_name(row)}, {_speed(row)}, {reasons[self._verdict(row) or 'fail']}." for row in faster]
+        lines += [f"{method_name(row)}, {_speed(row)}, {reasons[self._verdict(row) or 'fail']}." for row in faster]
         return Best(first, (*lines, *self._doubts()), decided=not rivals)
 
     def _none(self) -> list[str]:
@@ -157,40 +157,36 @@ class _Choice:
             first = (
                 "Not decided: of what is faster than dense, no accuracy is shown to be kept; more seeds may show it."
             )
-            return [first, f"The fastest of these is {_name(open_[0])}, {_speed(open_[0])}.", self._quality(open_[0])]
+            return [
+                first,
+                f"The fastest of these is {method_name(open_[0])}, {_speed(open_[0])}.",
+                self._quality(open_[0]),
+            ]
         if lost := self._judged("fail"):
             first = "Stay dense: all that is faster loses more accuracy than the margin."
-            return [first, f"The fastest is {_name(lost[0])}, {_speed(lost[0])}.", self._quality(lost[0])]
+            return [first, f"The fastest is {method_name(lost[0])}, {_speed(lost[0])}.", self._quality(lost[0])]
         if not self._believed:
             return ["Not decided: no speed-up is a figure that can be believed."]
         top = max(self._believed, key=lambda row: _interval(row).estimate)
         first = "Stay dense: no case is told apart from dense as faster."
-        return [first, f"The highest figure is that of {_name(top)}, {_speed(top)}."]
+        return [first, f"The highest figure is that of {method_name(top)}, {_speed(top)}."]
 
     def _judged(self, *verdicts: Verdict | None) -> list[Row]:
         """Return what is faster than dense, the fastest first, by how its quality is judged; None: not compared."""
         return [row for row in self._faster if self._verdict(row) in verdicts]
 
     def _verdict(self, row: Row) -> Verdict | None:
-        return None if row.parity is None else non_inferiority(row.parity.interval, self._allowed(row.parity))
-
-    def _allowed(self, parity: Parity) -> float:
-        return parity.margin if self._margin is None else self._margin
+        return None if row.parity is None else verdict_at(row.parity, self._margin)
 
     def _quality(self, row: Row) -> str:
         if (found := row.parity) is None:
             return "Its accuracy was not compared: compare it before you use it."
-        words = {"pass": "within the margin of", "fail": "below the margin of", "inconclusive": "not decided at"}
-        quality = Quality.of(found)
-        return (
-            f"Its {measure(found)} differs from dense's by {quality.within(found.interval)}{quality.unit}, over"
-            f" {len(found.seeds)} seeds of {found.steps} steps:"
-            f" {words[self._verdict(row) or 'inconclusive']} {self._allowed(found):.4g}."
-        )
+        said = held(found, self._margin, "its ")
+        return f"{said[0].upper()}{said[1:]}, over {counted(len(found.seeds), 'seed')} of {found.steps:,} steps."
 
     def _doubts(self) -> list[str]:
         """Name what might be faster, and cannot be believed."""
-        return [f"Not to be believed: {', '.join(map(_name, self._doubted))}."] if self._doubted else []
+        return [f"Not to be believed: {', '.join(map(method_name, self._doubted))}."] if self._doubted else []
 
 
 def _different_work(rows: Sequence[Row]) -> str | None:
@@ -226,9 +222,3 @@ def _interval(row: Row) -> Interval:
 def _speed(row: Row) -> str:
     found = _interval(row)
     return ratio_within(found) if found.bounded else f"{ratio(found.estimate)} (no interval)"
-
-
-def _name(row: Row) -> str:
-    """Name a case by what the sparse side alone depends on: `unified k=0.05 rows gradient`."""
-    own = sorted((axis for axis in AXES.values() if not axis.dense), key=lambda axis: axis.place)
-    return " ".join(filter(None, (axis.said(row) for axis in own)))

@@ -5,28 +5,34 @@ tone that a terminal and a page show as a colour. The text alone says everything
 tone, so nothing is lost in black and white.
 
 A `Section` holds one workload under one allocator, its rows in groups by phase. An axis that does not vary within a
-section is said once above the table instead of in a column, which keeps a table as narrow as its sweep is.
+section is said once above the table instead of in a column, which keeps a table as narrow as its sweep is; below it, a
+line for each method draws its speed-up over k. What is narrower still is `layout`'s.
+
+A forward pass that the method leaves as it is has its time, and no verdict: it is no news that it is as fast as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from meprop_bench.measure.notes import Note
 from meprop_bench.report.quality import Quality
-from meprop_bench.report.reliability import Footnotes, significant_rows
+from meprop_bench.report.reliability import Footnotes, common, significant_rows
 from meprop_bench.results.axes import AXES as TABLE
-from meprop_bench.results.axes import WITHOUT_K, Axis
-from meprop_bench.results.schema import PASSED, Row, select
+from meprop_bench.results.axes import WITHOUT_K
+from meprop_bench.results.axis import Axis, number
+from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
 __all__ = [
     "ABSENT",
     "AXES",
+    "BARS",
     "IN_SHAPE",
     "PHASES",
     "SHAPE",
@@ -36,16 +42,19 @@ __all__ = [
     "axis_cells",
     "by_phase",
     "check",
+    "counted",
     "distinct_rows",
     "efficiency",
     "failure",
     "joules",
     "k_of",
+    "left_alone",
     "memory",
     "pair",
     "parity",
     "percent",
     "phase_order",
+    "plain_section",
     "plain_speedup",
     "quantity",
     "ratio",
@@ -54,6 +63,7 @@ __all__ = [
     "seconds_within",
     "sections",
     "shape",
+    "span",
     "speedup",
     "varying",
 ]
@@ -161,9 +171,39 @@ def speedup(row: Row, *, distinct: bool = True) -> Cell:
     text = ratio_within(row.interval) + " ~" * (row.converged is False)
     if doubt:
         return Cell(text + doubt, "bad")
+    if left_alone(row):
+        return Cell(text, "quiet")
     if not (row.significant and distinct):
         return Cell(text if too_wide(row.half_width) else f"{text} not significant", "quiet")
     return Cell(text, "good" if row.interval.estimate > 1 else "bad")
+
+
+_UNCHANGED = 0.95
+"""Speed-up down to which a forward pass counts as what it was: below, something that the method adds costs time."""
+
+
+def left_alone(row: Row) -> bool:
+    """Whether a row is of a forward pass that the method does not change: the same operations, in about the same time.
+
+    Where both sides have a fused step, or neither, what runs is the same code.
+    """
+    if row.phase != "forward" or row.fused_step == "method" or row.interval is None:
+        return False
+    same = (row.sparse.flops, row.sparse.bytes) == (row.dense.flops, row.dense.bytes)
+    found = row.interval
+    slower, faster = found.high < _UNCHANGED, found.low > 1 / _UNCHANGED
+    return same and not slower and not faster
+
+
+def span(rows: Iterable[Row]) -> str:
+    """Return the least and the greatest speed-up of rows, `3.31x to 31.0x`."""
+    values = [row.speedup for row in rows if row.speedup is not None]
+    return " to ".join(dict.fromkeys((ratio(min(values)), ratio(max(values)))))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 seed`, `5 seeds`, `100,000 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def plain_speedup(row: Row) -> str:
@@ -214,8 +254,12 @@ def shape(row: Row) -> str:
 
 
 def k_of(row: Row) -> str:
-    """The k of a row; a dash for a method that has none."""
-    return ABSENT if row.method in WITHOUT_K else f"{row.k:g}"
+    """The k of a row, of a convolution with the positions of a map that it is of; a dash for a method without one."""
+    if row.method in WITHOUT_K:
+        return ABSENT
+    if row.size is None or row.filter is None or row.k < 1:
+        return f"{row.k:g}"
+    return f"{row.k:g} of {(row.size - row.filter + 1) ** 2}"
 
 
 PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")
@@ -238,6 +282,18 @@ class Section:
     remark: str = ""
     footnotes: tuple[str, ...] = ()
     left: frozenset[str] = frozenset()  # columns of words; the others hold figures
+    keys: frozenset[str] = frozenset()  # columns that together say what a line is of
+    drop: tuple[str, ...] = ()  # columns that a narrow page leaves out, the first of them first
+    late: tuple[str, ...] = ()  # and those that it leaves out where nothing else helps
+    trends: tuple[str, ...] = ()  # speed-ups over k, a line for each series
+
+
+def plain_section(
+    title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], *, left: Collection[str] = (), **more: Any
+) -> Section:
+    """Return a section of texts, those of the columns `left` words."""
+    group = tuple(tuple(map(Cell, line)) for line in lines)
+    return Section(title, tuple(columns), (group,), left=frozenset(left), **more)
 
 
 def _column(axis: Axis) -> Callable[[Row], str]:
@@ -296,18 +352,30 @@ WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {
 }
 
 
-def sections(rows: Sequence[Row]) -> list[Section]:
-    """Group rows by workload and allocator; the default allocator comes last where there is another."""
-    kinds = list(dict.fromkeys((row.workload, row.allocator) for row in rows))
+def sections(rows: Sequence[Row], distinct: AbstractSet[int] | None = None) -> list[Section]:
+    """Group rows by workload and allocator; the default allocator comes last where there is another.
+
+    `distinct` has the identities of the rows that differ from 1, all judged at once, where they are known already. What
+    was only trained has no times, and is in no table of times.
+    """
+    distinct = distinct_rows(rows) if distinct is None else distinct
+    everywhere = common(rows)
+    timed = [row for row in rows if not _only_trained(row)]
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in timed:
+        kinds.setdefault((row.workload, row.allocator), []).append(row)
     tuned = any(allocator != "default" for _, allocator in kinds)
-    distinct = distinct_rows(rows)
-    kinds.sort(key=lambda kind: tuned and kind[1] == "default")  # stable: otherwise the order of the measurements
     result = []
-    for workload, allocator in kinds:
+    # Stable: otherwise the order of the measurements.
+    for workload, allocator in sorted(kinds, key=lambda kind: tuned and kind[1] == "default"):
         remark = _DEFAULT_REMARK if tuned and allocator == "default" else ""
-        found = select(rows, workload=workload, allocator=allocator)
-        result.append(_section(f"{workload}, {allocator} allocator", found, remark, distinct))
+        found = kinds[workload, allocator]
+        result.append(_section(f"{workload}, {allocator} allocator", found, remark, distinct, everywhere))
     return result
+
+
+def _only_trained(row: Row) -> bool:
+    return row.phase is None and row.parity is not None
 
 
 def distinct_rows(rows: Sequence[Row]) -> frozenset[int]:
@@ -335,7 +403,9 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     return axes, "; ".join(f"{name} {next(iter(texts[name]))}" for name in said)
 
 
-def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int]) -> Section:
+def _section(
+    title: str, rows: list[Row], remark: str, distinct: AbstractSet[int], everywhere: Sequence[str]
+) -> Section:
     axes, constants = varying(rows)
     absent = {
         "check": all(row.check == PASSED for row in rows),
@@ -346,17 +416,14 @@ def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int])
     figures = [name for name in _FIGURES if not absent.get(name)]
     if absent["check"]:
         constants = "; ".join(filter(None, (constants, "check passed")))
-    failures = [text for row in rows if (text := failure(row))]
-    notes = Footnotes([row.notes for row in rows if row.sparse.median_s is not None or row.notes], failures)
-
-    def marked(cell: Cell, own: Iterable[Note]) -> Cell:
-        return Cell(cell.text + notes.marks(own), cell.tone)
+    notes = Footnotes(rows, filter(None, map(failure, rows)), everywhere)
 
     def line(row: Row) -> tuple[Cell, ...]:
         cells = {name: _FIGURES[name](row) for name in figures}
-        cells["speed-up"] = marked(speedup(row, distinct=id(row) in distinct), row.notes)
+        found = speedup(row, distinct=id(row) in distinct)
+        cells["speed-up"] = Cell(found.text + notes.marks(row), found.tone)
         if "check" in cells:
-            cells["check"] = marked(cells["check"], [Note(text) for text in (failure(row),) if text])
+            cells["check"] = Cell(cells["check"].text + notes.number(failure(row)), cells["check"].tone)
         return (*axis_cells(row, axes), *cells.values())
 
     return Section(
@@ -367,13 +434,19 @@ def _section(title: str, rows: list[Row], remark: str, distinct: frozenset[int])
         groups=by_phase(rows, line),
         footnotes=notes.lines,
         left=WORDS,
+        keys=frozenset(axes),
+        drop=("peak memory", "efficiency", "dense side"),
+        late=("dense", "sparse"),
+        trends=tuple(trends(rows)),
     )
 
 
 def by_phase(rows: Sequence[Row], line: Callable[[Row], tuple[Cell, ...]]) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
     """Return the lines of rows in groups, phase by phase in the order of a step."""
-    phases = sorted(dict.fromkeys(row.phase for row in rows), key=phase_order)
-    return tuple(tuple(line(row) for row in rows if row.phase == phase) for phase in phases)
+    found: dict[str | None, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.phase, []).append(row)
+    return tuple(tuple(map(line, found[phase])) for phase in sorted(found, key=phase_order))
 
 
 def phase_order(phase: str | None) -> int:
@@ -383,3 +456,43 @@ def phase_order(phase: str | None) -> int:
 
 def _memory_pair(row: Row) -> str:
     return pair(memory(row.dense.peak_memory_bytes), memory(row.sparse.peak_memory_bytes))
+
+
+BARS = "▁▂▃▄▅▆▇█"
+_SHORTEST, _MOST_TRENDS = 3, 12
+"""Points that make a trend, and trends below a table."""
+
+
+def trends(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each series of speed-ups over k: `backward, unified: k 10 7.88x █▇▄ 3.58x k 100`.
+
+    The bars are of the logarithm, of all lines together, from 1.00x, the shortest, to the highest.
+    """
+    heads = ["phase", "method", *(name for name in AXES if name not in ("phase", "method", "k", "kernel"))]
+    parts = [_PARTS[name] for name in heads]
+    series: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.phase in _TRENDING and row.speedup is not None and row.passed and row.baseline_disagreement is None:
+            series.setdefault((row.kernel_requested, *(part(row) for part in parts)), []).append(row)
+    long = (found for found in series.values() if len({row.k for row in found}) >= _SHORTEST)
+    drawn = [sorted(found, key=attrgetter("k")) for found in long]
+    drawn.sort(key=lambda found: phase_order(found[0].phase))
+    top = max((math.log(row.speedup or 1.0) for found in drawn for row in found), default=0.0)
+    names = [[AXES[name](found[0]) for name in heads] for found in drawn]
+    varied = [place for place in range(2, len(heads)) if len({name[place] for name in names}) > 1]
+    lines = []
+    for found, name in zip(drawn[:_MOST_TRENDS], names, strict=False):
+        others = (name[place] if heads[place] == SHAPE else f"{heads[place]} {name[place]}" for place in varied)
+        bars = "".join(_bar(row.speedup or 1.0, top) for row in found)
+        first, last = ((f"k {number(row.k)}", ratio(row.speedup or 1.0)) for row in (found[0], found[-1]))
+        lines.append(f"{', '.join([*name[:2], *others])}: {' '.join(first)} {bars} {' '.join(reversed(last))}")
+    more = len(drawn) - _MOST_TRENDS
+    return [*lines, f"{more:,} more series over k are not drawn."] if more > 0 else lines
+
+
+_TRENDING = ("linear-backward", "backward", "step")
+
+
+def _bar(speedup: float, top: float) -> str:
+    height = math.log(speedup) / top if top > 0 else 0.0
+    return BARS[max(0, min(len(BARS) - 1, round(height * (len(BARS) - 1))))]

@@ -37,6 +37,7 @@ from meprop_bench.report.cells import (
     varying,
 )
 from meprop_bench.report.document import Document
+from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.reliability import doubts, judged_runs, with_disagreements
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.axes import case_name
@@ -224,6 +225,11 @@ class Comparison:
         return independent_ratio(cases, same_processes=all(len(count) == 1 for count in counts))
 
     @property
+    def findings(self) -> Sequence[Finding]:
+        """What was found, what speaks against it first."""
+        return plain(self.doubts, self.summary)
+
+    @property
     def summary(self) -> list[str]:
         """The result in a few sentences."""
         cases = len({change.head.case_id for change in self.changes})
@@ -330,6 +336,8 @@ class Comparison:
             remark=_REMARK,
             footnotes=tuple(f"({number}) {reason}" for reason, number in reasons.items()),
             left=WORDS | {"allocator", "faster", "change"},
+            keys=frozenset({*axes, *either, "allocator"}),
+            drop=("speed-up", "sparse"),
         )
 
     def _cell(self, place: int, figure: Figure, reasons: Mapping[str, int]) -> Cell:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -21,40 +20,52 @@ from meprop_bench.report.cells import (
     Section,
     distinct_rows,
     k_of,
+    left_alone,
     memory,
     parity,
     quantity,
-    ratio,
-    ratio_within,
     sections,
     shape,
 )
+from meprop_bench.report.findings import Finding, findings, plain
 from meprop_bench.report.identical import identical_section, identical_summary
 from meprop_bench.report.machine import saving_sections, utilization_section
-from meprop_bench.report.pays import which_pay
 from meprop_bench.report.quality import Quality
-from meprop_bench.report.reliability import doubts, mean_speedup, with_disagreements
+from meprop_bench.report.reliability import common, doubts, legend, with_disagreements
 from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.redact import one_line, printable
-from meprop_bench.results.schema import FIGURES, Parity, Row, Utilization, as_object, select
-from meprop_bench.results.store import Store, sound_row
-from meprop_bench.stats import too_wide
+from meprop_bench.results.schema import FIGURES, Parity, Row, Utilization, as_object
+from meprop_bench.results.store import Store, folder_of, sound_row
+from meprop_bench.stats import CANNOT_TELL
 
 if TYPE_CHECKING:
     from meprop_bench.report.plots import Plot
 
-__all__ = ["HOW_TO_READ", "NESTED", "Document", "Page", "Readable", "parity_section", "summary"]
+__all__ = ["HOW_TO_READ", "NESTED", "Document", "Page", "Readable", "parity_section"]
+
+_WORDS = {
+    " ~": "A tilde (~) marks an interval wider than the target: the budget was spent first.",
+    "not significant": "Not significant: not told apart from 1 at the 5% level when all speed-ups of the report are"
+    " judged at once (Holm's correction), so that an interval may miss 1 by a little.",
+    CANNOT_TELL: "Cannot tell: the interval reaches beyond half or twice the figure.",
+    "do not believe": "Do not believe: the dense time differs by more than a quarter from another case's for the same"
+    " dense work.",
+    "no interval": "No interval: there was a single process.",
+    "geometric mean": "The geometric mean is over the cases named, which were chosen: its interval says how well they"
+    " are measured, not what others would give.",
+}
+"""What marks and words of a report mean, each said where it occurs."""
+
+_BARS = "The bars over k are of the logarithm of the speed-up, from 1.00x, the shortest, to the highest of the table."
+_UNCHANGED = "A forward pass that the method leaves as it is has its time, and no verdict."
 
 HOW_TO_READ = (
     "Speed-up is dense time divided by sparse time. The two were timed side by side, in pairs of random order and in"
     " several fresh processes; the brackets hold its 95% interval over the processes.",
-    "A tilde (~) marks an interval wider than the target: the budget was spent first. Not significant: not told apart"
-    " from 1 at the 5% level when all speed-ups of the report are judged at once (Holm's correction), so that an"
-    " interval may miss 1 by a little. A case that failed its correctness check has no speed-up.",
-    "Cannot tell: the interval reaches beyond half or twice the figure. Do not believe: the dense time differs by more"
-    " than a quarter from another case's for the same dense work.",
-    "The geometric mean is over the cases named, which were chosen: its interval says how well they are measured, not"
-    " what others would give.",
+    "A case that failed its correctness check has no speed-up.",
+    *_WORDS.values(),
+    _UNCHANGED,
+    _BARS,
     "Dense and sparse are medians of one iteration of the phase. Efficiency is the floor divided by the sparse median;"
     " the floor is the least time that this machine's measured arithmetic rate and memory bandwidth allow.",
     "Peak memory is what the phase allocates on top of what it starts with, dense → sparse.",
@@ -73,12 +84,8 @@ class Readable(Protocol):
         """What made it."""
 
     @property
-    def doubts(self) -> Sequence[str]:
-        """Why it is not to be believed, before anything else; empty where nothing speaks against it."""
-
-    @property
-    def summary(self) -> list[str]:
-        """The result in a few sentences."""
+    def findings(self) -> Sequence[Finding]:
+        """What was found, the verdicts first; before them why they are not to be believed, if anything says so."""
 
     @property
     def sections(self) -> list[Section]:
@@ -90,7 +97,7 @@ class Readable(Protocol):
 
     @property
     def hints(self) -> Sequence[str]:
-        """How to read it, in few lines."""
+        """What the marks mean that occur in it."""
 
 
 class Page(Readable, Protocol):
@@ -152,7 +159,7 @@ class Document:
 
         Raises `UserError` if there is none or it is corrupt.
         """
-        if folder.is_file():
+        if (folder := folder_of(folder)).is_file():
             return cls._of_suite(folder)
         return cls.of(Store.open(folder))
 
@@ -205,19 +212,38 @@ class Document:
         return doubts(self.states, self.rows)
 
     @cached_property
-    def summary(self) -> list[str]:
-        """The result in a few sentences."""
-        return [*summary(self.rows), *identical_summary(self.rows)]
+    def distinct(self) -> frozenset[int]:
+        """Identities of the rows whose speed-up differs from 1, all of them judged at once."""
+        return distinct_rows(self.rows)
+
+    @cached_property
+    def findings(self) -> Sequence[Finding]:
+        """What was found, what speaks against it first."""
+        found = findings(self.rows, self.distinct)
+        return [*plain(self.doubts, ()), *found, *map(Finding, identical_summary(self.rows))]
 
     @property
     def outcome(self) -> str:
         """What came of it, in a sentence or two."""
-        return " ".join(self.summary[1:3] or self.summary)
+        return " ".join(self.summary[:2])
 
     @property
+    def summary(self) -> list[str]:
+        """The findings in words, without the doubts."""
+        return [found.text for found in self.findings if found.kind != "doubt"]
+
+    @cached_property
     def hints(self) -> Sequence[str]:
-        """What a tilde and a mean are."""
-        return HOW_TO_READ[1:4]
+        """What the marks and words mean that occur, and the notes that all rows have."""
+        texts = {cell.text for section in self.sections for group in section.groups for line in group for cell in line}
+        said = "\n".join([*texts, *self.summary])
+        marks = legend(self.rows)
+        known = " ~" if any(line.startswith("~") for line in marks) else ""  # said with its figure
+        words = [meaning for word, meaning in _WORDS.items() if word in said and word != known]
+        words += [_UNCHANGED] * any(map(left_alone, self.rows)) + [_BARS] * any(
+            section.trends for section in self.sections
+        )
+        return [*words, *marks, *(f"All rows: {text}" for text in common(self.rows))]
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -228,7 +254,8 @@ class Document:
             utilization_section(self.rows),
             parity_section(self.rows),
         )
-        return [*sections(self.rows), *(section for section in others if section is not None)]
+        times = sections(self.rows, self.distinct)
+        return [*times, *(section for section in others if section is not None)]
 
     def curves(self) -> list[Plot]:
         """Draw what a written report shows besides its rows; needs matplotlib (ImportError)."""
@@ -255,7 +282,8 @@ class Document:
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--format json` prints; `environment` maps each row's environment id to what it is."""
         doubts = {"doubts": self.doubts} if self.doubts else {}
-        return as_object(self.command, self.environments, self.rows, **doubts)
+        found = [finding.to_json() for finding in self.findings]
+        return as_object(self.command, self.environments, self.rows, findings=found, **doubts)
 
     def lines(self) -> Iterator[list[Any]]:
         """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart."""
@@ -362,7 +390,15 @@ def parity_section(rows: Iterable[Row]) -> Section | None:
         " holds it."
     )
     groups = (tuple(tuple(line.values()) for line in lines),)
-    return Section(f"{_measure(every)} against dense", tuple(lines[0]), groups, remark=remark, left=WORDS)
+    return Section(
+        title=f"{_measure(every)} against dense",
+        columns=tuple(lines[0]),
+        groups=groups,
+        remark=remark,
+        left=WORDS,
+        keys=frozenset({"method", "k", SHAPE, "task"}),
+        drop=("steps", "dense", "sparse"),
+    )
 
 
 def _metrics(every: Iterable[Parity], *, percent: bool) -> str:
@@ -374,58 +410,3 @@ def _metrics(every: Iterable[Parity], *, percent: bool) -> str:
 def _measure(every: Iterable[Parity]) -> str:
     """Return what is compared, in a word."""
     return "Accuracy" if all(one.percent for one in every) else "Quality"
-
-
-def summary(rows: Sequence[Row]) -> list[str]:
-    """Return the result in a few sentences."""
-    cases = {row.case_id: row for row in rows}
-    failed = {row.case_id for row in rows if row.error is not None}
-    wrong = {row.case_id for row in rows if row.error is None and not row.passed}
-    count = len(cases)
-    first = f"{count} case{'s' * (count != 1)}: {count - len(failed | wrong)} ran and passed the correctness check"
-    if wrong:
-        first += f", {len(wrong)} failed it"
-    if failed:
-        first += f", {len(failed)} could not be run"
-    lines = [first + "."]
-    distinct = distinct_rows(rows)
-    lines += filter(None, [which_pay(rows, distinct)])
-    lines += [_range_of(found, name, distinct) for name, found in _headline_rows(rows)]
-    trained = [row.parity for row in rows if row.parity is not None]
-    verdicts = Counter(found.verdict for found in trained)
-    if verdicts:
-        words = {"pass": "kept", "inconclusive": "inconclusive", "fail": "broken"}
-        counts = ", ".join(f"{words[verdict]} in {count}" for verdict, count in sorted(verdicts.items()))
-        lines.append(f"{_measure(trained)} parity with dense: {counts}.")
-    return lines
-
-
-def _headline_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    rows = [row for row in rows if row.method != "dense"]  # `identical` reports those
-    tuned = [row for row in rows if row.allocator != "default"] or rows
-    kinds = dict.fromkeys((row.workload, row.phase) for row in tuned if row.phase in ("backward", "step"))
-    timed = [row for row in tuned if row.speedup is not None]
-    return [(f"{workload} {phase}", select(timed, workload=workload, phase=phase)) for workload, phase in kinds]
-
-
-def _range_of(rows: list[Row], name: str, distinct: frozenset[int]) -> str:
-    if not rows:
-        return f"{name}: no speed-up could be measured."
-    doubted = sum(row.baseline_disagreement is not None for row in rows)
-    vague = sum(row.baseline_disagreement is None and too_wide(row.half_width) for row in rows)
-    reasons = {"whose dense times disagree": doubted, "that cannot be told": vague}
-    left_out = [f"{count} {reason}" for reason, count in reasons.items() if count]
-    rows = [row for row in rows if row.baseline_disagreement is None and not too_wide(row.half_width)]
-    without = f", without {' and '.join(left_out)}" if left_out else ""
-    if not rows:
-        return f"{name}: no speed-up to be believed{without}."
-    values = sorted(row.speedup for row in rows if row.speedup is not None)
-    span = " to ".join(dict.fromkeys((ratio(values[0]), ratio(values[-1]))))
-    text = f"{name}: {span} the speed of dense in {len(values)} case{'s' * (len(values) != 1)}{without}"
-    if len(rows) > 1 and (typical := mean_speedup(rows)) is not None:
-        text += f", geometric mean {ratio_within(typical)}"
-    if unclear := sum(row.significant is not None and id(row) not in distinct for row in rows):
-        text += f", {unclear} of them not significant"
-    if slower := sum(id(row) in distinct and (row.speedup or 0) < 1 for row in rows):
-        text += f", {slower} of them slower"
-    return text + "."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from base64 import b64encode
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from io import StringIO
 from itertools import islice
@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from meprop_bench.optional import require, unavailable_reason
-from meprop_bench.report.document import Document, Page, Readable
+from meprop_bench.report.document import Document, Page
 from meprop_bench.report.markdown import as_readme, markdown_pieces
+from meprop_bench.report.terminal import as_table, fit_for
 from meprop_bench.results.store import replace_file
 
 if TYPE_CHECKING:
-    from rich.console import Console, OverflowMethod
-    from rich.table import Table
-
-    from meprop_bench.report.cells import Section
     from meprop_bench.report.compare import Comparison
     from meprop_bench.report.plots import Plot
 
@@ -34,30 +31,21 @@ __all__ = [
     "as_csv",
     "as_html",
     "as_json",
-    "as_table",
     "draw",
     "missing_parts",
-    "new_page",
-    "new_table",
-    "printed",
-    "say",
     "write_as",
     "write_report",
 ]
 
 FORMATS = ("table", "json", "md", "csv", "html")
 _PARTS = {"matplotlib": "plots", "jinja2": "HTML page"}
-_STYLES = {"": "", "good": "green", "bad": "bold red", "quiet": "dim"}
-_UNBOUNDED = 1000  # columns: nobody wraps a file, and no table is wider
-_PROSE = 110
 
 
 def write_as(form: str, document: Document | Comparison, stream: TextIO) -> None:
-    """Print the document on `stream` in one of `FORMATS`; characters that the stream cannot hold become `?`."""
+    """Print the document on `stream` in one of `FORMATS`, as the stream can hold it."""
     pieces = [as_table(document, terminal=stream.isatty())] if form == "table" else _TEXTS[form](document)
-    encoding = stream.encoding or "utf-8"
     for piece in pieces:
-        stream.write(piece.encode(encoding, "replace").decode(encoding))
+        stream.write(fit_for(stream, piece))
     stream.flush()
 
 
@@ -130,91 +118,6 @@ _TEXTS: dict[str, Callable[[Any], Iterable[str]]] = {
     "md": markdown_pieces,
     "html": lambda document: [_as_page(document)],
 }
-
-
-def as_table(
-    document: Readable,
-    *,
-    terminal: bool = False,
-    width: int | None = None,
-    summary_first: bool = False,
-    verdict: Sequence[str] = (),
-) -> str:
-    """Return the report as text: in colour and in the width of a `terminal`, or as wide as it needs to be.
-
-    `summary_first` puts the result before the tables: a verdict stands there, figures sum up what was shown. So does
-    a `verdict` that is given besides.
-    """
-    from rich.text import Text
-
-    page = new_page(terminal=terminal, width=width if terminal else (width or _UNBOUNDED))
-    say(page, "bold red", *document.doubts)
-    say(page, "bold", document.title)
-    page.print(Text(f"made by: {document.command}"), soft_wrap=True)  # whole, so that it can be copied
-    say(page, "bold", *verdict[:1])
-    say(page, "", *verdict[1:])
-    if summary_first:
-        say(page, "", *document.summary)
-    for section in document.sections:
-        page.print()
-        say(page, "bold", section.title)
-        say(page, "dim", section.constants, section.remark)
-        page.print(_table(section))
-        say(page, "dim", *section.footnotes)
-    page.print()
-    say(page, "", *(() if summary_first else document.summary), *document.notes)
-    say(page, "dim", *document.hints)
-    return printed(page)
-
-
-def new_page(*, terminal: bool, width: int | None) -> Console:
-    """Return a console that keeps what is printed, in a notebook, too; without a terminal it has no colour."""
-    from rich.console import Console
-
-    return Console(
-        file=StringIO(),
-        force_terminal=terminal,
-        force_jupyter=False,
-        width=width,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-
-
-def new_table(columns: Sequence[str], left: Collection[str], *, overflow: OverflowMethod, **settings: Any) -> Table:
-    """Return a table whose columns of words begin at the `left`."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, **settings)
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", overflow=overflow)
-    return table
-
-
-def say(page: Console, style: str, *texts: str) -> None:
-    """Print paragraphs, without those that are empty."""
-    from rich.text import Text
-
-    for text in filter(None, texts):
-        page.print(Text(text, style), width=min(page.width, _PROSE))
-
-
-def printed(page: Console) -> str:
-    """Return what was printed on a page."""
-    assert isinstance(page.file, StringIO)
-    return "\n".join(line.rstrip() for line in page.file.getvalue().splitlines()) + "\n"
-
-
-def _table(section: Section) -> Table:
-    from rich.text import Text
-
-    table = new_table(section.columns, section.left, overflow="fold", collapse_padding=True)
-    for group in section.groups:
-        for line in group:
-            table.add_row(*(Text(cell.text, _STYLES[cell.tone]) for cell in line), end_section=line is group[-1])
-    return table
 
 
 def missing_parts() -> str:

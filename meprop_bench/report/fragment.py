@@ -14,20 +14,28 @@ from importlib.resources import files
 from meprop_bench.report.cells import Cell, Section
 from meprop_bench.report.document import Readable
 
-__all__ = ["as_fragment", "enclosed", "folded", "paragraphs", "section", "table"]
+__all__ = ["as_fragment", "enclosed", "folded", "found_in", "paragraphs", "section", "table"]
 
 
 def as_fragment(document: Readable, verdict: Sequence[str] = ()) -> str:
     """Return the report as a fragment of HTML, a verdict in front of it."""
     return enclosed(
-        paragraphs("bad", document.doubts),
+        paragraphs("bad", (found.text for found in document.findings if found.kind == "doubt")),
         paragraphs("verdict", verdict[:1]),
         paragraphs("", verdict[1:]),
+        found_in(document),
         *map(section, document.sections),
-        paragraphs("", document.summary),
         paragraphs("quiet", document.notes),
         folded("How to read this", paragraphs("", document.hints)),
     )
+
+
+def found_in(document: Readable) -> str:
+    """Return the paragraph of what was found, each finding in its tone, without what speaks against the figures."""
+    spans = [
+        f"<span{_class(found.tone)}>{escape(found.text)}</span>" for found in document.findings if found.kind != "doubt"
+    ]
+    return f"<p>{' '.join(spans)}</p>\n" if spans else ""
 
 
 def enclosed(*parts: str) -> str:
@@ -53,7 +61,7 @@ def section(found: Section) -> str:
             paragraphs("title", [found.title]),
             paragraphs("quiet", [found.constants, found.remark]),
             table(found),
-            paragraphs("quiet", found.footnotes),
+            paragraphs("quiet", [*found.trends, *found.footnotes]),
         )
     )
 

@@ -112,6 +112,8 @@ def identical_section(rows: Sequence[Row]) -> Section | None:
         groups=(tuple(tuple(line.values()) for line in lines),),
         remark=_REMARK,
         left=WORDS,
+        keys=frozenset(axes) | {"slowdown"},
+        drop=("resampled standard deviation", "a run", "expected"),
     )
 
 

@@ -27,6 +27,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.report.cells import ABSENT, Cell, Section, Tone
 from meprop_bench.report.document import Document
+from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.formats import as_html, missing_parts
 from meprop_bench.report.markdown import escaped, table
 from meprop_bench.report.trends import PAGE as TRENDS
@@ -153,6 +154,11 @@ class Index:
         count = len(self.entries)
         first = f"{count} result{'s' * (count != 1)} of {len(machines)} machine{'s' * (len(machines) != 1)}."
         return [first, *self.steps]
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """The same, what cannot be read first."""
+        return plain(self.doubts, self.summary)
 
     @property
     def sections(self) -> list[Section]:

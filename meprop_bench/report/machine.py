@@ -103,6 +103,8 @@ def _saving_section(
         groups=by_phase(rows, line),
         remark=remark,
         left=WORDS | {"bound by"},
+        keys=frozenset(axes),
+        drop=("bound by", "efficiency", "bytes"),
     )
 
 
@@ -196,6 +198,8 @@ def utilization_section(rows: Sequence[Row]) -> Section | None:
         remark=_WATCHED_REMARK,
         footnotes=_reasons(watched),
         left=WORDS | set(_OWN),
+        keys=frozenset(heads),
+        drop=("throttled", "resident", "page faults", "others"),
     )
 
 

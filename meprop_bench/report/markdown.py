@@ -7,14 +7,24 @@ picture of without any (`@name`, `#12`, `GH-12`, an address, `:tada:`) is broken
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 
 from meprop_bench.report.cells import Cell, Section
 from meprop_bench.report.document import Document, Readable
 
-__all__ = ["GAP", "as_markdown", "as_readme", "code_block", "escaped", "markdown_pieces", "table"]
+__all__ = [
+    "GAP",
+    "as_markdown",
+    "as_readme",
+    "as_section",
+    "code_block",
+    "escaped",
+    "findings",
+    "markdown_pieces",
+    "table",
+]
 
 GAP = "\u200b"
 _LIVE = re.compile(
@@ -30,35 +40,33 @@ _LIVE = re.compile(
 
 
 def as_markdown(document: Readable) -> str:
-    """Return the tables, the command that made them and the result in a few sentences."""
+    """Return what was found, the tables, what their marks mean, and the command that made them."""
     return "".join(markdown_pieces(document))
 
 
 def markdown_pieces(document: Readable) -> Iterator[str]:
     """Give what `as_markdown` returns, a part of a table at a time."""
-    first = [*_doubts(document), code_block(document.command)]
-    first.append("\n".join(f"- {escaped(line)}" for line in document.summary))
-    yield "\n\n".join(first)
+    yield "\n\n".join(findings(document))
     for section in document.sections:
         yield "\n\n"
         yield from _section_pieces(section)
-    yield "\n"
+    last = [escaped(line) for line in document.notes]
+    if document.hints:
+        last.append(_listed(document.hints))
+    yield "\n\n".join(["", *last, "Made by", code_block(document.command)]) + "\n"
 
 
 def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str = "") -> str:
     """Return the page of a results folder, with plots (file name, caption); `remark`: why something is missing."""
-    parts = [
-        f"# {escaped(document.title)}",
-        *_doubts(document),
-        f"Measured from {escaped(document.started)} by",
-        code_block(document.command),
-        "\n".join(f"- {escaped(line)}" for line in (*document.summary, *document.notes)),
-    ]
+    parts = [f"# {escaped(document.title)}", *findings(document)]
+    if document.notes:
+        parts.append(_listed(document.notes))
     if remark:
         parts.append(f"> {escaped(remark)}")
     parts += [f"![{escaped(caption)}]({name})" for name, caption in plots]
-    parts += [_section(section) for section in document.sections]
-    parts += ["## How to read this", "\n".join(f"- {escaped(line)}" for line in document.how_to_read)]
+    parts += [as_section(section) for section in document.sections]
+    parts += ["## How to read this", _listed([*document.hints, *document.how_to_read])]
+    parts += [f"## How it was made\n\nMeasured from {escaped(document.started)} by", code_block(document.command)]
     for title, facts in document.facts:
         lines = [f"| {escaped(name)} | {escaped(value)} |" for name, value in facts]
         parts += [f"## {escaped(title)}", "\n".join(["| what | value |", "| --- | --- |", *lines])]
@@ -66,11 +74,19 @@ def as_readme(document: Document, plots: Sequence[tuple[str, str]], remark: str 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _doubts(document: Readable) -> list[str]:
-    return [f"**{escaped(line)}**" for line in document.doubts]
+def findings(document: Readable) -> list[str]:
+    """Return what speaks against the figures, a paragraph each, and the paragraph of what was found."""
+    doubts = [f"**{escaped(found.text)}**" for found in document.findings if found.kind == "doubt"]
+    rest = " ".join(escaped(found.text) for found in document.findings if found.kind != "doubt")
+    return [*doubts, *filter(None, [rest])]
 
 
-def _section(section: Section) -> str:
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escaped(line)}" for line in lines)
+
+
+def as_section(section: Section) -> str:
+    """Return a section under its heading."""
     return "".join(_section_pieces(section))
 
 
@@ -78,7 +94,7 @@ def _section_pieces(section: Section) -> Iterator[str]:
     head = [f"## {escaped(section.title)}", escaped(section.constants), escaped(section.remark)]
     yield "\n\n".join(filter(None, head)) + "\n\n"
     yield from _table_pieces(section)
-    for note in section.footnotes:
+    for note in (*section.trends, *section.footnotes):
         yield f"\n\n{escaped(note)}"
 
 

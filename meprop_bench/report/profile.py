@@ -7,16 +7,15 @@ from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, Cell, Section, ratio, ratio_within, seconds, seconds_within
-from meprop_bench.report.formats import new_page, new_table, printed, say
+from meprop_bench.report.cells import ABSENT, Section, plain_section, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.fragment import enclosed, folded, paragraphs, section
+from meprop_bench.report.terminal import new_page, printed, say, show
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage
 from meprop_bench.stats import Interval, too_wide
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
     from rich.tree import Tree
 
     from meprop_bench.measure.profile import Node
@@ -28,6 +27,7 @@ _TREE = 62
 
 _NAME = 34
 _WORDS = ("phase", "stage", "bound by")
+_DROP = ("bound by", "efficiency", "floor, dense", "floor, sparse")
 _STAGES_REMARK = (
     "Each stage was timed by itself, with warm caches, as the difference between calls that ask for more and for less;"
     " so they need not add up, and the rest is what the whole phase takes besides."
@@ -39,25 +39,21 @@ _FUSED_REMARK = (
 
 
 def as_text(profile: Profile, *, terminal: bool = False, width: int | None = None) -> str:
-    """Return the profile as text: on a terminal in its width, else in `width` columns (both trees side by side)."""
-    page = new_page(terminal=terminal, width=width if terminal else (width or 2 * _TREE + 4))
+    """Return the profile as text, what it answers first: on a terminal in its width, else as wide as it needs to be."""
+    page = new_page(terminal=terminal, width=width)
     say(page, "bold red", *profile.doubts)
     say(page, "bold", profile.label)
-    page.print(_table(_phases(profile)))
-    if profile.stages_of is not None:
-        found = _stages(profile)
-        say(page, "bold", found.title)
-        page.print(_table(found))
-        say(page, "dim", found.remark)
-        page.print()
-    say(page, "bold", "Operators")
-    _print_trees(page, profile)
-    say(page, "dim", _slowdown(profile))
-    page.print()
     for answer in answers(profile):
         say(page, "bold", answer.question)
         say(page, "", answer.text)
         say(page, "dim", f"[{answer.how}]")
+    for found in (_phases(profile), *([] if profile.stages_of is None else [_stages(profile)])):
+        page.print()
+        show(page, found)
+    page.print()
+    say(page, "bold", "Operators")
+    _print_trees(page, profile)
+    say(page, "dim", _slowdown(profile))
     if profile.notes:
         page.print()
         say(page, "", *profile.notes)
@@ -95,7 +91,7 @@ def _phases(profile: Profile) -> Section:
         )
         for row in profile.rows
     ]
-    return _section(profile.label, heads, lines)
+    return _section("Phases", heads, lines)
 
 
 def _stages(profile: Profile) -> Section:
@@ -112,15 +108,7 @@ def _stages(profile: Profile) -> Section:
 
 
 def _section(title: str, heads: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> Section:
-    return Section(title, heads, (tuple(tuple(map(Cell, line)) for line in lines),), left=frozenset(_WORDS))
-
-
-def _table(found: Section) -> Table:
-    table = new_table(found.columns, found.left, overflow="ellipsis")
-    for group in found.groups:
-        for line in group:
-            table.add_row(*(cell.text for cell in line))
-    return table
+    return plain_section(title, heads, lines, left=_WORDS, keys=frozenset(heads[:1]), drop=_DROP)
 
 
 def _timed(profile: Profile, side: str, phase: str) -> str:

@@ -14,9 +14,9 @@ import re
 from dataclasses import dataclass
 
 from meprop_bench.results.schema import WHOLE, Parity
-from meprop_bench.stats import CANNOT_TELL, Interval
+from meprop_bench.stats import CANNOT_TELL, Interval, Verdict, non_inferiority, values_to_clear
 
-__all__ = ["POINTS", "WIDEST_POINTS", "Quality", "measure"]
+__all__ = ["POINTS", "WIDEST_POINTS", "Quality", "held", "measure", "more_seeds", "verdict_at"]
 
 WIDEST_POINTS = 20.0
 """Points that an interval spans at most to be shown, of another scale percent of it: beyond, one example in ten may be
@@ -81,3 +81,55 @@ def measure(found: Parity) -> str:
 
 POINTS = Quality()
 """That of percentages."""
+
+
+_MOST_SEEDS = 1000
+"""Beyond, nobody trains so often to be told."""
+
+
+def verdict_at(found: Parity, margin: float | None = None) -> Verdict:
+    """Return whether the quality is kept within a margin, by default that of the comparison."""
+    return found.verdict if margin is None else non_inferiority(found.interval, margin)
+
+
+def held(found: Parity, margin: float | None = None, whose: str = "") -> str:
+    """Return what came of a comparison as a clause, with the seeds that would decide what is open.
+
+    accuracy holds within 0.5 points (-0.10 [-0.30, +0.10])
+    accuracy is lost: -2.40 [-3.20, -1.60] points, where 0.5 may be
+    whether accuracy holds within 0.5 points is undecided (-0.15 [-0.71, +0.41]): about 12 more seeds would tell
+    """
+    quality, what = Quality.of(found), whose + measure(found)
+    allowed = f"{found.margin if margin is None else margin:.4g}"
+    within, unit = quality.within(found.interval), " points" if found.percent else ""
+    verdict = verdict_at(found, margin)
+    if verdict == "inconclusive":
+        return f"whether {what} holds within {allowed}{unit} is undecided ({within}): {_to_decide(found, margin)}"
+    doubt = f", but {_ALIKE}" * (len(set(_differences(found))) == 1 < len(found.seeds))
+    if verdict == "fail":
+        return f"{what} is lost: {within}{unit}, where {allowed} may be{doubt}"
+    return f"{what} holds within {allowed}{unit} ({within}){doubt}"
+
+
+def more_seeds(found: Parity, margin: float | None = None) -> int | None:
+    """Return how many more seeds would probably decide, if they differ as these do; None where that is not known."""
+    bound = -(found.margin if margin is None else margin)
+    enough = values_to_clear(_differences(found), bound, most=_MOST_SEEDS)
+    return None if enough is None else max(1, enough - len(found.seeds))
+
+
+_ALIKE = "all seeds differ alike, as those of models that learnt nothing yet: train for longer"
+
+
+def _to_decide(found: Parity, margin: float | None) -> str:
+    if len(found.seeds) < 2:
+        return "one seed cannot tell"
+    if len(set(_differences(found))) == 1:
+        return _ALIKE
+    if (more := more_seeds(found, margin)) is None:
+        return f"{_MOST_SEEDS:,} seeds would hardly tell"
+    return f"about {more} more seed{'s' * (more > 1)} would tell"
+
+
+def _differences(found: Parity) -> list[float]:
+    return [sparse - dense for dense, sparse in zip(found.baseline, found.method, strict=True)]

@@ -17,7 +17,7 @@ to be seen. All of it is computed from the raw values, without the pairs that th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -32,9 +32,11 @@ __all__ = [
     "AGREE",
     "MARKS",
     "Footnotes",
+    "common",
     "disagreement",
     "doubts",
     "judged_runs",
+    "legend",
     "mean_speedup",
     "p_value",
     "significant_rows",
@@ -157,37 +159,72 @@ MARKS = {
 """Kind of a note -> its mark."""
 
 
+def legend(rows: Iterable[Row]) -> list[str]:
+    """Return what the letters and the tilde behind speed-ups mean that occur, with the range of their figures."""
+    found: dict[str, list[Note]] = {}
+    for row in rows:
+        for note in row.notes:
+            if note.kind in MARKS:
+                found.setdefault(note.kind, []).append(note)
+    marks = {kind: mark if mark == _BUDGET else f"({mark})" for kind, mark in MARKS.items() if kind in found}
+    return [f"{mark} {together(found[kind])}" for kind, mark in marks.items()]
+
+
+def common(rows: Sequence[Row]) -> list[str]:
+    """Return the notes that all of several rows have, and that have no letter."""
+    texts: dict[str, int] = {}
+    for row in rows:
+        for text in {note.text: None for note in row.notes if note.kind not in MARKS}:
+            texts[text] = texts.get(text, 0) + 1
+    return [text for text, count in texts.items() if count == len(rows) > 1]
+
+
 class Footnotes:
-    """The notes of a table's rows, each said once: `notes` of each row that has figures, `failures` why rows have none.
+    """What stands below a table: why rows have no figures, and notes, each said once, by its number.
 
-    A note of a kind that many rows have, each with a figure of its own, becomes one letter and one line with the range
-    of the figures; the rows themselves (`--format json`) keep each figure. A note that all rows have is said once
-    without a mark. Any other note has a number.
+    A note of a kind that many rows have, each with a figure of its own, has a letter instead, which one line of the
+    report explains (`legend`); the rows themselves (`--format json`) keep each figure. What all rows of the table have
+    is said once without a mark, and what all of the report have (`everywhere`) not here. What every row of a case has
+    is marked in one of them: that of the step, else of the backward pass.
 
-        5.29x [5.10, 5.40] (n, 1)        (n) noisy pairs: within a process the middle half of the ratios spans 10 to 33%
-                                         (1) the method's gradient is off the reference by ...
+        5.29x [5.10, 5.40] (n, 1)        (1) the method's gradient is off the reference by ...
     """
 
-    def __init__(self, notes: Sequence[Sequence[Note]], failures: Iterable[str] = ()) -> None:
-        every = [note for own in notes for note in own]
-        self._marked = [(kind, found) for kind in MARKS if (found := [note for note in every if note.kind == kind])]
-        rest = list(dict.fromkeys(note.text for note in every if note.kind not in MARKS))
-        texts = [{note.text for note in own} for own in notes]
-        self._shared = [text for text in rest if len(notes) > 1 and all(text in own for own in texts)]
-        self._numbered = list(dict.fromkeys([*(text for text in rest if text not in self._shared), *failures]))
+    def __init__(self, rows: Sequence[Row], failures: Iterable[str] = (), everywhere: Collection[str] = ()) -> None:
+        self._shared = [text for text in common(rows) if text not in everywhere]
+        said = {*self._shared, *everywhere}
+        cases: dict[str, list[Row]] = {}
+        for row in rows:
+            cases.setdefault(row.case_id, []).append(row)
+        self._marked: dict[int, list[str]] = {}
+        numbers: dict[str, None] = {}
+        for own in cases.values():
+            of_case, first = set(common(own)), max(own, key=_importance)
+            for row in own:
+                texts = dict.fromkeys(note.text for note in row.notes if note.kind not in MARKS)
+                kept = [text for text in texts if text not in said and (text not in of_case or row is first)]
+                self._marked[id(row)] = kept
+                numbers |= dict.fromkeys(kept)
+        numbers |= dict.fromkeys(failures)
+        self._numbers = {text: number for number, text in enumerate(numbers, 1)}
 
-    def marks(self, notes: Iterable[Note]) -> str:
-        """Return what goes behind a cell: ` (n, p, 1)`, or nothing."""
-        own = list(notes)
-        kinds, texts = {note.kind for note in own}, {note.text for note in own}
+    def marks(self, row: Row) -> str:
+        """Return what goes behind a row's speed-up: ` (n, p, 1)`, or nothing."""
+        kinds = {note.kind for note in row.notes}
         letters = [mark for kind, mark in MARKS.items() if mark != _BUDGET and kind in kinds]
-        numbers = [str(number) for number, text in enumerate(self._numbered, 1) if text in texts]
+        numbers = [str(self._numbers[text]) for text in self._marked[id(row)]]
         return f" ({', '.join([*letters, *numbers])})" if letters or numbers else ""
+
+    def number(self, failure: str | None) -> str:
+        """Return what goes behind the word that says why a row has no figures."""
+        return f" ({self._numbers[failure]})" if failure else ""
 
     @property
     def lines(self) -> tuple[str, ...]:
         """Return the lines below the table."""
-        marks = {kind: mark if mark == _BUDGET else f"({mark})" for kind, mark in MARKS.items()}
-        kinds = [f"{marks[kind]} {together(found)}" for kind, found in self._marked]
-        numbered = [f"({number}) {text}" for number, text in enumerate(self._numbered, 1)]
-        return (*(f"All rows: {text}" for text in self._shared), *kinds, *numbered)
+        numbered = [f"({number}) {text}" for text, number in self._numbers.items()]
+        return (*(f"All rows: {text}" for text in self._shared), *numbered)
+
+
+def _importance(row: Row) -> int:
+    return ("backward", "step").index(row.phase) if row.phase in ("backward", "step") else -1

@@ -24,8 +24,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from meprop_bench.measure.environment import NOT_IN_ID
-from meprop_bench.report.cells import ABSENT, Cell, Section, ratio, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, BARS, Cell, Section, ratio, ratio_within, seconds
 from meprop_bench.report.document import Document
+from meprop_bench.report.findings import Finding, plain
 from meprop_bench.results.axes import case_name
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Row
@@ -54,7 +55,6 @@ _NOISE = 0.01
 
 Figure: TypeAlias = Literal["speed-up", "time"]
 _FIGURES: tuple[Figure, ...] = ("speed-up", "time")
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,8 @@ class Series:
         values = [math.log(point.speedup.estimate) for point in self.points]
         least, span = min(values), max(values) - min(values)
         if span < 2 * _NOISE:  # bars of noise look like a history
-            return _BARS[3] * len(values)
-        return "".join(_BARS[round((value - least) / span * (len(_BARS) - 1))] for value in values)
+            return BARS[3] * len(values)
+        return "".join(BARS[round((value - least) / span * (len(BARS) - 1))] for value in values)
 
 
 class Trends:
@@ -250,6 +250,11 @@ class Trends:
         if short:
             lines.append(f"{short} have fewer than {2 * LEAST} runs, in which no step can be told from noise.")
         return [*lines, *self.said()]
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """The same, what speaks against it first."""
+        return plain(self.doubts, self.summary)
 
     @property
     def sections(self) -> list[Section]:

@@ -14,7 +14,7 @@ Nothing here imports torch: planning and `--help` must not wait three seconds.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, make_dataclass, replace
 from functools import cache, reduce
 from operator import or_
@@ -42,6 +42,7 @@ __all__ = [
     "default_allocator",
     "default_threads",
     "device_name",
+    "method_name",
 ]
 
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40, description="an integer of at least 1")]
@@ -290,6 +291,19 @@ def case_name(one: Axes[Any]) -> str:
         del words["baseline"]
     words["device"] = device_name(one)
     return " ".join(filter(None, words.values()))
+
+
+def method_name(one: Axes[Any], only: Container[str] | None = None) -> str:
+    """Name what the sparse side alone depends on, `unified k=0.05 rows gradient`; `only`: of axes with these options.
+
+    Method and k are always named.
+    """
+    always = {"method"} if one.method in WITHOUT_K else {"method", "k"}
+    own = sorted((axis for axis in AXES.values() if not axis.dense), key=lambda axis: axis.place)
+    chosen = (
+        axis for axis in own if axis.option in always or (axis.option != "k" and (only is None or axis.option in only))
+    )
+    return " ".join(filter(None, (axis.said(one) for axis in chosen)))
 
 
 def device_name(one: Axes[Any]) -> str:

@@ -37,7 +37,7 @@ from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, r
 from meprop_bench.results.redact import one_line, printable, without_paths
 from meprop_bench.results.schema import SCHEMA, Flat, Row, check_schema
 
-__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "lock", "replace_file", "sound_row"]
+__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "folder_of", "lock", "replace_file", "sound_row"]
 
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
@@ -45,6 +45,13 @@ ENVIRONMENT = "environment.json"
 _FIRST_YEAR = 2000
 _ADVICE = "delete the line, or the folder, and measure again"
 _NOT_STORED = "it was not stored, since nobody could read it: please report this"
+
+
+def folder_of(path: Path) -> Path:
+    """Return the results folder that a path names by one of its files; any other path as it is."""
+    if path.name not in (MEASUREMENTS, ENVIRONMENT) or not path.is_file():
+        return path
+    return path.parent
 
 
 def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
@@ -100,6 +107,8 @@ class Store:
         The name of the sweep and the machine are parts of the folder's: letters, digits, dot, dash and underscore. The
         plan, JSON-able, is what `find_resumable` compares. Absolute paths in the command are shortened.
         """
+        from meprop_bench.measure.environment import hardware
+
         started = now or datetime.now(UTC)
         stem = f"{started:%Y-%m-%d}_{_slug(machine, 'machine')}_{_slug(name, 'name')}"
         header = {
@@ -110,6 +119,7 @@ class Store:
             "environments": {},
             "peaks": {},
             "states": [],
+            "hardware": _plain(hardware()),
         }
         with _or_user_error(root / stem):
             root.mkdir(parents=True, exist_ok=True)
@@ -128,7 +138,10 @@ class Store:
 
     @classmethod
     def find_resumable(cls, root: Path, name: str, machine: str, plan: Mapping[str, Any]) -> Self | None:
-        """Open for writing the latest folder of this name and machine whose plan equals `plan`, if there is one."""
+        """Open for writing the latest folder of this name and machine whose plan equals `plan`, if there is one.
+
+        Two machines may share a name; what was begun on another one is not gone on with.
+        """
         pattern = re.compile(rf"\d{{4}}-\d\d-\d\d_{re.escape(machine)}_{re.escape(name)}(?:-\d+)?")
         wanted = _plain(plan)
         found: list[tuple[str, Path]] = []
@@ -136,7 +149,7 @@ class Store:
             if pattern.fullmatch(folder.name) and (folder / ENVIRONMENT).is_file():
                 with suppress(UserError):  # a broken neighbour is not a reason not to go on here
                     header = _read_header(folder)
-                    if header["plan"] == wanted:
+                    if header["plan"] == wanted and _begun_here(header):
                         found.append((header["started"], folder))
         return cls.open(max(found)[1], write=True) if found else None
 
@@ -293,6 +306,17 @@ def sound_row(record: bytes | Mapping[str, Any], where: str, otherwise: str, adv
 
 def _unsound(error: Exception, where: str, otherwise: str, advice: str) -> UserError:
     return UserError(f"{where}: {error}") if isinstance(error, UserError) else refused(otherwise, error, advice)
+
+
+def _begun_here(header: Mapping[str, Any]) -> bool:
+    """Whether a run was begun on this machine; one of an older version says so by its environments."""
+    from meprop_bench.measure.environment import hardware
+
+    own = _plain(hardware())
+    known = [
+        found for found in (header.get("hardware"), *header["environments"].values()) if isinstance(found, Mapping)
+    ]
+    return all(found.get(name) in (None, value) for found in known for name, value in own.items())
 
 
 @dataclass

@@ -69,6 +69,7 @@ __all__ = [
     "ratio_p_value",
     "spread_percent",
     "too_wide",
+    "values_to_clear",
 ]
 
 _LARGEST_LOG = math.log(sys.float_info.max)
@@ -367,6 +368,26 @@ def non_inferiority(interval: Interval, margin: float) -> Verdict:
         raise ValueError(f"the margin is a number of at least 0, got {margin!r}")
     lost, safe = clear_of(-interval.high, -interval.low, margin)
     return "fail" if lost else "pass" if safe else "inconclusive"
+
+
+def values_to_clear(values: Sequence[float], bound: float, power: float = 0.8, most: int = 1000) -> int | None:
+    """Return of how many independent values the 95% interval clears a bound with this probability.
+
+    It is taken that mean and standard deviation stay what they are in these values. None: of more than `most`, or there
+    is nothing to tell by (a single value, or none).
+
+    Source: J. Cohen, "Statistical Power Analysis for the Behavioral Sciences" (1988), by two quantiles of Student's t.
+    """
+    if len(values) < 2:
+        return None
+    import numpy as np
+    from scipy.special import stdtrit
+
+    counts = np.arange(2, most + 1)
+    quantiles = stdtrit(counts - 1, 0.975) + stdtrit(counts - 1, power)
+    mean = math.fsum(values) / len(values)
+    enough = quantiles * statistics.stdev(values, mean) < abs(mean - bound) * np.sqrt(counts)
+    return int(counts[enough.argmax()]) if enough.any() else None
 
 
 def independent_estimate(cases: Sequence[tuple[Samples, Samples]], *, same_processes: bool = False) -> Estimate:

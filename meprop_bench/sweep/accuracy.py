@@ -73,7 +73,8 @@ def trained(recipe: Recipe, seeds: Sequence[int]) -> Figures:
     from meprop_bench.tasks.run import run
 
     task = recipe.load()
-    return Figures(task.metric, task.percent, {seed: figure(recipe, run(task, recipe, seed)) for seed in seeds})
+    found = {seed: figure(recipe, run(task, recipe, seed, at_end=_at_end(recipe))) for seed in seeds}
+    return Figures(task.metric, task.percent, found)
 
 
 def judged(

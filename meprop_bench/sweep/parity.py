@@ -48,6 +48,9 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.recipe == self.recipe.dense():
             raise UserError("there is nothing to compare with dense training: add --k, --method or --algorithm")
+        k, hidden = self.recipe.k, self.recipe.options.get("hidden")
+        if isinstance(k, int) and isinstance(hidden, int) and k > hidden:
+            raise UserError(f"k {k} is more than the {hidden} neurons of a layer, so that nothing differs from dense")
         for name in ("seeds", "threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")

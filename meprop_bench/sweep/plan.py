@@ -27,7 +27,7 @@ from meprop_bench.errors import ExitCode, UserError, one_of
 from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.tasks.build import is_model, source_of
-from meprop_bench.workloads.case import DATA, TEXT, WORKLOADS, Case
+from meprop_bench.workloads.case import DATA, ONE_WIDTH, TEXT, WORKLOADS, Case
 
 __all__ = [
     "CHECKS",
@@ -298,6 +298,8 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
             chosen = dict(zip(own, values, strict=True))
             if workload == OWN and "optimizer" not in axes and not is_model(str(chosen.get("model"))):
                 chosen["optimizer"] = AXES["optimizer"].default  # a task has none of its own
+            if "k" not in axes and workload in ONE_WIDTH and chosen["hidden"] < chosen["k"]:
+                chosen["k"] = max(1, chosen["hidden"] // 4)  # of a small layer none of the usual k is a part
             yield _case(workload, chosen)
 
 

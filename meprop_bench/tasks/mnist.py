@@ -2,7 +2,7 @@
 
     mnist       784 - 500 - 500 - 10, B = 10             55,000 / 5,000 / 10,000 images; `layers` 2 to 5, `dropout`
     mnist-cnn   16 and 32 maps of 5 x 5, pooling, 512 - 10
-    digits      64 - 500 - 500 - 10                      1,297 / 250 / 250 images that ship with scikit-learn
+    digits      64 - 500 - 500 - 10                      797 / 750 / 250 images that ship with scikit-learn
     digits-cnn  the same with filters of 2 x 2, since 5 x 5 do not fit twice into 8 x 8
 
 The development set is the first 5,000 training images. Dropout is 0 in the papers but for the tables that add it: 0.2

@@ -129,6 +129,7 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
+    at_end: bool = False,
 ) -> Result:
     """Train one model; return the result, the same one, at once, if the checkpoint is of the end.
 
@@ -143,6 +144,7 @@ def run(
         after_step: called with the number of steps done after each. If it raises, the checkpoint is written first: so a
             training is ended at once and without loss.
         clock: in seconds.
+        at_end: evaluate at the end alone, where nobody asks what was best on the way: it ends no differently.
 
     Raises:
         UserError: a seed that is none; the method, optimizer or algorithm does not fit the task; the checkpoint is of
@@ -156,7 +158,7 @@ def run(
         training = _Training(task, recipe, seed, checkpoint, clock)
         try:
             training.load()
-            training.train(save_s, progress, after_step)
+            training.train(save_s, progress, after_step, at_end)
         finally:
             training.close()
         return training.result()
@@ -185,12 +187,16 @@ class _Training:
         self.best_model: dict[str, Tensor] = {}
 
     def train(
-        self, save_s: float, progress: Callable[[Progress], None] | None, after_step: Callable[[int], None] | None
+        self,
+        save_s: float,
+        progress: Callable[[Progress], None] | None,
+        after_step: Callable[[int], None] | None,
+        at_end: bool,
     ) -> None:
         """Take the steps that are left."""
         task, take, losses, running, clock = self.task, self.take, self.losses, self.running, self.clock
         per_epoch, often = self.per_epoch, self.recipe.evaluations
-        marks = {round(i * per_epoch / often) for i in range(1, often + 1)}
+        marks = {round(i * per_epoch / often) for i in range(1, often + 1)} if not at_end else set()
         begun, first = clock(), self.step
         since, save_at, report_at = begun, begun + save_s, begun + _PROGRESS_S
 
@@ -216,9 +222,11 @@ class _Training:
                 if done in marks or self.step == self.steps:
                     self.seconds += now - since
                     self.evaluate()
-                    if running is not None and done == per_epoch:
-                        running.after_epoch(epoch + 1)
                     report()
+                    since = now = clock()
+                if running is not None and done == per_epoch:
+                    self.seconds += clock() - since
+                    running.after_epoch(epoch + 1)
                     since = now = clock()
                 if now >= report_at:
                     report()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from meprop_bench.durations import duration
 from meprop_bench.measure.machine import was_busy
+from meprop_bench.report.cells import Section, plain_section
+from meprop_bench.report.markdown import as_section
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
 from meprop_bench.tuning.arms import Arm
@@ -15,20 +16,10 @@ from meprop_bench.tuning.curve import Curve, Point
 from meprop_bench.tuning.judge import Finding, bounds, front, times
 from meprop_bench.tuning.run import Result
 
-__all__ = ["Table", "advice", "as_json", "doubt", "drawn", "markdown", "tables"]
+__all__ = ["advice", "as_json", "doubt", "drawn", "markdown", "tables"]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under their headings."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-def tables(result: Result) -> list[Table]:
+def tables(result: Result) -> list[Section]:
     """Return what there is to show: the arms of a search, or the qualities in each budget."""
     if result.curve is not None:
         return [_over_time(result.curve, result.metric)]
@@ -36,7 +27,7 @@ def tables(result: Result) -> list[Table]:
     return [_arms(result)]
 
 
-def _arms(result: Result) -> Table:
+def _arms(result: Result) -> Section:
     assert result.answer is not None
     quality, pareto = result.answer.metric.quality, front(result.answer.findings)
     order = sorted(result.answer.findings, key=lambda found: (found.arm not in pareto, -_speed(found)))
@@ -57,10 +48,11 @@ def _arms(result: Result) -> Table:
     )
     dense = {found.timing.baseline for found in order if found.timing is not None and found.timing.baseline}
     against = f"dense ({'; '.join(sorted(dense))})" if dense else "dense"
-    return Table(f"{result.request.recipe.task}: arms against {against}", head, rows, note)
+    title = f"{result.request.recipe.task}: arms against {against}"
+    return plain_section(title, head, rows, left={"arm", "finding"}, keys=frozenset({"arm"}), footnotes=(note,))
 
 
-def _over_time(curve: Curve, metric: str) -> Table:
+def _over_time(curve: Curve, metric: str) -> Section:
     rows = []
     for point in curve.points:
         quality = "" if point.quality is None else curve.quality.plain(point.quality.estimate)
@@ -70,7 +62,8 @@ def _over_time(curve: Curve, metric: str) -> Table:
         rows.append((duration(point.budget_s), name, f"{point.steps:,}", quality, difference, standing))
     head = ("seconds", "side", "steps", metric, "difference from dense", "the arm is")
     note = "intervals of 95%; ahead and behind by Holm's step-down over all of them"
-    return Table(f"{metric} over virtual time", head, tuple(rows), note)
+    left = {"side", "the arm is"}
+    return plain_section(f"{metric} over virtual time", head, rows, left=left, footnotes=(note,))
 
 
 def doubt(result: Result) -> str:
@@ -98,11 +91,7 @@ def markdown(result: Result) -> str:
     lines = [result.sentence, ""]
     if parts := advice(result):
         lines += ["```python", parts[0], "```", "", "Measured again by", "", "```shell", *parts[1:], "```", ""]
-    for table in tables(result):
-        lines += [f"**{table.title}**", ""]
-        lines += [f"| {' | '.join(line)} |" for line in (table.head, ("---",) * len(table.head), *table.rows)]
-        lines += ["", table.note, ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{as_section(section)}\n" for section in tables(result))])
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.recipe import Recipe, by_layer
 
-__all__ = ["DATA", "TEXT", "WORKLOADS", "Case", "Workload", "recipe_of"]
+__all__ = ["DATA", "ONE_WIDTH", "TEXT", "WORKLOADS", "Case", "Workload", "recipe_of"]
 
 DATA = {"mnist": 784, "digits": 64}
 """Data of the mlp -> entries of one example."""
@@ -49,6 +49,9 @@ little of a neuron."""
 
 _EACH = tuple(name for name in SPARSE if "unified" not in name)
 """Those that select for each example, as a convolution's maps have it."""
+
+ONE_WIDTH = ("linear", "lstm", "gru", "mlp", "mesimp", "seq2seq")
+"""Workloads whose k are of `out_features` everywhere."""
 
 _RECURRENT = "it leaves recurrent layers to Python, torch's own as well"
 
@@ -120,6 +123,11 @@ class Case(Axes[Never]):
             self._check_data()
         if self.size is not None and self.filter is not None:
             self._check_maps(self.size, self.filter)
+        elif self.workload in ONE_WIDTH and isinstance(self.k, int) and self.k > self.out_features:
+            raise UserError(
+                f"k {self.k} is more than the {self.out_features} outputs that it is of: take at most"
+                f" {self.out_features}, which is all of them, or a ratio in (0, 1]"
+            )
         self._check_model()
         self._check_optimizer()
 

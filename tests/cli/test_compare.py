@@ -41,7 +41,9 @@ def call(*arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments], standalone_mode=False)
 
 
-@pytest.mark.parametrize(("form", "start"), [("table", "2026"), ("json", "{"), ("md", "```sh"), ("csv", "case_id,")])
+@pytest.mark.parametrize(
+    ("form", "start"), [("table", "1 phases"), ("json", "{"), ("md", "1 phases"), ("csv", "case_id,")]
+)
 def test_each_format_prints_that_alone(make, form, start):
     result = call(make(row()), make(row(scale=0.5), name="after"), "--format", form)
     assert result.exception is None

@@ -5,6 +5,7 @@ from meprop_bench.errors import ExitCode
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.published import table
 from meprop_bench.paper.subjects import Scale, Subject
+from meprop_bench.report.findings import plain
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 
@@ -128,5 +129,5 @@ def test_a_busy_machine_is_the_first_line_of_a_table(capsys: pytest.CaptureFixtu
     from meprop_bench.cli.paper import _print_document
 
     monkeypatch.setattr("meprop_bench.paper.folder.own_sections", lambda document: [])
-    _print_document(SimpleNamespace(doubts=["This machine was busy."], summary=["icml:1", "Claims: none.", "more"]))
-    assert capsys.readouterr().out.splitlines() == ["This machine was busy.", "icml:1", "Claims: none."]
+    _print_document(SimpleNamespace(findings=plain(["This machine was busy."], ["icml:1: no claim."])))
+    assert capsys.readouterr().out.splitlines()[:2] == ["This machine was busy.", "icml:1: no claim."]

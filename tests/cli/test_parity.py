@@ -80,10 +80,10 @@ def test_a_metric_of_the_users_own_is_judged_in_its_unit_and_against_its_scale(j
     from meprop_bench.cli.parity import _verdict
 
     assert _verdict(found) == (
-        "parity holds: -0.003 (higher is better), 95% interval [-0.005, -0.002], 3 seeds, margin 0.01025"
+        "parity holds: minus the loss holds within 0.01025 (-0.003 [-0.005, -0.002]); 3 seeds of 75 steps"
     )
     nothing_learnt, _, _ = judge([10.0, 12.0], [10.0, 12.0], recipe=recipe)
-    assert _verdict(nothing_learnt).endswith("do not vary, so do not rely on it: train for longer")
+    assert "all seeds differ alike, as those of models that learnt nothing yet" in _verdict(nothing_learnt)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,10 @@ def test_for_real(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
     assert found.returncode == ExitCode.OK, found.stderr
-    assert "parity holds: +0.00 points" in found.stdout
+    assert (
+        "parity holds: accuracy holds within 0.5 points (+0.00 [+0.00, +0.00]), but all seeds differ alike"
+        in found.stdout
+    )
     assert "seed 2: dense" in found.stderr
     (folder,) = tmp_path.iterdir()
     assert folder.name.endswith("parity-digits-meprop-k-16")
@@ -196,7 +199,7 @@ def test_formats_and_codes(tmp_path, capsys, monkeypatch):
     figures["sparse"] = [97.0, 90.0]
     assert cli.run([*wanted]) == ExitCode.INCONCLUSIVE
     out = capsys.readouterr().out
-    assert "inconclusive: -2.50 points, cannot tell (the 95% interval spans 89 points), 2 seeds" in out
+    assert "inconclusive: whether accuracy holds within 0.5 points is undecided (cannot tell): about" in out
     assert out.startswith("This machine was busy (load 3.1 on 2 cores; other processes took 1.50 of 2 cores")
     assert "the accuracies below do not depend on it" in " ".join(out.split())
 

@@ -39,22 +39,37 @@ def call(*arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments], standalone_mode=False)
 
 
-def test_the_default_prints_the_table_and_writes_the_report(make):
+def test_the_default_prints_the_table_and_writes_nothing(make):
     folder = make(row())
     result = call(folder)
     assert result.exception is None
     assert result.return_value == ExitCode.OK
+    assert result.stdout.startswith("On this machine ")
     assert "5.00x" in result.stdout
     assert "\x1b" not in result.stdout
+    assert result.stderr == ""
+    assert sorted(path.name for path in folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
+
+
+def test_write_writes_the_pages_and_prints(make):
+    folder = make(row())
+    result = call(folder, "--write")
+    assert "5.00x" in result.stdout
     assert "README.md" in result.stderr
     assert (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", [MEASUREMENTS, ENVIRONMENT])
+def test_a_file_of_the_folder_names_it(make, name):
+    folder = make(row())
+    assert call(folder / name).stdout == call(folder).stdout
 
 
 def test_each_row_is_read_once_for_the_table_and_the_pages(make, monkeypatch):
     folder, read = make(row("a"), row("b")), []
     once = Row.unchecked.__func__
     monkeypatch.setattr(Row, "unchecked", classmethod(lambda cls, record: read.append(record) or once(cls, record)))
-    assert call(folder).exception is None
+    assert call(folder, "--write").exception is None
     assert len(read) == 2
 
 
@@ -63,7 +78,7 @@ def test_other_formats_print_that_alone_and_write_nothing(make, form):
     folder = make(row())
     result = call(folder, "--format", form)
     assert result.exception is None
-    start = {"json": "{", "csv": "case_id,", "md": "```sh", "html": "<!doctype html>"}[form]
+    start = {"json": "{", "csv": "case_id,", "md": "On this machine", "html": "<!doctype html>"}[form]
     assert result.stdout.startswith(start)
     assert result.stderr == ""
     assert sorted(path.name for path in folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
@@ -131,7 +146,7 @@ def test_a_folder_of_a_paper_s_table_keeps_the_page_of_the_table(tmp_path):
     plan = experiment(table("icml:3"), "smoke").to_json()
     with Store.create(tmp_path, "paper-icml-3-smoke", "amd-2c", "meprop-bench paper run icml:3", plan) as store:
         folder = store.folder
-    result = call(folder)
+    result = call(folder, "--write")
     assert result.exception is None
     assert (result.return_value, "Verdicts" in result.stdout) == (ExitCode.OK, True)
     page = (folder / "README.md").read_text()

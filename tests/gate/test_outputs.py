@@ -12,7 +12,7 @@ from meprop_bench.gate.document import OutcomeDocument, change, in_words, margin
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.machine_readable import SCHEMA, as_junit, json_pieces
 from meprop_bench.gate.markdown import LIMIT, as_comment, write_job_summary
-from meprop_bench.report.formats import as_table
+from meprop_bench.report.terminal import as_table
 from meprop_bench.stats import Interval
 
 
@@ -152,7 +152,7 @@ def test_each_figure_shows_ratio_interval_and_margin():
 
 def test_the_table_says_all_and_has_colour_on_a_terminal_alone():
     clean = outcome(judgement("fail", 1.03))
-    text = as_table(OutcomeDocument(clean))
+    text = " ".join(as_table(OutcomeDocument(clean)).split())
     for word in ("FAIL", "1.030 [1.020, 1.040]", "1%", "±0.97%", "1 failed, in 12 s.", "Failed: 1 of 1 figures"):
         assert word in text
     assert "\x1b" not in text
@@ -260,7 +260,7 @@ def test_what_would_have_been_caught_is_the_worst_of_the_times_that_decide():
     )
     line = "A slowdown of 9.2% or more, of any time judged here, would have failed with 90% probability."
     assert OutcomeDocument(found).summary[2] == line
-    text = " ".join(as_table(OutcomeDocument(found), summary_first=True).split())
+    text = " ".join(as_table(OutcomeDocument(found)).split())
     assert text.index("A slowdown of 9.2%") < text.index("Verdicts") < text.index("linear k=8")
     record = json.loads(as_json(found))
     assert (record["caught"], record["judgements"][4]["caught"]) == (pytest.approx(0.092), None)

@@ -9,8 +9,8 @@ from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report import cells
 from meprop_bench.report.cells import sections
-from meprop_bench.report.document import parity_section, summary
-from meprop_bench.report.reliability import MARKS, Footnotes
+from meprop_bench.report.document import parity_section
+from meprop_bench.report.reliability import MARKS, Footnotes, legend
 from meprop_bench.stats import Interval
 
 
@@ -163,23 +163,25 @@ def test_accuracies_are_of_what_their_metric_says(rows):
     assert "in points of development-set accuracy or test UAS, with" in parity_section([*rows, *other]).remark
 
 
-def test_the_summary_counts_what_failed(rows):
-    assert summary(rows) == [
-        "24 cases: 22 ran and passed the correctness check, 1 failed it, 1 could not be run.",
-        "On this machine at h=500 a training step pays in 2, is faster but loses too much accuracy in 1 of 3 cases, if"
-        " the accuracy holds.",
-        "linear backward: 0.81x to 150x the speed of dense in 15 cases, geometric mean 18.5x, 1 of them"
-        " not significant, 1 of them slower.",
-        "mlp backward: 6.50x the speed of dense in 3 cases, geometric mean 6.50x [6.44, 6.56].",
-        "mlp step: 2.90x the speed of dense in 3 cases, geometric mean 2.90x [2.87, 2.93].",
-        "Accuracy parity with dense: broken in 1, inconclusive in 1, kept in 1.",
-    ]
-
-
-def test_nothing_measured_is_told_without_a_fault(failed_row):
+def test_nothing_measured_is_told_without_a_fault():
     assert sections([]) == []
-    assert summary([]) == ["0 cases: 0 ran and passed the correctness check."]
-    assert summary([failed_row("a", error="out of memory")])[1] == "linear backward: no speed-up could be measured."
+
+
+def test_a_forward_pass_that_is_left_alone_is_neither_news_nor_bad(make_row):
+    same = {"phase": "forward", "flops": 10, "baseline_flops": 10, "bytes": 5, "baseline_bytes": 5}
+    for speedup in (0.97, 1.0, 1.03):
+        row = make_row("a", speedup=speedup, **same)
+        assert cells.left_alone(row)
+        assert cells.speedup(row) == cells.Cell(f"{speedup:.2f}x [{speedup - 0.01:.2f}, {speedup + 0.01:.2f}]", "quiet")
+    assert cells.speedup(make_row("a", speedup=0.8, **same)).tone == "bad"  # what goes along with the method costs that
+    assert not cells.left_alone(make_row("a", speedup=1.0, **{**same, "flops": 4}))  # meSimp's smaller layers
+    assert not cells.left_alone(make_row("a", speedup=1.0, **same, fused_step="method"))
+    assert not cells.left_alone(make_row("a", speedup=1.0, phase="backward"))
+
+
+def test_the_k_of_a_convolution_is_of_the_positions_of_a_map(make_row):
+    conv = {"workload": "conv", "size": 12, "filter": 5}
+    assert [cells.k_of(make_row("a", k=k, **conv)) for k in (3, 0.05)] == ["3 of 64", "0.05"]
 
 
 def test_what_passed_everywhere_needs_no_column(make_row):
@@ -215,51 +217,76 @@ def _pairs(share):
     return Note.of("noisy-pairs", share=share)
 
 
-def test_a_kind_has_one_letter_and_the_range_of_its_figures():
-    notes = Footnotes([[_pairs(0.12), ODD], [_pairs(0.09)], [_pairs(0.28), ODD]])
-    assert notes.marks([_pairs(0.12), ODD]) == " (n, 1)"
-    assert notes.marks([_pairs(0.09)]) == " (n)"
-    assert notes.marks([]) == ""
-    spread = "noisy pairs: within a process the middle half of the ratios spans 9 to 28%"
-    assert notes.lines == (f"(n) {spread}", "(1) odd")
+@pytest.fixture
+def noted(make_row):
+    """Rows with these notes, each a case of its own unless it says which."""
+
+    def rows(*notes, phases=None):
+        phases = phases or [(str(place), "backward") for place in range(len(notes))]
+        return [
+            replace(make_row(case, phase=phase), notes=tuple(own))
+            for (case, phase), own in zip(phases, notes, strict=True)
+        ]
+
+    return rows
 
 
-def test_what_all_rows_have_is_said_once_without_a_mark():
-    notes = Footnotes([[Note("kept"), ODD], [Note("kept")]])
-    assert notes.marks([Note("kept"), ODD]) == " (1)"
+def test_a_kind_has_one_letter_and_the_range_of_its_figures(noted):
+    rows = noted([_pairs(0.12), ODD], [_pairs(0.09)], [_pairs(0.28), ODD], [])
+    notes = Footnotes(rows)
+    assert [notes.marks(row) for row in rows] == [" (n, 1)", " (n)", " (n, 1)", ""]
+    assert notes.lines == ("(1) odd",)
+    assert legend(rows) == ["(n) noisy pairs: within a process the middle half of the ratios spans 9 to 28%"]
+
+
+def test_what_all_rows_have_is_said_once_without_a_mark(noted):
+    rows = noted([Note("kept"), ODD], [Note("kept")])
+    notes = Footnotes(rows)
+    assert notes.marks(rows[0]) == " (1)"
     assert notes.lines == ("All rows: kept", "(1) odd")
-    assert Footnotes([[Note("kept")]]).lines == ("(1) kept",)
+    assert Footnotes(rows, everywhere=["kept"]).lines == ("(1) odd",)
+    assert Footnotes(noted([Note("kept")])).lines == ("(1) kept",)
 
 
-def test_the_largest_stands_for_all_that_go_up_to_it():
-    notes = Footnotes([[Note.of("noisy-processes", share=share)] for share in (0.24, 0.09, 1.1)])
-    assert notes.lines == ("(p) the processes' speed-ups differ by up to 110%",)
+def test_what_every_row_of_a_case_has_is_marked_once(noted):
+    """Else a note about a case stands in each of its phases."""
+    phases = [("a", "forward"), ("a", "backward"), ("a", "step"), ("b", "backward")]
+    rows = noted([ODD], [ODD, _pairs(0.1)], [ODD], [Note("other")], phases=phases)
+    notes = Footnotes(rows)
+    assert [notes.marks(row) for row in rows] == ["", " (n)", " (1)", " (2)"]
 
 
-def test_a_spread_that_says_nothing_any_more_is_not_told_to_the_percent():
+def test_the_largest_stands_for_all_that_go_up_to_it(noted):
+    rows = noted(*([Note.of("noisy-processes", share=share)] for share in (0.24, 0.09, 1.1)))
+    assert legend(rows) == ["(p) the processes' speed-ups differ by up to 110%"]
+
+
+def test_a_spread_that_says_nothing_any_more_is_not_told_to_the_percent(noted):
     texts = [f"the processes' speed-ups differ by up to {share}%" for share in (24, 21526)]  # of an older version
-    notes = Footnotes([[Note.read(text)] for text in texts])
-    assert notes.lines == ("(p) the processes' speed-ups differ by more than 300%",)
+    assert legend(noted(*([Note.read(text)] for text in texts))) == [
+        "(p) the processes' speed-ups differ by more than 300%"
+    ]
     runs = tuple(((ratio, 1.0),) * 3 for ratio in (1.0, 216.0))
     note = Measurement("step", runs, 1).notes[-1]
     assert (note.text, MARKS[note.kind]) == ("the processes' speed-ups differ by more than 300%", "p")
 
 
-def test_a_spent_budget_has_its_tilde_already():
+def test_a_spent_budget_has_its_tilde_already(noted):
     spent = Note.of("budget", percent=2)
-    notes = Footnotes([[spent], [ODD]])
-    assert notes.marks([spent]) == ""
-    assert notes.lines == ("~ the budget was spent before ±2% was reached", "(1) odd")
+    rows = noted([spent], [ODD])
+    assert Footnotes(rows).marks(rows[0]) == ""
+    assert legend(rows) == ["~ the budget was spent before ±2% was reached"]
 
 
-def test_failures_are_numbered_behind_the_notes():
-    notes = Footnotes([[ODD], []], ["dw is off", "dw is off", "odd"])
-    assert notes.marks([Note("dw is off")]) == " (2)"
+def test_failures_are_numbered_behind_the_notes(noted):
+    notes = Footnotes(noted([ODD], []), ["dw is off", "dw is off", "odd"])
+    assert notes.number("dw is off") == " (2)"
+    assert notes.number(None) == ""
     assert notes.lines == ("(1) odd", "(2) dw is off")
 
 
-def test_notes_that_read_alike_have_one_number():
-    notes = Footnotes([[Note.of("quota", seconds=0.1201)], [Note.of("quota", seconds=0.1202)], []])
+def test_notes_that_read_alike_have_one_number(noted):
+    notes = Footnotes(noted([Note.of("quota", seconds=0.1201)], [Note.of("quota", seconds=0.1202)], []))
     assert notes.lines == ("(1) a CPU quota held the process back for 0.12 s",)
 
 

@@ -33,7 +33,7 @@ def test_it_is_whole_and_needs_nothing_from_elsewhere(document):
     page = _Page(as_fragment(document, ["Take unified k=8.", "Its accuracy was not compared."]))
     assert page.text.index("Take unified k=8.") < page.text.index("150x [149, 151]")
     assert {tag for tag, _ in page.tags} <= {
-        "div", "style", "p", "table", "thead", "tbody", "tr", "th", "td", "details", "summary",
+        "div", "style", "p", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "span",
     }  # fmt: skip
     assert not any(name in ("src", "href", "onclick") for _, attributes in page.tags for name in attributes)
     for line in (*document.summary, *document.notes, *document.hints):

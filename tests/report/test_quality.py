@@ -1,13 +1,16 @@
 """Figures of quality: percentages, and those in a unit of their own."""
 
+import random
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from meprop_bench.progress import outcome
-from meprop_bench.report.document import parity_section, summary
-from meprop_bench.report.quality import POINTS, Quality
+from meprop_bench.report.document import parity_section
+from meprop_bench.report.quality import POINTS, Quality, held, more_seeds
 from meprop_bench.results.costs import COSTS
+from meprop_bench.results.schema import Parity
 from meprop_bench.stats import Interval, mean_difference, non_inferiority
 
 _METRIC = "-bits/character on the development set, at the end"
@@ -54,6 +57,60 @@ def test_how_wide_is_too_wide_goes_by_the_scale():
     assert POINTS.within(Interval(-0.03, -0.3, 0.2)) == "-0.03 [-0.30, +0.20]"
 
 
+def parity(differences, margin=0.5):
+    found = mean_difference([(0.0, each) for each in differences])
+    return Parity(
+        task="digits",
+        seeds=tuple(range(len(differences))),
+        steps=400,
+        baseline=(90.0,) * len(differences),
+        method=tuple(90.0 + each for each in differences),
+        difference=found.estimate,
+        low=found.low,
+        high=found.high,
+        margin=margin,
+        verdict=non_inferiority(found, margin),
+    )
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([0.1, -0.1, 0.0, 0.1], "accuracy holds within 0.5 points (+0.03 [-0.13, +0.18])"),
+        ([-2.0, -2.1, -1.9], "accuracy is lost: -2.00 [-2.25, -1.75] points, where 0.5 may be"),
+        (
+            [0.5, -0.5, 1.0, -1.0],
+            "whether accuracy holds within 0.5 points is undecided (+0.00 [-1.45, +1.45]): about 25 more seeds"
+            " would tell",
+        ),
+        (
+            [-0.5, -0.6, -0.4],
+            "whether accuracy holds within 0.5 points is undecided (-0.50 [-0.75, -0.25]): 1,000 seeds would"
+            " hardly tell",
+        ),
+        ([0.5], "whether accuracy holds within 0.5 points is undecided (+0.50): one seed cannot tell"),
+        (
+            [0.0, 0.0],
+            "accuracy holds within 0.5 points (+0.00 [+0.00, +0.00]), but all seeds differ alike, as those of"
+            " models that"
+            " learnt nothing yet: train for longer",
+        ),
+    ],
+)
+def test_what_came_of_a_comparison_is_a_clause(differences, said):
+    assert held(parity(differences)) == said
+
+
+def test_so_many_seeds_do_tell_eight_times_of_ten():
+    """Of differences that are drawn as those that were seen."""
+    source = random.Random(1)
+    seen = [0.5, -0.5, 1.0, -1.0]
+    count = len(seen) + more_seeds(parity(seen))
+    spread = statistics.stdev(seen)
+    passed = sum(parity([source.gauss(0, spread) for _ in range(count)]).verdict == "pass" for _ in range(400))
+    assert 0.74 < passed / 400 < 0.86
+
+
 def test_a_report_does_not_call_points_what_are_none(rows, others):
     section = parity_section(others)
     assert section.title == "Quality against dense"
@@ -62,7 +119,6 @@ def test_a_report_does_not_call_points_what_are_none(rows, others):
     assert line["difference"].startswith("-0.035 [-0.0")
     assert f"sparse minus dense in {_METRIC}, with" in section.remark
     assert "points" not in section.remark
-    assert summary(others)[-1] == "Quality parity with dense: broken in 3."
     both = parity_section([*rows, *others]).remark
     assert f"in points of development-set accuracy or {_METRIC}, with" in both
 

@@ -287,3 +287,25 @@ def test_what_a_file_says_of_a_machine_is_printable_lines(store):
     assert found["environments"]["e0"] == {"cpu_model": "x [31m</script> y", "caches": {"a b": ["c", 3]}}
     assert found["command"] == "meprop-bench ]0;title speedup"
     assert len(found["states"][0]["warnings"][0]) == 2000
+
+
+def test_what_was_begun_on_another_machine_of_the_same_name_is_not_gone_on_with(tmp_path, monkeypatch):
+    here = {"cpu_model": "AMD EPYC", "cpu_caches": {"L3": "32768K"}, "cpu_flags": "aaaa"}
+    monkeypatch.setattr("meprop_bench.measure.environment.hardware", lambda: here)
+    begun = create(tmp_path)
+    begun.close()
+    same = Store.find_resumable(tmp_path, "quick", "amd-2c", PLAN)
+    assert same is not None
+    same.close()
+    monkeypatch.setattr("meprop_bench.measure.environment.hardware", lambda: {**here, "cpu_flags": "bbbb"})
+    assert Store.find_resumable(tmp_path, "quick", "amd-2c", PLAN) is None
+    # A run of an older version says what it was begun on by its environments alone.
+    path = begun.folder / ENVIRONMENT
+    header = json.loads(path.read_text())
+    del header["hardware"]
+    path.write_text(json.dumps({**header, "environments": {"e": {"cpu_caches": {"L3": "32768K"}}}}))
+    found = Store.find_resumable(tmp_path, "quick", "amd-2c", PLAN)
+    assert found is not None
+    found.close()
+    path.write_text(json.dumps({**header, "environments": {"e": {"cpu_caches": {"L3": "16384K"}}}}))
+    assert Store.find_resumable(tmp_path, "quick", "amd-2c", PLAN) is None

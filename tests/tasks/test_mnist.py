@@ -27,7 +27,7 @@ def digits():
 
 def test_epochs_are_one_endless_sequence_of_batches(digits):
     steps = digits.steps_per_epoch
-    assert steps == 1297 // 50
+    assert steps == 797 // 50
     endless = list(batches(digits.data.train, 50, seed=4, steps=2 * steps))
     epochs = [batch for epoch in (0, 1) for batch in digits.epoch(4, epoch)]
     for (images, labels), (got, gold, numbers) in zip(endless, epochs, strict=True):
@@ -72,7 +72,7 @@ def test_the_convolutional_network():
 
 def test_options_are_those_of_the_constructor(digits):
     assert digits.options == {
-        "batch": 50, "examples": 1297, "device": "cpu", "hidden": 32, "layers": 2, "dropout": 0.0,
+        "batch": 50, "examples": 797, "device": "cpu", "hidden": 32, "layers": 2, "dropout": 0.0,
         "activation": "relu",
     }  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_options_are_those_of_the_constructor(digits):
         ("digits", {"layers": 0}, "layers must be"),
         ("digits", {"dropout": 1.0}, "dropout must lie"),
         ("digits", {"activation": "sigmoidal"}, "activation must be one of relu, sigmoid, tanh, cube"),
-        ("digits", {"examples": 1298}, "examples 1298 are more than the 1297"),
+        ("digits", {"examples": 798}, "examples 798 are more than the 797"),
         ("digits", {"device": "tpu"}, "the device tpu cannot be used"),
     ],
 )

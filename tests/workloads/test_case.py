@@ -92,6 +92,15 @@ def test_an_unknown_field_in_json_is_refused() -> None:
         Case.from_json({"bacth": 3})
 
 
+@pytest.mark.parametrize("workload", ["linear", "lstm", "gru", "seq2seq", "mlp", "mesimp"])
+def test_more_than_all_outputs_cannot_be_kept(workload: str) -> None:
+    more = {"data": "digits", "in_features": 64} if workload in ("mlp", "mesimp") else {}
+    method = "mesimp" if workload == "mesimp" else "meprop"
+    assert Case(workload=workload, method=method, k=500, out_features=500, **more).k == 500  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="k 501 is more than the 500 outputs that it is of: take at most 500"):
+        Case(workload=workload, method=method, k=501, out_features=500, **more)  # type: ignore[arg-type]
+
+
 def test_one_of_names_the_nearest() -> None:
     assert one_of("colour", "red", ("red", "blue")) == "red"
     with pytest.raises(UserError, match="unknown colour 'rde': did you mean 'red'\\? choose from red, blue"):
