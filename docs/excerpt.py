@@ -1,4 +1,4 @@
-"""Write the README's plot, verdict and table from the newest committed report of the preset `quick`.
+"""Write the README's plot, verdicts and tables from the newest committed reports of the presets `quick` and `step`.
 
 make readme
 
@@ -12,10 +12,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from meprop_bench.report.cells import ABSENT, k_of, parity, plain_section, ratio, shape
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import draw
 from meprop_bench.report.markdown import findings, table
 from meprop_bench.report.plots import Plot
+from meprop_bench.results.schema import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- From here to the end mark written by `make readme`. -->\n"
@@ -24,17 +26,19 @@ PLOT = Path("docs/speedup.svg")
 COLUMNS = ("batch, m → n", "method", "k", "gradient", "dense", "sparse", "speed-up", "efficiency")
 
 
-def current(reports: Path) -> Path:
-    """Return the newest folder of the preset `quick` whose report raises no doubts."""
-    folders = [path.parent for path in reports.glob("*_quick*/measurements.jsonl")]
+def current(reports: Path, preset: str = "quick") -> Path:
+    """Return the newest folder of a preset whose report raises no doubts."""
+    folders = [path.parent for path in reports.glob(f"*_{preset}*/measurements.jsonl")]
     for folder in sorted(folders, key=lambda folder: _order(folder.name), reverse=True):
         if not Document.load(folder).doubts:
             return folder
-    raise SystemExit(f"no report of the preset quick in {reports} that can be believed: make report")
+    raise SystemExit(
+        f"no report of the preset {preset} in {reports} that can be believed: meprop-bench speedup --preset {preset}"
+    )
 
 
 def _order(name: str) -> tuple[str, int]:
-    number = re.search(r"_quick-(\d+)$", name)
+    number = re.search(r"-(\d+)$", name)
     return name[:10], int(number[1]) if number else 1
 
 
@@ -48,6 +52,7 @@ def excerpt(folder: Path) -> str:
         " `F.linear`'s own backward pass:",
         *findings(document),
         _backward(document),
+        *steps(current(folder.parent, "step")),
     ]
     return BEGIN + "\n\n".join(lines).replace("\\", "") + "\n" + END
 
@@ -64,6 +69,44 @@ def _backward(document: Document) -> str:
         if line[phase].text == "backward"
     )
     return table(replace(section, columns=COLUMNS, groups=(group,)))
+
+
+def steps(folder: Path) -> list[str]:
+    """Return what the preset `step` found: in words, and a line for each model and optimizer."""
+    document = Document.load(folder)
+    models: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in document.rows:
+        if row.phase == "step" and row.baseline == "fused" and row.fused_step in (None, "none", "method"):
+            model = row.workload, shape(row), row.method, k_of(row), str(row.optimizer)
+            models.setdefault(model, {})[row.fused_step or "none"] = row
+    lines = [
+        (*model, _within(rows["none"]), _within(rows.get("method")), parity(rows["none"]).text)
+        for model, rows in models.items()
+    ]
+    columns = (
+        "whole step of",
+        "batch, m → n",
+        "method",
+        "k",
+        "optimizer",
+        "modules",
+        "one function",
+        "accuracy, points",
+    )
+    words = ("whole step of", "batch, m → n", "method", "optimizer", "accuracy, points")
+    return [
+        f"A whole training step ([{folder.name}](reports/{folder.name}/README.md)), against torch's modules with its"
+        " fused optimizer; by modules, or as one function (`nn.FusedMLP`):",
+        *findings(document),
+        table(plain_section("", columns, lines, left=words)),
+    ]
+
+
+def _within(row: Row | None) -> str:
+    """Return a speed-up with its interval."""
+    if row is None or row.speedup is None or row.speedup_low is None or row.speedup_high is None:
+        return ABSENT
+    return f"{ratio(row.speedup)} [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
 
 
 def plot(folder: Path) -> Plot:
