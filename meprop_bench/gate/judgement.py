@@ -170,8 +170,8 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        """5 when nothing was judged; else 1 when a figure failed, 3 when the base cannot do what it has, 4 when more than
-        are allowed are inconclusive, else 0.
+        """5 when nothing was judged; else 1 when a figure failed, 3 when the base cannot do what it has, 4 when more
+        than are allowed are inconclusive, else 0.
         """
         if not self.judgements:
             return ExitCode.NOTHING_MEASURED
