@@ -77,7 +77,7 @@ _BREAKS = re.compile(r"(?<=[/:_\[\]=,-])(?=\w)|[^\W_]{24}(?=\w)|(?:\\\W){24}(?=\
 """After this a long word may be broken, once it is escaped: a path would be as wide as a page."""
 _FIXED = "\u00a0"
 _UNDECIDED = "More pairs (`--budget`, `--pairs`), a quieter machine or a wider margin would decide these."
-_MARKS = {"Passed": "✅", "Failed": "❌", "Inconclusive": "❔"}
+_MARKS = {"Passed": "✅", "Failed": "❌", "Inconclusive": "❔", "Not comparable": "⚠️"}
 _RUN = re.compile(r"https://[\w.:-]+/[\w.-]+/[\w.-]+/actions/runs/\d+")
 
 
