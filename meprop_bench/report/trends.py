@@ -6,8 +6,8 @@ result in the order of time. Two figures of it are followed:
     speed-up    dense / sparse, both of one run: free of what the machine did meanwhile
     time        of the method, which is what a user waits for, with all the weather of the machine in it
 
-Steps of their logarithms (`steps`) are moves that at least three runs agree on; a single bad run is none, nor is the
-newest result by itself. An interval over processes knows nothing of what differs between runs, so that no step is
+Steps of their logarithms (`stats.steps`) are moves that at least three runs agree on; a single bad run is none, nor is
+the newest result by itself. An interval over processes knows nothing of what differs between runs, so that no step is
 believed that is within 1% of noise, whatever the few runs of a series say. Other software at a step is said beside it.
 
 A result holds what is bounded: points of rows that passed their check and can be believed, the last `RUNS` of a series,
@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -31,7 +32,7 @@ from meprop_bench.results.axes import case_name
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import Interval, median, too_wide
-from meprop_bench.steps import LEAST, levels, steps
+from meprop_bench.stats.steps import SHORTEST, steps
 
 if TYPE_CHECKING:
     from meprop_bench.report.plots import Plot
@@ -128,7 +129,7 @@ class Series:
         halves = [point.speedup.half_width for point in self.points if point.speedup.bounded]
         noise = max(_NOISE, median(halves) / 2 if halves else 0.0)
         places = steps(values, noise=noise)
-        heights = [math.exp(level) for level in levels(values, places)] if places else []
+        heights = [math.exp(level) for level in _levels(values, places)] if places else []
         for place, before, after in zip(places, heights, heights[1:], strict=False):
             yield Move(self, name, place, before, after, self._also(place))
 
@@ -230,7 +231,7 @@ class Trends:
         """Steps of a machine: most cases of it moved at one time, and alike."""
         found = []
         for machine in dict.fromkeys(one.machine for one in self.series):
-            followed = [one for one in self.series if one.machine == machine and len(one.points) >= 2 * LEAST]
+            followed = [one for one in self.series if one.machine == machine and len(one.points) >= 2 * SHORTEST]
             for day, count in _days(followed).items():
                 if count > max(2, len(followed) / 2):
                     found.append(
@@ -245,10 +246,10 @@ class Trends:
         runs = sum(len(one.points) for one in self.series)
         if not self.series:
             return ["No case was measured more than once."]
-        short = sum(len(one.points) < 2 * LEAST for one in self.series)
+        short = sum(len(one.points) < 2 * SHORTEST for one in self.series)
         lines = [f"{len(self.series)} phases of cases, {runs} runs of them; {len(self.moves)} steps."]
         if short:
-            lines.append(f"{short} have fewer than {2 * LEAST} runs, in which no step can be told from noise.")
+            lines.append(f"{short} have fewer than {2 * SHORTEST} runs, in which no step can be told from noise.")
         return [*lines, *self.said()]
 
     @property
@@ -280,7 +281,7 @@ class Trends:
     def hints(self) -> Sequence[str]:
         """How to read it."""
         return (
-            f"A step is a level that {LEAST} runs at least agree on, apart from noise: of the speed-up, dense over"
+            f"A step is a level that {SHORTEST} runs at least agree on, apart from noise: of the speed-up, dense over"
             " sparse in one run, or of the method's time, which holds the machine's weather as well. Both are given as"
             " they were in the first run → in the last one.",
             f"The course is the speed-up over the runs, from its lowest to its highest; the last {RUNS} of a case are"
@@ -300,7 +301,7 @@ class Trends:
     def drawn(self) -> list[Plot]:
         """Draw the speed-up of those with the largest steps, or else of those with the most runs (ImportError)."""
         chosen = [one for one in self.series if one.moves] or sorted(self.series, key=lambda one: -len(one.points))
-        return [_drawn(one, number) for number, one in enumerate(chosen[:_DRAWN]) if len(one.points) >= 2 * LEAST]
+        return [_drawn(one, number) for number, one in enumerate(chosen[:_DRAWN]) if len(one.points) >= 2 * SHORTEST]
 
 
 def machine_name(environment: object) -> str:
@@ -339,6 +340,11 @@ def _point(row: Row, place: str, document: Document) -> Point | None:
     return Point(document.started, place, one_line(revision, 24), row.environment_id, found, time_s)
 
 
+def _levels(values: Sequence[float], places: Sequence[int]) -> list[float]:
+    """Return the median of each level, which begin at the start and at these places."""
+    return [median(values[start:stop]) for start, stop in pairwise([0, *places, len(values)])]
+
+
 def _days(followed: Iterable[Series]) -> dict[str, int]:
     """Return how many series have a step of their time on each day."""
     counts: dict[str, int] = {}
@@ -355,7 +361,7 @@ def _line(one: Series, baselines: Sequence[str]) -> tuple[Cell, ...]:
     if count == 1:
         both, times = both[:1], times[:1]
     worse = any(move.size < 0 for move in one.moves)
-    few = "too few runs" if count < 2 * LEAST else "none"
+    few = "too few runs" if count < 2 * SHORTEST else "none"
     return (
         Cell(one.name),
         Cell(one.phase),
@@ -387,7 +393,7 @@ def _drawn(one: Series, number: int) -> Plot:
         axes = figure.add_subplot()
         axes.errorbar(places, values, yerr=bounds, fmt="o", markersize=4, color=COLOURS[0], linewidth=1)
         ends = [0, *(move.place for move in moves), len(places)]
-        heights = levels(values, ends[1:-1])
+        heights = _levels(values, ends[1:-1])
         for start, stop, height in zip(ends, ends[1:], heights, strict=False):
             axes.hlines(height, start - 0.5, stop - 0.5, color=COLOURS[1], linewidth=1.2)
         axes.set_ylabel("speed-up over dense")

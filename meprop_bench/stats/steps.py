@@ -18,13 +18,14 @@ second mode, widen it. Each level has taken its share of the distances away: n /
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SHORTEST", "Levels", "levels"]
+__all__ = ["SHORTEST", "Levels", "levels", "steps"]
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 _Integers: TypeAlias = npt.NDArray[np.int64]
@@ -77,11 +78,28 @@ def levels(values: _Floats) -> Levels:
     return Levels(fitted[-1], spread, np.maximum(beyond, 0.0), farthest, n - begin, n - parts)
 
 
-def _best_cut(part: _Floats) -> tuple[_Integers, _Floats]:
+def steps(values: Sequence[float], *, noise: float = 0.0) -> list[int]:
+    """Return the places of the first value of each level but the first, of one series.
+
+    `noise` is the mean absolute deviation that values of a level have at the least, whatever these few say.
+    """
+    column, found, queue = np.asarray(values, np.float64)[:, None], list[int](), [(0, len(values))]
+    while queue:
+        first, last = queue.pop()
+        if last - first < 2 * SHORTEST:
+            continue
+        cut, gain = _best_cut(column[first:last], noise)
+        if gain[0] > _GAIN:
+            found.append(place := first + int(cut[0]))
+            queue += [(first, place), (place, last)]
+    return sorted(found)
+
+
+def _best_cut(part: _Floats, noise: float = 0.0) -> tuple[_Integers, _Floats]:
     """Return of each series where it is best cut, and the gain of that."""
     n = len(part)
-    whole = _cost(part)
-    costs = np.stack([_cost(part[:cut]) + _cost(part[cut:]) for cut in range(SHORTEST, n - SHORTEST + 1)])
+    whole = _cost(part) + n * noise
+    costs = np.stack([_cost(part[:cut]) + _cost(part[cut:]) for cut in range(SHORTEST, n - SHORTEST + 1)]) + n * noise
     best = costs.argmin(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = n * np.log(whole / costs[best, np.arange(part.shape[1])])
