@@ -165,7 +165,7 @@ def _policy(outcome: Outcome) -> str:
     if not outcome.allowed or not found:
         return ""
     text = f", and {100 * outcome.allowed:g}% of all ({outcome.most_inconclusive:,}) may be"
-    return text + (f", but {outcome.firm:,} of them await more" if outcome.firm else "")
+    return text + (f", but {outcome.firm:,} of them are not excused" if outcome.firm else "")
 
 
 def most_of_all(outcome: Outcome) -> Judgement | None:

@@ -36,7 +36,7 @@ _SHOWN, _NAMED = 3, 8
 """Names that a note shows, and benchmarks that are to be measured again."""
 _LARGEST = 700.0
 """e^700 is near the largest number there is."""
-_TOLD = 0.01
+_SHIFT_SHOWN = 0.01
 """Common shifts of less are not worth a line."""
 _RESTLESS = 1.5
 _EXAMPLE = 0.25
@@ -341,7 +341,7 @@ def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, confirm
             f"Figures that await a second run: {waiting}{f' ({what})' if what else ''}. Measure these benchmarks of the"
             " same code again, and give the result with --confirm FILE."
         )
-    if abs(found.shift) > _TOLD:
+    if abs(found.shift) > _SHIFT_SHOWN:
         words = "slower" if found.shift > 0 else "faster"
         yield (
             f"The run as a whole is {math.expm1(abs(found.shift)):.1%} {words} than its last ones, which is the machine"

@@ -36,7 +36,7 @@ FAILED = math.inf
 
 _NOT_RUNS = {"benchmarks.json", "machine.json", "environment.json"}
 _HEAD = 4096
-"""Bytes in which asv and pytest-benchmark have told what they are."""
+"""Bytes in which asv and pytest-benchmark say what they are."""
 
 
 class Columns:

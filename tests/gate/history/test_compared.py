@@ -99,14 +99,14 @@ def test_a_second_run_has_to_be_another_one_of_the_same_environment(twenty, judg
     assert caught.value.exit_code == ExitCode.NOT_COMPARABLE
 
 
-def test_what_moves_together_is_told_and_fails_nothing(twenty, judged):
+def test_what_moves_together_is_said_and_fails_nothing(twenty, judged):
     found = judged(twenty.run(20, {f"m.B.time_{i}": 1.4 for i in range(8)}))
     assert count(found, "fail") == 0
     assert found.exit_code == ExitCode.INCONCLUSIVE
     assert found.findings[0].startswith("8 benchmarks stand out at once, too many for a change of the code alone")
 
 
-def test_a_run_that_is_slower_as_a_whole_is_told_and_passes_nothing(twenty, judged):
+def test_a_run_that_is_slower_as_a_whole_says_so_and_passes_nothing(twenty, judged):
     found = judged(twenty.run(20, everything=1.2))
     assert found.exit_code == ExitCode.INCONCLUSIVE
     one = of(found, "the whole run")
@@ -170,7 +170,7 @@ def test_runs_of_one_commit_are_a_history_of_it(tmp_path, twenty, judged):
     assert judged(twenty.run(20, commit="same")).base == "the last 20 of 20 runs in box"
 
 
-def test_what_is_new_does_not_decide_and_what_is_gone_is_told(twenty, judged):
+def test_what_is_new_does_not_decide_and_what_is_gone_is_named(twenty, judged):
     twenty.names.append("m.B.time_new")
     path = twenty.run(20)
     record = json.loads(path.read_text())

@@ -57,7 +57,7 @@ def test_a_level_of_few_values_is_known_less_well():
     assert np.median(found.error / found.spread) == pytest.approx(np.sqrt(1 + np.pi / 2 / 3), rel=0.01)
 
 
-def test_a_noisy_run_is_told_by_all_its_figures():
+def test_a_noisy_run_shows_in_all_its_figures():
     errors = np.full(600, 0.01)
     rng = np.random.default_rng(1)
     assert unrest(rng.normal(0, 0.01, 600), errors) == pytest.approx(1, abs=0.1)

@@ -99,7 +99,7 @@ def test_without_a_place_for_the_cache_the_files_are_read_each_time(suite, reads
     assert len(reads) == 4
 
 
-def test_files_that_are_no_runs_are_told_and_kept_out(suite):
+def test_files_that_are_no_runs_are_named_and_kept_out(suite):
     suite.runs(2)
     (suite.folder / "machine.json").write_text("{}")
     (suite.folder / "broken.json").write_text('{"commit_hash": "a", "result_columns"')
@@ -113,7 +113,7 @@ def test_files_that_are_no_runs_are_told_and_kept_out(suite):
         assert all("\n" not in why and why for _, why in found.unread)
 
 
-def test_a_result_that_does_not_fit_its_parameters_is_told(suite):
+def test_a_result_that_does_not_fit_its_parameters_is_named(suite):
     path = suite.run(1)
     record = json.loads(path.read_text())
     record["results"]["m.B.time_0"][0] = [1.0]
@@ -138,11 +138,11 @@ def test_a_folder_that_is_none_is_one_line(tmp_path):
         read_history(tmp_path / "nowhere")
 
 
-def test_progress_is_told(suite):
+def test_progress_is_shown(suite):
     suite.runs(3)
-    told = []
-    read_history(suite.folder, lambda done, total: told.append((done, total)))
-    assert told == [(0, 3), (1, 3), (2, 3)]
+    seen = []
+    read_history(suite.folder, lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_columns_are_the_same_for_the_same_names():

@@ -110,7 +110,7 @@ def test_many_benchmarks_that_move_at_once_are_not_a_change_each():
     assert (one.verdict == VERDICTS.index("fail")).sum() == 3
 
 
-def test_what_all_share_is_taken_off_and_told():
+def test_what_all_share_is_taken_off():
     found = judged(run(*((i, 0.1) for i in range(len(CASES)))), history())
     assert found.shift == pytest.approx(0.1, abs=0.01)
     assert (found.verdict == VERDICTS.index("pass")).all()
