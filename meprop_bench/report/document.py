@@ -220,12 +220,17 @@ class Document:
     def findings(self) -> Sequence[Finding]:
         """What was found, what speaks against it first."""
         found = findings(self.rows, self.distinct)
-        return [*plain(self.doubts, ()), *found, *map(Finding, identical_summary(self.rows))]
+        return [
+            *plain(self.doubts, ()),
+            *found,
+            *(Finding(text, "instrument") for text in identical_summary(self.rows)),
+        ]
 
     @property
     def outcome(self) -> str:
         """What came of it, in a sentence or two."""
-        return " ".join(self.summary[:2])
+        verdicts = [found.text for found in self.findings if found.kind not in ("doubt", "remark")]
+        return " ".join((verdicts or self.summary)[:2])
 
     @property
     def summary(self) -> list[str]:

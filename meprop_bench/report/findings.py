@@ -43,6 +43,7 @@ Kind: TypeAlias = Literal[
     "slower",
     "mixed",  # of many cases some are one, some another
     "accuracy",
+    "instrument",  # what the measurement itself is worth
     "remark",
 ]
 _TONES: Mapping[str, Tone] = {
@@ -239,7 +240,8 @@ def _many_steps(rows: Sequence[Row], backward: Mapping[str, Row], standings: Map
     found = [Finding(f"{text}.", kind)]
     top = _foremost(rows, standings)
     if standings[id(top)] in _RANK[:2]:
-        text = f"The most is gained by {_case(top, rows)}: {_gain('a step', top)}."
+        known = " whose accuracy is known to hold" * (standings[id(top)] == "pays" and counts[_RANK[1]] > 0)
+        text = f"The fastest{known} is {_case(top, rows)}: {_gain('a step', top)}."
         found.append(Finding(text, "remark", (top.case_id,)))
     return found + _accuracies([row for row in rows if row.parity is not None])
 

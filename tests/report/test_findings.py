@@ -173,7 +173,7 @@ def test_many_places_are_counted(found):
         " 2.00x as fast"
         " as dense, geometric mean 1.32x [1.31, 1.33]."
     )
-    assert most.text.startswith("The most is gained by mlp mnist h=500 ")
+    assert most.text.startswith("The fastest is mlp mnist h=500 ")
     assert accuracy.text == "Accuracy holds in 4, is undecided in 1 of 5 cases; about 29 more seeds would tell."
     assert last.text == _ALL.format(5)
 
