@@ -346,6 +346,7 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
         doubts = tuple(filter(None, (busy(),)))
     judgements = judge(found.series, settings, looks)
     environment = dict(found.environment)
+    incomparable, firm = found.open_cases(judgements)
     return Outcome(
         *(first.name, second.name, judgements, found.notes),
         environment=environment,
@@ -353,7 +354,8 @@ def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
         machine=machine_line(environment),
         repeat=words(sys.argv[1:], first.commit, None if second.changed else second.commit),
         runs={(one.case, one.figure): one.pairs for one in found.series if one.pairs},
-        incomparable=found.incomparable,
+        firm=firm,
+        incomparable=incomparable,
     )
 
 

@@ -45,6 +45,7 @@ from typing import Any, TypedDict, Unpack
 import meprop_bench
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
+from meprop_bench.gate.judgement import Judgement
 from meprop_bench.gate.processes import (
     Interleaving,
     StartRevision,
@@ -129,6 +130,15 @@ class Measured:
     environment: Mapping[str, Any]  # of the machine, as the head's worker tells it
     rounds: int  # pairs of processes at most for a case
     incomparable: tuple[str, ...] = ()  # labels of the cases that the base has and cannot do
+
+    def open_cases(self, judgements: Iterable[Judgement]) -> tuple[tuple[str, ...], int]:
+        """Return the incomparable cases, and how many figures stay open as nothing was measured of them: no share of
+        inconclusive ones that is allowed covers these. What the settings only report is neither.
+        """
+        unjudged = {one.case for one in self.series if one.unjudged and one.decides}
+        lines = [one for one in judgements if one.case in unjudged]
+        reported = {one.case for one in lines if one.report_only}
+        return tuple(case for case in self.incomparable if case not in reported), len(lines) - len(reported)
 
 
 def measure(
