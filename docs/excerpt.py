@@ -111,8 +111,10 @@ def _within(row: Row | None) -> str:
 
 def plot(folder: Path) -> Plot:
     """Return the picture of the backward pass over k."""
-    drawn, missing = draw(Document.load(folder))
-    found = next((one for one in drawn if re.match(r"speedup-\d+-linear-backward", one.name)), None)
+    drawn, missing, _ = draw(Document.load(folder))
+    wanted = {"phase": "backward", "over": "k", "metric": "speed-up"}
+    linear = (one for one in drawn if one.detail.startswith("linear,"))
+    found = next((one for one in linear if one.choices.items() >= wanted.items()), None)
     if found is None:
         raise SystemExit(missing or f"{folder.name} has no plot of the backward pass over k")
     return found

@@ -19,6 +19,7 @@ count, too.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,9 @@ from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding
 from meprop_bench.report.findings import plain as plain_findings
 from meprop_bench.report.markdown import escaped
-from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, Plot, as_svg
+from meprop_bench.report.plots import STYLE, Plot
+from meprop_bench.report.plots.training import Trained as OneTraining
+from meprop_bench.report.plots.training import learning, sizes
 from meprop_bench.results.store import Store, folder_of
 
 __all__ = ["PaperDocument", "as_overview", "best_results", "curves", "load", "own_sections", "read"]
@@ -71,9 +74,9 @@ class PaperDocument(Document):
         return [*plain_findings(self.doubts, ()), claims, scale]
 
     @property
-    def sections(self) -> list[Section]:
-        """The paper beside ours, the verdicts, then the timed rows in full."""
-        return [*own_sections(self), *super().sections]
+    def own(self) -> list[Section]:
+        """The paper beside ours, and the verdicts: they stand before the timed rows."""
+        return own_sections(self)
 
     def curves(self) -> list[Plot]:
         """Draw how the trainings went."""
@@ -215,49 +218,58 @@ def _verdicts(claims: Sequence[Claim]) -> Section:
 
 
 def curves(evidence: Evidence) -> list[Plot]:
-    """Draw a picture for each part that was trained; needs matplotlib (ImportError)."""
+    """Draw for each part what its trainings reached, and the sizes that meSimp left; needs matplotlib (ImportError)."""
     import matplotlib as mpl
 
     drawn: list[Plot] = []
     with mpl.rc_context(STYLE):
-        for part in evidence.experiment.table.parts:
-            found = {row.name: Place(evidence, part, row).seeds for row in part.rows}
-            trained = {name: seeds for name, seeds in found.items() if seeds}
+        for number, part in enumerate(evidence.experiment.table.parts):
+            places = [Place(evidence, part, row) for row in part.rows]
+            trained = {_trained_name(place): place.seeds for place in places if place.seeds}
             if not trained:
                 continue
-            drawn.append(
-                _picture(part, trained, len(drawn), "dev metric", lambda seed: [one.dev for one in seed.evaluations])
-            )
+            drawn += _learning(part, trained, "dev metric", number, lambda seed: [one.dev for one in seed.evaluations])
             if all(seed.updates for seeds in trained.values() for seed in seeds):
-                drawn.append(_picture(part, trained, len(drawn), "mean change at an update", lambda seed: seed.updates))
+                what = "mean change at an update"
+                drawn += _learning(part, trained, what, number, lambda seed: seed.updates)
+            if simplified := {name: found for name, seeds in trained.items() if (found := _sizes(seeds))}:
+                whole = {
+                    place.arm.setting.hidden for place in places if place.arm and _trained_name(place) in simplified
+                }
+                drawn.append(sizes(part.name, simplified, whole.pop() if len(whole) == 1 else None, number=number))
     return drawn
 
 
-def _picture(
-    part: Part,
-    trained: dict[str, Sequence[Trained]],
-    number: int,
-    what: str,
-    curve: Callable[[Trained], Sequence[float]],
-) -> Plot:
-    from matplotlib.figure import Figure
+def _trained_name(place: Place) -> str:
+    """Return a row's name with the h that was trained, which a scale may have made smaller than the paper's."""
+    hidden = None if place.arm is None else place.arm.setting.hidden
+    if hidden is None or hidden == place.row.setting.hidden:
+        return place.row.name
+    name, found = re.subn(r"\bh ?= ?\d+", f"h={hidden}", place.row.name)
+    return name if found else f"{name}, h={hidden}"
 
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (name, seeds) in enumerate(trained.items()):
-        columns = list(zip(*map(curve, seeds), strict=False))
-        epochs = [one.epoch for one in seeds[0].evaluations][: len(columns)]
-        colour = COLOURS[index % len(COLOURS)]
-        means = [sum(column) / len(column) for column in columns]
-        axes.plot(epochs, means, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=name)
-        axes.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.15)
-    axes.set_xlabel("epochs")
-    axes.set_ylabel(what)
-    axes.set_title(part.name)
-    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    count = max(len(seeds) for seeds in trained.values())
-    caption = f"{part.name}: {what} over the epochs; mean, lowest and highest of {count} seeds."
-    return Plot(f"curve-{number}.svg", caption, as_svg(figure))
+
+def _learning(
+    part: Part,
+    trained: Mapping[str, Sequence[Trained]],
+    what: str,
+    number: int,
+    figures: Callable[[Trained], Sequence[float]],
+) -> list[Plot]:
+    arms = {
+        name: [OneTraining([one.epoch for one in seed.evaluations], figures(seed), seed.seconds) for seed in seeds]
+        for name, seeds in trained.items()
+    }
+    return learning(part.name, what, arms, number=number, timed=what == "dev metric")
+
+
+def _sizes(seeds: Sequence[Trained]) -> dict[str, list[float]]:
+    """Return the neurons left of each layer, seed by seed; empty where nothing was simplified."""
+    return {
+        layer: [seed.layers[layer] for seed in seeds]
+        for layer in seeds[0].layers
+        if all(layer in seed.layers for seed in seeds)
+    }
 
 
 def best_results(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:

@@ -34,6 +34,7 @@ __all__ = [
     "AXES",
     "BARS",
     "IN_SHAPE",
+    "PARTS",
     "PHASES",
     "SHAPE",
     "WORDS",
@@ -323,7 +324,7 @@ AXES: dict[str, Callable[[Row], str]] = {
 }
 """Heading of a column -> its text; workload and allocator are in the titles."""
 
-_PARTS: dict[str, Callable[[Row], object]] = {
+PARTS: dict[str, Callable[[Row], object]] = {
     **{axis.heading: attrgetter(axis.field, axis.stored) for axis in TABLE.values() if axis.heading in AXES},
     "phase": attrgetter("phase"),
     "method": attrgetter("method"),
@@ -395,7 +396,7 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     """Return the axes that need a column, and what is the same in all rows as one line."""
     rows = list(rows)
     # Of a hundred thousand rows few differ in what an axis says: these are put into words, and no others.
-    few = {name: dict(zip(map(_PARTS[name], rows), rows, strict=True)).values() for name in AXES}
+    few = {name: dict(zip(map(PARTS[name], rows), rows, strict=True)).values() for name in AXES}
     texts = {name: {axis(row) for row in few[name]} for name, axis in AXES.items()}
     axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
     silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_NEED_NO_WORD.get(name)})}
@@ -469,7 +470,7 @@ def trends(rows: Sequence[Row]) -> list[str]:
     The bars are of the logarithm, of all lines together, from 1.00x, the shortest, to the highest.
     """
     heads = ["phase", "method", *(name for name in AXES if name not in ("phase", "method", "k", "kernel"))]
-    parts = [_PARTS[name] for name in heads]
+    parts = [PARTS[name] for name in heads]
     series: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.phase in _TRENDING and row.speedup is not None and row.passed and row.baseline_disagreement is None:

@@ -252,15 +252,24 @@ class Document:
 
     @cached_property
     def sections(self) -> list[Section]:
-        """The tables: times, A/A, what was to be expected of them, what the machine did meanwhile, accuracy."""
+        """The tables: its own, times, and what stands beside them."""
+        return [*self.own, *sections(self.rows, self.distinct), *self.beside]
+
+    @property
+    def own(self) -> list[Section]:
+        """Tables that are not made of rows."""
+        return []
+
+    @cached_property
+    def beside(self) -> list[Section]:
+        """What belongs to the rows: A/A, what was to be expected, what the machine did meanwhile, accuracy."""
         others = (
             identical_section(self.rows),
             *saving_sections(self.rows, self.peaks),
             utilization_section(self.rows),
             parity_section(self.rows),
         )
-        times = sections(self.rows, self.distinct)
-        return [*times, *(section for section in others if section is not None)]
+        return [section for section in others if section is not None]
 
     def curves(self) -> list[Plot]:
         """Draw what a written report shows besides its rows; needs matplotlib (ImportError)."""

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from meprop_bench.optional import require, unavailable_reason
-from meprop_bench.report.document import Document, Page
+from meprop_bench.report.document import Document
 from meprop_bench.report.markdown import as_readme, markdown_pieces
 from meprop_bench.report.terminal import as_table, fit_for
 from meprop_bench.results.store import replace_file
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "as_csv",
-    "as_html",
     "as_json",
     "draw",
     "missing_parts",
@@ -38,6 +35,8 @@ __all__ = [
 ]
 
 FORMATS = ("table", "json", "md", "csv", "html")
+_FILES = ("speedup", "phases", "roofline", "heat", "accuracy", "curve", "sizes")
+"""What the names of a report's pictures begin with."""
 _PARTS = {"matplotlib": "plots", "jinja2": "HTML page"}
 
 
@@ -86,30 +85,9 @@ def _cell(value: Any) -> Any:
 
 def _as_page(document: Document | Comparison) -> str:
     require("jinja2", "the HTML page needs jinja2", "report")
+    from meprop_bench.report.page import as_html
+
     return as_html(document, *draw(document)) if isinstance(document, Document) else as_html(document, ())
-
-
-def as_html(document: Page, plots: Sequence[Plot], remark: str = "") -> str:
-    """Return one HTML page that needs nothing else: styles inside, plots as data URIs, everything escaped.
-
-    `remark` says why something is missing, if it is. Needs jinja2 (ImportError).
-    """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    from meprop_bench.report.fragment import table
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("meprop_bench.report").joinpath("page.html.j2").read_text("utf-8"))
-    images = [(plot.caption, f"data:image/svg+xml;base64,{b64encode(plot.svg).decode()}") for plot in plots]
-    page = template.render(
-        document=document,
-        images=images,
-        remark=remark,
-        how_to_read=document.how_to_read,
-        table=lambda section: Markup(table(section)),
-    )
-    return page + "\n"
 
 
 _TEXTS: dict[str, Callable[[Any], Iterable[str]]] = {
@@ -129,17 +107,19 @@ def missing_parts() -> str:
     return f"Written without {what} ({why}): install them with pip install 'meprop-bench[report]'"
 
 
-def draw(document: Document) -> tuple[list[Plot], str]:
-    """Return the plots that can be made here, and one line on what is missing, or ''.
+def draw(document: Document) -> tuple[list[Plot], str, dict[str, int]]:
+    """Return the plots that can be made here, one line on what is missing, or '', and how many more
+    of each kind there would be.
 
     A picture cannot say that it is doubtful, so what is not to be believed is in none.
     """
     if unavailable_reason("matplotlib") is not None:
-        return [], missing_parts()
-    from meprop_bench.report.plots import plots, rooflines
+        return [], missing_parts(), {}
+    from meprop_bench.report.plots import plots
 
     rows = [row for row in document.rows if row.baseline_disagreement is None]
-    return [*plots(rows), *rooflines(rows, document.peaks)], missing_parts()
+    drawn, left_out = plots(rows, document.peaks)
+    return [*document.curves(), *drawn], missing_parts(), left_out
 
 
 def write_report(folder: Path, document: Document | None = None) -> list[Path]:
@@ -149,14 +129,15 @@ def write_report(folder: Path, document: Document | None = None) -> list[Path]:
     that cannot be written.
     """
     document = document or Document.load(folder)
-    drawn, remark = draw(document)
-    if unavailable_reason("matplotlib") is None:
-        drawn = [*document.curves(), *drawn]
-    contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in drawn}
-    contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in drawn], remark)
+    drawn, remark, left_out = draw(document)
+    files = [plot for plot in drawn if plot.main]
+    contents: dict[str, str | bytes] = {plot.name: plot.svg for plot in files}
+    contents["README.md"] = as_readme(document, [(plot.name, plot.caption) for plot in files], remark)
     if unavailable_reason("jinja2") is None:
-        contents["index.html"] = as_html(document, drawn, remark)
-    for stale in (path for kind in ("speedup", "phases", "roofline") for path in folder.glob(f"{kind}-*.svg")):
+        from meprop_bench.report.page import as_html
+
+        contents["index.html"] = as_html(document, drawn, remark, left_out)
+    for stale in (path for kind in _FILES for path in folder.glob(f"{kind}-*.svg")):
         if stale.name not in contents:
             stale.unlink(missing_ok=True)
     for name, content in contents.items():

@@ -176,7 +176,7 @@ def drawn(curve: Curve, title: str, metric: str) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    from meprop_bench.report.plots import COLOURS, MARKERS, STYLE, as_svg
+    from meprop_bench.report.plots import COLOURS, MARKERS, PALETTE, STYLE, as_svg
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.4), layout="constrained")
@@ -196,7 +196,7 @@ def drawn(curve: Curve, title: str, metric: str) -> bytes:
                     for mean, quality in zip(means, qualities, strict=True)
                 ],
             ]
-            colour = "#444444" if side is None else COLOURS[(index - 1) % len(COLOURS)]
+            colour = PALETTE["quiet"][0] if side is None else COLOURS[(index - 1) % len(COLOURS)]
             marker = "x" if side is None else MARKERS[(index - 1) % len(MARKERS)]
             style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "capsize": 3}
             label = "dense" if side is None else side.label
@@ -208,7 +208,7 @@ def drawn(curve: Curve, title: str, metric: str) -> bytes:
         axes.set_xlabel("virtual wall-clock time of a training, every schedule fitted to it")
         axes.set_ylabel(metric)
         axes.set_title(title)
-        axes.grid(axis="y", linewidth=0.4, color="#DDDDDD")
+        axes.grid(axis="y", linewidth=0.5)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return as_svg(figure)

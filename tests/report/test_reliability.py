@@ -119,7 +119,7 @@ def test_a_report_says_so_first_in_each_format_and_in_the_row(make_row):
         assert "dense times of the same work differ by up to 2.95x here: do not believe this speed-up" in " ".join(
             text.split()
         )
-    page = pytest.importorskip("jinja2") and __import__("meprop_bench.report.formats", fromlist=["as_html"]).as_html(
+    page = pytest.importorskip("jinja2") and __import__("meprop_bench.report.page", fromlist=["as_html"]).as_html(
         found, []
     )
     assert line.replace("'", "&#39;") in page

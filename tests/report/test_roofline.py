@@ -5,11 +5,18 @@ from xml.etree import ElementTree
 import pytest
 
 pytest.importorskip("matplotlib", reason="needs the report extra")
-from meprop_bench.report import plots as module
-from meprop_bench.report.plots import rooflines
+from meprop_bench.report.plots import STYLE
+from meprop_bench.report.plots import roofline as module
 
 PEAKS = {"cpu float32, 2 threads": {"flops_per_s": {"float32": 1e11}, "bandwidth": [[1 << 16, 8e10], [1 << 29, 2e10]]}}
 COUNTS = {"flops": 4e6, "bytes": 2e6, "baseline_flops": 4e8, "baseline_bytes": 4e6}
+
+
+def rooflines(rows, peaks):
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        return module.rooflines(rows, peaks, 8)[0]
 
 
 def _row(make_row, name="a", **changes):
@@ -32,7 +39,7 @@ def test_a_point_is_operations_per_byte_and_a_second(make_row, monkeypatch):
     found = {label: points for label, *points in lines}
     assert found["dense"] == [(100.0,), (pytest.approx(4e8 / 5e-3),)]
     assert found["unified, rows gradient"] == [(2.0,), (pytest.approx(4e6 / 1e-3),)]
-    assert plot.name == "roofline-1-cpu-float32-2-kept.svg"
+    assert plot.name == "roofline-cpu-2-threads-float32-kept-allocator.svg"
     assert "cpu, 2 threads, float32, kept allocator" in plot.caption
     ElementTree.fromstring(plot.svg)
 
@@ -76,7 +83,7 @@ def test_only_what_passed_and_was_counted_is_drawn(make_row, failed_row):
 def test_each_device_and_allocator_has_its_own_and_a_case_is_drawn_once(make_row):
     rows = [_row(make_row), _row(make_row, "b", allocator="default"), _row(make_row, phase="linear-backward")]
     assert [plot.name for plot in rooflines(rows, PEAKS)] == [
-        "roofline-1-cpu-float32-2-kept.svg", "roofline-2-cpu-float32-2-default.svg"
+        "roofline-cpu-2-threads-float32-kept-allocator.svg", "roofline-cpu-2-threads-float32-default-allocator.svg"
     ]  # fmt: skip
     assert [row.phase for row in module._main(rows)] == ["linear-backward", "backward"]
 
@@ -94,7 +101,7 @@ def test_a_report_shows_it(make_row, make_folder):
         store.write_environment({}, PEAKS)
     (folder / "roofline-7-old.svg").touch()
     names = [path.name for path in write_report(folder)]
-    assert "roofline-1-cpu-float32-2-kept.svg" in names
+    assert "roofline-cpu-2-threads-float32-kept-allocator.svg" in names
     assert not (folder / "roofline-7-old.svg").exists()
-    assert "(roofline-1-cpu-float32-2-kept.svg)" in (folder / "README.md").read_text()
+    assert "(roofline-cpu-2-threads-float32-kept-allocator.svg)" in (folder / "README.md").read_text()
     assert "Roofline of the backward passes" in (folder / "index.html").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from meprop_bench.report import trends as module
 from meprop_bench.report.document import Document
-from meprop_bench.report.formats import as_html
+from meprop_bench.report.page import as_html
 from meprop_bench.report.terminal import as_table
 from meprop_bench.report.trends import Trends, machine_name
 

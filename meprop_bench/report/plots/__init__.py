@@ -1,0 +1,128 @@
+"""The pictures of a report, as few as tell the story, each of a kind that says how it is read.
+
+A picture shows one device under one allocator and one dense work; what is constant in it is said above it. A report has
+as many of a kind as its rows give, up to `MOST`; the page lets its reader choose among them, and a README shows those
+that are about what the method is for. The colours are told apart with every kind of colour vision, and each series has
+a marker and a dash of its own as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from meprop_bench.report.plots.accuracy import accuracy
+from meprop_bench.report.plots.heat import heat
+from meprop_bench.report.plots.over import over
+from meprop_bench.report.plots.phases import phases
+from meprop_bench.report.plots.roofline import rooflines
+from meprop_bench.report.plots.svg import COLOURS, MARKERS, PALETTE, STYLE, Plot, as_svg
+from meprop_bench.report.plots.training import curve
+from meprop_bench.report.plots.watched import watched
+from meprop_bench.results.schema import Row
+
+__all__ = ["COLOURS", "KINDS", "MARKERS", "PALETTE", "STYLE", "Kind", "Plot", "as_svg", "curve", "plots"]
+
+_FILES = 3
+"""Pictures of a kind that are files of their own, and in a README."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What pictures of one kind are called, and how they are read."""
+
+    title: str
+    how: str
+    most: int  # of a report
+
+
+KINDS = {
+    "over": Kind(
+        "Speed-up over k",
+        "Each point is a case, its bar the 95% interval over the processes. Above the line at 1 the method is faster"
+        " than dense. Both scales are logarithmic: where the arithmetic is all that counts, halving k doubles the"
+        " speed-up. It cannot exceed n/k (dashed); dotted is what this machine would allow if the sparse side reached"
+        " its floor. Where the shape is that of the paper's table, the paper's figures stand beside.",
+        36,
+    ),
+    "accuracy": Kind(
+        "Speed against accuracy",
+        "To the right is faster, up is more accurate, dense is at 1 and 0. Above the dotted line the accuracy is kept"
+        " within the margin: a case pays where its bars lie right of 1 and above that line. On the front (dashed) are"
+        " the cases that no other one beats in both.",
+        8,
+    ),
+    "heat": Kind(
+        "Where it pays",
+        "Each rectangle is a case and its figure the speed-up: blue is faster than dense, orange slower, grey not told"
+        " apart. The thick line is break-even. A question mark: the interval is too wide for a figure.",
+        12,
+    ),
+    "phases": Kind(
+        "Phases of a step",
+        "The parts of a bar add up to one training step. The method shortens the backward pass; what it leaves alone"
+        " limits the whole: if backward is half of a step, even a free one makes the step twice as fast.",
+        12,
+    ),
+    "roofline": Kind(
+        "Roofline",
+        "Up is more operations a second, to the right more operations for each byte that must be moved. No point can"
+        " lie above the roofs, which were measured here: on the slope memory is the limit, on the flat part arithmetic."
+        " Sparse points move left, since operations go and bytes stay; the distance to the roof is what is left to"
+        " gain."
+        " A speed-up is not to be seen here: the sparse side does less.",
+        8,
+    ),
+    "watched": Kind(
+        "Utilisation, power and memory",
+        "An open mark is dense, a filled one sparse; left is less. Each was watched for seconds of a steady loop after"
+        " the timing. Energy is that of the device, idle power included.",
+        16,
+    ),
+    "learning": Kind(
+        "Learning curves",
+        "A line is the mean over the seeds, its band the lowest and the highest of them. Over epochs it tells what a"
+        " pass over the data teaches, over time what a second does. The seconds are of steps alone, spread evenly over"
+        " the epochs, and other trainings may have run beside them: how fast a method is, the timed rows say.",
+        24,
+    ),
+    "sizes": Kind(
+        "Layer sizes under meSimp",
+        "The blue part of a bar are the neurons that are left, the grey part those that were removed, mean over the"
+        " seeds.",
+        8,
+    ),
+}
+"""Kind of a picture -> what a page says of it, in the order of the page."""
+
+
+def plots(rows: Sequence[Row], peaks: Mapping[str, Any] | None = None) -> tuple[list[Plot], dict[str, int]]:
+    """Draw what the rows give, up to so many pictures of a kind, and count how many more there would be.
+
+    Needs matplotlib (ImportError).
+    """
+    import matplotlib as mpl
+
+    drawn: list[Plot] = []
+    left_out = {}
+    with mpl.rc_context(STYLE):
+        for kind, found in (
+            ("over", over(rows, KINDS["over"].most)),
+            ("accuracy", accuracy(rows, KINDS["accuracy"].most)),
+            ("heat", heat(rows, KINDS["heat"].most)),
+            ("phases", phases(rows, KINDS["phases"].most)),
+            ("roofline", rooflines(rows, peaks or {}, KINDS["roofline"].most)),
+            ("watched", watched(rows, KINDS["watched"].most)),
+        ):
+            own, more = found
+            drawn += _files(own)
+            if more:
+                left_out[kind] = more
+    return drawn, left_out
+
+
+def _files(drawn: Sequence[Plot]) -> list[Plot]:
+    """Let the first few of a kind alone be files: a README is read from its beginning."""
+    main = [plot.name for plot in drawn if plot.main][:_FILES]
+    return [replace(plot, main=plot.name in main) for plot in drawn]

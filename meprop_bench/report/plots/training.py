@@ -1,0 +1,158 @@
+"""How trainings went: the learning curve of one, those of several arms side by side, and the sizes that meSimp left.
+
+Curves stand against epochs and against the time spent in steps: a method whose step is faster and learns less in each
+is behind in the one picture and may be ahead in the other. A training that was evaluated once has no curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean as mean
+from typing import TYPE_CHECKING, Any
+
+from meprop_bench.report.cells import seconds
+from meprop_bench.report.plots.svg import COLOURS, DASHES, MARKERS, PALETTE, STYLE, Picture, Plot, name_of
+from meprop_bench.results.redact import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Trained", "curve", "learning", "sizes"]
+
+_OVER = {"epochs": "epochs", "time": "seconds spent in steps"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One seed of one arm: a figure after so many epochs, and the seconds of all its steps."""
+
+    epochs: Sequence[float]
+    figures: Sequence[float]
+    seconds: float
+
+
+def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str, *, percent: bool = True) -> bytes:
+    """Draw the learning curve of a training as SVG; needs matplotlib (ImportError).
+
+    `history` are its evaluations, at least one, with "epoch", "loss" (None where it was not finite), "dev" and "test",
+    which are of `metric`, a percentage or not, and the "seconds" spent in steps so far, where they are known.
+    """
+    import matplotlib as mpl
+
+    epochs = [found["epoch"] for found in history]
+    with mpl.rc_context(STYLE):
+        picture = Picture("epoch", metric, right=52)
+        axes = picture.axes
+        axes.plot(epochs, [found["dev"] for found in history], color=COLOURS[0], marker="o", markersize=3, label="dev")
+        tested = [(found["epoch"], found["test"]) for found in history if found["test"] is not None]
+        if tested:
+            axes.plot(*zip(*tested, strict=True), "s", color=COLOURS[1], markersize=5, label="test, where dev was best")
+        spent = history[-1].get("seconds")
+        axes.set_xlabel(f"epochs ({seconds(spent)} in steps)" if spent else "epochs")
+        axes.set_ylabel(f"{one_line(metric, 40)}{', %' * percent}")
+        _ticks(axes, epochs)
+        losses = axes.twinx()
+        values = [float("nan") if found["loss"] is None else found["loss"] for found in history]
+        grey = PALETTE["quiet"][0]
+        losses.plot(epochs, values, color=grey, linestyle=":", marker=".", label="training loss")
+        losses.set_ylabel("training loss")
+        losses.spines["right"].set_visible(True)
+        for found in history:
+            picture.point(found["epoch"], found["dev"], f"{found['epoch']:g}", f"{found['dev']:.4g}")
+        return picture.plot("curve", "learning", title, "", f"Learning curve: {title}.", height=190).svg
+
+
+def learning(
+    title: str, what: str, arms: Mapping[str, Sequence[Trained]], *, number: int, timed: bool = True
+) -> list[Plot]:
+    """Draw what arms reached over the epochs, and over time where it is known; none where there is a single evaluation.
+
+    Mean, lowest and highest over the seeds of each arm. `number` makes the file's name.
+    """
+    if all(len(seed.epochs) < 2 for seeds in arms.values() for seed in seeds):
+        return []
+    ways = ["epochs", *(["time"] if timed and all(seed.seconds for own in arms.values() for seed in own) else [])]
+    return [_learning(title, what, arms, way, number) for way in ways]
+
+
+def _learning(title: str, what: str, arms: Mapping[str, Sequence[Trained]], way: str, number: int) -> Plot:
+    picture = Picture("arm", way, what, "lowest to highest seed")
+    axes = picture.axes
+    every: list[float] = []
+    for index, (name, seeds) in enumerate(arms.items()):
+        columns = list(zip(*(seed.figures for seed in seeds), strict=False))
+        epochs = list(seeds[0].epochs)[: len(columns)]
+        spent = mean(seed.seconds for seed in seeds)
+        xs = epochs if way == "epochs" else [spent * epoch / epochs[-1] for epoch in epochs]
+        every += xs
+        colour = COLOURS[index % len(COLOURS)]
+        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
+        means = [mean(column) for column in columns]
+        axes.plot(xs, means, color=colour, markersize=4.5, linewidth=1.5, label=name, **look)
+        axes.fill_between(xs, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.15, linewidth=0)
+        for x, value, column in zip(xs, means, columns, strict=True):
+            place = f"{x:g}" if way == "epochs" else seconds(x)
+            picture.point(x, value, name, place, f"{value:.4g}", f"{min(column):.4g} to {max(column):.4g}")
+    axes.set_xlabel(_OVER[way])
+    axes.set_ylabel(what)
+    axes.grid(axis="y", linewidth=0.5)
+    axes.set_axisbelow(True)
+    if way == "epochs":
+        _ticks(axes, every)
+    count = max(len(seeds) for seeds in arms.values())
+    words = "over the epochs" if way == "epochs" else "over the time spent in steps"
+    return picture.plot(
+        name_of(f"curve-{number}", "" if what == "dev metric" else what, "" if way == "epochs" else way),
+        "learning",
+        f"{title}: {what} {words}",
+        f"mean, lowest and highest of {count} seed{'s' * (count != 1)}",
+        f"{title}: {what} {words}; mean, lowest and highest of {count} seed{'s' * (count != 1)}.",
+        choices={"of": title, "metric": what, "over": way},
+        main=way == "epochs",
+    )
+
+
+def _ticks(axes: Axes, epochs: Sequence[float]) -> None:
+    """Let ticks be epochs that there are: whole ones where evaluations are, and the only one where there is one."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+    if len(set(epochs)) == 1:
+        axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+        axes.xaxis.set_major_locator(FixedLocator([epochs[0]]))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(float(epoch).is_integer() for epoch in epochs)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def sizes(title: str, arms: Mapping[str, Mapping[str, Sequence[float]]], whole: float | None, *, number: int) -> Plot:
+    """Draw the neurons that meSimp left of each layer, mean over the seeds, of `whole` that a layer began with."""
+    picture = Picture("arm", "layer", "neurons left", "of each seed", left=14, right=30, top=4)
+    axes = picture.axes
+    place = 0.0
+    for name, layers in arms.items():
+        axes.text(0, place - 0.62, one_line(name, 58), fontsize=10, va="bottom", ha="left")
+        for index, (layer, found) in enumerate(layers.items()):
+            left = mean(found)
+            if whole:
+                axes.barh(place, whole, 0.8, color=PALETTE["p2"][0], label="removed" if place == 0 else None)
+            axes.barh(place, left, 0.8, color=PALETTE["p0"][0], label="left" if place == 0 else None)
+            axes.text(left, place, f" {left:.0f}  {one_line(layer, 24)}", fontsize=9, va="center", ha="left")
+            each = ", ".join(f"{value:.0f}" for value in found)
+            picture.point(left, place, name, layer, f"{left:.1f}" + (f" of {whole:g}" if whole else ""), each)
+            place += 1.0 if index < len(layers) - 1 else 2.0
+    axes.set_ylim(place - 1.2, -1.5)
+    axes.set_xlim(0, (whole or max(max(found) for own in arms.values() for found in own.values())) * 1.12)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("neurons of a layer")
+    constant = "mean over the seeds, of the model that was best on the development set"
+    return picture.plot(
+        name_of(f"sizes-{number}"),
+        "sizes",
+        f"{title}: neurons that meSimp left",
+        constant,
+        f"{title}: neurons that meSimp left of each layer, {constant}.",
+        height=20.0 * (place + 0.5),
+        choices={"of": title},
+    )
