@@ -118,10 +118,10 @@ __all__ = ["command"]
     "--margin",
     type=float,
     metavar="SHARE",
-    help="Loss that is accepted [default: 0.05 for times, 0.075 for ratios, 0.01 for sizes and counts].",
+    help="Loss that must not pass [default: 0.045 for times, 0.075 for ratios, 0.01 for sizes and counts].",
 )
 @click.option(
-    "--accuracy-margin", type=float, metavar="POINTS", help="Loss of accuracy that is accepted [default: 0.5]."
+    "--accuracy-margin", type=float, metavar="POINTS", help="Loss of accuracy that must not pass [default: 0.5]."
 )
 @click.option(
     "--least-time", type=float, metavar="SECONDS", help="Smallest difference of times that counts [default: 0]."
@@ -132,7 +132,7 @@ __all__ = ["command"]
     metavar="SHARE",
     help="Share of the figures that may be inconclusive, as 1% [default: 1% with --history, else 0].",
 )
-@click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring of a case [default: 150].")
+@click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring of a case [default: 60].")
 @click.option("--pairs", type=int, metavar="N", help="Most pairs of processes for a case [default: 32].")
 @click.option(
     "--suite",
@@ -180,12 +180,12 @@ def command(
 
     Revisions, of any project that names models or functions in [tool.meprop-bench.gate] of its pyproject.toml, are
     checked out beside each other and measured in pairs of fresh processes, interleaved, until each case is decided or
-    its budget is spent. A figure fails when the interval of head / base lies above the margin, passes
-    when it lies below, and is inconclusive otherwise.
+    its budget is spent. A figure passes when a loss of its margin is ruled out, fails when a loss is certain and one of
+    its margin is not ruled out, and is inconclusive otherwise.
 
-    With the default margin of 5% identical code passes, in about 5 minutes, and a slowdown of 10% or more of a backward
-    pass fails with 90% probability, on a shared machine with two cores that does nothing else. What would have been
-    caught in a run is among its first lines; --self-test measures it.
+    With the default margin of 4.5% identical code passes, and a slowdown of 5% or more fails, on a shared machine with
+    two cores that does nothing else, within a minute a case. What would have been caught in a run is in its first line;
+    --self-test measures it.
     """
     from meprop_bench.gate.repeat import words
     from meprop_bench.gate.settings import load_settings

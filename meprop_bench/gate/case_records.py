@@ -12,10 +12,14 @@ next (two threads, two cores, seven processes that wanted them), so that the med
 base and 16 for head, said that identical code was 50 times slower. Such a set-up gives one pair: the fastest block of
 each side is the one that the neighbours held up least, and is chosen in the same way for both. What is left of the
 noise is in the interval, and a note says that the machine was busy.
+
+What the ratio sparse / dense does from base to head is the change of the sparsified side over that of the dense one,
+each the median over neighbours: medians of a side alone hold all that the machine does in the seconds between.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,7 +54,7 @@ class Record:
     pairs: Mapping[str, tuple[tuple[float, float], ...]]  # phase -> values (base, head) of the sparsified side
     disturbed: tuple[bool, ...] | None
     """Which of the pairs are of a set-up all of whose blocks the machine disturbed; None where nobody could tell."""
-    dense: Mapping[str, tuple[float, float]]  # phase -> the values (base, head) of the dense side over all set-ups
+    dense: Mapping[str, tuple[float, float]]  # phase -> (base, head) of the dense side over all set-ups, as `_level`
     setups: int = 0
 
 
@@ -134,8 +138,8 @@ class CaseRecords:
         if phase in _RATIOS and all(phase in record.dense for record in records):
             ratios = []
             for run, record in zip(judged, records, strict=True):
-                (bases, heads), (base, head) = zip(*run, strict=True), record.dense[phase]
-                ratios.append(((median(bases) / base, median(heads) / head),))
+                sparse, dense = _level(run), record.dense[phase]
+                ratios.append(((sparse[0] / dense[0], sparse[1] / dense[1]),))
             figure = f"sparse/dense {phase}"
             yield Series(case=self.case.label, figure=figure, quantity="ratio", unit="1", pairs=tuple(ratios))
 
@@ -155,9 +159,21 @@ def record_of(setups: Sequence[Sequence[Blocks]], dense: Sequence[Blocks], phase
             for phase in phases
         },
         tuple(not calm for calm in calm_ones for _ in calm or (None,)) if known else None,
-        {phase: _values(dense, phase) for phase in phases} if dense else {},
+        {phase: _level([_values([one], phase) for one in _calm(dense)] or [_values(dense, phase)]) for phase in phases}
+        if dense
+        else {},
         len(setups),
     )
+
+
+def _level(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the base's median, and that times the median of head / base over the pairs, which the machine moves less
+    than the head's own median.
+    """
+    base = median(base for base, _ in pairs)
+    if any(base <= 0 or head <= 0 for base, head in pairs):
+        return base, median(head for _, head in pairs)
+    return base, base * math.exp(median(math.log(head / base) for base, head in pairs))
 
 
 def _disturbed(blocks: Blocks) -> bool | None:

@@ -1,16 +1,26 @@
-"""The gate's verdicts: fail when the interval's low end is beyond the margin, pass when its high end is within.
+"""The gate's verdicts: pass when a loss of the margin is ruled out, fail when a loss is certain and that is not.
 
 For each figure, on the scale of its evidence (log of head / base; of an accuracy, points lost):
 
     bound = max(log(1 + margin), log(1 + least / base))      a difference below `least` is none, however sure
-    low, high = estimate ∓ t(degrees; alpha * weight) * error
+    small = the same of an eighth of the margin, where both sides were measured here, in pairs; else the bound itself
+    high  = estimate + t(degrees; alpha * weight) * error    low likewise
 
-    fail          low > bound, and still so among all the figures that are judged (Holm, over the looks' p-values)
-    pass          high < bound
-    inconclusive  neither: the noise is larger than what the margin leaves
+    pass          high < bound: a loss of the margin is ruled out
+    fail          a loss of more than small is certain, and one of the margin is not ruled out: the p-value of "no more
+                  than small" is at most 1/200, the looks' shares and all figures that are judged considered (Holm)
+    inconclusive  neither a loss of small nor one of the margin is ruled out: the noise is larger than what lies between
 
 Fail and pass are two claims, and each needs evidence of its own: "not significantly slower" passes nothing. A false
-alarm is worse the more figures there are, hence Holm for `fail`; a wrong pass concerns its figure alone.
+alarm is worse the more figures there are, hence Holm for `fail`, at one run in 200; a wrong pass concerns its figure
+alone.
+
+Between small and the margin either verdict is right: an indifference zone, as sequential tests have it (A. Wald,
+"Sequential Tests of Statistical Hypotheses", Annals of Mathematical Statistics 16, 1945). Were both claims held
+against the margin, identical code would need one half of the way to the slowdown that must be seen, and that slowdown
+the other half: four times the pairs for the same certainty (docs/gate.md, "How the margin was chosen"). More pairs
+shrink the zone by themselves, since whoever has lost less than the margin passes as soon as the interval shows it.
+Values of two files were taken at two times, and no interval holds what happened in between: there the zone is empty.
 
 Pairs of processes are looked at as `looks` plans it, and the earliest verdict stays. What has no noise (a count) has a
 point for an interval.
@@ -28,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,23 +47,27 @@ from meprop_bench.gate.judgement import ROW, VERDICTS, Judgements, Kind
 from meprop_bench.gate.looks import Looks
 from meprop_bench.gate.series import Block, Flags, Floats, Integers, Series, Sides, Summary
 from meprop_bench.gate.settings import Settings
-from meprop_bench.stats import Estimate, Verdict, clear_of, holm, median, process_medians
+from meprop_bench.stats import Estimate, Verdict, holm, median, process_medians
 
-__all__ = ["judge", "undecided"]
+__all__ = ["judge", "small_part", "undecided"]
 
 _REASONS = (
     "",
-    "beyond the margin alone, not among all that are judged (Holm)",
+    "worse alone, not among all that are judged (Holm)",
     "one value on a side: no interval",
     "a file does not tell how well it knows its median: no interval",
     "before its first look",
 )
 _ALONE, _ONE_VALUE, _NO_SPREAD, _NO_LOOK = range(1, 5)
 
+_SMALL = 0.125
+"""What lies nearer to none than that is not told from what two places on a disk, or in memory, do to one code."""
 _ROUNDING = 1e-12
 """A loss that is the margin exactly is within it, whatever the logarithm's last digit."""
 _LARGEST = 700.0
 """e^700 is near the largest number there is: such an interval says nothing."""
+
+Loss = TypeVar("Loss", float, Floats)
 
 
 def judge(
@@ -92,6 +107,11 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
         and not found.report_only
         and (not one.pairs or _unsound(one, settings) is None)
     )
+
+
+def small_part(margin: Loss) -> Loss:
+    """Return the part of a margin up to which a loss that was measured in pairs does not fail."""
+    return _SMALL * margin
 
 
 def _wanted(one: Series, settings: Settings) -> bool:
@@ -214,22 +234,28 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgement
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         share = np.where((least > 0) & (table.base > 0), least / table.base, 0.0)
     bound = np.where(points, margin, np.log1p(np.maximum(margin, share))) + _ROUNDING
+    small = np.where(table.pairs > 0, np.log1p(np.maximum(small_part(margin), share)) + _ROUNDING, bound)
     estimate, error, degrees, weight, size = np.moveaxis(table.looks, 2, 0)
     evidence = Evidence(estimate, error, degrees)
     half = evidence.half_width(settings.alpha * weight)
     low, high = estimate - half, estimate + half
-    p_values = np.minimum(evidence.above(bound[:, None]) / weight, 1.0)
+    within = (high < bound[:, None]) | ((error == 0) & (estimate <= bound[:, None]))
+    rarer = np.where(table.pairs > 0, settings.alpha / settings.alarm, 1.0)
+    p_values = np.minimum(evidence.above(small[:, None]) / weight * rarer[:, None], 1.0)
+    p_values[np.logical_or.accumulate(within, axis=1)] = 1.0  # what has passed stays so
 
     decides = ~only & ~table.of_quantity("count")
     decides[list(table.unsound)] = False
     adjusted = np.fmin.reduce(p_values, axis=1)
-    adjusted[decides] = holm(adjusted[decides].tolist())
+    # Sizes that were measured here are those of the code: they do not differ by chance, and nobody pays for them.
+    sizes = decides & table.of_quantity("memory") & bool((table.pairs > 0).any())
+    for together in (decides & ~sizes, sizes):
+        adjusted[together] = holm(adjusted[together].tolist())
     fails = adjusted <= settings.alpha
 
-    beyond, within = clear_of(low, high, bound[:, None])
-    within |= (error == 0) & (estimate <= bound[:, None])
+    beyond = (p_values <= settings.alpha) & ~within
     taken = (~np.isnan(weight)).sum(axis=1)
-    first = np.where((within | beyond).any(axis=1), (within | beyond).argmax(axis=1), np.maximum(taken - 1, 0))
+    first = np.where(within.any(axis=1), within.argmax(axis=1), np.maximum(taken - 1, 0))
     look = np.where(fails, np.where(np.isnan(p_values), np.inf, p_values).argmin(axis=1), first)
     shown = (np.arange(count), look)
     passes, alone = ~fails & within[shown], ~fails & ~within[shown] & beyond[shown]
@@ -246,7 +272,7 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgement
     unknown = np.isnan(low[shown]) & ~(fails | passes)
     no_interval = np.where(rows["pairs"] == 1, _ONE_VALUE, _NO_SPREAD)
     rows["reason"] = np.select((alone, taken == 0, unknown), (_ALONE, _NO_LOOK, no_interval), 0)
-    rows["caught"] = _caught(table, bound, taken, settings, looks, int(decides.sum()))
+    rows["caught"] = _caught(table, (small, bound), taken, settings, looks, int((decides & ~sizes).sum()))
 
     reasons = {reason: place for place, reason in enumerate(_REASONS)}
     for place, one in table.unsound.items():
@@ -259,11 +285,12 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgement
 
 
 def _caught(
-    table: _Table, bound: Floats, taken: Integers, settings: Settings, looks: Looks | None, family: int
+    table: _Table, bounds: tuple[Floats, Floats], taken: Integers, settings: Settings, looks: Looks | None, family: int
 ) -> Floats:
     """Return the slowdown of each figure with pairs that the whole design would have caught, by Holm's first step.
 
-    What has no pairs has none: a million of them would take longer to reckon than all the rest.
+    What has no pairs has none: a million of them would take longer to reckon than all the rest. `bounds` are what is
+    small and the margin.
     """
     found = np.full(len(table.cases), np.nan)
     places = np.flatnonzero((table.pairs > 0) & (taken > 0))
@@ -272,10 +299,12 @@ def _caught(
     _, error, _, _, counts = table.looks[places, taken[places] - 1].T
     most = table.most[places] if looks is None else np.minimum(table.most[places], looks.counts[-1])
     planned = np.maximum(most, counts)
-    weight = 1.0 if looks is None else looks.weights[-1]
+    weight = np.array([1.0 if looks is None else looks.taken(int(n), last=True)[-1][1] for n in planned])
     # What was decided early would have been measured on, had it been slower.
     error = error * np.sqrt(counts / planned)
-    slowdown = detectable(error, planned, bound[places], settings.alpha * weight / max(family, 1))
+    small, bound = (one[places] for one in bounds)
+    levels = settings.alarm * weight / max(family, 1), settings.alpha * weight
+    slowdown = detectable(error, planned, small, bound, levels)
     found[places] = np.where(np.isfinite(slowdown), slowdown, np.nan)
     return found
 

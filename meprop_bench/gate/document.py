@@ -72,16 +72,17 @@ class OutcomeDocument:
 
     @property
     def summary(self) -> list[str]:
-        """The result in two sentences, and what it was able to find."""
+        """The result, in its line what would have been seen, and the counts."""
         verdict, what = result(self.outcome)
         worst = most_of_all(self.outcome)
         most = "" if worst is None else f", most of all {shown(worst.name, 160)}: {in_words(worst)}"
         gains, best = better(self.outcome)
+        found = seen(self.outcome)
         return [
-            f"{verdict}: {what}{most}.",
+            " ".join([f"{verdict}: {what}{most}.", *found[:1]]),
             *([f"{gains}, most of all {shown(best.name, 160)}: {in_words(best)}."] if best else []),
             f"{counted(self.outcome.judgements.counts())}, in {self.outcome.seconds:.0f} s.",
-            *seen(self.outcome),
+            *found[1:],
         ]
 
     @property
@@ -99,9 +100,10 @@ class OutcomeDocument:
         """How to read it."""
         return (
             self.outcome.hint
-            or "A figure fails when the low end of its interval is above 1 + margin, among all that are judged at once;"
-            " passes when the high end is below it; and is inconclusive otherwise. Noise is half the interval's width."
-            " A margin in points is of accuracy, whose change is what was lost.",
+            or "A figure passes when the high end of its interval is below 1 + margin: a loss of the margin is ruled"
+            " out. It fails when that is not so and a loss is certain, among all that are judged at once: more than an"
+            " eighth of the margin, of files more than the margin itself. Otherwise it is inconclusive. Noise is half"
+            " the interval's width. A margin in points is of accuracy, whose change is what was lost.",
         )
 
 
@@ -127,7 +129,7 @@ def caught(slowdown: float | None) -> list[str]:
         return []
     if too_wide(slowdown):
         return [f"What slowdown would have failed: {CANNOT_TELL}, a time is too noisy."]
-    return [f"A slowdown of {slowdown:.1%} or more, of any time judged here, would have failed with 90% probability."]
+    return [f"A slowdown of {slowdown:.1%} or more, of any time judged here, would have failed with 95% probability."]
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -30,10 +31,12 @@ from meprop_bench.gate.series import MEDIAN_ERROR, NORMAL_IQR, Flags, Floats, Si
 
 __all__ = ["Evidence", "detectable", "disagreement", "lower_rank", "medians", "unpaired"]
 
-_CAUGHT = 0.9
+_CAUGHT = 0.95
 """Probability at which a slowdown counts as one that is caught."""
 _MEMORY_NOISE = 0.005
 """Standard deviation that a single size is taken to have, relative: what a few pages or an arena more amount to."""
+
+Level: TypeAlias = float | Floats
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Evidence:
     error: Floats  # its standard error; NaN where there is nothing to tell it by
     degrees: Floats  # of freedom; infinite where the error is known
 
-    def half_width(self, level: float | Floats) -> Floats:
+    def half_width(self, level: Level) -> Floats:
         """Return the one-sided half of the interval at an error of `level` on a side."""
         from scipy.special import stdtrit
 
@@ -64,14 +67,17 @@ class Evidence:
         return found
 
 
-def detectable(error: Floats, pairs: Floats, bound: Floats, level: float) -> Floats:
-    """Return the slowdowns, relative, that would be found above a bound (log scale) with 90% probability.
+def detectable(error: Floats, pairs: Floats, small: Floats, bound: Floats, levels: tuple[Level, Level]) -> Floats:
+    """Return the slowdowns, relative, that would be found with 95% probability: a loss of more than `small` certain,
+    and one of `bound` not ruled out (log scale).
 
-    `error` are the standard errors of log ratios over some pairs of processes, `level` the one-sided error at which the
-    slowdowns would be found.
+    `error` are the standard errors of log ratios over some pairs of processes, `levels` the one-sided errors of the two
+    claims.
     """
     found = Evidence(error, error, pairs - 1.0)
-    return np.expm1(bound + found.half_width(level) + found.half_width(1 - _CAUGHT))
+    certain, ruled_out = levels
+    above = np.maximum(small + found.half_width(certain), bound - found.half_width(ruled_out))
+    return np.expm1(above + found.half_width(1 - _CAUGHT))
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Judgement:
     report_only: bool  # it is shown and does not decide
     verdict: Verdict
     reason: str = ""  # why, in a few words, where the interval alone does not say it
-    caught: float | None = None  # the relative slowdown that would have failed with 90% probability, if reckoned
+    caught: float | None = None  # the relative slowdown that would have failed with 95% probability, if reckoned
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ class Judgements(Sequence[Judgement]):
 
     @property
     def caught(self) -> float | None:
-        """The slowdown that would have failed with 90% probability in any of the times that decide; None for none."""
+        """The slowdown that would have failed with 95% probability in any of the times that decide; None for none."""
         times = np.array([quantity == "time" for _, quantity, _ in self.kinds], np.bool_)
         found = self.rows["caught"][times[self.rows["kind"]] & ~self.rows["report_only"]]
         return float(np.nanmax(found)) if len(found) and not np.isnan(found).all() else None

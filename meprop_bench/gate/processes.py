@@ -28,6 +28,9 @@ same time, and two cores of a shared machine have different neighbours. Six pair
 three seconds, a layer of 784 x 500 at B = 50 on two cores: unbound the forward pass spread by 2.4% and the backward
 pass by 2.4%, bound by 0.9% and 1.7%. (Whoever sets one of OpenMP's variables has a reason, and keeps it.)
 
+Both of a pair hash with the same seed, which is drawn anew for the next pair: how dictionaries and sets lie is then no
+difference between the two sides, and still not the same throughout (common random numbers).
+
 The workers hand over to each other (`sweep.blocks`), so that neither JSON nor this process stands between two
 blocks. That is what the sharpness of the gate rests on. On a shared machine (two vCPUs of an AMD EPYC, a neighbour on
 the same cores) one and the same loop of half a millisecond, which touches nothing but the first cache, took 0.41 to
@@ -45,6 +48,7 @@ import random
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -103,7 +107,8 @@ def process_pair(
 
     Who comes first finds another machine: more free memory in large pages, for one.
     """
-    starts = {side: partial(start, checkouts[side], case) for side in SIDES}
+    seed = rng.getrandbits(32)
+    starts = {side: partial(start, replace(checkouts[side], hash_seed=seed), case) for side in SIDES}
     return Pool(starts, _PATIENCE_S, order=rng.sample(SIDES, 2))
 
 
@@ -123,11 +128,11 @@ def start_revision(checkout: Checkout, case: Measurable) -> WorkerLike:
         **places,
         # It keeps bytecode by path and time of change, which are the same for every revision in a slot.
         "PYTHONPYCACHEPREFIX": None,
+        "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED") or str(checkout.hash_seed),
     }
     if (project := checkout.project) is None:
         path = os.pathsep.join(filter(None, (str(checkout.folder), os.environ.get("PYTHONPATH"))))
         return start_worker({**env, "PYTHONPATH": path}, "-P")
-    env["PYTHONHASHSEED"] = os.environ.get("PYTHONHASHSEED", "0")
     if project.python is not None:
         env |= worker_environment(project, borrows=not isinstance(case, FunctionCase))
     elif str(ours := Path(meprop_bench.__file__).parents[1]) not in map(sysconfig.get_path, ("purelib", "platlib")):

@@ -73,14 +73,17 @@ from meprop_bench.sweep.worker import PROTOCOL
 
 __all__ = ["SLICE_S", "GateProgress", "Hooks", "Measured", "Rounds", "measure"]
 
-SLICE_S = 2.5
-"""Seconds of set-ups for a case in a round; starting a pair of processes takes about as long on two cores."""
+SLICE_S = 1.5
+"""Seconds of set-ups for a case in a round. A pair of processes takes some 2 s to start, and 0.3 to 2 s for a case to
+be set up and checked (two vCPUs of an AMD EPYC). Longer slices, and so fewer pairs, know each process better and their
+spread less well: from 1.5 to 2.5 s it is the same to a twentieth (docs/gate.md)."""
 
 _LEAST_SETUPS = 3
-_MOST_SLICES = 4
+_MOST_SLICES = 7
 """Slices after which there are no more set-ups, however few there were: a case may take seconds for each value."""
-_SETUP_S = 0.1
-"""Seconds for the blocks of one set-up; setting a small layer up takes a tenth of it."""
+_SETUP_S = 0.25
+"""Seconds for the blocks of one set-up; setting a small layer up takes 0.01 s, a perceptron 0.06. Set-ups of one
+process differ by less than their blocks (docs/log, 2026-11-21), so a few of them do."""
 _FEWEST, _MOST = 3, 64
 """Neighbours of a set-up."""
 _WARM_S = 0.02

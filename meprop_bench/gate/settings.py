@@ -3,7 +3,7 @@
     [tool.meprop-bench.gate]
     preset = "gate"                       # which cases are measured: a preset of the package, or a TOML file
     cases = ["linear *", "mlp *"]         # globs: those of them that are judged
-    margin = 0.05                         # how much may be lost: 5%
+    margin = 0.05                         # a loss of this much, 5%, must not pass
     least-time = 1e-6                     # a smaller difference than this many seconds is none
     report-only = ["*/update"]            # globs: shown, and does not decide
 
@@ -55,15 +55,18 @@ _FIGURES = (
 
 _WHERE = "[tool.meprop-bench.gate]"
 
-MARGINS: Mapping[Quantity, float] = {"time": 0.05, "ratio": 0.075, "memory": 0.01, "count": 0.01}
-"""How much may be lost where nothing is said.
+MARGINS: Mapping[Quantity, float] = {"time": 0.045, "ratio": 0.075, "memory": 0.01, "count": 0.01}
+"""The loss that must not pass where nothing is said.
 
 Memory and counts have no noise between revisions. Times have, and the least margin at which identical code passes is a
-property of the machine: docs/gate.md, "How the margin was chosen", has the simulation of 200 runs for each of ten
-settings, from the spreads that a self-test measured on a shared machine with two cores. Of 20 pairs in 90 s, 5% is the
-least margin that passes identical code nearly always. Pairs of another machine of that kind spread by more
-(docs/log, 2026-11-28), hence up to 32 pairs in 150 s; ratios have the noise of two sides.
+property of the machine: docs/gate.md, "How the margin was chosen", has the simulation, from the spreads that were
+measured on shared machines with two cores, and `gate --self-test` finds it out for yours. Ratios have the noise of two
+sides.
 """
+
+_ALARM = 0.2
+"""Of what the confidence leaves: one run in 200 by default. A loss is held against an eighth of its margin there, and
+not against the margin, which kept alarms rarer still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +87,17 @@ class Settings:
     accuracy_seeds: int = 5  # trainings of a model for its quality
     accuracy_steps: int = 400  # of each training
     cases: tuple[str, ...] = ("*",)  # globs of what is judged
-    margin: float | None = None  # loss of times, ratios, memory and counts, relative (0.01 is 1%); None: `MARGINS`
+    margin: float | None = None  # loss of times, ratios, memory and counts that must not pass; None: `MARGINS`
     margins: Mapping[str, float] = field(default_factory=dict)  # glob -> margin in its place; the last match wins
     accuracy_margin: float = 0.5  # points of accuracy that may be lost
     accuracy_margins: Mapping[str, float] = field(default_factory=dict)  # glob -> points, likewise
     least_time: float = 0.0  # least difference of times that counts, in seconds
     least_memory: float = 0.0  # of memory, in bytes
     report_only: tuple[str, ...] = ()  # globs of what is shown and does not decide
-    budget: float = 150.0  # seconds of measuring for a case at most
+    budget: float = 60.0  # seconds of measuring for a case at most
     pairs: int = 32  # of processes for a case at most
     confidence: float = 0.95
-    """Of the intervals, two-sided: a figure fails, or passes, by chance at most in (1 - confidence) / 2."""
+    """Of the intervals, two-sided: a loss of the margin passes by chance at most in (1 - confidence) / 2."""
     process_noise: float = 0.033
     """Standard deviation of the log ratio of two processes of one code, which is added where a file holds the values of
     a single process. 0.033 on a busy 2-core machine (reports/METHODOLOGY.md)."""
@@ -133,8 +136,13 @@ class Settings:
 
     @property
     def alpha(self) -> float:
-        """The chance at which a figure may fail, or pass, by noise alone: one-sided."""
+        """The chance at which a figure that has lost its margin may pass by noise alone: one-sided."""
         return (1 - self.confidence) / 2
+
+    @property
+    def alarm(self) -> float:
+        """The chance at which any figure of a run that was measured in pairs may fail by noise alone."""
+        return _ALARM * self.alpha
 
     def inconclusive_allowed(self, *, history: bool = False) -> float:
         """Return the share of what decides that may be inconclusive; `history`: of a run that is judged by one."""
@@ -159,14 +167,14 @@ class Settings:
         return any(matches(glob, case, figure) for glob in self.cases for figure in _FIGURES)
 
     def margins_of(self, cases: Sequence[str], figure: str, quantity: Quantity) -> Floats:
-        """Return what may be lost of a figure of each case: a share, of an accuracy points; the last match wins."""
+        """Return the loss of a figure of each case that must not pass: a share, or points; the last match wins."""
         found = np.full(len(cases), self.usual_margin(quantity))
         for glob, margin in (self.accuracy_margins if quantity == "accuracy" else self.margins).items():
             found[self.matched((glob,), cases, figure)] = margin
         return found
 
     def usual_margin(self, quantity: Quantity) -> float:
-        """Return what may be lost where no glob says otherwise."""
+        """Return the loss that must not pass where no glob says otherwise."""
         if quantity == "accuracy":
             return self.accuracy_margin
         return MARGINS[quantity] if self.margin is None else self.margin

@@ -240,8 +240,8 @@ def test_what_stored_results_say_of_their_machine_comes_first(tmp_path, monkeypa
 def test_the_help_says_what_the_default_margin_catches(capsys):
     assert run(["gate", "--help"]) == ExitCode.OK
     text = " ".join(capsys.readouterr().out.split())
-    assert "a slowdown of 10% or more of a backward pass fails with 90% probability" in text
-    assert "[default: 0.05 for times, 0.075 for ratios, 0.01 for sizes and counts]" in text
+    assert "With the default margin of 4.5% identical code passes, and a slowdown of 5% or more fails" in text
+    assert "[default: 0.045 for times, 0.075 for ratios, 0.01 for sizes and counts]" in text
 
 
 def asv_run(folder, number, slow=1.0, name=""):

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.case_records import SIDES, CaseRecords, Record
+from meprop_bench.gate.case_records import SIDES, CaseRecords, Record, record_of
 from meprop_bench.gate.decide import judge
 from meprop_bench.gate.judgement import Outcome
 from meprop_bench.gate.processes import start_revision
@@ -45,6 +46,7 @@ class _Fakes:
         self.head_times = head_times
         self.wrong = wrong or (lambda side, do, worker, case: None)
         self.started: list[str] = []
+        self.seeds: list[int] = []
         self.held: list[str] = []
         self.open = 0
         self.alone = RLock()
@@ -63,6 +65,7 @@ class _Fakes:
     def start(self, checkout: Checkout, case: Case) -> _Fake:
         assert self.held == ["cpu"]
         self.started.append(checkout.side)
+        self.seeds.append(checkout.hash_seed)
         self.open += 1
         return self.worker(self, checkout, len(self.started))
 
@@ -306,6 +309,27 @@ def test_threads_of_a_worker_sleep_while_they_wait_unless_the_user_says_otherwis
     assert str(started[0]["PYTHONPATH"]).startswith(str(_BASE.folder))
 
 
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "7"), ("0", "0")])
+def test_a_worker_hashes_by_the_seed_of_its_pair_unless_the_user_has_chosen_one(
+    chosen: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("PYTHONHASHSEED", chosen)
+    started: list[dict[str, str | None]] = []
+    monkeypatch.setattr("meprop_bench.sweep.worker.Worker", lambda argv, env, cwd=None: started.append(env))
+    start_revision(replace(_BASE, hash_seed=7), _plan().cases[0])
+    assert started[0]["PYTHONHASHSEED"] == expected
+
+
+def test_both_of_a_pair_hash_alike_and_the_next_pair_otherwise() -> None:
+    fakes = _Fakes()
+    _measure(fakes, _plan(processes=3))
+    seeds = fakes.seeds
+    assert [first for first, _ in zip(seeds[::2], seeds[1::2], strict=True)] == seeds[1::2]
+    assert len(set(seeds)) == 4
+
+
 def test_a_run_waits_for_the_device_and_does_not_pay_for_that() -> None:
     fakes = _Fakes()
     seen: list[GateProgress] = []
@@ -508,6 +532,25 @@ def test_set_ups_that_were_disturbed_are_left_out_unless_most_were() -> None:
     assert known.series()[0].pairs == (((1.0, 1.0), (1.0, 1.0)),)
     known = CaseRecords(case, records={0.0: [Record(pairs, None, {})]})
     assert known.series()[0].pairs == (pairs["backward"],)
+
+
+def test_a_ratio_changes_by_what_the_neighbours_say_however_the_machine_drifts() -> None:
+    """The head's backward pass is 10% slower, its dense side as fast, while the machine gets three times as slow."""
+    blocks = [
+        {
+            side: {"values": {"backward": drift * (slower if side == "head" else 1.0)}, "disturbed": False}
+            for side in SIDES
+        }
+        for slower, drifts in ((1.1, (1.0, 3.0, 1.0, 2.0)), (1.0, (3.0, 1.0, 2.0, 2.0)))
+        for drift in drifts
+    ]
+    blocks[0]["head"]["values"]["backward"] = 50.0  # an outlier moves neither
+    blocks[5]["base"]["values"]["backward"] = 50.0
+    (case,) = _plan().cases
+    record = record_of([blocks[:2], blocks[2:4]], blocks[4:], ["backward"])
+    figures = {one.figure: one for one in CaseRecords(case, records={0.0: [record]}).series()}
+    (((base, head),),) = figures["sparse/dense backward"].pairs or ()
+    assert head / base == pytest.approx(1.1)
 
 
 def test_slowdowns_are_asked_of_the_head_alone_and_kept_apart() -> None:

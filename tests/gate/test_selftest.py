@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,10 @@ from typing import Any
 import pytest
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.decide import judge, undecided
+from meprop_bench.gate.judgement import Outcome
+from meprop_bench.gate.looks import Looks
+from meprop_bench.gate.revisions import measure
 from meprop_bench.gate.selftest import SLOWDOWNS, Promise, as_text, check
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
@@ -21,6 +26,8 @@ from meprop_bench.workloads.case import Case
 
 _FIRST = Checkout("base", "HEAD (1)", "1", Path("/somewhere/base"))
 _SECOND = Checkout("head", "HEAD (1)", "1", Path("/somewhere/head"))
+_START_S = 2.5
+"""Seconds that a pair of processes takes to start; once before the budget begins."""
 
 
 def _alone(device: str, waiting: object) -> AbstractContextManager[None]:
@@ -30,9 +37,9 @@ def _alone(device: str, waiting: object) -> AbstractContextManager[None]:
 class _Machine:
     """Workers whose backward pass differs from process to process by `spread`, and on a clock of their own."""
 
-    def __init__(self, spread: float, check: str = "passed") -> None:
-        self.spread, self.found = spread, check
-        self.rng = random.Random(1)
+    def __init__(self, spread: float, check: str = "passed", slower: float = 0.0, seed: int = 1) -> None:
+        self.spread, self.found, self.slower = spread, check, slower  # by how much the head is slower
+        self.rng = random.Random(seed)
         self.time = 0.0
         self.lock = Lock()
 
@@ -51,14 +58,14 @@ class _Machine:
 class _Worker:
     def __init__(self, machine: _Machine, checkout: Checkout) -> None:
         self._machine = machine
-        self._own = machine.rng.lognormvariate(0, machine.spread)
+        self._own = machine.rng.lognormvariate(0, machine.spread) * (1 + machine.slower * (checkout.side == "head"))
         self._rng = random.Random(machine.rng.random())
         self._package = str(checkout.folder / "meprop_bench")
 
     def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         machine = self._machine
         if message["do"] == "hello":
-            machine.time += 2.0
+            machine.time += _START_S / 2  # one after the other, on this clock
         if message["do"] == "turns":
             mine = [(which, slowdown) for who, which, slowdown in message["plan"] if who == message["me"]]
             with machine.lock:  # both sides are asked at once
@@ -95,18 +102,20 @@ def test_a_quiet_machine_can_promise_everything() -> None:
     assert promise.met
     assert promise.exit_code == ExitCode.OK
     assert promise.total(0.0) == (40, 0, 0)
-    assert SLOWDOWNS == (0.05, 0.10)  # the margin, which decides nothing, and twice that
-    assert promise.total(0.10) == (40, 40, 0)
-    assert promise.total(0.05)[1] < 20
+    assert SLOWDOWNS == (0.03, 0.05)  # less than the margin, which may pass, and more
+    assert promise.total(0.05) == (40, 40, 0)
+    assert promise.total(0.03)[1] < 20
+    assert promise.least_margin == 0.01
     for case in promise.cases:
         assert case.pairs >= case.affordable >= 4
         assert 0.001 < case.spread < 0.006
-        assert 0.05 < case.detectable < 0.07
+        assert 0.03 < case.detectable < 0.05
         assert case.seen[0.05] == pytest.approx(0.05, abs=0.005)
     text = as_text(promise)
     assert "0 of 40 false alarms (0.0%; target at most 1 in 200)" in text
-    assert "40 of 40 passed (100.0%; target at least 90%)" in text
-    assert "+10%: 40 of 40 caught (100.0%; target at least 90%)" in text
+    assert "40 of 40 passed (100.0%; target at least 95%)" in text
+    assert "+5%: 40 of 40 caught (100.0%; target at least 95%)" in text
+    assert "The least margin at which all times of identical code pass in 95% of the runs here: 1.0%" in text
     assert "The targets are met on this machine." in text
 
 
@@ -116,8 +125,37 @@ def test_a_noisy_machine_cannot_and_says_so_instead_of_crying_wolf() -> None:
     assert promise.total(0.0)[2] > 0  # inconclusive
     assert not promise.met
     assert promise.exit_code == ExitCode.INCONCLUSIVE
-    assert all(case.detectable > 0.10 for case in promise.cases)
+    assert all(case.detectable > 0.05 for case in promise.cases)
+    assert promise.least_margin is None or promise.least_margin > 0.05
     assert "not met on this machine: raise the margin" in as_text(promise)
+
+
+def _gate(machine: _Machine, **settings: Any) -> tuple[ExitCode, float]:
+    """Return what the gate ends with on a machine, and the seconds that it takes for its one case."""
+    settings_ = Settings(**settings)
+    looks = Looks.within(settings_.pairs)
+    plan = plan_axes({"method": ("unified",), "k": (2,), "hidden": (8,), "batch": (4,)}, budget=settings_.budget)
+    found = measure(plan, _FIRST, _SECOND, undecided=lambda series: undecided(series, settings_, looks), **machine.ways)
+    judgements = judge(found.series, settings_, looks)
+    return Outcome("", "", judgements, ()).exit_code, machine.time
+
+
+def test_identical_code_passes_ten_times_of_ten_and_five_percent_fails_by_default_within_a_minute() -> None:
+    """Pairs of processes that spread by 2%, as a perceptron's do, and take 2.5 s to start."""
+    for seed in range(10):
+        same, seconds = _gate(_Machine(0.02 / math.sqrt(2), seed=seed))
+        assert (same, seconds <= 60.0 + _START_S) == (ExitCode.OK, True)
+        slower, seconds = _gate(_Machine(0.02 / math.sqrt(2), slower=0.05, seed=seed))
+        assert (slower, seconds <= 60.0 + _START_S) == (ExitCode.REGRESSION, True)
+
+
+def test_three_percent_is_caught_within_two_minutes_at_that_margin() -> None:
+    spread, ways = 0.02 / math.sqrt(2), {"margin": 0.03, "budget": 120.0}
+    codes = [_gate(_Machine(spread, slower=0.03, seed=seed), **ways)[0] for seed in range(40)]
+    assert codes.count(ExitCode.REGRESSION) >= 38
+    codes = [_gate(_Machine(spread, seed=seed), **ways)[0] for seed in range(40)]
+    assert codes.count(ExitCode.OK) >= 39
+    assert ExitCode.REGRESSION not in codes
 
 
 def test_it_measures_for_the_time_that_it_is_given() -> None:

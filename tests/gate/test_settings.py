@@ -153,7 +153,7 @@ def test_infinite_margins_are_refused():
 def test_the_margin_is_by_quantity_unless_one_is_given():
     usual = Settings()
     assert [usual.margins_of(["a"], "b", quantity) for quantity in ("time", "ratio", "memory", "count")] == [
-        0.05,
+        0.045,
         0.075,
         0.01,
         0.01,
