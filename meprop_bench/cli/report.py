@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.options import examples
+from meprop_bench.cli.options import Grouped, examples
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ __all__ = ["collected", "command"]
 
 @click.command(
     name="report",
+    cls=Grouped,
+    groups={"Printing": ("format", "mixed-environments"), "Writing": ("write", "index", "bundle")},
     short_help="Print or write the report of a results folder.",
     epilog=examples(
         "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3",

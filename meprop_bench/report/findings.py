@@ -214,7 +214,8 @@ def _step(
         text += f"; {accuracy}"
     if len(others) > 1:
         counts = Counter(standings[id(each)] for each in others)
-        text += f" (of {len(others)} cases there, a step {_counted(counts)})"
+        alike = f"the fastest of {len(others)} cases there, of all of which that is so"
+        text += f" ({alike if len(counts) == 1 else f'of {len(others)} cases there, a step {_counted(counts)}'})"
     return Finding(f"{_capital(place)} {text}.", kind, (row.case_id,))
 
 
