@@ -7,7 +7,7 @@ arguments alone, never on torch's global random state, which a method (random-k,
 The 1,797 digits of scikit-learn are real data for a machine without a network. The set has no published parts, so we
 make them: a seeded permutation, then 797 images for training, 750 for development and 250 for test. The development set
 is large because a short comparison is judged on it: one image is 0.13 points of accuracy, where of 250 it was 0.4 of a
-margin of 0.5, so that nothing passed (docs/log). Fewer images to train on cost half a point of accuracy, on both sides.
+margin of 0.5. Both sides have fewer images to train on for it.
 """
 
 from __future__ import annotations
