@@ -25,7 +25,7 @@ from scipy.stats import t as student
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.measure.environment import machine_slug
+from meprop_bench.measure.environment import hardware, machine_slug
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.asv import export
 from meprop_bench.results.baselines import Baselines
@@ -135,11 +135,12 @@ _PARITY = ["parity", "--task", "digits", "--method", "meprop", "--k", "4", "--ba
 def _resumable(root: Path, row: Row, header: dict[str, Any]) -> None:
     """Store what a speed-up and a comparison of accuracies that are complete left."""
     machine = machine_slug("cpu")
+    here = {name: {**found, **hardware()} for name, found in header["environments"].items()}
     plan = plan_axes({"method": ["unified"], "k": [4], "hidden": [32], "batch": [8], "threads": [1]})
     axes = {name: getattr(plan.cases[0], name) for name in ("in_features", "out_features", "batch", "threads", "k")}
     with Store.create(root / "speedup", plan.name, machine, "x", plan.to_json()) as store:
         store.append([replace(row, case_id=plan.cases[0].case_id, **axes)])
-        store.write_environment(header["environments"], header["peaks"])
+        store.write_environment(here, header["peaks"])
     comparison = Comparison(Recipe("digits", {"batch": 50}, "meprop", 4), seeds=2)
     found = mean_difference([(96.0, 96.5), (95.0, 95.2)])
     parity = Parity(
@@ -150,7 +151,7 @@ def _resumable(root: Path, row: Row, header: dict[str, Any]) -> None:
     name = f"parity-{comparison.recipe.label}".replace(" ", "-").replace("=", "-")
     with Store.create(root / "parity", name, machine, "x", comparison.to_json()) as store:
         store.append([own])
-        store.write_environment(header["environments"])
+        store.write_environment(here)
 
 
 def _gate(sound_name: str) -> list[Callable[[Path, Path], list[str]]]:
@@ -378,7 +379,7 @@ def _nobody() -> NoReturn:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn, looked at or trained: that takes seconds."""
-    monkeypatch.setattr("meprop_bench.report.formats.draw", lambda _: ([], ""))
+    monkeypatch.setattr("meprop_bench.report.formats.draw", lambda _: ([], "", {}))
     monkeypatch.setattr("meprop_bench.cli.speedup._look", lambda _: {})
     monkeypatch.setattr("meprop_bench.sweep.parity.compare", partial(compare, start=_nobody))
 

@@ -106,15 +106,15 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path, method):
     arguments = [*method, "--epochs", "3"]
     assert _train(*arguments, "--out", str(tmp_path / "whole")) == ExitCode.OK
     folder = tmp_path / "killed"
-    for at in (3, 40):
-        process = _start(*arguments, "--out", str(folder), "--resume", wait_at=70)  # of 75: killed before the end
+    for at in (3, 25):
+        process = _start(*arguments, "--out", str(folder), "--resume", wait_at=40)  # of 45: killed before the end
         _wait_for(lambda at=at: _step(folder) >= at, process)
         process.kill()
         process.communicate()
-    assert 40 <= _step(folder) < 75
+    assert 25 <= _step(folder) < 45
     assert _train(*arguments, "--out", str(folder), "--resume") == ExitCode.OK
     whole, resumed = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed"))
-    assert resumed["step"] == whole["step"] == 75
+    assert resumed["step"] == whole["step"] == 45
     for key in ("model", "best_model"):
         assert resumed[key].keys() == whole[key].keys()
         assert all(torch.equal(resumed[key][name], value) for name, value in whole[key].items())

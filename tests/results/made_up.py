@@ -14,12 +14,12 @@ from typing import Any
 from meprop_bench.cli import run
 from meprop_bench.cli.options import given_axes
 from meprop_bench.errors import UserError
-from meprop_bench.report import plots
 from meprop_bench.report.asv import export
 from meprop_bench.report.cells import sections
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
+from meprop_bench.report.plots import grouping
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
@@ -124,7 +124,7 @@ print(
             "column": [line[table.columns.index("ballast")].text for line in table.groups[0]],
             "above a table": sections(ROWS[1:])[0].constants,
             "not above a table": sections(ROWS[:1])[0].constants,
-            "line of a plot": plots._line(ROWS[1]),
+            "line of a plot": grouping.line_of(ROWS[1]),
             "csv": "ballast" in as_csv(DOCUMENT).partition("\n")[0].split(","),
             "dense times that may differ": with_disagreements([ROWS[0], apart])[0].baseline_disagreement,
             "export asv": exported(),

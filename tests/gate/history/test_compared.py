@@ -6,7 +6,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.document import OutcomeDocument
 from meprop_bench.gate.history import judge_run
 from meprop_bench.gate.judgement import VERDICTS
-from meprop_bench.gate.settings import Settings
+from meprop_bench.gate.settings import MARGINS, Settings
 
 
 def of(outcome, case):
@@ -29,7 +29,7 @@ def test_a_slowdown_fails_and_shows_its_own_past(twenty, judged):
     found = judged(twenty.run(20, {"m.B.time_3": 1.3}))
     assert found.exit_code == ExitCode.REGRESSION
     one = of(found, "m.B.time_3(2)")
-    assert (one.verdict, one.pairs, one.margin) == ("fail", 20, 0.05)
+    assert (one.verdict, one.pairs, one.margin) == ("fail", 20, MARGINS["time"])
     assert one.base == pytest.approx(4e-3, rel=0.01)
     assert one.change.estimate == pytest.approx(1.3, rel=0.04)
     assert one.change.low > 1.05
