@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from meprop_bench.report.cells import digits, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.machine import savings
 from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
-from meprop_bench.stats import CANNOT_TELL, too_wide
+from meprop_bench.stats import CANNOT_TELL, amdahl, too_wide
 
-__all__ = ["Answer", "amdahl", "answers", "phase_name", "stage_names"]
+__all__ = ["Answer", "answers", "phase_name", "spared", "stage_names"]
 
 AT_FLOOR = 1.25
 """A part that takes at most this many times its floor is at it: the peaks themselves scatter by some percent."""
@@ -68,7 +68,7 @@ def answers(profile: Profile) -> list[Answer]:
     return [*found, *map(_break_even, profile.break_even)]
 
 
-def amdahl(profile: Profile) -> tuple[float, float] | None:
+def spared(profile: Profile) -> tuple[float, float] | None:
     """Return the seconds of a dense step and those of them that sparsifying can spare; None if unknown.
 
     These are dx and dW of the sparsified layers, or the whole backward pass where they are not known.
@@ -140,16 +140,16 @@ def _floors(profile: Profile) -> Answer | None:
 
 
 def _ceiling(profile: Profile) -> Answer | None:
-    found = amdahl(profile)
+    found = spared(profile)
     if found is None:
         return None
     step_s, spared_s = found
     share = spared_s / step_s
     phases = "step" if profile.row("update") else "forward and backward together"
-    most = ratio(1 / (1 - share)) if share < 0.999 else "any factor"
-    spared = "dx and dW of the sparsified layers make up" if profile.stages_of else "The whole backward pass makes up"
+    most = ratio(amdahl(step_s, spared_s)) if share < 0.999 else "any factor"
+    what = "dx and dW of the sparsified layers make up" if profile.stages_of else "The whole backward pass makes up"
     text = (
-        f"{spared} {share:.0%} of the dense {phases} ({seconds(spared_s)} of {seconds(step_s)}). Were that free, the"
+        f"{what} {share:.0%} of the dense {phases} ({seconds(spared_s)} of {seconds(step_s)}). Were that free, the"
         f" whole would be {most} as fast; it is"
         f" {ratio(step_s / _step_s(profile, 'sparse'))}."
     )

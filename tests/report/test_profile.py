@@ -9,7 +9,7 @@ import pytest
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.profile import Node, merged
 from meprop_bench.report.profile import as_text
-from meprop_bench.report.why import amdahl, answers
+from meprop_bench.report.why import answers, spared
 from meprop_bench.results.profile import BreakEven, Profile, Stage
 
 BACKWARD = {"floor_s": 10e-6, "baseline_floor_s": 200e-6, "flops": 1e6, "bytes": 4e5, "baseline_flops": 2e7}
@@ -73,7 +73,7 @@ def test_what_is_at_its_floor_and_what_is_not(profile):
 
 
 def test_the_ceiling_by_amdahl(profile):
-    step_s, spared_s = amdahl(profile)
+    step_s, spared_s = spared(profile)
     assert (step_s, spared_s) == (pytest.approx(500e-6), pytest.approx(360e-6))
     text = _answer(profile, "Amdahl").text
     assert "make up 72% of the dense forward and backward together (360 µs of 500 µs)" in text
