@@ -204,6 +204,17 @@ def test_options_are_passed_on_as_they_are_and_only_where_given(run: Run, tmp_pa
     assert plain(found.stdout) == "none"
 
 
+@pytest.mark.parametrize(
+    ("confirm", "options"), [("", []), ("false", []), ("true", ["--confirm"]), ("-2.json", ["--confirm=-2.json"])]
+)
+def test_a_run_is_judged_by_a_history_and_confirmed(run: Run, tmp_path: Path, confirm: str, options: list[str]) -> None:
+    program(tmp_path, "meprop-bench", 'printf "%s\n" "$@" > called.txt; exit 4')
+    run("gate", inputs={"history": "the results", "candidate": "1.json", "confirm": confirm, "margin": "0.1"})
+    given = (tmp_path / "called.txt").read_text().splitlines()[9:]
+    assert given == ["--candidate=1.json", "--history=the results", *options, "--margin=0.1"]
+    assert STEPS["base"]["if"] == "inputs.baseline == '' && inputs.history == ''"
+
+
 @pytest.mark.parametrize("wanted", ["true", "false"])
 def test_annotations_come_after_what_the_runner_reads_no_commands_in(run: Run, tmp_path: Path, wanted: str) -> None:
     body = (
