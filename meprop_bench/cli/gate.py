@@ -22,8 +22,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,21 +33,15 @@ from click.core import ParameterSource
 from meprop_bench.cli.gate_baselines import list_baselines, save_as_baseline, with_baselines
 from meprop_bench.cli.gate_explain import explain
 from meprop_bench.cli.gate_output import FORMATS, check_outputs, telling_refusals, typed, write_outcome
+from meprop_bench.cli.gate_revisions import of_revisions, run_self_test
 from meprop_bench.cli.options import GroupedVerbs, examples, with_format
-from meprop_bench.cli.output import complaining, write
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.progress import console
 
 if TYPE_CHECKING:
     from meprop_bench.gate.files import Compared
     from meprop_bench.gate.judgement import Outcome
-    from meprop_bench.gate.revisions import GateProgress
-    from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
-    from meprop_bench.gate.targets import Targets
-    from meprop_bench.gate.worktree import Checkout
     from meprop_bench.results.baselines import Baseline
-    from meprop_bench.sweep.plan import Plan
 
 __all__ = ["command"]
 
@@ -132,8 +124,8 @@ __all__ = ["command"]
     metavar="SHARE",
     help="Share of the figures that may be inconclusive, as 1% [default: 1% with --history, else 0].",
 )
-@click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring of a case [default: 60].")
-@click.option("--pairs", type=int, metavar="N", help="Most pairs of processes for a case [default: 32].")
+@click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring, for each case [default: 60].")
+@click.option("--pairs", type=int, metavar="N", help="Most pairs of processes for a case [default: 64].")
 @click.option(
     "--suite",
     metavar="NAME",
@@ -199,7 +191,7 @@ def command(
     given = {name: value if value != () else None for name, value in options.items()}
     settings = load_settings(Path.cwd(), **given)
     if self_test:
-        return _self_test(head, settings)
+        return run_self_test(head, settings)
     begun = time.monotonic()
 
     def finished(outcome: Outcome, of: Path | None) -> int:
@@ -231,7 +223,7 @@ def command(
             outcome = _of_files(baseline, candidate, ratios_only, settings, baselines)
         else:
             assert base is not None
-            outcome = _of_revisions(base, head, settings)
+            outcome = of_revisions(base, head, settings)
     return finished(outcome, baseline or history)
 
 
@@ -266,6 +258,11 @@ def _check_mode(
         "--history": history is not None,
     }
     chosen = [name for name, given in modes.items() if given]
+    if save_baseline is not None and (base is not None or head is not None):
+        raise UserError(
+            f"--save-baseline keeps stored results, and a revision needs none, as it is measured anew: give"
+            f" --base {base or 'REV'} alone, or keep what a suite or meprop-bench speedup stored, with --candidate FILE"
+        )
     if len(chosen) != 1:
         wrong = f"{' and '.join(chosen)} exclude each other" if chosen else "there is nothing to compare"
         raise UserError(f"{wrong}: give --base REV, --baseline FILE, --history FOLDER or --self-test")
@@ -323,101 +320,6 @@ def _of_compared(compared: Compared, settings: Settings) -> Outcome:
     return Outcome(*sides, judgements, compared.notes, doubts=compared.doubts, machine=compared.machine)
 
 
-def _of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
-    from meprop_bench.gate.decide import judge, undecided
-    from meprop_bench.gate.files.machine import machine_line
-    from meprop_bench.gate.judgement import Outcome
-    from meprop_bench.gate.looks import Looks
-    from meprop_bench.gate.project import compare
-    from meprop_bench.gate.repeat import words
-    from meprop_bench.gate.revisions import measure
-    from meprop_bench.gate.targets import Targets
-
-    plan, looks = _plan(settings), Looks.within(settings.pairs)
-
-    def waiting(series: Iterable[Series]) -> frozenset[str]:
-        return undecided(series, settings, looks)
-
-    with _measuring(plan, base, head) as (first, second, progress, busy):
-        if isinstance(plan, Targets):
-            found = compare(plan, first, second, settings, undecided=waiting, progress=progress)
-        else:
-            found = measure(plan, first, second, undecided=waiting, progress=progress)
-        doubts = tuple(filter(None, (busy(),)))
-    judgements = judge(found.series, settings, looks)
-    environment = dict(found.environment)
-    incomparable, firm = found.open_cases(judgements)
-    return Outcome(
-        *(first.name, second.name, judgements, found.notes),
-        environment=environment,
-        doubts=doubts,
-        machine=machine_line(environment),
-        repeat=words(sys.argv[1:], first.commit, None if second.changed else second.commit),
-        runs={(one.case, one.figure): one.pairs for one in found.series if one.pairs},
-        firm=firm,
-        incomparable=incomparable,
-    )
-
-
-def _self_test(head: str | None, settings: Settings) -> int:
-    from meprop_bench.gate.project import both_installed
-    from meprop_bench.gate.selftest import as_text, check
-
-    plan = _plan(settings)
-    # Two trees of one revision; of uncommitted changes, HEAD stands for both.
-    revision = head or "HEAD"
-    with _measuring(plan, revision, revision) as (first, second, progress, busy):
-        sides = both_installed(first, second, settings) if settings.own else (first, second)
-        promise = check(plan, *sides, settings, progress=progress)
-        doubt = busy()
-    with complaining():
-        write((f"{doubt}\n" if doubt else "") + as_text(promise))
-    return promise.exit_code
-
-
-@contextmanager
-def _measuring(
-    plan: Plan | Targets, base: str, head: str | None
-) -> Iterator[tuple[Checkout, Checkout, Callable[[GateProgress], None], Callable[[], str]]]:
-    """Give both revisions, what shows the progress, and what says whether the machine was busy meanwhile."""
-    from meprop_bench.gate.targets import Targets
-    from meprop_bench.gate.worktree import repository_of, work_trees
-    from meprop_bench.measure.machine import Observer
-
-    folder = Path.cwd()
-    project = folder if isinstance(plan, Targets) else None
-    with work_trees(repository_of(folder), base, head, project=project) as (first, second), _showing() as progress:
-        yield first, second, progress, Observer(max(case.threads for case in plan.cases)).line
-
-
-def _plan(settings: Settings) -> Plan | Targets:
-    """Return the cases that can have a figure to judge, with the gate's budget: a project's own, or the preset's."""
-    from meprop_bench.gate.targets import targets
-    from meprop_bench.sweep.feasible import check_feasible
-    from meprop_bench.sweep.plan import load_preset, plan_preset
-    from meprop_bench.workloads.case import Case
-
-    if settings.own:
-        own = targets(settings)
-        # Each revision's models are its own: that one cannot be built is found there, and in which of the two.
-        check_feasible((case for case in own.cases if isinstance(case, Case)), models=False)
-        return own
-    preset = load_preset(name := settings.preset or "gate")
-    # A model's usual baseline is the best, which each revision might choose otherwise, or one that older ones lack.
-    chosen = any("baseline" in sweep for sweep in preset.sweeps)
-    plan = plan_preset(preset, {} if chosen else {"baseline": ["same"]})
-    cases = tuple(case for case in plan.cases if settings.measured(case.label))
-    if not cases:
-        names = ", ".join(case.label for case in plan.cases[:3])
-        raise UserError(f"no case of the preset {name} matches {', '.join(settings.cases)}: it has {names} ...")
-    if other := next((case for case in cases if case.compile == "on" or case.baseline == "best"), None):
-        raise UserError(
-            f"the gate judges revisions by eager code alone: leave compile and baseline best out of {other.label}"
-        )
-    check_feasible(cases)
-    return replace(plan, cases=cases, budget=settings.budget, processes=min(plan.processes, settings.pairs))
-
-
 def _suite(baseline: Path | None, settings: Settings) -> str:
     """Return what tells this gate from others of a pull request: its job, if it runs in one, and what it judges."""
     job = (os.environ.get(name) for name in ("GITHUB_WORKFLOW", "GITHUB_JOB"))
@@ -428,35 +330,6 @@ def _suite(baseline: Path | None, settings: Settings) -> str:
         else re.sub(r"\d{4}-\d\d-\d\d_?|[0-9a-f]{7,}|\d{4,}", "", baseline.name)
     )
     return " / ".join(filter(None, (*job, what)))
-
-
-@contextmanager
-def _showing() -> Iterator[Callable[[GateProgress], None]]:
-    """Show on standard error where a comparison is: one live line on a terminal, a line for each round elsewhere."""
-
-    target = console(stderr=True, highlight=False)
-    if target.is_terminal:
-        with target.status("") as status:
-            yield lambda progress: status.update(_where(progress))
-        return
-    rounds: set[int] = set()
-
-    def once(progress: GateProgress) -> None:
-        if progress.round not in rounds:
-            rounds.add(progress.round)
-            with suppress(OSError):  # nobody reads it: that is no reason to stop
-                click.echo(_where(progress, short=True), err=True)
-
-    yield once
-
-
-def _where(progress: GateProgress, *, short: bool = False) -> str:
-    spent = f"{progress.spent_s:.0f} s of {progress.budget_s:.0f} s at most"
-    if progress.round == 0:
-        return f"{progress.stage} both revisions: {spent}"
-    text = f"pair {progress.round} of processes, {progress.left} of {progress.total} cases to decide: {spent}"
-    case = "" if progress.case is None else f" · {progress.case.label}"
-    return text if short else f"{text} · {progress.stage}{case}"
 
 
 command.add_command(explain)

@@ -47,6 +47,7 @@ _PIPE = 100
     help="Instead, stored results to compare with, or the name of a baseline.",
 )
 @click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
+@click.option("--history", metavar="FOLDER", hidden=True)
 @click.option("--margin", type=float, metavar="SHARE", help="Loss that is accepted, of stored results [as the gate].")
 @with_baselines
 def explain(
@@ -54,17 +55,22 @@ def explain(
     result: Path | None,
     baseline: Path | None,
     candidate: Path | None,
+    history: str | None,
     margin: float | None,
     baselines: Path,
 ) -> int:
     """Show what the verdict on FIGURE was made of, a name or a glob of case/figure, case or figure.
 
     Each pair of processes is a line: its median ratio, and the middle half of what it measured. Of stored results the
-    values of both sides are drawn.
+    values of both sides are drawn. Of a run that was judged by a history it is said why, and nothing is drawn.
     """
     from meprop_bench.gate.explain import as_text
     from meprop_bench.gate.stored import kept, of_files, of_outcome
 
+    if history is not None:
+        raise UserError(
+            "explain reads no history: write its JSON by gate --history ... --output gate.json, and give it as --result"
+        )
     if baseline is not None and result is not None:
         raise UserError("--result and --baseline exclude each other: give one of them")
     for option, value in (("--candidate", candidate), ("--margin", margin)):

@@ -82,8 +82,17 @@ def because(one: Judgement) -> str:
         return f"The interval begins at {low}, above {held}."
     if change.high <= bound:
         return f"The interval ends at {high}, below {held}."
+    if one.verdict == "fail":
+        return f"The interval begins at {low}, so that a loss is certain, and holds {held}: that much is not ruled out."
     more = ": more pairs would decide, or a quieter machine" if one.verdict == "inconclusive" else ""
     return f"The interval, {low} to {high}, holds {held}{more}."
+
+
+def _of_history(one: Judgement) -> str:
+    """Return why a figure that was judged by a history has its verdict, as a sentence."""
+    if one.reason:
+        return f"Why: {shown(one.reason)}."
+    return "It stands out from its last runs." if one.verdict == "fail" else "It lies within its margin."
 
 
 def _bound(one: Judgement) -> float:
@@ -101,7 +110,8 @@ def _explain(page: Console, one: Explained, width: int) -> None:
     found = one.judgement
     only = " (only reported)" if found.report_only else ""
     say(page, _STYLES[found.verdict], f"{shown(found.name)}: {found.verdict}{only}")
-    say(page, "", f"{in_words(found)}, margin {margin(found)}. {because(found)}")
+    why = _of_history(found) if one.of_history else because(found)
+    say(page, "", f"{in_words(found)}, margin {margin(found)}. {why}")
     if one.pairs:
         drawn, how = _of_pairs(one, width), (_READ_PAIRS, _spread(one.pairs), *caught(found.caught))
     elif one.base or one.head:

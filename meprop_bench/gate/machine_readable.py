@@ -59,6 +59,7 @@ def json_pieces(outcome: Outcome) -> Iterator[str]:
         "head": outcome.head,
         "exit_code": int(outcome.exit_code),
         "allow_inconclusive": outcome.allowed,
+        "incomparable": list(outcome.incomparable),
         "findings": list(outcome.findings),
         "counts": {key: every.counts()[key] for key in ("pass", "fail", "inconclusive", "report_only")},
         "seconds": outcome.seconds,

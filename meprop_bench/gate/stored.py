@@ -39,6 +39,7 @@ class Explained:
     pairs: Sequence[ProcessPair] = ()
     base: Side = ()
     head: Side = ()
+    of_history: bool = False  # judged by the runs before it, of which nothing is stored
 
 
 _Lost: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -67,6 +68,7 @@ class _Judged(msgspec.Struct, gc=False):
 class _File(msgspec.Struct):
     schema: str
     judgements: list[_Judged]
+    findings: list[str] = []
 
 
 def kept(folder: Path) -> Path | None:
@@ -95,7 +97,8 @@ def of_outcome(path: Path, glob: str) -> list[Explained]:
         raise UserError(f"{name} has the schema {shown(found.schema, 40)!r}, and this reads {SCHEMA!r}")
     every = found.judgements
     places = _chosen(((one.case, one.figure) for one in every), glob)
-    return [Explained(_judgement(every[place]), every[place].processes) for place in places]
+    of_history = bool(found.findings)
+    return [Explained(_judgement(every[place]), every[place].processes, of_history=of_history) for place in places]
 
 
 def of_files(compared: Compared, settings: Settings, glob: str) -> list[Explained]:

@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_files_are_judged_and_written_in_several_formats(slow, code, tmp_path, m
         ([], "there is nothing to compare"),
         (["--base", "a", "--baseline", "b"], "exclude each other"),
         (["--base", "a", "--candidate", "b"], "--candidate goes with --baseline"),
+        (["--base", "main", "--save-baseline", "b"], "a revision needs none, as it is measured anew: give --base main"),
         (["--baseline", "a", "--head", "b"], "--head goes with --base"),
         (["--base", "a", "--ratios-only"], "--ratios-only goes with --baseline"),
         (["--base", "a", "--output", "x.pdf"], "the format of x.pdf is not known"),
@@ -282,6 +284,19 @@ def test_a_run_is_judged_by_those_before_it_in_every_format(history, tmp_path, c
         assert "m.time_3" in text
     assert run([*given, slow, "--margin", "0.5"]) == ExitCode.OK
     assert run([*given, slow, "--window", "8"]) == ExitCode.REGRESSION
+
+
+def test_a_figure_of_a_history_is_explained_from_its_json(history, tmp_path, capsys):
+    slow = asv_run(history, 12, 1.3)
+    run(["gate", "--history", str(history), "--candidate", slow, "--output", "gate.json"])
+    capsys.readouterr()
+    explain = ["gate", "explain", "--result", "gate.json"]
+    assert run([*explain, "m.time_3"]) == ExitCode.OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "margin 4.5%. It stands out from its last runs." in said
+    assert "The interval" not in said
+    assert run([*explain, "m.time_2"]) == ExitCode.OK
+    assert re.search("It lies within its margin|Why: within its own spread", capsys.readouterr().out)
 
 
 def test_a_second_run_is_asked_for_and_given(history, capsys):

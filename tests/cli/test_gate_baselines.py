@@ -57,7 +57,7 @@ def test_a_baseline_is_compared_with_by_its_name(candidate, code, folder, capsys
         (["--baseline", "mian", "--candidate", "same.json"], 3, "no baseline 'mian' in baselines: did you mean 'main'"),
         (["--baseline", "gone.json", "--candidate", "same.json"], 2, "gone.json does not exist"),
         (["--save-baseline", "main"], 2, "add --candidate FILE"),
-        (["--save-baseline", "main", "--base", "x", "--candidate", "same.json"], 2, "exclude each other"),
+        (["--save-baseline", "main", "--base", "x", "--candidate", "same.json"], 2, "a revision needs none"),
         (["--save-baseline", "main", "--baseline", "x"], 2, "exclude each other"),
         (["--save-baseline", "a/b", "--candidate", "same.json"], 2, "cannot be a baseline's name"),
         (["--save-baseline", "new", "--candidate", "pyproject.toml"], 2, "pyproject.toml"),
@@ -68,6 +68,7 @@ def test_a_baseline_is_compared_with_by_its_name(candidate, code, folder, capsys
         (["explain", "y", "--result", "none.json"], 2, "cannot read none.json"),
         (["explain", "y", "--result", "before.json"], 2, "is not what"),
         (["explain", "y", "--candidate", "slow.json"], 2, "--candidate goes with --baseline"),
+        (["explain", "y", "--history", "results"], 2, "explain reads no history: write its JSON by gate --history"),
         (["explain", "zz", "--baseline", "before.json", "--candidate", "slow.json"], 2, "no figure 'zz' was judged"),
     ],
 )

@@ -82,6 +82,7 @@ def test_what_lies_beyond_the_axis_is_marked():
         (1.3, "fail", r"The interval begins at 1\.2\d\d, above 1\.050\."),
         (1.0, "pass", r"The interval ends at 1\.0\d\d, below 1\.050\."),
         (1.04, "inconclusive", r"The interval, 1\.0\d\d to 1\.\d{3}, holds 1\.050: more pairs would decide"),
+        (1.07, "fail", r"The interval begins at 1\.0\d\d, so that a loss is certain, and holds 1\.050: that much is"),
     ],
 )
 def test_a_sentence_says_why(ratio, verdict, sentence):

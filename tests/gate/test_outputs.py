@@ -183,6 +183,12 @@ def test_the_summary_of_a_job_is_appended_to(tmp_path):
     assert write_job_summary(MIXED, {}) is None
 
 
+def test_json_names_the_cases_that_the_base_cannot_do():
+    found = outcome(judgement(), incomparable=("linear k=8",))
+    assert json.loads(as_json(found))["incomparable"] == ["linear k=8"]
+    assert found.exit_code == ExitCode.NOT_COMPARABLE
+
+
 def test_json_follows_its_schema():
     found = json.loads(as_json(MIXED))
     assert found["schema"] == SCHEMA == schema()["properties"]["schema"]["const"]
