@@ -25,10 +25,8 @@ Values of two files were taken at two times, and no interval holds what happened
 Pairs of processes are looked at as `looks` plans it, and the earliest verdict stays. What has no noise (a count) has a
 point for an interval.
 
-What cannot be judged at all says why in its reason. A figure that only the head has is shown and does not decide: there
-is nothing to lose. One that the head has lost is inconclusive, as a benchmark that was renamed must not pass for one
-that did not get slower; a head that failed where the base has values is a failure. Sizes, counts and numbers that are
-tracked may be 0, times may not.
+What cannot be judged at all says why in its reason (`unsound`). A figure that says once more what another one of its
+case says, and less sharply, is shown and does not decide, where that one is judged as well (`Series.repeats`).
 
 All figures are one table, whether they come as series or as blocks, with a column for each look: (figures, looks).
 """
@@ -45,9 +43,10 @@ import numpy as np
 from meprop_bench.gate.evidence import Evidence, detectable, unpaired
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgements, Kind
 from meprop_bench.gate.looks import Looks
-from meprop_bench.gate.series import Block, Flags, Floats, Integers, Series, Sides, Summary
-from meprop_bench.gate.settings import Settings
-from meprop_bench.stats import Estimate, Verdict, holm, median, process_medians
+from meprop_bench.gate.series import Block, Flags, Floats, Integers, Series, Sides
+from meprop_bench.gate.settings import Settings, matches
+from meprop_bench.gate.unsound import Unsound, unsound, values_of
+from meprop_bench.stats import Estimate, holm, median, process_medians
 
 __all__ = ["judge", "small_part", "undecided"]
 
@@ -105,7 +104,7 @@ def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> fro
         and len(one.pairs) < looks.counts[-1]
         and found.verdict == "inconclusive"
         and not found.report_only
-        and (not one.pairs or _unsound(one, settings) is None)
+        and (not one.pairs or unsound(one, settings) is None)
     )
 
 
@@ -131,7 +130,8 @@ class _Table:
     looks: Floats  # (figures, looks, 5), each as `_look` has it; NaN beyond a figure's looks
     pairs: Integers  # pairs of processes that there are, 0 of what has none
     most: Integers  # those that the budget allows
-    unsound: Mapping[int, _Unsound] = field(default_factory=dict)
+    shown: Flags  # whether it only repeats another one
+    odd: Mapping[int, Unsound] = field(default_factory=dict)
 
     @classmethod
     def of_block(cls, block: Block, settings: Settings) -> _Table:
@@ -139,7 +139,7 @@ class _Table:
         memory, none = block.quantity == "memory", np.zeros(len(block), np.int64)
         looks, base, head = unpaired(block.base, block.head, block.own_processes, memory, settings.process_noise)
         kinds = ((block.figure, block.quantity, block.unit),)
-        return cls(block.cases, kinds, none, base, head, looks[:, None], none, none)
+        return cls(block.cases, kinds, none, base, head, looks[:, None], none, none, none.astype(np.bool_))
 
     @classmethod
     def of_series(cls, series: Sequence[Series], settings: Settings, looks: Looks | None, last: bool) -> _Table:
@@ -147,10 +147,10 @@ class _Table:
         kinds: dict[Kind, int] = {}
         kind = [kinds.setdefault((one.figure, one.quantity, one.unit), len(kinds)) for one in series]
         found = np.full((len(series), len(looks.counts) if looks else 1, 5), np.nan)
-        odd: dict[int, _Unsound] = {}
+        odd: dict[int, Unsound] = {}
         apart: dict[bool, list[int]] = {True: [], False: []}  # by whether each value has a process of its own
         for place, one in enumerate(series):
-            if (trouble := _unsound(one, settings)) is not None:
+            if (trouble := unsound(one, settings)) is not None:
                 odd[place] = trouble
             elif one.quantity == "count":
                 found[place, 0] = _count(one)
@@ -172,7 +172,11 @@ class _Table:
         base, head = (np.array([_middle(one, which) for one in series]) for which in (0, 1))
         pairs = np.array([len(one.pairs or ()) for one in series])
         most = np.array([one.most for one in series])
-        return cls([one.case for one in series], tuple(kinds), np.array(kind), base, head, found, pairs, most, odd)
+        reported = settings.report_only
+        names = {one.name for one in series if not any(matches(glob, one.case, one.figure) for glob in reported)}
+        shown = np.array([bool(one.repeats) and f"{one.case}/{one.repeats}" in names for one in series])
+        cases = [one.case for one in series]
+        return cls(cases, tuple(kinds), np.array(kind), base, head, found, pairs, most, shown, odd)
 
     @classmethod
     def joined(cls, parts: Sequence[_Table]) -> _Table:
@@ -181,9 +185,8 @@ class _Table:
             return parts[0]
         wide = max(part.looks.shape[1] for part in parts)
         looks = [np.pad(p.looks, ((0, 0), (0, wide - p.looks.shape[1]), (0, 0)), constant_values=np.nan) for p in parts]
-        base, head, pairs, most = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("base", "head", "pairs", "most")
-        )
+        columns = ("base", "head", "pairs", "most", "shown")
+        base, head, pairs, most, shown = (np.concatenate([getattr(part, name) for part in parts]) for name in columns)
         kinds = np.cumsum([0, *(len(part.kinds) for part in parts)])
         before = sum(len(part.cases) for part in parts[:-1])
         return cls(
@@ -195,19 +198,19 @@ class _Table:
             np.concatenate(looks),
             pairs,
             most,
-            {before + place: odd for place, odd in parts[-1].unsound.items()},
+            shown,
+            {before + place: odd for place, odd in parts[-1].odd.items()},
         )
 
     def rules(self, settings: Settings) -> tuple[Floats, Floats, Flags]:
         """Return the margin of each, the least difference that counts, and which are only reported."""
-        margin, least = np.empty(len(self.cases)), np.empty(len(self.cases))
-        only = np.zeros(len(self.cases), np.bool_)
+        margin, least, only = np.empty(len(self.cases)), np.empty(len(self.cases)), self.shown.copy()
         for number, (figure, quantity, _) in enumerate(self.kinds):
             places = np.flatnonzero(self.kind == number)
             cases = self.cases if len(places) == len(self.cases) else [self.cases[place] for place in places.tolist()]
             margin[places] = settings.margins_of(cases, figure, quantity)
             least[places] = settings.least_of(quantity)
-            only[places] = settings.matched(settings.report_only, cases, figure)
+            only[places] |= settings.matched(settings.report_only, cases, figure)
         return margin, least, only
 
     def of_quantity(self, quantity: str) -> Flags:
@@ -223,7 +226,7 @@ def _look(values: Sequence[float], share: float = 1.0) -> tuple[float, ...]:
 
 def _count(one: Series) -> tuple[float, ...]:
     """A count has no noise. Where it differs between processes all the same, the ratio is somewhere between them."""
-    base, head = _values(one, 0), _values(one, 1)
+    base, head = values_of(one, 0), values_of(one, 1)
     low, high = math.log(min(head)) - math.log(max(base)), math.log(max(head)) - math.log(min(base))
     return (low + high) / 2, (high - low) / 2, math.inf, 1.0, min(len(base), len(head))
 
@@ -241,22 +244,22 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgement
     low, high = estimate - half, estimate + half
     within = (high < bound[:, None]) | ((error == 0) & (estimate <= bound[:, None]))
     rarer = np.where(table.pairs > 0, settings.alpha / settings.alarm, 1.0)
-    p_values = np.minimum(evidence.above(small[:, None]) / weight * rarer[:, None], 1.0)
-    p_values[np.logical_or.accumulate(within, axis=1)] = 1.0  # what has passed stays so
+    pvalues_of = np.minimum(evidence.above(small[:, None]) / weight * rarer[:, None], 1.0)
+    pvalues_of[np.logical_or.accumulate(within, axis=1)] = 1.0  # what has passed stays so
 
     decides = ~only & ~table.of_quantity("count")
-    decides[list(table.unsound)] = False
-    adjusted = np.fmin.reduce(p_values, axis=1)
+    decides[list(table.odd)] = False
+    adjusted = np.fmin.reduce(pvalues_of, axis=1)
     # Sizes that were measured here are those of the code: they do not differ by chance, and nobody pays for them.
     sizes = decides & table.of_quantity("memory") & bool((table.pairs > 0).any())
     for together in (decides & ~sizes, sizes):
         adjusted[together] = holm(adjusted[together].tolist())
     fails = adjusted <= settings.alpha
 
-    beyond = (p_values <= settings.alpha) & ~within
+    beyond = (pvalues_of <= settings.alpha) & ~within
     taken = (~np.isnan(weight)).sum(axis=1)
     first = np.where(within.any(axis=1), within.argmax(axis=1), np.maximum(taken - 1, 0))
-    look = np.where(fails, np.where(np.isnan(p_values), np.inf, p_values).argmin(axis=1), first)
+    look = np.where(fails, np.where(np.isnan(pvalues_of), np.inf, pvalues_of).argmin(axis=1), first)
     shown = (np.arange(count), look)
     passes, alone = ~fails & within[shown], ~fails & ~within[shown] & beyond[shown]
 
@@ -275,7 +278,7 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgement
     rows["caught"] = _caught(table, (small, bound), taken, settings, looks, int((decides & ~sizes).sum()))
 
     reasons = {reason: place for place, reason in enumerate(_REASONS)}
-    for place, one in table.unsound.items():
+    for place, one in table.odd.items():
         row = rows[place]
         row["verdict"], row["pairs"] = VERDICTS.index(one.verdict), one.pairs
         row["reason"] = reasons.setdefault(one.reason, len(reasons))
@@ -309,47 +312,9 @@ def _caught(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Unsound:
-    """A verdict without an interval, why, and over how many pairs of values; `nothing_left`: head / base is 0."""
-
-    verdict: Verdict
-    reason: str
-    pairs: int = 0
-    report_only: bool = False
-    nothing_left: bool = False
-
-
-def _unsound(one: Series, settings: Settings) -> _Unsound | None:
-    """Return the verdict on a figure that has no sound values on both sides; None if it has."""
-    if said := one.failure or one.unjudged:
-        return _Unsound("fail" if one.failure else "inconclusive", said, report_only=not one.decides)
-    if one.pairs is not None and not (one.pairs and all(one.pairs)):
-        missing = "a pair of processes has no values" if one.pairs else "no pair of processes was measured"
-        return _Unsound("inconclusive", missing)
-    base, head = _values(one, 0), _values(one, 1)
-    if not base or not head:
-        return _one_sided(one, bool(base), bool(head))
-    if one.quantity == "accuracy":
-        return _odd_accuracy(one, base, head)
-    if not all(map(math.isfinite, (*base, *head))):
-        return _Unsound("inconclusive", "a value is not a finite number")
-    return None if min(*base, *head) > 0 else _with_zeros(one, base, head, settings)
-
-
-def _values(one: Series, which: int) -> Sequence[float]:
-    """Return all values of base (0) or head (1); of a summary its median, and none of what was measured 0 times."""
-    if one.pairs is not None:
-        return [pair[which] for run in one.pairs for pair in run]
-    side = (one.base, one.head)[which]
-    if isinstance(side, Summary):
-        return () if side.empty else (side.median,)
-    return side
-
-
 def _lost(one: Series) -> list[float]:
     """Return what each seed lost of an accuracy, in the figure's unit."""
-    base, head = _values(one, 0), _values(one, 1)
+    base, head = values_of(one, 0), values_of(one, 1)
     scale = 1.0 if one.unit == "points" else 100 / abs(math.fsum(base) / len(base))
     return [scale * (before - after) for before, after in zip(base, head, strict=True)]
 
@@ -357,43 +322,5 @@ def _lost(one: Series) -> list[float]:
 def _middle(one: Series, which: int) -> float:
     """Return the median of base (0) or head (1), of pairs that of the processes' own; NaN without one."""
     runs = None if one.pairs is None else [median(pair[which] for pair in run) for run in one.pairs if run]
-    values = _values(one, which) if runs is None else runs
+    values = values_of(one, which) if runs is None else runs
     return median(values) if values else math.nan
-
-
-def _one_sided(one: Series, base: bool, head: bool) -> _Unsound:
-    if isinstance(one.head if base else one.base, Summary):
-        return _Unsound("inconclusive", "measured 0 times")
-    if head:
-        return _Unsound("inconclusive", "new: the base has none", report_only=True)
-    return _Unsound("inconclusive", "gone: the head has none" if base else "neither side has a value")
-
-
-def _odd_accuracy(one: Series, base: Sequence[float], head: Sequence[float]) -> _Unsound | None:
-    if not all(map(math.isfinite, base)):
-        return _Unsound("inconclusive", "the base's accuracy is not a number")
-    if not all(map(math.isfinite, head)):
-        return _Unsound("fail", "the head's accuracy is not a number")
-    if len(base) != len(head) or isinstance(one.base, Summary) or isinstance(one.head, Summary):
-        return _Unsound("inconclusive", "base and head have different numbers of seeds")
-    if one.unit != "points" and math.fsum(base) == 0:
-        return _Unsound("inconclusive", "the base's figure is 0, of which nothing is a share")
-    return None
-
-
-def _with_zeros(one: Series, base: Sequence[float], head: Sequence[float], settings: Settings) -> _Unsound:
-    pairs = min(len(base), len(head))
-    if min(*base, *head) < 0:
-        return _Unsound("inconclusive", "a negative value")
-    if one.quantity == "time" or (one.quantity == "ratio" and one.unit == "1"):
-        value = "value" if one.quantity == "time" else "ratio of times"
-        short = min(median(base), median(head)) == 0  # some zeros among others have another cause
-        why = "too short for its clock" if short else "which cannot be"
-        return _Unsound("inconclusive", f"a {value} of 0{':' if short else ','} {why}")
-    if max(head) == 0:
-        return _Unsound("pass", "the head has 0", pairs, nothing_left=min(base) > 0)
-    if max(base) == 0 and max(head) <= settings.least_of(one.quantity):
-        return _Unsound("pass", "up from 0, by no more than the least difference", pairs)
-    if max(base) == 0 and min(head) > 0:
-        return _Unsound("fail", "up from 0", pairs)
-    return _Unsound("inconclusive", "some values are 0 and others are not", pairs)

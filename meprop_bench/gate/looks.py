@@ -4,8 +4,8 @@ The problem. An interval of 95% that is looked at after each new pair leaves the
 than in one of twenty cases: after ten looks in about one of five. A gate that adds pairs "until it is decided" and
 uses such intervals raises a false alarm whenever it waits long enough.
 
-The rule. Looks are planned beforehand, at a quarter, a half, three quarters and all of the pairs that the budget
-allows, and the allowed error alpha is shared among them, little at first and most at the end:
+The rule. Looks are planned beforehand, at an eighth, a quarter, a half and all of the pairs that a case may have, and
+the allowed error alpha is shared among them, little at first and most at the end:
 
     weights w = 0.05, 0.10, 0.20, 0.65        sum 1
     look j with n_j pairs uses the level alpha * w_j:   interval_j = mean ± t(n_j - 1; alpha * w_j) * sd / sqrt(n_j)
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 __all__ = ["Looks"]
 
-_SHARES = ((0.25, 0.05), (0.5, 0.10), (0.75, 0.20), (1.0, 0.65))
+_SHARES = ((0.125, 0.05), (0.25, 0.10), (0.5, 0.20), (1.0, 0.65))
 _FEWEST = 3
 """Pairs at which an interval begins to say something: Student's t with one degree of freedom is 38 wide at 97.5% of
 half the weight, with two 6."""

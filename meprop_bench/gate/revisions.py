@@ -4,7 +4,7 @@
     set-up    both draw the case's memory anew, then take some blocks, interleaved and in random order (`processes`);
               a block of base and the head's next to it are one pair of values
     block     a few milliseconds of one case in one process: one value a phase
-    again     rounds with the cases that are not decided yet, until there are none or their budgets are spent
+    again     rounds with the cases that are not decided yet, until there are none or the budget is spent (`budget`)
 
 What the machine does (frequency, neighbours) cancels between two blocks next to each other, as far as it lasts longer
 than they do; what remains is marked, and noted (`case_records`). Where the memory lies, and on which core a thread
@@ -15,21 +15,8 @@ pass of a small layer spread by 2 to 4% between pairs of processes, where the ne
 those of the forward pass by 0.5%, as the neighbours would.
 
 A revision gets of a case what differs from the defaults, so that an older one can be asked for all that it knows. A
-figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it.
-
-Faults cost their case alone. A worker that dies takes its round of the case along, and the others go on with a fresh
-pair of processes; the second time, the case is given up. Each has its line among the figures:
-
-    base         head
-    can          cannot (it raises, its check fails, it dies)    failed
-    can          has none                                        gone, which is inconclusive
-    has none     can                                             new, which decides nothing
-    has none     cannot                                          failed
-    cannot       can, or cannot either                           not comparable
-    has none     has none                                        wrong usage: the settings name something else
-
-A project of its own may have been imported from elsewhere than its revision's folder: then base and head are one code,
-and the comparison is refused.
+figure that base has and head has no longer is shown without the head's, and `decide` cannot pass it. What goes wrong
+costs its case alone (`faults`), and each process has to run its own revision's code (`own_code`).
 """
 
 from __future__ import annotations
@@ -39,18 +26,18 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import meprop_bench
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.budget import Budget
 from meprop_bench.gate.case_records import SIDES, Blocks, CaseRecords, Record, Side, record_of
+from meprop_bench.gate.faults import settle
 from meprop_bench.gate.judgement import Judgement
+from meprop_bench.gate.own_code import borrowed, check_origins, greet, sparsified
 from meprop_bench.gate.processes import (
     Interleaving,
     StartRevision,
     accuracies,
-    cores_of,
     exact_figures,
     loops_of,
     process_pair,
@@ -61,15 +48,13 @@ from meprop_bench.gate.processes import (
 )
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.targets import Measurable, Schedule
-from meprop_bench.gate.worktree import PACKAGE, Checkout
+from meprop_bench.gate.worktree import Checkout
 from meprop_bench.measure.lock import DeviceLock, device_lock
 from meprop_bench.measure.pool import Pool
-from meprop_bench.measure.worker import WorkerAbsent, WorkerDied, WorkerError, WorkerFailed, WorkerRefused
+from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed, WorkerRefused
 from meprop_bench.results.axes import OWN, TRANSFORMER
-from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import PASSED
 from meprop_bench.sweep.function_case import FunctionCase
-from meprop_bench.sweep.worker import PROTOCOL
 
 __all__ = ["SLICE_S", "GateProgress", "Hooks", "Measured", "Rounds", "measure"]
 
@@ -90,10 +75,6 @@ _WARM_S = 0.02
 
 _DENSE_SHARE = 0.2
 """Of the time, for blocks of the dense side, of which the ratio sparse/dense needs a rough median only."""
-
-_MOST_FAULTS = 2
-_SHOWN = 8
-"""Names of modules in a note."""
 
 _LEARNING = ("mlp", TRANSFORMER, OWN)
 """Workloads whose accuracies are compared: short trainings of the others say little (their methods decide late)."""
@@ -153,11 +134,11 @@ def measure(
     slice_s: float = SLICE_S,
     **hooks: Unpack[Hooks],
 ) -> Measured:
-    """Measure the cases of a plan until each is decided or has spent its budget.
+    """Measure the cases of a plan until each is decided or the budget is spent.
 
-    The plan says the cases, the seconds for each, all included (`budget`), the least rounds (`processes`), and whether
-    and how the accuracy is compared. `undecided` is given all figures so far, and returns the labels of the cases that
-    more rounds could still decide. `slice_s` is how long a case is set up again and again in a round.
+    The plan says the cases, the seconds for each on average, all included (`budget`), the least rounds (`processes`),
+    and whether and how the accuracy is compared. `undecided` is given all figures so far, and returns the labels of the
+    cases that more rounds could still decide. `slice_s` is how long a case is set up again and again in a round.
 
     Raises:
         UserError: a revision that does not start (exit code 3 for the base, 2 for the head), or that does not know the
@@ -170,13 +151,11 @@ def measure(
     while todo:
         rounds.once(todo)
         waiting = undecided(rounds.series())
-        todo = [
+        todo = rounds.budget.affords(
             case
             for case in todo
-            if (known := rounds.cases[case]).open
-            and (known.rounds < plan.processes or case.label in waiting)
-            and known.spent_s + known.spent_s / known.rounds <= plan.budget
-        ]
+            if (known := rounds.cases[case]).open and (known.rounds < plan.processes or case.label in waiting)
+        )
     if base.project is None and all(known.missing for known in rounds.cases.values()):
         first = next(iter(rounds.cases.values()))
         raise UserError(
@@ -220,6 +199,7 @@ class Rounds:
         self._begun = now()
         self._round, self._left = 0, len(plan.cases)
         self.cases = {case: CaseRecords(case) for case in plan.cases}
+        self.budget = Budget(plan.budget * len(plan.cases), _process_of)
         self.environment: Mapping[str, Any] = {}
         self._borrowed: dict[Side, str] = {}
 
@@ -236,8 +216,7 @@ class Rounds:
         self._round, self._left = self._round + 1, len(todo)
         groups: dict[tuple[object, ...], list[Measurable]] = {}
         for case in self._rng.sample(todo, len(todo)):
-            alike = (isinstance(case, FunctionCase), case.threads, case.device, case.allocator)
-            groups.setdefault(alike, []).append(case)
+            groups.setdefault(_process_of(case), []).append(case)
         for group in groups.values():
             rest = group
             while rest:
@@ -247,7 +226,7 @@ class Rounds:
         """Return all figures so far; the pairs that a budget allows go by those that there were."""
         found = []
         for known in self.cases.values():
-            most = int(self._plan.budget * known.rounds / known.spent_s) if known.spent_s > 0 else 0
+            most = self.budget.most_rounds(known.case)
             found += [replace(series, most=most) for series in known.series()]
         return found
 
@@ -280,14 +259,14 @@ class Rounds:
                 begun = self._now()
                 self._notify("starting", None)
                 pool = self._processes(group[0], stack)
-                started = (self._now() - begun) / len(group)
+                self.budget.started(self._now() - begun)
             for index, case in enumerate(group):
                 with self._device(case):
-                    if self._lost(self.cases[case], pool, started):
+                    if self._lost(self.cases[case], pool):
                         return group[index + 1 :]
         return []
 
-    def _lost(self, known: CaseRecords, pool: Pool[Side], started: float) -> bool:
+    def _lost(self, known: CaseRecords, pool: Pool[Side]) -> bool:
         """Measure a case; return whether that cost one of the processes. What it waited for the device is not its own.
 
         Where both sides failed, base's error counts, and it may be the head's process that is gone.
@@ -296,57 +275,18 @@ class Rounds:
         try:
             self._take(known, pool)
         except WorkerError as error:
-            errors: dict[Side, WorkerError] = {error.worker: error}
-            if self._checkouts["base"].project is not None:
-                # The other side may not have been asked yet, or have failed as well.
-                side: Side = "head" if error.worker == "base" else "base"
-                errors |= {side: other} if (other := _cannot(side, known.case, pool)) else {}
-                _settle(known, errors, WorkerAbsent)
-            else:  # an older revision of this package refuses the cases that it does not know
-                _settle(known, errors, WorkerRefused)
+            settle(known, error, pool, project=self._checkouts["base"].project is not None, warm_s=_WARM_S)
             return pool.lost or isinstance(error, WorkerDied)
         else:
             return False
         finally:
             known.rounds += 1
-            known.spent_s += started + self._now() - before
+            self.budget.took(known.case, self._now() - before)
 
     def _processes(self, case: Measurable, stack: ExitStack) -> Pool[Side]:
         """Return a pair that has imported what takes seconds, each its own code, which speaks our protocol."""
         pool = stack.enter_context(process_pair(self._checkouts, case, self._start, self._rng))
-        # A model that is trained as it is needs none, and compiling them takes half a minute.
-        needless = self._checkouts["head"].project is not None and not _sparsified(case)
-        kernels: dict[str, Any] = {"kernels": False} if needless and not isinstance(case, FunctionCase) else {}
-        try:
-            answers = pool.ask_all(
-                request(case, "hello"), threads=case.threads, device=case.device, pin=bool(cores_of(case)), **kernels
-            )
-        except WorkerError as error:
-            side: Side = error.worker
-            raise UserError(
-                f"the {side}, {self._checkouts[side].name}, does not start: {error}",
-                ExitCode.NOT_COMPARABLE if side == "base" else ExitCode.USAGE,
-            ) from None
-        for side in SIDES:
-            answer, checkout = answers[side], self._checkouts[side]
-            if (spoken := answer.get("protocol")) != PROTOCOL:
-                knows = "no protocol of the gate" if spoken is None else f"protocol {spoken}, not {PROTOCOL}"
-                raise UserError(
-                    f"the {side}, {checkout.name}, cannot be compared: its worker knows {knows}; choose a revision that"
-                    " does",
-                    ExitCode.NOT_COMPARABLE,
-                )
-            ours = Path(meprop_bench.__file__).parent
-            wanted, found = ours if checkout.project else checkout.folder / PACKAGE, Path(answer["package"])
-            if found.resolve() != wanted.resolve():
-                raise UserError(
-                    f"the {side}, {checkout.name}, ran the package in {found} instead of its own: unset what puts it"
-                    " first on Python's path",
-                    ExitCode.NOT_COMPARABLE,
-                )
-            if checkout.project is not None:
-                pool.ask(side, "enter_project", path=checkout.project.path, first=checkout.project.python is None)
-        self.environment = answers["head"]["environment"]
+        self.environment = greet(pool, self._checkouts, case)
         return pool
 
     def _take(self, known: CaseRecords, pool: Pool[Side]) -> None:
@@ -360,14 +300,15 @@ class Rounds:
             if (found := checks[side].get("check", PASSED)) != PASSED:
                 raise WorkerFailed(f"its gradients are wrong: {found}", side, "check")
         if not known.records:
-            self._check_origins(pool)
+            check_origins(pool, self._checkouts)
+            self._borrowed |= borrowed(pool, self._checkouts)
         phases, alone = timed_phases(setup)
         loops = loops_of(checks)
         known.loops = max(loops[side]["method"] for side in SIDES)
         slow = min(loops[side]["method"] for side in SIDES) == 1
         self._notify("measuring", case)
         interleaving = Interleaving(pool, loops, self._rng, again=request(case, "again"))
-        taken = self._slice(interleaving, phases, fewest=1 if slow else _FEWEST, dense=_sparsified(case))
+        taken = self._slice(interleaving, phases, fewest=1 if slow else _FEWEST, dense=sparsified(case))
         if not known.records:
             known.facts = exact_figures(case, pool, setup, operators=self._checkouts["head"].project is None)
             known.facts |= times_alone(interleaving, alone)
@@ -387,29 +328,6 @@ class Rounds:
             if refused.worker != "base":  # the base can do it
                 raise
             known.notes.append(f"its accuracy is not compared: {refused}")
-
-    def _check_origins(self, pool: Pool[Side]) -> None:
-        """Refuse a project whose modules are not its revision's: nothing that changed would ever be found."""
-        for side in SIDES:
-            checkout = self._checkouts[side]
-            if checkout.project is None:
-                return
-            source = str(checkout.project.source)
-            answer = pool.ask(side, "origins", names=checkout.modules, below=source)
-            for module, file in answer["origins"].items():
-                if not checkout.owns(Path(file)):
-                    raise UserError(
-                        f"the {side}, {checkout.name}, imports {module} from {one_line(file)}, which is not that"
-                        " revision's, so base and head would be one code: name the folder that it is in as path, or the"
-                        " command that installs it as build, in [tool.meprop-bench.gate]",
-                        ExitCode.NOT_COMPARABLE,
-                    )
-            if names := pool.ask(side, "borrowed")["borrowed"]:
-                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-                self._borrowed[side] = (
-                    f"the {side}'s environment has not all that is imported: {', '.join(names[:_SHOWN])}{more} are"
-                    " those of the gate's"
-                )
 
     def _slice(
         self, interleaving: Interleaving, phases: Sequence[str], *, fewest: int, dense: bool
@@ -439,13 +357,12 @@ class Rounds:
 
     def _notify(self, stage: str, case: Measurable | None) -> None:
         total = len(self._plan.cases)
-        budget_s = self._plan.budget * total
-        self._progress(GateProgress(stage, self._round, case, self._left, total, self.seconds, budget_s))
+        self._progress(GateProgress(stage, self._round, case, self._left, total, self.seconds, self.budget.total_s))
 
 
-def _sparsified(case: Measurable) -> bool:
-    """Whether a case has a dense side that is another one than the one that is judged."""
-    return not isinstance(case, FunctionCase) and case.method != "dense"
+def _process_of(case: Measurable) -> tuple[object, ...]:
+    """Return what a case's processes are started with."""
+    return isinstance(case, FunctionCase), case.threads, case.device, case.allocator
 
 
 def _remarks(setup: Mapping[Side, Mapping[str, Any]], checks: Mapping[Side, Mapping[str, Any]]) -> Iterator[str]:
@@ -460,40 +377,3 @@ def _remarks(setup: Mapping[Side, Mapping[str, Any]], checks: Mapping[Side, Mapp
         )
     if not all(checks[side].get("traced", True) for side in SIDES):
         yield "its peak memory is not measured, as a call takes too long for that"
-
-
-def _cannot(side: Side, case: Measurable, pool: Pool[Side]) -> WorkerError | None:
-    """Return why a side cannot do a case; None where it can."""
-    try:
-        pool.ask(side, request(case, "setup"), case=case.changed())
-        pool.ask(side, request(case, "check"), warm_s=_WARM_S)
-    except WorkerError as error:
-        return error
-    return None
-
-
-def _settle(known: CaseRecords, errors: Mapping[Side, WorkerError], none: type[WorkerError]) -> None:
-    """Decide what the errors of one side, or of both, mean for their case; `none` is that of a base that has no such.
-
-    Raises:
-        UserError: neither has what was named.
-
-    """
-    for side, error in errors.items():
-        if isinstance(error, WorkerDied):
-            known.faults[side].append(error.reason)
-            if len(known.faults[side]) < _MOST_FAULTS:
-                return
-    base, head = errors.get("base"), errors.get("head")
-    if base is None:
-        gone = isinstance(head, WorkerAbsent)
-        known.gone, known.failure = (str(head), "") if gone else ("", str(head))
-    elif head is None:
-        known.new = isinstance(base, none)
-        known.missing = str(base) if known.new else f"the base cannot do it: {base}"
-    elif isinstance(base, none) and isinstance(head, WorkerAbsent):
-        raise UserError(f"[tool.meprop-bench.gate] names what neither revision has: {head}")
-    elif isinstance(base, none):
-        known.failure = f"new, and it fails: {head}"
-    else:
-        known.missing = f"neither can do it: the base: {base}; the head: {head}"

@@ -4,8 +4,8 @@
                takes; next to the plain blocks there are some in which the head's backward pass is really held back by
                3 and 5% (`sweep.blocks`)
     try        one run of the gate, replayed on what was measured: pairs of processes are drawn without replacement, in
-               random order, and looked at as the gate would have looked, until each case has its verdict or would have
-               spent its budget
+               random order, and looked at as the gate would have looked, until each case has its verdict or the budget
+               would be spent (`budget`: what a case is decided without is there for the others)
     A/A        no case is slowed: each `fail` is a false alarm
     slowed     one case is slowed and the others are not, since Holm's correction makes it hard just then
 
@@ -25,14 +25,15 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import TypeAlias, Unpack
 
 import numpy as np
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.gate.case_records import Record
+from meprop_bench.gate.budget import Budget
+from meprop_bench.gate.case_records import Record, judged_records
 from meprop_bench.gate.decide import judge, small_part, undecided
 from meprop_bench.gate.evidence import detectable
 from meprop_bench.gate.judgement import VERDICTS, Quantity
@@ -42,7 +43,7 @@ from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.targets import Measurable, Targets
 from meprop_bench.gate.worktree import Checkout
-from meprop_bench.stats import CANNOT_TELL, Verdict, process_medians, too_wide
+from meprop_bench.stats import CANNOT_TELL, Verdict, median, process_medians, too_wide
 from meprop_bench.sweep.plan import Plan
 
 __all__ = ["SLOWDOWNS", "TRIED_MARGINS", "CasePromise", "Promise", "as_text", "check"]
@@ -68,7 +69,7 @@ class CasePromise:
 
     case: str
     pairs: int  # of processes, that were measured
-    affordable: int  # pairs of a try at most: what the budget, or the settings, allow
+    affordable: int  # pairs of a try at most, of those in which it was slowed
     spread: float  # standard deviation of the pairs' log ratios of the backward pass, without a slowdown
     detectable: float  # the least slowdown that is seen in 95% of the tries, relative
     tries: Mapping[float, tuple[int, int, int]]  # no slowdown (0.0), and each -> tries, of which failed, inconclusive
@@ -84,6 +85,7 @@ class Promise:
     budget: float
     seconds: float
     least_margin: float | None  # the first of `TRIED_MARGINS` at which all times of identical code pass in 95% of runs
+    clean: tuple[int, int]  # runs on identical code, and how many of them passed in all cases at once
 
     def total(self, slowdown: float) -> tuple[int, int, int]:
         """Return tries, failed and inconclusive of all cases."""
@@ -96,12 +98,15 @@ class Promise:
 
     @property
     def met(self) -> bool:
-        """Whether false alarms are at most 1 in 200, and 95% of identical code passes and of large slowdowns fail."""
-        tries, alarms, unsure = self.total(0.0)
-        caught = [self.total(slowdown) for slowdown in SLOWDOWNS if self.has_goal(slowdown)]
+        """Whether false alarms are at most 1 in 200, and 95% of the runs on identical code pass, and of the large
+        slowdowns of each case fail.
+        """
+        tries, alarms, _ = self.total(0.0)
+        runs, passed = self.clean
+        caught = [case.tries[slowdown] for case in self.cases for slowdown in SLOWDOWNS if self.has_goal(slowdown)]
         return (
             alarms <= tries * _FALSE_ALARMS
-            and tries - alarms - unsure >= _GOAL * tries
+            and passed >= _GOAL * runs
             and all(failed >= _GOAL * count for count, failed, _ in caught)
         )
 
@@ -147,7 +152,12 @@ def check(
         settings.budget,
         rounds.seconds,
         replay.least_margin(tries),
+        replay.clean(),
     )
+
+
+_Pairs: TypeAlias = Sequence[Sequence[Series]]
+"""Of a case under one slowdown, pair of processes by pair of processes its figures, each with one value: its median."""
 
 
 class _Replay:
@@ -155,21 +165,26 @@ class _Replay:
 
     def __init__(self, rounds: Rounds, settings: Settings, rng: random.Random) -> None:
         self._cases, self._settings, self._rng = rounds.cases, settings, rng
-        self._looks = Looks.within(settings.pairs)
-        self._affordable = {case: self._afford(case) for case in self._cases}
+        self._looks, self._measured = Looks.within(settings.pairs), rounds.budget
+        self._pairs: dict[tuple[Measurable, float], _Pairs] = {
+            (case, slowdown): [_condensed(own.series([record])) for record in judged_records(records)]
+            for case, own in self._cases.items()
+            for slowdown, records in own.records.items()
+        }
         self._clean: list[dict[Measurable, str]] = []
-        records = {case: own.records[0.0] for case, own in self._cases.items()}
-        self._family = len(self._series(records, dict.fromkeys(records)))
+        self._family = sum(len(self._pairs[case, 0.0][0]) for case in self._cases)
 
     def promise(self, case: Measurable, tries: int) -> CasePromise:
         """Say what the tries say of a case."""
         while len(self._clean) < tries:
-            self._clean.append(self._try({}))
-        found = {0.0: _count([verdicts[case] for verdicts in self._clean])}
+            self._clean.append(self._try({})[0])
+        found, pairs = {0.0: _count([verdicts[case] for verdicts in self._clean])}, 2
         for slowdown in SLOWDOWNS:
-            found[slowdown] = _count([self._try({case: slowdown})[case] for _ in range(tries)])
-        records, pairs = self._cases[case].records, self._affordable[case]
-        spread = statistics.stdev(_logs(records[0.0]))
+            slowed = [self._try({case: slowdown}) for _ in range(tries)]
+            found[slowdown] = _count([verdicts[case] for verdicts, _ in slowed])
+            pairs = max(pairs, *(counts[case] for _, counts in slowed))
+        records = self._cases[case].records
+        spread = statistics.stdev(_logs(judged_records(records[0.0])))
         margin, (_, weight) = self._settings.usual_margin("time"), self._looks.taken(pairs, last=True)[-1]
         least = detectable(
             np.array([spread / math.sqrt(pairs)]),
@@ -185,59 +200,74 @@ class _Replay:
             spread=spread,
             detectable=least.item(),
             tries=found,
-            seen={slowdown: math.expm1(statistics.fmean(_logs(records[slowdown]))) for slowdown in SLOWDOWNS},
+            seen={
+                slowdown: math.expm1(statistics.fmean(_logs(judged_records(records[slowdown]))))
+                for slowdown in SLOWDOWNS
+            },
         )
+
+    def clean(self) -> tuple[int, int]:
+        """Return how many runs on identical code there were, and how many passed in all cases."""
+        return len(self._clean), sum(set(verdicts.values()) == {"pass"} for verdicts in self._clean)
 
     def least_margin(self, tries: int) -> float | None:
         """Return the least of `TRIED_MARGINS` at which all times of identical code pass in 95% of the runs."""
         for margin in TRIED_MARGINS:
-            runs = [self._try({}, replace(self._settings, margin=margin, margins={}), "time") for _ in range(tries)]
+            settings = replace(self._settings, margin=margin, margins={})
+            runs = [self._try({}, settings, "time")[0] for _ in range(tries)]
             if sum(set(verdicts.values()) == {"pass"} for verdicts in runs) >= _GOAL * tries:
                 return margin
         return None
 
-    def _afford(self, case: Measurable) -> int:
-        """Return the pairs that the budget of a case allows, at the gate's own slices."""
-        own = self._cases[case]
-        besides_s = own.spent_s / own.rounds - _SLICE_S
-        within = int(self._settings.budget / (SLICE_S + max(besides_s, 0.0)))
-        return max(2, min(self._settings.pairs, within, len(own.records[0.0])))
-
     def _try(
         self, slowed: Mapping[Measurable, float], settings: Settings | None = None, quantity: Quantity | None = None
-    ) -> dict[Measurable, str]:
-        """Run the gate once, and return each case's verdict; by other settings, or on one quantity alone."""
+    ) -> tuple[dict[Measurable, str], dict[Measurable, int]]:
+        """Run the gate once, and return each case's verdict and pairs; by other settings, or on one quantity alone."""
         settings = settings or self._settings
+        drawn: dict[Measurable, _Pairs] = {}
+        for case in self._cases:
+            pairs = self._pairs[case, slowed.get(case, 0.0)]
+            drawn[case] = self._rng.sample(pairs, min(settings.pairs, len(pairs)))
+        counts = dict.fromkeys(drawn, 0)
 
         def series() -> list[Series]:
-            return [one for one in self._series(drawn, counts) if quantity in (None, one.quantity)]
+            every = (one for case, pairs in drawn.items() for one in _joined(pairs[: counts[case]]))
+            return [one for one in every if quantity in (None, one.quantity)]
 
-        drawn = {
-            case: self._rng.sample(own.records[slowed.get(case, 0.0)], self._affordable[case])
-            for case, own in self._cases.items()
-        }
-        counts = dict.fromkeys(drawn, 0)
-        waiting = set(drawn)
-        while waiting:
-            for case in waiting:
-                planned = min((c for c in self._looks.counts if c > counts[case]), default=self._affordable[case])
-                counts[case] = min(planned, self._affordable[case])
-            labels = undecided(series(), settings, self._looks)
-            waiting = {case for case in waiting if case.label in labels and counts[case] < self._affordable[case]}
+        budget = Budget(self._settings.budget * len(drawn), self._measured.process_of)
+        todo = list(drawn)
+        while todo:
+            for _ in {budget.process_of(case) for case in todo}:
+                budget.started(median(self._measured.starts_s))
+            for case in todo:
+                budget.took(case, max(median(self._measured.own_s[case]) - _SLICE_S, 0.0) + SLICE_S)
+                counts[case] += 1
+            open_ones = {case for case in todo if counts[case] < len(drawn[case])}
+            if any(counts[case] in self._looks.counts for case in todo):
+                labels = undecided(series(), settings, self._looks)
+                open_ones = {case for case in open_ones if case.label in labels}
+            todo = budget.affords(case for case in todo if case in open_ones)
         verdicts: dict[str, list[Verdict]] = {case.label: [] for case in drawn}
         for one in judge(series(), settings, self._looks):
             verdicts[one.case] += [] if one.report_only else [one.verdict]
-        return {case: min(verdicts[case.label] or ["pass"], key=VERDICTS.index) for case in drawn}
+        return {case: min(verdicts[case.label] or ["pass"], key=VERDICTS.index) for case in drawn}, counts
 
-    def _series(
-        self, drawn: Mapping[Measurable, Sequence[Record]], counts: Mapping[Measurable, int | None]
-    ) -> list[Series]:
-        return [
-            series
-            for case, records in drawn.items()
-            for series in self._cases[case].series(records[: counts[case]])
-            if series.pairs is not None
-        ]
+
+def _condensed(figures: Sequence[Series]) -> Sequence[Series]:
+    """Return the figures of one pair of processes, each with its medians for values: that is all that is judged."""
+    found = []
+    for one in figures:
+        if one.pairs is not None:
+            base = median(base for base, _ in one.pairs[0])
+            (log,) = process_medians(one.pairs)
+            found.append(replace(one, pairs=(((base, base * math.exp(-log)),),)))
+    return found
+
+
+def _joined(pairs: _Pairs) -> Iterator[Series]:
+    """Yield the figures over some pairs of processes."""
+    for of_each in zip(*pairs, strict=True):
+        yield replace(of_each[0], pairs=tuple(run for one in of_each for run in one.pairs or ()))
 
 
 def _count(verdicts: Sequence[str]) -> tuple[int, int, int]:
@@ -275,9 +305,10 @@ def as_text(promise: Promise) -> str:
         share = f"{failed / count:.1%}" + (f"; target {goal}" if slowdown == 0 or promise.has_goal(slowdown) else "")
         lines.append(f"    {_name(slowdown)} {failed} of {count} {what} ({share}), {unsure} inconclusive")
         if slowdown == 0:
-            passed = count - failed - unsure
+            runs, passed = promise.clean
             lines.append(
-                f"    {_name(slowdown)} {passed} of {count} passed ({passed / count:.1%}; target at least {_GOAL:.0%})"
+                f"    {_name(slowdown)} {passed} of {runs} runs passed in all cases ({passed / runs:.1%}; target at"
+                f" least {_GOAL:.0%})"
             )
     least = promise.least_margin
     lines += [

@@ -107,6 +107,7 @@ class Series:
     failure: str = ""  # why the head has no figure though it should (its check failed, it crashed): such a figure fails
     unjudged: str = ""  # why there is nothing to judge: the case is new, gone, or fails in the base
     decides: bool = True  # whether that leaves the result open; what is new does not
+    repeats: str = ""  # the figure of the same case which says the same, and sharper: where it is judged it decides
 
     def __post_init__(self) -> None:
         if self.pairs is not None and (self.base or self.head):

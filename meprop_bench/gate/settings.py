@@ -94,8 +94,8 @@ class Settings:
     least_time: float = 0.0  # least difference of times that counts, in seconds
     least_memory: float = 0.0  # of memory, in bytes
     report_only: tuple[str, ...] = ()  # globs of what is shown and does not decide
-    budget: float = 60.0  # seconds of measuring for a case at most
-    pairs: int = 32  # of processes for a case at most
+    budget: float = 60.0  # seconds of measuring for a case: what one does not need is there for the others
+    pairs: int = 64  # of processes for a case at most
     confidence: float = 0.95
     """Of the intervals, two-sided: a loss of the margin passes by chance at most in (1 - confidence) / 2."""
     process_noise: float = 0.033

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -398,6 +399,20 @@ def test_clear_cases_end_early_and_the_first_verdict_stays():
     found = one(later, looks=LOOKS)
     assert (found.verdict, found.pairs) == ("fail", 4)
     assert one(later).verdict == "inconclusive"  # as a single look would have it
+
+
+def test_what_repeats_another_figure_is_only_shown_where_that_one_is_judged():
+    noisy = [pairs(1.0, spread=0.3, count=16), pairs(1.0, spread=0.001, count=16)]
+    ratio = times(figure="sparse/dense backward", quantity="ratio", unit="1", repeats="backward", pairs=noisy[0])
+    both = [times(pairs=noisy[1]), ratio]
+    assert [(one.verdict, one.report_only) for one in judge(both, Settings())] == [
+        ("pass", False),
+        ("inconclusive", True),
+    ]
+    for settings in (Settings(cases=("*sparse/dense*",)), Settings(report_only=("backward",))):
+        (found,) = [one for one in judge(both, settings) if one.quantity == "ratio"]
+        assert (found.verdict, found.report_only) == ("inconclusive", False)
+    assert undecided([times(pairs=noisy[1][:4]), replace(ratio, pairs=noisy[0][:4])], Settings(), LOOKS) == frozenset()
 
 
 def test_what_more_pairs_cannot_put_right_is_not_asked_for():

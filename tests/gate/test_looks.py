@@ -13,7 +13,8 @@ def test_the_shares_are_all_of_alpha_and_the_last_look_is_at_the_end(most):
 
 def test_few_pairs_are_looked_at_once():
     assert Looks.within(2) == Looks((2,), (1.0,))
-    assert Looks.within(16).counts == (4, 8, 12, 16)
+    assert Looks.within(16).counts == (4, 8, 16)
+    assert Looks.within(64).counts == (8, 16, 32, 64)
 
 
 def test_between_looks_nothing_is_looked_at_unless_it_is_the_last():

@@ -253,6 +253,22 @@ def test_it_ends_when_the_budget_is_spent() -> None:
     assert fakes.time <= 2 * 40.0 + 2.0  # the cases' budgets, and the first start
 
 
+def test_a_noisy_case_has_what_the_others_do_not_need() -> None:
+    plan = _plan(k=(2, 3, 4), budget=40.0, processes=4)
+    noisy = plan.cases[1].label
+    fakes = _Fakes()
+    found = _measure(fakes, plan, lambda series: [noisy])
+    alone = _measure(_Fakes(), replace(plan, cases=plan.cases[1:2]), lambda series: [noisy])
+    counts = {one.case: len(one.pairs or ()) for one in found.series if one.figure == "backward"}
+    assert [count for case, count in counts.items() if case != noisy] == [4, 4]
+    assert counts[noisy] > 2 * alone.rounds
+    assert fakes.time <= 3 * 40.0 + 2.0
+    most = {one.case: one.most for one in found.series}
+    assert most[noisy] == counts[noisy]
+    # What the others could have had, had they been slower: nothing is left.
+    assert set(most.values()) == {4, counts[noisy]}
+
+
 def test_progress_says_where_it_is() -> None:
     seen: list[GateProgress] = []
     fakes = _Fakes()
@@ -532,6 +548,20 @@ def test_set_ups_that_were_disturbed_are_left_out_unless_most_were() -> None:
     assert known.series()[0].pairs == (((1.0, 1.0), (1.0, 1.0)),)
     known = CaseRecords(case, records={0.0: [Record(pairs, None, {})]})
     assert known.series()[0].pairs == (pairs["backward"],)
+
+
+def test_a_pair_of_processes_that_was_disturbed_throughout_is_left_out_unless_half_of_them_were() -> None:
+    (case,) = _plan().cases
+    calm = Record({"backward": ((1.0, 1.0),) * 40}, (False,) * 40, {}, 6)
+    busy = Record({"backward": ((1.0, 1.4),) * 4}, (True,) * 4, {}, 4)
+    known = CaseRecords(case, records={0.0: [calm, busy, calm]})
+    assert known.series()[0].pairs == (calm.pairs["backward"],) * 2
+    assert known.remarks() == [f"{case.label}: 1 of 3 pairs of processes were disturbed throughout, and are left out"]
+    for records in ([busy], [calm, busy], [busy, busy, calm]):
+        known = CaseRecords(case, records={0.0: list(records)})
+        assert len(known.series()[0].pairs or ()) == len(records)
+    nobody_can_tell = replace(busy, disturbed=None)
+    assert len(CaseRecords(case, records={0.0: [calm, nobody_can_tell, calm]}).series()[0].pairs or ()) == 3
 
 
 def test_a_ratio_changes_by_what_the_neighbours_say_however_the_machine_drifts() -> None:
