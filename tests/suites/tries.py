@@ -3,7 +3,7 @@
     python -m tests.suites.tries asv         `asv continuous` over two commits, in the environment that asv builds
     python -m tests.suites.tries pytest      two files of --benchmark-json through `meprop-bench gate`
     python -m tests.suites.tries gate        `meprop-bench gate` of a scratch repository with a model of its own
-    python -m tests.suites.tries gate-here   the same of a clone of this one, one layer of the preset `gate`
+    python -m tests.suites.tries gate-here   the same of a clone of this one, one layer of the preset `gate`, or --cases
 
 In a scratch repository there are three commits: one, the same once more, and one that is slower. Each try compares the
 first with the second, in which nothing may be reported, and the first with the third, which must be. By asv and pytest
@@ -248,6 +248,7 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--factor", default="1.05", help="of asv continuous")
     parser.add_argument("--margin", default="0.03", help="of the gate that judges pytest's files")
+    parser.add_argument("--cases", default=_LAYER, help="glob of the preset's cases, of gate-here; * for all of them")
     arguments = parser.parse_args()
     right = 0
     with tempfile.TemporaryDirectory(prefix="meprop-bench-tries-") as temporary:
@@ -259,7 +260,7 @@ def main() -> int:
         elif suite == "pytest":
             compare = by_pytest(repository, arguments.margin)
         else:
-            compare = by_gate(repository, *(("--cases", _LAYER) if suite == "gate-here" else ()))
+            compare = by_gate(repository, *(("--cases", arguments.cases) if suite == "gate-here" else ()))
         # 4 is inconclusive: no alarm, and of two files that were measured at two times enough.
         passing = {0, 4} if suite == "pytest" else {0}
         tried = (("the same", repository.same, passing), (f"{share:.0%} slower", repository.slower, {1}))
