@@ -48,7 +48,8 @@ def of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
             found = compare(plan, first, second, settings, undecided=waiting, progress=progress)
         else:
             found = measure(plan, first, second, undecided=waiting, progress=progress)
-        doubts = tuple(filter(None, (busy(),)))
+        # A machine that was busy casts no doubt on an installation that failed.
+        doubts = tuple(filter(None, (busy(),))) if any(one.pairs for one in found.series) else ()
     judgements = judge(found.series, settings, looks)
     environment = dict(found.environment)
     incomparable, firm = found.open_cases(judgements)

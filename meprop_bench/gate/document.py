@@ -123,13 +123,13 @@ def seen(outcome: Outcome) -> Sequence[str]:
     return outcome.findings or caught(outcome.judgements.caught)
 
 
-def caught(slowdown: float | None) -> list[str]:
-    """Return a line on the slowdown that would have failed, none where it was not reckoned."""
+def caught(slowdown: float | None, of: str = ", of any time judged here,") -> list[str]:
+    """Return a line on the slowdown that would have failed, `of` what; none where it was not reckoned."""
     if slowdown is None:
         return []
     if too_wide(slowdown):
         return [f"What slowdown would have failed: {CANNOT_TELL}, a time is too noisy."]
-    return [f"A slowdown of {slowdown:.1%} or more, of any time judged here, would have failed with 95% probability."]
+    return [f"A slowdown of {slowdown:.1%} or more{of} would have failed with 95% probability."]
 
 
 def counted(counts: Mapping[str, int]) -> str:

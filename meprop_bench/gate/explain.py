@@ -113,7 +113,7 @@ def _explain(page: Console, one: Explained, width: int) -> None:
     why = _of_history(found) if one.of_history else because(found)
     say(page, "", f"{in_words(found)}, margin {margin(found)}. {why}")
     if one.pairs:
-        drawn, how = _of_pairs(one, width), (_READ_PAIRS, _spread(one.pairs), *caught(found.caught))
+        drawn, how = _of_pairs(one, width), (_READ_PAIRS, _spread(one.pairs), *caught(found.caught, ""))
     elif one.base or one.head:
         drawn, how = _of_sides(one, width), (_READ_SIDES,)
     else:

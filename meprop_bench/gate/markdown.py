@@ -76,7 +76,10 @@ _COLUMNS = ("figure", "head / base", "margin", "base → head")
 _BREAKS = re.compile(r"(?<=[/:_\[\]=,-])(?=\w)|[^\W_]{24}(?=\w)|(?:\\\W){24}(?=\\)")
 """After this a long word may be broken, once it is escaped: a path would be as wide as a page."""
 _FIXED = "\u00a0"
-_UNDECIDED = "More pairs (`--budget`, `--pairs`), a quieter machine or a wider margin would decide these."
+_UNDECIDED = (
+    "More pairs (`--budget`, `--pairs`), a quieter machine or a wider margin would decide what has an interval."
+)
+_UNMEASURED = "What has none was not measured in both: if that is meant to be so, `report-only` takes it out."
 _MARKS = {"Passed": "✅", "Failed": "❌", "Inconclusive": "❔", "Not comparable": "⚠️"}
 _RUN = re.compile(r"https://[\w.:-]+/[\w.-]+/[\w.-]+/actions/runs/\d+")
 
@@ -158,8 +161,9 @@ def _text(outcome: Outcome, rows: Sequence[tuple[Judgement, str]], whole: str) -
             failed = [one for one, _ in rows if one.verdict == "fail" and not one.report_only]
             again = commands(outcome.repeat, failed if len(failed) == counts["fail"] else ())
             lines += ["To repeat it locally:", code_block("\n".join(again))] if again else []
-        elif first:
-            lines.append(_UNDECIDED)
+        elif first and outcome.runs:  # what is stored is not measured on
+            measured = {one.change is not None for one, _ in rows if one.verdict == verdict and not one.report_only}
+            lines.append(" ".join([_UNDECIDED] * (True in measured) + [_UNMEASURED] * (False in measured)))
         lines += _folded(f"{len(rest)} more {title}", _table(rest)) if rest else []
     further = len(outcome.notes) - _MOST_NOTES
     notes = [*outcome.notes[:_MOST_NOTES], *([f"and {further} more notes"] if further > 0 else [])]
@@ -212,11 +216,12 @@ def _table(rows: Sequence[str]) -> str:
 
 
 def _row(one: Judgement) -> str:
-    """Return a line of a table."""
-    values = pair(amount(one, one.base), amount(one, one.head))
-    figures = (neutral(text).replace(" ", _FIXED) for text in (change(one), margin(one), values))
-    what = f"{neutral(one.case)} / {neutral(one.figure)}" + (f": {neutral(one.reason)}" if one.reason else "")
-    line = table(Section("", _COLUMNS, ((tuple(map(Cell, (what, *figures))),),))).splitlines()[-1]
+    """Return a line of a table; why there is no change stands in its place."""
+    values, why = pair(amount(one, one.base), amount(one, one.head)), neutral(one.reason) if one.reason else ""
+    found, most, both = (neutral(text).replace(" ", _FIXED) for text in (change(one), margin(one), values))
+    what = f"{neutral(one.case)} / {neutral(one.figure)}" + (f": {why}" if why and one.change else "")
+    cells = (what, why if why and not one.change else found, most, both)
+    line = table(Section("", _COLUMNS, ((tuple(map(Cell, cells)),),))).splitlines()[-1]
     return re.sub(r"\S{20,}", lambda word: _BREAKS.sub(r"\g<0><wbr>", word[0]), line)
 
 

@@ -98,6 +98,11 @@ def test_a_reason_is_the_sentence_and_a_least_difference_moves_the_bound():
     assert because(judgement(change=None)) == "There is no interval."
 
 
+def test_what_would_have_failed_is_said_of_the_figure_alone():
+    text = " ".join(as_text([measured(caught=0.044)], terminal=False, width=80).split())
+    assert "A slowdown of 4.4% or more would have failed with 95% probability." in text
+
+
 def test_colour_is_for_a_terminal_and_signs_for_what_can_show_them():
     assert "\x1b[" in as_text([measured()], terminal=True, width=80)
     plain = as_text([measured()], terminal=False, width=80, encoding="ascii")

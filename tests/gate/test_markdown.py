@@ -69,6 +69,21 @@ def test_what_failed_is_there_with_how_to_repeat_it():
     assert "git fetch" not in as_comment(outcome(judgement(), repeat=REPEAT))
 
 
+def test_what_is_open_says_what_would_decide_it():
+    noisy, gone = judgement("inconclusive"), judgement("inconclusive", change=None, reason="gone: the head has none")
+    runs = {("linear k=8", "backward"): (((1.0, 1.0),),)}
+    for figures, says, not_ in (
+        ((noisy,), "More pairs", "report-only"),
+        ((gone,), "report-only", "More pairs"),
+        ((noisy, gone), "More pairs", "nothing of the kind"),
+    ):
+        text = as_comment(outcome(*figures, runs=runs))
+        assert says in text
+        assert not_ not in text
+    assert "| gone: the head has none | 1% |" in text  # where others have their change
+    assert "More pairs" not in as_comment(outcome(noisy))  # stored results are not measured on
+
+
 @pytest.mark.parametrize("where", ["case", "figure", "reason", "notes", "doubts", "machine", "base", "suite"])
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_of_somebody_elses_text_is_live(where, text):
