@@ -176,6 +176,21 @@ def test_the_command_says_the_same(
     assert "project -->" in comment.splitlines()[0]
 
 
+def test_a_busy_machine_casts_no_doubt_on_an_installation_that_failed(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = 'functions = [{function = "bench/speed.py:parse_large", threads = 1}]\nbuild = "test ! -e broken.txt"'
+    _library(repository, settings)
+    repository.write(broken_txt="yes").commit()
+    monkeypatch.chdir(repository.root)
+    monkeypatch.setattr("meprop_bench.measure.machine.Observer.line", lambda self: "This machine was busy")
+    assert run(["gate", "--base", "HEAD~1"]) == ExitCode.REGRESSION
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("Failed: 1 of 1 figures fails in the head alone, most of all installation/environment")
+    assert run(["gate", "--base", "HEAD", "--head", "HEAD~1"]) == ExitCode.NOT_COMPARABLE
+    assert capsys.readouterr().out.startswith("Not comparable: ")
+
+
 def test_a_project_in_a_folder_of_its_repository(repository: Repository) -> None:
     settings = 'functions = [{function = "speed.py:work", threads = 1}]'
     repository.write(packages__speed_py="from shared import n\ndef work():\n    return sum(range(n))\n")
