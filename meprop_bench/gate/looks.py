@@ -19,7 +19,8 @@ pairs and an unknown variance is itself an approximation. The price is small bec
 slowdown of 10% is seen at the first or second look.
 
 Where the budget ends before the last look, the look at hand is the last and gets the weight of all that were not taken.
-That is sound because the clock stopped it, and not the data.
+That is sound because the clock stopped it, and not the data; when it does, depends on what the other cases needed
+(`budget`), and not on the case's own.
 
 A figure's p-value is min_j p_j / w_j, which is a p-value for the whole design: Holm's correction across cases goes over
 these (as in Jennison and Turnbull, "Group Sequential Methods with Applications to Clinical Trials", 2000, chapter 9).

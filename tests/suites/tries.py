@@ -9,7 +9,9 @@ In a scratch repository there are three commits: one, the same once more, and on
 first with the second, in which nothing may be reported, and the first with the third, which must be. By asv and pytest
 sparsified backward passes of linear layers take 10% longer, and what is compared is the ratio to dense of the preset
 beside this file. By the gate it is 5%, of the model's forward and backward pass or of the layer's backward pass, all
-settings are the defaults, and identical code has to pass: to leave it undecided is wrong, too.
+settings are the defaults, and identical code has to pass: to leave it undecided is wrong, too. Other settings:
+
+    python -m tests.suites.tries gate --slower 0.03 --options '--margin 0.03 --budget 120'
 
 Ten tries take two hours by asv, which installs each commit anew, an hour and a quarter by pytest, and 20 minutes by
 the gate. Nothing else may run on the machine meanwhile. Exit code: 0 when all tries came out right, else 1.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -231,7 +234,7 @@ def by_pytest(clone: Repository, margin: str) -> Callable[[str], tuple[int, str]
 
 
 def by_gate(repository: Repository, *options: str) -> Callable[[str], tuple[int, str]]:
-    """Return what measures the first commit against another by the gate, all else as it is by default."""
+    """Return what measures the first commit against another by the gate, all but these options as it is by default."""
 
     def compare(commit: str) -> tuple[int, str]:
         gate = [sys.executable, "-m", "meprop_bench", "gate", "--base", repository.first, "--head", commit, *options]
@@ -249,18 +252,21 @@ def main() -> int:
     parser.add_argument("--factor", default="1.05", help="of asv continuous")
     parser.add_argument("--margin", default="0.03", help="of the gate that judges pytest's files")
     parser.add_argument("--cases", default=_LAYER, help="glob of the preset's cases, of gate-here; * for all of them")
+    parser.add_argument("--slower", type=float, default=0.05, help="share by which the slower commit is, of the gate's")
+    parser.add_argument("--options", default="", help="of the gate, as '--margin 0.03 --budget 120'")
     arguments = parser.parse_args()
     right = 0
     with tempfile.TemporaryDirectory(prefix="meprop-bench-tries-") as temporary:
         folder, suite = Path(temporary) / "scratch", arguments.suite
-        share = 0.05 if suite.startswith("gate") else 0.1
+        share = arguments.slower if suite.startswith("gate") else 0.1
         repository = Repository.own(folder, share) if suite == "gate" else Repository.clone(folder, share)
         if suite == "asv":
             compare = by_asv(repository, arguments.factor)
         elif suite == "pytest":
             compare = by_pytest(repository, arguments.margin)
         else:
-            compare = by_gate(repository, *(("--cases", arguments.cases) if suite == "gate-here" else ()))
+            cases = ("--cases", arguments.cases) if suite == "gate-here" else ()
+            compare = by_gate(repository, *cases, *shlex.split(arguments.options))
         # 4 is inconclusive: no alarm, and of two files that were measured at two times enough.
         passing = {0, 4} if suite == "pytest" else {0}
         tried = (("the same", repository.same, passing), (f"{share:.0%} slower", repository.slower, {1}))
