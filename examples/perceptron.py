@@ -127,7 +127,7 @@ def training(hidden: int, batch: int) -> mb.Training:
         batches=batches(x, y, batch),
         optimizer=optimizer,
         evaluate=evaluate,
-        metric="accuracy",
+        metric="accuracy %",
     )
 
 

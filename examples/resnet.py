@@ -71,7 +71,7 @@ def training(size: int, batch: int, examples: int) -> mb.Training:
         optimizer=optimizer,
         schedule=schedule,
         evaluate=evaluate,
-        metric="accuracy",
+        metric="accuracy %",
         kinds=(nn.Conv2d,),
         filter=chosen,
     )

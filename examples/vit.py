@@ -72,7 +72,7 @@ def training(size: int, patch: int, width: int, heads: int, layers: int, batch: 
         schedule=schedule,
         clip=1.0,
         evaluate=evaluate,
-        metric="accuracy",
+        metric="accuracy %",
         kinds=(nn.Linear, nn.MultiheadAttention),
     )
 

@@ -14,6 +14,7 @@ by the name of that function (`tasks.own`).
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -126,13 +127,14 @@ class Training:
         model: any module. `build` makes it anew in each call; both sides start from the same weights.
         loss: of the model and a batch, a scalar that holds the graph.
         batches: what can be iterated again and again: a list, a DataLoader. An epoch is one pass, of 10,000 batches at
-            most where it has no length. Tensors in lists, tuples, dictionaries and dataclasses are moved to the device.
-            The order is made the same for both sides: torch, `random`, NumPy and a DataLoader's generator are seeded.
+            most where it has no length, which a training counts by reading them once. Tensors in lists, tuples,
+            dictionaries and dataclasses are moved to the device. The order is made the same for both sides: torch,
+            `random`, NumPy and a DataLoader's generator are seeded.
         optimizer: makes the optimizer of a list of parameters, those that are trained [default: AdamW, fused].
         schedule: makes a learning-rate scheduler of the optimizer and the number of steps, so that it can be fitted to
             any budget; it is advanced after each update. Steps that are timed have none: the rate stays.
-        evaluate: of the model, in evaluation mode and without gradients: a finite number, higher is better. What
-            compares accuracies needs it.
+        evaluate: of the model, in evaluation mode and without gradients: a finite number, higher is better (of a loss
+            return the negative). What compares accuracies needs it.
         metric: what `evaluate` returns, in words; a percentage where they end in "%", so that differences are points.
         kinds: classes of layers that are sparsified, as for `nn.convert`.
         filter: called with a layer and its qualified name; those for which it is true are sparsified [default: all but
@@ -179,6 +181,12 @@ class Training:
             not callable(self.loss),
             f"loss must be a function of the model and a batch, not {_kind(self.loss)}",
         )
+        yield (
+            str(getattr(self.loss, "__module__", "")).startswith(("torch.nn.modules.loss", "torch.nn.functional")),
+            f"loss is torch's {getattr(self.loss, '__name__', type(self.loss).__name__)}, which takes outputs and"
+            " labels: give a function of the model and a batch that calls it, as in lambda model, batch:"
+            " F.cross_entropy(model(batch[0]), batch[1])",
+        )
         for name in ("optimizer", "schedule", "evaluate", "filter"):
             found = getattr(self, name)
             yield (
@@ -197,6 +205,15 @@ class Training:
         yield (
             isinstance(self.batches, Tensor | str | Mapping),
             f"batches must be a list of batches or a DataLoader, not one {type(self.batches).__name__}",
+        )
+        yield (
+            not isinstance(self.metric, str) or not self.metric.isprintable() or not self.metric.strip(),
+            f"metric must be a word or two for what evaluate returns, not {self.metric!r}",
+        )
+        yield (
+            self.evaluate is not None and isinstance(self.metric, str) and _less_is_better(self.metric),
+            f"metric {self.metric!r} reads as one of which less is better, and of what evaluate returns more is: return"
+            f" it with a minus, and call it '-{self.metric}'",
         )
         count = self.accumulate
         yield (
@@ -223,6 +240,14 @@ class Training:
             self.k is not None and not isinstance(self.k, Mapping),
             f"k must map patterns of layers' names to their k, not be {self.k!r}: one k for all is --k",
         )
+
+
+def _less_is_better(metric: str) -> bool:
+    """Whether the name of a metric is that of an error, with no word or sign that turns it round."""
+    words = re.findall(r"\w+|[-−]", metric.lower().replace("_", " "))
+    turned = {"-", "−", "neg", "negative", "minus", "inverse", "reduction", "improvement"}
+    errors = {"loss", "error", "perplexity", "ppl", "nll", "mse", "rmse", "mae", "wer", "cer"}
+    return bool(errors & {*words}) and not turned & {*words}
 
 
 def _kind(value: object) -> str:

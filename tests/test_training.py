@@ -281,6 +281,19 @@ def _loss(model, batch):
     [
         ({"model": nn.Linear}, "model must be a torch.nn.Module, not a type"),
         ({"loss": 3}, "loss must be a function of the model and a batch, not an int"),
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            "loss is torch's CrossEntropyLoss, which takes outputs and labels: give a func",
+        ),
+        ({"loss": nn.functional.mse_loss}, "loss is torch's mse_loss, which takes outputs and labels"),
+        ({"metric": None}, "metric must be a word or two for what evaluate returns, not None"),
+        ({"metric": "two\nlines"}, "metric must be a word or two"),
+        (
+            {"evaluate": len, "metric": "validation loss"},
+            "less is better, and of what evaluate returns more is: return",
+        ),
+        ({"evaluate": len, "metric": "val_loss"}, "less is better"),
+        ({"evaluate": len, "metric": "Perplexity (test)"}, "with a minus, and call it '-Perplexity (test)'"),
         ({"optimizer": "adam"}, "optimizer must be a function, not a str"),
         ({"schedule": 3}, "schedule must be a function, not an int"),
         ({"evaluate": 3}, "evaluate must be a function"),
@@ -307,6 +320,13 @@ def test_a_training_that_cannot_be_is_refused(wrong, message):
         Training(**{"model": nn.Linear(2, 2), "loss": _loss, "batches": [], **wrong})
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "metric", ["-loss", "negative loss", "- bits/character", "accuracy %", "lossless", "1 - WER", "neg_loss"]
+)
+def test_a_metric_of_which_more_is_better(metric):
+    assert Training(model=nn.Linear(2, 2), loss=_loss, batches=[], evaluate=len, metric=metric).metric == metric
 
 
 def test_a_training_needs_three_things_and_is_the_packages():

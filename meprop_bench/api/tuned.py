@@ -20,6 +20,7 @@ from meprop_bench.errors import ExitCode, one_of
 from meprop_bench.measure.environment import machine_slug
 from meprop_bench.measure.machine import state
 from meprop_bench.progress import lines, watcher
+from meprop_bench.report.markdown import escaped
 from meprop_bench.results.axes import default_threads
 from meprop_bench.results.store import Store
 from meprop_bench.tasks import TASKS
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Tuned", "tune"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuned:
     """What came of a search."""
 
@@ -78,8 +79,11 @@ class Tuned:
     def __str__(self) -> str:
         return "\n\n".join(filter(None, (self.doubt, self.sentence)))
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_markdown_(self) -> str:
-        return "\n\n".join(filter(None, (self.doubt, markdown(self.result))))
+        return "\n\n".join(filter(None, (escaped(self.doubt), markdown(self.result))))
 
 
 def tune(

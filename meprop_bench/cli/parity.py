@@ -102,7 +102,8 @@ def command(
     from meprop_bench.sweep.parity import Comparison, compare
 
     comparison = Comparison(recipe_of(given), seeds, margin, threads)
-    check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), evaluates=True)
+    needs = {"evaluates": True, "differs": seeds > 1}
+    check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), **needs)
     if processes is None:
         on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
         processes = max(1, default_threads() // threads) if on_cpu else 1

@@ -198,6 +198,7 @@ def _name_left_out(result: Result) -> None:
 
 def _write_folder(result: Result) -> None:
     """Write the answer, and a curve's picture, into the results folder."""
+    from meprop_bench.report.markdown import escaped
     from meprop_bench.results.store import replace_file
     from meprop_bench.tuning.document import drawn, markdown
 
@@ -208,7 +209,7 @@ def _write_folder(result: Result) -> None:
         else:
             title = f"{result.request.recipe.task}: {result.metric} in the same seconds"
             replace_file(result.folder / CURVE, drawn(result.curve, title, result.metric))
-            text += f"\n![{title}]({CURVE})\n"
+            text += f"\n![{escaped(title)}]({CURVE})\n"
     replace_file(result.folder / ANSWER, text)
     click.echo(f"report: {result.folder / ANSWER}", err=True)
 

@@ -1,6 +1,7 @@
 """Users' models, examined before anything is measured: in a process of its own, as all of the user's code is run.
 
-    examine    {recipes, threads}   ->  evaluates, metric, steps; or an error of one line that names the mistake
+    examine    {recipes, threads, differs}   ->  evaluates, metric, differs; or an error of one line that names the
+                                                 mistake
 
 Each is built twice, the batches of both are read twice, their losses are computed, and they take a training step in
 each way that is going to be measured. So a mistake costs seconds, and not the cases before it.
@@ -56,25 +57,29 @@ def check_models(cases: Sequence[Case], *, evaluates: bool = False) -> None:
         together = [case for case in own if (case.allocator, case.threads) == (allocator, threads)]
         ways = {_way(case): case for case in together}
         recipes = [recipe_of(case) for case in ways.values()]
-        check_recipes(recipes, threads=threads, allocator=allocator, evaluates=evaluates)
+        check_recipes(recipes, threads=threads, allocator=allocator, evaluates=evaluates, differs=evaluates)
 
 
-def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, evaluates: bool = False) -> None:
+def check_recipes(
+    recipes: Sequence[Recipe], *, threads: int, allocator: str, evaluates: bool = False, differs: bool = False
+) -> None:
     """Examine the users' models of recipes, with so many threads.
 
     Raises:
-        UserError: what is wrong with one, in one line; also that it has no `evaluate` and is to have one.
+        UserError: what is wrong with one, in one line; also that it has no `evaluate` and is to have one, or is the
+            same from every seed and is to differ.
 
     """
     for name in dict.fromkeys(recipe.task for recipe in recipes if is_model(recipe.task)):
         check_name(name)
         own = [recipe.to_json() for recipe in recipes if recipe.task == name]
-        key = json.dumps([source_of(name), threads, own])
+        wanted = {"recipes": own, "threads": threads, "differs": differs}
+        key = json.dumps([source_of(name), wanted])
         if key not in _examined:
             worker = start_worker(environment_of(allocator, threads))
             try:
                 with _announcing(f"examining {name}: it is built twice, and takes a step in each way"):
-                    answer = worker.request({"do": "examine", "recipes": own, "threads": threads}, _LONGEST_S)
+                    answer = worker.request({"do": "examine", **wanted}, _LONGEST_S)
             except WorkerError as died:
                 raise UserError(f"{name} cannot be examined: {died.sentence('its process')}") from None
             finally:
@@ -86,6 +91,11 @@ def check_recipes(recipes: Sequence[Recipe], *, threads: int, allocator: str, ev
             _examined[key] = answer
         if evaluates and not _examined[key]["evaluates"]:
             raise UserError(f"{name} does not say how good a model is: add evaluate= to its Training")
+        if differs and not _examined[key]["differs"]:
+            raise UserError(
+                f"{name} is the same training from every seed, so that several say no more than one: leave"
+                " torch.manual_seed and the like out of it, or shuffle its batches"
+            )
 
 
 @contextmanager
@@ -106,8 +116,13 @@ def _way(case: Case) -> str:
     return json.dumps([case.model, case.method, case.gradient, case.optimizer, case.kernel, case.device, *layers])
 
 
-def examine(session: Session, recipes: Sequence[Mapping[str, Any]], threads: int) -> Mapping[str, Any]:
-    """Answer a worker's request: look for mistakes in a model that is to be trained by these recipes."""
+def examine(
+    session: Session, recipes: Sequence[Mapping[str, Any]], threads: int, *, differs: bool = False
+) -> Mapping[str, Any]:
+    """Answer a worker's request: look for mistakes in a model that is to be trained by these recipes.
+
+    `differs` is whether it is to be found out, by another build, if a seed makes any difference.
+    """
     import torch
 
     from meprop_bench.tasks.own import Own
@@ -119,7 +134,7 @@ def examine(session: Session, recipes: Sequence[Mapping[str, Any]], threads: int
         found, models = task.examine()
         for recipe in (made[0].dense(), *made):
             _try_step(task, recipe, models.pop() if models else task.build(0))
-    return found
+        return {**found, "differs": task.differs() if differs else None}
 
 
 def _try_step(task: Task, recipe: Recipe, model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """A user's `build`: found by its name, called with the seed set, and whatever is wrong with it said in one line.
 
-Finding and importing it needs the standard library alone, and is the same for any function that a user names.
+Finding and importing it is the same for any function that a user names, and needs the standard library alone where that
+is no model.
 
     my_model.py:build         a function in a file; my_model.py alone means its `build`
     package.module:build      in a module that can be imported from the working directory
@@ -23,7 +24,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -51,6 +52,8 @@ __all__ = [
 ]
 
 _PICKLES = "models"
+_SHOWN = 240
+"""Characters of an error's own text: torch explains itself at length."""
 
 _PACKAGE, _LIBRARY = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
 """Folders of code that is not the user's."""
@@ -162,7 +165,10 @@ def _release(file: BinaryIO) -> None:
 
 
 def find(name: str, what: str = "model") -> Callable[..., Any]:
-    """Import what the name says and return the function; `UserError`: there is none, or its import fails."""
+    """Import what the name says and return the function; `UserError`: there is none, or its import fails.
+
+    The random numbers of a model's import are seeded, so that data that it draws are the same in all processes.
+    """
     check_name(name, what)
     where, function = _parts(name)
     if "@" in name:
@@ -170,7 +176,7 @@ def find(name: str, what: str = "model") -> Callable[..., Any]:
             sys.path += [path for path in pickle.load(file) if path not in sys.path]
             build: Callable[..., Any] = pickle.load(file)
             return build
-    with guarded(name, "imported"):
+    with seeded(0) if what == "model" else nullcontext(), guarded(name, "imported"):
         module = _from_file(Path(where)) if where.endswith(".py") else _from_path(where, what)
     found = getattr(module, function, None)
     if found is None:
@@ -274,6 +280,9 @@ class Stream:
             if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
                 generator.manual_seed(seed)
         with seeded(seed):
+            if getattr(items, "persistent_workers", False) and getattr(items, "_iterator", None) is None:
+                iter(items)  # starts the workers, for which it draws a number more than it ever does again
+                _seed(seed)
             self._items = iter(items)
             self._states = _States()
 
@@ -303,6 +312,8 @@ def failed(name: str, doing: str, error: BaseException) -> UserError:
     if isinstance(error, SyntaxError) and error.filename:
         at = f" ({_place(error.filename)}, line {error.lineno})"
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if len(text) > _SHOWN:
+        text = f"{text[:_SHOWN].rpartition(' ')[0]} ..."
     return UserError(f"{name} {doing}{at}: {type(error).__name__}{f': {text}' if text else ''}")
 
 

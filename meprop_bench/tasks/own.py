@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.nn.evaluation import evaluation_mode
+from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.optimizers import make_optimizer, make_schedule
 from meprop_bench.tasks.batch import equal, moved, tensors
 from meprop_bench.tasks.build import Stream, call, failed, find, seeded, source_of
@@ -65,6 +66,7 @@ class Own(Task):
         self._last: Training | None = None
         self._made: dict[int, dict[str, float]] = {}
         self._steps: int | None = None
+        self._seen = 0  # steps of the longest pass so far
         self._evaluated: tuple[ref[nn.Module], float] | None = None
 
     @property
@@ -97,19 +99,29 @@ class Own(Task):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates that one pass over the batches makes."""
+        """Updates that one pass over the batches makes; where they have no length, a whole pass counts them."""
         if self._steps is None:
-            batches = self.training.batches
-            with self._own("failed to say how many batches there are"):
-                try:
-                    count = len(batches)  # type: ignore[arg-type]
-                except (TypeError, NotImplementedError):
-                    count = sum(1 for _ in itertools.islice(Stream(batches, 0), _LONGEST))
-            if count < self.training.accumulate:
-                wanted = f", fewer than the {self.training.accumulate} of one update" if count else ""
-                raise UserError(f"{self.name} has {count} batches{wanted}: give it some")
-            self._steps = count // self.training.accumulate
+            steps = self._by_length()
+            if steps is None:
+                with self._own("failed to give a batch"):
+                    steps = self._updates(sum(1 for _ in itertools.islice(Stream(self.training.batches, 0), _LONGEST)))
+            self._steps = steps
         return self._steps
+
+    def _by_length(self) -> int | None:
+        """Return the updates of a pass by the length of the batches; None where they have none."""
+        with self._own("failed to say how many batches there are"):
+            try:
+                count = len(self.training.batches)  # type: ignore[arg-type]
+            except (TypeError, NotImplementedError):
+                return None
+        return self._updates(count)
+
+    def _updates(self, batches: int) -> int:
+        if batches < self.training.accumulate:
+            wanted = f", fewer than the {self.training.accumulate} of one update" if batches else ""
+            raise UserError(f"{self.name} has {batches} batches{wanted}: give it some")
+        return batches // self.training.accumulate
 
     def build(self, seed: int) -> nn.Module:
         """Return the dense model on the task's device.
@@ -122,13 +134,12 @@ class Own(Task):
             raise UserError(
                 f"{self.name} returns the same model, or parameters, each time: make it inside the function"
             )
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise UserError(f"{self.name} returns a model on the meta device, without numbers: make it on the CPU")
+        for wrong, problem in _problems(model):
+            if wrong:
+                raise UserError(f"{self.name} returns a model {problem}")
         self._compare(seed, model)
         with self._own(f"cannot be moved to {self.device}"):
             model.to(self.device, training.dtype)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UserError(f"{self.name} returns a model without parameters that are trained")
         self._models.add(model)
         vars(model)[_HELD] = _Held(training)
         self._last = training
@@ -149,7 +160,7 @@ class Own(Task):
         """Convert the layers that are chosen, in place."""
         training = self._of(model)
         with self._own("failed to choose its layers"):
-            recipe.sparsify(model, training.kinds, filter=training.filter, each=training.k or {})
+            recipe.sparsify(model, training.kinds, filter=training.filter, each=training.k or {}, of=self.name)
 
     def step(self, model: nn.Module, recipe: Recipe, steps: int | None = None) -> Step:
         """Return a training step: with the training's own optimizer and schedule, unless the recipe names others."""
@@ -161,6 +172,7 @@ class Own(Task):
             else:
                 optimizer = make_optimizer(recipe.optimizer, model.parameters(), gradient=recipe.gradient, fused=True)
         self._check_made("optimizer", optimizer, torch.optim.Optimizer)
+        self._check_moves(optimizer, model)
         schedule: LRScheduler | None = None
         if steps is not None and recipe.schedule != "constant":
             schedule = make_schedule(recipe.schedule, optimizer, steps)
@@ -180,22 +192,37 @@ class Own(Task):
                 f"{'lr_scheduler.' if kind is LRScheduler else ''}{kind.__name__}"
             )
 
+    def _check_moves(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        """Refuse an optimizer of other parameters: no measurement puts them back, and no checkpoint has them."""
+        own = {id(parameter) for parameter in model.parameters()}
+        moved = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        if others := len([each for each in moved if each not in own]):
+            raise UserError(
+                f"the optimizer of {self.name} has {others} of {len(moved)} parameters that are not the model's: make"
+                " it of those that it is called with, and put whatever else is learnt into the model"
+            )
+
     def epoch(self, seed: int, epoch: int) -> Iterator[Any]:
         """Yield the batches of one epoch; those of one update together where gradients are accumulated."""
-        training, steps = self.training, self.steps_per_epoch
+        training = self.training
+        steps = self._by_length() if self._steps is None else self._steps
         with self._own("failed to give batches"):
             batches = Stream(training.batches, seed * 1_000_003 + epoch)
-        for step in range(steps):
+        for step in range(_LONGEST // training.accumulate if steps is None else steps):
             found = []
-            for _ in range(training.accumulate):
+            for part in range(training.accumulate):
                 with self._own("failed to give a batch"):
                     batch = next(batches, _NO_MORE)
                 if batch is _NO_MORE:
+                    if steps is None and step >= self._seen:
+                        self._updates(step * training.accumulate + part)
+                        return
                     raise UserError(
-                        f"the batches of {self.name} ran out after {step} of {steps} steps, though there were more"
-                        " before: an iteration has to begin anew each time"
+                        f"the batches of {self.name} ran out after {step} of {steps or self._seen} steps, though there"
+                        " were more before: an iteration has to begin anew each time"
                     )
                 found.append(moved(batch, self.device, training.dtype))
+            self._seen = max(self._seen, step + 1)
             yield found[0] if training.accumulate == 1 else tuple(found)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -217,6 +244,10 @@ class Own(Task):
     def checked_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of a batch; `UserError` unless it is what one can train with."""
         loss: Any = self.loss(model, batch)
+        if any(parameter.grad is not None for parameter in model.parameters()):
+            raise UserError(
+                f"the loss of {self.name} computes gradients: return the loss alone, and leave that to the step"
+            )
         if not isinstance(loss, Tensor):
             raise UserError(
                 f"the loss of {self.name} is of type {type(loss).__name__}: return a tensor with one number"
@@ -262,8 +293,7 @@ class Own(Task):
     def examine(self) -> tuple[Mapping[str, Any], list[nn.Module]]:
         """Build it twice, take the batches of each twice, compute losses, and evaluate, to find mistakes.
 
-        Returns what is known of it then (whether it `evaluates`, its `metric`, its `steps` in an epoch), and the two
-        models.
+        Returns what is known of it then, whether it `evaluates` and its `metric`, and the two models.
         """
         models, passes = [], []
         for _ in range(2):
@@ -273,12 +303,18 @@ class Own(Task):
         if not all(equal(passes[0], other) for other in passes[1:]):
             raise UserError(
                 f"the batches of {self.name} are others each time, though torch, random and NumPy are seeded: seed"
-                " what else they draw from"
+                " what else they draw from, and have each iteration begin anew"
             )
         losses = []
         for model, batch in zip(models, first, strict=True):
+            one = batch[0] if self.training.accumulate > 1 else batch
+            before = [found.clone() for found in tensors(one)]
             with seeded(0):
-                losses.append(self.checked_loss(model, batch[0] if self.training.accumulate > 1 else batch).item())
+                losses.append(self.checked_loss(model, one).item())
+            if not equal(before, list(tensors(one))):
+                raise UserError(
+                    f"the loss of {self.name} changes its batch, which is used again: make a copy of what it changes"
+                )
         if not all(abs(loss - losses[0]) <= _ROUNDING * abs(losses[0]) for loss in losses):
             raise UserError(
                 f"the loss of {self.name} differs from one call to the next, though torch, random and NumPy are seeded:"
@@ -286,7 +322,26 @@ class Own(Task):
             )
         if self.evaluates and not math.isfinite(figure := self.evaluate(models[0], "dev")):
             raise UserError(f"evaluate of {self.name} returned {figure}: it has to return a finite number")
-        return {"evaluates": self.evaluates, "metric": self.metric, "steps": self.steps_per_epoch}, models
+        return {"evaluates": self.evaluates, "metric": self.metric}, models
+
+    def differs(self) -> bool:
+        """Whether another seed gives other weights, other batches or, by dropout, say, another loss.
+
+        Where it does not, trainings from several seeds are one training, and tell nothing of how they scatter.
+        """
+        if self._made.get(0) is None:
+            self.build(0)
+        batches = list(itertools.islice(self.epoch(0, 0), _READ))
+        model = self.build(1)
+        if repr(self._made[0]) != repr(self._made[1]):
+            return True
+        if not equal(list(itertools.islice(self.epoch(1, 0), _READ)), batches):
+            return True
+        batch, losses = batches[0][0] if self.training.accumulate > 1 else batches[0], []
+        for seed in (0, 1):
+            with seeded(seed):
+                losses.append(self.loss(model, batch).item())
+        return losses[0] != losses[1]
 
     def _of(self, model: nn.Module) -> Training:
         held: _Held = vars(model)[_HELD]
@@ -355,6 +410,33 @@ def _clip(parameters: Iterable[nn.Parameter], most: float) -> None:
         values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
     factor = (most / (nn.utils.get_total_norm(values) + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_([value.detach() for value in values], factor)
+
+
+def _problems(model: nn.Module) -> Iterator[tuple[bool, str]]:
+    """Yield what may be wrong with a model: whether it is, and how to say so."""
+    yield (
+        any(parameter.is_meta for parameter in model.parameters()),
+        "on the meta device, without numbers: make it on the CPU",
+    )
+    yield (
+        not any(parameter.requires_grad for parameter in model.parameters()),
+        "without parameters that are trained",
+    )
+    modules = [*model.named_modules()]
+    sparsified = [name or "the model itself" for name, module in modules if isinstance(module, Sparsified)]
+    yield (
+        bool(sparsified),
+        f"that is sparsified already ({', '.join(sparsified[:3])}): return it dense, as each measurement chooses its"
+        " own method and k",
+    )
+    yield (
+        any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for _, module in modules),
+        "that is compiled: return it as it is without torch.compile, and choose that by --compile on",
+    )
+    yield (
+        any(isinstance(module, torch.jit.ScriptModule) for _, module in modules),
+        "of torch.jit, whose layers cannot be changed: return the module that it was made of",
+    )
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:

@@ -139,6 +139,7 @@ class Recipe:
         *,
         filter: Callable[[nn.Module, str], bool] | None = None,
         each: Mapping[str, float] | None = None,
+        of: str | None = None,
     ) -> None:
         """Convert a model's layers of these kinds, in place; dense converts none.
 
@@ -148,6 +149,7 @@ class Recipe:
             filter: which of them; all but the output layer by default.
             each: pattern of names -> k of these layers, in place of the recipe's, but of those that its own k by layer
                 fits; the first that fits counts.
+            of: name of a user's model, for messages.
 
         Raises:
             UserError: layers of one of these kinds do not know the method, a pattern fits none, or nothing is left.
@@ -167,7 +169,8 @@ class Recipe:
                     found = module.convert(model, k=self.k, kinds=(kind,), sparse=rows, **chosen)
                     layers |= found
             if not layers:
-                raise ValueError(f"no layer can be converted: {found.reasons()}")
+                choose = "" if of is None else "; kinds and filter of its Training choose them"
+                raise ValueError(f"no layer can be converted: {found.reasons()}{choose}")
             for pattern in (self.leave or "").split(";") if self.leave else ():
                 for name in _fitting(pattern, layers):
                     module.revert(layers.pop(name))
@@ -176,7 +179,8 @@ class Recipe:
                 for name in _fitting(pattern, layers):
                     layers[name].k = k
         except ValueError as error:
-            raise UserError(f"the method {self.method} does not fit this task's layers: {error}") from None
+            layers_of = "this task's layers" if of is None else f"the layers of {of}"
+            raise UserError(f"the method {self.method} does not fit {layers_of}: {error}") from None
 
     @property
     def label(self) -> str:

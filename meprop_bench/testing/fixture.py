@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import pytest
 from meprop_bench.errors import UserError
 from meprop_bench.pickling import function_name
 from meprop_bench.sweep.functions import Functions, Timed
+from meprop_bench.tasks.build import named
 from meprop_bench.testing.claim import Claim, Decision, Evidence, decide
 from meprop_bench.testing.entries import another, enter
 from meprop_bench.testing.functions import FunctionError, FunctionTimes, sent
@@ -300,7 +301,10 @@ class PairedTraining:
         phase = self._phase if self._phase in ("step", "update") else f"{self._phase} pass"
         what = f"the {phase} of {name}" + (f" ({axes})" if axes else "")
 
-        def make() -> Source:
-            return TrainingTimes(case_of(self._build, self._axes), self._phase, waiting=around.say, seed=_SEED)
+        with ExitStack() as stack:
 
-        return around.settle(Claim(what, "dense", 1 / times, True), make, budget, confidence)
+            def make() -> Source:
+                model = stack.enter_context(named(self._build))
+                return TrainingTimes(case_of(model, self._axes), self._phase, waiting=around.say, seed=_SEED)
+
+            return around.settle(Claim(what, "dense", 1 / times, True), make, budget, confidence)

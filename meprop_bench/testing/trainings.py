@@ -27,7 +27,7 @@ from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.sweep.worker import start_for
-from meprop_bench.tasks.build import pickled
+from meprop_bench.tasks.recipe import by_layer_text
 from meprop_bench.testing.claim import PROCESS_S, Evidence
 from meprop_bench.testing.functions import FunctionError
 from meprop_bench.workloads.case import Case
@@ -46,21 +46,24 @@ _MEANWHILE = ("others", "steal", "quota", "heat", "swap", "amdahl", OTHER)
 """Kinds of a row's notes that say something of the whole; the others are about the pairs of one batch."""
 
 
-def case_of(build: str | Callable[[], Any], axes: Mapping[str, Any]) -> Case:
-    """Return the case of a model: the name of one, of a task, or the function that builds it.
+def case_of(model: str, axes: Mapping[str, Any]) -> Case:
+    """Return the case of a model, by its name or that of a task.
 
     Its dense side is the best that there is here, as for `speedup --model`, unless the axes say otherwise.
 
     Raises:
-        UserError: an axis that there is not, a value that is not allowed, a function that has no pickle.
+        UserError: an axis that there is not, or a value that is not allowed.
 
     """
     fields = {axis.field for axis in AXES.values()} - {"workload", "model"}
     for name in axes:
         one_of("axis", name, sorted(fields))
     (best,) = AXES["baseline"].swept(OWN)
-    usual = {} if axes.get("method") == "dense" else {"baseline": best}
-    return Case(workload=OWN, model=build if isinstance(build, str) else pickled(build), **{**usual, **axes})
+    usual: dict[str, Any] = {} if axes.get("method") == "dense" else {"baseline": best}
+    if isinstance(ks := axes.get("k_by_layer"), Mapping):
+        usual["k_by_layer"] = by_layer_text(ks.items())
+        axes = {name: value for name, value in axes.items() if name != "k_by_layer"}
+    return Case(workload=OWN, model=model, **{**usual, **axes})
 
 
 class TrainingTimes:

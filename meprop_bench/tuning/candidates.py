@@ -73,6 +73,8 @@ class Candidates:
         todo = list(dict.fromkeys([*todo, *before]))
         for arm in todo:
             self._without_time(arm)
+        if clock is not None:
+            self._replace_by_uniform([arm for arm in before if arm not in self.findings], clock)
         return [arm for arm in todo if arm not in self.findings]
 
     def clock(self, costs: Costs) -> Clock | None:
@@ -193,9 +195,13 @@ class Candidates:
         for arm in new:
             self._without_time(arm)
         useful = self.gaining([arm for arm in new if arm not in self.findings], clock)
-        for arm in useful:
+        self._replace_by_uniform(useful, clock)
+        return timed, [arm for arm in useful if arm not in self.findings]
+
+    def _replace_by_uniform(self, arms: Sequence[Arm], clock: Clock) -> None:
+        """Leave out arms with k by layer that are no faster than with their larger k in all layers."""
+        for arm in arms:
             uniform = replace(arm, k=max(k for _, k in arm.ks), ks=())
             known = self.gain(uniform, clock)
             if known is not None and known.estimate >= self._estimate(arm, clock):
                 self.out(arm, "replaced", f"as fast is {uniform.label}", gain=self.gain(arm, clock))
-        return timed, [arm for arm in useful if arm not in self.findings]

@@ -8,7 +8,7 @@ from typing import Any
 from meprop_bench.durations import duration
 from meprop_bench.measure.machine import was_busy
 from meprop_bench.report.cells import Section, plain_section
-from meprop_bench.report.markdown import as_section
+from meprop_bench.report.markdown import as_section, escaped
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
 from meprop_bench.tuning.arms import Arm
@@ -88,7 +88,7 @@ def advice(result: Result) -> list[str]:
 
 def markdown(result: Result) -> str:
     """Return it as Markdown, the sentence first."""
-    lines = [result.sentence, ""]
+    lines = [escaped(result.sentence), ""]
     if parts := advice(result):
         lines += ["```python", parts[0], "```", "", "Measured again by", "", "```shell", *parts[1:], "```", ""]
     return "\n".join([*lines, *(f"{as_section(section)}\n" for section in tables(result))])

@@ -137,7 +137,8 @@ class Processes:
             dense = self._recipe.dense()
             if is_model(dense.task):
                 ways = [dense, replace(dense, method="meprop", k=0.5)]
-                check_recipes(ways, threads=self._threads, allocator=default_allocator(), evaluates=True)
+                needs = {"evaluates": True, "differs": True}
+                check_recipes(ways, threads=self._threads, allocator=default_allocator(), **needs)
             with self._alone(), Pool.of(self._start, 1) as pool:
                 pool.hello(threads=self._threads, device=self._device, kernels=False)
                 try:

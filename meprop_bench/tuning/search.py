@@ -16,8 +16,8 @@ what the journal has: a search that was ended goes on as if it had not been.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,8 @@ _PROBE = (5, 100)
 """Seconds, and least and most steps, of dense trainings that say how long one takes, one for each process."""
 _LONGER, _MOST_PASSES, _PASS_S = 2, 8, 20.0
 """Factor of the steps, number of passes, and seconds that are left, for another pass."""
+_NEVER_AGAIN = ("slow", "failed", "replaced")
+"""Standings of arms that longer trainings make no better."""
 
 
 def _nearest(findings: Sequence[Finding], count: int) -> list[Arm]:
@@ -147,10 +149,10 @@ class Search:
             return True
         if pace is None or plan is None or self._question.steps is not None:
             return False
-        gaining = [each for each in answer.findings if each.gain is not None and each.standing != "slow"]
+        gaining = [each for each in answer.findings if each.gain is not None and each.standing not in _NEVER_AGAIN]
         for count in range(len(gaining), 0, -1):
             if self._allows(count, pace, costs, _LONGER * plan.steps):
-                self._only = None if count == len(gaining) else _nearest(gaining, count)
+                self._only = _nearest(gaining, count)
                 return True
         return False
 
@@ -198,13 +200,23 @@ class Search:
             longer = _LONGER * before["steps"]
             if plan.steps < longer and self._question.steps is None and self._allows(arms, pace, costs, longer):
                 plan = self._planned(arms, pace, costs, longer)
-            elif plan.steps < longer:  # for arms that were not timed: as long, and from as many seeds
+            if plan.steps >= longer:  # the arms were chosen by the seeds of before, too
+                first = 1 + max(self._last_seed(each) for each in self._passes)
+                plan = replace(plan, seeds=tuple(range(first, first + len(plan.seeds))))
+            else:  # for arms that were not timed: as long, and from as many seeds
                 plan = self._planned(arms, pace, costs, before["steps"], len(before["seeds"]))
         only = {} if self._only is None else {"only": [arm.to_json() for arm in self._only]}
         self._passes.append({"plan": asdict(plan), **only})
         self._journal.save()
         session.say(f"trainings of {plan.steps:,} steps, the last ones from {len(plan.seeds)} seeds")
         return plan
+
+    @staticmethod
+    def _last_seed(settled: Mapping[str, Any]) -> int:
+        """Return the last seed that arms were judged by in a pass."""
+        planned = settled["plan"]["seeds"]
+        most = max((look["seeds"] for look in settled.get("looks", ())), default=0)
+        return int(planned[0]) + max(len(planned), most) - 1
 
     def _planned(self, arms: int, pace: Pace, costs: Costs, steps: int | None = None, seeds: int | None = None) -> Plan:
         joining = self._candidates.joining(costs)

@@ -9,6 +9,7 @@ import pytest
 from meprop_bench.api.measure import as_keywords
 from meprop_bench.api.tuned import tune
 from meprop_bench.errors import UserError
+from meprop_bench.report.markdown import escaped
 from meprop_bench.tuning import run
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.budget import Budget
@@ -37,14 +38,14 @@ def test_in_python(tmp_path: Path) -> None:
     assert found.decided
     assert found.arm == Arm("unified", 0.25)
     assert str(found).endswith(found.sentence)
-    assert str(found) == "\n\n".join(filter(None, (found.doubt, found.sentence)))
+    assert str(found) == repr(found) == "\n\n".join(filter(None, (found.doubt, found.sentence)))
     assert found.sentence.startswith(
         "Take unified, k = 0.25, on 1 of 2 layers: a step is 1.50x [1.45, 1.55], accuracy "
     )
     assert found.code is not None
     assert "nn.convert(model, k=0.25" in found.code
     assert found.to_json()["verdict"] == "take"
-    assert found.sentence in found._repr_markdown_()
+    assert escaped(found.sentence) in found._repr_markdown_()
     assert found.folder.parent == tmp_path
     assert said
     assert Recorded.recipes[-1].schedule == "cosine"
@@ -67,6 +68,9 @@ def test_layers_are_left_and_have_their_k_as_on_the_command_line(tmp_path: Path)
     own: dict[str, Any] = {"k": [0.25, 0.5], "method": "unified", "gradient": "dense", "budget": "10m"}
     found = tune("digits", **own, k_by_layer={"linear0": 0.5}, out=tmp_path, progress=False)
     assert {arm["ks"][0] for arm in (each["arm"] for each in found.to_json()["arms"])} == {("linear0", 0.5)}
+    found = tune("digits", **own, k_by_layer={"linear*": 0.5}, out=tmp_path, progress=False)
+    assert "0.5 in linear*" in found.sentence
+    assert "linear*" not in found._repr_markdown_().replace('"linear*"', "").replace("'linear*=", "")  # but in code
     found = tune("digits", **own, leave="linear1;x*", out=tmp_path, progress=False)
     assert all(each["arm"]["left"] == ["linear1", "x*"] for each in found.to_json()["arms"])
     with pytest.raises(UserError, match="k by layer is written as"):

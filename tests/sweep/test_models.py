@@ -90,7 +90,7 @@ def test_each_way_of_a_models_cases_is_examined_and_tasks_are_not(own_model, mon
         (method, gradient) for method in ("meprop", "unified") for gradient in ("dense", "rows")
     }
     assert len(recipes) == 4
-    assert more == {"threads": 1, "allocator": "default", "evaluates": True}
+    assert more == {"threads": 1, "allocator": "default", "evaluates": True, "differs": True}
 
 
 def test_a_build_that_takes_long_is_called_twice(own_model):
@@ -103,7 +103,37 @@ def test_a_build_that_takes_long_is_called_twice(own_model):
             return training(evaluate=accuracy)
     """)
     found = examine(None, [Recipe(name, method="meprop", k=4, optimizer="own").to_json()], 1)
-    assert found == {"evaluates": True, "metric": "evaluate", "steps": 4}
+    assert found == {"evaluates": True, "metric": "evaluate", "differs": None}
     from pathlib import Path
 
     assert Path(name.partition(":")[0]).with_name("calls").read_text() == ".."
+
+
+_FIXED = "torch.manual_seed(0); m = perceptron({}); return training(model=m, evaluate=accuracy, batches={})"
+
+
+@pytest.mark.parametrize(
+    ("between", "batches", "differs"),
+    [
+        ("", "batches()", False),
+        ("nn.Dropout()", "batches()", True),
+        ("", "torch.utils.data.DataLoader(list(zip(X, Y)), batch_size=6, shuffle=True)", True),
+        ("", "torch.utils.data.DataLoader(list(zip(X, Y)), batch_size=6)", False),
+    ],
+)
+def test_a_training_that_is_the_same_from_every_seed_is_not_compared_over_seeds(own_model, between, batches, differs):
+    """Five seeds of it would be five times the same pair, with an interval of no width: certain of anything."""
+    name = own_model(f"def build(): {_FIXED.format(between, batches)}")
+    recipe = Recipe(name, method="meprop", k=4, optimizer="own").to_json()
+    assert examine(None, [recipe], 1, differs=True)["differs"] == differs
+    usual = own_model("def build(): return training(evaluate=accuracy)", "usual.py")
+    assert examine(None, [{**recipe, "task": usual}], 1, differs=True)["differs"]
+
+
+def test_the_same_from_every_seed_is_a_mistake_only_where_seeds_are_compared(own_model):
+    name = own_model(f"def build(): {_FIXED.format('', 'batches()')}")
+    check(name, evaluates=True)
+    with pytest.raises(
+        UserError, match=r"my_model.py:build is the same training from every seed, .*: leave torch\.man"
+    ):
+        check(name, evaluates=True, differs=True)

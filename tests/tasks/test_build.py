@@ -37,6 +37,19 @@ def test_a_file_a_module_and_the_usual_function(own_model, tmp_path, monkeypatch
     assert isinstance(call("a_package.models:build", find("a_package.models:build"), 0), Training)
 
 
+def test_what_an_import_draws_is_the_same_in_every_process(own_model):
+    """Else dense and sparsified, which are trained in different processes, would have other data."""
+    lines = "import random\nimport numpy as np\nDATA = torch.rand(2).tolist(), random.random(), np.random.rand()\n"
+    name = own_model(f"{lines}def build(): print(DATA)")
+    code = f"from meprop_bench.tasks.build import find; find({name!r})()"
+    shown = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(shown) == 1
+    before = random.getstate(), torch.get_rng_state()
+    find(name)
+    assert random.getstate() == before[0]  # what else draws is left alone
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
 def test_modules_beside_a_file_are_found_and_a_known_name_hides_none(own_model, tmp_path):
     (tmp_path / "beside_it.py").write_text("WIDTH = 5\n")
     assert find(own_model("from beside_it import WIDTH\ndef build(): return WIDTH", "random.py"))() == 5
@@ -220,13 +233,14 @@ _DATA = TensorDataset(torch.arange(12))
     [
         lambda: DataLoader(_DATA, batch_size=4, shuffle=True),
         lambda: DataLoader(_DATA, batch_size=4, shuffle=True, num_workers=1),
+        lambda: DataLoader(_DATA, batch_size=4, shuffle=True, num_workers=1, persistent_workers=True),
         lambda: DataLoader(_DATA, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(1)),
         lambda: DataLoader(_DATA, 4, sampler=RandomSampler(_DATA, generator=torch.Generator().manual_seed(1))),
         lambda: DataLoader(
             _DATA, batch_sampler=BatchSampler(RandomSampler(_DATA, generator=torch.Generator()), 4, False)
         ),
     ],
-    ids=["shuffle", "workers", "generator", "sampler", "batch sampler"],
+    ids=["shuffle", "workers", "workers that stay", "generator", "sampler", "batch sampler"],
 )
 def test_a_shuffling_loader_has_the_same_order_for_the_same_seed(make):
     loader = make()

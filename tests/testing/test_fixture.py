@@ -182,6 +182,8 @@ _WRONG = {
     "paired.speedup('nowhere.py:build').at_least(1.2)": "there is no file nowhere.py",
     "paired.speedup('mnist', methd='meprop').at_least(1.2)": "unknown axis 'methd': did you mean 'method'?",
     "paired.speedup('mnist', method='mprop').at_least(1.2)": "unknown method 'mprop': did you mean 'meprop'?",
+    "paired.speedup(lambda: LOCK).at_least(1.2)": "the variable 'LOCK' of <lambda>, of type lock, cannot be sent",
+    "paired.speedup(3).at_least(1.2)": "a model is given by a function, or its name, not by something of type int",
     "paired.speedup('mnist').at_least(0)": "a speed-up is a number of more than 0, 1.2 for 1.2x, not 0",
 }
 
@@ -189,7 +191,7 @@ _WRONG = {
 def test_what_is_wrong_is_one_line(project: pytest.Pytester, processes: Callable[..., Processes]) -> None:
     processes(0.5)
     tests = [f"def test_{number}(paired):\n    {body}\n" for number, body in enumerate(_WRONG)]
-    project.makepyfile(_TEST + "".join(tests))
+    project.makepyfile("import threading\nLOCK = threading.Lock()\n" + _TEST + "".join(tests))
     found = project.runpytest_inprocess()
     found.assert_outcomes(failed=len(_WRONG))
     for line in _WRONG.values():
@@ -380,7 +382,9 @@ def test_a_training_from_end_to_end(project: pytest.Pytester, monkeypatch: pytes
         def test_step(paired):
             paired.speedup(build, method="unified", k=2, threads=1, baseline="same").at_least(1e-3, budget=5)
         """)
+    before = {*Path(_CACHES).glob("**/build@*.pickle")}
     found = project.runpytest_subprocess("-v", "-p", "no:benchmark", "--import-mode=importlib")
     found.assert_outcomes(passed=1)
     line = "*::test_step: fast enough: the step of build (method=unified, k=2, *) is * as fast as dense, *"
     found.stdout.fnmatch_lines([line])
+    assert {*Path(_CACHES).glob("**/build@*.pickle")} <= before

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -141,14 +139,8 @@ def test_once_checks_the_gradients_alone(runner: type[_Runner]) -> None:
         TrainingTimes(case_of("mnist", {}), "step", start=lambda _: died).once()
 
 
-def test_a_case_is_that_of_a_name_or_of_a_function() -> None:
+def test_a_case_is_against_the_best_dense_side_unless_it_is_said_otherwise() -> None:
     case = case_of("mnist", {"k": 3})
     assert (case.model, case.baseline) == ("mnist", "best")
     assert case_of("mnist", {"baseline": "same"}).baseline == "same"
-    seed = random.Random(0).random()
-    model = case_of(lambda: seed, {"method": "unified"}).model
-    assert model is not None
-    assert model.startswith("lambda@")
-    lock = threading.Lock()
-    with pytest.raises(UserError, match="the variable 'lock' of <lambda>, of type lock, cannot be sent"):
-        case_of(lambda: lock, {})
+    assert case_of("mnist", {"k": 3, "k_by_layer": {"*0": 0.5, "*1": 8}}).k_by_layer == "*0=0.5;*1=8"

@@ -380,22 +380,54 @@ def test_what_is_behind_after_few_steps_is_trained_longer_while_there_is_time(fa
     assert answer.plan.steps >= 800
 
 
+def _late(arm: Arm | None, steps: int) -> float:
+    """Return a quality of which all arms lose too much early on."""
+    return 90 + math.log2(steps) - (0.0 if arm is None or steps > 600 else 3 - arm.k)
+
+
 def test_where_time_is_short_those_that_lost_least_are_trained_longer(fake: Any, tmp_path: Path) -> None:
     """All arms lose too much early on, and what is left is not enough to train them all for twice the steps."""
     arms = tuple(arms_of(("unified",), (1 / 8, 1 / 4, 3 / 8, 1 / 2)))
-
-    def quality(arm: Arm | None, steps: int) -> float:
-        return 90 + math.log2(steps) - (0.0 if arm is None or steps > 600 else 3 - arm.k)
-
-    machine = fake(lambda arm: 1.5, quality, noise=0.05, whole=20000)
+    machine = fake(lambda arm: 1.5, _late, noise=0.05, whole=20000)
     answer = tune(machine, arms=arms, budget=200, journal=Journal(tmp_path))
     longest = {arm.k: max(job.steps for job in machine.trained if job.arm == arm) for arm in arms}
     assert standing(answer) == {1 / 8: "hopeless", 1 / 4: "hopeless", 3 / 8: "pass", 1 / 2: "pass"}
     assert longest[1 / 2] >= 2 * longest[1 / 8]
     assert longest[1 / 4] == longest[1 / 8]  # as two of the four are trained again
+    # They were chosen by the seeds of the first judgement, too, so that those of the second are others.
+    first, *_, last = (each["plan"]["seeds"] for each in Journal(tmp_path).settled["passes"])
+    assert not {*first} & {*last}
     # A later run finds the same from what is stored.
     again = tune(machine, arms=arms, budget=200 - machine.time, journal=Journal(tmp_path))
     assert again.findings == answer.findings
+
+
+def test_what_failed_is_not_trained_again(fake: Any, tmp_path: Path) -> None:
+    arms = tuple(arms_of(("unified",), (1 / 8, 1 / 4, 3 / 8, 1 / 2)))
+
+    def quality(arm: Arm | None, steps: int) -> float:
+        return math.nan if arm == arms[3] else _late(arm, steps)
+
+    machine = fake(lambda arm: 1.5, quality, noise=0.05, whole=20000)
+    tune(machine, arms=arms, budget=80, journal=Journal(tmp_path))
+    answer = tune(machine, arms=arms, budget=1000, journal=Journal(tmp_path))
+    assert answer.decision.kind == "take"
+    assert standing(answer)[1 / 2] == "failed"
+    first, *_, last = (each["plan"]["steps"] for each in Journal(tmp_path).settled["passes"])
+    assert last >= 2 * first
+    assert max(job.steps for job in machine.trained if job.arm == arms[3]) <= first
+
+
+def test_k_by_layer_that_is_no_faster_is_not_trained_in_a_later_pass_either(fake: Any, tmp_path: Path) -> None:
+    def quality(arm: Arm | None, steps: int) -> float:
+        return 90 + math.log2(steps) - (0.0 if arm is None or steps > 600 else 0.55)
+
+    machine = fake(lambda arm: 1.1 if arm.ks else faster(arm), quality, layers=LAYERS, noise=0.3, whole=20000)
+    tune(machine, variants=True, budget=150, seeds=3, journal=Journal(tmp_path))
+    answer = tune(machine, variants=True, budget=2000, seeds=3, journal=Journal(tmp_path))
+    assert len(Journal(tmp_path).settled["passes"]) > 1
+    assert {found.standing for found in answer.findings if found.arm.ks} == {"replaced"}
+    assert not [job for job in machine.trained if job.arm is not None and job.arm.ks]
 
 
 def test_arms_that_could_not_be_timed_in_time_are_timed_later(fake: Any, learns: Any) -> None:
