@@ -34,7 +34,7 @@ from functools import partial
 from typing import Any
 
 from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
-from meprop_bench.measure.machine import Activity, state, total
+from meprop_bench.measure.machine import state
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import PeaksCache
@@ -48,7 +48,7 @@ from meprop_bench.sweep.baselines import Baselines
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.rows import case_rows, failed_row
+from meprop_bench.sweep.rows import Answers, case_rows, failed_row
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
 
@@ -206,9 +206,7 @@ class Runner:
         self, case: Case, pool: Pool[int], phases: Sequence[str], loops: int
     ) -> tuple[list[Measurement], list[Note]]:
         """Return what was measured of each phase, and what the machine did meanwhile."""
-        marks: list[list[bool]] | None = [[] for _ in range(len(pool))]
-        activities: list[Activity] = []
-        runs: list[dict[str, list[tuple[float, float]]]] = [{phase: [] for phase in phases} for _ in range(len(pool))]
+        answers = Answers()
         slice_s = self._plan.budget / _SLICES / len(pool)
         started = self._now()
         rounds = 0
@@ -216,17 +214,10 @@ class Runner:
             begun = self._now()
             for index in self._rng.sample(range(len(pool)), len(pool)):
                 seed = self._rng.getrandbits(32)
-                answer = pool.ask(index, "measure", seconds=slice_s, least_pairs=1, loops=loops, seed=seed)
-                for phase, pairs in answer["pairs"].items():
-                    runs[index][phase] += [(baseline_s, method_s) for baseline_s, method_s in pairs]
-                activities.append(Activity(**answer["activity"]))
-                if answer["disturbed"] is None:
-                    marks = None
-                elif marks is not None:
-                    marks[index] += answer["disturbed"]
+                wanted = {"seconds": slice_s, "least_pairs": 1, "loops": loops, "seed": seed}
+                answers.add(index, pool.ask(index, "measure", **wanted))
             rounds += 1
-            disturbed = None if marks is None else tuple(map(tuple, marks))
-            found = [Measurement(phase, tuple(tuple(run[phase]) for run in runs), loops, disturbed) for phase in phases]
+            found = [answers.measurement(phase, loops) for phase in phases]
             widths = {measurement.phase: measurement.speedup.half_width for measurement in found}
             now = self._now()
             self._notify(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
@@ -234,7 +225,7 @@ class Runner:
             if rounds >= _LEAST_ROUNDS and (
                 spent or all(measurement.converged(self._plan.target) for measurement in found)
             ):
-                return found, total(activities).notes
+                return found, answers.notes
 
     def _parity(self, case: Case, pool: Pool[int]) -> Parity | str | None:
         """Compare the accuracies of what learns something, or say why not.
