@@ -28,7 +28,7 @@ from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.check import check_layer
+from meprop_bench.workloads.check import check_layer, losses_differ
 from meprop_bench.workloads.compiled import as_eager_step, function
 from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
 
@@ -112,8 +112,8 @@ def _check(case: Case, how: Baseline, stream: list[_Batch], baseline: Side, meth
             return reason
     fresh = [_model(case, sparsified=sparsified) for sparsified in (False, True)]
     losses = [model.loss(*stream[0][:3]).item() for model in fresh]
-    if not abs(losses[0] - losses[1]) <= 1e-5 * abs(losses[0]):
-        return f"the first losses differ: {losses[0]:.7g} and {losses[1]:.7g}"
+    if reason := losses_differ(*losses):
+        return reason
     generator = torch.Generator().manual_seed(case.seed)
     for name, layer in fresh[1].named_modules():
         if isinstance(layer, nn.LSTM):
