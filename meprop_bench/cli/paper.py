@@ -211,12 +211,12 @@ def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
     from meprop_bench.measure.machine import state
-    from meprop_bench.paper.runner import Step, count_data, decode_all, plan_of, train_all
+    from meprop_bench.paper.runner import TrainingDone, count_data, decode_all, plan_of, train_all
     from meprop_bench.sweep.runner import Runner
 
     store.write_state(state(workers))
 
-    def report(step: Step) -> None:
+    def report(step: TrainingDone) -> None:
         one = step.trained
         result = f"test {one.test:.2f}, best in epoch {one.best_epoch:g}" if one.test is not None else f"{one.error}"
         click.echo(

@@ -29,7 +29,7 @@ from meprop_bench.sweep.accuracy import MARGIN
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Parity
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.parity import Comparison, ParityProgress
+    from meprop_bench.sweep.parity import ParityPlan, ParityProgress
 
 __all__ = ["command"]
 
@@ -99,9 +99,9 @@ def command(
     from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_allocator, default_threads
     from meprop_bench.sweep.models import check_recipes
-    from meprop_bench.sweep.parity import Comparison, compare
+    from meprop_bench.sweep.parity import ParityPlan, compare
 
-    comparison = Comparison(recipe_of(given), seeds, margin, threads)
+    comparison = ParityPlan(recipe_of(given), seeds, margin, threads)
     check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), evaluates=True)
     if processes is None:
         on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
@@ -120,7 +120,7 @@ def command(
     return _CODES[found.verdict]
 
 
-def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
+def _store(comparison: ParityPlan, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
     from meprop_bench.tasks.checks import on_device
 
@@ -130,7 +130,7 @@ def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
 
 
 @contextmanager
-def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None]]:
+def _showing(comparison: ParityPlan) -> Iterator[Callable[[ParityProgress], None]]:
     """Give a function that shows where a comparison is: a live line on a terminal, a line for each pair anywhere."""
     from meprop_bench.report.quality import POINTS, Quality
 
@@ -150,7 +150,7 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None
         yield show
 
 
-def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> None:
+def _print(form: str, comparison: ParityPlan, store: Store, found: Parity) -> None:
     from meprop_bench.measure.machine import was_busy
     from meprop_bench.report.cells import plain_section
     from meprop_bench.report.markdown import as_section

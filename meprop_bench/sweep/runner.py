@@ -43,9 +43,9 @@ from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerOutOfMemo
 from meprop_bench.results.axes import default_threads
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import Accuracies, Figures
-from meprop_bench.sweep.baselines import Baselines
+from meprop_bench.sweep.accuracy import Accuracies, SeedFigures
 from meprop_bench.sweep.deadline import Deadline
+from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.rows import Answers, case_rows, failed_row
@@ -98,7 +98,7 @@ class Runner:
         lock: keeps other runs from measuring on a device.
         cache: the machine's peaks from earlier runs.
         deadline: by when it has to end; `left_out` then has the cases that it left no time for.
-        baselines: the dense sides of another run, which this one continues.
+        dense_sides: those of another run, which this one continues.
 
     """
 
@@ -114,13 +114,13 @@ class Runner:
         lock: DeviceLock = device_lock,
         cache: PeaksCache | None = None,
         deadline: Deadline | None = None,
-        baselines: Baselines | None = None,
+        dense_sides: DenseSides | None = None,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
         self._state, self._lock, self._deadline = state, lock, deadline or Deadline()
         self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
-        self._baselines = baselines or Baselines(store, plan.budget * _CHOICE, random.Random(plan.seed))
+        self._dense_sides = dense_sides or DenseSides(store, plan.budget * _CHOICE, random.Random(plan.seed))
         self._machine = MachinePeaks(cache, store=store)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
@@ -177,7 +177,7 @@ class Runner:
         pool = self._processes(case)
         peaks = self._machine.of(case, self._environment_id, pool)
         choosing = partial(self._notify, case, "choosing the dense side")
-        chosen, untried = self._baselines.of(case, self._environment_id, pool, choosing)
+        chosen, untried = self._dense_sides.of(case, self._environment_id, pool, choosing)
         self._notify(case, "checking")
         # Whatever is compiled, the first one compiles for all.
         one_first = self._is_new(case.workload) or case.compile == "on" or bool(chosen and chosen.compiled)
@@ -240,11 +240,11 @@ class Runner:
         seeds = self._accuracies.seeds
         shares = {index: {"seeds": share} for index in range(count) if (share := seeds[index::count])}
 
-        def train(sparsified: bool) -> Figures:
+        def train(sparsified: bool) -> SeedFigures:
             wanted: dict[str, Any] = {"case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
             answers = list(pool.ask_all("accuracy", each=shares, timeout=_ACCURACY_S, **wanted).values())
             found = {seed: float(value) for answer in answers for seed, value in answer["accuracies"]}
-            return Figures(answers[0]["metric"], answers[0]["percent"], found)
+            return SeedFigures(answers[0]["metric"], answers[0]["percent"], found)
 
         try:
             return self._accuracies.compare(case, train)

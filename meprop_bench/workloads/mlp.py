@@ -35,14 +35,14 @@ from meprop_bench.ops.cost import Cost, expected_rows, linear_backward, linear_f
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step, fused_step
 from meprop_bench.workloads import Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_layer, losses_differ
 from meprop_bench.workloads.compiled import compile_steps
+from meprop_bench.workloads.dense_side import DenseSide
 from meprop_bench.workloads.layer_calls import LayerCall, record
 from meprop_bench.workloads.linear import timed_backward
 from meprop_bench.workloads.same_step import difference, numbers
-from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
 
 __all__ = ["build_model", "setup"]
 
@@ -63,7 +63,7 @@ def build_model(case: Case, data: ImageData, *, sparsified: bool, seed: int) -> 
     return model.to(case.device)
 
 
-def setup(case: Case, how: Baseline) -> Prepared:
+def setup(case: Case, how: DenseSide) -> Prepared:
     """Load the data, build both sides and bring them to where they start from."""
     assert case.data is not None
     data = load_images(case.data).to(case.device)
@@ -102,7 +102,7 @@ def _way(case: Case) -> str:
     return "fused step" if case.fused_step != "none" else "compiled" if case.compile == "on" else "eager"
 
 
-class _Side(Side):
+class _Side(TrainingSide):
     """One side in training, with its linear layers' own backward passes beside."""
 
     def __init__(
@@ -110,7 +110,7 @@ class _Side(Side):
         case: Case,
         model: nn.Module,
         stream: list[Batch],
-        how: Baseline,
+        how: DenseSide,
         *,
         sparsified: bool,
         way: str,
@@ -145,7 +145,8 @@ def _recorded(step: Step, batch: Batch) -> list[LayerCall]:
     """Run one step; return what reached the linear layers, with copies of these, as training moves the originals."""
     calls = record(step, batch, (nn.Linear,)).values()
     return [
-        replace(call, layer=copy.deepcopy(call.layer), x=call.x.detach().requires_grad_(call.needs_dx)) for call in calls
+        replace(call, layer=copy.deepcopy(call.layer), x=call.x.detach().requires_grad_(call.needs_dx))
+        for call in calls
     ]
 
 

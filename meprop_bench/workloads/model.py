@@ -36,13 +36,13 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case, recipe_of
 from meprop_bench.workloads.check import check_layer, losses_differ
 from meprop_bench.workloads.compiled import compile_steps
+from meprop_bench.workloads.dense_side import DenseSide
 from meprop_bench.workloads.flops import COUNTED, Work
 from meprop_bench.workloads.layer_calls import LayerCall, record, record_all
-from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
 
 __all__ = ["prepare", "setup"]
 
@@ -53,13 +53,13 @@ _COARSE = 1e-2
 _TENTH = 0.1
 
 
-def setup(case: Case, how: Baseline) -> Prepared:
+def setup(case: Case, how: DenseSide) -> Prepared:
     """Load the model, and build both sides."""
     recipe = recipe_of(case)
     return prepare(case, recipe.load(), recipe, how)
 
 
-def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
+def prepare(case: Case, task: Task, recipe: Recipe, how: DenseSide) -> Prepared:
     """Return the two sides of a task's model in training, by the recipe and by its dense side."""
     dense, sparse = (_step(task, each, case, how) for each in (recipe.dense(), recipe))
     stream = _batches(task, case.seed, dense.accumulate)
@@ -74,7 +74,7 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     compiled = [step for step, whether in ((dense, how.compiled), (sparse, case.compile == "on")) if whether]
     differs = compile_steps(compiled, stream[0], case.seed)
     with seeded(case.seed):
-        baseline, method = Side(dense, stream), Side(sparse, stream)
+        baseline, method = TrainingSide(dense, stream), TrainingSide(sparse, stream)
     for side in (baseline, method):
         if side.step in compiled:
             side.walk()
@@ -92,7 +92,7 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     )
 
 
-def _step(task: Task, recipe: Recipe, case: Case, how: Baseline) -> Step:
+def _step(task: Task, recipe: Recipe, case: Case, how: DenseSide) -> Step:
     """Build one side's model, and return its step, with the dense side's optimizer if its gradients are dense."""
     model = task.build(case.seed)
     task.sparsify(model, recipe)
@@ -131,7 +131,7 @@ def _kernel(call: LayerCall) -> str:
     return call.flat().kernel if isinstance(call.layer, MePropLinear) else str(call.layer.kernel)
 
 
-def _layers(case: Case, side: Side, batch: Any) -> tuple[Layer, ...]:
+def _layers(case: Case, side: TrainingSide, batch: Any) -> tuple[Layer, ...]:
     """Run a step anew and give every linear layer's numbers."""
     with seeded(case.seed):
         calls = record(side.step, batch, (nn.Linear,))
