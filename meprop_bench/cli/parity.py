@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
-from meprop_bench.cli.output import as_record, complaining, results_folder, write, write_tables
+from meprop_bench.cli.output import as_record, complaining, interrupted, results_folder, write, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode
@@ -113,8 +113,7 @@ def command(
             with _showing(comparison) as show:
                 found = compare(comparison, store, processes=processes, progress=show)
         except KeyboardInterrupt:
-            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
-            return ExitCode.INTERRUPTED
+            return interrupted()
         with complaining():
             _print(form, comparison, store, found)
     return _CODES[found.verdict]
