@@ -23,17 +23,9 @@ if TYPE_CHECKING:
     from meprop_bench.results.store import Store
 
 __all__ = [
-    "as_record",
-    "command_line",
-    "complaining",
-    "held_for_good",
-    "interrupted",
-    "name_left_out",
-    "results_folder",
-    "write",
-    "write_pages",
-    "write_tables",
-]
+    "as_record", "command_line", "complaining", "held_for_good", "interrupted", "name_left_out", "results_folder",
+    "write", "write_pages", "write_tables",
+]  # fmt: skip
 
 
 def write(text: str) -> None:

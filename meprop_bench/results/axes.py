@@ -30,20 +30,9 @@ from meprop_bench.results.axis import LAYERS, MODELS, OWN, PERCEPTRONS, TRANSFOR
 from meprop_bench.results.incoming import Name, Share
 
 __all__ = [
-    "AXES",
-    "DENSE_AXES",
-    "OWN",
-    "TRANSFORMER",
-    "WITHOUT_K",
-    "Axes",
-    "Axis",
-    "StoredAxes",
-    "case_name",
-    "default_allocator",
-    "default_threads",
-    "device_name",
-    "method_name",
-]
+    "AXES", "DENSE_AXES", "OWN", "TRANSFORMER", "WITHOUT_K", "Axes", "Axis", "StoredAxes", "case_name",
+    "default_allocator", "default_threads", "device_name", "method_name",
+]  # fmt: skip
 
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40, description="an integer of at least 1")]
 K: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1, description="a ratio in (0, 1]")]
