@@ -17,16 +17,8 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
-    "Training",
-    "UserError",
-    "__version__",
-    "compare",
-    "convert",
-    "load",
-    "profile",
-    "revert",
-    "tune",
-]
+    "Training", "UserError", "__version__", "compare", "convert", "load", "profile", "revert", "tune",
+]  # fmt: skip
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -106,6 +107,13 @@ def test_the_readme_is_one_page_with_a_current_excerpt():
 def _creator(svg: bytes) -> str:
     found = re.search(rb"Matplotlib v[\d.]+", svg)
     return found[0].decode() if found else ""
+
+
+def test_the_reference_has_every_public_name_of_the_method():
+    page = _text("docs/api.rst")
+    for module in ("nn", "optim"):
+        names = importlib.import_module(f"meprop_bench.{module}").__all__
+        assert not [name for name in names if not re.search(rf"^\.\. auto\w+:: {name}$", page, re.M)], module
 
 
 def test_the_list_of_results_is_what_the_results_give():

@@ -10,7 +10,6 @@ program quietly with 141, as the shell reports any program that a closed pipe en
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import click
 
 from meprop_bench import __version__
-from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.errors import ExitCode, UserError, one_of
 from meprop_bench.measure.interrupt import interruptible
 
 __all__ = ["VERBS", "cli", "main", "run"]
@@ -61,10 +60,8 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], VERBS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise click.UsageError(f"unknown verb {args[0]!r}: {hint}choose from {', '.join(VERBS)}", ctx)
+        if args and not args[0].startswith("-"):
+            one_of("verb", args[0], VERBS)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -14,26 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from meprop_bench.report.cells import Section
     from meprop_bench.report.document import Document
     from meprop_bench.results.schema import Row
     from meprop_bench.results.store import Store
-    from meprop_bench.workloads.case import Case
 
 __all__ = [
-    "as_record",
-    "command_line",
-    "complaining",
-    "held_for_good",
-    "name_left_out",
-    "results_folder",
-    "write",
-    "write_pages",
-    "write_tables",
-]
+    "as_record", "command_line", "complaining", "held_for_good", "interrupted", "name_left_out", "results_folder",
+    "write", "write_pages", "write_tables",
+]  # fmt: skip
 
 
 def write(text: str) -> None:
@@ -81,13 +73,25 @@ def results_folder(out: Path, name: str, machine: str, plan: Mapping[str, Any], 
     return Store.create(out, name, machine, command_line(), plan)
 
 
-def name_left_out(cases: Sequence[Case]) -> None:
-    """Name the cases that a deadline left no time for, one a line."""
-    if cases:
-        count = "one case" if len(cases) == 1 else f"{len(cases)} cases"
-        click.echo(f"the deadline left no time for {count}; the same command with --resume goes on", err=True)
-    for case in cases:
-        click.echo(f"left out: {case.label}", err=True)
+_GOES_ON = "the same command with --resume goes on"
+
+
+def interrupted(after: str = "") -> ExitCode:
+    """Say that a run was interrupted, after what, and return the exit code of that."""
+    click.echo(f"meprop-bench: interrupted{after and f' after {after}'}; {_GOES_ON}", err=True)
+    return ExitCode.INTERRUPTED
+
+
+def name_left_out(
+    names: Sequence[str], what: str = "case", *, spent: str = "the deadline", then: str = _GOES_ON, most: int = 10_000
+) -> None:
+    """Name what there was no time for, one a line."""
+    if names:
+        count = f"one {what}" if len(names) == 1 else f"{len(names)} {what}s"
+        click.echo(f"{spent} left no time for {count}; {then}", err=True)
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    for name in [*names[:most], *more]:
+        click.echo(f"left out: {name}", err=True)
 
 
 @contextmanager

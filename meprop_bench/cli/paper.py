@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_out
-from meprop_bench.cli.output import name_left_out, results_folder, write_pages, write_tables
+from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages, write_tables
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import showing
@@ -193,8 +193,7 @@ def run_table(
             _run(found, store, trainings, workers, device, until)
             code = ExitCode.OK
         except KeyboardInterrupt:
-            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
-            code = ExitCode.INTERRUPTED
+            code = interrupted()
         _report(store)
     return code
 
@@ -211,12 +210,12 @@ def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence
 
 def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
     from meprop_bench.measure.machine import state
-    from meprop_bench.paper.runner import Step, count_data, decode_all, plan_of, train_all
+    from meprop_bench.paper.runner import TrainingDone, count_data, decode_all, plan_of, train_all
     from meprop_bench.sweep.runner import Runner
 
     store.write_state(state(workers))
 
-    def report(step: Step) -> None:
+    def report(step: TrainingDone) -> None:
         one = step.trained
         result = f"test {one.test:.2f}, best in epoch {one.best_epoch:g}" if one.test is not None else f"{one.error}"
         click.echo(
@@ -233,7 +232,7 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
         with showing(plan) as progress:
             runner = Runner(plan, store, progress=progress, deadline=deadline)
             runner.run()
-        name_left_out(runner.left_out)
+        name_left_out([case.label for case in runner.left_out])
 
 
 def _report(store: Store) -> None:

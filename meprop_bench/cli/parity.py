@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
-from meprop_bench.cli.output import as_record, complaining, results_folder, write, write_tables
+from meprop_bench.cli.output import as_record, complaining, interrupted, results_folder, write, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode
@@ -29,7 +29,7 @@ from meprop_bench.sweep.accuracy import MARGIN
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Parity
     from meprop_bench.results.store import Store
-    from meprop_bench.sweep.parity import Comparison, ParityProgress
+    from meprop_bench.sweep.parity import ParityPlan, ParityProgress
 
 __all__ = ["command"]
 
@@ -99,9 +99,9 @@ def command(
     from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_allocator, default_threads
     from meprop_bench.sweep.models import check_recipes
-    from meprop_bench.sweep.parity import Comparison, compare
+    from meprop_bench.sweep.parity import ParityPlan, compare
 
-    comparison = Comparison(recipe_of(given), seeds, margin, threads)
+    comparison = ParityPlan(recipe_of(given), seeds, margin, threads)
     needs = {"evaluates": True, "differs": seeds > 1}
     check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), **needs)
     if processes is None:
@@ -114,14 +114,13 @@ def command(
             with _showing(comparison) as show:
                 found = compare(comparison, store, processes=processes, progress=show)
         except KeyboardInterrupt:
-            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
-            return ExitCode.INTERRUPTED
+            return interrupted()
         with complaining():
             _print(form, comparison, store, found)
     return _CODES[found.verdict]
 
 
-def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
+def _store(comparison: ParityPlan, out: Path, resume: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
     from meprop_bench.tasks.checks import on_device
 
@@ -131,7 +130,7 @@ def _store(comparison: Comparison, out: Path, resume: bool) -> Store:
 
 
 @contextmanager
-def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None]]:
+def _showing(comparison: ParityPlan) -> Iterator[Callable[[ParityProgress], None]]:
     """Give a function that shows where a comparison is: a live line on a terminal, a line for each pair anywhere."""
     from meprop_bench.report.quality import POINTS, Quality
 
@@ -151,7 +150,7 @@ def _showing(comparison: Comparison) -> Iterator[Callable[[ParityProgress], None
         yield show
 
 
-def _print(form: str, comparison: Comparison, store: Store, found: Parity) -> None:
+def _print(form: str, comparison: ParityPlan, store: Store, found: Parity) -> None:
     from meprop_bench.measure.machine import was_busy
     from meprop_bench.report.cells import plain_section
     from meprop_bench.report.markdown import as_section

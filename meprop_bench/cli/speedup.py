@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
-from meprop_bench.cli.output import name_left_out, results_folder, write_pages
+from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import showing
 
@@ -170,10 +170,8 @@ def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
             runner = Runner(plan, store, progress=progress, state=_look, deadline=deadline)
             runner.run()
     except KeyboardInterrupt:
-        done = f"{len(store.done_case_ids())} of {len(plan.cases)} cases"
-        click.echo(f"meprop-bench: interrupted after {done}; the same command with --resume goes on", err=True)
-        return ExitCode.INTERRUPTED
-    name_left_out(runner.left_out)
+        return interrupted(f"{len(store.done_case_ids())} of {len(plan.cases)} cases")
+    name_left_out([case.label for case in runner.left_out])
     return _judge(store.rows())
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format
-from meprop_bench.cli.output import command_line
+from meprop_bench.cli.output import command_line, interrupted
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
@@ -99,8 +99,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
             with _quiet(recipe):
                 result = run(task, recipe, seed, checkpoint=folder / CHECKPOINT, progress=progress, after_step=at)
         except KeyboardInterrupt:
-            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
-            return ExitCode.INTERRUPTED
+            return interrupted()
         _write_history(folder, result.history)
         _draw(folder, result, f"{recipe.label}, seed {seed}", task)
     _print(form, settings, result, task)

@@ -17,9 +17,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out
-from meprop_bench.cli.output import as_record, complaining, results_folder, write, write_tables
+from meprop_bench.cli.output import (
+    as_record,
+    complaining,
+    interrupted,
+    name_left_out,
+    results_folder,
+    write,
+    write_tables,
+)
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
-from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.progress import lines, watcher
 
@@ -156,16 +164,18 @@ def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, o
     with _store(request, out, resume) as store:
         limit = "" if seconds == float("inf") else f", within {duration(seconds)}"
         click.echo(f"tuning {request.recipe.task} to {store.folder}{limit}", err=True)
-        found = state(request.threads or default_threads())
-        for warning in found["warnings"]:
+        seen = state(request.threads or default_threads())
+        for warning in seen["warnings"]:
             click.echo(f"warning: {warning}", err=True)
-        store.write_state(found)
+        store.write_state(seen)
         try:
             result = request.run(store, seconds, watcher(lines()))
         except KeyboardInterrupt:
-            click.echo("meprop-bench: interrupted; the same command with --resume goes on", err=True)
-            return ExitCode.INTERRUPTED
-        _name_left_out(result)
+            return interrupted()
+        found = result.answer or result.curve
+        assert found is not None
+        more = "--resume with a larger --budget goes on"
+        name_left_out(found.left_out, "piece", spent="the budget", then=more, most=10)
         with complaining():
             _write_folder(result)
         with complaining():
@@ -181,19 +191,6 @@ def _store(request: Request, out: Path, resume: bool) -> Store:
     machine = machine_slug(str(on_device(request.recipe.options.get("device") or "cpu")))
     name = folder_name(request)
     return results_folder(out, name, machine, request.to_json(), resume=resume, what="this search")
-
-
-def _name_left_out(result: Result) -> None:
-    found = result.answer or result.curve
-    assert found is not None
-    left_out = found.left_out
-    if left_out:
-        count = "one piece" if len(left_out) == 1 else f"{len(left_out)} pieces"
-        click.echo(f"the budget left no time for {count}; --resume with a larger --budget goes on", err=True)
-    for name in left_out[:10]:
-        click.echo(f"left out: {name}", err=True)
-    if len(left_out) > 10:
-        click.echo(f"left out: {len(left_out) - 10} more", err=True)
 
 
 def _write_folder(result: Result) -> None:

@@ -22,22 +22,22 @@ from meprop_bench.data.sources import SOURCES, DataSet, compared, path_of
 from meprop_bench.data.treebank import Sentence, made_up_treebank
 from meprop_bench.errors import UserError
 
-__all__ = ["Corpus", "Pair", "load_multi30k", "made_up_corpus", "read_corpus", "read_parallel"]
+__all__ = ["Corpus", "SentencePair", "load_multi30k", "made_up_corpus", "read_corpus", "read_parallel"]
 
 _PARTS = ("train", "val", "test_2016_flickr")
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """A sentence and its translation, neither of them empty."""
 
     source: str
     target: str
 
 
-Corpus: TypeAlias = DataSet[tuple[Pair, ...]]
+Corpus: TypeAlias = DataSet[tuple[SentencePair, ...]]
 
 
-def read_parallel(source: Path, target: Path) -> Iterator[Pair]:
+def read_parallel(source: Path, target: Path) -> Iterator[SentencePair]:
     """Yield the pairs of two files, in their order.
 
     `UserError`: a file cannot be read, or a line has no partner, no text, or is not UTF-8; the message has its number.
@@ -48,7 +48,7 @@ def read_parallel(source: Path, target: Path) -> Iterator[Pair]:
             short, long = (source, target) if left is None else (target, source)
             raise Malformed(long, number + 1, f"it has no partner: {short} ends after line {number}")
         number = left[0]
-        pair = Pair(left[1].strip(), right[1].strip())
+        pair = SentencePair(left[1].strip(), right[1].strip())
         for path, text in zip((source, target), pair, strict=True):
             if not text:
                 raise Malformed(path, number, "it is empty: delete the line from both files")
@@ -72,11 +72,11 @@ def made_up_corpus() -> Corpus:
     return DataSet("made-up", *(tuple(map(_made_up, part)) for part in (bank.train, bank.dev, bank.test)))
 
 
-def _made_up(sentence: Sentence) -> Pair:
+def _made_up(sentence: Sentence) -> SentencePair:
     words = [word.form for word in sentence.words]
     verb = next(place for place, word in enumerate(sentence.words) if word.head == 0)
     source = [*words[:verb], *words[verb + 1 : -1], words[verb]]
-    return Pair(" ".join([*(word[::-1] for word in source), words[-1]]), " ".join(words))
+    return SentencePair(" ".join([*(word[::-1] for word in source), words[-1]]), " ".join(words))
 
 
 def read_corpus(name: str, *paths: Path) -> Corpus:

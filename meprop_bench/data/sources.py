@@ -14,7 +14,6 @@ plain `NAME/FILE`, unpacked by hand, is read, too; `FILE.gz` comes first when bo
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from meprop_bench.cache import places
-from meprop_bench.errors import UserError
+from meprop_bench.errors import UserError, one_of
 
 __all__ = [
     "SOURCES", "VARIABLE", "DataFile", "DataSet", "Source", "compared", "data_folder", "find_source", "is_here",
@@ -144,11 +143,7 @@ SOURCES: Mapping[str, Source] = {source.name: source for source in (_MNIST, _UD_
 
 def find_source(name: str) -> Source:
     """Return the data set called `name`; `UserError`, with a suggestion, when there is none."""
-    if name in SOURCES:
-        return SOURCES[name]
-    close = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(SOURCES)}"
-    raise UserError(f"there is no data set {name!r} to fetch or check: {hint}")
+    return SOURCES[one_of("data set", name, SOURCES)]
 
 
 VARIABLE = "MEPROP_BENCH_DATA"

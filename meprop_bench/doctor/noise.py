@@ -28,6 +28,7 @@ from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import plus_minus
 from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.rows import Answers
 from meprop_bench.workloads.case import Case
 
 __all__ = ["LIMIT_S", "PATIENCE_S", "identical", "judge", "measure", "prepare", "reason"]
@@ -61,10 +62,10 @@ def prepare(pool: Pool[int], case: Case, limit_s: float = LIMIT_S) -> int:
 def measure(pool: Pool[int], loops: int) -> Measurement:
     """Take pairs, in as many parts as a case has processes."""
     wanted = {"seconds": _PART_S, "least_pairs": 2, "loops": loops}
-    answers = [pool.ask(0, "measure", seed=part, **wanted) for part in range(Plan.processes)]
-    runs = tuple(tuple((float(a), float(b)) for a, b in answer["pairs"][_PHASE]) for answer in answers)
-    marks = [answer["disturbed"] for answer in answers]
-    return Measurement(_PHASE, runs, loops, None if None in marks else tuple(map(tuple, marks)))
+    answers = Answers()
+    for part in range(Plan.processes):
+        answers.add(part, pool.ask(0, "measure", seed=part, **wanted))
+    return answers.measurement(_PHASE, loops)
 
 
 def reason(error: WorkerError) -> str:

@@ -133,8 +133,7 @@ class _Stolen:
 
     def __init__(self) -> None:
         self._file = os.open(procfs.PROC / "stat", os.O_RDONLY)
-        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        self._names = frozenset(b"cpu%d" % core for core in usable)
+        self._names = frozenset(b"cpu%d" % core for core in procfs.usable())
         self._most = 256 * ((os.cpu_count() or 1) + 2)
 
     def seconds(self) -> float:

@@ -47,17 +47,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "Measurement",
-    "Pair",
-    "Pairs",
-    "Probe",
-    "Subject",
-    "calibrate",
-    "collector_at_rest",
-    "measure_pairs",
-    "settle",
+    "Measurement", "Pair", "Pairs", "Probe", "Subject", "calibrate", "collector_at_rest", "measure_pairs", "settle",
     "warm_up",
-]
+]  # fmt: skip
 
 Subject = Callable[[int, Clock], Mapping[str, float]]
 

@@ -38,17 +38,9 @@ from typing import IO, Any, NoReturn, Protocol, Self
 from meprop_bench.errors import Absent, UserError, out_of_memory
 
 __all__ = [
-    "Message",
-    "Worker",
-    "WorkerAbsent",
-    "WorkerDied",
-    "WorkerError",
-    "WorkerFailed",
-    "WorkerLike",
-    "WorkerOutOfMemory",
-    "WorkerRefused",
-    "serve",
-]
+    "Message", "Worker", "WorkerAbsent", "WorkerDied", "WorkerError", "WorkerFailed", "WorkerLike", "WorkerOutOfMemory",
+    "WorkerRefused", "serve",
+]  # fmt: skip
 
 Message = dict[str, Any]
 

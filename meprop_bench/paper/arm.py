@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from meprop_bench.methods import METHODS
 from meprop_bench.paper.published import Setting
-from meprop_bench.paper.records import Evaluation, Trained
+from meprop_bench.paper.records import Evaluation, TrainedArm
 from meprop_bench.tasks import TASKS, task_options
 from meprop_bench.tasks.algorithm import UPDATE
 from meprop_bench.tasks.recipe import Recipe
@@ -114,14 +114,14 @@ def train_arm(
     device: str = "cpu",
     environment_id: str = "unknown",
     progress: Callable[[Progress], None] | None = None,
-) -> Trained:
+) -> TrainedArm:
     """Train, and return what is stored; `UserError` without the task or its data, or if the setting does not fit."""
     from meprop_bench.tasks.run import run
 
     recipe = arm.recipe(device)
     task = recipe.load()
     result = run(task, recipe, seed, progress=progress)
-    return Trained(
+    return TrainedArm(
         arm_id=arm.arm_id,
         seed=seed,
         evaluations=tuple(

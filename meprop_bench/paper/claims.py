@@ -36,9 +36,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from meprop_bench.paper.doubts import LATER, SAME, Verdict, doubt, still_learning, unit_of
-from meprop_bench.paper.evidence import Evidence, Place, figure
+from meprop_bench.paper.evidence import Place, TableEvidence, figure
 from meprop_bench.paper.published import COLUMNS
-from meprop_bench.paper.records import Trained
+from meprop_bench.paper.records import TrainedArm
 from meprop_bench.report.cells import ratio_within
 from meprop_bench.report.quality import POINTS
 from meprop_bench.stats import Interval, mean_difference, non_inferiority, paired_ratio, too_wide
@@ -72,7 +72,7 @@ class Claim:
     why: str
 
 
-def judge(evidence: Evidence) -> list[Claim]:
+def judge(evidence: TableEvidence) -> list[Claim]:
     """Return every claim of the table with its verdict."""
     return [
         _claim(place, kind, *found)
@@ -217,7 +217,7 @@ def _smaller_update(place: Place, kind: str) -> Iterator[_Found]:
         return
     masked = 0 if arm is None else arm.setting.masked_after or 0
 
-    def update(trained: Trained) -> float | None:
+    def update(trained: TrainedArm) -> float | None:
         after = trained.updates[masked:]
         return statistics.fmean(after) if after else None
 

@@ -28,7 +28,7 @@ from typing import Literal, TypeAlias
 
 from meprop_bench.paper.evidence import Place, mixed_data
 from meprop_bench.paper.published import COLUMNS, PublishedRow
-from meprop_bench.paper.records import Trained, sizes_of
+from meprop_bench.paper.records import TrainedArm, sizes_of
 from meprop_bench.paper.subjects import subject
 from meprop_bench.stats import mean_difference
 
@@ -120,7 +120,7 @@ def unit_of(row: PublishedRow) -> str:
     return COLUMNS["test_bleu" if "test_bleu" in row.figures else "test"].unit
 
 
-def _pace(seeds: Sequence[Trained]) -> float:
+def _pace(seeds: Sequence[TrainedArm]) -> float:
     """Return the points of the dev metric that seeds gain in `LATER` epochs, as they did at their end, the mean."""
     gains = []
     for one in seeds:
@@ -161,7 +161,7 @@ def _chance(places: Sequence[Place]) -> str:
     return f"near chance: {some} of {of} seeds of {names}" if some else ""
 
 
-def _course(one: Trained) -> tuple[object, ...]:
+def _course(one: TrainedArm) -> tuple[object, ...]:
     return one.evaluations, one.best_epoch, one.test, one.updates
 
 

@@ -9,23 +9,23 @@ from dataclasses import dataclass, field, replace
 from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.experiment import Experiment
 from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
-from meprop_bench.paper.records import Decoding, Trained
+from meprop_bench.paper.records import Decoding, TrainedArm
 from meprop_bench.paper.subjects import subject
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import CANNOT_TELL, too_wide
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Evidence", "Line", "Place", "figure", "lines", "mixed_data"]
+__all__ = ["Line", "Place", "TableEvidence", "figure", "lines", "mixed_data"]
 
 _DECODING = ("decode_before_s", "decode_after_s", "products_before", "products_after")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TableEvidence:
     """Results beside the experiment that they are of."""
 
     experiment: Experiment
-    trained: Mapping[str, Sequence[Trained]] = field(default_factory=dict)  # arm id -> seeds without error, in order
+    trained: Mapping[str, Sequence[TrainedArm]] = field(default_factory=dict)  # arm id -> seeds without error, in order
     failed: Mapping[str, int] = field(default_factory=dict)  # arm id -> how many trainings failed
     timed: Mapping[tuple[str, str], Row] = field(default_factory=dict)  # (case id, phase) -> the row
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (subject, column) -> how many there are
@@ -38,7 +38,7 @@ class Evidence:
             for row in part.rows:
                 yield Place(self, part, row)
 
-    def whole(self, arm: Arm) -> Sequence[Trained]:
+    def whole(self, arm: Arm) -> Sequence[TrainedArm]:
         """Return what was trained of an arm to its end: what was cut off is no training."""
         return [
             one
@@ -62,7 +62,7 @@ class Evidence:
 class Place:
     """One row of the table, with what was found about it."""
 
-    evidence: Evidence
+    evidence: TableEvidence
     part: Part
     row: PublishedRow
 
@@ -72,7 +72,7 @@ class Place:
         return self.evidence.experiment.arms.get((self.part.name, self.row.name))
 
     @property
-    def seeds(self) -> Sequence[Trained]:
+    def seeds(self) -> Sequence[TrainedArm]:
         """What was trained for it, to its end."""
         return () if self.arm is None else self.evidence.whole(self.arm)
 
@@ -118,7 +118,7 @@ class Place:
         published = all(one.data_published is not False for arm in arms for one in self.evidence.whole(arm))
         return published and bool(arms) and all(arm.data == "mnist" and arm.examples is None for arm in arms)
 
-    def pairs(self, value: Callable[[Trained], float | None]) -> list[tuple[float, float]]:
+    def pairs(self, value: Callable[[TrainedArm], float | None]) -> list[tuple[float, float]]:
         """Return (baseline, row) for every seed that both were trained from."""
         if self.baseline is None:
             return []
@@ -175,7 +175,7 @@ class Line:
     doubt: str = ""
 
 
-def lines(evidence: Evidence) -> Iterator[Line]:
+def lines(evidence: TableEvidence) -> Iterator[Line]:
     """Yield every figure of the table, and the accuracies of rows that print none, with ours where there is one."""
     for place in evidence.places:
         columns = list(place.row.figures)
@@ -217,7 +217,7 @@ def _timed_line(bare: Line, place: Place) -> Line:
     return bare if seconds is None else replace(bare, mean=seconds * (1e3 if bare.unit == "ms" else 1.0))
 
 
-def figure(trained: Trained, column: str) -> float | None:
+def figure(trained: TrainedArm, column: str) -> float | None:
     """Return one training's figure in a column."""
     layers = list(trained.layers.values())
     named: dict[str, float | None] = {

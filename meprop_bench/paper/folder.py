@@ -29,10 +29,10 @@ from pathlib import Path
 from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
 from meprop_bench.paper.claims import Claim, judge, overall
-from meprop_bench.paper.evidence import Evidence, Line, Place, lines
+from meprop_bench.paper.evidence import Line, Place, TableEvidence, lines
 from meprop_bench.paper.experiment import Experiment, experiment_of, reasons
 from meprop_bench.paper.published import COLUMNS, Part, published
-from meprop_bench.paper.records import Decodings, Trained, Trainings, counts_in
+from meprop_bench.paper.records import Decodings, TrainedArm, Trainings, counts_in
 from meprop_bench.paper.subjects import SCALES
 from meprop_bench.report.bundle import is_bundle, opened
 from meprop_bench.report.cells import ABSENT, Cell, Section, Tone, counted, digits, seconds
@@ -52,7 +52,7 @@ __all__ = ["PaperDocument", "as_overview", "best_results", "curves", "load", "ow
 class PaperDocument(Document):
     """A results folder of `paper run`, ready to be printed."""
 
-    evidence: Evidence = field(kw_only=True)
+    evidence: TableEvidence = field(kw_only=True)
 
     @property
     def claims(self) -> list[Claim]:
@@ -136,7 +136,7 @@ def read(store: Store) -> PaperDocument:
     arms, every = [arm.arm_id for arm in found.distinct_arms], trainings.all()
     failed = [one for one in every if one.error is not None]
     plain = Document.of(store)
-    evidence = Evidence(
+    evidence = TableEvidence(
         found,
         trained={arm: trainings.of(arm, found.seeds) for arm in arms},
         failed={arm: sum(one.arm_id == arm and one.seed in found.seeds for one in failed) for arm in arms},
@@ -165,7 +165,7 @@ def _differences(run: Experiment) -> Iterator[str]:
     yield from (f"The papers disagree: {text}" for text in run.table.contradictions)
 
 
-def _side_by_side(evidence: Evidence) -> list[Section]:
+def _side_by_side(evidence: TableEvidence) -> list[Section]:
     columns = ("row", "figure", "paper", "ours, mean ± sd", "best", "seeds")
     notes = {part.name: part.notes for part in evidence.experiment.table.parts}
     sections = []
@@ -217,7 +217,7 @@ def _verdicts(claims: Sequence[Claim]) -> Section:
     return Section("Verdicts", columns, groups, remark=remark, left=left, keys=keys)
 
 
-def curves(evidence: Evidence) -> list[Plot]:
+def curves(evidence: TableEvidence) -> list[Plot]:
     """Draw for each part what its trainings reached, and the sizes that meSimp left; needs matplotlib (ImportError)."""
     import matplotlib as mpl
 
@@ -251,10 +251,10 @@ def _trained_name(place: Place) -> str:
 
 def _learning(
     part: Part,
-    trained: Mapping[str, Sequence[Trained]],
+    trained: Mapping[str, Sequence[TrainedArm]],
     what: str,
     number: int,
-    figures: Callable[[Trained], Sequence[float]],
+    figures: Callable[[TrainedArm], Sequence[float]],
 ) -> list[Plot]:
     arms = {
         name: [OneTraining([one.epoch for one in seed.evaluations], figures(seed), seed.seconds) for seed in seeds]
@@ -263,7 +263,7 @@ def _learning(
     return learning(part.name, what, arms, number=number, timed=what == "dev metric")
 
 
-def _sizes(seeds: Sequence[Trained]) -> dict[str, list[float]]:
+def _sizes(seeds: Sequence[TrainedArm]) -> dict[str, list[float]]:
     """Return the neurons left of each layer, seed by seed; empty where nothing was simplified."""
     return {
         layer: [seed.layers[layer] for seed in seeds]

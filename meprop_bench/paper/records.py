@@ -26,7 +26,7 @@ from meprop_bench.results.incoming import Amount, Count, Name, Number, Percent, 
 from meprop_bench.results.store import append_lines, replace_file
 from meprop_bench.stats import Interval, median, paired_ratio
 
-__all__ = ["DECODINGS", "TRAININGS", "Decoding", "Decodings", "Evaluation", "Trained", "Trainings", "sizes_of"]
+__all__ = ["DECODINGS", "TRAININGS", "Decoding", "Decodings", "Evaluation", "TrainedArm", "Trainings", "sizes_of"]
 
 TRAININGS = "trainings.jsonl"
 DECODINGS = "decodings.json"
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedArm:
     """One arm, trained from one seed (of weights, batches and selections)."""
 
     arm_id: Name
@@ -78,7 +78,7 @@ class Trained:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: object) -> Trained:
+    def from_json(cls, record: object) -> TrainedArm:
         """Build from a JSON object; raises ValueError for one that is not a training, or contradicts itself."""
         found = checked(record, cls)
         if found.error is not None and (found.test is not None or found.best_dev is not None):
@@ -107,11 +107,11 @@ class Trainings:
         self.path = folder / TRAININGS
         self.notes: list[str] = []
         self._write = write
-        self._found: dict[tuple[str, int], Trained] = {}
+        self._found: dict[tuple[str, int], TrainedArm] = {}
         if self.path.exists():
             self._load()
 
-    def get(self, arm_id: str, seed: int) -> Trained | None:
+    def get(self, arm_id: str, seed: int) -> TrainedArm | None:
         """Return what is known of a training, one that failed included."""
         return self._found.get((arm_id, seed))
 
@@ -120,11 +120,11 @@ class Trainings:
         found = self.get(arm_id, seed)
         return found is not None and found.error is None
 
-    def of(self, arm_id: str, seeds: Sequence[int]) -> list[Trained]:
+    def of(self, arm_id: str, seeds: Sequence[int]) -> list[TrainedArm]:
         """Return the seeds of an arm that were trained without error, in order."""
         return [self._found[arm_id, seed] for seed in seeds if self.done(arm_id, seed)]
 
-    def take(self, other: Trainings, wanted: Sequence[tuple[Sequence[str], int]]) -> list[Trained]:
+    def take(self, other: Trainings, wanted: Sequence[tuple[Sequence[str], int]]) -> list[TrainedArm]:
         """Add what another folder has of these arms and seeds, and return it; what is here already stays as it is.
 
         `wanted`: (the ids of an arm, its own first, any of which will do; seed).
@@ -137,11 +137,11 @@ class Trainings:
                 self.append(taken[-1])
         return taken
 
-    def all(self) -> list[Trained]:
+    def all(self) -> list[TrainedArm]:
         """Return every training, failed ones included."""
         return list(self._found.values())
 
-    def append(self, trained: Trained) -> None:
+    def append(self, trained: TrainedArm) -> None:
         """Save one training: it is on the disk when this returns, or a `UserError` says why not."""
         if not self._write:
             raise ValueError("append: the trainings are not open for writing")
@@ -153,7 +153,7 @@ class Trainings:
         *lines, torn = data.split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                found = Trained.from_json(parsed(line))
+                found = TrainedArm.from_json(parsed(line))
             except ValueError as error:
                 where = f"{self.path.parent.name}/{TRAININGS} line {number} is no training"
                 raise refused(where, error, "delete the line and run again with --resume") from None
@@ -234,7 +234,7 @@ def _read(path: Path, kind: Any) -> Any:
         raise refused(where, error, "delete it and run again with --resume") from None
 
 
-def sizes_of(trained: Sequence[Trained]) -> Mapping[str, int]:
+def sizes_of(trained: Sequence[TrainedArm]) -> Mapping[str, int]:
     """Return the neurons that training left in each layer, the mean over seeds; empty where nothing was simplified."""
     names = trained[0].layers if trained else ()
     return {name: max(1, round(sum(one.layers[name] for one in trained) / len(trained))) for name in names}

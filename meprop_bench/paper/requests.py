@@ -1,6 +1,6 @@
 """What a worker answers for the tables: it trains one arm after the other, counts data, and times decoding.
 
-train_arm   {arm, seed, device}   -> the training, as `records.Trained` has it
+train_arm   {arm, seed, device}   -> the training, as `records.TrainedArm` has it
 examples    {source}              -> column -> how many examples the data have
 cut         {arm, sizes, device}  -> multiplications of an item, before and after; both models wait to be timed
 decode      {seconds, seed}       -> pairs: seconds of decoding the test set, before and after

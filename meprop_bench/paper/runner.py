@@ -25,7 +25,7 @@ from meprop_bench.measure.lock import device_lock
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.paper.experiment import Arm, Experiment
-from meprop_bench.paper.records import COUNTS, Decoding, Decodings, Trained, Trainings, sizes_of
+from meprop_bench.paper.records import COUNTS, Decoding, Decodings, TrainedArm, Trainings, sizes_of
 from meprop_bench.paper.subjects import subject
 from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
@@ -34,20 +34,20 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import start_worker
 
-__all__ = ["Step", "count_data", "decode_all", "missing", "plan_of", "slug", "take", "train_all"]
+__all__ = ["TrainingDone", "count_data", "decode_all", "missing", "plan_of", "slug", "take", "train_all"]
 
 _PATIENCE_S = 24 * 3600.0
 """Seconds after which a silent training counts as hung: the largest of them at full scale takes hours."""
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingDone:
     """A training that is done, of so many, with the seconds that are left for the others."""
 
     done: int
     total: int
     arm: Arm
-    trained: Trained
+    trained: TrainedArm
     left_s: float
 
 
@@ -92,7 +92,7 @@ def train_all(
     *,
     processes: int,
     device: str = "cpu",
-    progress: Callable[[Step], None] = lambda _: None,
+    progress: Callable[[TrainingDone], None] = lambda _: None,
     start: Callable[[], WorkerLike] = _start,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
@@ -126,14 +126,14 @@ def train_all(
             raise UserError(one_line(error.sentence("a training process"))) from None
         for (arm, seed), answer in pool.share(jobs(), request):
             if isinstance(answer, WorkerError):
-                trained = Trained(arm_id=arm.arm_id, seed=seed, error=one_line(answer.sentence("its process")))
+                trained = TrainedArm(arm_id=arm.arm_id, seed=seed, error=one_line(answer.sentence("its process")))
             else:
-                trained = Trained.from_json(answer)
+                trained = TrainedArm.from_json(answer)
             trainings.append(trained)
             deadline.took(now() - begun_at[arm.arm_id, seed])
             done += 1
             left = len(todo) - done
-            progress(Step(total - left, total, arm, trained, (now() - begun) / done * left))
+            progress(TrainingDone(total - left, total, arm, trained, (now() - begun) / done * left))
     return len(todo) - done
 
 

@@ -13,7 +13,6 @@ Nothing here imports torch: planning and `--help` must not wait three seconds.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, make_dataclass, replace
 from functools import cache, reduce
@@ -25,25 +24,15 @@ from msgspec import Meta
 from meprop_bench.measure.allocator import ALLOCATORS, unavailable_reason
 from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clock import CACHES, LAUNCHES
+from meprop_bench.measure.procfs import usable_cores
 from meprop_bench.methods import SPARSE
 from meprop_bench.results.axis import LAYERS, MODELS, OWN, PERCEPTRONS, TRANSFORMER, Axis
 from meprop_bench.results.incoming import Name, Share
 
 __all__ = [
-    "AXES",
-    "DENSE_AXES",
-    "OWN",
-    "TRANSFORMER",
-    "WITHOUT_K",
-    "Axes",
-    "Axis",
-    "StoredAxes",
-    "case_name",
-    "default_allocator",
-    "default_threads",
-    "device_name",
-    "method_name",
-]
+    "AXES", "DENSE_AXES", "OWN", "TRANSFORMER", "WITHOUT_K", "Axes", "Axis", "StoredAxes", "case_name",
+    "default_allocator", "default_threads", "device_name", "method_name",
+]  # fmt: skip
 
 Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40, description="an integer of at least 1")]
 K: TypeAlias = Size | Annotated[float, Meta(gt=0, le=1, description="a ratio in (0, 1]")]
@@ -62,7 +51,7 @@ def default_threads() -> int:
     """Return the physical cores this process may run on: a second thread on one adds nothing to a product."""
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = usable_cores()
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 

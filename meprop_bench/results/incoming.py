@@ -34,25 +34,9 @@ from meprop_bench.errors import UserError, nearest
 from meprop_bench.results.redact import one_line
 
 __all__ = [
-    "MOST_PERCENT",
-    "Amount",
-    "Busy",
-    "Count",
-    "Finite",
-    "Name",
-    "Number",
-    "Percent",
-    "Rate",
-    "Ratio",
-    "Seconds",
-    "Share",
-    "checked",
-    "conforming",
-    "parsed",
-    "parts",
-    "refused",
-    "unique",
-]
+    "MOST_PERCENT", "Amount", "Busy", "Count", "Finite", "Name", "Number", "Percent", "Rate", "Ratio", "Seconds",
+    "Share", "checked", "conforming", "parsed", "parts", "refused", "unique",
+]  # fmt: skip
 
 Seconds: TypeAlias = Annotated[float, Meta(ge=1e-12, le=1e8)]
 """A time that something took: a picosecond is below any clock, and 1e8 s are three years."""

@@ -55,20 +55,9 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.stats import Interval, Verdict
 
 __all__ = [
-    "FIGURES",
-    "KEYS",
-    "PASSED",
-    "SCHEMA",
-    "WHOLE",
-    "Flat",
-    "Parity",
-    "Row",
-    "Side",
-    "Utilization",
-    "as_object",
-    "check_schema",
-    "select",
-]
+    "FIGURES", "KEYS", "PASSED", "SCHEMA", "WHOLE", "Flat", "Parity", "Row", "Side", "Utilization", "as_object",
+    "check_schema", "select",
+]  # fmt: skip
 
 SCHEMA = "meprop-bench/1"
 PASSED = "passed"

@@ -26,7 +26,7 @@ from meprop_bench.workloads.case import Case, recipe_of
 if TYPE_CHECKING:
     from meprop_bench.tasks.run import Result
 
-__all__ = ["MARGIN", "Accuracies", "Figures", "figure", "figure_name", "judged", "trained"]
+__all__ = ["MARGIN", "Accuracies", "SeedFigures", "figure", "figure_name", "judged", "trained"]
 
 MARGIN = 0.5
 """Points that a method may lose and still pass, if nothing else is said; of a metric that is no percentage, percent of
@@ -34,7 +34,7 @@ dense's own figure."""
 
 
 @dataclass(frozen=True)
-class Figures:
+class SeedFigures:
     """What trainings from some seeds came to."""
 
     metric: str
@@ -42,7 +42,7 @@ class Figures:
     of: Mapping[int, float]  # seed -> its figure
 
 
-Train = Callable[[bool], Figures]
+Train = Callable[[bool], SeedFigures]
 """Trains one side of a case (`sparsified` or not)."""
 
 
@@ -63,7 +63,7 @@ def _at_end(recipe: Recipe) -> bool:
     return recipe.steps is not None or is_model(recipe.task)
 
 
-def trained(recipe: Recipe, seeds: Sequence[int]) -> Figures:
+def trained(recipe: Recipe, seeds: Sequence[int]) -> SeedFigures:
     """Train from each seed, in this process.
 
     Raises:
@@ -74,7 +74,7 @@ def trained(recipe: Recipe, seeds: Sequence[int]) -> Figures:
 
     task = recipe.load()
     found = {seed: figure(recipe, run(task, recipe, seed, at_end=_at_end(recipe))) for seed in seeds}
-    return Figures(task.metric, task.percent, found)
+    return SeedFigures(task.metric, task.percent, found)
 
 
 def judged(
@@ -119,7 +119,7 @@ class Accuracies:
     def __init__(self, seeds: int, steps: int) -> None:
         self.seeds = tuple(range(1, seeds + 1))
         self.steps = steps
-        self._trained: dict[str, Figures] = {}
+        self._trained: dict[str, SeedFigures] = {}
 
     def compare(self, case: Case, train: Train | None = None) -> Parity:
         """Return the comparison for a case, training only what has not been trained yet: here, if nobody else does."""
@@ -131,7 +131,7 @@ class Accuracies:
         metric = "accuracy_percent" if usual else figure_name(recipe, dense.metric)
         return judged(recipe, pairs, steps=self.steps, metric=metric, percent=dense.percent)
 
-    def _of(self, recipe: Recipe, train: Train | None) -> Figures:
+    def _of(self, recipe: Recipe, train: Train | None) -> SeedFigures:
         # Kernel and layout of the gradient change the cost of a training and, but for rounding, nothing of its result.
         key = json.dumps({**recipe.to_json(), "gradient": "", "kernel": ""}, sort_keys=True)
         if key not in self._trained:

@@ -35,13 +35,8 @@ from meprop_bench.sweep.worker import PROTOCOL, Session
 from meprop_bench.tasks.build import find, guarded
 
 __all__ = [
-    "FunctionCase",
-    "again_function",
-    "check_function",
-    "hello_function",
-    "peak_function",
-    "setup_function",
-]
+    "FunctionCase", "again_function", "check_function", "hello_function", "peak_function", "setup_function",
+]  # fmt: skip
 
 _SLOW_S = 0.5
 """A call of so many seconds is one value: it is not warmed up, or calibrated."""

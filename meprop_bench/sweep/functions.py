@@ -33,15 +33,8 @@ if TYPE_CHECKING:
     from meprop_bench.measure.worker import Message
 
 __all__ = [
-    "CALL",
-    "Functions",
-    "Timed",
-    "device_of_functions",
-    "load_functions",
-    "no_call",
-    "time_functions",
-    "try_functions",
-]
+    "CALL", "Functions", "Timed", "device_of_functions", "load_functions", "no_call", "time_functions", "try_functions",
+]  # fmt: skip
 
 CALL = "call"
 """The one phase of a function."""

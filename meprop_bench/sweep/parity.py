@@ -25,19 +25,19 @@ from meprop_bench.results.axes import OWN
 from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import MARGIN, figure_name, judged
-from meprop_bench.sweep.trainers import Trainers, Training
+from meprop_bench.sweep.trainers import Trainers, TrainingJob
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["Comparison", "ParityProgress", "case_id", "compare"]
+__all__ = ["ParityPlan", "ParityProgress", "case_id", "compare"]
 
 _SIDES = ("dense", "sparse")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ParityPlan:
     """What to compare; UserError for a value that is not allowed, or nothing that differs from dense."""
 
     recipe: Recipe  # of the method's side; the other one is dense, and otherwise the same
@@ -84,14 +84,14 @@ class ParityProgress:
     pair: tuple[float, float] | None = None  # dense and sparse
 
 
-def case_id(comparison: Comparison) -> str:
+def case_id(comparison: ParityPlan) -> str:
     """Return 12 hexadecimal digits that are the same for the same comparison, whatever the number of seeds."""
     alike = {name: value for name, value in comparison.to_json().items() if name != "seeds"}
     return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def compare(
-    comparison: Comparison,
+    comparison: ParityPlan,
     store: Store,
     *,
     processes: int,
@@ -118,7 +118,7 @@ class _Trainings:
 
     def __init__(
         self,
-        comparison: Comparison,
+        comparison: ParityPlan,
         store: Store,
         progress: Callable[[ParityProgress], None],
         start: Callable[[], WorkerLike],
@@ -164,10 +164,10 @@ class _Trainings:
                     raise UserError(f"training {side} from seed {seed} failed: {answer.sentence('its process')}")
                 self._take(seed, side, {**trainers.hello, **answer})
 
-    def _training(self, job: tuple[int, str]) -> Training:
+    def _training(self, job: tuple[int, str]) -> TrainingJob:
         seed, side = job
         recipe = self._comparison.recipe
-        return Training(recipe if side == "sparse" else recipe.dense(), seed, side)
+        return TrainingJob(recipe if side == "sparse" else recipe.dense(), seed, side)
 
     def _take(self, seed: int, side: str, answer: dict[str, Any]) -> None:
         self._found[seed, side] = answer

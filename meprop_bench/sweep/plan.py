@@ -30,17 +30,9 @@ from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.workloads.case import DATA, ONE_WIDTH, TEXT, WORKLOADS, Case
 
 __all__ = [
-    "CHECKS",
-    "Plan",
-    "Preset",
-    "load_preset",
-    "one_case",
-    "parse_axis",
-    "plan_axes",
-    "plan_of",
-    "plan_preset",
+    "CHECKS", "Plan", "Preset", "load_preset", "one_case", "parse_axis", "plan_axes", "plan_of", "plan_preset",
     "preset_names",
-]
+]  # fmt: skip
 
 CHECKS = ("gradients", "accuracy")
 """What a preset may require. Gradients are checked always; accuracy is compared where data are learnt."""

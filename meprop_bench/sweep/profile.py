@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.lock import device_lock, waiting_for
-from meprop_bench.measure.machine import Activity, state, total, was_busy
+from meprop_bench.measure.machine import state, was_busy
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks, PeaksCache
 from meprop_bench.measure.pool import Pool
@@ -35,7 +35,7 @@ from meprop_bench.results.profile import SIDES, BreakEven, Profile, Stage
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import mean_interval, median
 from meprop_bench.sweep.peaks import MachinePeaks
-from meprop_bench.sweep.rows import case_rows
+from meprop_bench.sweep.rows import Answers, case_rows
 from meprop_bench.sweep.worker import Session, start_for
 
 if TYPE_CHECKING:
@@ -205,10 +205,12 @@ class _Parent:
         self._progress("timing both sides")
         loops = max(check["loops"] for check in checks)
         share = 1 / len(pool)
-        answers = pool.ask_each("measure", seconds=share * _PAIRS_S, least_pairs=5, loops=loops, seed=case.seed)
-        runs = {phase: tuple(tuple(map(tuple, each["pairs"][phase])) for each in answers) for phase in setup["phases"]}
-        measured = [Measurement(phase, pairs, loops) for phase, pairs in runs.items()]
-        notes = total([Activity(**answer["activity"]) for answer in answers]).notes
+        answers = Answers()
+        wanted = {"seconds": share * _PAIRS_S, "least_pairs": 5, "loops": loops, "seed": case.seed}
+        for index, answer in enumerate(pool.ask_each("measure", **wanted)):
+            answers.add(index, answer)
+        measured = [answers.measurement(phase, loops) for phase in setup["phases"]]
+        notes = answers.notes
         peaks = self._machine.unbeaten(peaks, case, environment_id, pool, setup["costs"], measured)
         rows = case_rows(
             case, setup, measured, peaks=peaks, memory={}, utilization="a profile does not watch the machine",

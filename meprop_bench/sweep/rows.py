@@ -1,4 +1,6 @@
-"""The rows of a case, from what its processes answered: one for each phase, or one that says why there is none."""
+"""What the processes of a case answered, put together: the measurement of each phase, and the rows, one for each phase,
+or one that says why there is none.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from meprop_bench.measure.machine import Activity, total
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks
@@ -16,7 +19,38 @@ from meprop_bench.results.schema import PASSED, Parity, Row, Side, Utilization
 from meprop_bench.stats import amdahl
 from meprop_bench.workloads.case import Case
 
-__all__ = ["case_rows", "failed_row"]
+__all__ = ["Answers", "case_rows", "failed_row"]
+
+
+class Answers:
+    """What processes answered to "measure", visit by visit."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, dict[str, list[tuple[float, float]]]] = {}
+        self._marks: dict[int, list[bool]] | None = {}
+        self._activities: list[Activity] = []
+
+    def add(self, process: int, answer: Mapping[str, Any]) -> None:
+        """Add an answer of a process; what one answered before is in the same run."""
+        own = self._runs.setdefault(process, {})
+        for phase, pairs in answer["pairs"].items():
+            own.setdefault(phase, []).extend((baseline_s, method_s) for baseline_s, method_s in pairs)
+        self._activities.append(Activity(**answer["activity"]))
+        if answer["disturbed"] is None:  # nobody watched
+            self._marks = None
+        elif self._marks is not None:
+            self._marks.setdefault(process, []).extend(answer["disturbed"])
+
+    def measurement(self, phase: str, loops: int) -> Measurement:
+        """Return the pairs of a phase, process by process."""
+        processes, marks = sorted(self._runs), self._marks
+        disturbed = None if marks is None else tuple(tuple(marks[process]) for process in processes)
+        return Measurement(phase, tuple(self._runs[process][phase] for process in processes), loops, disturbed)
+
+    @property
+    def notes(self) -> list[Note]:
+        """What the machine did meanwhile."""
+        return total(self._activities).notes
 
 
 def case_rows(

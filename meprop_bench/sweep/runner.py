@@ -34,7 +34,7 @@ from functools import partial
 from typing import Any
 
 from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
-from meprop_bench.measure.machine import Activity, state, total
+from meprop_bench.measure.machine import state
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import PeaksCache
@@ -43,12 +43,12 @@ from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerOutOfMemo
 from meprop_bench.results.axes import default_threads
 from meprop_bench.results.schema import PASSED, Parity, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.accuracy import Accuracies, Figures
-from meprop_bench.sweep.baselines import Baselines
+from meprop_bench.sweep.accuracy import Accuracies, SeedFigures
 from meprop_bench.sweep.deadline import Deadline
+from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan
-from meprop_bench.sweep.rows import case_rows, failed_row
+from meprop_bench.sweep.rows import Answers, case_rows, failed_row
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
 
@@ -98,7 +98,7 @@ class Runner:
         lock: keeps other runs from measuring on a device.
         cache: the machine's peaks from earlier runs.
         deadline: by when it has to end; `left_out` then has the cases that it left no time for.
-        baselines: the dense sides of another run, which this one continues.
+        dense_sides: those of another run, which this one continues.
 
     """
 
@@ -114,13 +114,13 @@ class Runner:
         lock: DeviceLock = device_lock,
         cache: PeaksCache | None = None,
         deadline: Deadline | None = None,
-        baselines: Baselines | None = None,
+        dense_sides: DenseSides | None = None,
     ) -> None:
         self._plan, self._store, self._progress, self._start, self._now = plan, store, progress, start, now
         self._state, self._lock, self._deadline = state, lock, deadline or Deadline()
         self.left_out: tuple[Case, ...] = ()
         self._compiled: set[str] = set()
-        self._baselines = baselines or Baselines(store, plan.budget * _CHOICE, random.Random(plan.seed))
+        self._dense_sides = dense_sides or DenseSides(store, plan.budget * _CHOICE, random.Random(plan.seed))
         self._machine = MachinePeaks(cache, store=store)
         self._rng = random.Random(plan.seed)
         self._accuracies = Accuracies(plan.accuracy_seeds, plan.accuracy_steps)
@@ -177,7 +177,7 @@ class Runner:
         pool = self._processes(case)
         peaks = self._machine.of(case, self._environment_id, pool)
         choosing = partial(self._notify, case, "choosing the dense side")
-        chosen, untried = self._baselines.of(case, self._environment_id, pool, choosing)
+        chosen, untried = self._dense_sides.of(case, self._environment_id, pool, choosing)
         self._notify(case, "checking")
         # Whatever is compiled, the first one compiles for all.
         one_first = self._is_new(case.workload) or case.compile == "on" or bool(chosen and chosen.compiled)
@@ -206,9 +206,7 @@ class Runner:
         self, case: Case, pool: Pool[int], phases: Sequence[str], loops: int
     ) -> tuple[list[Measurement], list[Note]]:
         """Return what was measured of each phase, and what the machine did meanwhile."""
-        marks: list[list[bool]] | None = [[] for _ in range(len(pool))]
-        activities: list[Activity] = []
-        runs: list[dict[str, list[tuple[float, float]]]] = [{phase: [] for phase in phases} for _ in range(len(pool))]
+        answers = Answers()
         slice_s = self._plan.budget / _SLICES / len(pool)
         started = self._now()
         rounds = 0
@@ -216,17 +214,10 @@ class Runner:
             begun = self._now()
             for index in self._rng.sample(range(len(pool)), len(pool)):
                 seed = self._rng.getrandbits(32)
-                answer = pool.ask(index, "measure", seconds=slice_s, least_pairs=1, loops=loops, seed=seed)
-                for phase, pairs in answer["pairs"].items():
-                    runs[index][phase] += [(baseline_s, method_s) for baseline_s, method_s in pairs]
-                activities.append(Activity(**answer["activity"]))
-                if answer["disturbed"] is None:
-                    marks = None
-                elif marks is not None:
-                    marks[index] += answer["disturbed"]
+                wanted = {"seconds": slice_s, "least_pairs": 1, "loops": loops, "seed": seed}
+                answers.add(index, pool.ask(index, "measure", **wanted))
             rounds += 1
-            disturbed = None if marks is None else tuple(map(tuple, marks))
-            found = [Measurement(phase, tuple(tuple(run[phase]) for run in runs), loops, disturbed) for phase in phases]
+            found = [answers.measurement(phase, loops) for phase in phases]
             widths = {measurement.phase: measurement.speedup.half_width for measurement in found}
             now = self._now()
             self._notify(case, "measuring", widths, max(0.0, self._plan.budget - (now - started)))
@@ -234,7 +225,7 @@ class Runner:
             if rounds >= _LEAST_ROUNDS and (
                 spent or all(measurement.converged(self._plan.target) for measurement in found)
             ):
-                return found, total(activities).notes
+                return found, answers.notes
 
     def _parity(self, case: Case, pool: Pool[int]) -> Parity | str | None:
         """Compare the accuracies of what learns something, or say why not.
@@ -249,11 +240,11 @@ class Runner:
         seeds = self._accuracies.seeds
         shares = {index: {"seeds": share} for index in range(count) if (share := seeds[index::count])}
 
-        def train(sparsified: bool) -> Figures:
+        def train(sparsified: bool) -> SeedFigures:
             wanted: dict[str, Any] = {"case": case.to_json(), "sparsified": sparsified, "steps": self._accuracies.steps}
             answers = list(pool.ask_all("accuracy", each=shares, timeout=_ACCURACY_S, **wanted).values())
             found = {seed: float(value) for answer in answers for seed, value in answer["accuracies"]}
-            return Figures(answers[0]["metric"], answers[0]["percent"], found)
+            return SeedFigures(answers[0]["metric"], answers[0]["percent"], found)
 
         try:
             return self._accuracies.compare(case, train)

@@ -23,7 +23,7 @@ from meprop_bench.sweep.accuracy import figure
 from meprop_bench.sweep.worker import Session
 from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["Trainers", "Training"]
+__all__ = ["Trainers", "TrainingJob"]
 
 _LONGEST_S = 7 * 24 * 3600.0
 """Seconds after which a silent training counts as hung: a week, since only its owner knows how long it may take."""
@@ -31,7 +31,7 @@ _LONGEST_S = 7 * 24 * 3600.0
 Job = TypeVar("Job")
 
 
-class Training(NamedTuple):
+class TrainingJob(NamedTuple):
     """What to train; `name` tells its files from those of others."""
 
     recipe: Recipe
@@ -99,7 +99,7 @@ class Trainers:
             self._folder.rmdir()
 
     def share(
-        self, jobs: Iterator[Job], training: Callable[[Job], Training], idle: Callable[[], object]
+        self, jobs: Iterator[Job], training: Callable[[Job], TrainingJob], idle: Callable[[], object]
     ) -> Iterator[tuple[Job, Message | WorkerError]]:
         """Train what jobs ask for, each by the process that is free; as `Pool.share`."""
 

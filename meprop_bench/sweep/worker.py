@@ -46,7 +46,7 @@ REQUESTS = {
     # {recipes, threads} -> evaluates, metric, steps; what is wrong with a model of the user's own is an error
     "examine": "sweep.models:examine",
     # a case: speedup, profile, gate, doctor
-    # {case, seconds, seed} -> baseline: how its dense side is the fastest (`workloads.baseline`), notes
+    # {case, seconds, seed} -> baseline: how its dense side is the fastest (`workloads.dense_side`), notes
     "baseline": "sweep.worker:baseline",
     # {case, baseline (null: as the case says)} -> kernel, k, phases, costs, notes, baseline (in words, but of "same")
     "setup": "sweep.worker:setup",
@@ -203,9 +203,9 @@ def setup(session: Session, case: Mapping[str, Any], baseline: Mapping[str, Any]
 
     _make_room(session, case)
     assert session.case is not None
-    chosen = workloads.Baseline.from_json(baseline) if baseline else None
+    chosen = workloads.DenseSide.from_json(baseline) if baseline else None
     # What is compiled is compiled for the threads that torch has then.
-    compiled = session.case.compile == "on" or (chosen or workloads.Baseline.of(session.case)).compiled
+    compiled = session.case.compile == "on" or (chosen or workloads.DenseSide.of(session.case)).compiled
     with _kernels_own_errors(), side_by_side(session.case, threads=session.case.threads if compiled else 1):
         session.prepared = prepared = workloads.setup(session.case, chosen)
     return {

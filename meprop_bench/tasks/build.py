@@ -37,19 +37,9 @@ if TYPE_CHECKING:
     from meprop_bench.training import Training
 
 __all__ = [
-    "Stream",
-    "call",
-    "check_name",
-    "failed",
-    "find",
-    "guarded",
-    "is_model",
-    "named",
-    "pickled",
-    "seeded",
-    "source_of",
+    "Stream", "call", "check_name", "failed", "find", "guarded", "is_model", "named", "pickled", "seeded", "source_of",
     "unchanged",
-]
+]  # fmt: skip
 
 _PICKLES = "models"
 _SHOWN = 240

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from meprop_bench.data.parallel import Pair, load_multi30k, made_up_corpus, read_corpus
+from meprop_bench.data.parallel import SentencePair, load_multi30k, made_up_corpus, read_corpus
 from meprop_bench.errors import UserError
 from meprop_bench.models.translator import Translator
 from meprop_bench.optional import require
@@ -156,7 +156,7 @@ class Translation(Task):
         self.target = Pieces("target", (pair.target for pair in corpus.train), vocabulary)
         self._train = [self._encode(pair) for pair in corpus.train]
         self._lengths = [len(source) + len(target) for source, target in self._train]
-        self._parts: Mapping[Split, tuple[Pair, ...]] = {"dev": corpus.dev, "test": corpus.test}
+        self._parts: Mapping[Split, tuple[SentencePair, ...]] = {"dev": corpus.dev, "test": corpus.test}
 
     def build(self, seed: int) -> nn.Module:
         """Return the translator."""
@@ -193,7 +193,7 @@ class Translation(Task):
                 found[place] = self.target.decode(hypothesis.tokens)
         return found
 
-    def _encode(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _encode(self, pair: SentencePair) -> tuple[Tensor, Tensor]:
         target = [BOS, *self.target.encode(pair.target), EOS]
         return torch.tensor(self.source.encode(pair.source)), torch.tensor(target)
 

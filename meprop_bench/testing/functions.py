@@ -18,12 +18,11 @@ from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.lock import DeviceLock, device_lock, waiting_for
-from meprop_bench.measure.machine import Activity, total
-from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import Message, WorkerError, WorkerLike
 from meprop_bench.pickling import function_name, pickled
 from meprop_bench.sweep.functions import CALL, Functions, no_call
+from meprop_bench.sweep.rows import Answers
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.testing.claim import Evidence
 
@@ -99,9 +98,7 @@ class FunctionTimes:
         self._lock, self._now = lock, now
         self._seconds = 0.0
         self._loops: list[int] = []  # of each side
-        self._runs: list[list[tuple[float, float]]] = []
-        self._marks: list[list[bool]] | None = []
-        self._activities: list[Activity] = []
+        self._answers, self._measured = Answers(), 0
         self.changed: tuple[str, ...] = ()
         """The functions that changed their arguments."""
 
@@ -128,27 +125,18 @@ class FunctionTimes:
             self._loops = self._loops or [max(sides) for sides in zip(*(one["loops"] for one in tried), strict=True)]
             self._measure(pool, processes)
             self._seconds += self._now() - begun
-        marks = None if self._marks is None else tuple(map(tuple, self._marks))
-        found = Measurement(CALL, tuple(map(tuple, self._runs)), max(self._loops), marks)
-        return Evidence(found, self._seconds, tuple(total(self._activities).notes))
+        found = self._answers.measurement(CALL, max(self._loops))
+        return Evidence(found, self._seconds, tuple(self._answers.notes))
 
     def _measure(self, pool: Pool[int], processes: int) -> None:
-        first = len(self._runs)
-        self._runs += [[] for _ in range(processes)]
-        if self._marks is not None:
-            self._marks += [[] for _ in range(processes)]
         for _ in range(_VISITS):
             for name in self._rng.sample(range(processes), processes):
                 answer = self._ask(
                     pool, name, "time_functions", seconds=_SLICE_S / _VISITS, least_pairs=self._least_pairs,
                     loops=self._loops, seed=self._rng.getrandbits(32),
                 )  # fmt: skip
-                self._runs[first + name] += [(first_s, second_s) for first_s, second_s in answer["pairs"][CALL]]
-                self._activities.append(Activity(**answer["activity"]))
-                if answer["disturbed"] is None:
-                    self._marks = None
-                elif self._marks is not None:
-                    self._marks[first + name] += answer["disturbed"]
+                self._answers.add(self._measured + name, answer)
+        self._measured += processes
 
     @contextmanager
     def _processes(self, count: int) -> Iterator[Pool[int]]:

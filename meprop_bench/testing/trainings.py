@@ -22,7 +22,7 @@ from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.baselines import Baselines
+from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.sweep.feasible import check_feasible
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
@@ -40,7 +40,7 @@ _NEVER = 1e-9
 """A half-width that no interval has: the looks say when it is enough, and not the runner."""
 _CHOICE_S = 1.0
 """Seconds for each comparison of two dense sides, where the best is asked for."""
-_SIDES: dict[int, Baselines] = {}
+_SIDES: dict[int, DenseSides] = {}
 """Seed -> the dense sides that were chosen in this process: batches, and claims, of one dense work have the same."""
 _MEANWHILE = ("others", "steal", "quota", "heat", "swap", "amdahl", OTHER)
 """Kinds of a row's notes that say something of the whole; the others are about the pairs of one batch."""
@@ -121,8 +121,8 @@ class TrainingTimes:
         with tempfile.TemporaryDirectory(prefix="meprop-bench-") as folder:
             created = Store.create(Path(folder), plan.name, machine_slug(), "pytest", plan.to_json())
             with created as store:
-                sides = _SIDES.setdefault(self._seed, Baselines(store, _CHOICE_S, random.Random(self._seed)))
-                Runner(plan, store, start=self._start, progress=self._progress, baselines=sides).run()
+                sides = _SIDES.setdefault(self._seed, DenseSides(store, _CHOICE_S, random.Random(self._seed)))
+                Runner(plan, store, start=self._start, progress=self._progress, dense_sides=sides).run()
                 rows = store.rows()
         for row in rows:
             if not row.passed:

@@ -27,7 +27,7 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.models import check_recipes
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
-from meprop_bench.sweep.trainers import Trainers, Training
+from meprop_bench.sweep.trainers import Trainers, TrainingJob
 from meprop_bench.sweep.worker import start_worker
 from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
@@ -230,7 +230,7 @@ class Processes:
             return
         begun: dict[Job, float] = {}
 
-        def training(job: Job) -> Training:
+        def training(job: Job) -> TrainingJob:
             begun[job] = self._now()
             return self._training(job)
 
@@ -258,10 +258,10 @@ class Processes:
         if not self._budget.allows():
             raise _Over
 
-    def _training(self, job: Job) -> Training:
+    def _training(self, job: Job) -> TrainingJob:
         dense = replace(self._recipe.dense(), steps=job.steps)
         key = hashlib.sha256(f"{'dense' if job.arm is None else job.arm.key} {job.steps}".encode()).hexdigest()[:12]
-        return Training(dense if job.arm is None else job.arm.recipe(dense), job.seed, key)
+        return TrainingJob(dense if job.arm is None else job.arm.recipe(dense), job.seed, key)
 
     def alone(self, job: Job) -> float:
         """Return the real seconds of a training's steps and batches, on all threads, with nothing beside it.

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from meprop_bench.workloads.baseline import Baseline, Unavailable, candidates, fastest
 from meprop_bench.workloads.case import WORKLOADS, Case
+from meprop_bench.workloads.dense_side import DenseSide, NoDenseSide, candidates, fastest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meprop_bench.ops.cost import Cost
     from meprop_bench.ops.kernels import Request
 
-__all__ = ["After", "Baseline", "Call", "Case", "Layer", "Prepared", "choose", "setup"]
+__all__ = ["After", "Call", "Case", "DenseSide", "Layer", "Prepared", "choose", "setup"]
 
 Call = Callable[[], object]
 
@@ -88,7 +88,7 @@ class Prepared:
         return next(((phase, self.memory[phase]) for phase in ("step", "backward") if phase in self.memory), None)
 
 
-def setup(case: Case, baseline: Baseline | None = None) -> Prepared:
+def setup(case: Case, baseline: DenseSide | None = None) -> Prepared:
     """Set a case up in this process; its module (and torch with it) is loaded here, and torch set to its arithmetic.
 
     The dense side is run as the case says, or as `baseline`, which was chosen for one of the baseline "best". Where the
@@ -105,12 +105,12 @@ def setup(case: Case, baseline: Baseline | None = None) -> Prepared:
     from meprop_bench.workloads.compiled import compilation
 
     adopt(case.dtype)
-    chosen = baseline or Baseline.of(case)
+    chosen = baseline or DenseSide.of(case)
     wanted = case.compile == "on" or chosen.compiled
     with compilation(wanted, keep_graph=not WORKLOADS[case.workload].trains) as made:
         try:
             prepared = _set_up(case, chosen)
-        except Unavailable:
+        except NoDenseSide:
             if baseline is not None:
                 raise
             chosen = replace(chosen, optimizer="plain")
@@ -119,7 +119,7 @@ def setup(case: Case, baseline: Baseline | None = None) -> Prepared:
     return replace(prepared, dense_side=dense_side, notes=(*prepared.notes, *chosen.notes(case), *made.notes()))
 
 
-def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> tuple[Baseline, tuple[str, ...]]:
+def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> tuple[DenseSide, tuple[str, ...]]:
     """Return the fastest dense side of a case, and a line if it cannot be compiled; the rest is as for `setup`.
 
     `seconds` are those of each comparison.
@@ -131,7 +131,7 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
     missing: list[str] = []
     plain, layer = replace(case, compile="off"), not WORKLOADS[case.workload].trains
 
-    def subjects() -> Iterator[tuple[Baseline, Subject]]:
+    def subjects() -> Iterator[tuple[DenseSide, Subject]]:
         beside = False
         for candidate in candidates(case):
             if candidate.compiled and missing:
@@ -139,7 +139,7 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
             try:
                 with compilation(candidate.compiled, keep_graph=layer, beside=beside):
                     subject = _set_up(plain, candidate).baseline
-            except Unavailable:
+            except NoDenseSide:
                 continue
             except CannotCompile as error:
                 missing.append(f"the dense side is not compiled: {error.reason}")
@@ -150,7 +150,7 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
     return fastest(subjects(), clock, seconds=seconds, rng=rng), tuple(missing)
 
 
-def _set_up(case: Case, baseline: Baseline) -> Prepared:
+def _set_up(case: Case, baseline: DenseSide) -> Prepared:
     module = WORKLOADS[case.workload].module or case.workload
     prepared: Prepared = import_module(f"{__name__}.{module}").setup(case, baseline)
     return prepared

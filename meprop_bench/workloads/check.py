@@ -46,7 +46,7 @@ from meprop_bench.results.schema import PASSED
 from meprop_bench.workloads.selected import Selected, recording
 from meprop_bench.workloads.twin import Gradients, gradients, twin
 
-__all__ = ["TOLERANCES", "check_conv", "check_layer", "check_linear", "compare", "with_gap"]
+__all__ = ["TOLERANCES", "check_conv", "check_layer", "check_linear", "compare", "losses_differ", "with_gap"]
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest |got - oracle| / |oracle|, in Euclidean norm over a whole gradient; the oracle is rounded to the dtype."""
@@ -308,6 +308,16 @@ def compare(
         if not error <= most:  # NaN is wrong, too
             return f"{name} is off by {error:.1e}, relative; at most {most:.0e} is rounding"
     return None
+
+
+def losses_differ(dense: float, sparse: float, most: float = 1e-5) -> str | None:
+    """Say that two losses of the same weights and batch differ by more than the order of additions; `most` is relative.
+
+    None where they do not.
+    """
+    if abs(dense - sparse) <= most * abs(dense):
+        return None
+    return f"the first losses differ: {dense:.7g} and {sparse:.7g}"
 
 
 def _tolerance(of: Tensor) -> float:

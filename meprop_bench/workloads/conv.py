@@ -19,17 +19,17 @@ from meprop_bench.ops.conv.geometry import Geometry
 from meprop_bench.ops.cost import conv_backward, conv_forward
 from meprop_bench.ops.kernels import Request
 from meprop_bench.workloads import Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_conv
-from meprop_bench.workloads.linear import Sides, draw
+from meprop_bench.workloads.dense_side import DenseSide
+from meprop_bench.workloads.linear import LayerSides, draw
 
 __all__ = ["setup"]
 
 _PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
-def setup(case: Case, baseline: Baseline) -> Prepared:
+def setup(case: Case, dense_side: DenseSide) -> Prepared:
     """Draw the numbers, build both graphs, and return the two sides."""
     assert case.size is not None
     assert case.filter is not None
@@ -49,7 +49,7 @@ def setup(case: Case, baseline: Baseline) -> Prepared:
     def sparsified() -> Tensor:
         return conv2d(x, w, b, **how)  # type: ignore[arg-type]
 
-    both = Sides(case, baseline, dense, sparsified, (x, w, b), dy)
+    both = LayerSides(case, dense_side, dense, sparsified, (x, w, b), dy)
     itemsize = dy.element_size()
     forward = conv_forward(x_shape, w_shape, itemsize)
     return Prepared(

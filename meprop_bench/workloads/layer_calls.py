@@ -13,8 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from meprop_bench.nn import MePropLinear
 from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.ops import resolve_k
+from meprop_bench.ops.kernels import Request
 from meprop_bench.training import Step
+from meprop_bench.workloads import Layer
+from meprop_bench.workloads.linear import kernel_that_runs
 
 __all__ = ["LayerCall", "listening", "record", "record_all"]
 
@@ -30,6 +35,20 @@ class LayerCall:
     x: Any
     dy: Tensor
     needs_dx: bool
+
+    def flat(self) -> Layer:
+        """Return what goes into a linear layer's backward pass, with one dimension for all examples."""
+        layer, x, dy = self.layer, self.x.detach(), self.dy
+        dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]).to(dy.dtype)
+        w = layer.weight.detach().to(dy.dtype)
+        b = torch.zeros_like(w[:, 0]) if layer.bias is None else layer.bias.detach().to(dy.dtype)
+        request, kernel = None, "dense"
+        if isinstance(layer, MePropLinear):
+            k, needs_dw = resolve_k(layer.k, layer.out_features), layer.weight.requires_grad
+            wanted = Request(k, layer.selection, layer.sparse, self.needs_dx, needs_dw, layer.bias is not None)
+            kernel = kernel_that_runs(layer.kernel, dy, x, w, wanted)
+            request = None if kernel == "dense" else wanted
+        return Layer(dy=dy, x=x, w=w, b=b, need_dx=self.needs_dx, request=request, kernel=kernel)
 
 
 _Arrival = Callable[[str, nn.Module, tuple[Any, ...], Tensor, Tensor], None]

@@ -45,12 +45,12 @@ from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import median
 from meprop_bench.workloads import Call, Layer, Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear, compare
 from meprop_bench.workloads.compiled import as_eager, function
+from meprop_bench.workloads.dense_side import DenseSide
 
-__all__ = ["Side", "Sides", "Slowed", "draw", "kernel_that_runs", "setup", "subject", "timed_backward"]
+__all__ = ["LayerSide", "LayerSides", "Slowed", "draw", "kernel_that_runs", "setup", "subject", "timed_backward"]
 
 _WARM_NS = 50_000_000
 _SEARCH_NS = 200_000_000
@@ -58,7 +58,7 @@ _LEAST, _MOST = 5, 1000
 """Calls behind the median that a slowdown is a share of."""
 
 
-class Side:
+class LayerSide:
     """One side of a layer, eager or compiled, by its forward pass, which gives y of the shape of dy.
 
     Args:
@@ -82,21 +82,21 @@ class Side:
         return as_eager(self.forward, self._eager, self._inputs, self._dy, seed) if self._compiled else None
 
 
-class Sides:
+class LayerSides:
     """Both sides of a layer, compiled or not as the case and its baseline say, from their forward passes."""
 
     def __init__(
         self,
         case: Case,
-        baseline: Baseline,
+        dense_side: DenseSide,
         dense: Callable[[], Tensor],
         sparsified: Callable[[], Tensor],
         inputs: Sequence[Tensor],
         dy: Tensor,
     ) -> None:
         self._seed = case.seed
-        self.dense = Side(dense, inputs, dy, compiled=baseline.compiled)
-        self.method = Side(sparsified, inputs, dy, compiled=case.compile == "on")
+        self.dense = LayerSide(dense, inputs, dy, compiled=dense_side.compiled)
+        self.method = LayerSide(sparsified, inputs, dy, compiled=case.compile == "on")
 
     def prepared(self) -> _Sides:
         """Return what `Prepared` has of them."""
@@ -159,7 +159,7 @@ def subject(**phases: Call) -> Subject:
     return timed
 
 
-def setup(case: Case, baseline: Baseline) -> Prepared:
+def setup(case: Case, dense_side: DenseSide) -> Prepared:
     """Draw the numbers, build both graphs, and return the two sides."""
     x, w, b, dy = _numbers(case)
     if case.method == "dense":
@@ -182,7 +182,7 @@ def setup(case: Case, baseline: Baseline) -> Prepared:
         rows = torch.unique(select(dy, k, case.selection)).numel()
     sparse = linear_backward(*shape, case.method, k, case.gradient, rows)
     layer = Layer(**numbers, need_dx=True, request=request if k < case.out_features else None, kernel=kernel)
-    both = Sides(case, baseline, dense, sparsified, (x, w, b), dy)
+    both = LayerSides(case, dense_side, dense, sparsified, (x, w, b), dy)
     return Prepared(
         **both.prepared(),
         check=lambda: both.differ() or check_linear(x, w, b, dy, seed=case.seed, **how),  # type: ignore[arg-type]
@@ -255,7 +255,7 @@ def _identical(case: Case, x: Tensor, w: Tensor, b: Tensor, dy: Tensor) -> Prepa
     def dense() -> Tensor:
         return F.linear(x, w, b)
 
-    side = Side(dense, (x, w, b), dy, compiled=case.compile == "on")
+    side = LayerSide(dense, (x, w, b), dy, compiled=case.compile == "on")
     forward = side.forward
 
     def step() -> object:

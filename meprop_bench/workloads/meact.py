@@ -23,11 +23,11 @@ from meprop_bench.data import ImageData, load_images
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import compare
+from meprop_bench.workloads.dense_side import DenseSide
 from meprop_bench.workloads.mlp import build_model
-from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
 
 __all__ = ["setup"]
 
@@ -55,7 +55,7 @@ class _Active(Step):
             return F.cross_entropy(self.model(images), labels)
 
 
-def setup(case: Case, how: Baseline) -> Prepared:
+def setup(case: Case, how: DenseSide) -> Prepared:
     """Load the data, train both sides a little, and fix the masks of one."""
     assert case.data is not None
     assert case.share is not None
@@ -69,7 +69,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
         dense(batch)
         active(batch)
     act.fix(case.share)
-    baseline, method = Side(dense, stream), Side(active, stream)
+    baseline, method = TrainingSide(dense, stream), TrainingSide(active, stream)
     size = act.average_size
     return Prepared(
         **sides(baseline, method),

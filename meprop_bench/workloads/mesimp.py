@@ -27,10 +27,10 @@ from meprop_bench.optimizers import make_optimizer
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.dense_side import DenseSide
 from meprop_bench.workloads.mlp import build_model
-from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
 
 __all__ = ["setup"]
 
@@ -38,7 +38,7 @@ _STEPS = 10 * WALK
 _PRUNE = 2 * WALK
 
 
-def setup(case: Case, how: Baseline) -> Prepared:
+def setup(case: Case, how: DenseSide) -> Prepared:
     """Load the data, train both sides, simplify one of them."""
     assert case.data is not None
     data = load_images(case.data).to(case.device)
@@ -77,11 +77,11 @@ def _trained(case: Case, data: ImageData, stream: list[Batch], *, simplify: bool
     return model
 
 
-def _side(case: Case, model: nn.Module, stream: list[Batch], how: Baseline) -> Side:
+def _side(case: Case, model: nn.Module, stream: list[Batch], how: DenseSide) -> TrainingSide:
     """Return a model in training, with an optimizer that starts anew, as in the middle of a cycle."""
     decode = _decoding(model, stream[0])
     optimizer = how.optimizer_of(case, model.parameters(), sparsified=False)  # both have dense gradients
-    return Side(Step(model, optimizer), stream, {"decode": decode})
+    return TrainingSide(Step(model, optimizer), stream, {"decode": decode})
 
 
 def _decoding(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:

@@ -21,27 +21,28 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from meprop_bench.data import Batch, ImageData, batches, load_images
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import MePropLinear, convert
 from meprop_bench.ops import resolve_k
 from meprop_bench.ops.cost import Cost, expected_rows, linear_backward, linear_forward, update
-from meprop_bench.ops.kernels import Request
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step, fused_step
-from meprop_bench.workloads import Layer, Prepared
-from meprop_bench.workloads.baseline import Baseline
+from meprop_bench.workloads import Prepared
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.check import check_layer
+from meprop_bench.workloads.check import check_layer, losses_differ
 from meprop_bench.workloads.compiled import compile_steps
-from meprop_bench.workloads.linear import kernel_that_runs, timed_backward
+from meprop_bench.workloads.dense_side import DenseSide
+from meprop_bench.workloads.layer_calls import LayerCall, record
+from meprop_bench.workloads.linear import timed_backward
 from meprop_bench.workloads.same_step import difference, numbers
-from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
 
 __all__ = ["build_model", "setup"]
 
@@ -62,7 +63,7 @@ def build_model(case: Case, data: ImageData, *, sparsified: bool, seed: int) -> 
     return model.to(case.device)
 
 
-def setup(case: Case, how: Baseline) -> Prepared:
+def setup(case: Case, how: DenseSide) -> Prepared:
     """Load the data, build both sides and bring them to where they start from."""
     assert case.data is not None
     data = load_images(case.data).to(case.device)
@@ -81,7 +82,7 @@ def setup(case: Case, how: Baseline) -> Prepared:
         )
         for sparsified in (False, True)
     )
-    layers = tuple(_layers(case, method))
+    layers = tuple(call.flat() for call in method.calls)
     apart = {} if whole else {"linear-backward": (baseline.linear_backward, method.linear_backward)}
     return Prepared(
         **sides(baseline, method, **apart),
@@ -101,17 +102,7 @@ def _way(case: Case) -> str:
     return "fused step" if case.fused_step != "none" else "compiled" if case.compile == "on" else "eager"
 
 
-class _Layer:
-    """A copy of a linear layer (training moves the original) with input and dy of a real step, and its graph."""
-
-    def __init__(self, module: nn.Linear, x: Tensor, dy: Tensor, first: bool) -> None:
-        self.module, self.dy = copy.deepcopy(module), dy
-        self.x = x.detach().requires_grad_(not first)
-        inputs = (*(() if first else (self.x,)), *self.module.parameters())
-        self.backward = timed_backward(self.module(self.x), inputs, dy)
-
-
-class _Side(Side):
+class _Side(TrainingSide):
     """One side in training, with its linear layers' own backward passes beside."""
 
     def __init__(
@@ -119,7 +110,7 @@ class _Side(Side):
         case: Case,
         model: nn.Module,
         stream: list[Batch],
-        how: Baseline,
+        how: DenseSide,
         *,
         sparsified: bool,
         way: str,
@@ -127,7 +118,8 @@ class _Side(Side):
     ) -> None:
         step = Step(model, how.optimizer_of(case, model.parameters(), sparsified=sparsified))
         self.first_loss = step.forward(stream[0]).item()
-        self.layers = _record(step, stream[0])
+        self.calls = _recorded(step, stream[0])
+        self._again = [_again(call) for call in self.calls]
         self.differs: Callable[[], str | None]
         # Not before, as what is recorded is each layer by itself.
         if way == "fused step":
@@ -139,8 +131,8 @@ class _Side(Side):
 
     def linear_backward(self) -> None:
         """Compute the gradients of every linear layer from its recorded input and dy."""
-        for layer in self.layers:
-            layer.backward()
+        for backward in self._again:
+            backward()
 
 
 def _as_modules(step: Step, modules: Step, batch: Batch, seed: int) -> str | None:
@@ -149,29 +141,19 @@ def _as_modules(step: Step, modules: Step, batch: Batch, seed: int) -> str | Non
     return difference(got, true, "the fused step and its modules")
 
 
-def _record(step: Step, batch: Batch) -> list[_Layer]:
-    """Run one step and keep each linear layer's input and the gradient that reached its output."""
-    seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Linear)
-        output.retain_grad()
-        seen.append((module, inputs[0], output))
-
-    hooks = [module.register_forward_hook(keep) for module in step.model.modules() if isinstance(module, nn.Linear)]
-    step.backward(step.forward(batch))
-    for hook in hooks:
-        hook.remove()
-    step.optimizer.zero_grad(set_to_none=True)
+def _recorded(step: Step, batch: Batch) -> list[LayerCall]:
+    """Run one step; return what reached the linear layers, with copies of these, as training moves the originals."""
+    calls = record(step, batch, (nn.Linear,)).values()
     return [
-        _Layer(module, x, y.grad, first=index == 0) for index, (module, x, y) in enumerate(seen) if y.grad is not None
+        replace(call, layer=copy.deepcopy(call.layer), x=call.x.detach().requires_grad_(call.needs_dx))
+        for call in calls
     ]
 
 
-def _sparsified(side: _Side) -> Iterator[tuple[_Layer, MePropLinear]]:
-    for layer in side.layers:
-        if isinstance(layer.module, MePropLinear):
-            yield layer, layer.module
+def _again(call: LayerCall) -> Callable[[], object]:
+    """Return what computes a recorded layer's gradients, again and again."""
+    inputs = (*((call.x,) if call.needs_dx else ()), *call.layer.parameters())
+    return timed_backward(call.layer(call.x), inputs, call.dy)
 
 
 def _check(case: Case, baseline: _Side, method: _Side) -> str:
@@ -180,25 +162,10 @@ def _check(case: Case, baseline: _Side, method: _Side) -> str:
     """
     if reason := baseline.differs() or method.differs():
         return reason
-    for index, (layer, module) in enumerate(_sparsified(method)):
-        if (found := check_layer(module, layer.x, layer.dy, seed=case.seed)) != PASSED:
+    for index, call in enumerate(call for call in method.calls if isinstance(call.layer, MePropLinear)):
+        if (found := check_layer(call.layer, call.x, call.dy, seed=case.seed)) != PASSED:
             return f"layer {index}: {found}"
-    difference = abs(baseline.first_loss - method.first_loss)
-    # The same weights and batch: only the order of additions may differ.
-    return PASSED if difference <= 1e-5 * abs(baseline.first_loss) else f"the first losses differ by {difference:.1e}"
-
-
-def _layers(case: Case, side: _Side) -> Iterator[Layer]:
-    """Give every linear layer's numbers, with the kernel that runs where it is sparsified."""
-    for index, layer in enumerate(side.layers):
-        module, request, kernel = layer.module, None, "dense"
-        x, w, b = (tensor.detach() for tensor in (layer.x, module.weight, module.bias))
-        if isinstance(module, MePropLinear):
-            k = resolve_k(module.k, module.out_features)
-            wanted = Request(k, module.selection, module.sparse, index > 0, True, True)
-            kernel = kernel_that_runs(case.kernel, layer.dy, x, w, wanted)
-            request = None if kernel == "dense" else wanted
-        yield Layer(dy=layer.dy, x=x, w=w, b=b, need_dx=index > 0, request=request, kernel=kernel)
+    return losses_differ(baseline.first_loss, method.first_loss) or PASSED
 
 
 def _costs(case: Case, data: ImageData) -> dict[str, tuple[Cost, Cost]]:

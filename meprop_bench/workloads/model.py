@@ -29,8 +29,6 @@ from torch import Tensor, nn
 from meprop_bench.nn import MePropLinear, convertible, kinds_and_k
 from meprop_bench.nn.conversion import survey
 from meprop_bench.nn.sparsified import Sparsified
-from meprop_bench.ops import resolve_k
-from meprop_bench.ops.kernels import Request
 from meprop_bench.results.schema import PASSED
 from meprop_bench.tasks.build import seeded
 from meprop_bench.tasks.own import Own
@@ -38,14 +36,13 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import Step
 from meprop_bench.workloads import Layer, Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case, recipe_of
-from meprop_bench.workloads.check import check_layer
+from meprop_bench.workloads.check import check_layer, losses_differ
 from meprop_bench.workloads.compiled import compile_steps
+from meprop_bench.workloads.dense_side import DenseSide
 from meprop_bench.workloads.flops import COUNTED, Work
 from meprop_bench.workloads.layer_calls import LayerCall, record, record_all
-from meprop_bench.workloads.linear import kernel_that_runs
-from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
 
 __all__ = ["prepare", "setup"]
 
@@ -56,13 +53,13 @@ _COARSE = 1e-2
 _TENTH = 0.1
 
 
-def setup(case: Case, how: Baseline) -> Prepared:
+def setup(case: Case, how: DenseSide) -> Prepared:
     """Load the model, and build both sides."""
     recipe = recipe_of(case)
     return prepare(case, recipe.load(), recipe, how)
 
 
-def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
+def prepare(case: Case, task: Task, recipe: Recipe, how: DenseSide) -> Prepared:
     """Return the two sides of a task's model in training, by the recipe and by its dense side."""
     dense, sparse = (_step(task, each, case, how) for each in (recipe.dense(), recipe))
     stream = _batches(task, case.seed, dense.accumulate)
@@ -77,7 +74,7 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     compiled = [step for step, whether in ((dense, how.compiled), (sparse, case.compile == "on")) if whether]
     differs = compile_steps(compiled, stream[0], case.seed)
     with seeded(case.seed):
-        baseline, method = Side(dense, stream), Side(sparse, stream)
+        baseline, method = TrainingSide(dense, stream), TrainingSide(sparse, stream)
     for side in (baseline, method):
         if side.step in compiled:
             side.walk()
@@ -95,7 +92,7 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: Baseline) -> Prepared:
     )
 
 
-def _step(task: Task, recipe: Recipe, case: Case, how: Baseline) -> Step:
+def _step(task: Task, recipe: Recipe, case: Case, how: DenseSide) -> Step:
     """Build one side's model, and return its step, with the dense side's optimizer if its gradients are dense."""
     model = task.build(case.seed)
     task.sparsify(model, recipe)
@@ -126,37 +123,20 @@ def _check(case: Case, calls: dict[str, LayerCall], names: set[str], losses: lis
             return f"{name}: {found}"
     calls.clear()  # as large as the activations of a step
     dense, sparse = (loss.double().item() for loss in losses)
-    if not abs(dense - sparse) <= _SAME.get(losses[0].dtype, _COARSE) * abs(dense):
-        return f"the first losses differ: {dense:.7g} and {sparse:.7g}"
-    return PASSED
+    return losses_differ(dense, sparse, _SAME.get(losses[0].dtype, _COARSE)) or PASSED
 
 
 def _kernel(call: LayerCall) -> str:
     """Return the name of the kernel that runs; of layers that are no linear ones, what was chosen."""
-    return _flat(call).kernel if isinstance(call.layer, MePropLinear) else str(call.layer.kernel)
+    return call.flat().kernel if isinstance(call.layer, MePropLinear) else str(call.layer.kernel)
 
 
-def _flat(call: LayerCall) -> Layer:
-    """Return what goes into a linear layer's backward pass, with one dimension for all examples."""
-    layer, x, dy, needs_dx = call.layer, call.x.detach(), call.dy, call.needs_dx
-    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]).to(dy.dtype)
-    w = layer.weight.detach().to(dy.dtype)
-    b = torch.zeros_like(w[:, 0]) if layer.bias is None else layer.bias.detach().to(dy.dtype)
-    request, kernel = None, "dense"
-    if isinstance(layer, MePropLinear):
-        k = resolve_k(layer.k, layer.out_features)
-        wanted = Request(k, layer.selection, layer.sparse, needs_dx, layer.weight.requires_grad, layer.bias is not None)
-        kernel = kernel_that_runs(layer.kernel, dy, x, w, wanted)
-        request = None if kernel == "dense" else wanted
-    return Layer(dy=dy, x=x, w=w, b=b, need_dx=needs_dx, request=request, kernel=kernel)
-
-
-def _layers(case: Case, side: Side, batch: Any) -> tuple[Layer, ...]:
+def _layers(case: Case, side: TrainingSide, batch: Any) -> tuple[Layer, ...]:
     """Run a step anew and give every linear layer's numbers."""
     with seeded(case.seed):
         calls = record(side.step, batch, (nn.Linear,))
     side.restart()
-    return tuple(_flat(call) for call in calls.values())
+    return tuple(call.flat() for call in calls.values())
 
 
 def _remarks(task: Task, step: Step, names: set[str], calls: Mapping[str, LayerCall], work: Work) -> Iterator[str]:

@@ -21,17 +21,17 @@ from meprop_bench.ops.cost import recurrent_backward, recurrent_forward
 from meprop_bench.ops.recurrent.function import choose
 from meprop_bench.ops.recurrent.through_time import Weights
 from meprop_bench.workloads import Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_layer
-from meprop_bench.workloads.linear import Sides, draw
+from meprop_bench.workloads.dense_side import DenseSide
+from meprop_bench.workloads.linear import LayerSides, draw
 
 __all__ = ["setup"]
 
 _LAYERS = {"lstm": (nn.LSTM, MePropLSTM, 4), "gru": (nn.GRU, MePropGRU, 3)}
 
 
-def setup(case: Case, baseline: Baseline) -> Prepared:
+def setup(case: Case, dense_side: DenseSide) -> Prepared:
     """Draw the numbers, build both layers, and return the two sides."""
     assert case.length is not None
     plain, sparsified, gates = _LAYERS[case.workload]
@@ -58,7 +58,7 @@ def setup(case: Case, baseline: Baseline) -> Prepared:
     sizes = (case.length, case.batch, *shape, gates, dy.element_size())
     forward = recurrent_forward(*sizes)
     return Prepared(
-        **Sides(case, baseline, dense, sparse, (x, *layer.parameters()), dy).prepared(),
+        **LayerSides(case, dense_side, dense, sparse, (x, *layer.parameters()), dy).prepared(),
         check=lambda: check_layer(sparse_layer, x, dy, seed=case.seed),
         kernel="dense"
         if k >= case.out_features

@@ -26,11 +26,11 @@ from meprop_bench.nn import convert
 from meprop_bench.results.schema import PASSED
 from meprop_bench.training import Step
 from meprop_bench.workloads import Prepared
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.check import check_layer
+from meprop_bench.workloads.check import check_layer, losses_differ
 from meprop_bench.workloads.compiled import as_eager_step, function
-from meprop_bench.workloads.steps import PHASES, WALK, Side, sides
+from meprop_bench.workloads.dense_side import DenseSide
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
 
 __all__ = ["setup"]
 
@@ -56,7 +56,7 @@ class _Translation(Step):
         return self.loss(source, lengths, target)
 
 
-def setup(case: Case, how: Baseline) -> Prepared:
+def setup(case: Case, how: DenseSide) -> Prepared:
     """Draw the sentences and build both sides."""
     if case.out_features % 2:
         raise ValueError(f"hidden must be even, half of it for each direction of the encoder, not {case.out_features}")
@@ -81,14 +81,14 @@ def _model(case: Case, *, sparsified: bool) -> Translator:
     return model.to(case.device)
 
 
-def _side(case: Case, stream: list[_Batch], how: Baseline, *, sparsified: bool, compiled: bool) -> Side:
+def _side(case: Case, stream: list[_Batch], how: DenseSide, *, sparsified: bool, compiled: bool) -> TrainingSide:
     model, alternating = _model(case, sparsified=sparsified), None
     if sparsified:
         k = Constant(case.k)
         alternating = Alternating({"encoder": KScheduler(model.encoder, k), "decoder": KScheduler(model.decoder, k)})
     optimizer = how.optimizer_of(case, model.parameters(), sparsified=sparsified)
     loss = function(model.loss) if compiled else model.loss
-    return Side(_Translation(model, optimizer, alternating, loss), stream)
+    return TrainingSide(_Translation(model, optimizer, alternating, loss), stream)
 
 
 def _sentences(case: Case) -> list[_Batch]:
@@ -103,7 +103,7 @@ def _sentences(case: Case) -> list[_Batch]:
     return [(words(), lengths, torch.cat([edges[0], words(), edges[1]], dim=1), number) for number in range(WALK)]
 
 
-def _check(case: Case, how: Baseline, stream: list[_Batch], baseline: Side, method: Side) -> str:
+def _check(case: Case, how: DenseSide, stream: list[_Batch], baseline: TrainingSide, method: TrainingSide) -> str:
     """Compare each LSTM's gradients with their definition, the two sides' first losses, and each side that is compiled
     with itself.
     """
@@ -112,8 +112,8 @@ def _check(case: Case, how: Baseline, stream: list[_Batch], baseline: Side, meth
             return reason
     fresh = [_model(case, sparsified=sparsified) for sparsified in (False, True)]
     losses = [model.loss(*stream[0][:3]).item() for model in fresh]
-    if not abs(losses[0] - losses[1]) <= 1e-5 * abs(losses[0]):
-        return f"the first losses differ: {losses[0]:.7g} and {losses[1]:.7g}"
+    if reason := losses_differ(*losses):
+        return reason
     generator = torch.Generator().manual_seed(case.seed)
     for name, layer in fresh[1].named_modules():
         if isinstance(layer, nn.LSTM):

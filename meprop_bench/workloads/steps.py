@@ -21,7 +21,7 @@ from meprop_bench.measure.clock import Clock
 from meprop_bench.training import Step
 from meprop_bench.workloads import After, Call
 
-__all__ = ["PHASES", "WALK", "Side", "sides"]
+__all__ = ["PHASES", "WALK", "TrainingSide", "sides"]
 
 PHASES = ("forward", "backward", "update", "step")
 
@@ -35,7 +35,7 @@ No more than that, as each process takes them on both sides, and a step of a lar
 """
 
 
-class Side:
+class TrainingSide:
     """One side in training over `WALK` batches; `apart` has phase -> a call that is timed beside, as often as steps."""
 
     def __init__(
@@ -160,16 +160,16 @@ class Side:
 
 
 class _Sides(TypedDict):
-    baseline: Side
-    method: Side
+    baseline: TrainingSide
+    method: TrainingSide
     memory: Mapping[str, tuple[Call, Call]]
     steady: Mapping[str, tuple[Call, Call]]
 
 
-def sides(baseline: Side, method: Side, **memory: tuple[Call, Call]) -> _Sides:
+def sides(baseline: TrainingSide, method: TrainingSide, **memory: tuple[Call, Call]) -> _Sides:
     """Return what `Prepared` wants of the two sides; `memory` has the calls of phases that stand apart."""
 
-    def both(make: Callable[[Side], Call]) -> tuple[Call, Call]:
+    def both(make: Callable[[TrainingSide], Call]) -> tuple[Call, Call]:
         return make(baseline), make(method)
 
     of_a_step = {

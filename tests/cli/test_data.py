@@ -103,7 +103,7 @@ def test_fetch_that_fails(folder):
 @pytest.mark.parametrize("verb", ["fetch", "check"])
 def test_an_unknown_name(folder, verb):
     message, _ = error(verb, "othr")
-    assert message.endswith("did you mean 'other'?")
+    assert "did you mean 'other'?" in message
 
 
 def test_loading_the_verb_loads_nothing_heavy():

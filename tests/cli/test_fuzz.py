@@ -32,7 +32,7 @@ from meprop_bench.results.baselines import Baselines
 from meprop_bench.results.schema import SCHEMA, Parity, Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.stats import mean_difference, non_inferiority
-from meprop_bench.sweep.parity import Comparison, case_id, compare
+from meprop_bench.sweep.parity import ParityPlan, case_id, compare
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.tasks.recipe import Recipe
 
@@ -141,7 +141,7 @@ def _resumable(root: Path, row: Row, header: dict[str, Any]) -> None:
     with Store.create(root / "speedup", plan.name, machine, "x", plan.to_json()) as store:
         store.append([replace(row, case_id=plan.cases[0].case_id, **axes)])
         store.write_environment(here, header["peaks"])
-    comparison = Comparison(Recipe("digits", {"batch": 50}, "meprop", 4), seeds=2)
+    comparison = ParityPlan(Recipe("digits", {"batch": 50}, "meprop", 4), seeds=2)
     found = mean_difference([(96.0, 96.5), (95.0, 95.2)])
     parity = Parity(
         task="digits", seeds=(1, 2), steps=75, baseline=(96.0, 95.0), method=(96.5, 95.2), margin=0.5,

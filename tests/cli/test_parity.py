@@ -14,7 +14,7 @@ from meprop_bench import cli
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.parity import Comparison, case_id, compare
+from meprop_bench.sweep.parity import ParityPlan, case_id, compare
 from meprop_bench.tasks.recipe import Recipe
 
 _RECIPE = Recipe("digits", {"batch": 50}, "meprop", 4, epochs=3)
@@ -56,7 +56,7 @@ def judge(tmp_path):
             workers.append(Answering({"dense": dense, "sparse": sparse}, log))
             return workers[-1]
 
-        comparison = Comparison(recipe, seeds or len(dense), margin)
+        comparison = ParityPlan(recipe, seeds or len(dense), margin)
         opened = store or Store.create(tmp_path, "parity", "m", "c", comparison.to_json())
         with opened:
             try:
@@ -155,9 +155,9 @@ def test_a_comparison_is_of_something():
         (_RECIPE, {"margin": float("nan")}, "margin must be"),
     ):
         with pytest.raises(UserError, match=words):
-            Comparison(recipe, **settings)
-    assert case_id(Comparison(_RECIPE, 3)) == case_id(Comparison(_RECIPE, 9))
-    assert case_id(Comparison(_RECIPE)) != case_id(Comparison(_RECIPE, margin=1.0))
+            ParityPlan(recipe, **settings)
+    assert case_id(ParityPlan(_RECIPE, 3)) == case_id(ParityPlan(_RECIPE, 9))
+    assert case_id(ParityPlan(_RECIPE)) != case_id(ParityPlan(_RECIPE, margin=1.0))
 
 
 def test_for_real(tmp_path):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from meprop_bench import cli
 from meprop_bench.cli.profile import _case
 from meprop_bench.errors import ExitCode
+from meprop_bench.measure.disturbance import contention
 from meprop_bench.measure.peaks import Peaks
+from meprop_bench.measure.procfs import Unavailable
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.sweep import profile as profile_module
@@ -41,6 +44,8 @@ def test_a_layer_as_json_with_a_trace(
     assert [row.phase for row in rows] == ["forward", "backward"]
     assert all(row.passed and row.speedup and row.sparse.floor_s and row.measurement.processes == 2 for row in rows)
     assert all(row.speedup_low is not None and row.speedup_high is not None for row in rows)
+    with suppress(Unavailable), contention():  # where the kernel tells of a disturbed pair, so does the row
+        assert all(row.measurement.disturbed is not None for row in rows)
     assert list(printed["environment"]) == [rows[0].environment_id]
     found = printed["profile"]
     names = [stage["name"] for stage in found["stages"]["sparse"]]

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from meprop_bench.data.parallel import Pair, load_multi30k, made_up_corpus, read_corpus, read_parallel
+from meprop_bench.data.parallel import SentencePair, load_multi30k, made_up_corpus, read_corpus, read_parallel
 from meprop_bench.errors import UserError
 
 
@@ -20,7 +20,7 @@ def read(tmp_path):
     return read
 
 
-PAIRS = [Pair("Ein Hund .", "A dog ."), Pair("Größe", "size")]
+PAIRS = [SentencePair("Ein Hund .", "A dog ."), SentencePair("Größe", "size")]
 
 
 def test_pairs(read):
@@ -37,7 +37,7 @@ def test_gzip_byte_order_mark_and_crlf_on_one_side_alone(read):
 
 
 def test_what_unicode_calls_a_line_end_ends_no_line(read):
-    assert read("a\u2028b\x0cc\n", "d\x85e\n") == [Pair("a\u2028b\x0cc", "d\x85e")]
+    assert read("a\u2028b\x0cc\n", "d\x85e\n") == [SentencePair("a\u2028b\x0cc", "d\x85e")]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_corpus(tmp_path):
     for path in paths:
         path.write_text(f"{path.name}\n")
     found = read_corpus("mine", *paths)
-    assert (found.name, found.dev) == ("mine", (Pair("dev.de", "dev.en"),))
+    assert (found.name, found.dev) == ("mine", (SentencePair("dev.de", "dev.en"),))
     for path in paths[4:]:
         path.write_text("")
     with pytest.raises(UserError, match=r"test\.de has no sentence"):

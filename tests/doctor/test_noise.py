@@ -12,6 +12,11 @@ from meprop_bench.measure.worker import WorkerError
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import Session
 
+_CALM = dict.fromkeys(("others_s", "stolen_s", "throttled_s", "overheated", "swapped_in"), 0) | {
+    "wall_s": 1.0,
+    "cores": 2,
+}
+
 
 class Answering:
     """A worker that answers from a script."""
@@ -39,7 +44,7 @@ def measured(spread: float, *, marks: list[bool] | None = None) -> Answering:
         def request(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
             part = rng.gauss(0, spread)
             pairs = [[3e-4 * (1 + part), 3e-4] for _ in range(4)]
-            return {"pairs": {"step": pairs}, "disturbed": marks}
+            return {"pairs": {"step": pairs}, "disturbed": marks, "activity": _CALM}
 
     return Spread()
 

@@ -1,16 +1,16 @@
 import pytest
 
-from meprop_bench.paper.evidence import Evidence
+from meprop_bench.paper.evidence import TableEvidence
 from meprop_bench.paper.experiment import experiment as plan
 from meprop_bench.paper.published import table
-from meprop_bench.paper.records import Evaluation, Trained
+from meprop_bench.paper.records import Evaluation, TrainedArm
 
 
 def trained(arm_id, seed, test, *, best_epoch=5, epochs=10, **more):
     evaluations = tuple(Evaluation(float(epoch), 0.1, test - 0.2) for epoch in range(1, epochs + 1))
     figures = {"best_dev": test - 0.1, "test": test, "final_dev": test - 0.2, "seconds": 1.0}
     evaluations = more.pop("evaluations", evaluations)
-    return Trained(
+    return TrainedArm(
         arm_id=arm_id, seed=seed, evaluations=evaluations, best_epoch=float(best_epoch), **{**figures, **more}
     )
 
@@ -42,6 +42,6 @@ def evidence(on_mnist):
             each = [one if isinstance(one, dict) else {"test": one} for one in figures[place]]
             found[arm.arm_id] = [trained(arm.arm_id, seed, **one) for seed, one in enumerate(each, 1)]
         rows = {(run.cases[place].case_id, row.phase): row for place, row in (timed or {}).items()}
-        return Evidence(run, found, timed=rows)
+        return TableEvidence(run, found, timed=rows)
 
     return made

@@ -13,7 +13,7 @@ from meprop_bench.paper.claims import judge
 from meprop_bench.paper.evidence import lines
 from meprop_bench.paper.experiment import Arm, experiment
 from meprop_bench.paper.published import Setting, table
-from meprop_bench.paper.records import DECODINGS, Decoding, Decodings, Trained, Trainings, sizes_of
+from meprop_bench.paper.records import DECODINGS, Decoding, Decodings, TrainedArm, Trainings, sizes_of
 from meprop_bench.paper.requests import Decoders, cut_layers, multiplications
 from meprop_bench.paper.runner import decode_all, take
 from meprop_bench.paper.subjects import Subject
@@ -84,9 +84,11 @@ def test_decodings_survive_the_file_and_a_damaged_one_is_an_error(tmp_path):
 
 
 def test_the_sizes_are_means_over_seeds_and_of_layers_alone():
-    found = [Trained(arm_id="a", seed=seed, sizes={"size": 9.0, "size x": size}) for seed, size in ((1, 3.0), (2, 4.4))]
+    found = [
+        TrainedArm(arm_id="a", seed=seed, sizes={"size": 9.0, "size x": size}) for seed, size in ((1, 3.0), (2, 4.4))
+    ]
     assert sizes_of(found) == {"x": 4}
-    assert sizes_of([Trained(arm_id="a", seed=1, sizes={"size": 92.7})]) == {}  # meAct's
+    assert sizes_of([TrainedArm(arm_id="a", seed=1, sizes={"size": 92.7})]) == {}  # meAct's
     assert sizes_of([]) == {}
 
 
@@ -127,7 +129,7 @@ def test_what_is_simplified_is_decoded_once_and_taken_over(simplified):
     for arm in found.distinct_arms:
         for seed in found.seeds:
             sizes = {"size": 4.0, "size linear0": 4.0} if arm.setting.method == "mesimp" else {}
-            trainings.append(Trained(arm_id=arm.arm_id, seed=seed, test=90.0, sizes=sizes, environment_id="e1"))
+            trainings.append(TrainedArm(arm_id=arm.arm_id, seed=seed, test=90.0, sizes=sizes, environment_id="e1"))
     workers, said = [], []
 
     def start(dies=False):

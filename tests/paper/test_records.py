@@ -3,12 +3,12 @@ import json
 import pytest
 
 from meprop_bench.errors import UserError
-from meprop_bench.paper.records import TRAININGS, Evaluation, Trained, Trainings
+from meprop_bench.paper.records import TRAININGS, Evaluation, TrainedArm, Trainings
 
 
 def trained(arm_id, seed, test, **more):
     evaluations = (Evaluation(1.0, 0.5, 97.0), Evaluation(2.0, 0.4, 98.0))
-    return Trained(arm_id=arm_id, seed=seed, evaluations=evaluations, best_epoch=2.0, test=test, **more)
+    return TrainedArm(arm_id=arm_id, seed=seed, evaluations=evaluations, best_epoch=2.0, test=test, **more)
 
 
 def test_a_training_survives_the_file(tmp_path):
@@ -22,7 +22,7 @@ def test_a_training_survives_the_file(tmp_path):
 
 def test_one_that_failed_is_kept_and_tried_again(tmp_path):
     store = Trainings(tmp_path, write=True)
-    store.append(Trained(arm_id="a", seed=1, error="killed"))
+    store.append(TrainedArm(arm_id="a", seed=1, error="killed"))
     assert not store.done("a", 1)
     store.append(trained("a", 1, 98.0))
     assert Trainings(tmp_path).of("a", [1, 2]) == [trained("a", 1, 98.0)]
@@ -66,7 +66,7 @@ def test_what_another_folder_has_is_taken_over_with_the_folder_it_was_trained_fo
     for folder in folders:
         folder.mkdir()
     first, second, third = (Trainings(folder, write=True) for folder in folders)
-    for one in (trained("a", 1, 98.0), trained("b", 1, 97.0), Trained(arm_id="a", seed=2, error="killed")):
+    for one in (trained("a", 1, 98.0), trained("b", 1, 97.0), TrainedArm(arm_id="a", seed=2, error="killed")):
         first.append(one)
     second.append(trained("c", 1, 96.0))
     wanted = [(("a",), 1), (("a",), 2), (("c",), 1)]

@@ -5,7 +5,7 @@ import torch
 from meprop_bench.measure.environment import collect
 from meprop_bench.paper.experiment import Arm
 from meprop_bench.paper.published import Setting
-from meprop_bench.paper.records import Trained
+from meprop_bench.paper.records import TrainedArm
 from meprop_bench.sweep.worker import Session
 
 
@@ -15,7 +15,7 @@ def test_a_training_says_where_and_by_which_code_it_was_made():
     setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = Arm("digits", "digits", setting, 1, examples=100)
     answer = session.handle({"do": "train_arm", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
-    trained = Trained.from_json(answer)
+    trained = TrainedArm.from_json(answer)
     assert (trained.environment_id, trained.git_revision) == (
         hello["environment_id"],
         hello["environment"].get("git_revision"),
@@ -29,7 +29,7 @@ def test_a_training_and_a_count_say_that_the_data_are_not_the_published_ones(oth
     setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = Arm("mnist", "mnist", setting, 1, examples=20)
     answer = session.handle({"do": "train_arm", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
-    assert Trained.from_json(json.loads(json.dumps(answer))).data_published is False
+    assert TrainedArm.from_json(json.loads(json.dumps(answer))).data_published is False
     counts = session.handle({"do": "examples", "source": "mnist"})
     assert (counts["train_size"], counts["published"]) == (20, 0)
     assert session.handle({"do": "examples", "source": "digits"})["published"] == 1

@@ -15,7 +15,7 @@ from meprop_bench.report.markdown import as_markdown
 from meprop_bench.report.page import as_html
 from meprop_bench.report.terminal import as_table
 from meprop_bench.results.axes import AXES
-from meprop_bench.stats import independent_p_value
+from meprop_bench.stats import independent_estimate
 
 
 def document(rows, title="base", environments=None):
@@ -55,7 +55,7 @@ def test_a_faster_case_is_found_and_identical_ones_are_not(measured):
 
 def test_the_judgement_is_holm_s_over_all_ratios(measured):
     found = compare(measured("before", seed=1), measured("after", seed=30))
-    smallest = min(independent_p_value(*c.samples(f)) for c in found.changes for f in ("time", "speedup"))
+    smallest = min(independent_estimate([c.samples(f)]).p_value() for c in found.changes for f in ("time", "speedup"))
     assert min(found.adjusted.values()) == pytest.approx(min(1.0, 6 * smallest))
 
 

@@ -9,8 +9,8 @@ import torch
 
 from meprop_bench.errors import UserError
 from meprop_bench.stats import mean_difference, non_inferiority
-from meprop_bench.sweep.accuracy import MARGIN, Accuracies, Figures, figure, judged, trained
-from meprop_bench.sweep.parity import Comparison
+from meprop_bench.sweep.accuracy import MARGIN, Accuracies, SeedFigures, figure, judged, trained
+from meprop_bench.sweep.parity import ParityPlan
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import run
 from meprop_bench.workloads import Case
@@ -91,9 +91,9 @@ def test_the_figure_of_a_cut_training_is_its_end_and_else_that_of_the_papers() -
 def test_each_distinct_training_is_done_once() -> None:
     done: list[bool] = []
 
-    def train(sparsified: bool) -> Figures:
+    def train(sparsified: bool) -> SeedFigures:
         done.append(sparsified)
-        return Figures("accuracy", True, {1: 90.0 + sparsified, 2: 92.0, 3: 91.0})
+        return SeedFigures("accuracy", True, {1: 90.0 + sparsified, 2: 92.0, 3: 91.0})
 
     accuracies = Accuracies(seeds=3, steps=20)
     first = accuracies.compare(_case(), train)
@@ -114,7 +114,7 @@ def test_one_judgement_with_one_margin() -> None:
     assert (found.difference, found.low, found.high) == (interval.estimate, interval.low, interval.high)
     assert (found.seeds, found.baseline, found.method) == ((1, 2, 5), (96.0, 95.0, 96.0), (95.9, 95.1, 95.8))
     assert (found.margin, found.verdict) == (MARGIN, non_inferiority(interval, MARGIN))
-    assert Comparison(recipe).margin == MARGIN
+    assert ParityPlan(recipe).margin == MARGIN
 
 
 def test_the_margin_of_a_metric_that_is_no_percentage_is_a_share_of_denses_figure() -> None:
@@ -123,7 +123,7 @@ def test_the_margin_of_a_metric_that_is_no_percentage_is_a_share_of_denses_figur
     assert found.margin == pytest.approx(MARGIN / 100 * 3)
     assert judged(recipe, pairs, steps=9, metric="minus the loss", percent=False, margin=7.0).verdict == "pass"
     own = dataclasses.replace(recipe, task="my_model.py:build")
-    assert (Comparison(own).margin, Comparison(own, margin=250.0).margin) == (None, 250.0)
+    assert (ParityPlan(own).margin, ParityPlan(own, margin=250.0).margin) == (None, 250.0)
     for each, margin in ((recipe, 100.0), (recipe, -1.0), (own, -1.0), (own, float("nan"))):
         with pytest.raises(UserError, match="margin must be at least 0"):
-            Comparison(each, margin=margin)
+            ParityPlan(each, margin=margin)

@@ -20,8 +20,8 @@ from meprop_bench.results.store import Store
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
-from meprop_bench.workloads.baseline import Baseline
 from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.dense_side import DenseSide
 
 _CASES = (Case(k=3, threads=1), Case(k=4, threads=1))
 
@@ -83,7 +83,7 @@ class _Worker:
         return {"kernel": "gather", "k": message["case"]["k"], **about, "phases": phases, "costs": costs}
 
     def _baseline(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        return {"baseline": Baseline(compiled=True).to_json(), "notes": ["nothing else could be tried"]}
+        return {"baseline": DenseSide(compiled=True).to_json(), "notes": ["nothing else could be tried"]}
 
     def _check(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"check": "passed", "loops": 3}
@@ -645,7 +645,7 @@ def test_the_best_dense_side_is_found_by_one_process_and_set_up_in_all(run: Call
     store = run(workers, [Case(k=3, threads=1), *(Case(k=k, threads=1, baseline="best") for k in (3, 4))])
     assert workers.count("baseline") == 1
     chosen = [message["baseline"] for do, message in workers.log if do == "setup"]
-    assert chosen == [None] * 3 + [Baseline(compiled=True).to_json()] * 6
+    assert chosen == [None] * 3 + [DenseSide(compiled=True).to_json()] * 6
     same, *best = store.rows()[::2]
     assert (same.baseline_chosen, {row.baseline_chosen for row in best}) == (None, {"compiled"})
     assert all(Note("nothing else could be tried") in row.notes for row in best)

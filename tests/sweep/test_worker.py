@@ -274,14 +274,14 @@ def test_what_is_compiled_is_compiled_for_the_threads_that_are_timed(
     answer = _ask(Session(), do="setup", case=case.to_json(), **({"baseline": chosen} if chosen else {}))
     ((threads, how),) = seen
     assert (threads, torch.get_num_threads()) == (expected, before)
-    assert how == (workloads.Baseline.from_json(chosen) if chosen else None)
+    assert how == (workloads.DenseSide.from_json(chosen) if chosen else None)
     assert answer["baseline"] == "as it was set up"
 
 
 def test_a_worker_finds_the_fastest_dense_side_and_sets_it_up(session: Session) -> None:
     case = {**_CASE.to_json(), "workload": "lstm", "baseline": "best"}
     found = _ask(session, do="baseline", case=case, seconds=0.01, seed=0)
-    assert found == {"baseline": workloads.Baseline().to_json(), "notes": []}
+    assert found == {"baseline": workloads.DenseSide().to_json(), "notes": []}
     assert session.checked is None
     answer = _ask(session, do="setup", case=case, baseline=found["baseline"])
     assert answer["baseline"] == "eager"

@@ -26,15 +26,15 @@ class _Runner:
     """Measures 2 ms against 1 ms in each process, or fails as is said."""
 
     plans: list[Plan]
-    baselines: list[Any]
+    dense_sides: list[Any]
     error: str | None = None
     check: str | None = None
 
     def __init__(
-        self, plan: Plan, store: Store, *, start: Any, progress: Callable[[SweepProgress], None], baselines: Any
+        self, plan: Plan, store: Store, *, start: Any, progress: Callable[[SweepProgress], None], dense_sides: Any
     ) -> None:
         self.plans.append(plan)
-        self.baselines.append(baselines)
+        self.dense_sides.append(dense_sides)
         self._plan, self._store, self._progress = plan, store, progress
 
     def run(self) -> None:
@@ -62,7 +62,7 @@ class _Runner:
 def runner(monkeypatch: pytest.MonkeyPatch) -> type[_Runner]:
     class Own(_Runner):
         plans: list[Plan] = []  # noqa: RUF012  each test's own
-        baselines: list[Any] = []  # noqa: RUF012
+        dense_sides: list[Any] = []  # noqa: RUF012
 
     monkeypatch.setattr(trainings, "Runner", Own)
     monkeypatch.setattr(trainings, "check_feasible", lambda cases: None)
@@ -80,7 +80,7 @@ def test_batches_are_runs_of_the_case_and_add_up(runner: type[_Runner]) -> None:
     ]
     assert runner.plans[0].seed != runner.plans[1].seed
     assert runner.plans[0].cases == (case,)
-    assert runner.baselines[0] is runner.baselines[1]  # one dense side for all
+    assert runner.dense_sides[0] is runner.dense_sides[1]  # one dense side for all
     assert found.measurement.phase == "step"
     assert found.measurement.run_lengths == [2] * 5
     assert found.measurement.disturbed == ((False, True),) * 5

@@ -18,9 +18,9 @@ from meprop_bench.errors import UserError
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.ops.node.build import compiler_command
 from meprop_bench.training import Step
-from meprop_bench.workloads import Baseline, Case, choose, compiled, setup
-from meprop_bench.workloads.baseline import Unavailable
+from meprop_bench.workloads import Case, DenseSide, choose, compiled, setup
 from meprop_bench.workloads.compiled import CannotCompile, as_eager, compilation, compile_steps, function
+from meprop_bench.workloads.dense_side import NoDenseSide
 from meprop_bench.workloads.linear import timed_backward
 
 _LAYER = {"batch": 4, "in_features": 6, "out_features": 10, "threads": 1, "k": 3}
@@ -94,7 +94,7 @@ def test_the_sides_of_a_model_are_compiled_each_for_itself() -> None:
     for side in (prepared.baseline, prepared.method):
         assert set(side(2, WallClock())) == set(prepared.phases)
         assert side.step.model._compiled_call_impl is not None  # type: ignore[attr-defined]
-    prepared = setup(Case(workload="mlp", **_MODEL, baseline="best"), Baseline(compiled=True, optimizer="fused"))
+    prepared = setup(Case(workload="mlp", **_MODEL, baseline="best"), DenseSide(compiled=True, optimizer="fused"))
     assert prepared.check() == "passed"
     baseline, method = prepared.baseline.step, prepared.method.step  # type: ignore[attr-defined]
     assert baseline.model._compiled_call_impl is not None
@@ -165,7 +165,7 @@ def test_what_torch_cannot_compile_in_a_loss_is_not_the_loss_s_fault(
 
 
 def test_a_model_s_own_optimizer_is_fused_on_both_sides(own: Path) -> None:
-    how = Baseline(optimizer="fused")
+    how = DenseSide(optimizer="fused")
     case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1, baseline="best")
     prepared = setup(case, how)
     assert prepared.check() == "passed"
@@ -176,7 +176,7 @@ def test_a_model_s_own_optimizer_is_fused_on_both_sides(own: Path) -> None:
     rows: Any = setup(replace(case, gradient="rows"), how)
     assert [side.step.optimizer.defaults["fused"] for side in (rows.baseline, rows.method)] == [True, None]
     assert any(note.endswith("the fastest here") for note in rows.notes)
-    with pytest.raises(Unavailable, match="cannot be fused, or is"):  # the usual one is
+    with pytest.raises(NoDenseSide, match="cannot be fused, or is"):  # the usual one is
         setup(replace(case, model=f"{own}:beside"), how)
 
 
@@ -186,7 +186,7 @@ def test_a_model_s_optimizer_that_cannot_be_fused_stays_as_it_is_and_the_row_say
     case = Case(workload="model", model=f"{own}:build", optimizer="own", k=3, threads=1, baseline="fused")
     for name in ("build", "beside"):  # the second one is fused as it is
         assert setup(replace(case, model=f"{own}:{name}")).dense_side == "eager, fused optimizer"
-    monkeypatch.setattr("meprop_bench.workloads.baseline.fused", lambda _: None)
+    monkeypatch.setattr("meprop_bench.workloads.dense_side.fused", lambda _: None)
     prepared = setup(case)
     assert prepared.dense_side == "eager"
     assert any(note.startswith("torch has no fused optimizer like that of ") for note in prepared.notes)

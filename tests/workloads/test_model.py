@@ -13,7 +13,7 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads import Case, setup
 from meprop_bench.workloads.flops import Work
 from meprop_bench.workloads.layer_calls import record
-from meprop_bench.workloads.steps import PHASES, WALK, Side
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide
 
 
 def prepared(name, **axes):
@@ -405,7 +405,7 @@ def test_phases_make_the_steps_that_whole_steps_make(own_model, accumulate):
 
     def side():
         _, step, batches = stepped(name, method="meprop", k=4)
-        return Side(step, [part for batch in batches for part in (batch if accumulate > 1 else (batch,))])
+        return TrainingSide(step, [part for batch in batches for part in (batch if accumulate > 1 else (batch,))])
 
     by_phases, by_steps, apart, written = side(), side(), side(), side()
     start = snapshot(by_phases.step)
@@ -454,7 +454,7 @@ def test_going_back_restores_what_came_later_and_what_is_no_tensor(own_model):
             return training(model=Net(), optimizer=lambda p: Counting(p, 0.1))
     """)
     _, step, batches = stepped(name)
-    side = Side(step, batches)
+    side = TrainingSide(step, batches)
     start = [p.detach().clone() for p in step.model.parameters()]
     for _ in range(4):
         side.next_step()

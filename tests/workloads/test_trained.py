@@ -14,7 +14,7 @@ from meprop_bench.models.translator import Translator
 from meprop_bench.nn import MePropLSTM
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.workloads import Case, mesimp, setup
-from meprop_bench.workloads.steps import Side
+from meprop_bench.workloads.steps import TrainingSide
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -52,7 +52,7 @@ def test_it_passes_its_check_and_times_its_phases(workload: str, changes: dict[s
 
 def test_mesimp_leaves_a_smaller_model() -> None:
     prepared = setup(_case("mesimp"))
-    assert isinstance(prepared.method, Side)
+    assert isinstance(prepared.method, TrainingSide)
     first, second, _ = (m for m in prepared.method.step.model.modules() if isinstance(m, nn.Linear))
     assert first.out_features < 24
     assert second.in_features == first.out_features
@@ -98,7 +98,7 @@ def test_meact_says_what_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_encoder_and_decoder_take_turns() -> None:
     prepared = setup(_case("seq2seq"))
-    assert isinstance(prepared.method, Side)
+    assert isinstance(prepared.method, TrainingSide)
     model = prepared.method.step.model
     assert isinstance(model, Translator)
     seen = []

@@ -14,7 +14,7 @@ from meprop_bench.models.gpt import GPT
 from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.workloads import Case, setup
 from meprop_bench.workloads.case import TEXT, WORKLOADS, recipe_of
-from meprop_bench.workloads.steps import Side
+from meprop_bench.workloads.steps import TrainingSide
 
 _SMALL = {"data": "made-up", "out_features": 32, "heads": 2, "layers": 2, "length": 16, "batch": 4, "threads": 1}
 
@@ -47,7 +47,7 @@ def test_it_passes_its_check_and_times_its_phases(changes: dict[str, Any]) -> No
 def test_both_sides_are_the_model_of_its_sizes() -> None:
     prepared = setup(_case(out_features=24, heads=3))
     for side in (prepared.baseline, prepared.method):
-        assert isinstance(side, Side)
+        assert isinstance(side, TrainingSide)
         model = side.step.model
         assert isinstance(model, GPT)
         assert (model.head.in_features, model.length, len(model.blocks)) == (24, 16, 2)

@@ -17,7 +17,6 @@ their number, a unified selection has k rows always, zeros among them, which `op
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import NamedTuple, Protocol, TypeVar, cast
@@ -25,6 +24,7 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from meprop_bench.errors import nearest
 from meprop_bench.ops.kernels import compiled
 
 __all__ = [
@@ -99,8 +99,8 @@ class Registry(Mapping[str, _K]):
     def check(self, name: str) -> None:
         """Raise ValueError if no kernel has that name; imports none."""
         if not isinstance(name, str) or name not in self._places:
-            close = difflib.get_close_matches(str(name), self._places, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(self._places)}"
+            close = nearest(name, self._places)
+            hint = f"did you mean {close!r}?" if close else f"choose from {', '.join(self._places)}"
             raise ValueError(f"unknown kernel {name!r}{self._layers}: {hint}")
 
     def usable(self, name: str) -> _K:

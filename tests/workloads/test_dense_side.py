@@ -15,13 +15,13 @@ from meprop_bench.measure.paired import Subject
 from meprop_bench.optim import RowAdagrad
 from meprop_bench.optimizers import fused, is_fused
 from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset, preset_names
-from meprop_bench.workloads import Baseline, Case, choose, compiled, setup
-from meprop_bench.workloads.baseline import Unavailable, candidates, fastest
+from meprop_bench.workloads import Case, DenseSide, choose, compiled, setup
 from meprop_bench.workloads.case import WORKLOADS
+from meprop_bench.workloads.dense_side import NoDenseSide, candidates, fastest
 
-_EAGER, _FUSED, _COMPILED = Baseline(), Baseline(optimizer="fused"), Baseline(compiled=True)
-_BOTH = Baseline(compiled=True, optimizer="fused")
-_OURS, _BOTH_OURS = Baseline(optimizer="compiled"), Baseline(compiled=True, optimizer="compiled")
+_EAGER, _FUSED, _COMPILED = DenseSide(), DenseSide(optimizer="fused"), DenseSide(compiled=True)
+_BOTH = DenseSide(compiled=True, optimizer="fused")
+_OURS, _BOTH_OURS = DenseSide(optimizer="compiled"), DenseSide(compiled=True, optimizer="compiled")
 _MODEL = {"batch": 4, "in_features": 64, "out_features": 12, "threads": 1, "k": 3, "data": "digits"}
 
 
@@ -30,7 +30,7 @@ class _Time:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.alive: list[Baseline] = []
+        self.alive: list[DenseSide] = []
 
     def now(self) -> float:
         return self.seconds
@@ -46,7 +46,7 @@ class _Time:
         return timed
 
 
-def _fastest(sides: Mapping[Baseline, Mapping[str, float]]) -> Baseline:
+def _fastest(sides: Mapping[DenseSide, Mapping[str, float]]) -> DenseSide:
     clock: Any = _Time()
     subjects = ((candidate, clock.subject(**phases)) for candidate, phases in sides.items())
     return fastest(subjects, clock, seconds=0.1, rng=random.Random(0))
@@ -69,7 +69,7 @@ def test_a_candidate_is_made_when_it_is_needed() -> None:
     clock: Any = _Time()
     timed: list[int] = []
 
-    def subjects() -> Iterator[tuple[Baseline, Subject]]:
+    def subjects() -> Iterator[tuple[DenseSide, Subject]]:
         for number, candidate in enumerate((_EAGER, _FUSED, _COMPILED)):
             timed.append(round(clock.now() > 0))
             yield candidate, clock.subject(step=1e-3 * (3 - number))
@@ -96,13 +96,13 @@ def test_a_candidate_is_made_when_it_is_needed() -> None:
         ),
         (
             Case(baseline="best", workload="mlp", fused_step="both", **_MODEL),
-            [Baseline(optimizer=each, fused_step=True) for each in ("plain", "fused", "compiled")],
+            [DenseSide(optimizer=each, fused_step=True) for each in ("plain", "fused", "compiled")],
         ),
         (Case(baseline="best", workload="mesimp", method="mesimp", **_MODEL), [_EAGER, _FUSED, _OURS]),
         (Case(baseline="best", workload="mlp", optimizer="adagrad", device="cuda", **_MODEL), [_EAGER, _COMPILED]),
     ],
 )
-def test_there_are_as_many_candidates_as_make_a_difference(case: Case, expected: list[Baseline]) -> None:
+def test_there_are_as_many_candidates_as_make_a_difference(case: Case, expected: list[DenseSide]) -> None:
     assert list(candidates(case)) == expected
 
 
@@ -178,7 +178,7 @@ def test_the_best_dense_side_may_have_this_package_s_optimizer(workload: str) ->
 def test_without_numba_this_package_s_optimizer_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meprop_bench.ops.kernels.compiled.unavailable_reason", lambda: "there is no Numba")
     case = _planned("mesimp", optimizer="sgd", baseline="best")
-    with pytest.raises(Unavailable):
+    with pytest.raises(NoDenseSide):
         setup(case, _OURS)
     chosen, untried = choose(case, WallClock(), seconds=0.01, rng=random.Random(0))
     assert chosen in (_EAGER, _FUSED)
@@ -187,10 +187,10 @@ def test_without_numba_this_package_s_optimizer_is_no_candidate(monkeypatch: pyt
 
 def test_where_torch_has_no_fused_step_the_row_says_so() -> None:
     case = _planned("mlp", optimizer="adagrad", device="cuda")
-    (note,) = Baseline.of(case).notes(case)
+    (note,) = DenseSide.of(case).notes(case)
     assert note == "torch has no fused adagrad on cuda:0: the dense side's is as it comes"
     own = Case(workload="model", model="own_mlp.py:lbfgs", baseline="fused", threads=1, optimizer="own")
-    plain = Baseline()
+    plain = DenseSide()
     assert plain.notes(own) == (
         "torch has no fused optimizer like that of own_mlp.py:lbfgs: the dense side's is as it comes",
     )

@@ -14,15 +14,15 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.results.axes import AXES, DENSE_AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
-from meprop_bench.workloads.baseline import Baseline, candidates
 from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.dense_side import DenseSide, candidates
 
-__all__ = ["Baselines"]
+__all__ = ["DenseSides"]
 
 _Work: TypeAlias = tuple[object, ...]
 
 
-class Baselines:
+class DenseSides:
     """The dense sides that were chosen in a run.
 
     Args:
@@ -34,11 +34,11 @@ class Baselines:
 
     def __init__(self, store: Store, seconds: float, rng: random.Random) -> None:
         self._store, self._seconds, self._rng = store, seconds, rng
-        self._chosen: dict[_Work, tuple[Baseline, Sequence[str]]] = {}
+        self._chosen: dict[_Work, tuple[DenseSide, Sequence[str]]] = {}
 
     def of(
         self, case: Case, environment_id: str, pool: Pool[int], starting: Callable[[], object]
-    ) -> tuple[Baseline | None, Sequence[str]]:
+    ) -> tuple[DenseSide | None, Sequence[str]]:
         """Return how the dense side of a case is run, and what could not be tried; None where the case says it.
 
         Args:
@@ -62,10 +62,10 @@ class Baselines:
                 starting()
                 seed = self._rng.getrandbits(32)
                 answer = pool.ask(0, "baseline", case=case.to_json(), seconds=self._seconds, seed=seed)
-                self._chosen[work] = Baseline.from_json(answer["baseline"]), tuple(answer["notes"])
+                self._chosen[work] = DenseSide.from_json(answer["baseline"]), tuple(answer["notes"])
         return self._chosen[work]
 
-    def _stored(self, work: _Work, known: Sequence[Baseline]) -> Baseline | None:
+    def _stored(self, work: _Work, known: Sequence[DenseSide]) -> DenseSide | None:
         names = {str(candidate): candidate for candidate in known}
         for row in self._store.rows():
             if row.baseline_chosen in names and (row.environment_id, *_dense_work(row)) == work:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from meprop_bench.measure.clock import Clock
 
-__all__ = ["Baseline", "Unavailable", "candidates", "fastest"]
+__all__ = ["DenseSide", "NoDenseSide", "candidates", "fastest"]
 
 _WORDS = {"plain": "", "fused": ", fused optimizer", "compiled": ", this package's optimizer"}
 """Optimizer of the dense side -> how a row says it."""
@@ -46,7 +46,7 @@ _WARM_S = 0.02
 
 
 @dataclass(frozen=True)
-class Baseline:
+class DenseSide:
     """How the dense side is run."""
 
     compiled: bool = False
@@ -82,7 +82,7 @@ class Baseline:
     def optimizer_of(
         self, case: Case, parameters: Iterable[nn.Parameter], *, sparsified: bool
     ) -> torch.optim.Optimizer:
-        """Return the optimizer of one side of a case; `Unavailable` where there is no such one here."""
+        """Return the optimizer of one side of a case; `NoDenseSide` where there is no such one here."""
         if sparsified and case.gradient == "rows":
             return make_optimizer(case.optimizer, parameters, gradient="rows")
         name = OF_DENSE.get(case.optimizer, case.optimizer)
@@ -100,7 +100,7 @@ class Baseline:
             return optimizer
         found = fused(optimizer) if self.optimizer == "fused" else compiled(optimizer)
         if found is None:
-            raise Unavailable(f"the optimizer of {case.label} cannot be {self.optimizer}, or is")
+            raise NoDenseSide(f"the optimizer of {case.label} cannot be {self.optimizer}, or is")
         return found
 
     def notes(self, case: Case) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class Baseline:
         return tuple(found)
 
 
-class Unavailable(UserError):
+class NoDenseSide(UserError):
     """There is no such dense side here: nothing that a user did wrong."""
 
 
@@ -133,20 +133,20 @@ def _may_be_fused(case: Case) -> bool:
     return case.device.partition(":")[0] in OPTIMIZERS[name].fused
 
 
-def candidates(case: Case) -> tuple[Baseline, ...]:
+def candidates(case: Case) -> tuple[DenseSide, ...]:
     """Return what the dense side of a case can be, the simplest first: several of "best", otherwise one."""
     if case.baseline != "best":
-        return (Baseline.of(case),)
+        return (DenseSide.of(case),)
     ours = WORKLOADS[case.workload].trains and case.device == "cpu"
     optimizers = ["plain", *["fused"] * _may_be_fused(case), *["compiled"] * ours]
     both = case.fused_step == "both"
     ways = (False,) if both or WORKLOADS[case.workload].uncompiled else (False, True)
-    return tuple(Baseline(each, optimizer, both) for each in ways for optimizer in optimizers)
+    return tuple(DenseSide(each, optimizer, both) for each in ways for optimizer in optimizers)
 
 
 def fastest(
-    subjects: Iterable[tuple[Baseline, Subject]], clock: Clock, *, seconds: float, rng: random.Random
-) -> Baseline:
+    subjects: Iterable[tuple[DenseSide, Subject]], clock: Clock, *, seconds: float, rng: random.Random
+) -> DenseSide:
     """Return the fastest of several dense sides by a whole step, or a forward and a backward pass.
 
     Args:

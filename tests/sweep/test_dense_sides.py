@@ -12,11 +12,11 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerRefused
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
-from meprop_bench.sweep.baselines import Baselines
-from meprop_bench.workloads.baseline import Baseline
+from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.dense_side import DenseSide
 
-_COMPILED = Baseline(compiled=True)
+_COMPILED = DenseSide(compiled=True)
 
 
 class _Asked:
@@ -33,7 +33,7 @@ class _Asked:
         pass
 
 
-def _answer(baseline: Baseline, *notes: str) -> dict[str, Any]:
+def _answer(baseline: DenseSide, *notes: str) -> dict[str, Any]:
     return {"baseline": baseline.to_json(), "notes": list(notes)}
 
 
@@ -46,9 +46,9 @@ def store(tmp_path: Path) -> Any:
 def _of(store: Store, *answers: dict[str, Any]) -> tuple[Any, _Asked]:
     worker, starts = _Asked(*answers), []  # type: ignore[var-annotated]
     pool = Pool({0: lambda: worker, 1: _Asked})
-    found = Baselines(store, 0.5, random.Random(1))
+    found = DenseSides(store, 0.5, random.Random(1))
 
-    def of(environment: str = "e1", **axes: Any) -> tuple[Baseline | None, tuple[str, ...], int]:
+    def of(environment: str = "e1", **axes: Any) -> tuple[DenseSide | None, tuple[str, ...], int]:
         chosen, untried = found.of(Case(threads=1, **axes), environment, pool, lambda: starts.append(1))
         return chosen, tuple(untried), len(starts)
 
@@ -56,11 +56,11 @@ def _of(store: Store, *answers: dict[str, Any]) -> tuple[Any, _Asked]:
 
 
 def test_it_is_chosen_once_for_each_dense_work(store: Store) -> None:
-    of, worker = _of(store, _answer(_COMPILED, "a note"), _answer(Baseline()), _answer(_COMPILED))
+    of, worker = _of(store, _answer(_COMPILED, "a note"), _answer(DenseSide()), _answer(_COMPILED))
     assert of(k=3) == (None, (), 0)  # as the method's side
     for changes in ({"k": 3}, {"k": 8, "method": "unified"}, {"compile": "on"}, {"gradient": "rows"}):
         assert of(baseline="best", **changes) == (_COMPILED, ("a note",), 1)
-    assert of(baseline="best", batch=7) == (Baseline(), (), 2)
+    assert of(baseline="best", batch=7) == (DenseSide(), (), 2)
     assert of("e2", baseline="best") == (_COMPILED, (), 3)
     first, *_ = worker.asked
     assert first.keys() == {"do", "case", "seconds", "seed"}
@@ -69,7 +69,7 @@ def test_it_is_chosen_once_for_each_dense_work(store: Store) -> None:
 
 def test_where_there_is_one_candidate_nobody_is_asked(store: Store) -> None:
     of, _ = _of(store)
-    assert of(workload="lstm", baseline="best") == (Baseline(), (), 0)
+    assert of(workload="lstm", baseline="best") == (DenseSide(), (), 0)
 
 
 def test_a_resumed_run_goes_on_with_what_its_rows_have(store: Store) -> None:
@@ -78,10 +78,10 @@ def test_a_resumed_run_goes_on_with_what_its_rows_have(store: Store) -> None:
     row = Row(**axes, case_id="a", kernel_requested=kernel, kernel=None, phase="backward", environment_id="e1",
               check="wrong", baseline_chosen="compiled")  # fmt: skip
     store.append([row])
-    of, worker = _of(store, _answer(Baseline()))
+    of, worker = _of(store, _answer(DenseSide()))
     assert of(baseline="best", k=9) == (_COMPILED, (), 0)
     assert worker.asked == []
-    assert of("another machine", baseline="best") == (Baseline(), (), 1)
+    assert of("another machine", baseline="best") == (DenseSide(), (), 1)
 
 
 def test_what_cannot_be_set_up_is_the_case_s_fault(store: Store) -> None:
