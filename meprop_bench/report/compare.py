@@ -467,6 +467,7 @@ def _differences(base: Document, head: Document, changes: Iterable[Change]) -> l
         if not (isinstance(known, Mapping) and isinstance(found, Mapping)):
             lines.append(f"{one} and {other}")
             continue
+        known, found = _one_by_one(known), _one_by_one(found)
         names = [name for name in {**known, **found} if name not in NOT_IN_ID and known.get(name) != found.get(name)]
         changed = [f"{name} {_short(known.get(name))} → {_short(found.get(name))}" for name in names[:_MOST]]
         more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
@@ -483,11 +484,18 @@ def _in_full(base: Document, head: Document, changes: Iterable[Change]) -> Itera
         known, new = base.environments.get(one), head.environments.get(other)
         if one == other or not (isinstance(known, Mapping) and isinstance(new, Mapping)):
             continue
+        known, new = _one_by_one(known), _one_by_one(new)
         names = [name for name in {**known, **new} if known.get(name) != new.get(name)]
         for name in sorted(names, key=lambda name: name not in _COMPARED):
             if name in _COMPARED or name not in NOT_IN_ID:
                 found.setdefault((one_line(name, 40), _short(known.get(name), 120), _short(new.get(name), 120)))
     return list(found)[:_DIFFERENCES]
+
+
+def _one_by_one(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an environment, with the variables that were set each as one of them."""
+    variables = environment.get("variables")
+    return {**environment, **({"variables": None, **variables} if isinstance(variables, Mapping) else {})}
 
 
 def _short(value: object, longest: int = _LONGEST) -> str:

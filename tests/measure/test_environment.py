@@ -55,6 +55,17 @@ def test_nothing_names_the_machine_or_its_owner(here, monkeypatch):
     assert "libjemalloc.so.2" in text
 
 
+@pytest.mark.parametrize(("name", "value"), [("MEPROP_BENCH_GRADIENTS", "fresh"), ("MEPROP_BENCH_NODE", "python")])
+def test_switches_of_the_package_make_another_environment(name, value, monkeypatch):
+    monkeypatch.delenv(name, raising=False)
+    usual = collect("cpu", "default")
+    monkeypatch.setenv(name, value)
+    switched = collect("cpu", "default")
+    assert name not in usual["variables"]
+    assert switched["variables"][name] == value
+    assert environment_id(switched) != environment_id(usual)
+
+
 def test_a_failing_probe_costs_nothing_but_its_field(monkeypatch):
     def broken():
         raise PermissionError("/secret/path")

@@ -96,6 +96,17 @@ def test_other_environments_are_refused_unless_asked_for(measured):
     assert "environment" in found.sections[1].columns
 
 
+def test_a_variable_that_was_set_is_named(measured):
+    base, head = measured("before", seed=1), measured("after", seed=2, environment_id="bbbb")
+    variables = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    base = replace(base, environments={"aabbccddeeff": {"variables": variables}})
+    head = replace(head, environments={"bbbb": {"variables": {**variables, "MEPROP_BENCH_GRADIENTS": "fresh"}}})
+    with pytest.raises(UserError, match=r"\(MEPROP_BENCH_GRADIENTS none → fresh\)"):
+        compare(base, head)
+    first = compare(base, head, across_environments=True).sections[0]
+    assert [[cell.text for cell in line] for line in first.groups[0]] == [["MEPROP_BENCH_GRADIENTS", "none", "fresh"]]
+
+
 def test_nothing_in_common_or_nothing_at_all(measured, make_row):
     base = measured("before")
     for head, code in (
