@@ -69,8 +69,9 @@ def linear(
             that have a selected entry other than zero, with every kernel; but on a GPU, where the host would wait for
             their number, of all k neurons of a unified selection (zeros: `optim.RowAdam` leaves them as they are,
             `SparseAdam` moves them by their momentum). Such a layer breaks a compiled graph, and needs tensors that are
-            plain memory, outside `torch.func`. Otherwise it is dense, from kernel "native" in memory that is kept from
-            step to step, which gradients set to None between steps can use: see `ops.kernels.native.kept`.
+            plain memory, outside `torch.func`. Otherwise it is dense, from the kernels "native" and "triton_kept" in
+            memory that is kept from step to step, which gradients set to None between steps can use: see
+            `ops.kernels.kept`.
         kernel: a name in `meprop_bench.ops.kernels.KERNELS`. Double backward, `torch.func` and tensors that are not
             plain memory (see `meprop_bench.ops.plain`) always take "masked".
 
@@ -163,7 +164,7 @@ class _Linear(torch.autograd.Function):
             kernel = kernel.choose(y, x, w, request)  # y stands for dy; here, since backward is what is being shortened
         else:
             _check_supported(kernel, y, x, w, request)
-        if kernel.name == "native" and request.need_dw and not request.rows:
+        if request.need_dw and not request.rows:
             kernel = kernel.keeping(w)
         ctx.save_for_backward(
             None if not request.need_dw else x if x.dim() == 2 else pinned(x), pinned(w) if request.need_dx else None

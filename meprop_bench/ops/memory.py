@@ -10,7 +10,7 @@ import threading
 import torch
 from torch import Tensor
 
-__all__ = ["address", "scratch"]
+__all__ = ["address", "is_read_at_once", "scratch"]
 
 
 class _Scratch(threading.local):
@@ -28,6 +28,11 @@ def scratch(size: int) -> int:
     if _scratch.block.numel() < size:
         _scratch.block = torch.empty(size, dtype=torch.uint8)
     return _scratch.block.data_ptr()
+
+
+def is_read_at_once(tensor: Tensor) -> bool:
+    """Whether the host can read a tensor without waiting for its device."""
+    return tensor.is_cpu
 
 
 def address(tensor: Tensor | None) -> int:

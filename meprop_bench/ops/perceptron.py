@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meprop_bench.ops import kernels
-from meprop_bench.ops.kernels import Gradients, Kernel, Request, check_supported, compiled
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, check_supported, compiled, kept
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.ops.selection import check_selection, resolve_k
 
@@ -79,7 +79,7 @@ class Layer(NamedTuple):
     needs: tuple[bool, bool, bool]  # gradients of its input, weight and bias
     request: Request | None  # of the backward pass; None: dense
     kernel: Kernel | None  # which answers it
-    record: Any  # of the memory of a dense weight gradient (`kernels.native.kept`), or None
+    record: kept.Record | None  # of the memory of a dense layer's weight gradient
 
 
 def layer_of(
@@ -104,10 +104,10 @@ def layer_of(
         if count < n:
             request = Request(count, selection, rows, *needs)
             kernel = _chosen(name, batch, n, m, w.dtype, w.device.type, request)
-            if kernel.name == "native" and needs[1] and not rows:
-                kernel = kernel.keeping(w)  # type: ignore[attr-defined]
+            if needs[1] and not rows:
+                kernel = kernel.keeping(w)
     if request is None and needs[1] and w.is_cpu and w.dtype == torch.float32:
-        record = _kept_memory(w)
+        record = kept.record(w)
     values, bias = w.detach(), None if b is None else b.detach()
     if not values.is_contiguous():
         values = values.contiguous()
@@ -128,11 +128,6 @@ def _chosen(name: str, b: int, n: int, m: int, dtype: torch.dtype, device: str, 
         return kernel.choose(dy, x, w, request)
     check_supported(kernel.name, kernel.unsupported(dy, x, w, request))
     return kernel
-
-
-def _kept_memory(w: Tensor) -> Any:
-    native = compiled.load(_NATIVE)
-    return None if native is None else native.kept.record(w)
 
 
 class Pass(NamedTuple):

@@ -6,7 +6,7 @@ function, against the sparsified one, on the same numbers.
                again and again on one graph
 
 That is what a training step pays: autograd's own call, and new tensors for all gradients, as after
-`zero_grad(set_to_none=True)`, in memory that each side takes as it does in training (`kernels.native.kept`).
+`zero_grad(set_to_none=True)`, in memory that each side takes as it does in training (`kernels.kept`).
 It is not all that a training step sees: dy has no exact zeros, where a ReLU above would
 make some, and at small shapes the caches are warm. The forward phase of the method goes through our function, so that
 what this adds to torch's is in the figures.

@@ -51,10 +51,10 @@ __all__ = ["break_even_k", "break_even_size", "overhead", "stages"]
 
 _Sides = tuple[Call, Call]
 
-_GATHERS = ("gather", "triton_gather")
+_GATHERS = ("gather", "triton_gather", "triton_kept")
 """Kernels that copy what they chose before they multiply."""
 
-_SCATTERS = ("native", "gather", "embedding_bag", "triton", "triton_gather", "triton_atomic")
+_SCATTERS = ("native", "gather", "embedding_bag", "triton", "triton_gather", "triton_atomic", "triton_kept")
 """Kernels that compute the selected rows of dW first: the others make all of it in one product."""
 
 _LARGEST = 1 << 27

@@ -1,11 +1,14 @@
 """What the tests of the operators share: layers with their C++ nodes and without, tensors in any strides, compilers."""
 
 import math
+from importlib.metadata import version
 
 import pytest
 import torch
+from packaging.version import Version
 
 from meprop_bench.ops import node
+from meprop_bench.ops.kernels.triton import launch
 
 WILD = (0.0, -0.0, 1.0, -1.0, 1e-45, float("inf"), float("-inf"), float("nan"))
 
@@ -60,6 +63,17 @@ def has_boundary(magnitudes, k, rounding=1e-5):
     """Whether the k greatest of each row are distinct from the rest, so that there is one right answer."""
     greatest = magnitudes.sort(dim=-1, descending=True).values
     return bool((greatest[..., k - 1] - greatest[..., k] > rounding * greatest[..., 0]).all())
+
+
+def device_of_triton():
+    """Return where Triton's kernels run, "cpu" where it interprets them; skips a module where they do not."""
+    if not launch.interpreting():
+        if not torch.cuda.is_available():
+            pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
+        return "cuda"
+    if Version(version("triton")) < Version("3.7") and Version(version("numpy")) >= Version("2.4"):
+        pytest.skip("the interpreter of Triton before 3.7 wants NumPy before 2.4", allow_module_level=True)
+    return "cpu"
 
 
 def require_compiler(backend):

@@ -1,7 +1,6 @@
 """Dense weight gradients in kept memory: the bits of fresh ones, whoever holds or changes what was given before."""
 
 import copy
-import ctypes
 import gc
 import os
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +18,13 @@ pytest.importorskip("numba", reason="the native kernel needs Numba (extra `cpu`)
 
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops import linear, node, reference
-from meprop_bench.ops.kernels import Request, native
-from meprop_bench.ops.kernels.native import kept
+from meprop_bench.ops.kernels import kept, native
+from tests.ops import kept_memory
+from tests.ops.kept_memory import CHANGES, HOLDERS, REPLACED, B, K, M, N, Passes, same
 
 registrations = import_module("meprop_bench.ops.linear")  # the function has the same name
-B, M, N, K = 6, 160, 200, 5  # 125 KiB
+PASSES = Passes("auto", "native")
+weight, batch, fresh, backward, warm = PASSES.weight, PASSES.batch, PASSES.fresh, PASSES.backward, PASSES.warm
 
 
 @pytest.fixture(params=["cxx", "python"], autouse=True)
@@ -41,42 +43,6 @@ def way(request):
 @pytest.fixture(params=["example", "unified"])
 def selection(request):
     return request.param
-
-
-def weight(n=N, m=M, seed=0):
-    return torch.nn.Parameter(torch.randn(n, m, generator=torch.Generator().manual_seed(seed)))
-
-
-def batch(seed, b=B, n=N, m=M):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(b, m, generator=generator), torch.randn(b, n, generator=generator)
-
-
-def fresh(w, seed, selection="unified", k=K, b=B):
-    """What the kernel gives without a record."""
-    x, dy = batch(seed, b, *w.shape)
-    return native.KERNEL.backward(dy, x, w.detach(), Request(k, selection, False, False, True, False))[1]
-
-
-def backward(w, seed, selection="unified", k=K, b=B, **keywords):
-    x, dy = batch(seed, b, *w.shape)
-    linear(x, w, k=k, selection=selection, **keywords).backward(dy)
-    return w.grad
-
-
-def same(found, expected):
-    return torch.equal(found.detach().view(torch.int32), expected.view(torch.int32))
-
-
-def warm(w, selection="unified", steps=2):
-    """Take steps after which the memory of the last gradient is kept and trusted."""
-    for seed in range(100, 100 + steps):
-        backward(w, seed, selection)
-        w.grad = None
-
-
-def poke(w, address, row, column, value=7.0):
-    ctypes.c_float.from_address(address + 4 * (row * w.shape[1] + column)).value = value
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -112,132 +78,26 @@ def test_a_batch_without_any_gradient(selection):
 
 
 def test_only_the_rows_written_last_are_zeroed(selection):
-    """And what is said not to be found, is not: one number of a row without a gradient, changed behind torch's back."""
-    w = weight(20, 4096)
-    address = backward(w, 0, selection, 1, 1).data_ptr()
-    w.grad = None
-    written = {int(fresh(w, seed, selection, 1, 1).abs().sum(1).argmax()) for seed in (0, 1)}
-    row = min(set(range(20)) - written)
-    poke(w, address, row, 3001)
-    found = backward(w, 1, selection, 1, 1)
-    assert found.data_ptr() == address
-    assert found[row, 3001] == 7
-    found[row, 3001] = 0
-    assert same(found, fresh(w, 1, selection, 1, 1))
-
-
-HOLDERS = {
-    "the gradient": lambda g: g,
-    "a view": lambda g: g[3:].mT,
-    "an alias": lambda g: g.detach(),
-    "data": lambda g: g.data,
-    "an array of NumPy": lambda g: g.numpy(),
-    "a capsule of DLPack": torch.utils.dlpack.to_dlpack,
-    "a tensor by way of DLPack": lambda g: torch.from_dlpack(g.numpy()),
-    "its storage": lambda g: g.untyped_storage(),
-    "a copy on write": torch._lazy_clone,
-    "another graph": lambda g: torch.ones_like(g).requires_grad_() * g,
-}
-
-
-def held_numbers(holder):
-    if isinstance(holder, torch.UntypedStorage):
-        return torch.empty(0).set_(holder).clone()
-    if torch.is_tensor(holder) and holder.grad_fn is not None:
-        return torch.autograd.grad(holder.sum(), holder.grad_fn.next_functions[0][0].variable, retain_graph=True)[0]
-    if not hasattr(holder, "shape"):  # a capsule can be read once
-        return None
-    return torch.as_tensor(holder).clone()
+    kept_memory.check_that_it_is_kept(PASSES, selection)
 
 
 @pytest.mark.parametrize("name", HOLDERS)
 def test_memory_that_somebody_holds_is_left_alone(name, selection):
-    w = weight()
-    warm(w, selection)
-    holder = HOLDERS[name](backward(w, 0, selection))
-    before, expected = held_numbers(holder), fresh(w, 0, selection)
-    w.grad = None
-    for seed in (1, 2, 3, 4):
-        assert same(backward(w, seed, selection), fresh(w, seed, selection))
-        w.grad = None
-    if before is None:
-        assert same(torch.utils.dlpack.from_dlpack(holder), expected)
-    else:
-        assert torch.equal(held_numbers(holder), before)
-    del holder
-    for seed in (5, 6, 7):
-        assert same(backward(w, seed, selection), fresh(w, seed, selection))
-        w.grad = None
-
-
-COUNTED = {
-    "one number": lambda w: w.grad.index_put_((torch.tensor(7), torch.tensor(3)), torch.tensor(1.0)),
-    "one number more": lambda w: w.grad.select(0, 7).select(0, 3).fill_(1),
-    "all": lambda w: w.grad.add_(1),
-    "foreach": lambda w: torch._foreach_add_([w.grad], 1),
-    "its transposed view": lambda w: w.grad.mT.add_(1),
-    "an alias": lambda w: w.grad.detach().add_(1),
-    "accumulation": lambda w: backward(w, 50),
-    "clipping": lambda w: torch.nn.utils.clip_grad_norm_([w], 1e-3),
-}
-UNCOUNTED = {
-    "weight decay": lambda w: w.grad.data.add_(w.data, alpha=1e-3),
-    "weight decay of a pruned weight": lambda w: w.grad.data.add_(w.data * (torch.arange(M) % 16 == 5)),
-    "a small constant": lambda w: w.grad.data.add_(1e-30),
-    "minus zero": lambda w: w.grad.data.neg_(),
-    "not a number": lambda w: w.grad.data.mul_(float("nan")),
-    "NumPy": lambda w: w.grad.numpy().__iadd__(1),
-    "DLPack": lambda w: torch.from_dlpack(w.grad.data).add_(1),
-    "one row": lambda w: w.grad.data[7].fill_(1),
-    "the last row": lambda w: w.grad.data[-1].fill_(1),
-    "what another process has": lambda w: w.grad.data.add_(fresh(w, 50, k=1)),
-    "all zeroed": lambda w: w.grad.data.zero_(),
-    "a half": lambda w: w.grad.data.mul_(0.5),
-    "noise": lambda w: w.grad.data.normal_(),
-}
+    kept_memory.check_holder(PASSES, name, selection)
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-@pytest.mark.parametrize("name", [*COUNTED, *UNCOUNTED])
+@pytest.mark.parametrize("name", CHANGES)
 def test_changes_in_place_are_found(name, steps, selection):
-    w = weight()
-    warm(w, selection, steps)
-    for seed in range(6):
-        backward(w, seed, selection)
-        ({**COUNTED, **UNCOUNTED})[name](w)
-        w.grad = None
-        assert same(backward(w, seed + 10, selection), fresh(w, seed + 10, selection))
-        w.grad = None
+    kept_memory.check_change(PASSES, name, selection, steps)
 
 
 def test_rows_are_found_where_most_inputs_are_dark():
-    """A process adds a single row of another batch, of which, as in images, three in four inputs are always 0."""
-    lit = torch.zeros(28, 28)
-    lit[7:21, 7:21] = 1
-    for seed in range(50):
-        w = weight(500, 784)
-        for step in range(3):
-            x, dy = batch(1000 * seed + step, n=500, m=784)
-            x = x * lit.flatten()
-            linear(x, w, k=K, selection="unified").backward(dy)
-            _, expected, _ = native.KERNEL.backward(dy, x, w.detach(), Request(K, "unified", False, True, True, True))
-            assert same(w.grad, expected)
-            w.grad.data[(seed * 7 + step) % 500].add_(x[1])
-            w.grad = None
+    kept_memory.check_dark_inputs(PASSES, "native", seeds=50)
 
 
 def test_what_was_found_once_is_never_trusted_again(selection):
-    w = weight(20, 4096)
-    address = backward(w, 0, selection, 1, 1).data_ptr()
-    w.grad.data.add_(1)
-    w.grad = None
-    for seed in range(1, 6):
-        found = backward(w, seed, selection, 1, 1)
-        assert found.data_ptr() == address
-        assert same(found, fresh(w, seed, selection, 1, 1))
-        w.grad.data[seed, 100 * seed] = 1  # not to be found
-        del found
-        w.grad = None
+    kept_memory.check_that_trust_is_lost(PASSES, selection)
 
 
 @pytest.mark.parametrize("to_none", [True, False])
@@ -252,6 +112,118 @@ def test_accumulation(to_none, selection):
         assert torch.equal(w.grad, expected)
         optimizer.step()
         optimizer.zero_grad(set_to_none=to_none)
+
+
+def is_kept(grad):
+    """Whether a record has the memory of a gradient, too."""
+    users = [torch._C._storage_Use_Count(t.untyped_storage()._cdata) for t in (grad, grad.clone())]
+    return users[0] > users[1]
+
+
+def test_an_accumulating_gradient_is_the_one_that_is_kept(selection):
+    w = weight()
+    for _ in range(3):
+        w.grad = None
+        for micro in range(4):
+            backward(w, micro, selection)
+    assert is_kept(w.grad)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_memory_that_is_held_for_long_is_given_up(changed, selection):
+    w, held = weight(), []
+    for seed in range(12):
+        held.append(backward(w, seed, selection))
+        if changed:
+            w.grad.add_(1)
+        w.grad = None
+    assert [seed for seed, grad in enumerate(held) if is_kept(grad)] == [9 if changed else 10]
+    assert all(torch.equal(grad, fresh(w, seed, selection) + changed) for seed, grad in enumerate(held))
+
+
+def test_a_look_at_a_storage_does_not_end_it(selection):
+    """Python's object of a storage stays as long as that, and is a user of it."""
+    w = weight()
+    for seed in range(9):
+        backward(w, seed, selection)
+        if seed == 2:
+            w.grad.add_(1).untyped_storage()
+        if seed < 8:
+            w.grad = None
+    assert is_kept(w.grad)
+
+
+def test_a_part_of_a_row_is_found_in_time(selection):
+    """As places are others each time."""
+    w = weight(20, 4096)
+    row = (int(fresh(w, 0, selection, 1, 1).abs().sum(1).argmax()) + 1) % 20
+    for _ in range(100):
+        backward(w, 0, selection, 1, 1).data[row, :256] = 1
+        w.grad = None
+    assert same(backward(w, 0, selection, 1, 1), fresh(w, 0, selection, 1, 1))
+
+
+def test_a_record_that_is_busy_lends_nothing():
+    w, record = weight(), kept.Record()
+    taken = record.take(N, M, w)
+    assert record.take(N, M, w) is None
+    record.give(taken.dw)
+    assert record.take(N, M, w) is None  # `taken` has it
+    del taken
+    assert record.take(N, M, w) is not None
+
+
+def test_a_record_that_fails_is_not_busy():
+    w, record = weight(), kept.Record()
+    without_memory = SimpleNamespace(dtype=w.dtype, device=w.device, new_empty=lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        record.take(N, M, without_memory)
+    assert record.take(N, M, w) is not None
+
+
+def test_another_shape_is_not_trusted(selection):
+    """Of as many numbers: one of them lies where rows of the new shape are not looked at."""
+    for column in range(3000, 3020):
+        w = weight(20, 4096)
+        x = torch.zeros(1, 4096)
+        x[0, column] = 1
+        linear(x, w, k=1, selection=selection).backward(batch(0, 1, 20, 4096)[1])
+        w.grad, w.data = None, torch.ones(4096, 20)
+        assert same(backward(w, 0, selection, 1, 1), fresh(w, 0, selection, 1, 1))
+
+
+def test_another_device_is_other_memory():
+    w, record = weight(), kept.Record()
+    record.give(record.take(N, M, w).dw)
+    assert record.take(N, M, w.to("meta")).dw.is_meta
+
+
+def test_memory_that_other_processes_may_have_is_not_taken(selection):
+    w = weight()
+    warm(w, selection)
+    backward(w, 0, selection).share_memory_()
+    w.grad = None
+    for seed in range(3):
+        assert not backward(w, seed, selection).is_shared()
+        w.grad = None
+
+
+def test_less_memory_at_the_same_place_is_not_taken(selection):
+    w, record = weight(), kept.Record()
+    record.give(record.take(N, M, w).dw)
+    record._last.untyped_storage().resize_(4 * N * M // 2)
+    record._place = (record._last.untyped_storage().data_ptr(), 0)  # as it may come to be
+    taken = record.take(N, M, w)
+    assert taken.dw.untyped_storage().nbytes() == 4 * N * M
+    assert taken.written[:-1].all()
+    for seed in range(20):
+        storage = backward(w, seed, selection).untyped_storage()
+        storage.resize_(0)
+        storage.resize_(4 * N * M // 2)
+        del storage
+        w.grad = None
+        assert backward(w, seed, selection).untyped_storage().nbytes() == 4 * N * M
+        w.grad = None
 
 
 def test_one_graph_again_and_again(selection):
@@ -353,7 +325,9 @@ def test_weights_that_are_computed_take_fresh_memory(selection):
     w = weight()
     for seed in range(3):
         x, dy = batch(seed)
-        linear(x, w * 1.0, k=K, selection=selection).backward(dy)
+        computed = w * 1.0
+        assert kept.record(computed) is None
+        linear(x, computed, k=K, selection=selection).backward(dy)
         assert same(w.grad, fresh(w, seed, selection))
         w.grad = None
 
@@ -368,28 +342,9 @@ def test_checkpointing(selection):
         w.grad = None
 
 
-CHANGED = {
-    "other data": lambda w: setattr(w, "data", torch.randn(N, M)),
-    "fewer rows": lambda w: setattr(w, "data", torch.randn(N - 30, M)),
-    "other columns": lambda w: setattr(w, "data", torch.randn(M, N)),
-    "a storage without memory": lambda w: w.grad.untyped_storage().resize_(0),
-    "a larger storage": lambda w: w.grad.untyped_storage().resize_(8 * N * M),
-    "shared memory": lambda w: w.grad.share_memory_(),
-    "a smaller gradient": lambda w: w.grad.detach().resize_(3, 3),
-    "a gradient that is set": lambda w: w.grad.set_(torch.zeros(N, M)),
-}
-
-
-@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("name", REPLACED)
 def test_weights_and_storages_that_change(name, selection):
-    w = weight()
-    warm(w, selection)
-    for seed in range(3):
-        backward(w, seed, selection)
-        CHANGED[name](w)
-        w.grad = None
-        assert same(backward(w, seed + 10, selection), fresh(w, seed + 10, selection))
-        w.grad = None
+    kept_memory.check_replaced(PASSES, name, selection)
 
 
 OPTIMIZERS = {
@@ -490,10 +445,15 @@ def test_distributed_data_parallel(views, tmp_path, selection):
 def test_a_kernel_that_fails_leaves_nothing_behind(way, monkeypatch):
     if way == "cxx":
         pytest.skip("nothing in its place can be made to fail")
-    w = weight()
+    w = weight(20, 4096)
     warm(w)
+
+    def fails(dy, x, w, request, target):
+        target.dw.numpy()[:, 3001] = 7  # as no change is found
+        return 1 / 0
+
     with monkeypatch.context() as patch:
-        patch.setattr(native, "_unified", lambda *_: 1 / 0)
+        patch.setattr(native, "_unified", fails)
         with pytest.raises(ZeroDivisionError):
             backward(w, 0)
     for seed in range(3):

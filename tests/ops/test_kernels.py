@@ -178,7 +178,8 @@ def test_unknown_kernel_gets_a_suggestion():
 
 def test_registry_has_every_name():
     assert list(KERNELS) == [
-        "masked", "coo", "embedding_bag", "gather", "native", "triton", "triton_gather", "triton_atomic", "auto",
+        "masked", "coo", "embedding_bag", "gather", "native", "triton", "triton_gather", "triton_atomic",
+        "triton_kept", "auto",
     ]  # fmt: skip
     assert all(KERNELS[name].name == name for name in KERNELS)
 

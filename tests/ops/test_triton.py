@@ -8,36 +8,26 @@ import math
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from meprop_bench.ops import SELECTIONS, kernels, linear, reference, select
 from meprop_bench.ops.kernels import KERNELS, Request
 from meprop_bench.ops.kernels.triton import launch
-from tests.ops.conftest import arrange, has_boundary
+from tests.ops.conftest import arrange, device_of_triton, has_boundary
 
 pytest.importorskip("triton", reason="needs Triton (extra `gpu`)")
-if not launch.interpreting() and not torch.cuda.is_available():
-    pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
-if (
-    launch.interpreting()
-    and Version(version("triton")) < Version("3.7")
-    and Version(version("numpy")) >= Version("2.4")
-):
-    pytest.skip("the interpreter of Triton before 3.7 wants NumPy before 2.4", allow_module_level=True)
 
 from meprop_bench.ops.kernels.triton import atomic, example, largest, unified
 
-DEVICE = "cpu" if launch.interpreting() else "cuda"
+DEVICE = device_of_triton()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 UNIFIED, EACH = ("unified", "random-unified"), ("example", "random")
-CAN = {"triton": SELECTIONS, "triton_gather": UNIFIED, "triton_atomic": EACH}
+CAN = {"triton": SELECTIONS, "triton_gather": UNIFIED, "triton_atomic": EACH, "triton_kept": UNIFIED}
 NAMES = tuple(CAN)
 on_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU, without TRITON_INTERPRET")
 
@@ -398,7 +388,7 @@ sys.modules["triton"] = None  # whoever imports it gets an ImportError
 import torch
 from meprop_bench.ops.kernels import KERNELS, Request
 w = torch.ones(5, 3)
-for name in ("triton", "triton_gather", "triton_atomic"):
+for name in ("triton", "triton_gather", "triton_atomic", "triton_kept"):
     reason = KERNELS[name].unsupported(torch.ones(4, 5), torch.ones(4, 3), w, Request(2, "unified", False, 1, 1, 1))
     assert reason == "Triton is not installed (extra `gpu`)", reason
 assert not [name for name in sys.modules if name.startswith("triton.")]
@@ -415,10 +405,12 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from meprop_bench.ops.kernels import Request
 from meprop_bench.ops.kernels import triton as kernels
-from meprop_bench.ops.kernels.triton import atomic, example, largest, unified
+from meprop_bench.ops.kernels.kept import Target
+from meprop_bench.ops.kernels.triton import atomic, example, largest, unified, zeros
 
 NAMES = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float32: "*fp32", torch.bfloat16: "*bf16",
+    torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
 }
 seen = {}
 
@@ -457,6 +449,7 @@ for (dtype, precision), cases in CASES.items():
         kernels.KERNEL.backward(dy, x, w, Request(k, selection, rows, True, True, True))
     only_dw = Request(4, "example", dtype == torch.float32, False, True, False)
     kernels.each_example(dy, x, w, only_dw, atomic.weight_gradient)
+    zeros.blanked(Target(w, torch.zeros(513, dtype=torch.uint8), 1), torch.arange(4), x)
 largest.rows(torch.ones(2, 8192), 8, "example")
 print(*sorted({name for name, *_ in seen}))
 """
@@ -471,7 +464,7 @@ def test_without_triton_the_package_works_and_with_it_every_launch_compiles_for_
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    names = "_add_chunks _add_up _bags _column_sums _products _search _select_columns _select_rows"
+    names = "_add_chunks _add_up _bags _blank _blank_rest _column_sums _products _search _select_columns _select_rows"
     assert found.stdout.splitlines() == ["works without", names]
 
 

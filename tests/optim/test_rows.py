@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import profile
 
 from meprop_bench.nn import MePropLinear
-from meprop_bench.ops import node
+from meprop_bench.ops import kernels, memory, node
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowOptimizer, RowSGD, table
 from tests.ops.test_compiled import fresh
@@ -669,7 +669,7 @@ import sys
 sys.modules["numba"] = None
 import torch
 from meprop_bench.optim import RowAdagrad, RowAdam, RowAdamW, RowSGD
-from meprop_bench.ops import node
+from meprop_bench.ops import kernels, memory, node
 from meprop_bench.ops.kernels import compiled
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
@@ -734,6 +734,59 @@ def test_rows_in_order_are_not_coalesced_again(kind, monkeypatch):
     optimizer = kind(layer.parameters(), lr=0.1)
     monkeypatch.setattr(torch.Tensor, "coalesce", None)
     optimizer.step()
+
+
+def test_rows_of_a_layer_on_a_device_are_not_coalesced_again(monkeypatch):
+    """There the host would wait. What anybody else has made, or added up, is."""
+    monkeypatch.setattr(memory, "is_read_at_once", lambda _: False)
+    layer = MePropLinear(9, 6, k=3, selection="unified", sparse=True, kernel="gather")
+    w, looked = layer.weight, table.Table()
+
+    def step(seed):
+        layer(torch.randn(4, 9, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+
+    step(0)
+    assert not w.grad.is_coalesced()
+    assert looked._rows(w, w.grad) is w.grad
+    other = torch.sparse_coo_tensor(w.grad._indices().clone(), w.grad._values(), w.shape, check_invariants=False)
+    assert looked._rows(w, other).is_coalesced()
+    step(1)  # is added up
+    assert looked._rows(w, w.grad).is_coalesced()
+    w.grad = None
+    step(2)
+    one = torch.sparse_coo_tensor(
+        w.grad._indices()[:, :1].expand(1, 3), w.grad._values(), w.shape, check_invariants=True
+    )
+    assert looked._rows(w, one).is_coalesced()
+
+
+def test_what_is_known_of_rows_goes_with_them(monkeypatch):
+    monkeypatch.setattr(memory, "is_read_at_once", lambda _: False)
+    monkeypatch.setattr(kernels, "_MANY", 10)
+    monkeypatch.setattr(kernels, "_ascending", {})
+    held = [kernels.hybrid_rows(torch.tensor([1, 3]), torch.ones(2, 4), 5) for _ in range(3)]
+    for _ in range(100):
+        kernels.hybrid_rows(torch.tensor([1, 3]), torch.ones(2, 4), 5)
+    assert len(kernels._ascending) <= 10
+    assert all(kernels.is_hybrid_rows(grad) for grad in held)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_a_layer_does_not_wait(kind):
+    """With the gradient as autograd has stored it."""
+    layer = MePropLinear(40, 30, k=5, selection="unified", sparse=True, bias=False, device="cuda")
+    optimizer = kind(layer.parameters(), lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        layer(torch.randn(8, 40, device="cuda")).square().sum().backward()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first makes states
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,12 +23,15 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from meprop_bench.errors import nearest
+from meprop_bench.ops import memory
 from meprop_bench.ops.kernels import compiled
 
 __all__ = [
-    "KERNELS", "Gradients", "Kernel", "Registry", "Request", "check_supported", "get", "hybrid_rows", "unified_rows",
+    "KERNELS", "Gradients", "Kernel", "Registry", "Request", "check_supported", "get", "hybrid_rows", "is_hybrid_rows",
+    "unified_rows",
 ]  # fmt: skip
 
 
@@ -66,8 +69,14 @@ class Kernel(Protocol):
         """
         ...
 
+    def keeping(self, w: Tensor) -> Kernel:
+        """Return the kernel for dense gradients of the weight w alone, whose memory it keeps if it can (`kept`)."""
+        return self
+
 
 _K = TypeVar("_K")
+_MANY = 4096
+"""Row gradients from which on those that are gone are looked for."""
 
 
 class Registry(Mapping[str, _K]):
@@ -116,7 +125,7 @@ class Registry(Mapping[str, _K]):
 
 _PLACES = {name: f"operators:{name.upper()}" for name in ("masked", "coo", "embedding_bag", "gather")}
 _PLACES |= {"native": "native", "triton": "triton", "triton_gather": "triton:GATHER", "triton_atomic": "triton:ATOMIC"}
-_PLACES["auto"] = "auto"
+_PLACES |= {"triton_kept": "triton:KEPT", "auto": "auto"}
 KERNELS: Registry[Kernel] = Registry({name: f"{__name__}.{place}" for name, place in _PLACES.items()})
 get = KERNELS.usable
 
@@ -127,6 +136,10 @@ def check_supported(name: str, reason: str | None) -> None:
         raise ValueError(f"kernel {name!r} does not support this case: {reason}")
 
 
+_ascending: dict[int, StorageWeakRef] = {}
+"""The numbers of rows that `hybrid_rows` has taken, by their storages, on devices where to look would be to wait."""
+
+
 def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
     """Return the `(n, m)` gradient whose rows `rows` are `values` and whose other rows are zero.
 
@@ -135,7 +148,23 @@ def hybrid_rows(rows: Tensor, values: Tensor, n: int) -> Tensor:
     a small gradient.
     """
     indices = rows if rows.dim() == 2 else rows.unsqueeze(0)
+    if not memory.is_read_at_once(indices):
+        if len(_ascending) >= _MANY:
+            for key, known in list(_ascending.items()):  # a copy at once: other threads add to it
+                if known.expired():  # type: ignore[no-untyped-call]
+                    _ascending.pop(key, None)
+        storage = indices.untyped_storage()
+        _ascending[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
     return torch.sparse_coo_tensor(indices, values, (n, values.shape[1]), is_coalesced=True, check_invariants=False)
+
+
+def is_hybrid_rows(grad: Tensor) -> bool:
+    """Whether a row gradient, which autograd may have made anew, has rows that `hybrid_rows` has taken: sorted and
+    unique. Only said of devices where to look would be to wait.
+    """
+    indices = grad._indices()
+    # A storage whose weak reference is there is the one it was of: that keeps its number from being given again.
+    return indices.untyped_storage()._cdata in _ascending and indices.is_contiguous()
 
 
 def unified_rows(rows: Tensor, values: Tensor, dy: Tensor, n: int) -> Tensor:

@@ -173,16 +173,22 @@ class _Gather(Kernel):
 
 
 def unified_products(
-    t: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request
+    t: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request, zeros: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx and dW through neurons selected before: t, (k,), ascending for a gradient as rows."""
+    """Return dx and dW through neurons selected before: t, (k,), ascending for a gradient as rows.
+
+    A dense dW is `zeros`, if they are given: (n, m), zero but for rows t, into which the gradient is written.
+    """
     g = dy.index_select(1, t)
     dx = g @ w.index_select(0, t) if request.need_dx else None
     dw = None
     if request.need_dw:
         values = g.t() @ x  # (k, m)
         n, m = dy.shape[1], x.shape[1]
-        dw = unified_rows(t, values, dy, n) if request.rows else values.new_zeros(n, m).index_copy_(0, t, values)
+        if request.rows:
+            dw = unified_rows(t, values, dy, n)
+        else:
+            dw = (values.new_zeros(n, m) if zeros is None else zeros).index_copy_(0, t, values)
     return dx, dw
 
 

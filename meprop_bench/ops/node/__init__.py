@@ -145,7 +145,8 @@ def _loaded() -> tuple[Any, str | None]:
 
 def _linear_addresses() -> tuple[int, ...]:
     """Return what `Native` in linear.h holds."""
-    from meprop_bench.ops.kernels.native import example, kept, unified
+    from meprop_bench.ops.kernels import kept
+    from meprop_bench.ops.kernels.native import example, unified
     from meprop_bench.ops.kernels.native.compiler import address
     from meprop_bench.ops.kernels.native.threads import OPENMP
 

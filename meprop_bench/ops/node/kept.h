@@ -1,5 +1,5 @@
-// The memory of a dense weight gradient, kept from step to step: `meprop_bench/ops/kernels/native/kept.py` says what for,
-// and when it is taken again; the same rules in C++.
+// The memory of a dense weight gradient, kept from step to step: `meprop_bench/ops/kernels/kept.py` says what for, and
+// when it is taken again; the same rules in C++.
 
 #pragma once
 
@@ -20,8 +20,8 @@ using node::Word;
 // The gradient of one weight that was handed out last.
 class Record {
  public:
-  // A gradient that is being computed: dw (n, m), and `written` of `kept.blank` and `seed` of `kept.look_at`. Where the record is busy
-  // or somebody has its memory, dw is fresh and nothing is known of its rows.
+  // A gradient that is being computed: dw (n, m), and `written` and `seed` of `Target` in Python. Where the record is busy or
+  // somebody has its memory, dw is fresh and nothing is known of its rows.
   class Loan {
    public:
     Loan() = default;
@@ -56,7 +56,7 @@ class Record {
   std::mutex mutex_;  // only ever tried: who does not get it takes fresh memory, also after a fork
   Tensor last_;       // an alias: it shares the storage and the count of changes
   const void* place_ = nullptr;
-  uint32_t version_ = 0;
+  uint32_t version_ = 0, seen_ = 0;  // the count of changes when it was handed out, and when it was last not free
   Tensor written_;
   bool found_ = false;  // whether zeros turned out to be none
   int missed_ = 0;
@@ -88,16 +88,17 @@ class Record {
     bool trusted = false;
     if (last_.defined()) {
       storage = storage_of(last_);
-      const bool unchanged = last_.unsafeGetTensorImpl()->version_counter().current_version() == version_;
+      const uint32_t version = last_.unsafeGetTensorImpl()->version_counter().current_version();
       if (last_.size(0) != n || last_.size(1) != m || !in_place(storage, n, m)) {
         storage = nullptr;
       } else if (!unused(storage)) {
         // An accumulating gradient changes from one to the next; what does not may be held for long.
-        missed_ = unchanged ? missed_ + 1 : 0;
+        missed_ = version == seen_ ? missed_ + 1 : 0;
+        seen_ = version;
         if (missed_ < 2) return {};
         storage = nullptr;
       }
-      trusted = storage && unchanged && !found_;
+      trusted = storage && version == version_ && !found_;
     }
     missed_ = 0;
     Tensor dw = storage ? over(n, m) : fresh({n, m});
@@ -123,7 +124,7 @@ class Record {
     found_ = found_ || static_cast<const uint8_t*>(written_.const_data_ptr())[written_.numel() - 1];
     last_ = Tensor(impl->shallow_copy_and_detach(impl->version_counter(), /*allow_tensor_metadata_change=*/false));
     place_ = storage_of(dw)->_mutable_data_ptr_no_checks().get();
-    version_ = impl->version_counter().current_version();
+    version_ = seen_ = impl->version_counter().current_version();
   }
 };
 

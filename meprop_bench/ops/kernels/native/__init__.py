@@ -4,7 +4,7 @@ No compiler and no header is needed on the user's machine: Numba (extra `cpu`) b
 compiles for some seconds, later processes load the code from a cache (`compiler`).
 
 `example` holds the selections of each example's own, `unified` those of a whole batch, `topk` the search for the k
-largest, `kept` how the memory of a dense weight gradient is used again.
+largest, `zeros` what is done to the memory of a dense weight gradient that is used again (`kernels.kept`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from meprop_bench.ops import memory
-from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows, unified_rows
-from meprop_bench.ops.kernels.native import example, kept, unified
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, hybrid_rows, kept, unified_rows
+from meprop_bench.ops.kernels.native import example, unified
 from meprop_bench.ops.kernels.native.threads import OPENMP, shares
 from meprop_bench.ops.selection import select
 
@@ -88,22 +88,8 @@ class Native(Kernel):
         """Gradients for dy (B, n), x (B, m), w (n, m)."""
         x, w = (x.contiguous() if request.need_dw else dy), (w.contiguous() if request.need_dx else dy)
         run = _example if request.selection in ("example", "random") else _unified
-        if self._record is None or request.rows or not request.need_dw:
-            return run(dy.contiguous(), x, w, request, _FRESH)
-        taken = self._record.take(dy.shape[1], x.shape[1])
-        if taken is None:
-            return run(dy.contiguous(), x, w, request, _FRESH)
-        gradients = None
-        try:
-            gradients = run(dy.contiguous(), x, w, request, taken)
-        finally:
-            self._record.give(None if gradients is None else taken[0])
-        return gradients
-
-
-_Target = tuple[Tensor | None, int, int]
-"""Where a dense dW goes, None for fresh memory, and `written` of `kept.blank` and `seed` of `kept.look_at`."""
-_FRESH: _Target = None, 0, 0
+        dy, record = dy.contiguous(), self._record if request.need_dw and not request.rows else None
+        return kept.computed(record, dy.shape[1], x.shape[1], dy, lambda target: run(dy, x, w, request, target))
 
 
 class Plan(NamedTuple):
@@ -136,7 +122,7 @@ def plan(selection: str, threads: int, b: int, n: int, m: int, k: int, rows: boo
     return Plan(few, most, unified.scratch_bytes(few, most, b, n, k), streaming)
 
 
-def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target) -> Gradients:
+def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: kept.Target) -> Gradients:
     # x, or w, is any tensor where nothing is read of it. Addresses are 0 for what is not needed.
     k, selection, as_rows, need_dx, need_dw, need_db = request
     dw, written, seed = target
@@ -159,12 +145,12 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target
         example.products(
             OPENMP, example.SUMS, most, x.data_ptr(), w.data_ptr(),
             0 if dx is None else dx.data_ptr(), 0 if dw is None else dw.data_ptr(), b, n, k, m, rows,
-            0 if hits is None else hits.data_ptr(), working, streaming, written, seed,
+            0 if hits is None else hits.data_ptr(), working, streaming, memory.address(written), seed,
         )  # fmt: skip
     return dx, dw if hits is None or dw is None else hybrid_rows(hits, dw, n), db
 
 
-def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target) -> Gradients:
+def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: kept.Target) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
     dw, written, seed = target
     b, n = dy.shape
@@ -181,7 +167,7 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: _Target
         OPENMP, unified.SUM, unified.GATHER, unified.MULTIPLY, few, most,
         dy.data_ptr(), x.data_ptr(), w.data_ptr(), 0 if dx is None else dx.data_ptr(),
         0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
-        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, memory.scratch(size), written, seed,
+        b, n, m, k, hits.data_ptr(), given, as_rows, streaming, memory.scratch(size), memory.address(written), seed,
     )  # fmt: skip
     if as_rows and dw is not None and given:
         return dx, unified_rows(hits[0], dw, dy, n), db

@@ -26,8 +26,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from meprop_bench.ops import memory
-from meprop_bench.ops.kernels import Gradients
-from meprop_bench.ops.kernels.native import kept, plan, unified
+from meprop_bench.ops.kernels import Gradients, kept
+from meprop_bench.ops.kernels.native import plan, unified
 from meprop_bench.ops.kernels.native.compiler import function, view
 from meprop_bench.ops.kernels.native.threads import OPENMP, body, parallel, shares
 from meprop_bench.ops.kernels.native.vectors import LANES, VECTOR, either, fused, load, loop, offset, splat, store
@@ -255,20 +255,11 @@ def backward(
 
     That of w is in the memory of its record, if there is one and it is free.
     """
-    taken = record.take(*w.shape) if record is not None and needs[1] else None
-    if record is None or taken is None:
-        return _backward(dy, x, w, needs, (None, 0, 0))
-    gradients = None
-    try:
-        gradients = _backward(dy, x, w, needs, taken)
-    finally:
-        record.give(None if gradients is None else taken[0])
-    return gradients
+    n, m = w.shape
+    return kept.computed(record if needs[1] else None, n, m, w, lambda target: _backward(dy, x, w, needs, target))
 
 
-def _backward(
-    dy: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], target: tuple[Tensor | None, int, int]
-) -> Gradients:
+def _backward(dy: Tensor, x: Tensor, w: Tensor, needs: tuple[bool, bool, bool], target: kept.Target) -> Gradients:
     need_dx, need_dw, need_db = needs
     (batch, n), m = dy.shape, w.shape[1]
     few, most, size, streaming = plan("unified", torch.get_num_threads() if OPENMP else 1, batch, n, m, n)
@@ -279,7 +270,7 @@ def _backward(
     unified.backward(
         OPENMP, unified.SUM, unified.GATHER, unified.MULTIPLY, few, most,
         dy.data_ptr(), x.data_ptr(), w.data_ptr(), memory.address(dx), memory.address(dw), memory.address(db),
-        batch, n, m, n, _all(n).data_ptr(), True, False, streaming, memory.scratch(size), written, seed,
+        batch, n, m, n, _all(n).data_ptr(), True, False, streaming, memory.scratch(size), memory.address(written), seed,
     )  # fmt: skip
     return dx, dw, db
 

@@ -27,10 +27,10 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from meprop_bench.ops.kernels.native.compiler import function, view
-from meprop_bench.ops.kernels.native.kept import blank, blank_all, look_at
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
 from meprop_bench.ops.kernels.native.vectors import LANES, fused, load, load_f32, load_i32, loop, offset, splat, store
+from meprop_bench.ops.kernels.native.zeros import blank, blank_all, look_at
 
 CHUNK = (24 if LANES == 16 else 12) * LANES
 """Columns summed up at once, in registers: the longer the piece of a row, the better it is fetched ahead."""
@@ -147,8 +147,8 @@ def sum_rows(out, table, m, rows, values, first, last, streaming):
     _ROWS,  # how many they are
     _COMPACT,  # whether dW has their rows alone
     _STREAMING,  # whether dx and dW are written past the caches
-    _WRITTEN,  # uint8 (N + 1,), which rows of a dW that is not compact are not zero before: see `kept`; 0: any
-    _SEED,  # of `kept`
+    _WRITTEN,  # uint8 (N + 1,), which rows of a dW that is not compact are not zero before: see `kept.Target`; 0: any
+    _SEED,  # of `kept.Target`
 ) = range(25)
 WORDS = 25
 
@@ -320,7 +320,7 @@ def products(
         shares: into how many the work is cut.
         rows, scratch: as `pairs` left them.
         listed: int64 (rows,), written: which rows dw holds; 0 when it holds all.
-        written, seed: of a dw that holds all: see `kept`; or 0.
+        written, seed: of a dw that holds all: see `kept.Target`; or 0.
 
     """
     a = np.empty(WORDS, np.int64)

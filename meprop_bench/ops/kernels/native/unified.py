@@ -24,10 +24,10 @@ import numpy as np
 from numba import carray, types
 
 from meprop_bench.ops.kernels.native.compiler import function, view, zero_row
-from meprop_bench.ops.kernels.native.kept import blank, blank_all, look_at
 from meprop_bench.ops.kernels.native.product import TALLEST, WIDE, multiply, pack_height, packed_bytes
 from meprop_bench.ops.kernels.native.threads import body, parallel
 from meprop_bench.ops.kernels.native.topk import largest, working_bytes
+from meprop_bench.ops.kernels.native.zeros import blank, blank_all, look_at
 
 # The words of the parallel regions, int64 each: numbers, flags, and addresses of contiguous memory (0: not there).
 (
@@ -48,8 +48,8 @@ from meprop_bench.ops.kernels.native.topk import largest, working_bytes
     _PACKED,  # `packed_bytes()` for each share: its panel of the wide operand
     _COMPACT,  # whether dW has the rows HITS alone
     _STREAMING,  # whether results are written past the caches
-    _WRITTEN,  # uint8 (N + 1,), which rows of a dW that is not compact are not zero before: see `kept`; 0: any
-    _SEED,  # of `kept`
+    _WRITTEN,  # uint8 (N + 1,), which rows of a dW that is not compact are not zero before: see `kept.Target`; 0: any
+    _SEED,  # of `kept.Target`
 ) = range(19)
 WORDS = 19
 
@@ -233,7 +233,7 @@ def backward(
         db: float32 (n,), written; or 0.
         hits, given: written, unless they are given.
         scratch: `scratch_bytes(few, shares, b, n, k)` bytes.
-        written, seed: of a dw that is not compact: see `kept`; or 0.
+        written, seed: of a dw that is not compact: see `kept.Target`; or 0.
 
     Returns:
         how many neurons have a gradient: of `hits`, and of a compact dw, only so many are written.

@@ -1,11 +1,12 @@
-"""Kernels `triton`, `triton_gather` and `triton_atomic`: the backward pass on NVIDIA's GPUs.
+"""Kernels `triton`, `triton_gather`, `triton_atomic` and `triton_kept`: the backward pass on NVIDIA's GPUs.
 
 They are written in Triton and compute in float32 (exact or TF32), bfloat16 and float16.
 
 Dense products got far faster over the years than memory did, so what is left of the sparse ones is bytes and launches.
 The least bytes of a unified backward pass with rows are dy, x and dx once and k rows of W and dW, 101 MB at B = 1024,
 8192 -> 8192, k = 8, float32: some 21 microseconds at an H200's 4.8 TB/s, and a launch costs one or two even in a graph.
-A dense dW adds 268 MB of zeros, 56 microseconds, which nothing can avoid that returns fresh memory.
+A dense dW adds 268 MB of zeros, 56 microseconds, which nothing can avoid that returns fresh memory; `triton_kept`
+returns memory that it keeps.
 
 | unified | launches | bytes, beside what is small |
 | --- | --- | --- |
@@ -43,18 +44,19 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from meprop_bench.ops.kernels import Gradients, Kernel, Request, unified_rows
+from meprop_bench.ops.kernels import Gradients, Kernel, Request, kept, unified_rows
 from meprop_bench.ops.kernels.operators import GATHER as GATHER_OF_TORCH
 from meprop_bench.ops.kernels.operators import unified_products
 from meprop_bench.ops.kernels.triton.launch import unavailable_reason
 from meprop_bench.ops.selection import select
 
-__all__ = ["ATOMIC", "GATHER", "KERNEL", "each_example"]
+__all__ = ["ATOMIC", "GATHER", "KEPT", "KERNEL", "each_example"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NO_ORDER = (
     "it adds the weight gradient up in no fixed order, and deterministic algorithms are asked for: take 'triton'"
 )
+_IN_A_GRAPH = "a graph has memory of its own, and whoever replays it could not say who holds that: take 'triton_gather'"
 
 
 class _Triton(Kernel):
@@ -68,7 +70,7 @@ class _Triton(Kernel):
         if dy.dtype not in _DTYPES:
             return f"it computes in float32, bfloat16 or float16, not {dy.dtype}".replace("torch.", "")
         unified = request.selection in ("unified", "random-unified")
-        if request.rows and not unified and dy.is_cuda and torch.cuda.is_current_stream_capturing():
+        if request.rows and not unified and _capturing(dy):
             return "a graph cannot wait for the number of sparse rows: take the dense gradient"
         return None
 
@@ -134,8 +136,56 @@ class _TritonAtomic(_Triton):
             return each_example(dy, x, w, request, weight_gradient)
 
 
+class _TritonKept(_TritonGather):
+    """Kernel `triton_kept`: as `triton_gather`, but with a dense dW in memory that is kept from step to step (`kept`).
+
+    It spares the zeros, 268 MB at 8192 x 8192 in float32, for a launch more and the host's bookkeeping: where launches
+    are the limit it loses. No GPU has run it yet, and so `auto` does not take it. Two things are its user's:
+
+    * A gradient that is read on another stream after `p.grad` was dropped. Whoever relies on `record_stream` for that
+      has to take another kernel: the allocator sees such a use, but this memory does not go back to the allocator.
+    * CUDA graphs, which it refuses.
+
+    Rows, weights without a record, and compiled graphs have the memory of `triton_gather`.
+    """
+
+    name = "triton_kept"
+
+    def __init__(self, record: kept.Record | None = None) -> None:
+        self._record = record
+
+    def keeping(self, w: Tensor) -> Kernel:
+        record = kept.record(w)
+        return self if record is None else _TritonKept(record)
+
+    def unsupported(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> str | None:
+        if reason := super().unsupported(dy, x, w, request):
+            return reason
+        return _IN_A_GRAPH if request.need_dw and not request.rows and _capturing(dy) else None
+
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        if self._record is None or request.rows or not request.need_dw:
+            return super().backward(dy, x, w, request)
+        if _capturing(dy):  # since the forward pass
+            raise RuntimeError(f"kernel {self.name!r} does not support this case: {_IN_A_GRAPH}")
+        from meprop_bench.ops.kernels.triton.zeros import blanked
+
+        with _on_device_of(dy):
+            t, db = _select_unified(dy, request)
+            dx, dw = kept.computed(
+                self._record, dy.shape[1], x.shape[1], x,
+                lambda target: unified_products(t, dy, x, w, request, blanked(target, t, x)),
+            )  # fmt: skip
+        return dx, dw, db
+
+
 def _needs_order(request: Request) -> bool:
     return request.need_dw and torch.are_deterministic_algorithms_enabled()
+
+
+def _capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on a tensor's device."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -183,4 +233,4 @@ def each_example(
     return dx, dw, dy.sum(0) if request.need_db else None
 
 
-KERNEL, GATHER, ATOMIC = _Triton(), _TritonGather(), _TritonAtomic()
+KERNEL, GATHER, ATOMIC, KEPT = _Triton(), _TritonGather(), _TritonAtomic(), _TritonKept()
