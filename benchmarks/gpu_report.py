@@ -37,8 +37,10 @@ __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TABLES = ("icml:7", "icml:8", "tkde:7a", "tkde:7b")
-_TESTED = ("tests/ops", "tests/nn", "tests/measure", "tests/workloads")
+_TESTED = ("tests/ops", "tests/nn", "tests/optim", "tests/measure", "tests/workloads")
 """Where tests are that need a GPU; the others would be collected in vain."""
+_KERNEL_TESTS = ("tests/ops/test_triton.py", "tests/ops/test_triton_kept.py")
+"""What is interpreted where there is no GPU, and compiled here."""
 
 _PAGE_S = 15.0
 """Seconds that a command takes after its deadline: the last case, the plots and the pages."""
@@ -97,7 +99,7 @@ def _report(options: argparse.Namespace) -> int:
     pytest = [sys.executable, "-m", "pytest", "-q", "--color", "no", "-p", "no:cacheprovider", "-m"]
     if not on_cpu:
         run("tests", [*pytest, "cuda", *_TESTED], 0.15)
-        run("kernel-tests", [*pytest, "not cuda", "tests/ops/test_triton.py"], 0.15)
+        run("kernel-tests", [*pytest, "not cuda", *_KERNEL_TESTS], 0.15)
     run("sweep", [*package, "speedup", "--preset", preset, *common], 1.0 if on_cpu else 0.85)
     results = sorted(path.parent for path in folder.glob("*/measurements.jsonl"))
     if not on_cpu:

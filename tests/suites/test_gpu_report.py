@@ -24,6 +24,21 @@ def test_the_preset_has_every_case_of_the_tables(monkeypatch: pytest.MonkeyPatch
     assert {case.device for case in plan.cases} == {"cuda:0"}
     assert 4 <= len(plan.watched) <= 8  # 6 s for each
     assert all((gpu_report._ROOT / place).is_dir() for place in gpu_report._TESTED)
+    assert all((gpu_report._ROOT / place).is_file() for place in gpu_report._KERNEL_TESTS)
+
+
+def test_what_no_gpu_has_run_yet_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report of 320 s measured 28 cases."""
+    monkeypatch.setattr("meprop_bench.sweep.plan._which_data", lambda *_: "mnist")
+    first = plan_preset(load_preset("gpu"), {}).cases[:20]
+    kernels = {(case.workload, case.out_features, case.kernel) for case in first if case.gradient == "dense"}
+    assert {
+        (*shape, kernel)
+        for shape in (("linear", 8192), ("linear", 2048), ("mlp", 8192))
+        for kernel in ("triton_kept", "triton_gather")
+    } <= kernels
+    steps = {(case.out_features, case.optimizer) for case in first if case.gradient == "rows"}
+    assert {(8192, "adagrad"), (8192, "sgd"), (8192, "rowadam"), (500, "adagrad"), (500, "rowadam")} <= steps
 
 
 @pytest.mark.parametrize(
