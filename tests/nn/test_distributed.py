@@ -1,4 +1,6 @@
-"""Two processes: dense gradients are reduced as those of torch's layers are, and sparse rows are refused."""
+"""Two processes: dense gradients are reduced as those of torch's layers are, also in kept memory, and sparse rows are
+refused.
+"""
 
 import os
 import subprocess
@@ -6,6 +8,9 @@ import sys
 
 import pytest
 import torch
+
+from meprop_bench.ops import node
+from meprop_bench.ops.kernels import kept
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs torch with gloo"
@@ -103,12 +108,73 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", PROCESS]
+KEPT = """
+import os
+import sys
+from contextlib import nullcontext
+from datetime import timedelta
+from importlib import import_module
+from itertools import product
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from meprop_bench.nn import convert
+from meprop_bench.ops.kernels import kept
+
+rank, file, way = int(sys.argv[1]), sys.argv[2], os.environ["MEPROP_BENCH_NODE"]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+node = import_module("meprop_bench.ops.linear")._node
+in_use = []
+
+
+def trained(selection, views, to_none):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(160, 200), nn.ReLU(), nn.Linear(200, 180), nn.ReLU(), nn.Linear(180, 4))
+    convert(model, k=0.05, selection=selection)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=views)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    seen = []
+    for step in range(7):
+        for part in range(1 + step % 2):  # every other step accumulates first
+            draws = torch.Generator().manual_seed(100 * step + 10 * part + rank)
+            with nullcontext() if part == step % 2 else wrapped.no_sync():
+                wrapped(torch.randn(8, 160, generator=draws)).pow(2).mean().backward()
+        if step == 4:
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        seen += [p.grad.clone() for p in model.parameters()]
+        in_use.extend(layer.weight.grad.eq(0).all(1).any().item() for layer in (model[0], model[2]))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=to_none)
+    record = kept.record(model[0].weight)
+    assert (record is not None and record._last is not None) == (way == "python" and kept.smallest() > 0)
+    return seen
+
+
+cases = [*product(("unified", "example"), (False, True), (False, True))]
+found = [trained(*case) for case in cases]
+assert all(in_use)  # there are rows of zeros
+assert (node.call.__name__ == "linear") == (way == "cxx")
+os.environ["MEPROP_BENCH_GRADIENTS"] = "fresh"
+kept.smallest.cache_clear()
+node.forget()
+for case, each in zip(cases, found):
+    for step, (one, other) in enumerate(zip(each, trained(*case), strict=True)):
+        assert torch.equal(one, other), (case, step)
+dist.destroy_process_group()
+"""
+
+
+def two_processes(program, folder, **variables):
+    """Run a program in two processes, which get their rank and where they meet."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-W", "ignore", "-c", program]
     processes = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(folder / "store")], env=environment, stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]
@@ -118,3 +184,15 @@ def test_two_processes(tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+
+
+def test_two_processes(tmp_path):
+    two_processes(PROCESS, tmp_path)
+
+
+@pytest.mark.parametrize("way", ["cxx", "python"])
+def test_gradients_in_kept_memory_are_those_in_fresh_memory(way, tmp_path):
+    pytest.importorskip("numba", reason="the native kernel needs Numba (extra `cpu`)")
+    if way == "cxx" and (reason := node.unavailable_reason()) is not None:
+        pytest.skip(f"no C++ node: {reason}")
+    two_processes(KEPT, tmp_path, **{node.SWITCH: way, kept.SWITCH: "kept"})
