@@ -13,7 +13,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from meprop_bench.sweep.runner import SweepProgress
     from meprop_bench.tuning.run import Watcher
 
-__all__ = ["console", "lines", "live", "notebook_line", "outcome", "showing", "watcher"]
+__all__ = ["console", "lines", "live", "notebook_line", "outcome", "showing", "state_before", "watcher"]
 
 
 def console(**settings: Any) -> Console:
@@ -136,6 +136,16 @@ def lines() -> Callable[[str], None]:
         target.print(text, markup=False, soft_wrap=True)
 
     return line
+
+
+def state_before(threads: int, say: Callable[[str], object]) -> Mapping[str, Any]:
+    """Look at the machine before a run, and say what will spoil its figures, before they are waited for."""
+    from meprop_bench.measure import machine
+
+    found = machine.state(threads)
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
+    return found
 
 
 def watcher(line: Callable[[str], None]) -> Watcher:

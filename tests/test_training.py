@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from meprop_bench.data import ImageData, Part, batches
+from meprop_bench.data import ImageData, ImagePart, batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
 from meprop_bench.nn import convert
@@ -21,7 +21,7 @@ def data():
 
     def part(n):
         labels = torch.arange(n) % 2
-        return Part(torch.randn(n, 6, generator=generator) + 3.0 * labels[:, None], labels)
+        return ImagePart(torch.randn(n, 6, generator=generator) + 3.0 * labels[:, None], labels)
 
     return ImageData("clusters", part(200), part(50), part(50), classes=2)
 

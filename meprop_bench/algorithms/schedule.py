@@ -34,7 +34,7 @@ from torch import nn
 
 from meprop_bench.ops import check_k
 
-__all__ = ["Constant", "Cosine", "KScheduler", "Linear", "Schedule", "Sparsified", "sparsified_layers"]
+__all__ = ["Constant", "Cosine", "HasK", "KScheduler", "Linear", "Schedule", "sparsified_layers"]
 
 
 class Schedule(Protocol):
@@ -107,7 +107,7 @@ class Cosine(_Transition):
 
 
 @runtime_checkable
-class Sparsified(Protocol):
+class HasK(Protocol):
     """What a layer with a sparsified backward pass shows: a k that may be set at any time, and `configure`."""
 
     k: float
@@ -117,12 +117,12 @@ class Sparsified(Protocol):
         ...
 
 
-def sparsified_layers(model: nn.Module) -> dict[str, Sparsified]:
+def sparsified_layers(model: nn.Module) -> dict[str, HasK]:
     """Return the layers of `model` that have a k, by qualified name, the first where there are several.
 
     ValueError if there is none.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Sparsified)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, HasK)}
     if not layers:
         raise ValueError(f"no layer of {type(model).__name__} has a k: convert some with meprop_bench.nn.convert first")
     return layers
@@ -146,7 +146,7 @@ class KScheduler:
         if not isinstance(schedules, Mapping):
             schedules = {"*": schedules}
         layers = sparsified_layers(model)
-        self.layers: dict[str, Sparsified] = {}
+        self.layers: dict[str, HasK] = {}
         """The layers under a schedule, by qualified name."""
         self.schedules: dict[str, Schedule] = {}
         """The schedule of each of them."""

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
-__all__ = ["Axis", "Group", "Structure", "trace"]
+__all__ = ["Group", "Structure", "TensorAxis", "trace"]
 
 _ELEMENTWISE = (
     nn.Identity, nn.Dropout, nn.AlphaDropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU,
@@ -62,7 +62,7 @@ class Group:
     is_output: bool = False  # whether its neurons are the model's outputs
 
 
-class Axis(NamedTuple):
+class TensorAxis(NamedTuple):
     """A dimension of `getattr(owner, tensor)` whose entries are the neurons of `parts`, `repeat` times."""
 
     owner: nn.Module
@@ -81,7 +81,7 @@ class Structure(NamedTuple):
     """The groups that can be simplified, and all axes they have."""
 
     groups: list[Group]
-    axes: list[Axis]
+    axes: list[TensorAxis]
 
 
 class _Layout(NamedTuple):
@@ -156,7 +156,7 @@ class _Walk:
         self.names = {module: name for name, module in layers.items()}
         self.values: dict[fx.Node, _Layout | _Returned] = {}
         self.groups: list[Group] = []
-        self.axes: list[Axis] = []
+        self.axes: list[TensorAxis] = []
         self.calls: Counter[nn.Module] = Counter()
 
     def visit(self, node: fx.Node) -> None:
@@ -205,7 +205,7 @@ class _Walk:
         if isinstance(layer, nn.Linear):
             group = Group(name, layer, layer.out_features)
             self.groups.append(group)
-            self.axes += [Axis(layer, t, 0, (group,), 1) for t in _present(layer, "weight", "bias")]
+            self.axes += [TensorAxis(layer, t, 0, (group,), 1) for t in _present(layer, "weight", "bias")]
             return _Layout((group,))
         if layer.proj_size or len(node.args) > 1 or "hx" in node.kwargs:
             raise ValueError(f"cannot remove neurons of {name!r}: it has a projection or is given an initial state")
@@ -222,10 +222,10 @@ class _Walk:
                 group = Group(f"{name}.{cell}", layer, layer.hidden_size, gates, cell)
                 groups.append(group)
                 own = [f"weight_ih_{cell}", f"weight_hh_{cell}", f"bias_ih_{cell}", f"bias_hh_{cell}"]
-                self.axes += [Axis(layer, t, 0, (group,), gates) for t in _present(layer, *own)]
-                self.axes.append(Axis(layer, f"weight_hh_{cell}", 1, (group,), 1))
+                self.axes += [TensorAxis(layer, t, 0, (group,), gates) for t in _present(layer, *own)]
+                self.axes.append(TensorAxis(layer, f"weight_hh_{cell}", 1, (group,), 1))
                 if before:
-                    self.axes.append(Axis(layer, f"weight_ih_{cell}", 1, before, 1))
+                    self.axes.append(TensorAxis(layer, f"weight_ih_{cell}", 1, before, 1))
             for group in before:
                 group.axes += 1
             before = tuple(groups)
@@ -241,7 +241,7 @@ class _Walk:
                 raise ValueError(
                     f"cannot remove neurons of {layout.names}: {node.target!r} takes {found} features, not {size}"
                 )
-            self.axes.append(Axis(owner, name, dim, layout.parts, repeat))
+            self.axes.append(TensorAxis(owner, name, dim, layout.parts, repeat))
         if dim == 1:  # batch normalisation, dim 0, passes features on: that alone does not use them
             for group in layout.parts:
                 group.axes += 1
@@ -348,7 +348,7 @@ def _origin(node: fx.Node) -> str:
     return repr(str(node.target))
 
 
-def _check_owned_once(model: nn.Module, axes: list[Axis], read_directly: list[Any]) -> None:
+def _check_owned_once(model: nn.Module, axes: list[TensorAxis], read_directly: list[Any]) -> None:
     """Refuse parameters that another module shares or that the forward reads by itself."""
     owners: dict[Tensor, set[str]] = {}
     for prefix, module in model.named_modules(remove_duplicate=True):

@@ -23,8 +23,7 @@ from meprop_bench.api.profiled import Profiled
 from meprop_bench.api.results import Results
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.measure.environment import machine_slug
-from meprop_bench.measure.machine import state
-from meprop_bench.progress import lines, showing
+from meprop_bench.progress import lines, showing, state_before
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.deadline import Deadline
@@ -107,7 +106,8 @@ def compare(
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meprop-bench-")))
         else:
             root = Path(out).expanduser()
-        store = stack.enter_context(_store(plan, root, _call("compare", build, axes), resume=resume))
+        machine, call = machine_slug(plan.cases[0].device), _call("compare", build, axes)
+        store = stack.enter_context(Store.begun(root, plan.name, machine, call, plan.to_json(), resume=resume))
         notes = _run(plan, store, until, progress=progress)
         return Results.of(store, stored=out is not None, notes=notes)
 
@@ -178,31 +178,18 @@ def _plain(value: Any) -> Any:
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
 
 
-def _store(plan: Plan, root: Path, call: str, *, resume: bool) -> Store:
-    machine, record = machine_slug(plan.cases[0].device), plan.to_json()
-    begun = Store.find_resumable(root, plan.name, machine, record) if resume else None
-    return begun or Store.create(root, plan.name, machine, call, record)
-
-
 def _run(plan: Plan, store: Store, deadline: Deadline, *, progress: bool) -> list[str]:
     """Measure what is not measured yet, and return what a reader has to know; an interrupt ends it."""
     try:
         with showing(plan) if progress else nullcontext(lambda _: None) as show:
-            Runner(plan, store, progress=show, state=partial(_state, warn=progress), deadline=deadline).run()
+            say = partial(print, file=sys.stderr) if progress else lambda _: None
+            Runner(plan, store, progress=show, state=partial(state_before, say=say), deadline=deadline).run()
     except KeyboardInterrupt:
         done = len(store.done_case_ids())
         if not done:
             raise
         return [f"interrupted after {done} of {len(plan.cases)} cases"]
     return []
-
-
-def _state(threads: int, *, warn: bool) -> Mapping[str, Any]:
-    """Look at the machine, and say what will spoil the figures before they are waited for."""
-    found = state(threads)
-    for warning in found["warnings"] if warn else ():
-        print(f"warning: {warning}", file=sys.stderr)
-    return found
 
 
 def _call(function: str, build: Any, axes: Mapping[str, Any]) -> str:

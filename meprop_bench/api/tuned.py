@@ -18,8 +18,7 @@ from meprop_bench.api.measure import as_keywords, in_python
 from meprop_bench.durations import seconds_of
 from meprop_bench.errors import ExitCode, one_of
 from meprop_bench.measure.environment import machine_slug
-from meprop_bench.measure.machine import state
-from meprop_bench.progress import lines, watcher
+from meprop_bench.progress import lines, state_before, watcher
 from meprop_bench.report.markdown import escaped
 from meprop_bench.results.axes import default_threads
 from meprop_bench.results.store import Store
@@ -168,13 +167,10 @@ def tune(
         )
         root, machine = Path(out), machine_slug(str(recipe.options.get("device") or "cpu"))
         folder = folder_name(request)
-        store = Store.find_resumable(root, folder, machine, request.to_json()) if resume else None
-        with store or Store.create(root, folder, machine, f"meprop_bench.tune({name!r})", request.to_json()) as store:
+        call = f"meprop_bench.tune({name!r})"
+        with Store.begun(root, folder, machine, call, request.to_json(), resume=resume) as store:
             seconds = math.inf if budget is None and request.budgets else _seconds(budget or "20m")
-            found = state(request.threads or default_threads())
-            for warning in found["warnings"]:
-                line(f"warning: {warning}")
-            store.write_state(found)
+            store.write_state(state_before(request.threads or default_threads(), line))
             return Tuned(request.run(store, seconds, watcher(line)))
 
 

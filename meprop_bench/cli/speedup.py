@@ -21,7 +21,7 @@ import click
 from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
 from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.progress import showing
+from meprop_bench.progress import showing, state_before
 
 if TYPE_CHECKING:
     from meprop_bench.report.compare import Comparison
@@ -167,22 +167,13 @@ def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
     click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
     try:
         with showing(plan) as progress:
-            runner = Runner(plan, store, progress=progress, state=_look, deadline=deadline)
+            look = partial(state_before, say=partial(click.echo, err=True))
+            runner = Runner(plan, store, progress=progress, state=look, deadline=deadline)
             runner.run()
     except KeyboardInterrupt:
         return interrupted(f"{len(store.done_case_ids())} of {len(plan.cases)} cases")
     name_left_out([case.label for case in runner.left_out])
     return _judge(store.rows())
-
-
-def _look(threads: int) -> Mapping[str, Any]:
-    """Look at the machine's state and say what will spoil the figures, before they are waited for."""
-    from meprop_bench.measure.machine import state
-
-    found = state(threads)
-    for warning in found["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
-    return found
 
 
 def _judge(rows: Iterable[Row]) -> int:

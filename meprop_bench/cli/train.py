@@ -135,6 +135,7 @@ def _folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> Iterator
     from meprop_bench.measure.environment import collect
     from meprop_bench.results.incoming import checked, parsed
     from meprop_bench.results.store import lock, replace_file
+    from meprop_bench.tasks.run import difference_of
 
     settings = json.loads(json.dumps(settings))
     path = folder / SETTINGS
@@ -156,12 +157,8 @@ def _folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> Iterator
             found = checked(parsed(path.read_bytes())["settings"], dict[str, Any])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: choose another --out, or delete the folder") from None
-        for name in (*settings, *found):
-            if found.get(name) != settings.get(name):
-                raise UserError(
-                    f"{folder} holds another training, whose {name.replace('_', '-')} is {found.get(name)!r} and not "
-                    f"{settings.get(name)!r}: choose another --out"
-                )
+        if difference := difference_of(found, settings):
+            raise UserError(f"{folder} holds another training, whose {difference}: choose another --out")
         if not fresh and not resume:
             raise UserError(f"{folder} holds this training already: add --resume to go on, or choose another --out")
         yield fresh

@@ -11,6 +11,7 @@ Ctrl-C: the same command with --resume goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from meprop_bench.cli.output import (
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
-from meprop_bench.progress import lines, watcher
+from meprop_bench.progress import lines, state_before, watcher
 
 if TYPE_CHECKING:
     from meprop_bench.results.store import Store
@@ -157,17 +158,13 @@ def _words(text: str | None) -> list[str]:
 def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, out: Path) -> int:
     """Search, print the answer, and return the exit code."""
     from meprop_bench.durations import duration, seconds_of
-    from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_threads
 
     seconds = float("inf") if budget is None and request.budgets else seconds_of(budget or _BUDGET)
     with _store(request, out, resume) as store:
         limit = "" if seconds == float("inf") else f", within {duration(seconds)}"
         click.echo(f"tuning {request.recipe.task} to {store.folder}{limit}", err=True)
-        seen = state(request.threads or default_threads())
-        for warning in seen["warnings"]:
-            click.echo(f"warning: {warning}", err=True)
-        store.write_state(seen)
+        store.write_state(state_before(request.threads or default_threads(), partial(click.echo, err=True)))
         try:
             result = request.run(store, seconds, watcher(lines()))
         except KeyboardInterrupt:

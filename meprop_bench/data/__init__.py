@@ -3,10 +3,10 @@
 Importing this package loads neither torch nor NumPy: the `data` verb only moves files.
 """
 
-from meprop_bench.data.images import Batch, ImageData, Part, batches, numbered_batches
+from meprop_bench.data.images import Batch, ImageData, ImagePart, batches, numbered_batches
 from meprop_bench.errors import UserError
 
-__all__ = ["Batch", "ImageData", "Part", "auto_images", "batches", "load_images", "numbered_batches"]
+__all__ = ["Batch", "ImageData", "ImagePart", "auto_images", "batches", "load_images", "numbered_batches"]
 
 _IMAGE_SETS = ("auto", "mnist", "digits")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Batch", "ImageData", "Part", "batches", "check_installed", "load_digits", "numbered_batches"]
+__all__ = ["Batch", "ImageData", "ImagePart", "batches", "check_installed", "load_digits", "numbered_batches"]
 
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
 """Images (B, features) and labels (B,)."""
@@ -35,7 +35,7 @@ _GATHERED = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ImagePart:
     """Examples of one part: `images` (N, features), float32 in [0, 1]; `labels` (N,), int64."""
 
     images: Tensor
@@ -48,13 +48,13 @@ class Part:
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def to(self, device: torch.device | str) -> Part:
+    def to(self, device: torch.device | str) -> ImagePart:
         """Return the same examples on `device`."""
-        return Part(self.images.to(device), self.labels.to(device))
+        return ImagePart(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData(DataSet[Part]):
+class ImageData(DataSet[ImagePart]):
     """Images of so many classes."""
 
     classes: int = field(default=10, kw_only=True)
@@ -70,7 +70,7 @@ class ImageData(DataSet[Part]):
 
 
 def batches(
-    part: Part, batch: int, *, seed: int, steps: int | None = None, epochs: float | None = None
+    part: ImagePart, batch: int, *, seed: int, steps: int | None = None, epochs: float | None = None
 ) -> Iterator[Batch]:
     """Yield batches that depend on the arguments alone, in the order of `data.order`.
 
@@ -85,7 +85,7 @@ def batches(
 
 
 def numbered_batches(
-    part: Part, batch: int, *, seed: int, steps: int, start: int = 0
+    part: ImagePart, batch: int, *, seed: int, steps: int, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the batches of `batches` with the numbers of their examples, their places in the part: `(B,)`.
 
@@ -97,7 +97,7 @@ def numbered_batches(
     )
 
 
-def _gathered(part: Part, batch: int, order: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _gathered(part: ImagePart, batch: int, order: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     import torch
 
     for chunk in order:
@@ -127,7 +127,7 @@ def load_digits() -> ImageData:
     labels = torch.from_numpy(published.target).long()
     order = torch.tensor(_permutation(len(labels)))
     cuts = order.tensor_split([_TRAIN, _TRAIN + _DEV])
-    return ImageData("digits", *(Part(images[cut], labels[cut]) for cut in cuts))
+    return ImageData("digits", *(ImagePart(images[cut], labels[cut]) for cut in cuts))
 
 
 def _permutation(n: int) -> list[int]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meprop_bench.data.content import ContentError, opened
-from meprop_bench.data.images import ImageData, Part
+from meprop_bench.data.images import ImageData, ImagePart
 from meprop_bench.data.sources import SOURCES, compared, data_folder, path_of
 from meprop_bench.errors import UserError
 
@@ -59,8 +59,8 @@ def _read(prefix: str, digests: dict[str, str]) -> tuple[Tensor, Tensor]:
     raise UserError(f"the {prefix} files in {data_folder() / 'mnist'} are not MNIST's ({found}): {source.remedy}")
 
 
-def _part(images: Tensor, labels: Tensor) -> Part:
-    return Part(images.reshape(len(images), -1).float().div_(255), labels.long())
+def _part(images: Tensor, labels: Tensor) -> ImagePart:
+    return ImagePart(images.reshape(len(images), -1).float().div_(255), labels.long())
 
 
 _UNSIGNED_BYTE = 0x08

@@ -26,7 +26,7 @@ from meprop_bench.doctor.finding import Finding, State
 from meprop_bench.errors import UserError
 from meprop_bench.measure.host import Rapl
 from meprop_bench.measure.nvml import Nvml
-from meprop_bench.measure.sampler import Sampler, Source, Summary
+from meprop_bench.measure.sampler import Sampler, SampleSource, SampleSummary
 from meprop_bench.optional import installed
 
 __all__ = ["compiled", "data_sets", "devices", "kernels", "node", "software"]
@@ -138,7 +138,7 @@ def devices() -> list[Finding]:
     cuda = _cuda()
     there = cuda.state == "ok"
     # Without CUDA there is no properties of torch's to find a card by: what is left is whether NVML answers.
-    sources: list[Source] = [Rapl(), Nvml("cuda:0", properties=None if there else object())]
+    sources: list[SampleSource] = [Rapl(), Nvml("cuda:0", properties=None if there else object())]
     with Sampler(sources) as sampler:
         time.sleep(0.1)
     found = sampler.summary
@@ -165,7 +165,7 @@ def _cuda() -> Finding:
     return found("ok", f"CUDA {release}: {', '.join(names)}")
 
 
-def _meter(check: str, found: Summary, field: str, what: str) -> Finding:
+def _meter(check: str, found: SampleSummary, field: str, what: str) -> Finding:
     if field in found.values:
         return Finding("devices", check, "ok", what)
     return Finding("devices", check, "note", f"absent: {found.unavailable.get(field, 'not read')}")

@@ -45,7 +45,7 @@ from typing import Any
 
 from meprop_bench.measure import procfs
 from meprop_bench.measure.procfs import Unavailable
-from meprop_bench.measure.sampler import Summary, mean
+from meprop_bench.measure.sampler import SampleSummary, mean
 
 __all__ = ["Host", "Rapl"]
 
@@ -100,7 +100,7 @@ class Host:
         """Read the counters again."""
         self._last = self._counters()
 
-    def summary(self, seconds: float) -> Summary:
+    def summary(self, seconds: float) -> SampleSummary:
         """Return what was found."""
         if not seconds > 0:
             raise Unavailable("no time passed")
@@ -113,7 +113,7 @@ class Host:
         values["cpu_throttled_s"] = spent.get("throttled")
         values["cpu_frequency_mhz"] = mean(self._frequency)
         values["rss_bytes"] = max(self._rss, default=None)
-        return Summary.of(values, self.fields, self._reasons)
+        return SampleSummary.of(values, self.fields, self._reasons)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -216,9 +216,9 @@ class Rapl:
         """Read every meter for the last time."""
         self.read()
 
-    def summary(self, seconds: float) -> Summary:
+    def summary(self, seconds: float) -> SampleSummary:
         """Return the energy of all packages and their memory."""
-        return Summary({"cpu_energy_j": sum(meter.spent_uj for meter in self._meters) / 1e6})
+        return SampleSummary({"cpu_energy_j": sum(meter.spent_uj for meter in self._meters) / 1e6})
 
     def close(self) -> None:
         """Nothing is open."""

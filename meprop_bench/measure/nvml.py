@@ -32,7 +32,7 @@ from operator import or_
 from typing import Any
 
 from meprop_bench.measure.procfs import Unavailable
-from meprop_bench.measure.sampler import Summary, mean
+from meprop_bench.measure.sampler import SampleSummary, mean
 
 __all__ = ["Nvml", "throttle_words"]
 
@@ -135,7 +135,7 @@ class Nvml:
         if self._gpm is not None:
             self._gpm.finish()
 
-    def summary(self, seconds: float) -> Summary:
+    def summary(self, seconds: float) -> SampleSummary:
         """Return what was found."""
         values = {name: _SUMMARIES.get(name, mean)(readings) for name, readings in self._gauges.items()}
         values |= self._energy(values.get("gpu_power_w"), seconds)
@@ -143,7 +143,7 @@ class Nvml:
             found, missing = self._gpm.percentages()
             values |= found
             self._reasons |= missing
-        return Summary.of(values, self.fields, self._reasons)
+        return SampleSummary.of(values, self.fields, self._reasons)
 
     def close(self) -> None:
         """Free what was allocated and end NVML."""

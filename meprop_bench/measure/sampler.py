@@ -5,8 +5,8 @@ looking costs: a reading takes from the very CPU that is measured, holds Python'
 samplers never run in a timed pass; they have a pass of their own, over a steady loop of seconds
 (`measure.utilization`).
 
-All sources have one shape (`Source`), and each has a small file of its own (`host`, `rapl`, `nvml`). A *gauge* is a
-level (utilisation, clock, temperature), of which the mean or the highest counts; a *counter* only grows (energy,
+All sources have one shape (`SampleSource`), and each has a small file of its own (`host`, `rapl`, `nvml`). A *gauge* is
+a level (utilisation, clock, temperature), of which the mean or the highest counts; a *counter* only grows (energy,
 context switches), so its last value minus its first is exact however seldom it is read. Counters are read on both sides
 of the loop itself and thus enclose nothing else.
 
@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from meprop_bench.measure.procfs import Unavailable
 
-__all__ = ["INTERVAL_S", "Sampler", "Source", "Summary", "mean"]
+__all__ = ["INTERVAL_S", "SampleSource", "SampleSummary", "Sampler", "mean"]
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,7 @@ _PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Summary:
+class SampleSummary:
     """What was found."""
 
     values: Mapping[str, Any] = field(default_factory=dict)  # field -> value; a field without one is not in it
@@ -49,7 +49,7 @@ class Summary:
         return cls(found, {name: reasons.get(name, "not read") for name in fields if name not in found})
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Something that can be read; any of its methods may raise. But for `read` the loop's own thread calls them."""
 
     @property
@@ -68,7 +68,7 @@ class Source(Protocol):
     def stop(self) -> None:
         """Read the counters for the last time."""
 
-    def summary(self, seconds: float) -> Summary:
+    def summary(self, seconds: float) -> SampleSummary:
         """Return what was found between `start` and `stop`, which were `seconds` apart."""
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Sampler:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[SampleSource],
         *,
         interval_s: float = INTERVAL_S,
         now: Callable[[], float] = time.monotonic,
@@ -106,7 +106,7 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, daemon=True, name="sampler")
         self._started = 0.0
         self.seconds = 0.0
-        self.summary = Summary()
+        self.summary = SampleSummary()
 
     def __enter__(self) -> Self:
         for source in self._sources:
@@ -126,7 +126,7 @@ class Sampler:
         for source in self._sources:
             if source is not stuck:  # its thread may still use what would be closed
                 source.close()
-        self.summary = Summary(
+        self.summary = SampleSummary(
             {name: value for each in found for name, value in each.values.items()},
             {name: reason for each in found for name, reason in each.unavailable.items()},
         )
@@ -144,7 +144,7 @@ class Sampler:
 class _Guarded:
     """A source that may fail: from then on it is left alone, and `lost` says why."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SampleSource) -> None:
         self._source = source
         self.lost: str | None = None
 
@@ -155,11 +155,11 @@ class _Guarded:
     def read(self) -> None:
         self._guard(self._source.read)
 
-    def finish(self, seconds: float) -> Summary:
+    def finish(self, seconds: float) -> SampleSummary:
         self._guard(self._source.stop)
         found = self._guard(lambda: self._source.summary(seconds))
         if self.lost is not None or found is None:
-            return Summary(unavailable=dict.fromkeys(self._source.fields, self.lost or "no answer"))
+            return SampleSummary(unavailable=dict.fromkeys(self._source.fields, self.lost or "no answer"))
         return found
 
     def close(self) -> None:

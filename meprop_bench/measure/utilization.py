@@ -21,7 +21,7 @@ from typing import Any
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.host import Host, Rapl
 from meprop_bench.measure.nvml import Nvml
-from meprop_bench.measure.sampler import Sampler, Source
+from meprop_bench.measure.sampler import Sampler, SampleSource
 
 __all__ = ["sources_for", "watch"]
 
@@ -34,7 +34,12 @@ seconds; to wait for the device after a hundred of 25 µs leaves it idle for som
 
 
 def watch(
-    call: Callable[[], object], device: str, clock: Clock, *, seconds: float, sources: Sequence[Source] | None = None
+    call: Callable[[], object],
+    device: str,
+    clock: Clock,
+    *,
+    seconds: float,
+    sources: Sequence[SampleSource] | None = None,
 ) -> dict[str, Any]:
     """Run `call` steadily and return what it took, as JSON values.
 
@@ -63,9 +68,9 @@ def watch(
     return {"seconds": sampler.seconds, "iterations": iterations, **found, "unavailable": missing}
 
 
-def sources_for(device: str) -> list[Source]:
+def sources_for(device: str) -> list[SampleSource]:
     """Return a fresh source of each kind that fits the device."""
-    host: list[Source] = [Host(), Rapl()]
+    host: list[SampleSource] = [Host(), Rapl()]
     return host if device == "cpu" else [*host, Nvml(device)]
 
 

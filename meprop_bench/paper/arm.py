@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.methods import METHODS
-from meprop_bench.paper.published import Setting
-from meprop_bench.paper.records import Evaluation, TrainedArm
+from meprop_bench.paper.published import PublishedSetting
+from meprop_bench.paper.records import ArmEvaluation, TrainedArm
 from meprop_bench.tasks import TASKS, task_options
 from meprop_bench.tasks.algorithm import UPDATE
 from meprop_bench.tasks.recipe import Recipe
@@ -46,7 +46,7 @@ class Arm:
 
     task: str
     data: str
-    setting: Setting
+    setting: PublishedSetting
     epochs: int
     examples: int | None = None
     watched: bool = False
@@ -69,7 +69,7 @@ class Arm:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Arm:
         """Build from a JSON object."""
-        return cls(**{**record, "setting": Setting(**record["setting"])})
+        return cls(**{**record, "setting": PublishedSetting(**record["setting"])})
 
     @property
     def label(self) -> str:
@@ -125,7 +125,7 @@ def train_arm(
         arm_id=arm.arm_id,
         seed=seed,
         evaluations=tuple(
-            Evaluation(found.epoch, found.loss if math.isfinite(found.loss) else -1.0, found.dev)
+            ArmEvaluation(found.epoch, found.loss if math.isfinite(found.loss) else -1.0, found.dev)
             for found in result.history
         ),
         best_epoch=result.iterations,

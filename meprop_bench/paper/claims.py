@@ -43,7 +43,7 @@ from meprop_bench.report.cells import ratio_within
 from meprop_bench.report.quality import POINTS
 from meprop_bench.stats import Interval, mean_difference, non_inferiority, paired_ratio, too_wide
 
-__all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "Claim", "Verdict", "judge", "overall"]
+__all__ = ["LATER", "NEARLY", "SAME", "VERDICTS", "PaperClaim", "Verdict", "judge", "overall"]
 
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive")
 
@@ -59,7 +59,7 @@ _Found: TypeAlias = tuple[str, str, _Ours | None]
 
 
 @dataclass(frozen=True)
-class Claim:
+class PaperClaim:
     """One claim of a row: its kind (of `published.CLAIMS`), what it says, both figures, and whether it holds."""
 
     part: str
@@ -72,7 +72,7 @@ class Claim:
     why: str
 
 
-def judge(evidence: TableEvidence) -> list[Claim]:
+def judge(evidence: TableEvidence) -> list[PaperClaim]:
     """Return every claim of the table with its verdict."""
     return [
         _claim(place, kind, *found)
@@ -82,12 +82,12 @@ def judge(evidence: TableEvidence) -> list[Claim]:
     ]
 
 
-def _claim(place: Place, kind: str, says: str, paper: str, ours: _Ours | None) -> Claim:
+def _claim(place: Place, kind: str, says: str, paper: str, ours: _Ours | None) -> PaperClaim:
     """Return a claim: what is not known yet with the reason, and the others no better than their evidence lets them."""
     figure, verdict, why = ours or ("–", "inconclusive", _unknown(place, kind))
     if ours and (found := doubt(place, kind, verdict)):
         verdict, why = found[0], f"{why}; but {found[1]}"
-    return Claim(place.part.name, place.row.name, kind, says, paper, figure, verdict, why)
+    return PaperClaim(place.part.name, place.row.name, kind, says, paper, figure, verdict, why)
 
 
 def _unknown(place: Place, kind: str) -> str:
@@ -99,7 +99,7 @@ def _unknown(place: Place, kind: str) -> str:
     return skipped or place.evidence.lacking(place.summed_up) or "not run yet"
 
 
-def overall(claims: list[Claim]) -> str:
+def overall(claims: list[PaperClaim]) -> str:
     """Return how many claims came out how, in words."""
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no claim"

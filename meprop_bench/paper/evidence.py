@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.experiment import Experiment
-from meprop_bench.paper.published import COLUMNS, Part, PublishedRow
+from meprop_bench.paper.published import COLUMNS, PublishedPart, PublishedRow
 from meprop_bench.paper.records import Decoding, TrainedArm
 from meprop_bench.paper.subjects import subject
 from meprop_bench.results.schema import Row
@@ -63,7 +63,7 @@ class Place:
     """One row of the table, with what was found about it."""
 
     evidence: TableEvidence
-    part: Part
+    part: PublishedPart
     row: PublishedRow
 
     @property

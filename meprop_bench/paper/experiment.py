@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.paper.arm import Arm
-from meprop_bench.paper.published import COLUMNS, Part, PublishedRow, Setting, Table, table
+from meprop_bench.paper.published import COLUMNS, PublishedPart, PublishedRow, PublishedSetting, PublishedTable, table
 from meprop_bench.paper.subjects import Scale, Subject, reading_of, scale_of, subject
 from meprop_bench.results.incoming import Count, Name, Number, Ratio, checked, refused
 from meprop_bench.sweep.plan import plan_axes
@@ -32,7 +32,7 @@ __all__ = ["Arm", "Experiment", "check_runnable", "experiment", "experiment_of",
 class Experiment:
     """What one table takes at one scale."""
 
-    table: Table
+    table: PublishedTable
     scale: str
     seeds: tuple[int, ...]  # of each arm
     arms: Mapping[tuple[str, str], Arm]  # (part, row) -> what is trained for it
@@ -82,7 +82,12 @@ class Experiment:
 
 
 def experiment(
-    about: Table, scale: str = "short", *, seeds: int | None = None, device: str = "cpu", threads: int | None = None
+    about: PublishedTable,
+    scale: str = "short",
+    *,
+    seeds: int | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
 ) -> Experiment:
     """Return what has to be run of a table; `UserError` for an unknown scale, or fewer than one seed.
 
@@ -170,7 +175,7 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
 class _Draft:
     """An experiment in the making; of a run that was made: what was left out, and why, and what k were timed."""
 
-    table: Table
+    table: PublishedTable
     scale: str
     machine: Mapping[str, Any]
     left_out: Mapping[str, str] | None = None
@@ -184,7 +189,7 @@ class _Draft:
     arm_s: dict[str, float] = field(default_factory=dict)
     """Seconds that one seed of an arm takes."""
 
-    def add(self, part: Part) -> None:
+    def add(self, part: PublishedPart) -> None:
         """Add what can be run of a part."""
         about, scale = subject(part.task), scale_of(self.table.table_id, part.task, self.scale)
         sources = {COLUMNS[column].source for row in part.rows for column in row.figures}
@@ -209,7 +214,7 @@ class _Draft:
         if added:
             self.scales.append(scale)
 
-    def _reason_not_trained(self, part: Part, about: Subject, scale: Scale) -> str | None:
+    def _reason_not_trained(self, part: PublishedPart, about: Subject, scale: Scale) -> str | None:
         if self.left_out is not None:
             return self.left_out.get(part.name)
         if reason := about.reason_not_trained(self.scale):
@@ -223,10 +228,10 @@ class _Draft:
             return f"the learning rate of the task {part.task} is not the paper's"
         return None
 
-    def _differs(self, part: Part, words: str) -> None:
+    def _differs(self, part: PublishedPart, words: str) -> None:
         self.changes.append((part.name, words))
 
-    def _train(self, part: Part, about: Subject, scale: Scale) -> bool:
+    def _train(self, part: PublishedPart, about: Subject, scale: Scale) -> bool:
         watched = any("smaller-update" in row.claims for each in self.table.parts for row in each.rows)
         data, epochs = about.data(self.scale), scale.epochs
         if epochs is None:
@@ -246,7 +251,7 @@ class _Draft:
             self._differs(part, f"{scale.seeds} seeds in place of {paper}")
         return True
 
-    def _shrunk(self, part: Part, row: PublishedRow, scale: Scale, epochs: int) -> Setting:
+    def _shrunk(self, part: PublishedPart, row: PublishedRow, scale: Scale, epochs: int) -> PublishedSetting:
         reading = reading_of(self.table.table_id, part.task)
         for name, value in reading.items():
             self._differs(part, f"{name} {value}, which the paper that first printed these figures does not say")
@@ -271,7 +276,7 @@ class _Draft:
             shrink("masked_after", fixed, words)
         return replace(setting, **shrunk)
 
-    def _time(self, part: Part, about: Subject, scale: Scale) -> bool:
+    def _time(self, part: PublishedPart, about: Subject, scale: Scale) -> bool:
         ks: Container[Any] | None = scale.timed_ks
         if ks is not None and self.timed_ks is not None:
             ks = self.timed_ks  # a run that was made keeps what it timed, whatever this version would
@@ -286,7 +291,7 @@ class _Draft:
             self._differs(part, about.timing_note)
         return bool(self.cases)
 
-    def _case(self, part: Part, row: PublishedRow, about: Subject, scale: Scale) -> Case:
+    def _case(self, part: PublishedPart, row: PublishedRow, about: Subject, scale: Scale) -> Case:
         axes: dict[str, list[Any]] = {name: [value] for name, value in about.timing.items()}
         axes |= {"method": [row.setting.method], "k": [row.setting.k]}
         axes |= {name: [value] for name, value in self.machine.items()}

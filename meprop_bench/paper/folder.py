@@ -28,10 +28,10 @@ from pathlib import Path
 
 from meprop_bench.errors import UserError
 from meprop_bench.paper import PLAN_KEYS
-from meprop_bench.paper.claims import Claim, judge, overall
+from meprop_bench.paper.claims import PaperClaim, judge, overall
 from meprop_bench.paper.evidence import Line, Place, TableEvidence, lines
 from meprop_bench.paper.experiment import Experiment, experiment_of, reasons
-from meprop_bench.paper.published import COLUMNS, Part, published
+from meprop_bench.paper.published import COLUMNS, PublishedPart, published
 from meprop_bench.paper.records import Decodings, TrainedArm, Trainings, counts_in
 from meprop_bench.paper.subjects import SCALES
 from meprop_bench.report.bundle import is_bundle, opened
@@ -55,7 +55,7 @@ class PaperDocument(Document):
     evidence: TableEvidence = field(kw_only=True)
 
     @property
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[PaperClaim]:
         """Every claim of the table, judged."""
         return judge(self.evidence)
 
@@ -204,10 +204,10 @@ def _number(value: float | None, unit: str, spread: str = "") -> str:
 _TONES: Mapping[str, Tone] = {"reproduced": "good", "not reproduced": "bad", "inconclusive": "quiet"}
 
 
-def _verdicts(claims: Sequence[Claim]) -> Section:
+def _verdicts(claims: Sequence[PaperClaim]) -> Section:
     columns = ("part", "row", "claim", "paper", "ours", "verdict", "why")
 
-    def cells(one: Claim) -> tuple[Cell, ...]:
+    def cells(one: PaperClaim) -> tuple[Cell, ...]:
         words = map(Cell, (one.part, one.row, one.says, one.paper, one.ours))
         return *words, Cell(one.verdict, _TONES[one.verdict]), Cell(one.why)
 
@@ -250,7 +250,7 @@ def _trained_name(place: Place) -> str:
 
 
 def _learning(
-    part: Part,
+    part: PublishedPart,
     trained: Mapping[str, Sequence[TrainedArm]],
     what: str,
     number: int,

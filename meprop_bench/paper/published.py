@@ -27,13 +27,13 @@ from meprop_bench.methods import METHODS
 from meprop_bench.results.incoming import Count, Name, checked, refused
 
 __all__ = [
-    "CLAIMS", "COLUMNS", "Column", "Part", "PublishedRow", "Setting", "Table", "checked_as", "contradictions",
-    "packaged", "published", "table",
+    "CLAIMS", "COLUMNS", "PublishedColumn", "PublishedPart", "PublishedRow", "PublishedSetting", "PublishedTable",
+    "checked_as", "contradictions", "packaged", "published", "table",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Column:
+class PublishedColumn:
     """A column of figures: what it is called, its unit, and what has to be run for it."""
 
     title: str
@@ -43,38 +43,38 @@ class Column:
     other columns."""
 
 
-COLUMNS: Mapping[str, Column] = {
-    "iterations": Column("iteration of the best dev score", "epochs", "training"),
-    "dev": Column("dev", "%", "training"),
-    "test": Column("test", "%", "training"),
-    "best_test": Column("best test of all k", "%", "training"),
-    "dev_bleu": Column("dev", "BLEU", "training"),
-    "test_bleu": Column("test", "BLEU", "training"),
-    "dev_gain": Column("dev gain", "points", "printed"),
-    "test_gain": Column("test gain", "points", "printed"),
-    "size": Column("average hidden size", "neurons", "training"),
-    "first_size": Column("first hidden size", "neurons", "training"),
-    "second_size": Column("second hidden size", "neurons", "training"),
-    "size_percent": Column("size", "%", "printed"),
-    "update_ratio": Column("update of dense / update of meAct", "x", "training"),
-    "linear_backward_s": Column("backprop time", "s", "timing"),
-    "backward_s": Column("overall backprop time", "s", "timing"),
-    "backward_ms": Column("backprop time", "ms", "timing"),
-    "forward_s": Column("overall forward time", "s", "timing"),
-    "overall_s": Column("overall time", "s", "timing"),
-    "speedup": Column("speed-up", "x", "timing"),
-    "decode_before_s": Column("decoding the test set, before", "s", "decoding"),
-    "decode_after_s": Column("decoding the test set, after", "s", "decoding"),
-    "products_before": Column("products for an item, before", "", "decoding"),
-    "products_after": Column("products for an item, after", "", "decoding"),
-    "train_size": Column("training set", "examples", "data"),
-    "train_items": Column("training classifications", "items", "data"),
-    "dev_size": Column("development set", "examples", "data"),
-    "dev_items": Column("development classifications", "items", "data"),
-    "test_size": Column("test set", "examples", "data"),
-    "test_items": Column("test classifications", "items", "data"),
+COLUMNS: Mapping[str, PublishedColumn] = {
+    "iterations": PublishedColumn("iteration of the best dev score", "epochs", "training"),
+    "dev": PublishedColumn("dev", "%", "training"),
+    "test": PublishedColumn("test", "%", "training"),
+    "best_test": PublishedColumn("best test of all k", "%", "training"),
+    "dev_bleu": PublishedColumn("dev", "BLEU", "training"),
+    "test_bleu": PublishedColumn("test", "BLEU", "training"),
+    "dev_gain": PublishedColumn("dev gain", "points", "printed"),
+    "test_gain": PublishedColumn("test gain", "points", "printed"),
+    "size": PublishedColumn("average hidden size", "neurons", "training"),
+    "first_size": PublishedColumn("first hidden size", "neurons", "training"),
+    "second_size": PublishedColumn("second hidden size", "neurons", "training"),
+    "size_percent": PublishedColumn("size", "%", "printed"),
+    "update_ratio": PublishedColumn("update of dense / update of meAct", "x", "training"),
+    "linear_backward_s": PublishedColumn("backprop time", "s", "timing"),
+    "backward_s": PublishedColumn("overall backprop time", "s", "timing"),
+    "backward_ms": PublishedColumn("backprop time", "ms", "timing"),
+    "forward_s": PublishedColumn("overall forward time", "s", "timing"),
+    "overall_s": PublishedColumn("overall time", "s", "timing"),
+    "speedup": PublishedColumn("speed-up", "x", "timing"),
+    "decode_before_s": PublishedColumn("decoding the test set, before", "s", "decoding"),
+    "decode_after_s": PublishedColumn("decoding the test set, after", "s", "decoding"),
+    "products_before": PublishedColumn("products for an item, before", "", "decoding"),
+    "products_after": PublishedColumn("products for an item, after", "", "decoding"),
+    "train_size": PublishedColumn("training set", "examples", "data"),
+    "train_items": PublishedColumn("training classifications", "items", "data"),
+    "dev_size": PublishedColumn("development set", "examples", "data"),
+    "dev_items": PublishedColumn("development classifications", "items", "data"),
+    "test_size": PublishedColumn("test set", "examples", "data"),
+    "test_items": PublishedColumn("test classifications", "items", "data"),
 }
-"""Column -> what it is."""
+"""Name -> what is in the column."""
 
 CLAIMS = (
     *("at-least", "better", "level", "best", "iterations", "faster", "factor", "size", "decode"),
@@ -84,7 +84,7 @@ CLAIMS = (
 
 
 @dataclass(frozen=True)
-class Setting:
+class PublishedSetting:
     """How a row was obtained; None where the paper does not say, or where it does not apply.
 
     The method is a name in `methods.METHODS`; None for a row that only sums up others.
@@ -123,7 +123,7 @@ class PublishedRow:
     """A row as printed: its name, its setting, its figures (column -> value), and its baseline's name."""
 
     name: str
-    setting: Setting
+    setting: PublishedSetting
     figures: Mapping[str, float]
     against: str | None
     claims: tuple[str, ...]
@@ -136,7 +136,7 @@ class PublishedRow:
 
 
 @dataclass(frozen=True)
-class Part:
+class PublishedPart:
     """A block of a table: one task under one setting."""
 
     name: str
@@ -154,7 +154,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Table:
+class PublishedTable:
     """A table (or figure) of a paper: "icml:1", "tkde:fig4"; `title` in our words, `caption` as printed.
 
     `best_of` are the runs of which the paper reports the best; None where it does not say.
@@ -163,7 +163,7 @@ class Table:
     table_id: str
     title: str
     caption: str
-    parts: tuple[Part, ...]
+    parts: tuple[PublishedPart, ...]
     best_of: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -176,7 +176,7 @@ class Table:
 _Structure = TypeVar("_Structure")
 
 
-class _Part(Struct, forbid_unknown_fields=True):
+class _PartEntry(Struct, forbid_unknown_fields=True):
     name: Name
     task: Name
     rows: Annotated[list[dict[str, Any]], Meta(min_length=1)]
@@ -185,11 +185,11 @@ class _Part(Struct, forbid_unknown_fields=True):
     notes: tuple[str, ...] = ()
 
 
-class _Table(Struct, forbid_unknown_fields=True):
+class _TableEntry(Struct, forbid_unknown_fields=True):
     id: Name
     title: Name
     caption: str
-    part: Annotated[list[_Part], Meta(min_length=1)]
+    part: Annotated[list[_PartEntry], Meta(min_length=1)]
     claims: tuple[str, ...] = ()
     best_of: Count | None = None
     notes: tuple[str, ...] = ()
@@ -201,7 +201,7 @@ class _Paper(Struct, forbid_unknown_fields=True):
     table: list[Any]
 
 
-_SETTINGS = get_type_hints(Setting)
+_SETTINGS = get_type_hints(PublishedSetting)
 _FIGURES: Mapping[str, Any] = dict.fromkeys(COLUMNS, int | float)
 _OWN: Mapping[str, Any] = {"against": str, "claims": tuple[str, ...]}
 _Settings = defstruct("_Settings", [(name, kind, None) for name, kind in _SETTINGS.items()], forbid_unknown_fields=True)
@@ -214,9 +214,9 @@ _Row = defstruct(
 
 
 @cache
-def published() -> Mapping[str, Table]:
+def published() -> Mapping[str, PublishedTable]:
     """Return every table of both papers by its id, in the papers' order."""
-    tables: dict[str, Table] = {}
+    tables: dict[str, PublishedTable] = {}
     for name in ("icml", "tkde"):
         for entry in checked_as(packaged(file := f"{name}.toml"), _Paper, file).table:
             found = parse_table(entry)
@@ -226,7 +226,7 @@ def published() -> Mapping[str, Table]:
     return tables
 
 
-def table(table_id: str) -> Table:
+def table(table_id: str) -> PublishedTable:
     """Return a table; `UserError` with a suggestion for one that the papers do not have."""
     return published()[one_of("table", table_id, tuple(published()))]
 
@@ -237,14 +237,14 @@ def contradictions() -> tuple[tuple[tuple[str, ...], str], ...]:
     return tuple((tuple(entry["tables"]), entry["text"]) for entry in packaged("contradictions.toml")["contradiction"])
 
 
-def parse_table(entry: Mapping[str, Any]) -> Table:
+def parse_table(entry: Mapping[str, Any]) -> PublishedTable:
     """Return a table from its TOML record, checked."""
-    found = checked_as(entry, _Table, where := f"the table {entry.get('id')}")
+    found = checked_as(entry, _TableEntry, where := f"the table {entry.get('id')}")
     parts = tuple(_part(part, found.claims, f"{where}, {part.name}") for part in found.part)
-    return Table(found.id, found.title, found.caption, parts, found.best_of, found.notes)
+    return PublishedTable(found.id, found.title, found.caption, parts, found.best_of, found.notes)
 
 
-def _part(entry: _Part, claims: tuple[str, ...], where: str) -> Part:
+def _part(entry: _PartEntry, claims: tuple[str, ...], where: str) -> PublishedPart:
     checked_as(entry.setting, _Settings, where)
     rows: list[PublishedRow] = []
     for row in entry.rows:
@@ -254,16 +254,16 @@ def _part(entry: _Part, claims: tuple[str, ...], where: str) -> Part:
             one_of("claim", claim, CLAIMS)
         own, figures = ({key: row[key] for key in row if key in known} for known in (_SETTINGS, COLUMNS))
         against = row.get("against", rows[0].name if rows else None)
-        rows.append(PublishedRow(row["name"], Setting(**{**entry.setting, **own}), figures, against, wanted))
+        rows.append(PublishedRow(row["name"], PublishedSetting(**{**entry.setting, **own}), figures, against, wanted))
     names = [row.name for row in rows]
     if len(set(names)) < len(names) or any(row.against not in (None, *names) for row in rows):
         raise UserError(f"{where}: a row is there twice, or is compared with one that is not there")
-    part = Part(entry.name, entry.task, tuple(rows), entry.notes)
+    part = PublishedPart(entry.name, entry.task, tuple(rows), entry.notes)
     _check_derived(part, where)
     return part
 
 
-def _check_derived(part: Part, where: str) -> None:
+def _check_derived(part: PublishedPart, where: str) -> None:
     """Hold what the paper derived against what it is derived from; 4% allows for times that were rounded to seconds."""
     for row in part.rows:
         baseline = part.baseline(row)

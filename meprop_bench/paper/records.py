@@ -26,7 +26,7 @@ from meprop_bench.results.incoming import Amount, Count, Name, Number, Percent, 
 from meprop_bench.results.store import append_lines, replace_file
 from meprop_bench.stats import Interval, median, paired_ratio
 
-__all__ = ["DECODINGS", "TRAININGS", "Decoding", "Decodings", "Evaluation", "TrainedArm", "Trainings", "sizes_of"]
+__all__ = ["DECODINGS", "TRAININGS", "ArmEvaluation", "Decoding", "Decodings", "TrainedArm", "Trainings", "sizes_of"]
 
 TRAININGS = "trainings.jsonl"
 DECODINGS = "decodings.json"
@@ -34,7 +34,7 @@ COUNTS = "counts.json"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ArmEvaluation:
     """The dev metric, in percent, after so many epochs, and the mean loss since the evaluation before."""
 
     epoch: Amount
@@ -48,7 +48,7 @@ class TrainedArm:
 
     arm_id: Name
     seed: Number
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[ArmEvaluation, ...] = ()
     best_epoch: Amount | None = None  # of the best dev metric: the papers' "Iter"
     best_dev: Percent | None = None
     test: Percent | None = None  # the test metric of that model

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from meprop_bench.data.sources import SOURCES, is_here
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.optimizers import OPTIMIZERS
-from meprop_bench.paper.published import Setting, checked_as, packaged
+from meprop_bench.paper.published import PublishedSetting, checked_as, packaged
 from meprop_bench.tasks import TASKS
 
 __all__ = ["SCALES", "SUBJECTS", "Scale", "Subject", "reading_of", "scale_of", "subject"]
@@ -146,7 +146,7 @@ class Scale(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Experiments(Struct, forbid_unknown_fields=True):
-    """By task and scale, by table, task and scale, and fields of `Setting` by table and task."""
+    """By task and scale, by table, task and scale, and fields of `PublishedSetting` by table and task."""
 
     task: dict[str, dict[str, dict[str, Any]]]
     table: dict[str, dict[str, dict[str, dict[str, Any]]]]
@@ -166,7 +166,7 @@ def _experiments() -> _Experiments:
         for task, reading in readings.items():
             one_of(f"task in {_FILE}:", task, tuple(SUBJECTS))
             for key in reading:
-                one_of(f"key in {_FILE}:", key, [spec.name for spec in fields(Setting)])
+                one_of(f"key in {_FILE}:", key, [spec.name for spec in fields(PublishedSetting)])
     return found
 
 
@@ -179,5 +179,5 @@ def scale_of(table_id: str, task: str, name: str) -> Scale:
 
 
 def reading_of(table_id: str, task: str) -> Mapping[str, Any]:
-    """Return what a paper leaves open of a table's part and how it is read here: fields of `Setting`."""
+    """Return what a paper leaves open of a table's part and how it is read here: fields of `PublishedSetting`."""
     return _experiments().reading.get(table_id, {}).get(task, {})

@@ -153,6 +153,14 @@ class Store:
                         found.append((header["started"], folder))
         return cls.open(max(found)[1], write=True) if found else None
 
+    @classmethod
+    def begun(
+        cls, root: Path, name: str, machine: str, command: str, plan: Mapping[str, Any], *, resume: bool = True
+    ) -> Self:
+        """Open what `find_resumable` finds, if it is to be resumed, or `create` a new folder."""
+        found = cls.find_resumable(root, name, machine, plan) if resume else None
+        return found or cls.create(root, name, machine, command, plan)
+
     def append(self, rows: Iterable[Row]) -> None:
         """Add the rows of one case: all of them are on the disk when this returns, or none (`UserError`)."""
         if self._fd is None:

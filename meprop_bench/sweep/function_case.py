@@ -12,9 +12,7 @@ package. A case is named by what is called, so it needs no file of settings in t
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
 import random
 import sys
 import time
@@ -30,7 +28,7 @@ from meprop_bench.measure import affinity
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.measure.paired import Subject, calibrate, warm_up
 from meprop_bench.sweep.blocks import blocks_of
-from meprop_bench.sweep.functions import CALL, Timed, device_of_functions, no_call
+from meprop_bench.sweep.functions import CALL, Timed, device_of_functions, fingerprint, no_call
 from meprop_bench.sweep.worker import PROTOCOL, Session
 from meprop_bench.tasks.build import find, guarded
 
@@ -119,7 +117,7 @@ class _Form:
             if reason := no_call(function):
                 raise UserError(f"{name} is {reason}")
         self.ready: _Ready | None = None
-        self.given: Any = None  # the arguments, where each call has the same
+        self.given: tuple[Sequence[Any], Mapping[str, Any]] = (), {}  # the arguments, where each call has the same
         self.first_s = 0.0  # what the first call took
         self.ballast: list[bytearray] = []
 
@@ -179,12 +177,12 @@ def check_function(session: Session, warm_s: float) -> _Answer:
     """Call the function once and, unless a call takes long, warm it up and calibrate the loops."""
     form: _Form = session.loaded[_FORM]
     assert form.ready is not None
-    before = _fingerprint(form.given)
+    before = fingerprint(form.given)
     with guarded(form.case.function, "called"):
         begun = time.perf_counter()
         form.ready.call()
         form.first_s = time.perf_counter() - begun
-    changed = before is not None and before != _fingerprint(form.given)
+    changed = before is not None and before != fingerprint(form.given)
     clock = WallClock(device_of_functions())
     loops = 1
     with guarded(form.case.function, "called"):
@@ -199,7 +197,7 @@ def again_function(session: Session, seed: int) -> _Answer:
     """Make the arguments once more, the same ones elsewhere: a ballast sees to it that other memory is free."""
     form: _Form = session.loaded[_FORM]
     blocks = blocks_of(session)
-    form.ready = form.given = None
+    form.ready, form.given = None, ((), {})
     blocks.release()
     rng = random.Random(seed)
     form.ballast = [bytearray(rng.randrange(1, most)) for most in _BALLAST]
@@ -240,13 +238,3 @@ def _seed() -> None:
         numpy.random.seed(_SEED)
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "manual_seed"):
         torch.manual_seed(_SEED)
-
-
-def _fingerprint(given: Any) -> str | None:
-    """Return a hash of the arguments; None of what has no pickle."""
-    if not given:
-        return None
-    try:
-        return hashlib.sha256(pickle.dumps(given)).hexdigest()
-    except Exception:  # noqa: BLE001  a pickle may raise anything
-        return None

@@ -19,6 +19,7 @@ import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from meprop_bench.measure.worker import Message
 
 __all__ = [
-    "CALL", "Functions", "Timed", "device_of_functions", "load_functions", "no_call", "time_functions", "try_functions",
+    "CALL", "Functions", "Timed", "device_of_functions", "fingerprint", "load_functions", "no_call", "time_functions",
+    "try_functions",
 ]  # fmt: skip
 
 CALL = "call"
@@ -212,15 +214,20 @@ def _of_user(error: BaseException, side: int) -> BaseException:
 
 
 def _state(side: Timed) -> str | None:
-    """Return a hash of the arguments; None of fresh ones, and of what has no pickle."""
-    if side.setup is not None or not (side.args or side.kwargs):
-        return None
-    try:
-        import cloudpickle
+    """Return a hash of the arguments; None of fresh ones."""
+    return None if side.setup is not None else fingerprint((side.args, side.kwargs or {}))
 
-        return hashlib.sha256(cloudpickle.dumps((side.args, side.kwargs))).hexdigest()
-    except Exception:  # noqa: BLE001  it was unpickled, and now it cannot be pickled: nothing is known
-        return None
+
+def fingerprint(given: tuple[Sequence[Any], Mapping[str, Any]]) -> str | None:
+    """Return a hash of arguments; None where there are none, and of what has no pickle."""
+    # What is of no module has come by cloudpickle, and goes by it. Others do not: a call may be the first to import it.
+    picklers: list[Callable[[Any], bytes]] = [pickle.dumps]
+    if (module := sys.modules.get("cloudpickle")) is not None:
+        picklers.append(module.dumps)
+    for dumps in picklers if any(given) else ():
+        with suppress(Exception):  # a pickle may raise anything: nothing is known then
+            return hashlib.sha256(dumps(given)).hexdigest()
+    return None
 
 
 def _compared(same: bool | Callable[[Any, Any], object], reference: Any, candidate: Any) -> str | None:

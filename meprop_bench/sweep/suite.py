@@ -161,9 +161,7 @@ def measured(
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="meprop-bench-") as temporary:
             return measured(plan, Path(temporary), progress)
-    machine, record = machine_slug(), plan.to_json()
-    begun = Store.find_resumable(folder, plan.name, machine, record)
-    with begun or Store.create(folder, plan.name, machine, f"suite {plan.name}", record) as store:
+    with Store.begun(folder, plan.name, machine_slug(), f"suite {plan.name}", plan.to_json()) as store:
         Runner(plan, store, progress=progress).run()
         return store.rows(), store.header["environments"]
 

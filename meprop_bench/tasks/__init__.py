@@ -22,11 +22,11 @@ from meprop_bench.tasks.build import is_model
 if TYPE_CHECKING:
     from meprop_bench.tasks.task import Task
 
-__all__ = ["TASKS", "Entry", "load_task", "task_options"]
+__all__ = ["TASKS", "TaskEntry", "load_task", "task_options"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskEntry:
     """What is known of a task before it is loaded: its module in this package, its class there, what it is in one line.
 
     `rates`: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`. `alternated`: parts of the
@@ -45,29 +45,33 @@ _RATE = {"adagrad": 0.01}
 _PARTS = ("encoder", "decoder")
 
 
-TASKS: Mapping[str, Entry] = {
-    "mnist": Entry("mnist", "MNIST", "MNIST, the perceptron 784-500-500-10"),
-    "digits": Entry("mnist", "Digits", "the digits of scikit-learn, the same perceptron"),
-    "mnist-cnn": Entry("mnist", "MNISTConvolutions", "MNIST, the convolutional network"),
-    "digits-cnn": Entry("mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network"),
-    "pos": Entry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM", _RATE),
-    "parsing": Entry("parsing", "Parsing", "dependencies in UD English EWT, transitions chosen by a perceptron", _RATE),
-    "toy-pos": Entry("pos", "ToyPOS", "parts of speech of made-up sentences, the same tagger", _RATE),
-    "toy-parsing": Entry("parsing", "ToyParsing", "dependencies of made-up sentences, the same parser", _RATE),
-    "translation": Entry(
+TASKS: Mapping[str, TaskEntry] = {
+    "mnist": TaskEntry("mnist", "MNIST", "MNIST, the perceptron 784-500-500-10"),
+    "digits": TaskEntry("mnist", "Digits", "the digits of scikit-learn, the same perceptron"),
+    "mnist-cnn": TaskEntry("mnist", "MNISTConvolutions", "MNIST, the convolutional network"),
+    "digits-cnn": TaskEntry("mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network"),
+    "pos": TaskEntry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM", _RATE),
+    "parsing": TaskEntry(
+        "parsing", "Parsing", "dependencies in UD English EWT, transitions chosen by a perceptron", _RATE
+    ),
+    "toy-pos": TaskEntry("pos", "ToyPOS", "parts of speech of made-up sentences, the same tagger", _RATE),
+    "toy-parsing": TaskEntry("parsing", "ToyParsing", "dependencies of made-up sentences, the same parser", _RATE),
+    "translation": TaskEntry(
         "translation", "Translation", "Multi30k, German to English, LSTMs with attention", {"adam": 0.002}, _PARTS
     ),
-    "toy-translation": Entry(
+    "toy-translation": TaskEntry(
         "translation", "ToyTranslation", "translation of made-up sentences, the same model", {"adam": 0.002}, _PARTS
     ),
-    "language": Entry("language", "Language", "the next character of English captions, a GPT", _RATE, percent=False),
-    "toy-language": Entry(
+    "language": TaskEntry(
+        "language", "Language", "the next character of English captions, a GPT", _RATE, percent=False
+    ),
+    "toy-language": TaskEntry(
         "language", "ToyLanguage", "the next character of made-up sentences, a small GPT", _RATE, percent=False
     ),
 }
 """Name -> where it is."""
 
-_OWN = Entry("own", "Own", "a model of the user's own")
+_OWN = TaskEntry("own", "Own", "a model of the user's own")
 
 
 def _class(name: str) -> type[Task]:

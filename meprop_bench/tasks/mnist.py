@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meprop_bench.data import Part, load_images, numbered_batches
+from meprop_bench.data import ImagePart, load_images, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.cnn import CNN
 from meprop_bench.models.mlp import MLP
@@ -51,7 +51,7 @@ class Images(Task):
         self.examples = n = check_examples(examples, len(data.train), f"images of {self.name}")
         self.data_published, self.notes = data.published, data.notes
         self.device = on_device(device)
-        self.data = replace(data, train=Part(data.train.images[:n], data.train.labels[:n])).to(self.device)
+        self.data = replace(data, train=ImagePart(data.train.images[:n], data.train.labels[:n])).to(self.device)
         self.options = {"batch": batch, "examples": n, "device": str(self.device)}
 
     @property

@@ -27,7 +27,7 @@ from meprop_bench.models.tagger import Tagger
 from meprop_bench.nn.evaluation import evaluation_mode
 from meprop_bench.tasks.checks import check_model, on_device
 from meprop_bench.tasks.task import Split, Task
-from meprop_bench.tasks.text import Part, Vocabulary, bucketed, in_order_of_length, treebank
+from meprop_bench.tasks.text import TextPart, Vocabulary, bucketed, in_order_of_length, treebank
 
 __all__ = ["POS", "ToyPOS", "features", "shape"]
 
@@ -94,7 +94,7 @@ class POS(Task):
             )
         known: dict[str, list[int]] = {}
         self._train, self._dev, self._test = (
-            Part([self._encode(sentence, known) for sentence in part]) for part in (bank.train, bank.dev, bank.test)
+            TextPart([self._encode(sentence, known) for sentence in part]) for part in (bank.train, bank.dev, bank.test)
         )
 
     def build(self, seed: int) -> nn.Module:
@@ -139,7 +139,7 @@ class POS(Task):
             rows.append([*numbers, self.labels[self._tag(word)]])
         return torch.tensor(rows)
 
-    def _collate(self, part: Part, places: Sequence[int]) -> _Batch:
+    def _collate(self, part: TextPart, places: Sequence[int]) -> _Batch:
         rows, lengths = part.pad(places)
         rows = rows.to(self.device)
         tags = rows[..., -1].masked_fill(rows[..., -1] < 0, _IGNORED)

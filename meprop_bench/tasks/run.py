@@ -41,7 +41,10 @@ from meprop_bench.tasks.checks import check_count
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Split, Task
 
-__all__ = ["FORMAT", "Evaluation", "Progress", "Result", "describe", "read_checkpoint", "run", "write_checkpoint"]
+__all__ = [
+    "FORMAT", "Evaluation", "Progress", "Result", "describe", "difference_of", "read_checkpoint", "run",
+    "write_checkpoint",
+]  # fmt: skip
 
 SAVE_S = 30.0
 """Seconds between checkpoints: what a kill costs at most."""
@@ -117,6 +120,13 @@ def describe(task: Task, recipe: Recipe, seed: int) -> dict[str, Any]:
         found |= {"algorithm": type(along).__name__}
         found |= {name: value for name, value in vars(along).items() if value is not None}
     return found
+
+
+def difference_of(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Say in what the description of a training differs from the one that is wanted, "seed is 1 and not 2"; or None."""
+    names = (name for name in (*wanted, *found) if found.get(name) != wanted.get(name))
+    name = next(names, None)
+    return name and f"{name.replace('_', '-')} is {found.get(name)!r} and not {wanted.get(name)!r}"
 
 
 def run(
@@ -324,13 +334,11 @@ class _Training:
         """Take over what the checkpoint holds, if there is one."""
         if self.checkpoint is None or (state := read_checkpoint(self.checkpoint)) is None:
             return
-        found, wanted = state["settings"], self.settings
-        for name in (*wanted, *found):
-            if found.get(name) != wanted.get(name):
-                raise UserError(
-                    f"{self.checkpoint} is of another training, whose {name.replace('_', '-')} is {found.get(name)!r} "
-                    f"and not {wanted.get(name)!r}: go on with its settings, or choose another folder"
-                )
+        if difference := difference_of(state["settings"], self.settings):
+            raise UserError(
+                f"{self.checkpoint} is of another training, whose {difference}: go on with its settings, or choose"
+                " another folder"
+            )
         if self.running is not None:
             self.running.load_state_dict(state["algorithm"])
         self.model.load_state_dict(state["model"])

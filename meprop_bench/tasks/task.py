@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from meprop_bench.errors import UserError
 from meprop_bench.optimizers import make_optimizer, make_schedule
-from meprop_bench.tasks import TASKS, Entry
+from meprop_bench.tasks import TASKS, TaskEntry
 from meprop_bench.training import Step
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Task(ABC):
     notes: tuple[str, ...] = ()  # what a reader of a result should know of the data
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> TaskEntry:
         """What is known of it before it is loaded."""
-        return TASKS.get(self.name, Entry("", "", "", percent=False))
+        return TASKS.get(self.name, TaskEntry("", "", "", percent=False))
 
     @property
     def percent(self) -> bool:

@@ -22,12 +22,12 @@ from meprop_bench.data.treebank import Treebank, load_treebank, made_up_treebank
 from meprop_bench.errors import UserError
 from meprop_bench.tasks.checks import check_examples
 
-__all__ = ["PAD", "UNKNOWN", "Part", "Vocabulary", "bucketed", "in_order_of_length", "paths", "treebank"]
+__all__ = ["PAD", "UNKNOWN", "TextPart", "Vocabulary", "bucketed", "in_order_of_length", "paths", "treebank"]
 
 PAD = -1
 
 
-class Part:
+class TextPart:
     """Encoded sentences, each `(T, columns)` or `(T,)`, int64."""
 
     def __init__(self, sentences: Sequence[Tensor]) -> None:

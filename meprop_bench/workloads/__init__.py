@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meprop_bench.ops.cost import Cost
     from meprop_bench.ops.kernels import Request
 
-__all__ = ["After", "Call", "Case", "DenseSide", "Layer", "Prepared", "choose", "setup"]
+__all__ = ["After", "Call", "Case", "DenseSide", "LayerTensors", "Prepared", "choose", "setup"]
 
 Call = Callable[[], object]
 
@@ -45,7 +45,7 @@ class After:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
+class LayerTensors:
     """What goes into one linear layer's backward pass, to run it stage by stage."""
 
     dy: Tensor  # incoming gradient, (B, n)
@@ -70,7 +70,7 @@ class Prepared:
     costs: Mapping[str, tuple[Cost, Cost]] = field(default_factory=dict)  # what they have to compute and move
     memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls whose memory is measured
     steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls that can run for seconds
-    layers: Callable[[], Sequence[Layer]] = tuple  # gives the linear layers whose backward passes are timed, in order
+    layers: Callable[[], Sequence[LayerTensors]] = tuple  # the linear layers whose backward passes are timed, in order
     convertible: Mapping[str, tuple[str, float | None]] | None = None  # layers of a model: see `nn.kinds_and_k`
     converted: float | None = None  # share of the backward pass's operations that sparsified layers have, if counted
     data_published: bool | None = None  # whether the data are the published ones, by SHA-256; None where none is known

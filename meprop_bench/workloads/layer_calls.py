@@ -18,7 +18,7 @@ from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops import resolve_k
 from meprop_bench.ops.kernels import Request
 from meprop_bench.training import Step
-from meprop_bench.workloads import Layer
+from meprop_bench.workloads import LayerTensors
 from meprop_bench.workloads.linear import kernel_that_runs
 
 __all__ = ["LayerCall", "listening", "record", "record_all"]
@@ -36,7 +36,7 @@ class LayerCall:
     dy: Tensor
     needs_dx: bool
 
-    def flat(self) -> Layer:
+    def flat(self) -> LayerTensors:
         """Return what goes into a linear layer's backward pass, with one dimension for all examples."""
         layer, x, dy = self.layer, self.x.detach(), self.dy
         dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]).to(dy.dtype)
@@ -48,7 +48,7 @@ class LayerCall:
             wanted = Request(k, layer.selection, layer.sparse, self.needs_dx, needs_dw, layer.bias is not None)
             kernel = kernel_that_runs(layer.kernel, dy, x, w, wanted)
             request = None if kernel == "dense" else wanted
-        return Layer(dy=dy, x=x, w=w, b=b, need_dx=self.needs_dx, request=request, kernel=kernel)
+        return LayerTensors(dy=dy, x=x, w=w, b=b, need_dx=self.needs_dx, request=request, kernel=kernel)
 
 
 _Arrival = Callable[[str, nn.Module, tuple[Any, ...], Tensor, Tensor], None]

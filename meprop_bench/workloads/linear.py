@@ -44,7 +44,7 @@ from meprop_bench.ops.kernels import KERNELS, Request
 from meprop_bench.ops.kernels.auto import Auto
 from meprop_bench.results.schema import PASSED
 from meprop_bench.stats import median
-from meprop_bench.workloads import Call, Layer, Prepared
+from meprop_bench.workloads import Call, LayerTensors, Prepared
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.check import check_linear, compare
 from meprop_bench.workloads.compiled import as_eager, function
@@ -98,7 +98,7 @@ class LayerSides:
         self.dense = LayerSide(dense, inputs, dy, compiled=dense_side.compiled)
         self.method = LayerSide(sparsified, inputs, dy, compiled=case.compile == "on")
 
-    def prepared(self) -> _Sides:
+    def prepared(self) -> _LayerSides:
         """Return what `Prepared` has of them."""
         dense, method = self.dense, self.method
         return {
@@ -113,7 +113,7 @@ class LayerSides:
         return self.dense.differs(self._seed) or self.method.differs(self._seed)
 
 
-class _Sides(TypedDict):
+class _LayerSides(TypedDict):
     phases: tuple[str, ...]
     baseline: Subject
     method: Subject
@@ -181,7 +181,7 @@ def setup(case: Case, dense_side: DenseSide) -> Prepared:
     if k < case.out_features and case.method in ("meprop", "random"):
         rows = torch.unique(select(dy, k, case.selection)).numel()
     sparse = linear_backward(*shape, case.method, k, case.gradient, rows)
-    layer = Layer(**numbers, need_dx=True, request=request if k < case.out_features else None, kernel=kernel)
+    layer = LayerTensors(**numbers, need_dx=True, request=request if k < case.out_features else None, kernel=kernel)
     both = LayerSides(case, dense_side, dense, sparsified, (x, w, b), dy)
     return Prepared(
         **both.prepared(),

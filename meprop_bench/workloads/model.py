@@ -35,7 +35,7 @@ from meprop_bench.tasks.own import Own
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
 from meprop_bench.training import Step
-from meprop_bench.workloads import Layer, Prepared
+from meprop_bench.workloads import LayerTensors, Prepared
 from meprop_bench.workloads.case import Case, recipe_of
 from meprop_bench.workloads.check import check_layer, losses_differ
 from meprop_bench.workloads.compiled import compile_steps
@@ -131,7 +131,7 @@ def _kernel(call: LayerCall) -> str:
     return call.flat().kernel if isinstance(call.layer, MePropLinear) else str(call.layer.kernel)
 
 
-def _layers(case: Case, side: TrainingSide, batch: Any) -> tuple[Layer, ...]:
+def _layers(case: Case, side: TrainingSide, batch: Any) -> tuple[LayerTensors, ...]:
     """Run a step anew and give every linear layer's numbers."""
     with seeded(case.seed):
         calls = record(side.step, batch, (nn.Linear,))

@@ -43,7 +43,7 @@ from meprop_bench.ops.cost import Cost, linear_stages
 from meprop_bench.ops.kernels import KERNELS, hybrid_rows
 from meprop_bench.results.profile import BreakEven, Stage
 from meprop_bench.stats import median
-from meprop_bench.workloads import Call, Layer, setup
+from meprop_bench.workloads import Call, LayerTensors, setup
 from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.linear import subject, timed_backward
 
@@ -68,7 +68,7 @@ _POINTS = 8
 """Points that a search needs at most, about: its seconds are dealt out to them."""
 
 
-def stages(layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str, list[Stage]]:
+def stages(layers: Sequence[LayerTensors], clock: Clock, *, seconds: float) -> dict[str, list[Stage]]:
     """Time the stages of the layers' backward passes, all layers together: side -> stages, without the rest."""
     sparsified = [layer for layer in layers if layer.request is not None]
     others = [layer for layer in layers if layer.request is None]
@@ -88,7 +88,9 @@ def stages(layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str
     return result
 
 
-def overhead(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> dict[str, tuple[float, float]]:
+def overhead(
+    case: Case, layers: Sequence[LayerTensors], clock: Clock, *, seconds: float
+) -> dict[str, tuple[float, float]]:
     """Time forward and backward of a layer 1 -> 2 with a batch of 1: what is left is the price of the calls."""
     kernel = next((layer.kernel for layer in layers if layer.request is not None), case.kernel)
     tiny = (torch.ones(1, 1), torch.ones(2, 1), torch.ones(2), torch.tensor([[1.0, 2.0]]))
@@ -108,7 +110,7 @@ def overhead(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: floa
     return {"forward": (taken["df"], taken["sf"]), "backward": (taken["db"], taken["sb"])}
 
 
-def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
+def break_even_k(case: Case, layers: Sequence[LayerTensors], clock: Clock, *, seconds: float) -> BreakEven | None:
     """Search the k at which the sparse backward pass is no longer faster; None where there is none to compare."""
     if (sparsified := _sparsified(case, layers)) is None:
         return None
@@ -121,7 +123,7 @@ def break_even_k(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: 
     return _break_even("k", ratio, min(resolve_k(case.k, n), n - 1), (1, n - 1), f"of {n} {what}")
 
 
-def break_even_size(case: Case, layers: Sequence[Layer], clock: Clock, *, seconds: float) -> BreakEven | None:
+def break_even_size(case: Case, layers: Sequence[LayerTensors], clock: Clock, *, seconds: float) -> BreakEven | None:
     """Search the width from which on the sparse backward pass is faster, at the case's k; of what, see `break_even_k`.
 
     Inputs as wide as the layer stay as wide as it; others stay as they are.
@@ -157,7 +159,7 @@ def _entries(case: Case) -> tuple[int, str]:
     return case.out_features, "neurons"
 
 
-def _sparsified(case: Case, layers: Sequence[Layer]) -> list[Layer] | None:
+def _sparsified(case: Case, layers: Sequence[LayerTensors]) -> list[LayerTensors] | None:
     """Return the sparsified linear layers, none for a case that is a sparsified layer of another kind; else None.
 
     Layers of several widths have no one k, nor one width, at which they break even.
@@ -217,7 +219,7 @@ def _quick_ratio(dense: Call, sparse: Call, clock: Clock, seconds: float) -> flo
     return median([dense_s / sparse_s for dense_s, sparse_s in (pair.phases["backward"] for pair in pairs)])
 
 
-def _sides(case: Case, layers: Iterable[Layer], k: float | None = None) -> _Sides:
+def _sides(case: Case, layers: Iterable[LayerTensors], k: float | None = None) -> _Sides:
     """Return the backward passes of all layers, dense and sparse, by autograd on graphs that stay."""
     dense, sparse = [], []
     for layer in layers:
@@ -232,7 +234,7 @@ def _sides(case: Case, layers: Iterable[Layer], k: float | None = None) -> _Side
     return _one_after_the_other(dense), _one_after_the_other(sparse)
 
 
-def _of_width(case: Case, layer: Layer, width: int, square: bool) -> Layer:
+def _of_width(case: Case, layer: LayerTensors, width: int, square: bool) -> LayerTensors:
     """Return a layer like this one with other outputs, of random numbers."""
     generator = torch.Generator().manual_seed(case.seed)
     batch, m = layer.x.shape[0], width if square else layer.x.shape[1]
@@ -240,10 +242,10 @@ def _of_width(case: Case, layer: Layer, width: int, square: bool) -> Layer:
         torch.randn(*shape, generator=generator).to(layer.w)
         for shape in ((batch, m), (width, m), (width,), (batch, width))
     )
-    return Layer(dy=dy, x=x, w=w, b=b, need_dx=layer.need_dx, request=layer.request, kernel=layer.kernel)
+    return LayerTensors(dy=dy, x=x, w=w, b=b, need_dx=layer.need_dx, request=layer.request, kernel=layer.kernel)
 
 
-def _dense_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
+def _dense_calls(layers: Sequence[LayerTensors]) -> dict[str, list[Call]]:
     return {
         "selection": [partial(layer.dy.sum, 0) for layer in layers],
         "dx": [partial(torch.mm, layer.dy, layer.w) for layer in layers if layer.need_dx],
@@ -251,7 +253,7 @@ def _dense_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
     }
 
 
-def _sparse_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
+def _sparse_calls(layers: Sequence[LayerTensors]) -> dict[str, list[Call]]:
     """Return the calls whose differences are the stages."""
     scatter = all(layer.kernel in _SCATTERS and layer.request and not layer.request.rows for layer in layers)
     chosen = [(layer, select(layer.dy, layer.request.k, layer.request.selection)) for layer in layers if layer.request]
@@ -273,7 +275,7 @@ def _sparse_calls(layers: Sequence[Layer]) -> dict[str, list[Call]]:
     return found
 
 
-def _backward(layer: Layer, *, dx: bool = False, dw: bool = False, rows: bool | None = None) -> Call:
+def _backward(layer: LayerTensors, *, dx: bool = False, dw: bool = False, rows: bool | None = None) -> Call:
     """Return the kernel's backward pass of some of the gradients, db among them."""
     assert layer.request is not None
     rows = layer.request.rows if rows is None else rows
@@ -299,7 +301,7 @@ def _differences(taken: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _costs(layers: Iterable[Layer], side: str) -> dict[str, Cost]:
+def _costs(layers: Iterable[LayerTensors], side: str) -> dict[str, Cost]:
     """Return stage -> cost, all layers together; rows are counted where each example has its own."""
     total: dict[str, Cost] = {}
     for layer in layers:

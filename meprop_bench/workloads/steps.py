@@ -159,14 +159,14 @@ class TrainingSide:
                     state[name] = copy.deepcopy(start[name])
 
 
-class _Sides(TypedDict):
+class _StepSides(TypedDict):
     baseline: TrainingSide
     method: TrainingSide
     memory: Mapping[str, tuple[Call, Call]]
     steady: Mapping[str, tuple[Call, Call]]
 
 
-def sides(baseline: TrainingSide, method: TrainingSide, **memory: tuple[Call, Call]) -> _Sides:
+def sides(baseline: TrainingSide, method: TrainingSide, **memory: tuple[Call, Call]) -> _StepSides:
     """Return what `Prepared` wants of the two sides; `memory` has the calls of phases that stand apart."""
 
     def both(make: Callable[[TrainingSide], Call]) -> tuple[Call, Call]:

@@ -181,11 +181,6 @@ def test_the_output_of_a_recurrent_model_is_left_alone():
     assert [g.name for g in trace(model, linears(model, "a", "b")).groups] == ["a"]
 
 
-def shared_weight(net):
-    net.c.weight = net.b.weight
-    return net
-
-
 A, B = (5, 8), (8, 8)
 REFUSED = {
     "residual": (lambda net, x: net.c(net.b(h := net.a(x)) + h), r"'[ab]'.*residual addition 'add' \('b' \+ 'a'\)"),

@@ -380,7 +380,7 @@ def _nobody() -> NoReturn:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn, looked at or trained: that takes seconds."""
     monkeypatch.setattr("meprop_bench.report.formats.draw", lambda _: ([], "", {}))
-    monkeypatch.setattr("meprop_bench.cli.speedup._look", lambda _: {})
+    monkeypatch.setattr("meprop_bench.measure.machine.state", lambda _: {"warnings": []})
     monkeypatch.setattr("meprop_bench.sweep.parity.compare", partial(compare, start=_nobody))
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from meprop_bench import cli
-from meprop_bench.cli.speedup import _judge, _look
+from meprop_bench.cli.speedup import _judge
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure import machine, procfs
-from meprop_bench.progress import outcome
+from meprop_bench.progress import outcome, state_before
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
@@ -273,12 +273,11 @@ def test_a_wrong_wish_is_one_line_and_exit_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_spoils_the_figures_is_said_before_they_are_waited_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_spoils_the_figures_is_said_before_they_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "state", lambda threads: {"threads": threads, "warnings": ["too hot", "too busy"]})
-    assert _look(3)["threads"] == 3
-    assert capsys.readouterr().err == "warning: too hot\nwarning: too busy\n"
+    said: list[str] = []
+    assert state_before(3, said.append)["threads"] == 3
+    assert said == ["warning: too hot", "warning: too busy"]
 
 
 def test_an_unwritable_folder_is_found_before_anything_is_measured(

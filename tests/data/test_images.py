@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from meprop_bench.data import Part, batches, load_images
+from meprop_bench.data import ImagePart, batches, load_images
 from meprop_bench.data.sources import VARIABLE
 from meprop_bench.errors import UserError
 
 
 def numbered(n):
-    return Part(torch.arange(n).float().reshape(n, 1), torch.arange(n))
+    return ImagePart(torch.arange(n).float().reshape(n, 1), torch.arange(n))
 
 
 def drawn(part, batch, **length):
@@ -61,7 +61,7 @@ def test_what_gives_no_batches_is_refused_at_once(arguments):
 
 def test_a_part_holds_pairs():
     with pytest.raises(ValueError, match="do not pair"):
-        Part(torch.zeros(3, 2), torch.zeros(2))
+        ImagePart(torch.zeros(3, 2), torch.zeros(2))
 
 
 def test_auto_takes_the_digits_where_there_is_no_mnist(tmp_path, monkeypatch):

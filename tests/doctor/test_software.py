@@ -8,7 +8,7 @@ import pytest
 
 from meprop_bench.doctor import software
 from meprop_bench.doctor.finding import Finding
-from meprop_bench.measure.sampler import Summary
+from meprop_bench.measure.sampler import SampleSummary
 from meprop_bench.ops.kernels import compiled
 from meprop_bench.ops.node import SWITCH
 
@@ -161,7 +161,9 @@ def test_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     found = {"gpu_utilization": 1.0, "sm_utilization": 1.0, "cpu_energy_j": 1.0}
-    monkeypatch.setattr(software.Sampler, "summary", property(lambda _: Summary(found), lambda *_: None), raising=False)
+    monkeypatch.setattr(
+        software.Sampler, "summary", property(lambda _: SampleSummary(found), lambda *_: None), raising=False
+    )
     assert [finding.state for finding in software.devices()] == ["ok"] * 4
     assert software.devices()[0].text == "CUDA 12.9: A GPU, A GPU"
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from meprop_bench.measure.procfs import Unavailable
-from meprop_bench.measure.sampler import Sampler, Summary, mean
+from meprop_bench.measure.sampler import Sampler, SampleSummary, mean
 
 
 class Fake:
@@ -38,7 +38,7 @@ class Fake:
 
     def summary(self, seconds):
         self._ask("summary")
-        return Summary({self.fields[0]: self.asked.count("read")}, {self.fields[1]: f"{seconds:g} s"})
+        return SampleSummary({self.fields[0]: self.asked.count("read")}, {self.fields[1]: f"{seconds:g} s"})
 
     def close(self):
         self._ask("close")
@@ -64,7 +64,7 @@ def test_gauges_are_read_in_a_thread_and_counters_on_both_sides_of_the_block():
     here = threading.current_thread()
     assert [thread is here for thread in source.threads] == [True, True, False, False, False, True, True, True]
     assert sampler.seconds == 2.5
-    assert sampler.summary == Summary({"a_level": 3}, {"a_count": "2.5 s"})
+    assert sampler.summary == SampleSummary({"a_level": 3}, {"a_count": "2.5 s"})
 
 
 def test_what_cannot_be_read_here_says_why_in_each_field_and_is_not_asked():

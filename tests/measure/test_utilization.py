@@ -7,7 +7,7 @@ import pytest
 from meprop_bench.measure.clock import WallClock
 from meprop_bench.measure.host import Host, Rapl
 from meprop_bench.measure.nvml import Nvml
-from meprop_bench.measure.sampler import Summary
+from meprop_bench.measure.sampler import SampleSummary
 from meprop_bench.measure.utilization import sources_for, watch
 
 
@@ -16,7 +16,7 @@ class Meter:
 
     def __init__(self, values, unavailable=None, reason=None):
         self.fields = (*values, *(unavailable or {}))
-        self._found = Summary(values, unavailable or {})
+        self._found = SampleSummary(values, unavailable or {})
         self._reason = reason
         self.calls = []
 

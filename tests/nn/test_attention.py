@@ -14,7 +14,6 @@ from meprop_bench.nn import MePropLinear, MePropMultiheadAttention, convert, rec
 from meprop_bench.ops import resolve_k
 
 E, HEADS, BATCH, LENGTH, SOURCE = 8, 2, 3, 4, 5
-METHOD = {"k": 3}
 KINDS = (nn.Linear, nn.MultiheadAttention)
 
 

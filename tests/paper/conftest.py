@@ -3,11 +3,11 @@ import pytest
 from meprop_bench.paper.evidence import TableEvidence
 from meprop_bench.paper.experiment import experiment as plan
 from meprop_bench.paper.published import table
-from meprop_bench.paper.records import Evaluation, TrainedArm
+from meprop_bench.paper.records import ArmEvaluation, TrainedArm
 
 
 def trained(arm_id, seed, test, *, best_epoch=5, epochs=10, **more):
-    evaluations = tuple(Evaluation(float(epoch), 0.1, test - 0.2) for epoch in range(1, epochs + 1))
+    evaluations = tuple(ArmEvaluation(float(epoch), 0.1, test - 0.2) for epoch in range(1, epochs + 1))
     figures = {"best_dev": test - 0.1, "test": test, "final_dev": test - 0.2, "seconds": 1.0}
     evaluations = more.pop("evaluations", evaluations)
     return TrainedArm(

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from meprop_bench.paper.claims import NEARLY, SAME, judge, overall
-from meprop_bench.paper.records import Decoding, Evaluation
+from meprop_bench.paper.records import ArmEvaluation, Decoding
 from meprop_bench.results.schema import Row
 
 MNIST = "MNIST (Adam)"
@@ -97,12 +97,12 @@ def test_what_gives_the_same_figures_to_the_last_loss_is_its_baseline(evidence):
 @pytest.mark.parametrize(("pace", "verdict"), [(0.0, "reproduced"), (0.2, "reproduced"), (0.5, "inconclusive")])
 def test_a_row_ahead_of_a_baseline_that_was_still_learning(evidence, pace, verdict):
     """98.3 against 97.5, which gains so much an epoch at its end."""
-    curve = tuple(Evaluation(float(epoch), 0.1, 97.4 + pace * (epoch - 10)) for epoch in range(1, 11))
+    curve = tuple(ArmEvaluation(float(epoch), 0.1, 97.4 + pace * (epoch - 10)) for epoch in range(1, 11))
     own = {"best_epoch": 10, "best_dev": 97.4, "evaluations": curve}
     seeds = [{"test": test, **own} for test in (97.5, 97.51, 97.49)]
     found = verdicts(evidence("icml:3", {(MNIST, "MLP (h=20)"): seeds, SPARSE: [98.3, 98.31, 98.3]}))["better"]
     assert found.verdict == verdict
-    only = (Evaluation(8.0, 0.1, 97.4),)
+    only = (ArmEvaluation(8.0, 0.1, 97.4),)
     once = [{**seed, "best_epoch": 8, "evaluations": only} for seed in seeds]
     found = verdicts(evidence("icml:3", {(MNIST, "MLP (h=20)"): once, SPARSE: [98.3, 98.31, 98.3]}))["better"]
     assert found.verdict == "inconclusive"  # of one evaluation nobody knows how it went on

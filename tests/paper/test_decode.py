@@ -12,7 +12,7 @@ from meprop_bench.models.tagger import Tagger
 from meprop_bench.paper.claims import judge
 from meprop_bench.paper.evidence import lines
 from meprop_bench.paper.experiment import Arm, experiment
-from meprop_bench.paper.published import Setting, table
+from meprop_bench.paper.published import PublishedSetting, table
 from meprop_bench.paper.records import DECODINGS, Decoding, Decodings, TrainedArm, Trainings, sizes_of
 from meprop_bench.paper.requests import Decoders, cut_layers, multiplications
 from meprop_bench.paper.runner import decode_all, take
@@ -52,7 +52,7 @@ def test_what_cannot_be_cut_is_refused(sizes):
 
 
 def test_decoding_is_timed_in_pairs():
-    setting = Setting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
+    setting = PublishedSetting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
     decoders = Decoders(Arm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
     before, after = map(multiplications, decoders.models)
     assert (before, after) == (64 * 16 + 16 * 16 + 16 * 10, 64 * 3 + 3 * 2 + 2 * 10)
@@ -66,7 +66,7 @@ def test_what_was_cut_amiss_is_not_timed(monkeypatch):
         remove(structure, {group: kept.flip(0) for group, kept in keep.items()})
 
     monkeypatch.setattr("meprop_bench.paper.requests.remove", amiss)
-    setting = Setting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
+    setting = PublishedSetting(method="mesimp", k=4, rate=0.1, hidden=16, layers=2, batch=50, optimizer="adam")
     with pytest.raises(ValueError, match="the cut model's output is off by"):
         Decoders(Arm("digits", "digits", setting, 1, examples=100), {"linear0": 3, "linear1": 2})
 

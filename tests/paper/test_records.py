@@ -3,11 +3,11 @@ import json
 import pytest
 
 from meprop_bench.errors import UserError
-from meprop_bench.paper.records import TRAININGS, Evaluation, TrainedArm, Trainings
+from meprop_bench.paper.records import TRAININGS, ArmEvaluation, TrainedArm, Trainings
 
 
 def trained(arm_id, seed, test, **more):
-    evaluations = (Evaluation(1.0, 0.5, 97.0), Evaluation(2.0, 0.4, 98.0))
+    evaluations = (ArmEvaluation(1.0, 0.5, 97.0), ArmEvaluation(2.0, 0.4, 98.0))
     return TrainedArm(arm_id=arm_id, seed=seed, evaluations=evaluations, best_epoch=2.0, test=test, **more)
 
 

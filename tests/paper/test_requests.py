@@ -4,7 +4,7 @@ import torch
 
 from meprop_bench.measure.environment import collect
 from meprop_bench.paper.experiment import Arm
-from meprop_bench.paper.published import Setting
+from meprop_bench.paper.published import PublishedSetting
 from meprop_bench.paper.records import TrainedArm
 from meprop_bench.sweep.worker import Session
 
@@ -12,7 +12,7 @@ from meprop_bench.sweep.worker import Session
 def test_a_training_says_where_and_by_which_code_it_was_made():
     session = Session()
     hello = session.handle({"do": "hello", "threads": torch.get_num_threads(), "device": "cpu", "kernels": False})
-    setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
+    setting = PublishedSetting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = Arm("digits", "digits", setting, 1, examples=100)
     answer = session.handle({"do": "train_arm", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
     trained = TrainedArm.from_json(answer)
@@ -26,7 +26,7 @@ def test_a_training_says_where_and_by_which_code_it_was_made():
 
 def test_a_training_and_a_count_say_that_the_data_are_not_the_published_ones(other_mnist):
     session = Session()
-    setting = Setting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
+    setting = PublishedSetting(method="dense", hidden=8, layers=1, batch=50, optimizer="adam")
     arm = Arm("mnist", "mnist", setting, 1, examples=20)
     answer = session.handle({"do": "train_arm", "arm": arm.to_json(), "seed": 1, "device": "cpu"})
     assert TrainedArm.from_json(json.loads(json.dumps(answer))).data_published is False

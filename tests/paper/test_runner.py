@@ -7,7 +7,7 @@ from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.folder import as_overview, best_results, read
 from meprop_bench.paper.published import table
-from meprop_bench.paper.records import Evaluation, TrainedArm, Trainings
+from meprop_bench.paper.records import ArmEvaluation, TrainedArm, Trainings
 from meprop_bench.paper.runner import missing, slug, train_all
 from meprop_bench.paper.subjects import Subject
 from meprop_bench.report.formats import write_report
@@ -32,7 +32,7 @@ class Worker:
 
         test = 90.0 + seed / 10 + (arm["setting"]["method"] != "dense")
         wanted = Arm.from_json(arm)
-        course = tuple(Evaluation(float(epoch), 0.1, 91.0 - epoch) for epoch in range(1, wanted.epochs + 1))
+        course = tuple(ArmEvaluation(float(epoch), 0.1, 91.0 - epoch) for epoch in range(1, wanted.epochs + 1))
         figures = {"evaluations": course, "best_epoch": 1.0, "best_dev": 90.0, "test": test}
         return TrainedArm(arm_id=wanted.arm_id, seed=seed, **figures).to_json()
 

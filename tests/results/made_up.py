@@ -6,19 +6,24 @@ import importlib.util
 import json
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from meprop_bench.api import measure
 from meprop_bench.cli import run
 from meprop_bench.cli.options import given_axes
 from meprop_bench.errors import UserError
+from meprop_bench.gate import targets
+from meprop_bench.report import parquet
 from meprop_bench.report.asv import export
+from meprop_bench.report.best import chosen
 from meprop_bench.report.cells import sections
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
+from meprop_bench.report.page.grid import columns_of
 from meprop_bench.report.plots import grouping
 from meprop_bench.report.reliability import with_disagreements
 from meprop_bench.results.axes import AXES, case_name
@@ -27,6 +32,7 @@ from meprop_bench.results.store import Store
 from meprop_bench.sweep.plan import load_preset, plan_axes, plan_preset
 from meprop_bench.sweep.rows import failed_row
 from meprop_bench.sweep.suite import Grid
+from meprop_bench.testing.trainings import case_of
 from meprop_bench.workloads.case import Case
 
 ROOT = Path.cwd()
@@ -128,6 +134,12 @@ print(
             "csv": "ballast" in as_csv(DOCUMENT).partition("\n")[0].split(","),
             "dense times that may differ": with_disagreements([ROWS[0], apart])[0].baseline_disagreement,
             "export asv": exported(),
+            "page": [column.texts for column in columns_of(ROWS, frozenset())[0] if column.head == "ballast"],
+            "parquet": parquet._kinds()["ballast"].__name__,
+            "keyword": measure._axes(measure.compare, "m.py:build", {"ballast": [1, 3]}, ExitStack())["ballast"],
+            "rows of results": chosen(ROWS, {"ballast": 3}) == ROWS[1:],
+            "claim of a test": case_of("m.py:build", {"ballast": 3}).ballast,
+            "model of a gate": [case.ballast for case in targets._models({"model": "m.py:build", "ballast": [1, 3]})],
             "compare": [row["ballast"] for row in compared.to_json()["rows"]],
             "compare, csv": "ballast" in as_csv(compared).partition("\n")[0].split(","),
             "compare, column": "ballast" in compared.sections[0].columns,

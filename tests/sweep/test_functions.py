@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from meprop_bench.measure.clock import WallClock
-from meprop_bench.sweep.functions import CALL, Functions, Timed, _compared, device_of_functions
+from meprop_bench.sweep.functions import CALL, Functions, Timed, _compared, device_of_functions, fingerprint
 from meprop_bench.sweep.worker import Session
 
 _CALLS: list[tuple[Any, ...]] = []
@@ -173,6 +174,22 @@ def test_different_results_are_not_timed(ask: Callable[..., dict[str, Any]]) -> 
     tried = _tried(ask, Functions(Timed(_note), Timed(_note, (2,)), same_result=True))
     assert tried["differ"] == "1, not 0"
     assert _CALLS == [(), (2,)]
+
+
+def test_arguments_have_one_fingerprint_even_if_the_call_between_imports_a_pickler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, local = ([1, 2], [3]), (lambda: 0,)
+    monkeypatch.delitem(sys.modules, "cloudpickle", raising=False)
+    before = fingerprint((plain, {}))
+    assert fingerprint((local, {})) is None
+    import cloudpickle
+
+    assert before is not None
+    assert fingerprint((plain, {})) == before
+    assert fingerprint((plain, {"a": 1})) != before
+    assert fingerprint((local, {})) == hashlib.sha256(cloudpickle.dumps((local, {}))).hexdigest()
+    assert fingerprint(((), {})) is None
 
 
 def test_the_device_is_one_that_the_functions_have_started(monkeypatch: pytest.MonkeyPatch) -> None:

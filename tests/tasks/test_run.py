@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from meprop_bench.data import Part, numbered_batches
+from meprop_bench.data import ImagePart, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
 from meprop_bench.optimizers import OPTIMIZERS
@@ -26,7 +26,7 @@ _CENTRES = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_see
 def part(n, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (n,), generator=generator)
-    return Part(_CENTRES[labels] + 0.7 * torch.randn(n, FEATURES, generator=generator), labels)
+    return ImagePart(_CENTRES[labels] + 0.7 * torch.randn(n, FEATURES, generator=generator), labels)
 
 
 class Clusters(Task):

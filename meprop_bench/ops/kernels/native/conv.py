@@ -183,8 +183,9 @@ def _maps(a, share, shares):
             if a[_DW] != 0:
                 entries = 4 * n * batch * k
                 gather_all(
-                    a[_DWP] + VECTOR_BYTES * n * vectors, plan[_PLACE], vectors, a[_XP], 4 * c, a[_PIXEL] + entries,
-                    a[_VALUE] + entries, np.int64(starts[n, tile]), np.int64(starts[n, stop]),
+                    a[_DWP] + VECTOR_BYTES * n * vectors, plan[_PLACE], count=vectors, table=a[_XP], stride=4 * c,
+                    pixels=a[_PIXEL] + entries, values=a[_VALUE] + entries,
+                    first=np.int64(starts[n, tile]), last=np.int64(starts[n, stop]),
                 )  # fmt: skip
     # dW from the order of vectors into that of the weight, and the sums of a map into one.
     if a[_DW] != 0:
@@ -219,8 +220,9 @@ def _images(a, share, shares):
         for n in range(g * each, (g + 1) * each):
             entries = 4 * n * batch * k
             scatter_all(
-                a[_PACKED] + VECTOR_BYTES * n * vectors, plan[_PLACE], plan[_FULL], vectors, plan[_REST], table, 4 * c,
-                a[_PIXEL] + entries, a[_VALUE] + entries, np.int64(starts[n, b]), np.int64(starts[n, b + 1]),
+                a[_PACKED] + VECTOR_BYTES * n * vectors, plan[_PLACE], full=plan[_FULL], count=vectors,
+                rest=plan[_REST], table=table, stride=4 * c, pixels=a[_PIXEL] + entries, values=a[_VALUE] + entries,
+                first=np.int64(starts[n, b]), last=np.int64(starts[n, b + 1]),
             )  # fmt: skip
         # (Hp, Wp, C) -> (C, H, W), without the padding.
         target, source = a[_DX] + 4 * image * c * h * w, a[_IMAGE] + _image_bytes(plan) * share

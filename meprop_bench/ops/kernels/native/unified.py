@@ -206,15 +206,19 @@ def _multiply(given, share, shares):
         if not a[_GATHERED]:
             _pack_examples(a, 0, (b + high_dx - 1) // high_dx)
         multiply(
-            a[_TALL_DX], high_dx, b, k, a[_W], 4 * m, a[_HITS], a[_DX], 0, m, start, stop, packed, a[_STREAMING] != 0
-        )
+            a[_TALL_DX], high_dx, rows=b, total=k, source=a[_W], stride=4 * m, hits=a[_HITS], out=a[_DX], out_hits=0,
+            m=m, start=start, stop=stop, packed=packed, streaming=a[_STREAMING] != 0,
+        )  # fmt: skip
     # dW[hits] = dy[:, hits]ᵀ · x, columns [start, stop), into the rows `out_hits` of dW or one below the other.
     if a[_DW] != 0 and high > both * strips:
         start, stop = max(0, low - both * strips) * WIDE, min((high - both * strips) * WIDE, m)
         if not a[_GATHERED]:
             _pack_neurons(a, 0, b)
         out_hits = 0 if a[_COMPACT] else a[_HITS]
-        multiply(a[_TALL_DW], high_dw, k, b, a[_X], 4 * m, 0, a[_DW], out_hits, m, start, stop, packed, False)
+        multiply(
+            a[_TALL_DW], high_dw, rows=k, total=b, source=a[_X], stride=4 * m, hits=0, out=a[_DW], out_hits=out_hits,
+            m=m, start=start, stop=stop, packed=packed, streaming=False,
+        )  # fmt: skip
 
 
 SUM, GATHER, MULTIPLY = body(_sum), body(_gather), body(_multiply)
