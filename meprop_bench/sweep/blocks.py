@@ -129,7 +129,8 @@ class SlowedClock:
     """A clock under which one phase takes longer: the wait is a loop that reads the clock, as in `workloads.linear`.
 
     A subject times its phases either by name (`time_phases({"backward": ...})`) or one call at a time (`time(fn)`); the
-    clock knows the former by the name and the latter by the function itself.
+    clock knows the former by the name and the latter by the function itself. A phase may come in parts ("backward 0",
+    "backward 1", where gradients are added up), which share the wait.
 
     The device of what really times is the CPU, since the wait is the processor's; `call` is what a subject without
     names calls for the phase, None where it gives names; `now` gives nanoseconds of a monotonic clock.
@@ -139,31 +140,34 @@ class SlowedClock:
         self, clock: Clock, phase: str, call: Callable[[], object] | None, now: Callable[[], int] = time.perf_counter_ns
     ) -> None:
         self._clock, self._phase, self._call, self._now = clock, phase, call, now
-        self._wait_ns: int | None = None
-        self._wanted_s = 0.0
+        self._wanted_s = self._itself_s = 0.0
         self.now, self.synchronize = clock.now, clock.synchronize
 
     def wait(self, seconds: float) -> None:
         """Slow each call of the phase by these seconds from now on; 0 or less leaves it alone."""
         if seconds == self._wanted_s:
             return
-        self._wait_ns, self._wanted_s = None, seconds
+        self._wanted_s = seconds
         if seconds > 0:
             # What waiting costs by itself, about 0.3 µs, would be a third of 1% of a small layer's backward pass.
-            itself_s = self._clock.time(self._slowed(_nothing, 0), _LOOPS) - self._clock.time(_nothing, _LOOPS)
-            self._wait_ns = max(0, round(1e9 * (seconds - itself_s)))
+            self._itself_s = self._clock.time(self._slowed(_nothing, 0), _LOOPS) - self._clock.time(_nothing, _LOOPS)
 
     def time(self, fn: Callable[[], object], loops: int) -> float:
         """Return the seconds of one call of `fn`, slowed if it is the phase's call."""
         return self._clock.time(self._longer(fn) if fn == self._call else fn, loops)
 
     def time_phases(self, phases: Mapping[str, Callable[[], object]], loops: int) -> dict[str, float]:
-        """Return the seconds of each phase, the one of that name slowed."""
-        slowed = {name: self._longer(fn) if name == self._phase else fn for name, fn in phases.items()}
+        """Return the seconds of each phase, the one of that name slowed; ValueError where none is, nor a part of it."""
+        parts = [name for name in phases if name.split()[0] == self._phase]
+        if not parts:
+            raise ValueError(f"nothing of what is timed is the phase {self._phase!r}: {', '.join(phases)}")
+        slowed = {name: self._longer(fn, len(parts)) if name in parts else fn for name, fn in phases.items()}
         return self._clock.time_phases(slowed, loops)
 
-    def _longer(self, fn: Callable[[], object]) -> Callable[[], object]:
-        return fn if self._wait_ns is None else self._slowed(fn, self._wait_ns)
+    def _longer(self, fn: Callable[[], object], parts: int = 1) -> Callable[[], object]:
+        if self._wanted_s <= 0:
+            return fn
+        return self._slowed(fn, max(0, round(1e9 * (self._wanted_s / parts - self._itself_s))))
 
     def _slowed(self, fn: Callable[[], object], wait_ns: int) -> Callable[[], object]:
         now = self._now
