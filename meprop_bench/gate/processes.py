@@ -28,8 +28,9 @@ same time, and two cores of a shared machine have different neighbours. Six pair
 three seconds, a layer of 784 x 500 at B = 50 on two cores: unbound the forward pass spread by 2.4% and the backward
 pass by 2.4%, bound by 0.9% and 1.7%. (Whoever sets one of OpenMP's variables has a reason, and keeps it.)
 
-Both of a pair hash with the same seed, which is drawn anew for the next pair: how dictionaries and sets lie is then no
-difference between the two sides, and still not the same throughout (common random numbers).
+Both of a pair hash with the same seed and lie at the same addresses (`measure.layout`), which are drawn anew for the
+next pair: how dictionaries, code and stacks lie is then no difference between the two sides, and still not the same
+throughout (common random numbers).
 
 The workers hand over to each other (`sweep.blocks`), so that neither JSON nor this process stands between two
 blocks. That is what the sharpness of the gate rests on. On a shared machine (two vCPUs of an AMD EPYC, a neighbour on
@@ -107,8 +108,8 @@ def process_pair(
 
     Who comes first finds another machine: more free memory in large pages, for one.
     """
-    seed = rng.getrandbits(32)
-    starts = {side: partial(start, replace(checkouts[side], hash_seed=seed), case) for side in SIDES}
+    draw = rng.getrandbits(32)
+    starts = {side: partial(start, replace(checkouts[side], draw=draw), case) for side in SIDES}
     return Pool(starts, _PATIENCE_S, order=rng.sample(SIDES, 2))
 
 
@@ -128,17 +129,17 @@ def start_revision(checkout: Checkout, case: Measurable) -> WorkerLike:
         **places,
         # It keeps bytecode by path and time of change, which are the same for every revision in a slot.
         "PYTHONPYCACHEPREFIX": None,
-        "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED") or str(checkout.hash_seed),
+        "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED") or str(checkout.draw),
     }
     if (project := checkout.project) is None:
         path = os.pathsep.join(filter(None, (str(checkout.folder), os.environ.get("PYTHONPATH"))))
-        return start_worker({**env, "PYTHONPATH": path}, "-P")
+        return start_worker({**env, "PYTHONPATH": path}, "-P", layout=checkout.draw)
     if project.python is not None:
         env |= worker_environment(project, borrows=not isinstance(case, FunctionCase))
     elif str(ours := Path(meprop_bench.__file__).parents[1]) not in map(sysconfig.get_path, ("purelib", "platlib")):
         # This package is not installed: it was found in a folder that another process does not start in.
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ours))))
-    return start_worker(env, "-P", python=project.python, cwd=checkout.folder)
+    return start_worker(env, "-P", python=project.python, cwd=checkout.folder, layout=checkout.draw)
 
 
 def cores_of(case: Measurable) -> list[int]:

@@ -71,7 +71,7 @@ class Checkout:
     notes: tuple[str, ...] = ()  # what a reader should know, one line each
     changed: bool = False  # its files are not those of the commit alone
     project: Project | None = None  # of a project of its own
-    hash_seed: int = 0  # of Python's hashes in its processes, from 0 to 2**32 - 1
+    draw: int = 0  # of Python's hashes and of addresses in its processes, from 0 to 2**32 - 1
 
     @property
     def modules(self) -> list[str]:

@@ -129,8 +129,8 @@ class SlowedClock:
     """A clock under which one phase takes longer: the wait is a loop that reads the clock, as in `workloads.linear`.
 
     A subject times its phases either by name (`time_phases({"backward": ...})`) or one call at a time (`time(fn)`); the
-    clock knows the former by the name and the latter by the function itself. Where a step has several backward passes,
-    "backward 0", "backward 1" (`workloads.steps`), each of them waits for its part.
+    clock knows the former by the name and the latter by the function itself. A phase may come in parts ("backward 0",
+    "backward 1", where gradients are added up), which share the wait.
 
     The device of what really times is the CPU, since the wait is the processor's; `call` is what a subject without
     names calls for the phase, None where it gives names; `now` gives nanoseconds of a monotonic clock.
@@ -154,15 +154,17 @@ class SlowedClock:
 
     def time(self, fn: Callable[[], object], loops: int) -> float:
         """Return the seconds of one call of `fn`, slowed if it is the phase's call."""
-        return self._clock.time(self._longer(fn, 1) if fn == self._call else fn, loops)
+        return self._clock.time(self._longer(fn) if fn == self._call else fn, loops)
 
     def time_phases(self, phases: Mapping[str, Callable[[], object]], loops: int) -> dict[str, float]:
-        """Return the seconds of each phase, the one of that name slowed."""
+        """Return the seconds of each phase, the one of that name slowed; ValueError where none is, nor a part of it."""
         parts = [name for name in phases if name.split()[0] == self._phase]
-        slowed = {name: self._longer(phases[name], len(parts)) for name in parts}
-        return self._clock.time_phases({**phases, **slowed}, loops)
+        if not parts:
+            raise ValueError(f"nothing of what is timed is the phase {self._phase!r}: {', '.join(phases)}")
+        slowed = {name: self._longer(fn, len(parts)) if name in parts else fn for name, fn in phases.items()}
+        return self._clock.time_phases(slowed, loops)
 
-    def _longer(self, fn: Callable[[], object], parts: int) -> Callable[[], object]:
+    def _longer(self, fn: Callable[[], object], parts: int = 1) -> Callable[[], object]:
         if self._wanted_s <= 0:
             return fn
         return self._slowed(fn, max(0, round(1e9 * (self._wanted_s / parts - self._itself_s))))

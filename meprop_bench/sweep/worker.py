@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from meprop_bench.errors import UserError
 from meprop_bench.measure import affinity
 from meprop_bench.measure.allocator import environment_of
+from meprop_bench.measure.layout import alike
 from meprop_bench.measure.paired import calibrate, warm_up
 from meprop_bench.measure.worker import Worker, serve
 
@@ -367,12 +368,18 @@ def start_worker(
     *flags: str,
     python: Path | None = None,
     cwd: Path | None = None,
+    layout: int | None = None,
 ) -> Worker:
     """Start a measuring process, with changes to this one's environment (None removes) and flags of the interpreter.
 
-    `python` is another one than this process's, `cwd` another folder to work in.
+    `python` is another one than this process's, `cwd` another folder to work in. Those of one `layout`, a drawn number,
+    lie alike in memory (`measure.layout`).
     """
-    return Worker([str(python or sys.executable), *flags, "-m", "meprop_bench.sweep.worker"], env, cwd)
+    argv = [str(python or sys.executable), *flags, "-m", "meprop_bench.sweep.worker"]
+    if layout is None:
+        return Worker(argv, env, cwd)
+    argv, variables = alike(argv, layout)
+    return Worker(argv, {**(env or {}), **variables}, cwd)
 
 
 def start_for(case: Case) -> Worker:

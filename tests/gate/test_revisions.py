@@ -4,6 +4,7 @@ real ones would, and time passes on a fake clock only."""
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from meprop_bench.gate.revisions import GateProgress, Measured, Rounds, measure
 from meprop_bench.gate.series import Series
 from meprop_bench.gate.settings import Settings
 from meprop_bench.gate.worktree import Checkout
+from meprop_bench.measure.layout import PADDING
 from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.stats import median, paired_ratio
 from meprop_bench.sweep.plan import Plan, plan_axes
@@ -65,7 +67,7 @@ class _Fakes:
     def start(self, checkout: Checkout, case: Case) -> _Fake:
         assert self.held == ["cpu"]
         self.started.append(checkout.side)
-        self.seeds.append(checkout.hash_seed)
+        self.seeds.append(checkout.draw)
         self.open += 1
         return self.worker(self, checkout, len(self.started))
 
@@ -334,8 +336,23 @@ def test_a_worker_hashes_by_the_seed_of_its_pair_unless_the_user_has_chosen_one(
         monkeypatch.setenv("PYTHONHASHSEED", chosen)
     started: list[dict[str, str | None]] = []
     monkeypatch.setattr("meprop_bench.sweep.worker.Worker", lambda argv, env, cwd=None: started.append(env))
-    start_revision(replace(_BASE, hash_seed=7), _plan().cases[0])
+    start_revision(replace(_BASE, draw=7), _plan().cases[0])
     assert started[0]["PYTHONHASHSEED"] == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody chooses a process's addresses")
+def test_both_of_a_pair_lie_alike_and_the_next_pair_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], str | None]] = []
+    monkeypatch.setattr(
+        "meprop_bench.sweep.worker.Worker", lambda argv, env, cwd=None: started.append((argv, env[PADDING]))
+    )
+    for draw in (7 + (3 << 12), 8 + (4 << 12)):
+        for checkout in (_BASE, _HEAD):
+            start_revision(replace(checkout, draw=draw), _plan().cases[0])
+    assert started[0] == started[1]
+    assert started[2] == started[3]
+    assert started[0][1] != started[2][1]
+    assert started[0][0] != started[2][0]
 
 
 def test_both_of_a_pair_hash_alike_and_the_next_pair_otherwise() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from meprop_bench.measure.clock import WallClock
-from meprop_bench.sweep.blocks import SlowedClock
+from meprop_bench.sweep.blocks import Blocks, SlowedClock
+from meprop_bench.sweep.plan import load_preset, plan_preset
 from meprop_bench.workloads import setup
-from meprop_bench.workloads.case import Case
 
 
 class _Time:
@@ -50,36 +50,44 @@ def test_the_phase_of_that_name_takes_longer(time: _Time) -> None:
     assert clock.time_phases(phases, 10)["backward"] == pytest.approx(plain["backward"])
 
 
+def test_parts_of_the_phase_share_what_it_takes_longer(time: _Time) -> None:
+    clock = _clock(time)
+    parts = {f"{phase} {part}": time.spend(50_000) for part in range(2) for phase in ("forward", "backward")}
+    plain = clock.time_phases(parts, 10)
+    clock.wait(0.1 * (plain["backward 0"] + plain["backward 1"]))
+    slowed = clock.time_phases(parts, 10)
+    for part in parts:
+        assert slowed[part] == pytest.approx((1.1 if "backward" in part else 1.0) * plain[part], rel=1e-3)
+
+
+def test_a_phase_that_is_not_there_is_not_slowed_in_silence(time: _Time) -> None:
+    with pytest.raises(ValueError, match="nothing of what is timed is the phase 'backward': forward, update"):
+        _clock(time).time_phases({"forward": time.spend(1), "update": time.spend(1)}, 1)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_each_case_of_the_gates_preset_is_slowed_by_what_is_injected(place: int) -> None:
+    """On a clock that passes only when it is looked at."""
+    cases = plan_preset(load_preset("gate"), {"baseline": ["same"], "threads": [1]}).cases
+    assert len(cases) == 5
+    prepared, time = setup(cases[place]), _Time()
+    blocks = Blocks(prepared, WallClock(timer=lambda: time.look() / 1e9))
+    try:
+        assert blocks._slowed is not None
+        blocks._slowed._now = time.look
+        plain, _ = blocks.take("method", 2, 0, 0.0)
+        slowed, _ = blocks.take("method", 2, 0, 100.0)  # of 10 ns, for a look
+    finally:
+        blocks.close()
+    assert slowed["backward"] > 20 * plain["backward"]
+    others = [phase for phase in plain if phase not in ("backward", "step")]
+    assert others
+    assert all(slowed[phase] == pytest.approx(plain[phase]) for phase in others)
+
+
 def test_the_call_takes_longer_where_there_are_no_names(time: _Time) -> None:
     backward, forward = time.spend(100_000), time.spend(50_000)
     clock = _clock(time, backward)
     clock.wait(1e-5)
     assert clock.time(backward, 10) == pytest.approx(1.1e-4, rel=1e-3)
     assert clock.time(forward, 10) == pytest.approx(5e-5, rel=1e-3)
-
-
-def test_several_backward_passes_of_a_step_share_the_wait(time: _Time) -> None:
-    clock = _clock(time)
-    phases = {f"{name} {part}": time.spend(100_000) for part in range(4) for name in ("forward", "backward")}
-    clock.wait(1e-5)
-    slowed = clock.time_phases(phases, 10)
-    assert [slowed[f"forward {part}"] for part in range(4)] == pytest.approx([1e-4] * 4, rel=1e-3)
-    assert sum(slowed[f"backward {part}"] for part in range(4)) == pytest.approx(4.1e-4, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(workload="linear", method="unified", k=2, batch=4, in_features=8, out_features=8),
-        Case(workload="mlp", method="unified", k=2, batch=4, data="digits", in_features=64, out_features=8),
-    ],
-    ids=lambda case: case.workload,
-)
-def test_what_is_timed_of_a_case_is_reached(case: Case) -> None:
-    prepared = setup(case)
-    clock = SlowedClock(WallClock(), "backward", prepared.memory.get("backward", (None, None))[1])
-    wait_s = 0.02
-    clock.wait(wait_s)
-    found = prepared.method(2, clock)
-    assert found["backward"] > wait_s
-    assert found["forward"] < found["backward"]
