@@ -79,8 +79,13 @@ class Own(Task):
 
     @property
     def metric(self) -> str:  # type: ignore[override]
-        """What `evaluate` returns."""
-        return self.training.metric
+        """What `evaluate` returns, without the sign of a percentage."""
+        return self.training.metric.strip().removesuffix("%").rstrip(" ,") or "quality"
+
+    @property
+    def percent(self) -> bool:
+        """Whether that is a percentage, so that differences are points."""
+        return self.training.metric.strip().endswith("%")
 
     @property
     def kinds(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
