@@ -435,7 +435,7 @@ def _problems(model: nn.Module) -> Iterator[tuple[bool, str]]:
         " own method and k",
     )
     yield (
-        any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for _, module in modules),
+        any(module._compiled_call_impl or type(module).__name__ == "OptimizedModule" for _, module in modules),
         "that is compiled: return it as it is without torch.compile, and choose that by --compile on",
     )
     yield (
