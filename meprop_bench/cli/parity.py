@@ -10,7 +10,6 @@ the same command with --resume goes on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,7 +124,7 @@ def _store(comparison: ParityPlan, out: Path, resume: bool) -> Store:
     from meprop_bench.tasks.checks import on_device
 
     machine = machine_slug(str(on_device(comparison.recipe.options.get("device", "cpu"))))
-    name = "parity-" + re.sub(r"[^A-Za-z0-9.]+", "-", comparison.recipe.label).strip("-")
+    name = f"parity-{comparison.recipe.stem}".replace("=", "-").replace("_", "-")
     return results_folder(out, name, machine, comparison.to_json(), resume=resume, what="this comparison")
 
 

@@ -162,9 +162,10 @@ def _store(plan: Plan, out: Path, resume: bool) -> Store:
 
 def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
     """Run what is missing and return the exit code; an interrupt ends the run, not the report."""
+    from meprop_bench.report.cells import counted
     from meprop_bench.sweep.runner import Runner
 
-    click.echo(f"{len(plan.cases)} cases to {store.folder}", err=True)
+    click.echo(f"{counted(len(plan.cases), 'case')} to {store.folder}", err=True)
     try:
         with showing(plan) as progress:
             look = partial(state_before, say=partial(click.echo, err=True))

@@ -85,7 +85,7 @@ def command(form: str, resume: bool, out: Path | None, threads: int | None, seed
     settings = {**describe(task, recipe, seed), "threads": threads}
     if task.data_published is False:  # those of the folder are not gone on with on other data
         settings["data_published"] = False
-    folder = out or Path("training") / f"{recipe.label} seed={seed}".replace(" ", "-").replace("=", "")
+    folder = out or Path("training") / f"{recipe.stem}-seed{seed}".replace("=", "")
     with _folder(folder, settings, resume) as fresh, _showing(recipe, task) as show, _interruptible() as at:
         click.echo(f"{'training' if fresh else 'going on'} in {folder}", err=True)
         for note in task.notes:

@@ -75,8 +75,10 @@ class Quality:
 
 
 def measure(found: Parity) -> str:
-    """Return what was compared, in a word or two."""
-    return "accuracy" if found.percent else re.split(" on the |, at the end", found.metric)[0]
+    """Return what was compared, in a word or two: of a task's percentage accuracy, of a user's what that is called."""
+    name = re.split(" on the |, at the end", found.metric)[0]
+    of_users = found.metric == f"{name}, at the end"
+    return name.removesuffix("%").rstrip(" ,") if of_users or not found.percent else "accuracy"
 
 
 POINTS = Quality()

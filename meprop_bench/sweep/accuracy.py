@@ -127,8 +127,8 @@ class Accuracies:
         # The method first: it may be refused, and the dense side would have been trained for nothing.
         method, dense = (self._of(each, train) for each in (recipe, recipe.dense()))
         pairs = {seed: (dense.of[seed], method.of[seed]) for seed in self.seeds}
-        usual = dense.metric == "accuracy" and dense.percent  # as stored rows have it
-        metric = "accuracy_percent" if usual else figure_name(recipe, dense.metric)
+        of_task = dense.metric == "accuracy" and dense.percent and not is_model(recipe.task)  # as stored rows have it
+        metric = "accuracy_percent" if of_task else figure_name(recipe, dense.metric)
         return judged(recipe, pairs, steps=self.steps, metric=metric, percent=dense.percent)
 
     def _of(self, recipe: Recipe, train: Train | None) -> SeedFigures:

@@ -26,7 +26,7 @@ from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import MARGIN, figure_name, judged
 from meprop_bench.sweep.trainers import Trainers, TrainingJob
-from meprop_bench.sweep.worker import start_worker
+from meprop_bench.sweep.worker import start_trainer
 from meprop_bench.tasks import TASKS
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe
@@ -96,7 +96,7 @@ def compare(
     *,
     processes: int,
     progress: Callable[[ParityProgress], None] = lambda _: None,
-    start: Callable[[], WorkerLike] = start_worker,
+    start: Callable[[], WorkerLike] = start_trainer,
     now: Callable[[], float] = time.monotonic,
 ) -> Parity:
     """Train what is missing in the store, pair by pair, and return the comparison over all seeds.

@@ -14,6 +14,7 @@ is new changes nothing for those who do not use it.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.layout import alike
 from meprop_bench.measure.paired import calibrate, warm_up
 from meprop_bench.measure.worker import Worker, serve
+from meprop_bench.tasks.build import is_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from meprop_bench.measure.clock import Clock
     from meprop_bench.workloads import Case, Prepared
 
-__all__ = ["PROTOCOL", "REQUESTS", "Session", "main", "side_by_side", "start_for", "start_worker"]
+__all__ = ["PROTOCOL", "REQUESTS", "Session", "main", "side_by_side", "start_for", "start_trainer", "start_worker"]
 
 PROTOCOL = 2
 """Of requests and answers."""
@@ -384,7 +386,18 @@ def start_worker(
 
 def start_for(case: Case) -> Worker:
     """Start a measuring process with a case's threads and allocator."""
-    return start_worker(environment_of(case.allocator, case.threads))
+    env = environment_of(case.allocator, case.threads)
+    return start_worker(env | _same_order() if case.model is not None and is_model(case.model) else env)
+
+
+def start_trainer() -> Worker:
+    """Start a process that trains, one of several that share the trainings of a comparison."""
+    return start_worker(_same_order())
+
+
+def _same_order() -> dict[str, str | None]:
+    """Have sets of strings be in one order in all processes: a user's data may be made of some, a vocabulary, say."""
+    return {"PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0")}
 
 
 def main() -> None:

@@ -79,8 +79,13 @@ class Own(Task):
 
     @property
     def metric(self) -> str:  # type: ignore[override]
-        """What `evaluate` returns."""
-        return self.training.metric
+        """What `evaluate` returns, without the sign of a percentage."""
+        return self.training.metric.strip().removesuffix("%").rstrip(" ,") or "quality"
+
+    @property
+    def percent(self) -> bool:
+        """Whether that is a percentage, so that differences are points."""
+        return self.training.metric.strip().endswith("%")
 
     @property
     def kinds(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
@@ -430,7 +435,7 @@ def _problems(model: nn.Module) -> Iterator[tuple[bool, str]]:
         " own method and k",
     )
     yield (
-        any(hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for _, module in modules),
+        any(module._compiled_call_impl or type(module).__name__ == "OptimizedModule" for _, module in modules),
         "that is compiled: return it as it is without torch.compile, and choose that by --compile on",
     )
     yield (

@@ -10,12 +10,14 @@ A comparison is a recipe, its dense side and seeds (`sweep.parity`); an arm of t
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
@@ -187,6 +189,11 @@ class Recipe:
         """What tells it apart on one line."""
         words = [self.task, self.method, *([] if self.k is None else [f"k={self.k:g}"]), self.algorithm or ""]
         return " ".join(word for word in words if word)
+
+    @property
+    def stem(self) -> str:
+        """The same as a folder is called: of a model's path the last part, and no other sign than these."""
+        return re.sub(r"[^A-Za-z0-9._=]+", "-", self.label.replace(self.task, Path(self.task).name, 1)).strip("-")
 
     @property
     def duration(self) -> str:

@@ -60,8 +60,8 @@ class Task(ABC):
 
     @property
     def percent(self) -> bool:
-        """Whether the metric is a percentage, so that differences are points; a user's own says so by a "%"."""
-        return self.entry.percent or self.metric.endswith("%")
+        """Whether the metric is a percentage, so that differences are points."""
+        return self.entry.percent
 
     @property
     def steps_per_epoch(self) -> int:

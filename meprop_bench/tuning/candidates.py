@@ -73,6 +73,8 @@ class Candidates:
         todo = list(dict.fromkeys([*todo, *before]))
         for arm in todo:
             self._without_time(arm)
+        if untimed := sum(arm not in session.timings for arm in todo):
+            session.say(f"the budget left no time for the steps of {untimed} of {len(todo)} arms")
         if clock is not None:
             self._replace_by_uniform([arm for arm in before if arm not in self.findings], clock)
         return [arm for arm in todo if arm not in self.findings]
@@ -146,7 +148,7 @@ class Candidates:
         """Note the arm for which there is no time, or that computes something else; all others go on."""
         found = self._session.timings.get(arm)
         if found is None:
-            self.out(arm, "left out", "its step is not timed")
+            self.findings[arm] = Finding(arm, "left out", "its step is not timed")
         elif found.failed is not None:
             self.out(arm, "left out" if found.unsure else "failed", found.failed)
 

@@ -88,6 +88,10 @@ class Final:
     def _next(self) -> list[tuple[Arm, int]]:
         """Return the look that is expected to save most, if there is time for one."""
         session, found = self._session, []
+        if len(self._passes) == 1 and any(
+            each.standing == "left out" and each.timing is None for each in self._candidates.findings.values()
+        ):
+            return []  # the next pass times them before more is spent on those that were timed
         pace = session.pace()
         if pace is None or not session.budget.allows(
             3 * FEWEST_SEEDS * pace.seconds(self._plan.steps) / session.machine.processes

@@ -244,9 +244,9 @@ def _undecided(
             f"Undecided: of {best.arm.label} {_step(best)}, {_quality(best, metric)}, {what}."
             f"{_at_equal_time(best, metric)}{then}"
         )
-    open_arms = _count(len(still_open), "arm")
+    open_arms = f"{len(still_open)} of {len(found)} arms" if len(still_open) < len(found) else "any arm"
     others = _reasons([each for each in found if each not in still_open], metric)
-    return f"Undecided: the budget ended before {open_arms} of {len(found)} could be judged{others}.{more(None)}"
+    return f"Undecided: the budget ended before {open_arms} could be judged{others}.{more(None)}"
 
 
 def _dense(found: Sequence[Finding], metric: Metric) -> str:

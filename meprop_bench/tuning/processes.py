@@ -28,7 +28,7 @@ from meprop_bench.sweep.models import check_recipes
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.runner import Runner, SweepProgress
 from meprop_bench.sweep.trainers import Trainers, TrainingJob
-from meprop_bench.sweep.worker import start_worker
+from meprop_bench.sweep.worker import start_trainer
 from meprop_bench.tasks.build import is_model
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
@@ -105,7 +105,7 @@ class Processes:
         showing: Callable[[SweepProgress], None] = lambda _: None,
         say: Callable[[str], None] = lambda _: None,
         idle: Callable[[], object] = lambda: None,
-        start: Callable[[], WorkerLike] = start_worker,
+        start: Callable[[], WorkerLike] = start_trainer,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recipe, self._store, self._budget = recipe, store, budget

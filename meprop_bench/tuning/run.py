@@ -131,7 +131,7 @@ class Request:
             session = Session(machine, journal, budget, watcher.line)
             try:
                 known, arms = self._examined(machine, journal)
-                metric = str(known["metric"]).removesuffix("%").rstrip(" ,") or "quality"
+                metric = str(known["metric"])
                 percent = bool(known["percent"])
                 answer, curve = None, None
                 if self.budgets:

@@ -80,6 +80,7 @@ class Search:
         self._candidates = Candidates(session, question)
         self._promise: dict[Arm, tuple[int, float]] = {}  # steps it was trained, and what it is expected to save
         self._warned = False
+        self._timed_more = True  # whether the last pass timed what those before it had not
         self._only: list[Arm] | None = None  # the arms of the next pass, where there is no time for all
 
     def run(self) -> Answer:
@@ -112,7 +113,9 @@ class Search:
         session, before = self._session, dict(self._candidates.findings)
         self._candidates.findings.clear()
         self._promise.clear()
+        known = len(session.timings)
         candidates = self._candidates.timed(costs, self._joined_before(number))
+        self._timed_more = not number or len(session.timings) > known
         clock, plan = self._candidates.clock(costs), None
         if clock is not None:
             self._journal.settle(dense_s=clock.dense_s)
@@ -145,7 +148,8 @@ class Search:
         pace, plan = self._session.pace(), answer.plan
         if answer.decision.kind == "take" or not self._session.budget.allows(_PASS_S) or answer.clock is None:
             return False
-        if any(each.timing is None and each.standing == "left out" for each in answer.findings):
+        untimed = any(each.timing is None and each.standing == "left out" for each in answer.findings)
+        if untimed and self._timed_more:  # else it would judge the same arms once more, and nothing else
             return True
         if pace is None or plan is None or self._question.steps is not None:
             return False

@@ -45,7 +45,7 @@ def test_its_cells_run_as_what_is_typed_at_a_prompt(tmp_path: Path) -> None:
 assert __name__ == "__main__"
 assert [row.phase for row in found.rows] == ["forward", "backward", "update", "step"], found
 assert all(row.passed and row.measurement.processes == 2 for row in found.rows), found
-assert found.rows[-1].parity.metric.startswith("accuracy %")
+assert found.rows[-1].parity.metric == "accuracy, at the end"
 assert found.rows[0].model.startswith("build@")
 assert "2 of 3 layers are sparsified" in str(found)
 assert "speed-up" in found._repr_html_()

@@ -24,7 +24,7 @@ class Recorded(Instant):
         self.recipes.append(recipe)
 
     def examine(self) -> Mapping[str, Any]:
-        return {"metric": "accuracy, %", "percent": True, "rows": True, "layers": [], "notes": []}
+        return {"metric": "accuracy", "percent": True, "rows": True, "layers": [], "notes": []}
 
 
 @pytest.fixture(autouse=True)

@@ -86,10 +86,12 @@ def test_speedup_gives_clean_json_whatever_is_printed(own_model: Callable[..., s
 
 
 def test_training_gives_clean_json_and_goes_on(own_model: Callable[..., str], folder: Path) -> None:
-    words = ("--model", own_model(_LOUD), *_QUICK, "--epochs", "2", "--out", "trained", "--format", "json")
+    words = ("--model", own_model(_LOUD), *_QUICK, "--epochs", "2", "--format", "json")
     done = command("train", *words, cwd=folder)
     assert done.returncode == ExitCode.OK, done.stderr
     record = json.loads(done.stdout)
+    # The file lies in another folder, and a training's folder is here.
+    assert os.listdir(folder / "training") == ["my_model.py-build-unified-k4-seed1"]
     again = command("train", *words, "--resume", cwd=folder)
     assert json.loads(again.stdout) == record
     shown = command("train", *words[:-2], "--resume", cwd=folder)

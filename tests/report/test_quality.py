@@ -8,7 +8,7 @@ import pytest
 
 from meprop_bench.progress import outcome
 from meprop_bench.report.document import parity_section
-from meprop_bench.report.quality import POINTS, Quality, held, more_seeds
+from meprop_bench.report.quality import POINTS, Quality, held, measure, more_seeds
 from meprop_bench.results.costs import COSTS
 from meprop_bench.results.schema import Parity
 from meprop_bench.stats import Interval, mean_difference, non_inferiority
@@ -71,6 +71,20 @@ def parity(differences, margin=0.5):
         margin=margin,
         verdict=non_inferiority(found, margin),
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "percent", "said"),
+    [
+        ("accuracy_percent", True, "accuracy"),
+        ("UAS on the test set, at the best development score", True, "accuracy"),
+        ("F1, at the end", True, "F1"),
+        ("accuracy %, at the end", True, "accuracy"),  # as stored before
+        (_METRIC, False, "-bits/character"),
+    ],
+)
+def test_a_users_figure_has_its_own_name(metric, percent, said):
+    assert measure(replace(parity([0.1, 0.2]), metric=metric, percent=percent)) == said
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,18 @@ def test_a_request_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert _ask(Session(), do="double", value=4) == {"double": 8}
 
 
+def test_sets_of_a_users_model_have_one_order_in_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense and sparsified are trained in several processes: a vocabulary out of a set would be another in each."""
+    monkeypatch.setattr(worker, "Worker", lambda argv, env, cwd: dict(env or {}))
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    own = Case(workload="model", model="my_model.py:build", optimizer="own", method="unified", k=2)
+    started: list[Any] = [worker.start_for(own), worker.start_trainer(), worker.start_for(_CASE)]
+    assert [env.get("PYTHONHASHSEED") for env in started] == ["0", "0", None]
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    started = [worker.start_for(own), worker.start_trainer()]
+    assert [env["PYTHONHASHSEED"] for env in started] == ["7", "7"]
+
+
 def test_the_gate_s_requests_are_those_that_older_revisions_know() -> None:
     """A gate of today asks a base of the protocol's first revision; a new meaning needs a new number."""
     assert worker.PROTOCOL == 2

@@ -70,7 +70,7 @@ def test_one_that_passes_decides_though_others_are_open() -> None:
     assert taken.sentence.endswith(" 1 arm was not tried, for lack of time.")
     assert decision(other).kind == "undecided"
     assert decision(other).sentence == (
-        "Undecided: the budget ended before 1 arm of 1 could be judged. A larger --budget with --resume may decide."
+        "Undecided: the budget ended before any arm could be judged. A larger --budget with --resume may decide."
     )
 
 

@@ -439,6 +439,26 @@ def test_arms_that_could_not_be_timed_in_time_are_timed_later(fake: Any, learns:
     assert answer.decision.arm == Arm("unified", 1 / 2)
 
 
+def test_arms_that_were_not_timed_come_before_more_seeds_of_those_that_were(fake: Any, learns: Any) -> None:
+    """As on a busy machine: the share of the budget for times was over when one of two arms was timed."""
+    close = learns(lambda arm: 0.0 if arm.k == 1 / 2 else 0.45, slope=2)
+    machine = fake(lambda arm: 1.3, close, noise=0.4, measure_s=40.0)
+    answer = tune(machine, arms=tuple(arms_of(("unified",), (1 / 8, 1 / 2))), budget=240, steps=300)
+    assert len(machine.stored) == 2
+    assert answer.decision.arm == Arm("unified", 1 / 2)
+
+
+def test_a_pass_that_times_nothing_more_is_the_last(fake: Any, learns: Any, tmp_path: Path) -> None:
+    """Each look has half of the chance of error of the one before: at the same seeds again it only weakens them."""
+    machine = fake(lambda arm: 1.3, learns(lambda arm: 0.45, slope=2), noise=0.4, measure_s=40.0)
+    arms = tuple(arms_of(("unified",), (1 / 8, 1 / 2)))
+    answer = tune(machine, arms=arms, budget=180, steps=300, journal=Journal(tmp_path))
+    assert len(machine.stored) == 1
+    looks = [[look["seeds"] for look in each["looks"]] for each in Journal(tmp_path).settled["passes"]]
+    assert len(looks) == 2
+    assert standing(answer)[1 / 2] == "left out"
+
+
 def test_the_margin_of_a_metric_that_is_no_percentage_is_relative(fake: Any) -> None:
     """Bits per character, negative, of which an arm loses 0.3% or 2%: half a percent may be lost."""
 

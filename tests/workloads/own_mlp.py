@@ -1,9 +1,9 @@
 """The workload mlp's usual case as a user's model, to show that the way by `--model` costs nothing.
 
-    meprop-bench speedup --workload mlp --method meprop,unified --k 30,80 --baseline same --no-parity
-    meprop-bench speedup --model tests/workloads/own_mlp.py --method meprop,unified --k 30,80 --baseline same
+    meprop-bench speedup --preset tests/workloads/own_mlp.toml
 
-The speed-ups of backward and step have to agree within their intervals, and so do the times of both sides.
+measures both, case by case after each other. The speed-ups of backward and step have to agree within their intervals,
+and so do the times of both sides.
 """
 
 from __future__ import annotations

@@ -592,6 +592,16 @@ def test_the_perceptron_by_either_way_takes_the_same_steps():
     assert operators[0] == operators[1]
 
 
+def test_the_preset_of_either_way_measures_the_same_one_after_the_other(monkeypatch):
+    from meprop_bench.sweep.plan import load_preset, plan_preset
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    cases = plan_preset(load_preset("tests/workloads/own_mlp.toml")).cases
+    assert [case.workload for case in cases] == 3 * ["mlp", "model"]
+    axes = [(case.method, case.k, case.threads, case.baseline, case.allocator) for case in cases]
+    assert axes[::2] == axes[1::2]
+
+
 def test_a_step_of_a_users_model_makes_no_detours(own_model):
     """Python's calls in a step are those of the loop that one would write, and one or two for each phase."""
     _, step, batches = stepped(own_model(), method="meprop", k=4)
