@@ -26,7 +26,7 @@ run is left out, as no measurement. `--check N` judges each N-th pair from its f
 does, and says in how many the exit code is the same.
 
 Nothing is fitted here. The constants of `gate/history` were chosen on the first halves of scipy's environments and of
-django's (github.com/django/django-asv, results/ubuntu-latest).
+django's (github.com/django/django-asv, results/ubuntu-latest); github.com/pv/numpy-bench was kept back.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class _Pair:
 
     @classmethod
     def of(cls, history: History, rows: Sequence[int], place: int, settings: Settings) -> _Pair | None:
-        """Return it; None where it has no figures, or the runs before it are too few: one of the same date is none."""
+        """Return it; None where no figure can be judged, as the runs before it are too few: one of its date is none."""
         head = rows[place]
         before = [row for row in rows[:place] if not history.runs[row].when >= history.runs[head].when]
         if len(before) < LEAST:
@@ -170,6 +170,8 @@ class _Pair:
         logs = _logs(history.values[recent][:, own])
         benchmarks = benchmarks_of([history.columns.cases[column] for column in own.tolist()])
         known = expected(logs, benchmarks, settings.window, history.disagreement[recent][:, own])
+        if not np.isfinite(known.level).any():
+            return None
         bound = np.log1p([settings.usual_margin(quantity) for quantity in quantities])
         times = np.array([quantity == "time" for quantity in quantities])
         return cls(history, settings, rows, place, own, benchmarks, known, bound, times, logs)
