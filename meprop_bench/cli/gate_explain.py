@@ -69,7 +69,7 @@ def explain(
 
     if history is not None:
         raise UserError(
-            "explain reads no history: add --output gate.json to gate --history, then explain --result gate.json"
+            "explain shows what gate --history judged last in this folder: leave --history out, or give --result FILE"
         )
     if baseline is not None and result is not None:
         raise UserError("--result and --baseline exclude each other: give one of them")
