@@ -38,7 +38,7 @@ _PIPE = 100
     "--result",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What --output gate.json wrote [default: what was measured last in this folder].",
+    help="What --output gate.json wrote [default: what was measured last in this folder, or judged by a history].",
 )
 @click.option(
     "--baseline",
@@ -61,15 +61,15 @@ def explain(
 ) -> int:
     """Show what the verdict on FIGURE was made of, a name or a glob of case/figure, case or figure.
 
-    Each pair of processes is a line: its median ratio, and the middle half of what it measured. Of stored results the
-    values of both sides are drawn. Of a run that was judged by a history it is said why, and nothing is drawn.
+    Each pair of processes is a line: its median ratio, and the middle half of what it measured. Of a run that was
+    judged by a history each of the last runs is a line. Of stored results the values of both sides are drawn.
     """
     from meprop_bench.gate.explain import as_text
     from meprop_bench.gate.stored import kept, of_files, of_outcome
 
     if history is not None:
         raise UserError(
-            "explain reads no history: add --output gate.json to gate --history, then explain --result gate.json"
+            "explain shows what gate --history judged last in this folder: leave --history out, or give --result FILE"
         )
     if baseline is not None and result is not None:
         raise UserError("--result and --baseline exclude each other: give one of them")
@@ -85,7 +85,8 @@ def explain(
         path = result or kept(Path.cwd())
         if path is None or (result is None and not path.exists()):
             raise UserError(
-                "no gate has measured in this folder yet: give --result FILE, or --baseline and --candidate"
+                "no gate has measured in this folder, or judged by a history: give --result FILE, or --baseline and"
+                " --candidate"
             )
         found = of_outcome(path, figure)
     terminal = sys.stdout.isatty()

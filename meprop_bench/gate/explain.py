@@ -1,4 +1,5 @@
-"""Why a figure got its verdict, drawn for a terminal: its pairs of processes, or the values of two files.
+"""Why a figure got its verdict, drawn for a terminal: its pairs of processes, its last runs (`history.plot`), or
+the values of two files.
 
     linear meprop k=30/backward: fail
     30% slower [29%, 31%], margin 5%: the low end of the interval, 1.290, is above 1.050
@@ -15,14 +16,15 @@ Files have no pairs: there the values of either side are drawn as a histogram, o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.text import Text
 
+from meprop_bench.gate.axis import Axis
 from meprop_bench.gate.document import amount, caught, change, in_words, margin
+from meprop_bench.gate.history import plot
 from meprop_bench.gate.judgement import Judgement
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.pairs import ProcessPair, spread
@@ -39,7 +41,6 @@ __all__ = ["as_text", "because"]
 _MOST = 3
 """Figures that are explained at once."""
 _MOST_PAIRS = 64
-_LEAST_PLOT, _MOST_PLOT = 24, 100
 _LEAST = 1e-30
 """Ratio that is drawn."""
 _WIDE = 72
@@ -114,6 +115,8 @@ def _explain(page: Console, one: Explained, width: int) -> None:
     say(page, "", f"{in_words(found)}, margin {margin(found)}. {why}")
     if one.pairs:
         drawn, how = _of_pairs(one, width), (_READ_PAIRS, _spread(one.pairs), *caught(found.caught, ""))
+    elif one.past:
+        drawn, how = plot.drawn(found, one.past, _bound(found), width), (plot.READ,)
     elif one.base or one.head:
         drawn, how = _of_sides(one, width), (_READ_SIDES,)
     else:
@@ -123,28 +126,6 @@ def _explain(page: Console, one: Explained, width: int) -> None:
         page.print(line, soft_wrap=True)
     say(page, "dim", *how)
     page.print()
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Columns of a plot for values from `low` to `high`; what lies outside is drawn at its end."""
-
-    low: float
-    high: float
-    width: int
-
-    def column(self, value: float) -> int:
-        share = (value - self.low) / (self.high - self.low)
-        return round(min(max(share, 0.0), 1.0) * (self.width - 1))
-
-    def labels(self, wanted: Iterable[tuple[float, str]]) -> str:
-        """Return a line with texts at their values, as many as do not touch each other."""
-        line = " " * self.width
-        for value, text in wanted:
-            begin = min(max(self.column(value) - len(text) // 2, 0), self.width - len(text))
-            if not line[max(begin - 1, 0) : begin + len(text) + 1].strip():
-                line = line[:begin] + text + line[begin + len(text) :]
-        return line.rstrip()
 
 
 def _of_pairs(one: Explained, width: int) -> list[Text]:
@@ -159,8 +140,8 @@ def _of_pairs(one: Explained, width: int) -> list[Text]:
     known = [ratio for ratio in known if _LEAST < ratio < 1 / _LEAST]
     low, high = math.log(min(known)), math.log(max(known))
     room = max(0.05 * (high - low), 0.002)
-    plot = min(max(width - sum(columns) - 2 * len(columns), _LEAST_PLOT), _MOST_PLOT)
-    axis = _Axis(low - room, high + room, plot)
+    axis = Axis.within(low - room, high + room, width - sum(columns) - 2 * len(columns))
+    plot = axis.width
 
     def line(texts: Sequence[str], marks: str, style: str = "") -> Text:
         cells = "  ".join(f"{text:>{columns[place]}}" for place, text in enumerate(texts))
@@ -207,7 +188,7 @@ def _of_sides(one: Explained, width: int) -> list[Text]:
     values = {name: np.array(side) for name, side in sides.items() if not isinstance(side, Summary) and side}
     ends = [end for name, side in sides.items() for end in _ends(side, values.get(name))]
     room = 0.02 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
-    axis = _Axis(min(ends) - room, max(ends) + room, min(max(width - 8, _LEAST_PLOT), _MOST_PLOT))
+    axis = Axis.within(min(ends) - room, max(ends) + room, width - 8)
     lines = []
     for name, side in sides.items():
         if isinstance(side, Summary):

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meprop_bench.errors import ExitCode
+from meprop_bench.gate.past import Past
 from meprop_bench.stats import Interval, Runs, Verdict
 
 __all__ = ["ROW", "VERDICTS", "Judgement", "Judgements", "Kind", "Outcome", "Quantity"]
@@ -162,6 +163,7 @@ class Outcome:
     machine: str = ""  # where it was measured, in a few words
     repeat: tuple[str, ...] = ()  # the words of a command that repeats it elsewhere; cases may be added
     runs: Mapping[tuple[str, str], Runs] = field(default_factory=dict)  # case and figure -> the pairs, where there are
+    past: Past | None = None  # of a run that was judged by those before it, what these had of each figure
     allowed: float = 0.0  # the share of what decides that may be inconclusive in a run that passes
     firm: int = 0  # inconclusive figures that count all the same, as they await something
     findings: tuple[str, ...] = ()  # what stands below the verdict, a line each; of a history what it was able to find

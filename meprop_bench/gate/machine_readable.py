@@ -4,7 +4,7 @@ JSON is of the schema "meprop-bench-gate/1", which `gate.schema.json` beside thi
 exist are null. A change has three: head / base and its interval, or points of accuracy lost. A field may be added
 within version 1; one that is renamed or means something else makes version 2. All judgements are in it, one on a line.
 A million of them are 350 MB, so they are written in pieces. One that was measured in pairs of processes has what each
-of them said (`pairs`), so that `gate explain` can draw it.
+of them said (`pairs`), and one that was judged by a history its last runs (`past`), so that `gate explain` can draw it.
 
 JUnit XML has one test case for each figure. One that failed is a failure; one that is inconclusive is skipped, as
 nothing is known of it, and an error would say that the gate broke. What is only reported passes, and its verdict is in
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -25,10 +25,9 @@ import msgspec
 import numpy as np
 
 from meprop_bench.gate.document import change, counted, margin
-from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
+from meprop_bench.gate.judgement import VERDICTS, Judgement, Outcome
 from meprop_bench.gate.names import visible
 from meprop_bench.gate.pairs import process_pairs
-from meprop_bench.stats import Runs
 
 __all__ = ["MOST", "SCHEMA", "as_junit", "json_pieces"]
 
@@ -67,15 +66,17 @@ def json_pieces(outcome: Outcome) -> Iterator[str]:
         "machine": outcome.machine,
         "repeat": list(outcome.repeat),
         "notes": list(outcome.notes),
+        "history": None if outcome.past is None else msgspec.to_builtins(outcome.past.runs),
         "judgements": [],
     }
     yield json.dumps(head, indent=1, allow_nan=False).removesuffix("]\n}")
     for first in range(0, len(every), _AT_ONCE):
-        yield ("," if first else "") + "\n  " + ",\n  ".join(_lines(every[first : first + _AT_ONCE], outcome.runs))
+        yield ("," if first else "") + "\n  " + ",\n  ".join(_lines(outcome, first))
     yield "\n ]\n}\n"
 
 
-def _lines(judgements: Judgements, runs: Mapping[tuple[str, str], Runs]) -> list[str]:
+def _lines(outcome: Outcome, first: int) -> list[str]:
+    judgements, runs, past = outcome.judgements[first : first + _AT_ONCE], outcome.runs, outcome.past
     kinds, reasons = judgements.kinds, judgements.reasons
     lines: list[dict[str, Any]] = []
     for case, row, noise in zip(judgements.cases, judgements.rows.tolist(), judgements.noise.tolist(), strict=True):
@@ -84,6 +85,8 @@ def _lines(judgements: Judgements, runs: Mapping[tuple[str, str], Runs]) -> list
         lines.append(dict(zip(_KEYS, (*values, VERDICTS[verdict], reasons[reason]), strict=True)))
         if (taken := runs.get((case, kinds[kind][0]))) is not None:
             lines[-1]["processes"] = process_pairs(taken)
+        if past is not None:
+            lines[-1] |= past.of(first + len(lines) - 1)
     try:
         text = msgspec.json.Encoder().encode_lines(lines)  # what is no finite number becomes null
     except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write

@@ -1,7 +1,8 @@
 """Figures that were judged, with what their verdict was made of: from the gate's JSON, or from two files.
 
-The JSON has what each pair of processes said (`pairs`). Of what it measured last in a folder the gate keeps it in the
-user's cache, so that `gate explain` needs no file. What was compared in files is read from them anew.
+The JSON has what each pair of processes said (`pairs`), or each of the last runs (`past`). Of what it measured last in
+a folder, or judged by a history, the gate keeps it in the user's cache, so that `gate explain` needs no file. What was
+compared in files is read from them anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from meprop_bench.gate.files import Compared
 from meprop_bench.gate.judgement import Judgement, Outcome, Quantity
 from meprop_bench.gate.machine_readable import SCHEMA, json_pieces
 from meprop_bench.gate.names import quoted, shown
-from meprop_bench.gate.pairs import ProcessPair
+from meprop_bench.gate.pairs import Positive, ProcessPair
+from meprop_bench.gate.past import PastRun, PastRuns, seen
 from meprop_bench.gate.series import Side
 from meprop_bench.gate.settings import Settings, matches
 from meprop_bench.results.incoming import checked, parsed, refused
@@ -33,13 +35,14 @@ __all__ = ["Explained", "keep", "kept", "of_files", "of_outcome"]
 
 @dataclass(frozen=True)
 class Explained:
-    """A figure with its evidence: what each pair of processes said, or the values of both sides."""
+    """A figure with its evidence: what each pair of processes said, the values of both sides, or its last runs."""
 
     judgement: Judgement
     pairs: Sequence[ProcessPair] = ()
     base: Side = ()
     head: Side = ()
-    of_history: bool = False  # judged by the runs before it, of which nothing is stored
+    of_history: bool = False  # judged by the runs before it
+    past: Sequence[PastRun] = ()
 
 
 _Lost: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -63,12 +66,15 @@ class _Judged(msgspec.Struct, gc=False):
     reason: str
     caught: float | None = None
     processes: list[ProcessPair] = []
+    past: list[Positive | None] = []
+    second: Positive | None = None
 
 
 class _File(msgspec.Struct):
     schema: str
     judgements: list[_Judged]
     findings: list[str] = []
+    history: PastRuns | None = None
 
 
 def kept(folder: Path) -> Path | None:
@@ -79,8 +85,11 @@ def kept(folder: Path) -> Path | None:
 
 
 def keep(outcome: Outcome, folder: Path) -> None:
-    """Keep an outcome that was measured here, in place of the one before; `UserError` where that cannot be written."""
-    if outcome.runs and (path := kept(folder)) is not None:
+    """Keep an outcome that was measured here, or judged by a history, in place of the one before.
+
+    Raises `UserError` where that cannot be written.
+    """
+    if (outcome.runs or outcome.past is not None) and (path := kept(folder)) is not None:
         replace_file(path, json_pieces(outcome))
 
 
@@ -97,8 +106,16 @@ def of_outcome(path: Path, glob: str) -> list[Explained]:
         raise UserError(f"{name} has the schema {shown(found.schema, 40)!r}, and this reads {SCHEMA!r}")
     every = found.judgements
     places = _chosen(((one.case, one.figure) for one in every), glob)
-    of_history = bool(found.findings)
-    return [Explained(_judgement(every[place]), every[place].processes, of_history=of_history) for place in places]
+    of_history = bool(found.findings) or found.history is not None
+    return [
+        Explained(
+            _judgement(one := every[place]),
+            one.processes,
+            of_history=of_history,
+            past=() if found.history is None else seen(found.history, one.base, one.past, one.head, one.second),
+        )
+        for place in places
+    ]
 
 
 def of_files(compared: Compared, settings: Settings, glob: str) -> list[Explained]:

@@ -308,6 +308,19 @@ def test_a_second_run_is_asked_for_and_given(history, capsys):
     assert run([*given, asv_run(history.parent / "again", 12)]) == ExitCode.OK
 
 
+def test_a_verdict_by_a_history_is_explained_by_its_last_runs(history, tmp_path, capsys):
+    given = ["gate", "--history", str(history), "--candidate", asv_run(history, 12, 1.3)]
+    assert run([*given, "--output", "o.json"]) == ExitCode.REGRESSION
+    capsys.readouterr()
+    assert run(["gate", "explain", "m.time_3"]) == ExitCode.OK  # what was judged last in this folder
+    kept = capsys.readouterr().out
+    assert kept.startswith("m.time_3/value: fail\n")
+    assert len([line for line in kept.splitlines() if line.startswith("2020-")]) == 12
+    assert "this run " in kept
+    assert run(["gate", "explain", "m.time_3", "--result", "o.json"]) == ExitCode.OK
+    assert capsys.readouterr().out == kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

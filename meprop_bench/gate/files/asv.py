@@ -23,12 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from meprop_bench.errors import UserError
 from meprop_bench.gate.files.figures import SKIPPED, Figures, Kind, flat
 from meprop_bench.gate.files.stream import LARGEST, count, number, out_of_range
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.names import quoted, shown
-from meprop_bench.gate.series import Summary
+from meprop_bench.gate.series import MEDIAN_ERROR, NORMAL_IQR, Floats, Summary
 from meprop_bench.results.costs import COSTS
 from meprop_bench.results.redact import one_line
 
@@ -104,12 +106,13 @@ def read(path: Path, document: Mapping[str, Any]) -> Figures:
 
 def medians(
     document: Mapping[str, Any], units: Mapping[str, str], names: dict[tuple[str, str], list[str]]
-) -> Iterator[tuple[Kind, list[str], list[Any]]]:
-    """Yield of each benchmark of a result what it measures, its cases, and their results as they stand in the file.
+) -> Iterator[tuple[Kind, list[str], list[Any], Floats]]:
+    """Yield of each benchmark of a result what it measures, its cases, their results as they stand in the file, and
+    how far the values behind each disagree (`evidence.disagreement`).
 
-    It is what `read` gives, without how well each is known: of a history only the medians are wanted, and a thousand
-    runs take as many times 20 ms instead of 200. `names` keeps the cases of each benchmark from one run to the next.
-    None is a failure, NaN what was skipped. Raises ValueError for a result that `read` would refuse.
+    It is what `read` gives, in columns: a thousand runs take as many times 30 ms instead of 200. `names` keeps the
+    cases of each benchmark from one run to the next. None is a failure, NaN what was skipped. Raises ValueError for a
+    result that `read` would refuse.
     """
     columns = list(document["result_columns"])
     for benchmark, row in document["results"].items():
@@ -128,7 +131,36 @@ def medians(
         if kind.quantity == "count" and any(entry.get("samples") or ()):
             kind = replace(kind, quantity="ratio", unit="value")  # as `_add` has it
         if kind.quantity != "accuracy":
-            yield kind, cases, values
+            yield kind, cases, values, _disagreement(entry, values, tracked=kind.quantity == "count")
+
+
+def _disagreement(entry: Mapping[str, Any], values: list[Any], *, tracked: bool) -> Floats:
+    """Return `evidence.disagreement` of each point, of what `_add` makes of it; 0 where nothing tells."""
+    from scipy.special import stdtrit
+
+    found = np.zeros(len(values))
+    samples = entry.get("samples") or ()
+    repeats = entry.get("stats_repeat")
+    if repeats and not tracked:
+        count = np.array(repeats, np.float64)
+        median = np.array(values, np.float64)
+        half = np.full(len(values), np.nan)
+        for low, high in (("ci_99_a", "ci_99_b"), ("q_25", "q_75")):
+            ends = entry.get(f"stats_{low}"), entry.get(f"stats_{high}")
+            if not (ends[0] and ends[1]):
+                continue
+            width = np.array(ends[1], np.float64) - np.array(ends[0], np.float64)
+            if low == "ci_99_a":
+                t = stdtrit(np.maximum(count - 1, 1), 0.995)
+                width *= np.sqrt(count) * NORMAL_IQR / MEDIAN_ERROR / 2 / t
+                width[~(count > 1)] = np.nan
+            half = np.where(np.isfinite(half), half, width / 2 / median)
+        found = np.where(np.isfinite(half) & (half > 0), half, 0.0)
+    for place, own in enumerate(samples):
+        if isinstance(own, list) and own:
+            low_, high_ = np.quantile(np.array(own, np.float64), (0.25, 0.75))
+            found[place] = math.log(high_ / low_) / 2 if low_ > 0 else 0.0
+    return found
 
 
 def _measured(benchmark: str, units: Mapping[str, str]) -> tuple[Quantity, str]:

@@ -10,6 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +26,10 @@ from meprop_bench.gate.history.table import History
 from meprop_bench.gate.history.verdicts import REASONS, Candidate, Found, judge
 from meprop_bench.gate.judgement import ROW, VERDICTS, Judgements, Outcome
 from meprop_bench.gate.names import shown
+from meprop_bench.gate.past import Past, PastRuns
 from meprop_bench.gate.series import Flags, Floats, Integers
 from meprop_bench.gate.settings import Settings
+from meprop_bench.results.store import MEASUREMENTS
 from meprop_bench.stats import Verdict
 
 __all__ = ["compare"]
@@ -113,7 +117,8 @@ def compare(
     recent = history.values[rows[-_LOOKED_AT * window :]]
     own = _Figures.of(head, history, settings)
     raw = np.where(own.columns >= 0, recent[:, own.columns], np.nan)
-    known = expected(_logs(raw), benchmarks := benchmarks_of(own.cases), window)
+    apart = history.disagreement[rows[-_LOOKED_AT * window :]][:, own.columns]
+    known = expected(_logs(raw), benchmarks := benchmarks_of(own.cases), window, apart)
     rules = _Rules.of(own, known, settings)
     other = None if second is None else own.aligned(_Figures.of(second, history, settings))
     found = judge(
@@ -140,6 +145,7 @@ def compare(
         tuple(dict.fromkeys((*head.notes, *notes, *_notes(own, found, history, recent, head)))),
         doubts=tuple(head.doubts),
         allowed=settings.inconclusive_allowed(history=True),
+        past=_past(history, rows[-_LOOKED_AT * window :], _counted(raw, window), known, found, other),
         firm=int(firm.sum()) + lines.firm,
         findings=tuple(_findings(own, found, rules, lines.firm_failures, confirm)),
         hint=_HINT,
@@ -324,6 +330,31 @@ class _Lines:
 def _fails(second: Figures, case: str) -> bool:
     """Whether a second run has nothing of a case: it failed again, or was not tried."""
     return case in second.failures or not second.ran(case)
+
+
+def _past(
+    history: History, rows: Integers, raw: Floats, known: Expected, found: Found, second: Candidate | None
+) -> Past:
+    """Return what the verdicts were made of, of the runs that any figure was judged by."""
+    runs = [history.runs[row] for row in rows.tolist()]
+    logs = np.full(raw.shape[1], np.nan) if second is None else second.logs
+    shifts = PastRuns([_called(run) for run in runs], known.shifts.tolist(), found.shift, found.second_shift)
+    return Past(shifts, raw, np.exp(logs))
+
+
+def _counted(raw: Floats, window: int) -> Floats:
+    """Return the values that a figure is judged by, NaN in place of older ones."""
+    newer = np.isfinite(raw)[::-1].cumsum(axis=0)[::-1]
+    return np.where(newer <= window, raw, np.nan)
+
+
+def _called(run: Run) -> str:
+    """Return what a run is called where its figures are drawn: its day and commit, or its file."""
+    path = Path(run.name)
+    if not run.commit:
+        return path.parent.name if path.name == MEASUREMENTS else path.stem
+    day = "" if math.isnan(run.when) else f"{datetime.fromtimestamp(run.when, UTC):%Y-%m-%d} "
+    return day + run.commit[:8]
 
 
 def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, confirm: bool) -> Iterator[str]:

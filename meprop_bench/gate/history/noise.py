@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from meprop_bench.gate.series import Floats, Integers
 from meprop_bench.stats.steps import levels
@@ -36,7 +37,7 @@ _PARAMETERS = re.compile(r"[(\[]")
 class Expected:
     """What each figure of the next run should be, on the log scale; NaN (0 of counts) where the history is too short.
 
-    Arrays are (figures,).
+    Arrays are (figures,), but for the shifts.
     """
 
     level: Floats
@@ -45,7 +46,9 @@ class Expected:
     beyond: Floats  # how far above their level these runs lie, but for a single one
     farthest: Floats  # how far that one does
     degrees: Integers  # of freedom of the spread
+    usual: Floats  # how far the values behind one run's median disagree: the middle one of these runs
     runs: Integers  # that have the figure, of those that were looked at
+    shifts: Floats  # (runs,): what each of these had in common
 
 
 def benchmarks_of(cases: Sequence[str]) -> Integers:
@@ -65,8 +68,13 @@ def newest(logs: Floats, window: int) -> Floats:
     return np.take_along_axis(logs, order, axis=0)
 
 
-def expected(logs: Floats, benchmarks: Integers, window: int) -> Expected:
-    """Return what the runs (runs, figures), the newest last, say of the next; NaN is what a run does not have."""
+def expected(
+    logs: Floats, benchmarks: Integers, window: int, disagreement: npt.NDArray[np.floating] | None = None
+) -> Expected:
+    """Return what the runs (runs, figures), the newest last, say of the next; NaN is what a run does not have.
+
+    `disagreement` is that of the values behind each; without it they agree.
+    """
     count = logs.shape[1]
     shifts = np.array([common_shift(row, benchmarks) for row in logs - _middle(logs)])
     last = newest(logs - shifts[:, None], window)
@@ -79,7 +87,11 @@ def expected(logs: Floats, benchmarks: Integers, window: int) -> Expected:
         level[own], spread[own], beyond[own] = found.level, found.spread, found.beyond
         farthest[own], since[own], degrees[own] = found.farthest, found.count, found.degrees
     error = spread * np.sqrt(1 + _MEDIAN_VARIANCE / since)
-    return Expected(level, spread, error, beyond, farthest, degrees, runs)
+    usual = np.zeros(count)
+    if disagreement is not None and (some := np.flatnonzero(runs)).size:
+        apart: Floats = np.where(np.isfinite(logs), disagreement, np.nan)[:, some].astype(np.float64)
+        usual[some] = np.nanmedian(newest(apart, window), axis=0)
+    return Expected(level, spread, error, beyond, farthest, degrees, usual, runs, shifts)
 
 
 def common_shift(distances: Floats, benchmarks: Integers) -> float:

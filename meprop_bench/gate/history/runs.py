@@ -2,9 +2,10 @@
 
     file  ->  Run      asv's result of a commit, a file of pytest-benchmark's storage, a results folder of ours
 
-A history has no use for the values behind a median, nor for how well one run knows it: what counts is how the medians
-differ from run to run, which contains all of that. So a run is two columns, places and values, over the figures of all
-runs (`Columns`). What failed is infinite, what was skipped or left out is not there.
+Of the values behind a median a history keeps how far they disagree (`evidence.disagreement`), to know when a run was
+disturbed: how well a median is known, the medians of the other runs tell. So a run is three columns, places, values and
+disagreements, over the figures of all runs (`Columns`). What failed is infinite, what was skipped or left out is not
+there.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from meprop_bench.errors import UserError
-from meprop_bench.gate.evidence import medians
+from meprop_bench.gate.evidence import disagreement, medians
 from meprop_bench.gate.files import asv, read_file
-from meprop_bench.gate.files.figures import Figures, Kind
+from meprop_bench.gate.files.figures import OWN_PROCESSES, Figures, Kind
 from meprop_bench.gate.files.stream import LARGEST
 from meprop_bench.gate.names import shown
 from meprop_bench.gate.series import Floats, Integers
@@ -86,7 +87,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run; its figures are `values` at some `places` of the columns."""
+    """One run; its figures are `values` and their `disagreement` at some `places` of the columns."""
 
     name: str  # its file below the folder
     stamp: tuple[int, int]  # size and time of change of that file, by which a cache knows it again
@@ -96,6 +97,7 @@ class Run:
     trouble: str = ""  # why it cannot be read, if so
     places: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
     values: Floats = field(default_factory=lambda: np.zeros(0))
+    disagreement: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 class Reader:
@@ -122,28 +124,33 @@ class Reader:
             self._units[path.parent] = asv.units_of(path)
         places: list[Integers] = []
         values: list[Floats] = []
+        apart: list[Floats] = []
         try:
-            for kind, cases, results in asv.medians(document, self._units[path.parent], self._names):
+            for kind, cases, results, disagree in asv.medians(document, self._units[path.parent], self._names):
                 places.append(self._columns.places(kind, cases))
                 values.append(np.array([FAILED if value is None else value for value in results], np.float64))
+                apart.append(disagree)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             return self._of_figures(read_file(path), name, stamp)  # which says what is wrong
         where = self._environment(_described([asv.identity(document)], asv.series(document)))
         commit = str(document.get("commit_hash") or "")
         when = asv.date(document)
-        return _run(name, stamp, when, commit, where, places, values)
+        return _run(name, stamp, when, commit, where, places, values, apart)
 
     def _of_figures(self, found: Figures, name: str, stamp: tuple[int, int]) -> Run:
         places: list[Integers] = []
         values: list[Floats] = []
+        apart: list[Floats] = []
         for kind in found.kinds:
             if kind.quantity == "accuracy":
                 continue
             own = found.places(kind)
+            rows = np.fromiter(own.values(), np.int64, len(own))
             places.append(self._columns.places(kind, list(own)))
-            values.append(medians(found.sides(np.fromiter(own.values(), np.int64, len(own)))))
+            values.append(medians(sides := found.sides(rows)))
+            apart.append(disagreement(sides, found.flagged(rows, OWN_PROCESSES)))
         where = self._environment(where_of(found))
-        return _run(name, stamp, found.when, "", where, places, values)
+        return _run(name, stamp, found.when, "", where, places, values, apart)
 
     def _environment(self, identities: list[Mapping[str, Any]]) -> str:
         digest = where(identities)
@@ -197,11 +204,13 @@ def _run(
     where: str,
     places: list[Integers],
     values: list[Floats],
+    apart: list[Floats],
 ) -> Run:
     every = np.concatenate(values) if values else np.zeros(0)
     every[~((every >= 0) & (every <= LARGEST)) & (every != FAILED)] = np.nan  # a negative number has no ratio
     found = np.concatenate(places) if places else np.zeros(0, np.int64)
-    return Run(name, stamp, math.nan if when is None else when, commit, where, "", found, every)
+    disagree = np.concatenate(apart) if apart else np.zeros(0)
+    return Run(name, stamp, math.nan if when is None else when, commit, where, "", found, every, disagree)
 
 
 def _asv(path: Path) -> Mapping[str, Any] | None:

@@ -4,10 +4,10 @@
     2021-03-01  …       1.2e-3    4.0e-5      NaN           NaN: not measured, infinite: failed
     2021-03-02  …       1.2e-3    4.1e-5     7.1e-2
 
-1,000 runs of scipy (10,000 columns, 6,000 of them in a run) took 13 s of a processor and 0.37 GiB to read and to judge
-by, from the cache 1.4 s. The cache is a file of the user's cache folder for each history folder. A run is known again
-by name, size and time of change, so that what is new is read, and what was changed, too; a cache that cannot be read,
-or is of another version, is made anew.
+825 runs of scipy (13,800 columns, 6,000 of them in a run) took 17 s of a processor and 0.48 GiB to read, from the cache
+1.0 s; to judge a run by them took 1.2 s. The cache is a file of the user's cache folder for each history folder. A run
+is known again by name, size and time of change, so that what is new is read, and what was changed, too; a cache that
+cannot be read, or is of another version, is made anew.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from meprop_bench.atomic import replacing
 from meprop_bench.cache import writable
@@ -32,7 +33,7 @@ from meprop_bench.gate.series import Floats
 
 __all__ = ["History", "read_history"]
 
-_VERSION = 2
+_VERSION = 3
 """Of what is read from a file, and of how it is kept: a cache of another version is not read."""
 
 
@@ -43,6 +44,7 @@ class History:
     runs: tuple[Run, ...]  # without their own columns
     columns: Columns
     values: Floats  # (runs, figures): medians in the figure's unit, NaN where there is none, infinite where it failed
+    disagreement: npt.NDArray[np.float32]  # (runs, figures): of the values behind each, log scale
     environments: Mapping[str, Mapping[str, Any]]  # by `Run.where`
     unread: tuple[tuple[str, str], ...] = ()  # files that are no runs, and why
 
@@ -66,7 +68,7 @@ def read_history(folder: Path, progress: Callable[[int, int], None] = lambda don
     """
     paths = files(folder)
     units = [(str(path), *stamp_of(path)) for path in _unit_files(folder)]
-    known, columns, environments, old = _load(folder, units)
+    known, columns, environments, old, before = _load(folder, units)
     reader = Reader(folder, columns, environments)
     runs: list[Run] = []
     rows: list[int] = []  # of a run that is in the cache its row there, else -1
@@ -79,18 +81,20 @@ def read_history(folder: Path, progress: Callable[[int, int], None] = lambda don
         runs.append(run)
         rows.append(row)
     values = np.full((len(runs), len(columns)), np.nan)
+    apart = np.zeros(values.shape, np.float32)
     for place, (run, row) in enumerate(zip(runs, rows, strict=True)):
         if row >= 0:
-            values[place, : old.shape[1]] = old[row]
+            values[place, : old.shape[1]], apart[place, : old.shape[1]] = old[row], before[row]
         else:
-            values[place, run.places] = run.values
-    runs = [replace(run, places=run.places[:0], values=run.values[:0]) for run in runs]
+            values[place, run.places], apart[place, run.places] = run.values, run.disagreement
+    nothing = np.zeros(0)
+    runs = [replace(run, places=run.places[:0], values=nothing, disagreement=nothing) for run in runs]
     if any(row < 0 for row in rows) or len(known) != len(runs):
-        _keep(folder, units, runs, columns, environments, values)
+        _keep(folder, units, runs, columns, environments, values, apart)
     order = [place for place, run in enumerate(runs) if not run.trouble]
     order.sort(key=lambda place: (runs[place].when if runs[place].when == runs[place].when else -math.inf, place))
     unread = tuple((run.name, run.trouble) for run in runs if run.trouble)
-    return History(tuple(runs[place] for place in order), columns, values[order], environments, unread)
+    return History(tuple(runs[place] for place in order), columns, values[order], apart[order], environments, unread)
 
 
 def _unit_files(folder: Path) -> list[Path]:
@@ -104,12 +108,14 @@ def _cache(folder: Path) -> Path | None:
     return place and place / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.npz"
 
 
-_Known = dict[str, tuple[int, Run]]
+_Known: TypeAlias = dict[str, tuple[int, Run]]
+_Apart: TypeAlias = npt.NDArray[np.float32]
+_Loaded: TypeAlias = tuple[_Known, Columns, dict[str, Any], Floats, _Apart]
 
 
-def _load(folder: Path, units: list[tuple[str, int, int]]) -> tuple[_Known, Columns, dict[str, Any], Floats]:
-    """Return what the cache has of a folder: runs by name, each with its row, columns, environments, values."""
-    nothing: tuple[_Known, Columns, dict[str, Any], Floats] = {}, Columns(), {}, np.zeros((0, 0))
+def _load(folder: Path, units: list[tuple[str, int, int]]) -> _Loaded:
+    """Return what the cache has of a folder: runs by name, each with its row, columns, environments, both tables."""
+    nothing: _Loaded = {}, Columns(), {}, np.zeros((0, 0)), np.zeros((0, 0), np.float32)
     path = _cache(folder)
     if path is None or not path.is_file():
         return nothing
@@ -117,17 +123,20 @@ def _load(folder: Path, units: list[tuple[str, int, int]]) -> tuple[_Known, Colu
         with np.load(path, allow_pickle=False) as arrays:
             stored = msgspec.json.decode(arrays["about"].tobytes(), type=_Stored)
             values: Floats = arrays["values"]
+            apart: _Apart = arrays["disagreement"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError):
         return nothing
     kinds = [Kind(*one) for one in stored.kinds]
     shape = (len(stored.runs), len(stored.cases))
-    if stored.version != _VERSION or stored.units != units or values.shape != shape or len(stored.kind) != shape[1]:
+    if stored.version != _VERSION or stored.units != units or values.shape != shape or apart.shape != shape:
+        return nothing
+    if len(stored.kind) != shape[1]:
         return nothing
     known = {
         name: (row, Run(name, stamp, math.nan if when is None else when, commit, where, trouble))
         for row, (name, stamp, when, commit, where, trouble) in enumerate(stored.runs)
     }
-    return known, Columns(stored.cases, kinds, np.array(stored.kind, np.int64)), stored.environments, values
+    return known, Columns(stored.cases, kinds, np.array(stored.kind, np.int64)), stored.environments, values, apart
 
 
 def _keep(
@@ -137,6 +146,7 @@ def _keep(
     columns: Columns,
     environments: Mapping[str, Mapping[str, Any]],
     values: Floats,
+    apart: _Apart,
 ) -> None:
     """Write the cache; where that cannot be done, the next run reads the files again."""
     if (path := _cache(folder)) is None:
@@ -152,4 +162,4 @@ def _keep(
     )
     about = np.frombuffer(msgspec.json.encode(stored), np.uint8)
     with suppress(OSError, UnicodeEncodeError, TypeError), replacing(path) as file:
-        np.savez(file, about=about, values=values)
+        np.savez(file, about=about, values=values, disagreement=apart)

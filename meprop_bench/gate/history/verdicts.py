@@ -3,20 +3,26 @@
 For each figure, on the log scale, with what its last runs say of it (`noise.Expected`):
 
     change = log c - shift - level             shift: what the candidate's figures have in common
-    sure   = change - disagreement             what the candidate's own values leave of it
+    excess = disagreement - the usual one      of the candidate's own values, at least 0
+    sure   = change - excess
     bound  = max(log(1 + margin), log(1 + least / level))
-    p      = P(T > (sure - bound) / (error * unrest))      Student's t; 1 where one of its last runs lay as far
+    p      = P(T > (sure - bound) / (error * sqrt(unrest)))    Student's t; 1 where one of its last runs lay as far
 
-    fail          p says so among all figures (Holm), and, with a second run, in both
-    inconclusive  its own values disagree too much, or it awaits a second run
+    fail          p says so among all figures (Holm), and its own values agree; with a second run, see below
+    inconclusive  its own values disagree, or the two runs do, or it awaits a second run
     pass          none of these: it lies within its own spread, or its margin
+
+A change of the code moves all values of a run alike. Where they disagree more than they use to, by a part of the
+change (`_DISTURBED`), it is rather the run that was disturbed, for a half of it.
 
 What its history does not allow to judge (too few runs, a spread that hides twice the figure) is shown without deciding,
 unless it stands out all the same.
 
-Where a second run is asked for, each of the two needs only the square root of the chance that one alone would: p is the
-square of the larger one. So the rule is both sharper and safer: what stands out of a quiet suite in one run is mostly
-the run's (a process that was disturbed, another layout of its memory), and is not there in the next.
+Where a second run is asked for, each of the two needs only the square root of the chance that one alone would, as what
+stands out of a quiet suite in one run is mostly the run's (a process that was disturbed, another layout of its memory),
+and is not there in the next. A run that was disturbed does not count: then the other has to stand out by itself. And
+both have to say the same, as a change of the code does: p is 1 where they are farther apart than noise and `_APART_BY`
+of the change allow.
 
 Many benchmarks that stand out in one run are not so many changes of the code: the machine moved, or something that all
 of them use. No figure fails then, and the run says so, as it does when its common shift exceeds the margin.
@@ -42,19 +48,24 @@ REASONS = (
     "slower, but its own values disagree",
     "stands out in this run: a second one has to confirm it",
     "stood out in the first run, not in the second",
+    "slower in both runs, but not by the same",
     "many figures moved together",
     "its own spread would hide even twice the figure",
     "too few runs have it as yet",
     "new: no run has it",
 )
-_WITHIN, _DISAGREES, _AWAITS, _NOT_AGAIN, _TOGETHER, _HIDES, _YOUNG, _NEW = range(1, len(REASONS))
+_WITHIN, _DISAGREES, _AWAITS, _NOT_AGAIN, _APART, _TOGETHER, _HIDES, _YOUNG, _NEW = range(1, len(REASONS))
 
 _HIDDEN = math.log(2)
 """A slowdown that has to stand out, or the figure is not judged."""
 _MANY = 0.1
 _MANY_AT_LEAST = 5
 """Benchmarks that move together: so many of all, and no fewer than so many."""
-_NEAR, _NEARLY = 3.0, 0.1
+_DISTURBED = 0.15
+"""Of a change: values that disagree by more of it, beyond their usual disagreement, were not all changed alike."""
+_APART_BY, _APART_ERRORS = 0.25, 4.0
+"""Share of a change, or errors, by which two runs of it may differ."""
+_NEAR, _NEARLY = 1.5, 0.1
 """Spreads, or share of the way, within which a run lies where another lay: a second mode that is seldom met."""
 _CAUGHT = 1.2815516
 """Quantile of the normal distribution at 90%: the probability at which a slowdown counts as caught."""
@@ -82,6 +93,7 @@ class Found:
     reach: Floats  # from where a change stands out
     caught: Floats  # what would have stood out with 90% probability
     shift: float  # of the candidate
+    second_shift: float  # of its second run
     unrest: float
     moved: int  # benchmarks that stand out, where they are so many that none fails; else 0
 
@@ -103,13 +115,17 @@ class Found:
 
 @dataclass(frozen=True)
 class _Evidence:
+    """What one run says; arrays are (figures,)."""
+
     change: Floats
     sure: Floats
     error: Floats
     p: Floats
+    agrees: Flags  # its own values do, so that p can be believed
     near: Flags  # it lies just where one of its last runs lay
     shift: float
     unrest: float
+    wider: float  # by what it makes the errors wider
 
     @classmethod
     def of(cls, run: Candidate, known: Expected, bound: Floats, benchmarks: Integers) -> _Evidence:
@@ -118,8 +134,10 @@ class _Evidence:
         distance = run.logs - known.level
         shift = common_shift(distance, benchmarks)
         change = distance - shift
-        more = unrest(change, known.error)
-        sure, error = change - run.disagreement, known.error * more
+        restless = unrest(change, known.error)
+        more = math.sqrt(restless)
+        excess = np.maximum(run.disagreement - known.usual, 0.0)
+        sure, error = change - excess, known.error * more
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(error > 0, (sure - bound) / error, np.where(sure > bound, np.inf, -np.inf))
         p = stdtr(known.degrees.astype(np.float64), -t)
@@ -127,7 +145,23 @@ class _Evidence:
         near = np.abs(change - known.farthest) <= within
         seen = near | (sure <= known.beyond + known.spread * more)
         p = np.where(np.isnan(change), np.nan, np.where(seen, 1.0, p))
-        return cls(change, sure, error, p, near, shift, more)
+        agrees = excess <= _DISTURBED * np.maximum(change, 0.0)
+        return cls(change, sure, error, p, agrees, near, shift, restless, more)
+
+    @property
+    def alone(self) -> Floats:
+        """p, 1 where its own values disagree."""
+        return np.where(self.agrees | np.isnan(self.p), self.p, 1.0)
+
+
+def _of_two(one: _Evidence, other: _Evidence) -> tuple[Floats, Flags]:
+    """Return the p-values of two runs, and where these do not say the same; NaN without a second one."""
+    both = np.maximum(one.alone, other.alone) ** 2
+    either = np.minimum(np.maximum(one.alone, other.p**2), np.maximum(one.p**2, other.alone))
+    larger = np.maximum(one.change, other.change)
+    allowed = np.maximum(_APART_BY * larger, _APART_ERRORS * np.maximum(one.error, other.error))
+    apart = np.abs(one.change - other.change) > allowed
+    return np.where(apart, 1.0, np.minimum(both, either)), apart
 
 
 def judge(
@@ -152,12 +186,15 @@ def judge(
     found = _Evidence.of(first, known, bound, benchmarks)
     judged = decides & np.isfinite(found.p)
     family, power = max(int(judged.sum()), 1), 2 if confirm else 1
-    stands = _rejected(found.p**power, judged, alpha)
-    fails, again = stands & (not confirm), np.zeros_like(stands)
+    stands = _rejected(found.p**2 if confirm else found.alone, judged, alpha)
+    never = np.zeros_like(stands)
+    fails, again, both, apart = stands & (not confirm), never, never, never
     other = None if second is None else _Evidence.of(second, known, bound, benchmarks)
     if other is not None:
         again = stands & np.isfinite(other.p)
-        fails = again & _rejected(np.fmax(found.p, other.p) ** 2, judged, alpha)
+        p, apart = _of_two(found, other)
+        fails = again & _rejected(np.where(again, p, 1.0), judged, alpha)
+        both = again & _rejected(np.where(again, np.fmax(found.p, other.p) ** 2, 1.0), judged, alpha)
     families = len(np.unique(benchmarks[judged]))
     moved = len(np.unique(benchmarks[stands & ~(again & ~fails)]))
     together = moved >= max(_MANY_AT_LEAST, _MANY * families)
@@ -166,7 +203,7 @@ def judge(
     with np.errstate(invalid="ignore"):
         tail = -stdtrit(degrees, (alpha / family) ** (1 / power)) * found.error
         half = -stdtrit(degrees, alpha) * found.error
-    reach = np.fmax(bound + tail, known.beyond + known.spread * found.unrest)
+    reach = np.fmax(bound + tail, known.beyond + known.spread * found.wider)
     hides = reach > _HIDDEN
     # Of few values no spread is known well; more of them may do.
     slower = (found.change > reach) & ~found.near
@@ -175,6 +212,8 @@ def judge(
     cases: tuple[tuple[Flags, int, int], ...] = (
         (stands & together & ~(again & ~fails), 1, _TOGETHER),
         (fails, 0, 0),
+        (both & apart, 1, _APART),
+        (both, 1, _DISAGREES),
         (again, 2, _NOT_AGAIN),
         (stands, 1, _AWAITS),
         (known.runs == 0, 1, _NEW),
@@ -190,10 +229,11 @@ def judge(
         np.select(which, [reason for _, _, reason in cases], 0),
         found.change,
         found.sure - half,
-        found.change + first.disagreement + half,
+        2 * found.change - found.sure + half,
         reach,
         reach + _CAUGHT * found.error,
         found.shift,
+        0.0 if other is None else other.shift,
         found.unrest,
         moved if together else 0,
     )

@@ -4,9 +4,7 @@ import pytest
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.gate.document import OutcomeDocument
-from meprop_bench.gate.history import judge_run
-from meprop_bench.gate.judgement import VERDICTS
-from meprop_bench.gate.settings import MARGINS, Settings
+from meprop_bench.gate.settings import MARGINS
 
 
 def of(outcome, case):
@@ -230,26 +228,3 @@ def test_settings_hold_as_elsewhere(twenty, judged):
     assert len(judged(path, cases=("m.B.time_3*",)).judgements) == 4
     assert judged(path, window=8).base == "the last 8 of 20 runs in box"
     assert judged(path, cases=("nothing",)).exit_code == ExitCode.NOTHING_MEASURED
-
-
-def test_the_storage_of_pytest_benchmark_is_a_history(tmp_path):
-    machine = {"machine": "x86_64", "python_version": "3.12", "cpu": {"brand_raw": "c"}, "node": "n", "system": "Linux"}
-
-    def write(number, factor=1.0):
-        (folder := tmp_path / ".benchmarks" / "Linux-CPython-3.12-64bit").mkdir(parents=True, exist_ok=True)
-        benchmarks = []
-        for place in range(15):
-            seconds = 1e-3 * (factor if place == 3 else 1.0) * (1 + 0.001 * ((number * 7 + place * 3) % 11))
-            stats = {"rounds": 9, "median": seconds, "q1": seconds * 0.999, "q3": seconds * 1.001, "iterations": 1}
-            benchmarks.append({"name": f"test_{place}", "fullname": f"t.py::test_{place}", "stats": stats})
-        record = {"machine_info": machine, "commit_info": {"id": f"c{number}"}, "benchmarks": benchmarks}
-        record |= {"datetime": f"2026-01-{number + 1:02}T03:04:05.123456", "version": "5.3.1"}
-        (path := folder / f"{number + 1:04}_run.json").write_text(json.dumps(record))
-        return path
-
-    for number in range(12):
-        write(number)
-    found = judge_run(tmp_path / ".benchmarks", write(12), Settings())
-    assert (found.exit_code, found.base) == (ExitCode.OK, "the last 12 of 12 runs in .benchmarks")
-    slow = judge_run(tmp_path / ".benchmarks", write(12, 1.3), Settings())
-    assert [one.case for one in slow.judgements if one.verdict == VERDICTS[0]] == ["t.py::test_3"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from meprop_bench.errors import UserError
+from meprop_bench.gate.evidence import disagreement
 from meprop_bench.gate.files import read_file
 from meprop_bench.gate.history import read_history
 from meprop_bench.gate.history.runs import FAILED, Columns, Reader
@@ -39,10 +40,39 @@ def test_a_figure_is_what_the_gate_reads_of_the_same_file(suite):
     found, figures = read_history(suite.folder), read_file(path)
     for kind in figures.kinds:
         for case, place in figures.places(kind).items():
-            assert found.values[0, found.columns.find(kind, case)] == figures.side(place).median
+            column = found.columns.find(kind, case)
+            assert found.values[0, column] == figures.side(place).median
+            own = disagreement(figures.sides(np.array([place])), np.zeros(1, np.bool_))
+            assert found.disagreement[0, column] == pytest.approx(own[0], rel=1e-6)
     failed = {found.columns.cases[column] for column in np.flatnonzero(found.values[0] == FAILED)}
     assert failed == set(figures.failures)
     assert len(found.columns) == len(figures) + len(failed)
+
+
+@pytest.mark.parametrize(
+    ("columns", "value"),
+    [
+        ({"stats_ci_99_a": 0.98, "stats_ci_99_b": 1.02, "stats_q_25": 0.9, "stats_q_75": 1.2}, None),
+        ({"stats_ci_99_a": -math.inf, "stats_ci_99_b": math.inf, "stats_q_25": 0.9, "stats_q_75": 1.2}, 0.15),
+        ({"stats_q_25": 0.9, "stats_q_75": 1.2}, 0.15),
+        ({}, 0.0),
+        ({"samples": [1.0, 1.0, 2.0, 2.0, 2.0]}, math.log(2) / 2),
+    ],
+)
+def test_how_far_its_values_disagree_is_what_the_gate_reads(suite, columns, value):
+    path = suite.run(1)
+    record = json.loads(path.read_text())
+    names = ["result", "params", "version", "stats_repeat", *columns]
+    record |= {
+        "result_columns": names,
+        "results": {"m.time_x": [[1.0], [], "v", [9], *([one] for one in columns.values())]},
+    }
+    path.write_text(json.dumps(record))
+    found, figures = read_history(suite.folder), read_file(path)
+    own = disagreement(figures.sides(np.zeros(1, np.int64)), np.zeros(1, np.bool_))
+    assert found.disagreement[0, 0] == pytest.approx(own[0], rel=1e-6)
+    if value is not None:
+        assert found.disagreement[0, 0] == pytest.approx(value)
 
 
 def test_the_cache_spares_reading_what_did_not_change(suite, reads):
@@ -52,6 +82,8 @@ def test_the_cache_spares_reading_what_did_not_change(suite, reads):
     again = read_history(suite.folder)
     assert len(reads) == 4
     assert np.array_equal(first.values, again.values)
+    assert np.array_equal(first.disagreement, again.disagreement)
+    assert again.disagreement.any()
     assert [(run.name, run.when, run.where) for run in first.runs] == [
         (run.name, run.when, run.where) for run in again.runs
     ]

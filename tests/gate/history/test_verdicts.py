@@ -68,13 +68,38 @@ def test_what_was_won_by_a_step_may_not_be_lost_again():
     assert verdict(judged(run(), past)) == ("fail", "")
 
 
+DISAGREES = ("inconclusive", "slower, but its own values disagree")
+
+
 def test_a_run_whose_own_values_disagree_decides_nothing():
-    assert verdict(judged(run((0, 0.3), width=0.2), history())) == (
-        "inconclusive",
-        "slower, but its own values disagree",
-    )
+    assert verdict(judged(run((0, 0.3), width=0.2), history())) == DISAGREES
     calm = judged(run((0, 0.3), width=0.2), history(), confirm=True, second=run(seed=7))
     assert verdict(calm) == ("pass", "stood out in the first run, not in the second")
+
+
+def test_values_that_always_disagree_do_not_hide_a_change():
+    usual = np.full((20, len(CASES)), 0.2)
+    found = expected(history(), BENCHMARKS, 20, usual)
+    assert found.usual == pytest.approx(np.full(len(CASES), 0.2))
+    slow = judge(run((0, 0.3), width=0.2), found, BOUND, EVERY, BENCHMARKS, 0.025, 20)
+    assert verdict(slow) == ("fail", "")
+    more = judge(run((0, 0.3), width=0.4), found, BOUND, EVERY, BENCHMARKS, 0.025, 20)
+    assert verdict(more) == DISAGREES
+
+
+def test_a_disturbed_run_does_not_count_beside_one_that_stands_out_by_itself():
+    disturbed = run((0, 0.3), width=0.1)
+    assert verdict(judged(disturbed, history(), confirm=True, second=run((0, 0.3), seed=7))) == ("fail", "")
+    assert verdict(judged(run((0, 0.3)), history(), confirm=True, second=disturbed)) == ("fail", "")
+    assert verdict(judged(disturbed, history(), confirm=True, second=disturbed)) == DISAGREES
+
+
+def test_two_runs_that_are_not_slower_by_the_same_decide_nothing():
+    first, second = run((0, 0.2)), run((0, 0.5), seed=7)
+    found = judged(first, history(), confirm=True, second=second)
+    assert verdict(found) == ("inconclusive", "slower in both runs, but not by the same")
+    assert not found.firm.any()
+    assert verdict(judged(second, history(), confirm=True, second=run((0, 0.45), seed=8))) == ("fail", "")
 
 
 def test_a_second_run_is_asked_for_and_decides():
