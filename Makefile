@@ -6,7 +6,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test lint docs readme targets asv bench gpu-report clean
+.PHONY: report test lint docs readme targets asv bench gpu-report clean browser
 
 report: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset quick
@@ -64,3 +64,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A browser, in which the tests look at the reports' pages, where there is none: Chromium of Debian's or Ubuntu's.
+browser:
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { sudo apt-get update && { sudo apt-get install --yes chromium || sudo apt-get install --yes chromium-browser; }; }

@@ -18,13 +18,13 @@ _MOST = 20
 @click.group(
     name="export",
     short_help="Write stored results as those of other tools.",
-    epilog=examples("meprop-bench export asv reports/2026-11-21_amd-epyc-2c_quick-3"),
+    epilog=examples("meprop-bench export asv reports/2026-11-28_amd-epyc-2c_quick"),
 )
 def command() -> None:
     """Write stored results in the files of other tools."""
 
 
-@command.command(name="asv", epilog=examples("meprop-bench export asv reports/2026-11-21_amd-epyc-2c_quick-3"))
+@command.command(name="asv", epilog=examples("meprop-bench export asv reports/2026-11-28_amd-epyc-2c_quick"))
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--to",

@@ -152,7 +152,7 @@ def _showing(comparison: ParityPlan) -> Iterator[Callable[[ParityProgress], None
 def _print(form: str, comparison: ParityPlan, store: Store, found: Parity) -> None:
     from meprop_bench.measure.machine import was_busy
     from meprop_bench.report.cells import plain_section
-    from meprop_bench.report.markdown import as_section
+    from meprop_bench.report.markdown import as_section, escaped
     from meprop_bench.report.quality import Quality
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
@@ -160,9 +160,8 @@ def _print(form: str, comparison: ParityPlan, store: Store, found: Parity) -> No
         doubts: dict[str, Any] = {"doubts": [doubt]} if doubt else {}
         write(as_record(store.header["environments"], store.rows(), command=store.header["command"], **doubts))
         return
-    if doubt:
-        click.echo(f"{doubt}\n")
-    click.echo(f"{_verdict(found)}\n")
+    for line in filter(None, (doubt, _verdict(found))):
+        click.echo(f"{escaped(line) if form == 'md' else line}\n")
     head = ("seed", "dense", comparison.recipe.label, "difference")
     pairs = zip(found.seeds, found.baseline, found.method, strict=True)
     plain, change = (quality := Quality.of(found)).plain, quality.change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,10 @@ __all__ = ["collected", "command"]
     groups={"Printing": ("format", "mixed-environments"), "Writing": ("write", "index", "bundle")},
     short_help="Print or write the report of a results folder.",
     epilog=examples(
-        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3",
-        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --format csv",
-        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --write",
-        "meprop-bench report reports/2026-11-21_amd-epyc-2c_quick-3 --bundle quick.zip",
+        "meprop-bench report reports/2026-11-28_amd-epyc-2c_quick",
+        "meprop-bench report reports/2026-11-28_amd-epyc-2c_quick --format csv",
+        "meprop-bench report reports/2026-11-28_amd-epyc-2c_quick --write",
+        "meprop-bench report reports/2026-11-28_amd-epyc-2c_quick --bundle quick.zip",
         "meprop-bench report --index reports",
     ),
 )
@@ -90,14 +91,15 @@ def command(
         raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
     if write:
         _write_all([(document, store) for document, store in loaded.values() if store is not None])
-    if form == "table":
-        for number, document in enumerate(documents):
-            click.echo("\n" * bool(number), nl=False)
-            write_as("table", document, sys.stdout)
-    elif form == "parquet":
-        _write_parquet(Document.joined(documents))
-    else:
-        write_as(form, Document.joined(documents), sys.stdout)
+    with nullcontext() if form == "html" else held_for_good():  # pictures leave much that is to be collected
+        if form == "table":
+            for number, document in enumerate(documents):
+                click.echo("\n" * bool(number), nl=False)
+                write_as("table", document, sys.stdout)
+        elif form == "parquet":
+            _write_parquet(Document.joined(documents))
+        else:
+            write_as(form, Document.joined(documents), sys.stdout)
     return ExitCode.OK
 
 
@@ -153,7 +155,8 @@ def collected(root: Path) -> tuple[Index, Trends]:
             entries.append(Entry.unread(place, error, kind="Results that cannot be read", question=question))
             continue
         kind = "The papers' tables" if isinstance(document, PaperDocument) else "Measurements"
-        entries.append(Entry.of(place, document, kind=kind, question=question))
+        paged = (folder / "index.html").is_file()
+        entries.append(Entry.of(place, document, kind=kind, question=question, paged=paged))
         trends.add(place, document)
     if not entries:
         raise UserError(f"there is no results folder below {root}", ExitCode.NOTHING_MEASURED)

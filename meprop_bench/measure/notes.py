@@ -110,7 +110,7 @@ class Note:
         kind, values = str(record.get("kind", OTHER)), {name: value for name, value in record.items() if name != "kind"}
         if kind not in _KINDS:  # of a newer version
             return cls(text)
-        if not all(map(_sound, values.values())) or values.keys() != set(_names(_KINDS[kind])):
+        if not all(map(_sound, values.values())) or values.keys() != _values(kind):
             raise ValueError(f"note_kinds: {kind!r} has the values {', '.join(values) or 'none'}")
         return cls(text, kind, values)
 
@@ -127,6 +127,11 @@ def together(notes: Sequence[Note]) -> str:
 
 def _names(kind: _Kind) -> list[str]:
     return re.findall(r"{(\w+)}", kind.text)
+
+
+@cache
+def _values(kind: str) -> frozenset[str]:
+    return frozenset(_names(_KINDS[kind]))
 
 
 def _worded(kind: _Kind, values: Sequence[Mapping[str, float]]) -> str:

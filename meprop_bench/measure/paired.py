@@ -206,6 +206,19 @@ class Pairs(Sequence[tuple[float, float]]):
         """The method's, likewise."""
         return self._sparse[self._part]
 
+    def whole(self, side: int) -> array[float]:
+        """Return the array that the values of the baseline (0) or the method (1) are a part of."""
+        return self._sparse if side else self._dense
+
+    def begins(self, others: Iterable[Pairs]) -> bool:
+        """Whether this and the others, one behind the other, are all of two arrays."""
+        end = 0
+        for one in (self, *others):
+            if one._sparse is not self._sparse or one._dense is not self._dense or one._part.start != end:
+                return False
+            end = one._part.stop
+        return end == len(self._sparse)
+
     def kept(self, marks: Sequence[bool]) -> Pairs:
         """Return the pairs that are not marked."""
         keep = [not mark for mark in marks]
@@ -281,8 +294,13 @@ class Measurement:
         run_lengths: Sequence[int],
         loops: int,
         disturbed: Sequence[bool] | None = None,
+        *,
+        sound: bool = False,
     ) -> Self:
-        """Cut flat lists, as a stored row holds them, into processes again; ValueError when the lengths do not fit."""
+        """Cut flat lists, as a stored row holds them, into processes again; ValueError when the lengths do not fit.
+
+        `sound`: all times are known to be positive and finite, and lengths and loops to be at least 1.
+        """
         if not len(baseline) == len(method) == sum(run_lengths) or not method:
             counts = f"{len(method)} values, {len(baseline)} baseline values and run_lengths {list(run_lengths)[:8]}"
             raise ValueError(f"{counts} do not pair up")
@@ -293,9 +311,14 @@ class Measurement:
             ends.append(ends[-1] + length)
         parts = [slice(*ends[place : place + 2]) for place in range(len(run_lengths))]
         dense, sparse = array("d", baseline), array("d", method)
+        runs = tuple([Pairs(dense, sparse, part) for part in parts])
+        marks = None if disturbed is None else tuple([_marks(disturbed[part]) for part in parts])
+        if sound:  # a hundred thousand are read one after another
+            found = object.__new__(cls)
+            vars(found).update(phase=phase, runs=runs, loops=loops, disturbed=marks)
+            return found
         _check_times(phase, dense, sparse)
-        runs = tuple(Pairs(dense, sparse, part) for part in parts)
-        return cls(phase, runs, loops, None if disturbed is None else tuple(_marks(disturbed[part]) for part in parts))
+        return cls(phase, runs, loops, marks)
 
     @property
     def _pairs(self) -> tuple[Pairs, ...]:
@@ -321,12 +344,24 @@ class Measurement:
         """Whether each pair was disturbed, flat, as `values_s`; None where nobody watched."""
         return None if self.disturbed is None else [mark for run in self.disturbed for mark in run]
 
+    def side_values(self, side: int) -> array[float] | bytes:
+        """Return the values of the baseline (0) or the method (1), flat, as they lie in memory."""
+        if self._pairs[0].begins(self._pairs[1:]):
+            return self._pairs[0].whole(side)
+        return b"".join(run.method_s if side else run.baseline_s for run in self._pairs)
+
     @property
     def judged_runs(self) -> tuple[Pairs, ...]:
         """The pairs that the speed-up is taken over."""
         if self.disturbed is None:
             return self._pairs
         return tuple(_judged(run, marks) for run, marks in zip(self._pairs, self.disturbed, strict=True))
+
+    @property
+    def judged_pairs(self) -> int:
+        """How many pairs that are."""
+        left_out = sum(sum(marks) for marks in self.disturbed or () if _some(marks))
+        return sum(map(len, self.runs)) - left_out
 
     @property
     def processes(self) -> int:
@@ -385,9 +420,13 @@ class Measurement:
         return found
 
 
+def _some(marks: Sequence[bool]) -> bool:
+    """Whether some pairs of a process are marked, but not most: then they do not count."""
+    return 0 < 2 * sum(marks) <= len(marks)
+
+
 def _judged(run: Pairs, marks: tuple[bool, ...]) -> Pairs:
-    disturbed = sum(marks)
-    return run if not disturbed or 2 * disturbed > len(run) else run.kept(marks)
+    return run.kept(marks) if _some(marks) else run
 
 
 def settle(measurements: Sequence[Measurement]) -> None:
@@ -400,31 +439,55 @@ def settle(measurements: Sequence[Measurement]) -> None:
         return
     import numpy as np
 
-    judged = [one.judged_runs for one in measurements]
-    processes = np.array([len(runs) for runs in judged])
-    runs = [run for own in judged for run in own]
-    ratios = _joined([run.baseline_s for run in runs]) / _joined([run.method_s for run in runs])
-    logs = [np.log(side) for side in _middles(ratios, np.array([len(run) for run in runs]))]
+    lengths = [one.run_lengths for one in measurements]
+    processes = np.array([len(own) for own in lengths])
+    totals = np.array([sum(own) for own in lengths])
+    runs = np.array([length for own in lengths for length in own])
+    dense, sparse = (_joined([one.side_values(side) for one in measurements]) for side in (0, 1))
+    left_out = _left_out(measurements, len(dense))
+    ratios, counts = dense / sparse, runs
+    if left_out is not None:
+        ratios = ratios[~left_out]
+        counts = runs - np.add.reduceat(left_out, np.cumsum(runs) - runs, dtype=np.int64)
+    logs = [np.log(side) for side in _middles(ratios, counts)]
     medians = (logs[0] + logs[1]) / 2  # r_i
-    starts = np.concatenate([[0], np.cumsum(processes)[:-1]])
+    starts = np.cumsum(processes) - processes
     means = np.add.reduceat(medians, starts) / processes
     squares = np.add.reduceat((medians - np.repeat(means, processes)) ** 2, starts)
     squares[np.minimum.reduceat(medians, starts) == np.maximum.reduceat(medians, starts)] = 0.0
     errors = np.sqrt(squares / np.maximum(processes - 1, 1) / processes)
     errors[processes == 1] = math.nan
+    whole = [((low + high) / 2).tolist() for low, high in (_middles(side, totals) for side in (dense, sparse))]
+    data, size = memoryview(medians.tobytes()), medians.itemsize
+    ends = (size * np.cumsum(processes)).tolist()
     estimates = map(Estimate, means.tolist(), errors.tolist(), (processes - 1).tolist())
-    found: dict[str, list[Any]] = {"estimate": list(estimates)}
-    found["log_medians"] = [array("d", part.tobytes()) for part in np.split(medians, starts[1:])]
-    for name, side in (("baseline_median_s", "baseline_s"), ("median_s", "method_s")):
-        values = _joined([getattr(run, side) for one in measurements for run in one.runs])
-        low, high = _middles(values, np.array([sum(map(len, one.runs)) for one in measurements]))
-        found[name] = ((low + high) / 2).tolist()
-    for name, figures in found.items():
-        for one, figure in zip(measurements, figures, strict=True):
-            vars(one)[name] = figure
+    begin = 0
+    for one, estimate, end, baseline_s, method_s in zip(measurements, estimates, ends, *whole, strict=True):
+        found = vars(one)
+        found["estimate"], found["baseline_median_s"], found["median_s"] = estimate, baseline_s, method_s
+        found["log_medians"] = array("d", bytes(data[begin:end]))
+        begin = end
 
 
-def _joined(values: Sequence[array[float]]) -> np.ndarray:
+def _left_out(measurements: Sequence[Measurement], pairs: int) -> np.ndarray | None:
+    """Return which of all pairs, in order, the speed-ups are not taken over; None where all count."""
+    import numpy as np
+
+    found: np.ndarray | None = None
+    begin = 0
+    for one in measurements:
+        if one.disturbed is None or not any(map(any, one.disturbed)):
+            begin += sum(map(len, one.runs))
+            continue
+        for marks in one.disturbed:
+            if _some(marks):
+                found = np.zeros(pairs, bool) if found is None else found
+                found[begin : begin + len(marks)] = marks
+            begin += len(marks)
+    return found
+
+
+def _joined(values: Sequence[array[float] | bytes]) -> np.ndarray:
     import numpy as np
 
     return np.frombuffer(b"".join(values))

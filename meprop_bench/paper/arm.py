@@ -135,6 +135,7 @@ def train_arm(
         sizes={name: size for name, size in result.figures.items() if name.split()[0] in ("size", "nonzeros")},
         updates=tuple(found.figures[UPDATE] for found in result.history if UPDATE in found.figures),
         seconds=result.seconds,
+        steps=result.steps,
         environment_id=environment_id,
         data_published=task.data_published,
     )

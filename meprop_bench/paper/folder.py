@@ -257,7 +257,10 @@ def _learning(
     figures: Callable[[TrainedArm], Sequence[float]],
 ) -> list[Plot]:
     arms = {
-        name: [OneTraining([one.epoch for one in seed.evaluations], figures(seed), seed.seconds) for seed in seeds]
+        name: [
+            OneTraining([one.epoch for one in seed.evaluations], figures(seed), seed.seconds, seed.steps)
+            for seed in seeds
+        ]
         for name, seeds in trained.items()
     }
     return learning(part.name, what, arms, number=number, timed=what == "dev metric")

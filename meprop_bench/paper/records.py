@@ -58,6 +58,7 @@ class TrainedArm:
     updates: tuple[Annotated[float, Meta(ge=0, le=1e300)], ...] = ()
     """Mean absolute change of a parameter at an update, epoch by epoch, of a watched arm."""
     seconds: Amount = 0.0
+    steps: Count | None = None  # taken in all; None in those of before
     environment_id: Name = "unknown"
     git_revision: Name | None = None  # of the code that trained it; a resumed run may have several
     data_published: bool | None = None  # whether the data were, by their SHA-256; None where that is not known

@@ -14,9 +14,9 @@ A forward pass that the method leaves as it is has its time, and no verdict: it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
@@ -26,6 +26,7 @@ from meprop_bench.report.reliability import Footnotes, common, significant_rows
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.axes import WITHOUT_K
 from meprop_bench.results.axis import Axis, number
+from meprop_bench.results.redact import bounded
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.stats import CANNOT_TELL, Interval, plus_minus, too_wide
 
@@ -87,7 +88,7 @@ class Cell:
 def digits(value: float) -> str:
     """Three significant digits without an exponent; more before the point where the number needs them."""
     size = abs(value)
-    return f"{value:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}"
+    return f"{value:.2f}" if size < 9.995 else f"{value:.1f}" if size < 99.95 else f"{value:.0f}"
 
 
 def seconds(value: float | None) -> str:
@@ -288,6 +289,30 @@ class Section:
     late: tuple[str, ...] = ()  # and those that it leaves out where nothing else helps
     trends: tuple[str, ...] = ()  # speed-ups over k, a line for each series
 
+    def __post_init__(self) -> None:
+        """Shorten what is longer than anybody reads: names are somebody else's."""
+        for name in ("title", "constants", "remark"):
+            object.__setattr__(self, name, _readable(getattr(self, name), _LONGEST))
+        for name in ("columns", "footnotes", "trends"):
+            object.__setattr__(self, name, tuple(_readable(text, _LONGEST) for text in getattr(self, name)))
+        if any(len(cell.text) > _ENDLESS for group in self.groups for line in group for cell in line):
+            groups = tuple(tuple(tuple(map(_readable_cell, line)) for line in group) for group in self.groups)
+            object.__setattr__(self, "groups", groups)
+
+
+_LONGEST, _LONGEST_CELL, _ENDLESS = 4000, 1200, 160
+"""Characters of a text beside a table, of a cell, and of a word in either."""
+
+
+def _readable(text: str, limit: int) -> str:
+    """Return a text that is not too long as it is, with its line breaks."""
+    short = len(text) <= _ENDLESS or (len(text) <= limit and max(map(len, text.split()), default=0) <= _ENDLESS)
+    return text if short else bounded(text, limit)
+
+
+def _readable_cell(cell: Cell) -> Cell:
+    return cell if len(cell.text) <= _ENDLESS else replace(cell, text=_readable(cell.text, _LONGEST_CELL))
+
 
 def plain_section(
     title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], *, left: Collection[str] = (), **more: Any
@@ -324,16 +349,20 @@ AXES: dict[str, Callable[[Row], str]] = {
 }
 """Heading of a column -> its text; workload and allocator are in the titles."""
 
-PARTS: dict[str, Callable[[Row], object]] = {
-    **{axis.heading: attrgetter(axis.field, axis.stored) for axis in TABLE.values() if axis.heading in AXES},
-    "phase": attrgetter("phase"),
-    "method": attrgetter("method"),
-    SHAPE: attrgetter(*IN_SHAPE),
-    "k": attrgetter("method", "k", "size", "filter"),
-    "dense side": attrgetter("baseline_chosen"),
-    "environment": attrgetter("environment_id"),
+_FIELDS: dict[str, tuple[str, ...]] = {
+    **{axis.heading: (axis.field, axis.stored) for axis in TABLE.values() if axis.heading in AXES},
+    "phase": ("phase",),
+    "method": ("method",),
+    SHAPE: IN_SHAPE,
+    "k": ("method", "k", "size", "filter"),
+    "dense side": ("baseline_chosen",),
+    "environment": ("environment_id",),
 }
+PARTS: dict[str, Callable[[Row], object]] = {name: attrgetter(*dict.fromkeys(own)) for name, own in _FIELDS.items()}
 """Heading -> the fields of a row that its text depends on."""
+_OFTEN = (SHAPE, "k")
+"""What most sweeps are over."""
+_RARE = attrgetter(*dict.fromkeys(field for name, own in _FIELDS.items() if name not in _OFTEN for field in own))
 
 _NEED_NO_WORD = {axis.heading: axis.text(axis.default) for axis in TABLE.values() if axis.came_later}
 """Where it is the same for all rows: nobody chose it."""
@@ -384,9 +413,21 @@ def distinct_rows(rows: Sequence[Row]) -> frozenset[int]:
     return frozenset(id(rows[place]) for place in significant_rows(rows))
 
 
-def axis_cells(row: Row, names: Iterable[str]) -> Iterator[Cell]:
-    """Give a row's axes as cells; of many rows few differ, and what they say alike is one cell."""
-    return (_axis_cell(AXES[name](row)) for name in names)
+def axis_cells(names: Iterable[str]) -> Callable[[Row], tuple[Cell, ...]]:
+    """Return a function that gives a row's axes as cells; of many rows few differ, and what they say alike is one."""
+    known: list[tuple[Callable[[Row], object], Callable[[Row], str], dict[object, Cell]]]
+    known = [(PARTS[name], AXES[name], {}) for name in names]
+
+    def cells(row: Row) -> tuple[Cell, ...]:
+        found = []
+        for part, text, made in known:
+            key = part(row)
+            if (cell := made.get(key)) is None:
+                cell = made[key] = _axis_cell(text(row))
+            found.append(cell)
+        return tuple(found)
+
+    return cells
 
 
 _axis_cell = lru_cache(maxsize=1 << 12)(Cell)
@@ -396,7 +437,12 @@ def varying(rows: Iterable[Row]) -> tuple[list[str], str]:
     """Return the axes that need a column, and what is the same in all rows as one line."""
     rows = list(rows)
     # Of a hundred thousand rows few differ in what an axis says: these are put into words, and no others.
-    few = {name: dict(zip(map(PARTS[name], rows), rows, strict=True)).values() for name in AXES}
+    some = list(dict(zip(map(_RARE, rows), rows, strict=True)).values())
+    few = {
+        name: dict(zip(map(PARTS[name], own), own, strict=True)).values()
+        for name in AXES
+        for own in [rows if name in _OFTEN else some]
+    }
     texts = {name: {axis(row) for row in few[name]} for name, axis in AXES.items()}
     axes = [name for name in AXES if name in _ALWAYS or len(texts[name]) > 1]
     silent = {"environment"} | {name for name in AXES if texts[name] in ({ABSENT}, {_NEED_NO_WORD.get(name)})}
@@ -418,14 +464,19 @@ def _section(
     if absent["check"]:
         constants = "; ".join(filter(None, (constants, "check passed")))
     notes = Footnotes(rows, filter(None, map(failure, rows)), everywhere)
+    nothing = Cell("")  # in the place of what has a mark of its own
+    shown = {name: (lambda _: nothing) if name == "speed-up" else _FIGURES[name] for name in figures}
+
+    keys = axis_cells(axes)
 
     def line(row: Row) -> tuple[Cell, ...]:
-        cells = {name: _FIGURES[name](row) for name in figures}
+        cells = {name: figure(row) for name, figure in shown.items()}
         found = speedup(row, distinct=id(row) in distinct)
-        cells["speed-up"] = Cell(found.text + notes.marks(row), found.tone)
+        marks = notes.marks(row)
+        cells["speed-up"] = Cell(found.text + marks, found.tone) if marks else found
         if "check" in cells:
             cells["check"] = Cell(cells["check"].text + notes.number(failure(row)), cells["check"].tone)
-        return (*axis_cells(row, axes), *cells.values())
+        return (*keys(row), *cells.values())
 
     return Section(
         title=title,
@@ -470,11 +521,11 @@ def trends(rows: Sequence[Row]) -> list[str]:
     The bars are of the logarithm, of all lines together, from 1.00x, the shortest, to the highest.
     """
     heads = ["phase", "method", *(name for name in AXES if name not in ("phase", "method", "k", "kernel"))]
-    parts = [PARTS[name] for name in heads]
+    alike = attrgetter("kernel_requested", *dict.fromkeys(field for name in heads for field in _FIELDS[name]))
     series: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.phase in _TRENDING and row.speedup is not None and row.passed and row.baseline_disagreement is None:
-            series.setdefault((row.kernel_requested, *(part(row) for part in parts)), []).append(row)
+            series.setdefault(alike(row), []).append(row)
     long = (found for found in series.values() if len({row.k for row in found}) >= _SHORTEST)
     drawn = [sorted(found, key=attrgetter("k")) for found in long]
     drawn.sort(key=lambda found: phase_order(found[0].phase))

@@ -17,7 +17,7 @@ gate does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -29,6 +29,7 @@ from meprop_bench.report.cells import (
     WORDS,
     Cell,
     Section,
+    counted,
     pair,
     phase_order,
     plain_speedup,
@@ -37,7 +38,7 @@ from meprop_bench.report.cells import (
     varying,
 )
 from meprop_bench.report.document import Document
-from meprop_bench.report.findings import Finding, plain
+from meprop_bench.report.findings import Finding, Kind, plain
 from meprop_bench.report.reliability import doubts, judged_runs, with_disagreements
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.axes import case_name
@@ -48,6 +49,7 @@ from meprop_bench.stats import (
     Estimate,
     Interval,
     Samples,
+    clear_of,
     holm,
     independent_estimate,
     independent_ratio,
@@ -226,27 +228,39 @@ class Comparison:
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What was found, what speaks against it first."""
-        return plain(self.doubts, self.summary)
+        """What was found: what speaks against it first, other environments, then how the means moved."""
+        told = [Finding(text, "mixed") for text in self._other_environments()]
+        means = [Finding(*found) for found in self._means()]
+        return [*plain(self.doubts, ()), *told, *means, *map(Finding, self._counted())]
 
     @property
     def summary(self) -> list[str]:
         """The result in a few sentences."""
+        return [*self._counted(), *self._other_environments(), *(text for text, _ in self._means())]
+
+    def _counted(self) -> list[str]:
         cases = len({change.head.case_id for change in self.changes})
         lines = [f"{len(self.changes)} phases of {cases} cases in both."]
         apart = zip(("base", "head"), self.apart, strict=True)
         if alone := [f"{count} phases in {name} alone" for name, count in apart if count]:
             lines.append(f"Not compared: {', '.join(alone)}.")
         if doubted := sum(change.doubted for change in self.changes):
-            lines.append(f"{doubted} phases whose dense times disagree are in no mean below.")
-        lines += [f"Different environments, {line}" for line in self.environments]
-        for (workload, phase), changes in self._kinds().items():
-            means = [
-                f"{words} {_precise(self.mean(changes, figure))}{self._count(changes, figure)}"
-                for figure, words in _FIGURES.items()
-            ]
-            lines.append(f"{workload} {phase}, {len(changes)} case{'s' * (len(changes) != 1)}: {'; '.join(means)}.")
+            lines.append(f"{doubted} phases whose dense times disagree are in no mean.")
         return lines
+
+    def _other_environments(self) -> list[str]:
+        return [f"Different environments, {line}." for line in self.environments]
+
+    def _means(self) -> Iterator[tuple[str, Kind]]:
+        """Give a sentence for each kind of work, and whether the advantage over dense grew or shrank."""
+        for (workload, phase), changes in self._kinds().items():
+            found = {figure: self.mean(changes, figure) for figure in _FIGURES}
+            means = (
+                f"{words} {_precise(found[figure])}{self._count(changes, figure)}" for figure, words in _FIGURES.items()
+            )
+            grew, shrank = clear_of(found["speedup"].low, found["speedup"].high, 1.0)
+            kind: Kind = "faster" if grew else "slower" if shrank else "mixed"
+            yield f"{workload} {phase}, {counted(len(changes), 'case')}: {'; '.join(means)}.", kind
 
     def _kinds(self) -> dict[tuple[str, str], list[Change]]:
         kinds: dict[tuple[str, str], list[Change]] = {}

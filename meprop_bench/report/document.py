@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import chain
@@ -248,7 +248,8 @@ class Document:
         words += [_UNCHANGED] * any(map(left_alone, self.rows)) + [_BARS] * any(
             section.trends for section in self.sections
         )
-        return [*words, *marks, *(f"All rows: {text}" for text in common(self.rows))]
+        left = [self.left_out] if self.left_out else []
+        return [*words, *marks, *(f"All rows: {text}" for text in common(self.rows)), *left]
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -263,13 +264,31 @@ class Document:
     @cached_property
     def beside(self) -> list[Section]:
         """What belongs to the rows: A/A, what was to be expected, what the machine did meanwhile, accuracy."""
-        others = (
-            identical_section(self.rows),
-            *saving_sections(self.rows, self.peaks),
-            utilization_section(self.rows),
-            parity_section(self.rows),
-        )
-        return [section for section in others if section is not None]
+        made: dict[str, Callable[[], list[Section | None]]] = {
+            "savings": lambda: [*saving_sections(self.rows, self.peaks)],
+            "utilisation": lambda: [utilization_section(self.rows)],
+            "accuracy": lambda: [parity_section(self.rows)],
+        }
+        others = [section for name, make in made.items() if name not in self._crowded for section in make()]
+        return [section for section in (identical_section(self.rows), *others) if section is not None]
+
+    @cached_property
+    def _crowded(self) -> tuple[str, ...]:
+        """What would have more lines beside the rows than anybody reads."""
+        counts = {
+            "savings": len(self.rows),
+            "utilisation": sum(row.sparse.utilization is not None for row in self.rows),
+            "accuracy": sum(row.parity is not None for row in self.rows),
+        }
+        return tuple(name for name, count in counts.items() if count > MOST_BESIDE)
+
+    @property
+    def left_out(self) -> str:
+        """Say what does not stand beside the rows, "" where nothing is missing."""
+        if not self._crowded:
+            return ""
+        what = " and ".join(filter(None, (", ".join(self._crowded[:-1]), self._crowded[-1])))
+        return f"Of so many rows {what}, a line for each, are not shown: --format csv has them."
 
     def curves(self) -> list[Plot]:
         """Draw what a written report shows besides its rows; needs matplotlib (ImportError)."""
@@ -310,6 +329,9 @@ class Document:
             parts = (nothing[name] if found is None else parts_of[name](found) for name, found in nested)
             yield [*row.figures(), *chain.from_iterable(parts)]
 
+
+MOST_BESIDE = 2_000
+"""Rows up to which what belongs to each of them stands in tables of its own."""
 
 NESTED: Mapping[str, type] = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
 """Structures in a row, each field of which is a column."""

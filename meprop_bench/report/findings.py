@@ -26,10 +26,11 @@ from meprop_bench.report.cells import Tone, counted, ratio_within, span
 from meprop_bench.report.quality import held, more_seeds
 from meprop_bench.report.reliability import mean_speedup
 from meprop_bench.results.axes import AXES, case_name, device_name, method_name
+from meprop_bench.results.redact import bounded
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import CANNOT_TELL, Verdict, too_wide
 
-__all__ = ["Finding", "findings", "plain", "standing"]
+__all__ = ["Finding", "Kind", "findings", "plain", "standing"]
 
 Kind: TypeAlias = Literal[
     "doubt",  # why figures are not to be believed
@@ -60,6 +61,9 @@ class Finding:
     text: str
     kind: Kind = "remark"
     cases: tuple[str, ...] = ()  # ids of those that it is about, where they are few
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", bounded(self.text))  # there are names in it, which are somebody else's
 
     @property
     def tone(self) -> Tone:

@@ -7,11 +7,12 @@ same words, as those say everything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from meprop_bench.report.cells import Cell, Section
+from meprop_bench.report.cells import ABSENT, Cell, Section
 from meprop_bench.report.document import Readable
 
 __all__ = ["as_fragment", "enclosed", "folded", "found_in", "paragraphs", "section", "table"]
@@ -66,24 +67,48 @@ def section(found: Section) -> str:
     )
 
 
-def table(found: Section) -> str:
-    """Return a section's table."""
+def table(found: Section, *, labelled: bool = False) -> str:
+    """Return a section's table; `labelled`: where cells hold sentences, each names its column, so that a page which is
+    too narrow for a table can show them one below the other.
+    """
+    stacked = labelled and any(len(cell.text) > _PROSE for group in found.groups for line in group for cell in line)
     left = ["left" * (name in found.left) for name in found.columns]
     head = "".join(
         f'<th scope="col"{_class(side)}>{escape(name)}</th>' for name, side in zip(found.columns, left, strict=True)
     )
-    lines = [f'<div class="wide">\n<table>\n<thead><tr>{head}</tr></thead>\n']
+    named = [f' data-head="{escape(name)}"' * stacked for name in found.columns]
+    lines = [f'<div class="wide">\n<table{_class("stacked" * stacked)}>\n<thead><tr>{head}</tr></thead>\n']
     for group in found.groups:
         lines.append("<tbody>\n")
         for line in group:
-            cells = (f"<td{_class(cell.tone, side)}>{_text(cell)}</td>" for cell, side in zip(line, left, strict=True))
+            cells = (
+                f"<td{_class(cell.tone, side, _extent(cell.text) if side else '')}{name}>{_text(cell)}</td>"
+                for cell, side, name in zip(line, left, named, strict=True)
+            )
             lines.append(f"<tr>{''.join(cells)}</tr>\n")
         lines.append("</tbody>\n")
     return "".join([*lines, "</table>\n</div>\n"])
 
 
+_PHRASE, _PROSE, _ESSAY = 20, 40, 160
+"""Characters from which on words in a cell are broken, those of a sentence, those of several."""
+
+
+def _extent(text: str) -> str:
+    if len(text) <= _PHRASE:
+        return "none" if text == ABSENT else ""
+    return "phrase" if len(text) <= _PROSE else "prose" if len(text) <= _ESSAY else "prose essay"
+
+
+_WHOLE = re.compile(r"\S+ \[[^\]\s]+ [^\]\s]+\]")
+"""A figure with its interval, which is not broken."""
+
+
 def _text(cell: Cell) -> str:
-    text = escape(cell.text)
+    text = cell.text
+    if len(text) > _PHRASE:
+        text = _WHOLE.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
+    text = escape(text)
     return f'<a href="{escape(cell.link)}">{text}</a>' if cell.link else text
 
 

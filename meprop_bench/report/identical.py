@@ -29,6 +29,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from meprop_bench.report.cells import ABSENT, AXES, SHAPE, WORDS, Cell, Section, seconds
@@ -69,21 +70,26 @@ class Resampled:
     low: float  # 2.5% quantile of that share over the pools
     high: float  # 97.5% quantile
 
-    @classmethod
-    def of(cls, group: Sequence[Row]) -> Resampled | None:
+    @staticmethod
+    def of(group: Sequence[Row]) -> Resampled | None:
         """Resample runs from the repeats of a case; None where they are too few, or differ in their processes."""
-        runs = [process_medians(found) for row in group if (found := judged_runs(row)) is not None]
+        runs = [tuple(process_medians(found)) for row in group if (found := judged_runs(row)) is not None]
         if len(runs) < max(_LEAST_REPEATS, len(group)) or len({len(run) for run in runs}) > 1 or len(runs[0]) < 2:
             return None
-        import numpy as np
+        return _resampled(tuple(runs))
 
-        rng = np.random.default_rng(0)
-        logs = np.array(runs)
-        means, slower = _drawn(logs.ravel(), logs.shape[1], _RUNS, rng)
-        pools = [logs[rng.integers(len(logs), size=len(logs))].ravel() for _ in range(_POOLS)]
-        rates = [_drawn(pool, logs.shape[1], _RUNS_OF_A_POOL, rng)[1].mean() for pool in pools]
-        low, high = np.quantile(rates, (0.025, 0.975))
-        return cls(logs.size, float(means.std(ddof=1)), float(slower.mean()), float(low), float(high))
+
+@lru_cache(maxsize=64)  # the table says it, and the sentence
+def _resampled(runs: tuple[tuple[float, ...], ...]) -> Resampled:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    logs = np.array(runs)
+    means, slower = _drawn(logs.ravel(), logs.shape[1], _RUNS, rng)
+    pools = [logs[rng.integers(len(logs), size=len(logs))].ravel() for _ in range(_POOLS)]
+    rates = [_drawn(pool, logs.shape[1], _RUNS_OF_A_POOL, rng)[1].mean() for pool in pools]
+    low, high = np.quantile(rates, (0.025, 0.975))
+    return Resampled(logs.size, float(means.std(ddof=1)), float(slower.mean()), float(low), float(high))
 
 
 def _drawn(pool: np.ndarray, count: int, runs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -58,6 +58,7 @@ NOTES = "index.toml"
 _LONGEST = 600
 """Characters of a question, or of a verdict."""
 _COLUMNS = ("date", "result", "question", "machine", "verdict")
+_TRENDS, _ALL = "The same cases over commits and machines", "All results"
 _MADE_BY = "Made by `meprop-bench report --index`; what is written by hand is in `index.toml`."
 
 
@@ -81,9 +82,10 @@ class Entry:
     verdict: str
     doubts: tuple[str, ...] = ()  # why it is not to be believed
     broken: bool = False  # whether it cannot be read: the verdict says why
+    paged: bool = False  # whether there is an index.html in its folder
 
     @classmethod
-    def of(cls, place: str, document: Document, *, kind: str, question: str = "") -> Entry:
+    def of(cls, place: str, document: Document, *, kind: str, question: str = "", paged: bool = False) -> Entry:
         """Take what the page says of a result."""
         return cls(
             place=place,
@@ -93,6 +95,7 @@ class Entry:
             machines=tuple(dict.fromkeys(map(machine_name, document.environments.values()))),
             verdict=one_line(document.outcome, _LONGEST),
             doubts=tuple(document.doubts),
+            paged=paged,
         )
 
     @classmethod
@@ -101,19 +104,18 @@ class Entry:
         date = Path(place).name.partition("_")[0]
         return cls(place, date, kind, one_line(question, _LONGEST), (), one_line(str(error), _LONGEST), broken=True)
 
-    @property
-    def link(self) -> str:
-        """Where its page is, as an address."""
-        return quote(f"{self.place}/README.md")
+    def link(self, *, browsed: bool) -> str:
+        """Where it is, as an address: for a code host its README.md, for a browser its page where there is one."""
+        return quote(f"{self.place}/{'index.html' if browsed and self.paged else 'README.md'}")
 
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self, *, browsed: bool = False) -> tuple[Cell, ...]:
         """Return its line."""
         name = self.place.rpartition("/")[2]
         verdict = " ".join((*self.doubts, self.verdict))
         tone: Tone = "bad" if self.broken or self.doubts else ""
         return (
             Cell(self.started[:10] or ABSENT),
-            Cell(name, link=self.link),
+            Cell(name, link=self.link(browsed=browsed)),
             Cell(self.question or ABSENT),
             Cell("; ".join(self.machines) or ABSENT),
             Cell(f"cannot be read: {self.verdict}" if self.broken else verdict or ABSENT, tone),
@@ -130,6 +132,7 @@ class Index:
     steps: Sequence[str] = ()  # what moved, in words (`report.trends`)
     baselines: Sequence[Baseline] = ()  # what later results are compared with, by name
     wrong: Sequence[UserError] = ()  # what cannot be read of these
+    browsed: bool = False  # whether its links are for a browser
 
     @property
     def title(self) -> str:
@@ -168,7 +171,7 @@ class Index:
         shown, more = ordered[:MOST], len(ordered) - MOST
         found = []
         for kind in dict.fromkeys(entry.kind for entry in self.entries):
-            lines = tuple(entry.cells() for entry in shown if entry.kind == kind)
+            lines = tuple(entry.cells(browsed=self.browsed) for entry in shown if entry.kind == kind)
             if lines:
                 found.append(Section(kind, _COLUMNS, (lines,), left=frozenset(_COLUMNS)))
         if more > 0 and found:
@@ -215,8 +218,14 @@ def write_index(root: Path, index: Index, trends: Trends) -> list[Path]:
     contents = {}
     if unavailable_reason("jinja2") is None:
         pictures = trends.drawn() if unavailable_reason("matplotlib") is None else []
-        contents["index.html"] = as_html(index, [], missing_parts())
-        contents[TRENDS] = as_html(trends, pictures, missing_parts())
+        contents["index.html"] = as_html(
+            replace(index, browsed=True),
+            [],
+            missing_parts(),
+            about=index.notes_by_hand.about,
+            links=[(TRENDS, _TRENDS)],
+        )
+        contents[TRENDS] = as_html(trends, pictures, missing_parts(), links=[("index.html", _ALL)])
     contents["README.md"] = as_page(index, trends=TRENDS in contents)
     for name, content in contents.items():
         replace_file(root / name, content)
@@ -225,7 +234,7 @@ def write_index(root: Path, index: Index, trends: Trends) -> list[Path]:
 
 def as_page(index: Index, *, trends: bool) -> str:
     """Return it as the README.md of the folder, with or without a link to the page of trends."""
-    link = f"[The same cases over commits and machines]({TRENDS})." if trends else ""
+    link = f"[{_TRENDS}]({TRENDS})." if trends else ""
     parts = [
         f"# {escaped(index.title)}",
         *(f"**{escaped(line)}**" for line in index.doubts),

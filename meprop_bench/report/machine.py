@@ -93,8 +93,10 @@ def _saving_section(
     if "bound by" not in shown:
         constants = "; ".join(filter(None, (constants, f"bound by {bounds.pop()}" if bounds != {ABSENT} else "")))
 
+    keys = axis_cells(axes)
+
     def line(row: Row) -> tuple[Cell, ...]:
-        return (*axis_cells(row, axes), *(found[id(row)][name] for name in shown))
+        return (*keys(row), *(found[id(row)][name] for name in shown))
 
     return Section(
         title=f"Predicted against measured saving: {rows[0].workload}, {rows[0].allocator} allocator",

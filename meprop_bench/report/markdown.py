@@ -137,7 +137,7 @@ _SHORT = 200
 _short = lru_cache(maxsize=1 << 15)(_escaped)
 
 
-def code_block(text: str) -> str:
+def code_block(text: str, language: str = "sh") -> str:
     """A block of code that no run of backticks in `text` can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}sh\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -14,10 +14,8 @@ def speedups(row: Row) -> str:
     """Return the speed-up of each process, lowest first, and over how many pairs: `5.01, 5.12, 5.20 (60 pairs)`."""
     if row.measurement is None:
         return ABSENT
-    runs = row.measurement.judged_runs
-    # Of an even number of ratios the middle is that of their logarithms, as in the speed-up itself.
-    found = sorted(_middle([dense / sparse for dense, sparse in run], geometric=True) for run in runs)
-    return f"{', '.join(map(digits, found))} ({sum(map(len, runs))} pairs)"
+    found = sorted(map(math.exp, row.measurement.log_medians))
+    return f"{', '.join(map(digits, found))} ({row.measurement.judged_pairs} pairs)"
 
 
 def times(row: Row, side: int) -> str:
@@ -33,11 +31,10 @@ def pairs(row: Row, most: int) -> str:
     return shown + f", … ({len(every)} pairs)" * (len(every) > most)
 
 
-def _middle(values: list[float], *, geometric: bool = False) -> float:
+def _middle(values: list[float]) -> float:
     """Return the median; `statistics.median` takes four times as long, which counts where there are many rows."""
     values.sort()
     half = len(values) // 2
     if len(values) % 2:
         return values[half]
-    low, high = values[half - 1], values[half]
-    return math.sqrt(low * high) if geometric else (low + high) / 2
+    return (values[half - 1] + values[half]) / 2

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -27,6 +28,7 @@ from meprop_bench.measure.notes import Note, together
 from meprop_bench.results.axes import DENSE_AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import LEVEL, Interval, Runs, holm, mean_of_logs
+from meprop_bench.stats.many import p_values
 
 __all__ = [
     "AGREE",
@@ -38,7 +40,6 @@ __all__ = [
     "judged_runs",
     "legend",
     "mean_speedup",
-    "p_value",
     "significant_rows",
     "with_disagreements",
 ]
@@ -114,20 +115,20 @@ def judged_runs(row: Row) -> Runs | None:
     return None if row.measurement is None or row.speedup is None else row.measurement.judged_runs
 
 
-def p_value(row: Row) -> float:
-    """Return the p-value of "the speed-up is 1"; NaN where there is nothing to judge by."""
-    return math.nan if row.measurement is None or row.speedup is None else row.measurement.estimate.p_value()
-
-
 def significant_rows(rows: Sequence[Row]) -> frozenset[int]:
     """Return the places of the rows whose speed-up differs from 1, after Holm's correction for all that have one.
 
     A row without raw values is judged by its interval alone.
     """
-    places = [place for place, row in enumerate(rows) if row.significant is not None]
-    adjusted = holm([p_value(rows[place]) for place in places])
+    bounds = ((row.speedup, row.speedup_low, row.speedup_high) for row in rows)
+    places = [place for place, found in enumerate(bounds) if None not in found]  # a single process has none
+    measured = [(at, found) for at, place in enumerate(places) if (found := rows[place].measurement) is not None]
+    judged = [math.nan] * len(places)
+    for (at, _), p in zip(measured, p_values([found.estimate for _, found in measured]).tolist(), strict=True):
+        judged[at] = p
+    adjusted = holm(judged)
     return frozenset(
-        place for place, p in zip(places, adjusted, strict=True) if rows[place].significant and not p > LEVEL
+        place for place, p in zip(places, adjusted, strict=True) if not p > LEVEL and rows[place].significant
     )
 
 
@@ -174,8 +175,9 @@ def common(rows: Sequence[Row]) -> list[str]:
     """Return the notes that all of several rows have, and that have no letter."""
     texts: dict[str, int] = {}
     for row in rows:
-        for text in {note.text: None for note in row.notes if note.kind not in MARKS}:
-            texts[text] = texts.get(text, 0) + 1
+        if row.notes:
+            for text in {note.text: None for note in row.notes if note.kind not in MARKS}:
+                texts[text] = texts.get(text, 0) + 1
     return [text for text, count in texts.items() if count == len(rows) > 1]
 
 
@@ -199,10 +201,16 @@ class Footnotes:
         self._marked: dict[int, list[str]] = {}
         numbers: dict[str, None] = {}
         for own in cases.values():
-            of_case, first = set(common(own)), max(own, key=_importance)
-            for row in own:
-                texts = dict.fromkeys(note.text for note in row.notes if note.kind not in MARKS)
-                kept = [text for text in texts if text not in said and (text not in of_case or row is first)]
+            texts = [
+                dict.fromkeys(note.text for note in row.notes if note.kind not in MARKS and note.text not in said)
+                for row in own
+            ]
+            if not any(texts):
+                continue
+            of_case = set(texts[0]).intersection(*texts[1:]) if len(own) > 1 else ()
+            first = max(own, key=_importance)
+            for row, found in zip(own, texts, strict=True):
+                kept = [text for text in found if text not in of_case or row is first]
                 self._marked[id(row)] = kept
                 numbers |= dict.fromkeys(kept)
         numbers |= dict.fromkeys(failures)
@@ -210,9 +218,10 @@ class Footnotes:
 
     def marks(self, row: Row) -> str:
         """Return what goes behind a row's speed-up: ` (n, p, 1)`, or nothing."""
-        kinds = {note.kind for note in row.notes}
-        letters = [mark for kind, mark in MARKS.items() if mark != _BUDGET and kind in kinds]
-        numbers = [str(self._numbers[text]) for text in self._marked[id(row)]]
+        if not row.notes:
+            return ""
+        letters = _letters(tuple([note.kind for note in row.notes]))
+        numbers = [str(self._numbers[text]) for text in self._marked.get(id(row), ())]
         return f" ({', '.join([*letters, *numbers])})" if letters or numbers else ""
 
     def number(self, failure: str | None) -> str:
@@ -224,6 +233,11 @@ class Footnotes:
         """Return the lines below the table."""
         numbered = [f"({number}) {text}" for text, number in self._numbers.items()]
         return (*(f"All rows: {text}" for text in self._shared), *numbered)
+
+
+@lru_cache(maxsize=1024)
+def _letters(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(mark for kind, mark in MARKS.items() if mark != _BUDGET and kind in kinds)
 
 
 def _importance(row: Row) -> int:

@@ -48,8 +48,8 @@ _SHOWN = 500
 """Lines of the page."""
 _DRAWN = 12
 """Pictures on it."""
-_SAID = 20
-"""Steps that the index names."""
+_SAID, _FIRST = 20, 3
+"""Steps that the index names, and those that its own page does, which has them all in its table."""
 
 _NOISE = 0.01
 """Mean deviation of two runs of the same code on a quiet machine, relative (the A/A study)."""
@@ -250,7 +250,9 @@ class Trends:
         lines = [f"{len(self.series)} phases of cases, {runs} runs of them; {len(self.moves)} steps."]
         if short:
             lines.append(f"{short} have fewer than {2 * SHORTEST} runs, in which no step can be told from noise.")
-        return [*lines, *self.said()]
+        said = self.said()
+        more = [f"{len(self.moves) - _FIRST} more, in the table."] if len(self.moves) > _FIRST else []
+        return [*lines, *said[:_FIRST], *more]
 
     @property
     def findings(self) -> Sequence[Finding]:
@@ -377,37 +379,45 @@ def _line(one: Series, baselines: Sequence[str]) -> tuple[Cell, ...]:
 
 def _drawn(one: Series, number: int) -> Plot:
     import matplotlib as mpl
-    from matplotlib.figure import Figure as Canvas
 
-    from meprop_bench.report.plots import COLOURS, STYLE, Plot, as_svg
+    from meprop_bench.report.plots.svg import COLOURS, STYLE, Picture
 
     places = list(range(len(one.points)))
-    values = [point.speedup.estimate for point in one.points]
+    found = [point.speedup for point in one.points]
     bounds = [
-        [found.estimate - found.low if found.bounded else 0.0 for found in (point.speedup for point in one.points)],
-        [found.high - found.estimate if found.bounded else 0.0 for found in (point.speedup for point in one.points)],
+        [each.estimate - each.low if each.bounded else 0.0 for each in found],
+        [each.high - each.estimate if each.bounded else 0.0 for each in found],
     ]
     moves = [move for move in one.moves if move.figure == "speed-up"]
+    ends = [0, *(move.place for move in moves), len(places)]
+    heights = _levels([each.estimate for each in found], ends[1:-1])
     with mpl.rc_context(STYLE):
-        figure = Canvas(figsize=(8, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.errorbar(places, values, yerr=bounds, fmt="o", markersize=4, color=COLOURS[0], linewidth=1)
-        ends = [0, *(move.place for move in moves), len(places)]
-        heights = _levels(values, ends[1:-1])
-        for start, stop, height in zip(ends, ends[1:], heights, strict=False):
-            axes.hlines(height, start - 0.5, stop - 0.5, color=COLOURS[1], linewidth=1.2)
+        picture = Picture("run", "speed-up", "time", "revision", "result")
+        axes = picture.axes
+        axes.errorbar(places, [each.estimate for each in found], yerr=bounds, fmt="o", markersize=4, color=COLOURS[0],
+                      linewidth=1, label="speed-up of a run, with its 95% interval")  # fmt: skip
+        for place, (start, stop) in enumerate(pairwise(ends)):
+            name = "" if place else "its levels"
+            axes.hlines(heights[place], start - 0.4, stop - 0.6, color=COLOURS[1], linewidth=1.8, label=name)
+        for place, point in zip(places, one.points, strict=True):
+            cells = (ratio_within(point.speedup), seconds(point.time_s), point.revision or ABSENT, point.place)
+            picture.point(place, point.speedup.estimate, point.started[:10], *cells)
+        chosen = places[:: max(1, math.ceil(len(places) / 4))]
+        axes.set_xticks(chosen, [_label(one.points[place]) for place in chosen], fontsize=8.5)
         axes.set_ylabel("speed-up over dense")
-        axes.set_title(f"{one.name}, {one.phase}", fontsize=9.5)
-        chosen = places[:: max(1, math.ceil(len(places) / 8))]
-        axes.set_xticks(chosen, [_label(one.points[place]) for place in chosen], fontsize=8)
-        svg = as_svg(figure)
-    what = "; ".join(move.text for move in one.moves) or "no step"
-    caption = (
-        f"{one.name}, {one.phase}, on {one.machine}: the speed-up of each run with its 95% interval, and its levels;"
-        f" {what}."
-    )
-    return Plot(f"trend-{number + 1}.svg", caption, svg)
+        axes.grid(axis="y", linewidth=0.5)
+        axes.set_axisbelow(True)
+        what = "; ".join(move.text for move in one.moves) or "no step"
+        return picture.plot(
+            f"trend-{number + 1}",
+            "trend",
+            f"{one.name}, {one.phase}",
+            f"{one.machine}; {what}",
+            f"{one.name}, {one.phase}, on {one.machine}: the speed-up of each run with its 95% interval, and its"
+            f" levels; {what}.",
+            choices={"case": one.name, "phase": one.phase, "machine": one.machine},
+        )
 
 
 def _label(point: Point) -> str:
-    return f"{point.started[:10]}\n{point.revision[:12]}"
+    return f"{point.started[:10]}\n{point.revision[:8]}"

@@ -24,9 +24,9 @@ from meprop_bench.stats import mean_difference, non_inferiority
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Flat, Parity, Row, Side, Utilization
 
-__all__ = ["FAR", "WATCHED", "check_parity", "check_row", "check_utilization"]
+__all__ = ["FAR", "TOLERANCE", "WATCHED", "check_parity", "check_row", "check_utilization"]
 
-_TOLERANCE = 1e-6
+TOLERANCE = 1e-6
 """Relative; of a difference in quality to what it is seen against (`Parity.scale`), 100 for percentages."""
 
 FAR = 10.0
@@ -140,5 +140,5 @@ def _same(name: str, stored: float | None, found: float | None, source: str, *, 
         return
     if found is None or math.isnan(found):
         raise ValueError(f"{name} is {stored:.6g}, but {source} none")
-    if not abs(stored - found) <= _TOLERANCE * max(abs(found), least):
+    if not abs(stored - found) <= TOLERANCE * max(abs(found), least):
         raise ValueError(f"{name} is {stored:.6g}, but {source} {found:.6g}")

@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["one_line", "printable", "without_paths"]
+__all__ = ["bounded", "one_line", "printable", "without_paths"]
 
 # An absolute path of two components or more: POSIX, home-relative or Windows; not the tail of a word, of a URL or of a
 # relative path.
@@ -43,6 +43,14 @@ def _one_line(text: str, limit: int) -> str:
         text = "".join(c if c.isprintable() else " " for c in text)
     line = without_paths(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def bounded(text: str, limit: int = 4000) -> str:
+    """Return `text` fit to be shown whatever it is made of: one line of bounded length, and so each of its words."""
+    return _ENDLESS.sub(r"\1…", one_line(text, limit))
+
+
+_ENDLESS = re.compile(r"(\S{160})\S+")
 
 
 def printable(value: Any) -> Any:

@@ -55,8 +55,8 @@ from meprop_bench.results.redact import one_line
 from meprop_bench.stats import Interval, Verdict
 
 __all__ = [
-    "FIGURES", "KEYS", "PASSED", "SCHEMA", "WHOLE", "Flat", "Parity", "Row", "Side", "Utilization", "as_object",
-    "check_schema", "select",
+    "FIGURES", "KEYS", "PASSED", "SCHEMA", "TEXTS", "WHOLE", "Flat", "Parity", "Row", "Side", "Utilization",
+    "as_object", "check_schema", "readable", "reasons", "select",
 ]  # fmt: skip
 
 SCHEMA = "meprop-bench/1"
@@ -171,7 +171,7 @@ class Utilization(_Record):
     unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)  # field -> why it is null
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "unavailable", _reasons(self.unavailable))
+        object.__setattr__(self, "unavailable", reasons(self.unavailable))
         if self.energy_source is not None:
             object.__setattr__(self, "energy_source", one_line(self.energy_source) or "?")
         if self.throttle_reasons:
@@ -244,8 +244,8 @@ class Row(StoredAxes, _Record):
         if self.convertible is not None:
             layers = {one_line(layer): (one_line(kind), k) for layer, (kind, k) in self.convertible.items()}
             object.__setattr__(self, "convertible", layers)
-        object.__setattr__(self, "unavailable", _reasons(self.unavailable))
-        object.__setattr__(self, "notes", _readable(self.notes))
+        object.__setattr__(self, "unavailable", reasons(self.unavailable))
+        object.__setattr__(self, "notes", readable(self.notes))
         super().__post_init__()
 
     @property
@@ -323,7 +323,7 @@ class Row(StoredAxes, _Record):
         flat = checked(stored, Flat)
         # What most rows say is kept once: a hundred thousand of them say "linear".
         own = {name: stored[name] for name in _PLAIN if name in stored}
-        own |= {name: intern(text) for name in _TEXTS if type(text := own.get(name)) is str}
+        own |= {name: intern(text) for name in TEXTS if type(text := own.get(name)) is str}
         try:
             return flat.completed(checked(own | _sides(stored), cls)), flat
         except ValueError as error:
@@ -367,7 +367,7 @@ class Flat:
         notes = tuple(Note.read(text, kinds.get(place)) for place, text in enumerate(self.notes))
         # The row has just been made, and is nobody else's yet: a copy of it would cost as much as reading it.
         object.__setattr__(row, "measurement", measurement)
-        object.__setattr__(row, "notes", _readable(notes))
+        object.__setattr__(row, "notes", readable(notes))
         return row
 
 
@@ -380,10 +380,11 @@ _SIDES = {"sparse": "", "dense": "baseline_"}
 """Field of a row -> what the keys of that side begin with."""
 _OF_SIDE = tuple(spec.name for spec in fields(Side))
 _PLAIN = tuple(spec.name for spec in fields(Row) if spec.name not in (*_SIDES, "measurement", "notes"))
-_TEXTS = (
-    *(axis.stored for axis in AXES.values()),
+TEXTS = (
+    *(axis.stored for axis in AXES.values() if str in axis.bases),
     *("kernel", "phase", "check", "baseline_chosen", "git_revision", "environment_id"),
 )
+"""Fields of a row that hold a text, which many rows have alike."""
 KEYS = (
     *_PLAIN,
     *(prefix + name for name in _OF_SIDE for prefix in _SIDES.values()),
@@ -418,13 +419,13 @@ def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
     return [row for row in rows if all(getattr(row, name) == wanted for name, wanted in criteria.items())]
 
 
-def _readable(notes: Iterable[Note]) -> tuple[Note, ...]:
+def readable(notes: Iterable[Note]) -> tuple[Note, ...]:
     """Return the notes as one line each, without empty ones."""
     lines = ((note, one_line(note.text)) for note in notes)
     return tuple(note if note.text == line else replace(note, text=line) for note, line in lines if line)
 
 
-def _reasons(found: Mapping[str, str]) -> Mapping[str, str]:
+def reasons(found: Mapping[str, str]) -> Mapping[str, str]:
     """Return reasons as one line each; what many rows have is one mapping."""
     items = tuple(found.items())
     return _few_reasons(items) if sum(map(len, found.values())) <= _FEW else _made_reasons(items)

@@ -34,6 +34,7 @@ from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import settle
 from meprop_bench.results.consistency import check_row
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
+from meprop_bench.results.reading import rows_of
 from meprop_bench.results.redact import one_line, printable, without_paths
 from meprop_bench.results.schema import SCHEMA, Flat, Row, check_schema
 
@@ -278,6 +279,8 @@ _TOGETHER = 512
 
 def _sound_rows(lines: Sequence[bytes], path: Path, before: int) -> list[Row]:
     """Return the rows of some lines, behind that many; a `UserError` names the first that is not sound."""
+    if (sound := rows_of(lines)) is not None:
+        return sound
     found: list[tuple[Row, Flat]] = []
     wrong: Exception | None = None
     try:

@@ -27,7 +27,7 @@ from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import MARGIN, figure_name, judged
 from meprop_bench.sweep.trainers import Trainers, TrainingJob
 from meprop_bench.sweep.worker import start_trainer
-from meprop_bench.tasks import TASKS
+from meprop_bench.tasks import TASKS, editions
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe
 
@@ -71,6 +71,7 @@ class ParityPlan:
             "name": "parity", "recipe": self.recipe.to_json(), "seeds": self.seeds, "margin": self.margin,
             "threads": self.threads,
         }  # fmt: skip
+        found |= editions(self.recipe.task)
         return found | ({"source": source_of(self.recipe.task)} if is_model(self.recipe.task) else {})
 
 

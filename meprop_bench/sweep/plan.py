@@ -26,6 +26,7 @@ from msgspec import UNSET, Meta, UnsetType
 from meprop_bench.errors import ExitCode, UserError, one_of
 from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
+from meprop_bench.tasks import editions
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.workloads.case import DATA, ONE_WIDTH, TEXT, WORKLOADS, Case
 
@@ -83,6 +84,7 @@ class Plan:
         """
         late = ("pin", "watched", "compared")
         found = {name: value for name, value in asdict(self).items() if name not in late or value}
+        found |= editions(*(case.data for case in self.cases)) if self.compared or "accuracy" in self.checks else {}
         models = dict.fromkeys(case.model for case in self.cases if case.model is not None and is_model(case.model))
         return found | ({"sources": {model: source_of(model) for model in models}} if models else {})
 
@@ -200,7 +202,7 @@ def plan_of(record: Mapping[str, Any], models: Collection[str] = ()) -> Plan:
     known = {spec.name for spec in fields(Plan)}
     if not {"cases", "target", "budget", "processes"} <= record.keys():
         raise UserError("its plan is that of another command than speedup: run the command that it names again")
-    if unknown := sorted(record.keys() - known - {"sources"}):
+    if unknown := sorted(record.keys() - known - {"sources", "editions"}):
         raise UserError(f"its plan has {unknown[0]!r}, which this version does not know: use the one that measured it")
     axes, sources = {spec.name for spec in fields(Case)}, record.get("sources") or {}
     for case in record["cases"]:

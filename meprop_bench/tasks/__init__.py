@@ -22,7 +22,7 @@ from meprop_bench.tasks.build import is_model
 if TYPE_CHECKING:
     from meprop_bench.tasks.task import Task
 
-__all__ = ["TASKS", "TaskEntry", "load_task", "task_options"]
+__all__ = ["TASKS", "TaskEntry", "editions", "load_task", "task_options"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TaskEntry:
 
     `rates`: optimizer -> learning rate, where it is not that of `optimizers.OPTIMIZERS`. `alternated`: parts of the
     model, by name, that `algorithm.Alternation` sparsifies alternately. `percent`: whether its metric is a percentage.
+    `edition`: counted up where its data become others, in number or in their parts.
     """
 
     module: str
@@ -39,6 +40,7 @@ class TaskEntry:
     rates: Mapping[str, float] = field(default_factory=dict)
     alternated: tuple[str, ...] = ()
     percent: bool = True
+    edition: int = 1
 
 
 _RATE = {"adagrad": 0.01}
@@ -47,9 +49,11 @@ _PARTS = ("encoder", "decoder")
 
 TASKS: Mapping[str, TaskEntry] = {
     "mnist": TaskEntry("mnist", "MNIST", "MNIST, the perceptron 784-500-500-10"),
-    "digits": TaskEntry("mnist", "Digits", "the digits of scikit-learn, the same perceptron"),
+    "digits": TaskEntry("mnist", "Digits", "the digits of scikit-learn, the same perceptron", edition=2),
     "mnist-cnn": TaskEntry("mnist", "MNISTConvolutions", "MNIST, the convolutional network"),
-    "digits-cnn": TaskEntry("mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network"),
+    "digits-cnn": TaskEntry(
+        "mnist", "DigitsConvolutions", "the digits of scikit-learn, a convolutional network", edition=2
+    ),
     "pos": TaskEntry("pos", "POS", "parts of speech in UD English EWT, the bidirectional LSTM", _RATE),
     "parsing": TaskEntry(
         "parsing", "Parsing", "dependencies in UD English EWT, transitions chosen by a perceptron", _RATE
@@ -70,6 +74,14 @@ TASKS: Mapping[str, TaskEntry] = {
     ),
 }
 """Name -> where it is."""
+
+
+def editions(*names: str | None) -> dict[str, dict[str, int]]:
+    """Return what a plan says of tasks whose data have changed, so that no run goes on with figures from before."""
+    found = {name: TASKS[name].edition for name in names if name is not None and name in TASKS}
+    found = {name: edition for name, edition in found.items() if edition > 1}
+    return {"editions": found} if found else {}
+
 
 _OWN = TaskEntry("own", "Own", "a model of the user's own")
 

@@ -8,7 +8,7 @@ from typing import Any
 from meprop_bench.durations import duration
 from meprop_bench.measure.machine import was_busy
 from meprop_bench.report.cells import Section, plain_section
-from meprop_bench.report.markdown import as_section, escaped
+from meprop_bench.report.markdown import as_section, code_block, escaped
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
 from meprop_bench.tuning.arms import Arm
@@ -90,7 +90,7 @@ def markdown(result: Result) -> str:
     """Return it as Markdown, the sentence first."""
     lines = [escaped(result.sentence), ""]
     if parts := advice(result):
-        lines += ["```python", parts[0], "```", "", "Measured again by", "", "```shell", *parts[1:], "```", ""]
+        lines += [code_block(parts[0], "python"), "", "Measured again by", "", code_block("\n".join(parts[1:])), ""]
     return "\n".join([*lines, *(f"{as_section(section)}\n" for section in tables(result))])
 
 

@@ -19,6 +19,7 @@ from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.results.axes import default_threads
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.runner import SweepProgress
+from meprop_bench.tasks import editions
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe, by_layer
 from meprop_bench.tuning.arms import LADDER, METHODS_TRIED, Arm, arms_of
@@ -90,6 +91,7 @@ class Request:
             "seeds": self.seeds,
             "threads": self.threads,
             "budgets": self.budgets,
+            **editions(self.recipe.task),
         }  # fmt: skip
 
     def arms(self, *, rows: bool) -> list[Arm]:

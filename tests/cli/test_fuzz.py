@@ -37,7 +37,7 @@ from meprop_bench.sweep.plan import plan_axes
 from meprop_bench.tasks.recipe import Recipe
 
 _ROOT = Path(__file__).parents[2]
-_TIMED = _ROOT / "reports/2026-11-21_amd-epyc-2c_quick-4"
+_TIMED = _ROOT / "reports/2026-11-28_amd-epyc-2c_quick"
 _TABLE = _ROOT / "reports/2026-11-22_amd-epyc-2c_paper-tkde-10-short"
 _COUNTED = _ROOT / "reports/2026-11-21_amd-epyc-2c_paper-tkde-1-short"
 

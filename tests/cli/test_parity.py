@@ -15,6 +15,7 @@ from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.worker import WorkerDied
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.parity import ParityPlan, case_id, compare
+from meprop_bench.tasks import editions
 from meprop_bench.tasks.recipe import Recipe
 
 _RECIPE = Recipe("digits", {"batch": 50}, "meprop", 4, epochs=3)
@@ -158,6 +159,40 @@ def test_a_comparison_is_of_something():
             ParityPlan(recipe, **settings)
     assert case_id(ParityPlan(_RECIPE, 3)) == case_id(ParityPlan(_RECIPE, 9))
     assert case_id(ParityPlan(_RECIPE)) != case_id(ParityPlan(_RECIPE, margin=1.0))
+
+
+def test_pairs_of_data_that_were_split_otherwise_are_not_gone_on_with(tmp_path, capsys, monkeypatch):
+    """A folder from before the digits were split anew: its seeds would be judged together with others'."""
+    from meprop_bench.sweep import parity
+
+    figures = {"dense": [96.0, 96.0], "sparse": [96.0, 96.1]}
+    defaults = {**parity.compare.__kwdefaults__, "start": lambda: Answering(figures, [])}
+    monkeypatch.setattr(parity.compare, "__kwdefaults__", defaults)
+    wanted = ["parity", "--task", "digits", "--k", "4", "--seeds", "2", "--out", str(tmp_path), "--processes", "1"]
+    cli.run(wanted)
+    (folder,) = tmp_path.iterdir()
+    head = json.loads((folder / "environment.json").read_text())
+    assert head["plan"].pop("editions") == {"digits": 2}
+    (folder / "environment.json").write_text(json.dumps(head))
+    capsys.readouterr()
+    cli.run([*wanted, "--resume"])
+    assert "no earlier run of this comparison on this machine: starting anew" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 2
+    assert editions("mnist", "my_model.py:build", None) == {}
+
+
+def test_names_are_escaped_in_markdown(tmp_path, capsys, monkeypatch):
+    from meprop_bench.sweep import parity
+
+    monkeypatch.setattr(Recipe, "label", "unified | <b>k=4</b>")
+    figures = {"dense": [96.0, 96.0], "sparse": [96.0, 96.1]}
+    defaults = {**parity.compare.__kwdefaults__, "start": lambda: Answering(figures, [])}
+    monkeypatch.setattr(parity.compare, "__kwdefaults__", defaults)
+    wanted = ["parity", "--task", "digits", "--k", "4", "--seeds", "2", "--out", str(tmp_path), "--processes", "1"]
+    cli.run([*wanted, "--format", "md"])
+    printed = capsys.readouterr().out
+    assert "unified \\| \\<b\\>k=4\\</b\\>" in printed
+    assert "<b>" not in printed
 
 
 def test_for_real(tmp_path):

@@ -21,6 +21,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+WIDTHS = (390, 1280)
+"""Of a telephone, and of a screen."""
+CUT = """
+[...document.querySelectorAll('table, svg, pre, td, th')].filter((one) => one.checkVisibility()
+  && Boolean(one.closest('.rows')) === LANDSCAPE && (one.getBoundingClientRect().right > innerWidth + 1
+    || (one.cellIndex !== undefined && one.scrollWidth > one.clientWidth + 1)))
+  .map((one) => one.outerHTML.slice(0, 200))
+"""
+"""What is wider than the page, in the part that is printed LANDSCAPE or the rest."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",

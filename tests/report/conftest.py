@@ -13,6 +13,7 @@ from meprop_bench.report.document import Document
 from meprop_bench.results.schema import Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.stats import mean_difference
+from tests.report.browser import NAMES, Browser, executable
 
 BIG = {"batch": 1024, "in_features": 8192, "out_features": 8192}
 SMALL = {"batch": 50, "in_features": 784, "out_features": 500}
@@ -205,6 +206,29 @@ def make_folder(tmp_path):
             return store.folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless browser, where there is one."""
+    if (path := executable()) is None:
+        pytest.skip(f"there is no {' or '.join(NAMES)} here")
+    with Browser(path, tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture
+def open_address(browser):
+    """A function that opens a page of the browser, until the end of the test."""
+    pages = []
+
+    def opened(where, *, fragment="", width=1280, **how):
+        pages.append(browser.open(where + fragment, width=width, **how))
+        return pages[-1]
+
+    yield opened
+    for page in pages:
+        page.close()
 
 
 @pytest.fixture

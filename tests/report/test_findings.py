@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from meprop_bench.report.cells import distinct_rows
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import findings
-from meprop_bench.report.formats import as_json
+from meprop_bench.report.formats import as_csv, as_json
+from meprop_bench.report.fragment import as_fragment
 from meprop_bench.report.markdown import as_markdown, as_readme
+from meprop_bench.report.page import as_html
 from meprop_bench.report.terminal import as_table
 
 _STEP = {"workload": "mlp", "phase": "step", "optimizer": "adagrad", "data": "mnist", "in_features": 784, "layers": 2}
@@ -229,6 +232,24 @@ def test_trainings_alone_are_told(make_row, failed_row, parities):
 
 def test_nothing_measured_is_said():
     assert [one.text for one in findings([], frozenset())] == ["Nothing is measured yet."]
+
+
+def test_names_without_end_are_shortened_in_every_format(make_row):
+    pytest.importorskip("jinja2", reason="needs the report extra")
+    rows = [
+        make_row(f"{phase}-{k}", k=k, phase=phase, speedup=40 / k, method="m" * 10_000, kernel="n" * 10_000,
+                 workload="w" * 10_000, allocator="a" * 10_000)
+        for k in (8, 32)
+        for phase in ("backward", "step")
+    ]  # fmt: skip
+    document = Document("t", "c", "s", rows)
+    for text in (
+        as_table(document), as_markdown(document), as_readme(document, []), as_html(document, ()),
+        as_fragment(document), json.dumps([found.to_json() for found in document.findings]),
+    ):  # fmt: skip
+        assert re.search(r"([manw])\1{100}", text)
+        assert not re.search(r"([manw])\1{700}", text)
+    assert rows[0].method in as_csv(document)  # data stay data
 
 
 def test_every_format_begins_with_the_same_findings(make_row, parities):

@@ -52,7 +52,7 @@ def test_what_a_user_named_is_escaped():
     section = Section("<b>", ("a<b",), (((Cell("<script>alert(1)</script>", "bad"),),),), left=frozenset({"a<b"}))
     text = table(section)
     assert "<script>" not in text
-    assert '<td class="bad left">&lt;script&gt;' in text
+    assert '<td class="bad left phrase">&lt;script&gt;' in text
 
 
 def test_nothing_is_folded_under_a_title_alone():

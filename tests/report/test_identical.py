@@ -52,6 +52,18 @@ def test_the_summary_says_it_in_words(repeats):
     assert "10 of 10 repeats were found slower by more than 1%" in slowed
 
 
+def test_what_more_runs_would_give_is_drawn_once(repeats, monkeypatch):
+    from meprop_bench.report import identical
+
+    identical._resampled.cache_clear()
+    pools, once = [], identical._drawn
+    monkeypatch.setattr(identical, "_drawn", lambda pool, *more: pools.append(len(pool)) or once(pool, *more))
+    identical_section(repeats)
+    drawn = len(pools)
+    identical_summary(repeats)
+    assert drawn == len(pools) == 2 * (1 + 200)
+
+
 def test_a_false_alarm_is_bad(noisy_row):
     section = identical_section([noisy_row("a", seed=0, speedup=0.9, spread=0.001, method="dense", slowdown=0.0)])
     assert section.groups[0][0][6].tone == "bad"

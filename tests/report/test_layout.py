@@ -93,7 +93,7 @@ def words(text):
 @pytest.mark.parametrize(
     "name",
     [
-        "2026-11-21_amd-epyc-2c_quick-4",
+        "2026-11-28_amd-epyc-2c_quick",
         "2026-11-28_amd-epyc-2c_step-2",
         "2026-11-21_amd-epyc-2c_targets-2",
         "2026-11-21_amd-epyc-2c_methods",

@@ -15,18 +15,8 @@ from meprop_bench.report.page import as_html
 from meprop_bench.report.plots import KINDS, STYLE
 from meprop_bench.report.plots.training import Trained, learning, sizes
 from meprop_bench.results.schema import Utilization
-from tests.report.browser import NAMES, Browser, executable
+from tests.report.browser import CUT, WIDTHS
 from tests.report.conftest import PEAKS, linear_rows, make_row, mlp_rows
-
-WIDTHS = (390, 1280)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if (path := executable()) is None:
-        pytest.skip(f"there is no {' or '.join(NAMES)} here")
-    with Browser(path, tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 def used(row, factor=1.0):
@@ -75,19 +65,16 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture
-def open_page(browser, address):
-    pages = []
+def open_page(open_address, address):
+    """A function that opens the page, or another one, at the width of a screen."""
 
-    def opened(where=address, *, fragment="", width=1280, **how):
-        page = browser.open(where + fragment, width=width, **how)
-        pages.append(page)
+    def opened(where=address, **how):
+        page = open_address(where, **how)
         if how.get("script", True):
             page.until("document.querySelector('.filters label') || !document.querySelector('#rows')")
         return page
 
-    yield opened
-    for page in pages:
-        page.close()
+    return opened
 
 
 PANELS = """
@@ -118,7 +105,7 @@ PANELS = """
 def test_every_picture_is_drawn_without_a_word_on_the_console(open_page, width, dark, address):
     page = open_page(width=width, dark=dark)
     shown = page.value("[...document.querySelectorAll('[data-figure]')].map((one) => one.dataset.figure)")
-    assert shown == list(KINDS)
+    assert shown == [kind for kind in KINDS if kind != "trend"]  # which results have together
     found = page.value(PANELS)
     assert len(found) > 20
     for panel in found:
@@ -181,6 +168,8 @@ def test_every_choice_leads_to_a_picture_and_is_in_the_address(open_page, addres
     page = open_page()
     kinds = [kind for kind in KINDS if page.value(f"document.querySelectorAll('#{kind} .choices select').length")]
     assert {"over", "accuracy", "learning"} <= set(kinds)
+    labels = "[...document.querySelectorAll('#over .choices label')].map((one) => one.firstChild.textContent)"
+    assert {"phase", "over", "metric"} <= set(page.value(labels))
     for kind in kinds:
         selects = page.value(f"document.querySelectorAll('#{kind} .choices select').length")
         for select in range(selects):
@@ -194,6 +183,49 @@ def test_every_choice_leads_to_a_picture_and_is_in_the_address(open_page, addres
     assert (
         again.value("[...document.querySelectorAll('.panel:not([hidden]) h3')].map((one) => one.textContent)") == shown
     )
+    assert page.complaints() == []
+
+
+def test_a_screen_reader_is_told_what_everything_is(open_page):
+    page = open_page()
+    page.send("Accessibility.enable")
+    nodes = [node for node in page.send("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    said = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes]
+    named = {role: [name for one, name in said if one == role] for role, _ in said}
+    titles = page.value("[...document.querySelectorAll('.panel:not([hidden]) h3')].map((one) => one.textContent)")
+    assert set(titles) <= set(named["group"])
+    points = named["image"]
+    assert all(": " in point for point in points)
+    assert any(re.search(r"k: k = 8; speed-up: [\d.]+x \[", point) for point in points)
+    assert {"phase", "metric"} <= set(named["combobox"])
+    assert {"search"} <= set(named["searchbox"])
+    assert all(name for role in ("button", "combobox", "columnheader", "heading") for name in named[role])
+    assert any(name.startswith("values and warnings of row") for name in named["button"])
+    described = [
+        node for node in nodes if node["role"]["value"] == "group" and node.get("name", {}).get("value") in titles
+    ]
+    assert all(node.get("description", {}).get("value") for node in described)
+
+
+REACHED = """
+(() => { const one = document.activeElement, style = getComputedStyle(one);
+  return [one.tagName.toLowerCase() + (one.className.baseVal ?? one.className ? '.' + one.className : ''),
+    style.outlineStyle !== 'none' || style.strokeWidth === '1.5px']; })()
+"""
+
+
+def test_all_is_reached_by_the_keyboard_and_what_is_reached_is_seen(open_page):
+    page = open_page()
+    found = {}
+    for _ in range(250):
+        page.key("Tab")
+        name, seen = page.value(REACHED)
+        found[name.split(".")[0] + (".open" if name.endswith(".open") else "")] = seen
+    assert {"select", "circle", "input", "button", "button.open", "summary"} <= found.keys()
+    assert all(seen for name, seen in found.items() if name != "body"), found
+    page.value("document.querySelector('.grid thead button').focus()")
+    page.key("Enter")
+    assert "rows.sort" in page.value("location.hash")
     assert page.complaints() == []
 
 
@@ -265,12 +297,6 @@ def test_pages_of_rows_can_be_turned(browser, tmp_path, open_page):
     assert page.complaints() == []
 
 
-CUT = """
-[...document.querySelectorAll('table, svg, pre, td, th')].filter((one) => one.checkVisibility()
-  && Boolean(one.closest('.rows')) === LANDSCAPE && (one.getBoundingClientRect().right > innerWidth + 1
-    || (one.cellIndex !== undefined && one.scrollWidth > one.clientWidth + 1)))
-  .map((one) => one.outerHTML.slice(0, 200))
-"""
 A4 = {False: 702, True: 1032}
 """Pixels between the margins of a sheet upright, and on its side, as the rows are."""
 
@@ -297,7 +323,7 @@ def test_on_paper_no_table_is_cut_and_what_is_folded_is_open(open_page, dark, tm
 
 def test_without_its_script_a_page_shows_first_pictures_and_rows(open_page):
     page = open_page(script=False)
-    assert page.value("document.querySelectorAll('.panel:not([hidden]) svg').length") == len(KINDS)
+    assert page.value("document.querySelectorAll('.panel:not([hidden]) svg').length") == len(KINDS) - 1
     assert page.value("document.querySelectorAll('.grid tbody tr').length") == len(story())
     assert page.value("document.querySelector('noscript').checkVisibility()")
 

@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -214,6 +215,19 @@ def test_pictures_are_bounded_and_it_is_said_how_many_are_left_out(make_row):
     assert left_out["over"] > 0
 
 
+def test_a_line_of_many_cases_is_thinned_and_says_so(make_row):
+    rows = [make_row(f"a{k}", k=k, speedup=1 + 100 / k) for k in range(1, 202)]
+    plot = next(one for one in drawn(rows) if one.choices.get("metric") == "speed-up")
+    ks = [int(line[1].removeprefix("k = ")) for line in plot.lines]
+    assert len(ks) == 40
+    assert (ks[0], ks[-1]) == (1, 201)
+    assert max(after - before for before, after in pairwise(ks)) <= 6
+    assert "Of a line with more than 40 cases so many are drawn" in plot.detail
+    few = next(one for one in drawn(rows[:40]) if one.choices.get("metric") == "speed-up")
+    assert len(few.lines) == 40
+    assert "Of a line" not in few.detail
+
+
 def test_where_it_pays_shows_each_case_and_the_line_between(make_row):
     made = drawn(grid(make_row), "heat")
     (plot,) = made
@@ -296,6 +310,25 @@ def test_learning_is_shown_over_epochs_and_over_time_and_one_evaluation_is_no_cu
         assert len(learning("MNIST", "dev metric", {"a": [Trained([1, 2], [90, 91], 0.0)]}, number=0)) == 1
         (line,) = sizes("POS", {"p=0.1": {"hidden": [28.0, 30.0]}}, 128, number=0).lines
         assert line == ("p=0.1", "hidden", "29.0 of 128", "28, 30")
+
+
+def test_learning_stands_against_steps_where_these_are_known():
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        arms = {
+            "a": [Trained([1, 2], [90, 92], 8.0, 11_000)],
+            "larger batches": [Trained([1, 2], [91, 93], 4.0, 1_100)],
+        }
+        over_steps, over_time = learning("MNIST", "dev metric", arms, number=3)
+        assert (over_steps.choices["over"], over_time.choices["over"]) == ("steps", "time")
+        assert over_steps.main
+        assert [line[1] for line in over_steps.lines] == [
+            "5,500 (epoch 1)", "11,000 (epoch 2)", "550 (epoch 1)", "1,100 (epoch 2)",
+        ]  # fmt: skip
+        assert ">steps<" in over_steps.inline
+        arms["old"] = [Trained([1, 2], [90, 92], 8.0)]
+        assert learning("MNIST", "dev metric", arms, number=3)[0].choices["over"] == "epochs"
 
 
 def test_names_of_files_are_plain_and_bounded():

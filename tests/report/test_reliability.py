@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from meprop_bench.report.reliability import (
     disagreement,
     judged_runs,
     mean_speedup,
-    p_value,
     significant_rows,
     with_disagreements,
 )
@@ -177,7 +175,7 @@ def test_a_comparison_leaves_out_what_is_not_to_be_believed(make_row):
     )
     assert found.doubts[0].startswith("2 cases' dense times disagree by up to 3.0x")
     assert "4 phases" not in " ".join(found.summary)
-    assert "2 phases whose dense times disagree are in no mean below." in found.summary
+    assert "2 phases whose dense times disagree are in no mean." in found.summary
     assert [mean["cases"] for mean in found.to_json()["means"]] == [1]
     assert "do not believe" in as_table(found)
 
@@ -212,8 +210,6 @@ def test_without_values_or_with_one_process_there_is_nothing_to_judge_by(make_ro
     bare = make_row("a", values_s=None, baseline_values_s=None, run_lengths=None)
     assert judged_runs(bare) is None
     assert judged_runs(failed_row("b", error="out of memory")) is None
-    assert math.isnan(p_value(bare))
-    assert math.isnan(p_value(make_row("c", processes=1)))
     assert significant_rows([bare, make_row("c", processes=1)]) == {0}  # its interval is all there is
     assert significant_rows([]) == frozenset()
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from meprop_bench.errors import UserError
-from meprop_bench.report import formats
+from meprop_bench.report import document, formats
+from meprop_bench.report.page import as_html
 from meprop_bench.results.store import Store
 
 PAGES = ["README.md", "index.html"]
@@ -31,6 +32,22 @@ def test_no_path_of_the_machine_is_in_a_report(make_folder, rows, failed_row, tm
     for path in formats.write_report(folder):
         assert str(tmp_path).encode() not in path.read_bytes()
     assert "core.dump" in (folder / "README.md").read_text()
+
+
+def test_of_many_rows_what_belongs_to_each_has_no_table(make_row, monkeypatch):
+    monkeypatch.setattr(document, "MOST_BESIDE", 3)
+    counts = {"flops": 4e6, "bytes": 2e6, "baseline_flops": 4e8, "baseline_bytes": 4e6}
+    rows = [make_row(f"a{k}", k=k, **counts) for k in range(1, 5)]
+    few, many = (document.Document("t", "c", "s", own) for own in (rows[:3], rows))
+    assert [one.title for one in few.sections] == [
+        "linear, kept allocator", "Predicted against measured saving: linear, kept allocator",
+    ]  # fmt: skip
+    assert [one.title for one in many.sections] == ["linear, kept allocator"]
+    said = "Of so many rows savings, a line for each, are not shown: --format csv has them."
+    assert said in many.hints
+    assert few.left_out == ""
+    assert said in as_html(many, [])
+    assert said not in as_html(few, [])
 
 
 @pytest.mark.parametrize(("absent", "kept"), [(["matplotlib"], PAGES), (["matplotlib", "jinja2"], PAGES[:1])])

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from meprop_bench.paper.folder import load
+from meprop_bench.results.reading import rows_of
+from meprop_bench.results.schema import Row
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -16,9 +18,22 @@ def test_there_are_some():
     assert len(FOLDERS) > 10
 
 
+EARLIEST = Path(__file__).with_name("earliest.jsonl")
+"""A row of the first results, which are not among the reports any more."""
+
+
 def test_rows_of_every_earlier_format_are_among_them():
     lines = [line for folder in FOLDERS for line in (folder / MEASUREMENTS).read_text().splitlines()]
+    lines += EARLIEST.read_text().splitlines()
     assert {len(json.loads(line)) for line in lines} >= {64, 66, 69, 71}  # fields of a row, as axes and figures came
+
+
+def test_the_earliest_row_is_read_as_it_was_written():
+    (text,) = EARLIEST.read_bytes().splitlines(keepends=True)
+    (row,) = rows_of([text])
+    line = json.loads(text)
+    assert {name: row.to_json()[name] for name in line} == line
+    assert row == Row.from_json(line)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -63,16 +63,16 @@ def test_a_case_and_its_row_are_named_by_all_that_tells_them_apart(changes: dict
 
 def test_a_row_from_before_there_were_baselines_is_what_it_was() -> None:
     """It is called as it was, has the id of the same case, and is not taken for one with a fused optimizer."""
-    folder = Path(__file__).parents[2] / "reports" / "2026-11-21_amd-epyc-2c_quick-4"
+    folder = Path(__file__).parents[2] / "reports" / "2026-11-22_amd-epyc-2c_paper-icml-1-short-2"
     lines = map(json.loads, (folder / "measurements.jsonl").read_text().splitlines())
     stored = next(line for line in lines if line["workload"] == "mlp")
     assert not {"baseline", "fused_step"} & stored.keys()
     row = Row.from_json(stored)
     assert (row.baseline, row.baseline_chosen, row.fused_step) == ("same", None, "none")
-    assert case_name(row) == "mlp mnist h=500 B=50 unified k=80 adagrad cpu:2"
+    assert case_name(row) == "mlp mnist h=500 B=10 meprop k=10 adagrad cpu:2"
     axes = {axis.field: getattr(row, axis.stored) for axis in AXES.values()}
     same = Case.from_json(axes)
     assert same.case_id == row.case_id
     fused = replace(same, baseline="fused")
     assert fused.case_id != row.case_id
-    assert fused.label == "mlp mnist h=500 B=50 unified k=80 adagrad fused baseline cpu:2"
+    assert fused.label == "mlp mnist h=500 B=10 meprop k=10 adagrad fused baseline cpu:2"

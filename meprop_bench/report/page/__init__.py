@@ -16,40 +16,45 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.resources import files
 from typing import Any
 
-from meprop_bench.report.cells import Cell, Section
 from meprop_bench.report.document import Document, Page
 from meprop_bench.report.fragment import table
 from meprop_bench.report.page.grid import columns_of, encoded, line
 from meprop_bench.report.plots import KINDS, Kind
 from meprop_bench.report.plots.svg import Plot, colours
-from meprop_bench.results.redact import one_line
+from meprop_bench.results.redact import bounded
 
 __all__ = ["as_html"]
 
 _ROWS = 200
 """Rows of the table at a time."""
-_MOST_BESIDE = 2_000
-"""Rows of a report up to which the tables beside that of the rows are on the page; each has a line for a row."""
-_LONGEST = 4_000
-"""Characters of a text, whatever it is."""
 
 
-def as_html(document: Page, plots: Sequence[Plot], remark: str = "", left_out: Mapping[str, int] | None = None) -> str:
+def as_html(
+    document: Page,
+    plots: Sequence[Plot],
+    remark: str = "",
+    left_out: Mapping[str, int] | None = None,
+    *,
+    about: str = "",
+    links: Sequence[tuple[str, str]] = (),
+) -> str:
     """Return the page of a result, or of anything else that has tables. Needs jinja2 (ImportError).
 
-    `remark` says why something is missing, if it is; `left_out` of which kind of picture how many are not drawn.
+    `remark` says why something is missing, if it is; `left_out` of which kind of picture how many are not drawn;
+    `about` are paragraphs of Markdown from whoever wrote the page's notes; `links` lead to pages beside this one, each
+    an address and a text.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # choices have an order
-    environment.filters["shown"] = _bounded
+    environment.filters["shown"] = bounded
     template = environment.from_string(_file("page.html.j2"))
     script, style = _file("page.js"), colours() + "\n" + _file("page.css")
     page = template.render(
@@ -61,14 +66,16 @@ def as_html(document: Page, plots: Sequence[Plot], remark: str = "", left_out: M
         style_hash=_hash(style),
         figures=_figures(plots, left_out or {}),
         images=[(plot.caption, _address(plot.svg)) for plot in plots if not plot.inline],
-        table=lambda section: Markup(table(_shown(section))),
+        table=lambda section: Markup(table(section, labelled=True)),
+        about=[Markup(text) for text in _paragraphs(about)],
+        links=links,
         inline=lambda plot: Markup(plot.inline),
         **(_rows(document) if isinstance(document, Document) else {**_NO_ROWS, "sections": document.sections}),
     )
     return page + "\n"
 
 
-_NO_ROWS: Mapping[str, Any] = {"count": 0, "many": False, "again": ""}
+_NO_ROWS: Mapping[str, Any] = {"count": 0, "left_out": "", "again": ""}
 
 
 def _rows(document: Document) -> dict[str, Any]:
@@ -77,7 +84,6 @@ def _rows(document: Document) -> dict[str, Any]:
 
     columns, constant = columns_of(document.rows, document.distinct)
     data, kind = encoded(columns)
-    many = len(document.rows) > _MOST_BESIDE
     return {
         "columns": [column for column in columns if column.place in ("key", "more")],
         "rows": [line(columns, row) for row in range(min(_ROWS, len(document.rows)))],
@@ -85,30 +91,26 @@ def _rows(document: Document) -> dict[str, Any]:
         "constant": constant,
         "data": Markup(data),  # no character in it can end the element: see `grid.encoded`
         "data_type": kind,
-        "many": many,
-        "sections": [*document.own, *([] if many else document.beside)],
+        "left_out": document.left_out,
+        "sections": [*document.own, *document.beside],
         "again": document.again,
     }
 
 
-def _bounded(text: str) -> str:
-    """Return a text fit to be shown: printable, of bounded length, and so each of its words."""
-    return _ENDLESS.sub(r"\1…", one_line(text, _LONGEST))
+def _paragraphs(text: str) -> list[str]:
+    """Return paragraphs of Markdown as HTML; of its marks links and code are kept."""
+    whole = filter(None, map(str.strip, re.split(r"\n\s*\n", text)))
+    return [_CODE.sub(r"<code>\1</code>", _LINK.sub(_linked, escape(" ".join(one.split())))) for one in whole]
 
 
-_ENDLESS = re.compile(r"(\S{160})\S+")
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`]+)`")
 
 
-def _shown(section: Section) -> Section:
-    """Return a section whose names, which are somebody else's, are printable and of bounded length."""
-
-    def cells(found: Iterable[Cell]) -> tuple[Cell, ...]:
-        return tuple(replace(cell, text=one_line(cell.text, _LONGEST_CELL)) for cell in found)
-
-    return replace(section, groups=tuple(tuple(map(cells, group)) for group in section.groups))
-
-
-_LONGEST_CELL = 200
+def _linked(found: re.Match[str]) -> str:
+    text, address = found[1], found[2]
+    foreign = re.match(r"[\w+.-]*:", address) and not re.match(r"https?://", address)
+    return text if foreign else f'<a href="{address}">{text}</a>'
 
 
 def _address(svg: bytes) -> str:

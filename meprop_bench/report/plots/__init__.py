@@ -82,8 +82,8 @@ KINDS = {
     ),
     "learning": Kind(
         "Learning curves",
-        "A line is the mean over the seeds, its band the lowest and the highest of them. Over epochs it tells what a"
-        " pass over the data teaches, over time what a second does. The seconds are of steps alone, spread evenly over"
+        "A line is the mean over the seeds, its band the lowest and the highest of them. Over steps (or epochs) it"
+        " tells what a step teaches, over time what a second does. The seconds are of steps alone, spread evenly over"
         " the epochs, and other trainings may have run beside them: how fast a method is, the timed rows say.",
         24,
     ),
@@ -92,6 +92,13 @@ KINDS = {
         "The blue part of a bar are the neurons that are left, the grey part those that were removed, mean over the"
         " seeds.",
         8,
+    ),
+    "trend": Kind(
+        "The same case over commits and machines",
+        "Each point is a run, its bar the 95% interval over that run's processes; the lines are the levels that runs"
+        " agree on, and where one ends a step was found. Bars know nothing of what differs between runs: two of them"
+        " may lie apart without a step.",
+        12,
     ),
 }
 """Kind of a picture -> what a page says of it, in the order of the page."""

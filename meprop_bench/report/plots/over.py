@@ -54,6 +54,8 @@ class _Metric:
 
 
 _SPEEDUP = "speed-up"
+_MOST_POINTS = 40
+"""Of a line."""
 _METRICS = {
     "time": _Metric(lambda side: side.median_s, seconds, "median time of one iteration"),
     "peak memory": _Metric(lambda side: side.peak_memory_bytes, memory, "peak memory, on top of what is there"),
@@ -100,7 +102,7 @@ def _choices(rows: Sequence[Row], axis: str) -> list[_Choice]:
                 continue
             found.append(_Choice(axis, phase, _SPEEDUP, group))
             for name, metric in _METRICS.items():
-                if sum(metric.of(row.sparse) is not None for row in group) > 1:
+                if sum((metric.of(row.sparse) or 0) > 0 for row in group) > 1:  # its scale is logarithmic
                     found.append(_Choice(axis, phase, name, group))
     return found
 
@@ -118,7 +120,7 @@ def _drawn(choice: _Choice, several: bool) -> Plot:
     lines = grouped(rows, lambda row: _line(row, axis))
     shown = sorted(lines, key=len, reverse=True)[: len(COLOURS)]
     for index, line in enumerate(shown):
-        ordered = sorted(line, key=lambda row: getattr(row, OVER[axis]))
+        ordered = _thinned(sorted(line, key=lambda row: getattr(row, OVER[axis])))
         (_speedups if choice.metric == _SPEEDUP else _sides)(picture, choice, ordered, index)
     if choice.metric == _SPEEDUP:
         _beside(picture.axes, choice)
@@ -127,6 +129,8 @@ def _drawn(choice: _Choice, several: bool) -> Plot:
     constant = detail(rows, axis, several=several)
     intervals = ", with 95% intervals" if choice.metric == _SPEEDUP else ""
     more = f" The {len(shown)} of {len(lines)} lines that have the most cases." if len(lines) > len(shown) else ""
+    if len(shown[0]) > _MOST_POINTS:
+        more += f" Of a line with more than {_MOST_POINTS} cases so many are drawn, evenly among them."
     stem = "speedup" if choice.metric == _SPEEDUP else choice.metric.replace(" ", "-")
     return picture.plot(
         name_of(stem, axis, choice.phase, constant),
@@ -138,6 +142,13 @@ def _drawn(choice: _Choice, several: bool) -> Plot:
         choices={"of": constant, "phase": choice.phase, "over": _WORDS[axis], "metric": choice.metric},
         main=choice.metric == _SPEEDUP and choice.phase in _MAIN,
     )
+
+
+def _thinned(line: list[Row]) -> list[Row]:
+    """Return the cases of a line that are drawn: both ends, and so many evenly between them."""
+    if len(line) <= _MOST_POINTS:
+        return line
+    return [line[place * (len(line) - 1) // (_MOST_POINTS - 1)] for place in range(_MOST_POINTS)]
 
 
 def _look(index: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How trainings went: the learning curve of one, those of several arms side by side, and the sizes that meSimp left.
 
-Curves stand against epochs and against the time spent in steps: a method whose step is faster and learns less in each
-is behind in the one picture and may be ahead in the other. A training that was evaluated once has no curve.
+Curves stand against steps and against the time spent in them: a method whose step is faster and learns less in each
+is behind in the one picture and may be ahead in the other. Trainings that were stored before they said their steps
+stand against epochs instead. A training that was evaluated once has no curve.
 """
 
 from __future__ import annotations
@@ -20,23 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Trained", "curve", "learning", "sizes"]
 
-_OVER = {"epochs": "epochs", "time": "seconds spent in steps"}
+_OVER = {"steps": "steps", "epochs": "epochs", "time": "seconds spent in steps"}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One seed of one arm: a figure after so many epochs, and the seconds of all its steps."""
+    """One seed of one arm: a figure after so many epochs, the seconds of all its steps, and how many these were."""
 
     epochs: Sequence[float]
     figures: Sequence[float]
     seconds: float
+    steps: int | None = None  # None where that is not known
 
 
 def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str, *, percent: bool = True) -> bytes:
     """Draw the learning curve of a training as SVG; needs matplotlib (ImportError).
 
     `history` are its evaluations, at least one, with "epoch", "loss" (None where it was not finite), "dev" and "test",
-    which are of `metric`, a percentage or not, and the "seconds" spent in steps so far, where they are known.
+    which are of `metric`, a percentage or not, and the "step" and the "seconds" spent in steps so far, where these are
+    known.
     """
     import matplotlib as mpl
 
@@ -49,7 +52,8 @@ def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str, *, perc
         if tested:
             axes.plot(*zip(*tested, strict=True), "s", color=COLOURS[1], markersize=5, label="test, where dev was best")
         spent = history[-1].get("seconds")
-        axes.set_xlabel(f"epochs ({seconds(spent)} in steps)" if spent else "epochs")
+        taken = f"{history[-1]['step']:,} steps" if history[-1].get("step") else "steps"
+        axes.set_xlabel(f"epochs ({taken} in {seconds(spent)})" if spent else "epochs")
         axes.set_ylabel(f"{one_line(metric, 40)}{', %' * percent}")
         _ticks(axes, epochs)
         losses = axes.twinx()
@@ -66,50 +70,54 @@ def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str, *, perc
 def learning(
     title: str, what: str, arms: Mapping[str, Sequence[Trained]], *, number: int, timed: bool = True
 ) -> list[Plot]:
-    """Draw what arms reached over the epochs, and over time where it is known; none where there is a single evaluation.
+    """Draw what arms reached over their steps, and over time where it is known; none of a single evaluation.
 
     Mean, lowest and highest over the seeds of each arm. `number` makes the file's name.
     """
     if all(len(seed.epochs) < 2 for seeds in arms.values() for seed in seeds):
         return []
-    ways = ["epochs", *(["time"] if timed and all(seed.seconds for own in arms.values() for seed in own) else [])]
+    every = [seed for seeds in arms.values() for seed in seeds]
+    ways = ["steps" if all(seed.steps for seed in every) else "epochs"]
+    ways += ["time"] * (timed and all(seed.seconds for seed in every))
     return [_learning(title, what, arms, way, number) for way in ways]
 
 
 def _learning(title: str, what: str, arms: Mapping[str, Sequence[Trained]], way: str, number: int) -> Plot:
     picture = Picture("arm", way, what, "lowest to highest seed")
     axes = picture.axes
-    every: list[float] = []
+    places: list[float] = []
     for index, (name, seeds) in enumerate(arms.items()):
         columns = list(zip(*(seed.figures for seed in seeds), strict=False))
         epochs = list(seeds[0].epochs)[: len(columns)]
-        spent = mean(seed.seconds for seed in seeds)
-        xs = epochs if way == "epochs" else [spent * epoch / epochs[-1] for epoch in epochs]
-        every += xs
+        whole = mean(seed.seconds if way == "time" else seed.steps or epochs[-1] for seed in seeds)
+        xs = epochs if way == "epochs" else [whole * epoch / epochs[-1] for epoch in epochs]
+        places += xs
         colour = COLOURS[index % len(COLOURS)]
         look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)]}
         means = [mean(column) for column in columns]
         axes.plot(xs, means, color=colour, markersize=4.5, linewidth=1.5, label=name, **look)
         axes.fill_between(xs, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.15, linewidth=0)
-        for x, value, column in zip(xs, means, columns, strict=True):
-            place = f"{x:g}" if way == "epochs" else seconds(x)
+        for x, epoch, value, column in zip(xs, epochs, means, columns, strict=True):
+            place = {"steps": f"{x:,.0f} (epoch {epoch:g})", "epochs": f"{x:g}", "time": seconds(x)}[way]
             picture.point(x, value, name, place, f"{value:.4g}", f"{min(column):.4g} to {max(column):.4g}")
     axes.set_xlabel(_OVER[way])
     axes.set_ylabel(what)
     axes.grid(axis="y", linewidth=0.5)
     axes.set_axisbelow(True)
     if way == "epochs":
-        _ticks(axes, every)
+        _ticks(axes, places)
+    elif way == "steps":
+        _thousands(axes)
     count = max(len(seeds) for seeds in arms.values())
-    words = "over the epochs" if way == "epochs" else "over the time spent in steps"
+    words = {"steps": "over the steps", "epochs": "over the epochs", "time": "over the time spent in steps"}[way]
     return picture.plot(
-        name_of(f"curve-{number}", "" if what == "dev metric" else what, "" if way == "epochs" else way),
+        name_of(f"curve-{number}", "" if what == "dev metric" else what, way if way == "time" else ""),
         "learning",
         f"{title}: {what} {words}",
         f"mean, lowest and highest of {count} seed{'s' * (count != 1)}",
         f"{title}: {what} {words}; mean, lowest and highest of {count} seed{'s' * (count != 1)}.",
         choices={"of": title, "metric": what, "over": way},
-        main=way == "epochs",
+        main=way != "time",
     )
 
 
@@ -123,6 +131,14 @@ def _ticks(axes: Axes, epochs: Sequence[float]) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(float(epoch).is_integer() for epoch in epochs)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _thousands(axes: Axes) -> None:
+    """Write steps in full, as few as there is room for."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def sizes(title: str, arms: Mapping[str, Mapping[str, Sequence[float]]], whole: float | None, *, number: int) -> Plot:
