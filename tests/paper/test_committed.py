@@ -20,6 +20,6 @@ def test_the_page_of_claims_is_what_the_results_give():
 def test_a_page_has_the_verdicts_that_its_results_give(folder):
     document = read(Store.open(folder))
     page = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"- {escaped(f'Claims: {document.outcome}.')}\n" in page, "run `paper report FOLDER`"
+    assert escaped(f": {document.outcome}.") in page, "run `paper report FOLDER`"
     for claim in document.claims:
         assert f" | {claim.verdict} | {escaped(claim.why)} |" in page
