@@ -11,13 +11,14 @@ a scale shrinks is said in words, beside the result. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Set
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from msgspec import Meta
 
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.optimizers import OPTIMIZERS
 from meprop_bench.paper.arm import Arm
 from meprop_bench.paper.published import COLUMNS, PublishedPart, PublishedRow, PublishedSetting, PublishedTable, table
 from meprop_bench.paper.subjects import Scale, Subject, reading_of, scale_of, subject
@@ -132,11 +133,11 @@ def experiment_of(plan: Mapping[str, Any]) -> Experiment:
     except ValueError as error:
         raise refused("the plan in environment.json is of no table", error, "restore it or run again") from None
     machine = {name: plan["cases"][0][name] for name in ("device", "threads", "allocator")} if plan["cases"] else {}
-    timed = {record["k"] for record in plan["cases"]}
-    draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]), timed_ks=timed)
+    timed = [Case.from_json(record) for record in plan["cases"]]
+    draft = _Draft(table(plan["table"]), plan["scale"], machine, left_out=dict(plan["skipped"]), timed=timed)
     found = _drafted(draft, len(plan["seeds"]))
     arms = {Arm.from_json(record).arm_id for record in plan["arms"]}
-    cases = {Case.from_json(record).case_id for record in plan["cases"]}
+    cases = {case.case_id for case in timed}
     return replace(
         found,
         seeds=tuple(dict.fromkeys(plan["seeds"])),
@@ -173,13 +174,13 @@ def _drafted(draft: _Draft, seeds: int | None) -> Experiment:
 
 @dataclass
 class _Draft:
-    """An experiment in the making; of a run that was made: what was left out, and why, and what k were timed."""
+    """An experiment in the making; of a run that was made: what was left out, and why, and what was timed."""
 
     table: PublishedTable
     scale: str
     machine: Mapping[str, Any]
     left_out: Mapping[str, str] | None = None
-    timed_ks: Set[float] | None = None
+    timed: Sequence[Case] | None = None
     arms: dict[tuple[str, str], Arm] = field(default_factory=dict)
     cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     counted: list[str] = field(default_factory=list)
@@ -278,8 +279,8 @@ class _Draft:
 
     def _time(self, part: PublishedPart, about: Subject, scale: Scale) -> bool:
         ks: Container[Any] | None = scale.timed_ks
-        if ks is not None and self.timed_ks is not None:
-            ks = self.timed_ks  # a run that was made keeps what it timed, whatever this version would
+        if ks is not None and self.timed is not None:
+            ks = {case.k for case in self.timed}  # a run that was made keeps what it timed, whatever this version would
         compared = [row for row in part.rows if row.against is not None]
         rows = [row for row in compared if any(COLUMNS[column].source == "timing" for column in row.figures)]
         timed = [row for row in rows if ks is None or row.setting.k in ks]
@@ -300,13 +301,27 @@ class _Draft:
         if inputs := scale.timed_inputs or row.setting.inputs:
             axes["in-features"] = [inputs]
         if about.timing["workload"] == "mlp":
-            # The optimizer as the papers had it: theirs are times of such a step, and stored ones, too.
-            axes |= {"layers": [row.setting.layers], "optimizer": [row.setting.optimizer], "baseline": ["same"]}
-            axes["data"] = [about.data(self.scale)]
+            axes |= {"layers": [row.setting.layers], "data": [about.data(self.scale)]}
+            axes |= {name: [value] for name, value in self._update(part, row.setting.optimizer).items()}
         for name in ("hidden", "batch"):
             if (ours := axes[name][0]) != (theirs := getattr(row.setting, name)):
                 self._differs(part, f"timed with {name} = {ours} in place of {theirs}")
         return plan_axes(axes).cases[0]
+
+    def _update(self, part: PublishedPart, optimizer: str | None) -> dict[str, Any]:
+        """Return how both sides of a timed step update their weights.
+
+        AdaGrad by rows computes what it does by dense gradients, and is what a user of it would take; its dense side
+        has torch's fused step. Otherwise both have the unfused optimizer that the papers had.
+        """
+        for case in self.timed or ():
+            if case.workload == "mlp" and case.optimizer == optimizer:
+                return {name: getattr(case, name) for name in ("optimizer", "gradient", "baseline")}
+        known = OPTIMIZERS.get(optimizer or "")
+        if known is not None and known.rows and known.exact:
+            self._differs(part, f"steps are timed with {optimizer} by rows, against torch's fused step")
+            return {"optimizer": optimizer, "gradient": "rows", "baseline": "fused"}
+        return {"optimizer": optimizer, "baseline": "same"}
 
 
 _FULL_EPOCHS = 20

@@ -97,6 +97,24 @@ def test_what_a_paper_leaves_open_is_read_and_said(on_mnist):
     assert not any(arm.setting.activation for arm in on_mnist("tkde:2").distinct_arms)
 
 
+def test_adagrad_moves_rows_and_is_held_against_a_fused_step(on_mnist):
+    cases = on_mnist("icml:1").cases
+    by_rows, dense = (cases[f"MNIST ({name})", f"meProp (k={k})"] for name, k in (("AdaGrad", 10), ("Adam", 20)))
+    assert (by_rows.optimizer, by_rows.gradient, by_rows.baseline) == ("adagrad", "rows", "fused")
+    assert (dense.optimizer, dense.gradient, dense.baseline) == ("adam", "dense", "same")
+    assert "adagrad by rows" in " ".join(reasons(on_mnist("icml:1").changes))
+
+
+def test_a_run_that_timed_adagrad_by_dense_gradients_keeps_it(on_mnist):
+    plan = json.loads(json.dumps(on_mnist("icml:1").to_json()))
+    record = next(record for record in plan["cases"] if record.get("optimizer") == "adagrad")
+    record |= {"gradient": "dense", "baseline": "same"}
+    found = experiment_of(plan)
+    case = found.cases["MNIST (AdaGrad)", "meProp (k=10)"]
+    assert (case.gradient, case.baseline) == ("dense", "same")
+    assert "adagrad by rows" not in " ".join(reasons(found.changes))
+
+
 def test_seeds_can_be_chosen_and_must_be_some(on_mnist):
     assert on_mnist("icml:3", seeds=7).seeds == tuple(range(1, 8))
     with pytest.raises(UserError, match="--seeds must be at least 1"):
