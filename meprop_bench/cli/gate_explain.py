@@ -47,7 +47,6 @@ _PIPE = 100
     help="Instead, stored results to compare with, or the name of a baseline.",
 )
 @click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
-@click.option("--history", metavar="FOLDER", hidden=True)
 @click.option("--margin", type=float, metavar="SHARE", help="Loss that is accepted, of stored results [as the gate].")
 @with_baselines
 def explain(
@@ -55,7 +54,6 @@ def explain(
     result: Path | None,
     baseline: Path | None,
     candidate: Path | None,
-    history: str | None,
     margin: float | None,
     baselines: Path,
 ) -> int:
@@ -67,10 +65,6 @@ def explain(
     from meprop_bench.gate.explain import as_text
     from meprop_bench.gate.stored import kept, of_files, of_outcome
 
-    if history is not None:
-        raise UserError(
-            "explain shows what gate --history judged last in this folder: leave --history out, or give --result FILE"
-        )
     if baseline is not None and result is not None:
         raise UserError("--result and --baseline exclude each other: give one of them")
     for option, value in (("--candidate", candidate), ("--margin", margin)):

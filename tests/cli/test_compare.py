@@ -42,7 +42,8 @@ def call(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("form", "start"), [("table", "1 phases"), ("json", "{"), ("md", "1 phases"), ("csv", "case_id,")]
+    ("form", "start"),
+    [("table", "linear backward, 1 case: "), ("json", "{"), ("md", "linear backward, 1 case: "), ("csv", "case_id,")],
 )
 def test_each_format_prints_that_alone(make, form, start):
     result = call(make(row()), make(row(scale=0.5), name="after"), "--format", form)

@@ -68,7 +68,6 @@ def test_a_baseline_is_compared_with_by_its_name(candidate, code, folder, capsys
         (["explain", "y", "--result", "none.json"], 2, "cannot read none.json"),
         (["explain", "y", "--result", "before.json"], 2, "is not what"),
         (["explain", "y", "--candidate", "slow.json"], 2, "--candidate goes with --baseline"),
-        (["explain", "y", "--history", "results"], 2, "leave --history out, or give --result FILE"),
         (["explain", "zz", "--baseline", "before.json", "--candidate", "slow.json"], 2, "no figure 'zz' was judged"),
     ],
 )

@@ -36,13 +36,13 @@ kernel = "masked"
 threads = 1
 """
 _GATE = (
-    *("--preset", "preset.toml", "--budget", "600", "--pairs", "3", "--margin", "0.9"),  # a busy machine takes its time
+    *("--preset", "preset.toml", "--budget", "600", "--pairs", "4", "--margin", "0.9"),  # a busy machine takes its time
     *("--cases", "*/backward"),
 )
 """By the default confidence a loss is certain from so many standard errors above what is small as Student's t has at
 1/200: 64 with two pairs of processes, 9.9 with three, 5.8 with four. The slowed kernel below takes 200 times as long,
 5.3 on the log scale, so that three pairs are certain of it if they spread by less than a factor of 2.5, and two only if
-by less than one of 1.12."""
+by less than one of 1.12. The fourth is for one that the machine disturbs, which is left out."""
 _PATIENCE_S = 600
 
 
@@ -106,7 +106,7 @@ def test_a_kernel_that_got_slower_fails(repository: Path) -> None:
     assert backward["head"] - backward["base"] > 0.01
     assert outcome["notes"][0] == "the head is a snapshot of the work tree with 1 uncommitted files"
     assert outcome["repeat"][-2:] == ["--base", _git(repository, "rev-parse", "HEAD")]
-    assert len(backward["processes"]) == 3
+    assert len(backward["processes"]) == 4
     assert _left(repository) == ["slot-0.lock"]
     text, said = _start(repository, "explain", "backward", options=()).communicate(timeout=_PATIENCE_S)
     assert text.startswith(f"{backward['case']}/backward: fail\n"), said

@@ -66,7 +66,12 @@ def test_more_processes_are_taken_at_the_planned_looks_until_the_last() -> None:
     source = _Source(1.05, noise=0.03)
     found = _decided(_NOT_SLOWER, source)
     assert found.verdict == "inconclusive"
-    assert source.asked == [3, 3, 3, 3]  # a quarter, a half, three quarters and all of 30 s / 2.5 s
+    assert source.asked == [
+        3,
+        3,
+        4,
+        2,
+    ]  # looks at a quarter, a half and all of 30 s / 2.5 s, no more than four side by side
     assert found.line.startswith("undecided: new takes 1.0")
     assert "at most 1.05x was claimed; 24 pairs in 12 processes, 12 s: " in found.line
 
@@ -74,7 +79,7 @@ def test_more_processes_are_taken_at_the_planned_looks_until_the_last() -> None:
 def test_a_budget_grows_the_plan_and_is_not_overrun_but_by_the_first_look() -> None:
     source = _Source(1.05, noise=0.03, even=True)
     assert _decided(_NOT_SLOWER, source, budget=60.0).verdict == "inconclusive"
-    assert source.asked == [3, 3, *[4, 2] * 3]  # looks at 6, 12, 18 and 24, no more than four processes side by side
+    assert source.asked == [3, 3, 4, 2, 4, 4, 4]  # looks at 3, 6, 12 and 24, no more than four processes side by side
     slow = _Source(1.05, noise=0.03, process_s=4.0)
     assert _decided(_NOT_SLOWER, slow, budget=30.0).verdict == "inconclusive"
     assert slow.asked == [3, 3]  # nine would take 36 s

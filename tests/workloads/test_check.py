@@ -7,7 +7,7 @@ from torch import Tensor
 from meprop_bench.measure.arithmetic import adopted, is_tf32, tensor_type
 from meprop_bench.nn import MePropLinear
 from meprop_bench.ops import SELECTIONS
-from meprop_bench.ops.kernels import KERNELS, Gradients, Request
+from meprop_bench.ops.kernels import KERNELS, Gradients, Kernel, Request
 from meprop_bench.ops.kernels.operators import MASKED
 from meprop_bench.workloads import check
 
@@ -52,7 +52,7 @@ def test_the_gap_keeps_what_was_greatest() -> None:
     assert torch.equal(check.with_gap(dy, 1, "unified"), dy * torch.tensor([1, 1, 2]))
 
 
-class _Wrong:
+class _Wrong(Kernel):
     """The oracle with one fault."""
 
     name = "masked"

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 from meprop_bench.algorithms.activeness import Activeness, watch
 from meprop_bench.nn import MePropConv1d, MePropConv2d, MePropGRU, MePropLinear, MePropLSTM, MePropRNN
 from meprop_bench.ops import SELECTIONS
-from meprop_bench.ops.kernels import KERNELS, Gradients, Request
+from meprop_bench.ops.kernels import KERNELS, Gradients, Kernel, Request
 from meprop_bench.ops.kernels.operators import MASKED
 from meprop_bench.workloads.check import check_layer
 
@@ -156,7 +156,7 @@ def test_zeros_and_ties_are_nobodys_fault(selection: str, shape: str) -> None:
         assert passes(maps, normal(3, 3, 6, 7), zeros(shape).reshape(3, 4, 4, 5))
 
 
-class Wrong:
+class Wrong(Kernel):
     """The oracle with a fault."""
 
     name = "masked"
