@@ -110,7 +110,7 @@ def test_a_kernel_that_got_slower_fails(repository: Path) -> None:
     assert _left(repository) == ["slot-0.lock"]
     text, said = _start(repository, "explain", "backward", options=()).communicate(timeout=_PATIENCE_S)
     assert text.startswith(f"{backward['case']}/backward: fail\n"), said
-    assert text.count("●") == 3
+    assert text.count("●") == 4
 
 
 def test_a_base_with_a_syntax_error_is_a_line(repository: Path) -> None:
