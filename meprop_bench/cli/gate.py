@@ -175,9 +175,9 @@ def command(
     its budget is spent. A figure passes when a loss of its margin is ruled out, fails when a loss is certain and one of
     its margin is not ruled out, and is inconclusive otherwise.
 
-    With the default margin of 4.5% identical code passes, and a slowdown of 5% or more fails, on a shared machine with
-    two cores that does nothing else, within a minute a case. What would have been caught in a run is in its first line;
-    --self-test measures it.
+    On a shared machine with two cores that did nothing else, with the default margin of 4.5% and a minute a case,
+    identical code passed in 12 of 14 runs and failed in none, and a slowdown of 5% failed in 13 of 13. What would have
+    been caught in a run is in its first line; --self-test measures it.
     """
     from meprop_bench.gate.repeat import words
     from meprop_bench.gate.settings import load_settings
