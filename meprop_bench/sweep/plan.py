@@ -32,7 +32,7 @@ from meprop_bench.workloads.case import DATA, ONE_WIDTH, TEXT, WORKLOADS, Case
 
 __all__ = [
     "CHECKS", "Plan", "Preset", "load_preset", "one_case", "parse_axis", "plan_axes", "plan_of", "plan_preset",
-    "preset_names",
+    "preset_names", "process_of",
 ]  # fmt: skip
 
 CHECKS = ("gradients", "accuracy")
@@ -76,6 +76,14 @@ class Plan:
             if name != "checks":
                 conforming(name.replace("_", "-"), getattr(self, name), kind)
 
+    @property
+    def order(self) -> tuple[Case, ...]:
+        """The cases in the order of measuring: where processes are kept, those that share them one after the other."""
+        if not self.keep_processes:
+            return self.cases
+        groups = list(dict.fromkeys(map(process_of, self.cases)))
+        return tuple(sorted(self.cases, key=lambda case: groups.index(process_of(case))))  # stable
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; two plans with the same one measure the same.
 
@@ -87,6 +95,11 @@ class Plan:
         found |= editions(*(case.data for case in self.cases)) if self.compared or "accuracy" in self.checks else {}
         models = dict.fromkeys(case.model for case in self.cases if case.model is not None and is_model(case.model))
         return found | ({"sources": {model: source_of(model) for model in models}} if models else {})
+
+
+def process_of(case: Case) -> tuple[object, ...]:
+    """Return what the processes of a case are started with: cases that have it in common can share them."""
+    return case.threads, case.device, case.allocator
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from meprop_bench.sweep.accuracy import Accuracies, SeedFigures
 from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.sweep.peaks import MachinePeaks
-from meprop_bench.sweep.plan import Plan
+from meprop_bench.sweep.plan import Plan, process_of
 from meprop_bench.sweep.rows import Answers, case_rows, failed_row
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
@@ -134,10 +134,7 @@ class Runner:
     def run(self) -> None:
         """Measure what is not measured yet. An interrupt passes through; what is done is in the store."""
         finished = self._store.done_case_ids()
-        todo = [case for case in self._plan.cases if case.case_id not in finished]
-        if self._plan.keep_processes:
-            groups = list(dict.fromkeys(_group(case) for case in todo))
-            todo.sort(key=lambda case: groups.index(_group(case)))  # stable: the plan's order within a group
+        todo = [case for case in self._plan.order if case.case_id not in finished]
         self._done = len(self._plan.cases) - len(todo)
         if todo:
             self._store.write_state(self._state(max(case.threads for case in todo)))
@@ -266,9 +263,9 @@ class Runner:
 
     def _processes(self, case: Case) -> Pool[int]:
         """Return the processes for a case, all of them past their imports."""
-        if self._pool is None or self._pool_of != _group(case):
+        if self._pool is None or self._pool_of != process_of(case):
             self._dismiss()
-            self._pool, self._pool_of = Pool.of(partial(self._start, case), self._plan.processes), _group(case)
+            self._pool, self._pool_of = Pool.of(partial(self._start, case), self._plan.processes), process_of(case)
             wanted: dict[str, Any] = {"threads": case.threads, "device": case.device, "pin": self._plan.pin}
             hello, *_ = self._pool.hello(one_first=self._is_new("imports"), **wanted).values()
             self._environment_id = hello["environment_id"]
@@ -308,7 +305,3 @@ class Runner:
         left_s = max(0.0, min(after * usual + own, self._deadline.left_s))
         found = SweepProgress(self._done, len(plan.cases), case, stage, half_widths or {}, left_s, rows, waits)
         self._progress(found)
-
-
-def _group(case: Case) -> tuple[object, ...]:
-    return (case.threads, case.device, case.allocator)
