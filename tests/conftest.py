@@ -1,8 +1,8 @@
 """The whole suite may run in several processes at once (pytest-xdist), and none waits for another.
 
-A run of ours waits for the lock of its device, which lies in the temporary folder: so each process has a folder of its
-own. Tests assert no timing, so that nothing is gained by waiting for the run of another test, or for that of somebody
-else on this machine.
+A run of ours waits for the lock of its device, of which there is one on a machine: so each process has a folder for
+its own. Tests assert no timing, so that nothing is gained by waiting for the run of another test, or for that of
+somebody else on this machine.
 
 Where there is no GPU, Triton interprets its kernels. That has to be said before it is imported, which torch.compile
 does, too; nothing else that runs on a CPU asks it for anything.
@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give this process a temporary folder of its own; pytest's own stay where they are looked for."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     config.stash[_ROOT] = tempfile.mkdtemp(prefix="meprop-bench-tests-")
-    os.environ["TMPDIR"] = tempfile.tempdir = config.stash[_ROOT]
+    os.environ["TMPDIR"] = os.environ["MEPROP_BENCH_LOCKS"] = tempfile.tempdir = config.stash[_ROOT]
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from meprop_bench.measure.lock import device_lock, device_name
+from meprop_bench.errors import UserError
+from meprop_bench.measure import lock
+from meprop_bench.measure.lock import FOLDER, device_lock, device_name
 
 _HOLDER = """
 import sys, time
@@ -127,7 +133,173 @@ def test_where_no_lock_can_be_had_it_is_measured_without(tmp_path: Path, kind: s
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_the_same_chip_has_the_same_name_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+_JOB = """
+import os, sys
+from pathlib import Path
+from meprop_bench.measure import lock
+if {private!r}:
+    lock._open = lambda path: None  # what is in its /tmp, nobody else sees
+def waiting(holder):
+    print("waits", holder, flush=True)
+with lock.device_lock({device!r}, waiting):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def _job(device: str, *, private: bool = False, **variables: str) -> subprocess.Popen[str]:
+    """Start a process that takes a device, where all of the machine find it if no variable says otherwise."""
+    env = {name: value for name, value in os.environ.items() if name != FOLDER} | variables
+    code = _JOB.format(device=device, private=private)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env=env)
+
+
+@pytest.fixture
+def device() -> Iterator[str]:
+    """A device of this test alone: the locks of this machine are those of whoever measures on it."""
+    name = f"cuda:{secrets.token_hex(6)}"
+    yield name
+    for path in Path("/tmp").glob(f"meprop-bench-{device_name(name)}*.lock"):
+        path.unlink()
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def _second_waits_for_the_first(first: subprocess.Popen[str], second: subprocess.Popen[str]) -> None:
+    try:
+        assert _said(second) in (f"waits {first.pid}", "waits None")  # within a container the kernel may hide it
+        first.communicate("")
+        assert _said(second) == "held"
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of the kernel's are Linux's")
+def test_jobs_with_temporary_folders_of_their_own_wait_for_each_other(device: str, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    first = _job(device, private=True, TMPDIR=str(folders[0]))
+    assert _said(first) == "held"
+    _second_waits_for_the_first(first, _job(device, private=True, TMPDIR=str(folders[1])))
+
+
+def test_containers_that_share_tmp_wait_for_each_other(device: str, tmp_path: Path) -> None:
+    """Their networks, and so the names, are apart: whatever TMPDIR is, the file is in /tmp."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    other = _JOB.replace("def waiting", "lock._Name = lock._File\nlock.sys.platform = 'other'\ndef waiting")
+    env = {name: value for name, value in os.environ.items() if name != FOLDER}
+    pipe = subprocess.PIPE
+    jobs = []
+    for folder in folders:
+        code = other.format(device=device, private=False)
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env={**env, "TMPDIR": str(folder)}
+            )
+        )
+        if len(jobs) == 1:
+            assert _said(jobs[0]) == "held"
+    _second_waits_for_the_first(*jobs)
+
+
+def test_a_folder_that_is_named_has_the_locks(device: str, tmp_path: Path) -> None:
+    first = _job(device, **{FOLDER: str(tmp_path)})
+    assert _said(first) == "held"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"meprop-bench-{device_name(device)}{part}.lock" for part in ("", "-next")
+    }
+    assert not list(Path("/tmp").glob(f"meprop-bench-{device_name(device)}*"))
+    _second_waits_for_the_first(first, _job(device, **{FOLDER: str(tmp_path)}))
+
+
+def test_a_folder_that_cannot_have_them_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path / "none"))
+    with pytest.raises(UserError, match="where no lock can be made"), device_lock("cpu"):
+        raise AssertionError
+
+
+def test_a_system_without_names_measures_by_files_alone(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+
+    class Refusing(socket.socket):
+        def bind(self, _: Any) -> None:
+            raise OSError(95, "not supported")
+
+    monkeypatch.setattr(lock.socket, "socket", Refusing)
+    with device_lock(device):
+        pass
+
+
+class _Nvml:
+    """Two chips; `fails` is a machine without the library."""
+
+    class NVMLError(Exception):
+        pass
+
+    uuids = ("GPU-aaaa-1111", "GPU-bbbb-2222")
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails, self.open = fails, 0
+
+    def nvmlInit(self) -> None:
+        if self.fails:
+            raise self.NVMLError
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.uuids)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index >= len(self.uuids):
+            raise self.NVMLError
+        return index
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return self.uuids[handle]
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give a function that puts a library in place."""
+
+    def put(library: _Nvml) -> _Nvml:
+        monkeypatch.setattr(lock, "import_module", lambda name: library)
+        lock._uuid.cache_clear()
+        return library
+
+    yield put
+    lock._uuid.cache_clear()
+
+
+def test_a_chip_is_known_by_its_uuid_whatever_number_a_job_sees(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = nvml(_Nvml())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [device_name(device) for device in ("cpu", "cuda", "cuda:1", "cuda:7")] == [
+        "cpu", "cuda-GPU-aaaa-1111", "cuda-GPU-bbbb-2222", "cuda-7"
+    ]  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-aaaa")
+    assert [device_name(f"cuda:{n}") for n in (0, 1)] == ["cuda-GPU-bbbb-2222", "cuda-GPU-aaaa-1111"]
+    assert library.open == 0
+    library.uuids = ("GPU-bbbb-2222",)  # a job that is shown the second chip alone
+    lock._uuid.cache_clear()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert device_name("cuda:0") == "cuda-GPU-bbbb-2222"
+
+
+def test_without_nvml_it_has_the_name_that_the_variable_gives_it(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(_Nvml(fails=True))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [device_name(device) for device in ("cpu", "cuda", "cuda:0", "cuda:3")] == [
         "cpu", "cuda-0", "cuda-0", "cuda-3"
