@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from meprop_bench.results.axes import AXES
 
-__all__ = ["AXIS_GROUPS", "Grouped", "GroupedVerbs", "examples", "given_axes", "with_axes", "with_format", "with_out"]
+if TYPE_CHECKING:
+    from meprop_bench.results.shards import Shard
+
+__all__ = [
+    "AXIS_GROUPS", "Grouped", "GroupedVerbs", "examples", "given_axes", "with_axes", "with_format", "with_out",
+    "with_shard",
+]  # fmt: skip
 
 AXIS_GROUPS = {
     "Axes of every case": [name for name, axis in AXES.items() if axis.workloads is None],
@@ -69,6 +75,22 @@ with_out = click.option(
     help="Folder of the results folders [default: reports].",
 )
 """Gives a verb `--out`: the folder of results folders."""
+
+
+def _shard(_: click.Context, __: click.Parameter, text: str | None) -> Shard | None:
+    from meprop_bench.results.shards import Shard
+
+    return None if text is None else Shard.read(text)
+
+
+def with_shard(merged_by: str = "merge") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb `--shard`: a `results.shards.Shard`, or None."""
+    return click.option(
+        "--shard",
+        metavar="I/N",
+        callback=_shard,
+        help=f"Do part I of N alone, as one of N machines; `meprop-bench {merged_by}` puts the parts together.",
+    )
 
 
 class Grouped(click.Command):

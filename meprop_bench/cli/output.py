@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from meprop_bench.report.cells import Section
     from meprop_bench.report.document import Document
     from meprop_bench.results.schema import Row
+    from meprop_bench.results.shards import ShardOf
     from meprop_bench.results.store import Store
 
 __all__ = [
@@ -60,17 +61,28 @@ def command_line() -> str:
     return shlex.join(["meprop-bench", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
-def results_folder(out: Path, name: str, machine: str, plan: Mapping[str, Any], *, resume: bool, what: str) -> Store:
-    """Return a new results folder under `out`, or with `resume` the latest one that was begun with the same plan."""
+def results_folder(
+    out: Path,
+    name: str,
+    machine: str,
+    plan: Mapping[str, Any],
+    *,
+    resume: bool,
+    what: str,
+    shard: ShardOf | None = None,
+) -> Store:
+    """Return a new results folder under `out`, or with `resume` the latest one that was begun with the same plan, of
+    the same shard.
+    """
     from meprop_bench.results.store import Store
 
     if resume:
-        found = Store.find_resumable(out, name, machine, plan)
+        found = Store.find_resumable(out, name, machine, plan, shard=shard)
         for note in found.notes if found else [f"no earlier run of {what} on this machine: starting anew"]:
             click.echo(note, err=True)
         if found is not None:
             return found
-    return Store.create(out, name, machine, command_line(), plan)
+    return Store.create(out, name, machine, command_line(), plan, shard=shard)
 
 
 _GOES_ON = "the same command with --resume goes on"

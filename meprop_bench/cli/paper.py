@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.options import Grouped, examples, with_out
+from meprop_bench.cli.options import Grouped, examples, with_out, with_shard
 from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages, write_tables
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from meprop_bench.paper.experiment import Experiment
     from meprop_bench.paper.folder import PaperDocument
     from meprop_bench.paper.records import Trainings
+    from meprop_bench.paper.shard import Own
+    from meprop_bench.results.shards import Shard
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
 
-__all__ = ["command"]
+__all__ = ["command", "print_paper"]
 
 _SCALE = click.Choice(["smoke", "short", "full"])
 _PAGE = "PAPERS.md"
@@ -125,11 +127,12 @@ def show(table_id: str) -> int:
     short_help="Run a table, and compare the result with the paper.",
     groups={
         "What is run": ("scale", "seeds", "device"),
-        "How": ("processes", "deadline", "reuse"),
+        "How": ("processes", "deadline", "reuse", "shard"),
         "Output": ("out", "resume"),
     },
     epilog=examples(
         "meprop-bench paper run icml:3 --scale smoke",
+        "meprop-bench paper run icml:3 --scale full --shard 2/4",
         "meprop-bench paper run tkde:4 --scale short --reuse reports/2026-11-21_amd-epyc-2c_paper-icml-4-short",
     ),
 )
@@ -140,6 +143,7 @@ def show(table_id: str) -> int:
 @click.option(
     "--processes", type=int, metavar="N", help="Trainings that run at the same time [default: the physical cores]."
 )
+@with_shard()
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest run of this table with the same settings.")
 @click.option(
@@ -158,6 +162,7 @@ def run_table(
     seeds: int | None,
     device: str,
     processes: int | None,
+    shard: Shard | None,
     out: Path,
     resume: bool,
     deadline: float | None,
@@ -169,6 +174,7 @@ def run_table(
     from meprop_bench.paper.published import table
     from meprop_bench.paper.records import Trainings
     from meprop_bench.paper.runner import slug
+    from meprop_bench.paper.shard import ALL, shard_of_table
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
@@ -178,19 +184,22 @@ def run_table(
     until, known = Deadline(deadline), [Store.open(each) for each in reuse]
     workers = _workers(processes, device)
     found = check_runnable(experiment(table(table_id), scale, seeds=seeds, device=device))
-    if found.distinct_cases:
-        check_feasible(found.distinct_cases)
+    own, plan, part = ALL, {**found.to_json(), "device": device}, None
+    if shard is not None:
+        own, part = shard_of_table(found, plan, shard)
+    if cases := own.cases(found.distinct_cases):
+        check_feasible(cases)
     for line in reasons(found.skipped):
         click.echo(f"not trained: {line}", err=True)
-    plan, what = {**found.to_json(), "device": device}, "this table with these settings"
-    with results_folder(out, slug(found), machine_slug(device), plan, resume=resume, what=what) as store:
-        click.echo(f"about {duration(found.estimate_s(workers))} to {store.folder}", err=True)
+    what, about_s = "this table with these settings", found.estimate_s(workers) / (1 if shard is None else shard.of)
+    with results_folder(out, slug(found), machine_slug(device), plan, resume=resume, what=what, shard=part) as store:
+        click.echo(f"about {duration(about_s)} to {store.folder}", err=True)
         try:
             trainings = Trainings(store.folder, write=True)
             for note in trainings.notes:
                 click.echo(note, err=True)
-            _take(found, store, trainings, known)
-            _run(found, store, trainings, workers, device, until)
+            _take(found, store, trainings, known, own)
+            _run(found, store, trainings, workers, device, until, own)
             code = ExitCode.OK
         except KeyboardInterrupt:
             code = interrupted()
@@ -198,17 +207,18 @@ def run_table(
     return code
 
 
-def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence[Store]) -> None:
+def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence[Store], own: Own) -> None:
     from meprop_bench.paper.runner import take
 
-    wanted = (len(found.distinct_arms) * len(found.seeds), "trainings"), (len(found.distinct_cases), "timed cases")
     for other in known:
-        taken = zip(take(found, store, trainings, other), wanted, strict=True)
-        words = [f"{count} of {total} {what}" for count, (total, what) in taken if total]
+        taken = zip(take(found, store, trainings, other, own), ("trainings", "timed cases"), strict=True)
+        words = [f"{count} of {total} {what}" for (count, total), what in taken if total]
         click.echo(f"{' and '.join(words)} are those of {other.folder}", err=True)
 
 
-def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline) -> None:
+def _run(
+    found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline, own: Own
+) -> None:
     from meprop_bench.measure.machine import state
     from meprop_bench.paper.runner import TrainingDone, count_data, decode_all, plan_of, train_all
     from meprop_bench.sweep.runner import Runner
@@ -224,11 +234,12 @@ def _run(found: Experiment, store: Store, trainings: Trainings, workers: int, de
             err=True,
         )
 
-    if late := train_all(found, store, trainings, processes=workers, device=device, progress=report, deadline=deadline):
+    limits: dict[str, Any] = {"device": device, "deadline": deadline, "own": own}
+    if late := train_all(found, store, trainings, processes=workers, progress=report, **limits):
         click.echo(f"the deadline left no time for {late} trainings; the same command with --resume goes on", err=True)
-    count_data(found, store)
-    decode_all(found, store, trainings, device=device, tell=partial(click.echo, err=True), deadline=deadline)
-    if (plan := plan_of(found)) is not None:
+    count_data(found, store, own=own)
+    decode_all(found, store, trainings, tell=partial(click.echo, err=True), **limits)
+    if (plan := plan_of(found, own)) is not None:
         with showing(plan) as progress:
             runner = Runner(plan, store, progress=progress, deadline=deadline)
             runner.run()
@@ -239,10 +250,11 @@ def _report(store: Store) -> None:
     from meprop_bench.paper.folder import read
 
     document = read(store)
-    write_pages(store.folder, document, partial(_print_document, document))
+    write_pages(store.folder, document, partial(print_paper, document))
 
 
-def _print_document(document: PaperDocument) -> None:
+def print_paper(document: PaperDocument) -> None:
+    """Print a table: the paper beside ours, and the verdicts."""
     from meprop_bench.paper.folder import own_sections
 
     for finding in document.findings:

@@ -5,7 +5,7 @@ metric, at the best development score, gives the mean difference with its 95% in
 interval lies above minus the margin. Pairs are stored as they come.
 
 Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may decide), 2 for wrong options, 130 after Ctrl-C:
-the same command with --resume goes on.
+the same command with --resume goes on. A shard has no verdict, and ends with 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.options import Grouped, examples, with_format, with_out
+from meprop_bench.cli.options import Grouped, examples, with_format, with_out, with_shard
 from meprop_bench.cli.output import as_record, complaining, interrupted, results_folder, write, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
 from meprop_bench.durations import duration
@@ -27,12 +27,14 @@ from meprop_bench.sweep.accuracy import MARGIN
 
 if TYPE_CHECKING:
     from meprop_bench.results.schema import Parity
+    from meprop_bench.results.shards import Shard, ShardOf
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.parity import ParityPlan, ParityProgress
 
-__all__ = ["command"]
+__all__ = ["CODES", "command", "print_parity"]
 
-_CODES = {"pass": ExitCode.OK, "fail": ExitCode.REGRESSION, "inconclusive": ExitCode.INCONCLUSIVE}
+CODES = {"pass": ExitCode.OK, "fail": ExitCode.REGRESSION, "inconclusive": ExitCode.INCONCLUSIVE}
+"""Verdict -> exit code."""
 _BUSY = "the accuracies below do not depend on it, the times of the trainings do, by a factor of {factor} or more"
 _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "inconclusive"}
 
@@ -44,11 +46,13 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     groups={
         **RECIPE_GROUPS,
         "Comparison": ("margin", "seeds", "budgets", "processes", "threads"),
+        "Several machines": ("shard",),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
         "meprop-bench parity --task digits --method unified --k 0.1 --epochs 5",
         "meprop-bench parity --task mnist --method meprop --k 80 --epochs 10 --seeds 3",
+        "meprop-bench parity --task mnist --method meprop --k 80 --seeds 8 --shard 2/4",
     ),
 )
 @with_recipe
@@ -74,6 +78,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     help="Trainings that run at the same time [default: the physical cores].",
 )
 @click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="CPU threads of each training.")
+@with_shard()
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest run of this comparison.")
 @with_format("table", "json", "md")
@@ -81,6 +86,7 @@ def command(
     form: str,
     resume: bool,
     out: Path,
+    shard: Shard | None,
     threads: int,
     processes: int | None,
     budgets: str | None,
@@ -93,21 +99,23 @@ def command(
         from meprop_bench.cli.tune import request_of, run_tune
 
         given["method"] = given["method"] or ("meprop" if given["k"] else None)  # as without --budgets
-        curve = {**given, "margin": margin, "seeds": seeds, "threads": None, "processes": processes}
+        curve = {**given, "margin": margin, "seeds": seeds, "threads": None, "processes": processes, "shard": shard}
         return run_tune(request_of({**curve, "real_clock": False}, budgets), None, form=form, resume=resume, out=out)
     from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_allocator, default_threads
     from meprop_bench.sweep.models import check_recipes
     from meprop_bench.sweep.parity import ParityPlan, compare
+    from meprop_bench.sweep.shard import shard_of_parity
 
     comparison = ParityPlan(recipe_of(given), seeds, margin, threads)
+    comparison, part = (comparison, None) if shard is None else shard_of_parity(comparison, shard)
     needs = {"evaluates": True, "differs": seeds > 1}
     check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), **needs)
     if processes is None:
         on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
         processes = max(1, default_threads() // threads) if on_cpu else 1
-    with _store(comparison, out, resume) as store:
-        click.echo(f"{2 * seeds} trainings to {store.folder}", err=True)
+    with _store(comparison, out, resume, part) as store:
+        click.echo(f"{2 * len(comparison.numbers)} trainings to {store.folder}", err=True)
         store.write_state(state(processes * threads))
         try:
             with _showing(comparison) as show:
@@ -115,17 +123,18 @@ def command(
         except KeyboardInterrupt:
             return interrupted()
         with complaining():
-            _print(form, comparison, store, found)
-    return _CODES[found.verdict]
+            print_parity(form, store, found, comparison.recipe.label)
+    return ExitCode.OK if part is not None else CODES[found.verdict]
 
 
-def _store(comparison: ParityPlan, out: Path, resume: bool) -> Store:
+def _store(comparison: ParityPlan, out: Path, resume: bool, part: ShardOf | None) -> Store:
     from meprop_bench.measure.environment import machine_slug
     from meprop_bench.tasks.checks import on_device
 
     machine = machine_slug(str(on_device(comparison.recipe.options.get("device", "cpu"))))
     name = f"parity-{comparison.recipe.stem}".replace("=", "-").replace("_", "-")
-    return results_folder(out, name, machine, comparison.to_json(), resume=resume, what="this comparison")
+    plan, what = comparison.to_json(), "this comparison"
+    return results_folder(out, name, machine, plan, resume=resume, what=what, shard=part)
 
 
 @contextmanager
@@ -149,7 +158,8 @@ def _showing(comparison: ParityPlan) -> Iterator[Callable[[ParityProgress], None
         yield show
 
 
-def _print(form: str, comparison: ParityPlan, store: Store, found: Parity) -> None:
+def print_parity(form: str, store: Store, found: Parity, label: str) -> None:
+    """Print a comparison of a method, by its label, with dense training; of a shard no verdict, which others share."""
     from meprop_bench.measure.machine import was_busy
     from meprop_bench.report.cells import plain_section
     from meprop_bench.report.markdown import as_section, escaped
@@ -160,13 +170,15 @@ def _print(form: str, comparison: ParityPlan, store: Store, found: Parity) -> No
         doubts: dict[str, Any] = {"doubts": [doubt]} if doubt else {}
         write(as_record(store.header["environments"], store.rows(), command=store.header["command"], **doubts))
         return
-    for line in filter(None, (doubt, _verdict(found))):
+    shard = store.header.get("shard")
+    of = None if shard is None else f"{len(found.seeds)} of {shard['plan']['seeds']} seeds: `merge` judges all of them"
+    for line in filter(None, (doubt, of or _verdict(found))):
         click.echo(f"{escaped(line) if form == 'md' else line}\n")
-    head = ("seed", "dense", comparison.recipe.label, "difference")
+    head = ("seed", "dense", label, "difference")
     pairs = zip(found.seeds, found.baseline, found.method, strict=True)
     plain, change = (quality := Quality.of(found)).plain, quality.change
     rows = [(str(seed), plain(dense), plain(sparse), change(sparse - dense)) for seed, dense, sparse in pairs]
-    section = plain_section(f"{comparison.recipe.task}: {found.metric}", head, rows)
+    section = plain_section(f"{found.task}: {found.metric}", head, rows)
     if form == "md":
         write(f"{as_section(section)}\n")
     else:

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.options import AXIS_GROUPS, Grouped, examples, given_axes, with_axes, with_format, with_out
+from meprop_bench.cli.options import (
+    AXIS_GROUPS,
+    Grouped,
+    examples,
+    given_axes,
+    with_axes,
+    with_format,
+    with_out,
+    with_shard,
+)
 from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import showing, state_before
@@ -27,11 +36,12 @@ if TYPE_CHECKING:
     from meprop_bench.report.compare import Comparison
     from meprop_bench.report.document import Document
     from meprop_bench.results.schema import Row
+    from meprop_bench.results.shards import Shard, ShardOf
     from meprop_bench.results.store import Store
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.plan import Plan
 
-__all__ = ["command"]
+__all__ = ["command", "exit_code_of"]
 
 
 @click.command(
@@ -41,6 +51,7 @@ __all__ = ["command"]
     groups={
         **AXIS_GROUPS,
         "Measuring": ("preset", "replay", "target", "budget", "processes", "pin", "parity", "utilization", "deadline"),
+        "Several machines": ("shard",),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
@@ -49,6 +60,7 @@ __all__ = ["command"]
         "meprop-bench speedup --workload mlp --optimizer adagrad --k 0.05",
         "meprop-bench speedup --model my_model.py:build --method meprop,unified --k 0.02,0.05,0.1",
         "meprop-bench speedup --preset targets --resume",
+        "meprop-bench speedup --preset targets --shard 2/4",
         "meprop-bench speedup --replay quick.zip",
     ),
 )
@@ -85,6 +97,7 @@ __all__ = ["command"]
     default=None,
     help="Sample utilisation, power and energy, 4 s more for each case [default: yes].",
 )
+@with_shard()
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest unfinished run of this sweep.")
 @click.option(
@@ -92,7 +105,14 @@ __all__ = ["command"]
 )
 @with_format("table", "json", "md", "csv")
 def command(
-    form: str, out: Path, resume: bool, deadline: float | None, preset: str | None, replay: Path | None, **options: Any
+    form: str,
+    out: Path,
+    resume: bool,
+    shard: Shard | None,
+    deadline: float | None,
+    preset: str | None,
+    replay: Path | None,
+    **options: Any,
 ) -> int:
     """Measure sparsified back propagation against dense, in interleaved pairs and fresh processes.
 
@@ -101,6 +121,7 @@ def command(
     """
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
+    from meprop_bench.sweep.shard import shard_of_plan
 
     parity = options["parity"]
     unsaid = preset is None and parity is None and replay is None
@@ -109,10 +130,11 @@ def command(
         plan = _plan(preset, options)
     else:
         before, plan = _replayed(replay, preset, options)
+    plan, part = (plan, None) if shard is None else shard_of_plan(plan, shard)
     check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
     if unsaid and "accuracy" not in plan.checks:
         click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
-    store = _store(plan, out, resume)
+    store = _store(plan, out, resume, part)
     with store:
         code = _measure(plan, store, until)
         _report(store, form, before)
@@ -153,11 +175,11 @@ def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
     return plan_preset(load_preset(preset), axes, **settings)
 
 
-def _store(plan: Plan, out: Path, resume: bool) -> Store:
+def _store(plan: Plan, out: Path, resume: bool, part: ShardOf | None) -> Store:
     from meprop_bench.measure.environment import machine_slug
 
     machine, what = machine_slug(plan.cases[0].device), "this sweep with these settings"
-    return results_folder(out, plan.name, machine, plan.to_json(), resume=resume, what=what)
+    return results_folder(out, plan.name, machine, plan.to_json(), resume=resume, what=what, shard=part)
 
 
 def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
@@ -174,10 +196,11 @@ def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
     except KeyboardInterrupt:
         return interrupted(f"{len(store.done_case_ids())} of {len(plan.cases)} cases")
     name_left_out([case.label for case in runner.left_out])
-    return _judge(store.rows())
+    return exit_code_of(store.rows())
 
 
-def _judge(rows: Iterable[Row]) -> int:
+def exit_code_of(rows: Iterable[Row]) -> int:
+    """Return the exit code of a sweep that has these rows."""
     rows = list(rows)
     wrong = any(row.error is None and not row.passed for row in rows)
     worse = any(row.parity is not None and row.parity.verdict == "fail" for row in rows)

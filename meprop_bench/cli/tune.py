@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meprop_bench.cli.options import Grouped, examples, with_format, with_out
+from meprop_bench.cli.options import Grouped, examples, with_format, with_out, with_shard
 from meprop_bench.cli.output import (
     as_record,
     complaining,
@@ -55,6 +55,7 @@ CURVE, ANSWER = "time-to-quality.svg", "README.md"
             if heading != "Algorithm"
         },
         "Search": ("margin", "budget", "budgets", "seeds", "threads", "processes", "real-clock"),
+        "Several machines": ("shard",),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
@@ -91,6 +92,7 @@ CURVE, ANSWER = "time-to-quality.svg", "README.md"
     help="Trainings that run at the same time, each on one thread [default: the physical cores].",
 )
 @click.option("--real-clock", is_flag=True, help="At the end run the choice and its opponent by the real clock, too.")
+@with_shard()
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest search of this kind.")
 @with_format("table", "json", "md")
@@ -112,6 +114,8 @@ _HELP = {
     "schedule": "Of the learning rate: constant, cosine [default: cosine; of your own model its own].",
     "epochs": "Passes over the training examples, at most [default: 20].",
     "steps": "Steps of a training [default: as many as the budget allows, at most those of the epochs].",
+    "shard": "Refused: a search decides by what it has found what it tries next. What can be split: `speedup --model`, "
+    "and `parity` of the choice.",
 }
 """Of options that mean more than for a single training."""
 command.params = [param for param in command.params if param.name not in _NOT_TUNED]
@@ -127,6 +131,11 @@ def request_of(given: dict[str, Any], budgets: str | None) -> Request:
     from meprop_bench.tasks.build import is_model
     from meprop_bench.tuning.run import Request
 
+    if given.pop("shard", None) is not None:
+        raise UserError(
+            "a search, or a curve over time, is not split: what it trains next, and for how long, follows from what it"
+            " has timed and trained on one machine; split `speedup --model` and `parity`, which time and judge the same"
+        )
     for name in _NOT_TUNED:  # of `parity`, which has these options
         if given.pop(name, None) is not None:
             raise UserError(f"--budgets is for methods that select a top k: leave --{name.replace('_', '-')} out")

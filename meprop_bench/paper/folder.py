@@ -278,13 +278,14 @@ def _sizes(seeds: Sequence[TrainedArm]) -> dict[str, list[float]]:
 def best_results(root: Path) -> Mapping[str, tuple[Path, PaperDocument]]:
     """Return the best result of each table that has one under a folder of results folders, by table id: where and what.
 
-    A folder that is no result of `paper run` is passed by; one that is damaged is an error, as its claims would vanish.
+    A folder that is no result of `paper run` is passed by, and so is a shard of one; one that is damaged is an error,
+    as its claims would vanish.
     """
     found: dict[str, tuple[tuple[int, str, str], Path, PaperDocument]] = {}
     for folder in sorted([*root.glob("*_paper-*"), *root.glob("*/*_paper-*")]) if root.is_dir() else ():
-        if not (folder / "environment.json").is_file():
+        if not (folder / "environment.json").is_file() or "shard" in (store := Store.open(folder)).header:
             continue
-        document = read(Store.open(folder))
+        document = read(store)
         run = document.evidence.experiment
         rank = (SCALES.index(run.scale), document.started, folder.name)
         if run.table.table_id not in found or found[run.table.table_id][0] < rank:

@@ -26,7 +26,10 @@ from meprop_bench.results.incoming import Amount, Count, Name, Number, Percent, 
 from meprop_bench.results.store import append_lines, replace_file
 from meprop_bench.stats import Interval, median, paired_ratio
 
-__all__ = ["DECODINGS", "TRAININGS", "ArmEvaluation", "Decoding", "Decodings", "TrainedArm", "Trainings", "sizes_of"]
+__all__ = [
+    "COUNTS", "DECODINGS", "TRAININGS", "ArmEvaluation", "Decoding", "Decodings", "TrainedArm", "Trainings",
+    "counts_by_subject", "counts_in", "sizes_of",
+]  # fmt: skip
 
 TRAININGS = "trainings.jsonl"
 DECODINGS = "decodings.json"
@@ -218,9 +221,14 @@ class Decodings:
         replace_file(self.path, json.dumps([asdict(one) for one in self.found.values()], indent=1) + "\n")
 
 
+def counts_by_subject(folder: Path) -> Mapping[str, Mapping[str, int]]:
+    """Return subject -> column -> how many there are, as far as they were counted."""
+    return _read(folder / COUNTS, dict[str, dict[str, Number]]) or {}
+
+
 def counts_in(folder: Path) -> Mapping[tuple[str, str], int]:
-    """Return (subject, column) -> how many there are, as far as they were counted."""
-    record: dict[str, dict[str, int]] = _read(folder / COUNTS, dict[str, dict[str, Number]]) or {}
+    """Return (subject, column) -> how many there are."""
+    record = counts_by_subject(folder)
     return {(task, column): count for task, found in record.items() for column, count in found.items()}
 
 

@@ -26,6 +26,7 @@ from meprop_bench.measure.pool import Pool
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.paper.experiment import Arm, Experiment
 from meprop_bench.paper.records import COUNTS, Decoding, Decodings, TrainedArm, Trainings, sizes_of
+from meprop_bench.paper.shard import ALL, Own
 from meprop_bench.paper.subjects import subject
 from meprop_bench.results.axes import default_allocator
 from meprop_bench.results.redact import one_line
@@ -56,33 +57,36 @@ def _start() -> WorkerLike:
     return start_worker(environment_of(default_allocator(), 1))
 
 
-def missing(experiment: Experiment, trainings: Trainings) -> list[tuple[Arm, int]]:
-    """Return what has to be trained yet, seed by seed through all arms."""
-    return [
-        (arm, seed)
-        for seed in experiment.seeds
-        for arm in experiment.distinct_arms
-        if not trainings.done(arm.arm_id, seed)
-    ]
+def missing(experiment: Experiment, trainings: Trainings, own: Own = ALL) -> list[tuple[Arm, int]]:
+    """Return what has to be trained here yet, seed by seed through all arms."""
+    return [job for job in _trainings(experiment, own) if not trainings.done(job[0].arm_id, job[1])]
 
 
-def take(experiment: Experiment, store: Store, trainings: Trainings, known: Store) -> tuple[int, int]:
-    """Take over what another results folder has of an experiment; return how many trainings, and how many timed cases.
+def _trainings(experiment: Experiment, own: Own) -> list[tuple[Arm, int]]:
+    return [(arm, seed) for seed in experiment.seeds for arm in experiment.distinct_arms if own.trains(arm, seed)]
+
+
+def take(
+    experiment: Experiment, store: Store, trainings: Trainings, known: Store, own: Own = ALL
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Take over what another results folder has of an experiment; return how many trainings, of how many, and how many
+    timed cases.
 
     A training depends on its arm and its seed alone, so that tables which print the same row share it; decodings depend
     on the arm and its sizes, and go along.
     """
-    wanted = [(arm.trained_alike, seed) for arm, seed in missing(experiment, trainings)]
+    wanted = [(arm.trained_alike, seed) for arm, seed in missing(experiment, trainings, own)]
     taken = trainings.take(Trainings(known.folder), wanted)
     environments = known.header["environments"]
     ids = {trained.environment_id for trained in taken}
     theirs, ours = Decodings(known.folder), Decodings(store.folder)
-    for arm, sizes in _undecoded(experiment, trainings, ours):
+    for arm, sizes in _undecoded(experiment, trainings, ours, own):
         if (decoding := theirs.get(arm.arm_id, sizes)) is not None:
             ours.add(replace(decoding, origin=decoding.origin or known.folder.name))
             ids.add(decoding.environment_id)
     store.write_environment({each: environments[each] for each in ids & environments.keys()})
-    return len(taken), store.take(known, [case.case_id for case in experiment.distinct_cases])
+    cases = [case.case_id for case in own.cases(experiment.distinct_cases)]
+    return (len(taken), len(_trainings(experiment, own))), (store.take(known, cases), len(cases))
 
 
 def train_all(
@@ -96,16 +100,17 @@ def train_all(
     start: Callable[[], WorkerLike] = _start,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
+    own: Own = ALL,
 ) -> int:
     """Train what is missing, as far as a deadline lets it, and return how many trainings that left out.
 
     An interrupt passes through; what is done is in the folder.
     """
-    todo = missing(experiment, trainings)
+    todo = missing(experiment, trainings, own)
     if not todo:
         return 0
     deadline, begun, begun_at = deadline or Deadline(), now(), dict[tuple[str, int], float]()
-    total = len(experiment.distinct_arms) * len(experiment.seeds)
+    total = len(_trainings(experiment, own))
 
     def jobs() -> Iterator[tuple[Arm, int]]:
         for job in todo:
@@ -145,10 +150,10 @@ def _hello(pool: Pool[int], store: Store, device: str) -> Mapping[str, Any]:
 
 
 def _undecoded(
-    experiment: Experiment, trainings: Trainings, decodings: Decodings
+    experiment: Experiment, trainings: Trainings, decodings: Decodings, own: Own
 ) -> list[tuple[Arm, Mapping[str, int]]]:
     """Return the arms that meSimp has simplified, with their sizes, whose decoding is not timed yet."""
-    simplified = [arm for arm in experiment.distinct_arms if arm.setting.method == "mesimp"]
+    simplified = [arm for arm in experiment.distinct_arms if arm.setting.method == "mesimp" and own.decodes(arm)]
     sizes = [(arm, sizes_of(trainings.of(arm.arm_id, experiment.seeds))) for arm in simplified]
     return [(arm, found) for arm, found in sizes if found and decodings.get(arm.arm_id, found) is None]
 
@@ -163,13 +168,14 @@ def decode_all(
     start: Callable[[], WorkerLike] = _start,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
+    own: Own = ALL,
 ) -> None:
     """Time the decoding of what meSimp simplified, before and after; tell a line for each, and for what fails.
 
     Nothing else may be timed or trained meanwhile, so this is to be called when the trainings are over.
     """
     decodings, deadline = Decodings(store.folder), deadline or Deadline()
-    for arm, sizes in _undecoded(experiment, trainings, decodings):
+    for arm, sizes in _undecoded(experiment, trainings, decodings, own):
         if not deadline.allows():
             tell(f"the deadline left no time for the decoding of {arm.label}")
             continue
@@ -192,13 +198,13 @@ def decode_all(
         tell(f"decoding by {arm.label}: {decoding.speedup.estimate:.2f}x with {decoding.fewer:.1f}x fewer products")
 
 
-def plan_of(experiment: Experiment) -> Plan | None:
+def plan_of(experiment: Experiment, own: Own = ALL) -> Plan | None:
     """Return the sweep of the timed cases, or None without any."""
-    if not experiment.distinct_cases:
+    if not (cases := own.cases(experiment.distinct_cases)):
         return None
     return Plan(
         name=slug(experiment),
-        cases=experiment.distinct_cases,
+        cases=cases,
         checks=("gradients",),
         budget=experiment.budget,
         processes=experiment.processes,
@@ -207,14 +213,17 @@ def plan_of(experiment: Experiment) -> Plan | None:
     )
 
 
-def count_data(experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = _start) -> None:
+def count_data(
+    experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = _start, own: Own = ALL
+) -> None:
     """Count the data of the parts that are about their sizes, and store that."""
-    if not experiment.counted or (store.folder / COUNTS).exists():
+    counted = [part for part in experiment.counted if own.counts(part)]
+    if not counted or (store.folder / COUNTS).exists():
         return
     counts: dict[str, Any] = {}
     with Pool.of(start, 1, _PATIENCE_S) as pool:
         for part in experiment.table.parts:
-            if part.name in experiment.counted and (source := subject(part.task).source) is not None:
+            if part.name in counted and (source := subject(part.task).source) is not None:
                 try:
                     counts[part.task] = pool.ask(0, "examples", source=source)
                 except WorkerError as error:

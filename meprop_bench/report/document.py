@@ -146,7 +146,8 @@ class Document:
             peaks=head["peaks"],
             notes=(
                 *store.notes,
-                *_missing(rows, head["plan"]),
+                *_shard(head),
+                *_missing(rows, head),
                 *_revisions(rows, head["environments"]),
             ),
             states=_states(head),
@@ -358,8 +359,18 @@ def _states(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [state for state in found if isinstance(state, Mapping)] if isinstance(found, list) else []
 
 
-def _missing(rows: Sequence[Row], plan: Mapping[str, Any]) -> list[str]:
+def _shard(head: Mapping[str, Any]) -> list[str]:
+    """Say when it is a part of a run."""
+    if (shard := head.get("shard")) is None:
+        return []
+    return [f"shard {shard.get('index')}/{shard.get('of')} of a run: `meprop-bench merge` puts the shards together"]
+
+
+def _missing(rows: Sequence[Row], head: Mapping[str, Any]) -> list[str]:
     """Say when cases of the plan have no row, as after an interrupt or a deadline."""
+    plan, shard = head["plan"], head.get("shard")
+    if shard is not None and shard.get("plan") == plan:  # the plan of all shards: which ones are missing, merging says
+        return []
     planned, found = len(plan.get("cases", ())), len({row.case_id for row in rows})
     return (
         [f"{planned - found} of {planned} cases are not measured: the run ended before them"] if found < planned else []

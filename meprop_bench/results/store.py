@@ -37,6 +37,7 @@ from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, r
 from meprop_bench.results.reading import rows_of
 from meprop_bench.results.redact import one_line, printable, without_paths
 from meprop_bench.results.schema import SCHEMA, Flat, Row, check_schema
+from meprop_bench.results.shards import ShardOf
 
 __all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "folder_of", "lock", "replace_file", "sound_row"]
 
@@ -101,17 +102,26 @@ class Store:
 
     @classmethod
     def create(
-        cls, root: Path, name: str, machine: str, command: str, plan: Mapping[str, Any], *, now: datetime | None = None
+        cls,
+        root: Path,
+        name: str,
+        machine: str,
+        command: str,
+        plan: Mapping[str, Any],
+        *,
+        shard: ShardOf | None = None,
+        now: datetime | None = None,
     ) -> Self:
         """Make a new folder under `root` (made if it is not there) and open it for writing.
 
-        The name of the sweep and the machine are parts of the folder's: letters, digits, dot, dash and underscore. The
-        plan, JSON-able, is what `find_resumable` compares. Absolute paths in the command are shortened.
+        The name of the sweep and the machine are parts of the folder's: letters, digits, dot, dash and underscore; and
+        so is the shard, where the plan is of a part of a run. The plan, JSON-able, and the shard are what
+        `find_resumable` compares. Absolute paths in the command are shortened.
         """
         from meprop_bench.measure.environment import hardware
 
         started = now or datetime.now(UTC)
-        stem = f"{started:%Y-%m-%d}_{_slug(machine, 'machine')}_{_slug(name, 'name')}"
+        stem = f"{started:%Y-%m-%d}_{_slug(machine, 'machine')}_{_slug(_named(name, shard), 'name')}"
         header = {
             "schema": SCHEMA,
             "command": one_line(command, 2000),
@@ -121,10 +131,17 @@ class Store:
             "peaks": {},
             "states": [],
             "hardware": _plain(hardware()),
+            **({} if shard is None else {"shard": _plain(shard.to_json())}),
         }
         with _or_user_error(root / stem):
             root.mkdir(parents=True, exist_ok=True)
             folder = _new_folder(root, stem)
+        return cls.begin(folder, header)
+
+    @classmethod
+    def begin(cls, folder: Path, header: Mapping[str, Any]) -> Self:
+        """Open a folder that is there and empty for writing, with this header, which is `environment.json`."""
+        with _or_user_error(folder):
             (folder / MEASUREMENTS).touch()
         replace_file(folder / ENVIRONMENT, _dump(header))
         return cls(folder, write=True)
@@ -138,19 +155,22 @@ class Store:
         return cls(folder, write=write)
 
     @classmethod
-    def find_resumable(cls, root: Path, name: str, machine: str, plan: Mapping[str, Any]) -> Self | None:
+    def find_resumable(
+        cls, root: Path, name: str, machine: str, plan: Mapping[str, Any], *, shard: ShardOf | None = None
+    ) -> Self | None:
         """Open for writing the latest folder of this name and machine whose plan equals `plan`, if there is one.
 
-        Two machines may share a name; what was begun on another one is not gone on with.
+        Two machines may share a name; what was begun on another one is not gone on with, nor is another shard's.
         """
-        pattern = re.compile(rf"\d{{4}}-\d\d-\d\d_{re.escape(machine)}_{re.escape(name)}(?:-\d+)?")
-        wanted = _plain(plan)
+        stem = f"{re.escape(machine)}_{re.escape(_named(name, shard))}"
+        pattern = re.compile(rf"\d{{4}}-\d\d-\d\d_{stem}(?:-\d+)?")
+        wanted = _plain(plan), None if shard is None else _plain(shard.to_json())
         found: list[tuple[str, Path]] = []
         for folder in root.iterdir() if root.is_dir() else ():
             if pattern.fullmatch(folder.name) and (folder / ENVIRONMENT).is_file():
                 with suppress(UserError):  # a broken neighbour is not a reason not to go on here
                     header = _read_header(folder)
-                    if header["plan"] == wanted and _begun_here(header):
+                    if (header["plan"], header.get("shard")) == wanted and _begun_here(header):
                         found.append((header["started"], folder))
         return cls.open(max(found)[1], write=True) if found else None
 
@@ -363,6 +383,7 @@ class _Header:
     environments: dict[Name, _Environment]
     peaks: dict[Name, _Peaks]
     states: tuple[dict[str, Any], ...] = ()
+    shard: dict[str, Any] | None = None
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -421,6 +442,10 @@ def _new_folder(root: Path, stem: str) -> Path:
             count += 1
         else:
             return folder
+
+
+def _named(name: str, shard: ShardOf | None) -> str:
+    return name if shard is None else f"{name}-{shard.shard.stem}"
 
 
 def _slug(text: str, what: str) -> str:

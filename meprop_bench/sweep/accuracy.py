@@ -1,7 +1,7 @@
 """Does the accuracy hold? What every comparison with dense training is made of: in `speedup`, `parity` and the suites.
 
     trained(recipe, seeds)             the figure of each seed, trained here
-    judged(recipe, pairs, margin, …)   the paired difference over seeds, its interval and its verdict
+    judged(task, pairs, margin, …)     the paired difference over seeds, its interval and its verdict
 
 Both sides of a pair have the same seed, hence the same initial weights and batches. The figure is the papers': the
 metric on the test set where the development set's was best. Of a training that is cut at so many steps it is the
@@ -78,7 +78,7 @@ def trained(recipe: Recipe, seeds: Sequence[int]) -> SeedFigures:
 
 
 def judged(
-    recipe: Recipe,
+    task: str,
     pairs: Mapping[int, tuple[float, float]],
     *,
     steps: int,
@@ -88,15 +88,15 @@ def judged(
 ) -> Parity:
     """Return the comparison of a recipe with its dense side, over seed -> figures of dense and of it.
 
-    The steps are those of a training, the metric is what the figures are, `percent` whether these are percentages, the
-    margin what may be lost of them: by default `MARGIN`.
+    The task is what was learnt, the steps are those of a training, the metric is what the figures are, `percent`
+    whether these are percentages, the margin what may be lost of them: by default `MARGIN`.
     """
     difference = mean_difference(list(pairs.values()))
     baseline = tuple(dense for dense, _ in pairs.values())
     if margin is None:
         margin = MARGIN if percent else MARGIN / WHOLE * abs(math.fsum(baseline) / len(baseline))
     return Parity(
-        task=recipe.task,
+        task=task,
         metric=metric,
         percent=percent,
         seeds=tuple(pairs),
@@ -129,7 +129,7 @@ class Accuracies:
         pairs = {seed: (dense.of[seed], method.of[seed]) for seed in self.seeds}
         of_task = dense.metric == "accuracy" and dense.percent and not is_model(recipe.task)  # as stored rows have it
         metric = "accuracy_percent" if of_task else figure_name(recipe, dense.metric)
-        return judged(recipe, pairs, steps=self.steps, metric=metric, percent=dense.percent)
+        return judged(recipe.task, pairs, steps=self.steps, metric=metric, percent=dense.percent)
 
     def _of(self, recipe: Recipe, train: Train | None) -> SeedFigures:
         # Kernel and layout of the gradient change the cost of a training and, but for rounding, nothing of its result.

@@ -14,14 +14,16 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.worker import WorkerError, WorkerLike
 from meprop_bench.results.axes import OWN
+from meprop_bench.results.incoming import refused
+from meprop_bench.results.merge import Shards, contradiction
 from meprop_bench.results.schema import WHOLE, Parity, Row
 from meprop_bench.results.store import Store
 from meprop_bench.sweep.accuracy import MARGIN, figure_name, judged
@@ -31,7 +33,7 @@ from meprop_bench.tasks import TASKS, editions
 from meprop_bench.tasks.build import is_model, source_of
 from meprop_bench.tasks.recipe import Recipe
 
-__all__ = ["ParityPlan", "ParityProgress", "case_id", "compare"]
+__all__ = ["ParityPlan", "ParityProgress", "case_id", "compare", "merged"]
 
 _SIDES = ("dense", "sparse")
 
@@ -44,6 +46,7 @@ class ParityPlan:
     seeds: int = 5  # one training of each side for each
     margin: float | None = None  # what may be lost of the metric; None as in `accuracy.judged`
     threads: int = 1  # of each training
+    only: tuple[int, ...] = ()  # of the seeds those that are trained here, where others train the rest; none for all
 
     def __post_init__(self) -> None:
         if self.recipe == self.recipe.dense():
@@ -61,12 +64,17 @@ class ParityPlan:
             raise UserError(f"margin must be at least 0{most}, not {self.margin:g}")
 
     @property
+    def numbers(self) -> Sequence[int]:
+        """The seeds that are trained here."""
+        return self.only or range(1, self.seeds + 1)
+
+    @property
     def percent(self) -> bool:
         """Whether the task's metric is known to be a percentage; that of a user's own may turn out to be one."""
         return self.recipe.task in TASKS and TASKS[self.recipe.task].percent
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan that a results folder keeps."""
+        """Return the plan that a results folder keeps, the same for all who share its seeds."""
         found = {
             "name": "parity", "recipe": self.recipe.to_json(), "seeds": self.seeds, "margin": self.margin,
             "threads": self.threads,
@@ -114,6 +122,45 @@ def compare(
     return found
 
 
+def merged(shards: Shards) -> tuple[Row | None, str]:
+    """Return the row of a comparison whose seeds were split, None where none is trained, and the method's label.
+
+    Raises:
+        UserError: the shards contradict each other: other steps, another metric, other data, a seed of another shard.
+
+    """
+    plan, found = shards.plan, dict[str, tuple[Row, Parity]]()
+    for store, part in shards.found.values():
+        for row in store.rows():
+            if row.parity is None or not part.own >= set(map(str, row.parity.seeds)):
+                raise contradiction(
+                    f"{store.folder.name} holds what is not its shard's: leave it out, and train it again"
+                )
+            found[store.folder.name] = row, row.parity
+    try:
+        label, margin = Recipe(**plan["recipe"]).label, plan["margin"]
+    except (KeyError, TypeError) as error:
+        raise refused("the shards' plan is of no comparison", error) from None
+    if not found:
+        return None, label
+    (name, (row, first)), *others = found.items()
+    for other, (another, parity) in others:
+        for what in ("task", "steps", "metric", "percent"):
+            if (one := getattr(first, what)) != (two := getattr(parity, what)):
+                raise contradiction(f"{name} and {other} were trained differently: {what} is {one} and {two}")
+        if row.data_published != another.data_published:
+            raise contradiction(
+                f"{name} and {other} were trained on different data: use the same files on all machines"
+            )
+    pairs = {
+        seed: figures
+        for _, parity in found.values()
+        for seed, figures in zip(parity.seeds, zip(parity.baseline, parity.method, strict=True), strict=True)
+    }
+    alike = {"steps": first.steps, "metric": first.metric, "percent": first.percent, "margin": margin}
+    return replace(row, parity=judged(first.task, dict(sorted(pairs.items())), **alike)), label
+
+
 class _Trainings:
     """The trainings of a comparison: those that are stored, and those that processes share."""
 
@@ -132,7 +179,7 @@ class _Trainings:
             if row.case_id == self._id and row.parity is not None:
                 figures = zip(row.parity.baseline, row.parity.method, strict=True)
                 self.pairs |= dict(zip(row.parity.seeds, figures, strict=True))
-        seeds = [seed for seed in range(1, comparison.seeds + 1) if seed not in self.pairs]
+        seeds = [seed for seed in comparison.numbers if seed not in self.pairs]
         self.todo = [(seed, side) for seed in seeds for side in _SIDES]
         self._answer: Mapping[str, Any] = {}
         self._found: dict[tuple[int, str], dict[str, Any]] = {}
@@ -142,10 +189,10 @@ class _Trainings:
     def parity(self) -> Parity | None:
         """Return the comparison over the pairs so far."""
         comparison = self._comparison
-        chosen = {seed: self.pairs[seed] for seed in sorted(self.pairs) if seed <= comparison.seeds}
+        chosen = {seed: self.pairs[seed] for seed in sorted(self.pairs) if seed in comparison.numbers}
         if not chosen:
             return None
-        return judged(comparison.recipe, chosen, **self._trained(), margin=comparison.margin)
+        return judged(comparison.recipe.task, chosen, **self._trained(), margin=comparison.margin)
 
     def _trained(self) -> dict[str, Any]:
         """Return the steps of a training and what its figure is, from the workers or from an earlier run."""
@@ -222,7 +269,7 @@ class _Trainings:
 
     def _share(self) -> float:
         """Return how much is done, by what the workers left in their files: no number is ever waited for."""
-        total = 2 * self._comparison.seeds
-        done = float(2 * len([seed for seed in self.pairs if seed <= self._comparison.seeds]))
+        total = 2 * len(self._comparison.numbers)
+        done = float(2 * len([seed for seed in self.pairs if seed in self._comparison.numbers]))
         done += sum(self._training(job).share(self._store) for job in self.todo if job[0] not in self.pairs)
         return min(1.0, done / total)

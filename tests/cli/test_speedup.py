@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from meprop_bench import cli
-from meprop_bench.cli.speedup import _judge
+from meprop_bench.cli.speedup import exit_code_of
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure import machine, procfs
 from meprop_bench.progress import outcome, state_before
@@ -363,7 +363,7 @@ _NO_SPEEDUP = {"speedup": None, "speedup_low": None, "speedup_high": None}
     ],
 )
 def test_exit_codes(rows: list[Row], code: ExitCode) -> None:
-    assert _judge(rows) == code
+    assert exit_code_of(rows) == code
 
 
 def test_a_case_in_one_line() -> None:

@@ -97,7 +97,7 @@ def newest(root: Path, baseline: Path) -> Path:
             header = Store.open(path).header
         except UserError:  # a broken neighbour is no reason not to find the others
             continue
-        if header["plan"].get("name") == name and header["started"] > started:
+        if header["plan"].get("name") == name and header["started"] > started and "shard" not in header:
             found.append((header["started"], path))
     if not found:
         raise UserError(
