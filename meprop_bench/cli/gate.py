@@ -5,6 +5,7 @@ meprop-bench gate --base v1.2 --head topic --output gate.md --output gate.xml
 meprop-bench gate --baseline before.json --candidate after.json
 meprop-bench gate --candidate after.json --save-baseline main  # from now on --baseline main is that
 meprop-bench gate explain 'linear*/backward'                   # what a verdict was made of (`cli.gate_explain`)
+meprop-bench gate --base main --shard 2/3 --save shard-2.json  # one of three runners (`cli.gate_merge`)
 meprop-bench gate --history .asv/results --candidate run.json  # one run against the runs before it
 meprop-bench gate --self-test                                  # what it can promise on this machine, in 35 minutes
 
@@ -18,11 +19,8 @@ judged, 130 interrupted.
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +30,18 @@ from click.core import ParameterSource
 
 from meprop_bench.cli.gate_baselines import list_baselines, save_as_baseline, with_baselines
 from meprop_bench.cli.gate_explain import explain
-from meprop_bench.cli.gate_output import FORMATS, check_outputs, telling_refusals, typed, write_outcome
-from meprop_bench.cli.gate_revisions import of_revisions, run_self_test
-from meprop_bench.cli.options import GroupedVerbs, examples, with_format
+from meprop_bench.cli.gate_merge import merge
+from meprop_bench.cli.gate_output import (
+    OUTPUT,
+    check_outputs,
+    check_writable,
+    conclude,
+    job,
+    telling_refusals,
+    with_outputs,
+)
+from meprop_bench.cli.gate_revisions import of_revisions, run_self_test, save_shard
+from meprop_bench.cli.options import GroupedVerbs, examples, with_shard
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.settings import Settings
     from meprop_bench.results.baselines import Baseline
+    from meprop_bench.results.shards import Shard
 
 __all__ = ["command"]
 
@@ -58,7 +66,8 @@ __all__ = ["command"]
         "Judgement": (
             *("cases", "report-only", "margin", "accuracy-margin", "least-time", "confidence", "allow-inconclusive"),
         ),
-        "Output": ("format", "output", "suite"),
+        "Several machines": ("shard", "save"),
+        "Output": OUTPUT,
     },
     epilog=examples(
         "meprop-bench gate --base main",
@@ -66,6 +75,7 @@ __all__ = ["command"]
         "meprop-bench gate --baseline before.json --candidate after.json",
         "meprop-bench gate --candidate after.json --save-baseline main",
         "meprop-bench gate --history .asv/results --candidate run.json --confirm second.json",
+        "meprop-bench gate --base main --shard 2/3 --save shard-2.json",
         "meprop-bench gate --self-test",
     ),
 )
@@ -126,11 +136,6 @@ __all__ = ["command"]
 )
 @click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring, for each case [default: 60].")
 @click.option("--pairs", type=int, metavar="N", help="Most pairs of processes for a case [default: 64].")
-@click.option(
-    "--suite",
-    metavar="NAME",
-    help="Name of this gate's pull-request comment [default: the GitHub job, and the preset or the baseline].",
-)
 @with_baselines
 @click.option(
     "--save-baseline", metavar="NAME", help="Keep the candidate as a baseline; of one that is there, show what changes."
@@ -141,15 +146,14 @@ __all__ = ["command"]
     metavar="DIGEST",
     help="Confirm that this baseline is replaced, where nobody can be asked; goes with --save-baseline.",
 )
-@with_format("table", "json", "md", "junit", "github", "gitlab")
+@with_shard("gate merge")
 @click.option(
-    "--output",
-    "outputs",
-    multiple=True,
+    "--save",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"Also write a file, in the format of its ending ({', '.join(FORMATS)}); repeatable.",
+    help="With --shard: where what was measured is saved, for `gate merge`; there is no verdict.",
 )
+@with_outputs
 def command(
     context: click.Context,
     base: str | None,
@@ -163,6 +167,8 @@ def command(
     baselines: Path,
     save_baseline: str | None,
     replaces: str | None,
+    shard: Shard | None,
+    save: Path | None,
     suite: str | None,
     form: str,
     outputs: tuple[Path, ...],
@@ -179,7 +185,6 @@ def command(
     identical code passed in 12 of 14 runs and failed in none, and a slowdown of 5% failed in 13 of 13. What would have
     been caught in a run is in its first line; --self-test measures it.
     """
-    from meprop_bench.gate.repeat import words
     from meprop_bench.gate.settings import load_settings
 
     if context.invoked_subcommand is not None:
@@ -187,25 +192,20 @@ def command(
     _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces, history, confirm)
     if self_test and (outputs or form != "table"):
         raise UserError("--self-test prints text alone: leave out --output and --format")
+    _check_shard(shard, save, base, outputs, form)
     check_outputs(outputs)
     given = {name: value if value != () else None for name, value in options.items()}
     settings = load_settings(Path.cwd(), **given)
     if self_test:
         return run_self_test(head, settings)
+    if shard is not None and save is not None:
+        assert base is not None
+        return save_shard(base, head, settings, shard, save)
     begun = time.monotonic()
 
     def finished(outcome: Outcome, of: Path | None) -> int:
-        outcome = replace(
-            outcome,
-            notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
-            command=typed(),
-            repeat=outcome.repeat or words(sys.argv[1:]),
-            seconds=time.monotonic() - begun,
-            allowed=outcome.allowed or settings.inconclusive_allowed(),
-            suite=suite or _suite(of, settings),
-        )
-        write_outcome(outcome, form, outputs)
-        return outcome.exit_code
+        name = suite or suite_of(of, settings)
+        return conclude(outcome, settings, form, outputs, name, time.monotonic() - begun)
 
     if save_baseline is not None:
         assert candidate is not None
@@ -215,7 +215,7 @@ def command(
             return finished(judged(before), Path(before.name))
 
         return save_as_baseline(save_baseline, candidate, baselines, replaces, show)
-    with telling_refusals(outputs, suite or _suite(baseline or history, settings)):
+    with telling_refusals(outputs, suite or suite_of(baseline or history, settings)):
         if history is not None:
             assert candidate is not None
             outcome = _of_history(history, candidate, confirm, settings)
@@ -283,6 +283,19 @@ def _check_mode(
         raise UserError(f"--ratios-only goes with --baseline, not with {chosen[0]}: revisions share one machine")
 
 
+def _check_shard(shard: Shard | None, save: Path | None, base: object, outputs: tuple[Path, ...], form: str) -> None:
+    """See that a shard is saved, and asked for no verdict."""
+    if shard is None and save is None:
+        return
+    if shard is None or save is None:
+        raise UserError("--shard and --save go together: give both, --shard 1/3 --save shard-1.json")
+    if base is None:
+        raise UserError("--shard splits what is measured between revisions: it goes with --base")
+    if outputs or form != "table":
+        raise UserError("a shard has no verdict: leave out --output and --format, and give them to gate merge")
+    check_writable(save)
+
+
 def _of_files(baseline: Path, candidate: Path | None, ratios_only: bool, settings: Settings, folder: Path) -> Outcome:
     from meprop_bench.gate.baselines import compared
 
@@ -320,17 +333,17 @@ def _of_compared(compared: Compared, settings: Settings) -> Outcome:
     return Outcome(*sides, judgements, compared.notes, doubts=compared.doubts, machine=compared.machine)
 
 
-def _suite(baseline: Path | None, settings: Settings) -> str:
+def suite_of(baseline: Path | None, settings: Settings) -> str:
     """Return what tells this gate from others of a pull request: its job, if it runs in one, and what it judges."""
-    job = (os.environ.get(name) for name in ("GITHUB_WORKFLOW", "GITHUB_JOB"))
     # A commit or a date in a file's name is another at the next run.
     what = (
         ("project" if settings.own else Path(settings.preset or "gate").name)
         if baseline is None
         else re.sub(r"\d{4}-\d\d-\d\d_?|[0-9a-f]{7,}|\d{4,}", "", baseline.name)
     )
-    return " / ".join(filter(None, (*job, what)))
+    return " / ".join(filter(None, (*job(), what)))
 
 
 command.add_command(explain)
+command.add_command(merge)
 command.add_command(list_baselines)

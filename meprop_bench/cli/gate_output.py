@@ -5,18 +5,37 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
+
+from meprop_bench.cli.options import with_format
 from meprop_bench.cli.output import complaining, write
 from meprop_bench.errors import UserError
 
 if TYPE_CHECKING:
     from meprop_bench.gate.judgement import Outcome
+    from meprop_bench.gate.settings import Settings
 
-__all__ = ["FORMATS", "check_outputs", "telling_refusals", "typed", "write_outcome"]
+__all__ = [
+    "FORMATS",
+    "OUTPUT",
+    "check_outputs",
+    "check_writable",
+    "conclude",
+    "job",
+    "telling_refusals",
+    "typed",
+    "with_outputs",
+    "write_outcome",
+]
+
+OUTPUT = ("format", "output", "suite")
+"""The options of `with_outputs`."""
 
 FORMATS = {
     ".codequality.json": "gitlab",
@@ -29,19 +48,66 @@ FORMATS = {
 """Ending of an --output file -> its format; the first that fits."""
 
 
+def with_outputs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what a verdict is written by: `form`, `outputs` and `suite`."""
+    of_suite = click.option(
+        "--suite",
+        metavar="NAME",
+        help="Name of this gate's pull-request comment [default: the GitHub job, and the preset or the baseline].",
+    )
+    also = click.option(
+        "--output",
+        "outputs",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"Also write a file, in the format of its ending ({', '.join(FORMATS)}); repeatable.",
+    )
+    return of_suite(with_format("table", "json", "md", "junit", "github", "gitlab")(also(function)))
+
+
 def check_outputs(outputs: Iterable[Path]) -> None:
     """Find out before anything is measured whether the files can be written."""
     for path in outputs:
         if _format_of(path) is None:
             raise UserError(f"the format of {path.name} is not known: end it in {', '.join(FORMATS)}")
-        if not path.parent.is_dir():
-            raise UserError(f"cannot write {path}: its folder does not exist")
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'permission denied'}")
+        check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Find out whether a file can be written."""
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: its folder does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'permission denied'}")
 
 
 def _format_of(path: Path) -> str | None:
     return next((form for ending, form in FORMATS.items() if path.name.endswith(ending)), None)
+
+
+def job() -> Iterable[str | None]:
+    """Return what tells the job of GitHub that this runs in from others."""
+    return (os.environ.get(name) for name in ("GITHUB_WORKFLOW", "GITHUB_JOB"))
+
+
+def conclude(
+    outcome: Outcome, settings: Settings, form: str, outputs: Iterable[Path], suite: str, seconds: float
+) -> int:
+    """Say of an outcome what belongs to every one, write it, and return its exit code."""
+    from meprop_bench.gate.repeat import words
+
+    found = replace(
+        outcome,
+        notes=(*outcome.notes, *settings.idle_globs(outcome.judgements.names)),
+        command=typed(),
+        repeat=outcome.repeat or words(sys.argv[1:]),
+        seconds=seconds,
+        allowed=outcome.allowed or settings.inconclusive_allowed(),
+        suite=suite,
+    )
+    write_outcome(found, form, outputs)
+    return found.exit_code
 
 
 def typed() -> str:

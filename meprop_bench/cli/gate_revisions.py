@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,57 +14,141 @@ from typing import TYPE_CHECKING
 import click
 
 from meprop_bench.cli.output import complaining, write
-from meprop_bench.errors import UserError
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import console
 
 if TYPE_CHECKING:
     from meprop_bench.gate.judgement import Outcome
-    from meprop_bench.gate.revisions import GateProgress
+    from meprop_bench.gate.revisions import GateProgress, Measured
     from meprop_bench.gate.series import Series
     from meprop_bench.gate.settings import Settings
     from meprop_bench.gate.targets import Targets
     from meprop_bench.gate.worktree import Checkout
+    from meprop_bench.results.shards import Shard
     from meprop_bench.sweep.plan import Plan
 
-__all__ = ["of_revisions", "run_self_test"]
+__all__ = ["of_revisions", "outcome_of", "run_self_test", "save_shard"]
 
 
 def of_revisions(base: str, head: str | None, settings: Settings) -> Outcome:
     """Return what two revisions come to; without a head it is the work tree."""
-    from meprop_bench.gate.decide import judge, undecided
     from meprop_bench.gate.files.machine import machine_line
+    from meprop_bench.gate.repeat import words
+
+    plan = _plan(settings)
+    found, doubts, (first, second) = _measured(plan, base, head, settings)
+    again = words(sys.argv[1:], first.commit, None if second.changed else second.commit)
+    return outcome_of(found, settings, (first.name, second.name), doubts, machine_line(found.environment), again)
+
+
+def outcome_of(
+    found: Measured,
+    settings: Settings,
+    names: tuple[str, str],
+    doubts: tuple[str, ...],
+    machine: str,
+    repeat: tuple[str, ...],
+) -> Outcome:
+    """Return what was measured of base and head, judged."""
+    from meprop_bench.gate.decide import judge
     from meprop_bench.gate.judgement import Outcome
     from meprop_bench.gate.looks import Looks
-    from meprop_bench.gate.project import compare
-    from meprop_bench.gate.repeat import words
-    from meprop_bench.gate.revisions import measure
-    from meprop_bench.gate.targets import Targets
 
-    plan, looks = _plan(settings), Looks.within(settings.pairs)
-
-    def waiting(series: Iterable[Series]) -> frozenset[str]:
-        return undecided(series, settings, looks)
-
-    with _measuring(plan, base, head) as (first, second, progress, busy):
-        if isinstance(plan, Targets):
-            found = compare(plan, first, second, settings, undecided=waiting, progress=progress)
-        else:
-            found = measure(plan, first, second, undecided=waiting, progress=progress)
-        # A machine that was busy casts no doubt on an installation that failed.
-        doubts = tuple(filter(None, (busy(),))) if any(one.pairs for one in found.series) else ()
-    judgements = judge(found.series, settings, looks)
-    environment = dict(found.environment)
+    judgements = judge(found.series, settings, Looks.within(settings.pairs))
     incomparable, firm = found.open_cases(judgements)
     return Outcome(
-        *(first.name, second.name, judgements, found.notes),
-        environment=environment,
+        *(*names, judgements, found.notes),
+        environment=dict(found.environment),
         doubts=doubts,
-        machine=machine_line(environment),
-        repeat=words(sys.argv[1:], first.commit, None if second.changed else second.commit),
+        machine=machine,
+        repeat=repeat,
         runs={(one.case, one.figure): one.pairs for one in found.series if one.pairs},
         firm=firm,
         incomparable=incomparable,
     )
+
+
+def save_shard(base: str, head: str | None, settings: Settings, shard: Shard, path: Path) -> int:
+    """Measure the cases that are a shard's own, save what was found, and return the exit code: there is no verdict."""
+    from meprop_bench.gate.repeat import words
+    from meprop_bench.gate.shards import GateShard, Revision, save
+
+    plan, begun = _plan(settings), time.monotonic()
+    labels = tuple(case.label for case in plan.cases)
+    if not (own := shard.part(labels)):
+        raise UserError(
+            f"shard {shard} has nothing to do: the gate has {len(labels)} case{'s' * (len(labels) != 1)}; `gate merge`"
+            " does not miss it",
+            ExitCode.NOTHING_MEASURED,
+        )
+    mine = _only(plan, own)
+    revisions: dict[str, Revision] = {}
+    found, doubts, (first, second) = _measured(
+        mine, base, head, settings, every=labels, seen=lambda one: revisions.update({one.side: Revision.of(one)})
+    )
+    again = words(sys.argv[1:], first.commit, None if second.changed else second.commit)
+    known = json.loads(json.dumps(settings.to_json()))
+    seconds = time.monotonic() - begun
+    save(
+        GateShard(
+            shard, labels, revisions["base"], revisions["head"], known, settings.own, found, doubts, again, seconds
+        ),
+        path,
+    )
+    click.echo(
+        f"measured {len(own)} of {len(labels)} cases for shard {shard}, saved as {path.name}: `meprop-bench gate merge`"
+        " judges all shards together",
+        err=True,
+    )
+    return ExitCode.OK
+
+
+def _only(plan: Plan | Targets, labels: frozenset[str]) -> Plan | Targets:
+    """Return the plan of some of its cases."""
+    from meprop_bench.gate.targets import Targets
+
+    if isinstance(plan, Targets):
+        return replace(plan, cases=tuple(case for case in plan.cases if case.label in labels))
+    return replace(plan, cases=tuple(case for case in plan.cases if case.label in labels))
+
+
+def _measured(
+    plan: Plan | Targets,
+    base: str,
+    head: str | None,
+    settings: Settings,
+    *,
+    every: Sequence[str] | None = None,
+    seen: Callable[[Checkout], object] = lambda _: None,
+) -> tuple[Measured, tuple[str, ...], tuple[Checkout, Checkout]]:
+    """Measure a plan, and return what was found, whether the machine was busy, and both revisions.
+
+    `every` has the labels of all cases of the gate, where others measure some of them; `seen` is called with each
+    revision before anything is run in it.
+    """
+    from meprop_bench.gate.decide import undecided
+    from meprop_bench.gate.looks import Looks
+    from meprop_bench.gate.project import compare
+    from meprop_bench.gate.revisions import measure
+    from meprop_bench.gate.shards import FIGURES_OF_A_CASE
+    from meprop_bench.gate.targets import Targets
+
+    looks = Looks.within(settings.pairs)
+    besides = 0 if every is None else FIGURES_OF_A_CASE * (len(every) - len(plan.cases))
+
+    def waiting(series: Iterable[Series]) -> frozenset[str]:
+        return undecided(series, settings, looks, besides)
+
+    with _measuring(plan, base, head) as (first, second, progress, busy):
+        seen(first)
+        seen(second)
+        if isinstance(plan, Targets):
+            found = compare(plan, first, second, settings, undecided=waiting, every=every, progress=progress)
+        else:
+            found = measure(plan, first, second, undecided=waiting, shared=every is not None, progress=progress)
+        # A machine that was busy casts no doubt on an installation that failed.
+        doubts = tuple(filter(None, (busy(),))) if any(one.pairs for one in found.series) else ()
+    return found, doubts, (first, second)
 
 
 def run_self_test(head: str | None, settings: Settings) -> int:

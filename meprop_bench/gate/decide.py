@@ -76,30 +76,35 @@ def judge(
     *,
     last: bool = True,
     blocks: Sequence[Block] = (),
+    besides: int = 0,
 ) -> Judgements:
     """Return the verdicts, in the order of the blocks and then of the series; those outside `settings.cases` are left
     out, unless the head failed or nothing was measured.
 
     `looks` is the plan by which pairs of processes were added, None where nobody looked before; `last` says that no
-    more pairs will come: otherwise only what was planned is looked at.
+    more pairs will come: otherwise only what was planned is looked at. `besides` are figures that are judged at once
+    with these and are not known here: they make it harder to fail, as if they said nothing.
     """
     wanted = (block.only(settings.matched(settings.cases, block.cases, block.figure)) for block in blocks)
     tables = [_Table.of_block(block, settings) for block in wanted if len(block)]
     if own := [one for one in series if _wanted(one, settings)]:
         tables.append(_Table.of_series(own, settings, looks, last))
-    return _judged(_Table.joined(tables), settings, looks) if tables else Judgements((), np.zeros(0, ROW), (), ())
+    return (
+        _judged(_Table.joined(tables), settings, looks, besides) if tables else Judgements((), np.zeros(0, ROW), (), ())
+    )
 
 
-def undecided(series: Iterable[Series], settings: Settings, looks: Looks) -> frozenset[str]:
+def undecided(series: Iterable[Series], settings: Settings, looks: Looks, besides: int = 0) -> frozenset[str]:
     """Return the cases for which more pairs of processes are to be measured.
 
     A case is decided when each of its figures that decide has a verdict, or has had its last look. What is wrong with
-    a figure for another reason than noise (a time of zero) more pairs do not put right.
+    a figure for another reason than noise (a time of zero) more pairs do not put right. `besides` as in `judge`: what
+    fails among so many fails whatever the others come to.
     """
     own = [one for one in series if not one.failure and _wanted(one, settings)]
     return frozenset(
         found.case
-        for found, one in zip(judge(own, settings, looks, last=False), own, strict=True)
+        for found, one in zip(judge(own, settings, looks, last=False, besides=besides), own, strict=True)
         if one.pairs is not None
         and len(one.pairs) < looks.counts[-1]
         and found.verdict == "inconclusive"
@@ -231,7 +236,7 @@ def _count(one: Series) -> tuple[float, ...]:
     return (low + high) / 2, (high - low) / 2, math.inf, 1.0, min(len(base), len(head))
 
 
-def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgements:
+def _judged(table: _Table, settings: Settings, looks: Looks | None, besides: int) -> Judgements:
     margin, least, only = table.rules(settings)
     points, count = table.of_quantity("accuracy"), len(table.cases)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -253,7 +258,8 @@ def _judged(table: _Table, settings: Settings, looks: Looks | None) -> Judgement
     # Sizes that were measured here are those of the code: they do not differ by chance, and nobody pays for them.
     sizes = decides & table.of_quantity("memory") & bool((table.pairs > 0).any())
     for together in (decides & ~sizes, sizes):
-        adjusted[together] = holm(adjusted[together].tolist())
+        own = adjusted[together].tolist()
+        adjusted[together] = holm([*own, *[math.nan] * besides])[: len(own)]
     fails = adjusted <= settings.alpha
 
     beyond = (pvalues_of <= settings.alpha) & ~within

@@ -43,7 +43,7 @@ class NotInstalledError(UserError):
         why = {"failure": str(self)} if self.side == "head" else {"unjudged": f"not comparable: {self}"}
         one = Series(case=_INSTALL, figure="environment", quantity="count", unit="1", **why)  # type: ignore[arg-type]
         notes = tuple(f"the {self.side}: {shown(line)}" for line in self.error.tail.splitlines()[-_LINES:])
-        return Measured((one,), notes, {}, 0, (_INSTALL,) if self.side == "base" else ())
+        return Measured((one,), notes, {}, 0, {_INSTALL: (str(self), False)} if self.side == "base" else {}, 1)
 
 
 def both_installed(
@@ -80,10 +80,14 @@ def compare(
     settings: Settings,
     *,
     undecided: Callable[[Sequence[Series]], Collection[str]],
+    every: Collection[str] | None = None,
     slice_s: float = SLICE_S,
     **hooks: Unpack[Hooks],
 ) -> Measured:
-    """Measure the cases of a project; arguments and errors as `revisions.measure` has them."""
+    """Measure the cases of a project; arguments and errors as `revisions.measure` has them.
+
+    `every` has the labels of all cases that the settings name, where others measure some of them.
+    """
     budget_s, total = plan.budget * len(plan.cases), len(plan.cases)
 
     def installing() -> None:
@@ -95,7 +99,7 @@ def compare(
     except NotInstalledError as error:
         return error.found
     found = measure(plan, first, second, undecided=undecided, slice_s=slice_s, **hooks)
-    known = {case.label for case in plan.cases}
+    known = {case.label for case in plan.cases} if every is None else every
     gone = [name for name in names_of(first.folder) if name not in known and settings.measured(name)]
     series = tuple(
         Series(case=name, figure="times", quantity="time", unit="s", unjudged="gone: the head's settings name it not")

@@ -20,7 +20,7 @@ from meprop_bench.gate.names import shown
 
 __all__ = ["commands", "words"]
 
-_OF_ONE_RUN = ("--base", "--head", "--output", "--format", "--suite")
+_OF_ONE_RUN = ("--base", "--head", "--output", "--format", "--suite", "--shard", "--save")
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _MOST = 5
 """Cases that a command names; of more, it measures all."""

@@ -25,7 +25,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 from meprop_bench.errors import ExitCode, UserError
@@ -113,7 +113,21 @@ class Measured:
     notes: tuple[str, ...]  # what a reader should know, one line each
     environment: Mapping[str, Any]  # of the machine, as the head's worker tells it
     rounds: int  # pairs of processes at most for a case
-    incomparable: tuple[str, ...] = ()  # labels of the cases that the base has and cannot do
+    lacking: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    """Label of a case that the base cannot do -> why, and whether that is because it is new; of `cases` in all."""
+    cases: int = 0
+
+    @property
+    def incomparable(self) -> tuple[str, ...]:
+        """Labels of the cases that the base has and cannot do; of all where it has none of them."""
+        none = len(self.lacking) == self.cases
+        return tuple(label for label, (_, new) in self.lacking.items() if none or not new)
+
+    def check_base(self, name: str) -> None:
+        """Refuse a base that can do nothing of what was measured; `UserError`."""
+        if self.lacking and len(self.lacking) == self.cases:
+            label, (reason, _) = next(iter(self.lacking.items()))
+            raise UserError(f"the base, {name}, can do none of the cases; {label}: {reason}", ExitCode.NOT_COMPARABLE)
 
     def open_cases(self, judgements: Iterable[Judgement]) -> tuple[tuple[str, ...], int]:
         """Return the incomparable cases, and how many figures stay open as nothing was measured of them: no share of
@@ -132,6 +146,7 @@ def measure(
     *,
     undecided: Callable[[Sequence[Series]], Collection[str]],
     slice_s: float = SLICE_S,
+    shared: bool = False,
     **hooks: Unpack[Hooks],
 ) -> Measured:
     """Measure the cases of a plan until each is decided or the budget is spent.
@@ -139,6 +154,7 @@ def measure(
     The plan says the cases, the seconds for each on average, all included (`budget`), the least rounds (`processes`),
     and whether and how the accuracy is compared. `undecided` is given all figures so far, and returns the labels of the
     cases that more rounds could still decide. `slice_s` is how long a case is set up again and again in a round.
+    `shared`: others measure other cases, so that a base that can do none of these may be one all the same.
 
     Raises:
         UserError: a revision that does not start (exit code 3 for the base, 2 for the head), or that does not know the
@@ -156,19 +172,17 @@ def measure(
             for case in todo
             if (known := rounds.cases[case]).open and (known.rounds < plan.processes or case.label in waiting)
         )
-    if base.project is None and all(known.missing for known in rounds.cases.values()):
-        first = next(iter(rounds.cases.values()))
-        raise UserError(
-            f"the base, {base.name}, can do none of the cases; {first.case.label}: {first.missing}",
-            ExitCode.NOT_COMPARABLE,
-        )
-    return Measured(
+    found = Measured(
         tuple(rounds.series()),
         tuple(rounds.notes()),
         rounds.environment,
         max(known.rounds for known in rounds.cases.values()),
-        rounds.incomparable,
+        {known.case.label: (known.missing, known.new) for known in rounds.cases.values() if known.missing},
+        len(rounds.cases),
     )
+    if base.project is None and not shared:
+        found.check_base(base.name)
+    return found
 
 
 class Rounds:
@@ -240,13 +254,6 @@ class Rounds:
         lines = [note for checkout in self._checkouts.values() for note in checkout.notes]
         lines += self._borrowed.values()
         return lines + [line for known in self.cases.values() for line in known.remarks()]
-
-    @property
-    def incomparable(self) -> tuple[str, ...]:
-        """Labels of the cases that the base has and cannot do; of all where it has none of them."""
-        broken = [known for known in self.cases.values() if known.missing and not known.new]
-        none = all(known.missing for known in self.cases.values())
-        return tuple(known.case.label for known in (self.cases.values() if none else broken))
 
     def _device(self, case: Measurable) -> AbstractContextManager[None]:
         """Have the device to ourselves: two runs side by side would each measure the other."""

@@ -44,7 +44,7 @@ from meprop_bench.errors import UserError, one_of
 from meprop_bench.gate.judgement import Quantity
 from meprop_bench.gate.series import Flags, Floats
 
-__all__ = ["KEYS", "MARGINS", "Settings", "load_settings", "matches"]
+__all__ = ["KEYS", "MARGINS", "Settings", "load_settings", "matches", "settings_of"]
 
 _KINDS = ("", "sparse/dense ", "flops ", "bytes ", "operators ", "peak memory ")
 _FIGURES = (
@@ -128,6 +128,11 @@ class Settings:
             )
         if not self.cases:
             raise UserError('cases is empty: name at least one glob, "*" for all')
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what differs from the defaults, by its key: what `settings_of` reads."""
+        usual = vars(Settings())
+        return {name.replace("_", "-"): value for name, value in vars(self).items() if value != usual[name]}
 
     @property
     def own(self) -> bool:
@@ -246,6 +251,11 @@ def load_settings(folder: Path, **options: Any) -> Settings:
     """
     values = {name.replace("-", "_"): _value(name, value) for name, value in _read(folder / "pyproject.toml").items()}
     return Settings(**{**values, **{name: value for name, value in options.items() if value is not None}})
+
+
+def settings_of(record: Mapping[str, Any]) -> Settings:
+    """Return the settings that `Settings.to_json` gave; `UserError` for what is none."""
+    return Settings(**{name.replace("-", "_"): _value(name, value) for name, value in record.items()})
 
 
 def _read(path: Path) -> dict[str, Any]:

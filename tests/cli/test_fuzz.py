@@ -25,11 +25,15 @@ from scipy.stats import t as student
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode, UserError
+from meprop_bench.gate.revisions import Measured
+from meprop_bench.gate.series import Series
+from meprop_bench.gate.shards import GateShard, Revision, save
 from meprop_bench.measure.environment import hardware, machine_slug
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.asv import export
 from meprop_bench.results.baselines import Baselines
 from meprop_bench.results.schema import SCHEMA, Parity, Row
+from meprop_bench.results.shards import Shard, ShardOf
 from meprop_bench.results.store import ENVIRONMENT, MEASUREMENTS, Store
 from meprop_bench.stats import mean_difference, non_inferiority
 from meprop_bench.sweep.parity import ParityPlan, case_id, compare
@@ -125,6 +129,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "explained.json").write_text(json.dumps(explained))
     Baselines(root / "kept").save("main", [root / "document.json"], source="document.json", machine="c")
     _resumable(root, rows[0], header)
+    _shards(root, rows, header)
     return root
 
 
@@ -152,6 +157,34 @@ def _resumable(root: Path, row: Row, header: dict[str, Any]) -> None:
     with Store.create(root / "parity", name, machine, "x", comparison.to_json()) as store:
         store.append([own])
         store.write_environment(here)
+
+
+def _shards(root: Path, rows: list[Row], header: dict[str, Any]) -> None:
+    """Store the only shard of a sweep, and that of a gate."""
+    units = tuple((case_id, f"case {case_id}") for case_id in dict.fromkeys(row.case_id for row in rows))
+    part = ShardOf(Shard(1, 1), header["plan"], units)
+    with Store.create(root / "shards", "quick", "c", "speedup --shard 1/1", header["plan"], shard=part) as store:
+        store.append(rows)
+        store.write_environment(header["environments"], header["peaks"])
+    shutil.move(store.folder, root / "shard")
+    pairs = tuple(tuple((1e-3, 1.01e-3 + n * 1e-6) for n in range(5)) for _ in range(4))
+    series = (
+        Series(case="a", figure="backward", quantity="time", unit="s", pairs=pairs, most=9),
+        Series(case="a", figure="accuracy", quantity="accuracy", unit="points", base=(90.0, 91.0), head=(90.0, 92.0)),
+        Series(case="b", figure="times", quantity="time", unit="s", unjudged="new: the base has none", decides=False),
+    )
+    found = Measured(series, ("a: a note",), {"cpu_model": "c"}, 4, {"b": ("no", True)}, 2)
+    sides = Revision("main", "1" * 40), Revision("the work tree", None, "f" * 12)
+    words = ("gate", "--base", "1" * 40)
+    save(GateShard(Shard(1, 1), ("a", "b"), *sides, {"margin": 0.1}, False, found, (), words, 9.0), root / "shard.json")
+
+
+def _merge(_: Path, found: Path) -> list[str]:
+    return ["merge", str(found), "--out", str(found.parent / "merged"), "--format", "json"]
+
+
+def _gate_merge(_: Path, found: Path) -> list[str]:
+    return ["gate", "merge", str(found), "--format", "md"]
 
 
 def _gate(sound_name: str) -> list[Callable[[Path, Path], list[str]]]:
@@ -223,12 +256,15 @@ _KINDS: dict[str, tuple[str, str, list[Callable[[Path, Path], list[str]]], int]]
     "baseline": ("kept", "*/baseline.json", [_named], 40),
     "kept": ("kept", "*/*/document.json", [_named], 10),
     "verdicts": ("gate.json", "", [*_gate("document.json"), _REPORTS[0]], 10),
+    "shard": ("shard", ENVIRONMENT, [_merge], 40),
+    "shard's rows": ("shard", MEASUREMENTS, [_merge], 20),
+    "gate's shard": ("shard.json", "", [_gate_merge], 80),
 }
 """Kind -> the sound file or folder, the file in it that is damaged, the verbs that read it, how many mutants."""
 
 
 def test_there_are_a_thousand_and_more():
-    assert sum(count for *_, count in _KINDS.values()) == 1110
+    assert sum(count for *_, count in _KINDS.values()) == 1250
 
 
 # --- how it is damaged -----------------------------------------------------------------------------------------------

@@ -212,7 +212,23 @@ def test_a_run_is_judged_by_a_history_and_confirmed(run: Run, tmp_path: Path, co
     run("gate", inputs={"history": "the results", "candidate": "1.json", "confirm": confirm, "margin": "0.1"})
     given = (tmp_path / "called.txt").read_text().splitlines()[9:]
     assert given == ["--candidate=1.json", "--history=the results", *options, "--margin=0.1"]
-    assert STEPS["base"]["if"] == "inputs.baseline == '' && inputs.history == ''"
+    assert STEPS["base"]["if"] == "inputs.baseline == '' && inputs.history == '' && inputs.merge == ''"
+
+
+def test_a_shard_is_measured_and_saved_and_shards_are_judged_together(run: Run, tmp_path: Path) -> None:
+    program(tmp_path, "meprop-bench", 'printf "%s\n" "$@" > called.txt')
+    base = {"base": {"outputs": {"base": "abc"}}}
+    found, outputs = run("gate", inputs={"shard": "2/3", "budget": "9"}, steps=base)
+    assert found.returncode == 0, found.stderr
+    report = outputs["report"]
+    expected = ["gate", "--shard=2/3", "--save", f"{report}/shard-2.json", "--base=abc", "--budget=9"]
+    assert (tmp_path / "called.txt").read_text().splitlines() == expected
+    found, outputs = run("gate", inputs={"merge": "the shards"})
+    report = outputs["report"]
+    assert (tmp_path / "called.txt").read_text().splitlines() == [
+        *("gate", "merge", "--output", f"{report}/gate.md", "--output", f"{report}/gate.json"),
+        *("--output", f"{report}/gate.xml", "--output", f"{report}/gate.annotations", "--", "the shards"),
+    ]
 
 
 @pytest.mark.parametrize("wanted", ["true", "false"])
