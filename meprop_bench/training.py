@@ -118,36 +118,36 @@ def fused_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> FusedStep:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Training:
-    """A model of your own and how it is trained: what `build()` returns.
+    """Your own model and how it is trained: what `build()` returns.
 
         def build():
             return Training(model=GPT(), loss=lambda model, batch: ..., batches=[...])
 
     Args:
-        model: any module. `build` makes it anew in each call; both sides start from the same weights.
-        loss: of the model and a batch, a scalar that holds the graph.
-        batches: what can be iterated again and again: a list, a DataLoader. An epoch is one pass, of 10,000 batches at
-            most where it has no length, which a training counts by reading them once. Tensors in lists, tuples,
-            dictionaries and dataclasses are moved to the device. The order is made the same for both sides: torch,
-            `random`, NumPy and a DataLoader's generator are seeded.
-        optimizer: makes the optimizer of a list of parameters, those that are trained [default: AdamW, fused].
-        schedule: makes a learning-rate scheduler of the optimizer and the number of steps, so that it can be fitted to
-            any budget; it is advanced after each update. Steps that are timed have none: the rate stays.
-        evaluate: of the model, in evaluation mode and without gradients: a finite number, higher is better (of a loss
-            return the negative). What compares accuracies needs it.
-        metric: what `evaluate` returns, in words; a percentage where they end in "%", so that differences are points.
-        kinds: classes of layers that are sparsified, as for `nn.convert`.
-        filter: called with a layer and its qualified name; those for which it is true are sparsified [default: all but
-            the last linear layer].
-        k: pattern of qualified names ("blocks.0.*") -> k of these layers, in place of the one that is measured; the
-            first that fits counts.
+        model: any module. `build` makes a new one in each call; both sides start from the same weights.
+        loss: a function of the model and a batch that returns a scalar with its graph.
+        batches: an iterable that can be read repeatedly, such as a list or a DataLoader. An epoch is one pass; if there
+            is no length, it is counted by reading the batches once, up to 10,000. Tensors in lists, tuples,
+            dictionaries and dataclasses are moved to the device. Both sides see the same order: torch, `random`,
+            NumPy and a DataLoader's generator are seeded.
+        optimizer: a function that makes the optimizer from the list of trained parameters [default: AdamW, fused].
+        schedule: a function of the optimizer and the number of steps that makes a learning-rate scheduler, so that it
+            fits any budget; it is advanced after each update. Timed steps have none: their rate stays the same.
+        evaluate: a function of the model, called in evaluation mode and without gradients, that returns a finite
+            number; higher is better (return the negative of a loss). Comparing accuracies requires it.
+        metric: what `evaluate` returns, in words; if they end in "%", differences are percentage points.
+        kinds: classes of layers to sparsify, as for `nn.convert`.
+        filter: called with a layer and its qualified name; layers for which it returns true are sparsified [default:
+            all but the last linear layer].
+        k: pattern of qualified names ("blocks.0.*") -> k of these layers, instead of the k that is measured; the
+            first match counts.
         dtype: of the model's floating-point parameters and of floating-point batches [default: as built].
         autocast: dtype of `torch.autocast` around the loss: torch.bfloat16.
-        accumulate: batches whose mean gradient makes one update.
-        clip: largest norm of all gradients together.
+        accumulate: number of batches whose mean gradient makes one update.
+        clip: maximum norm of all gradients together.
 
     Raises:
-        UserError: an argument that cannot be used, in one line.
+        UserError: an unusable argument, in one line.
 
     """
 

@@ -1,4 +1,4 @@
-"""meAct: train each example through its own active neurons alone (TKDE, Algorithm 3).
+"""meAct: train each example only through its own active neurons (TKDE, Algorithm 3).
 
     epochs 1 … e     train normally, and for each example j and hidden layer accumulate   g_j ← g_j + |dL/dy_j|     (n,)
     fix              a_ij = g_ij / Σ_i g_ij           neuron i is active for example j where  a_ij ≥ p
@@ -14,7 +14,7 @@ masks fixed after 1 epoch, 96.1 after 2 and 92.7 after 10; at B = 10 it is 70 af
 for another batch size. The paper's gain in accuracy did not reproduce: at B = 50 the test accuracy was 97.86 before the
 masks and 96.1 to 97.9 in the four epochs after them, and at B = 10 it fell to 82. (`docs/log`, 2026-11-21.)
 
-A masked neuron hands on f(0), which is 0 for ReLU, tanh, GELU and SiLU; a sigmoid would hand on 0.5.
+A masked neuron outputs f(0), which is 0 for ReLU, tanh, GELU and SiLU, but 0.5 for a sigmoid.
 
 Memory: g takes 4 N Σn bytes in float32 (N examples, n neurons summed over the hidden layers) until `fix`, which leaves
 N Σn / 8 bytes of masks. 55,000 examples through two layers of 500: 220 MB, then 6.9 MB. A limit, 1 GiB unless you say

@@ -1,4 +1,4 @@
-"""meSimp: remove the neurons that the top k seldom holds, while training goes on (TKDE, Algorithm 2).
+"""meSimp: remove the neurons that are rarely in the top k, during training (TKDE, Algorithm 2).
 
     after each step       c_i ← c_i + how many of its examples had neuron i among their top k       see `activeness`
     every m examples      remove neuron i  if  c_i < int(examples · p);   c ← 0                     see `removal`
@@ -62,11 +62,11 @@ class Pruning:
 
 
 class MeSimp:
-    """Simplifies a model while somebody else trains it.
+    """Simplifies a model during its training.
 
     Args:
         model: a model with layers converted by `meprop_bench.nn.convert`.
-        optimizer: the one that trains it, whose state follows the neurons. None: there is no state.
+        optimizer: the one that trains it, whose state is cut along with the neurons. None: there is no state.
         interval: m, examples between prunes.
         rate: p, the share of examples in whose top k a neuron must be, to stay. In (0, 1].
         layers: qualified names of the layers to simplify; by default all that were converted, but for the output layer.

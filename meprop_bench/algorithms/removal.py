@@ -1,4 +1,4 @@
-"""Removal of neurons, physically, in the midst of training; and its twin that only holds them at zero.
+"""Physical removal of neurons during training; and its twin, which only holds them at zero.
 
     remove   every axis is cut to the neurons that stay: parameters, buffers, and the optimizer's state for them
     mask     every parameter is multiplied by 0 along the neurons removed, and so is each gradient from then on

@@ -47,7 +47,7 @@ class LayerCost:
     parameters: int
     flops: int  # for one example
     latency_s: float | None = None
-    """Of one call on the batch given, in evaluation mode; None if nobody timed it."""
+    """Of one call on the batch given, in evaluation mode; None if it was not timed."""
 
 
 def describe(model: nn.Module, *inputs: Any, timer: Timer | None = None) -> list[LayerCost]:

@@ -27,10 +27,10 @@ __all__ = ["VERBS", "cli", "main", "run"]
 
 VERBS = {
     "speedup": "Measure sparsified back propagation against dense.",
-    "profile": "Show where the time of one step goes, and why it is not less.",
+    "profile": "Show where the time of one step goes, and why it is not faster.",
     "merge": "Put the shards of one run together.",
     "report": "Print or write the report of a results folder.",
-    "export": "Write stored results as those of other tools.",
+    "export": "Export stored results to other tools.",
     "compare": "Compare two stored results of the same cases.",
     "train": "Train one model of a task.",
     "parity": "Judge whether a method keeps the accuracy of dense training.",

@@ -1,4 +1,4 @@
-"""`meprop-bench compare`: two stored results of the same cases, what changed, and what is distinct from chance.
+"""`meprop-bench compare`: two stored results of the same cases, what changed, and what differs from chance.
 
 Nothing is measured. It judges no margin; that is the gate's task. Exit codes: 3 when no case is in both, or when they
 were measured in different environments and --across-environments was not given; 5 when one of them is empty.
@@ -26,13 +26,13 @@ __all__ = ["command"]
 @click.argument("head", metavar="HEAD", type=click.Path(path_type=Path))
 @with_format("table", "json", "md", "csv", "html")
 @click.option(
-    "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say in what."
+    "--across-environments", is_flag=True, help="Compare even if machine, software or settings differ, and say how."
 )
 def command(base: Path, head: Path, form: str, across_environments: bool) -> int:
     """Compare two results folders, bundles or named baselines, case by case: sparse times, and speed-ups over dense.
 
     BASE is the earlier one, HEAD the later one. Cases pair up by their id and phase; each ratio has its interval from
-    the raw values of both, and all of them are judged at once. The biggest changes come first.
+    the raw values of both, and all of them are judged together. The biggest changes come first.
     """
     from meprop_bench.cli.output import held_for_good
     from meprop_bench.paper.folder import load

@@ -31,14 +31,14 @@ __all__ = ["command"]
 def command() -> None:
     """List, fetch and check the data sets.
 
-    They lie in the folder that MEPROP_BENCH_DATA names, else in the user's cache. The digits need no file: they come
-    with scikit-learn.
+    They are stored in the folder named by MEPROP_BENCH_DATA, or else in the user's cache. The digits need no files:
+    they come with scikit-learn.
     """
 
 
 @command.command(name="list", epilog=examples("meprop-bench data list"))
 def list_() -> None:
-    """Show every data set, and what of it is here."""
+    """Show every data set, and whether it is here."""
     from meprop_bench.data.content import condition
     from meprop_bench.data.sources import SOURCES, VARIABLE, data_folder
     from meprop_bench.report.cells import plain_section
@@ -70,10 +70,10 @@ def list_() -> None:
     default=1800.0,
     show_default=True,
     metavar="SECONDS",
-    help="Give up on a data set after so many seconds.",
+    help="Give up on a data set after this many seconds.",
 )
 def fetch(names: tuple[str, ...], force: bool, deadline: float) -> None:
-    """Download data sets, verified, into the data folder. An interrupted download goes on where it stopped."""
+    """Download data sets, verified, into the data folder. An interrupted download continues where it stopped."""
     from meprop_bench.data.fetch import fetch as download
     from meprop_bench.data.sources import data_folder, find_source
 
@@ -91,9 +91,9 @@ def fetch(names: tuple[str, ...], force: bool, deadline: float) -> None:
 @command.command(epilog=examples("meprop-bench data check", "meprop-bench data check mnist"))
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def check(names: tuple[str, ...]) -> None:
-    """Verify the SHA-256 of every file of the data sets named, else of those that are here.
+    """Verify the SHA-256 of every file of the named data sets, by default of all that are here.
 
-    A file that is missing or not as published is one line, and the exit code 2.
+    Each file that is missing or not as published is one line; the exit code is then 2.
     """
     from meprop_bench.data.content import State, inspect
     from meprop_bench.data.sources import SOURCES, data_folder, find_source, locate

@@ -45,8 +45,8 @@ _VERDICTS = {
 def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
     """Say whether this machine can be trusted to measure, what is missing, and what is wrong in the configuration.
 
-    A PRESET is a TOML file, or a name that comes with the package: it is checked, too. Exit codes: 0 fine, 2 a mistake
-    to put right, 4 too noisy or too busy a machine.
+    A PRESET, the name of one that comes with the package or a TOML file, is checked as well. Exit codes: 0 fine, 2 a
+    mistake to put right, 4 the machine is too noisy or too busy.
     """
     from meprop_bench.doctor import examine
 

@@ -1,4 +1,4 @@
-"""`meprop-bench export`: stored results in the files of other tools."""
+"""`meprop-bench export`: export stored results to other tools."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MOST = 20
 
 @click.group(
     name="export",
-    short_help="Write stored results as those of other tools.",
+    short_help="Export stored results to other tools.",
     epilog=examples("meprop-bench export asv reports/2026-11-28_amd-epyc-2c_quick"),
 )
 def command() -> None:
-    """Write stored results in the files of other tools."""
+    """Export stored results to the file formats of other tools."""
 
 
 @command.command(name="asv", epilog=examples("meprop-bench export asv reports/2026-11-28_amd-epyc-2c_quick"))
@@ -32,7 +32,7 @@ def command() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(".asv/results"),
     show_default=True,
-    help="asv's results_dir; results that are there stay.",
+    help="asv's results_dir; existing results stay.",
 )
 @click.option(
     "--repo",
@@ -44,11 +44,11 @@ def command() -> None:
 )
 @click.option("--dirty", is_flag=True, help="Accept results of a tree with uncommitted changes as those of its commit.")
 def asv(folders: tuple[Path, ...], results: Path, repository: Path, dirty: bool) -> int:
-    """Write results folders as results of asv.
+    """Export results folders as results of asv.
 
     `asv publish`, `asv show` and `asv compare` then show the paired measurements, as benchmarks whose names begin with
-    "stored". Nothing is measured, and asv need not be installed. `asv run` writes its list of benchmarks anew: export
-    again after it.
+    "stored". Nothing is measured, and asv need not be installed. `asv run` rewrites its list of benchmarks: export
+    again afterwards.
     """
     from meprop_bench.report.asv import export
 

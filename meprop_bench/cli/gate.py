@@ -82,7 +82,7 @@ __all__ = ["command"]
 @click.pass_context
 @click.option("--base", metavar="REV", help="Revision to measure against.")
 @click.option(
-    "--head", metavar="REV", help="Revision that is judged [default: the work tree, uncommitted changes included]."
+    "--head", metavar="REV", help="Revision to judge [default: the work tree, including uncommitted changes]."
 )
 @click.option(
     "--baseline",
@@ -90,20 +90,20 @@ __all__ = ["command"]
     metavar="FILE",
     help="Stored results to compare with, or the name of a baseline.",
 )
-@click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
+@click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results to judge.")
 @click.option(
     "--history",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Runs by which the candidate is judged: asv's results, pytest-benchmark's storage, or results folders.",
 )
-@click.option("--window", type=int, metavar="N", help="Last runs of a history that count for a figure [default: 20].")
+@click.option("--window", type=int, metavar="N", help="Last runs of a history used for a figure [default: 20].")
 @click.option(
     "--confirm",
     is_flag=False,
     flag_value="",
     metavar="[FILE]",
-    help="With --history: what stands out fails only if it does so in a second run, FILE; without FILE, ask for one.",
+    help="With --history: a figure fails only if it stands out in a second run, FILE, too; without FILE, request one.",
 )
 @click.option(
     "--self-test",
@@ -111,19 +111,19 @@ __all__ = ["command"]
     help="Measure the head against itself, and against itself slowed: what the gate can promise here.",
 )
 @click.option(
-    "--ratios-only", is_flag=True, help="Of stored results, compare only sparse/dense ratios, from any environments."
+    "--ratios-only", is_flag=True, help="Compare only the sparse/dense ratios of stored results, from any environments."
 )
 @click.option("--preset", metavar="NAME", help="Cases to measure: a preset, or a TOML file [default: gate].")
 @click.option("--cases", multiple=True, metavar="GLOB", help="Judge only these; repeatable.")
-@click.option("--report-only", multiple=True, metavar="GLOB", help="Show these without deciding by them; repeatable.")
+@click.option("--report-only", multiple=True, metavar="GLOB", help="Show these, but do not judge them; repeatable.")
 @click.option(
     "--margin",
     type=float,
     metavar="SHARE",
-    help="Loss that must not pass [default: 0.045 for times, 0.075 for ratios, 0.01 for sizes and counts].",
+    help="Loss that must be ruled out [default: 0.045 for times, 0.075 for ratios, 0.01 for sizes and counts].",
 )
 @click.option(
-    "--accuracy-margin", type=float, metavar="POINTS", help="Loss of accuracy that must not pass [default: 0.5]."
+    "--accuracy-margin", type=float, metavar="POINTS", help="Loss of accuracy that must be ruled out [default: 0.5]."
 )
 @click.option(
     "--least-time", type=float, metavar="SECONDS", help="Smallest difference of times that counts [default: 0]."
@@ -132,19 +132,19 @@ __all__ = ["command"]
 @click.option(
     "--allow-inconclusive",
     metavar="SHARE",
-    help="Share of the figures that may be inconclusive, as 1% [default: 1% with --history, else 0].",
+    help="Share of the figures that may be inconclusive, such as 1% [default: 1% with --history, else 0].",
 )
-@click.option("--budget", type=float, metavar="SECONDS", help="Longest measuring, for each case [default: 60].")
+@click.option("--budget", type=float, metavar="SECONDS", help="Measuring time for each case, at most [default: 60].")
 @click.option("--pairs", type=int, metavar="N", help="Most pairs of processes for a case [default: 64].")
 @with_baselines
 @click.option(
-    "--save-baseline", metavar="NAME", help="Keep the candidate as a baseline; of one that is there, show what changes."
+    "--save-baseline", metavar="NAME", help="Save the candidate as a baseline; if there is one, show what changes."
 )
 @click.option(
     "--replace",
     "replaces",
     metavar="DIGEST",
-    help="Confirm that this baseline is replaced, where nobody can be asked; goes with --save-baseline.",
+    help="With --save-baseline: replace the baseline with this digest, without asking.",
 )
 @with_shard("gate merge")
 @click.option(
@@ -177,13 +177,13 @@ def command(
     """Compare two revisions, or two stored results, and fail when something got worse.
 
     Revisions, of any project that names models or functions in [tool.meprop-bench.gate] of its pyproject.toml, are
-    checked out beside each other and measured in pairs of fresh processes, interleaved, until each case is decided or
-    its budget is spent. A figure passes when a loss of its margin is ruled out, fails when a loss is certain and one of
-    its margin is not ruled out, and is inconclusive otherwise.
+    written out side by side and measured in pairs of fresh processes, interleaved, until each case is decided or its
+    budget is spent. A figure passes if a loss as large as its margin is ruled out, fails if there certainly is a loss
+    and one as large as its margin is not ruled out, and is inconclusive otherwise.
 
-    On a shared machine with two cores that did nothing else, with the default margin of 4.5% and a minute a case,
-    identical code passed in 12 of 14 runs and failed in none, and a slowdown of 5% failed in 13 of 13. What would have
-    been caught in a run is in its first line; --self-test measures it.
+    On a shared machine with two cores that did nothing else, with the default margin of 4.5% and a minute per case,
+    identical code passed in 12 of 14 runs and failed in none, and a slowdown of 5% failed in 13 of 13. The first line
+    of a result says which slowdown it would have caught; --self-test measures that.
     """
     from meprop_bench.gate.settings import load_settings
 
@@ -191,7 +191,7 @@ def command(
         return _leave_to(context, context.invoked_subcommand)
     _check_mode(base, head, baseline, candidate, self_test, ratios_only, save_baseline, replaces, history, confirm)
     if self_test and (outputs or form != "table"):
-        raise UserError("--self-test prints text alone: leave out --output and --format")
+        raise UserError("--self-test prints only text: leave out --output and --format")
     _check_shard(shard, save, base, outputs, form)
     check_outputs(outputs)
     given = {name: value if value != () else None for name, value in options.items()}

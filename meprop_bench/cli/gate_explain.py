@@ -26,7 +26,7 @@ _PIPE = 100
     name="explain",
     cls=Grouped,
     groups={"Verdict": ("result",), "Stored results": ("baseline", "candidate", "margin", "baselines")},
-    short_help="Show the pairs that a verdict was made of, as a plot in the terminal.",
+    short_help="Plot the pairs behind a verdict in the terminal.",
     epilog=examples(
         "meprop-bench gate explain 'linear*/backward'",
         "meprop-bench gate explain backward --result gate.json",
@@ -38,16 +38,16 @@ _PIPE = 100
     "--result",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What --output gate.json wrote [default: what was measured last in this folder, or judged by a history].",
+    help="JSON that --output gate.json wrote [default: the last result in this folder].",
 )
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Instead, stored results to compare with, or the name of a baseline.",
+    help="Instead: stored results to compare with, or the name of a baseline.",
 )
-@click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results that are judged.")
-@click.option("--margin", type=float, metavar="SHARE", help="Loss that is accepted, of stored results [as the gate].")
+@click.option("--candidate", type=click.Path(path_type=Path), metavar="FILE", help="Stored results to judge.")
+@click.option("--margin", type=float, metavar="SHARE", help="Tolerated loss, for stored results [default: the gate's].")
 @with_baselines
 def explain(
     figure: str,
@@ -57,10 +57,10 @@ def explain(
     margin: float | None,
     baselines: Path,
 ) -> int:
-    """Show what the verdict on FIGURE was made of, a name or a glob of case/figure, case or figure.
+    """Show the evidence behind the verdict on FIGURE, a name or a glob of case/figure, case or figure.
 
-    Each pair of processes is a line: its median ratio, and the middle half of what it measured. Of a run that was
-    judged by a history each of the last runs is a line. Of stored results the values of both sides are drawn.
+    Each pair of processes is a line: its median ratio, and the middle half of what it measured. For a run that was
+    judged by a history, each of the last runs is a line. For stored results, the values of both sides are drawn.
     """
     from meprop_bench.gate.explain import as_text
     from meprop_bench.gate.stored import kept, of_files, of_outcome

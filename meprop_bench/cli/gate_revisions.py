@@ -205,7 +205,7 @@ def _plan(settings: Settings) -> Plan | Targets:
         raise UserError(f"no case of the preset {name} matches {', '.join(settings.cases)}: it has {names} ...")
     if other := next((case for case in cases if case.compile == "on" or case.baseline == "best"), None):
         raise UserError(
-            f"the gate judges revisions by eager code alone: leave compile and baseline best out of {other.label}"
+            f"the gate judges only eager code of revisions: leave compile and baseline best out of {other.label}"
         )
     check_feasible(cases)
     return replace(plan, cases=cases, budget=settings.budget, processes=min(plan.processes, settings.pairs))

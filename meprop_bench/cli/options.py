@@ -1,4 +1,4 @@
-"""Options that several commands have, in groups in their helps, which end with examples.
+"""Options that several commands have, in groups in their help texts, which end with examples.
 
 @click.command(cls=Grouped, groups={"Output": ("out", "format")}, epilog=examples("meprop-bench speedup"))
 

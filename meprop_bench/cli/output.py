@@ -85,17 +85,17 @@ def results_folder(
     return Store.create(out, name, machine, command_line(), plan, shard=shard)
 
 
-_GOES_ON = "the same command with --resume goes on"
+_CONTINUE = "continue with the same command and --resume"
 
 
 def interrupted(after: str = "") -> ExitCode:
     """Say that a run was interrupted, after what, and return the exit code of that."""
-    click.echo(f"meprop-bench: interrupted{after and f' after {after}'}; {_GOES_ON}", err=True)
+    click.echo(f"meprop-bench: interrupted{after and f' after {after}'}; {_CONTINUE}", err=True)
     return ExitCode.INTERRUPTED
 
 
 def name_left_out(
-    names: Sequence[str], what: str = "case", *, spent: str = "the deadline", then: str = _GOES_ON, most: int = 10_000
+    names: Sequence[str], what: str = "case", *, spent: str = "the deadline", then: str = _CONTINUE, most: int = 10_000
 ) -> None:
     """Name what there was no time for, one a line."""
     if names:

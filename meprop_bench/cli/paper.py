@@ -1,7 +1,7 @@
 """`meprop-bench paper`: every table of both papers, as printed, and measured here.
 
 Exit codes of run: 0 done, whatever the verdicts (a claim that did not hold is a result, and no error), 5 when nothing
-can be run here, 130 after Ctrl-C: what is done stays, and the same command with --resume goes on.
+can be run here, 130 after Ctrl-C: what is done stays; continue with the same command and --resume.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _PAGE = "PAPERS.md"
     epilog=examples("meprop-bench paper list", "meprop-bench paper run icml:3 --scale smoke"),
 )
 def command() -> None:
-    """Show the papers' tables, run them here, and hold what was measured against what was printed."""
+    """Show the papers' tables, run them here, and compare what was measured with what was printed."""
 
 
 @command.command(
     name="list",
-    short_help="List the tables: what can be run, how long it takes, and what came of it.",
+    short_help="List the tables: what can be run, how long it takes, and the results.",
     epilog=examples("meprop-bench paper list"),
 )
 @with_out
@@ -147,7 +147,7 @@ def show(table_id: str) -> int:
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest run of this table with the same settings.")
 @click.option(
-    "--deadline", type=float, metavar="SECONDS", help="Begin nothing that would not be done after so many seconds."
+    "--deadline", type=float, metavar="SECONDS", help="Start nothing that would not finish within this many seconds."
 )
 @click.option(
     "--reuse",
@@ -236,7 +236,9 @@ def _run(
 
     limits: dict[str, Any] = {"device": device, "deadline": deadline, "own": own}
     if late := train_all(found, store, trainings, processes=workers, progress=report, **limits):
-        click.echo(f"the deadline left no time for {late} trainings; the same command with --resume goes on", err=True)
+        click.echo(
+            f"the deadline left no time for {late} trainings; continue with the same command and --resume", err=True
+        )
     count_data(found, store, own=own)
     decode_all(found, store, trainings, tell=partial(click.echo, err=True), **limits)
     if (plan := plan_of(found, own)) is not None:
@@ -265,7 +267,7 @@ def print_paper(document: PaperDocument) -> None:
 
 @command.command(
     name="report",
-    short_help="Write the page of stored results, or that of all claims, anew.",
+    short_help="Rewrite the page of stored results, or that of all claims.",
     epilog=examples(
         "meprop-bench paper report reports/2026-11-22_amd-epyc-2c_paper-icml-2-short",
         "meprop-bench paper report --claims",
@@ -273,14 +275,14 @@ def print_paper(document: PaperDocument) -> None:
 )
 @click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--claims", is_flag=True, help=f"Write {_PAGE}: one line for each claim, of all stored results.")
-@click.option("--check", is_flag=True, help=f"With --claims: change nothing, exit 1 when {_PAGE} is out of date.")
+@click.option("--check", is_flag=True, help=f"With --claims: only exit with 1 if {_PAGE} is out of date.")
 @with_out
 def report(folders: tuple[Path, ...], claims: bool, check: bool, out: Path) -> int:
-    """Write README.md, index.html and the plots of results folders anew, or the page of claims. Nothing is measured."""
+    """Rewrite README.md, index.html and the plots of results folders, or the page of claims. Nothing is measured."""
     from meprop_bench.results.store import Store
 
     if check and not claims:
-        raise UserError("--check is of the page of claims: add --claims")
+        raise UserError("--check applies to the page of claims: add --claims")
     if not folders and not claims:
         raise UserError("name results folders of `meprop-bench paper run`, or add --claims")
     for folder in folders:
@@ -296,7 +298,7 @@ def _claims(out: Path, check: bool) -> int:
     text, path = as_overview(out), out / _PAGE
     if not check:
         if not out.is_dir():
-            raise UserError(f"{out} is no folder: run a table first, or name another by --out")
+            raise UserError(f"{out} is not a folder: run a table first, or name another by --out")
         replace_file(path, text)
         click.echo(f"wrote {path}", err=True)
         return ExitCode.OK

@@ -5,7 +5,7 @@ metric, at the best development score, gives the mean difference with its 95% in
 interval lies above minus the margin. Pairs are stored as they come.
 
 Exit codes: 0 it holds, 1 it is broken, 4 inconclusive (more seeds may decide), 2 for wrong options, 130 after Ctrl-C:
-the same command with --resume goes on. A shard has no verdict, and ends with 0.
+continue with the same command and --resume. A shard has no verdict, and ends with 0.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     "--margin",
     type=float,
     metavar="POINTS",
-    help=f"What may be lost: points of accuracy [default: {MARGIN:g}], or of a metric that is no percentage, in its "
+    help=f"Tolerated loss: points of accuracy [default: {MARGIN:g}], or for a metric that is not a percentage, in its "
     f"unit [default: {MARGIN:g}% of dense's mean].",
 )
 @click.option(
@@ -69,7 +69,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
 @click.option(
     "--budgets",
     metavar="TIMES",
-    help="Compare after so much training time, 30s,2m,8m for instance, in place of equal steps: as tune does.",
+    help="Compare after these training times, such as 30s,2m,8m, instead of after equal steps: as tune does.",
 )
 @click.option(
     "--processes",

@@ -1,4 +1,4 @@
-"""`meprop-bench profile`: where the time of one step goes, and why it is not less.
+"""`meprop-bench profile`: where the time of one step goes, and why it is not faster.
 
 The case is set up in a process of its own, whose threads and allocator are the case's; dense and sparse are taken
 apart in the same way. Exit codes: 1 when the gradients are wrong, 2 for a wrong request, 5 when nothing could be
@@ -27,7 +27,7 @@ __all__ = ["command"]
 @click.command(
     name="profile",
     cls=Grouped,
-    short_help="Show where the time of one step goes, and why it is not less.",
+    short_help="Show where the time of one step goes, and why it is not faster.",
     groups={**AXIS_GROUPS, "Profile": ("search", "trace", "format")},
     epilog=examples(
         "meprop-bench profile --method unified --k 30 --in-features 784 --hidden 500",
@@ -47,10 +47,10 @@ __all__ = ["command"]
 )
 @with_format("table", "json")
 def command(form: str, trace: Path | None, search: float, **options: str | None) -> int:
-    """Show where the time of one step goes: phases, stages of the backward pass, operators; and why it is not less.
+    """Show where the time of one step goes, by phase, stage and operator, and why it is not faster.
 
-    The case is given by the axes of speedup, one value each. It takes about 30 seconds; times are medians over four
-    processes, with 95% intervals.
+    The case is given by the axes of speedup, with one value each. This takes about 30 seconds; times are medians over
+    four processes, with 95% intervals.
     """
     from meprop_bench.sweep.feasible import check_feasible
 

@@ -23,7 +23,7 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     (
         "batch",
         int,
-        "Examples in a mini-batch [default: the papers', 10 images, 1 sentence, 10,000 transitions, 64 pairs; 16 "
+        "Examples in a mini-batch [default: as in the papers 10 images, 1 sentence, 10,000 transitions or 64 pairs; 16 "
         "windows].",
     ),
     ("hidden", int, "Neurons of a hidden layer, width of a GPT [default: 500; translation 512; language 256]."),
@@ -32,17 +32,17 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("length", int, "language: characters of a window [default: 128]."),
     ("dropout", float, "Dropout rate of the hidden activations [default: 0]."),
     ("activation", str, "mnist, digits, parsing: relu, sigmoid, tanh or cube [default: relu; parsing cube]."),
-    ("embedding", int, "translation: size of the embeddings [default: as --hidden]."),
-    ("vocabulary", int, "translation: most word pieces of each language [default: 3000]."),
+    ("embedding", int, "translation: size of the embeddings [default: that of --hidden]."),
+    ("vocabulary", int, "translation: largest number of word pieces per language [default: 3000]."),
     ("beam", int, "translation: beam width [default: 5]."),
     ("length_penalty", float, "translation: α of the length normalisation [default: 0, none]."),
     (
         "examples",
         int,
-        "Train on the first so many examples (of a treebank: sentences; of a text: windows) [default: all].",
+        "Examples to train on, the first ones (sentences of a treebank, windows of a text) [default: all].",
     ),
     ("tags", str, "pos: tag set, universal or language [default: universal]."),
-    ("data", str, "language: text, multi30k (captions) or ud-ewt (the web) [default: multi30k]."),
+    ("data", str, "language: the text, multi30k (captions) or ud-ewt (web pages) [default: multi30k]."),
     (
         "files",
         str,
@@ -81,7 +81,7 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what to train and how; `recipe_of` takes them."""
     count = partial(click.option, type=int, metavar="N")
     options = [
-        click.option("--task", metavar="NAME", help=f"What is learnt: {', '.join(TASKS)}."),
+        click.option("--task", metavar="NAME", help=f"Task to train on: {', '.join(TASKS)}."),
         click.option("--model", metavar="NAME", help=f"{AXES['model'].help.partition(';')[0]}."),
         click.option("--method", metavar="NAME", help=f"How gradients are sparsified: {', '.join(METHODS)}."),
         click.option("--k", metavar="K", help="Outputs that get a gradient: an integer, or a ratio in (0, 1]."),
@@ -91,13 +91,13 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--leave", metavar="NAMES", help=AXES["leave"].help),
         click.option("--k-by-layer", metavar="NAMES=K", help=AXES["k-by-layer"].help),
         click.option(
-            "--schedule", metavar="NAME", help=f"Of the learning rate: {', '.join(SCHEDULES)} [default: constant]."
+            "--schedule", metavar="NAME", help=f"Learning-rate schedule: {', '.join(SCHEDULES)} [default: constant]."
         ),
         count("--epochs", help="Passes over the training examples [default: 20]."),
-        count("--steps", help="Steps to train for, in place of epochs."),
+        count("--steps", help="Steps to train for, instead of epochs."),
         count("--evaluations", help="Evaluations on the development set per epoch [default: 1]."),
-        count("--best-after", help="Epochs before an evaluation may count as the best [default: 0]."),
-        click.option("--algorithm", metavar="NAME", help=f"What accompanies the training: {', '.join(ALGORITHMS)}."),
+        count("--best-after", help="Epochs before an evaluation can count as the best [default: 0]."),
+        click.option("--algorithm", metavar="NAME", help=f"Algorithm to run during training: {', '.join(ALGORITHMS)}."),
         *(
             click.option(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
             for name, kind, text in (*_OPTIONS, *_DETAILS)
@@ -114,13 +114,11 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
 
     given = {name: value for name, value in options.items() if value is not None}
     if ("task" in given) == ("model" in given):
-        raise UserError(
-            "what is to be trained? Give --task a name, or --model path/to/file.py:function, one of the two"
-        )
+        raise UserError("nothing to train: give --task NAME or --model path/to/file.py:function, one of the two")
     if "model" in given:
         given["task"] = given.pop("model")
         if not is_model(given["task"]):
-            raise UserError(f"{given['task']!r} is no model: name it as path/to/file.py:function, or --task for a task")
+            raise UserError(f"{given['task']!r} is not a model: name it as path/to/file.py:function, or use --task")
         check_name(given["task"])
         given.setdefault("optimizer", "own")
     else:

@@ -1,4 +1,4 @@
-"""`meprop-bench report`: print the report of results folders; with --write, write their pages anew, too."""
+"""`meprop-bench report`: print the report of results folders; with --write, also rewrite their pages."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ __all__ = ["command", "exit_code_of"]
     "--replay",
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
-    help="Measure the cases of a bundle, or of a results folder, again as they were, and compare.",
+    help="Measure the cases of a bundle or a results folder again, unchanged, and compare.",
 )
 @click.option(
     "--target",
@@ -95,13 +95,13 @@ __all__ = ["command", "exit_code_of"]
 @click.option(
     "--utilization/--no-utilization",
     default=None,
-    help="Sample utilisation, power and energy, 4 s more for each case [default: yes].",
+    help="Sample utilisation, power and energy, for another 4 s per case [default: yes].",
 )
 @with_shard()
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest unfinished run of this sweep.")
 @click.option(
-    "--deadline", type=float, metavar="SECONDS", help="Begin no case that would not be done after so many seconds."
+    "--deadline", type=float, metavar="SECONDS", help="Start no case that would not finish within this many seconds."
 )
 @with_format("table", "json", "md", "csv")
 def command(

@@ -1,8 +1,8 @@
-"""`meprop-bench train`: train one model of a task, and go on after whatever ended it.
+"""`meprop-bench train`: train one model of a task, and continue after whatever ended it.
 
 The folder holds settings.json, history.jsonl (one evaluation a line), checkpoint.pt (`torch.load(path,
-weights_only=True)`: "model" and "best_model" are state dicts) and curve.svg. The same command with --resume goes on,
-after kill -9 too, and ends as if nothing had been: on the CPU with the same parameters, to the bit.
+weights_only=True)`: "model" and "best_model" are state dicts) and curve.svg. The same command with --resume continues,
+after kill -9 too, and ends as if nothing had happened: on the CPU with the same parameters, to the bit.
 
 Exit codes: 2 for wrong options, for a folder that holds a training already (without --resume) or another one (with it),
 130 after Ctrl-C, which saves where it is.
@@ -33,7 +33,7 @@ from meprop_bench.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
     from meprop_bench.report.quality import Quality
-    from meprop_bench.tasks.run import Evaluation, Progress, Result
+    from meprop_bench.tasks.run import Evaluation, Progress, TrainingResult
     from meprop_bench.tasks.task import Task
 
 __all__ = ["command"]
@@ -143,7 +143,7 @@ def _folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> Iterator
     if fresh:
         with suppress(FileNotFoundError):
             if any(not name.startswith(".") for name in os.listdir(folder)):
-                raise UserError(f"{folder} holds something else than a training: choose another --out")
+                raise UserError(f"{folder} holds something other than a training: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         record = {
             "command": command_line(),
@@ -237,7 +237,7 @@ def _write_history(folder: Path, history: tuple[Evaluation, ...]) -> None:
     replace_file(folder / HISTORY, "".join(lines))
 
 
-def _draw(folder: Path, result: Result, title: str, task: Task) -> None:
+def _draw(folder: Path, result: TrainingResult, title: str, task: Task) -> None:
     from meprop_bench.report.plots import curve
     from meprop_bench.results.store import replace_file
 
@@ -248,7 +248,7 @@ def _draw(folder: Path, result: Result, title: str, task: Task) -> None:
     replace_file(folder / CURVE, drawn)
 
 
-def _print(form: str, settings: Mapping[str, Any], result: Result, task: Task) -> None:
+def _print(form: str, settings: Mapping[str, Any], result: TrainingResult, task: Task) -> None:
     if form == "json":
         figures = ("iterations", "best_dev", "test_at_best", "final_dev", "seconds")
         record = {

@@ -5,7 +5,7 @@ sentence, the code that does it, and a table of everything that was tried. With 
 wall-clock time instead. Everything that is done is stored as it comes.
 
 Exit codes: 0 an arm is to be taken, or dense is; 4 undecided; 5 nothing was measured; 2 for wrong options, 130 after
-Ctrl-C: the same command with --resume goes on.
+Ctrl-C: continue with the same command and --resume.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ CURVE, ANSWER = "time-to-quality.svg", "README.md"
     "--margin",
     type=float,
     metavar="POINTS",
-    help="What may be lost: points of a percentage [default: 0.5], or of another metric, in its unit [default: 0.5% of "
+    help="Tolerated loss: points of a percentage [default: 0.5], or for another metric, in its unit [default: 0.5% of "
     "dense's figure].",
 )
 @click.option(
@@ -78,10 +78,10 @@ CURVE, ANSWER = "time-to-quality.svg", "README.md"
     help=f"Wall-clock time of the whole search: 90s, 20m, 1h [default: {_BUDGET}; with --budgets as much as it needs].",
 )
 @click.option(
-    "--budgets", metavar="TIMES", help="Compare qualities after so much training, 30s,2m,8m for instance, in place of"
+    "--budgets", metavar="TIMES", help="Compare qualities after these training times, such as 30s,2m,8m, instead of"
     " searching.",
 )  # fmt: skip
-@click.option("--seeds", type=int, metavar="N", help="Seeds that it is judged by [default: as many as fit; curve: 5].")
+@click.option("--seeds", type=int, metavar="N", help="Seeds to judge by [default: as many as fit; curve: 5].")
 @click.option(
     "--threads", type=click.IntRange(1), metavar="N", help="CPU threads of a timed step [default: the physical cores]."
 )
@@ -111,7 +111,7 @@ _HELP = {
     "k": "k to try: integers, or ratios in (0, 1] [default: ratios from 1/64 to 1/2].",
     "k_by_layer": "k of some layers in every arm, as in 'blocks.0.*=0.25;*.up=0.1' [default: searched, too].",
     "gradient": "Weight gradients to try: dense, rows [default: dense; rows, too, where the optimizer takes them].",
-    "schedule": "Of the learning rate: constant, cosine [default: cosine; of your own model its own].",
+    "schedule": "Learning-rate schedule: constant, cosine [default: cosine; of your own model its own].",
     "epochs": "Passes over the training examples, at most [default: 20].",
     "steps": "Steps of a training [default: as many as the budget allows, at most those of the epochs].",
     "shard": "Refused: a search decides by what it has found what it tries next. What can be split: `speedup --model`, "
@@ -180,7 +180,7 @@ def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, o
             return interrupted()
         found = result.answer or result.curve
         assert found is not None
-        more = "--resume with a larger --budget goes on"
+        more = "continue with --resume and a larger --budget"
         name_left_out(found.left_out, "piece", spent="the budget", then=more, most=10)
         with complaining():
             _write_folder(result)

@@ -1,4 +1,4 @@
-"""In which order examples come: one endless sequence, a fresh permutation for each pass over them, cut into batches.
+"""The order of examples: one endless sequence, a fresh permutation for each pass over them, cut into batches.
 
 So every batch is full, whatever B is (a step's cost must not vary, and B may exceed the data), and a batch may straddle
 two passes. The order depends on the seed alone, never on torch's global random state, which a method (random-k,

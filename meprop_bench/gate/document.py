@@ -157,7 +157,7 @@ def result(outcome: Outcome) -> tuple[str, str]:
         ExitCode.REGRESSION: ("Failed", ", ".join(filter(None, (worse, alone)))),
         ExitCode.NOT_COMPARABLE: ("Not comparable", "the base cannot do all that is measured, none failed"),
         ExitCode.INCONCLUSIVE: ("Inconclusive", f"{unclear}, none failed{policy}"),
-        ExitCode.NOTHING_MEASURED: ("Nothing was judged", "no figure is among those that are asked for"),
+        ExitCode.NOTHING_MEASURED: ("Nothing was judged", "no figure is among those requested"),
     }[outcome.exit_code]
 
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.text import Text
 
-from meprop_bench.gate.axis import Axis
 from meprop_bench.gate.document import amount, caught, change, in_words, margin
 from meprop_bench.gate.history import plot
 from meprop_bench.gate.judgement import Judgement
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.pairs import ProcessPair, spread
+from meprop_bench.gate.scale import Scale
 from meprop_bench.gate.series import Floats, Side, Summary
 from meprop_bench.gate.stored import Explained
 from meprop_bench.report.terminal import new_page, printed, say
@@ -140,7 +140,7 @@ def _of_pairs(one: Explained, width: int) -> list[Text]:
     known = [ratio for ratio in known if _LEAST < ratio < 1 / _LEAST]
     low, high = math.log(min(known)), math.log(max(known))
     room = max(0.05 * (high - low), 0.002)
-    axis = Axis.within(low - room, high + room, width - sum(columns) - 2 * len(columns))
+    axis = Scale.within(low - room, high + room, width - sum(columns) - 2 * len(columns))
     plot = axis.width
 
     def line(texts: Sequence[str], marks: str, style: str = "") -> Text:
@@ -188,7 +188,7 @@ def _of_sides(one: Explained, width: int) -> list[Text]:
     values = {name: np.array(side) for name, side in sides.items() if not isinstance(side, Summary) and side}
     ends = [end for name, side in sides.items() for end in _ends(side, values.get(name))]
     room = 0.02 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
-    axis = Axis.within(min(ends) - room, max(ends) + room, width - 8)
+    axis = Scale.within(min(ends) - room, max(ends) + room, width - 8)
     lines = []
     for name, side in sides.items():
         if isinstance(side, Summary):

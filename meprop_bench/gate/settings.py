@@ -120,7 +120,7 @@ class Settings:
         if self.budget == 0:
             raise UserError("budget must be more than 0 seconds")
         _check("pairs", self.pairs, 2, 1e4, "an integer of at least 2: one pair gives no interval")
-        _check("window", self.window, 8, 1e4, "an integer of at least 8: of fewer runs no spread is known")
+        _check("window", self.window, 8, 1e4, "an integer of at least 8: fewer runs give no spread")
         self.inconclusive_allowed()
         for name in ("accuracy_seeds", "accuracy_steps"):
             _check(

@@ -157,7 +157,7 @@ def _models(entry: str | Mapping[str, Any]) -> Sequence[Case]:
     values = {key: value if isinstance(value, list) else [value] for key, value in {**usual, **axes}.items()}
     cases = plan_axes(values).cases
     if other := next((case for case in cases if case.compile == "on" or case.baseline == "best"), None):
-        raise UserError(f"the gate judges eager code alone: leave compile and baseline best out of {other.label}")
+        raise UserError(f"the gate judges only eager code: leave compile and baseline best out of {other.label}")
     return cases
 
 

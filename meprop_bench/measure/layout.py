@@ -1,4 +1,4 @@
-"""Processes that lie alike in memory: at addresses that are drawn once for several of them, and not for each.
+"""Processes with the same memory layout: addresses are drawn once for several of them, not for each.
 
 The problem. Linux gives each process a stack, a heap and libraries at random addresses, and some code is slower at
 some of them. One and the same function of pure Python took 0.24 ms in half of its processes and 0.31 in the others (AMD

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.notes import Note
-from meprop_bench.stats import Estimate, Interval, iqr, median, process_medians
+from meprop_bench.stats.estimates import Estimate, Interval, iqr, median, process_medians
 
 if TYPE_CHECKING:
     import numpy as np

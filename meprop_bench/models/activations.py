@@ -1,4 +1,4 @@
-"""What the models have behind their hidden layers, element by element, by name."""
+"""The activation functions behind the models' hidden layers, by name."""
 
 from __future__ import annotations
 

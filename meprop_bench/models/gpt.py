@@ -91,7 +91,7 @@ class GPT(nn.Module):
     ) -> None:
         check(dropout, vocabulary=vocabulary, width=width, heads=heads, layers=layers, length=length)
         if width % heads:
-            raise ValueError(f"the width {width} is no multiple of {heads} heads")
+            raise ValueError(f"the width {width} is not a multiple of {heads} heads")
         super().__init__()
         self.length = length
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""`MePropConv1d` and `MePropConv2d`: convolutions whose backward pass keeps k positions of each feature map.
+"""`MePropConv1d` and `MePropConv2d`: convolutions whose backward pass uses k positions of each feature map.
 
 They have the constructors, parameters and state dicts of `nn.Conv1d` and `nn.Conv2d`, so a checkpoint fits both ways,
 and add the keywords k, selection and kernel. The method is in `meprop_bench.ops.conv`; `nn.convert` converts whole

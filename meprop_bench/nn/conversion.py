@@ -48,7 +48,7 @@ class Conversion(dict[str, Any]):
 
     @property
     def dense(self) -> dict[str, str]:
-        """Why a layer that was converted is dense with the k that it has now, by qualified name."""
+        """Why a converted layer is dense with its current k, by qualified name."""
         found = {}
         for name, layer in self.items():
             n = next((getattr(layer, size) for size in _SIZES if hasattr(layer, size)), 0)
@@ -141,7 +141,7 @@ class Calls:
 
     @property
     def never_ran(self) -> list[str]:
-        """Names of the converted layers whose `forward` has not run: if they are used at all, then densely."""
+        """Names of the converted layers whose `forward` has not run: the model uses them densely, if at all."""
         return [name for name, layer in self._layers.items() if id(layer) not in self._ran]
 
     def _noting(self, forward: Callable[..., Any], layer: nn.Module | None) -> Callable[..., Any]:
@@ -159,9 +159,9 @@ class Calls:
 def record_calls(model: nn.Module) -> Iterator[Calls]:
     """Record which converted layers run, to find those that a model never calls.
 
-    A module that gives `layer.weight` to a function, as Swin's, BEiT's and Mamba's do, never runs the layer, and the
-    gradient stays dense. Run a batch in training mode: some modules call their layers then alone
-    (`nn.TransformerEncoderLayer`). What is compiled runs eagerly as long as this lasts.
+    A module that passes `layer.weight` to a function, as in Swin, BEiT and Mamba, never runs the layer, and the
+    gradient stays dense. Run a batch in training mode: some modules call their layers only then
+    (`nn.TransformerEncoderLayer`). Compiled models run eagerly inside this context.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Sparsified)}
     calls = Calls(layers)

@@ -59,7 +59,7 @@ def _kinds() -> dict[type[nn.Module], Any]:
 
 
 def convertible() -> tuple[type[nn.Module], ...]:
-    """Return all classes of layers that can be among the kinds."""
+    """Return all classes of layers that can be converted."""
     return tuple(_kinds())
 
 
@@ -73,31 +73,31 @@ def convert(
     kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
     filter: Callable[[nn.Module, str], bool] | None = None,
 ) -> Conversion:
-    """Convert the layers of `model` that are of one of the `kinds` into those with a sparsified backward pass.
+    """Convert the layers of `model` that are of one of the `kinds` into layers with a sparsified backward pass.
 
     Args:
         model: any module; changed in place.
-        k: entries selected, as the kind of layer has it: of the outputs of `nn.Linear`, of the positions of a map
-            of `nn.Conv2d`. An int >= 1, or a ratio in (0, 1]. Or one for each of several patterns of qualified names,
+        k: number of entries selected: of the outputs of `nn.Linear`, of the positions of a map of `nn.Conv2d`, and so
+            on. An int >= 1, or a ratio in (0, 1]. Or a mapping from patterns of qualified names to such values,
             `{"blocks.*.qkv": 0.05, "blocks.*": 0.1}`, where `*` stands for any characters, dots included, and `?` and
-            `[…]` for one: the first that matches counts, and what none matches is left.
-        selection, sparse, kernel: as for the layers converted, e.g. `MePropLinear`.
-        kinds: which classes of layers; by default linear layers alone, so that `nn.MultiheadAttention` and
-            transformers' `Conv1D`, which have linear layers within or are one, have to be among them.
-        filter: called with each layer that can be converted and its qualified name; those for which it is true are. By
-            default all but the output layer.
+            `[…]` for one: the first match counts, and layers without a match are left dense.
+        selection, sparse, kernel: as for the converted layers, e.g. `MePropLinear`.
+        kinds: classes of layers to convert; by default only linear layers. `nn.MultiheadAttention` and transformers'
+            `Conv1D`, which contain linear layers or act as one, have to be listed.
+        filter: called with each layer that can be converted and its qualified name; those for which it returns true are
+            converted [default: all but the output layer].
 
     Returns:
-        the layers that were converted, by qualified name; one that is used in several places is under the first. Its
-        `left` says what was not converted and why, its `dense` where this k is all there is, and `print` shows it all.
-        Where nothing was converted, a warning says why. Whether the model runs the layers that were converted, a
-        batch tells: see `record_calls`.
+        the converted layers by qualified name; a layer used in several places has its first name. `left` says what
+        was not converted and why, `dense` which layers this k leaves dense, and `print` shows it all. If nothing was
+        converted, a warning says why. To see whether the model runs the converted layers, run a batch: see
+        `record_calls`.
 
     Raises:
         ValueError: for a kind that cannot be converted, a keyword that one of the kinds does not take, a k, selection
             or kernel that does not exist, a layer that cannot be converted (an LSTM with projections), a pattern that
-            matches no layer to be converted, or if the model itself is a linear layer, to be converted, and no filter
-            decides. Nothing is changed then.
+            matches no layer to be converted, or if the model itself is a linear layer and there is no filter. Nothing
+            is changed then.
 
     """
     known = _kinds()
@@ -137,7 +137,7 @@ def convert(
 
 
 def kinds_and_k(model: nn.Module) -> dict[str, tuple[str, float | None]]:
-    """Return what can be converted in a model, or is: qualified name -> the name of torch's class, and k (None: dense).
+    """Return the convertible and converted layers of a model: qualified name -> name of torch's class, k (None: dense).
 
     A layer that is used in several places is under the first name.
     """

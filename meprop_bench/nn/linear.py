@@ -1,4 +1,4 @@
-"""`MePropLinear`: an `nn.Linear` whose backward pass keeps k of its n outputs.
+"""`MePropLinear`: an `nn.Linear` whose backward pass uses k of its n outputs.
 
 It has the constructor, parameters and state dict of `nn.Linear`, so a checkpoint fits both ways, and adds the keywords
 k, selection, sparse and kernel. The method is in `meprop_bench.ops.linear`; `nn.convert` converts whole models. For a
@@ -29,7 +29,7 @@ class MePropLinear(ChangingK, nn.Linear):
 
     Args:
         in_features, out_features: m and n.
-        bias: learn a bias; its gradient stays full.
+        bias: whether to learn a bias; its gradient stays full.
         device, dtype: as for `nn.Linear`.
         k: outputs selected in the backward pass: an int >= 1, or a ratio of n in (0, 1]. k >= n is the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
@@ -66,7 +66,7 @@ class MePropLinear(ChangingK, nn.Linear):
     def from_linear(
         cls, layer: nn.Linear, *, k: float, selection: str = "example", sparse: bool = False, kernel: str = "auto"
     ) -> Self:
-        """Make a layer that shares the very parameters of `layer`, and has its training flag; not its hooks.
+        """Make a layer that shares the parameters of `layer` and copies its training flag, but not its hooks.
 
         Raises:
             ValueError: for a k, selection or kernel that does not exist, or if the weight or bias of `layer` is not

@@ -4,15 +4,15 @@
     model.backward(loss)            gradients, into `.grad`               loss.backward()
     model.step(x, y, optimizer)     both, `optimizer.step()` and `optimizer.zero_grad()`
 
-They compute what stands beside them, to rounding, in less time: autograd's graph costs as much as the arithmetic of a
-small layer. To everybody else it is the `nn.Sequential` of its layers: `model(x)` is differentiable, the state dict is
-theirs, `nn.convert` and a schedule of k change them, and any optimizer moves them.
+Up to rounding they compute the same as the expressions on the right, in less time: autograd's graph costs as much as
+the arithmetic of a small layer. In all other respects the model is an `nn.Sequential` of its layers: `model(x)` is
+differentiable, the state dict is the same, `nn.convert` and schedules of k apply, and so does any optimizer.
 
-A graph is also where others come in between. So whatever would come in and be passed over is refused, in one line that
-names it: hooks, autocast, torch.func, anomaly detection, modes that watch operators, computed parameters, an input that
-needs a gradient itself, any other layer. `model(x)` and `loss.backward()` do all of that. Not seen, and so up to you: a
-wrapper that waits for autograd's gradients, such as DistributedDataParallel around the model, whose processes would
-each train for themselves.
+Other features hook into autograd's graph. Those that would be skipped here are refused, in one line that names them:
+hooks, autocast, torch.func, anomaly detection, modes that watch operators, computed parameters, an input that needs a
+gradient itself, any other layer. `model(x)` and `loss.backward()` support all of them. One case is not detected: a
+wrapper that waits for autograd's gradients. Around this model, DistributedDataParallel would let each process train by
+itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Kept(NamedTuple):
 
 
 class FusedMLP(nn.Sequential):
-    """A multilayer perceptron and classifier with a training step of its own: see the module.
+    """A multilayer perceptron for classification that trains without autograd: see the module.
 
     Its layers are called `linear0`, `relu0`, `linear1`, ..., `output`.
 
@@ -96,13 +96,13 @@ class FusedMLP(nn.Sequential):
 
     @classmethod
     def from_modules(cls, model: nn.Sequential) -> Self:
-        """Make one of the very modules of a stack, such as `models.mlp.MLP`, converted or not.
+        """Make a FusedMLP that shares the modules of a stack, such as `models.mlp.MLP`, converted or not.
 
-        They are linear layers, each with an activation behind it or none (`nn.ReLU`, `nn.Tanh`, `nn.Sigmoid`,
-        `nn.GELU`), and before them an `nn.Flatten` or none. Names, and so the state dict, stay what they are.
+        The stack consists of linear layers, each optionally followed by an activation (`nn.ReLU`, `nn.Tanh`,
+        `nn.Sigmoid`, `nn.GELU`), and may begin with an `nn.Flatten`. Names, and so the state dict, stay the same.
 
         Raises:
-            ValueError: for a model that is something else, or has hooks.
+            ValueError: for any other model, or one with hooks.
 
         """
         fused = cls.__new__(cls)
@@ -117,19 +117,19 @@ class FusedMLP(nn.Sequential):
         return fused
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Compute the mean cross entropy of a batch, and keep what its gradients need; not where gradients are off.
+        """Compute the mean cross entropy of a batch, and save what its gradients need, unless gradients are disabled.
 
         Args:
-            x: input `(B, m)`, or whatever a leading `nn.Flatten` makes this of.
+            x: input `(B, m)`, or a shape that a leading `nn.Flatten` turns into this.
             y: classes, int64 `(B,)`; examples whose class is -100 do not count.
 
         Returns:
             a scalar without a graph, for `backward`.
 
         Raises:
-            IndexError: a label is no class.
+            IndexError: a label is not a class.
             ValueError: for shapes or dtypes that do not fit, or as `ops.linear` for a kernel.
-            RuntimeError: for whatever a step without autograd would pass over: see the module.
+            RuntimeError: for a feature that a step without autograd would skip: see the module.
 
         """
         if torch.compiler.is_compiling():
@@ -172,7 +172,7 @@ class FusedMLP(nn.Sequential):
         return done.loss
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of the loss that `loss` has just returned, and add them to `.grad`.
+        """Compute the gradients for the loss that `loss` has just returned, and add them to `.grad`.
 
         Raises:
             RuntimeError: for any other loss (an older one, one that was scaled, one without gradients), or if the

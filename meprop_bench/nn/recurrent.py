@@ -1,4 +1,4 @@
-"""`MePropLSTM`, `MePropGRU`, `MePropRNN`: torch's recurrent layers, whose backward pass keeps k neurons of each gate.
+"""`MePropLSTM`, `MePropGRU`, `MePropRNN`: torch's recurrent layers, whose backward pass uses k neurons of each gate.
 
 They have the constructors, parameters and state dicts of `nn.LSTM`, `nn.GRU` and `nn.RNN`, so a checkpoint fits both
 ways, and add the keywords k, selection and kernel. One direction of one layer is `meprop_bench.ops.recurrent`; here are
@@ -28,7 +28,7 @@ from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.ops.graph import is_tracing
 from meprop_bench.ops.recurrent import check_kernel, recurrent
 from meprop_bench.ops.recurrent.cells import Tensors
-from meprop_bench.ops.recurrent.function import Record, lstm
+from meprop_bench.ops.recurrent.function import SelectionRecord, lstm
 from meprop_bench.ops.recurrent.through_time import Weights
 from meprop_bench.ops.selection import check_selection, resolve_k
 
@@ -43,7 +43,7 @@ class _Recurrent(Sparsified, nn.RNNBase):
     _cell = staticmethod(recurrent)
     """What runs one direction of one layer: a check puts another in its place."""
 
-    activeness: Mapping[str, Record] | None = None
+    activeness: Mapping[str, SelectionRecord] | None = None
     """What counts the neurons selected, by cell: "l0", "l0_reverse", "l1", …: see `algorithms.activeness`."""
 
     def __init__(self, *args: Any, k: float, selection: str = "example", kernel: str = "auto", **keywords: Any) -> None:

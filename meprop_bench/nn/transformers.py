@@ -1,4 +1,4 @@
-"""`MePropConv1D`: the linear layer of transformers' GPT-2, whose backward pass keeps k of its n outputs.
+"""`MePropConv1D`: the linear layer of transformers' GPT-2, whose backward pass uses k of its n outputs.
 
     y = x V + b        V (m, n), the transpose of what a linear layer has
 

@@ -1,4 +1,4 @@
-"""A layer where a tool reads the program instead of running it.
+"""A layer inside a tool that reads the program instead of running it.
 
 *Written down for later* (`torch.export`, ONNX on top of it, `torch.jit.trace`): what such a tool makes is to be run
 without this package, and mostly without gradients. So there the layers are torch's plain operators, whether or not

@@ -1,4 +1,4 @@
-"""A linear layer whose backward pass keeps k entries of the incoming gradient.
+"""A linear layer whose backward pass uses k entries of the incoming gradient.
 
     forward     y  = x Wᵀ + b                                  exactly `F.linear`
     backward    dx = S(dy) W,  dW = S(dy)ᵀ x,  db = Σ dy       S keeps k entries of dy: see `selection`

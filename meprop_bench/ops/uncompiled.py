@@ -1,4 +1,4 @@
-"""What torch.compile has to leave to Python.
+"""What torch.compile must leave to Python.
 
 To be imported where something is being compiled, and not before: `torch.compiler.disable` loads the whole compiler, two
 seconds in each process that measures, and in each of a user's.

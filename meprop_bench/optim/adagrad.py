@@ -43,7 +43,7 @@ class RowAdagrad(RowOptimizer):
         weight_decay: L2 penalty, added to the gradient; at least 0.
         initial_accumulator_value: what the sums of squares start from, at least 0.
         eps: added to the root, at least 0.
-        maximize: go up the gradient instead of down.
+        maximize: ascend the gradient instead of descending.
 
     Raises:
         ValueError: see `RowOptimizer`.

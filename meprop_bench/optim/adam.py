@@ -54,10 +54,10 @@ __all__ = ["RowAdam", "RowAdamW"]
 class RowAdam(RowOptimizer):
     """Adam (Kingma and Ba, Algorithm 1) for dense gradients and, row by row, for row-sparse ones.
 
-    Another algorithm than `torch.optim.Adam` where there are rows: see the module. The state of a parameter has torch's
-    names: `step`, `exp_avg`, `exp_avg_sq`. `step` is a scalar until the parameter gets its first row gradient, and then
-    counts the updates of each row, `(n,)`. So a checkpoint of `torch.optim.Adam` can be loaded and trained on: of any
-    version, with a step that is a number, capturable or with a tensor for lr.
+    With row gradients it is a different algorithm from `torch.optim.Adam`: see the module. The state of a parameter has
+    torch's names: `step`, `exp_avg`, `exp_avg_sq`. `step` is a scalar until the parameter gets its first row gradient,
+    and then counts the updates of each row, `(n,)`. So training can continue from a checkpoint of `torch.optim.Adam`:
+    of any version, with a step that is a number, capturable or with a tensor for lr.
 
     Args:
         params: parameters, or parameter groups.
@@ -65,7 +65,7 @@ class RowAdam(RowOptimizer):
         betas: decay of the two moments, each in [0, 1).
         eps: added to the denominator, at least 0.
         weight_decay: L2 penalty, added to the gradient of the rows that have one; at least 0.
-        maximize: go up the gradient instead of down.
+        maximize: ascend the gradient instead of descending.
 
     Raises:
         ValueError: see `RowOptimizer`; of checkpoints also those of an Adam that this one is not (amsgrad, or the other
@@ -223,7 +223,7 @@ def _each(of_row: Tensor, t: Tensor) -> Tensor:
 def _not_zero(values: Tensor) -> Tensor | None:
     """Say of each row `(r, *)` whether it is not zero throughout, NaN among it; None where none is, if easily seen."""
     flat = values.unsqueeze(-1).flatten(1)
-    # The norm reads half as much memory, and squares may vanish, so only its yes counts. On a GPU, asking would wait.
+    # The norm reads half as much memory, and squares may vanish, so only its yes counts. On a GPU, checking would wait.
     if values.device.type == "cpu" and bool((torch.linalg.vector_norm(flat, dim=1) != 0).all()):
         return None
     return flat.abs().amax(1) != 0

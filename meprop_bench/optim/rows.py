@@ -35,7 +35,7 @@ __all__ = ["RowOptimizer"]
 
 
 class RowOptimizer(Optimizer):
-    """The base: see the module. A subclass is one algorithm.
+    """The base class: see the module. Each subclass is one algorithm.
 
     Raises:
         ValueError: for a setting out of its range, or a parameter that is sparse, complex or not floating point; when

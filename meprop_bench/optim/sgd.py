@@ -45,7 +45,7 @@ class RowSGD(RowOptimizer):
         dampening: 1 - dampening is what the momentum takes of a gradient.
         weight_decay: L2 penalty, added to the gradient; at least 0.
         nesterov: Nesterov's momentum, which needs momentum and no dampening.
-        maximize: go up the gradient instead of down.
+        maximize: ascend the gradient instead of descending.
 
     Raises:
         ValueError: see `RowOptimizer`.

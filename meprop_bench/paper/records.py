@@ -16,14 +16,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
 
 from meprop_bench.results.incoming import Amount, Count, Name, Number, Percent, Seconds, checked, parsed, refused
-from meprop_bench.results.store import append_lines, replace_file
+from meprop_bench.results.lines import Lines, append_lines, cut
+from meprop_bench.results.store import replace_file
 from meprop_bench.stats import Interval, median, paired_ratio
 
 __all__ = [
@@ -153,9 +154,8 @@ class Trainings:
         self._found[trained.arm_id, trained.seed] = trained
 
     def _load(self) -> None:
-        data = self.path.read_bytes()
-        *lines, torn = data.split(b"\n")
-        for number, line in enumerate(lines, 1):
+        stored = Lines(self.path)
+        for number, line in enumerate(chain.from_iterable(stored), 1):
             try:
                 found = TrainedArm.from_json(parsed(line))
             except ValueError as error:
@@ -168,11 +168,10 @@ class Trainings:
                 where = f"{self.path.parent.name}/{TRAININGS} line {number}"
                 raise refused(where, ValueError("it has other sizes than its arm's first seed"), "delete the line")
             self._found[found.arm_id, found.seed] = found
-        if torn:
+        if stored.torn:
             self.notes.append("a training had been cut off while it was written; it counts as not done")
             if self._write:
-                with self.path.open("r+b") as file:
-                    file.truncate(len(data) - len(torn))
+                cut(self.path, stored.size)
 
 
 @dataclass(frozen=True)

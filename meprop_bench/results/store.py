@@ -21,7 +21,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -34,12 +33,13 @@ from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import settle
 from meprop_bench.results.consistency import check_row
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
+from meprop_bench.results.lines import Lines, append_lines, cut, or_user_error
 from meprop_bench.results.reading import rows_of
 from meprop_bench.results.redact import one_line, printable, without_paths
 from meprop_bench.results.schema import SCHEMA, Flat, Row, check_schema
 from meprop_bench.results.shards import ShardOf
 
-__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "append_lines", "folder_of", "lock", "replace_file", "sound_row"]
+__all__ = ["ENVIRONMENT", "MEASUREMENTS", "Store", "folder_of", "lock", "replace_file", "sound_row"]
 
 MEASUREMENTS = "measurements.jsonl"
 ENVIRONMENT = "environment.json"
@@ -59,25 +59,9 @@ def folder_of(path: Path) -> Path:
 def replace_file(path: Path, content: str | bytes | Iterable[str]) -> None:
     """Write `path`, from pieces where it is long, as a whole or not at all (`UserError`)."""
     pieces: Iterable[str | bytes] = (content,) if isinstance(content, str | bytes) else content
-    with _or_user_error(path), replacing(path) as file:
+    with or_user_error(path), replacing(path) as file:
         for piece in pieces:
             file.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)
-
-
-def append_lines(path: Path, lines: Iterable[bytes], fd: int | None = None) -> None:
-    """Append lines to a file (open as `fd`): all of them are on the disk when this returns, or none (`UserError`)."""
-    data = b"".join(line + b"\n" for line in lines)
-    with _or_user_error(path), open(path if fd is None else fd, "ab", buffering=0, closefd=fd is None) as file:
-        number, written = file.fileno(), 0
-        size = os.fstat(number).st_size
-        try:
-            while written < len(data):
-                written += os.write(number, data[written:])
-            os.fsync(number)
-        except OSError:
-            with suppress(OSError):  # then the next to open it finds a torn line, and removes it
-                os.ftruncate(number, size)
-            raise
 
 
 class Store:
@@ -133,7 +117,7 @@ class Store:
             "hardware": _plain(hardware()),
             **({} if shard is None else {"shard": _plain(shard.to_json())}),
         }
-        with _or_user_error(root / stem):
+        with or_user_error(root / stem):
             root.mkdir(parents=True, exist_ok=True)
             folder = _new_folder(root, stem)
         return cls.begin(folder, header)
@@ -252,22 +236,19 @@ class Store:
 
     def _load(self) -> list[Row]:
         path = self.folder / MEASUREMENTS
-        rows: list[Row] = []
-        torn, size = b"", 0
-        last = (0, 0)  # rows and bytes before the case that the last rows are of
-        with _or_user_error(path, "read"), path.open("rb") as file, _without_collector():
-            while lines := list(islice(file, _TOGETHER)):
-                if not lines[-1].endswith(b"\n"):  # nothing, in a file that was written to the end
-                    torn = lines.pop()
+        found, rows = Lines(path), list[Row]()
+        size, last = 0, (0, 0)  # last: rows and bytes before the case that the last rows are of
+        with _without_collector():
+            for lines in found:
                 for row, line in zip(_sound_rows(lines, path, len(rows)), lines, strict=True):
                     if not rows or row.case_id != rows[-1].case_id:
                         last = (len(rows), size)
                     rows.append(row)
                     size += len(line)
-        if not torn:
+        if not found.torn:
             return rows
         # A case has a row for each phase: unless the torn line names another case, the rows before it are its own.
-        owner = re.search(rb'"case_id": "([^"]+)"', torn)
+        owner = re.search(rb'"case_id": "([^"]+)"', found.torn)
         if rows and (owner is None or owner[1] == json.dumps(rows[-1].case_id)[1:-1].encode()):
             del rows[last[0] :]
             size = last[1]
@@ -275,9 +256,7 @@ class Store:
             "the last case had been cut off while it was written; it was removed and counts as not measured"
         )
         if self._fd is not None:
-            with _or_user_error(path):
-                os.ftruncate(self._fd, size)
-                os.fsync(self._fd)
+            cut(path, size, self._fd)
         return rows
 
 
@@ -291,10 +270,6 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-_TOGETHER = 512
-"""Rows whose statistics are worked out at once."""
 
 
 def _sound_rows(lines: Sequence[bytes], path: Path, before: int) -> list[Row]:
@@ -391,7 +366,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     if not path.is_file() or not (folder / MEASUREMENTS).is_file():
         what = "is not a results folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}: expected a folder with {MEASUREMENTS} and {ENVIRONMENT}")
-    with _or_user_error(path, "read"):
+    with or_user_error(path, "read"):
         data = path.read_bytes()
     where = f"{folder.name}/{ENVIRONMENT}"
     try:
@@ -415,7 +390,7 @@ def lock(path: Path) -> int:
 
     `UserError`: the file cannot be opened, or another process holds it.
     """
-    with _or_user_error(path):
+    with or_user_error(path):
         fd = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
     if sys.platform != "win32":
         import fcntl
@@ -471,13 +446,3 @@ def _plain(value: Any) -> Any:
 
 def _dump(header: Mapping[str, Any]) -> str:
     return json.dumps(header, indent=2, allow_nan=False) + "\n"
-
-
-@contextmanager
-def _or_user_error(path: Path, verb: str = "write") -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        advice = "free some space or choose another folder" if verb == "write" else "check its permissions"
-        raise UserError(f"cannot {verb} {path.parent.name}/{path.name}: {reason}; {advice}") from None

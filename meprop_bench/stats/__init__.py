@@ -36,15 +36,16 @@ from meprop_bench.stats.estimates import (
     Alternative,
     Estimate,
     Interval,
+    Runs,
     clear_of,
     iqr,
     mean_difference,
     mean_interval,
     median,
+    process_medians,
 )
 from meprop_bench.stats.judging import LEVEL, Verdict, holm, non_inferiority, values_to_clear
 from meprop_bench.stats.ratios import (
-    Runs,
     Samples,
     amdahl,
     independent_estimate,
@@ -52,7 +53,6 @@ from meprop_bench.stats.ratios import (
     mean_of_logs,
     paired_ratio,
     process_interval,
-    process_medians,
     ratio_p_value,
 )
 from meprop_bench.stats.words import CANNOT_TELL, plus_minus, spread_percent, too_wide

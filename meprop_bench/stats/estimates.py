@@ -1,4 +1,7 @@
-"""Values with their error, and what Student's t makes of them: means with intervals, and p-values."""
+"""Values with their error, and what Student's t makes of them: means with intervals, and p-values.
+
+A speed-up's values are the medians of its processes, on the log scale (`process_medians`).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,14 @@ from functools import lru_cache
 from typing import Any, Literal, Self
 
 __all__ = [
-    "Alternative", "Estimate", "Interval", "clear_of", "iqr", "mean_difference", "mean_interval", "median", "variance",
+    "Alternative", "Estimate", "Interval", "Runs", "clear_of", "iqr", "mean_difference", "mean_interval", "median",
+    "process_medians", "variance",
 ]  # fmt: skip
 
 Alternative = Literal["differs", "below", "above"]
+
+Runs = Sequence[Sequence[tuple[float, float]]]
+"""For each process its pairs `(baseline_s, method_s)`, seconds."""
 
 _LARGEST_LOG = math.log(sys.float_info.max)
 
@@ -100,6 +107,32 @@ def _quantile(degrees: float, probability: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, probability))
+
+
+def process_medians(runs: Runs) -> list[float]:
+    """Return r_i, the median of log(baseline / method) of each process.
+
+    Raises `ValueError` for no run, a run without pairs, or a time that is not positive and finite.
+    """
+    if not runs or not all(runs):
+        raise ValueError("a ratio needs at least one run, and one pair in each run")
+    return [_median_log_ratio(run) for run in runs]
+
+
+def _median_log_ratio(run: Sequence[tuple[float, float]]) -> float:
+    """Return the median of log(baseline / method); only of the ratios in the middle a logarithm is taken."""
+    ratios = sorted([one / other for one, other in run if 0 < one < math.inf > other > 0])
+    if len(ratios) < len(run) or not 0 < ratios[0] <= ratios[-1] < math.inf:
+        return median(_log_ratio(*pair) for pair in run)  # which refuses a pair, or has a ratio beyond any float
+    half = len(ratios) // 2
+    middle = math.log(ratios[half])
+    return middle if len(ratios) % 2 else (math.log(ratios[half - 1]) + middle) / 2
+
+
+def _log_ratio(baseline_s: float, method_s: float) -> float:
+    if not (0 < baseline_s < math.inf and 0 < method_s < math.inf):
+        raise ValueError(f"times are positive and finite seconds, got the pair {(baseline_s, method_s)!r}")
+    return math.log(baseline_s) - math.log(method_s)
 
 
 def clear_of(low: Any, high: Any, bound: Any) -> tuple[Any, Any]:

@@ -5,38 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from meprop_bench.stats.estimates import Alternative, Estimate, Interval, median, variance
+from meprop_bench.stats.estimates import Alternative, Estimate, Interval, Runs, median, process_medians, variance
 
 __all__ = [
-    "Runs", "Samples", "amdahl", "independent_estimate", "independent_ratio", "mean_of_logs", "paired_ratio",
-    "process_interval", "process_medians", "ratio_p_value",
+    "Samples", "amdahl", "independent_estimate", "independent_ratio", "mean_of_logs", "paired_ratio",
+    "process_interval", "ratio_p_value",
 ]  # fmt: skip
-
-Runs = Sequence[Sequence[tuple[float, float]]]
-"""For each process its pairs `(baseline_s, method_s)`, seconds."""
 
 Samples = Sequence[Sequence[float]]
 """For each process its values, without pairs."""
-
-
-def process_medians(runs: Runs) -> list[float]:
-    """Return r_i, the median of log(baseline / method) of each process.
-
-    Raises `ValueError` for no run, a run without pairs, or a time that is not positive and finite.
-    """
-    if not runs or not all(runs):
-        raise ValueError("a ratio needs at least one run, and one pair in each run")
-    return [_median_log_ratio(run) for run in runs]
-
-
-def _median_log_ratio(run: Sequence[tuple[float, float]]) -> float:
-    """Return the median of log(baseline / method); only of the ratios in the middle a logarithm is taken."""
-    ratios = sorted([one / other for one, other in run if 0 < one < math.inf > other > 0])
-    if len(ratios) < len(run) or not 0 < ratios[0] <= ratios[-1] < math.inf:
-        return median(_log_ratio(*pair) for pair in run)  # which refuses a pair, or has a ratio beyond any float
-    half = len(ratios) // 2
-    middle = math.log(ratios[half])
-    return middle if len(ratios) % 2 else (math.log(ratios[half - 1]) + middle) / 2
 
 
 def _ratio_estimate(runs: Runs) -> Estimate:
@@ -145,12 +122,6 @@ def _log_medians(values: Samples) -> list[float]:
     if wrong := [value for own in values for value in own if not 0 < value < math.inf]:
         raise ValueError(f"values are positive and finite, got {wrong[0]!r}")
     return [median(map(math.log, own)) for own in values]
-
-
-def _log_ratio(baseline_s: float, method_s: float) -> float:
-    if not (0 < baseline_s < math.inf and 0 < method_s < math.inf):
-        raise ValueError(f"times are positive and finite seconds, got the pair {(baseline_s, method_s)!r}")
-    return math.log(baseline_s) - math.log(method_s)
 
 
 def amdahl(whole: float, part: float) -> float:

@@ -24,7 +24,7 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.workloads.case import Case, recipe_of
 
 if TYPE_CHECKING:
-    from meprop_bench.tasks.run import Result
+    from meprop_bench.tasks.run import TrainingResult
 
 __all__ = ["MARGIN", "Accuracies", "SeedFigures", "figure", "figure_name", "judged", "trained"]
 
@@ -46,7 +46,7 @@ Train = Callable[[bool], SeedFigures]
 """Trains one side of a case (`sparsified` or not)."""
 
 
-def figure(recipe: Recipe, result: Result) -> float:
+def figure(recipe: Recipe, result: TrainingResult) -> float:
     """Return what is compared of a training."""
     return result.final_dev if _at_end(recipe) else result.test_at_best
 

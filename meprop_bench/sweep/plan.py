@@ -256,7 +256,7 @@ def one_case(axes: _Axes) -> Case:
     for name, values in axes.items():
         if len(values) > 1:
             given = ", ".join(map(str, values))
-            raise UserError(f"a profile is of one case: give --{name} one value, not {given}")
+            raise UserError(f"a profile takes one case: give --{name} one value, not {given}")
     # What is compiled is in no stages, as the best dense side may be; the usual method comes first.
     cases = plan_axes(axes).cases
     if "baseline" not in axes and cases[0].baseline == "best":

@@ -153,7 +153,7 @@ class _Simplifying(_Stateful):
 
 
 @dataclass(frozen=True)
-class Activation(Algorithm):
+class MinimalActivation(Algorithm):
     """meAct: trains each example through its own neurons (TKDE, Algorithm 3).
 
     Attributes:
@@ -322,7 +322,7 @@ class _Watching(_Stateful):
 
 ALGORITHMS: Mapping[str, type[Algorithm]] = {
     "mesimp": Simplification,
-    "meact": Activation,
+    "meact": MinimalActivation,
     "schedule": ScheduledK,
     "alternating": Alternation,
 }

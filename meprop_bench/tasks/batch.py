@@ -1,4 +1,4 @@
-"""Batches of a user's own: whatever holds their tensors, they are moved and compared."""
+"""A user's batches: moved and compared, whatever holds their tensors."""
 
 from __future__ import annotations
 

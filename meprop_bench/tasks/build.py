@@ -66,9 +66,9 @@ def check_name(name: str, what: str = "model") -> None:
         if not Path(where).is_file():
             raise Absent(f"there is no file {where}: name your {what} as path/to/file.py:function")
     elif not all(part.isidentifier() for part in where.split(".")):
-        raise UserError(f"{name!r} is no {what}: name it as path/to/file.py:function or package.module:function")
+        raise UserError(f"{name!r} is not a {what}: name it as path/to/file.py:function or package.module:function")
     if not function.isidentifier():
-        raise UserError(f"{function!r} in {name!r} is no name of a function: write {where}:build, for instance")
+        raise UserError(f"{function!r} in {name!r} is not the name of a function: write {where}:build, for instance")
 
 
 def source_of(name: str) -> str | None:
@@ -176,7 +176,7 @@ def find(name: str, what: str = "model") -> Callable[..., Any]:
         hint = f"did you mean {close!r}?" if close else f"define it{returns}"
         raise Absent(f"{where} has no function {function!r}: {hint}")
     if not callable(found):
-        raise UserError(f"{function!r} in {where} is no function, but of type {type(found).__name__}")
+        raise UserError(f"{function!r} in {where} is not a function, but of type {type(found).__name__}")
     build = found
     return build
 
@@ -321,7 +321,7 @@ def _parts(name: str) -> tuple[str, str]:
 def _pickle(name: str) -> Path:
     found = next((path for folder in places(_PICKLES) if (path := folder / f"{name}.pickle").is_file()), None)
     if found is None or Path(name).name != name:
-        raise UserError(f"the pickled model {name} is not there any more: measure it from its notebook again")
+        raise UserError(f"the pickled model {name} does not exist any more: measure it from its notebook again")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Train one model for a task: the one loop, for dense and every method, that can be killed and goes on to the same end.
+"""Train one model for a task: the one loop, for dense and every method; killed and resumed, it ends the same.
 
     result = run(MNIST(), Recipe("mnist", method="meprop", k=30), seed=3, checkpoint=Path("checkpoint.pt"))
     result.iterations, result.best_dev, result.test_at_best         the papers' "Iter", "Dev" and "Test"
@@ -42,7 +42,7 @@ from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Split, Task
 
 __all__ = [
-    "FORMAT", "Evaluation", "Progress", "Result", "describe", "difference_of", "read_checkpoint", "run",
+    "FORMAT", "Evaluation", "Progress", "TrainingResult", "describe", "difference_of", "read_checkpoint", "run",
     "write_checkpoint",
 ]  # fmt: skip
 
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class TrainingResult:
     """One trained model."""
 
     seed: int
@@ -140,7 +140,7 @@ def run(
     after_step: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     at_end: bool = False,
-) -> Result:
+) -> TrainingResult:
     """Train one model; return the result, the same one, at once, if the checkpoint is of the end.
 
     Args:
@@ -293,11 +293,11 @@ class _Training:
         """Return the best evaluation: the last that was tested."""
         return next((found for found in reversed(self.history) if found.test is not None), None)
 
-    def result(self) -> Result:
+    def result(self) -> TrainingResult:
         best = self.best()
         assert best is not None
         assert best.test is not None
-        return Result(
+        return TrainingResult(
             seed=self.seed,
             steps=self.steps,
             steps_per_epoch=self.per_epoch,

@@ -14,12 +14,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from meprop_bench.errors import UserError
 from meprop_bench.results.incoming import checked, parsed, refused
-from meprop_bench.results.store import append_lines, replace_file
+from meprop_bench.results.lines import Lines, append_lines, cut
+from meprop_bench.results.store import replace_file
 from meprop_bench.tuning.arms import Arm
 
 __all__ = ["Job", "Journal", "Trained"]
@@ -146,14 +148,13 @@ class Journal:
     def _load(self, folder: Path) -> None:
         trainings, settled = folder / TRAININGS, folder / SETTLED
         if trainings.exists():
-            data = trainings.read_bytes()
-            *lines, torn = data.split(b"\n")
-            for number, line in enumerate(lines, 1):
+            stored = Lines(trainings)
+            for number, line in enumerate(chain.from_iterable(stored), 1):
                 where = f"{folder.name}/{TRAININGS} line {number}"
                 job, trained = _sound(where, partial(_read, line))
                 self.trainings[job] = trained
-            if torn:  # cut off by a kill: that training is done again
-                replace_file(trainings, data[: len(data) - len(torn)])
+            if stored.torn:  # that training is done again
+                cut(trainings, stored.size)
         if settled.exists():
             state = _sound(f"{folder.name}/{SETTLED}", lambda: checked(parsed(settled.read_bytes()), _Settled))
             self.spent_s, self.settled = state.spent_s, state.found

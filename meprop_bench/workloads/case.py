@@ -239,7 +239,7 @@ class Case(Axes[Never]):
             one_of("data", self.data, TEXT)
             assert self.heads is not None
             if self.out_features % self.heads:
-                raise UserError(f"hidden {self.out_features} is no multiple of {self.heads} heads")
+                raise UserError(f"hidden {self.out_features} is not a multiple of {self.heads} heads")
             return
         one_of("data", self.data, DATA)
         assert self.data is not None

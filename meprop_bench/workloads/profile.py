@@ -1,4 +1,4 @@
-"""A case taken apart: the stages of its backward passes, the price of a call, and where sparse stops to pay.
+"""A case taken apart: the stages of its backward passes, the price of a call, and where sparse stops paying.
 
 A compiled kernel is one opaque call, and marks inside it would cost what they measure. So it is called for fewer
 gradients, and what it spares is what the missing part costs (T: median seconds of a call):

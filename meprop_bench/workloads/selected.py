@@ -33,7 +33,7 @@ class Selected:
         self.idx: Tensor | None = None  # its columns, (N, G k)
 
     def __call__(self, dy: Tensor, idx: Tensor) -> None:
-        """Take what a backward pass selected: see `ops.recurrent.function.Record`."""
+        """Take what a backward pass selected: see `ops.recurrent.function.SelectionRecord`."""
         self.dy, self.idx = dy, idx
 
     def fault(self, k: int, selection: str, neurons: int) -> str | None:

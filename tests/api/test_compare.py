@@ -211,7 +211,7 @@ def test_a_table_of_pandas(runner: type[_Runner], monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_profile_is_of_one_case() -> None:
-    with pytest.raises(mb.UserError, match="a profile is of one case: give k one value, not 8, 16"):
+    with pytest.raises(mb.UserError, match="a profile takes one case: give k one value, not 8, 16"):
         mb.profile(**LAYER, k=[8, 16])
     with pytest.raises(mb.UserError, match=r"name it step.json or .json.gz"):
         mb.profile(**LAYER, k=8, trace="step")

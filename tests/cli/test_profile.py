@@ -97,7 +97,7 @@ class _Unable:
     ("arguments", "words"),
     [
         (["--k", "0"], "k must be an integer of at least 1 or a ratio in (0, 1], not 0"),
-        (["--k", "8,32"], "a profile is of one case: give --k one value"),
+        (["--k", "8,32"], "a profile takes one case: give --k one value"),
         (["--method", "top"], "unknown method"),
         (["--kernel", "gahter"], "did you mean 'gather'"),
         (["--device", "cuda:63"], "the device cuda:63 is not there"),

@@ -124,7 +124,7 @@ def test_an_interrupt_keeps_what_is_done_and_resume_goes_on(run: Run, tmp_path: 
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED, log.read_text()
-    assert "interrupted after 1 of 3 cases; the same command with --resume goes on" in log.read_text()
+    assert "interrupted after 1 of 3 cases; continue with the same command and --resume" in log.read_text()
     assert "unified" in out
     folder = _only_folder(tmp_path / "reports")
     done = Store.open(folder).rows()
@@ -152,7 +152,7 @@ def test_a_job_that_is_ended_reports_what_is_done_and_leaves_nobody_behind(tmp_p
     process.send_signal(signal.SIGTERM)  # the second changes nothing
     process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED, log.read_text()
-    assert "interrupted after 0 of 2 cases; the same command with --resume goes on" in log.read_text()
+    assert "interrupted after 0 of 2 cases; continue with the same command and --resume" in log.read_text()
     assert "Traceback" not in log.read_text()
     _wait(lambda: not any(_is_alive(child) for child in children))
     Store.open(_only_folder(tmp_path / "reports"), write=True).close()  # nobody holds it
@@ -322,7 +322,7 @@ def test_what_a_deadline_leaves_out_is_named_and_nothing_measured_is_exit_5(
     arguments = ["speedup", *tiny, "--deadline", "0.000001", "--out", str(tmp_path)]
     assert cli.run(arguments) == ExitCode.NOTHING_MEASURED
     err = capsys.readouterr().err
-    assert "the deadline left no time for 2 cases; the same command with --resume goes on" in err
+    assert "the deadline left no time for 2 cases; continue with the same command and --resume" in err
     assert "left out: linear 8→8 B=4 unified k=2 cpu:1\nleft out: linear 8→8 B=4 unified k=3 cpu:1\n" in err
     with Store.open(_only_folder(tmp_path)) as store:
         assert not store.rows()

@@ -134,7 +134,7 @@ def test_ctrl_c_and_whatever_else_ends_it_saves_where_it_is(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert "interrupted; the same command with --resume goes on" in err
+    assert "interrupted; continue with the same command and --resume" in err
     assert "Traceback" not in err
     assert out == ""
     assert _step(folder) > 2
@@ -161,7 +161,7 @@ def test_two_trainings_do_not_mix(tmp_path, capsys):
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("x")
     assert _train("--out", str(tmp_path)) == ExitCode.USAGE
-    assert "holds something else than a training" in capsys.readouterr().err
+    assert "holds something other than a training" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

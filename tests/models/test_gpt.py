@@ -96,7 +96,7 @@ def test_dropout_is_of_training_alone():
     [
         ({"width": 0}, "width must be at least 1, not 0"),
         ({"vocabulary": 0}, "vocabulary must be at least 1"),
-        ({"heads": 3}, "the width 16 is no multiple of 3 heads"),
+        ({"heads": 3}, "the width 16 is not a multiple of 3 heads"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
     ],
 )

@@ -4,7 +4,7 @@ from meprop_bench.errors import UserError
 from meprop_bench.paper.arm import Arm, train_arm
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.published import PublishedSetting, table
-from meprop_bench.tasks.algorithm import Activation, Alternation, Simplification
+from meprop_bench.tasks.algorithm import Alternation, MinimalActivation, Simplification
 
 SMALL = {"hidden": 16, "layers": 2, "batch": 50, "optimizer": "adam"}
 
@@ -21,7 +21,7 @@ def test_a_setting_becomes_a_recipe():
     simp = arm(method="mesimp", k=4, rate=0.1, epochs=10).recipe()
     assert (simp.along, simp.best_after) == (Simplification(rate=0.1, simplify=5, normal=5), 5)
     act = arm(method="meact", share=0.004, masked_after=2, epochs=3).recipe()
-    assert (act.along, act.best_after, act.k) == (Activation(0.004, 2), 2, None)
+    assert (act.along, act.best_after, act.k) == (MinimalActivation(0.004, 2), 2, None)
 
 
 def test_an_arm_keeps_the_id_that_stored_trainings_have():

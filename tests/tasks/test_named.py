@@ -66,7 +66,7 @@ def test_a_pickle_stays_while_somebody_else_needs_it(cache: Path) -> None:
         assert len(list(cache.iterdir())) == 1
         assert _elsewhere(first) == "5"
     assert list(cache.iterdir()) == []
-    with pytest.raises(UserError, match="is not there any more: measure it from its notebook again"):
+    with pytest.raises(UserError, match="does not exist any more: measure it from its notebook again"):
         find(first)
 
 

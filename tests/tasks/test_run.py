@@ -13,7 +13,7 @@ from meprop_bench.data import ImagePart, numbered_batches
 from meprop_bench.errors import UserError
 from meprop_bench.models.mlp import MLP
 from meprop_bench.optimizers import OPTIMIZERS
-from meprop_bench.tasks.algorithm import Activation, ScheduledK, Simplification
+from meprop_bench.tasks.algorithm import MinimalActivation, ScheduledK, Simplification
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import Evaluation, describe, read_checkpoint, run
 from meprop_bench.tasks.task import Task
@@ -303,9 +303,9 @@ def test_progress_and_checkpoints_follow_the_clock(tmp_path):
         (lambda: Recipe("clusters", method="meprop", k=3, gradient="sparse"), "gradient must be"),
         (lambda: Simplification(rate=0), "rate must lie"),
         (lambda: Simplification(prunes=0), "prunes must be"),
-        (lambda: Activation(share=1.0), "share must lie"),
-        (lambda: Activation(pretrain=0), "pretrain must be"),
-        (lambda: Activation(pretrain=1.5), "pretrain must be"),
+        (lambda: MinimalActivation(share=1.0), "share must lie"),
+        (lambda: MinimalActivation(pretrain=0), "pretrain must be"),
+        (lambda: MinimalActivation(pretrain=1.5), "pretrain must be"),
         (lambda: Simplification(spacing=0), "spacing must be"),
         (lambda: ScheduledK(3, "square"), "shape must be"),
     ],

@@ -122,7 +122,7 @@ def test_auto_is_real_text_where_it_is_here(tmp_path: Any, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"out_features": 30, "heads": 4}, "hidden 30 is no multiple of 4 heads"),
+        ({"out_features": 30, "heads": 4}, "hidden 30 is not a multiple of 4 heads"),
         ({"data": "mnist"}, "unknown data 'mnist': choose from multi30k, ud-ewt, made-up"),
         ({"data": None}, "unknown data None"),
         ({"heads": 0}, "heads must be an integer of at least 1"),

@@ -337,4 +337,4 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    return "not told" if value is None else one_line(str(value), 60)
+    return "not stated" if value is None else one_line(str(value), 60)

@@ -115,7 +115,7 @@ class Figures:
         place = len(self._where)
         if cases.setdefault(case, place) != place:
             twice = f"{quoted(case)} twice ({kind.figure})"
-            raise UserError(f"{self.name} has {twice}: which of them to compare cannot be told")
+            raise UserError(f"{self.name} has {twice}: it is unclear which of them to compare")
         if isinstance(side, Summary):
             self._values.extend((side.median, side.error, side.count))
         else:

@@ -191,7 +191,7 @@ def _members(text: _Text, listed: str, row: type[_Row], take: Callable[[list[_Ro
         key = text.value()
         text.expect(":")
         if key in found:
-            raise UserError(f"{text.name} has {one_line(repr(key), 40)} twice: which of them to take cannot be told")
+            raise UserError(f"{text.name} has {one_line(repr(key), 40)} twice: it is unclear which of them to take")
         found[key] = _rows(text, row, take) if key == listed and text.peek() == "[" else text.value()
         if text.expect(",}") == "}":
             return found

@@ -142,7 +142,7 @@ def compare(
         f"the last {used} of {len(rows)} runs in {name}",
         head.source,
         lines.judgements(),
-        tuple(dict.fromkeys((*head.notes, *notes, *_notes(own, found, history, recent, head)))),
+        tuple(dict.fromkeys((*head.notes, *notes, *_notes(found, history, recent, head)))),
         doubts=tuple(head.doubts),
         allowed=settings.inconclusive_allowed(history=True),
         past=_past(history, rows[-_LOOKED_AT * window :], _counted(raw, window), known, found, other),
@@ -391,7 +391,7 @@ def _findings(own: _Figures, found: Found, rules: _Rules, failures: int, confirm
         yield f"{noisy:,} are too noisy to be judged: their own spread would hide even twice the figure."
 
 
-def _notes(own: _Figures, found: Found, history: History, recent: Floats, head: Figures) -> Iterator[str]:
+def _notes(found: Found, history: History, recent: Floats, head: Figures) -> Iterator[str]:
     """Yield how many figures are not judged, and why."""
     young = int((found.idle & ~found.noisy).sum())
     if young:

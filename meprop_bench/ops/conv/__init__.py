@@ -1,4 +1,4 @@
-"""Convolutions whose backward pass keeps k positions of each feature map (TKDE, section 3.3.2).
+"""Convolutions whose backward pass uses k positions of each feature map (TKDE, section 3.3.2).
 
 A convolution is a linear layer applied to every patch of the image ("can be resolved to matrix multiplication with
 input manipulation"): output position p of example b has the patch x[b, p] of m = C kh kw numbers, and

@@ -28,7 +28,7 @@ from meprop_bench.ops.recurrent.through_time import Steps, Weights
 from meprop_bench.ops.saved import attached, pinned
 from meprop_bench.ops.selection import check_selection, resolve_k
 
-__all__ = ["KERNELS", "Record", "check_kernel", "choose", "lstm", "recurrent"]
+__all__ = ["KERNELS", "SelectionRecord", "check_kernel", "choose", "lstm", "recurrent"]
 
 KERNELS = ("masked", "embedding_bag", "native", "auto")
 """Kernels that take a selection made before, which is what a time step and then all of them together need."""
@@ -41,7 +41,7 @@ there; 2.8 at B = 1."""
 _NATIVE = "meprop_bench.ops.recurrent.native"
 
 
-class Record(Protocol):
+class SelectionRecord(Protocol):
     """What counts the selections, as `meprop_bench.algorithms.activeness` does.
 
     If it has an attribute `count_zeros` that is true, it gets the zeros that `select` takes, whichever the kernel.
@@ -66,7 +66,7 @@ class _Call(NamedTuple):
     selection: str
     forward: Any
     kernel: str
-    record: Record | None = None
+    record: SelectionRecord | None = None
 
 
 def check_kernel(kernel: str) -> None:
@@ -86,7 +86,7 @@ def recurrent(
     k: float,
     selection: str = "example",
     kernel: str = "auto",
-    record: Record | None = None,
+    record: SelectionRecord | None = None,
 ) -> tuple[Tensor, Tensors]:
     """Run one recurrent layer in one direction, with a backward pass through k neurons of each gate.
 
@@ -185,7 +185,13 @@ def choose(kernel: str, k: int, selection: str, weights: Weights, *inputs: Tenso
 
 
 def _gradients(
-    call: _Call, needs: tuple[bool, ...], d: Tensors, inputs: Any, tape: Tensors, kernel: str, record: Record | None
+    call: _Call,
+    needs: tuple[bool, ...],
+    d: Tensors,
+    inputs: Any,
+    tape: Tensors,
+    kernel: str,
+    record: SelectionRecord | None,
 ) -> Any:
     """Compute the gradients of all inputs; `inputs` are x, the four weights and the initial states."""
     x, w_ih, w_hh, *_ = inputs

@@ -124,8 +124,8 @@ def test_a_benchmark_that_failed_as_a_whole_is_a_failure_of_its_head(write_asv):
     [
         ({"params": {"machine": "other"}}, "machine is box and other"),
         ({"python": "3.12", "params": {"python": "3.12"}}, "python is 3.11 and 3.12"),
-        ({"requirements": {"torch": "2.13"}}, "requirements.torch is not told and 2.13"),
-        ({"env_vars": {"OMP_NUM_THREADS": "1"}}, "env_vars.OMP_NUM_THREADS is not told and 1"),
+        ({"requirements": {"torch": "2.13"}}, "requirements.torch is not stated and 2.13"),
+        ({"env_vars": {"OMP_NUM_THREADS": "1"}}, "env_vars.OMP_NUM_THREADS is not stated and 1"),
     ],
 )
 def test_times_of_different_environments_are_refused(write_asv, changes, what):

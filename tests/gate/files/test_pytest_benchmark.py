@@ -96,7 +96,7 @@ def test_rows_that_hide_cuts_and_what_json_does_not_have_are_read_all_the_same(w
     [
         ({"python_version": "3.12.1"}, "python_version is 3.11.7 and 3.12.1"),
         ({"cpu": {"brand_raw": "Xeon", "count": 2, "arch": "X86_64"}}, "cpu.brand_raw is AMD EPYC and Xeon"),
-        ({"torch": "2.13.0"}, "torch is not told and 2.13.0"),
+        ({"torch": "2.13.0"}, "torch is not stated and 2.13.0"),
         ({"machine": "aarch64", "system": "Darwin"}, "machine is x86_64 and aarch64, system is Linux and Darwin"),
     ],
 )

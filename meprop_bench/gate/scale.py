@@ -1,18 +1,18 @@
-"""Columns of a plot in a terminal."""
+"""The scale of a plot in a terminal: values to columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["LEAST", "MOST", "Axis"]
+__all__ = ["LEAST", "MOST", "Scale"]
 
 LEAST, MOST = 24, 100
 """Columns of a plot."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class Scale:
     """Columns of a plot for values from `low` to `high`; what lies outside is drawn at its end."""
 
     low: float
@@ -20,8 +20,8 @@ class Axis:
     width: int
 
     @classmethod
-    def within(cls, low: float, high: float, width: int) -> Axis:
-        """Return an axis of as many of `width` columns as a plot may have."""
+    def within(cls, low: float, high: float, width: int) -> Scale:
+        """Return a scale of as many of `width` columns as a plot may have."""
         return cls(low, high, min(max(width, LEAST), MOST))
 
     def column(self, value: float) -> int:
