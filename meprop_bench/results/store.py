@@ -125,7 +125,7 @@ class Store:
     @classmethod
     def begin(cls, folder: Path, header: Mapping[str, Any]) -> Self:
         """Open a folder that is there and empty for writing, with this header, which is `environment.json`."""
-        with _or_user_error(folder):
+        with or_user_error(folder):
             (folder / MEASUREMENTS).touch()
         replace_file(folder / ENVIRONMENT, _dump(header))
         return cls(folder, write=True)
