@@ -28,8 +28,8 @@ __all__ = ["VERBS", "cli", "main", "run"]
 VERBS = {
     "speedup": "Measure sparsified back propagation against dense.",
     "profile": "Show where the time of one step goes, and why it is not faster.",
-    "merge": "Put the shards of one run together.",
     "report": "Print or write the report of a results folder.",
+    "merge": "Put the shards of one run together.",
     "export": "Export stored results to other tools.",
     "compare": "Compare two stored results of the same cases.",
     "train": "Train one model of a task.",

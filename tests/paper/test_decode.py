@@ -146,7 +146,7 @@ def test_what_is_simplified_is_decoded_once_and_taken_over(simplified):
     decode_all(found, store, trainings, start=start, tell=said.append)
     assert len(workers) == 2 * found.processes  # it is done
     other, into, theirs = simplified("tkde:11")
-    assert take(other, into, theirs, store) == (4, 0)
+    assert take(other, into, theirs, store) == ((4, 4), (0, 0))
     (taken,) = Decodings(into.folder).found.values()
     assert (taken.origin, taken.git_revision) == (store.folder.name, "abc")
     for each in (store, into):

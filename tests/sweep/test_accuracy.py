@@ -109,7 +109,7 @@ def test_each_distinct_training_is_done_once() -> None:
 
 def test_one_judgement_with_one_margin() -> None:
     recipe, pairs = Recipe("digits", method="meprop", k=4), {1: (96.0, 95.9), 2: (95.0, 95.1), 5: (96.0, 95.8)}
-    found = judged(recipe, pairs, steps=9, metric="accuracy")
+    found = judged(recipe.task, pairs, steps=9, metric="accuracy")
     interval = mean_difference(list(pairs.values()))
     assert (found.difference, found.low, found.high) == (interval.estimate, interval.low, interval.high)
     assert (found.seeds, found.baseline, found.method) == ((1, 2, 5), (96.0, 95.0, 96.0), (95.9, 95.1, 95.8))
@@ -119,9 +119,9 @@ def test_one_judgement_with_one_margin() -> None:
 
 def test_the_margin_of_a_metric_that_is_no_percentage_is_a_share_of_denses_figure() -> None:
     recipe, pairs = Recipe("digits", method="meprop", k=4), {1: (-2.0, -2.1), 2: (-4.0, -4.2)}
-    found = judged(recipe, pairs, steps=9, metric="minus the loss", percent=False)
+    found = judged(recipe.task, pairs, steps=9, metric="minus the loss", percent=False)
     assert found.margin == pytest.approx(MARGIN / 100 * 3)
-    assert judged(recipe, pairs, steps=9, metric="minus the loss", percent=False, margin=7.0).verdict == "pass"
+    assert judged(recipe.task, pairs, steps=9, metric="minus the loss", percent=False, margin=7.0).verdict == "pass"
     own = dataclasses.replace(recipe, task="my_model.py:build")
     assert (ParityPlan(own).margin, ParityPlan(own, margin=250.0).margin) == (None, 250.0)
     for each, margin in ((recipe, 100.0), (recipe, -1.0), (own, -1.0), (own, float("nan"))):
