@@ -125,16 +125,17 @@ def examine(
     """
     import torch
 
+    from meprop_bench.tasks import mistakes
     from meprop_bench.tasks.own import Own
 
     made = [Recipe(**recipe) for recipe in recipes]
     torch.set_num_threads(threads)
     task = Own(made[0].task, **made[0].options)
     with unchanged(task.name, "trained"):
-        found, models = task.examine()
+        found, models = mistakes.examine(task)
         for recipe in (made[0].dense(), *made):
             _try_step(task, recipe, models.pop() if models else task.build(0))
-        return {**found, "differs": task.differs() if differs else None}
+        return {**found, "differs": mistakes.differs(task) if differs else None}
 
 
 def _try_step(task: Task, recipe: Recipe, model: nn.Module) -> None:
