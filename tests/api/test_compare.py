@@ -99,7 +99,7 @@ def test_k_by_layer_is_a_dictionary(runner: type[_Runner]) -> None:
         ({**LAYER, "k": "8,16"}, "k must be"),
         ({**LAYER, "method": "mepropp"}, "unknown method 'mepropp': did you mean 'meprop'"),
         ({**LAYER, "optimizer": "sgd"}, "for the workload mlp"),
-        ({"workload": "mlp", "gradient": "rows"}, "add optimizer sgd (or adagrad), or gradient dense"),
+        ({"workload": "mlp", "gradient": "rows"}, 'add optimizer="sgd" (or adagrad), or gradient="dense"'),
         ({"build": "no_such_file.py:build"}, "there is no file no_such_file.py"),
         ({"build": "mnits"}, "unknown model 'mnits': did you mean 'mnist'"),
         ({"build": "mnist", "model": "digits"}, "the model is there twice"),
