@@ -306,10 +306,14 @@ def failed(name: str, doing: str, error: BaseException) -> UserError:
     at = f" ({_place(own[-1].filename)}, line {own[-1].lineno})" if own else ""
     if isinstance(error, SyntaxError) and error.filename:
         at = f" ({_place(error.filename)}, line {error.lineno})"
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if len(text) > _SHOWN:
-        text = f"{text[:_SHOWN].rpartition(' ')[0]} ..."
+    text = _first_line(error)
     return UserError(f"{name} {doing}{at}: {type(error).__name__}{f': {text}' if text else ''}")
+
+
+def _first_line(value: object) -> str:
+    """Return what a value says, if it says something, in one line."""
+    text = next((line.strip() for line in str(value).splitlines() if line.strip()), "")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN].rpartition(' ')[0]} ..."
 
 
 def _place(file: str) -> str:
@@ -379,8 +383,8 @@ def guarded(name: str, done: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, MemoryError):
         raise
     except SystemExit as error:
-        raise UserError(f"{name} ends the program when it is {done} (exit {error.code}): put what runs the program "
-                        'under if __name__ == "__main__"') from None  # fmt: skip
+        raise UserError(f"{name} ends the program when it is {done} (exit {_first_line(error.code)}): put what runs "
+                        'the program under if __name__ == "__main__"') from None  # fmt: skip
     except BaseException as error:
         if out_of_memory(error):
             raise
