@@ -101,7 +101,7 @@ def compare(
         if "seed" in chosen:
             settings["seed"] = chosen["seed"][0]
         plan = plan_axes(chosen, name="compare", pin=pin, utilization=utilization, **settings)
-        check_feasible(plan.cases, pin=pin, evaluates=parity)
+        check_feasible(plan.cases, pin=pin, evaluates=parity, say=_saying(progress))
         if out is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meprop-bench-")))
         else:
@@ -138,7 +138,7 @@ def profile(
     with in_python(), ExitStack() as stack:
         case = one_case(_axes(profile, build, axes, stack))
         check_trace(path)
-        check_feasible([case])
+        check_feasible([case], say=_saying(progress))
         show = lines() if progress else lambda _: None
         found, environments = profile_case(
             case, search_s=search, trace=path, progress=lambda stage: show(f"{case.label}: {stage}")
@@ -182,14 +182,19 @@ def _run(plan: Plan, store: Store, deadline: Deadline, *, progress: bool) -> lis
     """Measure what is not measured yet, and return what a reader has to know; an interrupt ends it."""
     try:
         with showing(plan) if progress else nullcontext(lambda _: None) as show:
-            say = partial(print, file=sys.stderr) if progress else lambda _: None
-            Runner(plan, store, progress=show, state=partial(state_before, say=say), deadline=deadline).run()
+            state = partial(state_before, say=_saying(progress))
+            Runner(plan, store, progress=show, state=state, deadline=deadline).run()
     except KeyboardInterrupt:
         done = len(store.done_case_ids())
         if not done:
             raise
         return [f"interrupted after {done} of {len(plan.cases)} cases"]
     return []
+
+
+def _saying(progress: bool) -> Callable[[str], object]:
+    """Return what shows a line that is none of the result."""
+    return partial(print, file=sys.stderr) if progress else lambda _: None
 
 
 def _call(function: str, build: Any, axes: Mapping[str, Any]) -> str:

@@ -175,6 +175,16 @@ def test_progress_is_on_standard_error_alone(capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().out == ""
 
 
+def test_without_progress_nothing_is_shown(
+    capsys: pytest.CaptureFixture[str], runner: type[_Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "check_feasible", lambda cases, say, **_: say("examining it"))
+    mb.compare(**LAYER, k=8, method="unified", progress=False)
+    assert capsys.readouterr() == ("", "")
+    mb.compare(**LAYER, k=8, method="unified")
+    assert capsys.readouterr().err.startswith("examining it\n")
+
+
 def test_importing_and_reading_load_no_torch(runner: type[_Runner], tmp_path: Path) -> None:
     folder = mb.compare(**LAYER, k=8, method="unified", progress=False).save(tmp_path / "kept")
     program = f"""
