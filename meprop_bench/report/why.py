@@ -41,6 +41,8 @@ def stage_names(profile: Profile) -> dict[str, str]:
     names = {**_STAGES, **(_FUSED if profile.fused else {})}
     if any(row.gradient == "rows" for row in profile.rows):
         names["scatter"] = "scatter: tensor of rows"
+    if any(row.workload != "linear" for row in profile.rows):
+        names["rest"] = "rest (other operators, autograd)"
     return names
 
 

@@ -133,11 +133,12 @@ def _kernel(call: LayerCall) -> str:
 
 
 def _layers(case: Case, side: TrainingSide, batch: Any) -> tuple[LayerTensors, ...]:
-    """Run a step anew and give every linear layer's numbers."""
+    """Run a step anew and give every linear layer's numbers; none where what is sparsified is of other kinds."""
     with seeded(case.seed):
         calls = record(side.step, batch, (nn.Linear,))
     side.restart()
-    return tuple(call.flat() for call in calls.values())
+    found = tuple(call.flat() for call in calls.values())
+    return found if any(layer.request is not None for layer in found) else ()
 
 
 def _remarks(task: Task, step: Step, names: set[str], calls: Mapping[str, LayerCall], work: Work) -> Iterator[str]:

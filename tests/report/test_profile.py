@@ -66,6 +66,12 @@ def test_where_the_time_goes(profile):
     assert "The scatter into a dense dW, 25%, most of it zeros, is spared by gradients as rows." in text
 
 
+def test_the_rest_of_a_model_is_more_than_autograd(profile):
+    assert "rest (autograd, Python)" in as_text(profile)
+    rows = tuple(replace(row, workload="model") for row in profile.rows)
+    assert "rest (other operators, autograd)" in as_text(replace(profile, rows=rows))
+
+
 def test_what_is_at_its_floor_and_what_is_not(profile):
     text = _answer(profile, "floor").text
     assert "At its floor (within 1.25x): gather and product dx (1.11x), scatter into dense dW (1.04x), forward" in text
