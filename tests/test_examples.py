@@ -12,6 +12,7 @@ import pytest
 from meprop_bench.optional import unavailable_reason
 from meprop_bench.sweep.plan import load_preset, plan_preset
 from meprop_bench.tasks import load_task
+from meprop_bench.tasks.mistakes import examine
 from meprop_bench.tasks.own import Own
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import run
@@ -81,7 +82,7 @@ def test_its_model_learns(name: str) -> None:
     model, worst = _model(name), MODELS[name][3]
     task = load_task(model)
     assert isinstance(task, Own)
-    known, _ = task.examine()
+    known, _ = examine(task)
     assert known["evaluates"] == (worst is not None)
     if worst is None:
         return

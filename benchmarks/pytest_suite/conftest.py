@@ -56,7 +56,9 @@ CASES: dict[str, Case] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for a `case` and a `phase` gets those of its module; for a `case` alone, all that learn data."""
+    """A test that asks for a `case` and a `phase` gets those of its module; for a `case` alone, all that learn data,
+    and models where the preset compares qualities.
+    """
     if "case" not in metafunc.fixturenames:
         return
     if "phase" not in metafunc.fixturenames:
@@ -64,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             f"{workload} {label}"
             for workload in suite().workloads
             for label, case in _chosen(workload).items()
-            if case.data is not None
+            if case.data is not None or (case.model is not None and "accuracy" in suite().plan([case]).checks)
         ]
         metafunc.parametrize("case", learning, ids=[name.replace(" ", "-") for name in learning], indirect=True)
         return
@@ -151,8 +153,8 @@ def results(request: pytest.FixtureRequest) -> Measured:
             print(f"\n{line}", end="", file=sys.stderr, flush=True)
 
     specs = (getattr(item, "callspec", None) for item in request.session.items)
-    labels = dict.fromkeys(spec.params["case"] for spec in specs if spec and "case" in spec.params)
-    found = Measured([CASES[label] for label in labels], say)
+    labels = dict.fromkeys(spec.params.get("case") for spec in specs if spec)
+    found = Measured([CASES[label] for label in labels if label in CASES], say)  # a workload without cases has another
     request.config.stash[_MEASURED] = found
     return found
 

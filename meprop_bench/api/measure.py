@@ -9,16 +9,16 @@ They are the commands `speedup` and `profile`: the same plan, the same processes
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench.api.keywords import in_python
 from meprop_bench.api.profiled import Profiled
 from meprop_bench.api.results import Results
 from meprop_bench.errors import UserError, one_of
@@ -37,7 +37,7 @@ from meprop_bench.tasks.recipe import by_layer_text
 if TYPE_CHECKING:
     from meprop_bench.training import Training
 
-__all__ = ["as_keywords", "compare", "in_python", "profile"]
+__all__ = ["compare", "profile"]
 
 _AXES = {option.replace("-", "_"): option for option in AXES}
 """An axis's name as a keyword -> as the command line and presets have it."""
@@ -101,7 +101,7 @@ def compare(
         if "seed" in chosen:
             settings["seed"] = chosen["seed"][0]
         plan = plan_axes(chosen, name="compare", pin=pin, utilization=utilization, **settings)
-        check_feasible(plan.cases, pin=pin, evaluates=parity)
+        check_feasible(plan.cases, pin=pin, evaluates=parity, say=_saying(progress))
         if out is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meprop-bench-")))
         else:
@@ -138,7 +138,7 @@ def profile(
     with in_python(), ExitStack() as stack:
         case = one_case(_axes(profile, build, axes, stack))
         check_trace(path)
-        check_feasible([case])
+        check_feasible([case], say=_saying(progress))
         show = lines() if progress else lambda _: None
         found, environments = profile_case(
             case, search_s=search, trace=path, progress=lambda stage: show(f"{case.label}: {stage}")
@@ -182,8 +182,8 @@ def _run(plan: Plan, store: Store, deadline: Deadline, *, progress: bool) -> lis
     """Measure what is not measured yet, and return what a reader has to know; an interrupt ends it."""
     try:
         with showing(plan) if progress else nullcontext(lambda _: None) as show:
-            say = partial(print, file=sys.stderr) if progress else lambda _: None
-            Runner(plan, store, progress=show, state=partial(state_before, say=say), deadline=deadline).run()
+            state = partial(state_before, say=_saying(progress))
+            Runner(plan, store, progress=show, state=state, deadline=deadline).run()
     except KeyboardInterrupt:
         done = len(store.done_case_ids())
         if not done:
@@ -192,22 +192,13 @@ def _run(plan: Plan, store: Store, deadline: Deadline, *, progress: bool) -> lis
     return []
 
 
+def _saying(progress: bool) -> Callable[[str], object]:
+    """Return what shows a line that is none of the result."""
+    return partial(print, file=sys.stderr) if progress else lambda _: None
+
+
 def _call(function: str, build: Any, axes: Mapping[str, Any]) -> str:
     """Return the call as it was written, about."""
     model = repr(str(build)) if isinstance(build, str | Path) else getattr(build, "__name__", type(build).__name__)
     words = [*([] if build is None else [model]), *(f"{name}={value!r}" for name, value in axes.items())]
     return f"meprop_bench.{function}({', '.join(words)})"
-
-
-@contextmanager
-def in_python() -> Iterator[None]:
-    """Name keywords as they are in Python in what is refused."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(as_keywords(str(error)), error.exit_code) from error.__cause__
-
-
-def as_keywords(text: str) -> str:
-    """Return a text whose options are keywords: advice to add --in-features is to add in_features."""
-    return re.sub(r"--([a-z][a-z-]*[a-z]|k)\b", lambda found: found[1].replace("-", "_"), text)

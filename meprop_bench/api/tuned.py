@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meprop_bench.api.measure import as_keywords, in_python
+from meprop_bench.api.keywords import as_keywords, in_python
 from meprop_bench.durations import seconds_of
 from meprop_bench.errors import ExitCode, one_of
 from meprop_bench.measure.environment import machine_slug

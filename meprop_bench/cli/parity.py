@@ -109,8 +109,9 @@ def command(
 
     comparison = ParityPlan(recipe_of(given), seeds, margin, threads)
     comparison, part = (comparison, None) if shard is None else shard_of_parity(comparison, shard)
-    needs = {"evaluates": True, "differs": seeds > 1}
-    check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), **needs)
+    check_recipes(
+        [comparison.recipe], threads=threads, allocator=default_allocator(), evaluates=True, differs=seeds > 1
+    )
     if processes is None:
         on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
         processes = max(1, default_threads() // threads) if on_cpu else 1

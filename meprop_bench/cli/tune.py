@@ -236,6 +236,7 @@ def _print(form: str, result: Result) -> None:
     write(f"{result.sentence}\n")
     if parts := advice(result):
         code = "\n".join(f"    {line}" if line else "" for line in parts[0].splitlines())
-        write(f"\n{code}\n\nMeasured again by\n    {parts[1]}\n    {parts[2]}\n")
+        again = "\n    ".join(parts[1:])
+        write(f"\n{code}\n\nMeasured again by\n    {again}\n")
     write("\n")
     write_tables(*tables(result))

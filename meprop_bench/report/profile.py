@@ -34,7 +34,7 @@ _STAGES_REMARK = (
 )
 _FUSED_REMARK = (
     "Gather and product are one figure: the kernel {} reads the rows that were selected while it multiplies, and a mark"
-    " between the two would cost what it measures. With --kernel gather, of a unified selection, they are told apart."
+    " between the two would cost what it measures. With the kernel gather, of a unified selection, they are told apart."
 )
 
 

@@ -41,6 +41,8 @@ def stage_names(profile: Profile) -> dict[str, str]:
     names = {**_STAGES, **(_FUSED if profile.fused else {})}
     if any(row.gradient == "rows" for row in profile.rows):
         names["scatter"] = "scatter: tensor of rows"
+    if any(row.workload != "linear" for row in profile.rows):
+        names["rest"] = "rest (other operators, autograd)"
     return names
 
 
@@ -109,7 +111,7 @@ def _where(profile: Profile) -> Answer | None:
         dense = not any(row.gradient == "rows" for row in profile.rows)
         if dense and scatter is not None and not scatter.vague and scatter.seconds >= _WORTH_SPARING * whole_s:
             share = f"{scatter.seconds / whole_s:.0%}"
-            text += f" The scatter into a dense dW, {share}, most of it zeros, is spared by --gradient rows."
+            text += f" The scatter into a dense dW, {share}, most of it zeros, is spared by gradients as rows."
     return Answer("Where does the time go?", text, "phases timed in interleaved pairs, without a profiler")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.affinity import chosen
@@ -13,10 +13,18 @@ from meprop_bench.workloads.case import TEXT, Case
 __all__ = ["check_feasible"]
 
 
-def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool = False, models: bool = True) -> None:
+def check_feasible(
+    cases: Iterable[Case],
+    *,
+    pin: bool = False,
+    evaluates: bool = False,
+    models: bool = True,
+    say: Callable[[str], object] | None = None,
+) -> None:
     """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
 
-    With `models`, users' models are examined; with `evaluates` each has to say how good it is.
+    With `models`, users' models are examined; with `evaluates` each has to say how good it is. `say` is what is called
+    while that takes long, in place of a line on standard error.
 
     Raises:
         UserError: what is missing, in one line.
@@ -41,7 +49,7 @@ def check_feasible(cases: Iterable[Case], *, pin: bool = False, evaluates: bool 
     if models and any(case.model is not None for case in cases):
         from meprop_bench.sweep.models import check_models
 
-        check_models(cases, evaluates=evaluates)
+        check_models(cases, evaluates=evaluates, say=say)
 
 
 def _check_data(name: str) -> None:

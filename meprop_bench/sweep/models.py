@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,14 @@ _SHOWN = 100
 _examined: dict[str, Mapping[str, Any]] = {}
 
 
-def check_models(cases: Sequence[Case], *, evaluates: bool = False) -> None:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def check_models(cases: Sequence[Case], *, evaluates: bool = False, say: Callable[[str], object] | None = None) -> None:
     """Examine the users' models among the cases, in every way in which they are to be timed.
+
+    What is waited for is said on standard error, unless there is another `say`.
 
     Raises:
         UserError: what is wrong with one, in one line.
@@ -57,13 +63,19 @@ def check_models(cases: Sequence[Case], *, evaluates: bool = False) -> None:
         together = [case for case in own if (case.allocator, case.threads) == (allocator, threads)]
         ways = {_way(case): case for case in together}
         recipes = [recipe_of(case) for case in ways.values()]
-        check_recipes(recipes, threads=threads, allocator=allocator, evaluates=evaluates, differs=evaluates)
+        check_recipes(recipes, threads=threads, allocator=allocator, evaluates=evaluates, differs=evaluates, say=say)
 
 
 def check_recipes(
-    recipes: Sequence[Recipe], *, threads: int, allocator: str, evaluates: bool = False, differs: bool = False
+    recipes: Sequence[Recipe],
+    *,
+    threads: int,
+    allocator: str,
+    evaluates: bool = False,
+    differs: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> None:
-    """Examine the users' models of recipes, with so many threads.
+    """Examine the users' models of recipes, with so many threads; `say` as above.
 
     Raises:
         UserError: what is wrong with one, in one line; also that it has no `evaluate` and is to have one, or is the
@@ -78,7 +90,7 @@ def check_recipes(
         if key not in _examined:
             worker = start_worker(environment_of(allocator, threads))
             try:
-                with _announcing(f"examining {name}: it is built twice, and takes a step in each way"):
+                with _announcing(f"examining {name}: it is built twice, and takes a step in each way", say or _say):
                     answer = worker.request({"do": "examine", **wanted}, _LONGEST_S)
             except WorkerError as died:
                 raise UserError(f"{name} cannot be examined: {died.sentence('its process')}") from None
@@ -99,9 +111,9 @@ def check_recipes(
 
 
 @contextmanager
-def _announcing(what: str) -> Iterator[None]:
-    """Say on standard error what is waited for, if that takes long."""
-    timer = threading.Timer(_SILENT_S, lambda: print(what, file=sys.stderr))
+def _announcing(what: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Say what is waited for, if that takes long."""
+    timer = threading.Timer(_SILENT_S, say, [what])
     timer.daemon = True
     timer.start()
     try:
@@ -125,16 +137,17 @@ def examine(
     """
     import torch
 
+    from meprop_bench.tasks import mistakes
     from meprop_bench.tasks.own import Own
 
     made = [Recipe(**recipe) for recipe in recipes]
     torch.set_num_threads(threads)
     task = Own(made[0].task, **made[0].options)
     with unchanged(task.name, "trained"):
-        found, models = task.examine()
+        found, models = mistakes.examine(task)
         for recipe in (made[0].dense(), *made):
             _try_step(task, recipe, models.pop() if models else task.build(0))
-        return {**found, "differs": task.differs() if differs else None}
+        return {**found, "differs": mistakes.differs(task) if differs else None}
 
 
 def _try_step(task: Task, recipe: Recipe, model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from meprop_bench.errors import ExitCode, UserError, one_of
 from meprop_bench.results.axes import AXES, OWN
 from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.tasks import editions
-from meprop_bench.tasks.build import is_model, source_of
+from meprop_bench.tasks.build import is_model, is_pickled, source_of
 from meprop_bench.workloads.case import DATA, ONE_WIDTH, TEXT, WORKLOADS, Case
 
 __all__ = [
@@ -226,7 +226,7 @@ def plan_of(record: Mapping[str, Any], models: Collection[str] = ()) -> Plan:
             continue
         if model not in models:
             raise UserError(f"its cases run the code of a model, {model}: if you trust it, add --model {model}")
-        if "@" in model or source_of(model) != sources.get(model, "none"):
+        if is_pickled(model) or source_of(model) != sources.get(model, "none"):
             raise UserError(
                 f"the file of the model {model} is not the one that was measured, or is not here: put that one there",
                 ExitCode.NOT_COMPARABLE,

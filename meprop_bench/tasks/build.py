@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from meprop_bench.training import Training
 
 __all__ = [
-    "Stream", "call", "check_name", "failed", "find", "guarded", "is_model", "named", "pickled", "seeded", "source_of",
-    "unchanged",
+    "Stream", "call", "check_name", "failed", "find", "guarded", "is_model", "is_pickled", "named", "pickled", "seeded",
+    "source_of", "unchanged",
 ]  # fmt: skip
 
 _PICKLES = "models"
@@ -51,7 +51,12 @@ _PACKAGE, _LIBRARY = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"
 
 def is_model(name: str) -> bool:
     """Whether a name is that of a user's `build`, and not that of a task."""
-    return ":" in name or "@" in name or name.endswith(".py")
+    return ":" in name or is_pickled(name) or name.endswith(".py")
+
+
+def is_pickled(name: str) -> bool:
+    """Whether a name is that of a function that was pickled, which is there while it is measured and no longer."""
+    return "@" in name
 
 
 def check_name(name: str, what: str = "model") -> None:
@@ -60,7 +65,7 @@ def check_name(name: str, what: str = "model") -> None:
     `what` the name is of, for messages.
     """
     where, function = _parts(name)
-    if "@" in name:
+    if is_pickled(name):
         _pickle(name)
     elif where.endswith(".py"):
         if not Path(where).is_file():
@@ -74,7 +79,7 @@ def check_name(name: str, what: str = "model") -> None:
 def source_of(name: str) -> str | None:
     """Return 12 hexadecimal digits of the file that a model is in, or None: two of an edited file differ."""
     where, _ = _parts(name)
-    if "@" in name:
+    if is_pickled(name):
         return name.rpartition("@")[2]
     try:
         path = Path(where) if where.endswith(".py") else Path(*where.split(".")).with_suffix(".py")
@@ -161,7 +166,7 @@ def find(name: str, what: str = "model") -> Callable[..., Any]:
     """
     check_name(name, what)
     where, function = _parts(name)
-    if "@" in name:
+    if is_pickled(name):
         with guarded(name, "unpickled"), _pickle(name).open("rb") as file:
             sys.path += [path for path in pickle.load(file) if path not in sys.path]
             build: Callable[..., Any] = pickle.load(file)
@@ -301,10 +306,14 @@ def failed(name: str, doing: str, error: BaseException) -> UserError:
     at = f" ({_place(own[-1].filename)}, line {own[-1].lineno})" if own else ""
     if isinstance(error, SyntaxError) and error.filename:
         at = f" ({_place(error.filename)}, line {error.lineno})"
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if len(text) > _SHOWN:
-        text = f"{text[:_SHOWN].rpartition(' ')[0]} ..."
+    text = _first_line(error)
     return UserError(f"{name} {doing}{at}: {type(error).__name__}{f': {text}' if text else ''}")
+
+
+def _first_line(value: object) -> str:
+    """Return what a value says, if it says something, in one line."""
+    text = next((line.strip() for line in str(value).splitlines() if line.strip()), "")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN].rpartition(' ')[0]} ..."
 
 
 def _place(file: str) -> str:
@@ -374,8 +383,8 @@ def guarded(name: str, done: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, MemoryError):
         raise
     except SystemExit as error:
-        raise UserError(f"{name} ends the program when it is {done} (exit {error.code}): put what runs the program "
-                        'under if __name__ == "__main__"') from None  # fmt: skip
+        raise UserError(f"{name} ends the program when it is {done} (exit {_first_line(error.code)}): put what runs "
+                        'the program under if __name__ == "__main__"') from None  # fmt: skip
     except BaseException as error:
         if out_of_memory(error):
             raise

@@ -1,18 +1,23 @@
-"""What to do with an answer: the code that does it, and the commands that measure it again."""
+"""What to do with an answer: the code that does it, and what measures it again."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from meprop_bench.report.conversion import conversion
 from meprop_bench.results.axes import AXES
-from meprop_bench.tasks.build import is_model
+from meprop_bench.tasks.build import is_model, is_pickled
 from meprop_bench.tasks.recipe import Recipe, by_layer_text
 from meprop_bench.tuning.arms import Arm, Layer
 from meprop_bench.tuning.processes import options_text
 
-__all__ = ["code_of", "parity_command", "speedup_command"]
+__all__ = ["again", "code_of", "compare_call", "parity_command", "speedup_command"]
+
+_SEEDS = 5
+"""That qualities are compared over again, at least."""
 
 
 def code_of(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
@@ -45,6 +50,28 @@ def _schedules(arm: Arm, layers: Sequence[Layer], steps: int) -> str:
     return f"{{{', '.join(each)}}}"
 
 
+def again(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int, margin: float) -> list[str]:
+    """Return what measures the arm again: two commands, or a call where no command finds the model."""
+    if is_pickled(recipe.task):
+        return [compare_call(arm, recipe, threads, steps=steps, seeds=seeds)]
+    parity = parity_command(arm, recipe, steps=steps, seeds=seeds, margin=margin)
+    return [speedup_command(arm, recipe, threads), parity]
+
+
+def compare_call(arm: Arm, recipe: Recipe, threads: int, *, steps: int, seeds: int) -> str:
+    """Return the call that measures the arm again, of a function that was given as it is."""
+    given: dict[str, Any] = {"method": arm.method, "k": arm.k if arm.end is None else [arm.k, arm.end]}
+    given |= {"gradient": arm.gradient, "kernel": arm.kernel, "k_by_layer": dict(arm.ks), "leave": ";".join(arm.left)}
+    given |= {"compile": "on" if arm.compiled else "", "device": recipe.options.get("device"), "threads": threads}
+    usual: tuple[Any, ...] = ("", "auto", "cpu", {}, None)
+    words = [f"{name}={json.dumps(value)}" for name, value in given.items() if value not in usual]
+    if recipe.optimizer != "own":
+        words.append(f'optimizer="{recipe.optimizer}"')
+    if arm.constant:
+        words.append(f"parity=True, seeds={max(seeds, _SEEDS)}, steps={steps}")
+    return f"mb.compare({recipe.task.rpartition('@')[0]}, {', '.join(words)})"
+
+
 def speedup_command(arm: Arm, recipe: Recipe, threads: int) -> str:
     """Return the command that measures the arm's step again, with all phases and as long as `speedup` does."""
     words = ["--workload", "model", "--model", recipe.task]
@@ -73,7 +100,7 @@ def parity_command(arm: Arm, recipe: Recipe, *, steps: int, seeds: int, margin: 
     if arm.end is not None:
         words += ["--algorithm", "schedule", "--end", repr(arm.end), "--shape", arm.shape]
     words += ["--optimizer", recipe.optimizer, "--schedule", recipe.schedule]
-    words += ["--steps", str(steps), "--seeds", str(max(seeds, 5)), "--margin", f"{margin:g}"]
+    words += ["--steps", str(steps), "--seeds", str(max(seeds, _SEEDS)), "--margin", f"{margin:g}"]
     return shlex.join(["meprop-bench", "parity", *words])
 
 

@@ -10,7 +10,7 @@ from meprop_bench.measure.machine import was_busy
 from meprop_bench.report.cells import Section, plain_section
 from meprop_bench.report.markdown import as_section, code_block, escaped
 from meprop_bench.stats import Interval
-from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
+from meprop_bench.tuning.advice import again, code_of
 from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.curve import Curve, Point
 from meprop_bench.tuning.judge import Finding, bounds, front, times
@@ -73,16 +73,16 @@ def doubt(result: Result) -> str:
 
 
 def advice(result: Result) -> list[str]:
-    """Return the code that does what is to be taken, and the commands that measure it again; nothing for dense."""
+    """Return the code that does what is to be taken, and what measures it again; nothing for dense."""
     answer = result.answer
     if answer is None or answer.decision.arm is None or answer.plan is None or answer.clock is None:
         return []
     arm, recipe, steps = answer.decision.arm, result.request.recipe, answer.plan.steps
     seeds = next(found.seeds for found in answer.findings if found.arm == arm)
+    margin = answer.metric.margin
     return [
         code_of(arm, answer.clock.costs.layers, steps),
-        speedup_command(arm, recipe, result.threads),
-        parity_command(arm, recipe, steps=steps, seeds=seeds, margin=answer.metric.margin),
+        *again(arm, recipe, result.threads, steps=steps, seeds=seeds, margin=margin),
     ]
 
 

@@ -138,7 +138,7 @@ class Processes:
             if is_model(dense.task):
                 ways = [dense, replace(dense, method="meprop", k=0.5)]
                 needs = {"evaluates": True, "differs": True}
-                check_recipes(ways, threads=self._threads, allocator=default_allocator(), **needs)
+                check_recipes(ways, threads=self._threads, allocator=default_allocator(), say=self._say, **needs)
             with self._alone(), Pool.of(self._start, 1) as pool:
                 pool.hello(threads=self._threads, device=self._device, kernels=False)
                 try:

@@ -31,6 +31,7 @@ from meprop_bench.nn.conversion import survey
 from meprop_bench.nn.sparsified import Sparsified
 from meprop_bench.results.schema import PASSED
 from meprop_bench.tasks.build import seeded
+from meprop_bench.tasks.mistakes import checked_loss
 from meprop_bench.tasks.own import Own
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.task import Task
@@ -110,7 +111,7 @@ def _batches(task: Task, seed: int, accumulate: int) -> list[Any]:
 
 def _first_loss(task: Task, step: Step, batch: Any) -> Tensor:
     with seeded(0):  # dropout draws the same on both sides
-        loss = task.checked_loss(step.model, batch) if isinstance(task, Own) else step.forward(batch)
+        loss = checked_loss(task, step.model, batch) if isinstance(task, Own) else step.forward(batch)
     return loss.detach()
 
 
@@ -132,11 +133,12 @@ def _kernel(call: LayerCall) -> str:
 
 
 def _layers(case: Case, side: TrainingSide, batch: Any) -> tuple[LayerTensors, ...]:
-    """Run a step anew and give every linear layer's numbers."""
+    """Run a step anew and give every linear layer's numbers; none where what is sparsified is of other kinds."""
     with seeded(case.seed):
         calls = record(side.step, batch, (nn.Linear,))
     side.restart()
-    return tuple(call.flat() for call in calls.values())
+    found = tuple(call.flat() for call in calls.values())
+    return found if any(layer.request is not None for layer in found) else ()
 
 
 def _remarks(task: Task, step: Step, names: set[str], calls: Mapping[str, LayerCall], work: Work) -> Iterator[str]:

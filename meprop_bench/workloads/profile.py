@@ -8,7 +8,7 @@ gradients, and what it spares is what the missing part costs (T: median seconds 
     dW          T(db, dW as rows) - T(db)    likewise, of x
     scatter     T(db, dW) - T(db, dW as rows)    putting the rows into a dense gradient, and zeros around them; or
                 T(sparse tensor of given rows), where the case has its gradient as rows
-    rest        the backward pass by autograd, less all of these: dispatch, Python, fresh memory
+    rest        the backward pass by autograd, less all of these: dispatch, Python, fresh memory, other operators
 
 The kernel `gather` copies what it chose before it multiplies, by operators of torch. Of that one gather and product are
 timed apart: a stage `gather`, the copies of columns of dy and of rows of W, is taken out of selection and dx, which are

@@ -99,7 +99,7 @@ def test_k_by_layer_is_a_dictionary(runner: type[_Runner]) -> None:
         ({**LAYER, "k": "8,16"}, "k must be"),
         ({**LAYER, "method": "mepropp"}, "unknown method 'mepropp': did you mean 'meprop'"),
         ({**LAYER, "optimizer": "sgd"}, "for the workload mlp"),
-        ({"workload": "mlp", "gradient": "rows"}, "add optimizer sgd (or adagrad), or gradient dense"),
+        ({"workload": "mlp", "gradient": "rows"}, 'add optimizer="sgd" (or adagrad), or gradient="dense"'),
         ({"build": "no_such_file.py:build"}, "there is no file no_such_file.py"),
         ({"build": "mnits"}, "unknown model 'mnits': did you mean 'mnist'"),
         ({"build": "mnist", "model": "digits"}, "the model is there twice"),
@@ -173,6 +173,16 @@ def test_an_interrupt_before_anything_is_done_passes_through(runner: type[_Runne
 def test_progress_is_on_standard_error_alone(capsys: pytest.CaptureFixture[str], runner: type[_Runner]) -> None:
     mb.compare(**LAYER, k=8, method="unified")
     assert capsys.readouterr().out == ""
+
+
+def test_without_progress_nothing_is_shown(
+    capsys: pytest.CaptureFixture[str], runner: type[_Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "check_feasible", lambda cases, say, **_: say("examining it"))
+    mb.compare(**LAYER, k=8, method="unified", progress=False)
+    assert capsys.readouterr() == ("", "")
+    mb.compare(**LAYER, k=8, method="unified")
+    assert capsys.readouterr().err.startswith("examining it\n")
 
 
 def test_importing_and_reading_load_no_torch(runner: type[_Runner], tmp_path: Path) -> None:

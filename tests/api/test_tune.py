@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from meprop_bench.api.measure import as_keywords
 from meprop_bench.api.tuned import tune
 from meprop_bench.errors import UserError
 from meprop_bench.report.markdown import escaped
@@ -75,7 +74,6 @@ def test_layers_are_left_and_have_their_k_as_on_the_command_line(tmp_path: Path)
     assert all(each["arm"]["left"] == ["linear1", "x*"] for each in found.to_json()["arms"])
     with pytest.raises(UserError, match="k by layer is written as"):
         tune("digits", **own, k_by_layer="0.5", out=tmp_path, progress=False)
-    assert as_keywords("--resume with a --budget of about 20m.") == "resume with a budget of about 20m."
 
 
 def test_a_model_of_ones_own_has_its_own_optimizer_and_schedule(tmp_path: Path) -> None:

@@ -63,7 +63,13 @@ def test_where_the_time_goes(profile):
     text = _answer(profile, "Where").text
     assert "Together 200 µs, 2.50x the speed of dense: forward 100 µs (50%), backward 100 µs (50%)" in text
     assert "longest stage of the sparse backward is selection and db, 40.0 µs or 40%" in text
-    assert "The scatter into a dense dW, 25%, most of it zeros, is spared by --gradient rows." in text
+    assert "The scatter into a dense dW, 25%, most of it zeros, is spared by gradients as rows." in text
+
+
+def test_the_rest_of_a_model_is_more_than_autograd(profile):
+    assert "rest (autograd, Python)" in as_text(profile)
+    rows = tuple(replace(row, workload="model") for row in profile.rows)
+    assert "rest (other operators, autograd)" in as_text(replace(profile, rows=rows))
 
 
 def test_what_is_at_its_floor_and_what_is_not(profile):

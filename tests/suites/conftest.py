@@ -20,12 +20,14 @@ def run(tmp_path: Path) -> Run:
     """Return what runs `python -m` in a home of its own (asv's file of machines is there), with the user's caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 
-    def go(*arguments: str | Path, part: str = "all") -> subprocess.CompletedProcess[str]:
+    tiny = Path(__file__).with_name("tiny.toml")
+
+    def go(*arguments: str | Path, part: str = "all", preset: Path = tiny) -> subprocess.CompletedProcess[str]:
         variables = {
             **os.environ,
             "HOME": str(tmp_path),
             "XDG_CACHE_HOME": caches,
-            PRESET: str(Path(__file__).with_name("tiny.toml")),
+            PRESET: str(preset),
             SWITCH: part,
             "OMP_NUM_THREADS": "1",
         }

@@ -22,6 +22,29 @@ def test_without_timing_each_case_is_checked_and_run(run: Callable) -> None:
     assert "the device cuda:7 is not there" in found.stdout
 
 
+def test_a_preset_may_be_of_models_alone(run: Callable, tmp_path: Path) -> None:
+    model = Path(__file__).with_name("own_model.py")
+    (preset := tmp_path / "own.toml").write_text(_OWN.format(model=model))
+    found = run("pytest", _SUITE, *_QUIET, "--benchmark-disable", "-k", "test_model and step or parity", preset=preset)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "2 passed" in found.stdout  # the quality is compared, too
+
+
+_OWN = """
+name = "own"
+analysis = "A user's model."
+checks = ["gradients", "accuracy"]
+accuracy-seeds = 2
+accuracy-steps = 4
+[[sweep]]
+model = "{model}:build"
+method = "unified"
+k = 0.25
+threads = 1
+baseline = "fused"
+"""
+
+
 def test_a_wrong_word_in_the_environment_is_one_line(run: Callable) -> None:
     found = run("pytest", _SUITE, *_QUIET, "--collect-only", part="some")
     assert found.returncode == pytest.ExitCode.USAGE_ERROR

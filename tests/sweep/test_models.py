@@ -59,16 +59,15 @@ def test_a_model_that_hangs_is_given_up(own_model, monkeypatch):
         check(own_model("import time\ndef build(): time.sleep(600)"))
 
 
-def test_what_takes_long_is_said(capsys, monkeypatch):
-    import time
-
+def test_what_takes_long_is_said(own_model, capsys, monkeypatch):
+    line, said = f"examining {(name := own_model())}: it is built twice, and takes a step in each way", []
     monkeypatch.setattr(models, "_SILENT_S", 0.01)
-    with models._announcing("examining my_model.py:build"):
-        time.sleep(0.3)
-    assert capsys.readouterr().err == "examining my_model.py:build\n"
-    monkeypatch.setattr(models, "_SILENT_S", 60.0)
-    with models._announcing("examining my_model.py:build"):
-        pass
+    check(name)
+    assert capsys.readouterr().err == f"{line}\n"
+    check(own_model("# edited"), say=said.append)
+    assert (said, capsys.readouterr().err) == ([line], "")
+    monkeypatch.setattr(models, "_SILENT_S", 600.0)
+    check(own_model("# edited again"))
     assert capsys.readouterr().err == ""
 
 
@@ -90,7 +89,7 @@ def test_each_way_of_a_models_cases_is_examined_and_tasks_are_not(own_model, mon
         (method, gradient) for method in ("meprop", "unified") for gradient in ("dense", "rows")
     }
     assert len(recipes) == 4
-    assert more == {"threads": 1, "allocator": "default", "evaluates": True, "differs": True}
+    assert more == {"threads": 1, "allocator": "default", "evaluates": True, "differs": True, "say": None}
 
 
 def test_a_build_that_takes_long_is_called_twice(own_model):

@@ -111,6 +111,7 @@ def test_a_dictionary_is_a_training(own_model):
     ("lines", "message"),
     [
         ("import sys\nsys.exit(3)", r"ends the program when it is imported \(exit 3\): put what runs"),
+        ("raise SystemExit(build())", r"ends the program .* \(exit Training\(model=Sequential\(\): put what runs"),
         ("import no_such_package", r"cannot be imported \(my_model\.py, line \d+\): ModuleNotFoundError: No module"),
         ("def f(:", r"cannot be imported \(my_model\.py, line \d+\): SyntaxError"),
         ("1 / 0", r"cannot be imported \(my_model\.py, line \d+\): ZeroDivisionError: division by zero"),

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import shlex
+from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
 from torch import nn as torch_nn
 
+from meprop_bench.api.measure import compare
 from meprop_bench.cli import cli
 from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.results.axes import AXES
 from meprop_bench.tasks.recipe import Recipe
-from meprop_bench.tuning.advice import code_of, parity_command, speedup_command
+from meprop_bench.tuning.advice import again, code_of, parity_command, speedup_command
 from meprop_bench.tuning.arms import Arm, Layer
 
 LAYERS = (Layer("0", 32), Layer("2", 64), Layer("4", 16, converted=False))
@@ -113,3 +117,29 @@ def test_the_commands_measure_what_was_measured() -> None:
     assert "--k-by-layer linear1=0.5" in parity
     for words in ("--batch 50", "--hidden 300", "--schedule cosine", "--steps 100", "--leave linear0", "--margin 0.5"):
         assert words in parity
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        (
+            Arm("unified", 0.125, left=("0", "head.*"), ks=(("2", 0.5),)),
+            {"method": "unified", "k": 0.125, "gradient": "dense", "k_by_layer": {"2": 0.5}, "leave": "0;head.*",
+             "threads": 2, "parity": True, "seeds": 8, "steps": 100},
+        ),
+        (
+            Arm("meprop", 6, "rows", end=2, compiled=True),
+            {"method": "meprop", "k": [6, 2], "gradient": "rows", "compile": "on", "threads": 2},
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_that_no_command_finds_is_measured_again_by_a_call(arm: Arm, expected: dict[str, Any]) -> None:
+    recipe = Recipe("build@0123456789ab", optimizer="own")
+    (line,) = again(arm, recipe, 2, steps=100, seeds=8, margin=0.5)
+    called: list[tuple[Any, dict[str, Any]]] = []
+    names = {"mb": SimpleNamespace(compare=lambda *model, **given: called.append((*model, given))), "build": model}
+    exec(line, names)
+    assert called == [(model, expected)]
+    parameters = {*signature(compare).parameters, *(option.replace("-", "_") for option in AXES)}
+    assert expected.keys() <= parameters
+    assert len(again(arm, RECIPE, 2, steps=100, seeds=8, margin=0.5)) == 2
