@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meprop_bench.cli.options import Grouped, examples
+from meprop_bench.cli.options import Grouped, examples, with_format
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -36,34 +36,27 @@ __all__ = ["collected", "command"]
     ),
 )
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "md", "csv", "html", "parquet"]),
-    default="table",
-    show_default=True,
-    help="Format of what is printed.",
-)
-@click.option("--write", is_flag=True, help="Write README.md, index.html and the plots of each folder anew, too.")
+@with_format("table", "json", "md", "csv", "html", "parquet")
+@click.option("--write", is_flag=True, help="Also rewrite README.md, index.html and the plots of each folder.")
 @click.option("--mixed-environments", is_flag=True, help="Show folders of different environments side by side.")
 @click.option(
     "--index",
     is_flag=True,
-    help="Write the page of all results below FOLDER, and that of what moved over commits and machines.",
+    help="Write a page of all results below FOLDER, and one of trends over commits and machines.",
 )
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write FOLDER as one file to hand on: rows, environment, command, constraints.",
+    help="Write FOLDER as one file to share: rows, environment, command, constraints.",
 )
 def command(
     folders: tuple[Path, ...], form: str, write: bool, mixed_environments: bool, index: bool, bundle: Path | None
 ) -> int:
-    """Print the report of results folders. Nothing is measured, and of these nothing written without --write.
+    """Print the report of results folders. Nothing is measured, and nothing is written to them without --write.
 
-    A FOLDER may be a file in it, measurements.jsonl, a bundle, or a JSON file of the pytest-benchmark suite; of the
-    last two, nothing is written. That of a paper's table keeps its own page, the paper beside what was measured.
+    A FOLDER may also be its measurements.jsonl, a bundle, or a JSON file of the pytest-benchmark suite; the last two
+    are never written to. A folder of a paper's table keeps its own page: the paper beside what was measured.
 
     Results of different environments are not comparable; showing several folders whose environments differ needs
     --mixed-environments.
@@ -88,7 +81,7 @@ def command(
         for note in document.notes:
             click.echo(f"{document.title}: {note}", err=True)
     if not any(document.rows or document.sections for document in documents):
-        raise UserError("no case has been measured there yet: go on with the sweep", ExitCode.NOTHING_MEASURED)
+        raise UserError("no case has been measured there yet: continue the sweep", ExitCode.NOTHING_MEASURED)
     if write:
         _write_all([(document, store) for document, store in loaded.values() if store is not None])
     with nullcontext() if form == "html" else held_for_good():  # pictures leave much that is to be collected
@@ -107,7 +100,7 @@ def _write_parquet(document: Document) -> None:
     from meprop_bench.report.parquet import write_parquet
 
     if sys.stdout.isatty():
-        raise UserError("Parquet is no text: lead it into a file, as in --format parquet > rows.parquet")
+        raise UserError("Parquet is a binary format: redirect it to a file, as in --format parquet > rows.parquet")
     write_parquet(document, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 
@@ -116,7 +109,7 @@ def _bundle(folders: Sequence[Path], target: Path) -> int:
     from meprop_bench.report.bundle import write_bundle
 
     if len(folders) > 1:
-        raise UserError("a bundle is of one folder: name one, and write a bundle for each")
+        raise UserError("a bundle holds one folder: write one for each")
     written = write_bundle(folders[0], target)
     click.echo(f"wrote {written.path}: {', '.join(written.files)}, {written.size / 2**20:.1f} MiB", err=True)
     return ExitCode.OK

@@ -3,10 +3,8 @@
     sparse time   base / head: 1.10x means that head takes a tenth less time for the same work
     speed-up      head / base, each over dense, which ran beside it: what the change did to the advantage over dense
 
-Cases pair up by their id and phase, never by their order. The two results share no pairs, so each ratio is one of
-independent samples over fresh processes (`stats.independent_ratio`), from the raw values and without the pairs that
-the machine disturbed. All ratios of a comparison are judged at once (Holm), and what does not differ from 1 then is
-called not significant.
+`changes` has the pairs and what they say; this is the document of them. What differs between the environments comes
+first, then the biggest changes, then each workload.
 
 The trade-off: between two runs a machine drifts by some percent, and no interval over processes knows of it. The ratio
 of times holds that drift; that of the speed-ups hardly does, since each divides by a baseline that drifted alike.
@@ -17,10 +15,9 @@ gate does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.report.cells import (
@@ -37,36 +34,23 @@ from meprop_bench.report.cells import (
     seconds,
     varying,
 )
+from meprop_bench.report.changes import FIGURES, Change, Changes, Figure, differences, in_full, paired
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, Kind, plain
-from meprop_bench.report.reliability import doubts, judged_runs, with_disagreements
+from meprop_bench.report.reliability import doubts, with_disagreements
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.axes import case_name
-from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.stats import (
-    LEVEL,
-    Estimate,
     Interval,
-    Samples,
     clear_of,
-    holm,
-    independent_estimate,
-    independent_ratio,
     too_wide,
 )
 
 __all__ = ["Change", "Comparison", "compare"]
 
-Figure = Literal["time", "speedup"]
-_FIGURES: Mapping[Figure, str] = {"time": "time", "speedup": "speed-up over dense"}
 _OF_EITHER = ("kernel", "environment")
 """Axes that may differ within a pair."""
-_MOST, _LONGEST = 4, 40
-"""Differences of two environments that are named, and characters of each."""
-_DIFFERENCES = 60
-"""Of them that are listed."""
-_COMPARED = ("git_revision", "package_version")
 _BIGGEST = 12
 """Changes that stand before all others, where there are more."""
 _SHOWN_ALONE = 50
@@ -86,66 +70,11 @@ _HINTS = (
 
 
 @dataclass(frozen=True)
-class Change:
-    """One phase of one case in both results."""
-
-    base: Row  # the earlier one
-    head: Row
-    reason: str = ""  # why there are no ratios; empty where there are
-
-    @classmethod
-    def of(cls, base: Row, head: Row) -> Self:
-        """Pair two rows of the same case and phase."""
-        for name, row in (("base", base), ("head", head)):
-            if not row.passed:
-                return cls(base, head, f"{name} has no figures: {row.error or row.check or 'it was not checked'}")
-            if judged_runs(row) is None:
-                return cls(base, head, f"{name} has no raw values")
-        if base.baseline_chosen != head.baseline_chosen:
-            return cls(base, head, f"the dense sides differ: {base.baseline_chosen} → {head.baseline_chosen}")
-        return cls(base, head)
-
-    @property
-    def doubted(self) -> bool:
-        """Whether a dense time of the two disagrees with another one: then the change means nothing, however sure."""
-        return any(row.baseline_disagreement is not None for row in (self.base, self.head))
-
-    def samples(self, figure: Figure) -> tuple[Samples, Samples]:
-        """Return both sides of a ratio, process by process, so that first / second is above 1 where head is better."""
-        base, head = (judged_runs(row) or () for row in (self.base, self.head))
-        if figure == "time":
-            return [[own for _, own in run] for run in base], [[own for _, own in run] for run in head]
-        before, after = ([[dense / own for dense, own in run] for run in runs] for runs in (base, head))
-        return after, before
-
-    @cached_property
-    def estimates(self) -> Mapping[Figure, Estimate]:
-        """The logarithm of each ratio; none where there is a reason."""
-        return {} if self.reason else {name: independent_estimate([self.samples(name)]) for name in _FIGURES}
-
-    def ratio(self, figure: Figure) -> Interval | None:
-        """Return a ratio with its interval; None where there is a reason."""
-        return None if self.reason else self.estimates[figure].ratio()
-
-    def p_value(self, figure: Figure) -> float:
-        """Return the p-value of "the ratio is 1"; NaN where there is none."""
-        return math.nan if self.reason else self.estimates[figure].p_value()
-
-    @property
-    def size(self) -> float:
-        """How far a figure moved at most, as a logarithm; -1 where nothing is compared, or nothing can be believed."""
-        if self.reason or self.doubted:
-            return -1.0
-        return max(abs(found.value) for found in self.estimates.values())
-
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Changes):
     """Two results, paired; it has what the formats ask of a `Document`."""
 
     base: Document  # the earlier one
     head: Document
-    changes: tuple[Change, ...]  # what both have
     alone: tuple[Sequence[Row], Sequence[Row]] = ((), ())  # what is in base alone, in head alone
     environments: tuple[str, ...] = ()  # what differs between the environments of a pair, a line each
     differing: tuple[tuple[str, str, str], ...] = ()  # the same in full: what, in base, in head
@@ -196,42 +125,12 @@ class Comparison:
         """The environments of both."""
         return [*self.base.facts, *(facts for facts in self.head.facts if facts not in self.base.facts)]
 
-    @cached_property
-    def adjusted(self) -> Mapping[tuple[int, Figure], float]:
-        """(place, figure) -> p-value after Holm's correction for all of them."""
-        places = [
-            (place, figure) for place, change in enumerate(self.changes) if not change.reason for figure in _FIGURES
-        ]
-        found = holm([self.changes[place].p_value(figure) for place, figure in places])
-        return dict(zip(places, found, strict=True))
-
-    @cached_property
-    def _places(self) -> Mapping[int, int]:
-        return {id(change): place for place, change in enumerate(self.changes)}
-
-    def verdict(self, place: int, figure: Figure) -> Literal["better", "worse", "not significant", "no interval"]:
-        """Say what a ratio is worth once all are judged together."""
-        found = self.changes[place].ratio(figure)
-        p = self.adjusted.get((place, figure), math.nan)
-        if found is None or math.isnan(p):
-            return "no interval"
-        if p > LEVEL:
-            return "not significant"
-        return "better" if found.estimate > 1 else "worse"
-
-    def mean(self, changes: Sequence[Change], figure: Figure) -> Interval:
-        """Return the geometric mean of ratios."""
-        cases = [change.samples(figure) for change in changes]
-        counts = [{len(case[side]) for case in cases} for side in (0, 1)]
-        # As `reliability.mean_speedup`: to take processes for the same where they are not costs but a little width.
-        return independent_ratio(cases, same_processes=all(len(count) == 1 for count in counts))
-
     @property
     def findings(self) -> Sequence[Finding]:
         """What was found: what speaks against it first, other environments, then how the means moved."""
-        told = [Finding(text, "mixed") for text in self._other_environments()]
+        others = [Finding(text, "mixed") for text in self._other_environments()]
         means = [Finding(*found) for found in self._means()]
-        return [*plain(self.doubts, ()), *told, *means, *map(Finding, self._counted())]
+        return [*plain(self.doubts, ()), *others, *means, *map(Finding, self._counted())]
 
     @property
     def summary(self) -> list[str]:
@@ -253,36 +152,19 @@ class Comparison:
 
     def _means(self) -> Iterator[tuple[str, Kind]]:
         """Give a sentence for each kind of work, and whether the advantage over dense grew or shrank."""
-        for (workload, phase), changes in self._kinds().items():
-            found = {figure: self.mean(changes, figure) for figure in _FIGURES}
+        for (workload, phase), changes in self.kinds().items():
+            found = {figure: self.mean(changes, figure) for figure in FIGURES}
             means = (
-                f"{words} {_precise(found[figure])}{self._count(changes, figure)}" for figure, words in _FIGURES.items()
+                f"{words} {_precise(found[figure])}{self._count(changes, figure)}" for figure, words in FIGURES.items()
             )
             grew, shrank = clear_of(found["speedup"].low, found["speedup"].high, 1.0)
             kind: Kind = "faster" if grew else "slower" if shrank else "mixed"
             yield f"{workload} {phase}, {counted(len(changes), 'case')}: {'; '.join(means)}.", kind
 
-    def _kinds(self) -> dict[tuple[str, str], list[Change]]:
-        kinds: dict[tuple[str, str], list[Change]] = {}
-        for change in sorted(self.changes, key=lambda found: phase_order(found.head.phase)):
-            if not (change.reason or change.doubted):
-                kinds.setdefault((change.head.workload, change.head.phase or ""), []).append(change)
-        return kinds
-
     def _count(self, changes: Sequence[Change], figure: Figure) -> str:
-        verdicts = [self.verdict(self._places[id(change)], figure) for change in changes]
+        verdicts = [self.verdict(self.places[id(change)], figure) for change in changes]
         counts = [f"{verdicts.count(word)} {word}" for word in ("better", "worse") if word in verdicts]
         return f" ({', '.join(counts) or 'none significant'})"
-
-    @cached_property
-    def order(self) -> Sequence[int]:
-        """The places of the changes: those that are told apart from chance first, the biggest of them first."""
-
-        def rank(place: int) -> tuple[bool, float]:
-            told = any(self.verdict(place, figure) in ("better", "worse") for figure in _FIGURES)
-            return (not told or self.changes[place].doubted, -self.changes[place].size)
-
-        return sorted(range(len(self.changes)), key=rank)
 
     @property
     def sections(self) -> list[Section]:
@@ -378,9 +260,9 @@ class Comparison:
             "means": [
                 {
                     "workload": workload, "phase": phase, "cases": len(changes),
-                    **{figure: _bounds(self.mean(changes, figure)) for figure in _FIGURES},
+                    **{figure: _bounds(self.mean(changes, figure)) for figure in FIGURES},
                 }
-                for (workload, phase), changes in self._kinds().items()
+                for (workload, phase), changes in self.kinds().items()
             ],
         }  # fmt: skip
 
@@ -398,7 +280,7 @@ class Comparison:
             "head_baseline_disagreement": change.head.baseline_disagreement,
             "reason": change.reason or None,
         }
-        for figure in _FIGURES:
+        for figure in FIGURES:
             p = self.adjusted.get((place, figure), math.nan)
             record[figure] = {
                 **_bounds(change.ratio(figure)),
@@ -423,37 +305,21 @@ def compare(base: Document, head: Document, *, across_environments: bool = False
     for found in (base, head):
         if not found.rows:
             raise UserError(f"{found.title}: no case has been measured there yet", ExitCode.NOTHING_MEASURED)
-    # Equal dense work is one figure in both, so that a machine that changed in between shows.
-    marked = with_disagreements([*base.rows, *head.rows])
-    before, after = marked[: len(base.rows)], marked[len(base.rows) :]
-    earlier = {(row.case_id, row.phase): row for row in before}
-    later = {(row.case_id, row.phase): row for row in after}
-    # A case that failed has one row without a phase, which stands for all of its phases.
-    failed = [{row.case_id: row for row in rows if row.phase is None} for rows in (before, after)]
-    changes = [Change.of(earlier[key], row) for key, row in later.items() if key in earlier]
-    changes += [Change.of(failed[0][case], row) for (case, phase), row in later.items() if phase and case in failed[0]]
-    changes += [
-        Change.of(row, failed[1][case]) for (case, phase), row in earlier.items() if phase and case in failed[1]
-    ]
+    changes, *alone = paired(base.rows, head.rows)
     if not changes:
         raise UserError(
             f"{base.title} and {head.title} have no case in common: measure the same axes or preset in both",
             ExitCode.NOT_COMPARABLE,
         )
-    differences = tuple(_differences(base, head, changes))
-    if differences and not across_environments:
+    apart = tuple(differences(base, head, changes))
+    if apart and not across_environments:
         raise UserError(
-            f"{base.title} and {head.title} were measured in different environments ({'; '.join(differences)}), so"
+            f"{base.title} and {head.title} were measured in different environments ({'; '.join(apart)}), so"
             " their times are not comparable: measure again in one, or add --across-environments",
             ExitCode.NOT_COMPARABLE,
         )
-    paired = {change.head.case_id for change in changes}
-    alone = [
-        [row for key, row in own.items() if key not in other and key[0] not in paired]
-        for own, other in ((earlier, later), (later, earlier))
-    ]
-    differing = tuple(_in_full(base, head, changes)) if differences else ()
-    return Comparison(base, head, tuple(changes), (alone[0], alone[1]), differences, differing)
+    differing = tuple(in_full(base, head, changes)) if apart else ()
+    return Comparison(tuple(changes), base, head, (alone[0], alone[1]), apart, differing)
 
 
 def _alone(name: str, rows: Sequence[Row]) -> Section | None:
@@ -467,54 +333,6 @@ def _alone(name: str, rows: Sequence[Row]) -> Section | None:
     more = len(rows) - len(lines)
     footnotes = (f"{more} more are not shown.",) if more else ()
     return Section(f"In {name} alone", columns, (lines,), footnotes=footnotes, left=WORDS | {"case"})
-
-
-def _differences(base: Document, head: Document, changes: Iterable[Change]) -> list[str]:
-    """Say what differs between the environments of the pairs, a line for each two of them."""
-    from meprop_bench.measure.environment import NOT_IN_ID
-
-    lines = []
-    for one, other in dict.fromkeys((change.base.environment_id, change.head.environment_id) for change in changes):
-        if one == other:
-            continue
-        known, found = base.environments.get(one), head.environments.get(other)
-        if not (isinstance(known, Mapping) and isinstance(found, Mapping)):
-            lines.append(f"{one} and {other}")
-            continue
-        known, found = _one_by_one(known), _one_by_one(found)
-        names = [name for name in {**known, **found} if name not in NOT_IN_ID and known.get(name) != found.get(name)]
-        changed = [f"{name} {_short(known.get(name))} → {_short(found.get(name))}" for name in names[:_MOST]]
-        more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
-        lines.append(", ".join([*changed, *more]) or f"{one} and {other}")
-    return lines
-
-
-def _in_full(base: Document, head: Document, changes: Iterable[Change]) -> Iterable[tuple[str, str, str]]:
-    """Give everything that differs between the environments of the pairs, and what is compared first: the revision."""
-    from meprop_bench.measure.environment import NOT_IN_ID
-
-    found: dict[tuple[str, str, str], None] = {}
-    for one, other in dict.fromkeys((change.base.environment_id, change.head.environment_id) for change in changes):
-        known, new = base.environments.get(one), head.environments.get(other)
-        if one == other or not (isinstance(known, Mapping) and isinstance(new, Mapping)):
-            continue
-        known, new = _one_by_one(known), _one_by_one(new)
-        names = [name for name in {**known, **new} if known.get(name) != new.get(name)]
-        for name in sorted(names, key=lambda name: name not in _COMPARED):
-            if name in _COMPARED or name not in NOT_IN_ID:
-                found.setdefault((one_line(name, 40), _short(known.get(name), 120), _short(new.get(name), 120)))
-    return list(found)[:_DIFFERENCES]
-
-
-def _one_by_one(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an environment, with the variables that were set each as one of them."""
-    variables = environment.get("variables")
-    return {**environment, **({"variables": None, **variables} if isinstance(variables, Mapping) else {})}
-
-
-def _short(value: object, longest: int = _LONGEST) -> str:
-    text = "none" if value is None else str(value)
-    return one_line(text, longest)
 
 
 def _precise(found: Interval) -> str:

@@ -15,14 +15,14 @@ from fnmatch import fnmatchcase
 
 from meprop_bench.methods import METHODS
 
-__all__ = ["Conversion", "conversion", "patterns"]
+__all__ = ["ConversionCode", "conversion", "patterns"]
 
 _ELSEWHERE = {"Conv1D": "transformers.pytorch_utils"}
 """Classes of layers that are none of torch.nn -> their module."""
 
 
 @dataclass(frozen=True)
-class Conversion:
+class ConversionCode:
     """Lines of code."""
 
     imports: tuple[str, ...]  # that the calls need, besides the function
@@ -37,7 +37,7 @@ def conversion(
     k: float,
     rows: bool,
     kernel: str,
-) -> Conversion:
+) -> ConversionCode:
     """Return the code that converts the layers that have a k.
 
     Args:
@@ -54,7 +54,7 @@ def conversion(
     own = [*words, "sparse=True"] if rows else words
     last = [] if kernel == "auto" else [f"kernel={_text(kernel)}"]
     if layers is None:
-        return Conversion((), (f"{function}(model, {', '.join([f'k={k!r}', *own, *last])})",))
+        return ConversionCode((), (f"{function}(model, {', '.join([f'k={k!r}', *own, *last])})",))
     taken = {name: (kind, count) for name, (kind, count) in layers.items() if count is not None}
     kinds = list(dict.fromkeys(kind for kind, _ in taken.values()))
     # Only linear layers have gradients as rows.
@@ -69,7 +69,7 @@ def conversion(
         if (condition := _filter(list(ks), layers, group)) is not None:
             given.append(f"filter=lambda module, name: {condition}")
         calls.append(f"{function}(model, {', '.join(given)})")
-    return Conversion(tuple(sorted(imports, reverse=True)), tuple(calls))
+    return ConversionCode(tuple(sorted(imports, reverse=True)), tuple(calls))
 
 
 def _ks(ks: Mapping[str, float], usual: float) -> str:

@@ -20,14 +20,14 @@ from meprop_bench.results.axes import OWN, TRANSFORMER
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import Runs
 
-__all__ = ["COSTS", "MOST_SAMPLES", "Cost", "judged_pairs"]
+__all__ = ["COSTS", "MOST_SAMPLES", "Tracked", "judged_pairs"]
 
 MOST_SAMPLES = 99
 """Samples of a cost; evenly spaced ones if there are more."""
 
 
 @dataclass(frozen=True)
-class Cost:
+class Tracked:
     """One cost of a row."""
 
     # how asv shows it: "time" and "memory" with prefixes of their units, "track" as the number that it is
@@ -81,19 +81,23 @@ def _idle(row: Row) -> float:
     return 100 - _or_nan(getattr(row.sparse.utilization, "gpu_utilization", None))
 
 
-COSTS: Mapping[str, Cost] = {
-    "time": Cost("time", "seconds", _times, "One iteration of the phase by the method."),
-    "ratio": Cost("track", "method / dense time", _ratios, "Method / dense time of the same pairs: below 1 it pays."),
-    "flops": Cost("track", "operations", _of_method("flops"), "What the method must compute."),
-    "bytes": Cost("memory", "bytes", _of_method("bytes"), "What the method must move at least."),
-    "peak_memory": Cost(
+COSTS: Mapping[str, Tracked] = {
+    "time": Tracked("time", "seconds", _times, "One iteration of the phase by the method."),
+    "ratio": Tracked(
+        "track", "method / dense time", _ratios, "Method / dense time of the same pairs: below 1 it pays."
+    ),
+    "flops": Tracked("track", "operations", _of_method("flops"), "What the method must compute."),
+    "bytes": Tracked("memory", "bytes", _of_method("bytes"), "What the method must move at least."),
+    "peak_memory": Tracked(
         "memory", "bytes", _of_method("peak_memory_bytes"), "Tensors on top of what the phase starts with."
     ),
-    "rss": Cost("memory", "bytes", _of_method("process_peak_bytes"), "Largest resident set of the measuring process."),
-    "gpu_idle": Cost(
+    "rss": Tracked(
+        "memory", "bytes", _of_method("process_peak_bytes"), "Largest resident set of the measuring process."
+    ),
+    "gpu_idle": Tracked(
         "track", "% of the time without a kernel", _idle, "100 - utilisation of the GPU over a steady loop."
     ),
-    "accuracy_gap": Cost(
+    "accuracy_gap": Tracked(
         "track",
         "points of accuracy lost",
         _gap,

@@ -16,8 +16,8 @@ from meprop_bench.errors import UserError
 
 __all__ = ["Lines", "append_lines", "cut", "or_user_error"]
 
-_TOGETHER = 512
-"""Lines that are read at once."""
+_TOGETHER, _AT_ONCE = 512, 1 << 20
+"""Lines that are given at once, and bytes that are read at once."""
 
 
 class Lines:
@@ -29,7 +29,7 @@ class Lines:
         self.torn = b""  # what there is of one more, once all others have been read
 
     def __iter__(self) -> Iterator[list[bytes]]:
-        with or_user_error(self.path, "read"), self.path.open("rb") as file:
+        with or_user_error(self.path, "read"), self.path.open("rb", buffering=_AT_ONCE) as file:
             while lines := list(islice(file, _TOGETHER)):
                 if not lines[-1].endswith(b"\n"):
                     self.torn = lines.pop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from meprop_bench.durations import duration
@@ -11,7 +10,6 @@ from meprop_bench.report.cells import Section, plain_section
 from meprop_bench.report.markdown import as_section, code_block, escaped
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import again, code_of
-from meprop_bench.tuning.arms import Arm
 from meprop_bench.tuning.curve import Curve, Point
 from meprop_bench.tuning.judge import Finding, bounds, front, times
 from meprop_bench.tuning.run import Result
@@ -169,46 +167,13 @@ def _speed(found: Finding) -> float:
 
 
 def drawn(curve: Curve, title: str, metric: str) -> bytes:
-    """Draw the qualities over the seconds as SVG, dense and each arm with the interval of its mean; needs matplotlib
-    (ImportError).
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    """Draw the qualities over the seconds as SVG, dense and each arm; needs matplotlib (ImportError)."""
+    from meprop_bench.report.plots.training import over_budgets
 
-    from meprop_bench.report.plots import COLOURS, MARKERS, PALETTE, STYLE, as_svg
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        sides: Sequence[Arm | None] = (None, *curve.arms)
-        for index, side in enumerate(sides):
-            points = [point for point in curve.points if point.arm == side and point.quality is not None]
-            qualities = [point.quality for point in points if point.quality is not None]
-            means = [quality.estimate for quality in qualities]
-            spread = [
-                [
-                    mean - quality.low if quality.bounded else 0.0
-                    for mean, quality in zip(means, qualities, strict=True)
-                ],
-                [
-                    quality.high - mean if quality.bounded else 0.0
-                    for mean, quality in zip(means, qualities, strict=True)
-                ],
-            ]
-            colour = PALETTE["quiet"][0] if side is None else COLOURS[(index - 1) % len(COLOURS)]
-            marker = "x" if side is None else MARKERS[(index - 1) % len(MARKERS)]
-            style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5, "capsize": 3}
-            label = "dense" if side is None else side.label
-            axes.errorbar([point.budget_s for point in points], means, yerr=spread, label=label, **style)
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({point.budget_s for point in curve.points}))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-        axes.set_xlabel("virtual wall-clock time of a training, every schedule fitted to it")
-        axes.set_ylabel(metric)
-        axes.set_title(title)
-        axes.grid(axis="y", linewidth=0.5)
-        axes.set_axisbelow(True)
-        axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return as_svg(figure)
+    sides = {
+        "dense" if arm is None else arm.label: [
+            (point.budget_s, point.quality) for point in curve.points if point.arm == arm and point.quality is not None
+        ]
+        for arm in (None, *curve.arms)
+    }
+    return over_budgets(sides, title, metric)

@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -9,8 +10,9 @@ pytest.importorskip("matplotlib", reason="needs the report extra")
 from meprop_bench.report.plots import KINDS, STYLE, curve, plots
 from meprop_bench.report.plots.accuracy import front
 from meprop_bench.report.plots.svg import PALETTE, colours, name_of
-from meprop_bench.report.plots.training import Trained, learning, sizes
+from meprop_bench.report.plots.training import Trained, learning, over_budgets, sizes
 from meprop_bench.results.schema import Utilization
+from meprop_bench.stats import Interval
 
 
 def drawn(rows, kind=None):
@@ -335,3 +337,14 @@ def test_names_of_files_are_plain_and_bounded():
     assert name_of("speedup", "k", "a/b → $c") == "speedup-k-a-b-c"
     assert len(name_of("speedup", "x" * 500)) < 120
     assert name_of("speedup", "x" * 500) != name_of("speedup", "x" * 501)
+
+
+def test_qualities_over_budgets_have_dense_and_each_arm_with_intervals():
+    sides = {
+        "dense": [(30.0, Interval(90.0, 89.0, 91.0)), (120.0, Interval(95.0, math.nan, math.nan))],
+        "unified k=0.25": [(30.0, Interval(91.5, 91.0, 92.0)), (120.0, Interval(96.0, 95.5, 96.5))],
+    }
+    drawn = over_budgets(sides, "mnist: accuracy in the same seconds", "accuracy %").decode()
+    texts = {element.text for element in ElementTree.fromstring(drawn).iter() if element.text}
+    assert {"dense", "unified k=0.25", "30 s", "2 min", "accuracy %"} <= texts
+    assert drawn == over_budgets(sides, "mnist: accuracy in the same seconds", "accuracy %").decode()

@@ -17,12 +17,12 @@ from meprop_bench.report.plots.heat import heat
 from meprop_bench.report.plots.over import over
 from meprop_bench.report.plots.phases import phases
 from meprop_bench.report.plots.roofline import rooflines
-from meprop_bench.report.plots.svg import COLOURS, MARKERS, PALETTE, STYLE, Plot, as_svg
+from meprop_bench.report.plots.svg import STYLE, Plot
 from meprop_bench.report.plots.training import curve
 from meprop_bench.report.plots.watched import watched
 from meprop_bench.results.schema import Row
 
-__all__ = ["COLOURS", "KINDS", "MARKERS", "PALETTE", "STYLE", "Kind", "Plot", "as_svg", "curve", "plots"]
+__all__ = ["KINDS", "STYLE", "Kind", "Plot", "curve", "plots"]
 
 _FILES = 3
 """Pictures of a kind that are files of their own, and in a README."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "DASHES", "MARKERS", "PALETTE", "STYLE", "Picture", "Plot", "as_svg", "colours", "name_of"]
+__all__ = ["COLOURS", "DASHES", "MARKERS", "PALETTE", "STYLE", "Picture", "Plot", "colours", "name_of"]
 
 PALETTE = {
     "ink": ("#1b1b1b", "#e6e6e6"),
@@ -197,11 +197,6 @@ class Picture:
         return float(x), float(self.figure.bbox.height - y)
 
 
-def as_svg(figure: Figure, title: str = "") -> bytes:
-    """Return a figure of matplotlib as a file; the same picture gives the same bytes under `STYLE`."""
-    return _file(_drawing(figure), one_line(title), "")
-
-
 def name_of(kind: str, *words: object) -> str:
     """Return the stem of a file's name from what is in the rows, which may hold anything printable."""
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(str(word) for word in words if word not in (None, ""))).strip("-.")
@@ -222,7 +217,7 @@ def colours() -> str:
     )
 
 
-def _drawing(figure: Figure, stem: str = "") -> ElementTree.Element:
+def _drawing(figure: Figure, stem: str) -> ElementTree.Element:
     """Return matplotlib's SVG with classes in the place of colours, without what a page has itself or nobody sees.
 
     Identifiers begin with `stem`: two drawings of one page must not have the same.

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any
 
+from meprop_bench.durations import duration
 from meprop_bench.report.cells import seconds
 from meprop_bench.report.plots.svg import COLOURS, DASHES, MARKERS, PALETTE, STYLE, Picture, Plot, name_of
 from meprop_bench.results.redact import one_line
+from meprop_bench.stats import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Trained", "curve", "learning", "sizes"]
+__all__ = ["Trained", "curve", "learning", "over_budgets", "sizes"]
 
 _OVER = {"steps": "steps", "epochs": "epochs", "time": "seconds spent in steps"}
 
@@ -119,6 +121,41 @@ def _learning(title: str, what: str, arms: Mapping[str, Sequence[Trained]], way:
         choices={"of": title, "metric": what, "over": way},
         main=way != "time",
     )
+
+
+def over_budgets(sides: Mapping[str, Sequence[tuple[float, Interval]]], title: str, metric: str) -> bytes:
+    """Draw what trainings of so many seconds reach, side by side, as SVG; needs matplotlib (ImportError).
+
+    A side has its seconds and the mean over the seeds with its interval; the first is what the others are held against.
+    """
+    import matplotlib as mpl
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    with mpl.rc_context(STYLE):
+        picture = Picture("side", "seconds", metric, "interval")
+        axes = picture.axes
+        for index, (name, points) in enumerate(sides.items()):
+            style: dict[str, Any] = {"color": PALETTE["quiet"][0], "marker": "x"}
+            if index > 0:
+                style = {"color": COLOURS[(index - 1) % len(COLOURS)], "marker": MARKERS[(index - 1) % len(MARKERS)]}
+            means = [found.estimate for _, found in points]
+            bounds = [(found.low, found.high) if found.bounded else (found.estimate,) * 2 for _, found in points]
+            spread = [[mean - low for mean, (low, _) in zip(means, bounds, strict=True)],
+                      [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]]  # fmt: skip
+            places = [spent for spent, _ in points]
+            axes.errorbar(places, means, yerr=spread, label=name, markersize=4.5, capsize=3, **style)
+            for spent, mean_of, (low, high) in zip(places, means, bounds, strict=True):
+                picture.point(spent, mean_of, name, duration(spent), f"{mean_of:.4g}", f"{low:.4g} to {high:.4g}")
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({spent for points in sides.values() for spent, _ in points}))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+        axes.set_xlabel("virtual wall-clock time of a training")
+        axes.set_ylabel(one_line(metric, 40))
+        axes.grid(axis="y", linewidth=0.5)
+        axes.set_axisbelow(True)
+        constant = "every schedule fitted to its time; mean over the seeds with its 95% interval"
+        return picture.plot("time-to-quality", "learning", title, constant, f"{title}: {constant}.").svg
 
 
 def _ticks(axes: Axes, epochs: Sequence[float]) -> None:
