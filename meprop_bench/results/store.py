@@ -235,7 +235,7 @@ class Store:
         rows: list[Row] = []
         torn, size = b"", 0
         last = (0, 0)  # rows and bytes before the case that the last rows are of
-        with _or_user_error(path, "read"), path.open("rb") as file, _without_collector():
+        with _or_user_error(path, "read"), path.open("rb", _AT_ONCE) as file, _without_collector():
             while lines := list(islice(file, _TOGETHER)):
                 if not lines[-1].endswith(b"\n"):  # nothing, in a file that was written to the end
                     torn = lines.pop()
@@ -273,8 +273,8 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-_TOGETHER = 512
-"""Rows whose statistics are worked out at once."""
+_TOGETHER, _AT_ONCE = 512, 1 << 20
+"""Rows whose statistics are worked out at once, and bytes that are read at once."""
 
 
 def _sound_rows(lines: Sequence[bytes], path: Path, before: int) -> list[Row]:
