@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +83,7 @@ def command(
         raise UserError("no case has been measured there yet: continue the sweep", ExitCode.NOTHING_MEASURED)
     if write:
         _write_all([(document, store) for document, store in loaded.values() if store is not None])
-    with nullcontext() if form == "html" else held_for_good():  # pictures leave much that is to be collected
+    with held_for_good():
         if form == "table":
             for number, document in enumerate(documents):
                 click.echo("\n" * bool(number), nl=False)

@@ -84,7 +84,7 @@ _KINDS: Mapping[str, _Kind] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, unsafe_hash=True)  # nobody changes one, but a frozen one takes four times as long to make
 class Note:
     """One note; `Note("...")` is a free text, `Note.of` makes one of a kind."""
 
@@ -107,7 +107,8 @@ class Note:
         """
         if record is None:
             return cls(text, *(_short(text) if len(text) <= _SHORT else _recognised(text)))
-        kind, values = str(record.get("kind", OTHER)), {name: value for name, value in record.items() if name != "kind"}
+        values = dict(record)
+        kind = str(values.pop("kind", OTHER))
         if kind not in _KINDS:  # of a newer version
             return cls(text)
         if not all(map(_sound, values.values())) or values.keys() != _values(kind):

@@ -32,11 +32,11 @@ import gc
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import chain, compress
+from functools import cached_property, lru_cache
+from itertools import chain, compress, islice
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from meprop_bench.measure.clock import Clock
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "Measurement", "Pair", "Pairs", "Probe", "Subject", "calibrate", "collector_at_rest", "measure_pairs", "settle",
-    "warm_up",
+    "Measurement", "Pair", "PairedRuns", "Pairs", "Probe", "Subject", "calibrate", "collector_at_rest", "measure_pairs",
+    "settle", "warm_up",
 ]  # fmt: skip
 
 Subject = Callable[[int, Clock], Mapping[str, float]]
@@ -188,14 +188,6 @@ class Pairs(Sequence[tuple[float, float]]):
         self._dense, self._sparse = baseline_s, method_s
         self._part = slice(0, len(method_s)) if part is None else part
 
-    @classmethod
-    def of(cls, pairs: Iterable[tuple[float, float]]) -> Pairs:
-        """Return pairs as such; those that are stay what they are."""
-        if type(pairs) is Pairs:
-            return pairs
-        pairs = list(pairs)
-        return cls(array("d", [baseline_s for baseline_s, _ in pairs]), array("d", [method_s for _, method_s in pairs]))
-
     @property
     def baseline_s(self) -> array[float]:
         """The baseline's values, seconds for one iteration."""
@@ -205,19 +197,6 @@ class Pairs(Sequence[tuple[float, float]]):
     def method_s(self) -> array[float]:
         """The method's, likewise."""
         return self._sparse[self._part]
-
-    def whole(self, side: int) -> array[float]:
-        """Return the array that the values of the baseline (0) or the method (1) are a part of."""
-        return self._sparse if side else self._dense
-
-    def begins(self, others: Iterable[Pairs]) -> bool:
-        """Whether this and the others, one behind the other, are all of two arrays."""
-        end = 0
-        for one in (self, *others):
-            if one._sparse is not self._sparse or one._dense is not self._dense or one._part.start != end:
-                return False
-            end = one._part.stop
-        return end == len(self._sparse)
 
     def kept(self, marks: Sequence[bool]) -> Pairs:
         """Return the pairs that are not marked."""
@@ -247,6 +226,45 @@ class Pairs(Sequence[tuple[float, float]]):
         return repr(tuple(self))
 
 
+class PairedRuns(Sequence[Pairs]):
+    """The pairs of each process: two arrays, cut when somebody looks at a process, which of most rows nobody does."""
+
+    __slots__ = ("baseline_s", "lengths", "method_s")
+
+    def __init__(self, baseline_s: array[float], method_s: array[float], lengths: Sequence[int]) -> None:
+        self.baseline_s, self.method_s, self.lengths = baseline_s, method_s, lengths
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[tuple[float, float]]]) -> PairedRuns:
+        """Return processes as such."""
+        if type(runs) is PairedRuns:
+            return runs
+        pairs = [pair for run in runs for pair in run]
+        dense, sparse = (array("d", [pair[side] for pair in pairs]) for side in (0, 1))
+        return cls(dense, sparse, tuple(map(len, runs)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Pairs]:
+        begin = 0
+        for length in self.lengths:
+            yield Pairs(self.baseline_s, self.method_s, slice(begin, begin + length))
+            begin += length
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(self)[place]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if type(other) is PairedRuns else other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
 # Below this the two readings of the clock and the loop around the calls (50 to 100 ns each) are no longer negligible.
 _SHORT_VALUE_S = 1e-4
 # The A/A study on a busy 2-core machine: 0.3% spread within a process, 3% between processes (reports/METHODOLOGY.md).
@@ -268,20 +286,19 @@ class Measurement:
     """
 
     phase: str
-    runs: tuple[Sequence[tuple[float, float]], ...]  # kept as `Pairs`
+    runs: Sequence[Sequence[tuple[float, float]]]  # kept as `PairedRuns`
     loops: int
     disturbed: tuple[tuple[bool, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        given, runs = self.runs, tuple(map(Pairs.of, self.runs))
+        given, runs = self.runs, PairedRuns.of(self.runs)
         object.__setattr__(self, "runs", runs)
-        if not self.runs or not all(self.runs):
+        if not runs.lengths or not all(runs.lengths):
             raise ValueError(f"the measurement of {self.phase!r} needs a run, and a pair in each run")
         if self.loops < 1:
             raise ValueError(f"loops is at least 1, got {self.loops!r}")
-        for old, run in zip(given, runs, strict=True):
-            if old is not run:  # what has been made into pairs already was looked at then
-                _check_times(self.phase, run.baseline_s, run.method_s)
+        if given is not runs:
+            _check_times(self.phase, runs.baseline_s, runs.method_s)
         if self.disturbed is not None and list(map(len, self.disturbed)) != self.run_lengths:
             raise ValueError(f"{list(map(len, self.disturbed))} marks do not fit {self.run_lengths} pairs")
 
@@ -306,62 +323,51 @@ class Measurement:
             raise ValueError(f"{counts} do not pair up")
         if disturbed is not None and len(disturbed) != len(method):
             raise ValueError(f"{len(disturbed)} marks of disturbed pairs for {len(method)} values")
-        ends = [0]
-        for length in run_lengths:
-            ends.append(ends[-1] + length)
-        parts = [slice(*ends[place : place + 2]) for place in range(len(run_lengths))]
-        dense, sparse = array("d", baseline), array("d", method)
-        runs = tuple([Pairs(dense, sparse, part) for part in parts])
-        marks = None if disturbed is None else tuple([_marks(disturbed[part]) for part in parts])
+        runs = PairedRuns(array("d", baseline), array("d", method), tuple(run_lengths))
+        marks = None if disturbed is None else _cut(disturbed, runs.lengths)
         if sound:  # a hundred thousand are read one after another
             found = object.__new__(cls)
             vars(found).update(phase=phase, runs=runs, loops=loops, disturbed=marks)
             return found
-        _check_times(phase, dense, sparse)
+        _check_times(phase, runs.baseline_s, runs.method_s)
         return cls(phase, runs, loops, marks)
 
     @property
-    def _pairs(self) -> tuple[Pairs, ...]:
-        return cast("tuple[Pairs, ...]", self.runs)
+    def _runs(self) -> PairedRuns:
+        return cast("PairedRuns", self.runs)
 
     @property
     def baseline_values_s(self) -> list[float]:
         """The baseline's values, flat, seconds for one iteration; the i-th pairs with the i-th of `values_s`."""
-        return list(chain.from_iterable(run.baseline_s for run in self._pairs))
+        return self._runs.baseline_s.tolist()
 
     @property
     def values_s(self) -> list[float]:
         """The method's values, flat, seconds for one iteration."""
-        return list(chain.from_iterable(run.method_s for run in self._pairs))
+        return self._runs.method_s.tolist()
 
     @property
     def run_lengths(self) -> list[int]:
         """Pairs of each process."""
-        return [len(run) for run in self.runs]
+        return list(self._runs.lengths)
 
     @property
     def disturbed_values(self) -> list[bool] | None:
         """Whether each pair was disturbed, flat, as `values_s`; None where nobody watched."""
         return None if self.disturbed is None else [mark for run in self.disturbed for mark in run]
 
-    def side_values(self, side: int) -> array[float] | bytes:
-        """Return the values of the baseline (0) or the method (1), flat, as they lie in memory."""
-        if self._pairs[0].begins(self._pairs[1:]):
-            return self._pairs[0].whole(side)
-        return b"".join(run.method_s if side else run.baseline_s for run in self._pairs)
-
     @property
-    def judged_runs(self) -> tuple[Pairs, ...]:
+    def judged_runs(self) -> Sequence[Pairs]:
         """The pairs that the speed-up is taken over."""
         if self.disturbed is None:
-            return self._pairs
-        return tuple(_judged(run, marks) for run, marks in zip(self._pairs, self.disturbed, strict=True))
+            return self._runs
+        return tuple(_judged(run, marks) for run, marks in zip(self._runs, self.disturbed, strict=True))
 
     @property
     def judged_pairs(self) -> int:
         """How many pairs that are."""
         left_out = sum(sum(marks) for marks in self.disturbed or () if _some(marks))
-        return sum(map(len, self.runs)) - left_out
+        return sum(self._runs.lengths) - left_out
 
     @property
     def processes(self) -> int:
@@ -439,11 +445,13 @@ def settle(measurements: Sequence[Measurement]) -> None:
         return
     import numpy as np
 
-    lengths = [one.run_lengths for one in measurements]
-    processes = np.array([len(own) for own in lengths])
-    totals = np.array([sum(own) for own in lengths])
-    runs = np.array([length for own in lengths for length in own])
-    dense, sparse = (_joined([one.side_values(side) for one in measurements]) for side in (0, 1))
+    parts = [one._runs for one in measurements]
+    runs = np.array(list(chain.from_iterable([one.lengths for one in parts])))
+    processes = np.array([len(one.lengths) for one in parts])
+    starts = np.cumsum(processes) - processes
+    totals = np.add.reduceat(runs, starts)
+    dense = np.frombuffer(b"".join([one.baseline_s for one in parts]))
+    sparse = np.frombuffer(b"".join([one.method_s for one in parts]))
     left_out = _left_out(measurements, len(dense))
     ratios, counts = dense / sparse, runs
     if left_out is not None:
@@ -451,7 +459,6 @@ def settle(measurements: Sequence[Measurement]) -> None:
         counts = runs - np.add.reduceat(left_out, np.cumsum(runs) - runs, dtype=np.int64)
     logs = [np.log(side) for side in _middles(ratios, counts)]
     medians = (logs[0] + logs[1]) / 2  # r_i
-    starts = np.cumsum(processes) - processes
     means = np.add.reduceat(medians, starts) / processes
     squares = np.add.reduceat((medians - np.repeat(means, processes)) ** 2, starts)
     squares[np.minimum.reduceat(medians, starts) == np.maximum.reduceat(medians, starts)] = 0.0
@@ -477,7 +484,7 @@ def _left_out(measurements: Sequence[Measurement], pairs: int) -> np.ndarray | N
     begin = 0
     for one in measurements:
         if one.disturbed is None or not any(map(any, one.disturbed)):
-            begin += sum(map(len, one.runs))
+            begin += sum(one._runs.lengths)
             continue
         for marks in one.disturbed:
             if _some(marks):
@@ -485,12 +492,6 @@ def _left_out(measurements: Sequence[Measurement], pairs: int) -> np.ndarray | N
                 found[begin : begin + len(marks)] = marks
             begin += len(marks)
     return found
-
-
-def _joined(values: Sequence[array[float] | bytes]) -> np.ndarray:
-    import numpy as np
-
-    return np.frombuffer(b"".join(values))
 
 
 def _middles(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -525,11 +526,14 @@ def _check_times(phase: str, baseline_s: array[float], method_s: array[float]) -
             raise ValueError(f"times of {phase!r} are positive and finite seconds, got the pair {pair!r}")
 
 
-def _marks(disturbed: Sequence[bool]) -> tuple[bool, ...]:
-    """Return the marks of a process; those of all that were not disturbed are kept once."""
-    return tuple(disturbed) if any(disturbed) else _calm(len(disturbed))
+def _cut(disturbed: Sequence[bool], lengths: Sequence[int]) -> tuple[tuple[bool, ...], ...]:
+    """Return the marks of each process; those of all that were not disturbed are kept once."""
+    if not any(disturbed):
+        return _calm(tuple(lengths))
+    marks = iter(disturbed)
+    return tuple(tuple(islice(marks, length)) for length in lengths)
 
 
-@cache
-def _calm(pairs: int) -> tuple[bool, ...]:
-    return (False,) * pairs
+@lru_cache(maxsize=256)
+def _calm(lengths: tuple[int, ...]) -> tuple[tuple[bool, ...], ...]:
+    return tuple((False,) * length for length in lengths)

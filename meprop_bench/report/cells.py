@@ -76,7 +76,7 @@ SHAPE, IN_SHAPE = "batch, m → n", ("batch", "in_features", "out_features")
 Tone: TypeAlias = Literal["", "good", "bad", "quiet"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # nobody changes one, but a frozen one takes four times as long to make
 class Cell:
     """Text of a table's cell and how it is meant."""
 
@@ -128,6 +128,7 @@ def _small(value: float | None, unit: str) -> str:
     return f"{digits(value / 1e-9)} n{unit}"
 
 
+@lru_cache(maxsize=1 << 12)  # of a shape it is the same in all its rows
 def memory(value: float | None) -> str:
     """A size in binary units."""
     if value is None:

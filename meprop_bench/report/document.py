@@ -319,15 +319,22 @@ class Document:
         found = [finding.to_json() for finding in self.findings]
         return as_object(self.command, self.environments, self.rows, findings=found, **doubts)
 
-    def lines(self) -> Iterator[list[Any]]:
-        """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart."""
+    def lines(self, *, whole: bool = True) -> Iterator[list[Any]]:
+        """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart.
+
+        Unless they are to be `whole`, those of rows without nested structures end before these.
+        """
         apart = {name: [spec.name for spec in fields(kind)] for name, kind in NESTED.items()}
         yield [*FIGURES, *(f"{name}_{part}" for name, parts in apart.items() for part in parts)]
         nothing = {name: (None,) * len(parts) for name, parts in apart.items()}
         parts_of = {name: attrgetter(*parts) for name, parts in apart.items()}
         for row in self.rows:
-            nested = zip(apart, (row.parity, row.sparse.utilization, row.dense.utilization), strict=True)
-            parts = (nothing[name] if found is None else parts_of[name](found) for name, found in nested)
+            found = (row.parity, row.sparse.utilization, row.dense.utilization)
+            if not whole and found == _NOTHING:
+                yield row.figures()
+                continue
+            nested = zip(apart, found, strict=True)
+            parts = (nothing[name] if one is None else parts_of[name](one) for name, one in nested)
             yield [*row.figures(), *chain.from_iterable(parts)]
 
 
@@ -336,6 +343,7 @@ MOST_BESIDE = 2_000
 
 NESTED: Mapping[str, type] = {"parity": Parity, "utilization": Utilization, "baseline_utilization": Utilization}
 """Structures in a row, each field of which is a column."""
+_NOTHING = (None,) * len(NESTED)
 
 
 def _suite_row(benchmark: Any, where: str) -> Row:

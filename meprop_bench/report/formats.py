@@ -10,7 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import StringIO
-from itertools import islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -60,12 +60,15 @@ def as_csv(document: Document | Comparison) -> str:
 
 def _csv_pieces(document: Document | Comparison) -> Iterator[str]:
     """Give a CSV's lines, many at a time: all of a hundred thousand rows would be 400 MB in a `StringIO`."""
-    lines = iter(document.lines())
+    lines = iter(document.lines(whole=False) if isinstance(document, Document) else document.lines())
+    head = next(lines)
+    lines = chain((head,), lines)
     while batch := list(islice(lines, _TOGETHER)):
         target = StringIO()
-        csv.writer(target, lineterminator="\n").writerows(
-            [value if type(value) in _AS_THEY_ARE else _cell(value) for value in line] for line in batch
-        )
+        for length, some in groupby(batch, len):
+            csv.writer(target, lineterminator="," * (len(head) - length) + "\n").writerows(
+                [value if type(value) in _AS_THEY_ARE else _cell(value) for value in line] for line in some
+            )
         yield target.getvalue()
 
 

@@ -249,7 +249,8 @@ class Trends:
         short = sum(len(one.points) < 2 * SHORTEST for one in self.series)
         lines = [f"{len(self.series)} phases of cases, {runs} runs of them; {len(self.moves)} steps."]
         if short:
-            lines.append(f"{short} have fewer than {2 * SHORTEST} runs, in which no step can be told from noise.")
+            who = "All of them" if short == len(self.series) else str(short)
+            lines.append(f"{who} have fewer than {2 * SHORTEST} runs, in which no step can be told from noise.")
         said = self.said()
         more = [f"{len(self.moves) - _FIRST} more, in the table."] if len(self.moves) > _FIRST else []
         return [*lines, *said[:_FIRST], *more]

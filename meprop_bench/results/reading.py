@@ -7,8 +7,8 @@ A result may hold 100,000 rows of 5 kB. `Row.from_json` and `results.consistency
 with one; here is nothing but a shorter way to the same rows, and `rows_of` gives up where one is not plainly sound.
 
 That no key is there twice follows from counting: each key stands before a colon, and no other colon stands outside of
-a string. So a line that has as many colons as there are keys in what was decoded has each of them once; where it has
-more, those within its strings are counted, too.
+a string. So lines that have as many colons as there are keys in what was decoded, and colons in its texts, have each of
+them once. That is counted of all lines together, and of each by itself only where it does not come out.
 """
 
 from __future__ import annotations
@@ -42,31 +42,43 @@ _LOOSE: Mapping[str, Any] = {
 
 def rows_of(lines: Sequence[bytes]) -> list[Row] | None:
     """Return the rows of some lines; None where one of them is not sound."""
+    try:
+        found = _rows_of(lines, together=True)
+        return _rows_of(lines, together=False) if found is _MORE_COLONS else found
+    except (UserError, ValueError):
+        return None
+
+
+def _rows_of(lines: Sequence[bytes], *, together: bool) -> list[Row] | None:
     texts: dict[tuple[str | None, ...], Mapping[str, str | None]] = {}
     rows: list[Row] = []
     timed: list[_Timed] = []
+    short: list[bytes] = []
     apart: list[tuple[Row, Flat]] = []
-    try:
-        for line in lines:
-            if (found := _timed(line, texts)) is not None:
-                timed.append(found)
-                rows.append(found[0])
-            else:
-                apart.append(Row.unchecked(parsed(line[:-1])))
-                rows.append(apart[-1][0])
-        settle([row.measurement for row in rows if row.measurement is not None])
-        for row, flat in apart:
-            check_row(row, flat)
-    except (UserError, ValueError):
-        return None
+    for line in lines:
+        if (found := _timed(line, texts, alone=not together)) is not None:
+            timed.append(found)
+            short.append(line)
+            rows.append(found[0])
+        else:
+            apart.append(Row.unchecked(parsed(line[:-1])))
+            rows.append(apart[-1][0])
+    if together and not _as_many(short, sum(colons for *_, colons in timed)):
+        return _MORE_COLONS
+    settle([row.measurement for row in rows if row.measurement is not None])
+    for row, flat in apart:
+        check_row(row, flat)
     return rows if not timed or _agree(timed) else None
 
 
-_Timed: TypeAlias = tuple[Row, int | None, float | None]
-"""A row, and what is stored of its processes and its efficiency."""
+_MORE_COLONS: list[Row] = []
+"""In the place of rows: some key may be there twice."""
+
+_Timed: TypeAlias = tuple[Row, int | None, float | None, int]
+"""A row, what is stored of its processes and its efficiency, and the colons that its line should have."""
 
 
-def _timed(line: bytes, texts: dict[tuple[str | None, ...], Mapping[str, str | None]]) -> _Timed | None:
+def _timed(line: bytes, texts: dict[tuple[str | None, ...], Mapping[str, str | None]], *, alone: bool) -> _Timed | None:
     """Return a row that was timed, did not fail and holds no more than that; None for any other.
 
     `texts` are those of other rows: a hundred thousand of them say "linear", which is kept once.
@@ -76,9 +88,10 @@ def _timed(line: bytes, texts: dict[tuple[str | None, ...], Mapping[str, str | N
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
     get, pop = stored.get, stored.pop
-    plain = get("check", "") in (None, PASSED) and not any(get(name) is not None for name in _MORE)
-    if not plain or not _each_key_once(line, stored):
+    plain = get("check", "") in (None, PASSED) and list(map(get, _MORE)) == _NOTHING
+    if not plain or (alone and not _each_key_once(line, stored)):
         return None
+    colons = len(stored)
     values, baseline, lengths, disturbed, loops, processes, efficiency, notes, kinds, *_ = (
         [pop(name, None) for name in _FLAT]
     )  # fmt: skip
@@ -98,7 +111,10 @@ def _timed(line: bytes, texts: dict[tuple[str | None, ...], Mapping[str, str | N
         }
     own.update(kept)
     own["case_id"] = intern(own["case_id"])
-    own["unavailable"] = reasons(own["unavailable"] or {})
+    missing = own["unavailable"] or {}
+    colons += len(missing) + sum(map(len, kinds or ()))
+    colons += "".join(filter(None, (*said, *missing.values(), *(notes or ())))).count(":")
+    own["unavailable"] = reasons(missing)
     own["sparse"], own["dense"] = sides
     own["measurement"] = Measurement.from_values(
         own["phase"] or "", baseline, values, lengths, loops or 1, disturbed, sound=True
@@ -106,7 +122,7 @@ def _timed(line: bytes, texts: dict[tuple[str | None, ...], Mapping[str, str | N
     own["notes"] = _notes(notes, kinds)
     row = object.__new__(Row)
     object.__setattr__(row, "__dict__", own)
-    return row, processes, efficiency
+    return row, processes, efficiency, colons
 
 
 def _notes(texts: Sequence[str] | None, kinds: Sequence[Mapping[str, Any]] | None) -> tuple[Note, ...]:
@@ -124,6 +140,24 @@ def _side(values: Sequence[Any]) -> Side:
     for put, value in zip(_PUT, values, strict=True):
         put(side, value)
     return side
+
+
+def _as_many(lines: Sequence[bytes], colons: int) -> bool:
+    """Whether lines have so many colons; where some may be written in another way nobody can say."""
+    import numpy as np
+
+    found = 0
+    for first in range(0, len(lines), _IN_CACHE):
+        data = b"".join(lines[first : first + _IN_CACHE])
+        signs = np.frombuffer(data, np.uint8)
+        found += int(np.count_nonzero(signs == ord(":")))
+        if np.count_nonzero(signs == ord("\\")) and b"\\u003" in data:
+            return False
+    return found == colons
+
+
+_IN_CACHE = 32
+"""Lines that are counted at once: of more, memory is slower than counting."""
 
 
 def _each_key_once(line: bytes, stored: Mapping[str, Any]) -> bool:
@@ -165,14 +199,14 @@ def _agree(found: Sequence[_Timed]) -> bool:
     own, own_low, own_high = ratios([one.estimate for one in measured])
     sides = [[row.sparse for row in rows], [row.dense for row in rows]]
     medians, baselines = (column(one.median_s for one in side) for side in sides)
-    stored, floors = column(efficiency for *_, efficiency in found), column(side.floor_s for side in sides[0])
+    stored, floors = column(efficiency for *_, efficiency, _ in found), column(side.floor_s for side in sides[0])
     converged, passed = (
         np.array(flags) for flags in ([bool(row.converged) for row in rows], [row.passed for row in rows])
     )
     bounded = ~np.isnan(low)
     return (
         bool(np.all(passed | ~timed))
-        and same(column(processes for _, processes, _ in found), column(one.processes for one in measured))
+        and same(column(processes for _, processes, *_ in found), column(one.processes for one in measured))
         and same(medians, column(one.median_s for one in measured))
         and same(baselines, column(one.baseline_median_s for one in measured))
         and same(speedup, own)
@@ -200,6 +234,7 @@ def _decoder() -> msgspec.json.Decoder[dict[str, Any]]:
 
 
 _MORE = ("parity", "utilization", "baseline_utilization", "convertible", "error")
+_NOTHING = [None] * len(_MORE)
 _FLAT = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "loops", "processes", "efficiency", "notes",
          "note_kinds", *WATCHED)  # fmt: skip
 _OF_SIDE = tuple(spec.name for spec in fields(Side))

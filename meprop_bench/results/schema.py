@@ -421,8 +421,8 @@ def select(rows: Iterable[Row], **criteria: object) -> list[Row]:
 
 def readable(notes: Iterable[Note]) -> tuple[Note, ...]:
     """Return the notes as one line each, without empty ones."""
-    lines = ((note, one_line(note.text)) for note in notes)
-    return tuple(note if note.text == line else replace(note, text=line) for note, line in lines if line)
+    lines = [(note, one_line(note.text)) for note in notes]
+    return tuple([note if note.text == line else replace(note, text=line) for note, line in lines if line])
 
 
 def reasons(found: Mapping[str, str]) -> Mapping[str, str]:

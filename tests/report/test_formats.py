@@ -24,6 +24,7 @@ def test_csv_has_a_line_per_row_and_parity_in_columns(document, rows, make_row):
     assert read[0]["parity_verdict"] == ""
     assert "values_s" not in read[0]
     assert [line["parity_verdict"] for line in read if line["parity_verdict"]] == ["pass", "inconclusive", "fail"]
+    assert len({len(line) for line in csv.reader(io.StringIO(as_csv(document)))}) == 1
     hostile = type(document)("t", "c", "s", [make_row("a", notes=['a, "b"', "c"])])
     assert next(csv.DictReader(io.StringIO(as_csv(hostile))))["notes"] == 'a, "b"; c'
 

@@ -147,6 +147,18 @@ def test_a_measurement_of_flat_lists_is_the_one_of_runs():
     assert again.runs[0][:1] == ((0.4, 0.1),)
 
 
+def test_a_key_of_a_picture_is_worked_out_once_for_rows_that_differ_in_k_and_figures(make_row):
+    from meprop_bench.report.plots.grouping import PerKind, grouped, setting_of
+
+    rows = [make_row(f"a{k}-{batch}", k=k, batch=batch) for k in (1, 2, 3) for batch in (8, 9)]
+    seen = []
+    key = PerKind(rows)(lambda row: seen.append(row) or setting_of(row))
+    assert grouped(rows, key) == grouped(rows, setting_of)
+    assert len(seen) == 2
+    share = [make_row("whole", k=1), make_row("share", k=1.0)]
+    assert len(grouped(share, PerKind(share)(lambda row: type(row.k)))) == 2
+
+
 def test_the_peaks_are_read_once_for_all_rows(document, monkeypatch):
     from meprop_bench.report import machine
 

@@ -106,10 +106,8 @@ def _axes(rows: Sequence[Row]) -> list[Column]:
     for name, text in {**_TITLED, **AXES}.items():
         axis = stored.get(name)
         values: list[Hashable] = list(map({**_TITLED, **PARTS}[name], rows))
-        first: dict[Hashable, int] = {}
-        for row, value in enumerate(values):
-            first.setdefault(value, row)
-        texts = {value: one_line(text(rows[row]), _LONGEST) for value, row in first.items()}
+        first = dict(zip(reversed(values), reversed(rows), strict=True))
+        texts = {value: one_line(text(first[value]), _LONGEST) for value in dict.fromkeys(values)}
         keys = {value: _number(value) for value in texts} if axis is not None and not axis.words else None
         found.append(_coded(name, "key" if name in _KEY else "more", values, texts, keys, left=_is_word(name)))
     return found
@@ -146,7 +144,7 @@ def _coded(
     """Return the column of an axis; values whose texts are the same are one."""
     places = {text: number for number, text in enumerate(dict.fromkeys(texts.values()))}
     of_value = {value: places[text] for value, text in texts.items()}
-    of = [of_value[value] for value in values]
+    of = list(map(of_value.__getitem__, values))
     by_text = {texts[value]: key for value, key in (keys or {}).items()}
     sorted_by = None if keys is None else [by_text[text] for text in places]
     return Column(head, place, list(places), of, (), sorted_by, left, filter=True)
@@ -196,19 +194,18 @@ def _column(
     filter: bool = False,
 ) -> Column:
     """Return a column of cells, each once where they repeat."""
-    places: dict[Cell, int] = {}
-    of = [places.setdefault(cell, len(places)) for cell in cells]
+    places: dict[tuple[str, str], int] = {}
+    of = [places.setdefault((cell.text, cell.tone), len(places)) for cell in cells]
     own = len(places) > 0.8 * len(cells)
+    kept = [(cell.text, cell.tone) for cell in cells] if own else list(places)
     if own:
-        kept: Sequence[Cell] = cells
         sorted_by = keys
     else:
-        kept = list(places)
-        by_cell = {} if keys is None else dict(zip(reversed(cells), reversed(keys), strict=True))
-        sorted_by = None if keys is None else [by_cell[cell] for cell in kept]
-    tones = [cell.tone for cell in kept]
+        by_place = {} if keys is None else dict(zip(reversed(of), reversed(keys), strict=True))
+        sorted_by = None if keys is None else [by_place[at] for at in range(len(places))]
     numbers = None if sorted_by is None else [None if key is None else float(f"{key:.5g}") for key in sorted_by]
-    return Column(head, place, [cell.text for cell in kept], None if own else of, tones, numbers, left, filter)
+    texts, tones = [text for text, _ in kept], [tone for _, tone in kept]
+    return Column(head, place, texts, None if own else of, tones, numbers, left, filter)
 
 
 def _note(text: str) -> str:

@@ -8,11 +8,13 @@ a marker and a dash of its own as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from meprop_bench.report.plots.accuracy import accuracy
+from meprop_bench.report.plots.grouping import PerKind
 from meprop_bench.report.plots.heat import heat
 from meprop_bench.report.plots.over import over
 from meprop_bench.report.plots.phases import phases
@@ -113,16 +115,20 @@ def plots(rows: Sequence[Row], peaks: Mapping[str, Any] | None = None) -> tuple[
 
     drawn: list[Plot] = []
     left_out = {}
+    kinds = PerKind(rows)
+    draws: dict[str, Callable[[int], tuple[list[Plot], int]]] = {
+        "over": lambda most: over(rows, most, kinds),
+        "accuracy": lambda most: accuracy(rows, most),
+        "heat": lambda most: heat(rows, most, kinds),
+        "phases": lambda most: phases(rows, most, kinds),
+        "roofline": lambda most: rooflines(rows, peaks or {}, most),
+        "watched": lambda most: watched(rows, most),
+    }
     with mpl.rc_context(STYLE):
-        for kind, found in (
-            ("over", over(rows, KINDS["over"].most)),
-            ("accuracy", accuracy(rows, KINDS["accuracy"].most)),
-            ("heat", heat(rows, KINDS["heat"].most)),
-            ("phases", phases(rows, KINDS["phases"].most)),
-            ("roofline", rooflines(rows, peaks or {}, KINDS["roofline"].most)),
-            ("watched", watched(rows, KINDS["watched"].most)),
-        ):
-            own, more = found
+        for kind, draw in draws.items():
+            own, more = draw(KINDS[kind].most)
+            if own and not gc.isenabled():
+                gc.collect()  # matplotlib's figures refer to themselves, and nobody else collects them
             drawn += _files(own)
             if more:
                 left_out[kind] = more

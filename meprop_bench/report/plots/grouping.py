@@ -13,6 +13,7 @@ from meprop_bench.results.schema import Row
 
 __all__ = [
     "OVER",
+    "PerKind",
     "called",
     "detail",
     "grouped",
@@ -46,6 +47,7 @@ _NAMES = (*(axis.stored for axis in _SETTING), "environment_id")
 setting_of: Callable[[Row], tuple[object, ...]] = attrgetter(*_NAMES)
 """The dense work that a picture is of, however it was launched: the other axes make lines of it."""
 _WAY = attrgetter(*(axis.stored for axis in _LINES))
+_kind: Callable[[Row], tuple[object, ...]] = attrgetter(*_NAMES, *(axis.stored for axis in _LINES), "method")
 
 
 def grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
@@ -54,6 +56,32 @@ def grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return list(groups.values())
+
+
+class PerKind:
+    """Makes keys for `grouped` that are worked out once for all rows of a kind, as it does not depend on the rest.
+
+    Rows of a kind differ in their phase, their k and their figures alone: of a hundred thousand few are of another.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        kinds: dict[object, int] = {}
+        self._kinds = {id(row): kinds.setdefault((_kind(row), type(row.k)), len(kinds)) for row in rows}
+        self._rows = rows  # none of which another one can be taken for, as long as all are there
+
+    def __call__(self, key: Callable[[Row], object]) -> Callable[[Row], int]:
+        """Return a function that numbers rows: two have the same number where their keys are equal."""
+        numbers: dict[object, int] = {}
+        found: dict[int, int] = {}
+        kinds = self._kinds
+
+        def number(row: Row) -> int:
+            kind = kinds[id(row)]
+            if kind not in found:
+                found[kind] = numbers.setdefault(key(row), len(numbers))
+            return found[kind]
+
+        return number
 
 
 def key_of(row: Row, *over: str) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from meprop_bench.report.cells import ABSENT, digits, left_alone, pair, ratio_within, seconds
 from meprop_bench.report.plots.grouping import (
     OVER,
+    PerKind,
     called,
     detail,
     grouped,
@@ -36,22 +37,23 @@ _FILLED = 0.5
 _MOST_SIDE = 14
 
 
-def heat(rows: Sequence[Row], most: int) -> tuple[list[Plot], int]:
+def heat(rows: Sequence[Row], most: int, kinds: PerKind) -> tuple[list[Plot], int]:
     """Draw up to `most` pictures, and return how many more there would be."""
     timed = [row for row in rows if row.speedup is not None and row.method != "dense" and not left_alone(row)]
-    found = [one for axis in _SECOND for one in _grids(timed, axis)]
+    found = [one for axis in _SECOND for one in _grids(timed, axis, kinds)]
     found.sort(key=lambda one: -len(one[2]))
     several = of_several(rows)
     return [_drawn(*one, several) for one in found[:most]], max(0, len(found) - most)
 
 
-def _grids(rows: Sequence[Row], axis: str) -> list[tuple[str, str, dict[tuple[Any, Any], Row]]]:
+def _grids(rows: Sequence[Row], axis: str, kinds: PerKind) -> list[tuple[str, str, dict[tuple[Any, Any], Row]]]:
     """Return of what there are enough cases for k and an axis: the axis, the phase, and the rows by both."""
     if len({getattr(row, OVER[axis]) for row in rows}) < 2:
         return []
     found = []
+    key = kinds(lambda row: (key_of(row, axis), line_of(row)))
     for phase, own in in_phases(rows):
-        for group in grouped(own, lambda row: (*key_of(row, axis), *line_of(row))):
+        for group in grouped(own, key):
             cells = {(row.k, getattr(row, OVER[axis])): row for row in group}
             ks, sizes = (sorted({key[place] for key in cells}) for place in (0, 1))
             if len(ks) > 1 and len(sizes) > 1 and len(cells) > _FILLED * len(ks) * len(sizes):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from meprop_bench.report.cells import ABSENT, joules, left_alone, memory, pair, ratio, ratio_within, seconds
 from meprop_bench.report.plots.grouping import (
     OVER,
+    PerKind,
     called,
     detail,
     grouped,
@@ -81,28 +83,30 @@ class _Choice:
         return (self.metric != _SPEEDUP, self.axis != "k", self.phase not in _MAIN, -len(self.rows))
 
 
-def over(rows: Sequence[Row], most: int) -> tuple[list[Plot], int]:
+def over(rows: Sequence[Row], most: int, kinds: PerKind) -> tuple[list[Plot], int]:
     """Draw up to `most` pictures of what the rows give, and return how many more there would be."""
     timed = [row for row in rows if row.speedup is not None and row.method != "dense" and not left_alone(row)]
-    found = [choice for axis in OVER for choice in _choices(timed, axis)]
+    found = [choice for axis in OVER for choice in _choices(timed, axis, kinds)]
     chosen = sorted(found, key=lambda choice: choice.rank)[:most]
     several = of_several(rows)
     return [_drawn(choice, several) for choice in chosen], len(found) - len(chosen)
 
 
-def _choices(rows: Sequence[Row], axis: str) -> list[_Choice]:
+def _choices(rows: Sequence[Row], axis: str, kinds: PerKind) -> list[_Choice]:
     field = OVER[axis]
     if len({getattr(row, field) for row in rows}) < 2:
         return []
     found = []
+    key, words = kinds(lambda row: key_of(row, axis)), kinds(line_of)
+    line_at: Callable[[Row], object] = words if axis == "k" else lambda row: (words(row), f"{row.k:g}")
     for phase, own in in_phases([row for row in rows if getattr(row, field) is not None]):
-        for group in grouped(own, lambda row: key_of(row, axis)):
-            lines = grouped(group, lambda row: _line(row, axis))
-            if not any(len({getattr(row, field) for row in line}) > 1 for line in lines):
+        for group in grouped(own, key):
+            if not any(len({getattr(row, field) for row in line}) > 1 for line in grouped(group, line_at)):
                 continue
             found.append(_Choice(axis, phase, _SPEEDUP, group))
             for name, metric in _METRICS.items():
-                if sum((metric.of(row.sparse) or 0) > 0 for row in group) > 1:  # its scale is logarithmic
+                some = (row for row in group if (metric.of(row.sparse) or 0) > 0)  # its scale is logarithmic
+                if len(list(islice(some, 2))) > 1:
                     found.append(_Choice(axis, phase, name, group))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meprop_bench.report.cells import ratio, seconds
-from meprop_bench.report.plots.grouping import called, detail, grouped, of_several, setting_of, way
+from meprop_bench.report.plots.grouping import PerKind, called, detail, grouped, of_several, setting_of, way
 from meprop_bench.report.plots.svg import PALETTE, Picture, Plot, name_of
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Row
@@ -19,9 +19,9 @@ _MANY_SETTINGS = 8
 """From here on a setting with one case alone, as a sweep over sizes has many, gets no picture of its phases."""
 
 
-def phases(rows: Sequence[Row], most: int) -> tuple[list[Plot], int]:
+def phases(rows: Sequence[Row], most: int, kinds: PerKind) -> tuple[list[Plot], int]:
     """Draw up to `most` settings, and return how many more there would be."""
-    settings = grouped([row for row in rows if row.method != "dense"], setting_of)
+    settings = grouped([row for row in rows if row.method != "dense"], kinds(setting_of))
     found = []
     for own in settings:
         ordered = sorted(own, key=lambda row: (row.method, row.gradient, row.k))
