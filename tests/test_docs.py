@@ -111,7 +111,7 @@ def _creator(svg: bytes) -> str:
 
 def test_the_reference_has_every_public_name_of_the_method():
     page = _text("docs/api.rst")
-    for module in ("nn", "optim"):
+    for module in ("nn", "optim", "distributed"):
         names = importlib.import_module(f"meprop_bench.{module}").__all__
         assert not [name for name in names if not re.search(rf"^\.\. auto\w+:: {name}$", page, re.M)], module
 

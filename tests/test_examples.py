@@ -28,6 +28,14 @@ PROGRAMS = {
 }
 """Example -> arguments that make it quick, and what it then prints."""
 
+LAUNCHED = {
+    "data_parallel.py": (
+        ["--width", "128", "--steps", "150"],
+        r"^(gathered|agreed), 2 processes  accuracy [4-9]\d\.\d%, [1-9]\d?% of the bytes",
+    ),
+}
+"""The same of those that torchrun starts."""
+
 MODELS = {
     "bert": ("transformers", "unified", 0.6, 9),
     "gpt": ("torch", "unified", 0.7, 6.7),
@@ -43,7 +51,7 @@ has learnt nothing scores, about, or is above.
 
 def test_each_is_tried_and_listed():
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {*PROGRAMS, *(f"{name}.py" for name in MODELS)}
+    assert names == {*PROGRAMS, *LAUNCHED, *(f"{name}.py" for name in MODELS)}
     assert names == set(re.findall(r"^\| \[(\w+\.py)\]", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.M))
 
 
@@ -62,6 +70,20 @@ def _model(name: str) -> str:
     if (reason := unavailable_reason(MODELS[name][0])) is not None:
         pytest.skip(f"{MODELS[name][0]} {reason}")
     return f"{EXAMPLES / name}.py:tiny"
+
+
+@pytest.mark.parametrize("exchange", ["gathered", "agreed"])
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_it_runs_under_torchrun(name: str, exchange: str, tmp_path: Path) -> None:
+    arguments, expected = LAUNCHED[name]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, str(EXAMPLES / name), *arguments, "--exchange", exchange]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(expected, done.stdout, re.MULTILINE), done.stdout
+    alone = subprocess.run([sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, check=False)
+    assert (alone.returncode, alone.stderr.count("\n")) == (1, 1)
+    assert "start it by torchrun" in alone.stderr
 
 
 @pytest.mark.parametrize("name", MODELS)

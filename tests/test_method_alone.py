@@ -1,4 +1,4 @@
-"""The method (ops, nn, optim, algorithms) works where torch and NumPy alone are installed."""
+"""The method (ops, nn, optim, algorithms, distributed) works where torch and NumPy alone are installed."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ for absent in ("click", "rich", "msgspec", "numba", "scipy", "psutil"):
 
 import pkgutil
 import meprop_bench
-for package in ("ops", "nn", "optim", "algorithms"):
+for package in ("ops", "nn", "optim", "algorithms", "distributed"):
     __import__(f"meprop_bench.{package}")
     folder = sys.modules[f"meprop_bench.{package}"]
     for module in pkgutil.walk_packages(folder.__path__, folder.__name__ + "."):
@@ -77,6 +77,15 @@ assert losses[-1] < losses[0] / 2, losses
 MePropConv2d(3, 4, 3, k=0.1)(torch.randn(2, 3, 8, 8)).sum().backward()
 for layer in (MePropLSTM(5, 7, k=2), MePropGRU(5, 7, k=2)):
     layer(torch.randn(4, 2, 5))[0].sum().backward()
+import tempfile
+import torch.distributed as dist
+from meprop_bench.distributed import DataParallel
+dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
+for exchange in ("gathered", "agreed"):
+    rows = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+    convert(rows, k=3, selection="unified", sparse=True)
+    DataParallel(rows, exchange)(x).sum().backward()
+    assert rows[0].weight.grad.is_sparse
 assert not {"click", "rich", "msgspec", "numba", "scipy"} & set(sys.modules)
 print("works")
 """

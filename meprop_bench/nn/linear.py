@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from meprop_bench.nn.sparsified import ChangingK
 from meprop_bench.ops import kernels
+from meprop_bench.ops.chosen import Choice
 from meprop_bench.ops.linear import linear
 from meprop_bench.ops.selection import check_selection, resolve_k
 
@@ -34,7 +35,8 @@ class MePropLinear(ChangingK, nn.Linear):
         k: outputs selected in the backward pass: an int >= 1, or a ratio of n in (0, 1]. k >= n is the dense layer.
         selection: "example", "unified", "random" or "random-unified": see `meprop_bench.ops.selection`.
         sparse: give the weight gradient as sparse rows, as `nn.Embedding(sparse=True)` does. Not under
-            DistributedDataParallel, FullyShardedDataParallel or fully_shard, which reduce dense gradients.
+            DistributedDataParallel, FullyShardedDataParallel, fully_shard or tensor parallel, which reduce dense
+            gradients: `meprop_bench.distributed` exchanges rows.
         kernel: a name in `meprop_bench.ops.kernels.KERNELS`.
 
     Raises:
@@ -61,6 +63,8 @@ class MePropLinear(ChangingK, nn.Linear):
 
     _n = 0
     """Outputs for which k was made a count."""
+    choose: Choice | None = None
+    """What makes a unified selection in place of this layer: several processes, see `meprop_bench.distributed`."""
 
     @classmethod
     def from_linear(
@@ -100,15 +104,17 @@ class MePropLinear(ChangingK, nn.Linear):
             self._check_not_reduced()
         return linear(
             input, self.weight, self.bias,
-            k=self._current_k(), selection=self.selection, sparse=self.sparse, kernel=self.kernel,
+            k=self._current_k(), selection=self.selection, sparse=self.sparse, kernel=self.kernel, choose=self.choose,
         )  # fmt: skip
 
     def _check_not_reduced(self) -> None:
         """Raise RuntimeError before rows are made that torch could not reduce over processes."""
-        ddp = DistributedDataParallel._active_ddp_module is not None
-        if not ddp and not getattr(self, "_is_fsdp_managed_module", False):
+        ddp = DistributedDataParallel._active_ddp_module
+        sharded, parts = getattr(self, "_is_fsdp_managed_module", False), hasattr(self.weight, "device_mesh")
+        if (ddp is None or self.weight in getattr(ddp, "reduced_beside", ())) and not sharded and not parts:
             return
         rows = torch.is_grad_enabled() and self.weight.requires_grad
         if rows and resolve_k(self.k, self.out_features) < self.out_features:
-            wrapper = "DistributedDataParallel" if ddp else "FullyShardedDataParallel or fully_shard"
+            wrapper = "FullyShardedDataParallel or fully_shard" if sharded else "DistributedDataParallel"
+            wrapper = "tensor parallel" if parts and not sharded else wrapper
             raise RuntimeError(f"{wrapper} cannot reduce the sparse rows of this layer: set its sparse=False ({self})")

@@ -43,7 +43,9 @@ class Sparsified(nn.Module):
     kernel: str
     _k: float
 
-    _METHOD = ("_k", "_n", "_bits", "_sized_k", "selection", "sparse", "kernel", "activeness", "__module__")
+    _METHOD = (
+        "_k", "_n", "_bits", "_sized_k", "selection", "sparse", "kernel", "choose", "activeness", "__module__",
+    )  # fmt: skip
     """What an instance has and a layer of torch has not."""
 
     @staticmethod

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meprop_bench.ops import kernels, node
+from meprop_bench.ops import chosen, kernels, node
 from meprop_bench.ops.autocast import autocast
 from meprop_bench.ops.graph import break_graph, is_plain, is_tracing, operators
 from meprop_bench.ops.kernels import Gradients, Kernel, Request, check_supported
@@ -56,6 +56,7 @@ def linear(
     selection: str = "example",
     sparse: bool = False,
     kernel: str = "auto",
+    choose: chosen.Choice | None = None,
 ) -> Tensor:
     """Apply `F.linear(x, w, b)`, with a backward pass through k of the n outputs.
 
@@ -74,12 +75,15 @@ def linear(
             `ops.kernels.kept`.
         kernel: a name in `meprop_bench.ops.kernels.KERNELS`. Double backward, `torch.func` and tensors that are not
             plain memory (see `meprop_bench.ops.plain`) always take "masked".
+        choose: makes a unified selection in place of the layer: see `ops.chosen`.
 
     Raises:
         ValueError: for a k, selection or kernel that does not exist, or a kernel that does not support this case.
 
     """
     compiling = torch.compiler.is_compiling()
+    if choose is not None and selection == "unified":
+        return _chosen(x, w, b, k, sparse, kernel, choose)
     if not compiling:
         y: Tensor | None = _node.call(x, w, b, k, selection, sparse, kernel)
         if y is not None:
@@ -89,7 +93,7 @@ def linear(
         return F.linear(x, w, b)
     n = w.shape[0]
     count = resolve_k(k, n)
-    chosen = kernels.get(kernel)
+    implementation = kernels.get(kernel)
     if count >= n or not torch.is_grad_enabled():
         return F.linear(x, w, b)
     what = count, selection, sparse
@@ -97,7 +101,24 @@ def linear(
         return _in_operators(x, w, b, what, kernel)
     if torch._C._is_any_autocast_enabled():
         x, w, b = autocast(x, w, b, rows=sparse)
-    return _compiled(x, w, b, what, kernel) if compiling else _apply(x, w, b, (what, chosen))
+    return _compiled(x, w, b, what, kernel) if compiling else _apply(x, w, b, (what, implementation))
+
+
+def _chosen(
+    x: Tensor, w: Tensor, b: Tensor | None, k: float, sparse: bool, kernel: str, choose: chosen.Choice
+) -> Tensor:
+    """Apply the layer with a selection that is made elsewhere."""
+    if torch.compiler.is_compiling() and not is_tracing():
+        return cast(Tensor, break_graph(_chosen, x, w, b, k, sparse, kernel, choose))
+    n = w.shape[0]
+    count = resolve_k(k, n)
+    if is_tracing() or count >= n or not torch.is_grad_enabled():
+        return F.linear(x, w, b)
+    if transformed() or not (memory.plain(x) and memory.plain(w)):
+        raise ValueError("a selection that processes make together needs tensors that are plain memory")
+    if torch._C._is_any_autocast_enabled():
+        x, w, b = autocast(x, w, b, rows=sparse)
+    return chosen.linear(x, w, b, count, sparse, kernel, choose)
 
 
 def linear_backward(dy: Tensor, x: Tensor | None, w: Tensor | None, request: Request, kernel: Kernel) -> Gradients:

@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from meprop_bench.ops import memory, node
 from meprop_bench.ops.kernels import compiled, is_hybrid_rows
 
-__all__ = ["Move", "Place", "Table", "alike", "made_like"]
+__all__ = ["Move", "Place", "Table", "alike", "each_once", "made_like"]
 
 Move = tuple[int, Tensor, Tensor]
 """Number of a parameter's group, the parameter, its gradient."""
@@ -70,7 +70,7 @@ class Table:
         if grad is None:
             return None
         if grad.is_sparse:
-            grad = self._rows(p, grad)
+            grad = each_once(p, grad)
             if not rows:
                 grad = grad.to_dense()
         return self._found(p, grad) or grad
@@ -93,29 +93,6 @@ class Table:
             return None  # empty, or without memory of its own
         self.kept.append(held)
         return grad, w, size, g, at, numbers, n
-
-    def _rows(self, p: Tensor, grad: Tensor) -> Tensor:
-        """Return a gradient by rows so that each comes once; ValueError if it is not made of rows of its parameter."""
-        if grad.sparse_dim() != 1 or grad.shape != p.shape:
-            raise ValueError(
-                "a sparse gradient must be made of whole rows, as `nn.Embedding(sparse=True)` gives it; "
-                f"that of a parameter {tuple(p.shape)} has {grad.sparse_dim()} sparse dimensions"
-            )
-        # Autograd forgets, as it stores a gradient, that it is coalesced. To look takes 1 microsecond, to coalesce 15;
-        # on a GPU the host would wait for either.
-        if grad.is_coalesced() or self._ascending(grad):
-            return grad
-        with torch.no_grad():
-            return grad.coalesce()
-
-    def _ascending(self, grad: Tensor) -> bool:
-        """Whether rows are seen to be in order, by compiled code, or on a GPU known to be."""
-        if type(grad) is not Tensor:
-            return False
-        idx = grad._indices()
-        if not memory.is_read_at_once(idx):
-            return is_hybrid_rows(grad)
-        return idx.is_contiguous() and self.usable() and bool(self.native.ascending(idx.data_ptr(), idx.size(1)))
 
     def unfit(self, fits: Sequence[bool]) -> frozenset[int]:
         """Return which entries cannot be moved: those that do not fit, or all, where any two share memory."""
@@ -164,6 +141,34 @@ class Table:
             ((number, p, grad),) = self.without({wrong})
             left.append((number, p, _in_order(p, grad)))
         return left
+
+
+def each_once(p: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient by rows so that each comes once, ascending; ValueError if it is not made of rows of its
+    parameter.
+    """
+    if grad.sparse_dim() != 1 or grad.shape != p.shape:
+        raise ValueError(
+            "a sparse gradient must be made of whole rows, as `nn.Embedding(sparse=True)` gives it; "
+            f"that of a parameter {tuple(p.shape)} has {grad.sparse_dim()} sparse dimensions"
+        )
+    # Autograd forgets, as it stores a gradient, that it is coalesced. To look takes 1 microsecond, to coalesce 15; on a
+    # GPU the host would wait for either.
+    if grad.is_coalesced() or _ascending(grad):
+        return grad
+    with torch.no_grad():
+        return grad.coalesce()
+
+
+def _ascending(grad: Tensor) -> bool:
+    """Whether rows are seen to be in order, by compiled code, or on a GPU known to be."""
+    if type(grad) is not Tensor:
+        return False
+    idx = grad._indices()
+    if not memory.is_read_at_once(idx):
+        return is_hybrid_rows(grad)
+    native = compiled.load(_NATIVE) if idx.is_contiguous() else None
+    return native is not None and bool(native.ascending(idx.data_ptr(), idx.size(1)))
 
 
 def alike(p: Tensor, state: Any) -> bool:

@@ -12,7 +12,7 @@ what a user returns is said by `tasks.mistakes`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from meprop_bench.errors import UserError, out_of_memory
 from meprop_bench.nn.evaluation import evaluation_mode
+from meprop_bench.optim import clip_grad_norm_
 from meprop_bench.optimizers import make_optimizer, make_schedule
 from meprop_bench.tasks.batch import moved, tensors
 from meprop_bench.tasks.build import Stream, call, failed, find, seeded, source_of
@@ -274,24 +275,8 @@ class _OwnStep(Step):
 
     def update(self) -> None:
         if self.training.clip is not None:
-            _clip(self.model.parameters(), self.training.clip)
+            clip_grad_norm_(self.model.parameters(), self.training.clip)
         super().update()
-
-
-def _clip(parameters: Iterable[nn.Parameter], most: float) -> None:
-    """Scale all gradients together down to a norm, as `clip_grad_norm_` does, which refuses gradients as rows."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    if not any(parameter.grad.is_sparse for parameter in parameters if parameter.grad is not None):
-        nn.utils.clip_grad_norm_(parameters, most)
-        return
-    values = []
-    for parameter in parameters:
-        assert parameter.grad is not None
-        if parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-        values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
-    factor = (most / (nn.utils.get_total_norm(values) + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([value.detach() for value in values], factor)
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:

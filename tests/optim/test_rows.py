@@ -740,24 +740,24 @@ def test_rows_of_a_layer_on_a_device_are_not_coalesced_again(monkeypatch):
     """There the host would wait. What anybody else has made, or added up, is."""
     monkeypatch.setattr(memory, "is_read_at_once", lambda _: False)
     layer = MePropLinear(9, 6, k=3, selection="unified", sparse=True, kernel="gather")
-    w, looked = layer.weight, table.Table()
+    w = layer.weight
 
     def step(seed):
         layer(torch.randn(4, 9, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
 
     step(0)
     assert not w.grad.is_coalesced()
-    assert looked._rows(w, w.grad) is w.grad
+    assert table.each_once(w, w.grad) is w.grad
     other = torch.sparse_coo_tensor(w.grad._indices().clone(), w.grad._values(), w.shape, check_invariants=False)
-    assert looked._rows(w, other).is_coalesced()
+    assert table.each_once(w, other).is_coalesced()
     step(1)  # is added up
-    assert looked._rows(w, w.grad).is_coalesced()
+    assert table.each_once(w, w.grad).is_coalesced()
     w.grad = None
     step(2)
     one = torch.sparse_coo_tensor(
         w.grad._indices()[:, :1].expand(1, 3), w.grad._values(), w.shape, check_invariants=True
     )
-    assert looked._rows(w, one).is_coalesced()
+    assert table.each_once(w, one).is_coalesced()
 
 
 def test_what_is_known_of_rows_goes_with_them(monkeypatch):

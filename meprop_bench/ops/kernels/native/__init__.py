@@ -91,6 +91,19 @@ class Native(Kernel):
         dy, record = dy.contiguous(), self._record if request.need_dw and not request.rows else None
         return kept.computed(record, dy.shape[1], x.shape[1], dy, lambda target: run(dy, x, w, request, target))
 
+    def scores(self, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Σ|dy| and Σdy over the batch, `(n,)` each, of dy `(B, n)`."""
+        b, n = dy.shape
+        dy, few = dy.contiguous(), plan("unified", torch.get_num_threads() if OPENMP else 1, b, n, 1, 1).few
+        parts = dy.new_empty(few, 2, n)
+        unified.statistics(OPENMP, unified.SUM, few, dy.data_ptr(), b, n, parts.data_ptr())
+        return parts[0, 0], parts[0, 1]
+
+    def through(self, hits: Tensor, dy: Tensor, x: Tensor, w: Tensor, request: Request) -> Gradients:
+        """Return dx and dW through neurons hits, int64 `(k,)`, ascending; of all of them where dW has rows."""
+        x, w = (x.contiguous() if request.need_dw else dy), (w.contiguous() if request.need_dx else dy)
+        return _unified(dy.contiguous(), x, w, request._replace(need_db=False), kept.FRESH, hits)
+
 
 class Plan(NamedTuple):
     """How a case is computed."""
@@ -150,15 +163,20 @@ def _example(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: kept.Ta
     return dx, dw if hits is None or dw is None else hybrid_rows(hits, dw, n), db
 
 
-def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: kept.Target) -> Gradients:
+def _unified(
+    dy: Tensor, x: Tensor, w: Tensor, request: Request, target: kept.Target, chosen: Tensor | None = None
+) -> Gradients:
     k, selection, as_rows, need_dx, need_dw, need_db = request
     dw, written, seed = target
     b, n = dy.shape
     m = (x if need_dw else w).shape[1]
     threads = torch.get_num_threads() if OPENMP else 1
     few, most, size, streaming = plan(selection, threads, b, n, m, k, as_rows)
-    given = selection != "unified"
-    hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
+    given = selection != "unified" or chosen is not None
+    if chosen is not None:
+        hits = chosen.unsqueeze(0)
+    else:
+        hits = select(dy, k, selection).sort().values.unsqueeze(0) if given else torch.empty(1, k, dtype=torch.int64)
     dx = dy.new_empty(b, m) if need_dx else None
     if need_dw and dw is None:
         dw = dy.new_empty(k if as_rows else n, m)
@@ -169,6 +187,8 @@ def _unified(dy: Tensor, x: Tensor, w: Tensor, request: Request, target: kept.Ta
         0 if dw is None else dw.data_ptr(), 0 if db is None else db.data_ptr(),
         b, n, m, k, hits.data_ptr(), given, as_rows, streaming, memory.scratch(size), memory.address(written), seed,
     )  # fmt: skip
+    if as_rows and dw is not None and chosen is not None:
+        return dx, hybrid_rows(hits, dw, n), db
     if as_rows and dw is not None and given:
         return dx, unified_rows(hits[0], dw, dy, n), db
     if as_rows and dw is not None:

@@ -84,19 +84,35 @@ def _sum(a, share, shares):
 
 
 @function()
-def _select(openmp, run, shares, a, k, db, working):
-    """Select the k neurons with the largest sum of |dy| over the batch, and sum dy up for the bias.
-
-    Neurons without any gradient are left out. Returns how many neurons there are; with k = 0 it only sums up.
-    """
+def _sum_up(openmp, run, shares, a):
+    """Sum (B, N) up to (shares, 2, N), by all threads, and these in their order to the first, by this one."""
     n = a[_N]
-    # (B, N) -> (shares, 2, N) by all threads, -> (2, N) by this one, in the order of the shares.
     parallel(openmp, shares, run, a)
     parts = view(a[_PARTS], (shares, 2, n), np.float32)
     for t in range(1, shares):
         for j in range(n):
             parts[0, 0, j] += parts[t, 0, j]
             parts[0, 1, j] += parts[t, 1, j]
+    return parts
+
+
+@function(types.int64(*[types.int64] * 7))
+def statistics(openmp, sums, shares, dy, b, n, parts):
+    """Sum dy (b, n) up over the batch: Σ|dy| and Σdy, float32 (2, n), to the first of `parts` (shares, 2, n)."""
+    a = np.empty(WORDS, np.int64)
+    a[_DY], a[_B], a[_N], a[_PARTS] = dy, b, n, parts
+    _sum_up(openmp, sums, shares, a)
+    return 0
+
+
+@function()
+def _select(openmp, run, shares, a, k, db, working):
+    """Select the k neurons with the largest sum of |dy| over the batch, and sum dy up for the bias.
+
+    Neurons without any gradient are left out. Returns how many neurons there are; with k = 0 it only sums up.
+    """
+    n = a[_N]
+    parts = _sum_up(openmp, run, shares, a)
     if db != 0:
         view(db, n, np.float32)[:] = parts[0, 1]
     if k == 0:
