@@ -6,7 +6,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test lint docs readme targets asv bench gpu-report clean browser
+.PHONY: report test cluster lint docs readme targets asv bench gpu-report clean browser
 
 report: $(STAMP)
 	$(BIN)/meprop-bench speedup --preset quick
@@ -15,6 +15,11 @@ report: $(STAMP)
 test: $(STAMP) lint
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --ignore-glob 'tests/ops/test_triton*.py'
 	$(BIN)/python -m pytest --numprocesses $(JOBS) tests/ops/test_triton*.py  # what an interpreter stores amiss harms nobody else
+
+# What needs Ray, in an environment that has it.
+cluster: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/sweep/test_cluster.py tests/cli/test_cluster.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -163,7 +163,7 @@ def test_the_hosted_workflow_runs_what_make_has_on_every_python_that_is_supporte
                 assert re.fullmatch(r"make [\w-]+", step["run"])
                 assert step["run"][5:] in targets
                 ran.add(step["run"][5:])
-    assert ran == {"test", "docs", "browser"}
+    assert ran == {"test", "cluster", "docs", "browser"}
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
     assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos"}
     oldest = re.search(r'requires-python = ">=([\d.]+)"', _text("pyproject.toml"))

@@ -70,19 +70,21 @@ def results_folder(
     resume: bool,
     what: str,
     shard: ShardOf | None = None,
+    here: bool = True,
 ) -> Store:
     """Return a new results folder under `out`, or with `resume` the latest one that was begun with the same plan, of
-    the same shard.
+    the same shard. What is not measured `here`, but on a cluster, is continued from any machine.
     """
     from meprop_bench.results.store import Store
 
     if resume:
         found = Store.find_resumable(out, name, machine, plan, shard=shard)
-        for note in found.notes if found else [f"no earlier run of {what} on this machine: starting anew"]:
+        where = "on this machine" if here else "on a cluster"
+        for note in found.notes if found else [f"no earlier run of {what} {where}: starting anew"]:
             click.echo(note, err=True)
         if found is not None:
             return found
-    return Store.create(out, name, machine, command_line(), plan, shard=shard)
+    return Store.create(out, name, machine, command_line(), plan, shard=shard, here=here)
 
 
 _CONTINUE = "continue with the same command and --resume"

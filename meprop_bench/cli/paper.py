@@ -7,12 +7,14 @@ can be run here, 130 after Ctrl-C: what is done stays; continue with the same co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.cluster import MACHINE, cluster_at, refuse_shard, with_ray
 from meprop_bench.cli.options import Grouped, examples, with_out, with_shard
 from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages, write_tables
 from meprop_bench.durations import duration
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from meprop_bench.paper.shard import Own
     from meprop_bench.results.shards import Shard
     from meprop_bench.results.store import Store
+    from meprop_bench.sweep.cluster_workers import Hosts
     from meprop_bench.sweep.deadline import Deadline
 
 __all__ = ["command", "print_paper"]
@@ -127,7 +130,8 @@ def show(table_id: str) -> int:
     short_help="Run a table, and compare the result with the paper.",
     groups={
         "What is run": ("scale", "seeds", "device"),
-        "How": ("processes", "deadline", "reuse", "shard"),
+        "How": ("processes", "deadline", "reuse"),
+        "Several machines": ("shard", "ray"),
         "Output": ("out", "resume"),
     },
     epilog=examples(
@@ -156,6 +160,7 @@ def show(table_id: str) -> int:
     multiple=True,
     help="Reuse the trainings, timed cases and decodings of a results folder; repeatable.",
 )
+@with_ray
 def run_table(
     table_id: str,
     scale: str,
@@ -167,6 +172,7 @@ def run_table(
     resume: bool,
     deadline: float | None,
     reuse: tuple[Path, ...],
+    ray: str | None,
 ) -> int:
     """Train every row with the same seeds and batches, time what the table times, print the paper beside ours."""
     from meprop_bench.measure.environment import machine_slug
@@ -176,30 +182,45 @@ def run_table(
     from meprop_bench.paper.runner import slug
     from meprop_bench.paper.shard import ALL, shard_of_table
     from meprop_bench.results.store import Store
+    from meprop_bench.sweep.cluster_workers import Hosts
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.feasible import check_feasible
     from meprop_bench.tasks.checks import on_device
 
-    device = str(on_device(device))
+    refuse_shard(ray, shard)
+    if ray is None:
+        device = str(on_device(device))
+    elif device == "cuda":
+        device = "cuda:0"  # whichever is free
     until, known = Deadline(deadline), [Store.open(each) for each in reuse]
     workers = _workers(processes, device)
     found = check_runnable(experiment(table(table_id), scale, seeds=seeds, device=device))
     own, plan, part = ALL, {**found.to_json(), "device": device}, None
     if shard is not None:
         own, part = shard_of_table(found, plan, shard)
-    if cases := own.cases(found.distinct_cases):
+    cases = own.cases(found.distinct_cases)
+    if cases and ray is None:
         check_feasible(cases)
     for line in reasons(found.skipped):
         click.echo(f"not trained: {line}", err=True)
-    what, about_s = "this table with these settings", found.estimate_s(workers) / (1 if shard is None else shard.of)
-    with results_folder(out, slug(found), machine_slug(device), plan, resume=resume, what=what, shard=part) as store:
+    what = "this table with these settings"
+    with cluster_at(ray, cases) as cluster, ExitStack() as stack:
+        hosts = None
+        if cluster is not None:
+            hosts = Hosts(cluster, threads=1, device=device)
+            workers = min(processes or hosts.count, hosts.count)
+        here = cluster is None
+        machine = machine_slug(device) if here else MACHINE
+        folder = results_folder(out, slug(found), machine, plan, resume=resume, what=what, shard=part, here=here)
+        store = stack.enter_context(folder)
+        about_s = found.estimate_s(workers) / (1 if shard is None else shard.of)
         click.echo(f"about {duration(about_s)} to {store.folder}", err=True)
         try:
             trainings = Trainings(store.folder, write=True)
             for note in trainings.notes:
                 click.echo(note, err=True)
             _take(found, store, trainings, known, own)
-            _run(found, store, trainings, workers, device, until, own)
+            _run(found, store, trainings, workers, device, until, own, hosts)
             code = ExitCode.OK
         except KeyboardInterrupt:
             code = interrupted()
@@ -217,13 +238,26 @@ def _take(found: Experiment, store: Store, trainings: Trainings, known: Sequence
 
 
 def _run(
-    found: Experiment, store: Store, trainings: Trainings, workers: int, device: str, deadline: Deadline, own: Own
+    found: Experiment,
+    store: Store,
+    trainings: Trainings,
+    workers: int,
+    device: str,
+    deadline: Deadline,
+    own: Own,
+    hosts: Hosts | None,
 ) -> None:
     from meprop_bench.measure.machine import state
-    from meprop_bench.paper.runner import TrainingDone, count_data, decode_all, plan_of, train_all
+    from meprop_bench.paper.runner import TrainingDone, count_data, decode_all, plan_of, start_training, train_all
+    from meprop_bench.sweep.cluster_runner import ClusterRunner
     from meprop_bench.sweep.runner import Runner
 
-    store.write_state(state(workers))
+    say = partial(click.echo, err=True)
+    train, decode = dict[str, Any](), dict[str, Any]()
+    if hosts is None:
+        store.write_state(state(workers))
+    else:
+        train["start"], decode["do"] = partial(hosts.start, start_training), partial(hosts.alone, device)
 
     def report(step: TrainingDone) -> None:
         one = step.trained
@@ -235,15 +269,19 @@ def _run(
         )
 
     limits: dict[str, Any] = {"device": device, "deadline": deadline, "own": own}
-    if late := train_all(found, store, trainings, processes=workers, progress=report, **limits):
+    if late := train_all(found, store, trainings, processes=workers, progress=report, **limits, **train):
         click.echo(
             f"the deadline left no time for {late} trainings; continue with the same command and --resume", err=True
         )
     count_data(found, store, own=own)
-    decode_all(found, store, trainings, tell=partial(click.echo, err=True), **limits)
+    decode_all(found, store, trainings, tell=say, **limits, **decode)
     if (plan := plan_of(found, own)) is not None:
+        runner: Runner | ClusterRunner
         with showing(plan) as progress:
-            runner = Runner(plan, store, progress=progress, deadline=deadline)
+            if hosts is None:
+                runner = Runner(plan, store, progress=progress, deadline=deadline)
+            else:
+                runner = ClusterRunner(plan, store, hosts.cluster, progress=progress, say=say, deadline=deadline)
             runner.run()
         name_left_out([case.label for case in runner.left_out])
 

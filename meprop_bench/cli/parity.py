@@ -11,12 +11,14 @@ continue with the same command and --resume. A shard has no verdict, and ends wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.cluster import MACHINE, cluster_at, refuse_search, refuse_shard, with_ray
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out, with_shard
 from meprop_bench.cli.output import as_record, complaining, interrupted, results_folder, write, write_tables
 from meprop_bench.cli.recipe import RECIPE_GROUPS, recipe_of, with_recipe
@@ -46,7 +48,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
     groups={
         **RECIPE_GROUPS,
         "Comparison": ("margin", "seeds", "budgets", "processes", "threads"),
-        "Several machines": ("shard",),
+        "Several machines": ("shard", "ray"),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
@@ -79,6 +81,7 @@ _WORDS = {"pass": "parity holds", "fail": "parity is broken", "inconclusive": "i
 )
 @click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="CPU threads of each training.")
 @with_shard()
+@with_ray
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest run of this comparison.")
 @with_format("table", "json", "md")
@@ -87,6 +90,7 @@ def command(
     resume: bool,
     out: Path,
     shard: Shard | None,
+    ray: str | None,
     threads: int,
     processes: int | None,
     budgets: str | None,
@@ -95,7 +99,9 @@ def command(
     **given: Any,
 ) -> int:
     """Train dense and sparse on the same seeds and batches, and judge the difference against a margin."""
+    refuse_shard(ray, shard)
     if budgets is not None:
+        refuse_search(ray)
         from meprop_bench.cli.tune import request_of, run_tune
 
         given["method"] = given["method"] or ("meprop" if given["k"] else None)  # as without --budgets
@@ -103,24 +109,32 @@ def command(
         return run_tune(request_of({**curve, "real_clock": False}, budgets), None, form=form, resume=resume, out=out)
     from meprop_bench.measure.machine import state
     from meprop_bench.results.axes import default_allocator, default_threads
+    from meprop_bench.sweep.cluster_workers import Hosts
     from meprop_bench.sweep.models import check_recipes
     from meprop_bench.sweep.parity import ParityPlan, compare
     from meprop_bench.sweep.shard import shard_of_parity
+    from meprop_bench.sweep.worker import start_trainer
 
     comparison = ParityPlan(recipe_of(given), seeds, margin, threads)
     comparison, part = (comparison, None) if shard is None else shard_of_parity(comparison, shard)
-    check_recipes(
-        [comparison.recipe], threads=threads, allocator=default_allocator(), evaluates=True, differs=seeds > 1
-    )
-    if processes is None:
-        on_cpu = comparison.recipe.options.get("device", "cpu") == "cpu"
-        processes = max(1, default_threads() // threads) if on_cpu else 1
-    with _store(comparison, out, resume, part) as store:
+    needs = {"evaluates": True, "differs": seeds > 1}
+    check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), **needs)
+    device = comparison.recipe.device
+    with cluster_at(ray) as cluster, ExitStack() as stack:
+        where: dict[str, Any] = {}
+        if cluster is None:
+            processes = processes or (max(1, default_threads() // threads) if device == "cpu" else 1)
+        else:
+            hosts = Hosts(cluster, threads=threads, device=device)
+            where["start"] = partial(hosts.start, start_trainer)
+            processes = min(processes or hosts.count, hosts.count)
+        store = stack.enter_context(_store(comparison, out, resume, part, here=cluster is None))
         click.echo(f"{2 * len(comparison.numbers)} trainings to {store.folder}", err=True)
-        store.write_state(state(processes * threads))
+        if cluster is None:
+            store.write_state(state(processes * threads))
         try:
             with _showing(comparison) as show:
-                found = compare(comparison, store, processes=processes, progress=show)
+                found = compare(comparison, store, processes=processes, progress=show, **where)
         except KeyboardInterrupt:
             return interrupted()
         with complaining():
@@ -128,14 +142,14 @@ def command(
     return ExitCode.OK if part is not None else CODES[found.verdict]
 
 
-def _store(comparison: ParityPlan, out: Path, resume: bool, part: ShardOf | None) -> Store:
+def _store(comparison: ParityPlan, out: Path, resume: bool, part: ShardOf | None, *, here: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
     from meprop_bench.tasks.checks import on_device
 
-    machine = machine_slug(str(on_device(comparison.recipe.options.get("device", "cpu"))))
+    machine = machine_slug(str(on_device(comparison.recipe.options.get("device", "cpu")))) if here else MACHINE
     name = f"parity-{comparison.recipe.stem}".replace("=", "-").replace("_", "-")
     plan, what = comparison.to_json(), "this comparison"
-    return results_folder(out, name, machine, plan, resume=resume, what=what, shard=part)
+    return results_folder(out, name, machine, plan, resume=resume, what=what, shard=part, here=here)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.cluster import MACHINE, cluster_at, refuse_shard, with_ray
 from meprop_bench.cli.options import (
     AXIS_GROUPS,
     Grouped,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from meprop_bench.results.schema import Row
     from meprop_bench.results.shards import Shard, ShardOf
     from meprop_bench.results.store import Store
+    from meprop_bench.sweep.cluster import Cluster
     from meprop_bench.sweep.deadline import Deadline
     from meprop_bench.sweep.plan import Plan
 
@@ -51,7 +53,7 @@ __all__ = ["command", "exit_code_of"]
     groups={
         **AXIS_GROUPS,
         "Measuring": ("preset", "replay", "target", "budget", "processes", "pin", "parity", "utilization", "deadline"),
-        "Several machines": ("shard",),
+        "Several machines": ("shard", "ray"),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
@@ -103,9 +105,11 @@ __all__ = ["command", "exit_code_of"]
 @click.option(
     "--deadline", type=float, metavar="SECONDS", help="Start no case that would not finish within this many seconds."
 )
+@with_ray
 @with_format("table", "json", "md", "csv")
 def command(
     form: str,
+    ray: str | None,
     out: Path,
     resume: bool,
     shard: Shard | None,
@@ -123,6 +127,7 @@ def command(
     from meprop_bench.sweep.feasible import check_feasible
     from meprop_bench.sweep.shard import shard_of_plan
 
+    refuse_shard(ray, shard)
     parity = options["parity"]
     unsaid = preset is None and parity is None and replay is None
     until, before = Deadline(deadline), None
@@ -131,12 +136,12 @@ def command(
     else:
         before, plan = _replayed(replay, preset, options)
     plan, part = (plan, None) if shard is None else shard_of_plan(plan, shard)
-    check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
+    if ray is None:
+        check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
     if unsaid and "accuracy" not in plan.checks:
         click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
-    store = _store(plan, out, resume, part)
-    with store:
-        code = _measure(plan, store, until)
+    with cluster_at(ray, plan.cases) as cluster, _store(plan, out, resume, part, here=cluster is None) as store:
+        code = _measure(plan, store, until, cluster, evaluates=parity is True)
         _report(store, form, before)
     return code
 
@@ -175,23 +180,30 @@ def _plan(preset: str | None, options: dict[str, Any]) -> Plan:
     return plan_preset(load_preset(preset), axes, **settings)
 
 
-def _store(plan: Plan, out: Path, resume: bool, part: ShardOf | None) -> Store:
+def _store(plan: Plan, out: Path, resume: bool, part: ShardOf | None, *, here: bool) -> Store:
     from meprop_bench.measure.environment import machine_slug
 
-    machine, what = machine_slug(plan.cases[0].device), "this sweep with these settings"
-    return results_folder(out, plan.name, machine, plan.to_json(), resume=resume, what=what, shard=part)
+    machine, what = machine_slug(plan.cases[0].device) if here else MACHINE, "this sweep with these settings"
+    return results_folder(out, plan.name, machine, plan.to_json(), resume=resume, what=what, shard=part, here=here)
 
 
-def _measure(plan: Plan, store: Store, deadline: Deadline) -> int:
+def _measure(plan: Plan, store: Store, deadline: Deadline, cluster: Cluster | None, *, evaluates: bool) -> int:
     """Run what is missing and return the exit code; an interrupt ends the run, not the report."""
     from meprop_bench.report.cells import counted
+    from meprop_bench.sweep.cluster_runner import ClusterRunner
     from meprop_bench.sweep.runner import Runner
 
     click.echo(f"{counted(len(plan.cases), 'case')} to {store.folder}", err=True)
+    say = partial(click.echo, err=True)
+    runner: Runner | ClusterRunner
     try:
         with showing(plan) as progress:
-            look = partial(state_before, say=partial(click.echo, err=True))
-            runner = Runner(plan, store, progress=progress, state=look, deadline=deadline)
+            if cluster is None:
+                look = partial(state_before, say=say)
+                runner = Runner(plan, store, progress=progress, state=look, deadline=deadline)
+            else:
+                settings: dict[str, Any] = {"progress": progress, "deadline": deadline, "evaluates": evaluates}
+                runner = ClusterRunner(plan, store, cluster, say=say, **settings)
             runner.run()
     except KeyboardInterrupt:
         return interrupted(f"{len(store.done_case_ids())} of {len(plan.cases)} cases")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meprop_bench.cli.cluster import refuse_search, with_ray
 from meprop_bench.cli.options import Grouped, examples, with_format, with_out, with_shard
 from meprop_bench.cli.output import (
     as_record,
@@ -55,7 +56,7 @@ CURVE, ANSWER = "time-to-quality.svg", "README.md"
             if heading != "Algorithm"
         },
         "Search": ("margin", "budget", "budgets", "seeds", "threads", "processes", "real-clock"),
-        "Several machines": ("shard",),
+        "Several machines": ("shard", "ray"),
         "Output": ("out", "resume", "format"),
     },
     epilog=examples(
@@ -93,15 +94,17 @@ CURVE, ANSWER = "time-to-quality.svg", "README.md"
 )
 @click.option("--real-clock", is_flag=True, help="At the end run the choice and its opponent by the real clock, too.")
 @with_shard()
+@with_ray
 @with_out
 @click.option("--resume", is_flag=True, help="Continue the latest search of this kind.")
 @with_format("table", "json", "md")
-def command(form: str, resume: bool, out: Path, **given: Any) -> int:
+def command(form: str, resume: bool, out: Path, ray: str | None, **given: Any) -> int:
     """Search methods, k and layouts for the fastest training step that keeps the quality; or say that dense is best.
 
     --method, --k and --gradient take lists. Without --steps trainings are as long as the budget allows, at most
     --epochs. A task's learning rate is annealed (cosine) unless --schedule says otherwise.
     """
+    refuse_search(ray)
     budget, budgets = given.pop("budget"), given.pop("budgets")
     return run_tune(request_of(given, budgets), budget, form=form, resume=resume, out=out)
 
@@ -116,6 +119,7 @@ _HELP = {
     "steps": "Steps of a training [default: as many as the budget allows, at most those of the epochs].",
     "shard": "Refused: a search decides by what it has found what it tries next. What can be split: `speedup --model`, "
     "and `parity` of the choice.",
+    "ray": "Refused: a search is of one machine.",
 }
 """Of options that mean more than for a single training."""
 command.params = [param for param in command.params if param.name not in _NOT_TUNED]

@@ -34,7 +34,9 @@ from meprop_bench.measure.clock import clock_for, overhead
 from meprop_bench.measure.procfs import Unavailable, known, search
 from meprop_bench.optional import installed
 
-__all__ = ["NOT_IN_ID", "Unavailable", "collect", "environment_id", "hardware", "machine_of", "machine_slug"]
+__all__ = [
+    "NOT_IN_ID", "Unavailable", "collect", "environment_id", "git_revision", "hardware", "machine_of", "machine_slug",
+]  # fmt: skip
 
 NOT_IN_ID = frozenset({"package_version", "git_revision", "load_average", "clock_overhead_s", "unavailable"})
 
@@ -97,7 +99,7 @@ def collect(device: str, allocator: str, *, torch: bool = True) -> dict[str, Any
         "clock_overhead_s": lambda: overhead(clock_for(device)),
         "load_average": lambda: [round(load, 2) for load in os.getloadavg()],
         "package_version": lambda: meprop_bench.__version__,
-        "git_revision": _git_revision,
+        "git_revision": git_revision,
     }
     if not torch:
         probes = {name: probe for name, probe in probes.items() if name not in _OF_TORCH}
@@ -212,7 +214,7 @@ def _driver(device: str) -> str:
         pynvml.nvmlShutdown()
 
 
-def _git_revision() -> str:
+def git_revision() -> str:
     """Return the checkout's commit, with "-dirty" when a tracked file differs from it."""
     root = Path(meprop_bench.__file__).resolve().parent.parent
     if not ((root / ".git").exists() and (root / "pyproject.toml").exists()):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Generic, Self, TypeVar
 
 from meprop_bench.measure.worker import (
@@ -24,6 +24,7 @@ from meprop_bench.measure.worker import (
     WorkerError,
     WorkerFailed,
     WorkerLike,
+    WorkerLost,
     WorkerOutOfMemory,
     WorkerRefused,
 )
@@ -105,7 +106,7 @@ class Pool(Generic[Name]):
             answer = self._workers[name].request({"do": do, **fields}, timeout or self._timeout)
         except WorkerDied as died:
             self._dead.add(name)
-            raise WorkerDied(died.reason, name, do) from None
+            raise type(died)(died.reason, name, do) from None
         if answer.get("error") is not None:  # a training's record has the field, and none
             kind = _KINDS.get(str(answer.get("kind")), WorkerFailed)
             raise kind(str(answer["error"]), name, do)
@@ -161,7 +162,8 @@ class Pool(Generic[Name]):
         """Do jobs side by side, each by the next process that is free; yield each with its answer, as they come.
 
         Everything but the waiting happens in the caller's thread: a process gets its next job when the last answer has
-        been dealt with. One that has died is replaced when there is another job for it.
+        been dealt with. One that has died is replaced when there is another job for it. One that was lost with its
+        machine is not, and its job goes to another one, as long as there is one.
 
         Args:
             jobs: drawn from when a process is free.
@@ -172,20 +174,26 @@ class Pool(Generic[Name]):
         """
         free = list(self._start)
         running: dict[Future[Message], tuple[Name, Job]] = {}
+        again: list[Job] = []
         with _threads(len(free)) as threads:
             while True:
-                for job in islice(jobs, len(free)):
+                first = [again.pop(0) for _ in range(min(len(again), len(free)))]
+                for job in islice(chain(first, jobs), len(free)):
                     name = free.pop(0)
                     running[threads.submit(self._ask_living, name, *request(job))] = name, job
                 if not running:
+                    yield from ((job, WorkerLost("none is left")) for job in again)
                     return
                 done, _ = wait(running, timeout=poll_s, return_when=FIRST_COMPLETED)
                 if not done:
                     idle()
                 for future in done:
                     name, job = running.pop(future)
-                    free.append(name)
                     error = future.exception()
+                    if isinstance(error, WorkerLost):
+                        again.append(job)
+                        continue
+                    free.append(name)
                     if error is not None and not isinstance(error, WorkerError):
                         raise error
                     yield job, error or future.result()

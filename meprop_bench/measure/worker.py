@@ -38,8 +38,8 @@ from typing import IO, Any, NoReturn, Protocol, Self
 from meprop_bench.errors import Absent, UserError, out_of_memory
 
 __all__ = [
-    "Message", "Worker", "WorkerAbsent", "WorkerDied", "WorkerError", "WorkerFailed", "WorkerLike", "WorkerOutOfMemory",
-    "WorkerRefused", "serve",
+    "Message", "Worker", "WorkerAbsent", "WorkerDied", "WorkerError", "WorkerFailed", "WorkerLike", "WorkerLost",
+    "WorkerOutOfMemory", "WorkerRefused", "serve",
 ]  # fmt: skip
 
 Message = dict[str, Any]
@@ -67,6 +67,14 @@ class WorkerDied(WorkerError):
     def sentence(self, subject: str) -> str:
         """Return a sentence: "its process exited with status 3"."""
         return f"{subject} {self.reason}"
+
+
+class WorkerLost(WorkerDied):
+    """It is gone with the machine that it ran on: on another one it may do the same."""
+
+    def sentence(self, subject: str) -> str:
+        """Return a sentence: "the machine of its process was lost: …"."""
+        return f"the machine of {subject} was lost: {self.reason}"
 
 
 class WorkerRefused(WorkerError):

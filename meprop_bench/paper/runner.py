@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from meprop_bench.errors import UserError
+from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.lock import device_lock
 from meprop_bench.measure.pool import Pool
-from meprop_bench.measure.worker import WorkerError, WorkerLike
+from meprop_bench.measure.worker import WorkerError, WorkerLike, WorkerLost
 from meprop_bench.paper.experiment import Arm, Experiment
 from meprop_bench.paper.records import COUNTS, Decoding, Decodings, TrainedArm, Trainings, sizes_of
 from meprop_bench.paper.shard import ALL, Own
@@ -35,7 +35,9 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.plan import Plan
 from meprop_bench.sweep.worker import start_worker
 
-__all__ = ["TrainingDone", "count_data", "decode_all", "missing", "plan_of", "slug", "take", "train_all"]
+__all__ = [
+    "TrainingDone", "count_data", "decode_all", "missing", "plan_of", "slug", "start_training", "take", "train_all",
+]  # fmt: skip
 
 _PATIENCE_S = 24 * 3600.0
 """Seconds after which a silent training counts as hung: the largest of them at full scale takes hours."""
@@ -52,7 +54,7 @@ class TrainingDone:
     left_s: float
 
 
-def _start() -> WorkerLike:
+def start_training() -> WorkerLike:
     """Start a process of one thread."""
     return start_worker(environment_of(default_allocator(), 1))
 
@@ -97,7 +99,7 @@ def train_all(
     processes: int,
     device: str = "cpu",
     progress: Callable[[TrainingDone], None] = lambda _: None,
-    start: Callable[[], WorkerLike] = _start,
+    start: Callable[[], WorkerLike] = start_training,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
     own: Own = ALL,
@@ -130,9 +132,14 @@ def train_all(
         except WorkerError as error:
             raise UserError(one_line(error.sentence("a training process"))) from None
         for (arm, seed), answer in pool.share(jobs(), request):
+            if isinstance(answer, WorkerLost):
+                gone = f"the machines that train are gone after {total - len(todo) + done} of {total} trainings"
+                raise UserError(f"{gone}; continue with the same command and --resume", ExitCode.INTERRUPTED)
             if isinstance(answer, WorkerError):
                 trained = TrainedArm(arm_id=arm.arm_id, seed=seed, error=one_line(answer.sentence("its process")))
             else:
+                if (environment := answer.pop("environment", None)) is not None:  # it ran on another machine
+                    store.write_environment({answer["environment_id"]: environment})
                 trained = TrainedArm.from_json(answer)
             trainings.append(trained)
             deadline.took(now() - begun_at[arm.arm_id, seed])
@@ -165,14 +172,16 @@ def decode_all(
     *,
     device: str = "cpu",
     tell: Callable[[str], object] = lambda _: None,
-    start: Callable[[], WorkerLike] = _start,
+    start: Callable[[], WorkerLike] = start_training,
     now: Callable[[], float] = time.monotonic,
     deadline: Deadline | None = None,
     own: Own = ALL,
+    do: Callable[..., tuple[Decoding, Mapping[str, Any]]] = lambda function, *arguments: function(*arguments),
 ) -> None:
     """Time the decoding of what meSimp simplified, before and after; tell a line for each, and for what fails.
 
-    Nothing else may be timed or trained meanwhile, so this is to be called when the trainings are over.
+    Nothing else may be timed or trained meanwhile, so this is to be called when the trainings are over. `do` calls a
+    function with its arguments: here, or on another machine, which it has to itself.
     """
     decodings, deadline = Decodings(store.folder), deadline or Deadline()
     for arm, sizes in _undecoded(experiment, trainings, decodings, own):
@@ -181,21 +190,32 @@ def decode_all(
             continue
         begun = now()
         try:
-            with device_lock(device), Pool.of(start, experiment.processes) as pool:
-                hello = _hello(pool, store, device)
-                answers = pool.ask_all("cut", arm=arm.to_json(), sizes=dict(sizes), device=device)
-                seconds = experiment.budget / len(pool)
-                runs = [pool.ask(index, "decode", seconds=seconds, seed=index)["pairs"] for index in range(len(pool))]
+            work = arm, sizes, device, experiment.processes, experiment.budget, start
+            decoding, environment = do(_decoded, *work)
         except WorkerError as error:
             tell(f"the decoding of {arm.label} was not timed: {one_line(str(error))}")
             continue
         finally:
             deadline.took(now() - begun)
-        before, after = answers[0]["multiplications"]
-        pairs = tuple(tuple((b, a) for b, a in each) for each in runs)
-        where = hello["environment_id"], hello["environment"].get("git_revision")
-        decodings.add(decoding := Decoding(arm.arm_id, sizes, (before, after), pairs, *where))
+        store.write_environment({decoding.environment_id: environment})
+        decodings.add(decoding)
         tell(f"decoding by {arm.label}: {decoding.speedup.estimate:.2f}x with {decoding.fewer:.1f}x fewer products")
+
+
+def _decoded(
+    arm: Arm, sizes: Mapping[str, int], device: str, processes: int, budget: float, start: Callable[[], WorkerLike]
+) -> tuple[Decoding, Mapping[str, Any]]:
+    """Return the decoding of one arm cut to these sizes, timed here for so many seconds, and the environment."""
+    with device_lock(device), Pool.of(start, processes) as pool:
+        hello, *_ = pool.hello(threads=1, device=device, kernels=False).values()
+        answers = pool.ask_all("cut", arm=arm.to_json(), sizes=dict(sizes), device=device)
+        seconds = budget / len(pool)
+        runs = [pool.ask(index, "decode", seconds=seconds, seed=index)["pairs"] for index in range(len(pool))]
+    before, after = answers[0]["multiplications"]
+    pairs = tuple(tuple((b, a) for b, a in each) for each in runs)
+    environment = hello["environment"]
+    where = hello["environment_id"], environment.get("git_revision")
+    return Decoding(arm.arm_id, dict(sizes), (before, after), pairs, *where), environment
 
 
 def plan_of(experiment: Experiment, own: Own = ALL) -> Plan | None:
@@ -214,7 +234,7 @@ def plan_of(experiment: Experiment, own: Own = ALL) -> Plan | None:
 
 
 def count_data(
-    experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = _start, own: Own = ALL
+    experiment: Experiment, store: Store, *, start: Callable[[], WorkerLike] = start_training, own: Own = ALL
 ) -> None:
     """Count the data of the parts that are about their sizes, and store that."""
     counted = [part for part in experiment.counted if own.counts(part)]

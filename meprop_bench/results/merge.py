@@ -31,7 +31,7 @@ from meprop_bench.results.schema import SCHEMA, Row
 from meprop_bench.results.shards import Shard, ShardOf
 from meprop_bench.results.store import Store
 
-__all__ = ["Shards", "check_new", "contradiction", "new_folder"]
+__all__ = ["Shards", "check_new", "contradiction", "machine_fields", "new_folder"]
 
 _OF_A_CASE = frozenset(
     {"device", "allocator", "torch_threads", "variables", "preloaded_allocators", "pinned_cores", "gpu", "gpu_driver"}
@@ -139,7 +139,7 @@ class Shards:
         alike: dict[tuple[Any, ...], str] = {}
         first = next(iter(found.values()), {})
         for key, each in found.items():
-            if said := _unlike(_machine(first), _machine(each)):
+            if said := _unlike(machine_fields(first), machine_fields(each)):
                 return said
             of_case = tuple(each.get(name) for name in ("device", "allocator", "torch_threads"))
             if (other := alike.setdefault(of_case, key)) != key:
@@ -253,7 +253,8 @@ def _relevant(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in environment.items() if name not in NOT_IN_ID and each is not None}
 
 
-def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
+def machine_fields(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an environment says of its machine and software, without what belongs to a case."""
     return {name: each for name, each in _relevant(environment).items() if name not in _OF_A_CASE}
 
 

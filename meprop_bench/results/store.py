@@ -94,13 +94,15 @@ class Store:
         plan: Mapping[str, Any],
         *,
         shard: ShardOf | None = None,
+        here: bool = True,
         now: datetime | None = None,
     ) -> Self:
         """Make a new folder under `root` (made if it is not there) and open it for writing.
 
         The name of the sweep and the machine are parts of the folder's: letters, digits, dot, dash and underscore; and
         so is the shard, where the plan is of a part of a run. The plan, JSON-able, and the shard are what
-        `find_resumable` compares. Absolute paths in the command are shortened.
+        `find_resumable` compares. What is not measured `here`, but on a cluster, is continued from any machine.
+        Absolute paths in the command are shortened.
         """
         from meprop_bench.measure.environment import hardware
 
@@ -114,7 +116,7 @@ class Store:
             "environments": {},
             "peaks": {},
             "states": [],
-            "hardware": _plain(hardware()),
+            "hardware": _plain(hardware()) if here else {},
             **({} if shard is None else {"shard": _plain(shard.to_json())}),
         }
         with or_user_error(root / stem):
@@ -214,12 +216,15 @@ class Store:
         """
         self.header["environments"] = {**_plain(environments), **self.header["environments"]}
         self.header["peaks"] |= _plain(peaks or {})
-        replace_file(self.folder / ENVIRONMENT, _dump(self.header))
+        self._save()
 
     def write_state(self, state: Mapping[str, Any], *, now: datetime | None = None) -> None:
         """Add what the machine did when the run was begun, or resumed, to `environment.json`."""
         at = (now or datetime.now(UTC)).isoformat(timespec="seconds")
         self.header["states"] = [*self.header.get("states", []), {"at": at, **_plain(state)}]
+        self._save()
+
+    def _save(self) -> None:
         replace_file(self.folder / ENVIRONMENT, _dump(self.header))
 
     def close(self) -> None:
@@ -318,6 +323,8 @@ def _begun_here(header: Mapping[str, Any]) -> bool:
     """Whether a run was begun on this machine; one of an older version says so by its environments."""
     from meprop_bench.measure.environment import hardware
 
+    if header.get("hardware") == {}:  # measured on the nodes of a cluster
+        return True
     own = _plain(hardware())
     known = [
         found for found in (header.get("hardware"), *header["environments"].values()) if isinstance(found, Mapping)

@@ -17,7 +17,7 @@ from meprop_bench.results.store import Store
 from meprop_bench.workloads.case import Case
 from meprop_bench.workloads.dense_side import DenseSide, candidates
 
-__all__ = ["DenseSides"]
+__all__ = ["DenseSides", "dense_work"]
 
 _Work: TypeAlias = tuple[object, ...]
 
@@ -53,7 +53,7 @@ class DenseSides:
         """
         if case.baseline != "best":
             return None, ()
-        work = environment_id, *_dense_work(case)
+        work = environment_id, *dense_work(case)
         if work not in self._chosen:
             known = candidates(case)
             if found := known[0] if len(known) == 1 else self._stored(work, known):
@@ -68,12 +68,12 @@ class DenseSides:
     def _stored(self, work: _Work, known: Sequence[DenseSide]) -> DenseSide | None:
         names = {str(candidate): candidate for candidate in known}
         for row in self._store.rows():
-            if row.baseline_chosen in names and (row.environment_id, *_dense_work(row)) == work:
+            if row.baseline_chosen in names and (row.environment_id, *dense_work(row)) == work:
                 return names[row.baseline_chosen]
         return None
 
 
-def _dense_work(one: Case | Row) -> _Work:
+def dense_work(one: Case | Row) -> _Work:
     """Return what says which dense work is done; whether the method's side is compiled does not."""
     axes = (axis for axis in AXES.values() if axis.field in DENSE_AXES and axis.field != "compile")
     return tuple(None if axis.nullable and not axis.of(one.workload) else getattr(one, axis.field) for axis in axes)

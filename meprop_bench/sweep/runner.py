@@ -52,7 +52,7 @@ from meprop_bench.sweep.rows import Answers, case_rows, failed_row
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Runner", "SweepProgress"]
+__all__ = ["Runner", "SweepProgress", "usual_s"]
 
 _LEAST_ROUNDS = 2
 _SLICES = 6
@@ -140,21 +140,35 @@ class Runner:
             self._store.write_state(self._state(max(case.threads for case in todo)))
         try:
             for place, case in enumerate(todo):
-                with self._lock(case.device, partial(self._wait, case)):
-                    if not self._deadline.allows():
-                        self.left_out = tuple(todo[place:])
-                        return
-                    started = self._now()
-                    found = self._measured(case)
-                    taken_s = self._now() - started
-                    rows = [replace(row, elapsed_s=taken_s, git_revision=self._revision) for row in found]
+                if (rows := self.measure(case)) is None:
+                    self.left_out = tuple(todo[place:])
+                    return
                 self._store.append(rows)
-                self._spent.append(self._now() - started)
-                self._deadline.took(self._spent[-1])
                 self._done += 1
                 self._notify(case, "done", rows=tuple(rows))
         finally:
-            self._dismiss()
+            self.close()
+
+    def measure(self, case: Case) -> list[Row] | None:
+        """Return the rows of one case, when its device is free, without storing them; None: no time is left for it.
+
+        Processes that serve the next case, too, live until this is closed.
+        """
+        with self._lock(case.device, partial(self._wait, case)):
+            if not self._deadline.allows():
+                return None
+            started = self._now()
+            found = self._measured(case)
+            taken_s = self._now() - started
+        self._spent.append(taken_s)
+        self._deadline.took(taken_s)
+        return [replace(row, elapsed_s=taken_s, git_revision=self._revision) for row in found]
+
+    def close(self) -> None:
+        """End the processes; idempotent."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.close()
 
     def _measured(self, case: Case) -> list[Row]:
         """Measure a case; a fault is a row. Its processes serve the next one where they are as they were."""
@@ -163,11 +177,11 @@ class Runner:
         except WorkerError as error:
             sound = isinstance(error, WorkerRefused) or (isinstance(error, WorkerOutOfMemory) and case.device != "cpu")
             if not sound or (self._pool is not None and self._pool.lost):
-                self._dismiss()
+                self.close()
             return [failed_row(case, error.sentence("a measuring process"), self._environment_id)]
         finally:
             if not self._plan.keep_processes:
-                self._dismiss()
+                self.close()
 
     def _measure(self, case: Case) -> list[Row]:
         self._notify(case, "starting")
@@ -258,13 +272,13 @@ class Runner:
         try:
             return pool.ask(0, "utilization", device=case.device, seconds=_STEADY_S)
         except WorkerError as error:
-            self._dismiss()
+            self.close()
             return error.sentence("the process that was watched")
 
     def _processes(self, case: Case) -> Pool[int]:
         """Return the processes for a case, all of them past their imports."""
         if self._pool is None or self._pool_of != process_of(case):
-            self._dismiss()
+            self.close()
             self._pool, self._pool_of = Pool.of(partial(self._start, case), self._plan.processes), process_of(case)
             wanted: dict[str, Any] = {"threads": case.threads, "device": case.device, "pin": self._plan.pin}
             hello, *_ = self._pool.hello(one_first=self._is_new("imports"), **wanted).values()
@@ -282,11 +296,6 @@ class Runner:
     def _wait(self, case: Case, holder: int | None) -> None:
         self._notify(case, waiting_for(holder), waits=True)
 
-    def _dismiss(self) -> None:
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            pool.close()
-
     def _notify(
         self,
         case: Case,
@@ -298,10 +307,15 @@ class Runner:
     ) -> None:
         plan = self._plan
         after = len(plan.cases) - self._done - (stage != "done")
-        usual = plan.budget + (2 if plan.keep_processes else 10) + (2 * _STEADY_S if plan.utilization else 0)
-        if self._spent:
-            usual = sum(self._spent) / len(self._spent)
+        usual = usual_s(plan, self._spent)
         own = 0.0 if stage == "done" else usual if case_left_s is None else case_left_s
         left_s = max(0.0, min(after * usual + own, self._deadline.left_s))
         found = SweepProgress(self._done, len(plan.cases), case, stage, half_widths or {}, left_s, rows, waits)
         self._progress(found)
+
+
+def usual_s(plan: Plan, spent: Sequence[float]) -> float:
+    """Return the seconds that a case takes: as those before it, and the first one as the plan says."""
+    if spent:
+        return sum(spent) / len(spent)
+    return plan.budget + (2 if plan.keep_processes else 10) + (2 * _STEADY_S if plan.utilization else 0)

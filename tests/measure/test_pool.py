@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from meprop_bench.measure.pool import Pool
-from meprop_bench.measure.worker import WorkerDied, WorkerError, WorkerFailed, WorkerOutOfMemory, WorkerRefused
+from meprop_bench.measure.worker import (
+    WorkerDied,
+    WorkerError,
+    WorkerFailed,
+    WorkerLost,
+    WorkerOutOfMemory,
+    WorkerRefused,
+)
 
 _ERRORS = {
     "refused": {"error": "k is 0: use at least 1", "kind": "user"},
@@ -240,3 +247,18 @@ def test_while_nothing_comes_the_caller_may_do_something() -> None:
 def test_whatever_else_is_raised_passes_through() -> None:
     with pytest.raises(KeyboardInterrupt), _pool(2, lambda *_: KeyboardInterrupt()) as pool:
         list(pool.share(iter([1, 2]), _request))
+
+
+def test_what_a_machine_that_was_lost_had_in_hand_another_process_does() -> None:
+    def lost(number: int, message: Mapping[str, Any]) -> object:
+        return WorkerLost("gone") if number == 0 else None
+
+    with _pool(2, lost) as pool:
+        found = list(pool.share(iter(range(4)), lambda job: ("do", {"job": job})))
+    assert sorted(job for job, _ in found) == [0, 1, 2, 3]
+    assert {answer["number"] for _, answer in found if isinstance(answer, dict)} == {1}  # the other one is not replaced
+    assert _Worker.started == 2
+    with _pool(2, lambda *_: WorkerLost("gone")) as pool:
+        answers = dict(pool.share(iter(range(3)), lambda job: ("do", {"job": job})))
+    assert answers.keys() == {0, 1}
+    assert all(isinstance(answer, WorkerLost) for answer in answers.values())

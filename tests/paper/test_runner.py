@@ -3,7 +3,8 @@ import threading
 
 import pytest
 
-from meprop_bench.measure.worker import WorkerDied
+from meprop_bench.errors import UserError
+from meprop_bench.measure.worker import WorkerDied, WorkerLost
 from meprop_bench.paper.experiment import experiment
 from meprop_bench.paper.folder import as_overview, best_results, read
 from meprop_bench.paper.published import table
@@ -93,6 +94,27 @@ def test_a_worker_that_dies_costs_its_training_alone_which_is_tried_again(run):
     assert asked == [("meprop", 2)]
     assert not left
     assert steps[-1].done == 6
+
+
+def test_what_another_machine_trained_has_its_environment(run, monkeypatch):
+    request = Worker.request
+
+    def elsewhere(self, message, timeout):
+        where = {} if message["do"] == "hello" else {"environment": {"cpu": "y"}, "environment_id": "e2"}
+        return {**request(self, message, timeout), **where}
+
+    monkeypatch.setattr(Worker, "request", elsewhere)
+    *_, folder = run()
+    assert {one.environment_id for one in Trainings(folder).all()} == {"e2"}
+    assert Store.open(folder).header["environments"] == {"e1": {"cpu": "x"}, "e2": {"cpu": "y"}}
+
+
+def test_without_a_machine_that_trains_it_ends_in_one_line_and_a_resumed_run_goes_on(run):
+    faults = {("meprop", seed): WorkerLost("gone") for seed in (1, 2)}
+    with pytest.raises(UserError, match=r"the machines that train are gone after [0-5] of 6 trainings; .*--resume"):
+        run(faults, processes=1)
+    _, left, _, _ = run(resume=True)
+    assert not left
 
 
 def test_no_training_is_begun_after_the_deadline_and_a_resumed_run_goes_on(run):
