@@ -117,7 +117,7 @@ def command(
 
     comparison = ParityPlan(recipe_of(given), seeds, margin, threads)
     comparison, part = (comparison, None) if shard is None else shard_of_parity(comparison, shard)
-    needs = {"evaluates": True, "differs": seeds > 1}
+    needs: dict[str, Any] = {"evaluates": True, "differs": seeds > 1}
     check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), **needs)
     device = comparison.recipe.device
     with cluster_at(ray) as cluster, ExitStack() as stack:
