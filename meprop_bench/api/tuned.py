@@ -170,7 +170,7 @@ def tune(
         call = f"meprop_bench.tune({name!r})"
         with Store.begun(root, folder, machine, call, request.to_json(), resume=resume) as store:
             seconds = math.inf if budget is None and request.budgets else _seconds(budget or "20m")
-            store.write_state(state_before(request.threads or default_threads(), line))
+            state_before(request.threads or default_threads(), line)  # what counts is stored when something is timed
             return Tuned(request.run(store, seconds, watcher(line)))
 
 

@@ -165,6 +165,9 @@ def collected(root: Path) -> tuple[Index, Trends]:
 def _write_all(loaded: Sequence[tuple[Document, Store]]) -> None:
     from meprop_bench.report.formats import missing_parts, write_report
 
+    if searches := [document.title for document, _ in loaded if document.answer]:
+        raise UserError(f"the README.md of {searches[0]} is the answer of a search: print its report without --write")
+
     for document, store in loaded:
         written = write_report(store.folder, document)
         click.echo(f"wrote {', '.join(path.name for path in written)} in {store.folder}", err=True)

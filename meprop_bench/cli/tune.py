@@ -177,7 +177,8 @@ def run_tune(request: Request, budget: str | None, *, form: str, resume: bool, o
     with _store(request, out, resume) as store:
         limit = "" if seconds == float("inf") else f", within {duration(seconds)}"
         click.echo(f"tuning {request.recipe.task} to {store.folder}{limit}", err=True)
-        store.write_state(state_before(request.threads or default_threads(), partial(click.echo, err=True)))
+        # For its warnings: the state that counts is stored when something is timed, which resuming may do without.
+        state_before(request.threads or default_threads(), partial(click.echo, err=True))
         try:
             result = request.run(store, seconds, watcher(lines()))
         except KeyboardInterrupt:

@@ -57,6 +57,7 @@ _WORDS = {
 """What marks and words of a report mean, each said where it occurs."""
 
 _BARS = "The bars over k are of the logarithm of the speed-up, from 1.00x, the shortest, to the highest of the table."
+_ON_THE_WAY = "Below are the times that the search measured on the way; README.md has the accuracies that it compared."
 _UNCHANGED = "A forward pass that the method leaves as it is has its time, and no verdict."
 
 HOW_TO_READ = (
@@ -129,6 +130,7 @@ class Document:
     notes: Sequence[str] = ()  # what was noticed while the results were read
     states: Sequence[Mapping[str, Any]] = ()  # the machine's, each time that the run was begun
     question: str = ""  # what was to be found out, in words; the command, where nobody said
+    answer: str = ""  # what a search found: its rows are what it timed on the way
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", with_disagreements(self.rows))
@@ -152,6 +154,7 @@ class Document:
             ),
             states=_states(head),
             question=_question(head),
+            answer=head.get("answer") or "",
         )
 
     @classmethod
@@ -220,6 +223,8 @@ class Document:
     @cached_property
     def findings(self) -> Sequence[Finding]:
         """What was found, what speaks against it first."""
+        if self.answer:
+            return [*plain(self.doubts, ()), Finding(self.answer, "answer"), Finding(_ON_THE_WAY)]
         found = findings(self.rows, self.distinct)
         return [
             *plain(self.doubts, ()),

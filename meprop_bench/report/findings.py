@@ -44,6 +44,7 @@ Kind: TypeAlias = Literal[
     "slower",
     "mixed",  # of many cases some are one, some another
     "accuracy",
+    "answer",  # of a search
     "instrument",  # what the measurement itself is worth
     "remark",
 ]

@@ -224,6 +224,11 @@ class Store:
         self.header["states"] = [*self.header.get("states", []), {"at": at, **_plain(state)}]
         self._save()
 
+    def write_answer(self, sentence: str) -> None:
+        """Put what came of a search into `environment.json`: its rows are what was timed on the way."""
+        self.header["answer"] = sentence
+        self._save()
+
     def _save(self) -> None:
         replace_file(self.folder / ENVIRONMENT, _dump(self.header))
 
@@ -366,6 +371,7 @@ class _Header:
     peaks: dict[Name, _Peaks]
     states: tuple[dict[str, Any], ...] = ()
     shard: dict[str, Any] | None = None
+    answer: str | None = None
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -388,7 +394,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     return {**header, **{name: printable(header[name]) for name in _SHOWN if name in header}}
 
 
-_SHOWN = ("command", "environments", "states")
+_SHOWN = ("command", "environments", "states", "answer")
 """Keys of a header that are shown to readers as they are."""
 
 

@@ -154,7 +154,9 @@ class Request:
                 real = self._by_real_clock(machine, answer, whole) if self.real_clock and answer else None
             finally:
                 session.save()
-        return Result(self, store, metric, answer, curve, real)
+        result = Result(self, store, metric, answer, curve, real)
+        store.write_answer(result.sentence)
+        return result
 
     def _examined(self, machine: Processes, journal: Journal) -> tuple[dict[str, Any], list[Arm]]:
         """Return what is known of the metric, and the arms, as the optimizer allows them."""

@@ -11,6 +11,7 @@ import pytest
 
 from meprop_bench.cli import run
 from meprop_bench.errors import ExitCode
+from meprop_bench.report.document import Document
 from meprop_bench.tuning import run as tuning
 from meprop_bench.tuning.journal import Trained
 from tests.tuning.instant import Instant
@@ -43,6 +44,8 @@ def test_the_sentence_comes_first_then_code_commands_and_table(
     assert "dense, " in err
     (folder,) = tmp_path.iterdir()
     assert (folder / "README.md").read_text().startswith("Take unified")
+    # Of reports and their index, too: not what one of its timings alone would say.
+    assert Document.load(folder).outcome.startswith("Take unified, k = 0.25")
 
 
 def test_json(instant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
