@@ -27,10 +27,12 @@ export TMPDIR="$scratch"
 # No srun: it would give a step the processors of one task, where the job has the whole node.
 meprop-bench "$@" --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" --resume &
 run=$!
-trap 'kill -TERM "$run" 2> /dev/null || true' TERM INT
+ended=
+trap 'ended=1; kill -TERM "$run" 2> /dev/null || true' TERM INT
 code=0
 wait "$run" || code=$?
-while kill -0 "$run" 2> /dev/null; do # a signal ends the first wait, and the run comes to its end
+while [[ -n "$ended" ]]; do # a signal ends the waiting, and the run comes to an end of its own
+  ended=
   code=0
   wait "$run" || code=$?
 done

@@ -80,7 +80,7 @@ def command(folders: tuple[Path, ...], out: Path, lacks: bool, mixed_environment
         )
     with new_folder(out) as folder:
         with Store.begin(folder, shards.header(whole.rows, mixed=bool(differs))) as store:
-            store.append(whole.rows)
+            store.append(whole.rows, shards.stores)
         whole.write(folder)
     click.echo(f"{len(shards.stores)} shards merged to {out}", err=True)
     if missing:

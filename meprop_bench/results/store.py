@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -168,12 +169,16 @@ class Store:
         found = cls.find_resumable(root, name, machine, plan) if resume else None
         return found or cls.create(root, name, machine, command, plan)
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Add the rows of one case: all of them are on the disk when this returns, or none (`UserError`)."""
+    def append(self, rows: Iterable[Row], others: Iterable[Store] = ()) -> None:
+        """Add the rows of one case: all of them are on the disk when this returns, or none (`UserError`).
+
+        Those that other folders hold are stored as the lines that they are there.
+        """
         if self._fd is None:
             raise ValueError("append: the store is not open for writing")
         rows = list(rows)
-        lines = [json.dumps(row.to_json(), allow_nan=False).encode() for row in rows]
+        there = {id(row): line[:-1] for other in others for row, line in other._lines()}
+        lines = [there.get(id(row)) or json.dumps(row.to_json(), allow_nan=False).encode() for row in rows]
         for line in lines:
             _parse(line, self.folder / MEASUREMENTS, "(new row)", _NOT_STORED)
         append_lines(self.folder / MEASUREMENTS, lines, self._fd)
@@ -202,6 +207,10 @@ class Store:
     def rows(self) -> list[Row]:
         """Return the rows in the order of their first appearance, the latest of each case and phase."""
         return list({(row.case_id, row.phase): row for row in self._rows}.values())
+
+    def _lines(self) -> Iterable[tuple[Row, bytes]]:
+        """Return each row with its line; what was cut off, and its case, come last and have no row."""
+        return zip(self._rows, chain.from_iterable(Lines(self.folder / MEASUREMENTS)), strict=False)
 
     def done_case_ids(self) -> frozenset[str]:
         """Return the cases that need not be measured again; a case that failed is one of them."""

@@ -184,7 +184,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, changes: dict[
     assert found.value.exit_code == ExitCode.NOT_COMPARABLE
 
 
-def test_what_the_base_cannot_do_is_told_of_all_shards_together(tmp_path: Path) -> None:
+def test_what_the_base_cannot_do_is_said_of_all_shards_together(tmp_path: Path) -> None:
     unknown = {"error": "unknown field of a case 'share'", "kind": "user"}
 
     def wrong(side: str, do: str, worker: int, case: Case) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -147,12 +148,16 @@ with lock.device_lock({device!r}, waiting):
 """
 
 
-def _job(device: str, *, private: bool = False, **variables: str) -> subprocess.Popen[str]:
+_OWN_TMP = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /tmp && exec "$@"', "sh")
+"""Runs a program that sees a /tmp of its own, as Slurm's job_container/tmpfs does."""
+
+
+def _job(device: str, *within: str, private: bool = False, **variables: str) -> subprocess.Popen[str]:
     """Start a process that takes a device, where all of the machine find it if no variable says otherwise."""
     env = {name: value for name, value in os.environ.items() if name != FOLDER} | variables
     code = _JOB.format(device=device, private=private)
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env=env)
+    return subprocess.Popen([*within, sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env=env)
 
 
 @pytest.fixture
@@ -188,6 +193,19 @@ def test_jobs_with_temporary_folders_of_their_own_wait_for_each_other(device: st
     first = _job(device, private=True, TMPDIR=str(folders[0]))
     assert _said(first) == "held"
     _second_waits_for_the_first(first, _job(device, private=True, TMPDIR=str(folders[1])))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of the kernel's are Linux's")
+def test_jobs_with_a_tmp_of_their_own_wait_for_each_other(device: str) -> None:
+    if any(Path(path).is_relative_to("/tmp") for path in (sys.prefix, lock.__file__)):
+        pytest.skip("what is tested lies in /tmp itself")
+    tried = subprocess.run([*_OWN_TMP, "true"], capture_output=True, check=False) if shutil.which("unshare") else None
+    if tried is None or tried.returncode:
+        pytest.skip("this user cannot mount a /tmp of their own")
+    first = _job(device, *_OWN_TMP)
+    assert _said(first) == "held"
+    assert not list(Path("/tmp").glob(f"meprop-bench-{device_name(device)}*"))
+    _second_waits_for_the_first(first, _job(device, *_OWN_TMP))
 
 
 def test_containers_that_share_tmp_wait_for_each_other(device: str, tmp_path: Path) -> None:

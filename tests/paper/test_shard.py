@@ -95,7 +95,7 @@ def test_a_shard_is_no_result_of_a_table(found, tmp_path):
     assert "shard 1/3 of a run" in " ".join(read(Store.open(folders[0])).notes)
 
 
-def test_what_is_missing_or_another_shards_is_told(found, tmp_path, capsys):
+def test_what_is_missing_or_another_shards_is_said(found, tmp_path, capsys):
     shards = shards_of(found, tmp_path / "shards", 3)
     words = ["merge", *map(str, shards[1:]), "--out", str(tmp_path / "all")]
     assert run(words) == ExitCode.NOT_COMPARABLE

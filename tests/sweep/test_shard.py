@@ -116,15 +116,13 @@ def test_24_cases_in_four_shards_are_one_run(tmp_path: Path, cache: PeaksCache, 
     one = _measure(tmp_path / "one", plan, cache)
     # Of the same name, as the name is the title of a report.
     merged = _merged(tmp_path / "shards", plan, cache, 4, tmp_path / "merged" / one.name)
+    assert (merged / MEASUREMENTS).read_bytes() == (one / MEASUREMENTS).read_bytes()
     first, second = (Store.open(folder) for folder in (one, merged))
-    assert second.rows() == first.rows()
-    lines = [[json.loads(line) for line in (folder / MEASUREMENTS).open()] for folder in (one, merged)]
-    assert lines[0] == lines[1]  # but for 400, which is 400.0 once it was read
     write_report(one)
     pages = sorted(path.name for path in one.iterdir())
     assert sorted(path.name for path in merged.iterdir()) == pages
     assert "README.md" in pages
-    for name in set(pages) - {ENVIRONMENT, MEASUREMENTS}:
+    for name in set(pages) - {ENVIRONMENT}:
         assert (merged / name).read_bytes() == (one / name).read_bytes(), name
     for form in ("table", "json", "md", "csv"):
         printed = []
