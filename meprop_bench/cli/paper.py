@@ -204,26 +204,27 @@ def run_table(
     for line in reasons(found.skipped):
         click.echo(f"not trained: {line}", err=True)
     what = "this table with these settings"
-    with cluster_at(ray, cases) as cluster, ExitStack() as stack:
-        hosts = None
-        if cluster is not None:
-            hosts = Hosts(cluster, threads=1, device=device)
-            workers = min(processes or hosts.count, hosts.count)
-        here = cluster is None
-        machine = machine_slug(device) if here else MACHINE
-        folder = results_folder(out, slug(found), machine, plan, resume=resume, what=what, shard=part, here=here)
-        store = stack.enter_context(folder)
-        about_s = found.estimate_s(workers) / (1 if shard is None else shard.of)
-        click.echo(f"about {duration(about_s)} to {store.folder}", err=True)
-        try:
-            trainings = Trainings(store.folder, write=True)
-            for note in trainings.notes:
-                click.echo(note, err=True)
-            _take(found, store, trainings, known, own)
-            _run(found, store, trainings, workers, device, until, own, hosts)
-            code = ExitCode.OK
-        except KeyboardInterrupt:
-            code = interrupted()
+    with ExitStack() as stack:
+        with cluster_at(ray, cases) as cluster:
+            hosts = None
+            if cluster is not None:
+                hosts = Hosts(cluster, threads=1, device=device)
+                workers = min(processes or hosts.count, hosts.count)
+            here = cluster is None
+            machine = machine_slug(device) if here else MACHINE
+            folder = results_folder(out, slug(found), machine, plan, resume=resume, what=what, shard=part, here=here)
+            store = stack.enter_context(folder)
+            about_s = found.estimate_s(workers) / (1 if shard is None else shard.of)
+            click.echo(f"about {duration(about_s)} to {store.folder}", err=True)
+            try:
+                trainings = Trainings(store.folder, write=True)
+                for note in trainings.notes:
+                    click.echo(note, err=True)
+                _take(found, store, trainings, known, own)
+                _run(found, store, trainings, workers, device, until, own, hosts)
+                code = ExitCode.OK
+            except KeyboardInterrupt:
+                code = interrupted()
         _report(store)
     return code
 

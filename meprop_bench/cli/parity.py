@@ -120,23 +120,24 @@ def command(
     needs: dict[str, Any] = {"evaluates": True, "differs": seeds > 1}
     check_recipes([comparison.recipe], threads=threads, allocator=default_allocator(), **needs)
     device = comparison.recipe.device
-    with cluster_at(ray) as cluster, ExitStack() as stack:
-        where: dict[str, Any] = {}
-        if cluster is None:
-            processes = processes or (max(1, default_threads() // threads) if device == "cpu" else 1)
-        else:
-            hosts = Hosts(cluster, threads=threads, device=device)
-            where["start"] = partial(hosts.start, start_trainer)
-            processes = min(processes or hosts.count, hosts.count)
-        store = stack.enter_context(_store(comparison, out, resume, part, here=cluster is None))
-        click.echo(f"{2 * len(comparison.numbers)} trainings to {store.folder}", err=True)
-        if cluster is None:
-            store.write_state(state(processes * threads))
-        try:
-            with _showing(comparison) as show:
-                found = compare(comparison, store, processes=processes, progress=show, **where)
-        except KeyboardInterrupt:
-            return interrupted()
+    with ExitStack() as stack:
+        with cluster_at(ray) as cluster:
+            where: dict[str, Any] = {}
+            if cluster is None:
+                processes = processes or (max(1, default_threads() // threads) if device == "cpu" else 1)
+            else:
+                hosts = Hosts(cluster, threads=threads, device=device)
+                where["start"] = partial(hosts.start, start_trainer)
+                processes = min(processes or hosts.count, hosts.count)
+            store = stack.enter_context(_store(comparison, out, resume, part, here=cluster is None))
+            click.echo(f"{2 * len(comparison.numbers)} trainings to {store.folder}", err=True)
+            if cluster is None:
+                store.write_state(state(processes * threads))
+            try:
+                with _showing(comparison) as show:
+                    found = compare(comparison, store, processes=processes, progress=show, **where)
+            except KeyboardInterrupt:
+                return interrupted()
         with complaining():
             print_parity(form, store, found, comparison.recipe.label)
     return ExitCode.OK if part is not None else CODES[found.verdict]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,8 +141,10 @@ def command(
         check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
     if unsaid and "accuracy" not in plan.checks:
         click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
-    with cluster_at(ray, plan.cases) as cluster, _store(plan, out, resume, part, here=cluster is None) as store:
-        code = _measure(plan, store, until, cluster, evaluates=parity is True)
+    with ExitStack() as stack:
+        with cluster_at(ray, plan.cases) as cluster:
+            store = stack.enter_context(_store(plan, out, resume, part, here=cluster is None))
+            code = _measure(plan, store, until, cluster, evaluates=parity is True)
         _report(store, form, before)
     return code
 

@@ -21,7 +21,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Node:
 def connected(address: str, say: Callable[[str], object]) -> Iterator[Cluster]:
     """Give the cluster at an address, HOST:PORT, or "auto" for the one that this machine is a node of.
 
-    `say` is called with a line for each node that is left out.
+    `say` is called with a line for each node that is left out. Meanwhile standard output is closed.
 
     Raises:
         UserError: there is no Ray here, or no cluster there.
@@ -71,10 +71,12 @@ def connected(address: str, say: Callable[[str], object]) -> Iterator[Cluster]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # with Ray's the program would end without a word
-    try:
-        yield Cluster(ray, say)
-    finally:
-        ray.shutdown()
+    # Ray prints at length of a node that has died, and once more at the end, to standard output, where results are.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            yield Cluster(ray, say)
+        finally:
+            ray.shutdown()
 
 
 def _no_cluster(address: str, reason: str) -> UserError:

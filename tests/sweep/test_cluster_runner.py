@@ -80,6 +80,8 @@ class _Cluster:
 
     def answer(self, process: _Process, seconds: float | None = None) -> Any:
         found = process.answers.pop(0)
+        if isinstance(found, KeyboardInterrupt):
+            raise found
         if isinstance(found, NodeLost):
             if not self.stays and process.node in self.nodes:
                 self.nodes.remove(process.node)
@@ -198,6 +200,24 @@ def test_without_a_node_it_ends_in_one_line_and_goes_on_with_those_of_another_ti
     store = run(cluster, _cases(3, 4, 5))
     assert cluster.measured() == [("two", 4), ("two", 5)]
     assert sorted(line["k"] for line in _lines(store)) == [3, 4, 5]
+
+
+def test_an_interrupt_ends_what_is_held_and_the_next_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = _Cluster.measure
+
+    def interrupted(self: _Cluster, node: Node, case: Case) -> list[Any]:
+        return [KeyboardInterrupt()] if case.k == 5 else measure(self, node, case)
+
+    monkeypatch.setattr(_Cluster, "measure", interrupted)
+    cluster = _Cluster(_A)
+    with pytest.raises(KeyboardInterrupt):
+        run(cluster, _cases(3, 4, 5, 6))
+    assert cluster.held == []
+    monkeypatch.undo()
+    cluster = _Cluster(_B)
+    store = run(cluster, _cases(3, 4, 5, 6))
+    assert cluster.measured() == [("two", 5), ("two", 6)]
+    assert sorted(line["k"] for line in _lines(store)) == [3, 4, 5, 6]
 
 
 def test_a_node_that_joins_later_measures_too(run: Run) -> None:
