@@ -255,6 +255,8 @@ def _read(stack: nn.Sequential) -> tuple[nn.Module | None, list[tuple[Any, Activ
         _check_untouched(name, vars(module))
         if kind is nn.Linear or kind is MePropLinear:
             _check_parameters(name, module._parameters)
+            if kind is MePropLinear and module.choose is not None:
+                raise _Refused(f"{name} selects together with other processes")
             parts.append((module, None))
         elif kind is nn.Flatten and flatten is None and not parts:
             flatten = module

@@ -16,47 +16,37 @@ class Ranks:
     """Processes that run a function of a test module together."""
 
     def __init__(self, folder):
-        self.folder, self.processes, self.starts = folder, [], 0
+        self.folder, self.program, self.starts = folder, None, 0
 
     def __call__(self, function, *arguments, size=2):
         """Run `function(rank, *arguments)` on the first ranks; fail with what any of them raised."""
-        if not self.processes:
-            self.start()
-        line = json.dumps([sys.modules[function.__module__].__file__, function.__name__, size, arguments]) + "\n"
-        for process in self.processes:
-            process.stdin.write(line)
-            process.stdin.flush()
-        self.listen()
+        program = self.program or self.start()
+        request = [sys.modules[function.__module__].__file__, function.__name__, size, arguments]
+        program.stdin.write(json.dumps(request) + "\n")
+        program.stdin.flush()
+        line = program.stdout.readline()
+        answers = json.loads(line) if line else ["they have ended"]
+        if any(answers):
+            self.stop()  # the next case gets others
+            raise AssertionError("\n".join(f"rank {r}: {what}" for r, what in enumerate(answers) if what))
 
     def start(self):
         self.starts += 1
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("worker.py"))]
-        store = str(self.folder / f"store{self.starts}")
-        root = str(Path(__file__).parents[2])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-        self.processes = [
-            subprocess.Popen(
-                [*command, str(rank), str(SIZE), store],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
-            )
-            for rank in range(SIZE)
-        ]  # fmt: skip
-        self.listen()
-
-    def listen(self):
-        answers = [process.stdout.readline() for process in self.processes]
-        failed = [json.loads(answer) if answer else "it has ended" for answer in answers]
-        if any(failed):
-            self.stop()  # the next case gets others
-            raise AssertionError("\n".join(f"rank {r}: {what}" for r, what in enumerate(failed) if what))
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("worker.py")), str(SIZE)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        self.program = subprocess.Popen(
+            [*command, str(self.folder / f"store{self.starts}")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
+        )  # fmt: skip
+        return self.program
 
     def stop(self):
-        for process in self.processes:
-            process.stdin.close()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        self.processes = []
+        if self.program is not None:
+            self.program.stdin.close()
+            self.program.wait()
+            self.program.stdout.close()
+            self.program = None
 
 
 @pytest.fixture(scope="session")

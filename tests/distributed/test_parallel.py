@@ -448,6 +448,10 @@ def case_refused(rank):
     wrapped(rank, fused)
     with pytest.raises(RuntimeError, match="has a hook, which would not be called"):
         fused.loss(torch.randn(4, 13), torch.zeros(4, dtype=torch.int64))
+    fused = FusedMLP(13, 20, 5, k=3, selection="unified")
+    wrapped(rank, fused, "agreed")
+    with pytest.raises(RuntimeError, match="linear0 selects together with other processes; take model"):
+        fused.loss(torch.randn(4, 13), torch.zeros(4, dtype=torch.int64))
     model = wrapped(rank, perceptron(4, sparse=False))
     model.module[0].sparse = True  # later
     with pytest.raises(RuntimeError, match="cannot reduce the sparse rows of this layer"):
