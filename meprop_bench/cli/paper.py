@@ -73,11 +73,11 @@ def list_tables(out: Path, processes: int | None) -> int:
         for reason in skipped:
             left_out.setdefault(reason, {})[found.table_id] = None
     columns = ("table", "title", "tasks", "smoke", "short", "full", "result")
-    write_tables(plain_section("The papers' tables", columns, lines, left={"table", "title", "tasks", "result"}))
-    if left_out:
-        click.echo("\nNot trained at the short scale (what is timed of these tables is measured all the same):")
-        for reason, tables in left_out.items():
-            click.echo(f"  {', '.join(tables)}: {reason}")
+    notes = ["Not trained at the short scale (what is timed of these tables is measured all the same):"]
+    notes += [f"{', '.join(tables)}: {reason}" for reason, tables in left_out.items()]
+    words = {"table", "title", "tasks", "result"}
+    footnotes = tuple(notes) if left_out else ()
+    write_tables(plain_section("The papers' tables", columns, lines, left=words, footnotes=footnotes))
     return ExitCode.OK
 
 

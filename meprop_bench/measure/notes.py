@@ -111,7 +111,7 @@ class Note:
         kind = str(values.pop("kind", OTHER))
         if kind not in _KINDS:  # of a newer version
             return cls(text)
-        if not all(map(_sound, values.values())) or values.keys() != _values(kind):
+        if values.keys() != _values(kind) or not all(map(_sound, values.values())):
             raise ValueError(f"note_kinds: {kind!r} has the values {', '.join(values) or 'none'}")
         return cls(text, kind, values)
 

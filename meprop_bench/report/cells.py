@@ -383,14 +383,17 @@ WORDS = frozenset({*AXES, "speed-up", "check", "parity", "verdict", "task"}) - {
 }
 
 
-def sections(rows: Sequence[Row], distinct: AbstractSet[int] | None = None) -> list[Section]:
+def sections(
+    rows: Sequence[Row], distinct: AbstractSet[int] | None = None, everywhere: Sequence[str] | None = None
+) -> list[Section]:
     """Group rows by workload and allocator; the default allocator comes last where there is another.
 
-    `distinct` has the identities of the rows that differ from 1, all judged at once, where they are known already. What
-    was only trained has no times, and is in no table of times.
+    `distinct` has the identities of the rows that differ from 1, all judged at once, and `everywhere` the notes of all
+    (`reliability.common`), where they are known already. What was only trained has no times, and is in no table of
+    times.
     """
     distinct = distinct_rows(rows) if distinct is None else distinct
-    everywhere = common(rows)
+    everywhere = common(rows) if everywhere is None else everywhere
     timed = [row for row in rows if not _only_trained(row)]
     kinds: dict[tuple[str, str], list[Row]] = {}
     for row in timed:

@@ -255,12 +255,16 @@ class Document:
             section.trends for section in self.sections
         )
         left = [self.left_out] if self.left_out else []
-        return [*words, *marks, *(f"All rows: {text}" for text in common(self.rows)), *left]
+        return [*words, *marks, *(f"All rows: {text}" for text in self._common), *left]
+
+    @cached_property
+    def _common(self) -> list[str]:
+        return common(self.rows)
 
     @cached_property
     def sections(self) -> list[Section]:
         """The tables: its own, times, and what stands beside them."""
-        return [*self.own, *sections(self.rows, self.distinct), *self.beside]
+        return [*self.own, *sections(self.rows, self.distinct, self._common), *self.beside]
 
     @property
     def own(self) -> list[Section]:
@@ -324,19 +328,17 @@ class Document:
         found = [finding.to_json() for finding in self.findings]
         return as_object(self.command, self.environments, self.rows, findings=found, **doubts)
 
-    def lines(self, *, whole: bool = True) -> Iterator[list[Any]]:
-        """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart.
-
-        Unless they are to be `whole`, those of rows without nested structures end before these.
-        """
+    def lines(self) -> Iterator[list[Any]]:
+        """Give the lines of a CSV file, the head first: each field but raw values and lists, nested ones apart."""
         apart = {name: [spec.name for spec in fields(kind)] for name, kind in NESTED.items()}
         yield [*FIGURES, *(f"{name}_{part}" for name, parts in apart.items() for part in parts)]
         nothing = {name: (None,) * len(parts) for name, parts in apart.items()}
+        nothing_at_all = [None] * sum(map(len, apart.values()))
         parts_of = {name: attrgetter(*parts) for name, parts in apart.items()}
         for row in self.rows:
             found = (row.parity, row.sparse.utilization, row.dense.utilization)
-            if not whole and found == _NOTHING:
-                yield row.figures()
+            if found == _NOTHING:
+                yield row.figures() + nothing_at_all
                 continue
             nested = zip(apart, found, strict=True)
             parts = (nothing[name] if one is None else parts_of[name](one) for name, one in nested)

@@ -6,13 +6,14 @@ extra; without it the README is written alone and says what is missing.
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import StringIO
-from itertools import chain, groupby, islice
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
 
 from meprop_bench.optional import require, unavailable_reason
 from meprop_bench.report.document import Document
@@ -59,31 +60,43 @@ def as_csv(document: Document | Comparison) -> str:
 
 
 def _csv_pieces(document: Document | Comparison) -> Iterator[str]:
-    """Give a CSV's lines, many at a time: all of a hundred thousand rows would be 400 MB in a `StringIO`."""
-    lines = iter(document.lines(whole=False) if isinstance(document, Document) else document.lines())
-    head = next(lines)
-    lines = chain((head,), lines)
+    """Give a CSV's lines, many at a time and column by column: of a hundred thousand rows most columns say the same."""
+    lines = iter(document.lines())
     while batch := list(islice(lines, _TOGETHER)):
-        target = StringIO()
-        for length, some in groupby(batch, len):
-            csv.writer(target, lineterminator="," * (len(head) - length) + "\n").writerows(
-                [value if type(value) in _AS_THEY_ARE else _cell(value) for value in line] for line in some
-            )
-        yield target.getvalue()
+        columns = map(_texts, zip(*batch, strict=True))
+        yield "\n".join(map(",".join, zip(*columns, strict=True))) + "\n"
 
 
 _TOGETHER = 500
-_AS_THEY_ARE = frozenset({type(None), str, float, int})
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return "; ".join(str(item) for item in value)
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {item}" for key, item in value.items())
-    if isinstance(value, bool):
+def _texts(values: Sequence[Any]) -> Sequence[str]:
+    """Return a column's fields as a CSV has them."""
+    first = values[0]
+    if (first is None or type(first) is str) and values.count(first) == len(values):
+        return [_text(first)] * len(values)
+    if {*map(type, values)} == {float}:
+        # Shortest digits, as `repr` has them, in a quarter of the time; they differ in where an exponent begins.
+        texts = msgspec.json.encode(values).decode()[1:-1].split(",")
+        return [text if 1e-4 <= value < 1e16 else repr(value) for text, value in zip(texts, values, strict=True)]
+    return list(map(_text, values))
+
+
+def _text(value: Any) -> str:
+    kind = type(value)
+    if value is None or kind is float or kind is int:
+        return "" if value is None else str(value)
+    if kind is bool:
         return str(value).lower()
-    return value
+    if kind is not str and isinstance(value, list | tuple):
+        value = "; ".join(str(item) for item in value)
+    elif kind is not str and isinstance(value, Mapping):
+        value = "; ".join(f"{key}: {item}" for key, item in value.items())
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if _TO_QUOTE.search(text) else text
+
+
+_TO_QUOTE = re.compile('[",\r\n]')
 
 
 def _as_page(document: Document | Comparison) -> str:

@@ -25,7 +25,7 @@ import msgspec
 from meprop_bench.errors import UserError
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement, settle
-from meprop_bench.results.consistency import FAR, TOLERANCE, WATCHED, check_row
+from meprop_bench.results.consistency import FAR, TOLERANCE, check_row
 from meprop_bench.results.incoming import Seconds, parsed
 from meprop_bench.results.schema import KEYS, PASSED, SCHEMA, TEXTS, Flat, Row, Side, readable, reasons
 from meprop_bench.stats.many import ratios
@@ -87,22 +87,18 @@ def _timed(line: bytes, texts: dict[tuple[str | None, ...], Mapping[str, str | N
         stored: dict[str, Any] = _decoder().decode(line)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    get, pop = stored.get, stored.pop
-    plain = get("check", "") in (None, PASSED) and list(map(get, _MORE)) == _NOTHING
-    if not plain or (alone and not _each_key_once(line, stored)):
+    if alone and not _each_key_once(line, stored):
         return None
     colons = len(stored)
-    values, baseline, lengths, disturbed, loops, processes, efficiency, notes, kinds, *_ = (
-        [pop(name, None) for name in _FLAT]
-    )  # fmt: skip
-    if values is None or baseline is None or lengths is None:
+    if colons < len(_EVERY):
+        stored = {**_EVERY, **stored}
+    if stored["check"] not in (None, PASSED) or _more(stored) != _NOTHING:
         return None
-    del stored["schema"]
-    sides = [_side([pop(key, None) for key in keys]) for keys in _SIDE_KEYS]
-    own = {**_DEFAULTS, **stored}
+    values, baseline, lengths, disturbed, loops, processes, efficiency, notes, kinds = _flat(stored)
+    if values is None or baseline is None or lengths is None or not stored["case_id"].isprintable():
+        return None
+    own = dict(zip(_PLAIN, _plain(stored), strict=True))
     said = _said(own)
-    if not own["case_id"].isprintable():
-        return None
     if (kept := texts.get(said)) is None:
         if not "".join(filter(None, said)).isprintable():
             return None
@@ -115,7 +111,7 @@ def _timed(line: bytes, texts: dict[tuple[str | None, ...], Mapping[str, str | N
     colons += len(missing) + sum(map(len, kinds or ()))
     colons += "".join(filter(None, (*said, *missing.values(), *(notes or ())))).count(":")
     own["unavailable"] = reasons(missing)
-    own["sparse"], own["dense"] = sides
+    own["sparse"], own["dense"] = (_side(of_side(stored)) for of_side in _of_sides)
     own["measurement"] = Measurement.from_values(
         own["phase"] or "", baseline, values, lengths, loops or 1, disturbed, sound=True
     )
@@ -234,12 +230,15 @@ def _decoder() -> msgspec.json.Decoder[dict[str, Any]]:
 
 
 _MORE = ("parity", "utilization", "baseline_utilization", "convertible", "error")
-_NOTHING = [None] * len(_MORE)
-_FLAT = ("values_s", "baseline_values_s", "run_lengths", "disturbed", "loops", "processes", "efficiency", "notes",
-         "note_kinds", *WATCHED)  # fmt: skip
+_NOTHING = (None,) * len(_MORE)
 _OF_SIDE = tuple(spec.name for spec in fields(Side))
-_SIDE_KEYS = tuple(tuple(prefix + name for name in _OF_SIDE) for prefix in ("", "baseline_"))
 _PUT = tuple(Side.__dict__[name].__set__ for name in _OF_SIDE)
-_said = itemgetter(*TEXTS)
-_DEFAULTS = {spec.name: None if spec.default is MISSING else spec.default for spec in fields(Row)}
-"""What a row has of which a line says nothing; what it must say is replaced."""
+_PLAIN = tuple(spec.name for spec in fields(Row) if spec.name in KEYS and spec.name != "notes")
+_EVERY = dict.fromkeys(("schema", *KEYS)) | {
+    spec.name: spec.default for spec in fields(Row) if spec.name in _PLAIN and spec.default is not MISSING
+}
+"""What a line says that is silent about it; what it must say is replaced."""
+_more, _plain, _said = itemgetter(*_MORE), itemgetter(*_PLAIN), itemgetter(*TEXTS)
+_flat = itemgetter("values_s", "baseline_values_s", "run_lengths", "disturbed", "loops", "processes", "efficiency",
+                   "notes", "note_kinds")  # fmt: skip
+_of_sides = tuple(itemgetter(*(prefix + name for name in _OF_SIDE)) for prefix in ("", "baseline_"))

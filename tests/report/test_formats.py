@@ -1,8 +1,11 @@
 import csv
 import io
 import json
+import random
 
-from meprop_bench.report.formats import as_csv, as_json, write_as
+import pytest
+
+from meprop_bench.report.formats import _texts, as_csv, as_json, write_as
 from meprop_bench.report.terminal import as_table
 from meprop_bench.results.schema import Row
 
@@ -27,6 +30,28 @@ def test_csv_has_a_line_per_row_and_parity_in_columns(document, rows, make_row):
     assert len({len(line) for line in csv.reader(io.StringIO(as_csv(document)))}) == 1
     hostile = type(document)("t", "c", "s", [make_row("a", notes=['a, "b"', "c"])])
     assert next(csv.DictReader(io.StringIO(as_csv(hostile))))["notes"] == 'a, "b"; c'
+
+
+FIGURES = [
+    *(random.Random(4).uniform(1, 10) * 10.0**power for power in range(-320, 300)),
+    *(random.Random(5).random() for _ in range(1000)),
+    *(1e-4, 9.999999999999999e-05, 1e16, 9999999999999998.0, 1e15, 123456789.0, 0.0, -1.5, 5e-324),
+]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [FIGURES, ["a, b"] * 3, [None] * 3, ["a,b", 'say "x"', "two\nlines", "", "µ", " x", None, 3, 0.25, 1e-5]],
+    ids=["figures", "one text", "nothing", "texts"],
+)
+def test_a_csv_is_what_a_writer_of_csv_writes(values):
+    target = io.StringIO()
+    csv.writer(target, lineterminator="\n").writerows((value, 1) for value in values)
+    assert "".join(f"{text},1\n" for text in _texts(values)) == target.getvalue()
+
+
+def test_a_csv_has_flags_and_lists_as_words():
+    assert list(_texts([True, False, [1, "x"], {"a": "b, c"}])) == ["true", "false", "1; x", '"a: b, c"']
 
 
 def test_no_rows_are_no_fault(document):

@@ -30,8 +30,8 @@ from meprop_bench.results.redact import bounded
 
 __all__ = ["as_html"]
 
-_ROWS = 200
-"""Rows of the table at a time."""
+_ROWS, _FEW = 200, 5
+"""Rows of the table at a time, and notes that stand open above the pictures."""
 
 
 def as_html(
@@ -59,6 +59,7 @@ def as_html(
     script, style = _file("page.js"), colours() + "\n" + _file("page.css")
     page = template.render(
         document=document,
+        few=_FEW,
         remark=remark,
         script=Markup(script),
         style=Markup(style),

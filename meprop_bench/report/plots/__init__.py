@@ -69,8 +69,9 @@ KINDS = {
     ),
     "roofline": Kind(
         "Roofline",
-        "Up is more operations a second, to the right more operations for each byte that must be moved. No point can"
-        " lie above the roofs, which were measured here: on the slope memory is the limit, on the flat part arithmetic."
+        "Up is more operations a second, to the right more operations for each byte that must be moved. The roofs were"
+        " measured here: on the slope memory is the limit, on the flat part arithmetic. A point above them was faster"
+        " than these measurements."
         " Sparse points move left, since operations go and bytes stay; the distance to the roof is what is left to"
         " gain."
         " A speed-up is not to be seen here: the sparse side does less.",

@@ -26,7 +26,7 @@ from meprop_bench.report.plots.grouping import (
     of_several,
     unique,
 )
-from meprop_bench.report.plots.svg import COLOURS, DASHES, MARKERS, PALETTE, Picture, Plot, name_of
+from meprop_bench.report.plots.svg import COLOURS, DASHES, MARKERS, PALETTE, Picture, Plot, log_ticks, name_of
 from meprop_bench.report.processes import speedups
 from meprop_bench.results.schema import Row, Side
 from meprop_bench.stats import too_wide
@@ -232,7 +232,7 @@ def _beside(axes: Axes, choice: _Choice) -> None:
 
 def _scales(axes: Axes, choice: _Choice) -> None:
     """Both axes logarithmic, labelled with plain numbers: halving k ought to double the speed-up, a straight line."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     xs = sorted(unique(getattr(row, OVER[choice.axis]) for row in choice.rows))
     axes.set_xscale("log", base=2)
@@ -241,7 +241,7 @@ def _scales(axes: Axes, choice: _Choice) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     metric = _METRICS.get(choice.metric)
     text = (lambda value: f"{value:g}x") if metric is None else metric.text
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
+    axes.yaxis.set_major_locator(log_ticks(*axes.get_ylim()))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())

@@ -19,7 +19,7 @@ from meprop_bench.measure.peaks import Peaks
 from meprop_bench.report.cells import quantity, shape
 from meprop_bench.report.machine import peaks_of
 from meprop_bench.report.plots.grouping import grouped
-from meprop_bench.report.plots.svg import COLOURS, MARKERS, PALETTE, Picture, Plot, name_of
+from meprop_bench.report.plots.svg import COLOURS, MARKERS, PALETTE, Picture, Plot, log_ticks, name_of
 from meprop_bench.results.schema import Row, Side
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def _labels(axes: Axes) -> None:
 
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
-        axis.set_major_locator(LogLocator(numticks=7))
+    axes.xaxis.set_major_locator(LogLocator(numticks=7))
+    axes.yaxis.set_major_locator(log_ticks(*axes.get_ylim()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
     axes.set_xlabel("operations per byte that must be moved")

@@ -29,8 +29,9 @@ from meprop_bench.results.redact import one_line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
-__all__ = ["COLOURS", "DASHES", "MARKERS", "PALETTE", "STYLE", "Picture", "Plot", "colours", "name_of"]
+__all__ = ["COLOURS", "DASHES", "MARKERS", "PALETTE", "STYLE", "Picture", "Plot", "colours", "log_ticks", "name_of"]
 
 PALETTE = {
     "ink": ("#1b1b1b", "#e6e6e6"),
@@ -195,6 +196,19 @@ class Picture:
         """Return where a point is in the picture, from its upper left corner."""
         x, y = self.axes.transData.transform((point.x, point.y))
         return float(x), float(self.figure.bbox.height - y)
+
+
+def log_ticks(low: float, high: float) -> Locator:
+    """Return what places the ticks of a logarithmic axis from `low` to `high`: several, however short it is."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if high < _FEW_TIMES * low:
+        return MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+    return LogLocator(subs=(1, 2, 5), numticks=7)
+
+
+_FEW_TIMES = 5
+"""Between the ends of an axis on which 1, 2, 5, 10 would be one tick, or two."""
 
 
 def name_of(kind: str, *words: object) -> str:

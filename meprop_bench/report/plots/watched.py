@@ -102,7 +102,7 @@ def _scales(picture: Picture, figure: _Figure, lines: int) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
     axes = picture.axes
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * axes.dataLim.x1 or 1)  # a mark at the edge would be cut
     axes.set_ylim(lines - 0.5, -1.0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
