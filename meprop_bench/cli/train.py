@@ -216,11 +216,15 @@ def _line(found: Evaluation, recipe: Recipe, task: Task, left_s: float) -> str:
     if is_model(recipe.task):  # which has one set of data to evaluate on
         what, test = task.metric, "" if found.test is None else ", the best so far"
     figures = "".join(f", {name} {value:g}" for name, value in found.figures.items() if name == "size")
-    epochs = recipe.epochs if recipe.steps is None else round(recipe.steps / task.steps_per_epoch, 2)
+    epochs = recipe.epochs if recipe.steps is None else recipe.steps / task.steps_per_epoch
     return (
-        f"epoch {found.epoch:.3g}/{epochs:g}: loss {found.loss:.4f}, {what} {quality.plain(found.dev)}{test}"
+        f"epoch {_short(found.epoch)}/{_short(epochs)}: loss {found.loss:.4f}, {what} {quality.plain(found.dev)}{test}"
         f"{figures} ({duration(left_s)} left)"
     )
+
+
+def _short(epochs: float) -> str:
+    return f"{epochs:.3g}" if epochs < 100 else f"{epochs:.0f}"
 
 
 def _quality(task: Task, figure: float) -> Quality:

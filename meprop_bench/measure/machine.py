@@ -216,8 +216,11 @@ def was_busy(
         consequence: what that means, with `{factor}` where the factor belongs.
 
     """
-    heavy = [found for found in states if too_busy(found)]
-    reasons = list(dict.fromkeys(reason for found in heavy for reason in too_busy(found).values()))
+    heavy = sorted((found for found in states if too_busy(found)), key=_factor)
+    by_check: dict[str, str] = {}
+    for found in heavy:  # the worst one last: of a run that was resumed there are many
+        by_check |= too_busy(found)
+    reasons = list(by_check.values())
     loads = [load for found in heavy if (load := _load(found)) is not None]
     cores = [cores for found in heavy if (cores := _number(found, "cpu_usable_cores")) is not None]
     if loads and cores:

@@ -96,9 +96,10 @@ def test_a_folder_with_everything(tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_epochs_are_those_of_the_steps(tmp_path, capsys):
-    assert _train("--steps", "36", "--examples", "600", "--out", str(tmp_path / "t")) == ExitCode.OK
-    assert "epoch 3/3: loss" in capsys.readouterr().err
+@pytest.mark.parametrize(("steps", "epochs"), [(36, "3/3"), (1, "0.0833/0.0833")])
+def test_epochs_are_those_of_the_steps(tmp_path, capsys, steps, epochs):
+    assert _train("--steps", str(steps), "--examples", "600", "--out", str(tmp_path / "t")) == ExitCode.OK
+    assert f"epoch {epochs}: loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", [_MESIMP, ["--dropout", "0.2"]], ids=["mesimp", "dropout"])

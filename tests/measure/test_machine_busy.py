@@ -50,6 +50,13 @@ def test_a_heavy_state_is_told_in_words(changes, check, words):
     )
 
 
+def test_of_a_run_that_was_resumed_the_worst_state_is_said() -> None:
+    states = [{**CALM, "others_cores": cores} for cores in (1.2, 1.8, 1.5)]
+    line = was_busy(states, {})
+    assert "other processes took 1.80 of 2 cores" in line
+    assert line.count("other processes") == 1
+
+
 def test_half_the_cores_taken_make_times_twice_as_long():
     assert "by a factor of 2 or more." in was_busy([{**CALM, "others_cores": 1.0}], {})
     assert "by a factor of 2 or more." in was_busy([], {"a": notes(others_s=2.0)})
