@@ -101,7 +101,7 @@ def compare(
         if "seed" in chosen:
             settings["seed"] = chosen["seed"][0]
         plan = plan_axes(chosen, name="compare", pin=pin, utilization=utilization, **settings)
-        check_feasible(plan.cases, pin=pin, evaluates=parity, say=_saying(progress))
+        check_feasible(plan.cases, pin=pin, evaluates=parity, ranks=True, say=_saying(progress))
         if out is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meprop-bench-")))
         else:

@@ -138,7 +138,7 @@ def command(
         before, plan = _replayed(replay, preset, options)
     plan, part = (plan, None) if shard is None else shard_of_plan(plan, shard)
     if ray is None:
-        check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True)
+        check_feasible(plan.cases, pin=plan.pin, evaluates=parity is True, ranks=True)
     if unsaid and "accuracy" not in plan.checks:
         click.echo("accuracies are not compared: add --parity, or use `meprop-bench parity` or `tune`", err=True)
     with ExitStack() as stack:

@@ -98,7 +98,7 @@ def preset(name: str) -> list[Finding]:
     cases = "1 case" if len(plan.cases) == 1 else f"{len(plan.cases)} cases"
     text = f"{plan.name}: {cases}, about {len(plan.cases) * plan.budget / 60:.0f} minutes of timing at most"
     try:
-        check_feasible(plan.cases, pin=plan.pin)
+        check_feasible(plan.cases, pin=plan.pin, ranks=True)
     except UserError as error:
         return [found("warning", f"{text}; not here: {error}")]
     return [found("ok", text)]

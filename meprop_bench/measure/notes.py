@@ -76,6 +76,13 @@ _KINDS: Mapping[str, _Kind] = {
         "a step gains about {factor}x at most, by operations: the rest stays, however fast the sparsified layers get",
         "{:.3g}".format,
     ),
+    "wire": _Kind(
+        "each rank sends {dense} MB in a dense step (predicted: {dense_predicted}) and {sparse} MB in a sparse one"
+        " (predicted: {sparse_predicted})",
+        "{:.3g}".format,
+    ),
+    "wire-off": _Kind("what is sent is {share}% off its prediction", _spread, scale=100, largest=True),
+    "hidden": _Kind("what the exchange adds to a step is not told from none: it is hidden, or less than the noise"),
     "dense-times": _Kind(
         "dense times of the same work differ by up to {factor}x here: do not believe this speed-up",
         "{:.2f}".format,

@@ -265,7 +265,7 @@ def k_of(row: Row) -> str:
     return f"{row.k:g} of {(row.size - row.filter + 1) ** 2}"
 
 
-PHASES = ("linear-backward", "decode", "forward", "backward", "update", "step")
+PHASES = ("linear-backward", "decode", "forward", "backward", "communication", "update", "step")
 
 _DEFAULT_REMARK = (
     "The same under the system's default allocator, for comparison: there a large tensor is mapped anew at each"
@@ -374,6 +374,7 @@ _FIGURES: dict[str, Callable[[Row], Cell]] = {
     "speed-up": speedup,
     "efficiency": efficiency,
     "peak memory": lambda row: Cell(_memory_pair(row)),
+    "sent": lambda row: Cell(_wire_pair(row)),
     "check": check,
     "parity": parity,
 }
@@ -463,6 +464,7 @@ def _section(
         "parity": not any(row.parity for row in rows),
         "efficiency": all(row.sparse.efficiency is None for row in rows),
         "peak memory": all(_memory_pair(row) == ABSENT for row in rows),
+        "sent": all(_wire_pair(row) == ABSENT for row in rows),
     }
     figures = [name for name in _FIGURES if not absent.get(name)]
     if absent["check"]:
@@ -491,7 +493,7 @@ def _section(
         footnotes=notes.lines,
         left=WORDS,
         keys=frozenset(axes),
-        drop=("peak memory", "efficiency", "dense side"),
+        drop=("peak memory", "efficiency", "dense side", "sent"),
         late=("dense", "sparse"),
         trends=tuple(trends(rows)),
     )
@@ -512,6 +514,11 @@ def phase_order(phase: str | None) -> int:
 
 def _memory_pair(row: Row) -> str:
     return pair(memory(row.dense.peak_memory_bytes), memory(row.sparse.peak_memory_bytes))
+
+
+def _wire_pair(row: Row) -> str:
+    sent = (row.dense.wire_bytes, row.sparse.wire_bytes)
+    return pair(*(memory(None if nbytes is None else round(nbytes)) for nbytes in sent))
 
 
 BARS = "▁▂▃▄▅▆▇█"

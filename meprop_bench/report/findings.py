@@ -91,7 +91,10 @@ _COUNTED: Mapping[Standing, str] = {
     "does not pay": "does not pay in",
 }
 
-_PLACE = ("hidden", "workload", "model", "options", "data", "layers", "length", "batch", "device", "threads")
+_PLACE = (
+    *("hidden", "workload", "model", "options", "data", "layers", "length", "batch", "device", "threads"),
+    *("world-size", "dense-exchange"),
+)
 """Axes that say where a step is taken. One alone does, the first, where it tells all places apart."""
 
 _MOST = 4

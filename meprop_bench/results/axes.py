@@ -26,7 +26,7 @@ from meprop_bench.measure.arithmetic import TF32
 from meprop_bench.measure.clock import CACHES, LAUNCHES
 from meprop_bench.measure.procfs import usable_cores
 from meprop_bench.methods import SPARSE
-from meprop_bench.results.axis import LAYERS, MODELS, OWN, PERCEPTRONS, TRANSFORMER, Axis
+from meprop_bench.results.axis import DATA_PARALLEL, EXCHANGES, LAYERS, MODELS, OWN, PERCEPTRONS, TRANSFORMER, Axis
 from meprop_bench.results.incoming import Name, Share
 
 __all__ = [
@@ -214,6 +214,22 @@ class Axes(Generic[Absent]):
         "modules), or both.",
         choices=("none", "method", "both"), workloads={"mlp": None}, label="fused step of {}", place=22,
         variant="fused step of {}",
+    ))
+    world_size: Size = field(default=1, metadata=_axis(
+        "Processes that train together, each on a batch of its own, with --threads each; speedup measures them.",
+        workloads=dict.fromkeys(DATA_PARALLEL), label="P={}", place=82, variant="{} ranks",
+    ))
+    exchange: Name | None = field(default=None, metadata=_axis(
+        "What processes exchange of row gradients: gathered (each one's rows), or agreed (one selection for all) "
+        "[default: gathered].",
+        choices=("gathered", "agreed"), workloads=dict.fromkeys(DATA_PARALLEL), dense=False,
+        label="rows {}", place=83, variant="rows {}",
+    ))
+    dense_exchange: Name | None = field(default=None, metadata=_axis(
+        "How the dense side's processes exchange: ddp (DistributedDataParallel), fp16 or bf16 (its compress hooks), "
+        "powersgd, or best (the fastest here) [default: ddp].",
+        choices=(*EXCHANGES, "best"), workloads=dict.fromkeys(DATA_PARALLEL),
+        label="against {}", place=84, variant="against {}",
     ))
     seed: Seed | Absent = field(default=0, metadata=_axis(
         "Seed of weights, data, selections and orders; each of several makes a case [default: 0].", dense=False,

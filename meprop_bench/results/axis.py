@@ -9,7 +9,7 @@ from typing import Any
 from meprop_bench.errors import one_of
 from meprop_bench.results.incoming import conforming, parts
 
-__all__ = ["LAYERS", "MODELS", "OWN", "PERCEPTRONS", "TRANSFORMER", "Axis"]
+__all__ = ["DATA_PARALLEL", "EXCHANGES", "LAYERS", "MODELS", "OWN", "PERCEPTRONS", "TRANSFORMER", "Axis"]
 
 LAYERS = ("linear", "conv", "lstm", "gru")
 PERCEPTRONS = ("mlp", "mesimp", "meact")
@@ -17,6 +17,15 @@ TRANSFORMER = "transformer"
 MODELS = (*PERCEPTRONS, "seq2seq", TRANSFORMER)
 OWN = "model"
 """The workload that any model is timed by: a user's own, or that of a task."""
+DATA_PARALLEL = ("mlp", TRANSFORMER)
+"""Workloads that several processes can train together."""
+EXCHANGES = {
+    "ddp": "DDP",
+    "fp16": "DDP with fp16_compress_hook",
+    "bf16": "DDP with bf16_compress_hook",
+    "powersgd": "DDP with PowerSGD",
+}
+"""How processes exchange dense gradients -> how a row says it."""
 
 
 @dataclass(frozen=True, kw_only=True)

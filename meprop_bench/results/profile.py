@@ -85,6 +85,8 @@ class Profile:
     notes: tuple[str, ...] = field(default=())  # what a reader should know, one line each
     # phase -> the 95% interval of each of `overhead`, over the processes
     overhead_within: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = field(default_factory=dict)
+    # of a model: its gradients as ranks would exchange them, (n, m, k), k null where they are dense
+    exchanged: tuple[tuple[int, int, float | None], ...] = ()
     doubts: tuple[str, ...] = ()  # why it is not to be believed, a line each: a machine that was busy
 
     def row(self, phase: str) -> Row | None:

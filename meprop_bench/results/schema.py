@@ -198,6 +198,8 @@ class Side(_Record):
     peak_reserved_bytes: Number | None = None  # of CUDA's caching allocator
     process_peak_bytes: Number | None = None  # the largest resident set, everything included
     process_growth_bytes: Number | None = None  # how much of that is new
+    wire_bytes: Amount | None = None  # that each of several processes sends in a step, by the sockets' count
+    wire_bytes_predicted: Amount | None = None  # the same from the definition of the exchange
     utilization: Utilization | None = None  # where the phase was run steadily
 
     @property

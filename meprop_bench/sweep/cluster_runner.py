@@ -81,13 +81,13 @@ def check_room(cases: Iterable[Case], nodes: Sequence[Node], refused: Mapping[st
             raise UserError(f"no node of the cluster has a GPU, which {case.label} needs: use --device cpu")
         if not any(_fits(node, case) for node in nodes):
             raise UserError(
-                f"no node of the cluster has {case.threads} cores, which {case.label} needs: use --threads {most}, or"
-                " less"
+                f"no node of the cluster has {case.threads * case.world_size} cores, which {case.label} needs: use"
+                f" --threads {max(1, most // case.world_size)}, or less"
             )
 
 
 def _fits(node: Node, case: Case) -> bool:
-    return case.threads <= node.cpus and (case.device == "cpu" or node.gpus > 0)
+    return case.threads * case.world_size <= node.cpus and (case.device == "cpu" or node.gpus > 0)
 
 
 class ClusterRunner:

@@ -15,7 +15,7 @@ from meprop_bench.results.axes import AXES, DENSE_AXES
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import Store
 from meprop_bench.workloads.case import Case
-from meprop_bench.workloads.dense_side import DenseSide, candidates
+from meprop_bench.workloads.dense_side import DenseSide, candidates, is_searched
 
 __all__ = ["DenseSides", "dense_work"]
 
@@ -51,7 +51,7 @@ class DenseSides:
             WorkerError: the case cannot be set up.
 
         """
-        if case.baseline != "best":
+        if not is_searched(case):
             return None, ()
         work = environment_id, *dense_work(case)
         if work not in self._chosen:

@@ -19,12 +19,14 @@ def check_feasible(
     pin: bool = False,
     evaluates: bool = False,
     models: bool = True,
+    ranks: bool = False,
     say: Callable[[str], object] | None = None,
 ) -> None:
     """Check that the machine has devices, threads, allocators and data, and with `pin` that it binds processes.
 
-    With `models`, users' models are examined; with `evaluates` each has to say how good it is. `say` is what is called
-    while that takes long, in place of a line on standard error.
+    With `models`, users' models are examined; with `evaluates` each has to say how good it is. `ranks`: whether whoever
+    asks can measure several processes that train together. `say` is what is called while that takes long, in place of a
+    line on standard error.
 
     Raises:
         UserError: what is missing, in one line.
@@ -36,6 +38,9 @@ def check_feasible(
 
         on_device(device)
     cores = os.cpu_count() or 1
+    for case in cases:
+        if case.world_size > 1:
+            _check_ranks(case, cores, pin=pin, measured=ranks)
     for threads, allocator in dict.fromkeys((case.threads, case.allocator) for case in cases):
         if threads > cores:
             raise UserError(
@@ -50,6 +55,32 @@ def check_feasible(
         from meprop_bench.sweep.models import check_models
 
         check_models(cases, evaluates=evaluates, say=say)
+
+
+def _check_ranks(case: Case, cores: int, *, pin: bool, measured: bool) -> None:
+    size = case.world_size
+    if not measured:
+        raise UserError(f"--world-size {size} is measured by speedup alone: leave it out here")
+    if pin:
+        raise UserError(f"--pin binds one process, not {size} that train together: leave it, or --world-size, out")
+    if case.device != "cpu":
+        import torch
+
+        number, there = int(case.device.removeprefix("cuda:")), torch.cuda.device_count()
+        if number + size > there:
+            raise UserError(
+                f"--world-size {size} from {case.device} on needs {number + size} GPUs, and there"
+                f" {'is' if there == 1 else 'are'} {there}: use --device cpu"
+            )
+    elif size > cores:
+        raise UserError(
+            f"{size} processes on {cores} cores would wait for each other: use --world-size {cores}, or less"
+        )
+    elif size * case.threads > cores:
+        raise UserError(
+            f"{size} processes with {case.threads} threads each on {cores} cores would wait for each other: use"
+            f" --threads {max(1, cores // size)}"
+        )
 
 
 def _check_data(name: str) -> None:

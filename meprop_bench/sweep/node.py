@@ -123,7 +123,7 @@ class Measurer:
             for model, source in sources.items():
                 if source_of(model) != source:
                     raise UserError(f"its file of the model {model} is not the one here: copy it there")
-            check_feasible(cases, pin=self._plan.pin, evaluates=evaluates)
+            check_feasible(cases, pin=self._plan.pin, evaluates=evaluates, ranks=True)
         except UserError as error:
             return {"refused": str(error)}
         threads = max(case.threads for case in cases)

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from meprop_bench.errors import ExitCode, UserError, one_of
-from meprop_bench.results.axes import AXES, OWN
+from meprop_bench.results.axes import AXES, OWN, default_threads
 from meprop_bench.results.incoming import checked, conforming, parts
 from meprop_bench.tasks import editions
 from meprop_bench.tasks.build import is_model, is_pickled, source_of
@@ -99,7 +99,7 @@ class Plan:
 
 def process_of(case: Case) -> tuple[object, ...]:
     """Return what the processes of a case are started with: cases that have it in common can share them."""
-    return case.threads, case.device, case.allocator
+    return case.threads, case.device, case.allocator, case.world_size
 
 
 @dataclass(frozen=True)
@@ -305,9 +305,20 @@ def _cases(axes: _Axes, seed: int) -> Iterable[Case]:
             chosen = dict(zip(own, values, strict=True))
             if workload == OWN and "optimizer" not in axes and not is_model(str(chosen.get("model"))):
                 chosen["optimizer"] = AXES["optimizer"].default  # a task has none of its own
+            _fill_in_ranks(chosen, axes)
             if "k" not in axes and workload in ONE_WIDTH and chosen["hidden"] < chosen["k"]:
                 chosen["k"] = max(1, chosen["hidden"] // 4)  # of a small layer none of the usual k is a part
             yield _case(workload, chosen)
+
+
+def _fill_in_ranks(chosen: dict[str, Any], axes: _Axes) -> None:
+    """Let several processes share the cores, and one process of a sweep over them be without their own axes."""
+    size = chosen.get("world-size", 1)
+    if size > 1 and "threads" not in axes:
+        chosen["threads"] = max(1, default_threads() // size)
+    if size == 1 and len(axes.get("world-size", ())) > 1:
+        for axis in ("exchange", "dense-exchange"):
+            chosen.pop(axis, None)
 
 
 def _usual(workload: str) -> dict[str, Sequence[Any]]:

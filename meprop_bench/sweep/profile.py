@@ -223,6 +223,7 @@ class _Parent:
             phase: [mean_interval([found[phase][side] for found in tiny]) for side in (0, 1)] for phase in tiny[0]
         }
         break_even = self._searched(search_s)
+        exchanged = pool.ask(0, "exchanged")["exchanged"]
         self._progress("profiling")
         trees = self._trees(trace)
         of, sides = self._with_floors([found["sides"] for found in stages], peaks, {m.phase: m for m in measured})
@@ -241,6 +242,7 @@ class _Parent:
             trees=trees,
             break_even=break_even,
             notes=() if break_even or search_s <= 0 else (_NO_SEARCH,),
+            exchanged=tuple((n, m, k) for n, m, k in exchanged),
             doubts=tuple(filter(None, (was_busy([before], {case.case_id: notes}),))),
         )
         return profile, {environment_id: hello["environment"]}

@@ -5,7 +5,7 @@ or one that says why there is none.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,20 @@ from meprop_bench.measure.machine import Activity, total
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.measure.peaks import Peaks
+from meprop_bench.measure.ranks import HIDDEN_S
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.consistency import FAR, WATCHED
 from meprop_bench.results.schema import PASSED, Parity, Row, Side, Utilization
 from meprop_bench.stats import amdahl
 from meprop_bench.workloads.case import Case
 
-__all__ = ["Answers", "case_rows", "failed_row"]
+__all__ = ["Answers", "case_rows", "failed_row", "told_apart"]
+
+_FEW = 0.05
+"""Share of differences that may be below what can be told."""
+_OFF = 0.05
+"""Share by which what is sent may differ from what was predicted, before a note says so."""
+_SENDING = ("communication", "step")
 
 
 class Answers:
@@ -53,6 +60,18 @@ class Answers:
         return total(self._activities).notes
 
 
+def told_apart(measurements: Sequence[Measurement]) -> tuple[list[Measurement], list[Note]]:
+    """Return the phases that can be told from nothing: what is the difference of two times may be hidden in them."""
+    kept, notes = [], []
+    for found in measurements:
+        every = [*found.baseline_values_s, *found.values_s]
+        if found.phase == "communication" and sum(one <= HIDDEN_S for one in every) > _FEW * len(every):
+            notes.append(Note.of("hidden"))
+        else:
+            kept.append(found)
+    return kept, notes
+
+
 def case_rows(
     case: Case,
     setup: Mapping[str, Any],
@@ -65,6 +84,7 @@ def case_rows(
     environment_id: str,
     target: float,
     notes: Sequence[Note],
+    wire: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Return a row for each phase, from what the processes answered.
 
@@ -79,9 +99,11 @@ def case_rows(
         environment_id: where this was measured.
         target: half-width at which an interval counts as narrow enough.
         notes: for every row.
+        wire: of several ranks, what a worker answered to "wire".
 
     """
     rows = []
+    notes = [*notes, *(_of_wire(wire) if wire else ())]
     for found in measurements:
         own = [*map(Note, setup["notes"]), *notes, *found.notes]
         converged = found.converged(target)
@@ -98,6 +120,11 @@ def case_rows(
                 (found.baseline_median_s, found.median_s), costs, weights, watched, strict=True
             )
         )
+        if wire is not None and found.phase in _SENDING:
+            dense, sparse = (
+                replace(side, wire_bytes=sent["measured"], wire_bytes_predicted=sent["predicted"])
+                for side, sent in zip((dense, sparse), wire["sides"], strict=True)
+            )
         if found.phase == "step" and (limit := _ceiling(measurements, setup.get("converted"))) is not None:
             own.append(Note.of("amdahl", factor=limit))
         if (sparse.efficiency or 0.0) > FAR:  # such a row would be refused when it is read
@@ -125,6 +152,28 @@ def case_rows(
             )
         )
     return rows
+
+
+def _of_wire(wire: Mapping[str, Any]) -> Iterator[Note]:
+    """Say what is sent, and where it is not what was predicted."""
+    dense, sparse = wire["sides"]
+    if wire["unavailable"]:
+        yield Note(f"what is sent is not measured: {wire['unavailable']}")
+        return
+    yield Note.of(
+        "wire",
+        dense=dense["measured"] / _MB,
+        dense_predicted=dense["predicted"] / _MB,
+        sparse=sparse["measured"] / _MB,
+        sparse_predicted=sparse["predicted"] / _MB,
+    )
+    for side in (dense, sparse):
+        for true in (side["predicted"], side["counted"]):
+            if true is not None and abs(side["measured"] - true) > _OFF * true:
+                yield Note.of("wire-off", share=abs(side["measured"] / true - 1) if true else 1.0)
+
+
+_MB = 1e6
 
 
 def _ceiling(measurements: Sequence[Measurement], converted: float | None) -> float | None:

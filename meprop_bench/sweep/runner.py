@@ -48,7 +48,7 @@ from meprop_bench.sweep.deadline import Deadline
 from meprop_bench.sweep.dense_sides import DenseSides
 from meprop_bench.sweep.peaks import MachinePeaks
 from meprop_bench.sweep.plan import Plan, process_of
-from meprop_bench.sweep.rows import Answers, case_rows, failed_row
+from meprop_bench.sweep.rows import Answers, case_rows, failed_row, told_apart
 from meprop_bench.sweep.worker import start_for
 from meprop_bench.workloads.case import Case
 
@@ -199,7 +199,10 @@ class Runner:
             return [failed_row(case, None, self._environment_id, check=wrong[0])]
         measurements, notes = self._rounds(case, pool, setup["phases"], max(check["loops"] for check in checks))
         peaks = self._machine.unbeaten(peaks, case, self._environment_id, pool, setup["costs"], measurements)
+        measurements, hidden = told_apart(measurements)
+        notes += hidden
         memory = pool.ask(0, "memory", device=case.device)["weights"]
+        wire = pool.ask(0, "wire") if case.world_size > 1 else None
         parity = self._parity(case, pool)
         utilization = self._utilization(case, pool)
         notes += map(Note, untried)
@@ -207,10 +210,12 @@ class Runner:
             notes.insert(0, Note.of("shared-processes"))
         if isinstance(parity, str):
             notes.append(Note(parity))
+        elif parity is not None and case.world_size > 1:
+            notes.append(Note("its accuracy is that of one process, which computes what the ranks would"))
         return case_rows(
             case, setup, measurements, peaks=peaks, memory=memory, utilization=utilization,
             parity=parity if isinstance(parity, Parity) else None, environment_id=self._environment_id,
-            target=self._plan.target, notes=notes,
+            target=self._plan.target, notes=notes, wire=wire,
         )  # fmt: skip
 
     def _rounds(
@@ -268,6 +273,8 @@ class Runner:
             return "not asked for (utilization is off)"
         if case.caches == "cold":
             return "a steady loop has warm caches"
+        if case.world_size > 1:
+            return "several processes are not watched"
         self._notify(case, "watching")
         try:
             return pool.ask(0, "utilization", device=case.device, seconds=_STEADY_S)

@@ -19,7 +19,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from meprop_bench.measure import affinity
 from meprop_bench.measure.allocator import environment_of
 from meprop_bench.measure.layout import alike
 from meprop_bench.measure.paired import calibrate, warm_up
+from meprop_bench.measure.ranks import RankClock, here
 from meprop_bench.measure.worker import Worker, serve
 from meprop_bench.tasks.build import is_model
 
@@ -60,6 +61,12 @@ REQUESTS = {
     "measure": "sweep.worker:measure",
     # {device} -> weights: phase -> [baseline, method], what each takes at most
     "memory": "sweep.worker:memory",
+    # {} -> of several ranks, sides: [baseline, method], bytes that a rank sends in a step, predicted and measured; why
+    # they are not measured, or null. {bytes_per_s} -> connections, each of which sends no faster from now on
+    "wire": "sweep.worker:wire",
+    "limit": "sweep.worker:limit",
+    # {} -> exchanged: of each tensor of gradients [n, m, k], k null where it is dense
+    "exchanged": "sweep.worker:exchanged",
     # {device, seconds} -> phase, sides: [baseline, method], what a steady loop takes
     "utilization": "sweep.worker:utilization",
     # {device, dtype, threads} -> the machine's arithmetic rate and bandwidth
@@ -194,7 +201,7 @@ def baseline(session: Session, case: Mapping[str, Any], seconds: float, seed: in
 
     _make_room(session, case)
     assert session.case is not None
-    clock = clock_for(session.case.device, caches=session.case.caches)
+    clock = _alike(clock_for(session.case.device, caches=session.case.caches))
     with _kernels_own_errors():
         found, notes = choose(session.case, clock, seconds=seconds, rng=random.Random(seed))
     return {"baseline": found.to_json(), "notes": list(notes)}
@@ -230,6 +237,9 @@ def _make_room(session: Session, case: Mapping[str, Any]) -> None:
 
     session.forget()
     session.case = Case.from_json(case)
+    if (own := here()) is not None and session.case.device != "cpu":  # each rank has a GPU
+        number = int(session.case.device.removeprefix("cuda:")) + own.rank
+        session.case = replace(session.case, device=f"cuda:{number}")
     if session.case.device != "cpu":  # or torch would keep the GPU's memory from the processes beside it
         import gc
 
@@ -237,6 +247,12 @@ def _make_room(session: Session, case: Mapping[str, Any]) -> None:
 
         gc.collect()  # a captured graph and its clock know each other
         torch.cuda.empty_cache()
+
+
+def _alike(clock: Clock) -> Clock:
+    """Return a clock that all ranks read alike, where there are some."""
+    own = here()
+    return clock if own is None else RankClock(clock, own)
 
 
 @contextmanager
@@ -258,7 +274,7 @@ def check(session: Session, warm_s: float) -> _Answer:
     found = session.prepared.check()
     if found != PASSED:
         return {"check": found, "loops": 1, "side_loops": [1, 1]}
-    clock = clock_for(session.case.device, caches=session.case.caches, graphs=session.case.launch == "graph")
+    clock = _alike(clock_for(session.case.device, caches=session.case.caches, graphs=session.case.launch == "graph"))
     session.checked = session.prepared, clock
     sides = (session.prepared.baseline, session.prepared.method)
     for side in sides:
@@ -275,11 +291,13 @@ def measure(session: Session, seconds: float, least_pairs: int, loops: int, seed
     from meprop_bench.measure.procfs import Unavailable
 
     prepared, clock = session.passed()
-    watch = Watch()
+    own = here()
+    watch = Watch() if own is None else Watch(own_s=own.spent_s)
     with ExitStack() as stack:
         probe = None
         with suppress(Unavailable):
-            probe = stack.enter_context(contention())
+            if own is None:  # of ranks, whose own threads wait for each other's cores, nobody could tell
+                probe = stack.enter_context(contention())
         pairs = measure_pairs(
             prepared.baseline,
             prepared.method,
@@ -311,6 +329,27 @@ def memory(session: Session, device: str) -> _Answer:
     return {"weights": {phase: [peaks(call) for call in pair] for phase, pair in prepared.memory.items()}}
 
 
+def wire(session: Session) -> _Answer:
+    """Count what a rank sends in a step of each side."""
+    prepared, _ = session.passed()
+    if prepared.wire is None:
+        raise ValueError("nothing is sent by a process that is by itself")
+    return prepared.wire()
+
+
+def limit(session: Session, bytes_per_s: float) -> _Answer:
+    """Have each connection of this process send no faster than that."""
+    from meprop_bench.measure import wire
+
+    return {"connections": wire.limit(bytes_per_s)}
+
+
+def exchanged(session: Session) -> _Answer:
+    """Say what several ranks would exchange of the method's gradients."""
+    prepared, _ = session.passed()
+    return {"exchanged": [list(each) for each in prepared.exchanged()]}
+
+
 def utilization(session: Session, device: str, seconds: float) -> _Answer:
     """Watch the machine while each side runs its main phase steadily, in a pass of its own: watching costs time."""
     from meprop_bench.measure.clock import CudaGraphClock
@@ -334,14 +373,14 @@ def peaks(session: Session, device: str, dtype: str, threads: int) -> _Answer:
 
 def accuracy(session: Session, case: Mapping[str, Any], sparsified: bool, seeds: list[int], steps: int) -> _Answer:
     """Train one side from these seeds."""
-    from meprop_bench.sweep.accuracy import trained
+    from meprop_bench.sweep.accuracy import ranks_apart, trained
     from meprop_bench.workloads import Case
     from meprop_bench.workloads.case import recipe_of
 
     learning = Case.from_json(case)
     recipe = recipe_of(learning, steps)
     with side_by_side(learning):
-        found = trained(recipe if sparsified else recipe.dense(), seeds)
+        found = trained(recipe, seeds, ranks_apart(learning)) if sparsified else trained(recipe.dense(), seeds)
     return {"accuracies": list(found.of.items()), "metric": found.metric, "percent": found.percent}
 
 
@@ -385,8 +424,10 @@ def start_worker(
 
 
 def start_for(case: Case) -> Worker:
-    """Start a measuring process with a case's threads and allocator."""
+    """Start a measuring process, or the ranks of one, with a case's threads and allocator."""
     env = environment_of(case.allocator, case.threads)
+    if case.world_size > 1:
+        return Worker([sys.executable, "-m", "meprop_bench.sweep.ranks", str(case.world_size), case.device], env)
     return start_worker(env | _same_order() if case.model is not None and is_model(case.model) else env)
 
 

@@ -13,10 +13,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meprop_bench.workloads.case import WORKLOADS, Case
 from meprop_bench.workloads.dense_side import DenseSide, NoDenseSide, candidates, fastest
+from meprop_bench.workloads.network import Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,8 @@ class Prepared:
     memory: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls whose memory is measured
     steady: Mapping[str, tuple[Call, Call]] = field(default_factory=dict)  # calls that can run for seconds
     layers: Callable[[], Sequence[LayerTensors]] = tuple  # the linear layers whose backward passes are timed, in order
+    exchanged: Callable[[], Sequence[Tensors]] = tuple  # of a model in training: what ranks exchange of its gradients
+    wire: Callable[[], Mapping[str, Any]] | None = None  # of several ranks: what a step of each side sends
     convertible: Mapping[str, tuple[str, float | None]] | None = None  # layers of a model: see `nn.kinds_and_k`
     converted: float | None = None  # share of the backward pass's operations that sparsified layers have, if counted
     data_published: bool | None = None  # whether the data are the published ones, by SHA-256; None where none is known
@@ -115,7 +118,7 @@ def setup(case: Case, baseline: DenseSide | None = None) -> Prepared:
                 raise
             chosen = replace(chosen, optimizer="plain")
             prepared = _set_up(case, chosen)
-    dense_side = None if case.baseline == "same" else str(chosen)
+    dense_side = None if case.baseline == "same" and case.world_size == 1 else str(chosen)
     return replace(prepared, dense_side=dense_side, notes=(*prepared.notes, *chosen.notes(case), *made.notes()))
 
 
@@ -153,4 +156,8 @@ def choose(case: Case, clock: Clock, *, seconds: float, rng: random.Random) -> t
 def _set_up(case: Case, baseline: DenseSide) -> Prepared:
     module = WORKLOADS[case.workload].module or case.workload
     prepared: Prepared = import_module(f"{__name__}.{module}").setup(case, baseline)
-    return prepared
+    if case.world_size == 1:
+        return prepared
+    from meprop_bench.workloads.data_parallel import spread
+
+    return spread(case, prepared, baseline)

@@ -130,6 +130,7 @@ class Case(Axes[Never]):
             )
         self._check_model()
         self._check_optimizer()
+        self._check_ranks()
 
     @property
     def _workload(self) -> Workload:
@@ -178,6 +179,30 @@ class Case(Axes[Never]):
                 f"optimizer {self.optimizer} is {self.optimizer.removeprefix('row')} where gradients are dense: add"
                 " --gradient rows"
             )
+
+    def _check_ranks(self) -> None:
+        """Fill in and refuse what several processes alone have, or have not."""
+        if self.world_size == 1:
+            for name in ("exchange", "dense_exchange"):
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise UserError(f"{option} {getattr(self, name)!r} is of several processes: add --world-size 2")
+            return
+        for name, usual in (("exchange", "gathered"), ("dense_exchange", "ddp")):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
+        if self.gradient != "rows":
+            raise UserError(
+                "a dense gradient is exchanged whole, as the dense side's is: with --world-size 2 add --gradient rows"
+            )
+        if self.exchange == "agreed" and self.method != "unified":
+            raise UserError(
+                f"processes agree on one selection for all examples, and {self.method} has none: use --method unified,"
+                " or --exchange gathered"
+            )
+        if self.compile != "off" or self.fused_step != "none":
+            what = "compile" if self.compile != "off" else "fused-step"
+            raise UserError(f"{what} does not go with --world-size {self.world_size}: leave one of them out")
 
     def _check_launch(self) -> None:
         if self.launch == "eager":
@@ -298,8 +323,9 @@ class Case(Axes[Never]):
 def recipe_of(case: Case, steps: int | None = None) -> Recipe:
     """Return the training of a case's method, for so many steps; UserError where it does not fit.
 
-    meSimp removes in stages of five epochs with it and five without, as in the paper, up to eight times an epoch. Of
-    meAct's epochs the first half settles what each example trains.
+    Of several ranks it is that of one process with the batches of all where there are so many steps to learn in; else,
+    as what is timed, that of a rank. meSimp removes in stages of five epochs with it and five without, as in the paper,
+    up to eight times an epoch. Of meAct's epochs the first half settles what each example trains.
     """
     if case.model is not None:
         options = {**_options(case.options), "device": case.device}
@@ -308,7 +334,7 @@ def recipe_of(case: Case, steps: int | None = None) -> Recipe:
         assert case.data is not None
         task, more = TEXT.get(case.data, (case.data, {}))
         sizes: dict[str, Any] = {
-            "batch": case.batch,
+            "batch": case.batch * (1 if steps is None else case.world_size),
             "hidden": case.out_features,
             "layers": case.layers,
             "device": case.device,

@@ -4,6 +4,8 @@
     fused   the same with torch's fused optimizer, which computes the same in one pass over the parameters
     best    the fastest of {eager, compiled} × {as it comes, torch's fused, this package's compiled}
 
+Several processes exchange its gradients as the axis `dense-exchange` says, whose "best" is found out likewise.
+
 `fused` is what a model in training is held against unless it is said otherwise: nobody trains with a method who has not
 taken that first. `best` costs a search. Which one is fastest is a property of the machine and of the dense work, so it
 is measured: once for each dense work of a run, in one process, before anything else is timed, by interleaved pairs as
@@ -20,12 +22,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from meprop_bench.errors import UserError
 from meprop_bench.measure.paired import Subject, calibrate, measure_pairs, warm_up
 from meprop_bench.optimizers import OF_DENSE, OPTIMIZERS, compiled, fused, is_fused, make_optimizer
+from meprop_bench.results.axis import EXCHANGES
 from meprop_bench.stats import median
 from meprop_bench.workloads.case import WORKLOADS, Case
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from meprop_bench.measure.clock import Clock
 
-__all__ = ["DenseSide", "NoDenseSide", "candidates", "fastest"]
+__all__ = ["DenseSide", "NoDenseSide", "candidates", "fastest", "is_searched"]
 
 _WORDS = {"plain": "", "fused": ", fused optimizer", "compiled": ", this package's optimizer"}
 """Optimizer of the dense side -> how a row says it."""
@@ -52,14 +55,16 @@ class DenseSide:
     compiled: bool = False
     optimizer: str = "plain"  # torch's as it comes; "fused": torch's fused one; "compiled": this package's
     fused_step: bool = False  # one function without autograd, as the method's side has it
+    exchange: str = ""  # how processes exchange its gradients, one of `EXCHANGES`; none of one process
 
     @classmethod
     def of(cls, case: Case) -> Self:
         """Return what a case asks for, where torch has it; ValueError for the best, which has to be found out."""
-        if case.baseline == "best":
-            raise ValueError("baseline 'best' has to be chosen before the case is set up")
+        if is_searched(case):
+            raise ValueError("the best dense side has to be chosen before the case is set up")
         optimizer = "fused" if case.baseline == "fused" and _may_be_fused(case) else "plain"
-        return cls(compiled=case.compile == "on", optimizer=optimizer, fused_step=case.fused_step == "both")
+        both = case.fused_step == "both"
+        return cls(case.compile == "on", optimizer, both, case.dense_exchange or "")
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -77,7 +82,7 @@ class DenseSide:
 
     def __str__(self) -> str:
         """Name it as a row does: "compiled, fused optimizer"."""
-        return self.way + _WORDS[self.optimizer]
+        return self.way + _WORDS[self.optimizer] + (f", {EXCHANGES[self.exchange]}" if self.exchange else "")
 
     def optimizer_of(
         self, case: Case, parameters: Iterable[nn.Parameter], *, sparsified: bool
@@ -106,7 +111,7 @@ class DenseSide:
     def notes(self, case: Case) -> tuple[str, ...]:
         """Return what a reader should know of it, a line each."""
         found = []
-        if case.baseline == "best":
+        if is_searched(case):
             both = self.optimizer != "plain" and case.gradient == "dense"
             more = "; the method has that optimizer, too" if both else ""
             found.append(f"the dense side is {self}, the fastest here{more}")
@@ -133,15 +138,26 @@ def _may_be_fused(case: Case) -> bool:
     return case.device.partition(":")[0] in OPTIMIZERS[name].fused
 
 
+def is_searched(case: Case) -> bool:
+    """Whether the dense side is the fastest of several, which has to be found out."""
+    return "best" in (case.baseline, case.dense_exchange)
+
+
 def candidates(case: Case) -> tuple[DenseSide, ...]:
     """Return what the dense side of a case can be, the simplest first: several of "best", otherwise one."""
+    if case.dense_exchange == "best":
+        half = "fp16" if case.device == "cpu" else "bf16"
+        return tuple(
+            each for way in ("ddp", half, "powersgd") for each in candidates(replace(case, dense_exchange=way))
+        )
     if case.baseline != "best":
         return (DenseSide.of(case),)
     ours = WORKLOADS[case.workload].trains and case.device == "cpu"
     optimizers = ["plain", *["fused"] * _may_be_fused(case), *["compiled"] * ours]
     both = case.fused_step == "both"
-    ways = (False,) if both or WORKLOADS[case.workload].uncompiled else (False, True)
-    return tuple(DenseSide(each, optimizer, both) for each in ways for optimizer in optimizers)
+    eager = both or case.world_size > 1 or WORKLOADS[case.workload].uncompiled
+    ways, exchange = (False,) if eager else (False, True), case.dense_exchange or ""
+    return tuple(DenseSide(each, optimizer, both, exchange) for each in ways for optimizer in optimizers)
 
 
 def fastest(

@@ -42,7 +42,7 @@ from meprop_bench.workloads.dense_side import DenseSide
 from meprop_bench.workloads.layer_calls import LayerCall, record
 from meprop_bench.workloads.linear import timed_backward
 from meprop_bench.workloads.same_step import difference, numbers
-from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, own_batches, sides, tensors_of
 
 __all__ = ["build_model", "setup"]
 
@@ -67,7 +67,7 @@ def setup(case: Case, how: DenseSide) -> Prepared:
     """Load the data, build both sides and bring them to where they start from."""
     assert case.data is not None
     data = load_images(case.data).to(case.device)
-    stream = list(batches(data.train, case.batch, seed=case.seed, steps=WALK))
+    stream = list(own_batches(batches(data.train, case.batch, seed=case.seed, steps=WALK * case.world_size)))
     ways = {False: how.way, True: _way(case)}
     whole = [_NOT_APART[way] for way in ways.values() if way in _NOT_APART]
     baseline, method = (
@@ -92,6 +92,7 @@ def setup(case: Case, how: DenseSide) -> Prepared:
         k=case.k,
         costs=_costs(case, data),
         layers=lambda: layers,
+        exchanged=lambda: tensors_of(method.step.model, case),
         data_published=data.published,
         notes=(*data.notes, *whole[-1:]),
     )

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meprop_bench.errors import UserError
 from meprop_bench.nn import MePropLinear, convertible, kinds_and_k
 from meprop_bench.nn.conversion import survey
 from meprop_bench.nn.sparsified import Sparsified
@@ -43,7 +44,7 @@ from meprop_bench.workloads.compiled import compile_steps
 from meprop_bench.workloads.dense_side import DenseSide
 from meprop_bench.workloads.flops import COUNTED, Work
 from meprop_bench.workloads.layer_calls import LayerCall, record, record_all
-from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, sides
+from meprop_bench.workloads.steps import PHASES, WALK, TrainingSide, own_batches, sides, tensors_of
 
 __all__ = ["prepare", "setup"]
 
@@ -86,6 +87,7 @@ def prepare(case: Case, task: Task, recipe: Recipe, how: DenseSide) -> Prepared:
         kernel="+".join(kernels) or "dense",
         k=case.k,
         layers=lambda: _layers(case, method, stream[0]),
+        exchanged=lambda: tensors_of(sparse.model, case),
         data_published=task.data_published,
         convertible=kinds_and_k(sparse.model),
         converted=share,
@@ -104,8 +106,10 @@ def _step(task: Task, recipe: Recipe, case: Case, how: DenseSide) -> Step:
 def _batches(task: Task, seed: int, accumulate: int) -> list[Any]:
     """Return the batches of as many steps as a side walks through, or all that there are."""
     found: list[Any] = []
-    for batch in islice(task.epoch(seed, 0), WALK):
+    for batch in islice(own_batches(task.epoch(seed, 0)), WALK):
         found += batch if accumulate > 1 else (batch,)
+    if not found:
+        raise UserError("the data make fewer batches than there are ranks: take a smaller --batch")
     return found
 
 

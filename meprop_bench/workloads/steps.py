@@ -11,17 +11,24 @@ after each `WALK` steps. What was timed is thus the beginning of training, on bo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meprop_bench.measure.clock import Clock
+from meprop_bench.measure.ranks import here
+from meprop_bench.nn.sparsified import Sparsified
+from meprop_bench.ops import resolve_k
+from meprop_bench.ops.cost import expected_rows
 from meprop_bench.training import Step
 from meprop_bench.workloads import After, Call
+from meprop_bench.workloads.case import Case
+from meprop_bench.workloads.network import Tensors
 
-__all__ = ["PHASES", "WALK", "TrainingSide", "sides"]
+__all__ = ["PHASES", "WALK", "TrainingSide", "own_batches", "sides", "tensors_of"]
 
 PHASES = ("forward", "backward", "update", "step")
 
@@ -41,7 +48,7 @@ class TrainingSide:
     def __init__(
         self, step: Step, stream: Sequence[Any], apart: Mapping[str, Callable[[], object]] | None = None
     ) -> None:
-        self._batches = stream
+        self.batches = stream
         self._at = 0  # steps since the start
         self._part = 0  # of the batches of a step, where gradients are added up
         self._many, self._count = step.accumulate, len(stream)
@@ -79,7 +86,7 @@ class TrainingSide:
     def first_forward(self) -> Tensor:
         """Compute the loss of the first batch, without gradients from before."""
         self.step.optimizer.zero_grad(set_to_none=True)
-        self._loss = self.step.forward(self._batches[0])
+        self._loss = self.step.forward(self.batches[0])
         return self._loss
 
     def next_pass(self) -> None:
@@ -106,15 +113,15 @@ class TrainingSide:
 
     def _of_step(self, number: int) -> Any:
         """Return the batch of a step, or its batches where their gradients are added up."""
-        many, count = self._many, len(self._batches)
-        found = [self._batches[(number * many + part) % count] for part in range(many)]
+        many, count = self._many, len(self.batches)
+        found = [self.batches[(number * many + part) % count] for part in range(many)]
         return found[0] if many == 1 else found
 
     def _forward(self) -> None:
-        self._loss = self.step.forward(self._batches[self._at % self._count])
+        self._loss = self.step.forward(self.batches[self._at % self._count])
 
     def _forward_part(self) -> None:
-        self._loss = self.step.forward(self._batches[(self._at * self._many + self._part) % self._count])
+        self._loss = self.step.forward(self.batches[(self._at * self._many + self._part) % self._count])
         self._part = (self._part + 1) % self._many
 
     def backward(self) -> None:
@@ -184,3 +191,29 @@ def sides(baseline: TrainingSide, method: TrainingSide, **memory: tuple[Call, Ca
         "memory": {**of_a_step, **memory},
         "steady": {"step": both(lambda side: side.next_step)},
     }
+
+
+def own_batches(stream: Iterable[Any]) -> Iterator[Any]:
+    """Yield of a stream the batches of this rank: each P-th one; all of a process by itself."""
+    own = here()
+    yield from stream if own is None else islice(stream, own.rank, None, own.size)
+
+
+def tensors_of(model: nn.Module, case: Case) -> list[Tensors]:
+    """Return what the gradients of a model are exchanged as, by rows where its layers give rows.
+
+    Of selections of each example's own, the rows are as many as independent, uniform ones would choose.
+    """
+    rows: dict[int, float] = {}
+    for layer in model.modules():
+        if isinstance(layer, Sparsified) and getattr(layer, "sparse", False):
+            weight: Any = layer.weight
+            n, k = len(weight), resolve_k(layer.k, len(weight))
+            if k < n:
+                examples = case.batch * (case.length or 1)
+                rows[id(weight)] = k if "unified" in layer.selection else expected_rows(examples, n, k)
+    return [
+        Tensors(len(each), each.numel() // len(each), rows.get(id(each)))
+        for each in model.parameters()
+        if each.requires_grad
+    ]

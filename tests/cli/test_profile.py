@@ -161,3 +161,32 @@ def test_what_is_not_said_is_the_usual() -> None:
         _case({**nothing, "k": "0.1", "method": "unified", "seed": "7"}).to_json().items()
         >= {"k": 0.1, "seed": 7}.items()
     )
+
+
+_RANKS = ["--workload", "mlp", "--data", "digits", *_TINY, "--method", "unified", "--optimizer", "sgd"]
+
+
+def test_many_ranks_are_a_table_with_its_assumptions(in_a_hurry: None, capsys: pytest.CaptureFixture[str]) -> None:
+    network = ["--gradient", "rows", "--ranks", "8", "--bandwidth", "10", "--latency", "5"]
+    assert cli.run(["profile", *_RANKS, *network, "--search", "0"]) == ExitCode.OK
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("What 8 ranks would take", "rows, agreed", "10 Gbit/s", "5 µs", "DDP with PowerSGD"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--bandwidth", "25"], "add --ranks 64"),
+        (["--ranks", "64", "--gradient", "rows"], "add --bandwidth 25"),
+        (["--ranks", "64", "--bandwidth", "25"], "add --gradient rows"),
+        (["--world-size", "2", "--gradient", "rows"], "measured by speedup alone"),
+    ],
+)
+def test_a_network_without_ranks_and_ranks_without_one_are_a_line(
+    given: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["profile", *_RANKS, *given]) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1

@@ -130,7 +130,7 @@ def lab(colour, kind):
 def test_the_first_series_and_the_two_ends_are_told_apart_with_any_colour_vision(kind, place):
     series = [lab(PALETTE[f"c{number}"][place], kind) for number in range(3)]
     ends = [lab(PALETTE[name][place], kind) for name in ("h1", "h6")]
-    stack = [lab(PALETTE[name][place], kind) for name in ("p0", "p1", "p2")]
+    stack = [lab(PALETTE[name][place], kind) for name in ("p0", "p1", "p2", "p3")]
     for group in (series, ends, stack):
         for index, one in enumerate(group):
             for other in group[index + 1 :]:

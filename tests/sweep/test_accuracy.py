@@ -9,7 +9,16 @@ import torch
 
 from meprop_bench.errors import UserError
 from meprop_bench.stats import mean_difference, non_inferiority
-from meprop_bench.sweep.accuracy import MARGIN, Accuracies, SeedFigures, figure, judged, trained
+from meprop_bench.sweep.accuracy import (
+    MARGIN,
+    Accuracies,
+    SeedFigures,
+    _loss_of_ranks,
+    figure,
+    judged,
+    ranks_apart,
+    trained,
+)
 from meprop_bench.sweep.parity import ParityPlan
 from meprop_bench.tasks.recipe import Recipe
 from meprop_bench.tasks.run import run
@@ -127,3 +136,36 @@ def test_the_margin_of_a_metric_that_is_no_percentage_is_a_share_of_denses_figur
     for each, margin in ((recipe, 100.0), (recipe, -1.0), (own, -1.0), (own, float("nan"))):
         with pytest.raises(UserError, match="margin must be at least 0"):
             ParityPlan(each, margin=margin)
+
+
+@pytest.mark.parametrize(("exchange", "parts"), [("gathered", 2), ("agreed", 1)])
+def test_ranks_learn_as_one_process_would_whose_parts_of_a_batch_select_for_themselves(exchange: str, parts: int):
+    case = _case(gradient="rows", optimizer="adagrad", world_size=2, exchange=exchange)
+    assert ranks_apart(case) == parts
+    assert recipe_of(case, steps=3).options["batch"] == 2 * recipe_of(case).options["batch"]
+    task = recipe_of(case, steps=3).load()
+    batch = next(iter(task.epoch(0, 0)))
+    model = task.build(0)
+    task.sparsify(model, recipe_of(case, steps=3))
+
+    def gradients(loss):
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        return [parameter.grad.to_dense().clone() for parameter in model.parameters()]
+
+    got = gradients(_loss_of_ranks(task.loss, parts, model, batch))
+    own = [gradients(task.loss(model, part)) for part in zip(*(torch.chunk(t, parts) for t in batch), strict=True)]
+    for found, *each in zip(got, *own, strict=True):
+        torch.testing.assert_close(found, sum(each) / parts)
+
+
+def test_what_ranks_gather_is_trained_apart_from_what_they_agree_on():
+    accuracies, asked = Accuracies(2, 3), []
+
+    def train(sparsified: bool) -> SeedFigures:
+        asked.append(sparsified)
+        return SeedFigures("accuracy", True, {1: 90.0, 2: 91.0})
+
+    for exchange in ("gathered", "agreed", "gathered"):
+        accuracies.compare(_case(gradient="rows", optimizer="adagrad", world_size=2, exchange=exchange), train)
+    assert asked == [True, False, True]

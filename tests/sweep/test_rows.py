@@ -2,7 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from meprop_bench.sweep.rows import Answers
+import pytest
+
+from meprop_bench.measure.paired import Measurement
+from meprop_bench.measure.ranks import HIDDEN_S
+from meprop_bench.sweep.rows import Answers, told_apart
 
 
 def _answer(*pairs: tuple[float, float], disturbed: list[bool] | None, others_s: float = 0.0) -> dict[str, Any]:
@@ -28,3 +32,15 @@ def test_what_nobody_watched_is_unknown_and_what_others_took_is_noted():
     answers.add(1, _answer((2.0, 1.0), disturbed=[True]))
     assert answers.measurement("step", 1).disturbed is None
     assert [note.kind for note in answers.notes] == ["others"]
+
+
+def _communication(hidden: int) -> Measurement:
+    return Measurement("communication", ([(HIDDEN_S, 1.0)] * hidden + [(2.0, 1.0)] * (20 - hidden),), 1)
+
+
+@pytest.mark.parametrize(("hidden", "there"), [(0, True), (2, True), (3, False)])
+def test_a_difference_that_is_often_below_nothing_is_no_figure(hidden: int, there: bool):
+    step = Measurement("step", ([(2.0, 1.0)],), 1)
+    kept, notes = told_apart([_communication(hidden), step])
+    assert [found.phase for found in kept] == ["communication", "step"][1 - there :]
+    assert [note.kind for note in notes] == ["hidden"] * (not there)

@@ -36,6 +36,7 @@ _PHASES = {
     "linear-backward": "backward pass of the linear layers",
     "forward": "forward pass",
     "backward": "backward pass",
+    "communication": "communication of the ranks",
     "update": "update of the parameters",
     "step": "training step",
     "decode": "decoding",

@@ -12,7 +12,7 @@ from meprop_bench.results.schema import Row
 
 __all__ = ["phases"]
 
-_STACK = {"forward": "p0", "backward": "p1", "update": "p2"}
+_STACK = {"forward": "p0", "backward": "p1", "communication": "p3", "update": "p2"}
 _MOST_CASES = 8
 _BAR = 28.0
 _MANY_SETTINGS = 8
