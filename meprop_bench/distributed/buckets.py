@@ -74,7 +74,7 @@ class Bucket(ABC):
             else:
                 words += [_NONE if gradient is None else _DENSE, 0]
             self.gradients.append(gradient)
-        self._announced = self.channel.gather(torch.tensor(words))
+        self._announced = self.send_words(torch.tensor(words))
 
     def announced(self) -> bool:
         """Whether all ranks have said what they have."""
@@ -85,7 +85,7 @@ class Bucket(ABC):
         assert self._announced is not None
         everyone, waiting = self._announced
         waiting.wait()
-        words = everyone.view(self.channel.size, len(self.entries), 2).tolist()
+        words = everyone.reshape(self.channel.size, len(self.entries), 2).tolist()
         counts = [[word[i][0] for word in words] for i in range(len(self.entries))]
         self.rows = [[max(count, 0) for count in of_entry] for of_entry in counts]
         self.some = [max(of_entry) >= 0 for of_entry in counts]
@@ -113,6 +113,10 @@ class Bucket(ABC):
                 entry.parameter.grad = mean
             self.finish_rows()
         self.open()
+
+    def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
+        """Begin to send what is announced, int64 `(2 L,)`; return where all ranks' will be, `(P, 2 L)`."""
+        return self.channel.gather(words)
 
     def signature(self, gradient: Tensor) -> int:
         """Return a number that is the same on all ranks if the gradient has the rows that it should have."""

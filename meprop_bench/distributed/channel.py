@@ -125,20 +125,19 @@ class Channel:
         """How often a rank sends a tensor that is summed by a ring."""
         return 2 * (self.size - 1) / self.size
 
-    def gather(self, mine: Tensor, *, indices: int | None = None) -> tuple[Tensor, Waiting]:
-        """Begin to gather a tensor of each rank: rows, so many bytes of which say which, or else counts.
+    def gather(self, mine: Tensor, *, indices: int | None = None, control: int = 0) -> tuple[Tensor, Waiting]:
+        """Begin to gather a tensor of each rank: counts; or rows, of which so many bytes say which, and are counts.
 
         All ranks have the same shape `(s,)`, and get `(P, s)`.
         """
         everyone = mine.new_empty(self.size, mine.numel())
-        size = (self.size - 1) * mine.numel() * mine.element_size()
-        group = self._control
+        size, times = mine.numel() * mine.element_size(), self.size - 1
+        group = self._control if indices is None else self._rows
         if indices is None:
-            self._sent["control"] += size
-        else:
-            self._sent["rows"] += size - (self.size - 1) * indices
-            self._sent["indices"] += (self.size - 1) * indices
-            group = self._rows
+            indices, control = 0, size
+        self._sent["rows"] += times * (size - indices - control)
+        self._sent["indices"] += times * indices
+        self._sent["control"] += times * control
         return everyone, self._begun(_gather, everyone.view(-1), mine, group=group)
 
     def sum(self, tensor: Tensor, *, scores: bool = False) -> Waiting:

@@ -3,6 +3,9 @@
     rank r has rows h_r (k_r,) and their values G_r (k_r, m)
     rows = ⋃_r h_r          G[i] = 1 / P Σ_r G_r[i]      P - 1 times as many bytes as a rank has, and up to P k rows
 
+Where a bucket had the same most rows in two exchanges, as k rows of a unified selection are, the next one makes room
+for so many beside what is announced, and is done in one collective if they suffice.
+
 Every rank adds up in the order of the ranks, so that all have the same bits. A row whose sum is zero stays a row: that
 it was selected is what an optimizer by rows counts.
 """
@@ -30,39 +33,74 @@ _INDEX = 8
 class _Layout(NamedTuple):
     """Where a bucket's gradients are in the buffer of a rank: first the rows' numbers of all, then the rows."""
 
-    room: list[int]  # rows of each parameter: as many as the rank has that has most
+    room: list[int]  # rows of each parameter
     first: list[int]  # of these, the place of each parameter's first
     values: list[int]  # the place of each parameter's first number
     rows: int
-    numbers: int
+    size: int  # bytes
 
 
 class Gathered(Bucket):
     """A bucket whose rows are gathered: see the module."""
 
+    _most: list[int] | None = None
+    """The most rows that a rank had of each parameter, in the last exchange."""
+    _expected: list[int] | None = None
+    """The same, if it was so before; else None."""
+    _early: tuple[_Layout, Tensor] | None = None
+    """The rows that come beside what is announced."""
+
+    def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
+        """See `Bucket`."""
+        if self._expected is None or self.device.type != "cpu":
+            return super().send_words(words)
+        layout, header = self._laid_out(self._expected), _INDEX * len(words)
+        mine = torch.empty(header + layout.size, dtype=torch.uint8)
+        mine[:header].view(torch.int64).copy_(words)
+        self._fill(mine[header:], layout)
+        everyone, waiting = self.channel.gather(mine, indices=_INDEX * layout.rows, control=header)
+        self._early = layout, everyone[:, header:]
+        return everyone.view(torch.int64)[:, : len(words)], waiting
+
     def send_rows(self, signatures: list[list[int]]) -> None:
         """See `Bucket`."""
-        room = [max(counts) for counts in self.rows]
+        most, before, self._work = [max(counts) for counts in self.rows], self._most, None
+        early, self._early = self._early, None
+        self._most, self._expected = most, most if most == before and any(most) else None
+        if early is not None and all(count <= room for count, room in zip(most, early[0].room, strict=True)):
+            self._layout, self._everyone = early
+            return
+        self._layout = self._laid_out(most)
+        if not self._layout.rows:
+            return
+        mine = torch.empty(self._layout.size, dtype=torch.uint8, device=self.device)
+        self._fill(mine, self._layout)
+        self._everyone, self._work = self.channel.gather(mine, indices=_INDEX * self._layout.rows)
+
+    def _laid_out(self, room: list[int]) -> _Layout:
+        """Return the layout with room for so many rows of each parameter."""
         rows = list(accumulate(room, initial=0))
         values = list(accumulate((r * e.width for r, e in zip(room, self.entries, strict=True)), initial=0))
-        self._layout = _Layout(room, rows[:-1], values[:-1], rows[-1], values[-1])
-        self._work: Waiting | None = None
-        if not rows[-1]:
-            return
         size = _INDEX * (
             rows[-1] + -(-values[-1] * self.dtype.itemsize // _INDEX)
         )  # so that the next rank's is aligned
-        mine = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return _Layout(room, rows[:-1], values[:-1], rows[-1], size)
+
+    def _fill(self, buffer: Tensor, layout: _Layout) -> None:
+        """Write what this rank has, as far as there is room for it."""
         for i, gradient in enumerate(self.gradients):
-            if gradient is not None and self.rows[i][self.channel.rank]:
-                idx, numbers = self._part(mine, i, self.channel.rank)
+            if (
+                gradient is not None
+                and gradient.is_sparse
+                and (count := gradient._indices().shape[1]) <= layout.room[i]
+            ):
+                idx, numbers = self._part(buffer, layout, i, count)
                 idx.copy_(gradient._indices()[0])
                 numbers.copy_(gradient._values())
-        self._everyone, self._work = self.channel.gather(mine, indices=_INDEX * rows[-1])
 
-    def _part(self, buffer: Tensor, i: int, rank: int) -> tuple[Tensor, Tensor]:
-        """Return the rows and values of a parameter, as many as a rank has, in its buffer."""
-        layout, count, width = self._layout, self.rows[i][rank], self.entries[i].width
+    def _part(self, buffer: Tensor, layout: _Layout, i: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return the first rows and values of a parameter in a rank's buffer."""
+        width = self.entries[i].width
         idx = buffer[: _INDEX * layout.rows].view(torch.int64)[layout.first[i] :][:count]
         numbers = buffer[_INDEX * layout.rows :].view(self.dtype)[layout.values[i] :][: count * width]
         return idx, numbers.view(count, width)
@@ -74,8 +112,10 @@ class Gathered(Bucket):
         for i, entry in enumerate(self.entries):
             if not self.some[i]:
                 continue
-            if self._layout.room[i]:
-                parts = [self._part(self._everyone[rank], i, rank) for rank in range(self.channel.size)]
+            if any(self.rows[i]):
+                parts = [
+                    self._part(self._everyone[rank], self._layout, i, count) for rank, count in enumerate(self.rows[i])
+                ]
                 rows, values = union(parts, 1 / self.channel.size)
             else:
                 rows = torch.empty(0, dtype=torch.int64, device=self.device)

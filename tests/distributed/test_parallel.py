@@ -150,6 +150,32 @@ def case_dense_when_k_is_all(rank, exchange):
         assert model[0].weight.grad.is_sparse == (k == 3)
 
 
+def case_numbers_of_rows_that_change(rank, exchange):
+    """One collective suffices while they stay, and whatever they do, the gradients are right."""
+    model = perceptron(5)
+    plain = copy.deepcopy(model)
+    parallel = wrapped(rank, model, exchange)
+    control = []
+    for step, k in enumerate((5, 5, 5, 5, 9, 9, 9, 2, 2, 2, 1000, 1000, 3, 3, 3)):
+        for each in (model, plain):
+            each.zero_grad()
+            for layer in (each[0], each[2]):
+                layer.k = k
+        if step == 3:
+            model[2].k = plain[2].k = 12  # more than there is room for
+        x, y, parts = batch_of([4 + step % 3] * rank.size, seed=step)
+        F.cross_entropy(parallel(parts[rank.rank][0]), parts[rank.rank][1]).backward()
+        if exchange == "gathered":
+            same(dense_of(model), averaged(plain, parts))
+        else:
+            F.cross_entropy(plain(x), y).backward()
+            same(dense_of(model), dense_of(plain))
+        is_same_everywhere(rank, model)
+        control.append(parallel.bytes_sent)
+    if exchange == "gathered":
+        assert control[0] == control[2]  # in two collectives, and in one
+
+
 def case_sums_that_cancel(rank):
     """A row of which one rank has 1 and the other -1 is a row, with the value 0."""
     model = nn.Sequential(MePropLinear(2, 4, bias=False, k=1, selection="unified", sparse=True), nn.Linear(4, 1, False))
@@ -540,7 +566,9 @@ def test_four_ranks(ranks):
 
 @pytest.mark.parametrize("exchange", ["gathered", "agreed"])
 @pytest.mark.parametrize(
-    "case", [case_dense_when_k_is_all, case_micro_steps, case_clipping], ids=lambda case: case.__name__
+    "case",
+    [case_dense_when_k_is_all, case_numbers_of_rows_that_change, case_micro_steps, case_clipping],
+    ids=lambda case: case.__name__,
 )
 def test_both(ranks, case, exchange):
     ranks(case, exchange)
