@@ -23,6 +23,7 @@ predicted (`workloads.network`).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,7 +99,10 @@ def _remarks(case: Case, how: DenseSide) -> Iterator[str]:
         f" each, by {'gloo' if case.device == 'cpu' else 'NCCL'}; times are the slowest rank's"
     )
     if how.exchange == "powersgd":
-        yield "PowerSGD exchanges an approximation of rank 1 of each gradient: another algorithm than dense training"
+        yield (
+            "PowerSGD exchanges an approximation of rank 1 of each gradient, another algorithm than dense training, in"
+            " one bucket, as with several its hook fails over gloo"
+        )
 
 
 def _start_alike(step: Step) -> None:
@@ -114,7 +118,9 @@ def _reduced(model: nn.Module, exchange: str) -> nn.Module:
     """Return a model whose gradients are those of all ranks."""
     if exchange in ("gathered", "agreed"):
         return DataParallel(model, exchange=exchange)  # type: ignore[arg-type]
-    wrapped = DistributedDataParallel(model)
+    # PowerSGD goes on in callbacks, which gloo runs in any order: with several buckets ranks would not sum the same.
+    one = math.ceil(sum(each.nbytes for each in model.parameters()) / 2**20) if exchange == "powersgd" else None
+    wrapped = DistributedDataParallel(model, bucket_cap_mb=one)
     if exchange in ("fp16", "bf16"):
         wrapped.register_comm_hook(None, getattr(default_hooks, f"{exchange}_compress_hook"))
     elif exchange == "powersgd":
