@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_record", "command_line", "complaining", "held_for_good", "interrupted", "name_left_out", "results_folder",
-    "write", "write_pages", "write_tables",
+    "write", "write_pages", "write_prose", "write_tables",
 ]  # fmt: skip
 
 
@@ -34,6 +35,14 @@ def write(text: str) -> None:
     from meprop_bench.report.terminal import fit_for
 
     sys.stdout.write(fit_for(sys.stdout, text))
+
+
+def write_prose(text: str) -> None:
+    """Print a paragraph: on a terminal in lines of its width, broken between words, else as one line."""
+    from meprop_bench.report.layout import wrapped
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    write(f"{text}\n" if width is None else "".join(f"{line}\n" for line in wrapped(text, width)))
 
 
 def write_tables(*sections: Section) -> None:

@@ -16,7 +16,7 @@ import click
 
 from meprop_bench.cli.cluster import MACHINE, cluster_at, refuse_shard, with_ray
 from meprop_bench.cli.options import Grouped, examples, with_out, with_shard
-from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages, write_tables
+from meprop_bench.cli.output import interrupted, name_left_out, results_folder, write_pages, write_prose, write_tables
 from meprop_bench.durations import duration
 from meprop_bench.errors import ExitCode, UserError
 from meprop_bench.progress import showing
@@ -105,22 +105,24 @@ def show(table_id: str) -> int:
     from meprop_bench.report.cells import plain_section
 
     found = table(table_id)
-    click.echo(f"{found.table_id}  {found.title}\n\n“{found.caption}”")
+    click.echo(f"{found.table_id}  {found.title}\n")
+    write_prose(f"“{found.caption}”")
     if found.best_of:
         click.echo(f"Best of {found.best_of} runs." if found.best_of > 1 else "One run.")
     for part in found.parts:
-        click.echo(f"\n{part.name} ({part.task}): {part.rows[0].setting.words}".rstrip(": "))
+        click.echo()
+        write_prose(f"{part.name} ({part.task}): {part.rows[0].setting.words}".rstrip(": "))
         columns = list(dict.fromkeys(column for row in part.rows for column in row.figures))
         heads = [f"{COLUMNS[column].title}, {COLUMNS[column].unit}" for column in columns]
         lines = [(row.name, *(_figure(row.figures.get(column)) for column in columns)) for row in part.rows]
         write_tables(plain_section("", ("", *heads), lines, left={""}))
         for note in part.notes:
-            click.echo(f"  {note}")
+            write_prose(note)
     for title, texts in (("Notes", found.notes), ("The papers disagree", found.contradictions)):
         if texts:
             click.echo(f"\n{title}:")
             for text in texts:
-                click.echo(f"- {text}")
+                write_prose(f"- {text}")
     return ExitCode.OK
 
 

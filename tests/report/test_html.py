@@ -143,6 +143,14 @@ def test_a_row_opens_to_its_values_warnings_and_failures(make_row, failed_row):
     assert columns["speed-up"].keys == [5.0, None]
 
 
+@pytest.mark.parametrize(("count", "folded"), [(2, False), (9, True)])
+def test_many_notes_are_folded_above_the_pictures(make_row, count, folded):
+    notes = [f"differs in {number}" for number in range(count)]
+    page = as_html(Document("t", "c", "s", [make_row("a")], notes=notes), [])
+    assert f"differs in {count - 1}" in Page(page).text
+    assert (f"<summary>{count} notes on how this was measured</summary>" in page) is folded
+
+
 def test_many_rows_are_compressed_and_the_first_ones_stand_there(make_row, monkeypatch):
     monkeypatch.setattr(grid, "_PLAIN", 10_000)
     base = make_row("a")

@@ -297,6 +297,18 @@ def test_pages_of_rows_can_be_turned(browser, tmp_path, open_page):
     assert page.complaints() == []
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_row_and_its_button_begin_in_one_line(open_page, width):
+    page = open_page(width=width)
+    tops = """[...document.querySelectorAll('.grid td > .open')].map((button) => {
+      const text = document.createRange(), own = button.getBoundingClientRect();
+      text.selectNode(button.nextSibling);
+      const first = text.getClientRects()[0];
+      return own.top < first.bottom && first.top < own.bottom && own.left < first.left;
+    })"""
+    assert set(page.value(tops)) == {True}
+
+
 A4 = {False: 702, True: 1032}
 """Pixels between the margins of a sheet upright, and on its side, as the rows are."""
 
@@ -310,6 +322,8 @@ def test_on_paper_no_table_is_cut_and_what_is_folded_is_open(open_page, dark, tm
         page.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         assert page.value(CUT.replace("LANDSCAPE", str(landscape).lower())) == []
     assert page.value("document.querySelector('.facts pre').checkVisibility()")
+    # A button in the heading of a table is not drawn again on its next sheets.
+    assert page.value("getComputedStyle(document.querySelector('.grid th button')).display") == "contents"
     page.paper(tmp_path / "page.pdf")
     if shutil.which("pdftotext") is not None:
         import subprocess

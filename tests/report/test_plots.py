@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the report extra")
 from meprop_bench.report.plots import KINDS, STYLE, curve, plots
 from meprop_bench.report.plots.accuracy import front
-from meprop_bench.report.plots.svg import PALETTE, colours, name_of
+from meprop_bench.report.plots.svg import PALETTE, colours, log_ticks, name_of
 from meprop_bench.report.plots.training import Trained, learning, over_budgets, sizes
 from meprop_bench.results.schema import Utilization
 from meprop_bench.stats import Interval
@@ -24,6 +24,12 @@ def words(plot):
     return [
         "".join(one.itertext()) for one in ElementTree.fromstring(plot.svg).iter("{http://www.w3.org/2000/svg}text")
     ]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.98, 1.3), (0.95, 2.6), (2, 9.9), (3, 14), (1, 150), (0.2, 900)])
+def test_a_logarithmic_axis_has_several_ticks(low, high):
+    inside = [value for value in log_ticks(low, high).tick_values(low, high) if low <= value <= high]
+    assert 3 <= len(inside) <= 12
 
 
 def grid(make_row, **changes):
