@@ -117,8 +117,11 @@ def time_to_quality(
     failed |= {arm: reason for arm in useful if (reason := session.journal.failure(arm)) is not None}
     dense = session.journal.dense(steps[lengths[-1], None])
     quality = POINTS if percent else Quality(False, abs(math.fsum(dense) / len(dense)) if dense else 1.0)
-    sentence, code = _answer(points, lengths, list(useful), metric, quality)
     slow = tuple(arm for arm in sound if arm not in useful)
+    if useful:
+        sentence, code = _answer(points, lengths, list(useful), metric, quality)
+    else:
+        sentence, code = _no_gain([clock.gain(sound[arm].speedup) for arm in slow], least)
     return Curve(tuple(points), quality, clock, sound, slow, failed, sentence, code, tuple(session.left_out))
 
 
@@ -152,8 +155,6 @@ def _answer(
 ) -> tuple[str, ExitCode]:
     """Return from when on an arm is ahead, or that none is, in words."""
     shown = ", ".join(map(duration, lengths))
-    if not arms:
-        return f"No arm's training is faster than dense, so dense is ahead in {shown}.", ExitCode.OK
     of = {(point.budget_s, point.arm): point for point in points}
     from_on = {arm: since for arm in arms if (since := _since(arm, lengths, of)) is not None}
     if from_on:
@@ -176,6 +177,17 @@ def _answer(
         return f"{head}: dense is, by the least of {best.label}, {metric} {difference} in the longest.", ExitCode.OK
     head = f"Undecided: in none of {shown} is an arm shown to be ahead of dense to the end"
     return f"{head}, nor dense of all arms.{_early(lengths, arms, of)}", ExitCode.INCONCLUSIVE
+
+
+def _no_gain(gains: Sequence[Interval], least: float) -> tuple[str, ExitCode]:
+    """Return, in words, that no arm was worth training, or that the times do not rule it out."""
+    most = max(max(gain.estimate, gain.high) if gain.bounded else gain.estimate for gain in gains)
+    if most < least:
+        return f"Stay dense: no arm's training gains anything ({most:.2f}x at most), so none was trained.", ExitCode.OK
+    return (
+        f"Undecided: no arm's training is seen to be faster than dense, so none was trained; up to {most:.2f}x is not"
+        " ruled out: time the steps on an idle machine, or try a smaller k."
+    ), ExitCode.INCONCLUSIVE
 
 
 def _since(arm: Arm, lengths: Sequence[float], of: Mapping[tuple[float, Arm | None], Point]) -> float | None:

@@ -65,11 +65,21 @@ def test_nothing_is_shown(fake: Any) -> None:
 
 
 def test_an_arm_without_gain_is_not_trained(fake: Any) -> None:
-    machine = fake(lambda arm: 1.0, crossing)
+    machine = fake(lambda arm: 0.98 if arm == ARMS[0] else 0.9, crossing)  # ±2%
     curve = draw(machine)
     assert not machine.trained
     assert set(curve.slow) == set(ARMS)
-    assert curve.sentence == "No arm's training is faster than dense, so dense is ahead in 1 s, 4 s, 16 s."
+    assert curve.sentence == "Stay dense: no arm's training gains anything (1.00x at most), so none was trained."
+    assert curve.code == ExitCode.OK
+
+
+def test_a_gain_that_is_not_ruled_out_is_left_open(fake: Any) -> None:
+    curve = draw(fake(lambda arm: 1.01 if arm == ARMS[0] else 0.9, crossing))
+    assert curve.sentence.startswith(
+        "Undecided: no arm's training is seen to be faster than dense, so none was trained;"
+    )
+    assert "up to 1.03x is not ruled out" in curve.sentence
+    assert curve.code == ExitCode.INCONCLUSIVE
 
 
 def test_batches_and_evaluations_take_their_seconds(fake: Any) -> None:
