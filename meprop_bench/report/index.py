@@ -25,12 +25,13 @@ import msgspec
 
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
-from meprop_bench.report.cells import ABSENT, Cell, Section, Tone
+from meprop_bench.report.cells import ABSENT, Cell, Tone
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.formats import missing_parts
 from meprop_bench.report.markdown import escaped, table
 from meprop_bench.report.page import as_html
+from meprop_bench.report.sections import Section
 from meprop_bench.report.trends import PAGE as TRENDS
 from meprop_bench.report.trends import Trends, machine_name
 from meprop_bench.results.baselines import FOLDER, Baseline, Baselines

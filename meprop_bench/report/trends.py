@@ -25,9 +25,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from meprop_bench.measure.environment import NOT_IN_ID
-from meprop_bench.report.cells import ABSENT, BARS, Cell, Section, ratio, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, ratio, ratio_within, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, plain
+from meprop_bench.report.sections import BARS, Section
 from meprop_bench.results.axes import case_name
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Row
