@@ -41,8 +41,7 @@ from meprop_bench.report.findings import Finding
 from meprop_bench.report.findings import plain as plain_findings
 from meprop_bench.report.markdown import escaped
 from meprop_bench.report.plots import STYLE, Plot
-from meprop_bench.report.plots.training import Trained as OneTraining
-from meprop_bench.report.plots.training import learning, sizes
+from meprop_bench.report.plots.training import SeedCurve, learning, sizes
 from meprop_bench.report.sections import Section
 from meprop_bench.results.store import Store, folder_of
 
@@ -259,7 +258,7 @@ def _learning(
 ) -> list[Plot]:
     arms = {
         name: [
-            OneTraining([one.epoch for one in seed.evaluations], figures(seed), seed.seconds, seed.steps)
+            SeedCurve([one.epoch for one in seed.evaluations], figures(seed), seed.seconds, seed.steps)
             for seed in seeds
         ]
         for name, seeds in trained.items()

@@ -24,6 +24,7 @@ __all__ = [
     "IN_SHAPE",
     "SHAPE",
     "Cell",
+    "beyond",
     "check",
     "counted",
     "efficiency",
@@ -130,10 +131,14 @@ def ratio(value: float) -> str:
 
 def ratio_within(found: Interval, form: Callable[[float], str] = ratio) -> str:
     """A ratio with its interval, `5.12x [5.02, 5.22]`; where that is too wide, what it still says: `cannot tell`."""
-    low, high = found.low, found.high
     if too_wide(found.half_width):
-        return CANNOT_TELL + (f", above {form(low)}" if low > 1 else f", below {form(high)}" if high < 1 else "")
-    return form(found.estimate) + (f" [{digits(low)}, {digits(high)}]" if found.bounded else "")
+        return CANNOT_TELL + beyond(found, form)
+    return form(found.estimate) + (f" [{digits(found.low)}, {digits(found.high)}]" if found.bounded else "")
+
+
+def beyond(found: Interval, form: Callable[[float], str] = ratio) -> str:
+    """What an interval too wide for a figure says all the same: `, above 2.10x`, `, below 0.50x`, or nothing."""
+    return f", above {form(found.low)}" if found.low > 1 else f", below {form(found.high)}" if found.high < 1 else ""
 
 
 def speedup(row: Row, *, distinct: bool = True) -> Cell:

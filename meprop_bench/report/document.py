@@ -237,7 +237,7 @@ class Document:
         texts = {cell.text for section in self.sections for group in section.groups for line in group for cell in line}
         said = "\n".join([*texts, *self.summary])
         marks = legend(self.rows)
-        known = " ~" if any(line.startswith("~") for line in marks) else ""  # said with its figure
+        known = " ~" if any(note.kind == "budget" for row in self.rows for note in row.notes) else ""  # has its figure
         words = [meaning for word, meaning in _WORDS.items() if word in said and word != known]
         words += [_UNCHANGED] * any(map(left_alone, self.rows)) + [_BARS] * any(
             section.trends for section in self.sections

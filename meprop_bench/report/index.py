@@ -32,7 +32,6 @@ from meprop_bench.report.formats import missing_parts
 from meprop_bench.report.markdown import escaped, table
 from meprop_bench.report.page import as_html
 from meprop_bench.report.sections import Section
-from meprop_bench.report.trends import PAGE as TRENDS
 from meprop_bench.report.trends import Trends, machine_name
 from meprop_bench.results.baselines import FOLDER, Baseline, Baselines
 from meprop_bench.results.incoming import checked
@@ -59,6 +58,7 @@ NOTES = "index.toml"
 _LONGEST = 600
 """Characters of a question, or of a verdict."""
 _COLUMNS = ("date", "result", "question", "machine", "verdict")
+TRENDS = "trends.html"
 _TRENDS, _ALL = "The same cases over commits and machines", "All results"
 _MADE_BY = "Made by `meprop-bench report --index`; what is written by hand is in `index.toml`."
 
