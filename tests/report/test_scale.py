@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from meprop_bench.measure.paired import Measurement, settle
+from meprop_bench.measure.many import settle
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
 from meprop_bench.report.machine import saving_sections
