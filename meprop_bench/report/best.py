@@ -156,7 +156,7 @@ class _Choice:
         """Say why there is none."""
         if open_ := self._judged("inconclusive"):
             first = (
-                "Not decided: of what is faster than dense, no accuracy is shown to be kept; more seeds may show it."
+                "Not decided: of what is faster than dense, no accuracy is shown to hold; more seeds may show it."
             )
             return [
                 first,

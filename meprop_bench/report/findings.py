@@ -9,7 +9,7 @@ the same ones. Their order is that of a reader's questions: what speaks against 
 pays and keeps the accuracy, what a layer's backward pass gains, what could not be measured.
 
 A training step *pays* where its speed-up's interval lies above 1, all speed-ups of a report judged at once
-(`reliability`), and the accuracy is kept within the margin; where that was not compared or is not decided, it pays if
+(`reliability`), and the accuracy holds within the margin; where that was not compared or is not decided, it pays if
 the accuracy holds. It does not pay where the interval lies below 1, or the accuracy is lost. Else it is undecided.
 """
 

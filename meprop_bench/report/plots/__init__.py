@@ -50,7 +50,7 @@ KINDS = {
     ),
     "accuracy": PictureKind(
         "Speed against accuracy",
-        "To the right is faster, up is more accurate, dense is at 1 and 0. Above the dotted line the accuracy is kept"
+        "To the right is faster, up is more accurate, dense is at 1 and 0. Above the dotted line the accuracy holds"
         " within the margin: a case pays where its bars lie right of 1 and above that line. On the front (dashed) are"
         " the cases that no other one beats in both.",
         8,
