@@ -155,9 +155,7 @@ class _Choice:
     def _none(self) -> list[str]:
         """Say why there is none."""
         if open_ := self._judged("inconclusive"):
-            first = (
-                "Not decided: of what is faster than dense, no accuracy is shown to hold; more seeds may show it."
-            )
+            first = "Not decided: of what is faster than dense, no accuracy is shown to hold; more seeds may show it."
             return [
                 first,
                 f"The fastest of these is {method_name(open_[0])}, {_speed(open_[0])}.",
