@@ -12,11 +12,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from meprop_bench.report.cells import ABSENT, k_of, parity, plain_section, ratio, shape
+from meprop_bench.report.cells import ABSENT, k_of, parity, ratio, shape
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import draw
 from meprop_bench.report.markdown import findings, table
 from meprop_bench.report.plots import Plot
+from meprop_bench.report.sections import plain_section
 from meprop_bench.results.schema import Row
 
 ROOT = Path(__file__).resolve().parents[1]

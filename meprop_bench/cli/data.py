@@ -41,7 +41,7 @@ def list_() -> None:
     """Show every data set, and whether it is here."""
     from meprop_bench.data.content import condition
     from meprop_bench.data.sources import SOURCES, VARIABLE, data_folder
-    from meprop_bench.report.cells import plain_section
+    from meprop_bench.report.sections import plain_section
 
     folder = data_folder()
     columns, lines, remarks = ("name", "for", "licence", "size", "state"), [], []

@@ -70,7 +70,8 @@ def command(form: str, fast: bool, presets: tuple[str, ...]) -> int:
 
 
 def _print(found: Examination) -> None:
-    from meprop_bench.report.cells import Cell, Section
+    from meprop_bench.report.cells import Cell
+    from meprop_bench.report.sections import Section
 
     problems = sum(finding.state == "problem" for finding in found.findings)
     count = {0: "", 1: " (1 problem)"}.get(problems, f" ({problems} problems)")

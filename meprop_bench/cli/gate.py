@@ -144,7 +144,7 @@ __all__ = ["command"]
     "--replace",
     "replaces",
     metavar="DIGEST",
-    help="With --save-baseline: replace the baseline with this digest, without asking.",
+    help="With --save-baseline: replace the baseline with this digest, without confirmation.",
 )
 @with_shard("gate merge")
 @click.option(

@@ -62,7 +62,7 @@ def save_as_baseline(
 @with_baselines
 def list_baselines(baselines: Path) -> int:
     """List the named baselines: when each was saved, from what, and where that was measured."""
-    from meprop_bench.report.cells import plain_section
+    from meprop_bench.report.sections import plain_section
 
     found = Baselines(baselines)
     if not (names := found.names()):

@@ -18,8 +18,8 @@ import click
 from meprop_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
-    from meprop_bench.report.cells import Section
     from meprop_bench.report.document import Document
+    from meprop_bench.report.sections import Section
     from meprop_bench.results.schema import Row
     from meprop_bench.results.shards import ShardOf
     from meprop_bench.results.store import Store

@@ -59,7 +59,7 @@ def list_tables(out: Path, processes: int | None) -> int:
     """List every table: title, tasks, minutes at each scale, and the stored result with its verdicts."""
     from meprop_bench.paper.folder import best_results
     from meprop_bench.paper.published import published
-    from meprop_bench.report.cells import plain_section
+    from meprop_bench.report.sections import plain_section
 
     results = best_results(out)
     lines = []
@@ -102,7 +102,7 @@ def _times(table_id: str, workers: int) -> tuple[tuple[str, str, str], list[str]
 def show(table_id: str) -> int:
     """Print a table as the paper has it: figures, settings, notes, and where the papers disagree."""
     from meprop_bench.paper.published import COLUMNS, table
-    from meprop_bench.report.cells import plain_section
+    from meprop_bench.report.sections import plain_section
 
     found = table(table_id)
     click.echo(f"{found.table_id}  {found.title}\n")

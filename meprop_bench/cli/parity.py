@@ -177,9 +177,9 @@ def _showing(comparison: ParityPlan) -> Iterator[Callable[[ParityProgress], None
 def print_parity(form: str, store: Store, found: Parity, label: str) -> None:
     """Print a comparison of a method, by its label, with dense training; of a shard no verdict, which others share."""
     from meprop_bench.measure.machine import was_busy
-    from meprop_bench.report.cells import plain_section
     from meprop_bench.report.markdown import as_section, escaped
     from meprop_bench.report.quality import Quality
+    from meprop_bench.report.sections import plain_section
 
     doubt = was_busy(store.header["states"], {}, _BUSY)
     if form == "json":

@@ -16,9 +16,10 @@ import numpy as np
 from meprop_bench.errors import ExitCode
 from meprop_bench.gate.judgement import VERDICTS, Judgement, Judgements, Outcome
 from meprop_bench.gate.names import shown
-from meprop_bench.report.cells import ABSENT, Cell, Section, memory, quantity, ratio, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, memory, quantity, ratio, ratio_within, seconds
 from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.quality import WIDEST_POINTS
+from meprop_bench.report.sections import Section
 from meprop_bench.stats import CANNOT_TELL, too_wide
 
 __all__ = [

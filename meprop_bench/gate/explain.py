@@ -27,7 +27,7 @@ from meprop_bench.gate.history import plot
 from meprop_bench.gate.judgement import Judgement
 from meprop_bench.gate.names import quoted, shown
 from meprop_bench.gate.pairs import ProcessPair, spread
-from meprop_bench.gate.scale import Scale
+from meprop_bench.gate.scale import PlotScale
 from meprop_bench.gate.series import Floats, Side, Summary
 from meprop_bench.gate.stored import Explained
 from meprop_bench.report.terminal import new_page, printed, say
@@ -140,7 +140,7 @@ def _of_pairs(one: Explained, width: int) -> list[Text]:
     known = [ratio for ratio in known if _LEAST < ratio < 1 / _LEAST]
     low, high = math.log(min(known)), math.log(max(known))
     room = max(0.05 * (high - low), 0.002)
-    axis = Scale.within(low - room, high + room, width - sum(columns) - 2 * len(columns))
+    axis = PlotScale.within(low - room, high + room, width - sum(columns) - 2 * len(columns))
     plot = axis.width
 
     def line(texts: Sequence[str], marks: str, style: str = "") -> Text:
@@ -188,7 +188,7 @@ def _of_sides(one: Explained, width: int) -> list[Text]:
     values = {name: np.array(side) for name, side in sides.items() if not isinstance(side, Summary) and side}
     ends = [end for name, side in sides.items() for end in _ends(side, values.get(name))]
     room = 0.02 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
-    axis = Scale.within(min(ends) - room, max(ends) + room, width - 8)
+    axis = PlotScale.within(min(ends) - room, max(ends) + room, width - 8)
     lines = []
     for name, side in sides.items():
         if isinstance(side, Summary):

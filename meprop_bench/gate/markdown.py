@@ -42,8 +42,9 @@ from meprop_bench.gate.document import (
 from meprop_bench.gate.judgement import Judgement, Outcome
 from meprop_bench.gate.names import LONGEST, shown
 from meprop_bench.gate.repeat import commands
-from meprop_bench.report.cells import Cell, Section, pair
+from meprop_bench.report.cells import Cell, pair
 from meprop_bench.report.markdown import GAP, code_block, escaped, table
+from meprop_bench.report.sections import Section
 
 __all__ = [
     "LIMIT",

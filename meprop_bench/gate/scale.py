@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["LEAST", "MOST", "Scale"]
+__all__ = ["LEAST", "MOST", "PlotScale"]
 
 LEAST, MOST = 24, 100
 """Columns of a plot."""
 
 
 @dataclass(frozen=True)
-class Scale:
+class PlotScale:
     """Columns of a plot for values from `low` to `high`; what lies outside is drawn at its end."""
 
     low: float
@@ -20,7 +20,7 @@ class Scale:
     width: int
 
     @classmethod
-    def within(cls, low: float, high: float, width: int) -> Scale:
+    def within(cls, low: float, high: float, width: int) -> PlotScale:
         """Return a scale of as many of `width` columns as a plot may have."""
         return cls(low, high, min(max(width, LEAST), MOST))
 

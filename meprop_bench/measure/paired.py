@@ -36,19 +36,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain, compress, islice
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from itertools import compress, islice
+from typing import Any, Protocol, Self, cast
 
 from meprop_bench.measure.clock import Clock
 from meprop_bench.measure.notes import Note
 from meprop_bench.stats.estimates import Estimate, Interval, iqr, median, process_medians
 
-if TYPE_CHECKING:
-    import numpy as np
-
 __all__ = [
     "Measurement", "Pair", "PairedRuns", "Pairs", "Probe", "Subject", "calibrate", "collector_at_rest", "measure_pairs",
-    "settle", "warm_up",
+    "some_marked", "warm_up",
 ]  # fmt: skip
 
 Subject = Callable[[int, Clock], Mapping[str, float]]
@@ -333,23 +330,24 @@ class Measurement:
         return cls(phase, runs, loops, marks)
 
     @property
-    def _runs(self) -> PairedRuns:
+    def pairs(self) -> PairedRuns:
+        """The runs, as they are kept."""
         return cast("PairedRuns", self.runs)
 
     @property
     def baseline_values_s(self) -> list[float]:
         """The baseline's values, flat, seconds for one iteration; the i-th pairs with the i-th of `values_s`."""
-        return self._runs.baseline_s.tolist()
+        return self.pairs.baseline_s.tolist()
 
     @property
     def values_s(self) -> list[float]:
         """The method's values, flat, seconds for one iteration."""
-        return self._runs.method_s.tolist()
+        return self.pairs.method_s.tolist()
 
     @property
     def run_lengths(self) -> list[int]:
         """Pairs of each process."""
-        return list(self._runs.lengths)
+        return list(self.pairs.lengths)
 
     @property
     def disturbed_values(self) -> list[bool] | None:
@@ -360,14 +358,14 @@ class Measurement:
     def judged_runs(self) -> Sequence[Pairs]:
         """The pairs that the speed-up is taken over."""
         if self.disturbed is None:
-            return self._runs
-        return tuple(_judged(run, marks) for run, marks in zip(self._runs, self.disturbed, strict=True))
+            return self.pairs
+        return tuple(_judged(run, marks) for run, marks in zip(self.pairs, self.disturbed, strict=True))
 
     @property
     def judged_pairs(self) -> int:
         """How many pairs that are."""
-        left_out = sum(sum(marks) for marks in self.disturbed or () if _some(marks))
-        return sum(self._runs.lengths) - left_out
+        left_out = sum(sum(marks) for marks in self.disturbed or () if some_marked(marks))
+        return sum(self.pairs.lengths) - left_out
 
     @property
     def processes(self) -> int:
@@ -426,95 +424,13 @@ class Measurement:
         return found
 
 
-def _some(marks: Sequence[bool]) -> bool:
+def some_marked(marks: Sequence[bool]) -> bool:
     """Whether some pairs of a process are marked, but not most: then they do not count."""
     return 0 < 2 * sum(marks) <= len(marks)
 
 
 def _judged(run: Pairs, marks: tuple[bool, ...]) -> Pairs:
-    return run.kept(marks) if _some(marks) else run
-
-
-def settle(measurements: Sequence[Measurement]) -> None:
-    """Work out the medians and the estimates of many measurements at once, which they hold from then on.
-
-    By NumPy, for all of their runs together, that takes a tenth of what it takes one by one: a report of 100,000 rows
-    needs these figures of every row. They are the same up to rounding.
-    """
-    if not measurements:
-        return
-    import numpy as np
-
-    parts = [one._runs for one in measurements]
-    runs = np.array(list(chain.from_iterable([one.lengths for one in parts])))
-    processes = np.array([len(one.lengths) for one in parts])
-    starts = np.cumsum(processes) - processes
-    totals = np.add.reduceat(runs, starts)
-    dense = np.frombuffer(b"".join([one.baseline_s for one in parts]))
-    sparse = np.frombuffer(b"".join([one.method_s for one in parts]))
-    left_out = _left_out(measurements, len(dense))
-    ratios, counts = dense / sparse, runs
-    if left_out is not None:
-        ratios = ratios[~left_out]
-        counts = runs - np.add.reduceat(left_out, np.cumsum(runs) - runs, dtype=np.int64)
-    logs = [np.log(side) for side in _middles(ratios, counts)]
-    medians = (logs[0] + logs[1]) / 2  # r_i
-    means = np.add.reduceat(medians, starts) / processes
-    squares = np.add.reduceat((medians - np.repeat(means, processes)) ** 2, starts)
-    squares[np.minimum.reduceat(medians, starts) == np.maximum.reduceat(medians, starts)] = 0.0
-    errors = np.sqrt(squares / np.maximum(processes - 1, 1) / processes)
-    errors[processes == 1] = math.nan
-    whole = [((low + high) / 2).tolist() for low, high in (_middles(side, totals) for side in (dense, sparse))]
-    data, size = memoryview(medians.tobytes()), medians.itemsize
-    ends = (size * np.cumsum(processes)).tolist()
-    estimates = map(Estimate, means.tolist(), errors.tolist(), (processes - 1).tolist())
-    begin = 0
-    for one, estimate, end, baseline_s, method_s in zip(measurements, estimates, ends, *whole, strict=True):
-        found = vars(one)
-        found["estimate"], found["baseline_median_s"], found["median_s"] = estimate, baseline_s, method_s
-        found["log_medians"] = array("d", bytes(data[begin:end]))
-        begin = end
-
-
-def _left_out(measurements: Sequence[Measurement], pairs: int) -> np.ndarray | None:
-    """Return which of all pairs, in order, the speed-ups are not taken over; None where all count."""
-    import numpy as np
-
-    found: np.ndarray | None = None
-    begin = 0
-    for one in measurements:
-        if one.disturbed is None or not any(map(any, one.disturbed)):
-            begin += sum(one._runs.lengths)
-            continue
-        for marks in one.disturbed:
-            if _some(marks):
-                found = np.zeros(pairs, bool) if found is None else found
-                found[begin : begin + len(marks)] = marks
-            begin += len(marks)
-    return found
-
-
-def _middles(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two values in the middle of each part of some values, the same one where their number is odd.
-
-    Parts of about one length are sorted as the lines of a matrix, with infinity behind the shorter ones.
-    """
-    import numpy as np
-
-    low, high = np.empty(len(lengths)), np.empty(len(lengths))
-    starts = np.cumsum(lengths) - lengths
-    kinds = np.ceil(np.log2(lengths))
-    for kind in np.unique(kinds):
-        places = np.flatnonzero(kinds == kind)
-        own = lengths[places]
-        columns = np.arange(own.max())
-        there = columns < own[:, None]
-        lines = np.full(there.shape, math.inf)
-        lines[there] = values[(starts[places][:, None] + columns)[there]]
-        lines.sort(axis=1)
-        every = np.arange(len(places))
-        low[places], high[places] = lines[every, (own - 1) // 2], lines[every, own // 2]
-    return low, high
+    return run.kept(marks) if some_marked(marks) else run
 
 
 def _check_times(phase: str, baseline_s: array[float], method_s: array[float]) -> None:

@@ -35,14 +35,14 @@ from meprop_bench.paper.published import COLUMNS, PublishedPart, published
 from meprop_bench.paper.records import Decodings, TrainedArm, Trainings, counts_in
 from meprop_bench.paper.subjects import SCALES
 from meprop_bench.report.bundle import is_bundle, opened
-from meprop_bench.report.cells import ABSENT, Cell, Section, Tone, counted, digits, seconds
+from meprop_bench.report.cells import ABSENT, Cell, Tone, counted, digits, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding
 from meprop_bench.report.findings import plain as plain_findings
 from meprop_bench.report.markdown import escaped
 from meprop_bench.report.plots import STYLE, Plot
-from meprop_bench.report.plots.training import Trained as OneTraining
-from meprop_bench.report.plots.training import learning, sizes
+from meprop_bench.report.plots.training import SeedCurve, learning, sizes
+from meprop_bench.report.sections import Section
 from meprop_bench.results.store import Store, folder_of
 
 __all__ = ["PaperDocument", "as_overview", "best_results", "curves", "load", "own_sections", "read"]
@@ -258,7 +258,7 @@ def _learning(
 ) -> list[Plot]:
     arms = {
         name: [
-            OneTraining([one.epoch for one in seed.evaluations], figures(seed), seed.seconds, seed.steps)
+            SeedCurve([one.epoch for one in seed.evaluations], figures(seed), seed.seconds, seed.steps)
             for seed in seeds
         ]
         for name, seeds in trained.items()

@@ -16,9 +16,10 @@ from operator import not_
 
 from meprop_bench.errors import UserError, one_of
 from meprop_bench.methods import METHODS
-from meprop_bench.report.cells import counted, distinct_rows, failure, ratio, ratio_within
+from meprop_bench.report.cells import counted, failure, ratio, ratio_within
 from meprop_bench.report.conversion import conversion
 from meprop_bench.report.quality import held, verdict_at
+from meprop_bench.report.sections import distinct_rows
 from meprop_bench.results.axes import AXES, method_name
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import Interval, Verdict, too_wide
@@ -154,9 +155,7 @@ class _Choice:
     def _none(self) -> list[str]:
         """Say why there is none."""
         if open_ := self._judged("inconclusive"):
-            first = (
-                "Not decided: of what is faster than dense, no accuracy is shown to be kept; more seeds may show it."
-            )
+            first = "Not decided: of what is faster than dense, no accuracy is shown to hold; more seeds may show it."
             return [
                 first,
                 f"The fastest of these is {method_name(open_[0])}, {_speed(open_[0])}.",

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from meprop_bench.report.cells import phase_order
 from meprop_bench.report.document import Document
 from meprop_bench.report.reliability import judged_runs, with_disagreements
+from meprop_bench.report.sections import phase_order
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import (

@@ -20,24 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from meprop_bench.errors import ExitCode, UserError
-from meprop_bench.report.cells import (
-    ABSENT,
-    AXES,
-    WORDS,
-    Cell,
-    Section,
-    counted,
-    pair,
-    phase_order,
-    plain_speedup,
-    ratio_within,
-    seconds,
-    varying,
-)
+from meprop_bench.report.cells import ABSENT, Cell, counted, pair, plain_speedup, ratio_within, seconds
 from meprop_bench.report.changes import FIGURES, Change, Changes, Figure, differences, in_full, paired
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, Kind, plain
 from meprop_bench.report.reliability import doubts, with_disagreements
+from meprop_bench.report.sections import AXES, WORDS, Section, phase_order, varying
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.axes import case_name
 from meprop_bench.results.schema import SCHEMA, Row

@@ -13,25 +13,13 @@ from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from meprop_bench.errors import UserError
-from meprop_bench.report.cells import (
-    SHAPE,
-    WORDS,
-    Cell,
-    Section,
-    distinct_rows,
-    k_of,
-    left_alone,
-    memory,
-    parity,
-    quantity,
-    sections,
-    shape,
-)
+from meprop_bench.report.cells import SHAPE, Cell, k_of, left_alone, memory, parity, quantity, shape
 from meprop_bench.report.findings import Finding, findings, plain
 from meprop_bench.report.identical import identical_section, identical_summary
 from meprop_bench.report.machine import saving_sections, utilization_section
 from meprop_bench.report.quality import Quality
 from meprop_bench.report.reliability import common, doubts, legend, with_disagreements
+from meprop_bench.report.sections import WORDS, Section, distinct_rows, sections
 from meprop_bench.results.incoming import parsed, refused
 from meprop_bench.results.redact import one_line, printable
 from meprop_bench.results.schema import FIGURES, Parity, Row, Utilization, as_object
@@ -249,7 +237,7 @@ class Document:
         texts = {cell.text for section in self.sections for group in section.groups for line in group for cell in line}
         said = "\n".join([*texts, *self.summary])
         marks = legend(self.rows)
-        known = " ~" if any(line.startswith("~") for line in marks) else ""  # said with its figure
+        known = " ~" if any(note.kind == "budget" for row in self.rows for note in row.notes) else ""  # has its figure
         words = [meaning for word, meaning in _WORDS.items() if word in said and word != known]
         words += [_UNCHANGED] * any(map(left_alone, self.rows)) + [_BARS] * any(
             section.trends for section in self.sections

@@ -9,7 +9,7 @@ the same ones. Their order is that of a reader's questions: what speaks against 
 pays and keeps the accuracy, what a layer's backward pass gains, what could not be measured.
 
 A training step *pays* where its speed-up's interval lies above 1, all speed-ups of a report judged at once
-(`reliability`), and the accuracy is kept within the margin; where that was not compared or is not decided, it pays if
+(`reliability`), and the accuracy holds within the margin; where that was not compared or is not decided, it pays if
 the accuracy holds. It does not pay where the interval lies below 1, or the accuracy is lost. Else it is undecided.
 """
 
@@ -22,13 +22,13 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
-from meprop_bench.report.cells import Tone, counted, ratio_within, span
+from meprop_bench.report.cells import Tone, beyond, counted, ratio_within, span
 from meprop_bench.report.quality import held, more_seeds
 from meprop_bench.report.reliability import mean_speedup
 from meprop_bench.results.axes import AXES, case_name, device_name, method_name
 from meprop_bench.results.redact import bounded
 from meprop_bench.results.schema import Row
-from meprop_bench.stats import CANNOT_TELL, Verdict, too_wide
+from meprop_bench.stats import Verdict, too_wide
 
 __all__ = ["Finding", "Kind", "findings", "plain", "standing"]
 
@@ -335,7 +335,7 @@ def _gain(what: str, row: Row) -> str:
     """Return a speed-up as a clause: `a training step is 5.12x [5.02, 5.22] as fast as dense`."""
     assert row.interval is not None
     if too_wide(row.half_width):
-        return f"how fast {what} is cannot be told{ratio_within(row.interval).removeprefix(CANNOT_TELL)}"
+        return f"how fast {what} is cannot be told{beyond(row.interval)}"
     return f"{what} is {ratio_within(row.interval)} as fast as dense"
 
 

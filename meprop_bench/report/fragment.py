@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from meprop_bench.report.cells import ABSENT, Cell, Section
+from meprop_bench.report.cells import ABSENT, Cell
 from meprop_bench.report.document import Readable
+from meprop_bench.report.sections import Section
 
 __all__ = ["as_fragment", "enclosed", "folded", "found_in", "paragraphs", "section", "table"]
 

@@ -32,8 +32,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, AXES, SHAPE, WORDS, Cell, Section, seconds
+from meprop_bench.report.cells import ABSENT, SHAPE, Cell, seconds
 from meprop_bench.report.reliability import judged_runs, mean_speedup
+from meprop_bench.report.sections import AXES, WORDS, Section
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.schema import Row
 from meprop_bench.stats import LEVEL, process_medians, ratio_p_value

@@ -25,13 +25,13 @@ import msgspec
 
 from meprop_bench.errors import UserError
 from meprop_bench.optional import unavailable_reason
-from meprop_bench.report.cells import ABSENT, Cell, Section, Tone
+from meprop_bench.report.cells import ABSENT, Cell, Tone
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, plain
 from meprop_bench.report.formats import missing_parts
 from meprop_bench.report.markdown import escaped, table
 from meprop_bench.report.page import as_html
-from meprop_bench.report.trends import PAGE as TRENDS
+from meprop_bench.report.sections import Section
 from meprop_bench.report.trends import Trends, machine_name
 from meprop_bench.results.baselines import FOLDER, Baseline, Baselines
 from meprop_bench.results.incoming import checked
@@ -58,6 +58,7 @@ NOTES = "index.toml"
 _LONGEST = 600
 """Characters of a question, or of a verdict."""
 _COLUMNS = ("date", "result", "question", "machine", "verdict")
+TRENDS = "trends.html"
 _TRENDS, _ALL = "The same cases over commits and machines", "All results"
 _MADE_BY = "Made by `meprop-bench report --index`; what is written by hand is in `index.toml`."
 

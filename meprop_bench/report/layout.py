@@ -17,7 +17,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from meprop_bench.report.cells import ABSENT, SHAPE, Cell, Section
+from meprop_bench.report.cells import ABSENT, SHAPE, Cell
+from meprop_bench.report.sections import Section
 
 __all__ = ["GAP", "Fitted", "fitted", "wrapped"]
 

@@ -21,23 +21,8 @@ from functools import reduce
 from typing import Any
 
 from meprop_bench.measure.peaks import Peaks, peaks_key
-from meprop_bench.report.cells import (
-    ABSENT,
-    AXES,
-    WORDS,
-    Cell,
-    Section,
-    axis_cells,
-    by_phase,
-    joules,
-    memory,
-    pair,
-    percent,
-    phase_order,
-    plain_speedup,
-    ratio,
-    varying,
-)
+from meprop_bench.report.cells import ABSENT, Cell, joules, memory, pair, percent, plain_speedup, ratio
+from meprop_bench.report.sections import AXES, WORDS, Section, axis_cells, by_phase, phase_order, varying
 from meprop_bench.results.schema import Row, Side, Utilization
 
 __all__ = ["peaks_of", "saving_sections", "savings", "utilization_section"]

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 
-from meprop_bench.report.cells import Cell, Section
+from meprop_bench.report.cells import Cell
 from meprop_bench.report.document import Document, Readable
+from meprop_bench.report.sections import Section
 
 __all__ = [
     "GAP",

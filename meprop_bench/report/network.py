@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meprop_bench.report.cells import digits, plain_section, ratio, seconds
+from meprop_bench.report.cells import digits, ratio, seconds
+from meprop_bench.report.sections import plain_section
 from meprop_bench.report.terminal import new_page, printed, say, show
 from meprop_bench.sweep.network import EXCHANGED, Line, Outlook
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
-from meprop_bench.report.cells import ABSENT, Section, plain_section, ratio, ratio_within, seconds, seconds_within
+from meprop_bench.report.cells import ABSENT, ratio, ratio_within, seconds, seconds_within
 from meprop_bench.report.fragment import enclosed, folded, paragraphs, section
+from meprop_bench.report.sections import Section, plain_section
 from meprop_bench.report.terminal import new_page, printed, say, show
 from meprop_bench.report.why import answers, phase_name, stage_names
 from meprop_bench.results.profile import SIDES, Profile, Stage

@@ -90,7 +90,7 @@ _MOST_SEEDS = 1000
 
 
 def verdict_at(found: Parity, margin: float | None = None) -> Verdict:
-    """Return whether the quality is kept within a margin, by default that of the comparison."""
+    """Return whether the quality holds within a margin, by default that of the comparison."""
     return found.verdict if margin is None else non_inferiority(found.interval, margin)
 
 

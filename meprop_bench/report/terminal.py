@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from meprop_bench.report.cells import Section
     from meprop_bench.report.document import Readable
     from meprop_bench.report.findings import Finding
+    from meprop_bench.report.sections import Section
 
 __all__ = ["as_table", "fit_for", "new_page", "paragraph", "printed", "say", "show", "tables"]
 

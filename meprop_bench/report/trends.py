@@ -25,9 +25,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from meprop_bench.measure.environment import NOT_IN_ID
-from meprop_bench.report.cells import ABSENT, BARS, Cell, Section, ratio, ratio_within, seconds
+from meprop_bench.report.cells import ABSENT, Cell, ratio, ratio_within, seconds
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import Finding, plain
+from meprop_bench.report.sections import BARS, Section
 from meprop_bench.results.axes import case_name
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import Row
@@ -37,9 +38,8 @@ from meprop_bench.stats.steps import SHORTEST, steps
 if TYPE_CHECKING:
     from meprop_bench.report.plots import Plot
 
-__all__ = ["PAGE", "RUNS", "Series", "Trends", "machine_name"]
+__all__ = ["RUNS", "Trend", "Trends", "machine_name"]
 
-PAGE = "trends.html"
 RUNS = 100
 """Runs of a series that are looked at, the last ones."""
 _SERIES = 20_000
@@ -59,7 +59,7 @@ _FIGURES: tuple[Figure, ...] = ("speed-up", "time")
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TrendPoint:
     """What one result has of a series."""
 
     started: str  # ISO 8601
@@ -78,7 +78,7 @@ class Point:
 class Move:
     """A step of one figure."""
 
-    series: Series
+    series: Trend
     figure: Figure
     place: int  # of the first point of the new level
     before: float
@@ -107,13 +107,13 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Series:
+class Trend:
     """One phase of one case on one machine."""
 
     name: str  # of the case
     phase: str
     machine: str
-    points: Sequence[Point]  # the last ones, in the order of time
+    points: Sequence[TrendPoint]  # the last ones, in the order of time
     environments: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by their ids
     baselines: Mapping[str, Interval] = field(
         default_factory=dict
@@ -164,7 +164,7 @@ class Trends:
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self._points: dict[tuple[str, str, str], list[Point]] = {}
+        self._points: dict[tuple[str, str, str], list[TrendPoint]] = {}
         self._names: dict[str, str] = {}
         self._environments: dict[str, Mapping[str, object]] = {}
         self._left = 0
@@ -194,14 +194,14 @@ class Trends:
             self._points.setdefault(key, []).append(point)
 
     @cached_property
-    def series(self) -> list[Series]:
+    def series(self) -> list[Trend]:
         """Those of cases that were measured more than once, the largest steps first."""
         every = {key: _apart(points) for key, points in self._points.items()}
         counts: dict[tuple[str, str], int] = {}
         for (case_id, phase, _), points in every.items():
             counts[case_id, phase] = counts.get((case_id, phase), 0) + len(points)
         found = [
-            Series(
+            Trend(
                 self._names[case_id],
                 phase,
                 machine,
@@ -323,15 +323,15 @@ def machine_name(environment: object) -> str:
     return one_line(", ".join(str(part) for part in parts if part), 80) or "an unknown machine"
 
 
-def _apart(points: Iterable[Point]) -> list[Point]:
+def _apart(points: Iterable[TrendPoint]) -> list[TrendPoint]:
     """Return points in the order of time; what one result took over from another counts where it was measured."""
-    found: dict[tuple[Interval, float], Point] = {}
+    found: dict[tuple[Interval, float], TrendPoint] = {}
     for point in sorted(points, key=attrgetter("started")):
         found.setdefault((point.speedup, point.time_s), point)
     return list(found.values())
 
 
-def _point(row: Row, place: str, document: Document) -> Point | None:
+def _point(row: Row, place: str, document: Document) -> TrendPoint | None:
     found, time_s = row.interval, row.sparse.median_s
     if not row.passed or row.phase is None or found is None or time_s is None or row.method == "dense":
         return None
@@ -340,7 +340,7 @@ def _point(row: Row, place: str, document: Document) -> Point | None:
     environment = document.environments.get(row.environment_id)
     known = environment.get("git_revision") if isinstance(environment, Mapping) else None
     revision = row.git_revision or (known if isinstance(known, str) else "")
-    return Point(document.started, place, one_line(revision, 24), row.environment_id, found, time_s)
+    return TrendPoint(document.started, place, one_line(revision, 24), row.environment_id, found, time_s)
 
 
 def _levels(values: Sequence[float], places: Sequence[int]) -> list[float]:
@@ -348,7 +348,7 @@ def _levels(values: Sequence[float], places: Sequence[int]) -> list[float]:
     return [median(values[start:stop]) for start, stop in pairwise([0, *places, len(values)])]
 
 
-def _days(followed: Iterable[Series]) -> dict[str, int]:
+def _days(followed: Iterable[Trend]) -> dict[str, int]:
     """Return how many series have a step of their time on each day."""
     counts: dict[str, int] = {}
     for one in followed:
@@ -357,7 +357,7 @@ def _days(followed: Iterable[Series]) -> dict[str, int]:
     return counts
 
 
-def _line(one: Series, baselines: Sequence[str]) -> tuple[Cell, ...]:
+def _line(one: Trend, baselines: Sequence[str]) -> tuple[Cell, ...]:
     first, last, count = one.points[0], one.points[-1], len(one.points)
     both = [ratio_within(point.speedup) for point in (first, last)]
     times = [seconds(point.time_s) for point in (first, last)]
@@ -378,7 +378,7 @@ def _line(one: Series, baselines: Sequence[str]) -> tuple[Cell, ...]:
     )
 
 
-def _drawn(one: Series, number: int) -> Plot:
+def _drawn(one: Trend, number: int) -> Plot:
     import matplotlib as mpl
 
     from meprop_bench.report.plots.svg import COLOURS, STYLE, Picture
@@ -420,5 +420,5 @@ def _drawn(one: Series, number: int) -> Plot:
         )
 
 
-def _label(point: Point) -> str:
+def _label(point: TrendPoint) -> str:
     return f"{point.started[:10]}\n{point.revision[:8]}"

@@ -81,7 +81,7 @@ class Axes(Generic[Absent]):
         workloads={OWN: None}, label="{}", place=1,
     ))
     options: Name | None = field(default=None, metadata=_axis(
-        "Options of the task that --model names, as train has them, with ; between them: batch=256;hidden=2048.",
+        "Options of the task named by --model, as for train, separated by ;: batch=256;hidden=2048.",
         workloads={OWN: None}, label="{}", place=2,
     ))
     method: Name = field(default="meprop", metadata=_axis(
@@ -89,7 +89,7 @@ class Axes(Generic[Absent]):
         required=True, dense=False, sweep=("meprop", "unified"), label="{}", place=8,
     ))
     k: K = field(default=30, metadata=_axis(
-        "Outputs that get a gradient (of a convolution: positions): an integer, or a ratio in (0, 1].",
+        "Outputs that get a gradient (for a convolution: positions): an integer, or a ratio in (0, 1].",
         carried_out=MeanK, required=True, dense=False, sweep=(10, 30, 100), label="k={}", place=9,
         otherwise={"conv": (0.01, 0.05, 0.1), "seq2seq": (30,), "mesimp": (80,), "meact": (1,),
                    TRANSFORMER: (0.0625, 0.125, 0.25), OWN: (0.02, 0.05, 0.1)},
@@ -103,12 +103,12 @@ class Axes(Generic[Absent]):
         otherwise={"conv": (32,), TRANSFORMER: (256,)}, label="h={}", place=2,
     ))
     batch: Size | Absent = field(default=50, metadata=_axis(
-        "Examples in a batch, of a transformer windows of text.", required=True,
+        "Examples in a batch; for a transformer, windows of text.", required=True,
         workloads=dict.fromkeys((*LAYERS, *MODELS)), usual=50, label="B={}", place=7, sweep=(50,),
         otherwise={"conv": (10,), "lstm": (1, 10), "gru": (1, 10), "seq2seq": (20,), TRANSFORMER: (16,)},
     ))
     in_features: Size | Absent = field(default=500, metadata=_axis(
-        "Inputs of a layer, input channels of a convolution [default: as many as --hidden].",
+        "Inputs of a layer, input channels of a convolution [default: the same as --hidden].",
         required=True, workloads=dict.fromkeys((*LAYERS, *PERCEPTRONS)), label="m={}", place=2,
         otherwise={"conv": (16,), "lstm": (190,), "gru": (190,)},
     ))
@@ -146,23 +146,23 @@ class Axes(Generic[Absent]):
         workloads=dict.fromkeys(MODELS), otherwise={TRANSFORMER: (4,)}, label="layers={}", place=6, variant="{} layers",
     ))
     heads: Size | None = field(default=None, metadata=_axis(
-        "Heads of a transformer's attention; they divide its width.", workloads={TRANSFORMER: 4}, label="heads={}",
+        "Attention heads of a transformer; a divisor of its width.", workloads={TRANSFORMER: 4}, label="heads={}",
         place=6, variant="{} heads",
     ))
     # SparseAdam is left out: it moves only the rows it is given, which is another algorithm than Adam.
     optimizer: Name | Absent = field(default="adam", metadata=_axis(
         "Optimizer of the trained workloads: adam, adamw, sgd, adagrad; rowadam, rowadamw (Adam by rows, another "
-        "algorithm than the dense side's Adam); of your own model its own.",
+        "algorithm than the dense side's Adam); your own model has its own.",
         choices=("adam", "adamw", "sgd", "adagrad", "rowadam", "rowadamw", "own"),
         workloads=dict.fromkeys((*MODELS, OWN)), otherwise={OWN: ("own",)}, label="{}", place=13, variant="{}",
     ))
     leave: Name | None = field(default=None, metadata=_axis(
-        "Layers of a model that stay dense: patterns of their names, with ; between them.",
+        "Layers of a model that stay dense: patterns of their names, separated by ;.",
         workloads=dict.fromkeys((TRANSFORMER, OWN)),
         dense=False, label="without {}", place=15, variant="without {}",
     ))
     k_by_layer: Name | None = field(default=None, metadata=_axis(
-        "k of some layers of a model, in place of --k: patterns of their names, as in 'blocks.0.*=0.25;*.up=0.1'.",
+        "k of some layers of a model, instead of --k: by patterns of names, as in 'blocks.0.*=0.25;*.up=0.1'.",
         workloads=dict.fromkeys((TRANSFORMER, OWN)), dense=False, label="with {}", place=9, variant="with {}",
     ))
     size: Size | None = field(default=None, metadata=_axis(
@@ -205,7 +205,7 @@ class Axes(Generic[Absent]):
     baseline: Name = field(default="same", metadata=_axis(
         "Dense side: same (as the method's, its optimizer not fused, as in the papers), fused (with torch's fused "
         "optimizer), or best (the fastest here of eager and compiled, with every optimizer that computes the same) "
-        "[default: same; of a model in training fused, of your own best].",
+        "[default: same for layers, fused for models in training, best for your own model].",
         choices=("same", "fused", "best"), otherwise={**dict.fromkeys(MODELS, ("fused",)), OWN: ("best",)},
         explicit=("fused",), label="{} baseline", place=21, variant="{} baseline",
     ))

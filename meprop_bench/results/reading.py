@@ -23,8 +23,9 @@ from typing import Any, Literal, Required, TypeAlias, TypedDict, cast, get_type_
 import msgspec
 
 from meprop_bench.errors import UserError
+from meprop_bench.measure.many import settle
 from meprop_bench.measure.notes import Note
-from meprop_bench.measure.paired import Measurement, settle
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.results.consistency import FAR, TOLERANCE, check_row
 from meprop_bench.results.incoming import Seconds, parsed
 from meprop_bench.results.schema import KEYS, PASSED, SCHEMA, TEXTS, Flat, Row, Side, readable, reasons

@@ -30,8 +30,8 @@ from msgspec import Meta
 
 from meprop_bench.atomic import replacing
 from meprop_bench.errors import UserError
+from meprop_bench.measure.many import settle
 from meprop_bench.measure.notes import Note
-from meprop_bench.measure.paired import settle
 from meprop_bench.results.consistency import check_row
 from meprop_bench.results.incoming import Name, Number, Rate, checked, parsed, refused
 from meprop_bench.results.lines import Lines, append_lines, cut, or_user_error

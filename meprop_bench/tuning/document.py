@@ -6,8 +6,8 @@ from typing import Any
 
 from meprop_bench.durations import duration
 from meprop_bench.measure.machine import was_busy
-from meprop_bench.report.cells import Section, plain_section
 from meprop_bench.report.markdown import as_section, code_block, escaped
+from meprop_bench.report.sections import Section, plain_section
 from meprop_bench.stats import Interval
 from meprop_bench.tuning.advice import again, code_of
 from meprop_bench.tuning.curve import Curve, Point

@@ -8,9 +8,9 @@ from meprop_bench.measure.machine import Activity
 from meprop_bench.measure.notes import Note
 from meprop_bench.measure.paired import Measurement
 from meprop_bench.report import cells
-from meprop_bench.report.cells import sections
 from meprop_bench.report.document import parity_section
 from meprop_bench.report.reliability import MARKS, Footnotes, legend
+from meprop_bench.report.sections import sections
 from meprop_bench.stats import Interval
 
 

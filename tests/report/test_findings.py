@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from meprop_bench.report.cells import distinct_rows
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import findings
 from meprop_bench.report.formats import as_csv, as_json
 from meprop_bench.report.fragment import as_fragment
 from meprop_bench.report.markdown import as_markdown, as_readme
 from meprop_bench.report.page import as_html
+from meprop_bench.report.sections import distinct_rows
 from meprop_bench.report.terminal import as_table
 
 _STEP = {"workload": "mlp", "phase": "step", "optimizer": "adagrad", "data": "mnist", "in_features": 784, "layers": 2}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from meprop_bench.report.cells import Cell, Section
+from meprop_bench.report.cells import Cell
 from meprop_bench.report.fragment import as_fragment, folded, table
+from meprop_bench.report.sections import Section
 
 
 class _Page(HTMLParser):

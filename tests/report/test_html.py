@@ -9,12 +9,13 @@ from html.parser import HTMLParser
 import pytest
 
 pytest.importorskip("jinja2", reason="needs the report extra")
-from meprop_bench.report.cells import Cell, Section, distinct_rows
+from meprop_bench.report.cells import Cell
 from meprop_bench.report.document import Document
 from meprop_bench.report.findings import plain
 from meprop_bench.report.page import as_html, grid
 from meprop_bench.report.page.grid import columns_of
 from meprop_bench.report.plots import Plot
+from meprop_bench.report.sections import Section, distinct_rows
 
 
 class Page(HTMLParser):

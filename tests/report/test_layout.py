@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from meprop_bench.paper.folder import load
-from meprop_bench.report.cells import ABSENT, Cell, Section, sections
+from meprop_bench.report.cells import ABSENT, Cell
 from meprop_bench.report.layout import fitted, wrapped
+from meprop_bench.report.sections import Section, sections
 from meprop_bench.report.terminal import as_table, tables
 
 REPORTS = Path(__file__).parents[2] / "reports"

@@ -13,7 +13,7 @@ from meprop_bench.report.document import Document
 from meprop_bench.report.formats import draw
 from meprop_bench.report.page import as_html
 from meprop_bench.report.plots import KINDS, STYLE
-from meprop_bench.report.plots.training import Trained, learning, sizes
+from meprop_bench.report.plots.training import SeedCurve, learning, sizes
 from meprop_bench.results.schema import Utilization
 from tests.report.browser import CUT, WIDTHS
 from tests.report.conftest import PEAKS, linear_rows, make_row, mlp_rows
@@ -50,7 +50,10 @@ def made(rows, title="2026-03-04_amd-epyc-2c_story", **more):
         title, "meprop-bench speedup", "2026-03-04T05:06:07+00:00", rows, {"aabb": {"cpu": "x"}}, peaks, **more
     )
     plots, remark, left_out = draw(document)
-    arms = {"MLP": [Trained([1, 2, 3], [90, 93, 95], 9.0)] * 2, "meProp": [Trained([1, 2, 3], [89, 93, 94], 4.0)] * 2}
+    arms = {
+        "MLP": [SeedCurve([1, 2, 3], [90, 93, 95], 9.0)] * 2,
+        "meProp": [SeedCurve([1, 2, 3], [89, 93, 94], 4.0)] * 2,
+    }
     with mpl.rc_context(STYLE):
         plots += learning("MNIST", "dev metric", arms, number=0)
         plots.append(sizes("MNIST", {"meSimp p=0.1": {"layer 1": [130.0, 140.0], "layer 2": [90.0]}}, 500, number=0))

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib", reason="needs the report extra")
 from meprop_bench.report.plots import KINDS, STYLE, curve, plots
 from meprop_bench.report.plots.accuracy import front
 from meprop_bench.report.plots.svg import PALETTE, colours, log_ticks, name_of
-from meprop_bench.report.plots.training import Trained, learning, over_budgets, sizes
+from meprop_bench.report.plots.training import SeedCurve, learning, over_budgets, sizes
 from meprop_bench.results.schema import Utilization
 from meprop_bench.stats import Interval
 
@@ -305,7 +305,7 @@ def test_learning_is_shown_over_epochs_and_over_time_and_one_evaluation_is_no_cu
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):
-        arms = {"a": [Trained([1, 2], [90, 92], 8.0), Trained([1, 2], [91, 93], 8.0)]}
+        arms = {"a": [SeedCurve([1, 2], [90, 92], 8.0), SeedCurve([1, 2], [91, 93], 8.0)]}
         over_epochs, over_time = learning("MNIST", "dev metric", arms, number=3)
         assert (over_epochs.name, over_epochs.choices["over"], over_time.choices["over"]) == (
             "curve-3.svg",
@@ -314,8 +314,8 @@ def test_learning_is_shown_over_epochs_and_over_time_and_one_evaluation_is_no_cu
         )
         assert [line[1] for line in over_time.lines] == ["4.00 s", "8.00 s"]
         assert over_epochs.lines[0] == ("a", "1", "90.5", "90 to 91")
-        assert learning("MNIST", "dev metric", {"a": [Trained([1], [90], 8.0)]}, number=0) == []
-        assert len(learning("MNIST", "dev metric", {"a": [Trained([1, 2], [90, 91], 0.0)]}, number=0)) == 1
+        assert learning("MNIST", "dev metric", {"a": [SeedCurve([1], [90], 8.0)]}, number=0) == []
+        assert len(learning("MNIST", "dev metric", {"a": [SeedCurve([1, 2], [90, 91], 0.0)]}, number=0)) == 1
         (line,) = sizes("POS", {"p=0.1": {"hidden": [28.0, 30.0]}}, 128, number=0).lines
         assert line == ("p=0.1", "hidden", "29.0 of 128", "28, 30")
 
@@ -325,8 +325,8 @@ def test_learning_stands_against_steps_where_these_are_known():
 
     with mpl.rc_context(STYLE):
         arms = {
-            "a": [Trained([1, 2], [90, 92], 8.0, 11_000)],
-            "larger batches": [Trained([1, 2], [91, 93], 4.0, 1_100)],
+            "a": [SeedCurve([1, 2], [90, 92], 8.0, 11_000)],
+            "larger batches": [SeedCurve([1, 2], [91, 93], 4.0, 1_100)],
         }
         over_steps, over_time = learning("MNIST", "dev metric", arms, number=3)
         assert (over_steps.choices["over"], over_time.choices["over"]) == ("steps", "time")
@@ -335,7 +335,7 @@ def test_learning_stands_against_steps_where_these_are_known():
             "5,500 (epoch 1)", "11,000 (epoch 2)", "550 (epoch 1)", "1,100 (epoch 2)",
         ]  # fmt: skip
         assert ">steps<" in over_steps.inline
-        arms["old"] = [Trained([1, 2], [90, 92], 8.0)]
+        arms["old"] = [SeedCurve([1, 2], [90, 92], 8.0)]
         assert learning("MNIST", "dev metric", arms, number=3)[0].choices["over"] == "epochs"
 
 

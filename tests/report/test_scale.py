@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from meprop_bench.measure.paired import Measurement, settle
-from meprop_bench.report.cells import sections
+from meprop_bench.measure.many import settle
+from meprop_bench.measure.paired import Measurement
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
 from meprop_bench.report.machine import saving_sections
 from meprop_bench.report.markdown import as_markdown
+from meprop_bench.report.sections import sections
 from meprop_bench.results.schema import Row
 from meprop_bench.results.store import MEASUREMENTS, Store
 

@@ -19,13 +19,13 @@ from meprop_bench.gate import targets
 from meprop_bench.report import parquet
 from meprop_bench.report.asv import export
 from meprop_bench.report.best import chosen
-from meprop_bench.report.cells import sections
 from meprop_bench.report.compare import compare
 from meprop_bench.report.document import Document
 from meprop_bench.report.formats import as_csv
 from meprop_bench.report.page.grid import columns_of
 from meprop_bench.report.plots import grouping
 from meprop_bench.report.reliability import with_disagreements
+from meprop_bench.report.sections import sections
 from meprop_bench.results.axes import AXES, case_name
 from meprop_bench.results.schema import PASSED, Row
 from meprop_bench.results.store import Store

@@ -18,7 +18,7 @@ from meprop_bench.gate.document import amount
 from meprop_bench.gate.judgement import Judgement
 from meprop_bench.gate.names import shown
 from meprop_bench.gate.past import PastRun
-from meprop_bench.gate.scale import Scale
+from meprop_bench.gate.scale import PlotScale
 
 __all__ = ["READ", "drawn"]
 
@@ -40,7 +40,7 @@ def drawn(found: Judgement, past: Sequence[PastRun], bound: float, width: int) -
     low, high = _log(min(ratios)), _log(max(ratios))
     room = max(0.05 * (high - low), 0.002)
     sizes = (_NAME, _VALUE, _RATIO) if wide else (_NAME, _RATIO)
-    axis = Scale.within(low - room, high + room, width - sum(sizes) - 2 * len(sizes))
+    axis = PlotScale.within(low - room, high + room, width - sum(sizes) - 2 * len(sizes))
 
     def line(name: str, value: str, ratio: str, marks: Sequence[str] | str, style: str = "") -> Text:
         cells = [f"{value:>{_VALUE}}"] if wide else []

@@ -24,7 +24,7 @@ from typing import Any
 from meprop_bench.report.document import Document, Page
 from meprop_bench.report.fragment import table
 from meprop_bench.report.page.grid import columns_of, encoded, line
-from meprop_bench.report.plots import KINDS, Kind
+from meprop_bench.report.plots import KINDS, PictureKind
 from meprop_bench.report.plots.svg import Plot, colours
 from meprop_bench.results.redact import bounded
 
@@ -128,7 +128,7 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _figures(plots: Sequence[Plot], more: Mapping[str, int]) -> list[tuple[str, Kind, list[Plot], int]]:
+def _figures(plots: Sequence[Plot], more: Mapping[str, int]) -> list[tuple[str, PictureKind, list[Plot], int]]:
     """Return the kinds that have pictures, in the order of the page, and how many more of each there would be."""
     drawn = [plot for plot in plots if plot.inline]
     found = ((key, kind, [plot for plot in drawn if plot.figure == key]) for key, kind in KINDS.items())

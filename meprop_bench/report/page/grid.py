@@ -23,10 +23,7 @@ from typing import Any, Literal, TypeAlias
 from meprop_bench.report import processes
 from meprop_bench.report.cells import (
     ABSENT,
-    AXES,
-    PARTS,
     SHAPE,
-    WORDS,
     Cell,
     check,
     efficiency,
@@ -38,6 +35,7 @@ from meprop_bench.report.cells import (
     seconds,
     speedup,
 )
+from meprop_bench.report.sections import AXES, PARTS, WORDS
 from meprop_bench.results.axes import AXES as TABLE
 from meprop_bench.results.redact import one_line
 from meprop_bench.results.schema import PASSED, Row

@@ -24,14 +24,14 @@ from meprop_bench.report.plots.training import curve
 from meprop_bench.report.plots.watched import watched
 from meprop_bench.results.schema import Row
 
-__all__ = ["KINDS", "STYLE", "Kind", "Plot", "curve", "plots"]
+__all__ = ["KINDS", "STYLE", "PictureKind", "Plot", "curve", "plots"]
 
 _FILES = 3
 """Pictures of a kind that are files of their own, and in a README."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class PictureKind:
     """What pictures of one kind are called, and how they are read."""
 
     title: str
@@ -40,7 +40,7 @@ class Kind:
 
 
 KINDS = {
-    "over": Kind(
+    "over": PictureKind(
         "Speed-up over k",
         "Each point is a case, its bar the 95% interval over the processes. Above the line at 1 the method is faster"
         " than dense. Both scales are logarithmic: where the arithmetic is all that counts, halving k doubles the"
@@ -48,26 +48,26 @@ KINDS = {
         " its floor. Where the shape is that of the paper's table, the paper's figures stand beside.",
         36,
     ),
-    "accuracy": Kind(
+    "accuracy": PictureKind(
         "Speed against accuracy",
-        "To the right is faster, up is more accurate, dense is at 1 and 0. Above the dotted line the accuracy is kept"
+        "To the right is faster, up is more accurate, dense is at 1 and 0. Above the dotted line the accuracy holds"
         " within the margin: a case pays where its bars lie right of 1 and above that line. On the front (dashed) are"
         " the cases that no other one beats in both.",
         8,
     ),
-    "heat": Kind(
+    "heat": PictureKind(
         "Where it pays",
         "Each rectangle is a case and its figure the speed-up: blue is faster than dense, orange slower, grey not told"
         " apart. The thick line is break-even. A question mark: the interval is too wide for a figure.",
         12,
     ),
-    "phases": Kind(
+    "phases": PictureKind(
         "Phases of a step",
         "The parts of a bar add up to one training step. The method shortens the backward pass; what it leaves alone"
         " limits the whole: if backward is half of a step, even a free one makes the step twice as fast.",
         12,
     ),
-    "roofline": Kind(
+    "roofline": PictureKind(
         "Roofline",
         "Up is more operations a second, to the right more operations for each byte that must be moved. The roofs were"
         " measured here: on the slope memory is the limit, on the flat part arithmetic. A point above them was faster"
@@ -77,26 +77,26 @@ KINDS = {
         " A speed-up is not to be seen here: the sparse side does less.",
         8,
     ),
-    "watched": Kind(
+    "watched": PictureKind(
         "Utilisation, power and memory",
         "An open mark is dense, a filled one sparse; left is less. Each was watched for seconds of a steady loop after"
         " the timing. Energy is that of the device, idle power included.",
         16,
     ),
-    "learning": Kind(
+    "learning": PictureKind(
         "Learning curves",
         "A line is the mean over the seeds, its band the lowest and the highest of them. Over steps (or epochs) it"
         " tells what a step teaches, over time what a second does. The seconds are of steps alone, spread evenly over"
         " the epochs, and other trainings may have run beside them: how fast a method is, the timed rows say.",
         24,
     ),
-    "sizes": Kind(
+    "sizes": PictureKind(
         "Layer sizes under meSimp",
         "The blue part of a bar are the neurons that are left, the grey part those that were removed, mean over the"
         " seeds.",
         8,
     ),
-    "trend": Kind(
+    "trend": PictureKind(
         "The same case over commits and machines",
         "Each point is a run, its bar the 95% interval over that run's processes; the lines are the levels that runs"
         " agree on, and where one ends a step was found. Bars know nothing of what differs between runs: two of them"

@@ -1,7 +1,7 @@
 """Speed against accuracy: for each case trained on both sides, the speed-up of its step and what the method costs.
 
     right of 1            the step is faster than dense
-    above minus margin    the accuracy is kept
+    above minus margin    the accuracy holds
     the front             cases that no other one beats in both (Pareto)
 
 Where both intervals lie right of 1 and above minus the margin, it pays.

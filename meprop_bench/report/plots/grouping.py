@@ -7,7 +7,8 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from meprop_bench.report.cells import ABSENT, IN_SHAPE, PHASES, phase_order, shape
+from meprop_bench.report.cells import ABSENT, IN_SHAPE, shape
+from meprop_bench.report.sections import PHASES, phase_order
 from meprop_bench.results.axes import AXES
 from meprop_bench.results.schema import Row
 

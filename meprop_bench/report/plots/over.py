@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from meprop_bench.report.cells import ABSENT, joules, left_alone, memory, pair, ratio, ratio_within, seconds
+from meprop_bench.report.cells import (
+    ABSENT,
+    joules,
+    left_alone,
+    memory,
+    pair,
+    ratio,
+    ratio_within,
+    seconds,
+)
 from meprop_bench.report.plots.grouping import (
     OVER,
     PerKind,

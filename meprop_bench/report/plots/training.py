@@ -21,13 +21,13 @@ from meprop_bench.stats import Interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Trained", "curve", "learning", "over_budgets", "sizes"]
+__all__ = ["SeedCurve", "curve", "learning", "over_budgets", "sizes"]
 
 _OVER = {"steps": "steps", "epochs": "epochs", "time": "seconds spent in steps"}
 
 
 @dataclass(frozen=True)
-class Trained:
+class SeedCurve:
     """One seed of one arm: a figure after so many epochs, the seconds of all its steps, and how many these were."""
 
     epochs: Sequence[float]
@@ -70,7 +70,7 @@ def curve(history: Sequence[Mapping[str, Any]], title: str, metric: str, *, perc
 
 
 def learning(
-    title: str, what: str, arms: Mapping[str, Sequence[Trained]], *, number: int, timed: bool = True
+    title: str, what: str, arms: Mapping[str, Sequence[SeedCurve]], *, number: int, timed: bool = True
 ) -> list[Plot]:
     """Draw what arms reached over their steps, and over time where it is known; none of a single evaluation.
 
@@ -84,7 +84,7 @@ def learning(
     return [_learning(title, what, arms, way, number) for way in ways]
 
 
-def _learning(title: str, what: str, arms: Mapping[str, Sequence[Trained]], way: str, number: int) -> Plot:
+def _learning(title: str, what: str, arms: Mapping[str, Sequence[SeedCurve]], way: str, number: int) -> Plot:
     picture = Picture("arm", way, what, "lowest to highest seed")
     axes = picture.axes
     places: list[float] = []
