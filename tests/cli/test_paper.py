@@ -126,8 +126,8 @@ def test_a_deadline_is_a_time(deadline, capsys):
 def test_a_busy_machine_is_the_first_line_of_a_table(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     from types import SimpleNamespace
 
-    from meprop_bench.cli.paper import _print_document
+    from meprop_bench.cli.paper import print_paper
 
     monkeypatch.setattr("meprop_bench.paper.folder.own_sections", lambda document: [])
-    _print_document(SimpleNamespace(findings=plain(["This machine was busy."], ["icml:1: no claim."])))
+    print_paper(SimpleNamespace(findings=plain(["This machine was busy."], ["icml:1: no claim."])))
     assert capsys.readouterr().out.splitlines()[:2] == ["This machine was busy.", "icml:1: no claim."]

@@ -50,7 +50,7 @@ PALETTE = {
     "p0": ("#7fb7de", "#2f6d97"),
     "p1": ("#e07b39", "#c2591b"),
     "p2": ("#b8bcc0", "#60666c"),
-    "p3": ("#d9b44a", "#e3cf7a"),
+    "p3": ("#d9b44a", "#c9a227"),
     # From much slower to much faster than dense, the fourth of them neither.
     "h0": ("#f4a582", "#8a3a12"),
     "h1": ("#f9c6ad", "#6b3218"),
