@@ -242,7 +242,7 @@ def test_what_stored_results_say_of_their_machine_comes_first(tmp_path, monkeypa
 def test_the_help_says_what_was_seen_with_the_default_margin(capsys):
     assert run(["gate", "--help"]) == ExitCode.OK
     text = " ".join(capsys.readouterr().out.split())
-    assert "with the default margin of 4.5% and a minute a case, identical code passed in" in text
+    assert "with the default margin of 4.5% and a minute per case, identical code passed in" in text
     assert "[default: 0.045 for times, 0.075 for ratios, 0.01 for sizes and counts]" in text
 
 

@@ -273,6 +273,9 @@ _OTHER = {
     "compile": "on",
     "baseline": "best",
     "fused_step": "both",
+    "world_size": 2,
+    "exchange": "agreed",
+    "dense_exchange": "fp16",
     "seed": 7,
 }
 

@@ -98,7 +98,9 @@ def test_every_axis_of_a_case_is_in_a_row_and_is_the_dense_sides_or_not():
     names = {spec.name for spec in fields(Row)}
     assert {spec.name for spec in fields(Case)} <= names
     alone = {spec.name for spec in fields(Case)} - set(DENSE_AXES)
-    assert alone == {"method", "k", "kernel", "gradient", "rate", "share", "slowdown", "leave", "k_by_layer", "seed"}
+    assert alone == {
+        *("method", "k", "kernel", "gradient", "rate", "share", "slowdown", "leave", "k_by_layer", "exchange", "seed"),
+    }
 
 
 def test_a_report_says_so_first_in_each_format_and_in_the_row(make_row):

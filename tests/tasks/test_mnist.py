@@ -165,7 +165,7 @@ def test_a_method_is_one_module_and_one_line(monkeypatch):
     sides = [trained(each, [1, 2]) for each in (recipe.dense(), recipe)]
     assert (sides[0].metric, sides[0].percent) == ("accuracy", True)
     pairs = {seed: (sides[0].of[seed], sides[1].of[seed]) for seed in (1, 2)}
-    assert judged(recipe, pairs, steps=8, metric="accuracy").baseline == tuple(sides[0].of.values())
+    assert judged(recipe.task, pairs, steps=8, metric="accuracy").baseline == tuple(sides[0].of.values())
 
 
 def test_the_table_of_methods_is_that_of_the_selections():

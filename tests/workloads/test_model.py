@@ -476,10 +476,10 @@ def test_both_sides_start_from_the_same_weights_and_see_the_same_batches(own_mod
     """)
     found = prepared(name, method="random")
     sides = (found.baseline, found.method)
-    first, second = ([x for batch in side._batches for x in batch] for side in sides)
+    first, second = ([x for batch in side.batches for x in batch] for side in sides)
     assert same(first, second)
     again = prepared(name, method="unified")
-    assert same(first, [x for batch in again.baseline._batches for x in batch])
+    assert same(first, [x for batch in again.baseline.batches for x in batch])
 
 
 def test_linear_layers_are_given_to_a_profile_in_order(own_model):
