@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -85,14 +84,14 @@ def with_disagreements(rows: Iterable[Row]) -> list[Row]:
 
 
 def _marked(row: Row, factor: float) -> Row:
-    return replace(row, baseline_disagreement=factor, notes=(*row.notes, Note.of(_NOTE, factor=factor)))
+    return row.judged(factor, (*row.notes, Note.of(_NOTE, factor=factor)))
 
 
 def _plain(row: Row) -> Row:
     """Return a row as it was before it was marked: it may be judged among others now."""
     if row.baseline_disagreement is None:
         return row
-    return replace(row, baseline_disagreement=None, notes=tuple(note for note in row.notes if note.kind != _NOTE))
+    return row.judged(None, tuple(note for note in row.notes if note.kind != _NOTE))
 
 
 _work: Callable[[Row], tuple[object, ...]] = attrgetter("environment_id", "phase", "baseline_chosen", *DENSE_AXES)

@@ -252,8 +252,8 @@ def _section(
         "check": all(row.check == PASSED for row in rows),
         "parity": not any(row.parity for row in rows),
         "efficiency": all(row.sparse.efficiency is None for row in rows),
-        "peak memory": all(_memory_pair(row) == ABSENT for row in rows),
-        "sent": all(_wire_pair(row) == ABSENT for row in rows),
+        "peak memory": all(row.dense.peak_memory_bytes is row.sparse.peak_memory_bytes is None for row in rows),
+        "sent": all(row.dense.wire_bytes is row.sparse.wire_bytes is None for row in rows),
     }
     figures = [name for name in _FIGURES if not absent.get(name)]
     if absent["check"]:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -254,6 +255,13 @@ class Row(StoredAxes, _Record):
     def passed(self) -> bool:
         """Whether the case ran and its correctness check passed: only then may a speed-up be shown."""
         return self.error is None and self.check == PASSED
+
+    def judged(self, disagreement: float | None, notes: tuple[Note, ...]) -> Row:
+        """Return the row with another `baseline_disagreement` and these notes, without checking all the rest again."""
+        row = copy(self)
+        object.__setattr__(row, "baseline_disagreement", disagreement)
+        object.__setattr__(row, "notes", notes)
+        return row
 
     def side(self, name: str) -> Side:
         """Return the side "dense", the baseline, or "sparse", the method."""
