@@ -51,6 +51,16 @@ def test_the_default_prints_the_table_and_writes_nothing(make):
     assert sorted(path.name for path in folder.iterdir()) == [ENVIRONMENT, MEASUREMENTS]
 
 
+def test_a_search_is_its_answer_and_its_page_is_not_overwritten(make):
+    folder = make(row())
+    with Store.open(folder, write=True) as store:
+        store.write_answer("Stay dense: nothing is faster.")
+    assert call(folder).output.startswith("Stay dense: nothing is faster.")
+    with pytest.raises(UserError, match=r"README\.md of .* is the answer of a search"):
+        CliRunner().invoke(command, [str(folder), "--write"], standalone_mode=False, catch_exceptions=False)
+    assert not (folder / "README.md").exists()
+
+
 def test_write_writes_the_pages_and_prints(make):
     folder = make(row())
     result = call(folder, "--write")
