@@ -183,8 +183,9 @@ def path_of(source: Source, name: str) -> Path:
     """Return where the file called `name` (without `.gz`) lies; `UserError` when it is not here."""
     folder, file = data_folder(), source.file(name)
     if (path := locate(folder, source, file)) is None:
+        what = "not complete" if any(locate(folder, source, each) for each in source.files) else "not here"
         where = folder / source.name
-        raise UserError(f"{source.name} is not complete: no {file.stored_name} in {where}; {source.remedy}")
+        raise UserError(f"{source.name} is {what}: no {file.stored_name} in {where}; {source.remedy}")
     return path
 
 

@@ -101,11 +101,11 @@ def _check_data(name: str) -> None:
         return
     from meprop_bench.data import load_images
     from meprop_bench.data.content import condition
-    from meprop_bench.data.sources import SOURCES, data_folder
+    from meprop_bench.data.sources import SOURCES, data_folder, is_here
 
     if condition(data_folder(), SOURCES[name], thorough=True)[0] == "present":
         return
     try:
         load_images(name)
     except UserError as error:
-        raise UserError(f"{name} is corrupt: {error}") from None
+        raise UserError(f"{name} is corrupt: {error}") if is_here(SOURCES[name]) else error from None

@@ -304,6 +304,15 @@ def test_damaged_data_are_found_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
+def test_data_that_are_not_here_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEPROP_BENCH_DATA", str(tmp_path))
+    case = Case(
+        workload="mlp", data="mnist", method="meprop", k=4, batch=8, in_features=784, out_features=16, threads=1
+    )
+    with pytest.raises(UserError, match=r"^mnist is not here: no train-images\S+ in \S+; run `meprop-bench data fetch"):
+        check_feasible([case])
+
+
 def test_another_set_in_the_files_of_mnist_is_no_damage(other_mnist: Path) -> None:
     case = Case(
         workload="mlp", data="mnist", method="meprop", k=4, batch=8, in_features=784, out_features=16, threads=1
