@@ -186,6 +186,8 @@ class DataParallel(nn.Module):
             self._agreement.begin()
         for bucket in self._buckets:
             bucket.open()
+            if self._expected:
+                bucket.expect()
 
     def _advance(self) -> None:
         """Announce the buckets that are complete, and send those that all have announced: in order."""
@@ -353,4 +355,7 @@ def _buckets(channel: Channel, entries: list[Entry], agreed: set[int], most: int
             kind, size = this, 0
         groups[-1].append(entry)
         size += entry.most * entry.width * parameter.element_size()
-    return [(Agreed if id(group[0].parameter) in agreed else Gathered)(channel, group) for group in groups]
+    return [
+        (Agreed if id(group[0].parameter) in agreed else Gathered)(channel, group, number)
+        for number, group in enumerate(groups)
+    ]
