@@ -28,14 +28,14 @@ from torch import Tensor
 
 from meprop_bench.optional import said
 
-__all__ = ["BytesSent", "Channel", "ExchangeError", "Waiting"]
+__all__ = ["DENSE", "PAIR", "BytesSent", "Channel", "ExchangeError", "Waiting"]
 
 _gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 """By its new name, where torch has that."""
-_PAIR = 2
+PAIR = 2
 """Ranks for which a sum is one message."""
-_SUM = 0
-"""The tag of such messages, which come in the order of the sums."""
+DENSE = 1
+"""The tag of the sums of dense gradients, which keep to an order of their own; all others have the tag 0."""
 
 
 class ExchangeError(RuntimeError):
@@ -173,8 +173,8 @@ class Channel:
     ) -> Waiting:
         """Begin to give the others this rank's part of `everyone` `(P, s)`, and to get theirs.
 
-        Of its bytes some say which rows these are, and some how many. The tag, above 0, is no other's that are under
-        way. What has been begun by `receive` goes on.
+        Of its bytes some say which rows these are, and some how many. The tag, above `DENSE`, is no other's that are
+        under way. What has been begun by `receive` goes on.
         """
         mine, times = everyone[self.rank], self.size - 1
         self._sent["rows"] += times * (mine.nbytes - indices - control)
@@ -187,16 +187,20 @@ class Channel:
             waiting.works += [self._rows.send([mine], rank, tag) for rank in self._others]
         return waiting
 
-    def sum(self, tensor: Tensor, *, scores: bool = False) -> Waiting:
-        """Begin to add a contiguous tensor up over the ranks, in place: rows or scores."""
-        self._sent["scores" if scores else "rows"] += self._ring * tensor.nbytes
+    def sum(self, tensor: Tensor, *, scores: bool = False, tag: int = 0) -> Waiting:
+        """Begin to add a contiguous tensor up over the ranks, in place: rows or scores; or dense gradients (`DENSE`).
+
+        Sums of one tag are begun in one order on all ranks.
+        """
+        if tag != DENSE:  # what of these is sent is known beforehand
+            self._sent["scores" if scores else "rows"] += self._ring * tensor.nbytes
         group = self._scores if scores else self._rows
-        if self.size != _PAIR or not self.has_messages(tensor.device):
+        if self.size != PAIR or not self.has_messages(tensor.device):
             return self._begun(dist.all_reduce, tensor, group=group)
         assert group is not None
         other, peer = torch.empty_like(tensor), 1 - self.rank
         with self.failing():
-            works = [group.recv([other], peer, _SUM), group.send([tensor], peer, _SUM)]
+            works = [group.recv([other], peer, tag), group.send([tensor], peer, tag)]
         return Waiting(self, works, self._timeout, (tensor, other))
 
     def broadcast(self, tensor: Tensor) -> None:

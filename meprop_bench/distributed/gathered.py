@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from meprop_bench.distributed.buckets import Bucket, Entry
-from meprop_bench.distributed.channel import Waiting
+from meprop_bench.distributed.channel import DENSE, Waiting
 from meprop_bench.ops.kernels import compiled, hybrid_rows
 
 __all__ = ["Gathered", "union"]
 
 _UNION = "meprop_bench.ops.kernels.native.union"
+_FIRST = DENSE + 1
+"""The first tag of messages with rows: a bucket has two, for what comes beside the announcement and after it."""
 _INDEX = 8
 """Bytes of a row's number, and of a word that is announced."""
 
@@ -74,7 +76,7 @@ class Gathered(Bucket):
         """See `Bucket`."""
         super().expect()
         if self._early is not None and self._receiving is None:
-            self._receiving = self.channel.receive(self._early.everyone, 2 * self.number + 1)
+            self._receiving = self.channel.receive(self._early.everyone, 2 * self.number + _FIRST)
 
     def send_words(self, words: Tensor) -> tuple[Tensor, Waiting]:
         """See `Bucket`."""
@@ -84,7 +86,7 @@ class Gathered(Bucket):
         early.words[self.channel.rank] = words
         self._fill(early)
         receiving, self._receiving = self._receiving, None
-        return early.words, self._gather(early, 2 * self.number + 1, receiving)
+        return early.words, self._gather(early, 2 * self.number + _FIRST, receiving)
 
     def send_rows(self, signatures: list[list[int]]) -> None:
         """See `Bucket`."""
@@ -95,7 +97,7 @@ class Gathered(Bucket):
             self._buffer = _Buffer(self.channel.size, self.entries, most)
             if any(most):
                 self._fill(self._buffer)
-                self.waiting.append(self._gather(self._buffer, 2 * self.number + 2))
+                self.waiting.append(self._gather(self._buffer, 2 * self.number + _FIRST + 1))
         self._most = most
         if most != before or not any(most) or not self.channel.has_messages(self.device):
             self._early = None

@@ -229,6 +229,7 @@ def case_passes_that_are_broken_off(rank):
     else:
         with pytest.raises(ExchangeError, match=r"rank 0 is at its backward pass 8 .*, rank 1 at 7: all ranks have to"):
             F.cross_entropy(parallel(x), y).backward()
+    dist.barrier(group=rank.group)  # what is on its way is lost with the model
 
 
 def fail(gradient):
@@ -286,6 +287,27 @@ def case_micro_steps(rank, exchange):
         # Gradients that nobody drops are added to.
     parallel.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+def case_a_pass_without_gradients_in_between(rank, exchange):
+    """What is computed without gradients between a forward pass and its backward pass, on some rank, changes nothing."""
+    model = perceptron(4)
+    whole = copy.deepcopy(model)
+    parallel = wrapped(rank, model, exchange)
+    for seed in (1, 2):
+        x, y, parts = batch_of([5] * rank.size, seed=seed)
+        loss = F.cross_entropy(parallel(parts[rank.rank][0]), parts[rank.rank][1])
+        if rank.rank == 1:
+            with torch.no_grad():
+                parallel(parts[0][0])
+        loss.backward()
+        if exchange == "gathered":
+            same(dense_of(model), averaged(whole, parts))
+        else:
+            F.cross_entropy(whole(x), y).backward()
+            same(dense_of(model), dense_of(whole))
+        for each in (model, whole):
+            each.zero_grad()
 
 
 def case_no_sync_exchanges_nothing(rank):
@@ -650,9 +672,12 @@ def test_four_ranks(ranks):
 @pytest.mark.parametrize("exchange", ["gathered", "agreed"])
 @pytest.mark.parametrize(
     "case",
-    [case_dense_when_k_is_all, case_numbers_of_rows_that_change, case_micro_steps, case_clipping],
+    [
+        case_dense_when_k_is_all, case_numbers_of_rows_that_change, case_micro_steps, case_clipping,
+        case_a_pass_without_gradients_in_between,
+    ],
     ids=lambda case: case.__name__,
-)
+)  # fmt: skip
 def test_both(ranks, case, exchange):
     ranks(case, exchange)
 
