@@ -98,7 +98,7 @@ class Bucket(ABC):
             if passes != self._passes:
                 raise ExchangeError(
                     f"rank {rank} is at its backward pass {passes} of those whose gradients are exchanged, rank"
-                    f" {self.channel.rank} at {self._passes}: all ranks have to make the same, and none may break off alone"
+                    f" {self.channel.rank} at {self._passes}: all ranks have to make the same ones, and to their ends"
                 )
         counts = [[word[1 + 2 * i] for word in words] for i in range(len(self.entries))]
         self.rows = [[max(count, 0) for count in of_entry] for of_entry in counts]

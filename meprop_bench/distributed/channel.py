@@ -9,9 +9,9 @@ differently on two ranks, and a rank would add up what does not belong together.
     scores    the same: what neurons are selected by, which somebody waits for, and which must not queue behind rows
 
 Where gloo carries them, rows are gathered by a message from each rank to each other one, which are as many bytes as a
-ring sends. A message goes from the thread that sends it at once, a collective first to a thread of gloo's; messages have
-tags, by which they find each other in any order. Two ranks add up likewise: each sends the other all it has, the bytes
-of a ring again, and half its messages.
+ring sends. A message goes from the thread that sends it, at once, a collective by way of a thread of gloo's. Messages
+have tags, by which they find each other in any order. Two ranks add up likewise: each sends the other all it has, the
+bytes of a ring again, and half its messages.
 """
 
 from __future__ import annotations

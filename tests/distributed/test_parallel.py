@@ -290,7 +290,7 @@ def case_micro_steps(rank, exchange):
 
 
 def case_a_pass_without_gradients_in_between(rank, exchange):
-    """What is computed without gradients between a forward pass and its backward pass, on some rank, changes nothing."""
+    """What a rank computes without gradients between a forward pass and its backward pass changes nothing."""
     model = perceptron(4)
     whole = copy.deepcopy(model)
     parallel = wrapped(rank, model, exchange)
